@@ -1,0 +1,64 @@
+# One command sets everything up and does the work: make demo, make dev, make test.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+KEEP   ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Print every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' \
+	  || { echo "ingest_project needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.12 ..."; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime-installed: requirements/runtime.txt pyproject.toml | $(BIN)/python
+	@echo "Installing the pinned packages into $(VENV) (once; about a minute) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/runtime.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev-installed: requirements/dev.txt $(VENV)/.runtime-installed
+	@echo "Installing the pinned test packages into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.runtime-installed ## Install the project and its pinned packages into .venv
+
+.PHONY: demo
+demo: setup ## Run the whole flow on dummy_data, print what happened; KEEP=1 stays up with the UI
+	@$(BIN)/ingest demo $(if $(KEEP),--keep)
+
+.PHONY: dev
+dev: setup ## Start broker, PostgreSQL and Dagster, and stay
+	@$(BIN)/ingest dev
+
+.PHONY: test
+test: $(VENV)/.dev-installed ## Set up and run every check and test
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest
+
+.PHONY: format
+format: $(VENV)/.dev-installed ## Format the code and mend what ruff can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+.PHONY: lock
+lock: $(BIN)/python ## Compile the hashed requirement files anew
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-strip-extras pyproject.toml requirements/build.in --output-file requirements/runtime.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-strip-extras --extra dev --constraint requirements/runtime.txt pyproject.toml requirements/build.in \
+	  --output-file requirements/dev.txt
+
+.PHONY: clean
+clean: ## Remove the environment and all local state (stored rows too)
+	@rm -rf $(VENV) .ingest

@@ -1,0 +1,1 @@
+"""The promises of ingest_project, kept by tests against real servers."""
