@@ -1,0 +1,146 @@
+"""Every error this project raises on purpose, by what should happen next.
+
+    IngestError
+    ├── PermanentError            trying again cannot help: quarantine, dead-letter or refuse, with the reason
+    │   ├── SettingsError         a setting is unknown, malformed or missing
+    │   ├── FileRejected          a file breaks the contract as a whole
+    │   ├── LimitExceeded         an input is larger than a configured limit (a FileRejected)
+    │   ├── ForbiddenPath         a path or address outside what this system may read
+    │   ├── SourceMissing         the folder, bucket or file that was named does not exist
+    │   └── UnknownCredentials    a job names a stored credential that is not configured
+    ├── TransientError            the same request may succeed later: retried with back-off
+    │   ├── SourceUnreachable     a source cannot be listed or read at this moment
+    │   ├── SourceChanged         a file changed while it was read, or is not the version its event announced
+    │   ├── BrokerUnavailable     Kafka does not answer, or refused a write
+    │   └── DatabaseUnavailable   the warehouse does not answer
+    └── UnreadableMessage         a Kafka message that is not the JSON we agreed on: dead letters, stream goes on
+"""
+
+from __future__ import annotations
+
+
+class IngestError(Exception):
+    """Root of the tree. The message is one line: what happened, to what, and what to do about it."""
+
+    @property
+    def error_class(self) -> str:
+        """The name stored in ledgers, headers and metrics."""
+        return type(self).__name__
+
+
+class PermanentError(IngestError):
+    """Trying again cannot help."""
+
+
+class TransientError(IngestError):
+    """The same request may succeed later."""
+
+
+class UnreadableMessage(IngestError):  # noqa: N818 - named for the message, not for the failure
+    """A message that is not what its topic's contract says.
+
+    Args:
+        reason: what is wrong, naming the field, without quoting more than a few characters of the value.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class SettingsError(PermanentError):
+    """A setting is unknown, malformed or missing. The message names it and where it was found."""
+
+
+class FileRejected(PermanentError):  # noqa: N818 - the domain's word
+    """A file that breaks the contract as a whole.
+
+    Args:
+        rule: short stable name of the broken rule, e.g. ``missing_column``; metrics and reports count by it.
+        detail: one sentence for a person.
+    """
+
+    def __init__(self, rule: str, detail: str) -> None:
+        self.rule = rule
+        self.detail = detail
+        super().__init__(f"{rule}: {detail}")
+
+
+class LimitExceeded(FileRejected):
+    """An input is larger than a configured limit.
+
+    Args:
+        limit: the setting that holds the limit, e.g. ``INGEST_MAX_ROW_BYTES``.
+        detail: what was too large, with both numbers.
+    """
+
+    def __init__(self, limit: str, detail: str) -> None:
+        self.limit = limit
+        super().__init__("limit_exceeded", f"{detail} (limit: {limit})")
+
+
+class ForbiddenPath(PermanentError):  # noqa: N818
+    """A path or address outside what this system may read.
+
+    Args:
+        path: as it was asked for.
+        reason: why it is refused and which setting would allow it.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(f"Refused to read {path!r}: {reason}")
+
+
+class SourceMissing(PermanentError):  # noqa: N818
+    """The folder, bucket or file that was named does not exist."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        super().__init__(f"{location} does not exist. Check the path and that this host can see it.")
+
+
+class UnknownCredentials(PermanentError):  # noqa: N818
+    """A job names a stored credential that is not configured."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"No credentials named {name!r} are configured. Add them under 'credentials' in the settings.")
+
+
+class SourceUnreachable(TransientError):  # noqa: N818
+    """A source cannot be listed or read at this moment."""
+
+    def __init__(self, location: str, cause: object) -> None:
+        self.location = location
+        super().__init__(f"Cannot read {location}: {cause}. Check that it is reachable from this host.")
+
+
+class SourceChanged(TransientError):  # noqa: N818
+    """A file changed while it was read, or is not the version its event announced."""
+
+    def __init__(self, location: str, detail: str) -> None:
+        self.location = location
+        super().__init__(f"{location} changed: {detail}. A new file event brings the new version.")
+
+
+class BrokerUnavailable(TransientError):  # noqa: N818
+    """Kafka does not answer, or refused a write."""
+
+    def __init__(self, servers: str, cause: object) -> None:
+        self.servers = servers
+        super().__init__(
+            f"Kafka at {servers or '(not configured)'} does not answer: {cause}. "
+            "Start it (ingest dev) or set KAFKA_BOOTSTRAP_SERVERS."
+        )
+
+
+class DatabaseUnavailable(TransientError):  # noqa: N818
+    """The warehouse does not answer."""
+
+    def __init__(self, address: str, cause: object) -> None:
+        self.address = address
+        super().__init__(
+            f"The database at {address or '(not configured)'} does not answer: {cause}. "
+            "Start it (ingest dev) or set DATABASE_URL."
+        )
