@@ -1,0 +1,1 @@
+"""The contract of every topic: one module a message, decoded strictly, encoded canonically."""

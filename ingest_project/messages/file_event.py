@@ -1,0 +1,104 @@
+"""FileEvent: a file is there to be ingested (topics `file-event-queue` and, in its short form, `file_events`).
+
+A file's partition key is made here, so that discovery and ingest agree on it: the same version of a file at the same
+place has the same key, however often and by whomever its event is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from ingest_project.errors import UnreadableMessage
+from ingest_project.messages.decoding import decode
+
+INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
+KEY_NAME_LENGTH = 80
+KEY_HASH_LENGTH = 10
+MAX_PATH_LENGTH = 4_096
+
+
+class FileEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of one file.
+
+    Args:
+        source_type: kind of source; the short form of older producers has none and means a local file.
+        file_path: where the file is, in the terms of its source (path, object key, address).
+        size_bytes: as listed; None when the sender does not know.
+        modified_at: as listed, UTC; None when the sender does not know.
+        etag: the source's own name for this version, where it has one.
+        metadata: from the polling job; `format` names a reader profile.
+        source_config: the polling job's, so that the file can be read again later.
+    """
+
+    file_path: str
+    file_name: str
+    event_id: str = ""
+    job_id: str | None = None
+    source_type: str = "local"
+    file_type: str | None = None
+    size_bytes: int | None = None
+    modified_at: datetime | None = None
+    etag: str | None = None
+    discovered_at: datetime | None = None
+    trace_id: str | None = None
+    metadata: dict[str, Any] = {}
+    source_config: dict[str, Any] = {}
+
+    @property
+    def kind(self) -> str:
+        """File type by the ending of the name, in lower case without the dot; empty when it has none."""
+        return file_type_of(self.file_name)
+
+
+def file_type_of(file_name: str) -> str:
+    """`csv` for `A.CSV`; empty for a name without ending."""
+    stem, dot, ending = file_name.rpartition(".")
+    return ending.lower() if dot and stem else ""
+
+
+def decode_file_event(raw: bytes | None) -> FileEvent:
+    """One message of `file-event-queue` or `file_events`.
+
+    Raises:
+        UnreadableMessage: not a file event, or not of a file type that is ingested.
+    """
+    event = decode(raw, FileEvent)
+    if not event.file_path.strip() or not event.file_name.strip():
+        raise UnreadableMessage("Not a FileEvent: file_path and file_name must not be empty.")
+    if len(event.file_path) > MAX_PATH_LENGTH:
+        raise UnreadableMessage(f"Not a FileEvent: file_path is longer than {MAX_PATH_LENGTH} characters.")
+    if "\x00" in event.file_path + event.file_name:
+        raise UnreadableMessage("Not a FileEvent: file_path or file_name contains a NUL character.")
+    if event.size_bytes is not None and event.size_bytes < 0:
+        raise UnreadableMessage("Not a FileEvent: size_bytes is negative.")
+    if event.kind not in INGESTIBLE_TYPES:
+        raise UnreadableMessage(f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {event.kind or 'no type'!r}.")
+    if event.modified_at is not None and event.modified_at.tzinfo is None:
+        return msgspec.structs.replace(event, modified_at=event.modified_at.replace(tzinfo=UTC))
+    return event
+
+
+def file_key(location: str, file_name: str, version: str) -> str:
+    """The partition key of one version of one file: readable, short, stable.
+
+    Args:
+        location: canonical address of the file, unique over all sources, e.g. `local:/data/in/a.csv`.
+        file_name: for the readable part; characters that Dagster or a shell dislikes become `_`.
+        version: what tells this version from others, see `version_of`.
+    """
+    digest = hashlib.sha256(f"{location}\n{version}".encode("utf-8", "surrogatepass")).hexdigest()[:KEY_HASH_LENGTH]
+    readable = re.sub(r"[^\w.\-]+", "_", file_name)[-KEY_NAME_LENGTH:]
+    return f"{readable}~{digest}"
+
+
+def version_of(etag: str | None, size_bytes: int | None, modified_at: datetime | None) -> str:
+    """What tells one version of a file from another: its etag, else its size and time of change."""
+    if etag:
+        return f"etag={etag}"
+    changed = modified_at.astimezone(UTC).isoformat(timespec="microseconds") if modified_at else "unknown"
+    return f"size={size_bytes} modified={changed}"

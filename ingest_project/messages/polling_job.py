@@ -1,0 +1,71 @@
+"""PollingJob: somebody asks us to look in a source (topic `polling-queue`)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from ingest_project.errors import UnreadableMessage
+from ingest_project.messages.decoding import decode
+
+Priority = Literal["low", "normal", "high"]
+
+SECRET_NAMES = ("password", "secret", "token", "access_key", "private_key", "connection_string", "sas", "account_key")
+
+
+class PollingJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to list a source and publish an event for each new file.
+
+    Args:
+        job_id: chosen by the sender; sending it again asks for another look at the same source.
+        source_config: `source_type`, `path`, and what else that type of source needs. Never a secret: a job names
+            stored credentials (`"credentials": "warehouse-sftp"`).
+        file_pattern: glob that file names must match.
+        priority: high goes before normal before low.
+        metadata: carried along to every file event; `format` names a reader profile.
+    """
+
+    job_id: str
+    source_config: dict[str, Any]
+    file_pattern: str = "*"
+    priority: Priority = "normal"
+    metadata: dict[str, Any] = {}
+    trace_id: str | None = None
+
+    @property
+    def source_type(self) -> str:
+        """Kind of source, e.g. `local`."""
+        return str(self.source_config["source_type"])
+
+    @property
+    def path(self) -> str:
+        """Folder, prefix or listing address."""
+        return str(self.source_config.get("path", ""))
+
+
+class _SourceConfig(msgspec.Struct):
+    source_type: str
+    path: str = ""
+    credentials: str | None = None
+
+
+def decode_polling_job(raw: bytes | None) -> PollingJob:
+    """One message of `polling-queue`.
+
+    Raises:
+        UnreadableMessage: not a polling job; also when it carries a secret, which must not travel in messages.
+    """
+    job = decode(raw, PollingJob)
+    if not job.job_id.strip() or len(job.job_id) > 200:  # noqa: PLR2004 - the bound is said in the reason
+        raise UnreadableMessage("Not a PollingJob: job_id must have 1 to 200 characters.")
+    try:
+        msgspec.convert(job.source_config, _SourceConfig)
+    except msgspec.ValidationError as error:
+        raise UnreadableMessage(f"Not a PollingJob: {error} (in source_config).") from error
+    for name in job.source_config:
+        if name.lower() in SECRET_NAMES:
+            raise UnreadableMessage(
+                f"source_config carries {name!r}: name stored credentials instead (\"credentials\": \"…\")."
+            )
+    return job
