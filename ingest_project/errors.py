@@ -14,6 +14,8 @@
     │   ├── BrokerUnavailable     Kafka does not answer, or refused a write
     │   └── DatabaseUnavailable   the warehouse does not answer
     └── UnreadableMessage         a Kafka message that is not the JSON we agreed on: dead letters, stream goes on
+
+Catch the narrowest class that has an answer, and raise `from` what was caught.
 """
 
 from __future__ import annotations

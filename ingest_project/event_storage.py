@@ -11,12 +11,9 @@ Where the storage in use has no `store_asset_events`, `batches.py` logs one even
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
-from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
@@ -27,6 +24,12 @@ from dagster_postgres.storage import DagsterPostgresStorage
 from sqlalchemy.dialects import postgresql
 
 from ingest_project.settings import current_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from dagster._core.events.log import EventLogEntry
 
 
 class BulkEventLogStorage(PostgresEventLogStorage):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from ingest_project.settings import LoggingSettings
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ingest_project.settings import LoggingSettings
 
 _OWN_LOGGER = "ingest_project"
 
@@ -55,13 +57,17 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 @contextmanager
 def bound(**fields: Any) -> Iterator[None]:  # noqa: ANN401 - any value that JSON can show
     """Add these fields to every line logged inside; fields that are None are left out."""
-    with structlog.contextvars.bound_contextvars(**{name: value for name, value in fields.items() if value is not None}):
+    with structlog.contextvars.bound_contextvars(
+        **{name: value for name, value in fields.items() if value is not None}
+    ):
         yield
 
 
 def _formatter(shared: list[structlog.typing.Processor], *, as_json: bool) -> logging.Formatter:
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer(ensure_ascii=False) if as_json else structlog.dev.ConsoleRenderer(colors=False)
+        structlog.processors.JSONRenderer(ensure_ascii=False)
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=False)
     )
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,

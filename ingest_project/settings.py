@@ -16,14 +16,16 @@ from datetime import timedelta
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from dotenv import dotenv_values
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
 
 from ingest_project.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 OWN_PREFIXES = ("INGEST_", "KAFKA_")
 # Names of the same family that belong to Kafka's own start scripts, not to us.
@@ -211,9 +213,7 @@ class FileIngestSettings(_Section):
     max_excel_seconds: Annotated[float, Env("INGEST_MAX_EXCEL_SECONDS")] = Field(
         60.0, gt=0, description="CPU time of the process that opens a workbook"
     )
-    batch_files: Annotated[int, Env("INGEST_BATCH_FILES")] = Field(
-        1_000, gt=0, description="files in one batch run"
-    )
+    batch_files: Annotated[int, Env("INGEST_BATCH_FILES")] = Field(1_000, gt=0, description="files in one batch run")
     max_parallel_batches: Annotated[int, Env("INGEST_MAX_PARALLEL_BATCHES")] = Field(
         2, gt=0, description="batch runs asked for at a time"
     )

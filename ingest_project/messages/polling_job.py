@@ -66,6 +66,6 @@ def decode_polling_job(raw: bytes | None) -> PollingJob:
     for name in job.source_config:
         if name.lower() in SECRET_NAMES:
             raise UnreadableMessage(
-                f"source_config carries {name!r}: name stored credentials instead (\"credentials\": \"…\")."
+                f'source_config carries {name!r}: name stored credentials instead ("credentials": "…").'
             )
     return job

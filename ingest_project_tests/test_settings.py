@@ -1,0 +1,97 @@
+"""Settings: where a value comes from, and what a wrong one says."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.errors import SettingsError
+from ingest_project.settings import Origin, load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_environment_wins_over_dotenv_and_dotenv_over_yaml(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("KAFKA_GROUP_ID=from-dotenv\nLOG_LEVEL=DEBUG\n")
+    (tmp_path / "config.yaml").write_text("kafka:\n  group_id: from-yaml\nenvironment: staging\nlogging: {level: ERROR}\n")
+
+    loaded = load_settings({"KAFKA_GROUP_ID": "from-environment"}, tmp_path)
+
+    assert loaded.settings.kafka.group_id == "from-environment"
+    assert loaded.settings.logging.level == "DEBUG"
+    assert loaded.settings.environment == "staging"
+    origins = {setting.path: setting.origin for setting in loaded.each()}
+    assert origins["kafka.group_id"] is Origin.ENVIRONMENT
+    assert origins["logging.level"] is Origin.DOTENV
+    assert origins["environment"] is Origin.YAML
+    assert origins["retries.max_attempts"] is Origin.DEFAULT
+
+
+def test_the_old_name_of_the_broker_setting_is_honoured(tmp_path: Path) -> None:
+    assert load_settings({"KAFKA_BROKERS": "broker:9092"}, tmp_path).settings.kafka.bootstrap_servers == "broker:9092"
+
+
+def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
+    assert load_settings({"KAFKA_GROUP_ID": ""}, tmp_path).settings.kafka.group_id == "ingest-project"
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("KAFKA_BOOTSTRAP_SERVER", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("INGEST_BATCH_SIZE", "INGEST_BATCH_FILES"),
+        ("DATABASE_ULR", "DATABASE_URL"),
+        ("AUTO_OFFSET_REST", "AUTO_OFFSET_RESET"),
+    ],
+)
+def test_a_misspelt_variable_is_an_error_that_names_the_nearest(tmp_path: Path, name: str, nearest: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} in environment. Did you mean {nearest}"):
+        load_settings({name: "anything"}, tmp_path)
+
+
+def test_a_misspelt_name_in_yaml_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("kafka:\n  bootstrap_server: broker:9092\n")
+    with pytest.raises(SettingsError, match=r"kafka.bootstrap_server in config.yaml. Did you mean kafka.bootstrap_servers"):
+        load_settings({}, tmp_path)
+
+
+def test_variables_of_other_programs_are_left_alone(tmp_path: Path) -> None:
+    load_settings({"PATH": "/bin", "KAFKA_HOME": "/opt/kafka", "AWS_REGION": "eu-west-1", "HOME": "/root"}, tmp_path)
+
+
+def test_every_wrong_value_is_named_at_once_with_its_origin(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("file_ingest:\n  batch_files: none\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"LOG_LEVEL": "LOUD"}, tmp_path)
+    assert "LOG_LEVEL (from environment)" in str(caught.value)
+    assert "INGEST_BATCH_FILES (from config.yaml)" in str(caught.value)
+
+
+def test_a_secret_is_not_shown_in_an_error_or_by_printing(tmp_path: Path) -> None:
+    loaded = load_settings({"DATABASE_URL": "postgresql://user:hunter2@host/db"}, tmp_path)
+    assert "hunter2" not in repr(loaded.settings)
+    assert "hunter2" not in " ".join(str(setting.value) for setting in loaded.each())
+
+
+def test_services_of_a_living_ingest_dev_are_found_and_those_of_a_dead_one_are_not(tmp_path: Path) -> None:
+    services = {"pid": os.getpid(), "settings": {"kafka.bootstrap_servers": "127.0.0.1:1234"}}
+    (tmp_path / "services.json").write_text(json.dumps(services))
+    environ = {"INGEST_STATE_DIR": str(tmp_path)}
+    loaded = load_settings(environ, tmp_path)
+    assert loaded.settings.kafka.bootstrap_servers == "127.0.0.1:1234"
+    assert loaded.origins["kafka.bootstrap_servers"] is Origin.EMBEDDED
+
+    (tmp_path / "services.json").write_text(json.dumps({**services, "pid": 2**22 + 1}))
+    assert load_settings(environ, tmp_path).settings.kafka.bootstrap_servers == ""
+
+
+def test_pauses_between_attempts_double_up_to_their_limit(tmp_path: Path) -> None:
+    retries = load_settings({"RETRY_DELAY": "5", "INGEST_MAX_RETRY_DELAY_SECONDS": "30"}, tmp_path).settings.retries
+    assert [retries.delay(attempts) for attempts in (1, 2, 3, 4, 99)] == [
+        timedelta(seconds=seconds) for seconds in (5, 10, 20, 30, 30)
+    ]
