@@ -1,0 +1,171 @@
+"""Files in folders of this host, `source_type` local.
+
+Paths come from strangers. What is opened is inside the configured roots with every symlink resolved, and that is
+checked on the opened file itself: a link that is swapped between check and open does not lead out.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from ingest_project.errors import IngestError
+from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.roots import Roots, described, failure_of
+from ingest_project.sources.selection import Pattern, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from _typeshed import WriteableBuffer
+
+    from ingest_project.settings import PollingSettings
+
+
+def open_local(source_config: Mapping[str, Any], settings: PollingSettings) -> LocalSource:
+    """Folders of this host; relative paths start at the current folder."""
+    roots = Roots.of(settings.local_roots, setting="INGEST_LOCAL_ROOTS")
+    return LocalSource(str(source_config.get("path", "")), roots, Path)
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """One folder, or one file, below the roots.
+
+    Args:
+        path: as the job or event names it.
+        roots: what may be read.
+        place: from a path as named to one relative to the current folder.
+    """
+
+    path: str
+    roots: Roots
+    place: Callable[[str], Path]
+
+    @property
+    def location(self) -> str:
+        """`local:` and the folder, symlinks resolved."""
+        return self.canonical_location(self.path)
+
+    def canonical_location(self, path: str) -> str:
+        """`local:` and the absolute path, symlinks resolved."""
+        try:
+            return f"local:{os.path.realpath(self.place(path))}"
+        except (OSError, ValueError):
+            # A path that no file can have still needs a stable name in reports.
+            return f"local:{path}"
+
+    def require_allowed(self, path: str) -> None:
+        """Refuse what lies outside the roots, symlinks resolved, whether it is there or not."""
+        self.roots.require_allowed(self.place(path), path)
+
+    def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
+        """Walk the folder, one open folder per level. Symlinks to folders are not followed."""
+        parsed = Pattern.parse(pattern)
+        with self.roots.opened_folder(self.place(self.path), self.path) as folder:
+            yield from self._walk(folder, "", parsed)
+
+    def stat(self, path: str) -> SourceFile:
+        """Size and time of change of the file that is there now."""
+        with self.roots.opened_file(self.place(path), path) as descriptor:
+            return described(path, os.fstat(descriptor))
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        """The file's bytes, buffered."""
+        with (
+            self.roots.opened_file(self.place(path), path) as descriptor,
+            io.BufferedReader(_LocalFile(descriptor, path), buffer_size=1024**2) as file,
+        ):
+            # typeshed's BufferedReader is generic; to a caller it is a BinaryIO.
+            yield cast("BinaryIO", file)
+
+    def _walk(self, folder: int, below: str, pattern: Pattern) -> Iterator[SourceFile | Skipped]:
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    yield from self._look_at(entry, folder, below, pattern)
+        except OSError as error:
+            raise failure_of(error, self._full(below)) from error
+
+    def _look_at(
+        self, entry: os.DirEntry[str], folder: int, below: str, pattern: Pattern
+    ) -> Iterator[SourceFile | Skipped]:
+        relative = below + entry.name
+        if _is_folder(entry):
+            if pattern.may_match_below(relative):
+                yield from self._look_into(entry, folder, relative, pattern)
+        elif pattern.matches(relative):
+            yield refusal(self._full(relative), entry.name) or self._taken(entry, relative)
+
+    def _look_into(
+        self, entry: os.DirEntry[str], folder: int, relative: str, pattern: Pattern
+    ) -> Iterator[SourceFile | Skipped]:
+        if entry.name.startswith("."):
+            yield Skipped(_printable(self._full(relative)), "A hidden folder.", visible=False)
+        elif entry.is_symlink():
+            yield Skipped(_printable(self._full(relative)), "A symbolic link to a folder; links are not followed.")
+        else:
+            yield from self._subfolder(entry.name, folder, relative, pattern)
+
+    def _subfolder(self, name: str, folder: int, relative: str, pattern: Pattern) -> Iterator[SourceFile | Skipped]:
+        try:
+            opened = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        except FileNotFoundError:
+            return  # removed while the walk went on
+        except PermissionError:
+            yield Skipped(_printable(self._full(relative)), "A folder that this process may not read.")
+            return
+        try:
+            yield from self._walk(opened, f"{relative}/", pattern)
+        finally:
+            os.close(opened)
+
+    def _taken(self, entry: os.DirEntry[str], relative: str) -> SourceFile | Skipped:
+        full = self._full(relative)
+        try:
+            if entry.is_file(follow_symlinks=False):
+                return described(full, entry.stat(follow_symlinks=False))
+            return self.stat(full)
+        except FileNotFoundError:
+            return Skipped(full, "It was removed while the folder was read.", visible=False)
+        except IngestError as error:
+            return Skipped(full, str(error))
+
+    def _full(self, relative: str) -> str:
+        return f"{self.path.rstrip('/')}/{relative}" if self.path else relative
+
+
+class _LocalFile(io.FileIO):
+    """A file whose read errors are a source's errors: network file systems fail after open, too."""
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        super().__init__(descriptor, "rb", closefd=False)
+        self._path = path
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise failure_of(error, self._path) from error
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall()
+        except OSError as error:
+            raise failure_of(error, self._path) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads nowhere: opening it says so, and only it is skipped
+
+
+def _printable(path: str) -> str:
+    return path.encode("utf-8", "replace").decode()

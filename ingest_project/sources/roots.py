@@ -1,0 +1,141 @@
+"""The folders that may be read, and opening files and folders so that nothing outside them can be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from ingest_project.errors import ForbiddenPath, IngestError, SourceMissing, SourceUnreachable
+from ingest_project.sources.protocol import SourceFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# O_NONBLOCK: opening a FIFO or a device that took the file's place must not wait for its other end.
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Folders that may be read.
+
+    Args:
+        folders: absolute, symlinks resolved.
+        setting: the setting that holds them, named in refusals.
+    """
+
+    folders: tuple[str, ...]
+    setting: str
+
+    @classmethod
+    def of(cls, folders: Sequence[Path], setting: str) -> Roots:
+        """Resolve the folders of a setting; relative ones start at the current folder."""
+        return cls(tuple(os.path.realpath(folder) for folder in folders), setting)
+
+    def require_allowed(self, place: Path, named: str) -> None:
+        """Refuse a path outside the roots; nothing is opened, and it need not be there.
+
+        Raises:
+            ForbiddenPath: outside the roots, or a URL.
+        """
+        _require_path(named)
+        try:
+            self._require_inside(os.path.realpath(place), named)
+        except (OSError, ValueError) as error:
+            raise ForbiddenPath(named, "no file can have such a name.") from error
+
+    @contextmanager
+    def opened_file(self, place: Path, named: str) -> Iterator[int]:
+        """The descriptor of a regular file below the roots.
+
+        Args:
+            place: where it is.
+            named: as it was asked for, for messages.
+
+        Raises:
+            ForbiddenPath: outside the roots, not a regular file, or not readable for this process.
+            SourceMissing: not there.
+            SourceUnreachable: the file system failed.
+        """
+        with self._opened(place, named) as descriptor:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ForbiddenPath(named, "it is not a regular file.")
+            yield descriptor
+
+    @contextmanager
+    def opened_folder(self, place: Path, named: str) -> Iterator[int]:
+        """The descriptor of a folder below the roots; raises as `opened_file` does."""
+        with self._opened(place, named, os.O_DIRECTORY) as descriptor:
+            yield descriptor
+
+    @contextmanager
+    def _opened(self, place: Path, named: str, more_flags: int = 0) -> Iterator[int]:
+        descriptor = self._open(place, named, more_flags)
+        try:
+            self._require_inside(_path_of(descriptor), named)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open(self, place: Path, named: str, more_flags: int) -> int:
+        _require_path(named)
+        try:
+            resolved = os.path.realpath(place)
+            self._require_inside(resolved, named)
+            mode = os.lstat(resolved).st_mode
+            # Opening some devices has effects of its own (tapes rewind), so that it is not even tried.
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ForbiddenPath(named, "it is not a regular file.")
+            return os.open(resolved, _OPEN_FLAGS | more_flags)
+        except OSError as error:
+            raise failure_of(error, named) from error
+        except ValueError as error:
+            raise ForbiddenPath(named, "no file can have such a name.") from error
+
+    def _require_inside(self, resolved: str, named: str) -> None:
+        if not any(os.path.commonpath((folder, resolved)) == folder for folder in self.folders):
+            allowed = ", ".join(self.folders)
+            raise ForbiddenPath(named, f"it is outside the folders that {self.setting} allows ({allowed}).")
+
+
+def failure_of(error: OSError, named: str) -> IngestError:
+    """What a failed file operation means for the job that asked for it."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return SourceMissing(named)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return ForbiddenPath(named, "the user of this process may not read it. Check its owner and mode.")
+    if error.errno == errno.ELOOP:
+        return ForbiddenPath(named, "its symbolic links lead nowhere.")
+    return SourceUnreachable(named, error.strerror or error)
+
+
+def described(path: str, status: os.stat_result) -> SourceFile:
+    """A file as the file system describes it."""
+    modified_at = None
+    # File systems hold times that a datetime cannot.
+    with suppress(OverflowError):
+        modified_at = EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
+    return SourceFile(path=path, name=path.rpartition("/")[2], size_bytes=status.st_size, modified_at=modified_at)
+
+
+def _require_path(named: str) -> None:
+    if "://" in named or named.startswith("file:"):
+        raise ForbiddenPath(named, "a local path is needed, not a URL.")
+
+
+def _path_of(descriptor: int) -> str:
+    """Where an opened file really is."""
+    link = f"/proc/self/fd/{descriptor}"
+    if os.path.exists(link):  # noqa: PTH110 - pathlib would add an object per file
+        return os.readlink(link)  # noqa: PTH115
+    import fcntl  # noqa: PLC0415 - only where there is no /proc (macOS)
+
+    getpath = 50  # F_GETPATH
+    return fcntl.fcntl(descriptor, getpath, bytes(1024)).rstrip(b"\x00").decode("utf-8", "surrogateescape")

@@ -1,0 +1,115 @@
+"""Which of the names in a source are taken: pure decisions, shared by every kind of source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ingest_project.errors import PermanentError
+from ingest_project.messages.file_event import INGESTIBLE_TYPES, file_type_of
+from ingest_project.sources.protocol import Skipped
+
+ANY_DEPTH = "**"
+MAX_PATTERN_LENGTH = 1_000
+# Excel's owner files stand beside an open workbook; .part, .tmp and their like are uploads that have not ended.
+LOCK_PREFIX = "~$"
+UNFINISHED_TYPES = ("part", "tmp", "partial", "filepart", "crdownload")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A glob over paths below the source's own, with `/` between folders.
+
+    `*`, `?` and `[…]` stay within one name, `**` stands for any number of folders: `*.csv` takes the files of the
+    folder itself, `**/*.csv` those of all below too. Letter case counts, except in the ending: `*.csv` takes `A.CSV`.
+
+    Args:
+        parts: one glob per folder level, the last one for the file's name.
+    """
+
+    parts: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Read a pattern as jobs carry it; the empty one takes every file of the folder.
+
+        Raises:
+            PermanentError: it leaves the folder, or is too long.
+        """
+        if len(text) > MAX_PATTERN_LENGTH:
+            raise PermanentError(f"file_pattern has {len(text)} characters; at most {MAX_PATTERN_LENGTH} are allowed.")
+        parts = [part for part in text.split("/") if part not in ("", ".")]
+        if text.startswith("/") or ".." in parts or "\x00" in text:
+            raise PermanentError(
+                f"file_pattern {text[:100]!r} must stay below the source's path: no '..', no leading '/'."
+            )
+        if not parts or parts[-1] == ANY_DEPTH:
+            parts.append("*")
+        return cls((*parts[:-1], _lower_ending(parts[-1])))
+
+    @property
+    def recursive(self) -> bool:
+        """Whether folders of any depth may hold matches."""
+        return ANY_DEPTH in self.parts
+
+    def matches(self, relative_path: str) -> bool:
+        """Whether the pattern takes the file at this path below the source's."""
+        *folders, name = relative_path.split("/")
+        return _parts_match((*folders, _lower_ending(name)), self.parts)
+
+    def may_match_below(self, relative_folder: str) -> bool:
+        """Whether a folder is worth looking into."""
+        folders = relative_folder.split("/")
+        if self.recursive:
+            fixed = self.parts[: self.parts.index(ANY_DEPTH)]
+            return all(fnmatchcase(folder, part) for folder, part in zip(folders, fixed, strict=False))
+        return len(folders) < len(self.parts) and _parts_match(tuple(folders), self.parts[: len(folders)])
+
+
+def refusal(path: str, name: str) -> Skipped | None:
+    """Why a file that the pattern matches is not taken, or None when it is. The path is for the report only."""
+    if not _is_utf8(path):
+        return Skipped(path.encode("utf-8", "replace").decode(), "Its name is not UTF-8.")
+    kind = file_type_of(name)
+    if name.startswith("."):
+        return Skipped(path, "A hidden file.", visible=False)
+    if name.startswith(LOCK_PREFIX):
+        return Skipped(path, "A lock file of an open workbook.", visible=False)
+    if kind in UNFINISHED_TYPES:
+        return Skipped(path, "A file that is still being written.", visible=False)
+    if kind not in INGESTIBLE_TYPES:
+        return Skipped(
+            path, f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {kind or 'files without an ending'}."
+        )
+    return None
+
+
+def _lower_ending(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem}.{ending.lower()}" if dot else name
+
+
+def _parts_match(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    """Match level by level; on a mismatch only the last `**` takes one level more, so time is at most names x parts."""
+    name = part = 0
+    retry_part, retry_name = -1, 0
+    while name < len(names):
+        if part < len(parts) and parts[part] == ANY_DEPTH:
+            retry_part, retry_name = part, name
+            part += 1
+        elif part < len(parts) and fnmatchcase(names[name], parts[part]):
+            name, part = name + 1, part + 1
+        elif retry_part >= 0:
+            retry_name += 1
+            name, part = retry_name, retry_part + 1
+        else:
+            return False
+    return all(rest == ANY_DEPTH for rest in parts[part:])
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
