@@ -12,7 +12,9 @@
     │   ├── SourceUnreachable     a source cannot be listed or read at this moment
     │   ├── SourceChanged         a file changed while it was read, or is not the version its event announced
     │   ├── BrokerUnavailable     Kafka does not answer, or refused a write
-    │   └── DatabaseUnavailable   the warehouse does not answer
+    │   ├── DatabaseUnavailable   the warehouse does not answer
+    │   ├── TransactionConflict   another transaction was in the way
+    │   └── StoreUnavailable      the landing or quarantine store does not answer or is full
     └── UnreadableMessage         a Kafka message that is not the JSON we agreed on: dead letters, stream goes on
 
 Catch the narrowest class that has an answer, and raise `from` what was caught.
@@ -145,4 +147,32 @@ class DatabaseUnavailable(TransientError):  # noqa: N818
         super().__init__(
             f"The database at {address or '(not configured)'} does not answer: {cause}. "
             "Start it (ingest dev) or set DATABASE_URL."
+        )
+
+
+class TransactionConflict(TransientError):  # noqa: N818
+    """Another transaction was in the way; the same transaction may succeed when it is run again.
+
+    Args:
+        address: of the database, without password.
+        cause: what the database said.
+    """
+
+    def __init__(self, address: str, cause: object) -> None:
+        self.address = address
+        super().__init__(f"Another writer of {address} was in the way: {cause}. Tried again by itself.")
+
+
+class StoreUnavailable(TransientError):  # noqa: N818
+    """The store of bytes does not answer or cannot be written: unreachable, refused, or full.
+
+    Args:
+        address: of the store.
+        cause: what was said.
+    """
+
+    def __init__(self, address: str, cause: object) -> None:
+        self.address = address
+        super().__init__(
+            f"The store at {address} cannot be used: {cause}. Check that it exists, has room and lets us in."
         )

@@ -20,6 +20,7 @@ INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
 KEY_NAME_LENGTH = 80
 KEY_HASH_LENGTH = 10
 MAX_PATH_LENGTH = 4_096
+LARGEST_SIZE = 2**63 - 1
 
 
 class FileEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,8 +75,8 @@ def decode_file_event(raw: bytes | None) -> FileEvent:
         raise UnreadableMessage(f"Not a FileEvent: file_path is longer than {MAX_PATH_LENGTH} characters.")
     if "\x00" in event.file_path + event.file_name:
         raise UnreadableMessage("Not a FileEvent: file_path or file_name contains a NUL character.")
-    if event.size_bytes is not None and event.size_bytes < 0:
-        raise UnreadableMessage("Not a FileEvent: size_bytes is negative.")
+    if event.size_bytes is not None and not 0 <= event.size_bytes <= LARGEST_SIZE:
+        raise UnreadableMessage(f"Not a FileEvent: size_bytes must be between 0 and {LARGEST_SIZE}.")
     if event.kind not in INGESTIBLE_TYPES:
         raise UnreadableMessage(f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {event.kind or 'no type'!r}.")
     if event.modified_at is not None and event.modified_at.tzinfo is None:

@@ -41,6 +41,7 @@ def test_the_full_form_is_read_and_written_back_the_same() -> None:
         ({"file_path": "/in/a\u0000.csv"}, "NUL"),
         ({"file_path": "/" + "a" * 5_000}, "longer"),
         ({"size_bytes": -1}, "size_bytes"),
+        ({"size_bytes": 2**63}, "size_bytes"),
         ({"size_bytes": "12"}, "size_bytes"),
         ({"modified_at": "yesterday"}, "modified_at"),
     ],

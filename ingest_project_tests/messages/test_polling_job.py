@@ -47,7 +47,18 @@ def test_a_job_that_is_not_of_the_contract_says_which_field(change: dict[str, ob
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", None, b"not json", b"\xff\xfe", b"[" * 100_000, b"{}", b"null", b"5", b'{"job_id": "a"', b'"' + b"x" * 5_000_000 + b'"'],
+    [
+        b"",
+        None,
+        b"not json",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"{}",
+        b"null",
+        b"5",
+        b'{"job_id": "a"',
+        b'"' + b"x" * 5_000_000 + b'"',
+    ],
 )
 def test_anything_else_is_unreadable_with_a_short_reason(raw: bytes | None) -> None:
     with pytest.raises(UnreadableMessage) as caught:

@@ -1,0 +1,43 @@
+"""Column types that show the same Python face on PostgreSQL and SQLite."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+# PostgreSQL compares, indexes and casts jsonb; SQLite keeps JSON as text.
+Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+# The reasons of a quarantined row: a list of strings in Python on both.
+Texts = sa.JSON().with_variant(postgresql.ARRAY(sa.Text()), "postgresql")
+# COPY writes doubles: a float column of less precision would round every reading.
+Double: sa.Double[float] = sa.Double()
+
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """A moment: UTC-aware in Python, `timestamptz` on PostgreSQL, UTC text of fixed width on SQLite.
+
+    Raises:
+        ValueError: a time without zone was given; it could be any moment.
+    """
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Any zone to UTC; SQLite gets it without the zone, which it could not keep."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"A time without zone cannot be stored: {value!r}.")
+        moment = value.astimezone(UTC)
+        return moment if dialect.name == "postgresql" else moment.replace(tzinfo=None)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:  # noqa: ANN401, ARG002 - SQLAlchemy's signature
+        """Always UTC, whatever the session's time zone."""
+        if value is None:
+            return None
+        moment: datetime = value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -1,0 +1,196 @@
+"""Every table of the warehouse and the ledger, as the code sees it. The migrations create them.
+
+A test compares the two after every migration, so that neither can drift from the other.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import Column as Col
+
+from ingest_project.database.column_types import Double, Json, Texts, UtcTime
+
+metadata = sa.MetaData()
+
+# No primary key: identity and key together cost 45 % of the time of a COPY. A file's rows are found by their file_key.
+raw_sensor_data = sa.Table(
+    "raw_sensor_data",
+    metadata,
+    Col("timestamp", UtcTime, nullable=False),
+    Col("device_id", sa.Text, nullable=False),
+    Col("sensor_type", sa.Text, nullable=False),
+    Col("value", Double, nullable=False),
+    Col("unit", sa.Text),
+    Col("file_key", sa.Text, nullable=False),
+    Col("line_number", sa.BigInteger, nullable=False),
+)
+
+aggregated_metrics = sa.Table(
+    "aggregated_metrics",
+    metadata,
+    Col("file_key", sa.Text, primary_key=True),
+    Col("device_id", sa.Text, primary_key=True),
+    Col("sensor_type", sa.Text, primary_key=True),
+    Col("min", Double, nullable=False),
+    Col("max", Double, nullable=False),
+    Col("mean", Double, nullable=False),
+    Col("count", sa.BigInteger, nullable=False),
+    # Of the sample; null for a single reading.
+    Col("stddev", Double),
+)
+
+quarantined_rows = sa.Table(
+    "quarantined_rows",
+    metadata,
+    Col("file_key", sa.Text, nullable=False),
+    Col("line_number", sa.BigInteger, nullable=False),
+    Col("raw_text", sa.Text, nullable=False),
+    Col("reasons", Texts, nullable=False),
+    sa.Index("quarantined_rows_by_file", "file_key"),
+)
+
+# Which file's rows stand for a content: the same bytes under another name, read by the same profile, count once.
+contents = sa.Table(
+    "contents",
+    metadata,
+    Col("sha256", sa.Text, primary_key=True),
+    Col("profile", sa.Text, primary_key=True),
+    Col("file_key", sa.Text, nullable=False),
+    sa.Index("contents_by_file", "file_key"),
+)
+
+files = sa.Table(
+    "files",
+    metadata,
+    Col("file_key", sa.Text, primary_key=True),
+    Col("location", sa.Text, nullable=False),
+    Col("source_type", sa.Text, nullable=False),
+    Col("file_path", sa.Text, nullable=False),
+    Col("file_name", sa.Text, nullable=False),
+    Col("file_type", sa.Text),
+    Col("size_bytes", sa.BigInteger),
+    Col("modified_at", UtcTime),
+    Col("etag", sa.Text),
+    Col("event_id", sa.Text, nullable=False),
+    Col("job_id", sa.Text),
+    Col("trace_id", sa.Text),
+    Col("discovered_at", UtcTime),
+    Col("metadata", Json, nullable=False),
+    Col("source_config", Json, nullable=False),
+    Col("profile", sa.Text, nullable=False),
+    Col("intake_topic", sa.Text, nullable=False),
+    Col("intake_partition", sa.Integer, nullable=False),
+    Col("intake_offset", sa.BigInteger, nullable=False),
+    Col("intake_generation", sa.Text, nullable=False),
+    Col("intake_at", UtcTime),
+    Col("state", sa.Text, nullable=False),
+    Col("attempts", sa.Integer, nullable=False),
+    Col("reason", sa.Text),
+    Col("error_class", sa.Text),
+    Col("batch_id", sa.Text),
+    Col("run_id", sa.Text),
+    Col("next_attempt_at", UtcTime, nullable=False),
+    Col("sha256", sa.Text),
+    Col("landed_bytes", sa.BigInteger),
+    Col("duplicate_of", sa.Text),
+    Col("rows_read", sa.BigInteger),
+    Col("rows_accepted", sa.BigInteger),
+    Col("rows_quarantined", sa.BigInteger),
+    Col("rule_counts", Json),
+    Col("created_at", UtcTime, nullable=False),
+    Col("updated_at", UtcTime, nullable=False),
+    Col("started_at", UtcTime),
+    Col("finished_at", UtcTime),
+    # When Dagster was told what became of it; until then a run holds it.
+    Col("reported_at", UtcTime),
+    # What the sensors ask every few seconds is indexed over unfinished files only: a million finished cost nothing.
+    sa.Index(
+        "files_due",
+        "intake_topic",
+        "next_attempt_at",
+        postgresql_where=sa.text("state = 'pending'"),
+        sqlite_where=sa.text("state = 'pending'"),
+    ),
+    sa.Index(
+        "files_held",
+        "intake_topic",
+        "batch_id",
+        "run_id",
+        "updated_at",
+        postgresql_where=sa.text("reported_at IS NULL AND state <> 'pending'"),
+        sqlite_where=sa.text("reported_at IS NULL AND state <> 'pending'"),
+    ),
+    sa.Index("files_by_batch", "batch_id"),
+    # Counts by state, lists by state, newest first.
+    sa.Index("files_by_state", "state", "updated_at"),
+    sa.Index(
+        "files_by_original",
+        "duplicate_of",
+        postgresql_where=sa.text("duplicate_of IS NOT NULL"),
+        sqlite_where=sa.text("duplicate_of IS NOT NULL"),
+    ),
+)
+
+polling_jobs = sa.Table(
+    "polling_jobs",
+    metadata,
+    Col("job_key", sa.Text, primary_key=True),
+    Col("job_id", sa.Text, nullable=False),
+    Col("source_type", sa.Text, nullable=False),
+    Col("request", Json, nullable=False),
+    Col("priority", sa.Text, nullable=False),
+    # 0 before 1 before 2: high, normal, low.
+    Col("urgency", sa.Integer, nullable=False),
+    Col("trace_id", sa.Text),
+    Col("intake_topic", sa.Text, nullable=False),
+    Col("intake_partition", sa.Integer, nullable=False),
+    Col("intake_offset", sa.BigInteger, nullable=False),
+    Col("intake_generation", sa.Text, nullable=False),
+    Col("intake_at", UtcTime),
+    Col("state", sa.Text, nullable=False),
+    Col("attempts", sa.Integer, nullable=False),
+    Col("reason", sa.Text),
+    Col("error_class", sa.Text),
+    Col("batch_id", sa.Text),
+    Col("run_id", sa.Text),
+    Col("next_attempt_at", UtcTime, nullable=False),
+    Col("files_found", sa.BigInteger),
+    Col("files_published", sa.BigInteger),
+    Col("files_skipped", sa.BigInteger),
+    Col("skipped", Json),
+    Col("created_at", UtcTime, nullable=False),
+    Col("updated_at", UtcTime, nullable=False),
+    Col("started_at", UtcTime),
+    Col("finished_at", UtcTime),
+    Col("reported_at", UtcTime),
+    sa.Index(
+        "polling_jobs_due",
+        "intake_topic",
+        "urgency",
+        "next_attempt_at",
+        postgresql_where=sa.text("state = 'pending'"),
+        sqlite_where=sa.text("state = 'pending'"),
+    ),
+    sa.Index(
+        "polling_jobs_held",
+        "intake_topic",
+        "batch_id",
+        "run_id",
+        "updated_at",
+        postgresql_where=sa.text("reported_at IS NULL AND state <> 'pending'"),
+        sqlite_where=sa.text("reported_at IS NULL AND state <> 'pending'"),
+    ),
+    sa.Index("polling_jobs_by_batch", "batch_id"),
+    sa.Index("polling_jobs_by_state", "state", "updated_at"),
+)
+
+# What a producer was about to send, written before it is sent; a row still `intended` after a crash may have been sent.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    Col("message_id", sa.Text, primary_key=True),
+    Col("topic", sa.Text, primary_key=True),
+    Col("state", sa.Text, nullable=False),
+    Col("since", Json),
+    Col("created_at", UtcTime, nullable=False),
+)

@@ -1,0 +1,263 @@
+"""The ledger of files: what must be ingested, what a run holds, what became of it.
+
+The sensors and the runs share nothing else: a file is pending until a tick asks for it in a batch, held by that batch's
+run until it is finished, and pending again when its run came to nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 - msgspec reads the fields' types when it runs
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.database.engine import reading, writing
+from ingest_project.database.tables import files
+from ingest_project.ledger.entries import Intake, Recorded
+from ingest_project.ledger.file_record import FileRecord, file_row
+from ingest_project.ledger.statements import contains, in_parts, insert_missing, update_each
+from ingest_project.ledger.states import FINISHED_FILE_STATES, FileState
+from ingest_project.ledger.work_ledger import WorkLedger
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingest_project.messages.file_event import FileEvent
+
+
+class FileArrival(NamedTuple):
+    """A file event as it was read from Kafka.
+
+    Args:
+        file_key: partition key, see `messages.file_event.file_key`.
+        location: canonical address of the file, unique over all sources.
+        profile: name of the reader profile.
+    """
+
+    file_key: str
+    location: str
+    event: FileEvent
+    profile: str
+    intake: Intake
+
+
+class LandedFile(NamedTuple):
+    """A file whose bytes are in the landing store."""
+
+    file_key: str
+    sha256: str
+    size_bytes: int
+
+
+class QuarantineShare(msgspec.Struct, frozen=True):
+    """How many of the files finished in a time were quarantined."""
+
+    finished: int
+    quarantined: int
+
+    @property
+    def share(self) -> float:
+        """0 to 1; 0 when nothing was finished."""
+        return self.quarantined / self.finished if self.finished else 0.0
+
+
+class RowTotals(NamedTuple):
+    """Rows of many files."""
+
+    read: int
+    accepted: int
+    quarantined: int
+
+
+class FileLedger(WorkLedger):
+    """Reads and writes the table `files`. Times are UTC-aware; every method is one transaction.
+
+    Raises:
+        DatabaseUnavailable, TransactionConflict: from every method.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        super().__init__(engine, files, files.c.file_key, FileState.INGESTING)
+
+    def record(self, arrivals: Sequence[FileArrival], now: datetime) -> Recorded:
+        """Enter files as pending. What is there already stays as it is, with one exception.
+
+        A file that is `requested` and arrives again from the very position it came from was asked for by a tick whose
+        cursor was never saved: that batch does not exist. It is pending again, and that attempt is not counted.
+        """
+        first = {arrival.file_key: arrival for arrival in reversed(arrivals)}
+        # In one order everywhere: two ticks that record the same files must not wait for each other crosswise.
+        ordered = sorted(first.values(), key=lambda arrival: arrival.file_key)
+        with writing(self._engine) as connection:
+            there = self._known(connection, [arrival.file_key for arrival in ordered])
+            rows = [file_row(arrival, now) for arrival in ordered if arrival.file_key not in there]
+            new = insert_missing(connection, files, rows, files.c.file_key)
+            reopened = self._reopen_unsaved(connection, [a for a in ordered if a.file_key not in new], now)
+        keys = list(dict.fromkeys(arrival.file_key for arrival in arrivals))
+        return Recorded(
+            new=tuple(key for key in keys if key in new),
+            reopened=tuple(key for key in keys if key in reopened),
+            known=tuple(key for key in keys if key not in new and key not in reopened),
+        )
+
+    def start(self, file_keys: Sequence[str], run_id: str, now: datetime) -> tuple[FileRecord, ...]:
+        """A run takes files into its hands, in whatever state they are: a person may repeat any file.
+
+        Returns:
+            the full records in the order asked for; keys that are not in the ledger are left out.
+        """
+        change = {"state": FileState.INGESTING, "run_id": run_id, "started_at": now, "updated_at": now}
+        change |= {"finished_at": None, "reported_at": None}
+        found: dict[str, FileRecord] = {}
+        with writing(self._engine) as connection:
+            for part in in_parts(file_keys):
+                statement = sa.update(files).where(files.c.file_key.in_(part)).values(**change)
+                rows = connection.execute(statement.returning(*files.c)).mappings()
+                found.update((row["file_key"], FileRecord.of(row)) for row in rows)
+        return tuple(found[key] for key in dict.fromkeys(file_keys) if key in found)
+
+    def landed(self, rows: Sequence[LandedFile], now: datetime) -> None:
+        """The bytes of these files are in the landing store."""
+        changes = [
+            {"file_key": key, "sha256": sha256, "landed_bytes": size_bytes, "updated_at": now}
+            for key, sha256, size_bytes in sorted(rows)
+        ]
+        with writing(self._engine) as connection:
+            update_each(connection, files, files.c.file_key, changes)
+
+    def fail(self, file_keys: Sequence[str], reason: str, error_class: str, now: datetime) -> None:
+        """Nothing more is tried by itself; the reason says why."""
+        self._set(
+            file_keys,
+            {"state": FileState.FAILED, "reason": reason, "error_class": error_class, "finished_at": now},
+            now,
+        )
+
+    def reopen(self, file_keys: Sequence[str], now: datetime) -> tuple[str, ...]:
+        """A person wants finished files ingested again, as if for the first time; returns those that were finished."""
+        change = {
+            "state": FileState.PENDING,
+            "attempts": 0,
+            "batch_id": None,
+            "run_id": None,
+            "next_attempt_at": now,
+            "finished_at": None,
+        }
+        return self._set(file_keys, change, now, only=files.c.state.in_(sorted(FINISHED_FILE_STATES)))
+
+    def get(self, file_key: str) -> FileRecord | None:
+        """All that is known of one file."""
+        found = self.get_many([file_key])
+        return found[0] if found else None
+
+    def get_many(self, file_keys: Sequence[str]) -> tuple[FileRecord, ...]:
+        """All that is known of these files, in the order asked for; unknown keys are left out."""
+        found: dict[str, FileRecord] = {}
+        with reading(self._engine) as connection:
+            for part in in_parts(file_keys):
+                rows = connection.execute(sa.select(files).where(files.c.file_key.in_(part))).mappings()
+                found.update((row["file_key"], FileRecord.of(row)) for row in rows)
+        return tuple(found[key] for key in dict.fromkeys(file_keys) if key in found)
+
+    def list(
+        self, state: FileState | None = None, text: str | None = None, limit: int = 100, offset: int = 0
+    ) -> tuple[FileRecord, ...]:
+        """Files, the last changed first.
+
+        Args:
+            state: only those in this state.
+            text: part of the key, path, job id, trace id or reason, upper and lower case alike.
+            limit: at most so many.
+            offset: so many are passed over first.
+        """
+        query = sa.select(files).order_by(files.c.updated_at.desc(), files.c.file_key).limit(limit).offset(offset)
+        if state is not None:
+            query = query.where(files.c.state == state)
+        if text:
+            searched = (files.c.file_key, files.c.file_path, files.c.job_id, files.c.trace_id, files.c.reason)
+            query = query.where(contains(text, *searched))
+        with reading(self._engine) as connection:
+            return tuple(FileRecord.of(row) for row in connection.execute(query).mappings())
+
+    def counts_by_state(self) -> dict[FileState, int]:
+        """Number of files in every state, also those with none."""
+        query = sa.select(files.c.state, sa.func.count()).group_by(files.c.state)
+        with reading(self._engine) as connection:
+            counts = {row[0]: int(row[1]) for row in connection.execute(query)}
+        return {state: counts.get(state, 0) for state in FileState}
+
+    def row_totals(self) -> RowTotals:
+        """Rows of all ingested files, as each was counted when it was stored."""
+        sums = [
+            sa.func.coalesce(sa.func.sum(column), 0)
+            for column in (files.c.rows_read, files.c.rows_accepted, files.c.rows_quarantined)
+        ]
+        query = sa.select(*sums).where(files.c.state == FileState.INGESTED)
+        with reading(self._engine) as connection:
+            return RowTotals(*(int(number) for number in connection.execute(query).one()))
+
+    def quarantine_share(self, since: datetime) -> QuarantineShare:
+        """How many of the files finished since then were quarantined."""
+        quarantined = sa.func.count().filter(files.c.state == FileState.QUARANTINED)
+        query = sa.select(sa.func.count().label("finished"), quarantined.label("quarantined")).where(
+            files.c.state.in_(sorted(FINISHED_FILE_STATES)),
+            # Found by index; finishing changes both at once.
+            files.c.updated_at >= since,
+            files.c.finished_at >= since,
+        )
+        with reading(self._engine) as connection:
+            return QuarantineShare(**connection.execute(query).mappings().one())
+
+    def oldest_unfinished(self) -> FileRecord | None:
+        """The file that has been waiting longest for its end."""
+        unfinished = [state for state in FileState if not state.finished]
+        query = sa.select(files).where(files.c.state.in_(unfinished)).order_by(files.c.created_at).limit(1)
+        with reading(self._engine) as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        return None if row is None else FileRecord.of(row)
+
+    @staticmethod
+    def _known(connection: sa.Connection, file_keys: Sequence[str]) -> set[str]:
+        """Those of the keys that are in the ledger."""
+        found: set[str] = set()
+        for part in in_parts(file_keys):
+            found.update(connection.execute(sa.select(files.c.file_key).where(files.c.file_key.in_(part))).scalars())
+        return found
+
+    def _reopen_unsaved(self, connection: sa.Connection, arrivals: Sequence[FileArrival], now: datetime) -> set[str]:
+        came_from = {arrival.file_key: arrival.intake for arrival in arrivals}
+        stored = (files.c.file_key, files.c.intake_topic, files.c.intake_partition, files.c.intake_offset)
+        reopened: set[str] = set()
+        for part in in_parts(list(came_from)):
+            query = sa.select(*stored, files.c.intake_generation).where(
+                files.c.file_key.in_(part), files.c.state == FileState.REQUESTED
+            )
+            same = [key for key, *position in connection.execute(query) if tuple(position) == came_from[key].position]
+            if not same:
+                continue
+            statement = (
+                sa.update(files)
+                .where(files.c.file_key.in_(same), files.c.state == FileState.REQUESTED)
+                .values(state=FileState.PENDING, batch_id=None, next_attempt_at=now, updated_at=now)
+                .values(attempts=files.c.attempts - 1)
+                .returning(files.c.file_key)
+            )
+            reopened.update(connection.execute(statement).scalars())
+        return reopened
+
+    def _set(
+        self,
+        file_keys: Sequence[str],
+        change: dict[str, Any],
+        now: datetime,
+        only: sa.ColumnElement[bool] | None = None,
+    ) -> tuple[str, ...]:
+        changed: set[str] = set()
+        with writing(self._engine) as connection:
+            for part in in_parts(file_keys):
+                statement = sa.update(files).where(files.c.file_key.in_(part)).values(**change, updated_at=now)
+                if only is not None:
+                    statement = statement.where(only)
+                changed.update(connection.execute(statement.returning(files.c.file_key)).scalars())
+        return tuple(key for key in dict.fromkeys(file_keys) if key in changed)

@@ -1,0 +1,225 @@
+"""The ledger of polling jobs: which looks into a source were asked for, and what each found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.database.engine import reading, writing
+from ingest_project.database.tables import polling_jobs as jobs
+from ingest_project.ledger.entries import Intake, Recorded
+from ingest_project.ledger.statements import contains, insert_missing
+from ingest_project.ledger.states import JobState
+from ingest_project.ledger.work_ledger import WorkLedger
+from ingest_project.messages.polling_job import PollingJob
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+URGENCY = {"high": 0, "normal": 1, "low": 2}
+FINISHED = (JobState.DONE, JobState.FAILED)
+
+
+class JobArrival(NamedTuple):
+    """A polling job as it was read from Kafka.
+
+    Args:
+        job_key: partition key of this request; the same job sent again at another position is another request.
+    """
+
+    job_key: str
+    job: PollingJob
+    intake: Intake
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of one polling job; `messages.encode` makes JSON of it.
+
+    Args:
+        job: the request as it came.
+        files_skipped: files seen and not published; `skipped` says why, reason to number.
+    """
+
+    job_key: str
+    job: PollingJob
+    intake: Intake
+    state: JobState
+    attempts: int
+    reason: str | None
+    error_class: str | None
+    run_id: str | None
+    next_attempt_at: datetime
+    files_found: int | None
+    files_published: int | None
+    files_skipped: int | None
+    skipped: dict[str, int] | None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, row: sa.RowMapping) -> JobRecord:
+        """Of a row of the table `polling_jobs`."""
+        own = {name: row[name] for name in cls.__struct_fields__ if name not in {"job", "intake", "state"}}
+        job = msgspec.convert(row["request"], PollingJob)
+        return cls(**own, state=JobState(row["state"]), job=job, intake=Intake.of(row))
+
+
+class JobLedger(WorkLedger):
+    """Reads and writes the table `polling_jobs`. Times are UTC-aware; every method is one transaction.
+
+    Raises:
+        DatabaseUnavailable, TransactionConflict: from every method.
+    """
+
+    # High priority first, then normal, then low; the oldest of each first.
+    order_of_due = ("urgency", "created_at", "intake_partition", "intake_offset")
+
+    def __init__(self, engine: sa.Engine) -> None:
+        super().__init__(engine, jobs, jobs.c.job_key, JobState.RUNNING)
+
+    def record(self, arrivals: Sequence[JobArrival], now: datetime) -> Recorded:
+        """Enter jobs as pending. What is there stays as it is, with one exception.
+
+        A job that is `requested` and arrives again from the very position it came from was asked for by a tick whose
+        cursor was never saved: it is pending again, and that attempt is not counted.
+        """
+        first = {arrival.job_key: arrival for arrival in reversed(arrivals)}
+        ordered = sorted(first.values(), key=lambda arrival: arrival.job_key)
+        with writing(self._engine) as connection:
+            new = insert_missing(connection, jobs, [_row(arrival, now) for arrival in ordered], jobs.c.job_key)
+            reopened = {a.job_key for a in ordered if a.job_key not in new and _reopen_unsaved(connection, a, now)}
+        keys = list(dict.fromkeys(arrival.job_key for arrival in arrivals))
+        return Recorded(
+            new=tuple(key for key in keys if key in new),
+            reopened=tuple(key for key in keys if key in reopened),
+            known=tuple(key for key in keys if key not in new and key not in reopened),
+        )
+
+    def start(self, job_keys: Sequence[str], run_id: str, now: datetime) -> tuple[JobRecord, ...]:
+        """A run takes jobs into its hands, in whatever state they are.
+
+        Returns:
+            the full records in the order asked for; keys that are not in the ledger are left out.
+        """
+        statement = (
+            sa.update(jobs)
+            .where(jobs.c.job_key.in_(job_keys))
+            .values(state=JobState.RUNNING, run_id=run_id, started_at=now, updated_at=now)
+            .values(finished_at=None, reported_at=None)
+            .returning(*jobs.c)
+        )
+        with writing(self._engine) as connection:
+            found = {row["job_key"]: JobRecord.of(row) for row in connection.execute(statement).mappings()}
+        return tuple(found[key] for key in dict.fromkeys(job_keys) if key in found)
+
+    def finish(self, job_key: str, found: int, published: int, skipped: Mapping[str, int], now: datetime) -> None:
+        """The source was listed to its end.
+
+        Args:
+            job_key: of the job.
+            found: files seen, skipped ones included.
+            published: file events that were written; files known before are neither published nor skipped.
+            skipped: reason to number of files.
+            now: when that was.
+        """
+        self._change(
+            job_key,
+            state=JobState.DONE,
+            reason=None,
+            error_class=None,
+            files_found=found,
+            files_published=published,
+            files_skipped=sum(skipped.values()),
+            skipped=dict(skipped),
+            finished_at=now,
+            updated_at=now,
+        )
+
+    def fail(self, job_key: str, reason: str, error_class: str, now: datetime) -> None:
+        """Nothing more is tried by itself; the reason says why."""
+        self._change(
+            job_key, state=JobState.FAILED, reason=reason, error_class=error_class, finished_at=now, updated_at=now
+        )
+
+    def reopen(self, job_key: str, now: datetime) -> bool:
+        """A person wants a finished job done again, as if for the first time; whether there was one."""
+        statement = (
+            sa.update(jobs)
+            .where(jobs.c.job_key == job_key, jobs.c.state.in_(FINISHED))
+            .values(state=JobState.PENDING, attempts=0, run_id=None, finished_at=None)
+            .values(next_attempt_at=now, updated_at=now)
+        )
+        with writing(self._engine) as connection:
+            return bool(connection.execute(statement).rowcount)
+
+    def get(self, job_key: str) -> JobRecord | None:
+        """All that is known of one job."""
+        with reading(self._engine) as connection:
+            row = connection.execute(sa.select(jobs).where(jobs.c.job_key == job_key)).mappings().one_or_none()
+        return None if row is None else JobRecord.of(row)
+
+    def list(
+        self, state: JobState | None = None, text: str | None = None, limit: int = 100, offset: int = 0
+    ) -> tuple[JobRecord, ...]:
+        """Jobs, the last changed first.
+
+        Args:
+            state: only those in this state.
+            text: part of the key, job id, trace id or reason, upper and lower case alike.
+            limit: at most so many.
+            offset: so many are passed over first.
+        """
+        query = sa.select(jobs).order_by(jobs.c.updated_at.desc(), jobs.c.job_key).limit(limit).offset(offset)
+        if state is not None:
+            query = query.where(jobs.c.state == state)
+        if text:
+            query = query.where(contains(text, jobs.c.job_key, jobs.c.job_id, jobs.c.trace_id, jobs.c.reason))
+        with reading(self._engine) as connection:
+            return tuple(JobRecord.of(row) for row in connection.execute(query).mappings())
+
+    def counts_by_state(self) -> dict[JobState, int]:
+        """Number of jobs in every state, also those with none."""
+        query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
+        with reading(self._engine) as connection:
+            counts = {row[0]: int(row[1]) for row in connection.execute(query)}
+        return {state: counts.get(state, 0) for state in JobState}
+
+    def _change(self, job_key: str, **values: object) -> None:
+        with writing(self._engine) as connection:
+            connection.execute(sa.update(jobs).where(jobs.c.job_key == job_key).values(**values))
+
+
+def _row(arrival: JobArrival, now: datetime) -> dict[str, Any]:
+    job = arrival.job
+    return {
+        "job_key": arrival.job_key,
+        "job_id": job.job_id,
+        "source_type": job.source_type,
+        "request": msgspec.to_builtins(job),
+        "priority": job.priority,
+        "urgency": URGENCY[job.priority],
+        "trace_id": job.trace_id,
+        **arrival.intake.columns(),
+        "state": JobState.PENDING,
+        "attempts": 0,
+        "next_attempt_at": now,
+        "created_at": now,
+        "updated_at": now,
+    }
+
+
+def _reopen_unsaved(connection: sa.Connection, arrival: JobArrival, now: datetime) -> bool:
+    intake = arrival.intake
+    statement = (
+        sa.update(jobs)
+        .where(jobs.c.job_key == arrival.job_key, jobs.c.state == JobState.REQUESTED)
+        .where(jobs.c.intake_topic == intake.topic, jobs.c.intake_partition == intake.partition)
+        .where(jobs.c.intake_offset == intake.offset, jobs.c.intake_generation == intake.generation)
+        .values(state=JobState.PENDING, attempts=jobs.c.attempts - 1, next_attempt_at=now, updated_at=now)
+    )
+    return bool(connection.execute(statement).rowcount)

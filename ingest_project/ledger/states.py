@@ -1,0 +1,49 @@
+"""The lives of a file and of a polling job.
+
+    file          pending -> requested -> ingesting -> ingested | quarantined | duplicate | failed
+    polling job   pending -> requested -> running   -> done | failed
+
+A transient failure or a dead run leads back to pending, with a time before which it is not asked for again; a person
+may lead any finished one back.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class FileState(StrEnum):
+    """Where a file is in its life."""
+
+    PENDING = "pending"
+    REQUESTED = "requested"
+    INGESTING = "ingesting"
+    INGESTED = "ingested"
+    QUARANTINED = "quarantined"
+    DUPLICATE = "duplicate"
+    FAILED = "failed"
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self in FINISHED_FILE_STATES
+
+
+class JobState(StrEnum):
+    """Where a polling job is in its life."""
+
+    PENDING = "pending"
+    REQUESTED = "requested"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self in {JobState.DONE, JobState.FAILED}
+
+
+PENDING = "pending"
+REQUESTED = "requested"
+FINISHED_FILE_STATES = frozenset({FileState.INGESTED, FileState.QUARANTINED, FileState.DUPLICATE, FileState.FAILED})

@@ -1,0 +1,201 @@
+"""What the ledgers of files and of polling jobs have in common: who is asked to work on what, and until when.
+
+An entry is pending until a tick asks for it in a batch, held by that batch's run until it is finished and reported, and
+pending again when its run came to nothing. Finished is not the end: a run that is killed between storing and reporting
+leaves its entries held, and they are done again so that what Dagster shows is what is stored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.database.engine import reading, writing
+from ingest_project.ledger.entries import DelayRule, Released
+from ingest_project.ledger.statements import give_back, in_parts
+from ingest_project.ledger.states import PENDING, REQUESTED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Due(msgspec.Struct, frozen=True):
+    """An entry whose time has come, and how often it was tried before."""
+
+    key: str
+    attempts: int
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """Entries that one batch, or one run of it, holds.
+
+    Args:
+        batch_id: None where a person took them by hand.
+        run_id: None while no run has started on them.
+        touched_at: when the last of them changed.
+    """
+
+    batch_id: str | None
+    run_id: str | None
+    entries: int
+    touched_at: datetime
+
+
+class WorkLedger:
+    """Asking for work and taking it back, over one table. Times are UTC-aware; every method is one transaction.
+
+    Args:
+        engine: of the database.
+        table: with the columns state, attempts, batch_id, run_id, next_attempt_at, reported_at, intake_topic.
+        key: its primary key.
+        working_state: of entries in a run's hands.
+
+    Raises:
+        DatabaseUnavailable, TransactionConflict: from every method.
+    """
+
+    # Entries that wait longest first; a ledger with priorities puts them in front.
+    order_of_due: tuple[str, ...] = ("next_attempt_at",)
+
+    def __init__(self, engine: sa.Engine, table: sa.Table, key: sa.Column[str], working_state: str) -> None:
+        self._engine = engine
+        self._table = table
+        self._key = key
+        self._working = working_state
+
+    def due(self, intake_topic: str, limit: int, now: datetime) -> tuple[Due, ...]:
+        """Pending entries whose time has come, in the order they are to be asked for."""
+        columns = self._table.c
+        query = (
+            sa.select(self._key, columns.attempts)
+            .where(columns.intake_topic == intake_topic, columns.state == sa.literal_column(f"'{PENDING}'"))
+            .where(columns.next_attempt_at <= now)
+            .order_by(*(columns[name] for name in self.order_of_due))
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            return tuple(Due(*row) for row in connection.execute(query))
+
+    def request(self, batch_id: str, keys: Sequence[str], now: datetime) -> tuple[str, ...]:
+        """Claim pending entries for a batch, one attempt more each; returns those that were still pending, in order."""
+        columns = self._table.c
+        change = {"state": REQUESTED, "batch_id": batch_id, "run_id": None, "reported_at": None, "updated_at": now}
+        claimed: set[str] = set()
+        with writing(self._engine) as connection:
+            for part in in_parts(keys):
+                statement = (
+                    sa.update(self._table)
+                    .where(self._key.in_(part), columns.state == PENDING)
+                    .values(**change, attempts=columns.attempts + 1)
+                    .returning(self._key)
+                )
+                claimed.update(connection.execute(statement).scalars())
+        return tuple(key for key in dict.fromkeys(keys) if key in claimed)
+
+    def batch(self, batch_id: str) -> tuple[str, ...]:
+        """Keys of the entries that were last asked for in this batch."""
+        query = sa.select(self._key).where(self._table.c.batch_id == batch_id).order_by(self._key)
+        with reading(self._engine) as connection:
+            return tuple(connection.execute(query).scalars())
+
+    def in_flight_batches(self, intake_topic: str) -> int:
+        """Batches that are asked for or running."""
+        columns = self._table.c
+        query = sa.select(sa.func.count(columns.batch_id.distinct())).where(
+            columns.intake_topic == intake_topic, self._is_held(), columns.state.in_([REQUESTED, self._working])
+        )
+        with reading(self._engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def held(self, intake_topic: str, untouched_since: datetime) -> tuple[Holding, ...]:
+        """Batches with entries that are asked for, in a run's hands or not yet reported, untouched since then."""
+        columns = self._table.c
+        touched_at = sa.func.max(columns.updated_at, type_=columns.updated_at.type).label("touched_at")
+        query = (
+            sa.select(columns.batch_id, columns.run_id, sa.func.count().label("entries"), touched_at)
+            .where(columns.intake_topic == intake_topic, self._is_held())
+            .group_by(columns.batch_id, columns.run_id)
+            .having(touched_at < untouched_since)
+            .order_by(touched_at)
+        )
+        with reading(self._engine) as connection:
+            return tuple(Holding(**row) for row in connection.execute(query).mappings())
+
+    def release(  # noqa: PLR0913, PLR0917 - the retry rule is two settings
+        self,
+        batch_id: str | None,
+        run_id: str | None,
+        reason: str,
+        max_attempts: int,
+        delay: DelayRule,
+        now: datetime,
+        *,
+        error_class: str = "RunLost",
+    ) -> Released:
+        """Take back what a batch's dead or never started run holds; a run that started meanwhile keeps its entries.
+
+        What was finished and only not reported is pending at once; with no attempt left it stays finished, unreported.
+        """
+        columns = self._table.c
+        chosen = sa.and_(
+            self._is_held(),
+            columns.batch_id.is_not_distinct_from(batch_id),
+            columns.run_id.is_not_distinct_from(run_id),
+        )
+        unfinished = columns.state.in_([REQUESTED, self._working])
+        finished = sa.update(self._table).where(chosen, ~unfinished)
+        again = {"state": PENDING, "next_attempt_at": now, "updated_at": now}
+        with writing(self._engine) as connection:
+            unreported = connection.execute(finished.where(columns.attempts < max_attempts).values(**again))
+            connection.execute(finished.where(columns.attempts >= max_attempts).values(reported_at=now))
+            released = give_back(
+                connection, self._table, self._key, sa.and_(chosen, unfinished),
+                reason=reason, error_class=error_class, max_attempts=max_attempts, delay=delay, now=now,
+            )  # fmt: skip
+            # No run is left that could report them: unmarked, they would be found held, and tried again for ever.
+            for part in in_parts(released.failed):
+                connection.execute(sa.update(self._table).where(self._key.in_(part)).values(reported_at=now))
+        return Released(pending=released.pending + unreported.rowcount, failed=released.failed)
+
+    def put_back(  # noqa: PLR0913, PLR0917 - as release
+        self,
+        keys: Sequence[str],
+        reason: str,
+        error_class: str,
+        max_attempts: int,
+        delay: DelayRule,
+        now: datetime,
+    ) -> Released:
+        """A transient failure inside a run: pending again after a pause, or failed when no attempt is left."""
+        pending = 0
+        failed: list[str] = []
+        with writing(self._engine) as connection:
+            for part in in_parts(keys):
+                given_back = give_back(
+                    connection, self._table, self._key, sa.and_(self._key.in_(part), self._is_held()),
+                    reason=reason, error_class=error_class, max_attempts=max_attempts, delay=delay, now=now,
+                )  # fmt: skip
+                pending += given_back.pending
+                failed += given_back.failed
+        return Released(pending=pending, failed=tuple(failed))
+
+    def mark_reported(self, keys: Sequence[str], now: datetime) -> None:
+        """Dagster knows what became of these finished entries. Marking twice changes nothing but the time."""
+        working = [PENDING, REQUESTED, self._working]
+        with writing(self._engine) as connection:
+            for part in in_parts(keys):
+                connection.execute(
+                    sa.update(self._table)
+                    .where(self._key.in_(part), self._table.c.state.not_in(working))
+                    .values(reported_at=now)
+                )
+
+    def _is_held(self) -> sa.ColumnElement[bool]:
+        # Spelt out, not bound: only then does either database see that the partial index answers.
+        return sa.literal_column(f"({self._table.name}.reported_at IS NULL AND state <> '{PENDING}')", sa.Boolean)

@@ -1,0 +1,121 @@
+"""Where bytes are kept: a local folder or a prefix of an S3 bucket, and what it means when it does not answer."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote, urlsplit
+
+from ingest_project.errors import SettingsError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mypy_boto3_s3 import S3Client
+
+S3_TIMEOUT_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class S3Options:
+    """How to reach S3. What is None comes from boto3's own configuration.
+
+    Args:
+        endpoint_url: address of a server other than Amazon's.
+    """
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A prefix of an S3 bucket; the prefix is empty or ends with a slash."""
+
+    name: str
+    prefix: str
+
+    @property
+    def url(self) -> str:
+        """As it is written in a setting."""
+        return f"s3://{self.name}/{self.prefix}"
+
+
+def place_of(url: str) -> Path | Bucket:
+    """A folder's path, `file:///folder`, or `s3://bucket/prefix`.
+
+    Raises:
+        SettingsError: any other scheme, or no bucket.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        if not parts.netloc:
+            raise SettingsError(f"{url} names no bucket. Example: s3://bucket/prefix.")
+        prefix = parts.path.strip("/")
+        return Bucket(parts.netloc, f"{prefix}/" if prefix else "")
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    if "://" in url:
+        raise SettingsError(f"{url} is neither a folder nor s3://bucket/prefix.")
+    return Path(url)
+
+
+def s3_client(options: S3Options) -> S3Client:
+    """A client with short time-outs and the SDK's own few retries."""
+    import boto3  # noqa: PLC0415 - takes 0.3 s, and local stores do without
+    from botocore.config import Config  # noqa: PLC0415
+
+    # Path style: servers other than Amazon's rarely have a name for every bucket.
+    style: Literal["path", "auto"] = "path" if options.endpoint_url else "auto"
+    return boto3.client(
+        "s3",
+        endpoint_url=options.endpoint_url,
+        region_name=options.region,
+        aws_access_key_id=options.access_key_id,
+        aws_secret_access_key=options.secret_access_key,
+        config=Config(
+            connect_timeout=S3_TIMEOUT_SECONDS,
+            read_timeout=S3_TIMEOUT_SECONDS,
+            retries={"mode": "standard", "max_attempts": 3},
+            s3={"addressing_style": style},
+        ),
+    )
+
+
+@contextmanager
+def folder_errors(folder: Path) -> Iterator[None]:
+    """Tell a failure of the file system as one of ours.
+
+    Raises:
+        StoreUnavailable: full, read-only, forbidden, broken.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(str(folder), error.strerror or error) from error
+
+
+@contextmanager
+def bucket_errors(bucket: Bucket) -> Iterator[None]:
+    """Tell a failure of S3 as one of ours.
+
+    Raises:
+        StoreUnavailable: not reached, no such bucket, refused.
+    """
+    from boto3.exceptions import Boto3Error  # noqa: PLC0415 - loaded already where S3 is used
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+    try:
+        yield
+    except (BotoCoreError, ClientError, Boto3Error) as error:
+        raise StoreUnavailable(bucket.url, error) from error
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether S3 said that there is no such object."""
+    response = getattr(error, "response", {})
+    return response.get("Error", {}).get("Code") in {"404", "NoSuchKey", "NotFound"}

@@ -1,0 +1,233 @@
+"""The warehouse on PostgreSQL: rows go in by binary COPY straight from polars' memory (ADBC).
+
+Everything of one transaction runs on one ADBC connection. Against text COPY through psycopg2 this takes half the
+processor time of client and server together: 1.9 s a million rows, not 2.9.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+import adbc_driver_manager
+from adbc_driver_postgresql import StatementOptions, dbapi
+
+from ingest_project.database.engine import database_address, database_errors, postgres_options
+from ingest_project.errors import TransactionConflict
+from ingest_project.stores.frames import CLAIMS, FINISHED, METRICS, QUARANTINED, READINGS, fitted
+from ingest_project.stores.warehouse_queries import WarehouseQueries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import polars as pl
+    from adbc_driver_manager.dbapi import Connection, Cursor
+
+# A content can change hands between the moment it is seen taken and the moment its owner is read.
+CLAIM_TRIES = 5
+
+LOCK_FILES = """
+    SELECT file_key, COALESCE(rows_accepted, 0) > 0 FROM files
+    WHERE file_key = ANY($1::text[]) ORDER BY file_key FOR UPDATE"""
+DELETE_METRICS = "DELETE FROM aggregated_metrics WHERE file_key = ANY($1::text[]) RETURNING file_key"
+DELETE_QUARANTINED = "DELETE FROM quarantined_rows WHERE file_key = ANY($1::text[])"
+DELETE_READINGS = "DELETE FROM raw_sensor_data WHERE file_key = ANY($1::text[])"
+
+CLAIMED = "json_to_recordset($1::json) AS claim (place int, file_key text, sha256 text, profile text)"
+GIVE_UP_OTHER_CONTENTS = f"""
+    DELETE FROM contents USING {CLAIMED}
+    WHERE contents.file_key = claim.file_key
+      AND (contents.sha256, contents.profile) <> (claim.sha256, claim.profile)
+    RETURNING contents.file_key"""
+# Sorted: two transactions that claim the same contents must not wait for each other crosswise.
+CLAIM = f"""
+    INSERT INTO contents (sha256, profile, file_key)
+    SELECT DISTINCT ON (sha256, profile) sha256, profile, file_key FROM {CLAIMED}
+    ORDER BY sha256, profile, place
+    ON CONFLICT DO NOTHING"""
+# Shared lock: whoever gives a content up waits until the duplicates of it that are being stored can be seen.
+OWNERS = f"""
+    SELECT claim.file_key, contents.file_key FROM {CLAIMED}
+    JOIN contents USING (sha256, profile) ORDER BY sha256, profile FOR SHARE OF contents"""
+GIVE_UP_CONTENTS = "DELETE FROM contents WHERE file_key = ANY($1::text[]) RETURNING file_key"
+REOPEN_DUPLICATES = """
+    UPDATE files SET state = 'pending', attempts = 0, duplicate_of = NULL, batch_id = NULL, run_id = NULL,
+        finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz
+    WHERE duplicate_of = ANY($1::text[]) AND state = 'duplicate' RETURNING file_key"""
+
+FINISH = """
+    UPDATE files SET state = done.state, reason = done.reason, error_class = done.error_class, run_id = done.run_id,
+        sha256 = done.sha256, profile = done.profile, duplicate_of = done.duplicate_of, rows_read = done.rows_read,
+        rows_accepted = done.rows_accepted, rows_quarantined = done.rows_quarantined,
+        rule_counts = done.rule_counts::jsonb, updated_at = $2::timestamptz, finished_at = $2::timestamptz
+    FROM json_to_recordset($1::json) AS done (
+        file_key text, state text, reason text, error_class text, run_id text, sha256 text, profile text,
+        duplicate_of text, rows_read bigint, rows_accepted bigint, rows_quarantined bigint, rule_counts text)
+    WHERE files.file_key = done.file_key"""
+
+
+class PostgresWarehouse(WarehouseQueries):
+    """See `warehouse.Warehouse`. Threads may use it at once; each transaction then has a connection of its own."""
+
+    def __init__(self, database_url: str, connect_timeout_seconds: float = 10) -> None:
+        super().__init__(database_url, connect_timeout_seconds)
+        self._url = database_address(database_url)
+        self._address = _libpq_address(database_url, connect_timeout_seconds)
+        self._idle: deque[Connection] = deque()
+
+    @contextmanager
+    def transaction(self) -> Iterator[PostgresTransaction]:
+        """One database transaction: committed at the end, rolled back when anything is raised.
+
+        Raises:
+            DatabaseUnavailable: also when the answer to the commit was lost; to run it again does no harm.
+            TransactionConflict: a deadlock or a lock that did not come free; run it again.
+        """
+        with database_errors(self._url):
+            connection = self._take()
+            try:
+                with contextlib.closing(PostgresTransaction(connection, str(self._url))) as transaction:
+                    yield transaction
+                connection.commit()
+            except BaseException:
+                self._give_back_rolled_back(connection)
+                raise
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Give the connections back. The warehouse opens new ones when it is used again."""
+        super().close()
+        while self._idle:
+            _close(self._idle.pop())
+
+    def _take(self) -> Connection:
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread took the last one
+                break
+            try:
+                with _statement_cursor(connection) as cursor:
+                    cursor.execute("SELECT 1")
+                    cursor.fetchall()
+            except adbc_driver_manager.Error:
+                # Cut while nobody used it: nothing is lost.
+                _close(connection)
+            else:
+                return connection
+        fresh: Connection = dbapi.connect(self._address)
+        return fresh
+
+    def _give_back_rolled_back(self, connection: Connection) -> None:
+        try:
+            connection.rollback()
+        except adbc_driver_manager.Error:
+            _close(connection)
+        else:
+            self._idle.append(connection)
+
+
+class PostgresTransaction:
+    """See `warehouse.WarehouseTransaction`."""
+
+    def __init__(self, connection: Connection, address: str) -> None:
+        self._address = address
+        self._statements = _statement_cursor(connection)
+        self._loads = connection.cursor()
+
+    def close(self) -> None:
+        """Let the statements go; the transaction itself ends with its connection's commit or rollback."""
+        self._statements.close()
+        self._loads.close()
+
+    def replace_files(self, file_keys: Sequence[str]) -> None:
+        """Delete what is stored of these files, and keep other transactions away from them until this one ends."""
+        keys = sorted(set(file_keys))
+        if not keys:
+            return
+        stored = {key for key, has_rows in self._run(LOCK_FILES, keys) if has_rows}
+        stored.update(key for (key,) in self._run(DELETE_METRICS, keys))
+        self._run(DELETE_QUARANTINED, keys)
+        if stored:
+            # Without statistics the planner would read the whole table in place of its index.
+            self._run("SET LOCAL enable_seqscan = off")
+            self._run(DELETE_READINGS, sorted(stored))
+            self._run("SET LOCAL enable_seqscan = on")
+
+    def append_readings(self, readings: pl.DataFrame) -> None:
+        """Store readings by COPY."""
+        self._copy("raw_sensor_data", fitted(readings, READINGS))
+
+    def append_quarantined(self, rows: pl.DataFrame) -> None:
+        """Store refused rows by COPY."""
+        self._copy("quarantined_rows", fitted(rows, QUARANTINED))
+
+    def put_metrics(self, metrics: pl.DataFrame) -> None:
+        """Store metrics of files that were replaced, by COPY."""
+        self._copy("aggregated_metrics", fitted(metrics, METRICS))
+
+    def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
+        """For each file the key of the one that stands for its content.
+
+        A claim of a content that another transaction is claiming waits for the end of that one.
+        """
+        if claims.is_empty():
+            return {}
+        rows = fitted(claims, CLAIMS).with_row_index("place").write_json()
+        self._reopen_duplicates_of([key for (key,) in self._run(GIVE_UP_OTHER_CONTENTS, rows)])
+        for _ in range(CLAIM_TRIES):
+            self._run(CLAIM, rows)
+            owners = dict(self._run(OWNERS, rows))
+            if len(owners) == claims["file_key"].n_unique():
+                return owners
+        raise TransactionConflict(self._address, "a content changed hands again and again")
+
+    def release_contents(self, file_keys: Sequence[str]) -> tuple[str, ...]:
+        """These files no longer stand for any content; their duplicates are pending again and are returned."""
+        if not file_keys:
+            return ()
+        return self._reopen_duplicates_of([key for (key,) in self._run(GIVE_UP_CONTENTS, list(file_keys))])
+
+    def finish_files(self, files: pl.DataFrame) -> None:
+        """End the ledger entries of these files, in one statement."""
+        if not files.is_empty():
+            self._run(FINISH, fitted(files, FINISHED).write_json(), _now())
+
+    def _reopen_duplicates_of(self, originals: list[str]) -> tuple[str, ...]:
+        if not originals:
+            return ()
+        return tuple(key for (key,) in self._run(REOPEN_DUPLICATES, originals, _now()))
+
+    def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - text or a list of text
+        self._statements.execute(statement, values or None)
+        return self._statements.fetchall() if self._statements.description else []
+
+    def _copy(self, table: str, frame: pl.DataFrame) -> None:
+        if not frame.is_empty():
+            self._loads.adbc_ingest(table, frame, mode="append")
+
+
+def _statement_cursor(connection: Connection) -> Cursor:
+    # The driver fetches by COPY (statement) TO STDOUT unless told otherwise, which only a query can be.
+    return connection.cursor(adbc_stmt_kwargs={StatementOptions.USE_COPY.value: "false"})
+
+
+def _libpq_address(database_url: str, connect_timeout_seconds: float) -> str:
+    url = database_address(database_url)
+    options = {**postgres_options(connect_timeout_seconds), **url.query}
+    address = url.set(drivername="postgresql", query={}).render_as_string(hide_password=False)
+    # libpq takes %20 for a space, and + for a plus.
+    return f"{address}?{urlencode(options, doseq=True, quote_via=quote)}"
+
+
+def _close(connection: Connection) -> None:
+    with contextlib.suppress(adbc_driver_manager.Error):
+        connection.close()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,136 @@
+"""The landing store in an S3 bucket: small files in one request, large ones in parts under a temporary key."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from ingest_project.errors import SourceMissing
+from ingest_project.stores.landing import Digest, Landed, chunks_of, object_name
+from ingest_project.stores.places import Bucket, bucket_errors, is_missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+# S3 takes at most 10,000 parts of at least 5 MiB: files of up to 80 GB.
+PART_BYTES = 8 * 1024**2
+
+
+class S3Landing:
+    """See `landing.LandingStore`."""
+
+    def __init__(self, client: S3Client, bucket: Bucket) -> None:
+        self._client = client
+        self._bucket = bucket
+
+    def land(
+        self,
+        stream: BinaryIO | Iterator[bytes],
+        *,
+        expected_size: int | None = None,
+        expected_md5: str | None = None,
+        location: str = "The file",
+    ) -> Landed:
+        """Copy a stream to its end; see `landing.LandingStore.land`."""
+        digest = Digest(expected_size, expected_md5, location)
+        parts = _parts(chunks_of(stream), digest)
+        first = next(parts, b"")
+        second = next(parts, None)
+        if second is None:
+            sha256 = digest.finish()
+            with bucket_errors(self._bucket):
+                if not self._exists(sha256):
+                    self._client.put_object(Bucket=self._bucket.name, Key=self._key(sha256), Body=first)
+        else:
+            sha256 = self._land_large(first, second, parts, digest)
+        return Landed(sha256, digest.size_bytes, f"s3://{self._bucket.name}/{self._key(sha256)}")
+
+    def open(self, sha256: str) -> BinaryIO:
+        """The bytes; see `landing.LandingStore.open`."""
+        with bucket_errors(self._bucket):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket.name, Key=self._key(sha256))
+            except self._client.exceptions.ClientError as error:
+                if is_missing(error):
+                    raise SourceMissing(f"{self._bucket.url}{object_name(sha256)}") from error
+                raise
+        return cast("BinaryIO", answer["Body"])
+
+    @contextmanager
+    def local_path(self, sha256: str) -> Iterator[Path]:
+        """A temporary copy."""
+        with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
+            path = Path(folder) / sha256
+            with bucket_errors(self._bucket):
+                try:
+                    self._client.download_file(self._bucket.name, self._key(sha256), str(path))
+                except self._client.exceptions.ClientError as error:
+                    if is_missing(error):
+                        raise SourceMissing(f"{self._bucket.url}{object_name(sha256)}") from error
+                    raise
+            yield path
+
+    def _land_large(self, first: bytes, second: bytes, rest: Iterator[bytes], digest: Digest) -> str:
+        # The name is known only when all has been read.
+        temporary = f"{self._bucket.prefix}incoming/{uuid.uuid4().hex}"
+        bucket = self._bucket.name
+        with bucket_errors(self._bucket):
+            upload_id = self._client.create_multipart_upload(Bucket=bucket, Key=temporary)["UploadId"]
+        done: list[CompletedPartTypeDef] = []
+        try:
+            for number, part in enumerate(_after(first, second, rest), start=1):
+                with bucket_errors(self._bucket):
+                    answer = self._client.upload_part(
+                        Bucket=bucket, Key=temporary, UploadId=upload_id, PartNumber=number, Body=part
+                    )
+                done.append({"PartNumber": number, "ETag": answer["ETag"]})
+            sha256 = digest.finish()
+        except BaseException:
+            with bucket_errors(self._bucket):
+                self._client.abort_multipart_upload(Bucket=bucket, Key=temporary, UploadId=upload_id)
+            raise
+        with bucket_errors(self._bucket):
+            self._client.complete_multipart_upload(
+                Bucket=bucket, Key=temporary, UploadId=upload_id, MultipartUpload={"Parts": done}
+            )
+            if not self._exists(sha256):
+                self._client.copy({"Bucket": bucket, "Key": temporary}, bucket, self._key(sha256))
+            self._client.delete_object(Bucket=bucket, Key=temporary)
+        return sha256
+
+    def _exists(self, sha256: str) -> bool:
+        try:
+            self._client.head_object(Bucket=self._bucket.name, Key=self._key(sha256))
+        except self._client.exceptions.ClientError as error:
+            if is_missing(error):
+                return False
+            raise
+        return True
+
+    def _key(self, sha256: str) -> str:
+        return self._bucket.prefix + object_name(sha256)
+
+
+def _parts(chunks: Iterator[bytes], digest: Digest) -> Iterator[bytes]:
+    """Parts of equal size, the last one shorter, counted and hashed on their way."""
+    part = bytearray()
+    for chunk in chunks:
+        digest.add(chunk)
+        part += chunk
+        if len(part) >= PART_BYTES:
+            yield bytes(part[:PART_BYTES])
+            del part[:PART_BYTES]
+    if part:
+        yield bytes(part)
+
+
+def _after(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield second
+    yield from rest

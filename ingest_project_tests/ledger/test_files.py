@@ -1,0 +1,282 @@
+"""What the ledger of files promises, the same on PostgreSQL and SQLite."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from ingest_project.database.engine import open_engine
+from ingest_project.ledger.entries import Recorded, Released
+from ingest_project.ledger.files import FileLedger, LandedFile, QuarantineShare
+from ingest_project.ledger.states import FileState
+from ingest_project.ledger.work_ledger import Due, Holding
+from ingest_project.messages.decoding import encode
+from ingest_project_tests.ledger.samples import NOW, TOPIC, arrival, delay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LATER = NOW + timedelta(minutes=1)
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Iterator[FileLedger]:
+    engine = open_engine(database_url)
+    yield FileLedger(engine)
+    engine.dispose()
+
+
+def state(ledger: FileLedger, key: str) -> FileState:
+    record = ledger.get(key)
+    assert record is not None
+    return record.state
+
+
+def due(ledger: FileLedger, now: datetime, limit: int = 10) -> tuple[str, ...]:
+    return tuple(entry.key for entry in ledger.due(TOPIC, limit, now))
+
+
+def test_a_file_comes_back_with_its_event_and_its_kafka_position(ledger: FileLedger) -> None:
+    sent = arrival("a.csv~1", 7)
+    assert ledger.record([sent], NOW) == Recorded(new=("a.csv~1",))
+    record = ledger.get("a.csv~1")
+    assert record is not None
+    assert record.event == msgspec.structs.replace(sent.event, file_type="csv")
+    assert record.intake == sent.intake
+    assert (record.state, record.attempts, record.created_at, record.location) == ("pending", 0, NOW, sent.location)
+    assert b'"file_path":"/in/a.csv~1"' in encode(record)
+
+
+def test_recording_again_changes_nothing(ledger: FileLedger) -> None:
+    arrivals = [arrival("b", 1), arrival("a", 2), arrival("b", 3)]
+    assert ledger.record(arrivals, NOW) == Recorded(new=("b", "a"))
+    before = ledger.list()
+    assert ledger.record([*arrivals, arrival("c", 4)], LATER) == Recorded(new=("c",), known=("b", "a"))
+    assert {record.file_key: record for record in ledger.list()}["a"] in before
+    assert ledger.record([], NOW) == Recorded()
+
+
+def test_text_that_no_database_can_hold_is_made_storable(ledger: FileLedger) -> None:
+    sent = arrival("a")
+    event = msgspec.structs.replace(sent.event, trace_id="t\x00", metadata={"k\x00": ["v\x00", "\\u0000"]})
+    ledger.record([sent._replace(event=event)], NOW)
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.event.trace_id, record.event.metadata) == ("t\ufffd", {"k\ufffd": ["v\ufffd", "\\u0000"]})
+
+
+def test_two_ticks_that_record_the_same_files_at_once_enter_each_once(database_url: str) -> None:
+    at_once = threading.Barrier(3)
+
+    def record(order: int) -> Recorded:
+        engine = open_engine(database_url)
+        at_once.wait(timeout=10)
+        found = FileLedger(engine).record([arrival(f"f{n}", n) for n in range(300)][::order], NOW)
+        engine.dispose()
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(record, (1, -1, 1)))
+    assert sorted(key for each in found for key in each.new) == sorted(f"f{n}" for n in range(300))
+
+
+def test_files_wait_their_turn_the_oldest_first(ledger: FileLedger) -> None:
+    ledger.record([arrival("late")], LATER)
+    ledger.record([arrival("early")], NOW)
+    ledger.record([arrival("elsewhere", topic="file_events")], NOW)
+    assert due(ledger, NOW) == ("early",)
+    assert due(ledger, LATER) == ("early", "late")
+    assert due(ledger, LATER, limit=1) == ("early",)
+
+
+def test_a_file_is_claimed_by_one_batch(ledger: FileLedger) -> None:
+    ledger.record([arrival("a"), arrival("b")], NOW)
+    assert ledger.request("batch-1", ["b", "a", "unknown"], NOW) == ("b", "a")
+    assert ledger.request("batch-2", ["a", "b"], NOW) == ()
+    assert ledger.batch("batch-1") == ("a", "b")
+    assert due(ledger, LATER) == ()
+    assert ledger.in_flight_batches(TOPIC) == 1
+
+
+def test_a_tick_that_was_never_saved_did_not_ask_for_its_files(ledger: FileLedger) -> None:
+    arrivals = [arrival("a", 1), arrival("b", 2), arrival("c", 3)]
+    ledger.record(arrivals, NOW)
+    ledger.request("lost", ["a", "b"], NOW)
+    again = [arrival("a", 1), arrival("b", 9), arrival("c", 3)]
+    assert ledger.record(again, LATER) == Recorded(reopened=("a",), known=("b", "c"))
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.state, record.attempts, record.batch_id) == ("pending", 0, None)
+    assert ledger.batch("lost") == ("b",)
+
+
+def test_the_same_offset_in_another_life_of_the_topic_is_another_position(ledger: FileLedger) -> None:
+    ledger.record([arrival("a", 1)], NOW)
+    ledger.request("batch", ["a"], NOW)
+    assert ledger.record([arrival("a", 1, generation="g2")], NOW) == Recorded(known=("a",))
+
+
+def test_a_run_takes_files_in_the_order_it_asks_whatever_their_state(ledger: FileLedger) -> None:
+    ledger.record([arrival("a"), arrival("b"), arrival("c")], NOW)
+    ledger.request("batch", ["a"], NOW)
+    ledger.fail(["b"], "why", "Error", NOW)
+    records = ledger.start(["b", "unknown", "a"], "run-1", LATER)
+    assert [(r.file_key, r.state, r.run_id, r.started_at, r.finished_at) for r in records] == [
+        ("b", "ingesting", "run-1", LATER, None),
+        ("a", "ingesting", "run-1", LATER, None),
+    ]
+    assert state(ledger, "c") == "pending"
+
+
+def test_landed_files_know_their_content(ledger: FileLedger) -> None:
+    ledger.record([arrival("a"), arrival("b")], NOW)
+    ledger.landed([LandedFile("b", "22", 2), LandedFile("a", "11", 1)], LATER)
+    ledger.landed([], LATER)
+    found = [(r.file_key, r.sha256, r.landed_bytes, r.updated_at) for r in ledger.get_many(["a", "b"])]
+    assert found == [("a", "11", 1, LATER), ("b", "22", 2, LATER)]
+
+
+def test_batches_that_nobody_touches_are_found(ledger: FileLedger) -> None:
+    ledger.record([arrival(key) for key in "abcd"], NOW)
+    ledger.request("asked", ["a"], NOW)
+    ledger.request("running", ["b", "c"], NOW)
+    ledger.start(["b", "c"], "run-1", NOW)
+    ledger.request("fresh", ["d"], LATER)
+    assert set(ledger.held(TOPIC, LATER)) == {Holding("asked", None, 1, NOW), Holding("running", "run-1", 2, NOW)}
+    ledger.landed([LandedFile("b", "11", 1)], LATER)
+    assert ledger.held(TOPIC, LATER) == (Holding("asked", None, 1, NOW),)
+    assert ledger.in_flight_batches(TOPIC) == 3
+
+
+def test_what_a_dead_run_held_is_tried_again_later_and_failed_at_the_cap(ledger: FileLedger) -> None:
+    ledger.record([arrival("a"), arrival("b")], NOW)
+    now = NOW
+    for attempt in (1, 2):
+        keys = ["a", "b"] if attempt == 2 else ["a"]
+        ledger.request(f"batch-{attempt}", keys, now)
+        ledger.start(keys, f"run-{attempt}", now)
+        if attempt == 1:
+            assert ledger.release("batch-1", "run-1", "killed", 2, delay, now) == Released(pending=1)
+            assert due(ledger, now + timedelta(seconds=4)) == ("b",)
+            now += timedelta(seconds=5)
+            assert due(ledger, now) == ("b", "a")
+    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == Released(pending=1, failed=("a",))
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.state, record.reason, record.error_class, record.finished_at) == ("failed", "killed", "RunLost", now)
+    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == Released()
+
+
+def test_a_run_that_started_meanwhile_keeps_its_files(ledger: FileLedger) -> None:
+    ledger.record([arrival("a")], NOW)
+    ledger.request("batch", ["a"], NOW)
+    ledger.start(["a"], "run-1", NOW)
+    assert ledger.release("batch", None, "never started", 5, delay, LATER) == Released()
+    assert state(ledger, "a") == "ingesting"
+
+
+def test_a_transient_failure_puts_a_file_back_with_its_reason(ledger: FileLedger) -> None:
+    ledger.record([arrival("a"), arrival("b")], NOW)
+    ledger.request("batch", ["a", "b"], NOW)
+    ledger.start(["a", "b"], "run", NOW)
+    assert ledger.put_back(["a"], "timed out", "SourceUnreachable", 5, delay, NOW) == Released(pending=1)
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.state, record.reason, record.error_class) == ("pending", "timed out", "SourceUnreachable")
+    assert record.next_attempt_at == NOW + timedelta(seconds=5)
+    assert ledger.put_back(["b"], "timed out", "SourceUnreachable", 1, delay, NOW) == Released(failed=("b",))
+
+
+def test_a_due_file_says_how_often_it_was_tried(ledger: FileLedger) -> None:
+    ledger.record([arrival("a")], NOW)
+    assert ledger.due(TOPIC, 10, NOW) == (Due("a", 0),)
+    ledger.request("batch", ["a"], NOW)
+    ledger.release("batch", None, "never started", 5, delay, NOW)
+    assert ledger.due(TOPIC, 10, LATER) == (Due("a", 1),)
+
+
+def test_a_run_that_died_between_storing_and_reporting_is_done_again_at_no_cost(ledger: FileLedger) -> None:
+    ledger.record([arrival("stored"), arrival("reported")], NOW)
+    ledger.request("batch", ["stored", "reported"], NOW)
+    ledger.start(["stored", "reported"], "run", NOW)
+    ledger.fail(["stored", "reported"], "why", "Error", NOW)
+    ledger.mark_reported(["reported"], NOW)
+    assert ledger.in_flight_batches(TOPIC) == 0
+    assert ledger.held(TOPIC, LATER) == (Holding("batch", "run", 1, NOW),)
+    assert ledger.release("batch", "run", "killed", 1, delay, LATER) == Released(pending=1)
+    assert ledger.due(TOPIC, 10, LATER) == (Due("stored", 0),)
+    assert ledger.held(TOPIC, LATER) == ()
+    assert state(ledger, "reported") == "failed"
+
+
+def test_what_is_still_in_work_cannot_be_reported(ledger: FileLedger) -> None:
+    ledger.record([arrival("a")], NOW)
+    ledger.request("batch", ["a"], NOW)
+    ledger.start(["a"], "run", NOW)
+    ledger.mark_reported(["a"], NOW)
+    assert ledger.held(TOPIC, LATER) == (Holding("batch", "run", 1, NOW),)
+
+
+def test_a_person_reopens_finished_files_only(ledger: FileLedger) -> None:
+    ledger.record([arrival("a"), arrival("b")], NOW)
+    ledger.request("batch", ["a"], NOW)
+    ledger.fail(["a"], "why", "Error", NOW)
+    assert ledger.reopen(["b", "a", "unknown"], LATER) == ("a",)
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.state, record.attempts, record.batch_id, record.finished_at) == ("pending", 0, None, None)
+    assert due(ledger, LATER) == ("b", "a")
+
+
+def test_files_are_listed_by_state_and_text_the_last_changed_first(ledger: FileLedger) -> None:
+    ledger.record([arrival("a_1"), arrival("ax1"), arrival("B%")], NOW)
+    ledger.fail(["a_1"], "Disk on fire", "Error", LATER)
+    assert [r.file_key for r in ledger.list()] == ["a_1", "B%", "ax1"]
+    assert [r.file_key for r in ledger.list(state=FileState.PENDING)] == ["B%", "ax1"]
+    assert [r.file_key for r in ledger.list(text="a_")] == ["a_1"]
+    assert [r.file_key for r in ledger.list(text="%")] == ["B%"]
+    assert [r.file_key for r in ledger.list(text="DISK")] == ["a_1"]
+    assert [r.file_key for r in ledger.list(limit=1, offset=1)] == ["B%"]
+
+
+def test_counts_name_every_state(ledger: FileLedger) -> None:
+    assert set(ledger.counts_by_state().values()) == {0}
+    ledger.record([arrival("a"), arrival("b")], NOW)
+    ledger.fail(["a"], "why", "Error", NOW)
+    counts = ledger.counts_by_state()
+    assert set(counts) == set(FileState)
+    assert (counts[FileState.PENDING], counts[FileState.FAILED]) == (1, 1)
+
+
+def test_the_share_of_quarantined_files_counts_recently_finished_ones(ledger: FileLedger) -> None:
+    assert ledger.quarantine_share(NOW).share == 0.0
+    ledger.record([arrival("a"), arrival("b"), arrival("c")], NOW)
+    ledger.fail(["a"], "why", "Error", NOW)
+    ledger.fail(["b"], "why", "Error", LATER)
+    assert ledger.quarantine_share(LATER) == QuarantineShare(finished=1, quarantined=0)
+    assert ledger.quarantine_share(NOW).finished == 2
+
+
+def test_the_file_that_waits_longest_is_known(ledger: FileLedger) -> None:
+    assert ledger.oldest_unfinished() is None
+    ledger.record([arrival("late")], LATER)
+    ledger.record([arrival("early"), arrival("failed")], NOW)
+    ledger.fail(["failed"], "why", "Error", LATER)
+    oldest = ledger.oldest_unfinished()
+    assert oldest is not None
+    assert oldest.file_key == "early"
+
+
+def test_thousands_of_files_go_through_every_step_in_bulk(ledger: FileLedger) -> None:
+    keys = [f"file_{number}.csv~{number:010x}" for number in range(6_000)]
+    assert len(ledger.record([arrival(key, number) for number, key in enumerate(keys)], NOW).new) == 6_000
+    assert len(ledger.due(TOPIC, 10_000, NOW)) == 6_000
+    assert ledger.request("batch", keys, NOW) == tuple(keys)
+    assert [record.file_key for record in ledger.start(keys, "run", NOW)] == keys
+    ledger.landed([LandedFile(key, "11", 1) for key in keys], NOW)
+    assert ledger.put_back(keys, "why", "Error", 5, delay, NOW) == Released(pending=6_000)

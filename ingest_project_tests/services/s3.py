@@ -1,0 +1,32 @@
+"""An S3 server (moto) on a free port, and a bucket for each test that asks."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from ingest_project.stores.places import S3Options, s3_client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def s3_options() -> Iterator[S3Options]:
+    """How to reach the server all tests share; it lives in a thread of the test process and ends with it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield S3Options(f"http://{host}:{port}", "us-east-1", "test-key", "test-secret")
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_options: S3Options) -> str:
+    """Address of an empty prefix in a bucket of this test alone."""
+    name = f"test-{uuid.uuid4().hex}"
+    s3_client(s3_options).create_bucket(Bucket=name)
+    return f"s3://{name}/some/prefix"

@@ -1,0 +1,1 @@
+"""Promises of the stores, on every kind of place they can be in."""
