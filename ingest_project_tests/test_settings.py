@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from ingest_project.errors import SettingsError
 from ingest_project.settings import Origin, load_settings
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 def test_the_environment_wins_over_dotenv_and_dotenv_over_yaml(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("KAFKA_GROUP_ID=from-dotenv\nLOG_LEVEL=DEBUG\n")
-    (tmp_path / "config.yaml").write_text("kafka:\n  group_id: from-yaml\nenvironment: staging\nlogging: {level: ERROR}\n")
+    (tmp_path / "config.yaml").write_text(
+        "kafka:\n  group_id: from-yaml\nenvironment: staging\nlogging: {level: ERROR}\n"
+    )
 
     loaded = load_settings({"KAFKA_GROUP_ID": "from-environment"}, tmp_path)
 
@@ -56,7 +56,9 @@ def test_a_misspelt_variable_is_an_error_that_names_the_nearest(tmp_path: Path, 
 
 def test_a_misspelt_name_in_yaml_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("kafka:\n  bootstrap_server: broker:9092\n")
-    with pytest.raises(SettingsError, match=r"kafka.bootstrap_server in config.yaml. Did you mean kafka.bootstrap_servers"):
+    with pytest.raises(
+        SettingsError, match=r"kafka.bootstrap_server in config.yaml. Did you mean kafka.bootstrap_servers"
+    ):
         load_settings({}, tmp_path)
 
 
@@ -95,3 +97,22 @@ def test_pauses_between_attempts_double_up_to_their_limit(tmp_path: Path) -> Non
     assert [retries.delay(attempts) for attempts in (1, 2, 3, 4, 99)] == [
         timedelta(seconds=seconds) for seconds in (5, 10, 20, 30, 30)
     ]
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_example_of_a_dotenv_file_names_every_setting_with_its_default(tmp_path: Path) -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    (tmp_path / ".env").write_text(re.sub(r"^#(?=[A-Z_]+=)", "", example, flags=re.MULTILINE), encoding="utf-8")
+    assert load_settings({}, tmp_path).settings == load_settings({}, tmp_path / "none").settings
+    for setting in load_settings({}, tmp_path / "none").each():
+        assert f"#{setting.env_names[0]}=" in example, setting.path
+
+
+def test_the_example_of_a_yaml_file_names_every_setting_with_its_default(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes((ROOT / "config.example.yaml").read_bytes())
+    assert load_settings({}, tmp_path).settings == load_settings({}, tmp_path / "none").settings
+    text = (ROOT / "config.example.yaml").read_text(encoding="utf-8")
+    for setting in load_settings({}, tmp_path / "none").each():
+        assert f"{setting.path.rpartition('.')[2]}:" in text, setting.path
