@@ -1,0 +1,135 @@
+"""Publication of each message exactly once, without transactions.
+
+Neither the embedded broker nor Event Hubs has transactions, and a producer that was killed does not know what it had
+written. So an intent is recorded before anything is written, with the topic's end at that time; whoever goes on after a
+crash looks through the topic from there for the ids that made it, writes the rest, and marks all of them as sent.
+
+The guarantee holds for one publisher of an id at a time, as long as retention has not removed what a killed publisher
+wrote before its work is taken up again.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from ingest_project.kafka.positions import Positions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from ingest_project.kafka.reading import TopicReader
+    from ingest_project.kafka.writing import Outgoing, TopicWriter
+
+MESSAGE_ID_HEADER = "message-id"
+MESSAGES_PER_INTENT = 1_000
+SCAN_MESSAGES = 10_000
+SCAN_BYTES = 32 * 1024**2
+# The last request of a publisher that was just killed may still lie unread in the broker's socket.
+SETTLE_SECONDS = 0.3
+
+
+class Outbox(Protocol):
+    """What is remembered of messages on their way out. Every method is durable when it returns."""
+
+    def unsent(self, message_ids: Sequence[str]) -> list[str]:
+        """Those of the ids that are not marked as sent."""
+
+    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> None:
+        """Remember that these are about to be written, and where the topic ended before that.
+
+        An intent that exists keeps its earlier `since`.
+        """
+
+    def interrupted(self, topic: str, message_ids: Sequence[str]) -> Mapping[str, Mapping[int, int]]:
+        """Those of the ids with an intent and no mark, each with its `since`: they may have been written or not."""
+
+    def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
+        """Remember that these are on the topic. Marking twice changes nothing."""
+
+
+def publish_once(
+    writer: TopicWriter,
+    reader: TopicReader,
+    outbox: Outbox,
+    topic: str,
+    messages: Sequence[tuple[str, Outgoing]],
+) -> int:
+    """Write each message that is not on the topic yet, marked with its id in the header `message-id`.
+
+    Killed anywhere and called again, with the same or other messages, it leaves each id on the topic exactly once.
+
+    Args:
+        writer: writes.
+        reader: looks for what an interrupted publication had written.
+        outbox: remembers what was sent.
+        topic: to write to.
+        messages: id and message; an id that occurs again is the same message.
+
+    Returns:
+        how many messages this call wrote.
+
+    Raises:
+        BrokerUnavailable: not everything was confirmed; call again.
+        PermanentError: the broker refuses a message as too large.
+    """
+    return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in _parts(messages, MESSAGES_PER_INTENT))
+
+
+def _publish(
+    writer: TopicWriter, reader: TopicReader, outbox: Outbox, topic: str, messages: Mapping[str, Outgoing]
+) -> int:
+    pending = outbox.unsent(list(messages))
+    interrupted = outbox.interrupted(topic, pending)
+    written = _find_written(reader, topic, interrupted)
+    if written:
+        outbox.mark_sent(topic, sorted(written))
+    pending = [message_id for message_id in pending if message_id not in written]
+    if not pending:
+        return 0
+    outbox.intend(topic, pending, reader.end_offsets(topic))
+    writer.send_all(topic, (_with_id(message_id, messages[message_id]) for message_id in pending))
+    outbox.mark_sent(topic, pending)
+    return len(pending)
+
+
+def _find_written(reader: TopicReader, topic: str, interrupted: Mapping[str, Mapping[int, int]]) -> set[str]:
+    """Which of the interrupted ids the topic holds, looking from the earliest of their intents to its end."""
+    if not interrupted:
+        return set()
+    time.sleep(SETTLE_SECONDS)
+    written: set[str] = set()
+    for message_id in _ids_since(reader, topic, _earliest(interrupted.values())):
+        if message_id in interrupted:
+            written.add(message_id)
+    return written
+
+
+def _ids_since(reader: TopicReader, topic: str, since: Mapping[int, int]) -> Iterator[str]:
+    # Without a generation the offsets hold for whatever the topic is now; a partition not named is read from its start.
+    positions, remaining = Positions("", since), 1
+    while remaining:
+        step = reader.read(topic, positions, max_messages=SCAN_MESSAGES, max_bytes=SCAN_BYTES, wait_seconds=0)
+        positions, remaining = step.positions, step.remaining
+        for message in step.messages:
+            message_id = message.header(MESSAGE_ID_HEADER)
+            if message_id is not None:
+                yield message_id.decode("utf-8", "replace")
+
+
+def _earliest(sinces: Iterable[Mapping[int, int]]) -> dict[int, int]:
+    """The lowest offset of each partition; one that any intent does not know is left out, to be read from its start."""
+    known = list(sinces)
+    partitions = set(known[0]).intersection(*known)
+    return {partition: min(since[partition] for since in known) for partition in partitions}
+
+
+def _with_id(message_id: str, message: Outgoing) -> Outgoing:
+    return msgspec.structs.replace(message, headers=(*message.headers, (MESSAGE_ID_HEADER, message_id.encode())))
+
+
+def _parts(messages: Sequence[tuple[str, Outgoing]], size: int) -> Iterator[Sequence[tuple[str, Outgoing]]]:
+    for first in range(0, len(messages), size):
+        yield messages[first : first + size]

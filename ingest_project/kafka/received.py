@@ -1,0 +1,63 @@
+"""One message as it was read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class Received(msgspec.Struct, frozen=True, gc=False):
+    """A message and where it stands.
+
+    Args:
+        topic: its topic.
+        partition: its partition.
+        offset: its place in the partition.
+        timestamp_ms: when it was written, in milliseconds since 1970; None where the broker does not say.
+        key: as it was sent.
+        value: as it was sent; None is a tombstone.
+        headers: in the order they were sent; a name may occur more than once.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    @property
+    def timestamp(self) -> datetime | None:
+        """When it was written, UTC; None where the broker does not say or says something outside the calendar."""
+        if self.timestamp_ms is None:
+            return None
+        try:
+            return datetime.fromtimestamp(self.timestamp_ms / 1000, UTC)
+        except (OverflowError, ValueError, OSError):
+            return None
+
+    def header(self, name: str) -> bytes | None:
+        """The last value under a name, which is the one that counts; None where there is none."""
+        return next((value for key, value in reversed(self.headers) if key == name), None)
+
+
+def received(message: Message) -> Received:
+    """What the client library delivered, in our own terms."""
+    kind, timestamp_ms = message.timestamp()
+    # The stubs describe messages to be sent as well, of which nothing need be known yet; these come from a broker.
+    place: Any = message
+    return Received(
+        place.topic(),
+        place.partition(),
+        place.offset(),
+        None if kind == TIMESTAMP_NOT_AVAILABLE else timestamp_ms,
+        place.key(),
+        place.value(),
+        tuple(place.headers() or ()),
+    )

@@ -1,0 +1,1 @@
+"""Kafka against Apache Kafka itself and against the embedded broker."""

@@ -1,0 +1,92 @@
+"""Each id exactly once on the topic, wherever the publisher is killed."""
+
+from __future__ import annotations
+
+import collections
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.kafka.positions import Positions
+from ingest_project.kafka.publishing import MESSAGE_ID_HEADER, publish_once
+from ingest_project_tests.kafka.sqlite_outbox import SqliteOutbox, messages
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ingest_project.kafka.reading import TopicReader
+    from ingest_project.kafka.writing import TopicWriter
+    from ingest_project_tests.services.kafka import Server
+
+COUNT = 1_500
+
+
+def start_publisher(broker: Server, outbox: Path, topic: str, die_at: str) -> subprocess.Popen[bytes]:
+    module = "ingest_project_tests.kafka.sqlite_outbox"
+    arguments = [broker.bootstrap_servers, str(outbox), topic, str(COUNT), die_at]
+    return subprocess.Popen([sys.executable, "-m", module, *arguments])
+
+
+def ids_on(reader: TopicReader, topic: str) -> collections.Counter[str]:
+    found: collections.Counter[str] = collections.Counter()
+    positions, remaining = Positions("", {}), 1
+    while remaining:
+        step = reader.read(topic, positions, max_messages=5_000, max_bytes=50_000_000, wait_seconds=0)
+        positions, remaining = step.positions, step.remaining
+        found.update((message.header(MESSAGE_ID_HEADER) or b"").decode() for message in step.messages)
+    return found
+
+
+def once(count: int = COUNT) -> collections.Counter[str]:
+    return collections.Counter(f"id-{number}" for number in range(count))
+
+
+@pytest.mark.parametrize("step", ["after_intend", "in_produce", "before_mark"])
+def test_a_publisher_killed_at_any_step_leaves_each_id_once_when_run_again(  # noqa: PLR0913, PLR0917 - fixtures
+    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, tmp_path: Path, step: str
+) -> None:
+    broker.create_topic(topic, 2)
+    killed = start_publisher(broker, tmp_path / "outbox", topic, step)
+    assert killed.wait(20) == -signal.SIGKILL
+    outbox = SqliteOutbox(str(tmp_path / "outbox"))
+
+    publish_once(writer, reader, outbox, topic, messages(COUNT))
+
+    outbox.close()
+    assert ids_on(reader, topic) == once()
+
+
+def test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again(
+    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, tmp_path: Path
+) -> None:
+    broker.create_topic(topic, 2)
+    for _ in range(3):
+        publisher = start_publisher(broker, tmp_path / "outbox", topic, "never")
+        time.sleep(random.uniform(0.3, 1.2))  # noqa: S311 - no secret
+        publisher.kill()
+        publisher.wait()
+    outbox = SqliteOutbox(str(tmp_path / "outbox"))
+
+    publish_once(writer, reader, outbox, topic, messages(COUNT))
+
+    outbox.close()
+    assert ids_on(reader, topic) == once()
+
+
+def test_publishing_again_writes_nothing(
+    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, tmp_path: Path
+) -> None:
+    broker.create_topic(topic)
+    outbox = SqliteOutbox(str(tmp_path / "outbox"))
+    twice_in_one_call = messages(10) + messages(20)
+
+    written = [publish_once(writer, reader, outbox, topic, twice_in_one_call) for _ in range(2)]
+
+    outbox.close()
+    assert written == [20, 0]
+    assert ids_on(reader, topic) == once(20)

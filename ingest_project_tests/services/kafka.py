@@ -1,0 +1,366 @@
+"""A Kafka broker of our own for the tests: Apache Kafka where this machine can run it, the embedded broker otherwise.
+
+Apache Kafka runs in KRaft mode, one process for broker and controller. Its jars are brought by Maven into a cache
+folder once. Where Java 17 or Maven is missing, or TEST_KAFKA=embedded asks for it, the embedded broker takes its place
+and the summary of the run says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions, NewTopic
+
+from ingest_project.kafka.embedded import EmbeddedBroker
+from ingest_project.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+KAFKA_VERSION = "4.1.1"
+LOGGING_VERSION = "2.24.3"
+OLDEST_JAVA = 17
+START_TIMEOUT_SECONDS = 60.0
+ADMIN_TIMEOUT_SECONDS = 10.0
+LARGEST_MESSAGE_BYTES = 8 * 1024**2
+JVM_OPTIONS = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+
+POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>ingest_project</groupId><artifactId>test-kafka</artifactId><version>1</version>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version>
+    </dependency>
+    <dependency>
+      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId>
+      <version>{LOGGING_VERSION}</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+SERVER_PROPERTIES = """process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+log.dirs={folder}/data
+num.partitions=4
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=200
+num.network.threads=2
+num.io.threads=2
+log.cleaner.enable=false
+message.max.bytes={largest}
+replica.fetch.max.bytes={largest}
+group.initial.rebalance.delay.ms=0
+offsets.topic.num.partitions=1
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+"""
+
+# Waits for the end of its input, which comes when the test process ends in any way, then clears up after it.
+WATCHER = """
+import os, shutil, signal, sys
+sys.stdin.buffer.read()
+folder = sys.argv[1]
+try:
+    with open(os.path.join(folder, "pid")) as file:
+        os.kill(int(file.read()), signal.SIGKILL)
+except (OSError, ValueError):
+    pass
+shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+class KafkaServer:
+    """Apache Kafka in a process and a folder of its own, on free loopback ports.
+
+    Ends with `stop`, and also, by its watcher, when the test process is killed.
+    """
+
+    keeps_messages = True
+    """Whether messages are still there after `kill` and `restart`."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ingest-kafka-"))
+        self.port, controller_port = free_port(), free_port()
+        self.bootstrap_servers = f"127.0.0.1:{self.port}"
+        self._properties = self.folder / "server.properties"
+        self._properties.write_text(
+            SERVER_PROPERTIES.format(
+                port=self.port, controller_port=controller_port, folder=self.folder, largest=LARGEST_MESSAGE_BYTES
+            )
+        )
+        # In a session of its own: what ends the tests' process group must not end this one before its work is done.
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-c", WATCHER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self._properties)).wait()
+        self._start()
+
+    @property
+    def settings(self) -> KafkaSettings:
+        """Settings that lead to this broker."""
+        return settings_for(self.bootstrap_servers)
+
+    def create_topic(self, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
+        """Create a topic and wait until it can be written to."""
+        topic = NewTopic(name, partitions, 1, config=dict(config or {}))
+        self._admin.create_topics([topic], operation_timeout=ADMIN_TIMEOUT_SECONDS)[name].result()
+        wait_until(lambda: len(self._admin.list_topics(name, timeout=5).topics[name].partitions) == partitions)
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and wait until it is gone."""
+        self._admin.delete_topics([name], operation_timeout=ADMIN_TIMEOUT_SECONDS)[name].result()
+        wait_until(lambda: name not in self._admin.list_topics(timeout=5).topics)
+
+    def add_partitions(self, name: str, partitions: int) -> None:
+        """Raise the number of partitions of a topic."""
+        self._admin.create_partitions([NewPartitions(name, partitions)])[name].result()
+        wait_until(lambda: len(self._admin.list_topics(name, timeout=5).topics[name].partitions) == partitions)
+
+    def delete_records(self, topic: str, partition: int, before_offset: int) -> None:
+        """Remove the messages before an offset, as retention would."""
+        place = TopicPartition(topic, partition, before_offset)
+        self._admin.delete_records([place])[place].result()
+
+    def kill(self) -> None:
+        """End the broker with SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let the broker stop answering while its connections stay open."""
+        self._running.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._running.send_signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Start again on the same port with the same data, after `kill` or instead of what runs."""
+        if self._process is not None:
+            self._end(signal.SIGTERM)
+        self._start()
+
+    def stop(self) -> None:
+        """End the broker and remove its folder."""
+        if self._process is not None:
+            self._end(signal.SIGKILL)
+        self._watcher.communicate()
+
+    @property
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the broker was killed; restart it first"
+        return self._process
+
+    @functools.cached_property
+    def _admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+
+    def _start(self) -> None:
+        self._process = self._java("kafka.Kafka", str(self._properties))
+        (self.folder / "pid").write_text(str(self._process.pid))
+        try:
+            wait_until(self._answers, START_TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            log = (self.folder / "kafka.log").read_text(errors="replace")[-3_000:]
+            self.stop()
+            raise RuntimeError(f"Apache Kafka did not start:\n{log}") from error
+
+    def _answers(self) -> bool:
+        if self._running.poll() is not None:
+            raise TimeoutError
+        with contextlib.suppress(KafkaException):
+            return bool(self._admin.list_topics(timeout=1).brokers)
+        return False
+
+    def _end(self, how: signal.Signals) -> None:
+        self._running.send_signal(how)
+        self._running.send_signal(signal.SIGCONT)
+        self._running.wait()
+        self._process = None
+
+    def _java(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "kafka.log").open("ab") as log:
+            return subprocess.Popen(
+                ["java", *JVM_OPTIONS, "-cp", f"{kafka_jars()}/*", *arguments], stdout=log, stderr=log, cwd=self.folder
+            )
+
+
+class EmbeddedServer:
+    """The embedded broker with the face of `KafkaServer`, except that messages do not survive `kill` and `restart`."""
+
+    keeps_messages = False
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._broker = EmbeddedBroker(port=self.port)
+        self.bootstrap_servers = self._broker.bootstrap_servers
+
+    @property
+    def settings(self) -> KafkaSettings:
+        """Settings that lead to this broker."""
+        return settings_for(self.bootstrap_servers)
+
+    def create_topic(self, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
+        """Create a topic; settings of single topics have no effect here."""
+        del config
+        self._broker.create_topic(name, partitions)
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic."""
+        self._broker.delete_topic(name)
+
+    def add_partitions(self, name: str, partitions: int) -> None:
+        """Not to be had here."""
+        pytest.skip(f"the embedded broker cannot raise {name} to {partitions} partitions")
+
+    def delete_records(self, topic: str, partition: int, before_offset: int) -> None:
+        """Remove the messages before an offset, as retention would."""
+        self._broker.delete_records(topic, partition, before_offset)
+
+    def kill(self) -> None:
+        """End the broker with everything in it."""
+        self._broker.close()
+
+    def pause(self) -> None:
+        """Drop the connections and refuse new ones."""
+        self._broker.go_down()
+
+    def resume(self) -> None:
+        """Accept connections again."""
+        self._broker.come_up()
+
+    def restart(self) -> None:
+        """Start again on the same port, empty."""
+        self._broker.close()
+        self._broker = EmbeddedBroker(port=self.port)
+
+    def stop(self) -> None:
+        """End the broker."""
+        self._broker.close()
+
+
+Server = KafkaServer | EmbeddedServer
+
+
+def settings_for(bootstrap_servers: str) -> KafkaSettings:
+    """Settings for tests: a broker that does not answer counts as away soon."""
+    return KafkaSettings(bootstrap_servers=bootstrap_servers, request_timeout_seconds=2.0)
+
+
+def free_port() -> int:
+    """A loopback port that nobody uses at this moment.
+
+    It lies below the range that outgoing connections take theirs from: one of those could grab it before the server.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for a condition.
+
+    Raises:
+        TimeoutError: it did not come to hold in time.
+    """
+    give_up_at = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > give_up_at:
+            raise TimeoutError
+        time.sleep(0.05)
+
+
+def why_not_apache_kafka() -> str | None:
+    """Why Apache Kafka cannot run here; None where it can."""
+    if os.environ.get("TEST_KAFKA") == "embedded":
+        return "TEST_KAFKA=embedded"
+    missing = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
+    if missing:
+        return f"{' and '.join(missing)} not found on PATH"
+    version = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(\d+)', version)
+    if found is None or int(found.group(1)) < OLDEST_JAVA:
+        return f"Kafka {KAFKA_VERSION} needs Java {OLDEST_JAVA}"
+    return None
+
+
+@functools.cache
+def kafka_jars() -> Path:
+    """The folder with Apache Kafka's jars, brought by Maven the first time."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ingest_project"
+    folder = cache / f"kafka-{KAFKA_VERSION}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="kafka-") as unfinished:
+        (Path(unfinished) / "pom.xml").write_text(POM)
+        maven = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=jars"]
+        brought = subprocess.run(maven, cwd=unfinished, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        if brought.returncode:
+            said = brought.stdout.decode(errors="replace")[-3_000:]
+            raise RuntimeError(f"Maven could not bring Apache Kafka (TEST_KAFKA=embedded does without):\n{said}")
+        # Somebody else may have been quicker; theirs is as good.
+        with contextlib.suppress(OSError):
+            (Path(unfinished) / "jars").rename(folder)
+    return folder
+
+
+def start_server() -> Server:
+    """Apache Kafka, or the embedded broker where it cannot run."""
+    return KafkaServer() if why_not_apache_kafka() is None else EmbeddedServer()
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[Server]:
+    """A broker for the whole run; tests share it and use topics of their own."""
+    server = start_server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def embedded_broker() -> Iterator[EmbeddedBroker]:
+    """An empty embedded broker for one test."""
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which broker the tests talked to."""
+    reason = why_not_apache_kafka()
+    broker = f"Apache Kafka {KAFKA_VERSION}" if reason is None else f"the embedded broker, not Apache Kafka ({reason})"
+    terminalreporter.write_line(f"Kafka in these tests: {broker}.")
+
+
+def _cluster_id() -> str:
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
