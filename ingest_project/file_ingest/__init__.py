@@ -1,0 +1,1 @@
+"""File events to stored, checked and traceable readings."""

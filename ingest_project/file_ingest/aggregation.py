@@ -1,0 +1,88 @@
+"""Accepted readings to one summary per device and sensor type, and summaries of parts to those of the whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SUMMARY_COLUMNS = ("min", "max", "mean", "count", "stddev")
+
+
+def aggregate(readings: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
+    """Summarise readings per device and sensor type.
+
+    Args:
+        readings: accepted rows: device_id, sensor_type, value (finite).
+        by: further columns that keep apart what belongs apart, e.g. `file_index`.
+
+    Returns:
+        one row per key, sorted by it: the key, then min, max, mean, count, stddev (of a sample; null for one reading).
+    """
+    keys = [*by, "device_id", "sensor_type"]
+    value = pl.col("value")
+    summary = readings.group_by(keys).agg(
+        value.min().alias("min"),
+        value.max().alias("max"),
+        value.mean().alias("mean"),
+        pl.len().cast(pl.Int64).alias("count"),
+        value.std(ddof=1).alias("stddev"),
+    )
+    return _without_overflow(summary, readings, keys).sort(keys)
+
+
+def _without_overflow(summary: pl.DataFrame, readings: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Work out again, in units of the greatest reading, what overflowed.
+
+    Sums overflow with readings near 1e308, squares of deviations near 1e154.
+    """
+    overflowed = summary.filter(~pl.col("mean").is_finite() | ~pl.col("stddev").is_finite().fill_null(value=True))
+    if not overflowed.height:
+        return summary
+    scale = pl.max_horizontal(pl.col("value").min().abs(), pl.col("value").max().abs())
+    again = (
+        readings.join(overflowed.select(keys), on=list(keys), how="semi")
+        .with_columns(scale.over(keys).alias("scale"))
+        .group_by(keys)
+        .agg(
+            ((pl.col("value") / pl.col("scale")).mean() * pl.col("scale").first()).alias("mean"),
+            ((pl.col("value") / pl.col("scale")).std(ddof=1) * pl.col("scale").first()).alias("stddev"),
+        )
+    )
+    return summary.update(again, on=list(keys))
+
+
+def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Merge the summaries of the parts of a whole exactly, without looking at the readings again.
+
+    Args:
+        parts: results of `aggregate` with the same keys; at least one.
+
+    Returns:
+        what `aggregate` of all readings would give, up to rounding. Means and squared deviations are combined as Chan,
+        Golub and LeVeque do, which does not lose digits where the mean is large beside the deviation.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    together = pl.concat(parts)
+    keys = [name for name in together.columns if name not in SUMMARY_COLUMNS]
+    count, mean = pl.col("count"), pl.col("mean")
+    share = count / count.sum().over(keys)
+    with_mean = together.with_columns((mean * share).sum().over(keys).alias("whole_mean"))
+    degrees = pl.max_horizontal(count.sum() - 1, pl.lit(1))
+    within = pl.col("stddev").fill_null(0.0) * ((count - 1) / degrees).sqrt()
+    between = (mean - pl.col("whole_mean")) * (count / degrees).sqrt()
+    return (
+        with_mean.group_by(keys)
+        .agg(
+            pl.col("min").min(),
+            pl.col("max").max(),
+            pl.col("whole_mean").first().alias("mean"),
+            count.sum(),
+            pl.when(count.sum() > 1).then((within.pow(2) + between.pow(2)).sum().sqrt()).alias("stddev"),
+        )
+        .sort(keys)
+    )

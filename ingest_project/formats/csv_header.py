@@ -1,0 +1,134 @@
+"""The header of CSV text: where it is, which delimiter it is written with, and what its columns are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from ingest_project.errors import FileRejected, LimitExceeded
+from ingest_project.formats.careful_split import LINE_END, Record, split_carefully
+from ingest_project.formats.profiles import normal_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CANDIDATE_DELIMITERS = (",", ";", "\t", "|")
+
+
+class Header(NamedTuple):
+    """The names of a table's columns, and where its records begin.
+
+    Args:
+        names: trimmed, as written.
+        delimiter: one character.
+        start: first byte after the header in the first block.
+        line_number: physical line there.
+        own_start, own_line_number: the same of the header itself.
+    """
+
+    names: list[str]
+    delimiter: str
+    start: int
+    line_number: int
+    own_start: int
+    own_line_number: int
+
+    def as_first_record(self) -> Header:
+        """For a table without header: its first record is data, and the columns are called 1, 2, ..."""
+        names = [str(number) for number in range(1, len(self.names) + 1)]
+        return self._replace(names=names, start=self.own_start, line_number=self.own_line_number)
+
+
+@dataclass(frozen=True)
+class HeaderSearch:
+    """What to look for.
+
+    Args:
+        delimiter: None takes the one under which most known column names appear.
+        known_names: names that the profile knows, as `normal_name` makes them.
+        skip_lines: physical lines above the header.
+        max_row_bytes: a longer header is refused.
+    """
+
+    delimiter: str | None
+    known_names: frozenset[str]
+    skip_lines: int
+    max_row_bytes: int
+
+
+def find_header(blocks: Iterator[tuple[bytes, bool]], search: HeaderSearch) -> tuple[Header, bytes, bool]:
+    """The header, the text it was found in, and whether that is all text. Takes as many blocks as it needs.
+
+    Raises:
+        FileRejected: `empty_file` when no line has text, `unreadable_header`, `encoding`.
+        LimitExceeded: it is longer than a row may be.
+    """
+    text = b""
+    for block, final in blocks:
+        text += block
+        header = read_header(text, search, final=final)
+        if header is not None:
+            return header, text, final
+    raise FileRejected("empty_file", "The file has no line with text.")
+
+
+def read_header(text: bytes, search: HeaderSearch, *, final: bool) -> Header | None:
+    """The first line that is not blank; None when there is none yet.
+
+    Raises:
+        FileRejected, LimitExceeded: see `find_header`.
+    """
+    start = 0
+    for _ in range(search.skip_lines):
+        match = LINE_END.search(text, start)
+        start = match.end() if match else len(text)
+    headers: list[Header] = []
+    spoilt: FileRejected | None = None
+    for candidate in search.delimiter or CANDIDATE_DELIMITERS:
+        record = _first_record(text, candidate, start, search.max_row_bytes, final=final)
+        if record is None:
+            return None
+        try:
+            headers.append(_header(record, candidate, search.skip_lines))
+        except FileRejected as error:
+            # Quotes that are in place under one delimiter are not under another.
+            spoilt = error
+            continue
+        if search.known_names.issubset(map(normal_name, headers[-1].names)):
+            return headers[-1]
+    best = max(headers, key=lambda header: (_known(header.names, search), len(header.names)), default=None)
+    if spoilt and (best is None or len(best.names) == 1 > _known(best.names, search)):
+        raise spoilt
+    return best
+
+
+def _known(names: Sequence[str], search: HeaderSearch) -> int:
+    return sum(normal_name(name) in search.known_names for name in names)
+
+
+def _first_record(text: bytes, delimiter: str, start: int, max_row_bytes: int, *, final: bool) -> Record | None:
+    records = split_carefully(text, delimiter.encode(), final=final, max_row_bytes=max_row_bytes, start=start)
+    for record in records:
+        if record.reason == "row_too_long":
+            raise LimitExceeded("INGEST_MAX_ROW_BYTES", f"The header has {record.end - record.start} bytes")
+        if text[record.start : record.end].strip(b" \t"):
+            return record
+    if len(text) - start > max_row_bytes and not final:
+        raise LimitExceeded("INGEST_MAX_ROW_BYTES", f"There is no header in the first {len(text)} bytes")
+    return None
+
+
+def _header(record: Record, delimiter: str, skip_lines: int) -> Header:
+    line_number = skip_lines + record.line + 1
+    if record.cells is None:
+        raise FileRejected("unreadable_header", f"Line {line_number}, the header, has an unbalanced quote.")
+    if any(b"\0" in cell for cell in record.cells):
+        raise FileRejected("encoding", "The header has NUL bytes: UTF-16 without a byte order mark, or no text at all.")
+    return Header(
+        names=[cell.decode("utf-8", "replace").strip() for cell in record.cells],
+        delimiter=delimiter,
+        start=record.after,
+        line_number=line_number + record.lines,
+        own_start=record.start,
+        own_line_number=line_number,
+    )

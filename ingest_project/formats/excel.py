@@ -1,0 +1,148 @@
+"""Workbooks to canonical readings, by way of a process that may die without harm (excel_worker.py)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from ingest_project.errors import FileRejected, LimitExceeded
+from ingest_project.formats import excel_worker
+from ingest_project.formats.csv_header import HeaderSearch, find_header
+from ingest_project.formats.csv_table import TableChunk, split_blocks
+from ingest_project.formats.layout import to_readings
+from ingest_project.formats.reading import (
+    ReadingsChunk,
+    ReadLimits,
+    dialect_of,
+    layout_of,
+)
+from ingest_project.formats.text_blocks import text_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ingest_project.formats.profiles import ReaderProfile
+
+ZIP_START = b"PK\x03\x04"
+OLE_START = b"\xd0\xcf\x11\xe0"
+LOCK_FILE_BYTES = 171
+LIMIT_SETTINGS = {"memory": "INGEST_MAX_EXCEL_MEMORY_BYTES", "cells": "INGEST_MAX_EXCEL_CELLS"}
+# What the process needs of our environment: nothing secret goes near a stranger's file.
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
+START_UP_SECONDS = 20.0
+SHEET_ROW = "sheet_row"
+
+
+def read_workbook(
+    path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, file_name: str
+) -> Iterator[ReadingsChunk]:
+    """Read one sheet; line numbers are the sheet's row numbers, raw text is its cells, quoted and tab-separated.
+
+    Raises:
+        FileRejected, LimitExceeded: see `reading.read_chunks`.
+    """
+    _check_outside(path, file_type, limits, file_name)
+    with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
+        rows = Path(folder, "rows.tsv")
+        _run_worker(path, file_type, profile, limits, rows)
+        yield from _read_rows(rows, profile, limits, file_name)
+
+
+def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: str) -> None:
+    size = path.stat().st_size
+    if size == 0:
+        raise FileRejected("empty_file", "The file has no bytes.")
+    if size > limits.max_excel_bytes:
+        raise LimitExceeded("INGEST_MAX_EXCEL_BYTES", f"The workbook has {size} bytes, over {limits.max_excel_bytes}")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if file_name.startswith("~$") and start not in {ZIP_START, OLE_START}:
+        raise FileRejected("unreadable_container", "This is the lock file that Excel keeps beside an open workbook.")
+    if file_type == "xlsx" and start == OLE_START:
+        raise FileRejected(
+            "unreadable_container", "The workbook is protected by a password, or an xls file called xlsx."
+        )
+    if file_type == "xlsx" and start != ZIP_START:
+        raise FileRejected("unreadable_container", "The file is not an xlsx workbook.")
+    if file_type == "xls" and start == ZIP_START:
+        raise FileRejected("unreadable_container", "The file is an xlsx workbook or another archive called xls.")
+
+
+def _run_worker(path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
+    reason = rows.with_name("reason.json")
+    command = [sys.executable, "-P", excel_worker.__file__, str(path.resolve()), str(rows), str(reason)]
+    command += ["--kind", file_type, "--sheet", json.dumps(profile.sheet), "--skip-rows", str(profile.skip_lines)]
+    command += ["--max-cells", str(limits.max_excel_cells), "--memory-bytes", str(limits.max_excel_memory_bytes)]
+    command += ["--cpu-seconds", str(math.ceil(limits.max_excel_seconds))]
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # One thread: every further one reserves address space, which is limited.
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    with subprocess.Popen(  # noqa: S603 - our own script; the stranger's file is only an argument
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ) as worker:
+        try:
+            code = worker.wait(limits.max_excel_seconds * 2 + START_UP_SECONDS)
+        except BaseException as error:
+            worker.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise _took_too_long(limits) from None
+            raise
+    if code != 0:
+        raise _refusal(code, reason, limits)
+
+
+def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejected:
+    if reason.exists() and reason.stat().st_size:
+        told = json.loads(reason.read_text(encoding="utf-8"))
+        if told["limit"]:
+            return LimitExceeded(LIMIT_SETTINGS[told["limit"]], told["detail"])
+        return FileRejected(told["rule"], told["detail"])
+    if -code in {9, 24}:  # SIGKILL and SIGXCPU, by which the kernel ends a process over its CPU time
+        return _took_too_long(limits)
+    return FileRejected("unreadable_container", "The workbook is damaged: the process that opened it came to an end.")
+
+
+def _took_too_long(limits: ReadLimits) -> LimitExceeded:
+    return LimitExceeded("INGEST_MAX_EXCEL_SECONDS", f"Opening it took over {limits.max_excel_seconds:g} s")
+
+
+def _read_rows(rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Iterator[ReadingsChunk]:
+    if not rows.stat().st_size:
+        raise FileRejected("empty_file", "The sheet has no cell with a value.")
+    blocks = text_blocks(rows, "utf-8", limits.chunk_bytes)
+    header, text, final = find_header(blocks, HeaderSearch("\t", frozenset(), 0, limits.max_row_bytes))
+    row = int(header.names[0])
+    header = header._replace(names=header.names[1:])
+    if profile.header and row != profile.skip_lines + 1:
+        detail = f"Row {profile.skip_lines + 1} of the sheet, where the header should be, is empty"
+        raise FileRejected(
+            "missing_header", f"{detail}. The first row with text is {row}: see skip_lines in the profile."
+        )
+    if not profile.header:
+        header = header.as_first_record()
+    layout = layout_of(header, profile, limits, file_name)
+    dialect = dialect_of(header, layout, profile, limits)
+    # The row number stands before the sheet's own columns.
+    wanted = {SHEET_ROW: 0} | {name: index + 1 for name, index in layout.wanted.items()}
+    dialect = replace(dialect, wanted=wanted, width=dialect.width + 1)
+    rest = chain([(text[header.start :], final)], blocks)
+    for table in split_blocks(rest, dialect, header.line_number):
+        numbered = _with_sheet_rows(table)
+        yield ReadingsChunk(to_readings(numbered.columns, layout), numbered.malformed, numbered)
+
+
+def _with_sheet_rows(table: TableChunk) -> TableChunk:
+    columns = table.columns.with_columns(pl.col(SHEET_ROW).cast(pl.Int64).alias("line_number")).drop(SHEET_ROW)
+    row = pl.col("raw_text").str.extract(r'^"(\d+)"').cast(pl.Int64)
+    malformed = table.malformed.with_columns(row.fill_null(0).alias("line_number"))
+    return replace(table, columns=columns, line_numbers=columns["line_number"].to_numpy(), malformed=malformed)

@@ -1,0 +1,90 @@
+"""Summaries are what the statistics module says, and summaries of parts merge into that of the whole."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest_project.file_ingest.aggregation import aggregate, merge
+
+Values = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=30)
+
+
+def readings(values: list[float], device: str = "d") -> pl.DataFrame:
+    return pl.DataFrame(
+        {"device_id": [device] * len(values), "sensor_type": "t", "value": values},
+        schema_overrides={"value": pl.Float64},
+    )
+
+
+def test_one_row_per_device_and_type_sorted_by_key() -> None:
+    table = pl.DataFrame(
+        {"device_id": ["b", "a", "a", "a"], "sensor_type": ["t", "u", "t", "t"], "value": [1.0, 2.0, 3.0, 5.0]}
+    )
+    assert aggregate(table).rows() == [
+        ("a", "t", 3.0, 5.0, 4.0, 2, pytest.approx(math.sqrt(2))),
+        ("a", "u", 2.0, 2.0, 2.0, 1, None),
+        ("b", "t", 1.0, 1.0, 1.0, 1, None),
+    ]
+
+
+def test_files_are_kept_apart_by_the_callers_column() -> None:
+    table = pl.concat([readings([1.0, 3.0]).with_columns(file_index=pl.lit(i)) for i in range(3)])
+    assert aggregate(table, ["file_index"]).select("file_index", "mean").rows() == [(0, 2.0), (1, 2.0), (2, 2.0)]
+
+
+def test_no_readings_are_no_rows() -> None:
+    assert aggregate(readings([])).height == 0
+
+
+@given(Values)
+@settings(max_examples=100, deadline=None)
+def test_a_summary_is_what_the_statistics_module_says(values: list[float]) -> None:
+    row = aggregate(readings(values)).row(0, named=True)
+    scale = max(map(abs, values))
+    assert (row["min"], row["max"], row["count"]) == (min(values), max(values), len(values))
+    assert math.isclose(row["mean"], statistics.fmean(values), rel_tol=1e-12, abs_tol=1e-12 * scale + 1e-150)
+    if len(values) == 1:
+        assert row["stddev"] is None
+    else:
+        assert math.isclose(row["stddev"], statistics.stdev(values), rel_tol=1e-9, abs_tol=1e-12 * scale + 1e-150)
+
+
+@given(st.lists(Values, min_size=1, max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_merged_summaries_of_parts_are_the_summary_of_the_whole(parts: list[list[float]]) -> None:
+    whole = [value for part in parts for value in part]
+    merged = merge([aggregate(readings(part)) for part in parts]).row(0, named=True)
+    expected = aggregate(readings(whole)).row(0, named=True)
+    scale = max(map(abs, whole))
+    for name in ("min", "max", "count"):
+        assert merged[name] == expected[name]
+    assert math.isclose(merged["mean"], expected["mean"], rel_tol=1e-9, abs_tol=1e-12 * scale + 1e-150)
+    if len(whole) == 1:
+        assert merged["stddev"] is None
+    else:
+        assert math.isclose(merged["stddev"], expected["stddev"], rel_tol=1e-6, abs_tol=1e-10 * scale + 1e-150)
+
+
+def test_merging_keeps_the_digits_of_small_deviations_beside_a_large_mean() -> None:
+    parts = [[1e9 + 1, 1e9 + 2], [1e9 + 3, 1e9 + 4, 1e9 + 5]]
+    merged = merge([aggregate(readings(part)) for part in parts]).row(0, named=True)
+    assert merged["stddev"] == pytest.approx(statistics.stdev([1, 2, 3, 4, 5]), rel=1e-6)
+
+
+def test_devices_that_only_one_part_has_are_kept() -> None:
+    merged = merge([aggregate(readings([1.0], "a")), aggregate(readings([2.0, 4.0], "b"))])
+    assert merged.select("device_id", "mean", "count").rows() == [("a", 1.0, 1), ("b", 3.0, 2)]
+    assert merged.schema == aggregate(readings([1.0])).schema
+
+
+def test_huge_readings_do_not_overflow() -> None:
+    values = [1e308, 1.2e308, -1e308]
+    row = aggregate(readings(values)).row(0, named=True)
+    assert row["mean"] == pytest.approx(4e307)
+    assert row["stddev"] == pytest.approx(statistics.stdev(value / 1e308 for value in values) * 1e308)

@@ -1,0 +1,224 @@
+"""The sensors on `file-event-queue` and `file_events`: what arrives is asked for once, and what cannot is put aside."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+from dagster import DagsterInstance, DagsterRunStatus, build_sensor_context
+from dagster._core.test_utils import create_run_for_test
+
+from ingest_project.errors import BrokerUnavailable
+from ingest_project.ledger.states import FileState
+from ingest_project.resources import Services
+from ingest_project.settings import Settings
+from ingest_project_tests.journeys.system import (
+    FILE_EVENTS,
+    SHORT_FILE_EVENTS,
+    System,
+    changed,
+    file_event,
+    readings,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ingest_project_tests.services.kafka import Server
+
+
+def test_what_is_no_file_event_is_a_dead_letter_with_its_reason_and_the_stream_goes_on(
+    system: System, tmp_path: Path
+) -> None:
+    good = system.write("good.csv", readings())
+    (system.folder / "way_out.csv").symlink_to(tmp_path / "secret.csv")
+    (tmp_path / "secret.csv").write_text("no business of theirs")
+    topic = system.settings.topics.file_event_queue
+    bad: list[tuple[bytes, str]] = [
+        (b"\xff\xfe not JSON", "Not JSON"),
+        (b"", "empty"),
+        (b"[" * 100_000, "Not JSON"),
+        (json.dumps({"file_name": "a.csv"}).encode(), "file_path"),
+        (json.dumps({"file_path": 7, "file_name": "a.csv"}).encode(), "file_path"),
+        (json.dumps(file_event(good, size_bytes="many")).encode(), "size_bytes"),
+        (json.dumps(file_event(good, source_type="carrier-pigeon")).encode(), "carrier-pigeon"),
+        (json.dumps(file_event("in/notes.txt")).encode(), "csv, xlsx, xls"),
+        (json.dumps(file_event(f"{system.folder}/../../../etc/passwd.csv")).encode(), "outside the folders"),
+        (json.dumps(file_event(system.folder / "way_out.csv")).encode(), "outside the folders"),
+        (json.dumps(file_event("x.csv") | {"file_path": "file:///etc/passwd.csv"}).encode(), "not a URL"),
+        (json.dumps(file_event(good, metadata={"note": "x" * 5_000_000})).encode(), "bytes"),
+    ]
+    system.send(topic, *(raw for raw, _ in bad))
+    system.send_files(good)
+
+    ticks = [system.tick() for _ in range(2)]
+    system.cursors.clear()
+    ticks.append(system.tick())
+
+    assert [len(tick.run_requests or []) for tick in ticks] == [1, 0, 1], "read again, its batch counts as never saved"
+    letters = {letter.value or b"": letter for letter in system.on_topic(system.settings.topics.file_event_queue_dlq)}
+    assert len(system.on_topic(system.settings.topics.file_event_queue_dlq)) == len(bad)
+    for raw, reason in bad:
+        letter = letters[raw]
+        assert reason in (letter.header("dlq.reason") or b"").decode(), letter.headers
+        assert letter.header("dlq.original-topic") == topic.encode()
+        assert letter.header("dlq.error-class") in {b"UnreadableMessage", b"ForbiddenPath", b"PermanentError"}
+        assert letter.header("dlq.original-offset")
+    assert list(system.files()) == ["good.csv"]
+
+
+def test_one_file_is_a_run_on_its_partition_and_a_burst_is_a_few_batches(system: System) -> None:
+    system.settings = changed(system.settings, "file_ingest", batch_files=4, max_parallel_batches=2)
+    system.restart()
+    system.send_files(system.write("single.csv", readings()))
+    (alone,) = system.requests()
+    assert alone.partition_key == system.file("single.csv").file_key
+    assert alone.partition_key in system.instance.get_dynamic_partitions("files")
+
+    system.send_files(*(system.write(f"{number}.csv", readings(1)) for number in range(20)))
+    batches = system.requests()
+    assert [request.partition_key for request in batches] == [None] * 3
+    assert [request.tags["ingest/batch_size"] for request in batches] == ["4"] * 3
+    keys = [system.services.files.batch(request.tags["ingest/batch_id"]) for request in batches]
+    assert len({key for batch in keys for key in batch}) == 12
+    assert system.requests() == [], "as many batches are in flight as may be"
+    assert system.services.files.counts_by_state()[FileState.PENDING] == 8
+    assert len(system.instance.get_dynamic_partitions("files")) == 21
+
+
+def test_a_message_read_twice_is_one_file_and_one_run(system: System) -> None:
+    system.send_files(system.write("a.csv", readings()))
+    (lost,) = system.requests(save=False)
+    (kept,) = system.requests()
+    assert kept.run_key != lost.run_key
+    assert system.services.files.batch(lost.tags["ingest/batch_id"]) == ()
+    assert system.execute("file_batch", kept).success
+    system.cursors.clear()
+    assert system.requests() == []
+    record = system.file("a.csv")
+    assert (record.state, record.attempts) == (FileState.INGESTED, 1)
+
+
+def test_the_short_form_means_the_file_that_is_there_now(system: System) -> None:
+    path = system.write("older.csv", readings())
+    short = {"file_path": str(path), "file_name": path.name}
+    system.send(system.settings.topics.file_events, short, short)
+    (request,) = system.requests(SHORT_FILE_EVENTS)
+    assert system.execute("file_batch", request).success
+    record = system.file("older.csv")
+    assert record.event.size_bytes == path.stat().st_size
+    system.send_files(path)
+    assert system.requests() == [], "the long form names the same version"
+    path.write_text(readings(5))
+    system.send(system.settings.topics.file_events, short)
+    (newer,) = system.requests(SHORT_FILE_EVENTS)
+    assert newer.partition_key != request.partition_key
+
+
+def test_with_nothing_configured_a_tick_says_in_one_line_what_to_set(instance: DagsterInstance) -> None:
+    from ingest_project.definitions import defs  # noqa: PLC0415 - reads the settings of the process
+
+    for name in (FILE_EVENTS, SHORT_FILE_EVENTS, "polling_queue_sensor"):
+        repository = defs.get_repository_def()
+        with build_sensor_context(
+            instance=instance, resources={"services": Services(Settings())}, repository_def=repository
+        ) as context:
+            tick = repository.get_sensor_def(name).evaluate_tick(context)
+        assert tick.skip_message == (
+            "KAFKA_BOOTSTRAP_SERVERS and DATABASE_URL not set. Start the services (ingest dev) or set them."
+        )
+
+
+def test_while_the_broker_is_away_ticks_fail_and_afterwards_they_go_on(
+    system: System, own_kafka_server: Server
+) -> None:
+    system.settings = changed(
+        system.settings, "kafka", bootstrap_servers=own_kafka_server.bootstrap_servers, request_timeout_seconds=1.0
+    )
+    system.restart()
+    system.send_files(system.write("a.csv", readings()))
+    own_kafka_server.pause()
+    with pytest.raises(BrokerUnavailable, match="does not answer"):
+        system.tick()
+    own_kafka_server.resume()
+    system.drive()
+    assert system.states() == {"a.csv": "ingested"}
+
+
+def test_a_topic_that_was_created_anew_is_read_from_its_beginning_and_that_is_said(
+    system: System, kafka_server: Server, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topic = system.settings.topics.file_event_queue
+    system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(3)))
+    system.drive()
+    kafka_server.delete_topic(topic)
+    kafka_server.create_topic(topic, 4)
+    system.send_files(system.write("later.csv", readings()))
+    (request,) = system.requests()
+    assert request.partition_key == system.file("later.csv").file_key
+    assert "created anew" in caplog.text + capsys.readouterr().out
+
+
+def test_a_position_that_retention_has_passed_is_said_and_reading_goes_on(
+    system: System, kafka_server: Server, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topic = system.settings.topics.file_event_queue
+    kafka_server.create_topic(topic, 1)
+    system.send_files(system.write("first.csv", readings(1)))
+    system.drive()
+    system.send_files(*(system.write(f"lost{number}.csv", readings(2)) for number in range(2)))
+    kafka_server.delete_records(topic, 0, 3)
+    system.send_files(system.write("after.csv", readings(4)))
+    system.drive()
+    assert system.states() == {"first.csv": "ingested", "after.csv": "ingested"}
+    assert "2 messages were removed before they were read" in caplog.text + capsys.readouterr().out
+
+
+def test_abandoned_work_is_asked_for_again_and_in_the_end_failed_where_everybody_sees_it(system: System) -> None:
+    system.settings = changed(system.settings, "retries", max_attempts=4, launch_grace_seconds=0.0)
+    system.restart()
+    paths = [system.write(f"{number}.csv", readings()) for number in range(2)]
+    system.send_files(*paths)
+    sizes = []
+    for attempt in range(4):
+        requests = system.requests()
+        sizes.append([request.tags["ingest/batch_size"] for request in requests])
+        if attempt == 1:
+            _die_with(system, requests[0].tags)
+    assert sizes == [["2"], ["2"], ["1", "1"], ["1", "1"]], "suspects go alone"
+    assert system.requests() == []
+    for record in system.files().values():
+        assert (record.state, record.error_class, record.attempts) == (FileState.FAILED, "RunLost", 4)
+        assert "ended before this was done" in (record.reason or "")
+    assert system.requests() == [], "failed for good"
+
+
+def _die_with(system: System, tags: dict[str, str]) -> None:
+    """A run takes the batch, and its process is gone."""
+    run = create_run_for_test(system.instance, job_name="file_batch", tags=tags, status=DagsterRunStatus.STARTED)
+    keys = system.services.files.batch(tags["ingest/batch_id"])
+    system.services.files.start(keys, run.run_id, system.file("0.csv").created_at)
+    assert system.requests() == [], "the run is alive"
+    system.instance.report_run_failed(run)
+
+
+def test_work_is_asked_for_again_only_after_a_pause_that_grows(system: System) -> None:
+    system.settings = changed(system.settings, "retries", delay_seconds=30.0, launch_grace_seconds=0.0)
+    system.restart()
+    system.send_files(system.write("a.csv", readings()))
+    assert len(system.requests()) == 1
+    assert system.requests() == [], "given back, and to be waited for"
+    record = system.file("a.csv")
+    assert record.state is FileState.PENDING
+    assert 25 < (record.next_attempt_at - record.updated_at).total_seconds() < 35
+
+
+def test_both_topics_find_every_file_once(system: System) -> None:
+    paths = [system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(6)]
+    system.send_files(*paths)
+    system.send(system.settings.topics.file_events, *({"file_path": str(p), "file_name": p.name} for p in paths))
+    system.drive()
+    assert Counter(system.states().values()) == {"ingested": 6}
+    assert system.services.warehouse.totals().readings == 6

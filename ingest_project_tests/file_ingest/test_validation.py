@@ -1,0 +1,154 @@
+"""Every row is accepted, or rejected once with all of its reasons."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest_project.errors import SettingsError
+from ingest_project.file_ingest.validation import SensorType, SensorTypes, ValidationRules, row_rules, validate
+from ingest_project.formats.casting import cast
+from ingest_project.formats.profiles import READING_COLUMNS, load_profiles
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
+TYPES = {"temperature": SensorType(units=("C", "°C"), min=-50, max=60), "level": SensorType(min=0)}
+GOOD: dict[str, str | None] = {
+    "timestamp": "2024-05-01T00:00:00Z",
+    "device_id": "pump-1",
+    "sensor_type": "temperature",
+    "value": "21.5",
+    "unit": "C",
+}
+CANONICAL = load_profiles()["canonical"]
+
+
+def rules(unknown: Literal["accept", "quarantine"] = "accept") -> ValidationRules:
+    return ValidationRules(SensorTypes(TYPES, unknown), NOW, timedelta(minutes=5))
+
+
+def table(*rows: dict[str, str | None]) -> pl.DataFrame:
+    filled: list[dict[str, object]] = [
+        {"file_index": 3, "line_number": line, **GOOD, **row} for line, row in enumerate(rows, start=2)
+    ]
+    schema = {"file_index": pl.Int32, "line_number": pl.Int64} | dict.fromkeys(READING_COLUMNS, pl.String)
+    return cast(pl.DataFrame(filled, schema=schema), CANONICAL)
+
+
+def reasons(row: dict[str, str | None], unknown: Literal["accept", "quarantine"] = "accept") -> list[str]:
+    rejected = validate(table(row), rules(unknown)).rejected
+    return rejected["reasons"].to_list()[0] if rejected.height else []
+
+
+def test_good_rows_are_accepted_with_their_types_and_the_callers_columns() -> None:
+    outcome = validate(table({}, {"unit": None}), rules())
+    assert outcome.accepted.columns == ["file_index", "line_number", *READING_COLUMNS]
+    assert outcome.accepted.row(0) == (3, 2, datetime(2024, 5, 1, tzinfo=UTC), "pump-1", "temperature", 21.5, "C")
+    assert outcome.accepted.height == 2
+    assert outcome.rejected.columns == ["file_index", "line_number", "reasons"]
+    assert outcome.rejected.schema["reasons"] == pl.List(pl.String)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"timestamp": None}, ["timestamp_missing"]),
+        ({"timestamp": "soon"}, ["timestamp_unparseable"]),
+        ({"timestamp": "2024-06-01T12:05:01Z"}, ["timestamp_in_future"]),
+        ({"timestamp": "2024-06-01T12:05:00Z"}, []),
+        ({"device_id": None}, ["device_id_missing"]),
+        ({"device_id": "d" * 201}, ["device_id_invalid"]),
+        ({"sensor_type": None}, ["sensor_type_missing"]),
+        ({"sensor_type": "t" * 201}, ["sensor_type_invalid"]),
+        ({"sensor_type": "gravity"}, []),
+        ({"value": None}, ["value_missing"]),
+        ({"value": "=1+1"}, ["value_not_a_number"]),
+        ({"value": "1,5"}, ["value_not_a_number"]),
+        ({"value": "nan"}, ["value_not_finite"]),
+        ({"value": "-inf"}, ["value_not_finite"]),
+        ({"value": "1e999"}, ["value_not_finite"]),
+        ({"value": "60.01"}, ["value_out_of_range"]),
+        ({"value": "60"}, []),
+        ({"value": "-50"}, []),
+        ({"sensor_type": "level", "value": "1e300"}, []),
+        ({"sensor_type": "level", "unit": "furlong"}, []),
+        ({"unit": "F"}, ["unit_unknown"]),
+        ({"unit": "C" * 201}, ["unit_invalid", "unit_unknown"]),
+        ({"unit": "°C"}, []),
+        ({"sensor_type": "gravity", "unit": "C"}, []),
+    ],
+)
+def test_each_rule_names_what_is_wrong(row: dict[str, str | None], expected: list[str]) -> None:
+    assert reasons(row) == expected
+
+
+def test_unknown_types_are_rejected_when_the_setting_says_so() -> None:
+    assert reasons({"sensor_type": "gravity"}, "quarantine") == ["sensor_type_unknown"]
+    assert reasons({"sensor_type": None}, "quarantine") == ["sensor_type_missing"]
+
+
+def test_a_row_that_breaks_many_rules_is_rejected_once_with_all_reasons_sorted() -> None:
+    row = {"timestamp": "x", "device_id": None, "sensor_type": None, "value": "y", "unit": None}
+    outcome = validate(table(row, {}), rules())
+    assert outcome.rejected.rows() == [
+        (3, 2, ["device_id_missing", "sensor_type_missing", "timestamp_unparseable", "value_not_a_number"])
+    ]
+    assert outcome.accepted["line_number"].to_list() == [3]
+
+
+def test_no_rows_are_no_trouble() -> None:
+    outcome = validate(table(), rules())
+    assert outcome.accepted.height == outcome.rejected.height == 0
+
+
+def test_no_known_types_are_no_trouble() -> None:
+    outcome = validate(table({}), ValidationRules(SensorTypes({}), NOW))
+    assert outcome.accepted.height == 1
+
+
+Text = st.sampled_from(
+    [None, "x", "", "C", "F", "21.5", "1e400", "temperature", "level", "2024-05-01T00:00:00Z", "z" * 300]
+)
+
+
+@given(st.lists(st.fixed_dictionaries(dict.fromkeys(READING_COLUMNS, Text)), max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_every_row_has_exactly_one_outcome_and_every_reason_is_a_rule(rows: list[dict[str, str | None]]) -> None:
+    outcome = validate(table(*rows), rules("quarantine"))
+    lines = [*outcome.accepted["line_number"], *outcome.rejected["line_number"]]
+    assert sorted(lines) == list(range(2, len(rows) + 2))
+    for found in outcome.rejected["reasons"].to_list():
+        assert found
+        assert found == sorted(set(found))
+        assert set(found) <= set(row_rules(rules()))
+
+
+def test_the_shipped_sensor_types_load() -> None:
+    assert "temperature" in SensorTypes.load().types
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("temperature: {unit: C}", "temperature.unit is unknown, did you mean units"),
+        ("temperature: {min: 5, max: 1}", "min is greater than max"),
+        ("temperature: {min: cold}", "temperature.min"),
+        ("- temperature", "does not hold sensor types"),
+        ("a: [1", "is not YAML"),
+    ],
+)
+def test_a_mistake_in_the_sensor_types_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "types.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as error:
+        SensorTypes.load(path)
+    assert said in str(error.value)
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
+        SensorTypes.load(tmp_path / "nowhere.yaml")
