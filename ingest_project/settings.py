@@ -196,7 +196,7 @@ class FileIngestSettings(_Section):
         4 * 1024**3, gt=0, description="larger files are quarantined"
     )
     max_row_bytes: Annotated[int, Env("INGEST_MAX_ROW_BYTES")] = Field(
-        1024**2, gt=0, description="longer rows are quarantined"
+        1024**2, gt=0, le=256 * 1024**2, description="longer rows are quarantined"
     )
     max_columns: Annotated[int, Env("INGEST_MAX_COLUMNS")] = Field(
         2_000, gt=0, description="files with more columns are quarantined"

@@ -1,0 +1,103 @@
+"""The four assets of a file, made in one pass over a list of files.
+
+They are one computation because they are one transaction; each can still be selected by itself. `raw_files` alone lands
+the bytes again. Any of the others lands what is not landed, reads it and stores rows, metrics and quarantine together;
+what that wrote is what gets reported, also where it is more than was selected.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from ingest_project.batches import BATCH_ID_TAG, PartitionReport, keep_connections_open, keys_of_run, report
+from ingest_project.errors import IngestError
+from ingest_project.file_ingest.aggregated_metrics import aggregated_metrics
+from ingest_project.file_ingest.ingesting import ingest
+from ingest_project.file_ingest.outcome import Outcome
+from ingest_project.file_ingest.partitions import RAW_FILES
+from ingest_project.file_ingest.quarantined_files import quarantined_files
+from ingest_project.file_ingest.raw_files import land, raw_files
+from ingest_project.file_ingest.reports import partition_report, raw_file_metadata
+from ingest_project.file_ingest.validated_sensor_data import Contract, validated_sensor_data
+from ingest_project.ledger.states import FileState
+from ingest_project.logs import bound, get_logger
+from ingest_project.resources import Services
+
+logger = get_logger(__name__)
+
+PARTITIONS_PER_BACKFILL_RUN = 500
+
+
+@dg.multi_asset(
+    name="file_ingest",
+    specs=[raw_files, validated_sensor_data, quarantined_files, aggregated_metrics],
+    can_subset=True,
+    backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_BACKFILL_RUN),
+)
+def file_ingest_assets(
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Land, read, check and store every file of this run, and report each on its own partition."""
+    # A generator that yields nothing: an output would stand for every partition of the run.
+    yield from ()
+    keep_connections_open(context.instance)
+    keys = keys_of_run(context, services.files.batch)
+    with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
+        if context.selected_asset_keys == {RAW_FILES}:
+            _land(context, services, keys)
+        else:
+            _ingest(context, services, keys)
+
+
+def _ingest(context: dg.AssetExecutionContext, services: Services, keys: Sequence[str]) -> None:
+    contract = Contract.from_settings(services.settings.file_ingest)
+    unfinished: list[Outcome] = []
+    for outcomes in ingest(
+        services.files.start(keys, context.run.run_id, datetime.now(UTC)), services, contract, context.run.run_id
+    ):
+        finished = [outcome for outcome in outcomes if outcome.state.finished]
+        report(context, [partition_report(outcome) for outcome in finished])
+        services.files.mark_reported([outcome.record.file_key for outcome in finished], datetime.now(UTC))
+        for outcome in outcomes:
+            _log(outcome)
+        unfinished += [o for o in outcomes if o.state in {FileState.FAILED, FileState.PENDING}]
+    _fail_where_nothing_went_well(keys, unfinished)
+
+
+def _land(context: dg.AssetExecutionContext, services: Services, keys: Sequence[str]) -> None:
+    troubles = []
+    for record in services.files.get_many(keys):
+        try:
+            landed = land(record, services.landing, services.settings)
+        except IngestError as error:
+            troubles.append(f"{record.file_key}: {error}")
+            continue
+        metadata = raw_file_metadata(Outcome(record, record.state, landed))
+        report(context, [PartitionReport(record.file_key, {RAW_FILES: metadata})])
+    # The ledger keeps what is known of each file's rows, so that this run is the only place to see it.
+    if troubles:
+        raise dg.Failure(description=troubles[0], metadata={"files": len(troubles)}, allow_retries=False)
+
+
+def _log(outcome: Outcome) -> None:
+    record = outcome.record
+    with bound(partition_key=record.file_key, job_id=record.event.job_id, trace_id=record.event.trace_id):
+        logger.info(
+            "file_finished" if outcome.state.finished else "file_put_back",
+            state=outcome.state.value,
+            rows_accepted=outcome.rows_accepted,
+            rows_quarantined=outcome.rows_quarantined,
+            reason=outcome.reason,
+        )
+
+
+def _fail_where_nothing_went_well(keys: Sequence[str], unfinished: Sequence[Outcome]) -> None:
+    """Turn the run red where it did nothing it was asked for; a batch in which others went well stays green."""
+    if unfinished and len(unfinished) == len(keys):
+        first = unfinished[0]
+        raise dg.Failure(
+            description=f"{first.record.file_key}: {first.reason}",
+            metadata={"files": len(unfinished), "error_class": first.error_class or ""},
+            allow_retries=False,
+        )

@@ -1,0 +1,121 @@
+"""Asset checks of file ingest. Each looks at what is stored now, never at a remembered answer.
+
+`contract_holds` is about one file and partitioned like it; a batch run reports it for each of its files as it stores
+them (see `reports`), and running the check by itself asks the database again. The others are about all files at once.
+"""
+
+import warnings
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from ingest_project.batches import PartitionReport, report
+from ingest_project.file_ingest.partitions import (
+    QUARANTINED_FILES,
+    RAW_FILES,
+    VALIDATED_SENSOR_DATA,
+    files_partitions,
+)
+from ingest_project.file_ingest.reports import CONTRACT_HOLDS
+from ingest_project.file_ingest.stored_contract import contract_of_stored
+from ingest_project.file_ingest.validated_sensor_data import Contract
+from ingest_project.resources import Services
+
+RECENT = timedelta(hours=24)
+
+# Partitioned checks are a preview of Dagster's: known, pinned and tested, and not worth a line in every process's log.
+warnings.filterwarnings(
+    "ignore", message="Specifying a partitions_def on an AssetCheckSpec", category=dg.PreviewWarning
+)
+
+
+@dg.asset_check(
+    asset=VALIDATED_SENSOR_DATA,
+    name=CONTRACT_HOLDS,
+    partitions_def=files_partitions,
+    description="The stored rows of the file keep every rule of the contract, and none of its rows was refused.",
+)
+def contract_holds(context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+    """Hold the contract against what is stored of each selected file."""
+    rules = Contract.from_settings(services.settings.file_ingest).rules()
+    keys = list(context.partition_keys)
+    results = {key: contract_of_stored(services, key, rules) for key in keys}
+    if len(keys) > 1:
+        # A result that Dagster stores itself stands for the whole selection: each file gets its own here.
+        report(context, [PartitionReport(key, {}, [result]) for key, result in results.items()])
+    failed = [key for key, result in results.items() if not result.passed]
+    first = results[failed[0] if failed else keys[0]]
+    return dg.AssetCheckResult(
+        passed=not failed,
+        severity=first.severity,
+        description=first.description,
+        metadata=first.metadata if len(keys) == 1 else {"files": len(keys), "failed": len(failed)},
+    )
+
+
+@dg.asset_check(
+    asset=VALIDATED_SENSOR_DATA,
+    description="Of all ingested files: rows read are rows accepted and rows quarantined, and all of them are stored.",
+)
+def rows_add_up(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+    """Compare the ledger's counts with the tables."""
+    said, stored = services.files.row_totals(), services.warehouse.totals()
+    metadata = {
+        "rows_read": said.read,
+        "rows_accepted": said.accepted,
+        "rows_quarantined": said.quarantined,
+        "rows_stored": stored.readings,
+        "quarantined_rows_stored": stored.quarantined,
+    }
+    passed = (
+        said.read == said.accepted + said.quarantined
+        and said.accepted == stored.readings
+        and said.quarantined == stored.quarantined
+    )
+    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+
+
+@dg.asset_check(
+    asset=QUARANTINED_FILES,
+    description="Of the files finished in the last day, the share in quarantine is below INGEST_MAX_QUARANTINE_SHARE.",
+)
+def quarantine_share_acceptable(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+    """Look at the files of the last day."""
+    recent = services.files.quarantine_share(datetime.now(UTC) - RECENT)
+    limit = services.settings.file_ingest.max_quarantine_share
+    return dg.AssetCheckResult(
+        passed=recent.share <= limit,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "finished": recent.finished,
+            "quarantined": recent.quarantined,
+            "share": recent.share,
+            "limit": limit,
+        },
+    )
+
+
+@dg.asset_check(
+    asset=RAW_FILES,
+    description="No file has been waiting for its end longer than INGEST_MAX_WAITING_SECONDS.",
+)
+def nothing_waits_too_long(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+    """Look at the file that has waited longest."""
+    limit_seconds = services.settings.file_ingest.max_waiting_seconds
+    oldest = services.files.oldest_unfinished()
+    metadata: dict[str, Any] = {"limit_seconds": limit_seconds}
+    if oldest is None:
+        return dg.AssetCheckResult(passed=True, metadata=metadata)
+    waiting_seconds = (datetime.now(UTC) - oldest.created_at).total_seconds()
+    metadata |= {
+        "waiting_seconds": waiting_seconds,
+        "file": oldest.file_key,
+        "state": oldest.state.value,
+        "reason": oldest.reason or "",
+    }
+    return dg.AssetCheckResult(passed=waiting_seconds <= limit_seconds, metadata=metadata)
+
+
+CHECKS_OF_ALL_FILES = [rows_add_up, quarantine_share_acceptable, nothing_waits_too_long]
+CHECKS = [contract_holds, *CHECKS_OF_ALL_FILES]

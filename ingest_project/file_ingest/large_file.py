@@ -1,0 +1,125 @@
+"""A file too large to be held in memory: checked and stored chunk by chunk, in one transaction all the same.
+
+Whether it is acceptable is known only at its end; then a refused one is rolled back, and no row of it was ever seen.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ingest_project.errors import FileRejected
+from ingest_project.file_ingest.aggregation import aggregate, merge
+from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
+from ingest_project.file_ingest.quarantined_files import leave_quarantine
+from ingest_project.file_ingest.storing import finish, without_duplicates
+from ingest_project.file_ingest.validated_sensor_data import (
+    SAMPLE_ROWS,
+    CheckedGroup,
+    CheckedRows,
+    Contract,
+    OpenedFile,
+    check_group,
+    check_rows,
+    verdict,
+)
+from ingest_project.ledger.states import FileState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import polars as pl
+
+    from ingest_project.resources import Services
+    from ingest_project.stores.warehouse import WarehouseTransaction
+
+
+class _Refused(Exception):  # noqa: N818 - carries a verdict out of the transaction, is never seen by anyone
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+
+def store_large_file(file: OpenedFile, services: Services, contract: Contract, run_id: str) -> Outcome:
+    """Check and store one large file.
+
+    Returns:
+        what became of it; ingested and duplicate are in the ledger already, anything else is still to be stored.
+    """
+    try:
+        with services.warehouse.transaction() as transaction:
+            return _store(transaction, file, services, contract, run_id)
+    except _Refused as refused:
+        return refused.outcome
+    except FileRejected as error:
+        return outcome_of_error(file.record, error, file.landed, profile=file.profile.name)
+
+
+def refused_group(outcome: Outcome, contract: Contract) -> CheckedGroup:
+    """A group of one file of which nothing is stored but its outcome."""
+    return replace(check_group([], contract), outcomes=[outcome])
+
+
+def _store(
+    transaction: WarehouseTransaction, file: OpenedFile, services: Services, contract: Contract, run_id: str
+) -> Outcome:
+    key = file.record.file_key
+    claimed = Outcome(file.record, FileState.INGESTED, file.landed, file.profile.name)
+    (outcome,) = without_duplicates(transaction, [claimed])
+    transaction.replace_files([key])
+    if outcome.state is FileState.INGESTED:
+        outcome = _append_chunks(transaction, file, contract)
+    if outcome.state is FileState.QUARANTINED:
+        raise _Refused(outcome)
+    leave_quarantine(outcome, services.quarantine)
+    finish(transaction, [outcome], run_id)
+    return outcome
+
+
+def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract: Contract) -> Outcome:
+    key = file.record.file_key
+    rows_read = rows_bad = 0
+    rule_counts: dict[str, int] = {}
+    sample: list[dict[str, object]] = []
+    metrics: list[pl.DataFrame] = []
+    for checked in _checked_ahead(file, contract):
+        transaction.append_readings(checked.accepted)
+        transaction.append_quarantined(checked.quarantined)
+        metrics.append(aggregate(checked.accepted, by=["file_key"]))
+        rows_read += checked.rows_read[key]
+        rows_bad += checked.quarantined.height
+        for rule, count in checked.broken_rules_by_file().get(key, {}).items():
+            rule_counts[rule] = rule_counts.get(rule, 0) + count
+        if len(sample) < SAMPLE_ROWS:
+            sample += checked.sample_by_file().get(key, [])
+    merged = merge(metrics)
+    transaction.put_metrics(merged)
+    return verdict(
+        Outcome(
+            file.record,
+            FileState.INGESTED,
+            file.landed,
+            file.profile.name,
+            rows_read=rows_read,
+            rows_quarantined=rows_bad,
+            metric_rows=merged.height,
+            rule_counts=rule_counts,
+            sample=sample[:SAMPLE_ROWS],
+        ),
+        contract,
+    )
+
+
+def _checked_ahead(file: OpenedFile, contract: Contract) -> Iterator[CheckedRows]:
+    """Read and check one chunk while the one before it is being stored."""
+
+    def next_checked() -> CheckedRows | None:
+        chunk = next(chunks, None)
+        return None if chunk is None else check_rows([(file.record.file_key, file.profile, chunk)], contract)
+
+    chunks = file.chunks
+    with ThreadPoolExecutor(1, thread_name_prefix="chunks") as beside:
+        ahead = beside.submit(next_checked)
+        while (checked := ahead.result()) is not None:
+            ahead = beside.submit(next_checked)
+            yield checked

@@ -1,0 +1,70 @@
+"""Step 1, `raw_files`: a file's bytes, unchanged, from its source into the landing store.
+
+Done again it finds the same content at the same address. The version that the event announced is the one that is
+landed: a file that has changed since is not, because its new version is a file of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from ingest_project.errors import LimitExceeded, SourceChanged
+from ingest_project.file_ingest.partitions import RAW_FILES, files_partitions
+from ingest_project.messages.file_event import version_of
+from ingest_project.sources.registry import open_source
+
+if TYPE_CHECKING:
+    from ingest_project.ledger.file_record import FileRecord
+    from ingest_project.settings import Settings
+    from ingest_project.sources.protocol import Source, SourceFile
+    from ingest_project.stores.landing import Landed, LandingStore
+
+raw_files = dg.AssetSpec(
+    RAW_FILES,
+    description="The file's bytes, unchanged, in the landing store.",
+    group_name="file_ingest",
+    kinds={"file"},
+    partitions_def=files_partitions,
+    skippable=True,
+)
+
+
+def land(record: FileRecord, landing: LandingStore, settings: Settings) -> Landed:
+    """Copy one file into the landing store.
+
+    Raises:
+        SourceChanged: it is not, or no longer, the version that was announced.
+        LimitExceeded: it is larger than INGEST_MAX_FILE_BYTES.
+        SourceMissing, SourceUnreachable, ForbiddenPath: as its source says.
+    """
+    source = source_of(record, settings)
+    found = source.stat(record.event.file_path)
+    _require_announced_version(record, found, source)
+    limit = settings.file_ingest.max_file_bytes
+    if found.size_bytes is not None and found.size_bytes > limit:
+        raise LimitExceeded("INGEST_MAX_FILE_BYTES", f"The file has {found.size_bytes} bytes; at most {limit} are read")
+    with source.open(record.event.file_path) as stream:
+        return landing.land(
+            stream, expected_size=found.size_bytes, location=source.canonical_location(record.event.file_path)
+        )
+
+
+def source_of(record: FileRecord, settings: Settings) -> Source:
+    """The source that a file came from."""
+    return open_source({**record.event.source_config, "source_type": record.event.source_type}, settings.polling)
+
+
+def _require_announced_version(record: FileRecord, found: SourceFile, source: Source) -> None:
+    event = record.event
+    announced = version_of(event.etag, event.size_bytes, event.modified_at)
+    # An event need not know everything about its file; what it does not say cannot differ.
+    actual = version_of(
+        found.etag if event.etag else None,
+        None if event.size_bytes is None else found.size_bytes,
+        None if event.modified_at is None else found.modified_at,
+    )
+    if announced != actual:
+        location = source.canonical_location(event.file_path)
+        raise SourceChanged(location, f"announced with {announced}, found with {actual}")

@@ -1,0 +1,123 @@
+"""What the UI shows of one file: metadata of its assets and the result of its contract, from what became of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from ingest_project.batches import CheckResult, PartitionReport
+from ingest_project.file_ingest.partitions import (
+    AGGREGATED_METRICS,
+    QUARANTINED_FILES,
+    RAW_FILES,
+    VALIDATED_SENSOR_DATA,
+)
+from ingest_project.ledger.states import FileState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ingest_project.file_ingest.outcome import Outcome
+
+CONTRACT_HOLDS = "contract_holds"
+
+# The aspects of the contract, each with the beginnings of its rules' names; what matches none is about the whole file.
+ASPECTS = {
+    "timestamps": ("timestamp_",),
+    "ids": ("device_id_", "sensor_type_"),
+    "ranges": ("value_out_of_range",),
+    "numbers": ("value_", "unit_"),
+    "columns": ("missing_column", "duplicate_column", "too_few_cells", "too_many_cells"),
+    "rejected_share": ("too_many_bad_rows",),
+}
+_MAX_RAW_TEXT_SHOWN = 200
+
+
+def partition_report(outcome: Outcome) -> PartitionReport:
+    """The events of one file."""
+    materialized: dict[dg.AssetKey, Mapping[str, Any]] = {}
+    if outcome.landed is not None:
+        materialized[RAW_FILES] = raw_file_metadata(outcome)
+    if outcome.state is FileState.INGESTED:
+        materialized[VALIDATED_SENSOR_DATA] = {
+            "dagster/row_count": outcome.rows_accepted,
+            "rows_read": outcome.rows_read,
+            "rows_quarantined": outcome.rows_quarantined,
+            "profile": outcome.profile,
+        }
+        materialized[AGGREGATED_METRICS] = {"dagster/row_count": outcome.metric_rows}
+    if outcome.state is FileState.QUARANTINED or (outcome.state is FileState.INGESTED and outcome.rows_quarantined):
+        materialized[QUARANTINED_FILES] = quarantine_metadata(outcome)
+    judged = outcome.state in {FileState.INGESTED, FileState.QUARANTINED, FileState.FAILED}
+    return PartitionReport(outcome.record.file_key, materialized, [contract_result(outcome)] if judged else [])
+
+
+def raw_file_metadata(outcome: Outcome) -> dict[str, Any]:
+    """Where a file's bytes came from and what they are."""
+    if outcome.landed is None:
+        return {}
+    record = outcome.record
+    metadata: dict[str, Any] = {
+        "size_bytes": outcome.landed.size_bytes,
+        "sha256": outcome.landed.sha256,
+        "source": record.location,
+        "kafka_position": str(record.intake),
+    }
+    if record.event.trace_id:
+        metadata["trace_id"] = record.event.trace_id
+    if outcome.duplicate_of:
+        metadata["duplicate_of"] = outcome.duplicate_of
+    return metadata
+
+
+def quarantine_metadata(outcome: Outcome) -> dict[str, Any]:
+    """What was refused and why, with a sample of the rows."""
+    metadata: dict[str, Any] = {
+        "dagster/row_count": outcome.rows_quarantined,
+        "whole_file": outcome.state is FileState.QUARANTINED,
+        "rules": dict(outcome.rule_counts),
+    }
+    if outcome.reason:
+        metadata["reason"] = outcome.reason
+    if outcome.sample:
+        metadata["sample"] = dg.MetadataValue.table([_sample_record(row) for row in outcome.sample])
+    return metadata
+
+
+def contract_result(outcome: Outcome) -> CheckResult:
+    """Whether the file kept the contract: failed with a warning for single rows, with an error for the whole file."""
+    whole = outcome.state is not FileState.INGESTED
+    passed = not whole and not outcome.rule_counts
+    metadata = {
+        **dict.fromkeys(ASPECTS, 0),
+        **broken_by_aspect(outcome.rule_counts),
+        "rules": dict(outcome.rule_counts),
+        "rows_read": outcome.rows_read,
+        "rows_rejected": outcome.rows_quarantined,
+    }
+    return CheckResult(
+        VALIDATED_SENSOR_DATA,
+        CONTRACT_HOLDS,
+        passed,
+        dg.AssetCheckSeverity.ERROR if whole else dg.AssetCheckSeverity.WARN,
+        description=outcome.reason or (None if passed else f"{outcome.rows_quarantined} rows are in quarantine."),
+        metadata={} if passed else metadata,
+    )
+
+
+def broken_by_aspect(rule_counts: Mapping[str, int]) -> dict[str, int]:
+    """How often each aspect of the contract was broken."""
+    counts: dict[str, int] = {}
+    for rule, count in rule_counts.items():
+        aspect = next((name for name, beginnings in ASPECTS.items() if rule.startswith(beginnings)), "whole_file")
+        counts[aspect] = counts.get(aspect, 0) + count
+    return counts
+
+
+def _sample_record(row: Mapping[str, Any]) -> dg.TableRecord:
+    raw_text = str(row["raw_text"])
+    shown = raw_text if len(raw_text) <= _MAX_RAW_TEXT_SHOWN else raw_text[:_MAX_RAW_TEXT_SHOWN] + " …"
+    return dg.TableRecord(
+        {"line_number": int(row["line_number"]), "raw_text": shown, "reasons": ", ".join(row["reasons"])}
+    )

@@ -1,0 +1,157 @@
+"""Sensors on `file-event-queue` and `file_events`: what arrived becomes ledger entries, partitions and a few runs.
+
+The saved cursor owns the Kafka positions. A tick reads from it, writes what it read to the ledger, adds the partition
+keys, and asks for runs over what is due; Dagster saves the cursor together with the requests. Killed before that, the
+next tick reads the same messages again and finds them in the ledger; killed after it, Dagster starts the runs itself.
+What a dead run left unfinished is due again after a pause.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from msgspec.structs import replace as replaced
+
+from ingest_project.batches import new_batch_id, release_abandoned, report_failed, run_request, split_evenly
+from ingest_project.errors import IngestError
+from ingest_project.file_ingest.outcome import Outcome
+from ingest_project.file_ingest.partitions import FILES
+from ingest_project.file_ingest.reports import contract_result
+from ingest_project.intake import Arrived, Taken, take
+from ingest_project.kafka.positions import Positions
+from ingest_project.ledger.files import FileArrival
+from ingest_project.logs import get_logger
+from ingest_project.messages.file_event import FileEvent, decode_file_event, file_key, version_of
+from ingest_project.resources import Services
+from ingest_project.settings import FileIngestSettings, Settings, TopicSettings
+from ingest_project.sources.registry import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ingest_project.ledger.work_ledger import Due
+
+logger = get_logger(__name__)
+
+SMALLEST_BATCH_WORTH_SPLITTING = 200
+# From the third attempt on a file goes alone: it may be the one that takes its run down.
+ATTEMPTS_IN_COMPANY = 2
+
+
+def file_events_sensor(
+    name: str, topic_of: Callable[[TopicSettings], str], job: dg.UnresolvedAssetJobDefinition
+) -> dg.SensorDefinition:
+    """A sensor that ingests the files announced on one topic.
+
+    Args:
+        name: of the sensor.
+        topic_of: which of the topics.
+        job: that ingests a batch.
+    """
+
+    @dg.sensor(
+        name=name,
+        job=job,
+        minimum_interval_seconds=1,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Asks for runs over the files announced on {topic_of(TopicSettings())}.",
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
+    ) -> dg.SensorResult | dg.SkipReason:
+        if missing := services.what_is_missing():
+            return dg.SkipReason(missing)
+        return tick(context, services, topic_of(services.settings.topics))
+
+    return sensor
+
+
+def tick(context: dg.SensorEvaluationContext, services: Services, topic: str) -> dg.SensorResult | dg.SkipReason:
+    """Take what has arrived, and ask for runs over what is due."""
+    taken = _take(services, topic, Positions.from_cursor(context.cursor))
+    arrivals = [arrival_of(arrived, services.settings) for arrived in taken.arrived]
+    if arrivals:
+        services.files.record(arrivals, datetime.now(UTC))
+        context.instance.add_dynamic_partitions(FILES, list(dict.fromkeys(arrival.file_key for arrival in arrivals)))
+    given_up = release_abandoned(context.instance, services.files, topic, services.settings.retries)
+    for record in services.files.get_many(given_up):
+        outcome = Outcome(record, record.state, reason=record.reason, error_class=record.error_class)
+        report_failed(context.instance, contract_result(outcome), record.file_key)
+    requests = request_due(services, topic)
+    skip_reason = None if requests else f"Nothing new on {topic}."
+    return dg.SensorResult(run_requests=requests, cursor=taken.positions.to_cursor(), skip_reason=skip_reason)
+
+
+def arrival_of(arrived: Arrived[FileEvent], settings: Settings) -> FileArrival:
+    """A file event as the ledger keeps it, under the key of its version.
+
+    An event that does not say which version it means (the short form never does) means the one that is there now; where
+    even that cannot be told, ingest will say why.
+    """
+    event = arrived.message
+    source = open_source({**event.source_config, "source_type": event.source_type}, settings.polling)
+    location = source.canonical_location(event.file_path)
+    if event.etag is None and event.modified_at is None:
+        try:
+            found = source.stat(event.file_path)
+        except IngestError as error:
+            logger.warning("version_unknown", source=location, reason=str(error))
+        else:
+            event = replaced(event, size_bytes=found.size_bytes, modified_at=found.modified_at, etag=found.etag)
+    version = version_of(event.etag, event.size_bytes, event.modified_at)
+    profile = event.metadata.get("format") or settings.file_ingest.default_profile
+    return FileArrival(
+        file_key=file_key(location, event.file_name, version),
+        location=location,
+        event=event,
+        profile=str(profile),
+        intake=arrived.intake,
+    )
+
+
+def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
+    """Ask for runs over files of this topic that are due, as many as may run at a time."""
+    settings = services.settings.file_ingest
+    now = datetime.now(UTC)
+    free = 2 * settings.max_parallel_batches - services.files.in_flight_batches(topic)
+    if free <= 0:
+        return []
+    due = services.files.due(topic, limit=free * settings.batch_files, now=now)
+    requests = []
+    for keys in batches_of(due, settings)[:free]:
+        batch_id = new_batch_id()
+        claimed = services.files.request(batch_id, keys, now)
+        if claimed:
+            requests.append(run_request(FILES, batch_id, claimed))
+    return requests
+
+
+def batches_of(due: Sequence[Due], settings: FileIngestSettings) -> list[list[str]]:
+    """Cut due files into batches: fresh ones together, those that have failed repeatedly alone."""
+    fresh = [file.key for file in due if file.attempts < ATTEMPTS_IN_COMPANY]
+    suspects = [[file.key] for file in due if file.attempts >= ATTEMPTS_IN_COMPANY]
+    together = split_evenly(fresh, settings.batch_files, settings.max_parallel_batches, SMALLEST_BATCH_WORTH_SPLITTING)
+    return together + suspects
+
+
+def _take(services: Services, topic: str, saved: Positions | None) -> Taken[FileEvent]:
+    settings = services.settings.file_ingest
+
+    def decode(raw: bytes | None) -> FileEvent:
+        event = decode_file_event(raw)
+        open_source(
+            {**event.source_config, "source_type": event.source_type}, services.settings.polling
+        ).require_allowed(event.file_path)
+        return event
+
+    return take(
+        services,
+        topic,
+        services.settings.topics.file_event_queue_dlq,
+        decode,
+        saved,
+        max_messages=settings.tick_max_messages,
+        wait_seconds=settings.tick_wait_seconds,
+    )

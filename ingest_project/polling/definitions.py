@@ -1,0 +1,17 @@
+"""Polling, as Dagster sees it."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from ingest_project.polling.discovered_files import discovered_files
+from ingest_project.polling.partitions import DISCOVERED_FILES
+from ingest_project.polling.sensor import polling_queue_sensor
+
+polling_batch = dg.define_asset_job(
+    "polling_batch",
+    selection=dg.AssetSelection.assets(DISCOVERED_FILES),
+    description="Looks in the source of each polling job and announces the files it finds.",
+)
+
+polling = dg.Definitions(assets=[discovered_files], jobs=[polling_batch], sensors=[polling_queue_sensor(polling_batch)])

@@ -1,0 +1,111 @@
+"""The sensor on `polling-queue`: each job becomes a partition, and runs look in its source, urgent ones first.
+
+A job sent again asks for another look, and is a partition of its own; the same message read again after a crash is not.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+
+import dagster as dg
+from msgspec.structs import replace
+
+from ingest_project.batches import new_batch_id, release_abandoned, run_request
+from ingest_project.errors import UnreadableMessage
+from ingest_project.intake import Arrived, take
+from ingest_project.kafka.positions import Positions
+from ingest_project.ledger.polling_jobs import JobArrival
+from ingest_project.messages.polling_job import PollingJob, decode_polling_job
+from ingest_project.polling.partitions import POLLING_JOBS, job_key
+from ingest_project.resources import Services
+from ingest_project.sources.registry import known_source_types, open_source
+
+JOBS_PER_RUN = 20
+BATCHES_IN_FLIGHT = 4
+
+
+def polling_queue_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    """The sensor that looks in the sources of polling jobs.
+
+    Args:
+        job: that looks in the sources of a batch.
+    """
+
+    @dg.sensor(
+        name="polling_queue_sensor",
+        job=job,
+        minimum_interval_seconds=1,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Asks for runs over the polling jobs that arrive on polling-queue.",
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
+    ) -> dg.SensorResult | dg.SkipReason:
+        if missing := services.what_is_missing():
+            return dg.SkipReason(missing)
+        return tick(context, services)
+
+    return sensor
+
+
+def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult | dg.SkipReason:
+    """Take the jobs that have arrived, and ask for runs over those that are due."""
+    settings = services.settings
+    topic = settings.topics.polling_queue
+    taken = take(
+        services,
+        topic,
+        settings.topics.polling_queue_dlq,
+        lambda raw: _decode(raw, services),
+        Positions.from_cursor(context.cursor),
+        max_messages=settings.polling.max_jobs_per_tick,
+        wait_seconds=settings.file_ingest.tick_wait_seconds,
+    )
+    arrivals = [arrival_of(arrived) for arrived in taken.arrived]
+    if arrivals:
+        services.polling_jobs.record(arrivals, datetime.now(UTC))
+        context.instance.add_dynamic_partitions(
+            POLLING_JOBS, list(dict.fromkeys(arrival.job_key for arrival in arrivals))
+        )
+    release_abandoned(context.instance, services.polling_jobs, topic, settings.retries)
+    requests = request_due(services, topic)
+    return dg.SensorResult(
+        run_requests=requests,
+        cursor=taken.positions.to_cursor(),
+        skip_reason=None if requests else f"Nothing new on {topic}.",
+    )
+
+
+def arrival_of(arrived: Arrived[PollingJob]) -> JobArrival:
+    """A job as the ledger keeps it; one without a trace id gets one."""
+    job = arrived.message
+    key = job_key(job.job_id, arrived.intake.position)
+    # Made of the position: read again after a crash, the same request has the same trace.
+    trace_id = job.trace_id or str(job.metadata.get("trace_id") or uuid.uuid5(uuid.NAMESPACE_URL, key))
+    return JobArrival(key, replace(job, trace_id=trace_id), arrived.intake)
+
+
+def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
+    """Ask for runs over jobs that are due."""
+    now = datetime.now(UTC)
+    free = BATCHES_IN_FLIGHT - services.polling_jobs.in_flight_batches(topic)
+    if free <= 0:
+        return []
+    due = [job.key for job in services.polling_jobs.due(topic, limit=free * JOBS_PER_RUN, now=now)]
+    requests = []
+    for start in range(0, len(due), JOBS_PER_RUN):
+        batch_id = new_batch_id()
+        claimed = services.polling_jobs.request(batch_id, due[start : start + JOBS_PER_RUN], now)
+        if claimed:
+            requests.append(run_request(POLLING_JOBS, batch_id, claimed))
+    return requests
+
+
+def _decode(raw: bytes | None, services: Services) -> PollingJob:
+    job = decode_polling_job(raw)
+    if job.source_type not in known_source_types():
+        known = ", ".join(known_source_types())
+        raise UnreadableMessage(f"Unknown source_type {job.source_type[:100]!r}. Known are: {known}.")
+    open_source(job.source_config, services.settings.polling).require_allowed(job.path)
+    return job
