@@ -45,6 +45,10 @@ test: $(VENV)/.dev-installed ## Set up and run every check and test
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest
 
+.PHONY: screenshots
+screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI in docs/images anew
+	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest ingest_project_tests/browser
+
 .PHONY: format
 format: $(VENV)/.dev-installed ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff format .
@@ -62,3 +66,5 @@ lock: $(BIN)/python ## Compile the hashed requirement files anew
 .PHONY: clean
 clean: ## Remove the environment and all local state (stored rows too)
 	@rm -rf $(VENV) .ingest
+
+include benchmarks/targets.mk

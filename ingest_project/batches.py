@@ -212,6 +212,8 @@ def report_failed(instance: dg.DagsterInstance, result: CheckResult, partition: 
 
 def keep_connections_open(instance: dg.DagsterInstance) -> None:
     """Let this process reuse its connections to Dagster's storage: by default each event opens one of its own."""
+    if isinstance(instance.event_log_storage, BulkEventLogStorage):
+        return  # they stay open anyway
     instance.optimize_for_webserver(
         statement_timeout=_STATEMENT_TIMEOUT_MILLISECONDS, pool_recycle=_POOL_RECYCLE_SECONDS, max_overflow=5
     )

@@ -14,16 +14,38 @@ processes and only that.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any
+
+from ingest_project.settings import current_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.context import BaseContext
 
 # What every run worker needs beside the definitions, and what takes long to import.
-HEAVY_MODULES = ("pandera.polars", "adbc_driver_postgresql.dbapi", "dagster._grpc.impl", "psycopg2.extras")
+HEAVY_MODULES = (
+    "adbc_driver_postgresql.dbapi",
+    "dagster._grpc.impl",
+    "ingest_project.sources.local",
+    "ingest_project.stores.folder_landing",
+    "ingest_project.stores.postgres_warehouse",
+    "pandera.backends.polars.register",
+    "pandera.polars",
+    "pandera.strategies.base_strategies",
+    "psycopg2.extras",
+)
+
+
+def share_cores(parallel_runs: int) -> None:
+    """Give each run worker its share of the cores: more Polars threads than cores only take turns.
+
+    Args:
+        parallel_runs: run workers that are busy at a time. POLARS_MAX_THREADS, where it is set, is left as it is.
+    """
+    os.environ.setdefault("POLARS_MAX_THREADS", str(max(1, (os.cpu_count() or 1) // parallel_runs)))
 
 
 def warm_workers(modules: Sequence[str]) -> None:
@@ -41,6 +63,7 @@ def warm_workers(modules: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it ends the process
     """Serve until told to stop."""
+    share_cores(current_settings().file_ingest.max_parallel_batches)
     if "--module-name" in arguments:
         warm_workers([arguments[arguments.index("--module-name") + 1]])
     from dagster._cli.api import grpc_command  # noqa: PLC0415 - the workers' parent should be on its way first

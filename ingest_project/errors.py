@@ -7,7 +7,8 @@
     │   ├── LimitExceeded         an input is larger than a configured limit (a FileRejected)
     │   ├── ForbiddenPath         a path or address outside what this system may read
     │   ├── SourceMissing         the folder, bucket or file that was named does not exist
-    │   └── UnknownCredentials    a job names a stored credential that is not configured
+    │   ├── UnknownCredentials    a job names a stored credential that is not configured
+    │   └── UnforeseenFailure     a defect of ours that one file found; the log has its traceback
     ├── TransientError            the same request may succeed later: retried with back-off
     │   ├── SourceUnreachable     a source cannot be listed or read at this moment
     │   ├── SourceChanged         a file changed while it was read, or is not the version its event announced
@@ -110,6 +111,19 @@ class UnknownCredentials(PermanentError):  # noqa: N818
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(f"No credentials named {name!r} are configured. Add them under 'credentials' in the settings.")
+
+
+class UnforeseenFailure(PermanentError):  # noqa: N818
+    """A defect of ours that one file found.
+
+    Args:
+        doing: what was being done, e.g. "Reading the file".
+        cause: the exception; the log has its traceback.
+    """
+
+    def __init__(self, doing: str, cause: Exception) -> None:
+        first_line = next(iter(str(cause).splitlines()), "")
+        super().__init__(f"{doing} failed unforeseen: {type(cause).__name__}: {first_line[:200]}. See the run's log.")
 
 
 class SourceUnreachable(TransientError):  # noqa: N818

@@ -5,14 +5,17 @@ what ingesting a small file costs. `BulkEventLogStorage` adds one method that st
 `InstanceStorage`, which uses it on PostgreSQL and falls back to Dagster's own SQLite storage where no URL is set.
 
 Written against and tested with dagster 1.13.27 and dagster-postgres 0.29.27. It relies on these internals of theirs:
-the table objects of `event_log.schema`, `_event_to_row`, `_store_asset_event`, `_store_asset_event_tags`.
+the table objects of `event_log.schema`, `_event_to_row`, `_store_asset_event`, `_store_asset_event_tags`, and the
+`_engine` of its three storages.
 Where the storage in use has no `store_asset_events`, `batches.py` logs one event at a time instead.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.base_storage import DagsterStorage
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dagster._core.events.log import EventLogEntry
+    from sqlalchemy import Engine
 
 
 class BulkEventLogStorage(PostgresEventLogStorage):
@@ -73,6 +77,10 @@ class BulkEventLogStorage(PostgresEventLogStorage):
             return [int(row[0]) for row in connection.execute(statement, rows)]
 
 
+POOL_SIZE = 2
+POOL_OVERFLOW = 20
+POOL_RECYCLE_SECONDS = 3_600
+
 _CHECK_RESULT_COLUMNS = (
     "execution_status",
     "evaluation_event",
@@ -102,11 +110,30 @@ def _check_record(event: EventLogEntry, row: Mapping[str, Any], storage_id: int)
 
 
 class _BulkPostgresStorage(DagsterPostgresStorage):
-    """Dagster's PostgreSQL storage with the event log above."""
+    """Dagster's PostgreSQL storage with the event log above, over connections that stay open."""
 
     def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None) -> None:
         super().__init__(postgres_url, inst_data=inst_data)
         self._event_log_storage = BulkEventLogStorage(postgres_url)
+        for storage in (self._event_log_storage, self._run_storage, self._schedule_storage):
+            storage._engine = shared_engine(postgres_url)  # noqa: SLF001 - there is no way in from outside
+
+
+@cache
+def shared_engine(postgres_url: str) -> Engine:
+    """The one pool of this process: by default Dagster opens a connection for every query.
+
+    An instance is made for every tick of a sensor; a pool of its own would leave a connection behind each time.
+    """
+    return sqlalchemy.create_engine(
+        postgres_url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_OVERFLOW,
+        pool_recycle=POOL_RECYCLE_SECONDS,
+        # A connection that a restarted server has forgotten is replaced before it is used.
+        pool_pre_ping=True,
+    )
 
 
 class InstanceStorage(DagsterStorage, ConfigurableClass):

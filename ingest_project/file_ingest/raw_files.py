@@ -6,6 +6,7 @@ landed: a file that has changed since is not, because its new version is a file 
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -16,6 +17,8 @@ from ingest_project.messages.file_event import version_of
 from ingest_project.sources.registry import open_source
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from ingest_project.ledger.file_record import FileRecord
     from ingest_project.settings import Settings
     from ingest_project.sources.protocol import Source, SourceFile
@@ -58,13 +61,27 @@ def source_of(record: FileRecord, settings: Settings) -> Source:
 
 def _require_announced_version(record: FileRecord, found: SourceFile, source: Source) -> None:
     event = record.event
-    announced = version_of(event.etag, event.size_bytes, event.modified_at)
     # An event need not know everything about its file; what it does not say cannot differ.
-    actual = version_of(
-        found.etag if event.etag else None,
-        None if event.size_bytes is None else found.size_bytes,
-        None if event.modified_at is None else found.modified_at,
+    same = (
+        event.etag in {None, found.etag}
+        and event.size_bytes in {None, found.size_bytes}
+        and (event.modified_at is None or found.modified_at is None or _same_time(event.modified_at, found.modified_at))
     )
-    if announced != actual:
-        location = source.canonical_location(event.file_path)
-        raise SourceChanged(location, f"announced with {announced}, found with {actual}")
+    if not same:
+        announced = version_of(event.etag, event.size_bytes, event.modified_at)
+        actual = version_of(found.etag, found.size_bytes, found.modified_at)
+        raise SourceChanged(
+            source.canonical_location(event.file_path), f"announced with {announced}, found with {actual}"
+        )
+
+
+def _same_time(announced: datetime, found: datetime) -> bool:
+    """Whether two times of change are the same, to the precision of the announced one: producers round."""
+    if announced.microsecond == 0:
+        tolerance = timedelta(seconds=1)
+    elif announced.microsecond % 1000 == 0:
+        tolerance = timedelta(milliseconds=1)
+    else:
+        # A time that went through a floating-point number of seconds is off by less than this.
+        tolerance = timedelta(microseconds=2)
+    return abs(announced - found) < tolerance

@@ -95,6 +95,7 @@ class Roots:
                 raise ForbiddenPath(named, "it is not a regular file.")
             return os.open(resolved, _OPEN_FLAGS | more_flags)
         except OSError as error:
+            self._require_mounted(os.path.realpath(place), named)
             raise failure_of(error, named) from error
         except ValueError as error:
             raise ForbiddenPath(named, "no file can have such a name.") from error
@@ -103,6 +104,12 @@ class Roots:
         if not any(os.path.commonpath((folder, resolved)) == folder for folder in self.folders):
             allowed = ", ".join(self.folders)
             raise ForbiddenPath(named, f"it is outside the folders that {self.setting} allows ({allowed}).")
+
+    def _require_mounted(self, resolved: str, named: str) -> None:
+        """Tell a drive that is not mounted, whose files are not gone for good, from a file that is missing."""
+        for folder in self.folders:
+            if os.path.commonpath((folder, resolved)) == folder and not os.path.isdir(folder):  # noqa: PTH112 - text, as the rest of this module
+                raise SourceUnreachable(named, f"{folder}, which {self.setting} names, is not there")
 
 
 def failure_of(error: OSError, named: str) -> IngestError:

@@ -10,9 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.database.engine import open_engine, printable, reading, writing
-from ingest_project.errors import TransactionConflict
 from ingest_project.database.tables import outbox
-from ingest_project.errors import DatabaseUnavailable, SettingsError
+from ingest_project.errors import DatabaseUnavailable, SettingsError, TransactionConflict
 
 if TYPE_CHECKING:
     from ingest_project_tests.services.postgres import PostgresServer

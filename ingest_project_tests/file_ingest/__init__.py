@@ -1,0 +1,1 @@
+"""What a file goes through: landed, read, checked, stored and reported."""

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.errors import TransactionConflict
-from ingest_project.errors import DatabaseUnavailable
+from ingest_project.errors import DatabaseUnavailable, TransactionConflict
 from ingest_project.stores.warehouse import StoredCounts, Warehouse, open_warehouse
 from ingest_project_tests.stores.samples import claims, finished, in_ledger, metrics, readings, states
 

@@ -1,0 +1,173 @@
+"""`python -m benchmarks files|rows|latency`: one measurement; its result is one JSON object, the last line printed.
+
+What happens meanwhile goes to standard error. The exit code is 1 when what was stored is not exactly what should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.floor import measure_floor
+from benchmarks.memory import PeakMemory
+from benchmarks.peer import measure_peer
+from benchmarks.results import differences
+from benchmarks.system import running_system
+from benchmarks.workload import Workload, write_workload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PEER_FILES = 2_000
+MAX_DIFFERENCES_SHOWN = 5
+# Ticks come every five seconds: an event must be as likely to arrive in the middle of that as right after a tick.
+PAUSE_SECONDS = (1.0, 6.0)
+
+Result = dict[str, object]
+
+
+def measure_files(options: argparse.Namespace, folder: Path) -> Result:
+    """Many small files, by the product and by the Celery design."""
+    workload = _write(folder, options.files, options.rows)
+    result = _by_product(options, folder, workload)
+    files_per_second = options.files / float(str(result["seconds"]))
+    result = {"files_per_s": round(files_per_second, 1), **result}
+    peer_files = min(options.files, PEER_FILES) if options.peer_files is None else options.peer_files
+    if peer_files:
+        peer_workload = workload if peer_files == options.files else _write(folder / "peer", peer_files, options.rows)
+        _say(f"Celery ingests {peer_files} files ...")
+        peer = measure_peer(peer_workload, folder / "peer-state")
+        _tell("the peer", peer.differences)
+        result |= {
+            "peer_files": peer_files,
+            "peer_files_per_s": round(peer.files_per_second, 1),
+            "ratio": round(files_per_second / peer.files_per_second, 2),
+            "peer_exact": not peer.differences,
+            "peer_peak_rss_mb": peer.peak_rss_mb,
+        }
+    if options.floor:
+        _say("The floor: no orchestration ...")
+        seconds, wrong = measure_floor(workload, folder / "floor-state")
+        _tell("the floor", wrong)
+        result |= {"floor_files_per_s": round(options.files / seconds, 1), "floor_exact": not wrong}
+    return result
+
+
+def measure_rows(options: argparse.Namespace, folder: Path) -> Result:
+    """One large file."""
+    workload = _write(folder, 1, options.rows)
+    result = _by_product(options, folder, workload)
+    seconds, waited = float(str(result["seconds"])), float(str(result["seconds_to_start"]))
+    return {
+        "rows_per_s": round(options.rows / seconds),
+        "rows_per_s_once_started": round(options.rows / (seconds - waited)),
+        **result,
+    }
+
+
+def measure_latency(options: argparse.Namespace, folder: Path) -> Result:
+    """One small file at a time on an idle system."""
+    workload = _write(folder, options.events * 2 + 2, options.rows).good(options.events)
+    _say("Starting the system ...")
+    with running_system(folder / "product", [workload.folder], options.partitions) as system:
+        seconds = []
+        for path in workload.paths:
+            time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - not a secret
+            seconds.append(system.seconds_to_rows(path))
+            _say(f"{path.name}: {seconds[-1]:.2f} s")
+        wrong = differences(system.warehouse_url, workload)
+    _tell("the product", wrong)
+    return {
+        "p50_s": round(float(np.percentile(seconds, 50)), 2),
+        "p95_s": round(float(np.percentile(seconds, 95)), 2),
+        "max_s": round(max(seconds), 2),
+        "n": len(seconds),
+        "exact": not wrong,
+        "partitions": options.partitions,
+    }
+
+
+def _by_product(options: argparse.Namespace, folder: Path, workload: Workload) -> Result:
+    _say("Starting the system ...")
+    with running_system(folder / "product", [workload.folder], options.partitions) as system:
+        _say("The product ingests ...")
+        with PeakMemory(system.processes) as memory:
+            timing = system.measure(workload)
+        wrong = differences(system.warehouse_url, workload)
+    _tell("the product", wrong)
+    return {
+        "exact": not wrong,
+        "peak_rss_mb": memory.megabytes,
+        "peak_rss_of": memory.command,
+        "seconds": round(timing.seconds, 2),
+        "seconds_to_start": round(timing.seconds_to_start, 2),
+        "files": workload.files.height,
+        "rows": workload.rows,
+        "partitions": options.partitions,
+    }
+
+
+def _write(folder: Path, files: int, rows: int) -> Workload:
+    _say(f"Writing {files} files of {rows} rows ...")
+    return write_workload(folder / "inbox", files, rows)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _tell(who: str, wrong: Sequence[str]) -> None:
+    for difference in wrong[:MAX_DIFFERENCES_SHOWN]:
+        _say(f"Not what it should be, by {who}: {difference}")
+    if len(wrong) > MAX_DIFFERENCES_SHOWN:
+        _say(f"... and {len(wrong) - MAX_DIFFERENCES_SHOWN} more.")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the files, the state and the logs where they are")
+    commands = parser.add_subparsers(required=True)
+    for name, measure, rows in (
+        ("files", measure_files, 1_000),
+        ("rows", measure_rows, 5_000_000),
+        ("latency", measure_latency, 1_000),
+    ):
+        command = commands.add_parser(name, help=measure.__doc__)
+        command.set_defaults(measure=measure)
+        command.add_argument("--rows", type=int, default=rows, help="in each file")
+        command.add_argument("--partitions", type=int, default=0, help="files that are on record before it starts")
+        if measure is measure_files:
+            command.add_argument("--files", type=int, default=2_000)
+            command.add_argument("--peer-files", type=int, help=f"0: no peer; at most {PEER_FILES} by default")
+            command.add_argument("--floor", action="store_true", help="also without any orchestration")
+        if measure is measure_latency:
+            command.add_argument("--events", type=int, default=20)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure once; the exit code."""
+    options = _parse(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="ingest-benchmark-"))
+    try:
+        result: Result = options.measure(options, folder)
+    finally:
+        if options.keep:
+            _say(f"Kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(result), flush=True)
+    return 0 if result["exact"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""The whole product, started by its own stack on a fresh state folder, and a clock around what it does.
+
+What the clock covers: all processes are up, one file has been ingested (so that no process is new), the sensors are off
+and the events are on the topic. The clock starts as the sensors are turned on, through Dagster's API. It stops once the
+ledger says that every file is finished and reported, and Dagster's event log has a materialisation or a check result of
+every one of them. So it includes the daemon's wait for its next tick (up to 5 s), the start of the run workers, and all
+reporting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import psycopg2
+from confluent_kafka import Producer
+
+from benchmarks.earlier_files import copy_file
+from benchmarks.sensors import switch_sensors
+from benchmarks.workload import write_workload
+from ingest_project.cli.stack.supervisor import running_stack
+from ingest_project.database.engine import open_engine
+from ingest_project.database.migrate import migrate
+from ingest_project.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from benchmarks.workload import Workload
+    from ingest_project.cli.stack.supervisor import Stack, StepState
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+POLL_SECONDS = 0.1
+START_SECONDS = 60.0
+SETTLE_SECONDS = 1.0
+SLOWEST_FILES_PER_SECOND = 10
+SLOWEST_BYTES_PER_SECOND = 1e6
+# Of the 5 MiB that the embedded broker keeps of each of a topic's 4 partitions; keys spread the events evenly enough.
+MAX_EVENT_BYTES = 16 * 1024**2
+# A benchmark measures the defaults, not what happens to be set around it.
+NOT_OURS = ("DATABASE_URL", "DAGSTER_POSTGRES_URL", "DAGSTER_HOME", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_BROKERS")
+NOT_DAGSTER = ("postgres", "broker")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a workload took.
+
+    Args:
+        seconds: from sensors on to everything stored and shown.
+        seconds_to_start: from sensors on to the first file in the hands of a run.
+    """
+
+    seconds: float
+    seconds_to_start: float
+
+
+class System:
+    """The running product, as its users see it: a topic, a warehouse, Dagster's API."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._producer = Producer(
+            {"bootstrap.servers": stack.settings.kafka.bootstrap_servers, "linger.ms": 5, "log_level": 2}
+        )
+        self._warehouse = _connect(stack.settings.warehouse.database_url.get_secret_value())
+        self._dagster = _connect(stack.settings.dagster.postgres_url.get_secret_value())
+
+    @property
+    def warehouse_url(self) -> str:
+        """Of the database with the rows; libpq's."""
+        return _libpq(self._stack.settings.warehouse.database_url.get_secret_value())
+
+    @property
+    def processes(self) -> list[int]:
+        """Process ids at the top of what Dagster runs; the database and the broker are left out."""
+        return [child.guard.pid for child in self._stack.children if child.name not in NOT_DAGSTER]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._warehouse.close()
+        self._dagster.close()
+
+    def announce(self, paths: Sequence[Path]) -> None:
+        """Put an event for each file on the topic; returns once the broker has confirmed all."""
+        events = [(path.name, _event(path)) for path in paths]
+        if sum(len(event) for _, event in events) > MAX_EVENT_BYTES:
+            raise SystemExit(f"The embedded broker does not hold events of {len(paths)} files: choose fewer.")
+        for name, event in events:
+            self._producer.produce(self._stack.settings.topics.file_event_queue, event, key=name)
+            self._producer.poll(0)
+        if self._producer.flush(START_SECONDS):
+            raise TimeoutError("The broker did not confirm all events.")
+
+    def measure(self, workload: Workload) -> Timing:
+        """Ingest the files of a workload, from events on the topic to everything stored and shown."""
+        switch_sensors(self._stack.webserver_url, on=False)
+        self._wait_for_ticks()
+        self.announce(workload.paths)
+        began_at, began = datetime.now(UTC), time.monotonic()
+        switch_sensors(self._stack.webserver_url, on=True)
+        self._wait_until_shown(workload)
+        seconds = time.monotonic() - began
+        ((first,),) = self._ask("SELECT min(started_at) FROM files WHERE started_at >= %s", began_at)
+        return Timing(seconds, (first - began_at).total_seconds())
+
+    def seconds_to_rows(self, path: Path, poll_seconds: float = 0.02) -> float:
+        """Announce one file and wait until its rows are there.
+
+        The ledger's entry is finished by the transaction that stores the rows, and is found by index.
+        """
+        query = (
+            "SELECT file_key FROM files WHERE state IN ('ingested', 'quarantined', 'duplicate', 'failed')"
+            " AND updated_at >= %s AND file_name = %s"
+        )
+        began_at, began = datetime.now(UTC), time.monotonic()
+        self.announce([path])
+        deadline = time.monotonic() + START_SECONDS
+        while not (found := self._ask(query, began_at, path.name)):
+            self._require_going_on(deadline, f"{path.name} was not ingested.")
+            time.sleep(poll_seconds)
+        seconds = time.monotonic() - began
+        ((rows,),) = self._ask("SELECT count(*) FROM raw_sensor_data WHERE file_key = %s", found[0][0])
+        assert rows, f"{path.name} is finished and has no rows"
+        return seconds
+
+    def remember_earlier_files(self, like: str, count: int) -> None:
+        """Put that many files on record as if they had been ingested before, each a copy of the one of this name."""
+        ((key,),) = self._ask("SELECT file_key FROM files WHERE file_name = %s", like)
+        copy_file(self._warehouse, self._dagster, key, count)
+
+    def _wait_until_shown(self, workload: Workload) -> None:
+        names = set(workload.files["file_name"])
+        allowed = workload.files.height / SLOWEST_FILES_PER_SECOND
+        allowed += int(workload.files["size_bytes"].sum()) / SLOWEST_BYTES_PER_SECOND
+        deadline = time.monotonic() + START_SECONDS + allowed
+        while True:
+            keys = self._finished_keys(names)
+            if keys is not None and keys <= self._shown_keys():
+                return
+            self._require_going_on(deadline, "Not every file was ingested and shown.")
+            time.sleep(POLL_SECONDS)
+
+    def _finished_keys(self, names: set[str]) -> set[str] | None:
+        """Keys of all the files, or None while one of them is not finished and reported."""
+        # Cheap, and nearly always the answer: what is unfinished is found by index.
+        if self._ask("SELECT 1 FROM files WHERE state IN ('pending', 'requested', 'ingesting') LIMIT 1"):
+            return None
+        reported = "SELECT file_name, file_key FROM files WHERE reported_at IS NOT NULL AND file_name = ANY(%s)"
+        keys = dict(self._ask(reported, list(names)))
+        return set(keys.values()) if keys.keys() == names else None
+
+    def _shown_keys(self) -> set[str]:
+        """Partitions of which Dagster has a materialisation or a check result."""
+        with self._dagster.cursor() as cursor:
+            cursor.execute(
+                "SELECT partition FROM event_logs WHERE partition IS NOT NULL"
+                " AND dagster_event_type = 'ASSET_MATERIALIZATION'"
+                " UNION SELECT partition FROM asset_check_executions WHERE execution_status IN ('SUCCEEDED', 'FAILED')"
+            )
+            return {key for (key,) in cursor}
+
+    def _require_going_on(self, deadline: float, complaint: str) -> None:
+        self._stack.require_running()
+        if time.monotonic() > deadline:
+            states = self._ask("SELECT state, count(*), min(reason) FROM files GROUP BY state")
+            raise TimeoutError(f"{complaint} States: {states}. Logs: {self._stack.settings.state_dir}/logs.")
+
+    def _wait_for_ticks(self) -> None:
+        """A tick that had begun when its sensor was turned off goes on to its end."""
+        deadline = time.monotonic() + START_SECONDS
+        with self._dagster.cursor() as cursor:
+            while True:
+                cursor.execute("SELECT 1 FROM job_ticks WHERE status = 'STARTED' LIMIT 1")
+                if not cursor.fetchall():
+                    break
+                self._require_going_on(deadline, "A tick does not end.")
+                time.sleep(POLL_SECONDS)
+        # After the tick the daemon writes the sensor's state as it had read it, and would turn it off again.
+        time.sleep(SETTLE_SECONDS)
+
+    def _ask(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        with self._warehouse.cursor() as cursor:
+            cursor.execute(query, parameters)
+            return cursor.fetchall()
+
+
+@contextmanager
+def running_system(folder: Path, inboxes: Sequence[Path], earlier_files: int = 0) -> Iterator[System]:
+    """The product on a fresh state folder, warm: one file has gone through it.
+
+    Args:
+        folder: is made; holds all its state.
+        inboxes: folders it may read files from.
+        earlier_files: that many files are already on record.
+
+    Raises:
+        ServiceFailed: a part did not start.
+    """
+    state_dir, warm_up = folder / "state", folder / "warm-up"
+    state_dir.mkdir(parents=True)
+    for name in NOT_OURS:
+        os.environ.pop(name, None)
+    roots = ",".join(str(inbox) for inbox in (*inboxes, warm_up))
+    os.environ |= {
+        "INGEST_STATE_DIR": str(state_dir),
+        # No config.yaml and no .env of the person who measures.
+        "INGEST_CONFIG_DIR": str(state_dir),
+        "INGEST_LOCAL_ROOTS": roots,
+        "INGEST_WEBSERVER_PORT": "0",
+    }
+    with running_stack(load_settings(), _no_report) as stack, closing(System(stack)) as system:
+        # Otherwise the first tick makes the tables, and they are asked for before.
+        migrate(open_engine(system.warehouse_url))
+        first = write_workload(warm_up, 1, 1_000, name="warm-up", seed=0)
+        system.measure(first)
+        if earlier_files:
+            system.remember_earlier_files(str(first.files["file_name"][0]), earlier_files)
+        yield system
+
+
+def _event(path: Path) -> bytes:
+    """A file event as discovery publishes it."""
+    status = path.stat()
+    # Not from the time as a float, which is rounded to another microsecond for one file in two.
+    modified_at = EPOCH + timedelta(microseconds=status.st_mtime_ns // 1_000)
+    return json.dumps(
+        {
+            "event_id": str(uuid4()),
+            "job_id": "benchmark",
+            "source_type": "local",
+            "file_path": str(path),
+            "file_name": path.name,
+            "file_type": "csv",
+            "size_bytes": status.st_size,
+            "modified_at": modified_at.isoformat(),
+            "etag": None,
+            "discovered_at": datetime.now(UTC).isoformat(),
+            "trace_id": uuid4().hex,
+            "metadata": {},
+        }
+    ).encode()
+
+
+def _connect(url: str) -> psycopg2.extensions.connection:
+    connection = psycopg2.connect(_libpq(url))
+    connection.autocommit = True
+    return connection
+
+
+def _libpq(url: str) -> str:
+    return url.replace("+psycopg2", "")
+
+
+def _no_report(_what: str, _state: StepState) -> None:
+    pass

@@ -1,0 +1,70 @@
+"""`ingest config`: every setting as it is in force, and where it came from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+from rich.console import Console
+from rich.table import Table
+
+from ingest_project.settings import Setting, load_settings
+
+PIPE_WIDTH = 200
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("config")(show_settings)
+
+
+def show_settings(
+    *, as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False
+) -> None:
+    """Show every setting in force and where it came from; secrets are masked."""
+    settings = list(load_settings().each())
+    if as_json:
+        typer.echo(json.dumps([_as_record(setting) for setting in settings], indent=1))
+    else:
+        # In a pipe or a file there is no width to fit into.
+        Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(_table(settings))
+
+
+def _table(settings: list[Setting]) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("Setting", "Value", "From", "Environment variable", "Meaning"):
+        table.add_column(title, overflow="fold")
+    for setting in settings:
+        variables = " or ".join(setting.env_names)
+        cells = (setting.path, _text(setting.value), setting.origin.value, variables, setting.description)
+        table.add_row(*(_literal(cell) for cell in cells))
+    return table
+
+
+def _as_record(setting: Setting) -> dict[str, object]:
+    plain = isinstance(setting.value, bool | int | float) or setting.value is None
+    return {
+        "setting": setting.path,
+        "value": setting.value if plain else _text(setting.value),
+        "origin": setting.origin.value,
+        "environment_variables": list(setting.env_names),
+        "description": setting.description,
+    }
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, SecretStr):
+        return "********" if value.get_secret_value() else ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _literal(text: str) -> str:
+    """Square brackets in a value are not markup."""
+    return text.replace("[", r"\[")

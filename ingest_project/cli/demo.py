@@ -1,0 +1,138 @@
+"""`ingest demo`: the whole way of a file, on this machine, with the files that come with the project.
+
+It does what a user would do: start the system, send a polling job, wait, look at what is stored.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ingest_project.cli.dagster_records import DagsterRecords
+from ingest_project.cli.demo_report import DemoReport, expected_files, report_of, show_report
+from ingest_project.cli.output import AsJson, complain, counted, print_json, say, show_facts, stdout
+from ingest_project.cli.progress import printed
+from ingest_project.cli.send import DUMMY_PATH, deliver
+from ingest_project.cli.stack.supervisor import Stack, running_stack
+from ingest_project.cli.status import wait_for_idle
+from ingest_project.errors import PermanentError, SourceMissing
+from ingest_project.ledger.states import FileState
+from ingest_project.messages.decoding import encode
+from ingest_project.messages.polling_job import PollingJob
+from ingest_project.resources import Services
+from ingest_project.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}
+GENEROUS_SECONDS = 300.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("demo")(demo)
+
+
+def demo(
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="Stay up with the UI afterwards, until Ctrl-C.")] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long the files may take.")
+    ] = GENEROUS_SECONDS,
+    as_json: AsJson = False,
+) -> None:
+    """Start everything, ingest the sample files, and show what became of each.
+
+    Exit code 1 when a file did not come to its end in time. Done again it works on what is stored already.
+    """
+    loaded = load_settings()
+    try:
+        expected = expected_files(SOURCE, loaded.settings)
+    except SourceMissing as error:
+        raise PermanentError(f"{error} Run this in the project's folder, or set INGEST_DUMMY_ROOT.") from error
+    with running_stack(loaded, printed(Console(stderr=True))) as stack:
+        report = ingest_samples(stack, expected, timeout)
+        if as_json:
+            print_json(report)
+        else:
+            show_report(report)
+            _conclude(report, stack, keep=keep)
+        if keep:
+            _stay(stack)
+    if not report.as_hoped:
+        raise typer.Exit(1)
+
+
+def ingest_samples(stack: Stack, expected: Mapping[str, str], timeout_seconds: float) -> DemoReport:
+    """Send the polling job, and wait for what comes of it.
+
+    Raises:
+        ServiceFailed: a part of the stack ended meanwhile.
+    """
+    services, records = Services(stack.settings), DagsterRecords(stack.settings)
+    earlier = {record.file_key for record in services.files.get_many(list(expected)) if record.state.finished}
+    job = PollingJob(
+        job_id=f"demo_{datetime.now(UTC):%Y%m%d_%H%M%S}", source_config=dict(SOURCE), trace_id=str(uuid.uuid4())
+    )
+    deliver(services, stack.settings.topics.polling_queue, job.job_id, encode(job), job.trace_id)
+    complain(f"Sent polling job {job.job_id}: look in {DUMMY_PATH} ({counted(len(expected), 'file')} to be found).")
+    seen = wait_for_idle(services, records, timeout_seconds, stack.require_running)
+    return report_of(services, expected, earlier, [*seen.going_on, *seen.problems])
+
+
+def _conclude(report: DemoReport, stack: Stack, *, keep: bool) -> None:
+    out = stdout()
+    logs = stack.settings.state_dir.absolute() / "logs"
+    if report.going_on:
+        complain(f"Not finished in time: {'; '.join(report.going_on)}. The logs are in {logs}.")
+    if report.missing:
+        complain(f"Not as it should be: {', '.join(report.missing)}. The logs are in {logs}.")
+    earlier = sum(file.earlier for file in report.files)
+    if earlier:
+        out.print()
+        say(f"{counted(earlier, 'file')} had been ingested by an earlier demo; they were not ingested again.")
+    show_facts(_where_to_look(report, stack, keep=keep), "Where to look")
+
+
+def _where_to_look(report: DemoReport, stack: Stack, *, keep: bool) -> list[tuple[str, object]]:
+    command = own_command()
+    example = next((f for f in report.files if f.state is FileState.INGESTED and f.rows_quarantined), report.files[0])
+    pairs: list[tuple[str, object]] = [
+        ("One file", f"{command} files show {example.file_key}"),
+        ("What was refused", f"{command} quarantine list"),
+        ("Another job", f"{command} send polling-job --path {DUMMY_PATH}"),
+        ("How far it is", f"{command} status"),
+        ("State folder", f"{stack.settings.state_dir.absolute()} (rows, files, logs; remove it to begin anew)"),
+    ]
+    if keep:
+        return [("Dagster UI", stack.webserver_url), *pairs]
+    return [("Start it again", f"{command} dev (or {command} demo --keep), then in another terminal:"), *pairs]
+
+
+def _stay(stack: Stack) -> None:
+    complain("Ctrl-C stops everything.")
+    try:
+        stack.wait()
+    except KeyboardInterrupt:
+        # That is how it is meant to end.
+        return
+
+
+def own_command() -> str:
+    """How this command is called from here: by its name where PATH has it, else by its path."""
+    started_as = Path(sys.argv[0])
+    on_path = shutil.which("ingest")
+    if started_as.name != "ingest" or (on_path and started_as.exists() and Path(on_path).samefile(started_as)):
+        return "ingest"
+    try:
+        return str(started_as.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(started_as)

@@ -1,0 +1,193 @@
+"""What a demo did, file by file, from what the ledger and the warehouse hold afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from rich.text import Text
+
+from ingest_project.cli.output import add_row, counts, shortened, show, table
+from ingest_project.ledger.states import FileState
+from ingest_project.messages.file_event import file_key, version_of
+from ingest_project.sources.protocol import SourceFile
+from ingest_project.sources.registry import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from rich.table import Table
+
+    from ingest_project.ledger.file_record import FileRecord
+    from ingest_project.resources import Services
+    from ingest_project.settings import Settings
+    from ingest_project.stores.warehouse import DeviceMetric
+
+MAX_SHOWN_REASON = 70
+STYLES = {FileState.INGESTED: "green", FileState.QUARANTINED: "yellow", FileState.DUPLICATE: "cyan"}
+
+
+class DemoFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one file.
+
+    Args:
+        state: None where the system does not know the file.
+        earlier: an earlier demo had finished it already.
+        rules: broken rule to number of rows.
+    """
+
+    file_name: str
+    file_key: str
+    state: FileState | None = None
+    earlier: bool = False
+    rows_accepted: int = 0
+    rows_quarantined: int = 0
+    rules: Mapping[str, int] = {}
+    reason: str | None = None
+
+
+class TypeSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The accepted readings of one sensor type, over all files of the demo."""
+
+    sensor_type: str
+    devices: int
+    readings: int
+    min: float
+    mean: float
+    max: float
+
+
+class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a demo.
+
+    Args:
+        files: one for each file that can be ingested.
+        going_on: what was not finished in time.
+    """
+
+    files: tuple[DemoFile, ...]
+    metrics: tuple[TypeSummary, ...] = ()
+    going_on: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of files of which the system does not know what became of them, or that failed."""
+        return [file.file_name for file in self.files if file.state not in STYLES]
+
+    @property
+    def as_hoped(self) -> bool:
+        """Whether there were files, and every one of them came to its end."""
+        return bool(self.files) and not self.missing and not self.going_on
+
+
+def expected_files(source_config: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """The files that a polling job for this source must bring: partition key to name, by name.
+
+    Raises:
+        SourceMissing: the folder is not there.
+    """
+    source = open_source(source_config, settings.polling)
+    found = [file for file in source.list_files("*") if isinstance(file, SourceFile)]
+    return {
+        file_key(
+            source.canonical_location(file.path),
+            file.name,
+            version_of(file.etag, file.size_bytes, file.modified_at),
+        ): file.name
+        for file in sorted(found, key=lambda file: file.name)
+    }
+
+
+def report_of(
+    services: Services, expected: Mapping[str, str], earlier: Collection[str], going_on: Sequence[str]
+) -> DemoReport:
+    """What became of the files.
+
+    Args:
+        services: ledger and warehouse.
+        expected: partition key to name.
+        earlier: keys of the files that were finished before the demo began.
+        going_on: what was not finished in time.
+    """
+    records = {record.file_key: record for record in services.files.get_many(list(expected))}
+    metrics = services.warehouse.metrics_of_files(list(expected))
+    return DemoReport(
+        files=tuple(_file(key, name, records.get(key), key in earlier) for key, name in expected.items()),
+        metrics=summaries([metric for of_file in metrics.values() for metric in of_file]),
+        going_on=tuple(going_on),
+    )
+
+
+def summaries(metrics: Sequence[DeviceMetric]) -> tuple[TypeSummary, ...]:
+    """Metrics by file, device and type, brought together by type; the mean is that of all readings."""
+    of_type: dict[str, list[DeviceMetric]] = {}
+    for metric in metrics:
+        of_type.setdefault(metric.sensor_type, []).append(metric)
+    return tuple(_summary(sensor_type, of_type[sensor_type]) for sensor_type in sorted(of_type))
+
+
+def files_table(report: DemoReport) -> Table:
+    """File, state, rows and reasons."""
+    numbers = ("Accepted", "Refused")
+    made = table("File", "State", *numbers, "Why", numbers=numbers)
+    for file in report.files:
+        state = _shown_state(file)
+        why = counts(file.rules) if file.state is FileState.INGESTED else file.reason or counts(file.rules)
+        add_row(
+            made, file.file_name, state, file.rows_accepted, file.rows_quarantined, shortened(why, MAX_SHOWN_REASON)
+        )
+    return made
+
+
+def metrics_table(report: DemoReport) -> Table:
+    """Sensor types with their readings."""
+    numbers = ("Devices", "Readings", "Min", "Mean", "Max")
+    made = table("Sensor type", *numbers, numbers=numbers)
+    for summary in report.metrics:
+        add_row(
+            made,
+            summary.sensor_type,
+            summary.devices,
+            summary.readings,
+            *(round(value, 3) for value in (summary.min, summary.mean, summary.max)),
+        )
+    return made
+
+
+def show_report(report: DemoReport) -> None:
+    """Print both tables for a person."""
+    show(files_table(report), "What became of each file")
+    if report.metrics:
+        show(metrics_table(report), "What was measured")
+
+
+def _file(key: str, name: str, record: FileRecord | None, earlier: bool) -> DemoFile:  # noqa: FBT001 - private
+    if record is None:
+        return DemoFile(file_name=name, file_key=key, reason="The system does not know this file.")
+    return DemoFile(
+        file_name=name,
+        file_key=key,
+        state=record.state,
+        earlier=earlier,
+        rows_accepted=record.rows_accepted or 0,
+        rows_quarantined=record.rows_quarantined or 0,
+        rules=record.rule_counts or {},
+        reason=record.reason,
+    )
+
+
+def _summary(sensor_type: str, metrics: Sequence[DeviceMetric]) -> TypeSummary:
+    readings = sum(metric.count for metric in metrics)
+    return TypeSummary(
+        sensor_type=sensor_type,
+        devices=len({metric.device_id for metric in metrics}),
+        readings=readings,
+        min=min(metric.min for metric in metrics),
+        mean=sum(metric.mean * metric.count for metric in metrics) / readings,
+        max=max(metric.max for metric in metrics),
+    )
+
+
+def _shown_state(file: DemoFile) -> Text:
+    text = "missing" if file.state is None else f"already {file.state}" if file.earlier else str(file.state)
+    return Text(text, STYLES.get(file.state, "red") if file.state else "red")

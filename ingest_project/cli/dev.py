@@ -1,0 +1,56 @@
+"""`ingest dev`: everything on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ingest_project.cli.progress import printed
+from ingest_project.cli.stack.supervisor import Stack, running_stack
+from ingest_project.settings import load_settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("dev")(dev)
+
+
+def dev(
+    *,
+    services_only: Annotated[
+        bool, typer.Option("--services-only", help="Broker and database only; run `dagster dev` yourself.")
+    ] = False,
+) -> None:
+    """Start broker, database and Dagster on this machine, and stay until Ctrl-C.
+
+    What the settings place elsewhere (KAFKA_BOOTSTRAP_SERVERS, DATABASE_URL, DAGSTER_POSTGRES_URL) is not started.
+    """
+    console = Console()
+    with running_stack(load_settings(), printed(console), dagster=not services_only) as stack:
+        print_addresses(console, stack, with_ui=not services_only)
+        console.print("\nCtrl-C stops everything.")
+        stack.wait()
+
+
+def print_addresses(console: Console, stack: Stack, *, with_ui: bool) -> None:
+    """Where to look; passwords are left out."""
+    settings = stack.settings
+    rows = [
+        ("Kafka", settings.kafka.bootstrap_servers),
+        ("Database", without_password(settings.warehouse.database_url.get_secret_value())),
+        ("Logs", str(settings.state_dir.absolute() / "logs")),
+    ]
+    if with_ui:
+        rows.insert(0, ("Dagster UI", stack.webserver_url))
+    console.print()
+    for name, value in rows:
+        console.print(f"{name:<12}{escape(value)}", highlight=False, soft_wrap=True)
+
+
+def without_password(url: str) -> str:
+    """The URL with its password replaced by asterisks."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)

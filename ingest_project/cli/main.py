@@ -1,0 +1,72 @@
+"""`ingest`: one command, its parts each in a module of this package.
+
+A module of a command has a function `register(app)`; naming the module in COMMANDS is all that it takes to add one.
+Errors of ours end with their one message on standard error and an exit code a script can use: 2 for settings and usage,
+1 for everything else, 130 when somebody interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import typer
+
+from ingest_project.errors import IngestError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = ("demo", "dev", "send", "status", "files", "quarantine", "config")
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+def build_app() -> typer.Typer:
+    """The command with all its parts."""
+    app = typer.Typer(
+        name="ingest",
+        help="Files, attachments and events from Kafka into validated tables.",
+        no_args_is_help=True,
+        add_completion=False,
+        # A defect shows as an ordinary traceback, which people can search for and paste.
+        pretty_exceptions_enable=False,
+    )
+    # Without a callback a lone command would become the app itself.
+    app.callback()(_no_options)
+    for name in COMMANDS:
+        import_module(f"ingest_project.cli.{name}").register(app)
+    return app
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; its exit code."""
+    try:
+        build_app()(list(arguments), prog_name="ingest")
+    except SettingsError as error:
+        return _failed(error, WRONG_USAGE)
+    except IngestError as error:
+        return _failed(error, FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as end:  # how Typer ends, usage errors and Ctrl-C included
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _no_options() -> None:
+    """Files, attachments and events from Kafka into validated tables."""
+
+
+def _failed(error: IngestError, code: int) -> int:
+    sys.stderr.write(f"{error}\n")
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""`ingest quarantine`: what was refused and why, and the way back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from ingest_project.cli.file_lookup import find_file
+from ingest_project.cli.file_page import page_of, show_quarantined_rows
+from ingest_project.cli.files import Key, Limit, Rows, listed, say_list
+from ingest_project.cli.output import (
+    AsJson,
+    add_row,
+    ago,
+    complain,
+    counted,
+    counts,
+    print_json,
+    say,
+    shortened,
+    show_facts,
+    stdout,
+    table,
+)
+from ingest_project.ledger.states import FileState
+from ingest_project.resources import Services
+from ingest_project.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ingest_project.cli.file_page import FilePage
+    from ingest_project.ledger.file_record import FileRecord
+    from ingest_project.ledger.files import FileLedger
+
+app = typer.Typer(help="Files that were refused: why, and the way back.", no_args_is_help=True)
+
+MAX_SHOWN_REASON = 120
+KEYS_PER_QUESTION = 1_000
+
+
+class Release(msgspec.Struct, frozen=True):
+    """What a release did.
+
+    Args:
+        released: keys of the files that will be ingested again.
+        unchanged: keys of those that are not finished, with their state: they will be ingested anyway.
+    """
+
+    released: tuple[str, ...]
+    unchanged: dict[str, FileState]
+
+
+def register(to: typer.Typer) -> None:
+    """Add the commands."""
+    to.add_typer(app, name="quarantine")
+
+
+@app.command("list")
+def list_quarantined(
+    *,
+    search: Annotated[
+        str | None, typer.Option(help="Only files with this text in key, path, job id, trace id or reason.")
+    ] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the files that were refused whole, the last first."""
+    found = listed(Services(load_settings().settings), FileState.QUARANTINED, search, limit)
+    if as_json:
+        print_json(found)
+        return
+    made = table("Key", "Refused", "Broken rules", "Reason")
+    for record in found.files:
+        reason = shortened(record.reason or "", MAX_SHOWN_REASON)
+        add_row(
+            made,
+            record.file_key,
+            ago(record.finished_at or record.updated_at),
+            counts(record.rule_counts or {}),
+            reason,
+        )
+    say_list(found, made)
+
+
+@app.command("show")
+def show_quarantined(key: Key, *, rows: Rows = 20, as_json: AsJson = False) -> None:
+    """Show why a file, or some of its rows, were refused. Exit code 1 when nothing of it was."""
+    services = Services(load_settings().settings)
+    page = page_of(find_file(services.files, key), services, rows)
+    refused = page.file.state is FileState.QUARANTINED or bool(page.quarantined_rows)
+    if as_json:
+        print_json(page)
+    elif refused:
+        _show(page)
+    else:
+        complain(f"Nothing of {page.file.file_key} is in quarantine: it is {page.file.state}.")
+    if not refused:
+        raise typer.Exit(1)
+
+
+@app.command("release")
+def release(
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY...", help="Keys of files, or the beginnings of them.")
+    ] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Every file that was refused whole.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ingest files again, after the source, the settings or the reader profile were mended.
+
+    Any finished file can be named, also one of which only some rows were refused. Exit code 1 when one of them is not
+    finished. It leaves the quarantine once it has been accepted.
+    """
+    if bool(keys) == everything:
+        raise typer.BadParameter("Name the files, or say --all.")
+    ledger = Services(load_settings().settings).files
+    # Every key is looked up before anything changes: a misspelt one changes nothing.
+    chosen = [find_file(ledger, key) for key in keys] if keys else list(quarantined(ledger))
+    done = _release(ledger, chosen)
+    if as_json:
+        print_json(done)
+    else:
+        _tell(done)
+    if done.unchanged:
+        raise typer.Exit(1)
+
+
+def quarantined(ledger: FileLedger) -> Iterator[FileRecord]:
+    """Every file that was refused whole."""
+    offset = 0
+    while found := ledger.list(state=FileState.QUARANTINED, limit=KEYS_PER_QUESTION, offset=offset):
+        yield from found
+        offset += len(found)
+
+
+def _release(ledger: FileLedger, chosen: Sequence[FileRecord]) -> Release:
+    released = ledger.reopen([record.file_key for record in chosen], datetime.now(UTC))
+    states = {record.file_key: record.state for record in chosen}
+    return Release(released, {key: state for key, state in states.items() if key not in set(released)})
+
+
+def _tell(done: Release) -> None:
+    for key in done.released:
+        say(f"{key} will be ingested again.")
+    for key, state in done.unchanged.items():
+        complain(f"{key} is {state}: it is on its way already.")
+    if not done.released and not done.unchanged:
+        say("Nothing is in quarantine.")
+    else:
+        say(f"{counted(len(done.released), 'file')} released. `ingest status` shows how far they are.")
+
+
+def _show(page: FilePage) -> None:
+    record = page.file
+    whole = record.state is FileState.QUARANTINED
+    say(record.file_key, style="bold")
+    pairs = [
+        ("Refused", "the whole file" if whole else f"{record.rows_quarantined:,} of {record.rows_read:,} rows"),
+        ("Reason", record.reason),
+        ("Broken rules", counts(record.rule_counts or {})),
+        ("When", record.finished_at),
+        ("Source", record.location),
+        ("Reader profile", record.profile),
+        ("Its bytes", page.quarantine.location if page.quarantine else page.landed_at),
+        *(("Not known", problem) for problem in page.problems),
+    ]
+    show_facts(pairs)
+    show_quarantined_rows(page)
+    stdout().print()
+    say(f"Once that is mended: ingest quarantine release {record.file_key}")

@@ -1,0 +1,181 @@
+"""Runs one command so that it, and whatever it starts, ends with the process that asked for it.
+
+Run as a script by `child.py`, with nothing but the standard library so that it starts in milliseconds. Its standard
+input is a pipe that the asking process holds: when something is written to it, or when it is closed because that
+process was killed, the command is told to stop, waited for, and killed when it takes too long. On Linux the guard
+adopts orphans, so that run workers, which outlive the server that started them, are found and ended as well.
+
+    guard.py '{"command": ["…"], "stop_signal": 15, "grace_seconds": 10, "abandoned_grace_seconds": 3,
+               "stop_descendants": false, "run_as": null}'
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+ON_LINUX = sys.platform == "linux"
+PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 36, 47, 2
+CAPABILITY_VERSION_3 = 0x20080522
+CAP_DAC_OVERRIDE = 1
+ORPHAN_GRACE_SECONDS = 2.0
+POLL_SECONDS = 0.05
+
+
+def main() -> int:
+    """Run the command to its end or until the pipe closes; its exit code, 128 + signal when a signal ended it."""
+    spec: dict[str, Any] = json.loads(sys.argv[1])
+    if ON_LINUX:
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    wake = _wake_on(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    command = subprocess.Popen(  # noqa: S603 - the command comes from our own stack
+        spec["command"],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: _prepare(spec),  # noqa: PLW1509 - this process has one thread
+    )
+    wish = None
+    while command.poll() is None and wish is None:
+        wish = _wish(wake)
+        _collect_orphans(command.pid)
+    _end_command(command, spec, spec["abandoned_grace_seconds" if wish == "abandoned" else "grace_seconds"])
+    _end_orphans()
+    code = command.returncode
+    return 128 - code if code < 0 else code
+
+
+def _wake_on(*signals: int) -> int:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    os.set_blocking(reading, False)
+    signal.set_wakeup_fd(writing)
+    for number in signals:
+        signal.signal(number, lambda _number, _frame: None)
+    return reading
+
+
+def _wish(wake: int) -> str | None:
+    """Sleep until something happens; "stop" or "abandoned" when the command is to end."""
+    readable, _, _ = select.select([0, wake], [], [])
+    if 0 in readable:
+        return "stop" if os.read(0, 1024) else "abandoned"
+    return "stop" if any(number != signal.SIGCHLD for number in os.read(wake, 1024)) else None
+
+
+def _prepare(spec: dict[str, Any]) -> None:
+    """In the new process, before the command: who it is, and what becomes of it should this guard be killed."""
+    if spec["run_as"]:
+        _become(spec["run_as"])
+    if ON_LINUX:
+        _prctl(PR_SET_PDEATHSIG, spec["stop_signal"])
+
+
+def _become(user: dict[str, Any]) -> None:
+    keep = user["reach_all_folders"] and ON_LINUX
+    if keep:
+        _prctl(PR_SET_KEEPCAPS, 1)
+    os.setgroups([])
+    os.setgid(user["gid"])
+    os.setuid(user["uid"])
+    if keep:
+        _keep_folder_access()
+
+
+def _keep_folder_access() -> None:
+    """Keep root's passage through folders (a project below /root, say), and nothing else of root."""
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    bits = 1 << CAP_DAC_OVERRIDE
+    data = (ctypes.c_uint32 * 6)(bits, bits, bits, 0, 0, 0)
+    ctypes.CDLL(None).capset(header, data)
+    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE)
+
+
+def _end_command(command: subprocess.Popen[bytes], spec: dict[str, Any], grace_seconds: float) -> None:
+    if command.poll() is None:
+        for pid in _descendants(command.pid) if spec["stop_descendants"] else []:
+            _signal(pid, spec["stop_signal"])
+        command.send_signal(spec["stop_signal"])
+        try:
+            command.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            command.wait()
+
+
+def _collect_orphans(command_pid: int) -> None:
+    """Collect adopted processes that have ended; the command's own end is left for `Popen` to see."""
+    while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if ended.si_pid == command_pid:
+            return
+        os.waitpid(ended.si_pid, 0)
+
+
+def _end_orphans() -> None:
+    """Stop what the command left behind; every orphan of it has become a child of this process."""
+    started = time.monotonic()
+    while orphans := _children():
+        overdue = time.monotonic() - started > ORPHAN_GRACE_SECONDS
+        for pid in orphans:
+            _signal(pid, signal.SIGKILL if overdue else signal.SIGTERM)
+        # An orphan may itself leave orphans: look again until nobody is left.
+        deadline = time.monotonic() + (POLL_SECONDS if overdue else ORPHAN_GRACE_SECONDS)
+        while time.monotonic() < deadline and set(orphans) & set(_children()):
+            time.sleep(POLL_SECONDS)
+
+
+def _children() -> list[int]:
+    """Processes whose parent is this one; those that have ended are collected."""
+    if not ON_LINUX:
+        return []
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                break
+        except ChildProcessError:
+            return []
+    own = os.getpid()
+    return [pid for pid, parent in _parents().items() if parent == own]
+
+
+def _descendants(ancestor: int) -> list[int]:
+    parents = _parents() if ON_LINUX else {}
+    found = [ancestor]
+    for pid in found:  # grows while it is walked: generation after generation
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found[1:]
+
+
+def _parents() -> dict[int, int | None]:
+    names = os.listdir("/proc")  # noqa: PTH208 - no pathlib: quick start
+    return {int(name): _parent(name) for name in names if name.isdigit()}
+
+
+def _parent(pid: str) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - no pathlib: quick start
+            # The name in parentheses may itself hold spaces and parentheses.
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _prctl(option: int, *arguments: int) -> None:
+    values = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]]
+    ctypes.CDLL(None).prctl(option, *values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

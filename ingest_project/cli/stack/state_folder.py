@@ -1,0 +1,107 @@
+"""The folder that holds the embedded services' state: who uses it, where its sockets and addresses are."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingest_project.errors import IngestError, PermanentError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# A socket's address holds 107 bytes on Linux and 103 on macOS, the name of the socket included.
+MAX_SOCKET_PATH_BYTES = 103
+LONGEST_SOCKET_NAME = ".s.PGSQL.5432.lock"
+
+
+class StateFolderInUse(IngestError):  # noqa: N818
+    """Another process runs the services of this folder."""
+
+    def __init__(self, folder: Path, pid: str) -> None:
+        super().__init__(
+            f"The services of {folder} are run by another `ingest dev` or `ingest demo`"
+            f"{f' (process {pid})' if pid else ''}. Use that one, stop it, or set INGEST_STATE_DIR to another folder."
+        )
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; a process that was killed holds nothing.
+
+    Raises:
+        StateFolderInUse: another process holds it.
+    """
+    with (folder / "lock").open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise StateFolderInUse(folder, lock.read().strip()) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+@contextmanager
+def announced(folder: Path, addresses: Mapping[str, object]) -> Iterator[None]:
+    """Tell other commands on this machine where the services are (`services.json`), as long as they run."""
+    path = folder / "services.json"
+    fresh = folder / f".services.json.{os.getpid()}"
+    # It holds the database's password.
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
+        json.dump({"pid": os.getpid(), "settings": dict(addresses)}, file, indent=1)
+    fresh.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def socket_folder(folder: Path, name: str, owner: int | None = None) -> Path:
+    """Make a folder for sockets that only its owner may enter, with a path short enough for them.
+
+    Args:
+        folder: the state folder, in which it is made where that is short enough.
+        name: tells it from others of the same state folder.
+        owner: user id; this process's own by default.
+
+    Raises:
+        PermanentError: somebody else made a folder of that name.
+    """
+    return _private(_socket_folder(folder, name), owner)
+
+
+def remove_socket_folder(folder: Path, name: str) -> None:
+    """Remove it with what is in it; it need not be there."""
+    shutil.rmtree(_socket_folder(folder, name), ignore_errors=True)
+
+
+def _socket_folder(folder: Path, name: str) -> Path:
+    inside = folder / name
+    if len(os.fsencode(inside / LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES:
+        return inside
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"ingest-{os.getuid()}-{digest}-{name}"
+
+
+def _private(folder: Path, owner: int | None) -> Path:
+    try:
+        folder.mkdir(mode=0o700)
+        if owner is not None and owner != os.getuid():
+            os.chown(folder, owner, -1)
+    except FileExistsError:
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != (os.getuid() if owner is None else owner):
+            raise PermanentError(f"{folder} belongs to somebody else. Remove it, or set INGEST_STATE_DIR.") from None
+        folder.chmod(0o700)
+    return folder

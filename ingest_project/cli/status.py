@@ -1,0 +1,154 @@
+"""`ingest status`: how far everything is, and, when asked to, wait until nothing goes on any more."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from ingest_project.cli.dagster_records import DagsterRecords
+from ingest_project.cli.output import (
+    AsJson,
+    add_row,
+    complain,
+    print_json,
+    printable,
+    say,
+    show,
+    show_facts,
+    stderr,
+    stdout,
+    table,
+)
+from ingest_project.cli.system_status import described, for_scripts, look
+from ingest_project.resources import Services
+from ingest_project.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rich.table import Table
+
+    from ingest_project.cli.system_status import SystemStatus
+    from ingest_project.ledger.states import FileState, JobState
+
+PAUSE_SECONDS = 0.5
+# Without a terminal, what goes on is said again at this distance even if it stays the same.
+REPEAT_SECONDS = 30.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("status")(status)
+
+
+def status(
+    *,
+    wait_until_idle: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Wait until nothing goes on; exit code 1 if that takes longer."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what waits on the topics, files and jobs by state, and runs in flight.
+
+    Exit code 1 when some part does not answer, and when it is not idle in time.
+    """
+    settings = load_settings().settings
+    services, records = Services(settings), DagsterRecords(settings)
+    seen = look(services, records) if wait_until_idle is None else wait_for_idle(services, records, wait_until_idle)
+    if as_json:
+        print_json(for_scripts(seen))
+    else:
+        print_status(seen)
+    late = wait_until_idle is not None and not seen.idle
+    if late and not as_json:
+        complain(f"Not idle after {wait_until_idle:g} s: {'; '.join(seen.going_on)}.")
+    if late or seen.problems or any(lag.waiting is None for lag in seen.topics):
+        raise typer.Exit(1)
+
+
+def wait_for_idle(
+    services: Services,
+    records: DagsterRecords,
+    seconds: float,
+    check: Callable[[], None] = lambda: None,
+) -> SystemStatus:
+    """Look again and again until nothing goes on or the time is over, and tell on stderr what is waited for.
+
+    Args:
+        services: what to look at.
+        records: the same.
+        seconds: how long to wait.
+        check: called each time; what it raises ends the wait.
+
+    Returns:
+        what was seen last.
+    """
+    deadline = time.monotonic() + seconds
+    console = stderr()
+    teller = _Teller()
+    with console.status(Text("Looking …")) as line:
+        while True:
+            check()
+            seen = look(services, records)
+            left = deadline - time.monotonic()
+            if seen.idle or left <= 0:
+                return seen
+            going_on = "; ".join(seen.going_on)
+            if console.is_terminal:
+                line.update(Text(f"{printable(going_on)} …"))
+            else:
+                teller.tell(going_on)
+            time.sleep(min(PAUSE_SECONDS, left))
+
+
+def print_status(seen: SystemStatus) -> None:
+    """Print a status for a person."""
+    show(_topics(seen))
+    stdout().print()
+    oldest = seen.oldest_unfinished
+    runs = seen.runs
+    show_facts(
+        [
+            ("Polling jobs", _states(seen.polling_jobs)),
+            ("Files", _states(seen.files)),
+            ("Not yet in Dagster", seen.unreported or None),
+            ("Oldest unfinished", described(oldest, seen.at) if oldest else None),
+            ("Runs", f"{runs.queued:,} queued, {runs.started:,} started" if runs else "unknown"),
+        ]
+    )
+    problems = dict.fromkeys([*(lag.problem for lag in seen.topics if lag.problem), *seen.problems])
+    for problem in problems:
+        complain(problem)
+    if seen.idle:
+        say("Idle: nothing waits and nothing runs.", style="green")
+
+
+def _topics(seen: SystemStatus) -> Table:
+    made = table("Topic", "Waiting", "Read by", "Measured from", numbers=["Waiting"])
+    for lag in seen.topics:
+        add_row(made, lag.topic, "unknown" if lag.waiting is None else lag.waiting, lag.sensor, lag.measured_from or "")
+    return made
+
+
+def _states(numbers: Mapping[FileState, int] | Mapping[JobState, int] | None) -> str:
+    if numbers is None:
+        return "unknown"
+    return ", ".join(f"{number:,} {state}" for state, number in numbers.items() if number) or "none"
+
+
+class _Teller:
+    """Says what goes on when it changes, and now and then when it does not."""
+
+    def __init__(self) -> None:
+        self._said = ""
+        self._at = 0.0
+
+    def tell(self, text: str) -> None:
+        now = time.monotonic()
+        if text != self._said or now - self._at > REPEAT_SECONDS:
+            complain(f"{text} …")
+            self._said, self._at = text, now

@@ -1,0 +1,1 @@
+"""What the benchmarks measure by must itself be right."""

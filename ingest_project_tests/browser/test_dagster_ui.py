@@ -1,0 +1,88 @@
+"""After a demo: each file is a partition that shows what became of it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.ledger.states import FileState
+
+if TYPE_CHECKING:
+    from ingest_project_tests.browser.conftest import Demo
+    from ingest_project_tests.browser.window import Window
+
+# Starting the system and, on a clean machine, installing a browser count as part of the first test.
+pytestmark = pytest.mark.timeout(900)
+
+ASSETS = ("raw_files", "validated_sensor_data", "quarantined_files", "aggregated_metrics")
+GOOD, REFUSED, PARTLY_REFUSED = "sample_data_1.csv", "missing_column.csv", "some_bad_rows.csv"
+
+
+def partition_page(asset: str, key: str) -> str:
+    return f"/assets/{asset}?view=partitions&partition={key}"
+
+
+def counted_partitions(demo: Demo) -> str:
+    ingested = demo.count(FileState.INGESTED)
+    return rf"^Materialized \({ingested}\)$.*^Missing \({len(demo.report.files) - ingested}\)$"
+
+
+def test_an_ingested_file_is_a_green_partition_that_tells_its_rows(demo: Demo, window: Window) -> None:
+    file = demo.file(GOOD)
+    window.open(partition_page("validated_sensor_data", file.file_key))
+    window.wait_for(
+        rf"{counted_partitions(demo)}.*^{re.escape(file.file_key)}\nMaterialized\nLatest materialization$"
+        rf".*^dagster/row_count\n{file.rows_accepted}$.*^rows_quarantined\n0$"
+    )
+    assert window.tone_of("Materialized") == "green"
+    window.keep("partition-materialized", height=700)
+
+
+def test_a_quarantined_file_is_a_missing_partition_whose_check_is_red_and_says_why(demo: Demo, window: Window) -> None:
+    file = demo.file(REFUSED)
+    window.open(partition_page("validated_sensor_data", file.file_key))
+    window.wait_for(rf"{counted_partitions(demo)}.*^{re.escape(file.file_key)}\nLatest materialization\nNone$")
+
+    window.open("/assets/validated_sensor_data?view=checks&checkDetail=contract_holds")
+    window.click("//button[normalize-space()='Partitions']")
+    window.wait_for(rf"^Failed \({demo.count(FileState.QUARANTINED) + 1}\)$")  # and the file with some bad rows
+    window.click_partition(file.file_key)
+    window.wait_for(
+        rf"^{re.escape(file.file_key)}\nFailed\nLatest execution\n"
+        rf".*^Description\n[^\n]*no column 'device_id'.*^Metadata\n"
+    )
+    assert window.tone_of("Failed") == "red"
+    window.keep("partition-quarantined")
+
+
+def test_a_refused_file_and_refused_rows_are_shown_with_their_reasons(demo: Demo, window: Window) -> None:
+    whole = demo.file(REFUSED)
+    window.open(partition_page("quarantined_files", whole.file_key))
+    window.wait_for(
+        rf"^{re.escape(whole.file_key)}\nMaterialized$.*^whole_file\ntrue$.*^reason\n[^\n]*no column 'device_id'"
+    )
+    by_row = demo.file(PARTLY_REFUSED)
+    window.open(partition_page("quarantined_files", by_row.file_key))
+    window.wait_for(rf"^{re.escape(by_row.file_key)}\nMaterialized$.*^dagster/row_count\n{by_row.rows_quarantined}$")
+    window.wait_for(r"value_out_of_range.*^line_number raw_text reasons$.*,temperature,4000,.*value_out_of_range$")
+    window.keep("quarantined-rows")
+
+
+def test_the_partition_leads_to_the_run_that_made_it_and_the_run_to_its_batch(demo: Demo, window: Window) -> None:
+    window.open(partition_page("validated_sensor_data", demo.file(GOOD).file_key))
+    run = window.wait_for(r"^Run\n([0-9a-f]{8})$").group(1)
+    window.click(f"//a[contains(@href, '/runs/') and normalize-space()='{run}']")
+    window.wait_for(rf"^{run}\nSuccess$.*^4 assets$.*\bfile_ingest\b")
+    window.click("//button[normalize-space()='View tags and config']")
+    window.wait_for(r"ingest/batch: files\b.*ingest/batch_size: \d+$")
+
+
+def test_the_graph_shows_the_way_of_a_file(demo: Demo, window: Window) -> None:
+    del demo
+    window.open("/locations/ingest_project/asset-groups/file_ingest")
+    window.wait_for(r"^raw_files$.*^100% filled$")
+    for asset in ASSETS:
+        window.wait_for(rf"^{asset}$")
+    window.keep("asset-graph", height=850)

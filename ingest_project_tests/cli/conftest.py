@@ -1,0 +1,61 @@
+"""A folder, settings and services of one test alone, and the command line on top of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ingest_project.cli.main import run
+from ingest_project.resources import Services
+from ingest_project.settings import load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left."""
+
+    exit_code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401 - whatever the command prints
+        """Its one JSON object."""
+        return json.loads(self.out)
+
+
+Ingest = Callable[..., Result]
+
+
+@pytest.fixture
+def ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ingest:
+    """Run `ingest` with these arguments, in a folder without any settings of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INGEST_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "3")
+
+    def run_it(*arguments: str) -> Result:
+        capsys.readouterr()
+        exit_code = run(arguments)
+        return Result(exit_code, *capsys.readouterr())
+
+    return run_it
+
+
+@pytest.fixture
+def services(ingest: Ingest, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    """Ledger and stores on a database of this test alone, which the commands use as well."""
+    del ingest
+    monkeypatch.setenv("DATABASE_URL", postgres_url)
+    services = Services(load_settings().settings)
+    yield services
+    services.warehouse.close()
+    services.engine.dispose()

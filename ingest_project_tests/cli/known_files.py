@@ -1,0 +1,163 @@
+"""A ledger and a warehouse that know a few files, as sensors and runs would have left them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from ingest_project.ledger.entries import Intake
+from ingest_project.ledger.files import FileArrival
+from ingest_project.ledger.polling_jobs import JobArrival
+from ingest_project.ledger.states import FileState
+from ingest_project.messages.file_event import FileEvent
+from ingest_project.messages.polling_job import PollingJob
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ingest_project.resources import Services
+
+ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
+TOPIC = "file-event-queue"
+SHA256 = "ab" * 32
+FINISHED_SCHEMA = {
+    **dict.fromkeys(("file_key", "state", "reason", "error_class", "run_id", "sha256"), pl.String),
+    **dict.fromkeys(("profile", "duplicate_of"), pl.String),
+    **dict.fromkeys(("rows_read", "rows_accepted", "rows_quarantined"), pl.Int64),
+    "rule_counts": pl.String,
+}
+
+
+def arrive(services: Services, *file_keys: str) -> None:
+    """Files are announced and wait."""
+    arrivals = [
+        FileArrival(
+            file_key=key,
+            location=f"local:/data/in/{key.partition('~')[0]}",
+            event=FileEvent(
+                file_path=f"/data/in/{key.partition('~')[0]}",
+                file_name=key.partition("~")[0],
+                size_bytes=5_213,
+                job_id="job_123",
+                trace_id=f"trace-of-{key}",
+            ),
+            profile="canonical",
+            intake=Intake(TOPIC, 2, 41, "g", ARRIVED),
+        )
+        for key in file_keys
+    ]
+    services.files.record(arrivals, ARRIVED)
+
+
+def take(services: Services, *file_keys: str) -> None:
+    """A run has them in its hands."""
+    now = datetime.now(UTC)
+    services.files.request("batch-1", file_keys, now)
+    services.files.start(file_keys, "run-1", now)
+
+
+def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
+    services: Services,
+    file_key: str,
+    state: FileState,
+    *,
+    reason: str | None = None,
+    rules: Mapping[str, int] | None = None,
+    refused: Mapping[int, str] | None = None,
+    reported: bool = True,
+) -> None:
+    """A run has stored it: two readings and the refused rows, by line number.
+
+    Args:
+        services: where to.
+        file_key: of a file that has arrived.
+        state: where it ends.
+        reason: why, where it was not simply ingested.
+        rules: broken rule to number of rows.
+        refused: line number to raw text.
+        reported: whether Dagster shows it.
+    """
+    take(services, file_key)
+    refused = refused or {}
+    accepted = 2 if state is FileState.INGESTED else 0
+    with services.warehouse.transaction() as transaction:
+        transaction.replace_files([file_key])
+        if accepted:
+            transaction.append_readings(_readings(file_key))
+            transaction.put_metrics(_metrics(file_key))
+        if refused:
+            transaction.append_quarantined(_refused(file_key, refused))
+        transaction.finish_files(
+            pl.DataFrame(
+                [
+                    {
+                        "file_key": file_key,
+                        "state": state.value,
+                        "reason": reason,
+                        "error_class": "FileRejected" if reason else None,
+                        "run_id": "run-1",
+                        "sha256": SHA256,
+                        "profile": "canonical",
+                        "duplicate_of": None,
+                        "rows_read": accepted + len(refused),
+                        "rows_accepted": accepted,
+                        "rows_quarantined": len(refused),
+                        "rule_counts": json.dumps(dict(rules or {})),
+                    }
+                ],
+                schema=FINISHED_SCHEMA,
+            )
+        )
+    if reported:
+        services.files.mark_reported([file_key], datetime.now(UTC))
+
+
+def job_arrives(services: Services, job_key: str) -> None:
+    """A polling job is asked for and waits."""
+    job = PollingJob(job_id=job_key, source_config={"source_type": "dummy", "path": "./dummy_data"})
+    intake = Intake("polling-queue", 0, 0, "g", ARRIVED)
+    services.polling_jobs.record([JobArrival(job_key, job, intake)], ARRIVED)
+
+
+def _readings(file_key: str) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "timestamp": [ARRIVED, ARRIVED + timedelta(seconds=1)],
+            "device_id": ["device-1"] * 2,
+            "sensor_type": ["temperature"] * 2,
+            "value": [20.0, 22.0],
+            "unit": ["C"] * 2,
+            "file_key": [file_key] * 2,
+            "line_number": [2, 3],
+        },
+        schema_overrides={"timestamp": pl.Datetime("us", "UTC")},
+    )
+
+
+def _metrics(file_key: str) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "file_key": [file_key],
+            "device_id": ["device-1"],
+            "sensor_type": ["temperature"],
+            "min": [20.0],
+            "max": [22.0],
+            "mean": [21.0],
+            "count": [2],
+            "stddev": [2.0**0.5],
+        }
+    )
+
+
+def _refused(file_key: str, refused: Mapping[int, str]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "file_key": [file_key] * len(refused),
+            "line_number": list(refused),
+            "raw_text": list(refused.values()),
+            "reasons": [["value_out_of_range"]] * len(refused),
+        }
+    )

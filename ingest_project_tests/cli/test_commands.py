@@ -1,0 +1,100 @@
+"""The command line as a person or a script meets it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.cli.dev import without_password
+from ingest_project.cli.main import run
+from ingest_project_tests.cli.running import END_SECONDS, wait_until_nothing_is_left
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INGEST_CONFIG_DIR", str(tmp_path))
+
+
+def test_config_shows_each_setting_with_where_it_came_from_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@db.example/w")
+    (tmp_path / ".env").write_text("KAFKA_BROKERS=[::1]:9092\n")
+    assert run(["config"]) == 0
+    table = capsys.readouterr().out
+    assert "hunter2" not in table
+    assert "[::1]:9092" in table
+    assert run(["config", "--json"]) == 0
+    records = {record["setting"]: record for record in json.loads(capsys.readouterr().out)}
+    assert records["warehouse.database_url"]["value"] == "********"
+    assert records["warehouse.database_url"]["origin"] == "environment"
+    assert records["kafka.bootstrap_servers"]["origin"] == ".env"
+    assert records["kafka.group_id"]["origin"] == "default"
+    assert records["file_ingest.batch_files"]["value"] == 1000
+
+
+def test_a_misspelt_setting_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INGEST_STATE_DIRR", "x")
+    assert run(["config"]) == 2
+    assert (
+        capsys.readouterr().err == "Unknown setting INGEST_STATE_DIRR in environment. Did you mean INGEST_STATE_DIR?\n"
+    )
+
+
+def test_an_unknown_command_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["nope"]) == 2
+    assert "nope" in capsys.readouterr().err
+
+
+def test_dev_says_where_things_are_and_ctrl_c_ends_it_with_130(tmp_path: Path) -> None:
+    state_dir = tmp_path / ".ingest"
+    with subprocess.Popen(
+        [sys.executable, "-m", "ingest_project.cli.main", "dev", "--services-only"],
+        env={"INGEST_STATE_DIR": str(state_dir), "PATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            seen = ""
+            while "Ctrl-C" not in seen:
+                line = process.stdout.readline()
+                assert line, process.stderr.read()
+                seen += line
+            process.send_signal(signal.SIGINT)
+            rest, errors = process.communicate(timeout=END_SECONDS)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert errors == ""
+    assert "database is ready" in seen
+    assert "127.0.0.1:" in seen
+    assert ":***@" in seen
+    assert "everything has stopped" in rest
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@h/d", "postgresql://u:***@h/d"),
+        ("postgresql+psycopg2://u:p%40x@/d?host=/s", "postgresql+psycopg2://u:***@/d?host=/s"),
+        ("sqlite:////tmp/a.db", "sqlite:////tmp/a.db"),
+        ("", ""),
+    ],
+)
+def test_a_shown_address_has_no_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown

@@ -1,0 +1,155 @@
+"""`ingest demo`: one command, and every file's fate is on the screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ingest_project.cli.demo import SOURCE, ingest_samples
+from ingest_project.cli.demo_report import DemoFile, DemoReport, expected_files, summaries
+from ingest_project.cli.stack.supervisor import running_stack
+from ingest_project.ledger.states import FileState
+from ingest_project.settings import load_settings
+from ingest_project.stores.warehouse import DeviceMetric
+from ingest_project_tests.cli.running import wait_until_nothing_is_left
+
+if TYPE_CHECKING:
+    from ingest_project_tests.cli.conftest import Ingest
+
+REPOSITORY = Path(__file__).parents[2]
+DEMO_SECONDS = 240
+
+FATES = {
+    "lab_readings.xlsx": "ingested",
+    "legacy_logger.xls": "ingested",
+    "missing_column.csv": "quarantined",
+    "mostly_bad_rows.csv": "quarantined",
+    "not_a_workbook.xlsx": "quarantined",
+    "sample_data_1.csv": "ingested",
+    "sample_data_2.csv": "ingested",
+    "sample_data_3.csv": "ingested",
+    "some_bad_rows.csv": "ingested",
+    "the_same_as_sample_data_1.csv": "duplicate",
+}
+
+
+def environment(state_dir: Path) -> dict[str, str]:
+    return {**os.environ, "INGEST_STATE_DIR": str(state_dir), "INGEST_WEBSERVER_PORT": "0"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ingest_project.cli.main", *arguments]
+
+
+def ask(state_dir: Path, *arguments: str) -> Any:  # noqa: ANN401 - JSON
+    """What another command says of the running system."""
+    answer = subprocess.run(
+        command(*arguments, "--json"), cwd=REPOSITORY, env=environment(state_dir), capture_output=True, check=True
+    )
+    return json.loads(answer.stdout)
+
+
+@pytest.mark.timeout(2 * DEMO_SECONDS)
+def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    first = subprocess.run(
+        command("demo", "--json"),
+        cwd=REPOSITORY,
+        env=environment(state_dir),
+        capture_output=True,
+        text=True,
+        timeout=DEMO_SECONDS,
+        check=False,
+    )
+    assert first.returncode == 0, first.stderr
+    report = json.loads(first.stdout)
+    assert {file["file_name"]: file["state"] for file in report["files"]} == FATES
+    assert next(f for f in report["files"] if f["file_name"] == "some_bad_rows.csv")["rows_quarantined"] > 0
+    assert report["metrics"]
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+    with subprocess.Popen(
+        command("demo", "--keep"),
+        cwd=REPOSITORY,
+        env=environment(state_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as second:
+        try:
+            _read_until("Ctrl-C stops", second)
+            assert ask(state_dir, "status")["idle"] is True
+            assert len(ask(state_dir, "files", "list")["files"]) == len(FATES)
+            assert len(ask(state_dir, "quarantine", "list")["files"]) == list(FATES.values()).count("quarantined")
+            second.send_signal(signal.SIGINT)
+            shown, said = second.communicate(timeout=DEMO_SECONDS)
+        finally:
+            second.kill()
+    assert second.returncode == 0, said
+    assert "already ingested" in shown
+    assert "already quarantined" in shown
+    assert "http://127.0.0.1:" in shown
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+def _read_until(text: str, process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    pytest.fail(f"it ended without saying {text!r}")
+
+
+def test_what_is_not_finished_in_time_is_named_and_not_as_hoped(
+    ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del ingest
+    monkeypatch.setenv("INGEST_DUMMY_ROOT", str(REPOSITORY / "dummy_data"))
+    # Broker and database only: nobody reads what is sent.
+    with running_stack(load_settings(), lambda _step, _state: None, dagster=False) as stack:
+        report = ingest_samples(stack, expected_files(SOURCE, stack.settings), 1.0)
+    assert "1 message waiting on polling-queue" in report.going_on
+    assert report.missing == sorted(FATES)
+    assert not report.as_hoped
+    assert "10 files to be found" in capsys.readouterr().err
+    assert wait_until_nothing_is_left(tmp_path / "state") == {}
+
+
+def test_without_the_sample_files_it_says_where_to_run_it(ingest: Ingest) -> None:
+    result = ingest("demo")
+    assert result.exit_code == 1
+    assert "INGEST_DUMMY_ROOT" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_the_files_that_must_come_are_those_that_can_be_ingested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    expected = expected_files(SOURCE, load_settings({}).settings)
+    assert list(expected.values()) == sorted(FATES)
+    assert all(key.startswith(f"{name}~") for key, name in expected.items())
+
+
+def test_a_file_that_is_missing_or_failed_is_not_as_hoped() -> None:
+    good = DemoFile(file_name="a", file_key="a~1", state=FileState.QUARANTINED)
+    assert DemoReport(files=(good,)).as_hoped
+    assert not DemoReport(files=()).as_hoped
+    assert not DemoReport(files=(good,), going_on=("1 run queued",)).as_hoped
+    for state in (None, FileState.FAILED, FileState.PENDING):
+        report = DemoReport(files=(good, DemoFile(file_name="b", file_key="b~1", state=state)))
+        assert report.missing == ["b"]
+        assert not report.as_hoped
+
+
+def test_a_mean_over_files_is_the_mean_of_all_readings() -> None:
+    (summary,) = summaries(
+        [DeviceMetric("d1", "t", 1.0, 3.0, 2.0, 3, None), DeviceMetric("d2", "t", -1.0, 10.0, 6.0, 1, None)]
+    )
+    assert (summary.devices, summary.readings) == (2, 4)
+    assert (summary.min, summary.mean, summary.max) == (-1.0, 3.0, 10.0)

@@ -1,0 +1,61 @@
+"""What people see: nothing that comes from a stranger acts on their terminal."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ingest_project.cli import output
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ünïcödé 温度", "plain ünïcödé 温度"),
+        ("\x1b[2J\x1b]0;owned\x07", r"\x1b[2J\x1b]0;owned\x07"),
+        ("one\nline\ttab", r"one\nline\ttab"),
+        ("a\u202eb\x9bc", r"a\u202eb\x9bc"),
+        ("lone \udcff surrogate", r"lone \udcff surrogate"),
+    ],
+)
+def test_characters_that_act_on_a_terminal_are_shown_and_not_sent(text: str, shown: str) -> None:
+    assert output.printable(text) == shown
+
+
+def test_markup_in_data_stays_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    made = output.table("Name")
+    output.add_row(made, "[red]x[/red] :smile: [link=http://a]b")
+    output.stdout().print(made)
+    output.say("[bold]y[/]")
+    output.show_facts([("Name", "[z]"), ("Absent", None)])
+    out = capsys.readouterr().out
+    assert "[red]x[/red] :smile: [link=http://a]b" in out
+    assert "[bold]y[/]" in out
+    assert "[z]" in out
+    assert "Absent" not in out
+
+
+def test_without_a_terminal_nothing_is_cut_or_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    made = output.table("Reason")
+    output.add_row(made, "x" * 500)
+    output.stdout().print(made)
+    assert "x" * 500 in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.6, "1 min 0 s"), (3_725, "1 h 2 min"), (90_000, "1 d 1 h"), (-5, "0 s"), (3_600, "1 h")],
+)
+def test_a_length_of_time_is_told_in_its_two_largest_units(seconds: float, text: str) -> None:
+    assert output.length_of(timedelta(seconds=seconds)) == text
+
+
+def test_json_tells_times_and_numbers_that_are_not_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_json({"at": datetime(2026, 1, 15, tzinfo=UTC), "value": float("nan")})
+    assert json.loads(capsys.readouterr().out) == {"at": "2026-01-15T00:00:00Z", "value": None}
+
+
+def test_rules_are_told_with_the_most_frequent_first() -> None:
+    assert output.counts({"b": 1, "a": 1, "c": 1_200, "none": 0}) == "c 1,200, a 1, b 1"

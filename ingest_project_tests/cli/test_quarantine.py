@@ -1,0 +1,101 @@
+"""`ingest quarantine`: why, and the way back."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.ledger.states import FileState
+from ingest_project_tests.cli.known_files import arrive, finish, take
+
+if TYPE_CHECKING:
+    from ingest_project.resources import Services
+    from ingest_project_tests.cli.conftest import Ingest
+
+CLEAN, SOME, BAD, WORSE = "clean.csv~1", "some.csv~2", "bad.csv~3", "worse.csv~4"
+REASON = "missing_column: There is no column 'value'."
+
+
+@pytest.fixture(autouse=True)
+def _four_files(services: Services) -> None:
+    arrive(services, CLEAN, SOME, BAD, WORSE)
+    finish(services, CLEAN, FileState.INGESTED)
+    finish(services, SOME, FileState.INGESTED, rules={"value_out_of_range": 2}, refused={3: "x,y", 9: "z"})
+    for key in (BAD, WORSE):
+        finish(services, key, FileState.QUARANTINED, reason=REASON, rules={"missing_column": 1})
+    services.quarantine.put(BAD, BytesIO(b"bytes"), {"reason": REASON})
+
+
+def state(services: Services, key: str) -> FileState:
+    record = services.files.get(key)
+    assert record is not None
+    return record.state
+
+
+def test_files_that_were_refused_whole_are_listed(ingest: Ingest) -> None:
+    listed = ingest("quarantine", "list")
+    assert listed.exit_code == 0
+    assert BAD in listed.out
+    assert "missing_column 1" in listed.out
+    assert CLEAN not in listed.out
+    keys = {file["file_key"] for file in ingest("quarantine", "list", "--json").json["files"]}
+    assert keys == {BAD, WORSE}
+
+
+def test_a_refused_file_is_shown_with_its_reason_and_where_its_bytes_are(ingest: Ingest) -> None:
+    shown = ingest("quarantine", "show", "bad")
+    assert shown.exit_code == 0
+    assert REASON in shown.out
+    assert "the whole file" in shown.out
+    assert "state/quarantine/bad.csv~3" in shown.out
+    assert ingest("quarantine", "show", "bad", "--json").json["quarantine"]["reason"]["reason"] == REASON
+
+
+def test_refused_rows_are_shown_with_their_text(ingest: Ingest) -> None:
+    shown = ingest("quarantine", "show", SOME, "--rows", "1")
+    assert "2 of 4 rows" in shown.out
+    assert "2 quarantined rows, the first 1" in shown.out
+    assert "x,y" in shown.out
+
+
+def test_a_file_with_nothing_in_quarantine_is_exit_code_1(ingest: Ingest) -> None:
+    shown = ingest("quarantine", "show", CLEAN)
+    assert shown.exit_code == 1
+    assert "ingested" in shown.err
+
+
+def test_a_released_file_waits_to_be_ingested_again(ingest: Ingest, services: Services) -> None:
+    released = ingest("quarantine", "release", "bad", SOME)
+    assert released.exit_code == 0
+    assert f"{BAD} will be ingested again." in released.out
+    assert (state(services, BAD), state(services, SOME)) == (FileState.PENDING, FileState.PENDING)
+    assert state(services, WORSE) is FileState.QUARANTINED
+    assert services.quarantine.get(BAD) is not None
+
+
+def test_all_releases_every_file_that_was_refused_whole_and_no_other(ingest: Ingest, services: Services) -> None:
+    assert set(ingest("quarantine", "release", "--all", "--json").json["released"]) == {BAD, WORSE}
+    assert state(services, SOME) is FileState.INGESTED
+    again = ingest("quarantine", "release", "--all")
+    assert (again.exit_code, again.out) == (0, "Nothing is in quarantine.\n")
+
+
+def test_a_misspelt_key_among_others_changes_nothing(ingest: Ingest, services: Services) -> None:
+    result = ingest("quarantine", "release", BAD, "wrose.csv")
+    assert result.exit_code == 1
+    assert WORSE in result.err
+    assert state(services, BAD) is FileState.QUARANTINED
+
+
+def test_a_file_in_a_runs_hands_is_left_there(ingest: Ingest, services: Services) -> None:
+    take(services, WORSE)
+    result = ingest("quarantine", "release", WORSE, "--json")
+    assert result.exit_code == 1
+    assert result.json == {"released": [], "unchanged": {WORSE: "ingesting"}}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--all", BAD]])
+def test_what_to_release_must_be_said_in_one_way(ingest: Ingest, arguments: list[str]) -> None:
+    assert ingest("quarantine", "release", *arguments).exit_code == 2

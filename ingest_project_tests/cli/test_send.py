@@ -1,0 +1,140 @@
+"""`ingest send`: what arrives on the topics is what the sensors read."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.kafka.reading import TopicReader
+from ingest_project.messages.file_event import decode_file_event
+from ingest_project.messages.polling_job import decode_polling_job
+from ingest_project.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ingest_project.kafka.embedded import EmbeddedBroker
+    from ingest_project.kafka.received import Received
+    from ingest_project_tests.cli.conftest import Ingest
+
+
+@pytest.fixture
+def only_message(
+    ingest: Ingest, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Received]:
+    """Reads the one message that a topic has."""
+    del ingest
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
+
+    def read(topic: str) -> Received:
+        reader = TopicReader(load_settings().settings.kafka)
+        (message,) = reader.read(topic, None, max_messages=10, max_bytes=10**6, wait_seconds=2).messages
+        reader.close()
+        return message
+
+    return read
+
+
+def test_a_polling_job_arrives_as_it_was_asked_for(ingest: Ingest, only_message: Callable[[str], Received]) -> None:
+    sent = ingest(
+        "send", "polling-job", "--job-id", "j 1", "--pattern", "*.csv", "--priority", "high", "--format", "luftdaten",
+        "--metadata", "site=a=b", "--source", "credentials=sftp-1", "--trace-id", "t-1", "--json",
+    )  # fmt: skip
+    assert sent.exit_code == 0
+    assert sent.json["topic"] == "polling-queue"
+    message = only_message("polling-queue")
+    job = decode_polling_job(message.value)
+    assert (job.job_id, job.file_pattern, job.priority, job.trace_id) == ("j 1", "*.csv", "high", "t-1")
+    assert job.source_config == {"source_type": "dummy", "path": "./dummy_data", "credentials": "sftp-1"}
+    assert job.metadata == {"site": "a=b", "format": "luftdaten"}
+    assert message.header("trace-id") == b"t-1"
+    assert sent.json["message"]["job_id"] == "j 1"
+
+
+def test_what_was_not_said_of_a_polling_job_is_made_up(ingest: Ingest, only_message: Callable[[str], Received]) -> None:
+    sent = ingest("send", "polling-job")
+    assert sent.exit_code == 0
+    job = decode_polling_job(only_message("polling-queue").value)
+    assert job.trace_id
+    assert job.trace_id in sent.out
+    assert job.job_id in sent.out
+    assert "polling-queue" in sent.out
+
+
+def test_a_local_folder_of_this_host_is_sent_with_its_whole_path(
+    ingest: Ingest, only_message: Callable[[str], Received], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    assert ingest("send", "polling-job", "--source-type", "local", "--path", "in").exit_code == 0
+    assert decode_polling_job(only_message("polling-queue").value).path == str(tmp_path / "in")
+
+
+def test_a_file_event_names_the_version_that_is_there(
+    ingest: Ingest, only_message: Callable[[str], Received], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INGEST_LOCAL_ROOTS", str(tmp_path))
+    (tmp_path / "a.csv").write_text("x,y\n")
+    os.utime(tmp_path / "a.csv", ns=(0, 1_700_000_000_123_456_000))
+    sent = ingest("send", "file-event", "a.csv", "--format", "luftdaten", "--json")
+    assert sent.exit_code == 0, sent.err
+    event = decode_file_event(only_message("file-event-queue").value)
+    assert (event.file_path, event.file_name, event.file_type) == (str(tmp_path / "a.csv"), "a.csv", "csv")
+    assert event.size_bytes == 4
+    assert event.modified_at is not None
+    assert event.modified_at.isoformat() == "2023-11-14T22:13:20.123456+00:00"
+    assert event.metadata == {"format": "luftdaten"}
+    assert event.trace_id == sent.json["trace_id"]
+
+
+def test_a_file_event_for_a_file_of_another_host_leaves_the_version_open(
+    ingest: Ingest, only_message: Callable[[str], Received]
+) -> None:
+    assert ingest("send", "file-event", "/data/elsewhere/b.xlsx").exit_code == 0
+    event = decode_file_event(only_message("file-event-queue").value)
+    assert (event.file_path, event.size_bytes, event.modified_at) == ("/data/elsewhere/b.xlsx", None, None)
+
+
+def test_the_short_form_has_path_and_name_only(ingest: Ingest, only_message: Callable[[str], Received]) -> None:
+    assert ingest("send", "file-event", "/data/elsewhere/b.csv", "--short").exit_code == 0
+    assert only_message("file_events").value == b'{"file_path":"/data/elsewhere/b.csv","file_name":"b.csv"}'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["polling-job", "--source-type", "gopher"], "gopher"),
+        (["polling-job", "--source-type", "local"], "--path"),
+        (["polling-job", "--metadata", "novalue"], "KEY=VALUE"),
+        (["polling-job", "--source", "password=x"], "password"),
+        (["polling-job", "--priority", "urgent"], "urgent"),
+        (["file-event", "notes.txt"], "csv"),
+        (["file-event", "a.csv", "--short", "--format", "x"], "short"),
+        (["file-event", "bad\udcff.csv"], "UTF-8"),
+    ],
+)
+def test_what_would_be_refused_is_not_sent_and_is_exit_code_2(ingest: Ingest, arguments: list[str], said: str) -> None:
+    result = ingest("send", *arguments)
+    assert result.exit_code == 2
+    assert said in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_file_outside_the_roots_is_refused_with_the_setting_that_would_allow_it(
+    ingest: Ingest, tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text("x\n")
+    result = ingest("send", "file-event", "a.csv")
+    assert result.exit_code == 1
+    assert "INGEST_LOCAL_ROOTS" in result.err
+
+
+def test_a_broker_that_is_away_is_one_line_and_exit_code_1(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "1")
+    result = ingest("send", "polling-job")
+    assert result.exit_code == 1
+    assert result.err.startswith("Kafka at 127.0.0.1:1 does not answer")
+    assert result.err.count("\n") == 1

@@ -1,0 +1,235 @@
+"""The embedded services: started, used, killed, started again, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import adbc_driver_postgresql.dbapi
+import psycopg2
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from ingest_project.cli.stack import postgres
+from ingest_project.cli.stack.child import Command, ServiceFailed, start
+from ingest_project.cli.stack.state_folder import StateFolderInUse
+from ingest_project.cli.stack.supervisor import StepState, _webserver_port, running_stack
+from ingest_project.errors import PermanentError, SettingsError
+from ingest_project.settings import LoadedSettings, Origin, load_settings
+from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One state folder for the module: making a database takes longer than all else here."""
+    folder = tmp_path_factory.mktemp("state")
+    yield folder
+    assert wait_until_nothing_is_left(folder) == {}
+
+
+def settings_of(state_dir: Path, folder: Path, **variables: str) -> LoadedSettings:
+    return load_settings({"INGEST_STATE_DIR": str(state_dir), **variables}, folder)
+
+
+def silent(_step: str, _state: StepState) -> None:
+    pass
+
+
+def query(url: str, statement: str) -> list[tuple[object, ...]]:
+    with closing(psycopg2.connect(url.replace("+psycopg2", ""))) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_broker_and_database_answer_the_clients_that_the_project_uses(state_dir: Path, tmp_path: Path) -> None:
+    steps: list[tuple[str, StepState]] = []
+    with running_stack(settings_of(state_dir, tmp_path), lambda *step: steps.append(step), dagster=False) as stack:
+        url = stack.settings.warehouse.database_url.get_secret_value()
+        query(url, "CREATE TABLE IF NOT EXISTS kept (n int)")
+        query(url, "INSERT INTO kept VALUES (1)")
+        with (
+            adbc_driver_postgresql.dbapi.connect(url.replace("+psycopg2", "")) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("SELECT current_database(), current_setting('synchronous_commit')")
+            assert cursor.fetchall() == [("warehouse", "on")]
+        assert query(stack.settings.dagster.postgres_url.get_secret_value(), "SELECT current_database()") == [
+            ("dagster",)
+        ]
+        broker = AdminClient({"bootstrap.servers": stack.settings.kafka.bootstrap_servers})
+        assert broker.list_topics(timeout=10).brokers
+    assert ("broker", StepState.READY) in steps
+    assert ("database", StepState.READY) in steps
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+def test_other_commands_find_the_services_while_they_run_and_not_afterwards(state_dir: Path, tmp_path: Path) -> None:
+    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
+        found = settings_of(state_dir, tmp_path)
+        assert found.settings.kafka == stack.settings.kafka
+        assert found.settings.warehouse == stack.settings.warehouse
+        assert found.origins["kafka.bootstrap_servers"] is Origin.EMBEDDED
+        assert (state_dir / "services.json").stat().st_mode & 0o077 == 0
+        generation = stack.settings.kafka.generation
+    assert settings_of(state_dir, tmp_path).settings.kafka.bootstrap_servers == ""
+    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
+        assert stack.settings.kafka.generation != generation
+
+
+def test_nobody_gets_into_the_database_without_the_password(state_dir: Path, tmp_path: Path) -> None:
+    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
+        url = stack.settings.warehouse.database_url.get_secret_value().replace("+psycopg2", "")
+        with pytest.raises(psycopg2.OperationalError, match="password"):
+            psycopg2.connect(url, password="guessed")  # noqa: S106 - that is the point
+        assert (state_dir / "postgres.password").stat().st_mode & 0o077 == 0
+
+
+def test_after_kill_9_no_process_is_left_and_the_next_start_works_on_the_same_data(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    with started_stack(state_dir) as stack:
+        query(stack.addresses["database"], "CREATE TABLE survivor (n int)")
+        query(stack.addresses["database"], "INSERT INTO survivor VALUES (42)")
+        stack.end(signal.SIGKILL)
+    # At once, while the guards of the killed one may still be ending things.
+    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as again:
+        assert query(again.settings.warehouse.database_url.get_secret_value(), "SELECT n FROM survivor") == [(42,)]
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_stop_ends_everything_in_good_order(state_dir: Path, number: signal.Signals) -> None:
+    with started_stack(state_dir) as stack:
+        assert stack.end(number) == 130
+    assert wait_until_nothing_is_left(state_dir) == {}
+    assert "database system is shut down" in (state_dir / "logs" / "postgres.log").read_text()
+
+
+def test_killing_the_guards_as_well_leaves_no_process(state_dir: Path) -> None:
+    with started_stack(state_dir) as stack:
+        children = Path(f"/proc/{stack.process.pid}/task/{stack.process.pid}/children").read_text().split()
+        assert len(children) == 2
+        for pid in (*map(int, children), stack.process.pid):
+            os.kill(pid, signal.SIGKILL)
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+def test_a_database_server_that_was_left_running_is_taken_over(state_dir: Path, tmp_path: Path) -> None:
+    data = state_dir / "postgres"
+    run_as = postgres._unprivileged_user(data)
+    sockets = state_dir / "pg"
+    command = Command(
+        "orphan", [str(postgres._binaries() / "postgres"), "-D", str(data), "-k", str(sockets), "-h", ""], run_as=run_as
+    )
+    orphan = start(command, tmp_path)
+    try:
+        _wait_for((data / "postmaster.pid").exists)
+        with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
+            assert not orphan.running
+            query(stack.settings.warehouse.database_url.get_secret_value(), "SELECT 1")
+    finally:
+        orphan.stop()
+
+
+def test_a_stale_pid_file_whose_number_belongs_to_another_program_is_no_obstacle(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    (state_dir / "postgres" / "postmaster.pid").write_text(f"{os.getpid()}\n{state_dir}/postgres\n")
+    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False):
+        pass
+
+
+def test_a_second_stack_on_the_same_folder_is_refused_with_the_process_that_holds_it(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    with (
+        running_stack(settings_of(state_dir, tmp_path), silent, dagster=False),
+        pytest.raises(StateFolderInUse, match=rf"process {os.getpid()}\).*INGEST_STATE_DIR"),
+        running_stack(settings_of(state_dir, tmp_path), silent, dagster=False),
+    ):
+        pass
+
+
+def test_a_process_that_dies_is_reported_with_the_end_of_its_log_and_ends_the_rest(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
+        os.kill(int((state_dir / "postgres" / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+        with pytest.raises(ServiceFailed, match=r"(?s)postgres ended.*postgres\.log.*ready to accept connections"):
+            stack.wait(20)
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+def test_parts_that_settings_place_elsewhere_are_not_started(tmp_path: Path) -> None:
+    steps: list[tuple[str, StepState]] = []
+    elsewhere = settings_of(
+        tmp_path / "state",
+        tmp_path,
+        KAFKA_BROKERS="kafka.example:9092",
+        DATABASE_URL="sqlite:////tmp/warehouse.db",
+        DAGSTER_POSTGRES_URL="postgresql://dagster@db.example/dagster",
+    )
+    with running_stack(elsewhere, lambda *step: steps.append(step), dagster=False) as stack:
+        assert stack.children == []
+        assert stack.settings == elsewhere.settings
+    assert steps == [("broker", StepState.EXTERNAL), ("database", StepState.EXTERNAL)]
+
+
+def test_a_path_too_long_for_a_socket_works_too(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120) / "state"
+    with running_stack(settings_of(deep, tmp_path), silent, dagster=False) as stack:
+        query(stack.settings.warehouse.database_url.get_secret_value(), "SELECT 1")
+    assert wait_until_nothing_is_left(deep) == {}
+
+
+def test_data_of_another_major_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    data = tmp_path / "state" / "postgres"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("15\n")
+    with (
+        pytest.raises(PermanentError, match=r"PostgreSQL 15.*Move the folder away"),
+        running_stack(settings_of(tmp_path / "state", tmp_path), silent, dagster=False),
+    ):
+        pass
+    assert wait_until_nothing_is_left(tmp_path / "state") == {}
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_taken_port_that_was_asked_for_is_an_understandable_error(tmp_path: Path, taken_port: int) -> None:
+    loaded = settings_of(tmp_path, tmp_path, INGEST_WEBSERVER_PORT=str(taken_port))
+    expected = rf"Port {taken_port} is taken \(by process {os.getpid()}, .*Set INGEST_WEBSERVER_PORT"
+    with pytest.raises(SettingsError, match=expected):
+        _webserver_port(loaded, silent)
+
+
+def test_a_taken_port_that_nobody_asked_for_is_replaced_and_said(tmp_path: Path, taken_port: int) -> None:
+    loaded = settings_of(tmp_path, tmp_path, INGEST_WEBSERVER_PORT=str(taken_port))
+    notes: list[str] = []
+    nobody_asked = LoadedSettings(loaded.settings, {})
+    chosen = _webserver_port(nobody_asked, lambda step, _state: notes.append(step))
+    assert chosen != taken_port
+    assert f"Port {taken_port} is taken" in notes[0]
+    assert str(chosen) in notes[0]
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

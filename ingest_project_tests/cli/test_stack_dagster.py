@@ -1,0 +1,70 @@
+"""Dagster as part of the stack: it starts, it ticks, and what it runs ends with it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.cli.stack.child import ServiceFailed
+from ingest_project.cli.stack.supervisor import StepState, running_stack
+from ingest_project.settings import load_settings
+from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TINY = "ingest_project_tests.cli.tiny_definitions"
+
+
+def test_a_run_in_flight_ends_with_a_killed_stack_and_with_a_stopped_one_and_the_second_start_is_quick(
+    tmp_path: Path,
+) -> None:
+    state_dir, started = tmp_path / "state", tmp_path / "started"
+    environ = {"TINY_STARTED": str(started)}
+    with started_stack(state_dir, TINY, environ=environ) as stack:
+        with urllib.request.urlopen(f"{stack.addresses['webserver']}/server_info", timeout=10) as answer:  # noqa: S310 - loopback
+            assert "dagster_version" in json.load(answer)
+        _wait_for_file(started)
+        stack.end(signal.SIGKILL)
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+    begun = time.monotonic()
+    with started_stack(state_dir, TINY, environ=environ) as stack:
+        assert time.monotonic() - begun < 30  # half of that on a machine that does nothing else
+        assert stack.end(signal.SIGINT) == 130
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+def test_ctrl_c_interrupts_a_run_in_flight_and_lets_it_write_its_failure(tmp_path: Path) -> None:
+    state_dir, started = tmp_path / "state", tmp_path / "started"
+    with started_stack(state_dir, TINY, environ={"TINY_STARTED": str(started)}) as stack:
+        _wait_for_file(started)
+        assert stack.end(signal.SIGINT) == 130
+    assert wait_until_nothing_is_left(state_dir) == {}
+    assert "DagsterExecutionInterruptedError" in (state_dir / "logs" / "code-server.log").read_text()
+
+
+def test_definitions_that_do_not_load_are_shown_with_their_error(tmp_path: Path) -> None:
+    loaded = load_settings({"INGEST_STATE_DIR": str(tmp_path / "state"), "INGEST_WEBSERVER_PORT": "0"}, tmp_path)
+    with (
+        pytest.raises(ServiceFailed, match=r"(?s)code server.*No module named 'no_such_definitions'"),
+        running_stack(loaded, _silent, definitions_module="no_such_definitions"),
+    ):
+        pass
+    assert wait_until_nothing_is_left(tmp_path / "state") == {}
+
+
+def _silent(_step: str, _state: StepState) -> None:
+    pass
+
+
+def _wait_for_file(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

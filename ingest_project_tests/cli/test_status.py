@@ -1,0 +1,178 @@
+"""`ingest status`: how far everything is, and when it is idle."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from dagster import DagsterInstance, DagsterRun
+from dagster import DagsterRunStatus as RunState
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    InProcessCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+
+from ingest_project.cli.system_status import SystemStatus, TopicLag
+from ingest_project.kafka.positions import Positions
+from ingest_project.kafka.writing import Outgoing, TopicWriter
+from ingest_project.ledger.states import FileState, JobState
+from ingest_project.resources import Services
+from ingest_project.settings import load_settings
+from ingest_project_tests.cli.known_files import arrive, finish, job_arrives, take
+
+if TYPE_CHECKING:
+    from ingest_project.kafka.embedded import EmbeddedBroker
+    from ingest_project_tests.cli.conftest import Ingest
+
+SENSORS = {
+    "polling_queue_sensor": "polling-queue",
+    "file_event_queue_sensor": "file-event-queue",
+    "file_events_sensor": "file_events",
+}
+
+
+@pytest.fixture
+def system(services: Services, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Services:
+    """Ledger, stores and a broker whose topics are empty."""
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
+    for topic in SENSORS.values():
+        embedded_broker.create_topic(topic, 2)
+    del services
+    return Services(load_settings().settings)
+
+
+def send(services: Services, topic: str, count: int) -> None:
+    writer = TopicWriter(services.settings.kafka)
+    writer.send_all(topic, [Outgoing(b"{}") for _ in range(count)])
+    writer.close()
+
+
+def save_cursor(instance: DagsterInstance, sensor: str, cursor: str, at: float = 1.0) -> None:
+    """As the daemon does at the end of a tick."""
+    location = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="m"), location_name=f"l{at}")
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), sensor)
+    data = SensorInstigatorData(last_tick_timestamp=at, cursor=cursor)
+    instance.add_instigator_state(InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING, data))
+
+
+def topic_of(status: Any, topic: str) -> Any:  # noqa: ANN401 - JSON
+    return next(lag for lag in status["topics"] if lag["topic"] == topic)
+
+
+def test_an_idle_system_is_said_to_be_idle(ingest: Ingest, system: Services, any_instance: DagsterInstance) -> None:
+    del system, any_instance
+    shown = ingest("status")
+    assert shown.exit_code == 0, shown.err
+    assert "Idle" in shown.out
+    waited = ingest("status", "--wait-until-idle", "5", "--json")
+    assert waited.exit_code == 0
+    assert waited.json["idle"] is True
+    assert waited.json["going_on"] == []
+
+
+def test_lag_is_measured_from_the_cursor_that_ticked_last(
+    ingest: Ingest, system: Services, any_instance: DagsterInstance
+) -> None:
+    send(system, "file-event-queue", 5)
+    ends = system.reader.end_offsets("file-event-queue")
+    save_cursor(any_instance, "file_event_queue_sensor", Positions("", dict.fromkeys(ends, 0)).to_cursor(), at=1.0)
+    read_to = {partition: max(0, end - 1) for partition, end in ends.items()}
+    save_cursor(any_instance, "file_event_queue_sensor", Positions("", read_to).to_cursor(), at=2.0)
+    status = ingest("status", "--json").json
+    lag = topic_of(status, "file-event-queue")
+    assert lag["waiting"] == sum(ends.values()) - sum(read_to.values())
+    assert lag["measured_from"] == "saved cursor"
+    assert status["idle"] is False
+
+
+def test_without_dagsters_records_lag_is_measured_from_the_committed_offsets_and_it_says_so(
+    ingest: Ingest, system: Services
+) -> None:
+    send(system, "polling-queue", 3)
+    ends = system.reader.end_offsets("polling-queue")
+    system.reader.commit("polling-queue", Positions("", ends))
+    send(system, "polling-queue", 1)
+    status = ingest("status", "--json")
+    lag = topic_of(status.json, "polling-queue")
+    assert (lag["waiting"], lag["measured_from"]) == (1, "committed offsets")
+    assert "Dagster's records" in lag["problem"]
+    assert status.exit_code == 1
+    shown = ingest("status")
+    assert "committed offsets" in shown.out
+    assert shown.err.count("DAGSTER_POSTGRES_URL") == 1
+
+
+def test_files_jobs_and_runs_that_are_not_finished_are_told(
+    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
+) -> None:
+    for run_id, state in (("r1", RunState.NOT_STARTED), ("r2", RunState.STARTED), ("r3", RunState.SUCCESS)):
+        dagster_instance.add_run(DagsterRun(job_name="j", run_id=run_id, status=state))
+    arrive(system, "first.csv~1", "second.csv~2", "third.csv~3")
+    job_arrives(system, "job_1")
+    take(system, "second.csv~2")
+    finish(system, "third.csv~3", FileState.INGESTED, reported=False)
+    late = ingest("status", "--wait-until-idle", "0.2", "--json")
+    assert late.exit_code == 1
+    assert late.json["going_on"] == [
+        "1 polling job pending",
+        "1 file pending",
+        "1 file ingesting",
+        "1 finished entry not yet shown in Dagster",
+        "1 run queued",
+        "1 run started",
+    ]
+    assert late.json["oldest_unfinished"]["file_key"] in {"first.csv~1", "second.csv~2"}
+    shown = ingest("status", "--wait-until-idle", "0")
+    assert shown.exit_code == 1
+    assert "first.csv~1" in shown.out or "second.csv~2" in shown.out
+    assert "1 file pending" in shown.err
+
+
+def test_waiting_ends_as_soon_as_the_system_is_idle(
+    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
+) -> None:
+    del dagster_instance
+    arrive(system, "a.csv~1")
+    timer = threading.Timer(1.0, finish, (system, "a.csv~1", FileState.INGESTED))
+    timer.start()
+    waited = ingest("status", "--wait-until-idle", "30", "--json")
+    timer.join()
+    assert waited.exit_code == 0
+    assert waited.json["files"]["ingested"] == 1
+    assert "1 file pending" in waited.err
+
+
+def test_with_nothing_there_every_part_says_what_to_start_or_set(ingest: Ingest) -> None:
+    shown = ingest("status")
+    assert shown.exit_code == 1
+    assert "unknown" in shown.out
+    for setting in ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "DAGSTER_POSTGRES_URL"):
+        assert setting in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_a_dagster_database_that_is_away_is_told_quickly_and_without_its_password(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://me:hunter2@127.0.0.1:1/dagster")
+    shown = ingest("status")
+    assert "Dagster's records at postgresql://me:***@127.0.0.1:1/dagster" in shown.err
+    assert "hunter2" not in shown.out + shown.err
+
+
+def test_a_status_is_idle_only_when_every_part_said_so() -> None:
+    quiet = SystemStatus(
+        at=datetime.now(UTC),
+        topics=(TopicLag(topic="t", sensor="s", waiting=0),),
+        polling_jobs={JobState.DONE: 3},
+        files={FileState.INGESTED: 3, FileState.FAILED: 1},
+        unreported=0,
+    )
+    assert quiet.going_on == ["Dagster's runs cannot be read"]
+    assert not quiet.idle

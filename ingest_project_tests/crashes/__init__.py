@@ -1,0 +1,1 @@
+"""Killed between two steps, run again, and counted."""

@@ -1,0 +1,162 @@
+"""`kill -9` after each step on the way of a file: run again in the ordinary way, everything is there exactly once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from dagster import DagsterRunStatus, RunsFilter
+from dagster._serdes import serialize_value
+
+from ingest_project.ledger.states import JobState
+from ingest_project.settings import load_settings
+from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors
+from ingest_project_tests.journeys.system import (
+    DISCOVERED,
+    METRICS,
+    QUARANTINED,
+    RAW,
+    VALIDATED,
+    System,
+    environment,
+    readings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from dagster import DagsterInstance
+
+    from ingest_project_tests.services.kafka import Server
+
+LEDGER = "ingest_project.ledger"
+KAFKA = "ingest_project.kafka"
+CURSOR_SAVED = "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"
+PARTITIONS_ADDED = "dagster:DagsterInstance.add_dynamic_partitions"
+INTENDED = f"{LEDGER}.outbox:MessageOutbox.intend"
+SENT = f"{KAFKA}.writing:TopicWriter.send_all"
+MARKED_SENT = f"{LEDGER}.outbox:MessageOutbox.mark_sent"
+TRANSACTION = "ingest_project.stores.postgres_warehouse:PostgresTransaction"
+
+# In the order in which they come. The first publication is of a dead letter, the second of the file events.
+KILL_POINTS = [
+    KillPoint("dead letter intended", INTENDED),
+    KillPoint("dead letter sent", SENT),
+    KillPoint("dead letter marked as sent", MARKED_SENT),
+    KillPoint("jobs recorded", f"{LEDGER}.polling_jobs:JobLedger.record"),
+    KillPoint("job partitions added", PARTITIONS_ADDED),
+    KillPoint("jobs requested", f"{LEDGER}.polling_jobs:JobLedger.request"),
+    KillPoint("polling cursor saved", CURSOR_SAVED),
+    KillPoint("jobs started", f"{LEDGER}.polling_jobs:JobLedger.start"),
+    KillPoint("file events intended", INTENDED, 2),
+    KillPoint("file events sent", SENT, 2),
+    KillPoint("file events marked as sent", MARKED_SENT, 2),
+    KillPoint("job finished", f"{LEDGER}.polling_jobs:JobLedger.finish"),
+    KillPoint("job reported", "ingest_project.polling.discovered_files:report"),
+    KillPoint("job marked as reported", f"{LEDGER}.polling_jobs:JobLedger.mark_reported"),
+    KillPoint("files recorded", f"{LEDGER}.files:FileLedger.record"),
+    KillPoint("file partitions added", PARTITIONS_ADDED, 2),
+    KillPoint("files requested", f"{LEDGER}.files:FileLedger.request"),
+    KillPoint("file cursor saved", CURSOR_SAVED, 2),
+    KillPoint("files started", f"{LEDGER}.files:FileLedger.start"),
+    KillPoint("second file landed", "ingest_project.file_ingest.ingesting:land", 2),
+    KillPoint("refused file put into quarantine", "ingest_project.file_ingest.storing:quarantine_file"),
+    KillPoint("rows replaced", f"{TRANSACTION}.replace_files"),
+    KillPoint("rows appended", f"{TRANSACTION}.append_readings"),
+    KillPoint("files finished, before the commit", f"{TRANSACTION}.finish_files"),
+    KillPoint("committed", "ingest_project.file_ingest.storing:_store_at_once"),
+    KillPoint("materialisations shown, checks not", "ingest_project.batches:_store_materializations", 2),
+    KillPoint("files reported", "ingest_project.file_ingest.assets:report"),
+    KillPoint("files marked as reported", f"{LEDGER}.files:FileLedger.mark_reported"),
+]
+FILES = {
+    "good.csv": readings(5),
+    "twin.csv": readings(5),
+    "some.csv": readings(6, "device-2", bad=2),
+    "refused.csv": "timestamp,value\n1,2\n",
+}
+
+
+@pytest.fixture(scope="module")
+def deadly_process() -> Iterator[DeadlyProcess]:
+    process = DeadlyProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def environ(kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path) -> dict[str, str]:
+    """The settings of the system that dies and of the one that goes on; what a dead run holds is taken back at once."""
+    del instance
+    return environment(kafka_server.bootstrap_servers, postgres_url, tmp_path) | {
+        "INGEST_LAUNCH_GRACE_SECONDS": "0",
+        "DAGSTER_POSTGRES_URL": os.environ["DAGSTER_POSTGRES_URL"],
+    }
+
+
+@pytest.mark.parametrize("point", KILL_POINTS, ids=lambda point: point.step)
+def test_killed_after_a_step_and_run_again_everything_is_there_exactly_once(
+    point: KillPoint, deadly_process: DeadlyProcess, environ: dict[str, str], instance: DagsterInstance, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    system = System(load_settings(environ, tmp_path).settings, instance, folder)
+    for name, content in FILES.items():
+        system.write(name, content)
+    system.send(system.settings.topics.polling_queue, b"not a job")
+    system.send_job(folder)
+    exit_code = deadly_process.drive(point, folder, serialize_value(instance.get_ref()), environ)
+    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    _bury_the_dead(instance)
+
+    system.cursors = SavedCursors(tmp_path)
+    system.drive()
+    assert_exactly_once(system)
+    system.close()
+
+
+def _bury_the_dead(instance: DagsterInstance) -> None:
+    """What Dagster's run monitoring does with runs whose process is gone."""
+    unfinished = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
+    for run in instance.get_runs(RunsFilter(statuses=unfinished)):
+        instance.report_run_failed(run)
+
+
+def assert_exactly_once(system: System) -> None:
+    states = system.states()
+    assert Counter(states.values()) == {"ingested": 2, "duplicate": 1, "quarantined": 1}
+    assert (states["some.csv"], states["refused.csv"]) == ("ingested", "quarantined")
+    assert system.services.warehouse.totals()[:2] == (9, 2)
+    records = {record.file_key: record for record in system.services.files.list()}
+    for key, counts in system.services.warehouse.file_counts(list(records)).items():
+        assert (counts.readings, counts.quarantined) == (
+            (records[key].rows_accepted, records[key].rows_quarantined)
+            if states[records[key].event.file_name] == "ingested"
+            else (0, 0)
+        )
+
+    def keys(*wanted: str) -> set[str]:
+        return {key for key, record in records.items() if record.state.value in wanted}
+
+    some = system.file("some.csv").file_key
+    assert set(system.instance.get_dynamic_partitions("files")) == set(records)
+    assert system.instance.get_materialized_partitions(RAW) == set(records)
+    assert system.instance.get_materialized_partitions(VALIDATED) == keys("ingested")
+    assert system.instance.get_materialized_partitions(METRICS) == keys("ingested")
+    assert system.instance.get_materialized_partitions(QUARANTINED) == keys("quarantined") | {some}
+    passed = keys("ingested") - {some}
+    assert system.checks() == dict.fromkeys(passed, "SUCCEEDED") | dict.fromkeys(keys("quarantined") | {some}, "FAILED")
+    assert [note.file_key for note in system.services.quarantine.list()] == [system.file("refused.csv").file_key]
+    (job,) = system.services.polling_jobs.list()
+    assert job.state is JobState.DONE
+    assert system.instance.get_materialized_partitions(DISCOVERED) == {job.job_key}
+    assert len(system.on_topic(system.settings.topics.file_event_queue)) == len(FILES)
+    assert len(system.on_topic(system.settings.topics.polling_queue_dlq)) == 1
+    now = datetime.now(UTC)
+    assert system.services.files.held(system.settings.topics.file_event_queue, now) == ()
+    assert system.services.polling_jobs.held(system.settings.topics.polling_queue, now) == ()

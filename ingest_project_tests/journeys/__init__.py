@@ -1,0 +1,1 @@
+"""From a message on Kafka to a stored row, through the whole product."""

@@ -1,0 +1,356 @@
+"""The product in one test process: its sensors and jobs on real servers, driven as the daemon would drive them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.partitions.context import partition_loading_context
+
+import ingest_project.file_ingest.definitions
+import ingest_project.polling.definitions
+from ingest_project.errors import BrokerUnavailable
+from ingest_project.kafka.writing import Outgoing
+from ingest_project.resources import Services
+from ingest_project.settings import Settings, load_settings
+from ingest_project_tests.services.dagster import instance_on
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from dagster import AssetCheckEvaluation, DagsterInstance, ExecuteInProcessResult
+    from dagster._core.definitions.sensor_definition import SensorExecutionData
+
+    from ingest_project.kafka.received import Received
+    from ingest_project.ledger.file_record import FileRecord
+    from ingest_project_tests.services.kafka import Server
+    from ingest_project_tests.services.postgres import PostgresServer
+
+POLLING, FILE_EVENTS, SHORT_FILE_EVENTS = "polling_queue_sensor", "file_event_queue_sensor", "file_events_sensor"
+SENSORS = (POLLING, FILE_EVENTS, SHORT_FILE_EVENTS)
+JOB_OF = {POLLING: "polling_batch", FILE_EVENTS: "file_batch", SHORT_FILE_EVENTS: "file_batch"}
+RAW, VALIDATED, QUARANTINED, METRICS = (
+    dg.AssetKey(name) for name in ("raw_files", "validated_sensor_data", "quarantined_files", "aggregated_metrics")
+)
+DISCOVERED = dg.AssetKey("discovered_files")
+CONTRACT = dg.AssetCheckKey(VALIDATED, "contract_holds")
+HEADER = "timestamp,device_id,sensor_type,value,unit\n"
+MOST_ROUNDS = 20
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class System:
+    """Sensors, runs and stores of one test.
+
+    Args:
+        settings: where everything is.
+        instance: Dagster's records.
+        folder: the only folder local files may come from.
+        cursors: what Dagster would have saved, by sensor.
+    """
+
+    settings: Settings
+    instance: DagsterInstance
+    folder: Path
+    cursors: dict[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._open()
+
+    def restart(self) -> None:
+        """Begin again as a new process would: nothing is remembered but what was saved."""
+        self.close()
+        self._open()
+
+    def _open(self) -> None:
+        self.services = Services(self.settings)
+        self.definitions = dg.Definitions.merge(
+            ingest_project.polling.definitions.polling,
+            ingest_project.file_ingest.definitions.file_ingest,
+            dg.Definitions(resources={"services": self.services}, executor=dg.in_process_executor),
+        )
+
+    def close(self) -> None:
+        """Give connections back."""
+        close(self.services)
+
+    def tick(self, sensor: str = FILE_EVENTS, *, save: bool = True) -> SensorExecutionData:
+        """Evaluate a sensor from its saved cursor, as the daemon does.
+
+        Args:
+            sensor: its name.
+            save: whether the daemon lives long enough to save the cursor.
+        """
+        repository = self.definitions.get_repository_def()
+        with (
+            dg.build_sensor_context(
+                instance=self.instance,
+                cursor=self.cursors.get(sensor),
+                resources={"services": self.services},
+                repository_def=repository,
+            ) as context,
+            partition_loading_context(dynamic_partitions_store=self.instance),
+        ):
+            result = repository.get_sensor_def(sensor).evaluate_tick(context)
+        if save and result.cursor is not None:
+            self.cursors[sensor] = result.cursor
+        return result
+
+    def requests(self, sensor: str = FILE_EVENTS, *, save: bool = True) -> list[dg.RunRequest]:
+        """What one tick asks for."""
+        return list(self.tick(sensor, save=save).run_requests or [])
+
+    def execute(self, job_name: str, request: dg.RunRequest) -> ExecuteInProcessResult:
+        """Do one run that a sensor asked for, in this process."""
+        job = self.definitions.resolve_job_def(job_name)
+        return job.execute_in_process(
+            instance=self.instance, tags=request.tags, partition_key=request.partition_key, raise_on_error=False
+        )
+
+    def materialize(self, keys: Sequence[str], *assets: dg.AssetKey) -> list[ExecuteInProcessResult]:
+        """Do what a person asks for in the UI: these partitions of these assets, a run for each; all without assets."""
+        job = self.definitions.resolve_job_def("file_batch")
+        return [
+            job.execute_in_process(
+                instance=self.instance, partition_key=key, asset_selection=list(assets) or None, raise_on_error=False
+            )
+            for key in keys
+        ]
+
+    def materialize_range(self, first: str, last: str, *assets: dg.AssetKey) -> ExecuteInProcessResult:
+        """Do what a person asks for in the UI by selecting partitions that arrived one after the other."""
+        tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+        return self.definitions.resolve_job_def("file_batch").execute_in_process(
+            instance=self.instance, tags=tags, asset_selection=list(assets) or None, raise_on_error=False
+        )
+
+    def drive(self) -> list[ExecuteInProcessResult]:
+        """Tick every sensor and do what it asks for, until nothing is asked for any more."""
+        done: list[ExecuteInProcessResult] = []
+        for _ in range(MOST_ROUNDS):
+            before = len(done)
+            for sensor in SENSORS:
+                done += [self.execute(JOB_OF[sensor], request) for request in self.requests(sensor)]
+            if len(done) == before and self.is_idle:
+                return done
+        raise AssertionError(f"Still busy: {self.services.files.counts_by_state()}")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no file and no job waits for anything."""
+        files = self.services.files.counts_by_state()
+        jobs = self.services.polling_jobs.counts_by_state()
+        waiting = [state for state, count in files.items() if count and not state.finished]
+        return not waiting and not any(count for state, count in jobs.items() if not state.finished)
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """A file in the folder that may be read."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def send(self, topic: str, *messages: Mapping[str, Any] | bytes) -> None:
+        """Put messages on a topic."""
+        values = [message if isinstance(message, bytes) else json.dumps(message).encode() for message in messages]
+        self.services.writer.send_all(topic, [Outgoing(value) for value in values])
+
+    def send_files(self, *paths: Path | str, **more: object) -> None:
+        """Announce files, each in the version that is there."""
+        self.send(self.settings.topics.file_event_queue, *(file_event(path, **more) for path in paths))
+
+    def send_job(self, path: Path | str, pattern: str = "**", **more: object) -> None:
+        """Ask to look in a local folder."""
+        source = more.pop("source_config", {"source_type": "local", "path": str(path)})
+        job = {"job_id": f"job_{next(_numbers)}", "source_config": source, "file_pattern": pattern, **more}
+        self.send(self.settings.topics.polling_queue, job)
+
+    def on_topic(self, topic: str) -> list[Received]:
+        """Everything on a topic."""
+        read = self.services.reader.read(topic, None, max_messages=100_000, max_bytes=10**9, wait_seconds=0)
+        return read.messages
+
+    def files(self) -> dict[str, FileRecord]:
+        """The ledger, by file name; the last changed version of each."""
+        return {record.event.file_name: record for record in reversed(self.services.files.list(limit=10_000))}
+
+    def file(self, name: str) -> FileRecord:
+        """The ledger's record of the one file of that name."""
+        return self.files()[name]
+
+    def states(self) -> dict[str, str]:
+        """State by file name."""
+        return {name: record.state.value for name, record in self.files().items()}
+
+    def checks(self) -> dict[str, str]:
+        """What Dagster shows of `contract_holds`, by file key."""
+        infos = self.instance.event_log_storage.get_asset_check_partition_info([CONTRACT])
+        return {str(info.partition_key): info.latest_execution_status.value for info in infos}
+
+    def metadata(self, asset: dg.AssetKey, key: str) -> dict[str, Any]:
+        """What Dagster shows of the newest materialisation of one partition."""
+        found = self.instance.fetch_materializations(dg.AssetRecordsFilter(asset, asset_partitions=[key]), limit=1)
+        materialization = found.records[0].asset_materialization
+        assert materialization is not None
+        return {
+            name: [record.data for record in value.records] if isinstance(value, dg.TableMetadataValue) else value.value
+            for name, value in materialization.metadata.items()
+        }
+
+    def quarantined_bytes(self, key: str) -> bytes:
+        """The bytes that the quarantine keeps of a refused file."""
+        with self.services.quarantine.open(key) as stream:
+            return stream.read()
+
+    def times_materialized(self, asset: dg.AssetKey) -> int:
+        """How many materialisations of an asset Dagster knows, all partitions together."""
+        return len(self.instance.fetch_materializations(asset, limit=10_000).records)
+
+    def check(self, name: str, *keys: str) -> AssetCheckEvaluation:
+        """Evaluate one check by itself; the result that Dagster stores.
+
+        Args:
+            name: of the check.
+            keys: partitions of a partitioned one; the first and last of several that arrived one after the other, as
+                a person selects them.
+        """
+        if len(keys) > 1:
+            tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}
+        else:
+            tags = {"dagster/partition": keys[0]} if keys else {}
+        result = self._check_job(name).execute_in_process(instance=self.instance, tags=tags)
+        (evaluation,) = result.get_asset_check_evaluations()
+        return evaluation
+
+    def _check_job(self, name: str) -> dg.JobDefinition:
+        keys = [key for key in self.definitions.resolve_asset_graph().asset_check_keys if key.name == name]
+        job = dg.define_asset_job("one_check", selection=dg.AssetSelection.checks(*keys))
+        return dg.Definitions.merge(self.definitions, dg.Definitions(jobs=[job])).resolve_job_def("one_check")
+
+
+def close(services: Services) -> None:
+    """Give the connections of those services back that were used."""
+    opened = services.__dict__
+    if "warehouse" in opened:
+        services.warehouse.close()
+    if "engine" in opened:
+        services.engine.dispose()
+    if "reader" in opened:
+        services.reader.close()
+    if "writer" in opened:
+        services.writer.close()
+
+
+def file_event(path: Path | str, **more: object) -> dict[str, object]:
+    """The event of a file: in its present version where it is there, of no version otherwise."""
+    path = Path(path)
+    event: dict[str, object] = {"file_path": str(path), "file_name": path.name, "source_type": "local"}
+    if path.exists():
+        status = path.stat()
+        nanoseconds = status.st_mtime_ns
+        event |= {"size_bytes": status.st_size, "modified_at": _iso(nanoseconds)}
+    return event | more
+
+
+def readings(count: int = 3, device: str = "device-1", bad: int = 0) -> str:
+    """A csv file of so many rows, the last of them out of range."""
+    rows = [
+        f"2026-01-15T10:{number // 60:02d}:{number % 60:02d}Z,{device},temperature,{20 + number % 7},C"
+        for number in range(count - bad)
+    ]
+    rows += [f"2026-01-15T11:00:{number % 60:02d}Z,{device},temperature,99999,C" for number in range(bad)]
+    return HEADER + "\n".join(rows) + "\n"
+
+
+def environment(bootstrap_servers: str, database_url: str, folder: Path) -> dict[str, str]:
+    """The settings of a test's own system, as environment variables: topics of its own, no waiting."""
+    name = f"t{os.getpid()}-{next(_numbers)}"
+    return {
+        "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
+        "KAFKA_REQUEST_TIMEOUT_SECONDS": "3",
+        "KAFKA_GROUP_ID": name,
+        "KAFKA_TOPIC_POLLING_QUEUE": f"{name}.polling",
+        "KAFKA_TOPIC_POLLING_QUEUE_DLQ": f"{name}.polling.dlq",
+        "KAFKA_TOPIC_FILE_EVENT_QUEUE": f"{name}.files",
+        "KAFKA_TOPIC_FILE_EVENT_QUEUE_DLQ": f"{name}.files.dlq",
+        "KAFKA_TOPIC_FILE_EVENTS": f"{name}.short",
+        "DATABASE_URL": database_url,
+        "INGEST_STATE_DIR": str(folder / "state"),
+        "INGEST_LOCAL_ROOTS": str(folder / "in"),
+        "INGEST_CONFIG_DIR": str(folder),
+        "INGEST_TICK_WAIT_SECONDS": "0",
+        "RETRY_DELAY": "0",
+        "LOG_LEVEL": "ERROR",
+    }
+
+
+def changed(settings: Settings, section: str, **values: object) -> Settings:
+    """The settings with some of one section replaced."""
+    return settings.model_copy(update={section: getattr(settings, section).model_copy(update=values)})
+
+
+def _iso(nanoseconds: int) -> str:
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=nanoseconds // 1_000)
+    return moment.isoformat(timespec="microseconds")
+
+
+@pytest.fixture(scope="session")
+def dagster_template(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a database with Dagster's tables and no rows, to copy from."""
+    name = postgres_server.create_database()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        instance_on(postgres_server.url(name), tmp_path_factory.mktemp("template"), patch) as instance,
+    ):
+        instance.get_runs(limit=1)
+    # The instance leaves its connections to the garbage collector, and a database that is in use cannot be copied.
+    postgres_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    return name
+
+
+@pytest.fixture
+def instance(
+    postgres_server: PostgresServer, dagster_template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DagsterInstance]:
+    """Dagster's records of one test, on PostgreSQL."""
+    name = postgres_server.create_database(dagster_template)
+    with instance_on(postgres_server.url(name), tmp_path, monkeypatch) as instance:
+        yield instance
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def system(kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path) -> Iterator[System]:
+    """The product with a topic, a database and a folder of its own."""
+    (tmp_path / "in").mkdir()
+    environ = environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
+    system = System(load_settings(environ, tmp_path).settings, instance, tmp_path / "in")
+    yield system
+    system.close()
+
+
+@contextmanager
+def paused(server: Server, system: System) -> Iterator[None]:
+    """The broker does not answer; afterwards it does again, and the ticks that failed meanwhile are over."""
+    server.pause()
+    try:
+        yield
+    finally:
+        server.resume()
+    give_up_at = time.monotonic() + 30
+    while time.monotonic() < give_up_at:
+        with suppress(BrokerUnavailable):
+            system.services.reader.end_offsets(system.settings.topics.file_event_queue)
+            return
+    raise TimeoutError

@@ -1,0 +1,156 @@
+"""What happens the second time: delivered again, changed, gone, released, repeated by a person."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from ingest_project.ledger.states import FileState
+from ingest_project_tests.journeys.system import (
+    METRICS,
+    QUARANTINED,
+    RAW,
+    VALIDATED,
+    System,
+    changed,
+    readings,
+)
+
+SEMICOLONS = (
+    "name: semicolons\ndelimiter: ';'\ncolumns: {when: timestamp, who: device_id, what: sensor_type, value: value}\n"
+)
+
+
+def test_a_job_delivered_again_announces_only_what_is_new(system: System) -> None:
+    system.write("a.csv", readings(3))
+    system.send_job(system.folder, job_id="again")
+    system.drive()
+    system.write("b.csv", readings(4))
+    for _ in range(2):
+        system.send_job(system.folder, job_id="again")
+    system.drive()
+    published = sorted(record.files_published or 0 for record in system.services.polling_jobs.list())
+    assert published == [0, 1, 1]
+    assert len(system.on_topic(system.settings.topics.file_event_queue)) == 2
+    assert system.services.warehouse.totals().readings == 7
+
+
+def test_the_same_content_under_another_name_is_noticed_and_not_counted_twice(system: System) -> None:
+    first = system.write("first.csv", readings(5))
+    system.send_files(first)
+    system.drive()
+    system.send_files(*(system.write(name, readings(5)) for name in ("second.csv", "third.csv")))
+    system.drive()
+    files = system.files()
+    for name in ("second.csv", "third.csv"):
+        assert (files[name].state, files[name].duplicate_of) == (FileState.DUPLICATE, files["first.csv"].file_key)
+        assert system.metadata(RAW, files[name].file_key)["duplicate_of"] == files["first.csv"].file_key
+    assert system.services.warehouse.totals().readings == 5
+    assert len(system.services.warehouse.device_metrics()) == 1
+    assert system.check("rows_add_up").passed
+
+    system.materialize([files["second.csv"].file_key])
+    assert system.file("second.csv").state is FileState.DUPLICATE
+    system.materialize([files["first.csv"].file_key])
+    assert (system.file("first.csv").state, system.services.warehouse.totals().readings) == (FileState.INGESTED, 5)
+
+
+def test_a_changed_file_is_a_file_of_its_own_and_the_announced_version_is_not_taken_for_it(system: System) -> None:
+    system.settings = changed(system.settings, "retries", max_attempts=2, delay_seconds=0.0)
+    system.restart()
+    path = system.write("a.csv", readings(3))
+    system.send_files(path)
+    (request,) = system.requests()
+    path.write_text(readings(6))
+    assert not system.execute("file_batch", request).success
+    assert system.file("a.csv").state is FileState.PENDING
+    assert "changed" in (system.file("a.csv").reason or "")
+    system.send_files(path)
+    system.drive()
+    by_state = {record.state: record for record in system.services.files.list()}
+    assert set(by_state) == {FileState.FAILED, FileState.INGESTED}
+    assert by_state[FileState.INGESTED].rows_accepted == 6
+    assert by_state[FileState.FAILED].error_class == "SourceChanged"
+    assert system.checks()[by_state[FileState.FAILED].file_key] == "FAILED"
+
+
+def test_a_file_that_has_vanished_is_failed_with_its_reason_and_the_rest_of_its_batch_is_stored(
+    system: System,
+) -> None:
+    gone, here = system.write("gone.csv", readings(3)), system.write("here.csv", readings(4))
+    system.send_files(gone, here)
+    gone.unlink()
+    system.drive()
+    files = system.files()
+    assert (files["gone.csv"].state, files["gone.csv"].error_class) == (FileState.FAILED, "SourceMissing")
+    assert (files["here.csv"].state, files["here.csv"].rows_accepted) == (FileState.INGESTED, 4)
+    assert system.instance.get_materialized_partitions(RAW) == {files["here.csv"].file_key}
+
+
+def test_a_refused_file_is_taken_once_its_profile_is_mended_and_leaves_the_quarantine(system: System) -> None:
+    rows = "when;who;what;value\n2026-01-15T10:00:00Z;d1;temperature;21\n"
+    path = system.write("odd.csv", rows)
+    system.send_files(path)
+    system.drive()
+    key = system.file("odd.csv").file_key
+    assert system.states() == {"odd.csv": "quarantined"}
+    assert system.services.quarantine.get(key) is not None
+
+    profile = system.folder.parent / "profiles.yaml"
+    profile.write_text(SEMICOLONS)
+    system.settings = changed(system.settings, "file_ingest", profiles=[profile], default_profile="semicolons")
+    system.restart()
+    system.services.files.reopen([key], datetime.now(UTC))
+    system.drive()
+    assert system.file("odd.csv").state is FileState.QUARANTINED, "its profile is the one it arrived with"
+
+    profile.write_text(SEMICOLONS.replace("semicolons", "canonical"))
+    system.settings = changed(system.settings, "file_ingest", default_profile="canonical")
+    system.restart()
+    system.services.files.reopen([key], datetime.now(UTC))
+    system.drive()
+    assert system.states() == {"odd.csv": "ingested"}
+    assert system.services.warehouse.totals()[:2] == (1, 0)
+    assert system.services.quarantine.get(key) is None
+    assert system.checks() == {key: "SUCCEEDED"}
+
+
+def test_a_person_repeats_partitions_and_the_state_is_the_same(system: System) -> None:
+    paths = [
+        system.write("good.csv", readings(4)),
+        system.write("some.csv", readings(6, "device-2", bad=2)),
+        system.write("bad.csv", "timestamp,value\n1,2\n"),
+    ]
+    system.send_files(*paths)
+    system.drive()
+
+    def state() -> object:
+        keys = [file.file_key for file in system.files().values()]
+        shown = [system.instance.get_materialized_partitions(asset) for asset in (RAW, VALIDATED, METRICS, QUARANTINED)]
+        stored = system.services.warehouse.file_counts(sorted(keys))
+        return system.states(), stored, shown, system.checks(), system.services.warehouse.device_metrics()
+
+    before = state()
+    keys = [system.file(path.name).file_key for path in paths]
+    assert all(run.success for run in system.materialize(keys))
+    assert state() == before
+    assert all(run.success for run in system.materialize(keys[:2], METRICS))
+    assert state() == before
+
+    runs = system.times_materialized(VALIDATED)
+    assert all(run.success for run in system.materialize(keys, RAW))
+    assert state() == before
+    assert system.times_materialized(VALIDATED) == runs, "only the bytes were asked for"
+
+
+def test_of_selected_raw_files_one_that_is_gone_does_not_stop_the_others(system: System) -> None:
+    paths = [system.write(f"{number}.csv", readings(2, f"d{number}")) for number in range(3)]
+    system.send_files(*paths)
+    system.drive()
+    order = list(system.instance.get_dynamic_partitions("files"))
+    before = system.times_materialized(RAW)
+    by_key = {system.file(path.name).file_key: path for path in paths}
+    by_key[order[0]].unlink()
+    run = system.materialize_range(order[0], order[-1], RAW)
+    assert not run.success, "a person sees that one of them is missing"
+    assert system.times_materialized(RAW) == before + 2
+    assert set(system.states().values()) == {"ingested"}, "what is stored of it stays"

@@ -1,0 +1,167 @@
+"""A part is away for a while: nothing is lost, nothing is doubled, and it goes on by itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import SecretStr
+
+from ingest_project.errors import DatabaseUnavailable
+from ingest_project.ledger.states import FileState, JobState
+from ingest_project_tests.journeys.system import POLLING, System, changed, paused, readings
+
+if TYPE_CHECKING:
+    from ingest_project.stores.postgres_warehouse import PostgresTransaction
+    from ingest_project_tests.services.kafka import Server
+    from ingest_project_tests.services.postgres import PostgresServer
+
+ROWS = 4
+
+
+@pytest.fixture
+def impatient(system: System) -> System:
+    """The system with no pause between attempts; what a dead run holds is taken back at once."""
+    system.settings = changed(system.settings, "retries", delay_seconds=0.0, launch_grace_seconds=0.0)
+    system.restart()
+    return system
+
+
+def announce(system: System, count: int = 3) -> None:
+    system.send_files(*(system.write(f"{number}.csv", readings(ROWS, f"d{number}")) for number in range(count)))
+
+
+def assert_all_stored_once(system: System, count: int = 3) -> None:
+    assert set(system.states().values()) == {"ingested"}
+    assert len(system.files()) == count
+    assert system.services.warehouse.totals().readings == count * ROWS
+    assert list(system.checks().values()) == ["SUCCEEDED"] * count
+
+
+def test_a_database_connection_cut_in_the_middle_of_storing_is_made_anew(
+    impatient: System, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ingest_project.stores.postgres_warehouse import PostgresTransaction  # noqa: PLC0415 - loads the driver
+
+    system = impatient
+    database = system.settings.warehouse.database_url.get_secret_value().rpartition("/")[2]
+    original, cuts = PostgresTransaction.append_readings, iter([True])
+
+    def cut_off(transaction: PostgresTransaction, rows: object) -> None:
+        original(transaction, rows)  # type: ignore[arg-type]
+        if next(cuts, False):
+            postgres_server.execute(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+            )
+
+    monkeypatch.setattr(PostgresTransaction, "append_readings", cut_off)
+    announce(system)
+    assert all(run.success for run in system.drive())
+    assert_all_stored_once(system)
+
+
+def test_while_the_database_is_down_runs_and_ticks_fail_and_afterwards_they_go_on(
+    impatient: System, own_postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = impatient
+    system.settings = changed(system.settings, "warehouse", database_url=SecretStr(own_postgres_server.url()))
+    system.restart()
+    announce(system)
+    (request,) = system.requests()
+    own_postgres_server.kill()
+    monkeypatch.setattr("ingest_project.file_ingest.storing.STORE_PAUSES_SECONDS", (0.0,))
+    assert not system.execute("file_batch", request).success
+    with pytest.raises(DatabaseUnavailable, match="does not answer"):
+        system.tick()
+    own_postgres_server.start()
+    system.drive()
+    assert_all_stored_once(system)
+
+
+def test_a_database_that_is_killed_while_a_batch_is_stored_gets_all_of_it_when_it_is_back(
+    impatient: System, own_postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ingest_project.stores.postgres_warehouse import PostgresTransaction  # noqa: PLC0415 - loads the driver
+
+    system = impatient
+    system.settings = changed(system.settings, "warehouse", database_url=SecretStr(own_postgres_server.url()))
+    system.restart()
+    original, crashes = PostgresTransaction.finish_files, iter([True])
+
+    def crash(transaction: PostgresTransaction, files: object) -> None:
+        original(transaction, files)  # type: ignore[arg-type]
+        if next(crashes, False):
+            own_postgres_server.kill()
+            threading.Timer(0.3, own_postgres_server.start).start()
+
+    monkeypatch.setattr(PostgresTransaction, "finish_files", crash)
+    monkeypatch.setattr("ingest_project.file_ingest.storing.STORE_PAUSES_SECONDS", (2.0, 2.0, 2.0))
+    announce(system)
+    assert all(run.success for run in system.drive())
+    assert_all_stored_once(system)
+
+
+def test_while_the_broker_is_away_a_polling_job_waits_and_afterwards_announces_each_file_once(
+    impatient: System, kafka_server: Server
+) -> None:
+    system = impatient
+    system.settings = changed(system.settings, "kafka", request_timeout_seconds=1.0)
+    system.restart()
+    for number in range(3):
+        system.write(f"{number}.csv", readings(ROWS, f"d{number}"))
+    system.send_job(system.folder)
+    (request,) = system.requests(POLLING)
+    with paused(kafka_server, system):
+        system.execute("polling_batch", request)
+        (job,) = system.services.polling_jobs.list()
+        assert (job.state, job.error_class) == (JobState.PENDING, "BrokerUnavailable")
+    system.drive()
+    assert_all_stored_once(system)
+    assert len(system.on_topic(system.settings.topics.file_event_queue)) == 3
+
+
+def test_a_source_that_is_away_for_a_while_is_asked_again(impatient: System, away: list[bool]) -> None:
+    system = impatient
+    announce(system)
+    away.append(True)
+    (request,) = system.requests()
+    system.execute("file_batch", request)
+    assert system.services.files.counts_by_state()[FileState.PENDING] == 3
+    assert os.strerror(errno.ESTALE) in (system.file("0.csv").reason or "")
+    away.clear()
+    system.drive()
+    assert_all_stored_once(system)
+
+
+def test_a_drive_that_is_not_mounted_is_waited_for(impatient: System) -> None:
+    system = impatient
+    announce(system)
+    system.send_job(system.folder)
+    (files,), (job,) = system.requests(), system.requests(POLLING)
+    unmounted = system.folder.rename(system.folder.with_name("unmounted"))
+    system.execute("file_batch", files)
+    system.execute("polling_batch", job)
+    assert system.services.files.counts_by_state()[FileState.PENDING] == 3
+    assert system.services.polling_jobs.counts_by_state()[JobState.PENDING] == 1
+    assert "is not there" in (system.file("0.csv").reason or "")
+    unmounted.rename(system.folder)
+    system.drive()
+    assert_all_stored_once(system)
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """While there is something in this list, files cannot be looked at, as on a network drive that is gone."""
+    gone: list[bool] = []
+    original = os.lstat
+
+    def stale(path: str, **more: int) -> os.stat_result:
+        if gone and str(path).endswith(".csv"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return original(path, **more)
+
+    monkeypatch.setattr(os, "lstat", stale)
+    return gone
