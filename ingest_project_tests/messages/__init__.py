@@ -1,0 +1,1 @@
+"""What each topic carries, and what it must not."""

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.errors import SettingsError, SourceChanged, SourceMissing
+from ingest_project.errors import SettingsError, SourceChanged, SourceMissing, StoreUnavailable
 from ingest_project.stores.landing import LandingStore, open_landing
-from ingest_project.stores.places import S3Options, StoreUnavailable, bucket_errors, place_of, s3_client
+from ingest_project.stores.places import S3Options, bucket_errors, place_of, s3_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
