@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -22,12 +23,21 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
+from ingest_project.cli.stack import guard
 from ingest_project.database.engine import open_engine
 from ingest_project.database.migrate import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Becomes another user and then the command that follows.
+BECOME = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+import guard
+guard.become(json.loads(sys.argv[2]))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 SYSTEM_USER = "pgserver"
 START_TIMEOUT_SECONDS = 30.0
 SERVER_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=100", "autovacuum=off", "max_wal_size=4GB")
@@ -60,6 +70,7 @@ class PostgresServer:
         self.port = _free_port()
         self._binaries = postgres_binaries()
         self._user = _system_user()
+        self._as_user = _prefix(self._user)
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count()
         self._watcher = subprocess.Popen(
@@ -84,10 +95,10 @@ class PostgresServer:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self._as_user,
                     *(str(self._binaries / "postgres"), "-D", str(self.data), "-p", str(self.port)),
                     *("-h", "127.0.0.1", "-k", "", *options),
                 ],
-                user=self._user,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -149,7 +160,7 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         result = subprocess.run(
-            [str(self._binaries / program), *arguments], user=self._user, capture_output=True, text=True, check=False
+            [*self._as_user, str(self._binaries / program), *arguments], capture_output=True, text=True, check=False
         )
         if result.returncode:
             raise RuntimeError(f"{program} failed: {result.stderr}")
@@ -176,6 +187,17 @@ def _system_user() -> str | None:
     except KeyError:
         subprocess.run(["useradd", "--system", "--no-create-home", SYSTEM_USER], check=True, capture_output=True)
     return SYSTEM_USER
+
+
+def _prefix(user: str | None) -> list[str]:
+    """What to put before a command so that it runs as this user, also in a folder that is closed to it."""
+    if user is None:
+        return []
+    import pwd  # noqa: PLC0415 - not on every platform
+
+    entry = pwd.getpwnam(user)
+    whom = {"uid": entry.pw_uid, "gid": entry.pw_gid, "reach_all_folders": True}
+    return [sys.executable, "-c", BECOME, str(Path(guard.__file__).parent), json.dumps(whom)]
 
 
 def _free_port() -> int:

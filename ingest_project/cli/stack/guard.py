@@ -23,7 +23,9 @@ from contextlib import suppress
 from typing import Any
 
 ON_LINUX = sys.platform == "linux"
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 36, 47, 2
+PR_SET_PDEATHSIG, PR_SET_SECUREBITS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 28, 36, 47, 2
+# Capabilities outlive the change of user, and count where a program asks beforehand whether it may read a file.
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_DAC_OVERRIDE = 1
 ORPHAN_GRACE_SECONDS = 2.0
@@ -73,15 +75,16 @@ def _wish(wake: int) -> str | None:
 def _prepare(spec: dict[str, Any]) -> None:
     """In the new process, before the command: who it is, and what becomes of it should this guard be killed."""
     if spec["run_as"]:
-        _become(spec["run_as"])
+        become(spec["run_as"])
     if ON_LINUX:
         _prctl(PR_SET_PDEATHSIG, spec["stop_signal"])
 
 
-def _become(user: dict[str, Any]) -> None:
+def become(user: dict[str, Any]) -> None:
+    """Give up being root: uid, gid, and whether to keep the right to pass through other users' folders."""
     keep = user["reach_all_folders"] and ON_LINUX
     if keep:
-        _prctl(PR_SET_KEEPCAPS, 1)
+        _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
     os.setgroups([])
     os.setgid(user["gid"])
     os.setuid(user["uid"])
