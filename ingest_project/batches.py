@@ -22,6 +22,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 
+from ingest_project.event_rows import CheckRows, MaterializationRows
 from ingest_project.event_storage import BulkEventLogStorage
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ BATCH_TAG = "ingest/batch"
 BATCH_ID_TAG = "ingest/batch_id"
 BATCH_SIZE_TAG = "ingest/batch_size"
 
-# A bulk statement of this many events is some 2 MB; larger ones gain nothing and hold more memory.
-_EVENTS_PER_STATEMENT = 1_000
 _POOL_RECYCLE_SECONDS = 3_600
 _STATEMENT_TIMEOUT_MILLISECONDS = 120_000
 
@@ -49,6 +48,11 @@ class CheckResult:
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
     description: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> dg.AssetCheckKey:
+        """Which check of which asset."""
+        return dg.AssetCheckKey(self.asset, self.check)
 
 
 @dataclass(frozen=True)
@@ -227,21 +231,9 @@ def report(context: Context, reports: Sequence[PartitionReport]) -> None:
 
     Done a second time it adds the same events again, and the UI shows the newest: the same state.
     """
-    materializations = [
-        (report.partition, _materialization_event(context, asset, report.partition, metadata))
-        for report in reports
-        for asset, metadata in report.materialized.items()
-    ]
-    targets = _store_materializations(context.instance, materializations)
+    targets = _store_materializations(context, reports)
     targets |= _earlier_targets(context.instance, reports)
-    _store_checks(
-        context.instance,
-        [
-            _check_event(context, result, report.partition, targets.get((result.asset, report.partition)))
-            for report in reports
-            for result in report.checks
-        ],
-    )
+    _store_checks(context, reports, targets)
 
 
 Targets = dict[tuple[dg.AssetKey, str], AssetCheckEvaluationTargetMaterializationData]
@@ -260,57 +252,71 @@ def _earlier_targets(instance: dg.DagsterInstance, reports: Sequence[PartitionRe
     return targets
 
 
-def _store_materializations(instance: dg.DagsterInstance, events: Sequence[tuple[str, EventLogEntry]]) -> Targets:
+def _store_materializations(context: Context, reports: Sequence[PartitionReport]) -> Targets:
     """Store the events and say under which id each partition's materialisation is kept."""
-    storage = instance.event_log_storage
-    targets: Targets = {}
-    for start in range(0, len(events), _EVENTS_PER_STATEMENT):
-        part = events[start : start + _EVENTS_PER_STATEMENT]
-        if isinstance(storage, BulkEventLogStorage):
-            storage_ids = storage.store_asset_events([event for _, event in part])
-        else:
-            storage_ids = [_store_one(instance, partition, event) for partition, event in part]
-        for (partition, event), storage_id in zip(part, storage_ids, strict=True):
-            asset = event.get_dagster_event().asset_key
-            if asset is not None:
-                targets[asset, partition] = AssetCheckEvaluationTargetMaterializationData(
-                    storage_id=storage_id, run_id=event.run_id, timestamp=event.timestamp
-                )
-    return targets
+    now = time.time()
+    told = [
+        (asset, report.partition, metadata) for report in reports for asset, metadata in report.materialized.items()
+    ]
+    storage = context.instance.event_log_storage
+    if isinstance(storage, BulkEventLogStorage):
+        newest = {asset: position for position, (asset, _, _) in enumerate(told)}
+        entries = {position: _materialization_event(context, now, *told[position]) for position in newest.values()}
+        rows = {asset: MaterializationRows(entries[position]) for asset, position in newest.items()}
+        storage_ids = storage.store_asset_events(
+            (rows[asset].row(partition, metadata) for asset, partition, metadata in told), entries
+        )
+    else:
+        storage_ids = [_store_one(context, now, *one) for one in told]
+    return {
+        (asset, partition): AssetCheckEvaluationTargetMaterializationData(
+            storage_id=storage_id, run_id=context.run.run_id, timestamp=now
+        )
+        for (asset, partition, _), storage_id in zip(told, storage_ids, strict=True)
+    }
 
 
-def _store_one(instance: dg.DagsterInstance, partition: str, event: EventLogEntry) -> int:
-    instance.handle_new_event(event)
-    asset = event.get_dagster_event().asset_key
-    if asset is None:
-        raise TypeError("Only events of assets are stored here.")
-    stored = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition]), limit=1
-    )
-    return stored.records[0].storage_id
+def _store_one(
+    context: Context, timestamp: float, asset: dg.AssetKey, partition: str, metadata: Mapping[str, Any]
+) -> int:
+    context.instance.handle_new_event(_materialization_event(context, timestamp, asset, partition, metadata))
+    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition])
+    stored: int = context.instance.fetch_materializations(wanted, limit=1).records[0].storage_id
+    return stored
 
 
-def _store_checks(instance: dg.DagsterInstance, events: Sequence[EventLogEntry]) -> None:
-    storage = instance.event_log_storage
-    if not isinstance(storage, BulkEventLogStorage):
-        for event in events:
-            instance.handle_new_event(event)
-        return
-    for start in range(0, len(events), _EVENTS_PER_STATEMENT):
-        storage.store_check_events(events[start : start + _EVENTS_PER_STATEMENT])
+def _store_checks(context: Context, reports: Sequence[PartitionReport], targets: Targets) -> None:
+    now = time.time()
+    told = [
+        (report.partition, result, targets.get((result.asset, report.partition)))
+        for report in reports
+        for result in report.checks
+    ]
+    storage = context.instance.event_log_storage
+    if isinstance(storage, BulkEventLogStorage):
+        examples = {result.key: (partition, result, target) for partition, result, target in told}
+        rows = {key: CheckRows(_check_event(context, now, *example), key) for key, example in examples.items()}
+        storage.store_check_events(
+            [rows[result.key].row(partition, result, target) for partition, result, target in told]
+        )
+    else:
+        for one in told:
+            context.instance.handle_new_event(_check_event(context, now, *one))
 
 
 def _materialization_event(
-    context: Context, asset: dg.AssetKey, partition: str, metadata: Mapping[str, Any]
+    context: Context, timestamp: float, asset: dg.AssetKey, partition: str, metadata: Mapping[str, Any]
 ) -> EventLogEntry:
     materialization = dg.AssetMaterialization(asset_key=asset, partition=partition, metadata=metadata)
-    return _entry(context, DagsterEventType.ASSET_MATERIALIZATION, StepMaterializationData(materialization, []))
+    data = StepMaterializationData(materialization, [])
+    return _entry(context, timestamp, DagsterEventType.ASSET_MATERIALIZATION, data)
 
 
 def _check_event(
     context: Context,
-    result: CheckResult,
+    timestamp: float,
     partition: str,
+    result: CheckResult,
     target: AssetCheckEvaluationTargetMaterializationData | None,
 ) -> EventLogEntry:
     evaluation = AssetCheckEvaluation(
@@ -323,11 +329,12 @@ def _check_event(
         description=result.description,
         partition=partition,
     )
-    return _entry(context, DagsterEventType.ASSET_CHECK_EVALUATION, evaluation)
+    return _entry(context, timestamp, DagsterEventType.ASSET_CHECK_EVALUATION, evaluation)
 
 
 def _entry(
     context: Context,
+    timestamp: float,
     event_type: DagsterEventType,
     data: StepMaterializationData | AssetCheckEvaluation,
 ) -> EventLogEntry:
@@ -345,7 +352,7 @@ def _entry(
         level=10,
         user_message="",
         run_id=context.run.run_id,
-        timestamp=time.time(),
+        timestamp=timestamp,
         step_key=step.key,
         job_name=context.run.job_name,
         dagster_event=event,

@@ -1,10 +1,14 @@
 """How one run carries many partitions."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
+import sqlalchemy
 from dagster import DagsterInstance
+from dagster._core.storage.event_log import SqlEventLogStorage
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +22,8 @@ from ingest_project.batches import (
     run_request,
     split_evenly,
 )
+from ingest_project.event_rows import CheckRow, EventRow
+from ingest_project.event_storage import ROWS_PER_STATEMENT, BulkEventLogStorage
 
 PARTITIONS = dg.DynamicPartitionsDefinition(name="things")
 GOOD, REFUSED = dg.AssetKey("good"), dg.AssetKey("refused")
@@ -80,6 +86,66 @@ def test_a_check_is_tied_to_the_materialisation_it_is_about(any_instance: Dagste
     stored = any_instance.fetch_materializations(dg.AssetRecordsFilter(GOOD, asset_partitions=["a~1"]), limit=1)
     assert tied["a~1"] == stored.records[0].storage_id
     assert tied["b~2"] is None
+
+
+def test_what_is_told_of_a_partition_is_stored_with_its_materialisation(any_instance: DagsterInstance) -> None:
+    run_batch(any_instance, tags={BATCH_ID_TAG: "batch-1"})
+    for key in ("a~1", "c~3"):
+        wanted = dg.AssetRecordsFilter(GOOD, asset_partitions=[key])
+        (stored,) = any_instance.fetch_materializations(wanted, limit=10).records
+        assert stored.asset_materialization == dg.AssetMaterialization(GOOD, partition=key, metadata={"rows": 3})
+    newest = any_instance.get_latest_materialization_event(GOOD)
+    assert newest == stored.event_log_entry, "what Dagster keeps with the asset is the event it keeps in the log"
+
+
+def test_both_storages_hold_the_same_rows_for_the_same_batch(
+    dagster_instance: DagsterInstance, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with DagsterInstance.local_temp(str(tmp_path_factory.mktemp("sqlite"))) as one_by_one:
+        held = [event_rows(instance) for instance in (dagster_instance, one_by_one)]
+    assert held[0] == held[1]
+    assert len(held[0]) == len(KEYS) * 2
+
+
+def event_rows(instance: DagsterInstance) -> list[tuple[object, ...]]:
+    """The table's columns for each event of a batch, but for ids and times."""
+    run = run_batch(instance, tags={BATCH_ID_TAG: "batch-1"})
+    kinds = [dg.DagsterEventType.ASSET_MATERIALIZATION.value, dg.DagsterEventType.ASSET_CHECK_EVALUATION.value]
+    table = SqlEventLogStorageTable.c
+    wanted = (
+        sqlalchemy.select(table.dagster_event_type, table.step_key, table.asset_key, table.partition)
+        .where(table.run_id == run.run_id, table.dagster_event_type.in_(kinds))
+        .order_by(table.dagster_event_type, table.id)
+    )
+    storage = instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    with storage.run_connection(run.run_id) as connection:
+        return [tuple(row) for row in connection.execute(wanted)]
+
+
+def test_more_events_than_one_statement_takes_get_their_ids_in_order(dagster_instance: DagsterInstance) -> None:
+    storage = dagster_instance.event_log_storage
+    assert isinstance(storage, BulkEventLogStorage)
+    partitions = [str(number) for number in reversed(range(2 * ROWS_PER_STATEMENT + 1))]
+    now = datetime.now(UTC).replace(tzinfo=None)
+    ids = storage.store_asset_events(
+        (EventRow("run", "{}", "ASSET_MATERIALIZATION", now, "step", GOOD.to_string(), each) for each in partitions), {}
+    )
+    table = SqlEventLogStorageTable.c
+    with storage.run_connection("run") as connection:
+        stored = dict(tuple(row) for row in connection.execute(sqlalchemy.select(table.id, table.partition)))
+    assert [stored[storage_id] for storage_id in ids] == partitions
+    assert ids == sorted(ids)
+
+
+def test_of_two_results_for_one_partition_the_later_counts(dagster_instance: DagsterInstance) -> None:
+    storage = dagster_instance.event_log_storage
+    assert isinstance(storage, BulkEventLogStorage)
+    event = EventRow("run", "{}", "ASSET_CHECK_EVALUATION", datetime(2025, 1, 1), "step", None, None)  # noqa: DTZ001 - as Dagster stores it
+    storage.store_check_events(
+        [CheckRow(event, GOOD.to_string(), "holds", "a~1", passed, 1) for passed in (False, True)]
+    )
+    assert checks_by_partition(dagster_instance) == {"a~1": "SUCCEEDED"}
 
 
 def test_a_selected_partition_goes_through_the_same_code(any_instance: DagsterInstance) -> None:
