@@ -39,8 +39,13 @@ def measure_files(options: argparse.Namespace, folder: Path) -> Result:
     """Many small files, by the product and by the Celery design."""
     workload = _write(folder, options.files, options.rows)
     result = _by_product(options, folder, workload)
-    files_per_second = options.files / float(str(result["seconds"]))
-    result = {"files_per_s": round(files_per_second, 1), **result}
+    seconds, waited = float(str(result["seconds"])), float(str(result["seconds_to_start"]))
+    files_per_second = options.files / seconds
+    result = {
+        "files_per_s": round(files_per_second, 1),
+        "files_per_s_once_started": round(options.files / max(seconds - waited, 0.001), 1),
+        **result,
+    }
     peer_files = min(options.files, PEER_FILES) if options.peer_files is None else options.peer_files
     if peer_files:
         peer_workload = workload if peer_files == options.files else _write(folder / "peer", peer_files, options.rows)

@@ -7,5 +7,6 @@ pytest_plugins = [
     "ingest_project_tests.services.postgres",
     "ingest_project_tests.services.s3",
     "ingest_project_tests.services.dagster",
+    "ingest_project_tests.services.demo",
     "ingest_project_tests.journeys.system",
 ]

@@ -20,6 +20,7 @@ from ingest_project.cli.demo_report import DemoReport, expected_files, report_of
 from ingest_project.cli.output import AsJson, complain, counted, print_json, say, show_facts, stdout
 from ingest_project.cli.progress import printed
 from ingest_project.cli.send import DUMMY_PATH, deliver
+from ingest_project.cli.stack.job_run import JobNotDone, run_job
 from ingest_project.cli.stack.supervisor import Stack, running_stack
 from ingest_project.cli.status import wait_for_idle
 from ingest_project.errors import PermanentError, SourceMissing
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}
 GENEROUS_SECONDS = 300.0
+# They look at all files at once, and would do so by themselves only at the next quarter of an hour.
+CHECKS_JOB, CHECKS_SECONDS = "file_checks", 60.0
 
 
 def register(app: typer.Typer) -> None:
@@ -72,7 +75,7 @@ def demo(
 
 
 def ingest_samples(stack: Stack, expected: Mapping[str, str], timeout_seconds: float) -> DemoReport:
-    """Send the polling job, and wait for what comes of it.
+    """Send the polling job, wait for what comes of it, and have everything that is stored checked.
 
     Raises:
         ServiceFailed: a part of the stack ended meanwhile.
@@ -85,7 +88,20 @@ def ingest_samples(stack: Stack, expected: Mapping[str, str], timeout_seconds: f
     deliver(services, stack.settings.topics.polling_queue, job.job_id, encode(job), job.trace_id)
     complain(f"Sent polling job {job.job_id}: look in {DUMMY_PATH} ({counted(len(expected), 'file')} to be found).")
     seen = wait_for_idle(services, records, timeout_seconds, stack.require_running)
-    return report_of(services, expected, earlier, [*seen.going_on, *seen.problems])
+    unfinished = [*seen.going_on, *seen.problems] or _unchecked(stack)
+    return report_of(services, expected, earlier, unfinished)
+
+
+def _unchecked(stack: Stack) -> list[str]:
+    """Evaluate the checks of all files; what kept them from being evaluated."""
+    if stack.webserver_port is None:
+        return []
+    complain("Evaluating the checks of all files …")
+    try:
+        run_job(stack.webserver_port, CHECKS_JOB, CHECKS_SECONDS, stack.require_running)
+    except JobNotDone as error:
+        return [error.what]
+    return []
 
 
 def _conclude(report: DemoReport, stack: Stack, *, keep: bool) -> None:

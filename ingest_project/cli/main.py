@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ingest_project.cli.output import printable
 from ingest_project.errors import IngestError, SettingsError
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ def _no_options() -> None:
 
 
 def _failed(error: IngestError, code: int) -> int:
-    sys.stderr.write(f"{error}\n")
+    # The end of a log may belong to it, which has lines of its own.
+    for line in str(error).splitlines():
+        sys.stderr.write(f"{printable(line)}\n")
     return code
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
@@ -10,6 +10,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SUMMARY_COLUMNS = ("min", "max", "mean", "count", "stddev")
+
+
+class SummaryCounts(NamedTuple):
+    """How many summaries a file has, and over how many devices and sensor types."""
+
+    rows: int
+    devices: int
+    sensor_types: int
+
+
+NO_SUMMARIES = SummaryCounts(0, 0, 0)
+
+
+def counts_by_file(summaries: pl.DataFrame) -> dict[str, SummaryCounts]:
+    """Count summaries by `file_key`; a file without any is absent."""
+    counts = summaries.group_by("file_key").agg(
+        pl.len(), pl.col("device_id").n_unique(), pl.col("sensor_type").n_unique()
+    )
+    return {file_key: SummaryCounts(*numbers) for file_key, *numbers in counts.iter_rows()}
 
 
 def aggregate(readings: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ingest_project.errors import FileRejected
-from ingest_project.file_ingest.aggregation import aggregate, merge
+from ingest_project.file_ingest.aggregation import NO_SUMMARIES, aggregate, counts_by_file, merge
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
 from ingest_project.file_ingest.quarantined_files import leave_quarantine
 from ingest_project.file_ingest.storing import finish, without_duplicates
@@ -102,7 +102,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
             file.profile.name,
             rows_read=rows_read,
             rows_quarantined=rows_bad,
-            metric_rows=merged.height,
+            summaries=counts_by_file(merged).get(key, NO_SUMMARIES),
             rule_counts=rule_counts,
             sample=sample[:SAMPLE_ROWS],
         ),

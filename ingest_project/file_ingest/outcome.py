@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ingest_project.errors import FileRejected, IngestError, TransientError
+from ingest_project.file_ingest.aggregation import NO_SUMMARIES, SummaryCounts
 from ingest_project.ledger.states import FileState
 
 if TYPE_CHECKING:
@@ -26,12 +27,13 @@ class Outcome:
         profile: name of the reader profile.
         rows_read: readings found in the file, bad ones too.
         rows_quarantined: readings of it that broke a rule.
-        metric_rows: pairs of device and sensor type it has readings of.
+        summaries: how many its metrics are.
         rule_counts: how often each rule was broken.
         reason: one sentence, where it was not simply ingested.
         error_class: name of the error behind the reason.
         duplicate_of: key of the file with the same content whose rows stand for this one's.
         sample: some quarantined rows, for the UI: line_number, raw_text, reasons.
+        kept_at: where the quarantine keeps the bytes of a file that was refused whole.
     """
 
     record: FileRecord
@@ -40,12 +42,13 @@ class Outcome:
     profile: str = ""
     rows_read: int = 0
     rows_quarantined: int = 0
-    metric_rows: int = 0
+    summaries: SummaryCounts = NO_SUMMARIES
     rule_counts: Mapping[str, int] = field(default_factory=dict)
     reason: str | None = None
     error_class: str | None = None
     duplicate_of: str | None = None
     sample: Sequence[Mapping[str, Any]] = ()
+    kept_at: str | None = None
 
     @property
     def rows_accepted(self) -> int:

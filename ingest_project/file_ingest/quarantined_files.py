@@ -7,6 +7,7 @@ in `quarantined_rows`. Done again for the same file it replaces what it wrote be
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,16 @@ quarantined_files = dg.AssetSpec(
 )
 
 
-def quarantine_file(outcome: Outcome, landing: LandingStore, quarantine: QuarantineStore, run_id: str) -> None:
-    """Keep a refused file's bytes and the reason."""
+def quarantine_file(outcome: Outcome, landing: LandingStore, quarantine: QuarantineStore, run_id: str) -> Outcome:
+    """Keep a refused file's bytes and the reason; the outcome then says where the bytes are."""
     note = reason_note(outcome, run_id)
     if outcome.landed is None:
         # It was refused before a byte of it was copied, for its size: only the reason is kept.
         quarantine.put(outcome.record.file_key, io.BytesIO(), note)
-        return
+        return outcome
     with landing.local_path(outcome.landed.sha256) as path:
-        quarantine.put(outcome.record.file_key, path, note)
+        kept = quarantine.put(outcome.record.file_key, path, note)
+    return replace(outcome, kept_at=kept.location)
 
 
 def leave_quarantine(outcome: Outcome, quarantine: QuarantineStore) -> None:

@@ -1,7 +1,8 @@
 """Step 1, `raw_files`: a file's bytes, unchanged, from its source into the landing store.
 
 Done again it finds the same content at the same address. The version that the event announced is the one that is
-landed: a file that has changed since is not, because its new version is a file of its own.
+landed: a file that has changed since is not, because its new version is a file of its own. Once landed it needs its
+source no more.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ingest_project.errors import LimitExceeded, SourceChanged
+from ingest_project.errors import LimitExceeded, SourceChanged, SourceMissing, SourceUnreachable
 from ingest_project.file_ingest.partitions import RAW_FILES, files_partitions
+from ingest_project.logs import get_logger
 from ingest_project.messages.file_event import version_of
 from ingest_project.sources.registry import open_source
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from ingest_project.settings import Settings
     from ingest_project.sources.protocol import Source, SourceFile
     from ingest_project.stores.landing import Landed, LandingStore
+
+logger = get_logger(__name__)
 
 raw_files = dg.AssetSpec(
     RAW_FILES,
@@ -35,13 +39,24 @@ raw_files = dg.AssetSpec(
 
 
 def land(record: FileRecord, landing: LandingStore, settings: Settings) -> Landed:
-    """Copy one file into the landing store.
+    """Copy one file into the landing store; what was landed of it before serves where its source has it no more.
 
     Raises:
         SourceChanged: it is not, or no longer, the version that was announced.
         LimitExceeded: it is larger than INGEST_MAX_FILE_BYTES.
         SourceMissing, SourceUnreachable, ForbiddenPath: as its source says.
     """
+    try:
+        return _copy(record, landing, settings)
+    except (SourceMissing, SourceUnreachable, SourceChanged) as error:
+        landed = _landed_before(record, landing)
+        if landed is None:
+            raise
+        logger.warning("source_gone", partition_key=record.file_key, reason=str(error), landed=landed.path)
+        return landed
+
+
+def _copy(record: FileRecord, landing: LandingStore, settings: Settings) -> Landed:
     source = source_of(record, settings)
     found = source.stat(record.event.file_path)
     _require_announced_version(record, found, source)
@@ -52,6 +67,14 @@ def land(record: FileRecord, landing: LandingStore, settings: Settings) -> Lande
         return landing.land(
             stream, expected_size=found.size_bytes, location=source.canonical_location(record.event.file_path)
         )
+
+
+def _landed_before(record: FileRecord, landing: LandingStore) -> Landed | None:
+    """The bytes of this very version, where an earlier run landed them: the ledger names them by their content."""
+    landed = landing.find(record.sha256) if record.sha256 else None
+    if landed is None or record.landed_bytes not in {None, landed.size_bytes}:
+        return None
+    return landed
 
 
 def source_of(record: FileRecord, settings: Settings) -> Source:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 
 from ingest_project.batches import CheckResult
 from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA
-from ingest_project.file_ingest.reports import ASPECTS, CONTRACT_HOLDS, broken_by_aspect
+from ingest_project.file_ingest.reports import CONTRACT_HOLDS, broken_contract, rows_refused
 from ingest_project.file_ingest.validation import ValidationRules, validate
 from ingest_project.ledger.states import FileState
 
@@ -26,19 +26,20 @@ def contract_of_stored(services: Services, file_key: str, rules: ValidationRules
     """The result of `contract_holds` for one file: its stored rows keep the rules, and none is missing or refused."""
     record = services.files.get(file_key)
     if record is None:
-        return _broken({"not_in_the_ledger": 1}, dg.AssetCheckSeverity.ERROR, "The ledger does not know this file.")
+        reason = "The ledger does not know this file."
+        return _broken(reason, broken_contract(file_key, reason, {"not_in_the_ledger": 1}, 0, 0))
     if record.state is FileState.DUPLICATE:
         return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, description=record.reason)
     if record.state is not FileState.INGESTED:
         counts = record.rule_counts or {"not_ingested": 1}
-        return _broken(counts, dg.AssetCheckSeverity.ERROR, record.reason or f"The file is {record.state.value}.")
+        return _broken_by(record, counts, record.reason or f"The file is {record.state.value}.")
     stored = services.warehouse.file_counts([file_key])[file_key]
     wrong = stored_violations(services, file_key, rules) + missing_rows(record, stored)
     if wrong:
-        return _broken(wrong, dg.AssetCheckSeverity.ERROR, "What is stored is not what was accepted.")
+        return _broken_by(record, wrong, "What is stored is not what was accepted.")
     if stored.quarantined:
-        refused = record.rule_counts or {}
-        return _broken(refused, dg.AssetCheckSeverity.WARN, f"{stored.quarantined} rows are in quarantine.")
+        reason = rows_refused(stored.quarantined, record.rows_read or 0)
+        return _broken_by(record, record.rule_counts or {}, reason, dg.AssetCheckSeverity.WARN)
     return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, metadata={"rows_stored": stored.readings})
 
 
@@ -62,17 +63,24 @@ def missing_rows(record: FileRecord, stored: StoredCounts) -> Counter[str]:
     return Counter({rule: count for rule, count in differences.items() if count})
 
 
-def _broken(rule_counts: Mapping[str, int], severity: dg.AssetCheckSeverity, description: str | None) -> CheckResult:
-    metadata = {
-        **dict.fromkeys(ASPECTS, 0),
-        **broken_by_aspect(rule_counts),
-        "rules": dict(rule_counts),
-    }
+def _broken_by(
+    record: FileRecord,
+    rule_counts: Mapping[str, int],
+    reason: str,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> CheckResult:
+    rows = (record.rows_read or 0, record.rows_quarantined or 0)
+    return _broken(reason, broken_contract(record.file_key, reason, rule_counts, *rows), severity)
+
+
+def _broken(
+    reason: str, metadata: Mapping[str, Any], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+) -> CheckResult:
     return CheckResult(
         VALIDATED_SENSOR_DATA,
         CONTRACT_HOLDS,
         passed=False,
         severity=severity,
-        description=description,
+        description=reason,
         metadata=metadata,
     )

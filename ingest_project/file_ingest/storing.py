@@ -48,9 +48,7 @@ def store(group: CheckedGroup, services: Services, run_id: str) -> list[Outcome]
         what became of each file, in order: as given, or duplicate, or pending where the database was away.
     """
     try:
-        for outcome in group.outcomes:
-            if outcome.state is FileState.QUARANTINED:
-                quarantine_file(outcome, services.landing, services.quarantine, run_id)
+        group = replace(group, outcomes=[_kept_if_refused(outcome, services, run_id) for outcome in group.outcomes])
         return retrying(lambda: _store_at_once(group, services, run_id))
     except TransientError as error:
         return [outcome_of_error(outcome.record, error, outcome.landed) for outcome in group.outcomes]
@@ -60,6 +58,12 @@ def store(group: CheckedGroup, services: Services, run_id: str) -> list[Outcome]
             return [failed(outcome, error, services, run_id)]
         logger.warning("group_refused", reason=str(error), files=len(group.outcomes))
         return [stored for outcome in group.outcomes for stored in store(only(group, outcome), services, run_id)]
+
+
+def _kept_if_refused(outcome: Outcome, services: Services, run_id: str) -> Outcome:
+    if outcome.state is not FileState.QUARANTINED:
+        return outcome
+    return quarantine_file(outcome, services.landing, services.quarantine, run_id)
 
 
 def retrying(action: Callable[[], Stored]) -> Stored:
@@ -144,6 +148,7 @@ def finish(transaction: WarehouseTransaction, outcomes: Sequence[Outcome], run_i
                     "error_class": outcome.error_class,
                     "run_id": run_id,
                     "sha256": outcome.landed.sha256 if outcome.landed else None,
+                    "landed_bytes": outcome.landed.size_bytes if outcome.landed else None,
                     "profile": outcome.profile or outcome.record.profile,
                     "duplicate_of": outcome.duplicate_of,
                     "rows_read": outcome.rows_read,

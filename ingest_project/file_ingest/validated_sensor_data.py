@@ -15,7 +15,7 @@ import dagster as dg
 import polars as pl
 
 from ingest_project.errors import FileRejected
-from ingest_project.file_ingest.aggregation import aggregate
+from ingest_project.file_ingest.aggregation import NO_SUMMARIES, aggregate, counts_by_file
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
 from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA, files_partitions
 from ingest_project.file_ingest.validation import SensorTypes, ValidationRules, validate
@@ -234,8 +234,8 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
         accepted = accepted.filter(~pl.col("file_key").is_in(refused))
         quarantined = quarantined.filter(~pl.col("file_key").is_in(refused))
     metrics = aggregate(accepted, by=["file_key"])
-    metric_rows: dict[str, int] = dict(metrics.group_by("file_key").len().iter_rows())
-    counted = [replace(outcome, metric_rows=metric_rows.get(outcome.record.file_key, 0)) for outcome in outcomes]
+    counts = counts_by_file(metrics)
+    counted = [replace(outcome, summaries=counts.get(outcome.record.file_key, NO_SUMMARIES)) for outcome in outcomes]
     return CheckedGroup(counted, accepted, quarantined, metrics)
 
 

@@ -87,12 +87,14 @@ def _from_file_name(file_name: str, pattern: str, column: str) -> str:
 
 
 def _missing(columns: Sequence[str], names: Sequence[str], profile: ReaderProfile) -> str:
-    expected = [
-        next((f"{source!r} ({column})" for source, target in profile.columns.items() if target == column), column)
-        for column in columns
-    ]
+    expected = [_named(column, profile) for column in columns]
     found = ", ".join(repr(name[:40]) for name in names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
     return f"The header has no column {', '.join(expected)} (profile {profile.name}). It has {found}."
+
+
+def _named(column: str, profile: ReaderProfile) -> str:
+    source = next((source for source, target in profile.columns.items() if target == column), column)
+    return repr(source) if source == column else f"{source!r} ({column})"
 
 
 def to_readings(table: pl.DataFrame, layout: Layout) -> pl.DataFrame:

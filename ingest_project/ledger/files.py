@@ -135,8 +135,13 @@ class FileLedger(WorkLedger):
         )
 
     def reopen(self, file_keys: Sequence[str], now: datetime) -> tuple[str, ...]:
-        """A person wants finished files ingested again, as if for the first time; returns those that were finished."""
+        """A person wants finished files ingested again, as if for the first time; returns those that were finished.
+
+        The version that was announced and the bytes that were landed are forgotten: a source that was mended is of
+        another version, and that is the one to ingest now, under the key the person knows.
+        """
         change = {
+            **dict.fromkeys(("size_bytes", "modified_at", "etag", "sha256", "landed_bytes")),
             "state": FileState.PENDING,
             "attempts": 0,
             "batch_id": None,

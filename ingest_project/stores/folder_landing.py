@@ -56,6 +56,15 @@ class FolderLanding:
             raise
         return Landed(sha256, digest.size_bytes, path)
 
+    def find(self, sha256: str) -> Landed | None:
+        """What was landed before; see `landing.LandingStore.find`."""
+        path = self._folder / object_name(sha256)
+        with folder_errors(self._folder):
+            try:
+                return Landed(sha256, path.stat().st_size, str(path), landed_before=True)
+            except FileNotFoundError:
+                return None
+
     def open(self, sha256: str) -> BinaryIO:
         """The bytes; see `landing.LandingStore.open`."""
         path = self._folder / object_name(sha256)

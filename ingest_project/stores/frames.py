@@ -40,6 +40,7 @@ FINISHED: Schema = {
     "error_class": pl.String,
     "run_id": pl.String,
     "sha256": pl.String,
+    "landed_bytes": pl.Int64,
     "profile": pl.String,
     "duplicate_of": pl.String,
     "rows_read": pl.Int64,

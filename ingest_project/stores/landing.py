@@ -24,11 +24,13 @@ class Landed(NamedTuple):
 
     Args:
         path: where they are, for people: a file's path or s3:// address.
+        landed_before: they were found there, and not copied there now.
     """
 
     sha256: str
     size_bytes: int
     path: str
+    landed_before: bool = False
 
 
 class LandingStore(Protocol):
@@ -53,6 +55,13 @@ class LandingStore(Protocol):
         Raises:
             SourceChanged: not of the announced size or digest; nothing is kept.
             StoreUnavailable: the store cannot be written.
+        """
+
+    def find(self, sha256: str) -> Landed | None:
+        """What was landed before under this name; None when there is nothing.
+
+        Raises:
+            StoreUnavailable: the store cannot be asked.
         """
 
     def open(self, sha256: str) -> BinaryIO:

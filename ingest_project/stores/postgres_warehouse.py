@@ -61,12 +61,14 @@ REOPEN_DUPLICATES = """
 
 FINISH = """
     UPDATE files SET state = done.state, reason = done.reason, error_class = done.error_class, run_id = done.run_id,
-        sha256 = done.sha256, profile = done.profile, duplicate_of = done.duplicate_of, rows_read = done.rows_read,
+        sha256 = done.sha256, landed_bytes = done.landed_bytes, profile = done.profile,
+        duplicate_of = done.duplicate_of, rows_read = done.rows_read,
         rows_accepted = done.rows_accepted, rows_quarantined = done.rows_quarantined,
         rule_counts = done.rule_counts::jsonb, updated_at = $2::timestamptz, finished_at = $2::timestamptz
     FROM json_to_recordset($1::json) AS done (
-        file_key text, state text, reason text, error_class text, run_id text, sha256 text, profile text,
-        duplicate_of text, rows_read bigint, rows_accepted bigint, rows_quarantined bigint, rule_counts text)
+        file_key text, state text, reason text, error_class text, run_id text, sha256 text, landed_bytes bigint,
+        profile text, duplicate_of text, rows_read bigint, rows_accepted bigint, rows_quarantined bigint,
+        rule_counts text)
     WHERE files.file_key = done.file_key"""
 
 

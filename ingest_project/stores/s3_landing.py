@@ -45,11 +45,17 @@ class S3Landing:
         if second is None:
             sha256 = digest.finish()
             with bucket_errors(self._bucket):
-                if not self._exists(sha256):
+                if self._size_of(sha256) is None:
                     self._client.put_object(Bucket=self._bucket.name, Key=self._key(sha256), Body=first)
         else:
             sha256 = self._land_large(first, second, parts, digest)
-        return Landed(sha256, digest.size_bytes, f"s3://{self._bucket.name}/{self._key(sha256)}")
+        return Landed(sha256, digest.size_bytes, self._address(sha256))
+
+    def find(self, sha256: str) -> Landed | None:
+        """What was landed before; see `landing.LandingStore.find`."""
+        with bucket_errors(self._bucket):
+            size_bytes = self._size_of(sha256)
+        return None if size_bytes is None else Landed(sha256, size_bytes, self._address(sha256), landed_before=True)
 
     def open(self, sha256: str) -> BinaryIO:
         """The bytes; see `landing.LandingStore.open`."""
@@ -99,19 +105,22 @@ class S3Landing:
             self._client.complete_multipart_upload(
                 Bucket=bucket, Key=temporary, UploadId=upload_id, MultipartUpload={"Parts": done}
             )
-            if not self._exists(sha256):
+            if self._size_of(sha256) is None:
                 self._client.copy({"Bucket": bucket, "Key": temporary}, bucket, self._key(sha256))
             self._client.delete_object(Bucket=bucket, Key=temporary)
         return sha256
 
-    def _exists(self, sha256: str) -> bool:
+    def _size_of(self, sha256: str) -> int | None:
+        """Bytes of an object; None when there is no such object."""
         try:
-            self._client.head_object(Bucket=self._bucket.name, Key=self._key(sha256))
+            return self._client.head_object(Bucket=self._bucket.name, Key=self._key(sha256))["ContentLength"]
         except self._client.exceptions.ClientError as error:
             if is_missing(error):
-                return False
+                return None
             raise
-        return True
+
+    def _address(self, sha256: str) -> str:
+        return f"s3://{self._bucket.name}/{self._key(sha256)}"
 
     def _key(self, sha256: str) -> str:
         return self._bucket.prefix + object_name(sha256)

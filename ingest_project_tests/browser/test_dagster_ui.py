@@ -10,13 +10,18 @@ import pytest
 from ingest_project.ledger.states import FileState
 
 if TYPE_CHECKING:
-    from ingest_project_tests.browser.conftest import Demo
     from ingest_project_tests.browser.window import Window
+    from ingest_project_tests.services.demo import Demo
 
 # Starting the system and, on a clean machine, installing a browser count as part of the first test.
 pytestmark = pytest.mark.timeout(900)
 
 ASSETS = ("raw_files", "validated_sensor_data", "quarantined_files", "aggregated_metrics")
+CHECKS_OF_ALL_FILES = {
+    "raw_files": "nothing_waits_too_long",
+    "validated_sensor_data": "rows_add_up",
+    "quarantined_files": "quarantine_share_acceptable",
+}
 GOOD, REFUSED, PARTLY_REFUSED = "sample_data_1.csv", "missing_column.csv", "some_bad_rows.csv"
 
 
@@ -51,7 +56,8 @@ def test_a_quarantined_file_is_a_missing_partition_whose_check_is_red_and_says_w
     window.click_partition(file.file_key)
     window.wait_for(
         rf"^{re.escape(file.file_key)}\nFailed\nLatest execution\n"
-        rf".*^Description\n[^\n]*no column 'device_id'.*^Metadata\n"
+        rf".*^Description\n[^\n]*no column 'device_id' \(profile.*^Metadata\n"
+        rf"file\n{re.escape(file.file_key)}\nreason\n[^\n]*no column 'device_id'"
     )
     assert window.tone_of("Failed") == "red"
     window.keep("partition-quarantined")
@@ -77,6 +83,14 @@ def test_the_partition_leads_to_the_run_that_made_it_and_the_run_to_its_batch(de
     window.wait_for(rf"^{run}\nSuccess$.*^4 assets$.*\bfile_ingest\b")
     window.click("//button[normalize-space()='View tags and config']")
     window.wait_for(r"ingest/batch: files\b.*ingest/batch_size: \d+$")
+
+
+def test_after_the_demo_the_checks_of_all_files_have_been_evaluated(demo: Demo, window: Window) -> None:
+    del demo
+    for asset, check in CHECKS_OF_ALL_FILES.items():
+        window.open(f"/assets/{asset}?view=checks&checkDetail={check}")
+        window.wait_for(rf"^{check}$.*^Latest execution$(?!.*^None$)")
+    window.keep("checks")
 
 
 def test_the_graph_shows_the_way_of_a_file(demo: Demo, window: Window) -> None:

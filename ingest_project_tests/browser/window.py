@@ -51,8 +51,6 @@ FLAGS = (
     "--force-prefers-reduced-motion",
     "--lang=en-US",
 )
-# Where the UI remembers that its invitation to a newsletter, which covers the page, was answered.
-SKIP_INVITATION = "localStorage.setItem('communityNux', JSON.stringify('1'))"
 RETRIED = (ElementNotInteractableException, NoSuchElementException, StaleElementReferenceException)
 
 
@@ -159,7 +157,6 @@ def open_browser(programs: BrowserPrograms, folder: Path) -> Iterator[webdriver.
     )
     driver = webdriver.Chrome(options=options, service=service)
     try:
-        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SKIP_INVITATION})
         size = {"width": PAGE_WIDTH, "height": PAGE_HEIGHT, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         yield driver

@@ -26,7 +26,7 @@ SHA256 = "ab" * 32
 FINISHED_SCHEMA = {
     **dict.fromkeys(("file_key", "state", "reason", "error_class", "run_id", "sha256"), pl.String),
     **dict.fromkeys(("profile", "duplicate_of"), pl.String),
-    **dict.fromkeys(("rows_read", "rows_accepted", "rows_quarantined"), pl.Int64),
+    **dict.fromkeys(("landed_bytes", "rows_read", "rows_accepted", "rows_quarantined"), pl.Int64),
     "rule_counts": pl.String,
 }
 
@@ -100,6 +100,7 @@ def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
                         "error_class": "FileRejected" if reason else None,
                         "run_id": "run-1",
                         "sha256": SHA256,
+                        "landed_bytes": 5_213,
                         "profile": "canonical",
                         "duplicate_of": None,
                         "rows_read": accepted + len(refused),

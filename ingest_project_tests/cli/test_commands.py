@@ -52,6 +52,14 @@ def test_a_misspelt_setting_is_one_line_and_exit_code_2(
     )
 
 
+def test_a_failure_tells_nothing_that_acts_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INGEST_\x1b[2J", "x")
+    assert run(["config"]) == 2
+    assert r"INGEST_\x1b[2J" in capsys.readouterr().err
+
+
 def test_an_unknown_command_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["nope"]) == 2
     assert "nope" in capsys.readouterr().err

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from ingest_project.cli.demo import SOURCE, ingest_samples
 from ingest_project.cli.demo_report import DemoFile, DemoReport, expected_files, summaries
+from ingest_project.cli.stack import graphql
 from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.ledger.states import FileState
 from ingest_project.settings import load_settings
@@ -39,6 +41,16 @@ FATES = {
     "the_same_as_sample_data_1.csv": "duplicate",
 }
 
+# Three of the ten files are refused, which is more than the fifth that is allowed by default.
+CHECKS = {
+    "nothing_waits_too_long": "SUCCEEDED",
+    "rows_add_up": "SUCCEEDED",
+    "quarantine_share_acceptable": "FAILED",
+    "contract_holds": "FAILED",
+}
+EVALUATIONS = """{ assetNodes { assetChecksOrError { ... on AssetChecks { checks {
+    name executionForLatestMaterialization { status } } } } } }"""
+
 
 def environment(state_dir: Path) -> dict[str, str]:
     return {**os.environ, "INGEST_STATE_DIR": str(state_dir), "INGEST_WEBSERVER_PORT": "0"}
@@ -54,6 +66,18 @@ def ask(state_dir: Path, *arguments: str) -> Any:  # noqa: ANN401 - JSON
         command(*arguments, "--json"), cwd=REPOSITORY, env=environment(state_dir), capture_output=True, check=True
     )
     return json.loads(answer.stdout)
+
+
+def evaluations(state_dir: Path) -> dict[str, str]:
+    """What the UI shows of each check that was evaluated."""
+    address = load_settings({"INGEST_STATE_DIR": str(state_dir)}).settings.dagster.webserver_url
+    nodes = graphql.ask(urlsplit(address).port or 0, EVALUATIONS)["assetNodes"]
+    checks = [check for node in nodes for check in node["assetChecksOrError"].get("checks", [])]
+    return {
+        check["name"]: check["executionForLatestMaterialization"]["status"]
+        for check in checks
+        if check["executionForLatestMaterialization"]
+    }
 
 
 @pytest.mark.timeout(2 * DEMO_SECONDS)
@@ -86,6 +110,7 @@ def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(
         try:
             _read_until("Ctrl-C stops", second)
             assert ask(state_dir, "status")["idle"] is True
+            assert evaluations(state_dir) == CHECKS
             assert len(ask(state_dir, "files", "list")["files"]) == len(FATES)
             assert len(ask(state_dir, "quarantine", "list")["files"]) == list(FATES.values()).count("quarantined")
             second.send_signal(signal.SIGINT)

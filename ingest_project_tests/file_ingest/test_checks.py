@@ -26,6 +26,17 @@ def numbers(evaluation: dg.AssetCheckEvaluation) -> dict[str, Any]:
     return {name: value.value for name, value in evaluation.metadata.items()}
 
 
+def metadata_reported(system: System, key: str) -> dict[str, Any]:
+    """The metadata of the result that the run reported for a file."""
+    events = system.instance.event_log_storage.get_asset_check_execution_history(CONTRACT, limit=100)
+    (first, *_) = [
+        record.event.dagster_event.asset_check_evaluation_data
+        for record in reversed(events)
+        if record.event and record.event.dagster_event and record.partition == key
+    ]
+    return numbers(first)
+
+
 @pytest.fixture
 def files(system: System) -> dict[str, FileRecord]:
     """A good file, one with bad rows and a refused one, all finished."""
@@ -47,7 +58,17 @@ def test_the_contract_looked_at_again_is_what_the_run_reported(system: System, f
         assert ("SUCCEEDED" if again.passed else "FAILED") == reported[file.file_key], name
         if not again.passed:
             assert numbers(again)["rules"] == rules[name]
+            assert numbers(again) == metadata_reported(system, file.file_key)
     assert system.checks() == reported
+    partly, whole = (metadata_reported(system, files[name].file_key) for name in ("some.csv", "refused.csv"))
+    assert list(partly)[:3] == ["file", "reason", "rejected_share"]
+    assert partly["reason"] == "2 of 6 rows are in quarantine."
+    assert partly["rejected_share"] == 0.3333
+    assert (partly["ranges"], partly["columns"], partly["whole_file"]) == (2, 0, 0)
+    assert list(whole)[:2] == ["file", "reason"]
+    assert whole["reason"] == files["refused.csv"].reason
+    assert "rejected_share" not in whole, "no row of it was read"
+    assert whole["columns"] == 1
     severities = {name: system.check("contract_holds", files[name].file_key).severity for name in files}
     assert severities["some.csv"] is dg.AssetCheckSeverity.WARN
     assert severities["refused.csv"] is dg.AssetCheckSeverity.ERROR

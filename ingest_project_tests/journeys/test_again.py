@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
 
 from ingest_project.ledger.states import FileState
 from ingest_project_tests.journeys.system import (
@@ -142,6 +145,48 @@ def test_a_person_repeats_partitions_and_the_state_is_the_same(system: System) -
     assert system.times_materialized(VALIDATED) == runs, "only the bytes were asked for"
 
 
+@pytest.mark.parametrize("what_happened", ["moved away", "changed"])
+def test_a_landed_file_is_ingested_again_whatever_became_of_its_source(system: System, what_happened: str) -> None:
+    path = system.write("a.csv", readings(4))
+    system.send_files(path)
+    system.drive()
+    file = system.file("a.csv")
+    assert file.landed_bytes == path.stat().st_size
+    assert "source_gone" not in system.metadata(RAW, file.file_key)
+    path.unlink()
+    if what_happened == "changed":
+        system.write("a.csv", readings(9))
+    assert all(run.success for run in system.materialize([file.file_key]))
+    again = system.file("a.csv")
+    assert (again.state, again.rows_accepted, again.sha256) == (FileState.INGESTED, 4, file.sha256)
+    assert system.metadata(RAW, file.file_key)["source_gone"] is True
+    assert system.services.warehouse.totals().readings == 4
+
+
+def test_a_released_file_is_ingested_as_its_source_is_now(system: System) -> None:
+    path = system.write("a.csv", "timestamp,value\n1,2\n")
+    system.send_files(path)
+    system.drive()
+    refused = system.file("a.csv")
+    assert refused.state is FileState.QUARANTINED
+    path.write_text(readings(5))
+    assert system.services.files.reopen([refused.file_key], datetime.now(UTC)) == (refused.file_key,)
+    system.drive()
+    mended = system.file("a.csv")
+    assert (mended.file_key, mended.state, mended.rows_accepted) == (refused.file_key, FileState.INGESTED, 5)
+    assert (mended.landed_bytes, mended.reason) == (path.stat().st_size, None)
+    assert mended.sha256 not in {None, refused.sha256}
+    assert system.services.quarantine.get(refused.file_key) is None
+    assert system.checks() == {refused.file_key: "SUCCEEDED"}
+
+
+def landed_at(system: System, name: str) -> Path:
+    """Where the bytes of a file are in the landing store."""
+    landed = system.services.landing.find(system.file(name).sha256 or "")
+    assert landed is not None
+    return Path(landed.path)
+
+
 def test_of_selected_raw_files_one_that_is_gone_does_not_stop_the_others(system: System) -> None:
     paths = [system.write(f"{number}.csv", readings(2, f"d{number}")) for number in range(3)]
     system.send_files(*paths)
@@ -150,6 +195,7 @@ def test_of_selected_raw_files_one_that_is_gone_does_not_stop_the_others(system:
     before = system.times_materialized(RAW)
     by_key = {system.file(path.name).file_key: path for path in paths}
     by_key[order[0]].unlink()
+    landed_at(system, by_key[order[0]].name).unlink()
     run = system.materialize_range(order[0], order[-1], RAW)
     assert not run.success, "a person sees that one of them is missing"
     assert system.times_materialized(RAW) == before + 2

@@ -28,6 +28,19 @@ EXPECTED: dict[str, tuple[int, int] | None] = {
     "not_a_workbook.xlsx": None,
 }
 
+# Eight rows; the last one breaks two.
+SOME_BAD_RULES = (
+    "value_missing",
+    "timestamp_unparseable",
+    "device_id_missing",
+    "value_out_of_range",
+    "timestamp_in_future",
+    "too_many_cells",
+    "too_few_cells",
+    "timestamp_missing",
+    "value_not_finite",
+)
+
 
 def test_the_example_files_end_as_their_names_say(system: System) -> None:
     system.settings = changed(system.settings, "polling", dummy_root=DUMMY_DATA)
@@ -58,7 +71,15 @@ def test_the_example_files_end_as_their_names_say(system: System) -> None:
         assert stored[keys[name]].metrics == len(system.services.warehouse.metrics_of(keys[name])) > 0
         assert file.event.trace_id == "trace-1"
         assert file.event.metadata == {"site": "plant"}
-        assert system.metadata(VALIDATED, keys[name])["dagster/row_count"] == expected[0]
+        shown = system.metadata(VALIDATED, keys[name])
+        assert (shown["dagster/row_count"], shown["source"]) == (expected[0], file.location)
+        assert 0 < shown["seconds_from_event"] < 600
+        measured = system.services.warehouse.metrics_of(keys[name])
+        assert system.metadata(METRICS, keys[name]) == {
+            "dagster/row_count": len(measured),
+            "devices": len({metric.device_id for metric in measured}),
+            "sensor_types": len({metric.sensor_type for metric in measured}),
+        }
         assert system.metadata(RAW, keys[name])["kafka_position"] == str(file.intake)
     for name in refused | {twin.event.file_name}:
         assert stored[keys[name]] == (0, 0, 0), name
@@ -67,11 +88,13 @@ def test_the_example_files_end_as_their_names_say(system: System) -> None:
         note = system.services.quarantine.get(keys[name])
         assert note is not None
         assert note.reason["reason"] == files[name].reason
-        assert system.metadata(QUARANTINED, keys[name])["whole_file"] is True
+        shown = system.metadata(QUARANTINED, keys[name])
+        assert (shown["whole_file"], shown["location"]) == (True, note.location)
     assert "device_id" in (files["missing_column.csv"].reason or "")
     sample = system.metadata(QUARANTINED, keys["some_bad_rows.csv"])["sample"]
     assert len(sample) == 5
     assert len(system.services.warehouse.quarantined_rows_of(keys["some_bad_rows.csv"])) == 8
+    assert files["some_bad_rows.csv"].rule_counts == dict.fromkeys(SOME_BAD_RULES, 1)
 
     _shown_in_dagster(system, ingested, refused, twin.event.file_name)
     assert len(system.on_topic(system.settings.topics.file_event_queue)) == len(files), "each file announced once"

@@ -233,6 +233,18 @@ def test_a_person_reopens_finished_files_only(ledger: FileLedger) -> None:
     assert due(ledger, LATER) == ("b", "a")
 
 
+def test_a_reopened_file_is_no_longer_bound_to_the_version_that_was_announced(ledger: FileLedger) -> None:
+    ledger.record([arrival("a")], NOW)
+    ledger.landed([LandedFile("a", "11", 5_213)], NOW)
+    ledger.fail(["a"], "why", "Error", NOW)
+    ledger.reopen(["a"], LATER)
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.event.size_bytes, record.event.modified_at, record.event.etag) == (None, None, None)
+    assert (record.sha256, record.landed_bytes) == (None, None)
+    assert (record.location, record.event.job_id, record.reason) == ("local:/in/a", "job_123", "why")
+
+
 def test_files_are_listed_by_state_and_text_the_last_changed_first(ledger: FileLedger) -> None:
     ledger.record([arrival("a_1"), arrival("ax1"), arrival("B%")], NOW)
     ledger.fail(["a_1"], "Disk on fire", "Error", LATER)

@@ -63,6 +63,7 @@ def finished(
             "error_class": [None],
             "run_id": ["run-1"],
             "sha256": ["ab" * 32],
+            "landed_bytes": [5_213],
             "profile": ["canonical"],
             "duplicate_of": [duplicate_of],
             "rows_read": [accepted],

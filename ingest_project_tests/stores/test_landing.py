@@ -77,6 +77,7 @@ def test_bytes_come_back_unchanged_under_the_hash_of_their_content(
         assert stream.read() == content
     with landing.local_path(landed.sha256) as path:
         assert path.read_bytes() == content
+    assert landing.find(landed.sha256) == landed._replace(landed_before=True)
     assert stored(url, s3_options) == [f"{landed.sha256[:2]}/{landed.sha256}"]
 
 
@@ -127,6 +128,7 @@ def test_a_source_that_breaks_off_leaves_nothing_and_its_own_error_comes_through
 
 
 def test_content_that_was_never_landed_is_missing(landing: LandingStore) -> None:
+    assert landing.find("00" * 32) is None
     with pytest.raises(SourceMissing):
         landing.open("00" * 32)
     with pytest.raises(SourceMissing), landing.local_path("00" * 32):

@@ -6,21 +6,20 @@ workspace file names. None of them needs the others to start, so all start at on
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
-import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from ingest_project.cli.stack.child import Child, Command, start
+from ingest_project.cli.stack.graphql import ask
 from ingest_project.cli.stack.state_folder import socket_folder
 from ingest_project.errors import PermanentError
 
@@ -31,7 +30,6 @@ LOCATION_NAME = "ingest_project"
 SOCKET_FOLDER = "run"
 START_SECONDS = 120.0
 POLL_SECONDS = 0.1
-REQUEST_SECONDS = 10.0
 # Runs are asked to stop and write their last events before the code server goes.
 CODE_SERVER_GRACE_SECONDS = 10.0
 
@@ -164,26 +162,13 @@ def wait_until_ready(home: DagsterHome, webserver: Child, others: list[Child]) -
 
 def _is_ready(port: int) -> bool:
     try:
-        answer = _ask(port, _READINESS)["data"]
+        answer = ask(port, _READINESS)
         entries = answer["workspaceOrError"]["locationEntries"]
         loaded = [entry["locationOrLoadError"] or {} for entry in entries]
         healthy = answer["instance"]["daemonHealth"]["daemonStatus"]["healthy"]
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return False  # not listening yet, or not yet able to answer all of it
     return bool(loaded and healthy and all(entry.get("__typename") == "RepositoryLocation" for entry in loaded))
-
-
-def _ask(port: int, query: str) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql",
-        json.dumps({"query": query}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    # A proxy from the environment must not be asked for an address of this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=REQUEST_SECONDS) as response:
-        answer: dict[str, Any] = json.load(response)
-    return answer
 
 
 def _configuration() -> Path:

@@ -49,10 +49,12 @@ class Stack:
 
     Args:
         loaded: the settings with the addresses of what was started in force.
+        webserver_port: of the UI, on the loopback interface; None without one.
         children: what was started, in that order.
     """
 
     loaded: LoadedSettings
+    webserver_port: int | None = None
     children: list[Child] = field(default_factory=list)
 
     @property
@@ -112,7 +114,7 @@ def running_stack(
     log_folder.mkdir(parents=True, exist_ok=True)
     stack = Stack(loaded)
     with _stopped_by_signals(), exclusive(state_dir), ExitStack() as on_exit:
-        port = _webserver_port(loaded, report) if dagster else None
+        port = stack.webserver_port = _webserver_port(loaded, report) if dagster else None
         on_exit.callback(_stop, stack, report)
         addresses = _start_services(stack, state_dir, log_folder, report)
         if port is not None and not is_chosen(loaded, "dagster.webserver_url"):
