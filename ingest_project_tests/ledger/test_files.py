@@ -200,7 +200,7 @@ def test_a_due_file_says_how_often_it_was_tried(ledger: FileLedger) -> None:
     assert ledger.due(TOPIC, 10, LATER) == (Due("a", 1),)
 
 
-def test_a_run_that_died_between_storing_and_reporting_is_done_again_at_no_cost(ledger: FileLedger) -> None:
+def test_a_run_that_died_between_storing_and_reporting_is_done_again_at_once(ledger: FileLedger) -> None:
     ledger.record([arrival("stored"), arrival("reported")], NOW)
     ledger.request("batch", ["stored", "reported"], NOW)
     ledger.start(["stored", "reported"], "run", NOW)
@@ -208,10 +208,20 @@ def test_a_run_that_died_between_storing_and_reporting_is_done_again_at_no_cost(
     ledger.mark_reported(["reported"], NOW)
     assert ledger.in_flight_batches(TOPIC) == 0
     assert ledger.held(TOPIC, LATER) == (Holding("batch", "run", 1, NOW),)
-    assert ledger.release("batch", "run", "killed", 1, delay, LATER) == Released(pending=1)
-    assert ledger.due(TOPIC, 10, LATER) == (Due("stored", 0),)
+    assert ledger.release("batch", "run", "killed", 2, delay, LATER) == Released(pending=1)
+    assert ledger.due(TOPIC, 10, LATER) == (Due("stored", 1),)
     assert ledger.held(TOPIC, LATER) == ()
     assert state(ledger, "reported") == "failed"
+
+
+def test_a_file_whose_runs_always_die_while_reporting_is_not_stored_again_for_ever(ledger: FileLedger) -> None:
+    ledger.record([arrival("stored")], NOW)
+    ledger.request("batch", ["stored"], NOW)
+    ledger.start(["stored"], "run", NOW)
+    ledger.fail(["stored"], "why", "Error", NOW)
+    assert ledger.release("batch", "run", "killed", 1, delay, LATER) == Released()
+    assert ledger.held(TOPIC, LATER) == ()
+    assert state(ledger, "stored") == "failed"
 
 
 def test_what_is_still_in_work_cannot_be_reported(ledger: FileLedger) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,12 +50,14 @@ class Demo:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The whole system in a folder of its own, with the sample files ingested."""
     folder = tmp_path_factory.mktemp("demo")
+    # A copy: pictures of the UI, which become documentation, should not show where this checkout is.
+    dummy_data = shutil.copytree(DUMMY_DATA, folder / "dummy_data")
     variables = {
         "INGEST_CONFIG_DIR": str(folder),
         "INGEST_STATE_DIR": str(folder / "state"),
         "INGEST_WEBSERVER_PORT": "0",
-        "INGEST_DUMMY_ROOT": str(DUMMY_DATA),
-        "INGEST_LOCAL_ROOTS": str(DUMMY_DATA),
+        "INGEST_DUMMY_ROOT": str(dummy_data),
+        "INGEST_LOCAL_ROOTS": str(dummy_data),
     }
     with pytest.MonkeyPatch.context() as environment:
         for name, value in variables.items():
