@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,11 +60,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         "INGEST_DUMMY_ROOT": str(dummy_data),
         "INGEST_LOCAL_ROOTS": str(dummy_data),
     }
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in variables.items():
-            environment.setenv(name, value)
-        loaded = load_settings()
-        with running_stack(loaded, lambda _step, _state: None) as stack:
-            report = ingest_samples(stack, expected_files(SOURCE, loaded.settings), DEMO_SECONDS)
-            assert report.as_hoped, report
-            yield Demo(stack.webserver_url, variables, report)
+    with ExitStack() as running:
+        # Set no longer than it starts: the demo stays up while other tests look for settings of their own.
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in variables.items():
+                environment.setenv(name, value)
+            loaded = load_settings()
+            stack = running.enter_context(running_stack(loaded, lambda _step, _state: None))
+        report = ingest_samples(stack, expected_files(SOURCE, loaded.settings), DEMO_SECONDS)
+        assert report.as_hoped, report
+        yield Demo(stack.webserver_url, variables, report)
