@@ -90,7 +90,6 @@ def test_after_the_demo_the_checks_of_all_files_have_been_evaluated(demo: Demo, 
     for asset, check in CHECKS_OF_ALL_FILES.items():
         window.open(f"/assets/{asset}?view=checks&checkDetail={check}")
         window.wait_for(rf"^{check}$.*^Latest execution$(?!.*^None$)")
-    window.keep("checks")
 
 
 def test_the_graph_shows_the_way_of_a_file(demo: Demo, window: Window) -> None:
