@@ -64,6 +64,14 @@ class PartitionReport:
     checks: Sequence[CheckResult] = ()
 
 
+class RequestLedger(Protocol):
+    """What a ledger of files or jobs offers so that runs can be asked for."""
+
+    def request(self, batch_id: str, keys: Sequence[str], now: datetime) -> Sequence[str]:
+        """Claim what is still pending for a batch; returns what was claimed."""
+        ...
+
+
 def new_batch_id() -> str:
     """A name no batch ever had: a batch that is asked for again must not be taken for a run that already was."""
     return uuid.uuid4().hex[:16]
@@ -98,6 +106,19 @@ def run_request(kind: str, batch_id: str, keys: Sequence[str], job_name: str | N
     return dg.RunRequest(
         run_key=batch_id, job_name=job_name, partition_key=keys[0] if len(keys) == 1 else None, tags=tags
     )
+
+
+def request_batches(
+    kind: str, ledger: RequestLedger, batches: Sequence[Sequence[str]], now: datetime
+) -> list[dg.RunRequest]:
+    """Claim each batch in the ledger and ask for its run; what somebody else claimed meanwhile is left out."""
+    requests = []
+    for keys in batches:
+        batch_id = new_batch_id()
+        claimed = ledger.request(batch_id, keys, now)
+        if claimed:
+            requests.append(run_request(kind, batch_id, claimed))
+    return requests
 
 
 def keys_of_run(context: dg.AssetExecutionContext, keys_of_batch: Callable[[str], Sequence[str]]) -> list[str]:

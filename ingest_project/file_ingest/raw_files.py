@@ -15,7 +15,7 @@ import dagster as dg
 from ingest_project.errors import LimitExceeded, SourceChanged, SourceMissing, SourceUnreachable
 from ingest_project.file_ingest.partitions import RAW_FILES, files_partitions
 from ingest_project.logs import get_logger
-from ingest_project.messages.file_event import version_of
+from ingest_project.messages.file_event import FileEvent, version_of
 from ingest_project.sources.registry import open_source
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def land(record: FileRecord, landing: LandingStore, settings: Settings) -> Lande
 
 
 def _copy(record: FileRecord, landing: LandingStore, settings: Settings) -> Landed:
-    source = source_of(record, settings)
+    source = source_of(record.event, settings)
     found = source.stat(record.event.file_path)
     _require_announced_version(record, found, source)
     limit = settings.file_ingest.max_file_bytes
@@ -77,9 +77,9 @@ def _landed_before(record: FileRecord, landing: LandingStore) -> Landed | None:
     return landed
 
 
-def source_of(record: FileRecord, settings: Settings) -> Source:
-    """The source that a file came from."""
-    return open_source({**record.event.source_config, "source_type": record.event.source_type}, settings.polling)
+def source_of(event: FileEvent, settings: Settings) -> Source:
+    """The source that a file comes from."""
+    return open_source({**event.source_config, "source_type": event.source_type}, settings.polling)
 
 
 def _require_announced_version(record: FileRecord, found: SourceFile, source: Source) -> None:

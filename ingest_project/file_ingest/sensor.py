@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from msgspec.structs import replace as replaced
 
-from ingest_project.batches import new_batch_id, release_abandoned, report_failed, run_request, split_evenly
+from ingest_project.batches import release_abandoned, report_failed, request_batches, split_evenly
 from ingest_project.errors import IngestError
 from ingest_project.file_ingest.outcome import Outcome
 from ingest_project.file_ingest.partitions import FILES
+from ingest_project.file_ingest.raw_files import source_of
 from ingest_project.file_ingest.reports import contract_result
 from ingest_project.intake import Arrived, Taken, take
 from ingest_project.kafka.positions import Positions
@@ -26,7 +27,6 @@ from ingest_project.logs import get_logger
 from ingest_project.messages.file_event import FileEvent, decode_file_event, file_key, version_of
 from ingest_project.resources import Services
 from ingest_project.settings import FileIngestSettings, Settings, TopicSettings
-from ingest_project.sources.registry import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,7 +91,7 @@ def arrival_of(arrived: Arrived[FileEvent], settings: Settings) -> FileArrival:
     even that cannot be told, ingest will say why.
     """
     event = arrived.message
-    source = open_source({**event.source_config, "source_type": event.source_type}, settings.polling)
+    source = source_of(event, settings)
     location = source.canonical_location(event.file_path)
     if event.etag is None and event.modified_at is None:
         try:
@@ -119,13 +119,7 @@ def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
     if free <= 0:
         return []
     due = services.files.due(topic, limit=free * settings.batch_files, now=now)
-    requests = []
-    for keys in batches_of(due, settings)[:free]:
-        batch_id = new_batch_id()
-        claimed = services.files.request(batch_id, keys, now)
-        if claimed:
-            requests.append(run_request(FILES, batch_id, claimed))
-    return requests
+    return request_batches(FILES, services.files, batches_of(due, settings)[:free], now)
 
 
 def batches_of(due: Sequence[Due], settings: FileIngestSettings) -> list[list[str]]:
@@ -141,9 +135,7 @@ def _take(services: Services, topic: str, saved: Positions | None) -> Taken[File
 
     def decode(raw: bytes | None) -> FileEvent:
         event = decode_file_event(raw)
-        open_source(
-            {**event.source_config, "source_type": event.source_type}, services.settings.polling
-        ).require_allowed(event.file_path)
+        source_of(event, services.settings).require_allowed(event.file_path)
         return event
 
     return take(

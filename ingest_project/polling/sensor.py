@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import dagster as dg
 from msgspec.structs import replace
 
-from ingest_project.batches import new_batch_id, release_abandoned, run_request
+from ingest_project.batches import release_abandoned, request_batches
 from ingest_project.errors import UnreadableMessage
 from ingest_project.intake import Arrived, take
 from ingest_project.kafka.positions import Positions
@@ -93,13 +93,8 @@ def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
     if free <= 0:
         return []
     due = [job.key for job in services.polling_jobs.due(topic, limit=free * JOBS_PER_RUN, now=now)]
-    requests = []
-    for start in range(0, len(due), JOBS_PER_RUN):
-        batch_id = new_batch_id()
-        claimed = services.polling_jobs.request(batch_id, due[start : start + JOBS_PER_RUN], now)
-        if claimed:
-            requests.append(run_request(POLLING_JOBS, batch_id, claimed))
-    return requests
+    batches = [due[start : start + JOBS_PER_RUN] for start in range(0, len(due), JOBS_PER_RUN)]
+    return request_batches(POLLING_JOBS, services.polling_jobs, batches, now)
 
 
 def _decode(raw: bytes | None, services: Services) -> PollingJob:
