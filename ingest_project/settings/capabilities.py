@@ -1,0 +1,91 @@
+"""Settings of each capability."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ingest_project.settings.fields import Env, PathList, Section
+
+
+class PollingSettings(Section):
+    """What polling jobs may look at."""
+
+    local_roots: Annotated[PathList, Env("INGEST_LOCAL_ROOTS")] = Field(
+        default_factory=lambda: [Path("dummy_data")],
+        description="folders that local file events and polling jobs may read, symlinks resolved",
+    )
+    dummy_root: Annotated[Path, Env("INGEST_DUMMY_ROOT")] = Field(
+        Path("dummy_data"), description="the folder behind source_type dummy"
+    )
+    max_jobs_per_tick: Annotated[int, Env("INGEST_POLLING_MAX_JOBS_PER_TICK")] = Field(
+        100, gt=0, description="polling jobs taken from Kafka in one sensor tick"
+    )
+
+
+class FileIngestSettings(Section):
+    """Limits and sizes of file ingest. Bytes are bytes on disk unless said otherwise."""
+
+    profiles: Annotated[PathList, Env("INGEST_READER_PROFILES")] = Field(
+        default_factory=list, description="YAML files or folders with reader profiles beside the shipped ones"
+    )
+    default_profile: Annotated[str, Env("INGEST_DEFAULT_PROFILE")] = Field(
+        "canonical", description="profile of files whose event names none"
+    )
+    sensor_types: Annotated[Path | None, Env("INGEST_SENSOR_TYPES")] = Field(
+        None, description="YAML file of known sensor types, units and limits; empty: the shipped one"
+    )
+    unknown_sensor_types: Annotated[Literal["accept", "quarantine"], Env("INGEST_UNKNOWN_SENSOR_TYPES")] = Field(
+        "accept", description="what happens to readings of a type that is not listed"
+    )
+    future_tolerance_seconds: Annotated[int, Env("INGEST_FUTURE_TOLERANCE_SECONDS")] = Field(
+        300, ge=0, description="how far ahead of now a timestamp may be"
+    )
+    max_rejected_share: Annotated[float, Env("INGEST_MAX_REJECTED_SHARE")] = Field(
+        0.5, ge=0, le=1, description="a file with a greater share of bad rows is quarantined whole"
+    )
+    max_file_bytes: Annotated[int, Env("INGEST_MAX_FILE_BYTES")] = Field(
+        4 * 1024**3, gt=0, description="larger files are quarantined"
+    )
+    max_row_bytes: Annotated[int, Env("INGEST_MAX_ROW_BYTES")] = Field(
+        1024**2, gt=0, le=256 * 1024**2, description="longer rows are quarantined"
+    )
+    max_columns: Annotated[int, Env("INGEST_MAX_COLUMNS")] = Field(
+        2_000, gt=0, description="files with more columns are quarantined"
+    )
+    max_excel_bytes: Annotated[int, Env("INGEST_MAX_EXCEL_BYTES")] = Field(
+        100 * 1024**2, gt=0, description="larger workbooks are quarantined: a workbook is read whole"
+    )
+    max_excel_cells: Annotated[int, Env("INGEST_MAX_EXCEL_CELLS")] = Field(
+        20_000_000, gt=0, description="workbooks with more cells are quarantined"
+    )
+    max_excel_memory_bytes: Annotated[int, Env("INGEST_MAX_EXCEL_MEMORY_BYTES")] = Field(
+        1536 * 1024**2, gt=0, description="address space of the process that opens a workbook"
+    )
+    max_excel_seconds: Annotated[float, Env("INGEST_MAX_EXCEL_SECONDS")] = Field(
+        60.0, gt=0, description="CPU time of the process that opens a workbook"
+    )
+    batch_files: Annotated[int, Env("INGEST_BATCH_FILES")] = Field(1_000, gt=0, description="files in one batch run")
+    max_parallel_batches: Annotated[int, Env("INGEST_MAX_PARALLEL_BATCHES")] = Field(
+        2, gt=0, description="batch runs asked for at a time"
+    )
+    tick_max_messages: Annotated[int, Env("INGEST_TICK_MAX_MESSAGES")] = Field(
+        4_000, gt=0, description="file events taken from Kafka in one sensor tick"
+    )
+    tick_wait_seconds: Annotated[float, Env("INGEST_TICK_WAIT_SECONDS")] = Field(
+        3.0, ge=0, le=30, description="how long a tick waits for a first message on a quiet topic"
+    )
+    max_waiting_seconds: Annotated[int, Env("INGEST_MAX_WAITING_SECONDS")] = Field(
+        900, gt=0, description="a file unfinished for longer fails the check nothing_waits_too_long"
+    )
+    max_quarantine_share: Annotated[float, Env("INGEST_MAX_QUARANTINE_SHARE")] = Field(
+        0.2, ge=0, le=1, description="share of recently finished files in quarantine that fails the check"
+    )
+
+    @property
+    def future_tolerance(self) -> timedelta:
+        """How far ahead of now a timestamp may be."""
+        return timedelta(seconds=self.future_tolerance_seconds)

@@ -1,0 +1,110 @@
+"""Settings of what this system talks to: Kafka, the databases, the stores of bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr
+
+from ingest_project.settings.fields import Env, Section
+
+
+class KafkaSettings(Section):
+    """How to reach Kafka, and how much to read from it at a time."""
+
+    bootstrap_servers: Annotated[str, Env("KAFKA_BOOTSTRAP_SERVERS", "KAFKA_BROKERS")] = Field(
+        "", description="host:port of one or more brokers, comma-separated"
+    )
+    group_id: Annotated[str, Env("KAFKA_GROUP_ID")] = Field(
+        "ingest-project", description="consumer group whose offsets follow the saved cursors, for lag displays"
+    )
+    auto_offset_reset: Annotated[Literal["earliest", "latest"], Env("AUTO_OFFSET_RESET")] = Field(
+        "earliest", description="where a topic is first read from"
+    )
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Env("KAFKA_SECURITY_PROTOCOL")
+    ] = Field("PLAINTEXT", description="how the connection is secured")
+    sasl_mechanism: Annotated[str | None, Env("KAFKA_SASL_MECHANISM")] = Field(
+        None, description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+    )
+    sasl_username: Annotated[str | None, Env("KAFKA_SASL_USERNAME")] = Field(None, description="SASL user")
+    sasl_password: Annotated[SecretStr | None, Env("KAFKA_SASL_PASSWORD")] = Field(None, description="SASL password")
+    ssl_ca_location: Annotated[Path | None, Env("KAFKA_SSL_CA_LOCATION")] = Field(
+        None, description="file with the certificate authorities to trust"
+    )
+    request_timeout_seconds: Annotated[float, Env("KAFKA_REQUEST_TIMEOUT_SECONDS")] = Field(
+        10.0, gt=0, description="how long one request may take before the broker counts as away"
+    )
+    generation: Annotated[str, Env("KAFKA_GENERATION")] = Field(
+        "", description="set by `ingest dev`: tells one life of the embedded broker from the next"
+    )
+
+
+class TopicSettings(Section):
+    """The name of every topic."""
+
+    polling_queue: Annotated[str, Env("KAFKA_TOPIC_POLLING_QUEUE")] = Field(
+        "polling-queue", description="jobs that ask us to look in a source"
+    )
+    polling_queue_dlq: Annotated[str, Env("KAFKA_TOPIC_POLLING_QUEUE_DLQ")] = Field(
+        "polling-queue.dlq", description="unreadable polling jobs"
+    )
+    file_event_queue: Annotated[str, Env("KAFKA_TOPIC_FILE_EVENT_QUEUE")] = Field(
+        "file-event-queue", description="files to ingest"
+    )
+    file_event_queue_dlq: Annotated[str, Env("KAFKA_TOPIC_FILE_EVENT_QUEUE_DLQ")] = Field(
+        "file-event-queue.dlq", description="unreadable file events, of both file topics"
+    )
+    file_events: Annotated[str, Env("KAFKA_TOPIC_FILE_EVENTS")] = Field(
+        "file_events", description="short file events of older producers"
+    )
+
+
+class WarehouseSettings(Section):
+    """The relational database that holds rows, metrics and the ledger."""
+
+    database_url: Annotated[SecretStr, Env("DATABASE_URL")] = Field(
+        SecretStr(""), description="SQLAlchemy URL, e.g. postgresql://user:password@host/database or sqlite:////path"
+    )
+    connect_timeout_seconds: Annotated[int, Env("INGEST_DATABASE_CONNECT_TIMEOUT_SECONDS")] = Field(
+        10, gt=0, description="how long a connection may take"
+    )
+
+
+class DagsterSettings(Section):
+    """Where Dagster keeps its own records."""
+
+    home: Annotated[Path | None, Env("DAGSTER_HOME")] = Field(
+        None, description="folder of Dagster's own configuration and, without PostgreSQL, its records"
+    )
+    postgres_url: Annotated[SecretStr, Env("DAGSTER_POSTGRES_URL")] = Field(
+        SecretStr(""), description="PostgreSQL URL of Dagster's storage; empty: SQLite in DAGSTER_HOME"
+    )
+    webserver_url: Annotated[str, Env("INGEST_WEBSERVER_URL")] = Field(
+        "http://127.0.0.1:3000", description="where people reach the Dagster UI, for links"
+    )
+    webserver_port: Annotated[int, Env("INGEST_WEBSERVER_PORT")] = Field(
+        3000, ge=0, le=65535, description="port of the UI that `ingest dev` starts; 0 picks a free one"
+    )
+
+
+class StorageSettings(Section):
+    """Where bytes are kept."""
+
+    landing_url: Annotated[str, Env("INGEST_LANDING_URL")] = Field(
+        "", description="folder or s3://bucket/prefix of the landing store; empty: landing/ in the state folder"
+    )
+    quarantine_url: Annotated[str, Env("INGEST_QUARANTINE_URL")] = Field(
+        "", description="folder or s3://bucket/prefix of the quarantine; empty: quarantine/ in the state folder"
+    )
+    s3_endpoint_url: Annotated[str | None, Env("INGEST_S3_ENDPOINT_URL")] = Field(
+        None, description="address of an S3 server other than Amazon's"
+    )
+    s3_region: Annotated[str | None, Env("INGEST_S3_REGION")] = Field(None, description="region of the buckets")
+    s3_access_key_id: Annotated[str | None, Env("INGEST_S3_ACCESS_KEY_ID")] = Field(
+        None, description="key id; without it boto3's own credential chain is used"
+    )
+    s3_secret_access_key: Annotated[SecretStr | None, Env("INGEST_S3_SECRET_ACCESS_KEY")] = Field(
+        None, description="secret of that key"
+    )

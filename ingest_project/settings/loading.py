@@ -1,0 +1,129 @@
+"""Settings from the environment, `.env`, `config.yaml` and the services of this machine: the only reader of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from dotenv import dotenv_values
+from pydantic import ValidationError
+
+from ingest_project.errors import SettingsError
+from ingest_project.settings.inventory import LoadedSettings, Origin, family_of, leaves, variables_of
+from ingest_project.settings.tree import Settings
+from ingest_project.settings.unknown_names import unknown_variables, unknown_yaml_names
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+
+def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None = None) -> LoadedSettings:
+    """Read and check every setting.
+
+    Args:
+        environ: environment variables; the process's own by default.
+        folder: where `.env` and `config.yaml` are looked for; INGEST_CONFIG_DIR or the current folder by default.
+
+    Raises:
+        SettingsError: a value is malformed or a name is unknown; the message lists all of them.
+    """
+    environ = os.environ if environ is None else environ
+    folder = folder or Path(environ.get("INGEST_CONFIG_DIR", "."))
+    dotenv = {name: value for name, value in dotenv_values(folder / ".env").items() if value is not None}
+    yaml_values = _flatten(_read_yaml(folder / "config.yaml"), frozenset(path for path, _ in leaves()))
+    problems = [
+        *unknown_variables(environ, Origin.ENVIRONMENT),
+        *unknown_variables(dotenv, Origin.DOTENV),
+        *unknown_yaml_names(yaml_values),
+    ]
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+    values: dict[str, object] = {}
+    origins: dict[str, Origin] = {}
+    for path, field in leaves():
+        for origin, found in (
+            (Origin.ENVIRONMENT, _from_variables(environ, field)),
+            (Origin.DOTENV, _from_variables(dotenv, field)),
+            (Origin.YAML, yaml_values.get(path)),
+        ):
+            if found is not None and found != "":
+                values[path], origins[path] = found, origin
+                break
+    state_dir = Path(str(values.get("state_dir", Settings.model_fields["state_dir"].default)))
+    for path, address in embedded_services(state_dir).items():
+        if path not in values:
+            values[path], origins[path] = address, Origin.EMBEDDED
+    return LoadedSettings(_build(values, origins), origins)
+
+
+@cache
+def current_settings() -> Settings:
+    """The settings of this process, read once."""
+    return load_settings().settings
+
+
+def embedded_services(state_dir: Path) -> dict[str, object]:
+    """Addresses of the services that `ingest dev` runs on this machine, by setting; empty when it does not run."""
+    try:
+        services = json.loads((state_dir / "services.json").read_text())
+        os.kill(int(services["pid"]), 0)
+        addresses: dict[str, object] = services["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return addresses
+
+
+def _build(values: Mapping[str, object], origins: Mapping[str, Origin]) -> Settings:
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        *sections, name = path.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        fields = dict(leaves())
+        lines = []
+        for problem in error.errors(include_url=False, include_input=False):
+            path = ".".join(str(part) for part in problem["loc"][:2] if isinstance(part, str))
+            known_as = next(iter(variables_of(fields[path])), path) if path in fields else path
+            lines.append(f"{known_as} (from {origins.get(path, Origin.DEFAULT)}): {problem['msg']}.")
+        raise SettingsError("\n".join(lines)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold names and values, not {type(content).__name__}.")
+    return content
+
+
+def _flatten(tree: Mapping[str, Any], known: frozenset[str], prefix: str = "") -> dict[str, object]:
+    """Values by their place in the tree; a setting that is a mapping itself stays whole."""
+    flat: dict[str, object] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and path not in known:
+            flat |= _flatten(value, known, f"{path}.")
+        else:
+            flat[path] = value
+    return flat
+
+
+def _from_variables(variables: Mapping[str, str], field: FieldInfo) -> object:
+    if family := family_of(field):
+        return {entry: value for name, value in variables.items() if value and (entry := family.entry(name))} or None
+    return next((variables[name] for name in variables_of(field) if variables.get(name)), None)

@@ -1,0 +1,86 @@
+"""The tree of all settings."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ingest_project.settings.capabilities import FileIngestSettings, PollingSettings
+from ingest_project.settings.connections import (
+    DagsterSettings,
+    KafkaSettings,
+    StorageSettings,
+    TopicSettings,
+    WarehouseSettings,
+)
+from ingest_project.settings.fields import Env, Section
+
+
+class RetrySettings(Section):
+    """How often and when a job or file is tried again that failed for a reason which may pass."""
+
+    max_attempts: Annotated[int, Env("MAX_RETRIES")] = Field(
+        8, gt=0, description="attempts after which a job or file is failed with its reason"
+    )
+    delay_seconds: Annotated[float, Env("RETRY_DELAY")] = Field(
+        5.0, ge=0, description="pause before the second attempt; doubles with each further one"
+    )
+    max_delay_seconds: Annotated[float, Env("INGEST_MAX_RETRY_DELAY_SECONDS")] = Field(
+        600.0, ge=0, description="longest pause between two attempts"
+    )
+    launch_grace_seconds: Annotated[float, Env("INGEST_LAUNCH_GRACE_SECONDS")] = Field(
+        60.0, ge=0, description="how long a run may take to appear after it was asked for"
+    )
+
+    def delay(self, attempts: int) -> timedelta:
+        """The pause after so many attempts."""
+        doubled = self.delay_seconds * 2.0 ** min(max(attempts - 1, 0), 30)
+        return timedelta(seconds=min(doubled, self.max_delay_seconds))
+
+    @property
+    def launch_grace(self) -> timedelta:
+        """How long a run may take to appear after it was asked for."""
+        return timedelta(seconds=self.launch_grace_seconds)
+
+
+class LoggingSettings(Section):
+    """How the project logs."""
+
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Env("LOG_LEVEL")] = Field(
+        "INFO", description="least severe level that is written"
+    )
+    format: Annotated[Literal["json", "console"], Env("LOG_FORMAT")] = Field(
+        "json", description="one JSON object a line, or text for a person"
+    )
+    file: Annotated[Path | None, Env("LOG_FILE")] = Field(None, description="also write the log to this file")
+
+
+class Settings(Section):
+    """Everything that can be set, with its default."""
+
+    environment: Annotated[str, Env("ENVIRONMENT")] = Field("development", description="name of this deployment")
+    state_dir: Annotated[Path, Env("INGEST_STATE_DIR")] = Field(
+        Path(".ingest"), description="folder of the embedded services and local stores"
+    )
+    kafka: KafkaSettings = KafkaSettings()
+    topics: TopicSettings = TopicSettings()
+    warehouse: WarehouseSettings = WarehouseSettings()
+    dagster: DagsterSettings = DagsterSettings()
+    storage: StorageSettings = StorageSettings()
+    polling: PollingSettings = PollingSettings()
+    file_ingest: FileIngestSettings = FileIngestSettings()
+    retries: RetrySettings = RetrySettings()
+    logging: LoggingSettings = LoggingSettings()
+
+    @property
+    def landing_url(self) -> str:
+        """Folder or s3:// address of the landing store."""
+        return self.storage.landing_url or str(self.state_dir.absolute() / "landing")
+
+    @property
+    def quarantine_url(self) -> str:
+        """Folder or s3:// address of the quarantine store."""
+        return self.storage.quarantine_url or str(self.state_dir.absolute() / "quarantine")
