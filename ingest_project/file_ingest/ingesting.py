@@ -37,6 +37,8 @@ logger = get_logger(__name__)
 
 # What one transaction and one call of the validation are given. Larger groups gain little and hold more memory.
 GROUP_FILES = 128
+# Groups grow to that size by doubling: storing starts as soon as a few files are read, not after the first hundred.
+FIRST_GROUP_FILES = 16
 GROUP_BYTES = 16 * 1024**2
 
 Item = TypeVar("Item")
@@ -80,11 +82,11 @@ def ingest(
 def split_into_groups(records: Sequence[FileRecord]) -> Iterator[list[FileRecord]]:
     """Cut a batch into groups of bounded count and size; a file of unknown size counts as nothing."""
     group: list[FileRecord] = []
-    size_bytes = 0
+    size_bytes, most_files = 0, FIRST_GROUP_FILES
     for record in records:
-        if group and (len(group) == GROUP_FILES or size_bytes + (record.event.size_bytes or 0) > GROUP_BYTES):
+        if group and (len(group) == most_files or size_bytes + (record.event.size_bytes or 0) > GROUP_BYTES):
             yield group
-            group, size_bytes = [], 0
+            group, size_bytes, most_files = [], 0, min(2 * most_files, GROUP_FILES)
         group.append(record)
         size_bytes += record.event.size_bytes or 0
     if group:

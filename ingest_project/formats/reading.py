@@ -45,7 +45,7 @@ class ReadLimits:
     max_excel_cells: int = 20_000_000
     max_excel_memory_bytes: int = 1536 * 1024**2
     max_excel_seconds: float = 60.0
-    chunk_bytes: int = 2 * 1024**2
+    chunk_bytes: int = 1024**2
 
     def __post_init__(self) -> None:
         if self.max_row_bytes > LARGEST_ROW_LIMIT_BYTES:
