@@ -22,7 +22,7 @@ CHECKS_OF_ALL_FILES = {
     "validated_sensor_data": "rows_add_up",
     "quarantined_files": "quarantine_share_acceptable",
 }
-GOOD, REFUSED, PARTLY_REFUSED = "sample_data_1.csv", "missing_column.csv", "some_bad_rows.csv"
+GOOD, REFUSED, PARTLY_REFUSED = "sample_data_2.csv", "missing_column.csv", "some_bad_rows.csv"
 
 
 def partition_page(asset: str, key: str) -> str:
