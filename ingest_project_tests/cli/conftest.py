@@ -38,6 +38,8 @@ Ingest = Callable[..., Result]
 def ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ingest:
     """Run `ingest` with these arguments, in a folder without any settings of its own."""
     monkeypatch.chdir(tmp_path)
+    # A terminal's width, which tests that run side by side are given: output is to be as in a pipe.
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("INGEST_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "3")

@@ -37,7 +37,10 @@ def test_markup_in_data_stays_what_it_is(capsys: pytest.CaptureFixture[str]) -> 
     assert "Absent" not in out
 
 
-def test_without_a_terminal_nothing_is_cut_or_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_nothing_is_cut_or_wrapped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     made = output.table("Reason")
     output.add_row(made, "x" * 500)
     output.stdout().print(made)

@@ -77,9 +77,9 @@ def test_closing_returns_every_descriptor(embedded_broker: EmbeddedBroker) -> No
             pass
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    cycle()
-    before = cycle()
-    assert cycle() <= before
+    open_files = [cycle() for _ in range(6)]
+    # Other servers of this test process open and close files of their own meanwhile; a leak would grow with each cycle.
+    assert open_files[-1] - open_files[1] < len(open_files) - 2
     assert embedded_broker.bootstrap_servers
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import functools
 import os
 import random
@@ -322,6 +323,15 @@ def kafka_jars() -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
+    # Two Mavens at once spoil each other's repository: the second waits, and finds what the first has brought.
+    with (cache / "maven.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            _bring_jars(cache, folder)
+    return folder
+
+
+def _bring_jars(cache: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache, prefix="kafka-") as unfinished:
         (Path(unfinished) / "pom.xml").write_text(POM)
         maven = ["mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=jars"]
@@ -329,10 +339,7 @@ def kafka_jars() -> Path:
         if brought.returncode:
             said = brought.stdout.decode(errors="replace")[-3_000:]
             raise RuntimeError(f"Maven could not bring Apache Kafka (TEST_KAFKA=embedded does without):\n{said}")
-        # Somebody else may have been quicker; theirs is as good.
-        with contextlib.suppress(OSError):
-            (Path(unfinished) / "jars").rename(folder)
-    return folder
+        (Path(unfinished) / "jars").rename(folder)
 
 
 def start_server() -> Server:
