@@ -7,21 +7,35 @@
     │   ├── LimitExceeded         an input is larger than a configured limit (a FileRejected)
     │   ├── ForbiddenPath         a path or address outside what this system may read
     │   ├── SourceMissing         the folder, bucket or file that was named does not exist
+    │   ├── SourceForbidden       a source does not let us in, or is not who it should be
     │   ├── UnknownCredentials    a job names a stored credential that is not configured
+    │   ├── SchemaConflict        rows do not fit the table they are for
+    │   ├── MessageTooLarge       the broker refuses a message for its size
+    │   ├── QueryRefused          Eventhouse refuses a query: not KQL it can run, not allowed, or not to be paged
+    │   ├── AddressRefused        a web address that this system may not contact
+    │   ├── DownloadRefused       a web server answered, and will answer the same again: 404, 403, an empty body
     │   └── UnforeseenFailure     a defect of ours that one file found; the log has its traceback
     ├── TransientError            the same request may succeed later: retried with back-off
     │   ├── SourceUnreachable     a source cannot be listed or read at this moment
     │   ├── SourceChanged         a file changed while it was read, or is not the version its event announced
     │   ├── BrokerUnavailable     Kafka does not answer, or refused a write
+    │   ├── EventhouseUnavailable Eventhouse does not answer, throttles, or gave an answer that cannot be trusted
     │   ├── DatabaseUnavailable   the warehouse does not answer
     │   ├── TransactionConflict   another transaction was in the way
-    │   └── StoreUnavailable      the landing or quarantine store does not answer or is full
+    │   ├── StoreUnavailable      the landing or quarantine store does not answer or is full
+    │   ├── DownloadFailed        a web server did not answer, was too slow, was cut short, or asked to come again
+    │   └── HostBusy              a web host that is left alone for a while; it was not contacted
     └── UnreadableMessage         a Kafka message that is not the JSON we agreed on: dead letters, stream goes on
 
 Catch the narrowest class that has an answer, and raise `from` what was caught.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 
 class IngestError(Exception):
@@ -105,12 +119,67 @@ class SourceMissing(PermanentError):  # noqa: N818
         super().__init__(f"{location} does not exist. Check the path and that this host can see it.")
 
 
+class SourceForbidden(PermanentError):  # noqa: N818
+    """A source does not let us in, or is not who it should be.
+
+    Args:
+        location: of the source or the file.
+        reason: who refuses what, and what would change that; starts in lower case, ends without a full stop.
+    """
+
+    def __init__(self, location: str, reason: str) -> None:
+        self.location = location
+        super().__init__(f"No access to {location}: {reason}.")
+
+
 class UnknownCredentials(PermanentError):  # noqa: N818
     """A job names a stored credential that is not configured."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(f"No credentials named {name!r} are configured. Add them under 'credentials' in the settings.")
+
+
+class SchemaConflict(PermanentError):  # noqa: N818
+    """Rows do not fit the table they are for.
+
+    Args:
+        table: its address.
+        column: with its path where it is nested, e.g. `client_info.language`.
+        reason: what differs.
+    """
+
+    def __init__(self, table: str, column: str, reason: str) -> None:
+        self.table = table
+        self.column = column
+        super().__init__(f"Column {column!r} does not fit {table}: {reason}. Nothing was written.")
+
+
+class MessageTooLarge(PermanentError):  # noqa: N818
+    """The broker refuses a message for its size.
+
+    Args:
+        topic: it was sent to.
+        cause: what was said, with the counts of the call it failed in.
+    """
+
+    def __init__(self, topic: str, cause: object) -> None:
+        self.topic = topic
+        super().__init__(f"A message to {topic} is too large: {cause}. Raise max.message.bytes of the topic.")
+
+
+class QueryRefused(PermanentError):  # noqa: N818
+    """Eventhouse refuses a query, or its answer cannot be used however often it is asked.
+
+    Args:
+        subject: which query at which cluster.
+        cause: what was said, shortened.
+        remedy: one sentence.
+    """
+
+    def __init__(self, subject: str, cause: object, remedy: str) -> None:
+        self.subject = subject
+        super().__init__(f"{subject} was refused: {cause}. {remedy}")
 
 
 class UnforeseenFailure(PermanentError):  # noqa: N818
@@ -143,14 +212,32 @@ class SourceChanged(TransientError):  # noqa: N818
 
 
 class BrokerUnavailable(TransientError):  # noqa: N818
-    """Kafka does not answer, or refused a write."""
+    """Kafka does not answer, or refused a write.
 
-    def __init__(self, servers: str, cause: object) -> None:
+    Args:
+        servers: where it should be.
+        cause: what was said.
+        remedy: one sentence.
+    """
+
+    def __init__(
+        self, servers: str, cause: object, remedy: str = "Start it (ingest dev) or set KAFKA_BOOTSTRAP_SERVERS."
+    ) -> None:
         self.servers = servers
-        super().__init__(
-            f"Kafka at {servers or '(not configured)'} does not answer: {cause}. "
-            "Start it (ingest dev) or set KAFKA_BOOTSTRAP_SERVERS."
-        )
+        super().__init__(f"Kafka at {servers or '(not configured)'} does not answer: {cause}. {remedy}")
+
+
+class EventhouseUnavailable(TransientError):  # noqa: N818
+    """Eventhouse does not answer, throttles, or gave an answer that cannot be trusted.
+
+    Args:
+        cluster: its address.
+        cause: what was said, shortened.
+    """
+
+    def __init__(self, cluster: str, cause: object) -> None:
+        self.cluster = cluster
+        super().__init__(f"Eventhouse at {cluster} cannot be asked: {cause}. Asked again by itself.")
 
 
 class DatabaseUnavailable(TransientError):  # noqa: N818
@@ -190,3 +277,77 @@ class StoreUnavailable(TransientError):  # noqa: N818
         super().__init__(
             f"The store at {address} cannot be used: {cause}. Check that it exists, has room and lets us in."
         )
+
+
+class AddressRefused(PermanentError):  # noqa: N818
+    """A web address that this system may not contact.
+
+    Args:
+        url: as it may be printed, see `web.urls.printable_url`.
+        rule: why it is refused.
+        setting: the setting that would allow it; None when none does.
+    """
+
+    def __init__(self, url: str, rule: str, setting: str | None = None) -> None:
+        self.url = url
+        self.rule = rule
+        self.setting = setting
+        remedy = f" {setting} would allow it." if setting else ""
+        super().__init__(f"Refused to contact {url}: {rule}.{remedy}")
+
+
+class DownloadRefused(PermanentError):  # noqa: N818
+    """A web server answered, and there is no reason to expect another answer later.
+
+    Args:
+        url: as it may be printed.
+        reason: what it answered.
+        http_status: of the answer; None when the answer was not HTTP.
+    """
+
+    def __init__(self, url: str, reason: str, http_status: int | None = None) -> None:
+        self.url = url
+        self.http_status = http_status
+        super().__init__(f"Cannot download {url}: {reason}.")
+
+
+class DownloadFailed(TransientError):  # noqa: N818
+    """A web server did not answer, was too slow, was cut short, or asked to come again later.
+
+    Args:
+        url: as it may be printed.
+        cause: what went wrong.
+        http_status: of the answer, where there was one.
+        retry_after: how long the server asked to be left alone, where it did.
+        cut: the connection broke; what came before is good, and asking again at once is worth it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        cause: object,
+        http_status: int | None = None,
+        retry_after: timedelta | None = None,
+        *,
+        cut: bool = False,
+    ) -> None:
+        self.url = url
+        self.http_status = http_status
+        self.retry_after = retry_after
+        self.cut = cut
+        super().__init__(f"Downloading {url} failed: {cause}.")
+
+
+class HostBusy(TransientError):  # noqa: N818
+    """A web host that is left alone for a while: it asked for that, keeps failing, or has no free place.
+
+    Args:
+        host: host and port.
+        reason: which of these.
+        retry_after: when to come again.
+    """
+
+    def __init__(self, host: str, reason: str, retry_after: timedelta) -> None:
+        self.host = host
+        self.retry_after = retry_after
+        super().__init__(f"{host} is left alone for {retry_after.total_seconds():.0f} s: {reason}.")

@@ -1,0 +1,190 @@
+"""Connections that go to the address that was checked, and to no other.
+
+To check a name and then let a library connect to that name resolves it twice, and whoever owns the name may answer
+differently the second time. Here the name is resolved once, every address it has is judged, and the socket is connected
+to one of these. The name stays in the Host header, in TLS's SNI and in the check of the certificate. A pooled
+connection is one that was made this way for the same host and port.
+
+Proxies are not used, whatever the environment says: a proxy would resolve the name again, by itself.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import certifi
+from requests.adapters import HTTPAdapter
+from urllib3 import PoolManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from ingest_project.errors import AddressRefused
+from ingest_project.web.addresses import parse_address
+from ingest_project.web.deadlines import DeadlineSocket, DeadlineSSLSocket, shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from urllib3.connectionpool import HTTPConnectionPool
+
+    from ingest_project.web.addresses import Address
+    from ingest_project.web.hosts import HostRules
+
+    Resolver = Callable[[str, int], Sequence[str]]
+
+
+def system_addresses(host: str, port: int) -> list[str]:
+    """The addresses that this system knows for a host, best first, each once.
+
+    Raises:
+        socket.gaierror: it knows none.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+class Connector:
+    """Makes connections to hosts that the rules allow.
+
+    Args:
+        rules: what may be contacted.
+        resolver: from host and port to IP addresses.
+    """
+
+    def __init__(self, rules: HostRules, resolver: Resolver = system_addresses) -> None:
+        self._rules = rules
+        self._resolver = resolver
+
+    def checked_addresses(self, host: str, port: int) -> list[Address]:
+        """Resolve once; one address that is refused refuses the host.
+
+        Raises:
+            AddressRefused: the name or one of its addresses may not be contacted.
+            socket.gaierror: the name has no address.
+        """
+        self._rules.check_name(host, port, host)
+        addresses = []
+        for text in self._resolver(host, port):
+            address = parse_address(text)
+            if address is None:
+                raise AddressRefused(host, "its name resolves to something that is not an IP address")
+            self._rules.check_address(host, address, port, host)
+            addresses.append(address)
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
+        return addresses
+
+    def connect(self, host: str, port: int, timeout: float | None) -> socket.socket:
+        """A connected socket: the first of the host's addresses that accepts.
+
+        Raises:
+            AddressRefused: see `checked_addresses`.
+            OSError: none accepts; the error of the last one.
+        """
+        failure = OSError("the name has no address")
+        for address in self.checked_addresses(host, port):
+            try:
+                return _connected(address, port, shortened(timeout))
+            except OSError as error:
+                failure = error
+        raise failure
+
+
+def _connected(address: Address, port: int, timeout: float | None) -> socket.socket:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004 - the version's name
+    connection = DeadlineSocket(family, socket.SOCK_STREAM)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(timeout)
+        connection.connect((str(address), port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _new_connection(connection: HTTPConnection, connector: Connector) -> socket.socket:
+    """Connect, with failures in the terms that urllib3 has for them."""
+    timeout = connection.timeout if isinstance(connection.timeout, (int, float)) else None
+    try:
+        return connector.connect(connection.host, connection.port, timeout)
+    except socket.gaierror as error:
+        raise NameResolutionError(connection.host, connection, error) from error
+    except TimeoutError as error:
+        raise ConnectTimeoutError(connection, f"no connection to {connection.host} in time") from error
+    except OSError as error:
+        raise NewConnectionError(connection, f"no connection to {connection.host}: {error}") from error
+
+
+class PinnedHTTPConnection(HTTPConnection):
+    """A connection over plain HTTP to a checked address."""
+
+    def __init__(self, *args: Any, connector: Connector, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
+        super().__init__(*args, **kwargs)
+        self._connector = connector
+
+    def _new_conn(self) -> socket.socket:
+        return _new_connection(self, self._connector)
+
+
+class PinnedHTTPSConnection(HTTPSConnection):
+    """A connection over TLS to a checked address; the certificate is checked against the name."""
+
+    def __init__(self, *args: Any, connector: Connector, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
+        super().__init__(*args, **kwargs)
+        self._connector = connector
+
+    def _new_conn(self) -> socket.socket:
+        return _new_connection(self, self._connector)
+
+
+class _PinnedPools(PoolManager):
+    def __init__(self, connector: Connector, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
+        super().__init__(**kwargs)
+        self._connector = connector
+
+    def _new_pool(
+        self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
+    ) -> HTTPConnectionPool:
+        pool = super()._new_pool(scheme, host, port, request_context)
+        pool.ConnectionCls = PinnedHTTPSConnection if scheme == "https" else PinnedHTTPConnection
+        pool.conn_kw["connector"] = self._connector
+        return pool
+
+
+class PinnedAdapter(HTTPAdapter):
+    """A transport for a requests session; see the module.
+
+    Args:
+        connector: what makes the connections.
+        pool_hosts: hosts whose idle connections are kept.
+        pool_connections: idle connections kept per host.
+        ca_file: certificate authorities to trust besides the public ones.
+    """
+
+    def __init__(
+        self, connector: Connector, pool_hosts: int, pool_connections: int, ca_file: Path | None = None
+    ) -> None:
+        self._connector = connector
+        self._tls = ssl.create_default_context(cafile=certifi.where())
+        if ca_file:
+            self._tls.load_verify_locations(cafile=ca_file)
+        self._tls.sslsocket_class = DeadlineSSLSocket
+        super().__init__(pool_hosts, pool_connections)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:  # noqa: ANN401, FBT001, FBT002 - as requests has it
+        """Pools whose connections are pinned."""
+        self.poolmanager = _PinnedPools(
+            self._connector, num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._tls, **pool_kwargs
+        )
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # noqa: ANN401, ARG002 - as requests has it
+        """Certificates are always checked; the authorities were loaded once, not for each connection."""
+        conn.cert_reqs = "CERT_REQUIRED"
+
+    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:  # noqa: ANN401, ARG002 - as requests has it
+        """Refuse: a proxy would resolve the name again."""
+        raise AddressRefused(proxy, "proxies are not used, they would resolve names by themselves")
