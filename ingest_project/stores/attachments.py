@@ -1,0 +1,114 @@
+"""The attachment store: downloaded files under the names their domains give them, in a folder or in OneLake.
+
+A reader never sees a half or empty file under a final name, and putting the same file again leaves the same state.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
+
+from ingest_project.errors import SettingsError
+from ingest_project.onelake.address import is_address, parse_address
+from ingest_project.onelake.options import OneLakeOptions
+from ingest_project.stores.places import Bucket, place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import timedelta
+    from pathlib import Path
+
+
+class StoredAttachment(NamedTuple):
+    """A file in the store.
+
+    Args:
+        path: where it is, for people and results: a file's path or its https:// address.
+        sha256: of its content, in hex.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class AttachmentStore(Protocol):
+    """Keeps files by name. Safe to use from many threads; memory use does not grow with the file."""
+
+    def put(
+        self, local_path: Path, destination: str, *, size_bytes: int, sha256: str, metadata: Mapping[str, str]
+    ) -> StoredAttachment:
+        """Store a local file, in place of any file of that name. The second time changes nothing.
+
+        Args:
+            local_path: a finished file that nobody changes meanwhile.
+            destination: relative path in the store, parts separated by `/`.
+            size_bytes: length the file must have.
+            sha256: digest the content must have, in hex.
+            metadata: what is kept with it, e.g. trace_id and source_url (its query is left out: signed addresses are
+                secrets). Names are ASCII letters, digits and `_`; values may be any text.
+
+        Raises:
+            ForbiddenPath: the destination is no plain relative path, or leads out of the store.
+            SourceMissing: there is no such local file.
+            SourceChanged: the local file is not of this length and digest; nothing is stored.
+            PermanentError: the store refuses.
+            StoreUnavailable: the store cannot be written at this moment.
+        """
+
+    def stat(self, destination: str) -> StoredAttachment | None:
+        """What is stored under a name; None when there is nothing.
+
+        Raises:
+            ForbiddenPath, PermanentError, StoreUnavailable: as `put`.
+        """
+
+    def metadata(self, destination: str) -> Mapping[str, str]:
+        """What was put with the file, as it was given (a source_url without its query).
+
+        Raises:
+            SourceMissing: there is no such file.
+        """
+
+    def open(self, destination: str) -> BinaryIO:
+        """The bytes, to be read in order; the caller closes it.
+
+        Raises:
+            SourceMissing: there is no such file.
+            ForbiddenPath, PermanentError, StoreUnavailable: as `put`; while reading as well.
+        """
+
+    def remove_abandoned(self, older_than: timedelta, below: str = "") -> int:
+        """Remove temporary files that uploaders left which were killed, and return how many.
+
+        Args:
+            older_than: no upload takes so long.
+            below: folder of the store to look in; a large store in OneLake takes a request per 5,000 files.
+        """
+
+    def close(self) -> None:
+        """Let go of connections and threads."""
+
+
+def open_attachment_store(url: str, options: OneLakeOptions | None = None, *, sync: bool = False) -> AttachmentStore:
+    """The attachment store at a folder or an address in OneLake; nothing is connected to yet.
+
+    Args:
+        url: a folder, `file:///folder`, or any form of `onelake.address.parse_address`.
+        options: how to reach OneLake.
+        sync: wait until each local file is on the disk itself, see `attachment_folder`.
+
+    Raises:
+        SettingsError: none of these.
+        ForbiddenPath: a host or level of OneLake that cannot be written.
+    """
+    if is_address(url):
+        from ingest_project.stores.attachment_onelake import OneLakeAttachments  # noqa: PLC0415 - one of the two is used
+
+        options = options or OneLakeOptions()
+        return OneLakeAttachments(parse_address(url, options.endpoint), options)
+    from ingest_project.stores.attachment_folder import FolderAttachments  # noqa: PLC0415
+
+    place = place_of(url)
+    if isinstance(place, Bucket):
+        raise SettingsError(f"{url}: attachments are kept in a folder or in OneLake.")
+    return FolderAttachments(place, sync=sync)
