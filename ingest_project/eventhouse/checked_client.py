@@ -1,0 +1,87 @@
+"""Microsoft's client, made to look at the whole answer and to wait only so long.
+
+Imported where a query is about to be sent, because the library takes half a second to import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from azure.kusto.data import KustoClient, KustoConnectionStringBuilder
+from azure.kusto.data.client import HTTPAdapterWithSocketOptions
+from azure.kusto.data.kusto_trusted_endpoints import MatchRule, well_known_kusto_endpoints
+from urllib3.connection import HTTPConnection
+
+from ingest_project.eventhouse.frames import check_frames
+
+if TYPE_CHECKING:
+    from azure.core.credentials import TokenCredential
+    from azure.kusto.data.response import KustoResponseDataSet
+    from requests import PreparedRequest, Response
+
+    from ingest_project.eventhouse.clusters import ClusterAccess
+
+QUERY_PATH = "v2/rest/query"
+CONNECT_SECONDS = 10.0
+# What the network may add to the time that the server may take.
+NETWORK_SECONDS = 5.0
+
+
+class CheckedKustoClient(KustoClient):
+    """A client that raises for every answer with an error in it, wherever in the answer it stands.
+
+    The library's own looks at the rows and leaves out the frame that says whether the answer is complete.
+    """
+
+    def __init__(self, connection: KustoConnectionStringBuilder, timeout_seconds: float) -> None:
+        super().__init__(connection)
+        adapter = _ImpatientAdapter(timeout_seconds + NETWORK_SECONDS, self.compose_socket_options())
+        self._session.mount("https://", adapter)
+        self._session.mount("http://", adapter)
+
+    @staticmethod
+    def _kusto_parse_by_endpoint(endpoint: str, response_json: Any) -> KustoResponseDataSet:  # noqa: ANN401 - JSON
+        if endpoint.endswith(QUERY_PATH):
+            check_frames(response_json)
+        return KustoClient._kusto_parse_by_endpoint(endpoint, response_json)  # noqa: SLF001 - what this one overrides
+
+
+class _ImpatientAdapter(HTTPAdapterWithSocketOptions):
+    """The library waits without an end for a cluster's metadata, and half a minute too long for an answer."""
+
+    def __init__(self, read_seconds: float, keep_alive: list[tuple[int, int, int]]) -> None:
+        self._timeout = (CONNECT_SECONDS, read_seconds)
+        options = [*HTTPConnection.default_socket_options, *keep_alive]
+        super().__init__(socket_options=options)  # type: ignore[no-untyped-call]
+
+    def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401 - handed through
+        kwargs["timeout"] = self._timeout
+        return super().send(request, *args, **kwargs)
+
+
+def connect(access: ClusterAccess, address: str) -> CheckedKustoClient:
+    """A client for an address that was checked before; nothing is sent yet."""
+    if access.authentication == "none":
+        connection = KustoConnectionStringBuilder.with_no_authentication(address)
+    else:
+        _trust(access.trusted_hosts)
+        connection = KustoConnectionStringBuilder.with_azure_token_credential(
+            address, credential_from_login_endpoint=lambda authority: _credential(access, authority)
+        )
+    return CheckedKustoClient(connection, access.timeout_seconds)
+
+
+def _trust(hosts: tuple[str, ...]) -> None:
+    """Add hosts to the library's own list of those that may get a token. Adding them again changes nothing."""
+    # The library leaves these two without types.
+    rules = [MatchRule(host.removeprefix("*"), not host.startswith("*.")) for host in hosts]  # type: ignore[no-untyped-call]
+    well_known_kusto_endpoints.add_trusted_hosts(rules, replace=False)  # type: ignore[no-untyped-call]
+
+
+def _credential(access: ClusterAccess, authority: str) -> TokenCredential:
+    from azure.identity import ClientSecretCredential, DefaultAzureCredential  # noqa: PLC0415 - not for local servers
+
+    if access.authentication == "application" and access.client_secret is not None:
+        secret = access.client_secret.get_secret_value()
+        return ClientSecretCredential(access.tenant_id, access.client_id, secret, authority=authority)
+    return DefaultAzureCredential(authority=authority)

@@ -1,0 +1,238 @@
+"""Queries to Eventhouse, and what their failures mean for whoever asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from ingest_project.errors import EventhouseUnavailable, IngestError, QueryRefused, SettingsError
+from ingest_project.eventhouse.clusters import check_address
+from ingest_project.eventhouse.frames import BrokenAnswerError, ReportedError, ReportedErrors
+from ingest_project.eventhouse.queries import INGESTED_AT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from azure.kusto.data import ClientRequestProperties
+    from azure.kusto.data.response import KustoResponseDataSet
+
+    from ingest_project.eventhouse.checked_client import CheckedKustoClient
+    from ingest_project.eventhouse.clusters import ClusterAccess
+
+APPLICATION = "ingest-project"
+PRIMARY_TABLE = "PrimaryResult"
+PROPERTIES_TABLE = "QueryProperties"
+CURSOR_PROPERTY = "Cursor"
+TOO_LARGE = "E_QUERY_RESULT_SET_TOO_LARGE"
+MAX_REASON_LENGTH = 300
+
+CHECK_QUERY = f"Check the query's table, columns and steps, which must keep the column {INGESTED_AT}."
+CHECK_CURSORS = "Where the database has no cursors, set `mode: window` for this domain."
+CHECK_ACCESS = "Give its identity the role Viewer on the database, or check the credentials."
+CHECK_ADDRESS = "Check the address of the cluster."
+
+FIRST_REFUSAL, FIRST_FAILURE = 400, 500
+_PASSING_STATUSES = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+
+
+class AnswerTooLargeError(Exception):
+    """An answer would have exceeded the limit of rows or bytes; ask for fewer rows."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer without errors.
+
+    Args:
+        columns: names, in order.
+        rows: values as JSON has them, one list a row. Datetimes are text with seven digits of a second.
+        cursor: the database's cursor at the time of the query, where the query asked for it.
+    """
+
+    columns: list[str]
+    rows: list[list[Any]]
+    cursor: str | None = None
+
+
+class EventhouseClient:
+    """Asks one cluster, for any number of threads, over connections that stay open. Only ever reads.
+
+    Raises:
+        SettingsError: the address is not that of a trusted cluster, or credentials are missing.
+    """
+
+    def __init__(self, access: ClusterAccess) -> None:
+        self.address = check_address(access)
+        self._access = access
+        self._client: CheckedKustoClient | None = None
+        self._lock = threading.Lock()
+        application = (access.tenant_id, access.client_id, access.client_secret)
+        if access.authentication == "application" and not all(application):
+            raise SettingsError("An Eventhouse application needs a tenant id, a client id and a client secret.")
+        if access.authentication == "none" and not self.address.startswith("http://"):
+            raise SettingsError(f"Eventhouse at {self.address} needs credentials: only plain http goes without.")
+
+    def query(self, database: str, text: str, parameters: Mapping[str, str] | None = None) -> Answer:
+        """The rows of a query.
+
+        Args:
+            database: to ask.
+            text: KQL. Values do not belong into it.
+            parameters: what the text declares as query parameters of type string.
+
+        Raises:
+            AnswerTooLargeError: the answer exceeds Kusto's limit or ours.
+            EventhouseUnavailable: no answer, throttled, cut off, or an error that may pass.
+            QueryRefused: not KQL that can be run, or not allowed; also where sign-in is refused.
+        """
+        properties = self._properties(parameters or {})
+        try:
+            return _answer(self._connected().execute_query(database, text, properties))
+        except Exception as error:
+            raise self._failure(error, database, properties.client_request_id) from error
+
+    def close(self) -> None:
+        """Disconnect. A later query connects again."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            # The library leaves this without types, and the class below.
+            client.close()  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _connected(self) -> CheckedKustoClient:
+        with self._lock:
+            if self._client is None:
+                from ingest_project.eventhouse.checked_client import connect  # noqa: PLC0415 - half a second
+
+                self._client = connect(self._access, self.address)
+            return self._client
+
+    def _properties(self, parameters: Mapping[str, str]) -> ClientRequestProperties:
+        from azure.kusto.data import ClientRequestProperties  # noqa: PLC0415 - half a second
+
+        properties = ClientRequestProperties()  # type: ignore[no-untyped-call]
+        properties.application = APPLICATION
+        properties.client_request_id = f"{APPLICATION};{uuid.uuid4()}"
+        properties.set_option("servertimeout", timedelta(seconds=self._access.timeout_seconds))
+        properties.set_option("truncationmaxsize", self._access.max_page_bytes)
+        properties.set_option("results_progressive_enabled", value=False)
+        properties.set_option("request_readonly", value=True)
+        for name, value in parameters.items():
+            properties.set_parameter(name, value)
+        return properties
+
+    def _failure(self, error: Exception, database: str, request_id: str) -> Exception:
+        """What to raise for an exception of the library's."""
+        from azure.kusto.data.exceptions import KustoAuthenticationError, KustoNetworkError  # noqa: PLC0415 - slow
+
+        subject = f"The query to {database} at {self.address} (request {request_id})"
+        if isinstance(error, ReportedErrors):
+            return self._reported(error.errors, subject)
+        if isinstance(error, BrokenAnswerError):
+            return EventhouseUnavailable(self.address, error)
+        if isinstance(error, KustoNetworkError):
+            return EventhouseUnavailable(self.address, _network_reason(error))
+        if isinstance(error, KustoAuthenticationError):
+            return self._sign_in_failure(error.exception)
+        status = _status(error)
+        if status is not None:
+            return self._refused_with(status, _reported_by(error), subject)
+        return EventhouseUnavailable(self.address, f"the answer cannot be understood ({type(error).__name__})")
+
+    def _reported(self, errors: list[ReportedError], subject: str) -> Exception:
+        text = _short("; ".join(error.text for error in errors))
+        if any(TOO_LARGE in error.text for error in errors):
+            return AnswerTooLargeError(text)
+        if all(error.permanent for error in errors):
+            return QueryRefused(subject, text, _remedy(text))
+        return EventhouseUnavailable(self.address, text)
+
+    def _refused_with(self, status: int, reported: ReportedError, subject: str) -> Exception:
+        reason = f"{status}: {_short(reported.text)}"
+        if TOO_LARGE in reported.text:
+            return AnswerTooLargeError(reason)
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return QueryRefused(subject, reason, CHECK_ACCESS)
+        if status == HTTPStatus.NOT_FOUND:
+            return QueryRefused(subject, reason, CHECK_ADDRESS)
+        is_refusal = FIRST_REFUSAL <= status < FIRST_FAILURE and status not in _PASSING_STATUSES
+        if is_refusal and reported.permanent is not False:
+            return QueryRefused(subject, reason, _remedy(reason))
+        return EventhouseUnavailable(self.address, reason)
+
+    def _sign_in_failure(self, cause: Exception) -> IngestError:
+        from azure.core.exceptions import ClientAuthenticationError  # noqa: PLC0415 - half a second
+
+        reason = f"sign-in failed: {_short(str(cause))}"
+        if isinstance(cause, ClientAuthenticationError):
+            return QueryRefused(f"Access to {self.address}", reason, CHECK_ACCESS)
+        return EventhouseUnavailable(self.address, reason)
+
+
+def _answer(data: KustoResponseDataSet) -> Answer:
+    # The raw rows: the library's own ones lose the seventh digit of a time.
+    tables = {table.table_kind: table for table in data.tables}
+    primary, properties = tables.get(PRIMARY_TABLE), tables.get(PROPERTIES_TABLE)
+    if primary is None:
+        raise BrokenAnswerError("the answer has no rows and no columns")
+    names = [column.column_name for column in primary.columns]
+    return Answer(names, primary.raw_rows, _cursor(properties.raw_rows if properties else []))
+
+
+def _cursor(properties: list[list[Any]]) -> str | None:
+    """The cursor among the answer's properties, which are rows of table id, name and value."""
+    for row in properties:
+        if CURSOR_PROPERTY in row[:-1]:
+            return str(row[-1])
+        if isinstance(row[-1], str) and row[-1].startswith('{"Cursor"'):
+            return str(json.loads(row[-1])[CURSOR_PROPERTY])
+    return None
+
+
+def _reported_by(error: Exception) -> ReportedError:
+    """What the body of a refusal said."""
+    from azure.kusto.data.exceptions import KustoApiError  # noqa: PLC0415 - half a second
+
+    if isinstance(error, KustoApiError):
+        said = error.get_api_error()
+        return ReportedError(said.code or "", said.description or said.message or "no reason given", said.permanent)
+    return ReportedError("", str(error) or "no reason given")
+
+
+def _remedy(reason: str) -> str:
+    return CHECK_CURSORS if "cursor" in reason.lower() else CHECK_QUERY
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The status of the response that an exception, or one that it came from, is about."""
+    while error is not None:
+        response = getattr(error, "http_response", None)
+        response = getattr(error, "response", None) if response is None else response
+        status = getattr(response, "status_code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _network_reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return _short(f"{type(cause).__name__}: {cause}")
+
+
+def _short(text: str) -> str:
+    """One line of bounded length, to go into the middle of a sentence."""
+    line = " ".join(text.split()).rstrip(".")
+    return line if len(line) <= MAX_REASON_LENGTH else line[: MAX_REASON_LENGTH - 1] + "…"

@@ -1,0 +1,1 @@
+"""Eventhouse, read through Microsoft's own client from a server that speaks its protocol."""
