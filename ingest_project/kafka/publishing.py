@@ -73,7 +73,7 @@ def publish_once(
 
     Raises:
         BrokerUnavailable: not everything was confirmed; call again.
-        PermanentError: the broker refuses a message as too large.
+        MessageTooLarge: the broker refuses a message for its size.
     """
     return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in _parts(messages, MESSAGES_PER_INTENT))
 

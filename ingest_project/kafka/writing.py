@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from ingest_project.errors import BrokerUnavailable, PermanentError
-from ingest_project.kafka.client import client_config, is_event_hubs, unavailable
+from ingest_project.errors import BrokerUnavailable, MessageTooLarge
+from ingest_project.kafka.client import EVENT_HUBS_REQUEST_MS, client_config, is_event_hubs, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +25,7 @@ MAX_UNDER_WAY_KIB = 64 * 1024
 MAX_UNDER_WAY_MESSAGES = 50_000
 # The broker is the one to say what is too large; this only keeps the library from saying it first.
 MAX_MESSAGE_BYTES = 64 * 1024**2
+EVENT_HUBS_MESSAGE_BYTES = 1_046_528
 MESSAGES_BETWEEN_REPORTS = 500
 CLOSE_SECONDS = 2.0
 
@@ -64,7 +65,7 @@ class TopicWriter:
 
         Raises:
             BrokerUnavailable: not all were confirmed; names the first failure and the counts.
-            PermanentError: the broker refuses a message as too large.
+            MessageTooLarge: the broker refuses a message for its size.
         """
         with self._lock:
             call = _Call(self._connected(topic), topic, self._settings.request_timeout_seconds)
@@ -124,12 +125,12 @@ class TopicWriter:
             producer.purge(in_queue=True, in_flight=True, blocking=False)
             producer.flush(CLOSE_SECONDS)
 
-    def _error(self, call: _Call) -> BrokerUnavailable | PermanentError:
+    def _error(self, call: _Call) -> BrokerUnavailable | MessageTooLarge:
         counts = f"{call.confirmed} of {call.handed_over} messages to {call.topic} were confirmed"
         if call.failure is None:
             return unavailable(self._settings, f"{counts} in time")
         if call.failure.code() in _TOO_LARGE:
-            return PermanentError(f"{counts}: {call.failure.str()}. Raise max.message.bytes of the topic.")
+            return MessageTooLarge(call.topic, f"{counts}: {call.failure.str()}")
         return unavailable(self._settings, f"{counts}, the first failure: {call.failure.str()}")
 
 
@@ -197,13 +198,23 @@ class _Call:
 def _producer_config(settings: KafkaSettings) -> dict[str, Any]:
     return {
         **client_config(settings),
+        **_limits(settings),
         "acks": "all",
         "enable.idempotence": True,
-        # Event Hubs takes gzip only; everywhere else lz4 costs least.
-        "compression.type": "gzip" if is_event_hubs(settings) else "lz4",
         "linger.ms": LINGER_MS,
         "message.timeout.ms": round(settings.request_timeout_seconds * 1000),
-        "message.max.bytes": MAX_MESSAGE_BYTES,
         "queue.buffering.max.kbytes": MAX_UNDER_WAY_KIB,
         "queue.buffering.max.messages": MAX_UNDER_WAY_MESSAGES,
     }
+
+
+def _limits(settings: KafkaSettings) -> dict[str, Any]:
+    if is_event_hubs(settings):
+        # It knows no other compression, and its limit is the same for every topic.
+        return {
+            "compression.type": "gzip",
+            "message.max.bytes": EVENT_HUBS_MESSAGE_BYTES,
+            "request.timeout.ms": EVENT_HUBS_REQUEST_MS,
+        }
+    # Where there is a choice lz4 costs least.
+    return {"compression.type": "lz4", "message.max.bytes": MAX_MESSAGE_BYTES}

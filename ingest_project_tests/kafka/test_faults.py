@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.errors import BrokerUnavailable, PermanentError, SettingsError
+from ingest_project.errors import BrokerUnavailable, MessageTooLarge, SettingsError
 from ingest_project.kafka.client import client_config
 from ingest_project.kafka.reading import BoundedRead, TopicReader
 from ingest_project.kafka.writing import Outgoing, TopicWriter
@@ -114,7 +114,7 @@ def test_a_message_that_the_broker_refuses_for_its_size_is_permanent(fragile_ser
     fragile_server.create_topic(topic, config={"max.message.bytes": "10000", "compression.type": "uncompressed"})
     writer = TopicWriter(fragile_server.settings)
     noise = bytes(number * number % 251 for number in range(50_000)) + b"".join(b"%d" % n for n in range(20_000))
-    with pytest.raises(PermanentError, match="large"):
+    with pytest.raises(MessageTooLarge, match=topic):
         writer.send_all(topic, [Outgoing(noise)])
 
     assert writer.send_all(topic, [Outgoing(b"small")]) == 1

@@ -63,8 +63,12 @@ SERVER_PROPERTIES = """process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl_port}
+listener.name.sasl_plaintext.sasl.enabled.mechanisms=PLAIN,OAUTHBEARER
+listener.name.sasl_plaintext.plain.sasl.jaas.config={plain_login}
+listener.name.sasl_plaintext.oauthbearer.sasl.jaas.config={token_login}
 log.dirs={folder}/data
 num.partitions=4
 broker.session.timeout.ms=2000
@@ -83,6 +87,15 @@ transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 """
+
+# As Event Hubs has it: the one user's password is the connection string.
+SASL_USER = "$ConnectionString"
+CONNECTION_STRING = "Endpoint=sb://127.0.0.1/;SharedAccessKeyName=RootManageSharedAccessKey;SharedAccessKey=c2VjcmV0LW9mLXRoZS10ZXN0cw=="
+PLAIN_LOGIN = (
+    f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{SASL_USER}="{CONNECTION_STRING}";'
+)
+# Takes any token that has not expired, signed or not.
+TOKEN_LOGIN = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;"  # noqa: S105 - a class
 
 # Waits for the end of its input, which comes when the test process ends in any way, then clears up after it.
 WATCHER = """
@@ -109,12 +122,19 @@ class KafkaServer:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ingest-kafka-"))
-        self.port, controller_port = free_port(), free_port()
+        self.port, sasl_port, controller_port = free_port(), free_port(), free_port()
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
+        self.sasl_bootstrap_servers = f"127.0.0.1:{sasl_port}"
         self._properties = self.folder / "server.properties"
         self._properties.write_text(
             SERVER_PROPERTIES.format(
-                port=self.port, controller_port=controller_port, folder=self.folder, largest=LARGEST_MESSAGE_BYTES
+                port=self.port,
+                sasl_port=sasl_port,
+                controller_port=controller_port,
+                plain_login=PLAIN_LOGIN,
+                token_login=TOKEN_LOGIN,
+                folder=self.folder,
+                largest=LARGEST_MESSAGE_BYTES,
             )
         )
         # In a session of its own: what ends the tests' process group must not end this one before its work is done.

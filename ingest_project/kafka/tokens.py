@@ -1,0 +1,69 @@
+"""Tokens of Microsoft Entra for brokers that take OAUTHBEARER, such as Event Hubs' Kafka endpoint."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ingest_project.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from azure.core.credentials import AccessToken
+    from azure.identity import DefaultAzureCredential
+
+REMEDY = (
+    "Sign this host in (managed identity, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or `az login`) and give it the role "
+    "Azure Event Hubs Data Receiver."
+)
+MAX_REASON_LENGTH = 300
+
+_logger = logging.getLogger(__name__)
+
+
+class TokenSource:
+    """Gives tokens to one Kafka client: one to begin with, and a new one some time before that ends.
+
+    A token is good for the broker's host alone: no other host could use it.
+
+    Args:
+        bootstrap_servers: of the broker; the first one's host names what the token is for.
+    """
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._servers = bootstrap_servers
+        host = bootstrap_servers.partition(",")[0].rpartition(":")[0] or bootstrap_servers
+        self.scope = f"https://{host.strip()}/.default"
+
+    def check(self) -> None:
+        """Get a token, which the next call gives again.
+
+        Raises:
+            BrokerUnavailable: there is none; says why and what to do.
+        """
+        self._get()
+
+    def __call__(self, _config: str | None) -> tuple[str, float]:
+        """A token and when it ends, in seconds since 1970: what the library's `oauth_cb` returns."""
+        try:
+            token = self._get()
+        except BrokerUnavailable as error:
+            # The library asks again every ten seconds, and what it then says of the connection has no reason in it.
+            _logger.warning("%s", error)
+            raise
+        return token.token, float(token.expires_on)
+
+    def _get(self) -> AccessToken:
+        from azure.core.exceptions import AzureError  # noqa: PLC0415 - half a second, for these brokers alone
+
+        try:
+            return self._credential.get_token(self.scope)
+        except AzureError as error:
+            reason = (" ".join(str(error).split()) or type(error).__name__)[:MAX_REASON_LENGTH].rstrip(". ")
+            raise BrokerUnavailable(self._servers, f"no token for {self.scope}: {reason}", REMEDY) from error
+
+    @cached_property
+    def _credential(self) -> DefaultAzureCredential:
+        from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - half a second, for these brokers alone
+
+        return DefaultAzureCredential()
