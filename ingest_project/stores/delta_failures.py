@@ -1,0 +1,43 @@
+"""What delta-rs raises, told as errors of ours: on one line, and without secrets."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ingest_project.errors import StoreUnavailable, TransactionConflict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ingest_project.stores.delta_places import DeltaPlace
+
+LONGEST_REASON = 500
+TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# A signed address is as good as a password.
+SIGNATURE = re.compile(r"(?i)(\b(?:sig|x-amz-signature|x-amz-credential|x-amz-security-token)=)[^&\s\"']+")
+
+
+def reason_of(error: BaseException) -> str:
+    """One line of what happened: delta-rs draws a tree of causes, and adds the stack of its own calls."""
+    text = TERMINAL_COLOURS.sub("", str(error)).split("\n   0: ")[0].replace("↳", "<-")
+    return SIGNATURE.sub(r"\1***", " ".join(text.split()))[:LONGEST_REASON]
+
+
+@contextmanager
+def delta_errors(place: DeltaPlace) -> Iterator[None]:
+    """Tell a failure of delta-rs or of what it writes to as one of ours.
+
+    Raises:
+        TransactionConflict: another writer was in the way.
+        StoreUnavailable: not reached, refused, full, or not a Delta table.
+    """
+    from deltalake.exceptions import CommitFailedError, DeltaError  # noqa: PLC0415 - heavy, and loaded already here
+
+    try:
+        yield
+    except CommitFailedError as error:
+        raise TransactionConflict(place.url, reason_of(error)) from error
+    except (DeltaError, OSError) as error:
+        raise StoreUnavailable(place.url, reason_of(error)) from error
