@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ingest_project.errors import SettingsError
+from ingest_project.onelake.identity import default_credential
 from ingest_project.onelake.options import OneLakeCredential, OneLakeOptions
 
 if TYPE_CHECKING:
@@ -91,16 +91,7 @@ def _credential(credential: OneLakeCredential) -> str | AzureNamedKeyCredential 
         from azure.core.credentials import AzureNamedKeyCredential  # noqa: PLC0415 - loaded with the client
 
         return AzureNamedKeyCredential(credential.account_name, credential.account_key.get_secret_value())
-    token: TokenCredential = _default_credential()
-    return token
-
-
-@cache
-def _default_credential() -> Any:  # noqa: ANN401 - the type would need the import
-    """One for the process: it keeps the token it got."""
-    from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - takes 0.3 s, and a SAS or key does without
-
-    return DefaultAzureCredential()
+    return default_credential()
 
 
 def _silence() -> None:
