@@ -5,7 +5,7 @@ Imported where a query is about to be sent, because the library takes half a sec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from azure.kusto.data import KustoClient, KustoConnectionStringBuilder
 from azure.kusto.data.client import HTTPAdapterWithSocketOptions
@@ -17,7 +17,7 @@ from ingest_project.eventhouse.frames import check_frames
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
     from azure.kusto.data.response import KustoResponseDataSet
-    from requests import PreparedRequest, Response
+    from requests import PreparedRequest, Response, Session
 
     from ingest_project.eventhouse.clusters import ClusterAccess
 
@@ -36,8 +36,10 @@ class CheckedKustoClient(KustoClient):
     def __init__(self, connection: KustoConnectionStringBuilder, timeout_seconds: float) -> None:
         super().__init__(connection)
         adapter = _ImpatientAdapter(timeout_seconds + NETWORK_SECONDS, self.compose_socket_options())
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        # The library's own type leaves open whether it is aiohttp's; this client is the one that waits.
+        session = cast("Session", self._session)
+        session.mount("https://", adapter)
+        session.mount("http://", adapter)
 
     @staticmethod
     def _kusto_parse_by_endpoint(endpoint: str, response_json: Any) -> KustoResponseDataSet:  # noqa: ANN401 - JSON
