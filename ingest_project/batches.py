@@ -93,23 +93,22 @@ def split_evenly(keys: Sequence[str], largest: int, parallel: int, worth_splitti
     return [list(keys[start : start + size]) for start in range(0, len(keys), size)]
 
 
-def run_request(kind: str, batch_id: str, keys: Sequence[str], job_name: str | None = None) -> dg.RunRequest:
+def run_request(kind: str, batch_id: str, keys: Sequence[str], *, partitioned: bool = True) -> dg.RunRequest:
     """Ask for one run over these keys: an ordinary partitioned run for a single key, so that its page shows the file.
 
     Args:
         kind: what the keys are, e.g. `files`; runs of one kind are limited together in dagster.yaml.
         batch_id: under which the ledger knows the keys; also the run key.
-        keys: the partitions.
-        job_name: the job, where the sensor has several.
+        keys: of the ledger.
+        partitioned: whether the keys are partitions.
     """
     tags = {BATCH_TAG: kind, BATCH_ID_TAG: batch_id, BATCH_SIZE_TAG: str(len(keys))}
-    return dg.RunRequest(
-        run_key=batch_id, job_name=job_name, partition_key=keys[0] if len(keys) == 1 else None, tags=tags
-    )
+    partition_key = keys[0] if partitioned and len(keys) == 1 else None
+    return dg.RunRequest(run_key=batch_id, partition_key=partition_key, tags=tags)
 
 
 def request_batches(
-    kind: str, ledger: RequestLedger, batches: Sequence[Sequence[str]], now: datetime
+    kind: str, ledger: RequestLedger, batches: Sequence[Sequence[str]], now: datetime, *, partitioned: bool = True
 ) -> list[dg.RunRequest]:
     """Claim each batch in the ledger and ask for its run; what somebody else claimed meanwhile is left out."""
     requests = []
@@ -117,11 +116,13 @@ def request_batches(
         batch_id = new_batch_id()
         claimed = ledger.request(batch_id, keys, now)
         if claimed:
-            requests.append(run_request(kind, batch_id, claimed))
+            requests.append(run_request(kind, batch_id, claimed, partitioned=partitioned))
     return requests
 
 
-def keys_of_run(context: dg.AssetExecutionContext, keys_of_batch: Callable[[str], Sequence[str]]) -> list[str]:
+def keys_of_run(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext, keys_of_batch: Callable[[str], Sequence[str]]
+) -> list[str]:
     """The partitions this run is for.
 
     Args:
@@ -165,7 +166,7 @@ class Released(Protocol):
 class HoldingLedger(Protocol):
     """What a ledger of files or jobs offers so that abandoned work is found and asked for again."""
 
-    def held(self, intake_topic: str, untouched_since: datetime) -> Sequence[Holding]:
+    def held(self, lane: str, untouched_since: datetime) -> Sequence[Holding]:
         """Groups that some run should be working on and that nothing has touched since then."""
         ...
 
@@ -183,14 +184,14 @@ class HoldingLedger(Protocol):
 
 
 def release_abandoned(
-    instance: dg.DagsterInstance, ledger: HoldingLedger, intake_topic: str, retries: RetrySettings
+    instance: dg.DagsterInstance, ledger: HoldingLedger, lane: str, retries: RetrySettings
 ) -> list[str]:
     """Give back what no live run holds: its launch failed, it was killed, or the tick that asked was never saved.
 
     Args:
         instance: knows the runs.
         ledger: of files or jobs.
-        intake_topic: whose messages the asking sensor reads; each sensor looks after its own.
+        lane: of the asking sensor, usually the topic it reads; each sensor looks after its own.
         retries: how long a run may take to appear, and when what it left is tried again.
 
     Returns:
@@ -198,7 +199,7 @@ def release_abandoned(
     """
     now = datetime.now(UTC)
     failed: list[str] = []
-    for holding in ledger.held(intake_topic, now - retries.launch_grace):
+    for holding in ledger.held(lane, now - retries.launch_grace):
         if not _is_alive(instance, holding):
             held_by = f"run {holding.run_id}" if holding.run_id else f"batch {holding.batch_id}"
             released = ledger.release(
@@ -244,7 +245,7 @@ def keep_connections_open(instance: dg.DagsterInstance) -> None:
     )
 
 
-Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext
+Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext | dg.OpExecutionContext
 
 
 def report(context: Context, reports: Sequence[PartitionReport]) -> None:

@@ -16,11 +16,13 @@ from ingest_project.kafka.dead_letters import dead_letter
 from ingest_project.kafka.publishing import publish_once
 from ingest_project.ledger.entries import Intake
 from ingest_project.logs import get_logger
+from ingest_project.messages.tracing import trace_id_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ingest_project.kafka.positions import Positions
+    from ingest_project.kafka.reading import TopicReader
     from ingest_project.kafka.received import Received
     from ingest_project.kafka.writing import Outgoing
     from ingest_project.resources import Services
@@ -34,10 +36,16 @@ Message = TypeVar("Message")
 
 @dataclass(frozen=True)
 class Arrived(Generic[Message]):
-    """One decoded message and where it stood."""
+    """One decoded message, where it stood, and the headers it came with."""
 
     message: Message
     intake: Intake
+    received: Received
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that its headers name."""
+        return trace_id_in(self.received.headers)
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ def take(  # noqa: PLR0913 - two topics, two bounds
     *,
     max_messages: int,
     wait_seconds: float,
+    reader: TopicReader | None = None,
 ) -> Taken[Message]:
     """Read and decode what has arrived, at most so many messages.
 
@@ -79,24 +88,25 @@ def take(  # noqa: PLR0913 - two topics, two bounds
         saved: positions of the last saved cursor; None at the first tick.
         max_messages: bound of this tick.
         wait_seconds: how long to wait for a first message on a quiet topic.
+        reader: of the cluster that has the topic; the main one by default.
 
     Raises:
         BrokerUnavailable: nothing was taken.
     """
+    reader = reader or services.reader
+    read = reader.read(topic, saved, max_messages=max_messages, max_bytes=MAX_BYTES_PER_TICK, wait_seconds=wait_seconds)
     if saved is not None:
-        services.reader.commit(topic, saved)
-    read = services.reader.read(
-        topic, saved, max_messages=max_messages, max_bytes=MAX_BYTES_PER_TICK, wait_seconds=wait_seconds
-    )
+        # Only now that the broker has answered: a commit that meets one that was away ends the process from within.
+        reader.commit(topic, saved)
     _log_new_notices(topic, read.notices)
     arrived: list[Arrived[Message]] = []
     refused: list[tuple[Received, PermanentError | UnreadableMessage]] = []
     for received in read.messages:
         try:
-            arrived.append(Arrived(decode(received.value), _intake(received, read.positions.generation)))
+            arrived.append(Arrived(decode(received.value), _intake(received, read.positions.generation), received))
         except (UnreadableMessage, PermanentError) as error:
             refused.append((received, error))
-    _put_aside(services, dead_letter_topic, refused, read.positions.generation)
+    put_aside(services, dead_letter_topic, refused, read.positions.generation)
     return Taken(arrived, len(refused), read.positions, read.remaining, read.notices)
 
 
@@ -115,12 +125,23 @@ def _intake(received: Received, generation: str) -> Intake:
     return Intake(received.topic, received.partition, received.offset, generation, received.timestamp)
 
 
-def _put_aside(
+def put_aside(
     services: Services,
     dead_letter_topic: str,
     refused: Sequence[tuple[Received, PermanentError | UnreadableMessage]],
     generation: str,
 ) -> None:
+    """Publish messages that cannot be read as dead letters, each once however often this is called.
+
+    Args:
+        services: Kafka, the outbox, and the quarantine for what no topic takes.
+        dead_letter_topic: where to.
+        refused: the messages and what is wrong with them.
+        generation: life of the topic they were read from.
+
+    Raises:
+        BrokerUnavailable: not all were published; call again.
+    """
     if not refused:
         return
     now = datetime.now(UTC)

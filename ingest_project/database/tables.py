@@ -1,4 +1,4 @@
-"""Every table of the warehouse and the ledger, as the code sees it. The migrations create them.
+"""The tables of rows, files, polling jobs and sent messages, as the code sees them. The migrations create them.
 
 A test compares the two after every migration, so that neither can drift from the other.
 """
@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.database.column_types import Double, Json, Texts, UtcTime
-
-metadata = sa.MetaData()
+from ingest_project.database.schema import held_index, intake_columns, metadata, pending_index, work_columns
 
 # No primary key: identity and key together cost 45 % of the time of a COPY. A file's rows are found by their file_key.
 raw_sensor_data = sa.Table(
@@ -78,18 +77,8 @@ files = sa.Table(
     Col("metadata", Json, nullable=False),
     Col("source_config", Json, nullable=False),
     Col("profile", sa.Text, nullable=False),
-    Col("intake_topic", sa.Text, nullable=False),
-    Col("intake_partition", sa.Integer, nullable=False),
-    Col("intake_offset", sa.BigInteger, nullable=False),
-    Col("intake_generation", sa.Text, nullable=False),
-    Col("intake_at", UtcTime),
-    Col("state", sa.Text, nullable=False),
-    Col("attempts", sa.Integer, nullable=False),
-    Col("reason", sa.Text),
-    Col("error_class", sa.Text),
-    Col("batch_id", sa.Text),
-    Col("run_id", sa.Text),
-    Col("next_attempt_at", UtcTime, nullable=False),
+    *intake_columns(),
+    *work_columns(),
     Col("sha256", sa.Text),
     Col("landed_bytes", sa.BigInteger),
     Col("duplicate_of", sa.Text),
@@ -97,29 +86,8 @@ files = sa.Table(
     Col("rows_accepted", sa.BigInteger),
     Col("rows_quarantined", sa.BigInteger),
     Col("rule_counts", Json),
-    Col("created_at", UtcTime, nullable=False),
-    Col("updated_at", UtcTime, nullable=False),
-    Col("started_at", UtcTime),
-    Col("finished_at", UtcTime),
-    # When Dagster was told what became of it; until then a run holds it.
-    Col("reported_at", UtcTime),
-    # What the sensors ask every few seconds is indexed over unfinished files only: a million finished cost nothing.
-    sa.Index(
-        "files_due",
-        "intake_topic",
-        "next_attempt_at",
-        postgresql_where=sa.text("state = 'pending'"),
-        sqlite_where=sa.text("state = 'pending'"),
-    ),
-    sa.Index(
-        "files_held",
-        "intake_topic",
-        "batch_id",
-        "run_id",
-        "updated_at",
-        postgresql_where=sa.text("reported_at IS NULL AND state <> 'pending'"),
-        sqlite_where=sa.text("reported_at IS NULL AND state <> 'pending'"),
-    ),
+    pending_index("files", "intake_topic"),
+    held_index("files", "intake_topic"),
     sa.Index("files_by_batch", "batch_id"),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),
@@ -142,44 +110,14 @@ polling_jobs = sa.Table(
     # 0 before 1 before 2: high, normal, low.
     Col("urgency", sa.Integer, nullable=False),
     Col("trace_id", sa.Text),
-    Col("intake_topic", sa.Text, nullable=False),
-    Col("intake_partition", sa.Integer, nullable=False),
-    Col("intake_offset", sa.BigInteger, nullable=False),
-    Col("intake_generation", sa.Text, nullable=False),
-    Col("intake_at", UtcTime),
-    Col("state", sa.Text, nullable=False),
-    Col("attempts", sa.Integer, nullable=False),
-    Col("reason", sa.Text),
-    Col("error_class", sa.Text),
-    Col("batch_id", sa.Text),
-    Col("run_id", sa.Text),
-    Col("next_attempt_at", UtcTime, nullable=False),
+    *intake_columns(),
+    *work_columns(),
     Col("files_found", sa.BigInteger),
     Col("files_published", sa.BigInteger),
     Col("files_skipped", sa.BigInteger),
     Col("skipped", Json),
-    Col("created_at", UtcTime, nullable=False),
-    Col("updated_at", UtcTime, nullable=False),
-    Col("started_at", UtcTime),
-    Col("finished_at", UtcTime),
-    Col("reported_at", UtcTime),
-    sa.Index(
-        "polling_jobs_due",
-        "intake_topic",
-        "urgency",
-        "next_attempt_at",
-        postgresql_where=sa.text("state = 'pending'"),
-        sqlite_where=sa.text("state = 'pending'"),
-    ),
-    sa.Index(
-        "polling_jobs_held",
-        "intake_topic",
-        "batch_id",
-        "run_id",
-        "updated_at",
-        postgresql_where=sa.text("reported_at IS NULL AND state <> 'pending'"),
-        sqlite_where=sa.text("reported_at IS NULL AND state <> 'pending'"),
-    ),
+    pending_index("polling_jobs", "intake_topic", "urgency"),
+    held_index("polling_jobs", "intake_topic"),
     sa.Index("polling_jobs_by_batch", "batch_id"),
     sa.Index("polling_jobs_by_state", "state", "updated_at"),
 )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ingest_project.kafka.writing import Outgoing, TopicWriter
 
 MESSAGE_ID_HEADER = "message-id"
-MESSAGES_PER_INTENT = 1_000
+MESSAGES_PER_INTENT = 2_000
 SCAN_MESSAGES = 10_000
 SCAN_BYTES = 32 * 1024**2
 # The last request of a publisher that was just killed may still lie unread in the broker's socket.

@@ -93,7 +93,8 @@ class FileLedger(WorkLedger):
             there = self._known(connection, [arrival.file_key for arrival in ordered])
             rows = [file_row(arrival, now) for arrival in ordered if arrival.file_key not in there]
             new = insert_missing(connection, files, rows, files.c.file_key)
-            reopened = self._reopen_unsaved(connection, [a for a in ordered if a.file_key not in new], now)
+            known = {a.file_key: a.intake for a in ordered if a.file_key not in new}
+            reopened = self._reopen_unsaved(connection, known, now)
         keys = list(dict.fromkeys(arrival.file_key for arrival in arrivals))
         return Recorded(
             new=tuple(key for key in keys if key in new),
@@ -229,27 +230,6 @@ class FileLedger(WorkLedger):
         for part in in_parts(file_keys):
             found.update(connection.execute(sa.select(files.c.file_key).where(files.c.file_key.in_(part))).scalars())
         return found
-
-    def _reopen_unsaved(self, connection: sa.Connection, arrivals: Sequence[FileArrival], now: datetime) -> set[str]:
-        came_from = {arrival.file_key: arrival.intake for arrival in arrivals}
-        stored = (files.c.file_key, files.c.intake_topic, files.c.intake_partition, files.c.intake_offset)
-        reopened: set[str] = set()
-        for part in in_parts(list(came_from)):
-            query = sa.select(*stored, files.c.intake_generation).where(
-                files.c.file_key.in_(part), files.c.state == FileState.REQUESTED
-            )
-            same = [key for key, *position in connection.execute(query) if tuple(position) == came_from[key].position]
-            if not same:
-                continue
-            statement = (
-                sa.update(files)
-                .where(files.c.file_key.in_(same), files.c.state == FileState.REQUESTED)
-                .values(state=FileState.PENDING, batch_id=None, next_attempt_at=now, updated_at=now)
-                .values(attempts=files.c.attempts - 1)
-                .returning(files.c.file_key)
-            )
-            reopened.update(connection.execute(statement).scalars())
-        return reopened
 
     def _set(
         self,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 URGENCY = {"high": 0, "normal": 1, "low": 2}
+# What standing jobs have in place of a topic: their interval is the offset.
+STANDING = "standing-jobs"
 FINISHED = (JobState.DONE, JobState.FAILED)
 
 
@@ -40,7 +42,9 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         job: the request as it came.
-        files_skipped: files seen and not published; `skipped` says why, reason to number.
+        files_found: files of a type that is ingested, at the last look.
+        files_published: file events that this job published, over all its attempts, killed ones included.
+        files_skipped: what was seen at the last look and not published; `skipped` says why, reason to number.
     """
 
     job_key: str
@@ -60,6 +64,11 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+    @property
+    def standing(self) -> bool:
+        """Whether it is looked at again at every interval, without anyone asking."""
+        return self.intake.topic == STANDING
 
     @classmethod
     def of(cls, row: sa.RowMapping) -> JobRecord:
@@ -92,7 +101,8 @@ class JobLedger(WorkLedger):
         ordered = sorted(first.values(), key=lambda arrival: arrival.job_key)
         with writing(self._engine) as connection:
             new = insert_missing(connection, jobs, [_row(arrival, now) for arrival in ordered], jobs.c.job_key)
-            reopened = {a.job_key for a in ordered if a.job_key not in new and _reopen_unsaved(connection, a, now)}
+            known = {a.job_key: a.intake for a in ordered if a.job_key not in new}
+            reopened = self._reopen_unsaved(connection, known, now)
         keys = list(dict.fromkeys(arrival.job_key for arrival in arrivals))
         return Recorded(
             new=tuple(key for key in keys if key in new),
@@ -117,32 +127,75 @@ class JobLedger(WorkLedger):
             found = {row["job_key"]: JobRecord.of(row) for row in connection.execute(statement).mappings()}
         return tuple(found[key] for key in dict.fromkeys(job_keys) if key in found)
 
-    def finish(self, job_key: str, found: int, published: int, skipped: Mapping[str, int], now: datetime) -> None:
-        """The source was listed to its end.
+    def finish(self, job_key: str, found: int, skipped: Mapping[str, int], now: datetime) -> JobRecord:
+        """The source was listed to its end. What was published is counted as it is, see `outbox.JobOutbox`.
 
         Args:
             job_key: of the job.
-            found: files seen, skipped ones included.
-            published: file events that were written; files known before are neither published nor skipped.
-            skipped: reason to number of files.
+            found: files of a type that is ingested.
+            skipped: reason to number of what was seen and not published.
             now: when that was.
+
+        Returns:
+            the job as it now is.
         """
-        self._change(
-            job_key,
-            state=JobState.DONE,
-            reason=None,
-            error_class=None,
-            files_found=found,
-            files_published=published,
-            files_skipped=sum(skipped.values()),
-            skipped=dict(skipped),
-            finished_at=now,
-            updated_at=now,
+        seen = _seen(found, skipped)
+        return self._change(
+            job_key, **seen, state=JobState.DONE, reason=None, error_class=None, finished_at=now, updated_at=now
         )
 
-    def fail(self, job_key: str, reason: str, error_class: str, now: datetime) -> None:
+    def look_again(  # noqa: PLR0913, PLR0917 - what was seen, why and when
+        self, job_key: str, found: int, skipped: Mapping[str, int], reason: str, at: datetime, now: datetime
+    ) -> JobRecord:
+        """The source was listed to its end, and some of its files are not ready: pending until then. No failure."""
+        seen = _seen(found, skipped)
+        return self._change(
+            job_key, **seen, state=JobState.PENDING, reason=reason, error_class=None, next_attempt_at=at, updated_at=now
+        )
+
+    def stand(self, arrivals: Sequence[JobArrival], now: datetime) -> tuple[str, ...]:
+        """Standing jobs whose next interval has begun are pending again, as they are configured now.
+
+        A job's interval is the offset of its intake. An interval is entered once, whoever else tries; one that begins
+        while the job is not finished is left out.
+
+        Returns:
+            keys of those that are pending by this call.
+        """
+        ordered = sorted(arrivals, key=lambda arrival: arrival.job_key)
+        pending: list[str] = []
+        with writing(self._engine) as connection:
+            pending += insert_missing(connection, jobs, [_row(arrival, now) for arrival in ordered], jobs.c.job_key)
+            for arrival in ordered:
+                row = _row(arrival, now)
+                again = {name: value for name, value in row.items() if name not in {"job_key", "created_at"}}
+                statement = (
+                    sa.update(jobs)
+                    .where(jobs.c.job_key == arrival.job_key, jobs.c.intake_offset < arrival.intake.offset)
+                    .where(jobs.c.state.in_(FINISHED))
+                    .values(**again, run_id=None, batch_id=None)
+                    .returning(jobs.c.job_key)
+                )
+                pending += connection.execute(statement).scalars()
+        return tuple(pending)
+
+    def by_urgency(self, job_keys: Sequence[str]) -> tuple[str, ...]:
+        """Those of the keys that are known, in the order they are to be worked on."""
+        order = [jobs.c[name] for name in self.order_of_due]
+        query = sa.select(jobs.c.job_key).where(jobs.c.job_key.in_(job_keys)).order_by(*order)
+        with reading(self._engine) as connection:
+            return tuple(connection.execute(query).scalars())
+
+    def published_by_source_type(self) -> dict[str, int]:
+        """Number of file events that were published, by source_type."""
+        total = sa.func.coalesce(sa.func.sum(jobs.c.files_published), 0)
+        query = sa.select(jobs.c.source_type, total).group_by(jobs.c.source_type)
+        with reading(self._engine) as connection:
+            return {row[0]: int(row[1]) for row in connection.execute(query)}
+
+    def fail(self, job_key: str, reason: str, error_class: str, now: datetime) -> JobRecord:
         """Nothing more is tried by itself; the reason says why."""
-        self._change(
+        return self._change(
             job_key, state=JobState.FAILED, reason=reason, error_class=error_class, finished_at=now, updated_at=now
         )
 
@@ -189,9 +242,20 @@ class JobLedger(WorkLedger):
             counts = {row[0]: int(row[1]) for row in connection.execute(query)}
         return {state: counts.get(state, 0) for state in JobState}
 
-    def _change(self, job_key: str, **values: object) -> None:
+    def _change(self, job_key: str, **values: object) -> JobRecord:
+        statement = sa.update(jobs).where(jobs.c.job_key == job_key).values(**values).returning(*jobs.c)
         with writing(self._engine) as connection:
-            connection.execute(sa.update(jobs).where(jobs.c.job_key == job_key).values(**values))
+            return JobRecord.of(connection.execute(statement).mappings().one())
+
+
+def _seen(found: int, skipped: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "files_found": found,
+        # Of a job that published nothing yet there is no count.
+        "files_published": sa.func.coalesce(jobs.c.files_published, 0),
+        "files_skipped": sum(skipped.values()),
+        "skipped": dict(skipped),
+    }
 
 
 def _row(arrival: JobArrival, now: datetime) -> dict[str, Any]:
@@ -211,15 +275,3 @@ def _row(arrival: JobArrival, now: datetime) -> dict[str, Any]:
         "created_at": now,
         "updated_at": now,
     }
-
-
-def _reopen_unsaved(connection: sa.Connection, arrival: JobArrival, now: datetime) -> bool:
-    intake = arrival.intake
-    statement = (
-        sa.update(jobs)
-        .where(jobs.c.job_key == arrival.job_key, jobs.c.state == JobState.REQUESTED)
-        .where(jobs.c.intake_topic == intake.topic, jobs.c.intake_partition == intake.partition)
-        .where(jobs.c.intake_offset == intake.offset, jobs.c.intake_generation == intake.generation)
-        .values(state=JobState.PENDING, attempts=jobs.c.attempts - 1, next_attempt_at=now, updated_at=now)
-    )
-    return bool(connection.execute(statement).rowcount)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 KEYS_AT_A_TIME = 5_000
 VALUES_AT_A_TIME = 30_000
 FAILED = "failed"
+
+Key = TypeVar("Key")
 
 
 def insert_missing(
@@ -98,7 +100,7 @@ def give_back(  # noqa: PLR0913 - the retry rule is two settings
     return Released(pending=pending, failed=tuple(failed))
 
 
-def in_parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+def in_parts(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
     """Keys in numbers that one statement can take."""
     for start in range(0, len(keys), KEYS_AT_A_TIME):
         yield keys[start : start + KEYS_AT_A_TIME]

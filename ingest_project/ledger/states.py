@@ -1,7 +1,9 @@
-"""The lives of a file and of a polling job.
+"""The lives of what the ledgers keep.
 
-    file          pending -> requested -> ingesting -> ingested | quarantined | duplicate | failed
-    polling job   pending -> requested -> running   -> done | failed
+    file               pending -> requested -> ingesting   -> ingested | quarantined | duplicate | failed
+    polling job        pending -> requested -> running     -> done | failed
+    attachment event   pending -> requested -> running     -> done | failed
+    attachment         pending -> requested -> downloading -> stored | failed
 
 A transient failure or a dead run leads back to pending, with a time before which it is not asked for again; a person
 may lead any finished one back.
@@ -42,6 +44,21 @@ class JobState(StrEnum):
     def finished(self) -> bool:
         """Whether nothing more happens to it by itself."""
         return self in {JobState.DONE, JobState.FAILED}
+
+
+class AttachmentState(StrEnum):
+    """Where an attachment is in its life. One in a retry topic is pending, with a time before which it waits."""
+
+    PENDING = "pending"
+    REQUESTED = "requested"
+    DOWNLOADING = "downloading"
+    STORED = "stored"
+    FAILED = "failed"
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self in {AttachmentState.STORED, AttachmentState.FAILED}
 
 
 PENDING = "pending"

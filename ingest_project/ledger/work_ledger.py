@@ -1,4 +1,4 @@
-"""What the ledgers of files and of polling jobs have in common: who is asked to work on what, and until when.
+"""What the ledgers of files, jobs, events and attachments have in common: who is asked to work on what, and until when.
 
 An entry is pending until a tick asks for it in a batch, held by that batch's run until it is finished and reported, and
 pending again when its run came to nothing. Finished is not the end: a run that is killed between storing and reporting
@@ -18,8 +18,10 @@ from ingest_project.ledger.statements import give_back, in_parts
 from ingest_project.ledger.states import PENDING, REQUESTED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
+
+    from ingest_project.ledger.entries import Intake
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,9 +54,10 @@ class WorkLedger:
 
     Args:
         engine: of the database.
-        table: with the columns state, attempts, batch_id, run_id, next_attempt_at, reported_at, intake_topic.
+        table: with the columns state, attempts, batch_id, run_id, next_attempt_at, reported_at.
         key: its primary key.
         working_state: of entries in a run's hands.
+        lane: the column that says which sensor looks after an entry; the topic it came from, by default.
 
     Raises:
         DatabaseUnavailable, TransactionConflict: from every method.
@@ -63,18 +66,26 @@ class WorkLedger:
     # Entries that wait longest first; a ledger with priorities puts them in front.
     order_of_due: tuple[str, ...] = ("next_attempt_at",)
 
-    def __init__(self, engine: sa.Engine, table: sa.Table, key: sa.Column[str], working_state: str) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        table: sa.Table,
+        key: sa.Column[str],
+        working_state: str,
+        lane: sa.Column[str] | None = None,
+    ) -> None:
         self._engine = engine
         self._table = table
         self._key = key
         self._working = working_state
+        self._lane: sa.Column[str] = table.c.intake_topic if lane is None else lane
 
-    def due(self, intake_topic: str, limit: int, now: datetime) -> tuple[Due, ...]:
+    def due(self, lane: str, limit: int, now: datetime) -> tuple[Due, ...]:
         """Pending entries whose time has come, in the order they are to be asked for."""
         columns = self._table.c
         query = (
             sa.select(self._key, columns.attempts)
-            .where(columns.intake_topic == intake_topic, columns.state == sa.literal_column(f"'{PENDING}'"))
+            .where(self._lane == lane, columns.state == sa.literal_column(f"'{PENDING}'"))
             .where(columns.next_attempt_at <= now)
             .order_by(*(columns[name] for name in self.order_of_due))
             .limit(limit)
@@ -104,22 +115,22 @@ class WorkLedger:
         with reading(self._engine) as connection:
             return tuple(connection.execute(query).scalars())
 
-    def in_flight_batches(self, intake_topic: str) -> int:
+    def in_flight_batches(self, lane: str) -> int:
         """Batches that are asked for or running."""
         columns = self._table.c
         query = sa.select(sa.func.count(columns.batch_id.distinct())).where(
-            columns.intake_topic == intake_topic, self._is_held(), columns.state.in_([REQUESTED, self._working])
+            self._lane == lane, self._is_held(), columns.state.in_([REQUESTED, self._working])
         )
         with reading(self._engine) as connection:
             return int(connection.execute(query).scalar_one())
 
-    def held(self, intake_topic: str, untouched_since: datetime) -> tuple[Holding, ...]:
+    def held(self, lane: str, untouched_since: datetime) -> tuple[Holding, ...]:
         """Batches with entries that are asked for, in a run's hands or not yet reported, untouched since then."""
         columns = self._table.c
         touched_at = sa.func.max(columns.updated_at, type_=columns.updated_at.type).label("touched_at")
         query = (
             sa.select(columns.batch_id, columns.run_id, sa.func.count().label("entries"), touched_at)
-            .where(columns.intake_topic == intake_topic, self._is_held())
+            .where(self._lane == lane, self._is_held())
             .group_by(columns.batch_id, columns.run_id)
             .having(touched_at < untouched_since)
             .order_by(touched_at)
@@ -195,6 +206,30 @@ class WorkLedger:
                     .where(self._key.in_(part), self._table.c.state.not_in(working))
                     .values(reported_at=now)
                 )
+
+    def _reopen_unsaved(self, connection: sa.Connection, came_from: Mapping[str, Intake], now: datetime) -> set[str]:
+        """Entries that are requested and arrive again from the very position they came from: pending again.
+
+        They were asked for by a tick whose cursor was never saved, so that batch does not exist; that attempt is not
+        counted.
+        """
+        columns = self._table.c
+        position = (columns.intake_topic, columns.intake_partition, columns.intake_offset, columns.intake_generation)
+        reopened: set[str] = set()
+        for part in in_parts(list(came_from)):
+            query = sa.select(self._key, *position).where(self._key.in_(part), columns.state == REQUESTED)
+            same = [key for key, *found in connection.execute(query) if tuple(found) == came_from[key].position]
+            if not same:
+                continue
+            statement = (
+                sa.update(self._table)
+                .where(self._key.in_(same), columns.state == REQUESTED)
+                .values(state=PENDING, batch_id=None, next_attempt_at=now, updated_at=now)
+                .values(attempts=columns.attempts - 1)
+                .returning(self._key)
+            )
+            reopened.update(connection.execute(statement).scalars())
+        return reopened
 
     def _is_held(self) -> sa.ColumnElement[bool]:
         # Spelt out, not bound: only then does either database see that the partial index answers.

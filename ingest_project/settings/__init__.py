@@ -7,31 +7,56 @@ that proposes the nearest right one: a misspelt setting must not silently leave 
 
 from __future__ import annotations
 
-from ingest_project.settings.capabilities import FileIngestSettings, PollingSettings
+from ingest_project.settings.attachments import (
+    AttachmentSettings,
+    DownloadSettings,
+    EventhouseSettings,
+    EventHubsSettings,
+    OneLakeSettings,
+)
+from ingest_project.settings.capabilities import CrmSettings, FileIngestSettings, PollingSettings, UserActivitySettings
 from ingest_project.settings.connections import (
     DagsterSettings,
+    DeltaSettings,
     KafkaSettings,
     StorageSettings,
     TopicSettings,
     WarehouseSettings,
 )
+from ingest_project.settings.credentials import Credential
 from ingest_project.settings.inventory import LoadedSettings, Origin, Setting
 from ingest_project.settings.loading import current_settings, embedded_services, load_settings
+from ingest_project.settings.monitor import MonitorSettings
+from ingest_project.settings.operations import AlertSettings, RetentionSettings
+from ingest_project.settings.sources import ConfiguredSource
 from ingest_project.settings.tree import LoggingSettings, RetrySettings, Settings
 
 __all__ = [
+    "AlertSettings",
+    "AttachmentSettings",
+    "ConfiguredSource",
+    "Credential",
+    "CrmSettings",
     "DagsterSettings",
+    "DeltaSettings",
+    "DownloadSettings",
+    "EventHubsSettings",
+    "EventhouseSettings",
     "FileIngestSettings",
     "KafkaSettings",
     "LoadedSettings",
     "LoggingSettings",
+    "MonitorSettings",
+    "OneLakeSettings",
     "Origin",
     "PollingSettings",
+    "RetentionSettings",
     "RetrySettings",
     "Setting",
     "Settings",
     "StorageSettings",
     "TopicSettings",
+    "UserActivitySettings",
     "WarehouseSettings",
     "current_settings",
     "embedded_services",

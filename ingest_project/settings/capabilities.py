@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ingest_project.settings.fields import Env, PathList, Section
+from ingest_project.settings.fields import CommaList, Env, PathList, Section
 
 
 class PollingSettings(Section):
@@ -24,6 +24,42 @@ class PollingSettings(Section):
     max_jobs_per_tick: Annotated[int, Env("INGEST_POLLING_MAX_JOBS_PER_TICK")] = Field(
         100, gt=0, description="polling jobs taken from Kafka in one sensor tick"
     )
+    min_age_seconds: Annotated[float, Env("INGEST_MIN_FILE_AGE_SECONDS")] = Field(
+        2.0, ge=0, description="a file that changed more recently may still be being written: it is looked at again"
+    )
+    page_files: Annotated[int, Env("INGEST_POLLING_PAGE_FILES")] = Field(
+        2_000, gt=0, le=20_000, description="files of a listing that are announced at a time"
+    )
+    allowed_source_hosts: Annotated[CommaList, Env("INGEST_ALLOWED_SOURCE_HOSTS")] = Field(
+        default_factory=list,
+        description="FTP, SFTP and S3 hosts that jobs may name, beside the hosts of stored credentials",
+    )
+    allowed_buckets: Annotated[CommaList, Env("INGEST_ALLOWED_BUCKETS")] = Field(
+        default_factory=list, description="buckets that jobs may name, in-* works; empty: all that let us in"
+    )
+    known_hosts_file: Annotated[Path | None, Env("INGEST_SFTP_KNOWN_HOSTS")] = Field(
+        None, description="SFTP host keys that are accepted, as ssh-keyscan writes them"
+    )
+    source_ca_file: Annotated[Path | None, Env("INGEST_SOURCE_CA_FILE")] = Field(
+        None, description="certificate authorities of FTP servers to trust beside the system's"
+    )
+    source_timeout_seconds: Annotated[float, Env("INGEST_SOURCE_TIMEOUT_SECONDS")] = Field(
+        30.0, gt=0, description="how long a source may be silent"
+    )
+    source_connections: Annotated[int, Env("INGEST_SOURCE_CONNECTIONS")] = Field(
+        16, gt=0, description="connections of one run to FTP and SFTP servers, and to web hosts that are listed"
+    )
+    source_connections_per_host: Annotated[int, Env("INGEST_SOURCE_CONNECTIONS_PER_HOST")] = Field(
+        4, gt=0, description="of those, to one host"
+    )
+    source_idle_seconds: Annotated[float, Env("INGEST_SOURCE_IDLE_SECONDS")] = Field(
+        60.0, ge=0, description="how long an unused connection to a file server is kept"
+    )
+
+    @property
+    def min_age(self) -> timedelta:
+        """How long ago a file must have changed to be taken."""
+        return timedelta(seconds=self.min_age_seconds)
 
 
 class FileIngestSettings(Section):
@@ -89,3 +125,47 @@ class FileIngestSettings(Section):
     def future_tolerance(self) -> timedelta:
         """How far ahead of now a timestamp may be."""
         return timedelta(seconds=self.future_tolerance_seconds)
+
+
+class UserActivitySettings(Section):
+    """How many user activity events are stored at a time, and when what is stored counts as wrong or late."""
+
+    table_url: Annotated[str, Env("INGEST_USER_ACTIVITY_TABLE_URL")] = Field(
+        "",
+        description="folder, s3:// or OneLake address of the Delta table of events; empty: delta/ in the state folder",
+    )
+    range_messages: Annotated[int, Env("INGEST_USER_ACTIVITY_RANGE_MESSAGES")] = Field(
+        50_000, gt=0, description="most offsets planned as one range, which is one commit as a rule"
+    )
+    batch_messages: Annotated[int, Env("INGEST_USER_ACTIVITY_BATCH_MESSAGES")] = Field(
+        4_000_000, gt=0, description="offsets in one run"
+    )
+    max_parallel_batches: Annotated[int, Env("INGEST_USER_ACTIVITY_MAX_PARALLEL_BATCHES")] = Field(
+        2, gt=0, description="runs over events side by side, each with partitions of its own"
+    )
+    hourly_refresh_seconds: Annotated[int, Env("INGEST_USER_ACTIVITY_HOURLY_REFRESH_SECONDS")] = Field(
+        60, ge=0, description="pause between two makings of the same hour's statistics while its events keep coming"
+    )
+    max_unfinished_seconds: Annotated[int, Env("INGEST_USER_ACTIVITY_MAX_UNFINISHED_SECONDS")] = Field(
+        900, gt=0, description="events planned and not stored for longer fail the check no_gap_in_offsets"
+    )
+    max_implausible_share: Annotated[float, Env("INGEST_USER_ACTIVITY_MAX_IMPLAUSIBLE_SHARE")] = Field(
+        0.01, ge=0, le=1, description="share of recent events with an impossible time that fails event_time_plausible"
+    )
+    retention_hours: Annotated[int, Env("INGEST_USER_ACTIVITY_RETENTION_HOURS")] = Field(
+        168, ge=168, description="how long files stay that only old versions of the table have"
+    )
+
+
+class CrmSettings(Section):
+    """How many CRM messages are stored at a time."""
+
+    batch_messages: Annotated[int, Env("INGEST_CRM_BATCH_MESSAGES")] = Field(
+        50_000, gt=0, description="CRM messages in one run"
+    )
+    max_parallel_batches: Annotated[int, Env("INGEST_CRM_MAX_PARALLEL_BATCHES")] = Field(
+        2, gt=0, description="runs over CRM messages side by side"
+    )
+    max_unfinished_seconds: Annotated[int, Env("INGEST_CRM_MAX_UNFINISHED_SECONDS")] = Field(
+        900, gt=0, description="CRM messages planned and not stored for longer fail the check no_gap_in_offsets"
+    )

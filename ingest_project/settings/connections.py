@@ -59,6 +59,55 @@ class TopicSettings(Section):
     file_events: Annotated[str, Env("KAFKA_TOPIC_FILE_EVENTS")] = Field(
         "file_events", description="short file events of older producers"
     )
+    events_raw: Annotated[str, Env("KAFKA_TOPIC_EVENTS_RAW")] = Field(
+        "events.raw", description="events with attachments"
+    )
+    events_raw_dlq: Annotated[str, Env("KAFKA_TOPIC_EVENTS_RAW_DLQ")] = Field(
+        "events.raw.dlq", description="unreadable events"
+    )
+    downloads_pending: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_PENDING")] = Field(
+        "downloads.pending", description="files to download"
+    )
+    downloads_cached: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_CACHED")] = Field(
+        "downloads.cached", description="files downloaded and verified, on their way to the store"
+    )
+    downloads_results: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_RESULTS")] = Field(
+        "downloads.results", description="how each attempt ended"
+    )
+    downloads_retry_5m: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_RETRY_5M")] = Field(
+        "downloads.retry.5m", description="downloads that failed once and wait"
+    )
+    downloads_retry_10m: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_RETRY_10M")] = Field(
+        "downloads.retry.10m", description="downloads that failed twice and wait"
+    )
+    downloads_retry_20m: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_RETRY_20M")] = Field(
+        "downloads.retry.20m", description="downloads that failed three times and wait"
+    )
+    downloads_retry_40m: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_RETRY_40M")] = Field(
+        "downloads.retry.40m", description="downloads that failed four times and wait"
+    )
+    downloads_dlq: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_DLQ")] = Field(
+        "downloads.dlq", description="downloads that failed for good, and unreadable tasks"
+    )
+    user_activity_events: Annotated[str, Env("KAFKA_TOPIC_USER_ACTIVITY_EVENTS")] = Field(
+        "user-activity-events", description="what users did"
+    )
+    user_activity_events_dlq: Annotated[str, Env("KAFKA_TOPIC_USER_ACTIVITY_EVENTS_DLQ")] = Field(
+        "user-activity-events.dlq", description="unreadable user activity events"
+    )
+    sales_events: Annotated[str, Env("KAFKA_TOPIC_SALES_EVENTS")] = Field(
+        "sales_events", description="opportunities and projects that changed in a CRM"
+    )
+
+    @property
+    def downloads_retry(self) -> tuple[str, ...]:
+        """The retry topics, the shortest pause first."""
+        return (
+            self.downloads_retry_5m,
+            self.downloads_retry_10m,
+            self.downloads_retry_20m,
+            self.downloads_retry_40m,
+        )
 
 
 class WarehouseSettings(Section):
@@ -107,4 +156,21 @@ class StorageSettings(Section):
     )
     s3_secret_access_key: Annotated[SecretStr | None, Env("INGEST_S3_SECRET_ACCESS_KEY")] = Field(
         None, description="secret of that key"
+    )
+
+
+class DeltaSettings(Section):
+    """How Delta tables are kept healthy. Bytes are bytes on disk."""
+
+    min_small_files: Annotated[int, Env("INGEST_DELTA_MIN_SMALL_FILES")] = Field(
+        10, gt=1, description="a partition with fewer small files is left alone"
+    )
+    target_file_bytes: Annotated[int, Env("INGEST_DELTA_TARGET_FILE_BYTES")] = Field(
+        128 * 1024**2, gt=0, description="size up to which files are merged"
+    )
+    time_limit_seconds: Annotated[int, Env("INGEST_DELTA_TIME_LIMIT_SECONDS")] = Field(
+        600, gt=0, description="no further partition is merged after this"
+    )
+    retention_hours: Annotated[int, Env("INGEST_DELTA_RETENTION_HOURS")] = Field(
+        168, ge=168, description="how long files stay that are part of old versions only"
     )

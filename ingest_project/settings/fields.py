@@ -27,6 +27,10 @@ class EnvFamily:
     prefix: str
     suffix: str
 
+    def __str__(self) -> str:
+        """As people write it: `ONELAKE_*_PATH`."""
+        return f"{self.prefix}*{self.suffix}"
+
     def entry(self, variable: str) -> str | None:
         """The entry that a variable sets, in lower case; None for a variable of no such name."""
         if not (variable.startswith(self.prefix) and variable.endswith(self.suffix)):

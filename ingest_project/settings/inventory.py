@@ -59,9 +59,9 @@ class LoadedSettings:
             value: Any = self.settings
             for name in path.split("."):
                 value = getattr(value, name)
-            yield Setting(
-                path, variables_of(field), field.description or "", value, self.origins.get(path, Origin.DEFAULT)
-            )
+            family = family_of(field)
+            names = (str(family),) if family else variables_of(field)
+            yield Setting(path, names, field.description or "", value, self.origins.get(path, Origin.DEFAULT))
 
 
 def leaves(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

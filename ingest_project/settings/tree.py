@@ -8,15 +8,27 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ingest_project.settings.capabilities import FileIngestSettings, PollingSettings
+from ingest_project.settings.attachments import (
+    AttachmentSettings,
+    DownloadSettings,
+    EventhouseSettings,
+    EventHubsSettings,
+    OneLakeSettings,
+)
+from ingest_project.settings.capabilities import CrmSettings, FileIngestSettings, PollingSettings, UserActivitySettings
 from ingest_project.settings.connections import (
     DagsterSettings,
+    DeltaSettings,
     KafkaSettings,
     StorageSettings,
     TopicSettings,
     WarehouseSettings,
 )
-from ingest_project.settings.fields import Env, Section
+from ingest_project.settings.credentials import Credential
+from ingest_project.settings.fields import AsJson, Env, Section
+from ingest_project.settings.monitor import MonitorSettings
+from ingest_project.settings.operations import AlertSettings, RetentionSettings
+from ingest_project.settings.sources import ConfiguredSource
 
 
 class RetrySettings(Section):
@@ -70,10 +82,30 @@ class Settings(Section):
     warehouse: WarehouseSettings = WarehouseSettings()
     dagster: DagsterSettings = DagsterSettings()
     storage: StorageSettings = StorageSettings()
+    delta: DeltaSettings = DeltaSettings()
     polling: PollingSettings = PollingSettings()
     file_ingest: FileIngestSettings = FileIngestSettings()
+    attachments: AttachmentSettings = AttachmentSettings()
+    downloads: DownloadSettings = DownloadSettings()
+    onelake: OneLakeSettings = OneLakeSettings()
+    eventhouse: EventhouseSettings = EventhouseSettings()
+    eventhubs: EventHubsSettings = EventHubsSettings()
+    user_activity: UserActivitySettings = UserActivitySettings()
+    crm: CrmSettings = CrmSettings()
+    monitor: MonitorSettings = MonitorSettings()
     retries: RetrySettings = RetrySettings()
+    alerts: AlertSettings = AlertSettings()
+    retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()
+    credentials: Annotated[dict[str, Credential], AsJson, Env("INGEST_CREDENTIALS")] = Field(
+        default_factory=dict,
+        description="stored credentials by the name that jobs and hosts use; in a variable as one JSON object",
+    )
+
+    sources: Annotated[dict[str, ConfiguredSource], AsJson, Env("INGEST_SOURCES")] = Field(
+        default_factory=dict,
+        description="sources by name, those with every_seconds looked at by themselves; in a variable as JSON",
+    )
 
     @property
     def landing_url(self) -> str:
@@ -84,3 +116,23 @@ class Settings(Section):
     def quarantine_url(self) -> str:
         """Folder or s3:// address of the quarantine store."""
         return self.storage.quarantine_url or str(self.state_dir.absolute() / "quarantine")
+
+    @property
+    def attachments_url(self) -> str:
+        """Folder or OneLake address of the attachment store."""
+        return self.attachments.store_url or str(self.state_dir.absolute() / "attachments")
+
+    @property
+    def attachment_results_url(self) -> str:
+        """Folder, s3:// or OneLake address of the Delta table of download results."""
+        return self.attachments.results_url or str(self.state_dir.absolute() / "delta" / "attachment_results")
+
+    @property
+    def user_activity_url(self) -> str:
+        """Folder, s3:// or OneLake address of the Delta table of user activity."""
+        return self.user_activity.table_url or str(self.state_dir.absolute() / "delta" / "user_activity_events")
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of files that are being downloaded."""
+        return self.state_dir.absolute() / "cache"

@@ -10,7 +10,7 @@ from ingest_project.settings.inventory import Origin, known_variables, leaves, v
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_", "EVENTHOUSE_", "EVENTHUB_")
+OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_")
 # Names of the same family that belong to Kafka's own start scripts, not to us.
 FOREIGN_NAMES = ("KAFKA_HOME", "KAFKA_HEAP_OPTS", "KAFKA_OPTS", "KAFKA_JVM_PERFORMANCE_OPTS", "KAFKA_LOG4J_OPTS")
 FOREIGN_FAMILIES = ("DAGSTER_", "AWS_", "AZURE_", "PG", "PYTHON")

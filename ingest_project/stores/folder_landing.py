@@ -76,6 +76,11 @@ class FolderLanding:
                 raise SourceMissing(str(path)) from error
             raise
 
+    def remove(self, sha256: str) -> None:
+        """Let go of a content; see `landing.LandingStore.remove`."""
+        with folder_errors(self._folder):
+            (self._folder / object_name(sha256)).unlink(missing_ok=True)
+
     @contextmanager
     def local_path(self, sha256: str) -> Iterator[Path]:
         """The file itself."""

@@ -72,6 +72,13 @@ class LandingStore(Protocol):
             StoreUnavailable: the store cannot be read.
         """
 
+    def remove(self, sha256: str) -> None:
+        """Let go of a content; what is not there is removed already.
+
+        Raises:
+            StoreUnavailable: the store refuses.
+        """
+
     def local_path(self, sha256: str) -> AbstractContextManager[Path]:
         """A local file with the bytes, for readers that need one; not to be written to, gone afterwards if remote.
 

@@ -68,6 +68,11 @@ class S3Landing:
                 raise
         return cast("BinaryIO", answer["Body"])
 
+    def remove(self, sha256: str) -> None:
+        """Let go of a content; see `landing.LandingStore.remove`."""
+        with bucket_errors(self._bucket):
+            self._client.delete_object(Bucket=self._bucket.name, Key=self._key(sha256))
+
     @contextmanager
     def local_path(self, sha256: str) -> Iterator[Path]:
         """A temporary copy."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import urljoin
 
 from requests import PreparedRequest, Session
@@ -111,8 +111,16 @@ class WebClient:
         """Close idle connections."""
         self._session.close()
 
+    def check(self, url: str) -> WebAddress:
+        """Take an address apart and judge it by its name, without contacting anything.
+
+        Raises:
+            AddressRefused: it may not be contacted.
+        """
+        return self._rules.check(url)
+
     @contextmanager
-    def get(
+    def get(  # noqa: PLR0913 - each has a default and is passed by name
         self,
         url: str,
         deadline: Deadline,
@@ -120,6 +128,7 @@ class WebClient:
         headers: Mapping[str, str] | None = None,
         accept: Collection[int] = (200,),
         forgive_breaks: bool = False,
+        method: Literal["GET", "HEAD"] = "GET",
     ) -> Iterator[Answer]:
         """Ask for an address; the body is read inside the block, and the host's place is held until its end.
 
@@ -129,6 +138,7 @@ class WebClient:
             headers: further ones; kept on a redirect, so never a secret.
             accept: statuses that are answers; any other is an error.
             forgive_breaks: not to hold a broken connection against the host, because the caller tries again at once.
+            method: HEAD asks for the headers alone.
 
         Raises:
             AddressRefused: the address, or one that it redirects to, may not be contacted.
@@ -141,7 +151,7 @@ class WebClient:
             for _hop in range(self._contact.max_redirects + 1):
                 with self._hosts.conversation(address.host_and_port, forgive_breaks=forgive_breaks) as waited:
                     deadline.postpone(waited)
-                    answer = self._ask(address, {**_HEADERS, **(headers or {})}, deadline)
+                    answer = self._ask(method, address, {**_HEADERS, **(headers or {})}, deadline)
                     try:
                         location = answer.headers.get("Location")
                         if answer.status not in REDIRECTS or not location:
@@ -156,9 +166,9 @@ class WebClient:
             address.printable, f"more than {self._contact.max_redirects} redirects (limit: {REDIRECT_SETTING})"
         )
 
-    def _ask(self, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> Answer:
+    def _ask(self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> Answer:
         try:
-            response = self._send(address, headers)
+            response = self._send(method, address, headers)
         except InvalidURL:
             failure: Exception = AddressRefused(address.printable, "requests does not accept it as an address")
         except (RequestException, HTTPError, OSError) as error:
@@ -168,10 +178,10 @@ class WebClient:
         # Outside of the handler: what requests raises quotes the address with its query, and must not come along.
         raise failure
 
-    def _send(self, address: WebAddress, headers: dict[str, str]) -> Response:
+    def _send(self, method: str, address: WebAddress, headers: dict[str, str]) -> Response:
         credential = self._credentials.of(address)
         request = PreparedRequest()
-        request.prepare_method("GET")
+        request.prepare_method(method)
         # As it was taken apart and checked: prepared by requests, it would be parsed once more, by other rules.
         request.url = credential.signed(address.url) if credential else address.url
         request.prepare_headers({**headers, **(credential.headers() if credential else {})})

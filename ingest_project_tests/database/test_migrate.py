@@ -15,12 +15,23 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from ingest_project.database import (
+    activity_tables,
+    attachment_tables,
+    crm_tables,
+    metric_tables,
+    stream_tables,
+    tables,
+)
 from ingest_project.database.engine import open_engine, writing
 from ingest_project.database.migrate import HEAD, migrate, schema_version
-from ingest_project.database.tables import metadata
+from ingest_project.database.schema import metadata
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# Importing them registers them.
+DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables, activity_tables)
 
 MIGRATE = """
 import sys

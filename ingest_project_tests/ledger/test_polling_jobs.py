@@ -67,10 +67,9 @@ def test_a_finished_job_says_what_it_found(ledger: JobLedger) -> None:
     ledger.request("batch", ["a"], NOW)
     (started,) = ledger.start(["a", "unknown"], "run-1", NOW)
     assert started.job.job_id == "id-a"
-    ledger.finish("a", 12, 7, {"hidden": 1, "not an ingestible type": 2}, LATER)
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.files_found, record.files_published, record.files_skipped) == ("done", 12, 7, 3)
+    record = ledger.finish("a", 12, {"hidden": 1, "not an ingestible type": 2}, LATER)
+    assert record == ledger.get("a")
+    assert (record.state, record.files_found, record.files_published, record.files_skipped) == ("done", 12, 0, 3)
     assert record.skipped == {"hidden": 1, "not an ingestible type": 2}
     assert record.finished_at == LATER
     assert ledger.counts_by_state()[JobState.DONE] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,28 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ingest_project.cli.demo import SOURCE, ingest_samples
+from ingest_project.cli.demo_attachments import serving
 from ingest_project.cli.demo_report import expected_files
+from ingest_project.cli.sending import deliver
 from ingest_project.cli.stack.supervisor import running_stack
+from ingest_project.cli.status import wait_for_idle
+from ingest_project.ledger.states import AttachmentState
+from ingest_project.messages.decoding import encode
+from ingest_project.messages.download import DownloadTask, attachment_key
+from ingest_project.monitor.dagster_records import DagsterRecords
+from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ingest_project.cli.demo_report import DemoFile, DemoReport
+    from ingest_project.cli.demo_report import DemoAttachment, DemoFile, DemoReport
+    from ingest_project.settings import Settings
 
 DUMMY_DATA = Path(__file__).parents[2] / "dummy_data"
 DEMO_SECONDS = 180.0
+# Inside some network, and never contacted.
+REFUSED_ADDRESS = "http://10.0.0.8/late_contract.pdf"
 
 
 @dataclass(frozen=True)
@@ -31,16 +43,22 @@ class Demo:
     Args:
         site: address of the UI.
         environment: variables with which a command finds the services.
-        report: what became of each file.
+        report: what became of each file and attachment.
+        dead_key: of an attachment whose address is refused, which the documentation looks at and replays.
     """
 
     site: str
     environment: Mapping[str, str]
     report: DemoReport
+    dead_key: str
 
     def file(self, name: str) -> DemoFile:
         """What became of the file of that name."""
         return next(file for file in self.report.files if file.file_name == name)
+
+    def attachment(self, name: str) -> DemoAttachment:
+        """What became of the attachment of that name."""
+        return next(one for one in self.report.attachments if one.file_name == name)
 
     def count(self, *states: str) -> int:
         """How many files ended in one of these states."""
@@ -49,7 +67,7 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """The whole system in a folder of its own, with the sample files ingested."""
+    """The whole system in a folder of its own, with the sample files ingested, attachments stored."""
     folder = tmp_path_factory.mktemp("demo")
     # A copy: pictures of the UI, which become documentation, should not show where this checkout is.
     dummy_data = shutil.copytree(DUMMY_DATA, folder / "dummy_data")
@@ -65,8 +83,19 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         with pytest.MonkeyPatch.context() as environment:
             for name, value in variables.items():
                 environment.setenv(name, value)
-            loaded = load_settings()
+            loaded, attachments = running.enter_context(serving(load_settings()))
             stack = running.enter_context(running_stack(loaded, lambda _step, _state: None))
-        report = ingest_samples(stack, expected_files(SOURCE, loaded.settings), DEMO_SECONDS)
+        report = ingest_samples(stack, expected_files(SOURCE, loaded.settings), DEMO_SECONDS, attachments)
         assert report.as_hoped, report
-        yield Demo(stack.webserver_url, variables, report)
+        yield Demo(stack.webserver_url, variables, report, _dead_attachment(stack.settings))
+
+
+def _dead_attachment(settings: Settings) -> str:
+    services = Services(settings)
+    task = DownloadTask(trace_id=str(uuid.uuid4()), domain="legal", attachment_url=REFUSED_ADDRESS)
+    key = attachment_key(task.trace_id, task.attachment_url)
+    deliver(services, settings.topics.downloads_pending, key, encode(task), task.trace_id)
+    assert wait_for_idle(services, DagsterRecords(settings), DEMO_SECONDS).idle
+    (record,) = services.attachments.get_many([key])
+    assert record.state is AttachmentState.FAILED, record
+    return key

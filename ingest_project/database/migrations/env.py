@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from ingest_project.database.tables import metadata
+from ingest_project.database.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -1,0 +1,208 @@
+"""Settings, as each part that reaches outside wants to be told them. Nothing is connected to here."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ingest_project.errors import SettingsError
+from ingest_project.eventhouse.clusters import ClusterAccess
+from ingest_project.onelake.identity import default_credential
+from ingest_project.sources.access import Clients, S3Account
+from ingest_project.stores.delta_places import AzureCredential, BearerToken, DeltaCredentials
+from ingest_project.stores.delta_upkeep import UpkeepLimits
+from ingest_project.stores.places import S3Options
+from ingest_project.web.client import ContactLimits, WebClient
+from ingest_project.web.credentials import HostCredential
+from ingest_project.web.download import DownloadLimits
+from ingest_project.web.hosts import HostRules
+from ingest_project.web.limits import HostLimits, LoadLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mypy_boto3_s3 import S3Client
+
+    from ingest_project.settings import (
+        Credential,
+        DeltaSettings,
+        DownloadSettings,
+        EventhouseSettings,
+        OneLakeSettings,
+        Settings,
+        StorageSettings,
+    )
+
+STORAGE_SCOPE = "https://storage.azure.com/.default"
+
+
+def s3_options(storage: StorageSettings) -> S3Options:
+    """How buckets are reached."""
+    secret = storage.s3_secret_access_key
+    return S3Options(
+        endpoint_url=storage.s3_endpoint_url,
+        region=storage.s3_region,
+        access_key_id=storage.s3_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+    )
+
+
+def source_clients(settings: Settings) -> Clients:
+    """What sources talk through, for one process."""
+
+    @cache
+    def s3(account: S3Account) -> S3Client:
+        secret = account.secret_access_key
+        key = secret.get_secret_value() if secret else None
+        options = S3Options(account.endpoint_url, account.region, account.access_key_id, key)
+        return s3_client(options, unsigned=account.unsigned)
+
+    @cache
+    def web() -> WebClient:
+        polling = settings.polling
+        return web_client(settings, polling.source_connections, polling.source_connections_per_host)
+
+    storage = settings.storage
+    account = S3Account(
+        storage.s3_endpoint_url, storage.s3_region, storage.s3_access_key_id, storage.s3_secret_access_key
+    )
+    return Clients(s3_account=account, s3=s3, web=web, onelake=settings.onelake)
+
+
+def s3_client(options: S3Options, *, unsigned: bool = False) -> S3Client:
+    """A client of S3, made by dagster-aws's resource; boto3 itself tries a request a few times.
+
+    Args:
+        options: who we are, and where.
+        unsigned: ask as nobody.
+    """
+    from dagster_aws.s3 import S3Resource  # noqa: PLC0415 - takes 0.5 s, and other sources do without
+
+    resource = S3Resource(
+        use_unsigned_session=unsigned,
+        region_name=options.region,
+        endpoint_url=options.endpoint_url,
+        aws_access_key_id=options.access_key_id,
+        aws_secret_access_key=options.secret_access_key,
+    )
+    client: S3Client = resource.get_client()
+    return client
+
+
+def delta_credentials(settings: Settings) -> DeltaCredentials:
+    """How Delta tables are reached, wherever they are."""
+    return DeltaCredentials(s3_options(settings.storage), azure_credential(settings.onelake))
+
+
+def azure_credential(onelake: OneLakeSettings) -> AzureCredential:
+    """A SAS, an account key, or with neither a token of azure-identity's default credential."""
+    if onelake.sas_token:
+        return AzureCredential(sas=onelake.sas_token.get_secret_value())
+    if onelake.account_key:
+        return AzureCredential(account_key=onelake.account_key.get_secret_value())
+    return AzureCredential(tokens=_storage_token)
+
+
+def upkeep_limits(delta: DeltaSettings) -> UpkeepLimits:
+    """How much one upkeep of a Delta table may do."""
+    return UpkeepLimits(
+        min_small_files=delta.min_small_files,
+        target_bytes=delta.target_file_bytes,
+        time_limit=timedelta(seconds=delta.time_limit_seconds),
+        retention=timedelta(hours=delta.retention_hours),
+    )
+
+
+def cluster_access(eventhouse: EventhouseSettings) -> ClusterAccess:
+    """How Eventhouse is reached.
+
+    Raises:
+        SettingsError: no address is set.
+    """
+    if not eventhouse.address:
+        raise SettingsError("EVENT_SOURCE=eventhouse needs INGEST_EVENTHOUSE_ADDRESS and INGEST_EVENTHOUSE_QUERIES.")
+    return ClusterAccess(
+        address=eventhouse.address,
+        authentication=eventhouse.authentication,
+        tenant_id=eventhouse.tenant_id or "",
+        client_id=eventhouse.client_id or "",
+        client_secret=eventhouse.client_secret,
+        trusted_hosts=tuple(eventhouse.trusted_hosts),
+        timeout_seconds=eventhouse.timeout_seconds,
+        max_page_bytes=eventhouse.max_page_bytes,
+    )
+
+
+def web_client(settings: Settings, total: int | None = None, per_host: int | None = None) -> WebClient:
+    """Contacts web hosts within the rules.
+
+    Args:
+        settings: the rules.
+        total: conversations at a time; those of downloads by default.
+        per_host: of those, with one host.
+
+    Raises:
+        SettingsError: a host pattern or credential is malformed.
+    """
+    downloads = settings.downloads
+    load = LoadLimits(
+        total=total or downloads.concurrency,
+        per_host=per_host or downloads.concurrency_per_host,
+        failures_to_pause=downloads.failures_to_pause,
+        pause=timedelta(seconds=downloads.pause_seconds),
+    )
+    return WebClient(
+        HostRules(downloads.allowed_hosts, downloads.denied_hosts, downloads.allowed_internal_hosts),
+        credentials=host_credentials(settings.credentials),
+        host_limits=HostLimits(load),
+        contact=ContactLimits(
+            connect_timeout=timedelta(seconds=downloads.connect_timeout_seconds),
+            read_timeout=timedelta(seconds=downloads.read_timeout_seconds),
+            max_redirects=downloads.max_redirects,
+        ),
+        ca_file=downloads.ca_file,
+        connections_per_host=load.per_host,
+    )
+
+
+def download_limits(downloads: DownloadSettings) -> DownloadLimits:
+    """What one download may take."""
+    return DownloadLimits(
+        max_bytes=downloads.max_bytes,
+        max_expansion=downloads.max_expansion,
+        total_time=timedelta(seconds=downloads.max_seconds),
+        min_bytes_per_second=downloads.min_bytes_per_second,
+    )
+
+
+def host_credentials(credentials: Mapping[str, Credential]) -> Iterator[HostCredential]:
+    """Of the stored credentials, those that are for web hosts.
+
+    Raises:
+        SettingsError: one of them is not complete.
+    """
+    for name, stored in credentials.items():
+        if stored.kind is None:
+            continue
+        secret = stored.password if stored.kind == "basic" else stored.secret
+        if secret is None or not stored.hosts:
+            raise SettingsError(f"The credential {name!r} needs hosts and a {stored.kind} secret.")
+        try:
+            yield HostCredential(
+                name=name,
+                hosts=tuple(stored.hosts),
+                kind=stored.kind,
+                username=stored.username or "",
+                header=stored.header or "",
+                secret=secret,
+                plain_http=stored.plain_http,
+            )
+        except ValueError as error:
+            problems = "; ".join(problem["msg"] for problem in getattr(error, "errors", list)())
+            raise SettingsError(f"The credential {name!r} cannot be used: {problems}.") from None
+
+
+def _storage_token() -> BearerToken:
+    token = default_credential().get_token(STORAGE_SCOPE)
+    return BearerToken(token.token, datetime.fromtimestamp(token.expires_on, UTC))

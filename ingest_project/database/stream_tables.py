@@ -1,0 +1,32 @@
+"""The table of offset ranges, as the code sees it. The migrations create it."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import Column as Col
+
+from ingest_project.database.column_types import Json
+from ingest_project.database.schema import held_index, metadata, pending_index, work_columns
+
+# Each offset of a topic that is read in ranges lies in exactly one of them, from the moment it was planned to be read.
+stream_ranges = sa.Table(
+    "stream_ranges",
+    metadata,
+    Col("range_key", sa.Text, primary_key=True),
+    Col("topic", sa.Text, nullable=False),
+    Col("generation", sa.Text, nullable=False),
+    Col("partition", sa.Integer, nullable=False),
+    Col("first_offset", sa.BigInteger, nullable=False),
+    # Of the first message that is not in it.
+    Col("end_offset", sa.BigInteger, nullable=False),
+    *work_columns(),
+    # Messages read: fewer than offsets where a compacted or transactional topic has holes.
+    Col("messages", sa.BigInteger),
+    # What became of the messages, name to number.
+    Col("outcome", Json),
+    pending_index("stream_ranges", "topic"),
+    held_index("stream_ranges", "topic"),
+    sa.Index("stream_ranges_by_batch", "batch_id"),
+    sa.Index("stream_ranges_by_state", "state", "updated_at"),
+    sa.Index("stream_ranges_by_end", "topic", "generation", "partition", "end_offset"),
+)

@@ -1,0 +1,343 @@
+"""The ledger of offset ranges: which offsets of a stream were planned to be read, by whom, and what came of it.
+
+A range is entered when it is planned, under a key made of where it begins. A tick that is killed before its cursor is
+saved plans again and finds what it had planned: ranges never overlap, and the next one begins where the last one ends.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.database.engine import reading, writing
+from ingest_project.database.stream_tables import stream_ranges as ranges
+from ingest_project.ledger.statements import in_parts, insert_missing
+from ingest_project.ledger.work_ledger import WorkLedger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+
+UNNAMED_LIFE = "life-"
+REMOVED = "removed from the topic before they were read."
+
+
+class RangeState(StrEnum):
+    """Where a range is in its life: pending -> requested -> running -> done | failed | lost."""
+
+    PENDING = "pending"
+    REQUESTED = "requested"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+FINISHED = frozenset({RangeState.DONE, RangeState.FAILED, RangeState.LOST})
+
+
+class OffsetRange(msgspec.Struct, frozen=True, order=True):
+    """Offsets of one partition.
+
+    Args:
+        generation: tells one life of a topic from the next.
+        end: the first offset that is not in it.
+    """
+
+    topic: str
+    generation: str
+    partition: int
+    first: int
+    end: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the ledger. Where it ends is not in it: the first plan decides that."""
+        return f"{self.topic}/{self.generation}/{self.partition}/{self.first}"
+
+    def __len__(self) -> int:
+        """How many offsets."""
+        return self.end - self.first
+
+    def __str__(self) -> str:
+        """As people write it."""
+        return f"{self.topic}[{self.partition}] {self.first} to {self.end - 1}"
+
+
+class RangeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one range."""
+
+    range_key: str
+    offsets: OffsetRange
+    state: RangeState
+    attempts: int
+    reason: str | None
+    run_id: str | None
+    messages: int | None
+    outcome: dict[str, int] | None
+    created_at: datetime
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, row: sa.RowMapping) -> RangeRecord:
+        """Of a row of the table `stream_ranges`."""
+        own = {name: row[name] for name in cls.__struct_fields__ if name not in {"offsets", "state"}}
+        return cls(**own, state=RangeState(row["state"]), offsets=_offsets(row))
+
+
+class StreamRangeLedger(WorkLedger):
+    """Reads and writes the table `stream_ranges`. Times are UTC-aware; every method is one transaction.
+
+    Raises:
+        DatabaseUnavailable, TransactionConflict: from every method.
+    """
+
+    # Oldest offsets first, all partitions in turn.
+    order_of_due = ("first_offset", "partition", "created_at")
+
+    def __init__(self, engine: sa.Engine) -> None:
+        super().__init__(engine, ranges, ranges.c.range_key, RangeState.RUNNING, lane=ranges.c.topic)
+
+    def planned_ends(self, topic: str, generation: str, partitions: Iterable[int]) -> dict[int, int]:
+        """Where the last planned range of each partition ends; partitions without any are left out."""
+        found: dict[int, int] = {}
+        with reading(self._engine) as connection:
+            for partition in partitions:
+                end = connection.execute(
+                    sa.select(ranges.c.end_offset)
+                    .where(ranges.c.topic == topic, ranges.c.generation == generation)
+                    .where(ranges.c.partition == partition)
+                    .order_by(ranges.c.end_offset.desc())
+                    .limit(1)
+                ).scalar()
+                if end is not None:
+                    found[partition] = end
+        return found
+
+    def latest_life(self, topic: str, ends: Mapping[int, int]) -> str:
+        """What to call this life of a topic whose broker does not say.
+
+        Args:
+            topic: which.
+            ends: of its partitions, now. Where one ends before what was planned, the topic was created anew.
+        """
+        query = (
+            sa.select(ranges.c.generation)
+            .where(ranges.c.topic == topic, ranges.c.generation.startswith(UNNAMED_LIFE))
+            .order_by(ranges.c.created_at.desc(), ranges.c.generation.desc())
+            .limit(1)
+        )
+        with reading(self._engine) as connection:
+            latest = connection.execute(query).scalar() or f"{UNNAMED_LIFE}1"
+        planned = self.planned_ends(topic, latest, ends)
+        if any(planned[partition] > ends[partition] for partition in planned):
+            return f"{UNNAMED_LIFE}{int(latest.removeprefix(UNNAMED_LIFE)) + 1}"
+        return latest
+
+    def plan(self, planned: Sequence[OffsetRange], lost: Sequence[OffsetRange], now: datetime) -> int:
+        """Enter ranges as pending, and those that are gone from the topic as lost; how many were new."""
+        rows = [_row(entry, RangeState.PENDING, now) for entry in planned]
+        gone = [
+            _row(entry, RangeState.LOST, now) | {"reason": REMOVED, "finished_at": now, "reported_at": now}
+            for entry in lost
+        ]
+        with writing(self._engine) as connection:
+            new = insert_missing(connection, ranges, rows, ranges.c.range_key)
+            return len(new | insert_missing(connection, ranges, gone, ranges.c.range_key))
+
+    def reopen_unsaved(self, topic: str, generation: str, saved: Mapping[int, int], now: datetime) -> int:
+        """Ranges beyond the saved cursor that were asked for: by a tick that was never saved, hence never really.
+
+        They are pending again, and that attempt is not counted. Returns how many.
+        """
+        with writing(self._engine) as connection:
+            found = connection.execute(
+                sa.select(ranges.c.range_key, ranges.c.partition, ranges.c.first_offset)
+                .where(ranges.c.topic == topic, ranges.c.generation == generation)
+                .where(ranges.c.state == RangeState.REQUESTED, ranges.c.reported_at.is_(None))
+            ).all()
+            unsaved = [row.range_key for row in found if row.first_offset >= saved.get(row.partition, 0)]
+            for part in in_parts(unsaved):
+                connection.execute(
+                    sa.update(ranges)
+                    .where(ranges.c.range_key.in_(part), ranges.c.state == RangeState.REQUESTED)
+                    .values(state=RangeState.PENDING, attempts=ranges.c.attempts - 1)
+                    .values(next_attempt_at=now, updated_at=now)
+                )
+        return len(unsaved)
+
+    def start(self, keys: Sequence[str], run_id: str, now: datetime) -> tuple[RangeRecord, ...]:
+        """A run takes ranges into its hands, in whatever state they are; ordered by partition and offset."""
+        statement = (
+            sa.update(ranges)
+            .where(ranges.c.range_key.in_(keys))
+            .values(state=RangeState.RUNNING, run_id=run_id, started_at=now, updated_at=now)
+            .values(finished_at=None, reported_at=None)
+            .returning(*ranges.c)
+        )
+        with writing(self._engine) as connection:
+            found = [RangeRecord.of(row) for row in connection.execute(statement).mappings()]
+        return tuple(sorted(found, key=lambda record: record.offsets))
+
+    def finish(self, key: str, messages: int, lost: int, outcome: Mapping[str, int], now: datetime) -> None:
+        """Every message of a range is stored.
+
+        Args:
+            key: of the range.
+            messages: how many there were.
+            lost: offsets that had been removed from the topic before they were read.
+            outcome: what became of the messages, name to number.
+            now: when that was.
+        """
+        statement = (
+            sa.update(ranges)
+            .where(ranges.c.range_key == key)
+            .values(state=RangeState.LOST if lost else RangeState.DONE, error_class=None)
+            .values(reason=f"{lost} offsets: {REMOVED}" if lost else None)
+            .values(messages=messages, outcome=dict(outcome), finished_at=now, updated_at=now)
+        )
+        with writing(self._engine) as connection:
+            connection.execute(statement)
+
+    def reopen(self, topic: str, states: Sequence[RangeState], now: datetime) -> int:
+        """A person wants finished ranges read again, as if for the first time; how many there were."""
+        statement = (
+            sa.update(ranges)
+            .where(ranges.c.topic == topic, ranges.c.state.in_(set(states) & FINISHED))
+            .values(state=RangeState.PENDING, attempts=0, run_id=None, finished_at=None)
+            .values(next_attempt_at=now, updated_at=now)
+        )
+        with writing(self._engine) as connection:
+            return connection.execute(statement).rowcount
+
+    def get_many(self, keys: Sequence[str]) -> tuple[RangeRecord, ...]:
+        """Records by key, ordered by partition and offset."""
+        with reading(self._engine) as connection:
+            found = [
+                RangeRecord.of(row)
+                for part in in_parts(keys)
+                for row in connection.execute(sa.select(ranges).where(ranges.c.range_key.in_(part))).mappings()
+            ]
+        return tuple(sorted(found, key=lambda record: record.offsets))
+
+    def list(
+        self,
+        topic: str,
+        states: Sequence[RangeState] = tuple(RangeState),
+        limit: int = 100,
+        since: datetime | None = None,
+    ) -> tuple[RangeRecord, ...]:
+        """Ranges of a topic in these states, changed since then, the last changed first."""
+        query = (
+            sa.select(ranges)
+            .where(ranges.c.topic == topic, ranges.c.state.in_(states))
+            .order_by(ranges.c.updated_at.desc(), ranges.c.range_key)
+            .limit(limit)
+        )
+        if since is not None:
+            query = query.where(ranges.c.updated_at >= since)
+        with reading(self._engine) as connection:
+            return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
+
+    def counts_by_state(self, topic: str) -> dict[RangeState, int]:
+        """Number of ranges in every state, also those with none."""
+        query = sa.select(ranges.c.state, sa.func.count()).where(ranges.c.topic == topic).group_by(ranges.c.state)
+        with reading(self._engine) as connection:
+            counts = {row[0]: int(row[1]) for row in connection.execute(query)}
+        return {state: counts.get(state, 0) for state in RangeState}
+
+    def unread(self, topic: str, generation: str) -> int:
+        """Offsets that are planned and not done."""
+        unfinished = [RangeState.PENDING, RangeState.REQUESTED, RangeState.RUNNING, RangeState.FAILED]
+        query = sa.select(sa.func.coalesce(sa.func.sum(ranges.c.end_offset - ranges.c.first_offset), 0)).where(
+            ranges.c.topic == topic, ranges.c.generation == generation, ranges.c.state.in_(unfinished)
+        )
+        with reading(self._engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def first_planned(self, topic: str, generation: str, partition: int) -> int | None:
+        """The first offset of a partition that was ever planned to be read."""
+        query = sa.select(sa.func.min(ranges.c.first_offset)).where(
+            ranges.c.topic == topic, ranges.c.generation == generation, ranges.c.partition == partition
+        )
+        with reading(self._engine) as connection:
+            return connection.execute(query).scalar()
+
+    def before(self, offsets: OffsetRange) -> RangeRecord | None:
+        """The range before this one in the same partition and life of the topic."""
+        query = (
+            sa.select(ranges)
+            .where(ranges.c.topic == offsets.topic, ranges.c.generation == offsets.generation)
+            .where(ranges.c.partition == offsets.partition, ranges.c.end_offset <= offsets.first)
+            .order_by(ranges.c.end_offset.desc())
+            .limit(1)
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        return None if row is None else RangeRecord.of(row)
+
+    def unfinished(self, topic: str, limit: int) -> tuple[RangeRecord, ...]:
+        """Ranges that are planned and not finished, the first planned first."""
+        query = (
+            sa.select(ranges)
+            .where(ranges.c.topic == topic, ranges.c.state.in_(set(RangeState) - FINISHED))
+            .order_by(ranges.c.created_at, ranges.c.partition, ranges.c.first_offset)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
+
+    def unfinished_since(self, topic: str, moment: datetime, limit: int) -> tuple[RangeRecord, ...]:
+        """Ranges that were planned before a moment and are not finished, the oldest first."""
+        query = (
+            sa.select(ranges)
+            .where(ranges.c.topic == topic, ranges.c.state.not_in(FINISHED), ranges.c.created_at < moment)
+            .order_by(ranges.c.created_at, ranges.c.range_key)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
+
+    def seams(self, topic: str) -> tuple[tuple[OffsetRange, int], ...]:
+        """Ranges that do not begin where the one before them in their partition ends, and where that is."""
+        columns = ranges.c
+        before = sa.func.lag(columns.end_offset).over(
+            partition_by=(columns.generation, columns.partition), order_by=columns.first_offset
+        )
+        each = sa.select(ranges, before.label("expected")).where(columns.topic == topic).subquery()
+        query = sa.select(each).where(each.c.expected.is_not(None), each.c.first_offset != each.c.expected)
+        with reading(self._engine) as connection:
+            return tuple((_offsets(row), int(row["expected"])) for row in connection.execute(query).mappings())
+
+
+def cut(  # noqa: PLR0913, PLR0917 - a range is four facts
+    topic: str, generation: str, partition: int, start: int, end: int, size: int
+) -> list[OffsetRange]:
+    """Divide offsets into ranges of at most this size."""
+    return [
+        OffsetRange(topic, generation, partition, first, min(first + size, end)) for first in range(start, end, size)
+    ]
+
+
+def _offsets(row: sa.RowMapping) -> OffsetRange:
+    return OffsetRange(row["topic"], row["generation"], row["partition"], row["first_offset"], row["end_offset"])
+
+
+def _row(entry: OffsetRange, state: RangeState, now: datetime) -> dict[str, Any]:
+    return {
+        "range_key": entry.key,
+        "topic": entry.topic,
+        "generation": entry.generation,
+        "partition": entry.partition,
+        "first_offset": entry.first,
+        "end_offset": entry.end,
+        "state": state,
+        "attempts": 0,
+        "next_attempt_at": now,
+        "created_at": now,
+        "updated_at": now,
+    }

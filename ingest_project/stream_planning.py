@@ -1,0 +1,113 @@
+"""The first half of a tick over a topic that is read in offset ranges: what waits becomes ranges in the ledger.
+
+A tick reads no message. It plans from the ledger's last range, or from the saved cursor where there is none. Killed
+before Dagster has saved its requests, the next tick finds the ranges planned.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from ingest_project.errors import BrokerUnavailable
+from ingest_project.kafka.positions import Positions
+from ingest_project.ledger.stream_ranges import OffsetRange, cut
+from ingest_project.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ingest_project.kafka.offset_ranges import Backlog
+    from ingest_project.resources import Services
+
+logger = get_logger(__name__)
+
+
+class Plan(NamedTuple):
+    """What to enter in the ledger, and the cursor to save then.
+
+    Args:
+        ranges: to be read.
+        lost: offsets that retention removed before they were planned.
+        next_offsets: where planning goes on, by partition.
+    """
+
+    ranges: list[OffsetRange]
+    lost: list[OffsetRange]
+    next_offsets: dict[int, int]
+
+
+def plan(  # noqa: PLR0913, PLR0917 - what waits, and two bounds
+    topic: str, generation: str, backlog: Backlog, planned_ends: Mapping[int, int], size: int, most: int
+) -> Plan:
+    """Decide what is read next.
+
+    Args:
+        topic: which.
+        generation: of the topic, as the ledger knows it.
+        backlog: what waits.
+        planned_ends: where the ledger's last range of each partition ends; goes before the cursor, which a crash may
+            have left behind.
+        size: most offsets in a range.
+        most: ranges to plan at most, shared by the partitions: a tick ends in time however far behind the topic is.
+    """
+    found = Plan([], [], {})
+    share = -(-most // max(1, len(backlog.starts)))
+    for partition, start in sorted(backlog.starts.items()):
+        log_start, planned_end = backlog.log_starts[partition], planned_ends.get(partition)
+        if planned_end is not None:
+            if log_start > planned_end:
+                found.lost.append(OffsetRange(topic, generation, partition, planned_end, log_start))
+            start = max(planned_end, log_start)  # noqa: PLW2901 - a better start than the cursor's
+        pieces = cut(topic, generation, partition, start, backlog.ends[partition], size)[:share]
+        found.ranges.extend(pieces)
+        found.next_offsets[partition] = pieces[-1].end if pieces else start
+    return found
+
+
+def plan_backlog(  # noqa: PLR0913 - two bounds and a pause
+    services: Services, topic: str, saved: Positions | None, *, size: int, most: int, wait_seconds: float
+) -> Positions | None:
+    """Enter in the ledger what is to be read; again, nothing is entered twice.
+
+    Args:
+        services: Kafka and the ledger.
+        topic: which.
+        saved: positions of the last saved cursor; None at the first tick.
+        size: most offsets in a range.
+        most: ranges to plan at most.
+        wait_seconds: how long to wait for a first message on a quiet topic.
+
+    Returns:
+        the positions to save; None where there is no such topic.
+
+    Raises:
+        BrokerUnavailable, DatabaseUnavailable: nothing was planned.
+    """
+    if saved is not None:
+        services.reader.commit(topic, saved)
+    backlog = services.range_reader.backlog(topic, saved, wait_seconds)
+    if backlog is None:
+        return None
+    for notice in backlog.notices:
+        logger.warning("topic_notice", topic=topic, notice=notice)
+    ledger, now = services.stream_ranges, datetime.now(UTC)
+    generation = backlog.generation or ledger.latest_life(topic, backlog.ends)
+    same_life = saved is not None and saved.generation == backlog.generation
+    ledger.reopen_unsaved(topic, generation, saved.next_offsets if saved and same_life else {}, now)
+    planned = plan(topic, generation, backlog, ledger.planned_ends(topic, generation, backlog.starts), size, most)
+    ledger.plan(planned.ranges, planned.lost, now)
+    return Positions(backlog.generation, planned.next_offsets)
+
+
+def lag(services: Services, topic: str, generation: str) -> int | None:
+    """How many offsets wait on the topic or in the ledger; None where the broker cannot be asked now."""
+    ledger = services.stream_ranges
+    try:
+        partitions = services.reader.end_offsets(topic)
+        # Without a generation: the ledger may have a name of its own for this life of the topic.
+        planned = Positions("", ledger.planned_ends(topic, generation, partitions))
+        backlog = services.range_reader.backlog(topic, planned, 0)
+    except BrokerUnavailable:
+        return None
+    return (backlog.waiting if backlog else 0) + ledger.unread(topic, generation)
