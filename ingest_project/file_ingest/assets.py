@@ -69,7 +69,7 @@ def _land(context: dg.AssetExecutionContext, services: Services, keys: Sequence[
     troubles = []
     for record in services.files.get_many(keys):
         try:
-            landed = land(record, services.landing, services.settings)
+            landed = land(record, services)
         except IngestError as error:
             troubles.append(f"{record.file_key}: {error}")
             continue

@@ -114,7 +114,7 @@ def prepare(records: Sequence[FileRecord], services: Services, contract: Contrac
     for record in records:
         landed = None
         try:
-            landed = land(record, services.landing, services.settings)
+            landed = land(record, services)
             opened.append(open_file(record, landed, services.landing, contract))
         except IngestError as error:
             early.append(outcome_of_error(record, error, landed))

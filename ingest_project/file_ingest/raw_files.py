@@ -16,13 +16,12 @@ from ingest_project.errors import LimitExceeded, SourceChanged, SourceMissing, S
 from ingest_project.file_ingest.partitions import RAW_FILES, files_partitions
 from ingest_project.logs import get_logger
 from ingest_project.messages.file_event import FileEvent, version_of
-from ingest_project.sources.registry import open_source
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from ingest_project.ledger.file_record import FileRecord
-    from ingest_project.settings import Settings
+    from ingest_project.resources import Services
     from ingest_project.sources.protocol import Source, SourceFile
     from ingest_project.stores.landing import Landed, LandingStore
 
@@ -38,7 +37,7 @@ raw_files = dg.AssetSpec(
 )
 
 
-def land(record: FileRecord, landing: LandingStore, settings: Settings) -> Landed:
+def land(record: FileRecord, services: Services) -> Landed:
     """Copy one file into the landing store; what was landed of it before serves where its source has it no more.
 
     Raises:
@@ -47,24 +46,24 @@ def land(record: FileRecord, landing: LandingStore, settings: Settings) -> Lande
         SourceMissing, SourceUnreachable, ForbiddenPath: as its source says.
     """
     try:
-        return _copy(record, landing, settings)
+        return _copy(record, services)
     except (SourceMissing, SourceUnreachable, SourceChanged) as error:
-        landed = _landed_before(record, landing)
+        landed = _landed_before(record, services.landing)
         if landed is None:
             raise
         logger.warning("source_gone", partition_key=record.file_key, reason=str(error), landed=landed.path)
         return landed
 
 
-def _copy(record: FileRecord, landing: LandingStore, settings: Settings) -> Landed:
-    source = source_of(record.event, settings)
+def _copy(record: FileRecord, services: Services) -> Landed:
+    source = source_of(record.event, services)
     found = source.stat(record.event.file_path)
     _require_announced_version(record, found, source)
-    limit = settings.file_ingest.max_file_bytes
+    limit = services.settings.file_ingest.max_file_bytes
     if found.size_bytes is not None and found.size_bytes > limit:
         raise LimitExceeded("INGEST_MAX_FILE_BYTES", f"The file has {found.size_bytes} bytes; at most {limit} are read")
     with source.open(record.event.file_path) as stream:
-        return landing.land(
+        return services.landing.land(
             stream, expected_size=found.size_bytes, location=source.canonical_location(record.event.file_path)
         )
 
@@ -77,9 +76,9 @@ def _landed_before(record: FileRecord, landing: LandingStore) -> Landed | None:
     return landed
 
 
-def source_of(event: FileEvent, settings: Settings) -> Source:
+def source_of(event: FileEvent, services: Services) -> Source:
     """The source that a file comes from."""
-    return open_source({**event.source_config, "source_type": event.source_type}, settings.polling)
+    return services.open_source({**event.source_config, "source_type": event.source_type})
 
 
 def _require_announced_version(record: FileRecord, found: SourceFile, source: Source) -> None:

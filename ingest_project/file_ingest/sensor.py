@@ -26,7 +26,7 @@ from ingest_project.ledger.files import FileArrival
 from ingest_project.logs import get_logger
 from ingest_project.messages.file_event import FileEvent, decode_file_event, file_key, version_of
 from ingest_project.resources import Services
-from ingest_project.settings import FileIngestSettings, Settings, TopicSettings
+from ingest_project.settings import FileIngestSettings, TopicSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ def file_events_sensor(
 def tick(context: dg.SensorEvaluationContext, services: Services, topic: str) -> dg.SensorResult | dg.SkipReason:
     """Take what has arrived, and ask for runs over what is due."""
     taken = _take(services, topic, Positions.from_cursor(context.cursor))
-    arrivals = [arrival_of(arrived, services.settings) for arrived in taken.arrived]
+    arrivals = [arrival_of(arrived, services) for arrived in taken.arrived]
     if arrivals:
         services.files.record(arrivals, datetime.now(UTC))
         context.instance.add_dynamic_partitions(FILES, list(dict.fromkeys(arrival.file_key for arrival in arrivals)))
@@ -84,14 +84,16 @@ def tick(context: dg.SensorEvaluationContext, services: Services, topic: str) ->
     return dg.SensorResult(run_requests=requests, cursor=taken.positions.to_cursor(), skip_reason=skip_reason)
 
 
-def arrival_of(arrived: Arrived[FileEvent], settings: Settings) -> FileArrival:
+def arrival_of(arrived: Arrived[FileEvent], services: Services) -> FileArrival:
     """A file event as the ledger keeps it, under the key of its version.
 
     An event that does not say which version it means (the short form never does) means the one that is there now; where
     even that cannot be told, ingest will say why.
     """
     event = arrived.message
-    source = source_of(event, settings)
+    if event.trace_id is None:
+        event = replaced(event, trace_id=arrived.trace_id)
+    source = source_of(event, services)
     location = source.canonical_location(event.file_path)
     if event.etag is None and event.modified_at is None:
         try:
@@ -101,7 +103,7 @@ def arrival_of(arrived: Arrived[FileEvent], settings: Settings) -> FileArrival:
         else:
             event = replaced(event, size_bytes=found.size_bytes, modified_at=found.modified_at, etag=found.etag)
     version = version_of(event.etag, event.size_bytes, event.modified_at)
-    profile = event.metadata.get("format") or settings.file_ingest.default_profile
+    profile = event.metadata.get("format") or services.settings.file_ingest.default_profile
     return FileArrival(
         file_key=file_key(location, event.file_name, version),
         location=location,
@@ -135,7 +137,7 @@ def _take(services: Services, topic: str, saved: Positions | None) -> Taken[File
 
     def decode(raw: bytes | None) -> FileEvent:
         event = decode_file_event(raw)
-        source_of(event, services.settings).require_allowed(event.file_path)
+        source_of(event, services).require_allowed(event.file_path)
         return event
 
     return take(

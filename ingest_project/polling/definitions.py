@@ -7,6 +7,7 @@ import dagster as dg
 from ingest_project.polling.discovered_files import discovered_files
 from ingest_project.polling.partitions import DISCOVERED_FILES
 from ingest_project.polling.sensor import polling_queue_sensor
+from ingest_project.polling.standing_jobs import standing_jobs_sensor
 
 polling_batch = dg.define_asset_job(
     "polling_batch",
@@ -14,4 +15,6 @@ polling_batch = dg.define_asset_job(
     description="Looks in the source of each polling job and announces the files it finds.",
 )
 
-polling = dg.Definitions(assets=[discovered_files], jobs=[polling_batch], sensors=[polling_queue_sensor(polling_batch)])
+SENSORS = [polling_queue_sensor(polling_batch), standing_jobs_sensor(polling_batch)]
+
+polling = dg.Definitions(assets=[discovered_files], jobs=[polling_batch], sensors=SENSORS)

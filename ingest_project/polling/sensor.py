@@ -12,14 +12,12 @@ import dagster as dg
 from msgspec.structs import replace
 
 from ingest_project.batches import release_abandoned, request_batches
-from ingest_project.errors import UnreadableMessage
 from ingest_project.intake import Arrived, take
 from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.polling_jobs import JobArrival
 from ingest_project.messages.polling_job import PollingJob, decode_polling_job
 from ingest_project.polling.partitions import POLLING_JOBS, job_key
 from ingest_project.resources import Services
-from ingest_project.sources.registry import known_source_types, open_source
 
 JOBS_PER_RUN = 20
 BATCHES_IN_FLIGHT = 4
@@ -82,7 +80,9 @@ def arrival_of(arrived: Arrived[PollingJob]) -> JobArrival:
     job = arrived.message
     key = job_key(job.job_id, arrived.intake.position)
     # Made of the position: read again after a crash, the same request has the same trace.
-    trace_id = job.trace_id or str(job.metadata.get("trace_id") or uuid.uuid5(uuid.NAMESPACE_URL, key))
+    trace_id = job.trace_id or str(
+        job.metadata.get("trace_id") or arrived.trace_id or uuid.uuid5(uuid.NAMESPACE_URL, key)
+    )
     return JobArrival(key, replace(job, trace_id=trace_id), arrived.intake)
 
 
@@ -99,8 +99,5 @@ def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
 
 def _decode(raw: bytes | None, services: Services) -> PollingJob:
     job = decode_polling_job(raw)
-    if job.source_type not in known_source_types():
-        known = ", ".join(known_source_types())
-        raise UnreadableMessage(f"Unknown source_type {job.source_type[:100]!r}. Known are: {known}.")
-    open_source(job.source_config, services.settings.polling).require_allowed(job.path)
+    services.open_source(job.source_config).require_allowed(job.path)
     return job

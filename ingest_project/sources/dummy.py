@@ -16,12 +16,12 @@ from ingest_project.sources.roots import Roots
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ingest_project.settings import PollingSettings
+    from ingest_project.sources.access import SourceAccess
 
 
-def open_dummy(source_config: Mapping[str, Any], settings: PollingSettings) -> LocalSource:
+def open_dummy(source_config: Mapping[str, Any], access: SourceAccess) -> LocalSource:
     """The folder of INGEST_DUMMY_ROOT; without a path, all of it."""
-    root = settings.dummy_root
+    root = access.settings.dummy_root
     roots = Roots.of([root], setting="INGEST_DUMMY_ROOT")
 
     def place(path: str) -> Path:

@@ -10,6 +10,7 @@ import io
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-    from ingest_project.settings import PollingSettings
+    from ingest_project.sources.access import SourceAccess
 
 
-def open_local(source_config: Mapping[str, Any], settings: PollingSettings) -> LocalSource:
+def open_local(source_config: Mapping[str, Any], access: SourceAccess) -> LocalSource:
     """Folders of this host; relative paths start at the current folder."""
-    roots = Roots.of(settings.local_roots, setting="INGEST_LOCAL_ROOTS")
+    roots = Roots.of(access.settings.local_roots, setting="INGEST_LOCAL_ROOTS")
     return LocalSource(str(source_config.get("path", "")), roots, Path)
 
 
@@ -58,6 +59,11 @@ class LocalSource:
         except (OSError, ValueError):
             # A path that no file can have still needs a stable name in reports.
             return f"local:{path}"
+
+    @cached_property
+    def _listed_location(self) -> str:
+        """Of the folder that is listed. No symlink is followed below it, so that it need not be asked for each file."""
+        return f"local:{os.path.realpath(self.place(self.path))}"
 
     def require_allowed(self, path: str) -> None:
         """Refuse what lies outside the roots, symlinks resolved, whether it is there or not."""
@@ -129,7 +135,8 @@ class LocalSource:
         full = self._full(relative)
         try:
             if entry.is_file(follow_symlinks=False):
-                return described(full, entry.stat(follow_symlinks=False))
+                location = f"{self._listed_location}/{relative}"
+                return described(full, entry.stat(follow_symlinks=False), location)
             return self.stat(full)
         except FileNotFoundError:
             return Skipped(full, "It was removed while the folder was read.", visible=False)

@@ -7,10 +7,10 @@ listing, stat or open does. A package of its own adds a kind of source by an ent
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from ingest_project.settings import PollingSettings
+from ingest_project.sources.access import SourceAccess
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -27,6 +27,7 @@ class SourceFile:
         size_bytes: as listed; None where a source does not say.
         modified_at: UTC; None where a source does not say.
         etag: the source's own name for this version, where it has one.
+        location: its canonical address where listing it brought that along; None to ask `canonical_location`.
     """
 
     path: str
@@ -34,6 +35,7 @@ class SourceFile:
     size_bytes: int | None
     modified_at: datetime | None
     etag: str | None = None
+    location: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class Skipped:
 class Source(Protocol):
     """One place that files come from.
 
-    Every method raises from the same few classes: ForbiddenPath (not allowed, now or later), SourceMissing (not
-    there), SourceUnreachable (may work later).
+    Every method raises from the same few classes: ForbiddenPath (not allowed, now or later), SourceForbidden (the
+    source does not let us in), SourceMissing (not there), SourceUnreachable (may work later).
     """
 
     @property
@@ -101,4 +103,5 @@ class Source(Protocol):
         ...
 
 
-SourceFactory = Callable[[Mapping[str, Any], PollingSettings], Source]
+SourceFactory = Callable[[Mapping[str, Any], SourceAccess], Source]
+"""Makes a source from a job's `source_config` and what this system lets it use."""

@@ -15,42 +15,80 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 from ingest_project.errors import PermanentError
+from ingest_project.messages.polling_job import SECRET_NAMES
+from ingest_project.sources.access import NO_CREDENTIALS, Clients, SourceAccess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ingest_project.settings import PollingSettings
+    from ingest_project.settings import Credential, PollingSettings
     from ingest_project.sources.protocol import Source, SourceFactory
 
 ENTRY_POINT_GROUP = "ingest_project.sources"
 # By address and not by import: a run that reads local files need not load every other source's client library.
 SHIPPED = {
     "dummy": "ingest_project.sources.dummy:open_dummy",
+    "ftp": "ingest_project.sources.ftp:open_ftp",
+    "http": "ingest_project.sources.http:open_http",
     "local": "ingest_project.sources.local:open_local",
+    "onelake": "ingest_project.sources.onelake:open_onelake",
+    "s3": "ingest_project.sources.s3:open_s3",
+    "sftp": "ingest_project.sources.sftp:open_sftp",
 }
+NO_CLIENTS = Clients()
 
 
-def open_source(source_config: Mapping[str, Any], settings: PollingSettings) -> Source:
+def open_source(
+    source_config: Mapping[str, Any],
+    settings: PollingSettings,
+    credentials: Mapping[str, Credential] = NO_CREDENTIALS,
+    clients: Clients = NO_CLIENTS,
+) -> Source:
     """The source that a polling job's or file event's `source_config` names. Nothing is connected to yet.
 
+    Args:
+        source_config: `source_type`, `path`, and what that type needs; `credentials` names a stored one.
+        settings: what may be looked at.
+        credentials: the stored ones by name.
+        clients: for the kinds of source that need one.
+
     Raises:
-        PermanentError: no such source_type; the message lists those there are. Or the config lacks something.
+        UnknownCredentials: the config names some that are not stored.
+        PermanentError: no such source_type; the message lists those there are. Or the config lacks something, or it
+            carries a secret.
     """
-    return _factory(str(source_config.get("source_type", "")))(source_config, settings)
+    _refuse_secrets(source_config)
+    factory = _factory(str(source_config.get("source_type", "")))
+    return factory(source_config, SourceAccess(settings, credentials, clients))
 
 
-def canonical_location(source_type: str, source_config: Mapping[str, Any], path: str, settings: PollingSettings) -> str:
+def canonical_location(
+    source_type: str,
+    source_config: Mapping[str, Any],
+    path: str,
+    settings: PollingSettings,
+    credentials: Mapping[str, Credential] = NO_CREDENTIALS,
+) -> str:
     """The one address of a file over all sources, e.g. `local:/data/in/a.csv`; what `file_key` is made from.
 
     Raises:
         PermanentError: no such source_type.
     """
-    return open_source({**source_config, "source_type": source_type}, settings).canonical_location(path)
+    return open_source({**source_config, "source_type": source_type}, settings, credentials).canonical_location(path)
 
 
 def known_source_types() -> list[str]:
     """Every source_type that can be opened, sorted."""
     return sorted({*SHIPPED, *_registered()})
+
+
+def _refuse_secrets(source_config: Mapping[str, Any]) -> None:
+    """A file event carries a config as well, and what is in a message is in logs, ledgers and dead letters."""
+    for name in source_config:
+        if name.lower() in SECRET_NAMES:
+            raise PermanentError(
+                f'source_config carries {name!r}: name stored credentials instead ("credentials": "…").'
+            )
 
 
 @cache

@@ -123,13 +123,14 @@ def failure_of(error: OSError, named: str) -> IngestError:
     return SourceUnreachable(named, error.strerror or error)
 
 
-def described(path: str, status: os.stat_result) -> SourceFile:
+def described(path: str, status: os.stat_result, location: str | None = None) -> SourceFile:
     """A file as the file system describes it."""
     modified_at = None
     # File systems hold times that a datetime cannot.
     with suppress(OverflowError):
         modified_at = EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
-    return SourceFile(path=path, name=path.rpartition("/")[2], size_bytes=status.st_size, modified_at=modified_at)
+    name = path.rpartition("/")[2]
+    return SourceFile(path, name, size_bytes=status.st_size, modified_at=modified_at, location=location)
 
 
 def _require_path(named: str) -> None:

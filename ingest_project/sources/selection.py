@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from ingest_project.errors import PermanentError
 from ingest_project.messages.file_event import INGESTIBLE_TYPES, file_type_of
 from ingest_project.sources.protocol import Skipped
 
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from ingest_project.sources.protocol import SourceFile
+
 ANY_DEPTH = "**"
+WILDCARDS = "*?["
 MAX_PATTERN_LENGTH = 1_000
 # Excel's owner files stand beside an open workbook; .part, .tmp and their like are uploads that have not ended.
 LOCK_PREFIX = "~$"
@@ -52,6 +59,15 @@ class Pattern:
         """Whether folders of any depth may hold matches."""
         return ANY_DEPTH in self.parts
 
+    @property
+    def fixed_beginning(self) -> str:
+        """What every match begins with, e.g. `2026/in-` of `2026/in-*/**`; a store of keys is asked for those only."""
+        text = "/".join(self.parts)
+        literal = text[: min((text.find(char) for char in WILDCARDS if char in text), default=len(text))]
+        # The ending of a name is matched in any letter case, so that it is not fixed.
+        name = literal.rpartition("/")[2]
+        return literal[: len(literal) - len(name)] + name.partition(".")[0]
+
     def matches(self, relative_path: str) -> bool:
         """Whether the pattern takes the file at this path below the source's."""
         *folders, name = relative_path.split("/")
@@ -82,6 +98,16 @@ def refusal(path: str, name: str) -> Skipped | None:
             path, f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {kind or 'files without an ending'}."
         )
     return None
+
+
+def ready_at(file: SourceFile, now: datetime, min_age: timedelta) -> datetime | None:
+    """When a file that changed a moment ago can be taken; None when it can be now.
+
+    Clocks differ: a time a little ahead of ours counts as a moment ago, one far ahead says nothing.
+    """
+    if file.modified_at is None or file.modified_at <= now - min_age or file.modified_at >= now + min_age:
+        return None
+    return max(file.modified_at, now) + min_age
 
 
 def _lower_ending(name: str) -> str:

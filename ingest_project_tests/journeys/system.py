@@ -76,9 +76,14 @@ class System:
     def _open(self) -> None:
         self.services = Services(self.settings)
         self.definitions = dg.Definitions.merge(
-            ingest_project.polling.definitions.polling,
-            ingest_project.file_ingest.definitions.file_ingest,
+            self._definitions(),
             dg.Definitions(resources={"services": self.services}, executor=dg.in_process_executor),
+        )
+
+    def _definitions(self) -> dg.Definitions:
+        """The capabilities under test."""
+        return dg.Definitions.merge(
+            ingest_project.polling.definitions.polling, ingest_project.file_ingest.definitions.file_ingest
         )
 
     def close(self) -> None:
@@ -290,6 +295,7 @@ def environment(bootstrap_servers: str, database_url: str, folder: Path) -> dict
         "INGEST_LOCAL_ROOTS": str(folder / "in"),
         "INGEST_CONFIG_DIR": str(folder),
         "INGEST_TICK_WAIT_SECONDS": "0",
+        "INGEST_MIN_FILE_AGE_SECONDS": "0",
         "RETRY_DELAY": "0",
         "LOG_LEVEL": "ERROR",
     }

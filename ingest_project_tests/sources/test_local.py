@@ -313,7 +313,7 @@ def test_a_path_that_no_file_can_have_still_has_a_location(settings: PollingSett
 
 
 def test_an_unknown_source_type_is_refused_with_the_known_ones(settings: PollingSettings) -> None:
-    with pytest.raises(PermanentError, match=r"'s33'.*dummy, local"):
+    with pytest.raises(PermanentError, match=r"'s33'.*dummy, ftp, http, local, onelake, s3, sftp"):
         open_source({"source_type": "s33"}, settings)
 
 
@@ -326,7 +326,8 @@ def installed_webdav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     (info / "entry_points.txt").write_text("[ingest_project.sources]\nwebdav = webdav_source:open_webdav\n")
     (tmp_path / "site" / "webdav_source.py").write_text(
         "from ingest_project.sources.local import open_local\n"
-        "def open_webdav(source_config, settings):\n    return open_local({'path': ''}, settings)\n"
+        "def open_webdav(source_config, access):\n"
+        "    return open_local({'path': ''}, access)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     _forget_sources()
@@ -343,7 +344,7 @@ def _forget_sources() -> None:
 
 @pytest.mark.usefixtures("installed_webdav")
 def test_another_package_can_bring_a_kind_of_source(settings: PollingSettings) -> None:
-    assert known_source_types() == ["dummy", "local", "webdav"]
+    assert known_source_types() == ["dummy", "ftp", "http", "local", "onelake", "s3", "sftp", "webdav"]
     assert open_source({"source_type": "webdav"}, settings).location.startswith("local:")
 
 

@@ -1,0 +1,138 @@
+"""Files to announcements on `file-event-queue`, one for each version of a file, whoever finds it.
+
+The announcement's id is the file's key. Pollers publish one after the other: two jobs that look at the same folder at
+the same time, or at one inside the other, would both find a file that neither has announced yet.
+
+A page of a listing that was announced to its end is remembered as a whole too: as long as nothing in it changes, one
+question answers for all of its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ingest_project.database.locks import exclusive
+from ingest_project.kafka.publishing import publish_once
+from ingest_project.kafka.writing import Outgoing
+from ingest_project.messages.decoding import encode
+from ingest_project.messages.file_event import FileEvent, file_key, file_type_of, version_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ingest_project.ledger.outbox import JobOutbox
+    from ingest_project.ledger.polling_jobs import JobRecord
+    from ingest_project.resources import Services
+    from ingest_project.sources.protocol import Source, SourceFile
+
+LOCK = "file-announcements"
+
+
+@dataclass(frozen=True)
+class Announcements:
+    """What is to be announced of one page.
+
+    Args:
+        page_id: what the page as a whole is remembered by.
+        known: whether it was announced as a whole before.
+        messages: by id, of the files that have not been announced in this version.
+        paths: of those files.
+    """
+
+    page_id: str
+    known: bool
+    messages: Mapping[str, Outgoing]
+    paths: frozenset[str]
+
+
+def prepare(
+    services: Services, record: JobRecord, source: Source, files: Sequence[SourceFile], outbox: JobOutbox
+) -> Announcements:
+    """Find out which files have not been announced in this version, and write their announcements; nothing is sent.
+
+    Args:
+        services: Kafka.
+        record: the job that found them.
+        source: the place they are in.
+        files: a page of them.
+        outbox: knows what was announced.
+    """
+    # What was announced on a topic that is gone has to be announced again: nobody else remembers it.
+    life = _life_of(services.settings.topics.file_event_queue, services)
+    page_id = f"{life}/page/{_digest(source, files)}"
+    if not outbox.unsent([page_id]):
+        return Announcements(page_id, known=True, messages={}, paths=frozenset())
+    found = {f"{life}/{_key_of(file, source)}": file for file in files}
+    new = outbox.unsent(list(found))
+    return Announcements(
+        page_id,
+        known=False,
+        messages={message_id: _message(record, found[message_id], message_id) for message_id in new},
+        paths=frozenset(found[message_id].path for message_id in new),
+    )
+
+
+def publish(services: Services, announcements: Announcements, outbox: JobOutbox) -> None:
+    """Publish what is not on the topic yet.
+
+    Killed anywhere and called again, by this or another job, it leaves each version on the topic once.
+
+    Raises:
+        BrokerUnavailable, DatabaseUnavailable, TransactionConflict: call again.
+    """
+    topic = services.settings.topics.file_event_queue
+    if announcements.known:
+        return
+    if announcements.messages:
+        with exclusive(services.engine, LOCK):
+            publish_once(services.writer, services.reader, outbox, topic, list(announcements.messages.items()))
+    outbox.remember(topic, announcements.page_id)
+
+
+def _digest(source: Source, files: Sequence[SourceFile]) -> str:
+    return hashlib.sha256(msgspec.json.encode((source.location, files))).hexdigest()
+
+
+def _key_of(file: SourceFile, source: Source) -> str:
+    location = file.location or source.canonical_location(file.path)
+    return file_key(location, file.name, version_of(file.etag, file.size_bytes, file.modified_at))
+
+
+def _life_of(topic: str, services: Services) -> str:
+    """What tells this life of the topic from the next; a topic that is not there yet is created first."""
+    if not services.reader.generation(topic):
+        services.writer.require_topic(topic)
+    return services.reader.generation(topic)
+
+
+def _message(record: JobRecord, file: SourceFile, message_id: str) -> Outgoing:
+    event = file_event(record, file)
+    headers = (("trace-id", event.trace_id.encode()),) if event.trace_id else ()
+    return Outgoing(encode(event), key=message_id.rpartition("/")[2].encode(), headers=headers)
+
+
+def file_event(record: JobRecord, file: SourceFile) -> FileEvent:
+    """The announcement of one file; what the job says about its format travels along."""
+    job = record.job
+    config = {name: value for name, value in job.source_config.items() if name != "source_type"}
+    return FileEvent(
+        event_id=str(uuid.uuid4()),
+        job_id=job.job_id,
+        source_type=job.source_type,
+        file_path=file.path,
+        file_name=file.name,
+        file_type=file_type_of(file.name),
+        size_bytes=file.size_bytes,
+        modified_at=file.modified_at,
+        etag=file.etag,
+        discovered_at=datetime.now(UTC),
+        trace_id=job.trace_id,
+        metadata=job.metadata,
+        source_config=config,
+    )

@@ -1,0 +1,193 @@
+"""Files in OneLake and other ADLS Gen2 accounts, `source_type` onelake.
+
+A job's `source_config`: `path` (`https://<host>/<workspace>/<item>.Lakehouse/Files/x`, the same with two GUIDs,
+`abfss://`, or `<workspace>/<item>.Lakehouse/Files/x` at the configured endpoint) and `credentials` (a SAS or an account
+key; without them the settings' own, or azure-identity's default). A place by its names and by its GUIDs counts as two:
+the service does not say which name a GUID has.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+from ingest_project.errors import (
+    ForbiddenPath,
+    PermanentError,
+    SettingsError,
+    SourceForbidden,
+    SourceUnreachable,
+    StoreUnavailable,
+)
+from ingest_project.onelake.address import OneLakeAddress, parse_address, safe_path
+from ingest_project.onelake.client import open_file_system
+from ingest_project.onelake.failures import StoreRefused, onelake_errors
+from ingest_project.onelake.listing import list_folder
+from ingest_project.onelake.reading import open_file
+from ingest_project.sources.access import named_credential, require_for_host
+from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.selection import Pattern, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from azure.storage.filedatalake import FileSystemClient
+
+    from ingest_project.onelake.listing import Listed
+    from ingest_project.onelake.options import OneLakeOptions
+    from ingest_project.sources.access import SourceAccess
+
+HTTPS_PORT = 443
+
+
+def open_onelake(source_config: Mapping[str, Any], access: SourceAccess) -> OneLakeSource:
+    """One folder of a file system.
+
+    Raises:
+        UnknownCredentials: it names some that are not stored.
+        PermanentError: its path is no address in OneLake.
+        ForbiddenPath: a host that these credentials are not for.
+    """
+    credential = named_credential(source_config, access.credentials)
+    options = access.clients.onelake_options(credential)
+    path = str(source_config.get("path") or "")
+    source = OneLakeSource(path, options)
+    if credential is not None and credential.hosts and path:
+        account = urlsplit(source.address(path).account_url)
+        require_for_host(credential, account.hostname or "", account.port or HTTPS_PORT, path[:200])
+    return source
+
+
+@dataclass(frozen=True)
+class OneLakeSource:
+    """One folder.
+
+    Args:
+        path: as the job names it.
+        options: who we are, and how patient.
+    """
+
+    path: str
+    options: OneLakeOptions
+
+    @property
+    def location(self) -> str:
+        """The folder's full address."""
+        return self.canonical_location(self.path)
+
+    def address(self, path: str) -> OneLakeAddress:
+        """The place that a path names.
+
+        Raises:
+            ForbiddenPath, PermanentError: it names none, or one whose host gets no credential of ours.
+        """
+        try:
+            return parse_address(path, self.options.endpoint)
+        except SettingsError as error:
+            # What a job names is no setting.
+            raise PermanentError(str(error)) from error
+
+    def canonical_location(self, path: str) -> str:
+        """The full address, percent-encoded."""
+        try:
+            return self.address(path).url
+        except PermanentError:
+            # A path that no file can have still needs a stable name in reports.
+            return f"onelake:{path.partition('?')[0]}"
+
+    def require_allowed(self, path: str) -> None:
+        """Refuse a host that gets no credential of ours, and a path outside of the source's own file system."""
+        found = self.address(path)
+        own = self.address(self.path) if self.path else found
+        if (found.account_url, found.file_system) != (own.account_url, own.file_system):
+            raise ForbiddenPath(found.url, "it is not in the file system that its source names.")
+
+    def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
+        """Page by page of 5,000: all below the folder at once where the pattern has `**`, level by level if not."""
+        parsed = Pattern.parse(pattern)
+        root = self.address(self.path)
+        waiting = [root]
+        while waiting:
+            folder = waiting.pop()
+            for found in self._listed(folder, recursive=parsed.recursive):
+                relative = _below(found.path, root)
+                if not found.is_folder:
+                    yield from self._looked_at(found, relative, root, parsed)
+                elif not parsed.recursive and parsed.may_match_below(relative) and not _is_hidden(relative):
+                    waiting.append(root.child(relative))
+
+    def stat(self, path: str) -> SourceFile:
+        """What the service says about the file that is there now."""
+        address = self.address(path)
+        with _told_as_source(address.url), onelake_errors(address.url):
+            found = self._files(address).get_file_client(address.path).get_file_properties()
+        if (found.metadata or {}).get("hdi_isfolder") == "true":
+            raise ForbiddenPath(address.url, "it is not a regular file.")
+        return SourceFile(
+            path=address.url,
+            name=address.path.rpartition("/")[2],
+            size_bytes=found.size,
+            modified_at=found.last_modified,
+            etag=(found.etag or "").strip('"') or None,
+        )
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        """The file's bytes, all of one version; the SDK asks again for a part that was cut off."""
+        address = self.address(path)
+        # Around the whole block: what fails while it is read is told like what fails when it is opened.
+        with _told_as_source(address.url), open_file(self._files(address), address) as file:
+            yield cast("BinaryIO", file)
+
+    def _listed(self, folder: OneLakeAddress, *, recursive: bool) -> Iterator[Listed]:
+        with _told_as_source(folder.url):
+            yield from list_folder(self._files(folder), folder, recursive=recursive)
+
+    def _looked_at(
+        self, found: Listed, relative: str, root: OneLakeAddress, pattern: Pattern
+    ) -> Iterator[SourceFile | Skipped]:
+        if not pattern.matches(relative):
+            return
+        *folders, name = relative.split("/")
+        with suppress(ForbiddenPath):
+            path = root.child(safe_path(relative)).url
+            if any(folder.startswith(".") for folder in folders):
+                yield Skipped(path, "A file in a hidden folder.", visible=False)
+            else:
+                file = SourceFile(path, name, found.size_bytes, found.modified_at, found.etag or None, location=path)
+                yield refusal(path, name) or file
+            return
+        yield Skipped(relative.encode("utf-8", "replace").decode(), "Its name cannot be asked for.")
+
+    def _files(self, address: OneLakeAddress) -> FileSystemClient:
+        return _file_system(address.account_url, address.file_system, self.options)
+
+
+@cache
+def _file_system(account_url: str, file_system: str, options: OneLakeOptions) -> FileSystemClient:
+    """One client for each file system and credential, whose connections all files of a process share."""
+    return open_file_system(OneLakeAddress(account_url, file_system), options)
+
+
+@contextmanager
+def _told_as_source(location: str) -> Iterator[None]:
+    try:
+        yield
+    except StoreRefused as error:
+        said = f"{error.status or ''} {error.code}".strip()
+        raise SourceForbidden(location, f"{said}; check the credential and its rights on this place") from error
+    except StoreUnavailable as error:
+        raise SourceUnreachable(location, str(error).partition(": ")[2] or error) from error
+
+
+def _below(path: str, root: OneLakeAddress) -> str:
+    """The path of a file below the root, counted in levels: the service may answer with the item's GUID."""
+    levels = len(root.path.split("/")) if root.path else 0
+    return "/".join(path.split("/")[levels:])
+
+
+def _is_hidden(relative: str) -> bool:
+    return relative.rpartition("/")[2].startswith(".")

@@ -1,0 +1,70 @@
+"""An object's bytes from any position on, of one version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ingest_project.sources.resumed_reading import NO_LEASE
+from ingest_project.sources.s3_failures import s3_errors
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from botocore.response import StreamingBody
+    from mypy_boto3_s3 import S3Client
+
+    from ingest_project.sources.resumed_reading import Releasable
+
+
+@dataclass
+class ObjectReader:
+    """Opens one object, and opens it again where a connection broke: only ever the version it opened first.
+
+    Args:
+        client: of its account.
+        location: for messages.
+        payer: further arguments of each request.
+    """
+
+    client: S3Client
+    bucket: str
+    key: str
+    location: str
+    payer: dict[str, Any]
+    etag: str | None = field(default=None, init=False)
+    size_bytes: int = field(default=0, init=False)
+
+    def opened(self, offset: int) -> tuple[Releasable, OpenedObject]:
+        """The object from this position to its end.
+
+        Raises:
+            SourceChanged: by now it is another version. And what else a source raises.
+        """
+        wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
+        if offset:
+            wanted["Range"] = f"bytes={offset}-"
+        with s3_errors(self.location):
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.key, **wanted, **self.payer)
+        if self.etag is None:
+            self.etag, self.size_bytes = answer["ETag"], answer["ContentLength"]
+        return NO_LEASE, OpenedObject(answer["Body"], self.location, self.size_bytes, answer["LastModified"])
+
+
+class OpenedObject:
+    """One answer of S3 that is being read."""
+
+    def __init__(self, body: StreamingBody, location: str, size_bytes: int, modified_at: datetime) -> None:
+        self._body = body
+        self._location = location
+        self.size_bytes: int | None = size_bytes
+        self.modified_at: datetime | None = modified_at
+
+    def read(self, size: int) -> bytes:
+        """Some of the next bytes; empty at the end."""
+        with s3_errors(self._location):
+            return self._body.read(size)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._body.close()

@@ -1,0 +1,152 @@
+"""Which entries of a server's folders a pattern asks for, one folder level at a time.
+
+Memory is bounded by the folders that are still to be looked into, not by the files. Symbolic links to folders are not
+followed; a server that hides that a folder is a link is met by its own folder identities and by limits.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ingest_project.errors import PermanentError, SourceForbidden, SourceMissing
+from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.selection import refusal
+from ingest_project.sources.server_names import is_askable, joined
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from ingest_project.sources.connection_pool import Account, ConnectionPool
+    from ingest_project.sources.selection import Pattern
+    from ingest_project.sources.server_connection import Entry, Kind, ServerConnection
+    from ingest_project.sources.server_names import NameCoding
+
+MAX_DEPTH = 32
+MAX_FOLDERS = 100_000
+PRINTED_LENGTH = 200
+NOT_A_FILE: Mapping[Kind, str] = {
+    "folder": "A symbolic link to a folder; links are not followed.",
+    "link": "A symbolic link; its server does not tell where it leads.",
+    "other": "It is not a regular file.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder to look into; `relative` is empty for the first one, and ends with a slash for all others."""
+
+    raw: bytes
+    relative: str
+    depth: int = 0
+    identity: str | None = None
+    parent: _Folder | None = None
+
+    def contains_itself(self, identity: str | None) -> bool:
+        folder: _Folder | None = self if identity is not None else None
+        while folder is not None and folder.identity != identity:
+            folder = folder.parent
+        return folder is not None
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One look at a folder of a server, and what is below it.
+
+    Args:
+        account: where.
+        pool: whose connections are used, one at a time.
+        names: how the server writes names.
+        pattern: what is asked for.
+    """
+
+    account: Account[ServerConnection]
+    pool: ConnectionPool
+    names: NameCoding
+    pattern: Pattern
+
+    def below(self, root: bytes) -> Iterator[SourceFile | Skipped]:
+        """What the pattern asks for, folder by folder.
+
+        Raises:
+            SourceMissing: there is no such folder. And what else a source raises; nothing that failed is left out.
+        """
+        waiting = [_Folder(root, "")]
+        looked_into = 0
+        while waiting:
+            looked_into += 1
+            if looked_into > MAX_FOLDERS:
+                raise PermanentError(
+                    f"{self.account.location} has more than {MAX_FOLDERS} folders below {self.names.path(root)}. "
+                    "Name a folder further down."
+                )
+            yield from self._looked_into(waiting.pop(), waiting.append)
+
+    def _looked_into(self, folder: _Folder, add: Callable[[_Folder], None]) -> Iterator[SourceFile | Skipped]:
+        try:
+            lease, entries = self.pool.begin(self.account, lambda connection: connection.entries(folder.raw))
+        except (SourceMissing, SourceForbidden) as error:
+            if folder.parent is None:
+                raise
+            # One that was removed meanwhile is none of anybody's business.
+            yield Skipped(self.names.path(folder.raw), str(error), visible=isinstance(error, SourceForbidden))
+            return
+        # Closed in this order: a listing that is left early still has something to say to its server.
+        with lease, closing(entries):
+            for entry in entries:
+                yield from self._looked_at(entry, folder, lease.connection, add)
+
+    def _looked_at(
+        self, entry: Entry, folder: _Folder, connection: ServerConnection, add: Callable[[_Folder], None]
+    ) -> Iterator[SourceFile | Skipped]:
+        name = self.names.name(entry.name)
+        relative = folder.relative + name
+        if entry.kind == "unknown":
+            yield Skipped(_printable(name), "A line of the listing that is not understood.")
+        elif not is_askable(entry.name):
+            if name not in ("", ".", ".."):
+                yield Skipped(_printable(relative), "Its name has characters that cannot be asked for.")
+        elif entry.kind == "folder":
+            yield from self._found_folder(entry, folder, name, add)
+        elif self.pattern.matches(relative):
+            yield self._found(entry, folder, connection)
+
+    def _found_folder(
+        self, entry: Entry, parent: _Folder, name: str, add: Callable[[_Folder], None]
+    ) -> Iterator[Skipped]:
+        raw = joined(parent.raw, entry.name)
+        if not self.pattern.may_match_below(parent.relative + name):
+            return
+        if name.startswith("."):
+            yield Skipped(self.names.path(raw), "A hidden folder.", visible=False)
+        elif parent.contains_itself(entry.identity):
+            yield Skipped(self.names.path(raw), "A folder that leads back to one above it.")
+        elif parent.depth >= MAX_DEPTH:
+            yield Skipped(self.names.path(raw), f"A folder more than {MAX_DEPTH} levels down.")
+        else:
+            add(_Folder(raw, f"{parent.relative}{name}/", parent.depth + 1, entry.identity, parent))
+
+    def _found(self, entry: Entry, folder: _Folder, connection: ServerConnection) -> SourceFile | Skipped:
+        raw = joined(folder.raw, entry.name)
+        path, name = self.names.path(raw), self.names.name(entry.name)
+        if (skipped := refusal(path, name)) is not None:
+            return skipped
+        if entry.kind == "other":
+            return Skipped(path, NOT_A_FILE["other"])
+        try:
+            found = entry if entry.exact and entry.kind == "file" else connection.described(raw)
+        except SourceMissing:
+            return Skipped(path, "It was removed while the folder was read, or is a link that leads nowhere.")
+        except PermanentError as error:
+            return Skipped(path, str(error))
+        return source_file(path, name, found) if found.kind == "file" else Skipped(path, NOT_A_FILE[found.kind])
+
+
+def source_file(path: str, name: str, entry: Entry) -> SourceFile:
+    """A file as its server describes it."""
+    return SourceFile(path=path, name=name, size_bytes=entry.size_bytes, modified_at=entry.modified_at)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "\ufffd" for char in text[:PRINTED_LENGTH])

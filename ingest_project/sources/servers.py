@@ -1,0 +1,238 @@
+"""Which file server a job means, who we are there, and whether it may be contacted at all.
+
+Hosts come from messages, so a message alone never makes this system connect anywhere: a host must be listed, by the
+stored credential that is used or in the settings, and a credential goes to the hosts that it lists and to no other.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ingest_project.errors import ForbiddenPath, PermanentError, SourceUnreachable
+from ingest_project.sources.access import named_credential
+from ingest_project.web.addresses import parse_address, why_internal
+from ingest_project.web.hosts import HostPattern
+from ingest_project.web.urls import canonical_host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from ingest_project.settings import Credential, PollingSettings
+
+ALLOWED_SOURCE_HOSTS = "INGEST_ALLOWED_SOURCE_HOSTS"
+MAX_PORT = 65_535
+MAX_USERNAME_LENGTH = 255
+# Alone it allows hosts that nobody named, so that it does not reach into internal networks.
+ANY_HOST = "*"
+# A host name's characters, and no control characters, which would end an FTP command and begin another.
+SAFE_IN_USERNAME = "@!$&'()*+,;="
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What holds for every file server.
+
+    Args:
+        allowed_hosts: host patterns that may be contacted beside the hosts of stored credentials.
+        known_hosts_file: SFTP host keys that are accepted, in OpenSSH's format.
+        ca_file: PEM file with certificate authorities that are trusted beside the system's.
+        timeout_seconds: of connecting and of every single answer.
+        max_connections: open at a time in this process, all servers together.
+        max_connections_per_host: open at a time in this process to one server as one user.
+        idle_seconds: how long an unused connection is kept.
+    """
+
+    allowed_hosts: tuple[str, ...] = ()
+    known_hosts_file: Path | None = None
+    ca_file: Path | None = None
+    timeout_seconds: float = 30.0
+    max_connections: int = 16
+    max_connections_per_host: int = 4
+    idle_seconds: float = 60.0
+
+    @classmethod
+    def of(cls, settings: PollingSettings) -> ServerSettings:
+        """As the settings have it."""
+        return cls(
+            allowed_hosts=tuple(settings.allowed_source_hosts),
+            known_hosts_file=settings.known_hosts_file,
+            ca_file=settings.source_ca_file,
+            timeout_seconds=settings.source_timeout_seconds,
+            max_connections=settings.source_connections,
+            max_connections_per_host=settings.source_connections_per_host,
+            idle_seconds=settings.source_idle_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Server:
+    """One account on one server.
+
+    Args:
+        scheme: `ftp` or `sftp`; part of the address, whatever protects the connection.
+        host: canonical name or address.
+        username: empty for anonymous access.
+        internal_allowed: whether an internal address of this host may be connected to.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    username: str
+    internal_allowed: bool = True
+
+    @property
+    def location(self) -> str:
+        """`sftp://user@host:port`, the same however a job spells it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        user = f"{quote(self.username, safe=SAFE_IN_USERNAME)}@" if self.username else ""
+        return f"{self.scheme}://{user}{host}:{self.port}"
+
+    def connect(self, timeout_seconds: float) -> socket.socket:
+        """A connection to this host, at an address that it may have.
+
+        Raises:
+            ForbiddenPath: it has none but internal addresses, and nobody named it.
+            SourceUnreachable: its name is not known, or nothing answers.
+        """
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise SourceUnreachable(self.location, f"its name cannot be resolved ({error})") from error
+        addresses = [str(address[4][0]) for address in found]
+        connection = _first_that_answers(self, self._permitted(addresses), timeout_seconds)
+        connection.settimeout(timeout_seconds)
+        # A transfer of hours leaves the control connection silent; firewalls forget silent connections.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return connection
+
+    def _permitted(self, addresses: Iterable[str]) -> list[str]:
+        permitted = [text for text in dict.fromkeys(addresses) if self.internal_allowed or not _is_internal(text)]
+        if not permitted:
+            raise ForbiddenPath(
+                self.location, f"its address is internal; name the host in {ALLOWED_SOURCE_HOSTS} to allow that."
+            )
+        return permitted
+
+
+def server_of(
+    scheme: str, source_config: Mapping[str, Any], credential: Credential | None, default_port: int
+) -> Server:
+    """The server that a job's `source_config` names by `host`, `port` and `username`, or the credential's username.
+
+    Raises:
+        PermanentError: one of them is missing or malformed, or the job names another user than the credential.
+    """
+    host = canonical_host(str(source_config.get("host", "")).strip().strip("[]"))
+    if not host:
+        raise PermanentError(f"source_config of an {scheme} source needs a 'host', a name or an address.")
+    username = str(source_config.get("username") or "")
+    if credential is not None and credential.username:
+        if username not in ("", credential.username):
+            raise PermanentError(f"source_config has the username {username[:100]!r}, its credentials have another.")
+        username = credential.username
+    if len(username) > MAX_USERNAME_LENGTH or not username.isprintable():
+        raise PermanentError(f"username must have at most {MAX_USERNAME_LENGTH} printable characters.")
+    return Server(scheme, host, _port(source_config.get("port", default_port)), username)
+
+
+def server_for(
+    scheme: str,
+    source_config: Mapping[str, Any],
+    credentials: Mapping[str, Credential],
+    default_port: int,
+    allowed_hosts: Iterable[str],
+) -> tuple[Server, HostGuard, Credential | None]:
+    """What a job's `source_config` means: the server, whether it may be contacted, and who we are there.
+
+    Raises:
+        UnknownCredentials, PermanentError: as `named_credential` and `server_of` say.
+        SettingsError: an entry of a list of hosts is not a host pattern.
+    """
+    credential = named_credential(source_config, credentials)
+    server = server_of(scheme, source_config, credential, default_port)
+    guard = HostGuard.of(allowed_hosts, credentials, credential)
+    return replace(server, internal_allowed=guard.allows_internal(server)), guard, credential
+
+
+@dataclass(frozen=True)
+class HostGuard:
+    """Which servers may be contacted.
+
+    Args:
+        allowed: patterns of the setting.
+        listed: patterns of all stored credentials.
+        credential: patterns of the credential that would be sent; None without one.
+    """
+
+    allowed: tuple[HostPattern, ...]
+    listed: tuple[HostPattern, ...]
+    credential: tuple[HostPattern, ...] | None
+
+    @classmethod
+    def of(
+        cls, allowed: Iterable[str], credentials: Mapping[str, Credential], credential: Credential | None
+    ) -> HostGuard:
+        """Read the lists.
+
+        Raises:
+            SettingsError: an entry is not a host pattern.
+        """
+        listed = [host for stored in credentials.values() for host in stored.hosts]
+        own = None if credential is None else _patterns(credential.hosts)
+        return cls(_patterns(allowed), _patterns(listed), own)
+
+    def require_allowed(self, server: Server) -> None:
+        """Judge a server by its name and port.
+
+        Raises:
+            ForbiddenPath: it is not listed, or the credential is not for it.
+        """
+        if self.credential is not None and not _matches(self.credential, server):
+            raise ForbiddenPath(
+                server.location, "the credentials that the job names are not for this host; list it in their 'hosts'."
+            )
+        if not _matches((*self.allowed, *self.listed), server):
+            raise ForbiddenPath(
+                server.location,
+                f"its host is not allowed. List it in {ALLOWED_SOURCE_HOSTS}, or in the 'hosts' of stored credentials.",
+            )
+
+    def allows_internal(self, server: Server) -> bool:
+        """Whether somebody named this host, so that it may be an internal one."""
+        named = [pattern for pattern in (*self.allowed, *self.listed) if pattern.name != ANY_HOST]
+        return _matches(named, server)
+
+
+def _patterns(texts: Iterable[str]) -> tuple[HostPattern, ...]:
+    return tuple(map(HostPattern.parse, texts))
+
+
+def _matches(patterns: Iterable[HostPattern], server: Server) -> bool:
+    return any(pattern.matches_name(server.host, server.port) for pattern in patterns)
+
+
+def _port(value: object) -> int:
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) <= MAX_PORT and len(text) <= len(str(MAX_PORT))):
+        raise PermanentError(f"port must be a number from 1 to {MAX_PORT}, not {text[:20]!r}.")
+    return int(text)
+
+
+def _is_internal(text: str) -> bool:
+    address = parse_address(text)
+    return address is None or why_internal(address) is not None
+
+
+def _first_that_answers(server: Server, addresses: list[str], timeout_seconds: float) -> socket.socket:
+    failure: OSError | None = None
+    for address in addresses:
+        try:
+            return socket.create_connection((address, server.port), timeout=timeout_seconds)
+        except OSError as error:
+            failure = error
+    raise SourceUnreachable(server.location, failure) from failure

@@ -1,0 +1,146 @@
+"""Files on SFTP servers, `source_type` sftp.
+
+A job's `source_config`: `host`, `port`, `path`, `credentials`, `username` where the credentials name none, `encoding`
+of file names (utf-8). Only what the credentials say is used to log in: no agent, and no keys of the user who runs this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+
+from ingest_project.errors import PermanentError, SettingsError, SourceForbidden, SourceUnreachable
+from ingest_project.sources.connection_pool import Account
+from ingest_project.sources.server_names import NameCoding
+from ingest_project.sources.server_source import ServerSource, connection_pool
+from ingest_project.sources.servers import ServerSettings, server_for
+from ingest_project.sources.sftp_connection import SftpConnection
+from ingest_project.sources.sftp_host_keys import DEFAULT_PORT, FINGERPRINT, HostKeys
+from ingest_project.sources.sftp_private_key import private_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pydantic import SecretStr
+
+    from ingest_project.sources.access import SourceAccess
+    from ingest_project.sources.server_connection import ServerConnection
+    from ingest_project.sources.servers import Server
+
+KEEPALIVE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class SftpLogin:
+    """How one account is reached; connections of equal logins are the same.
+
+    Args:
+        password: also asked for after the key by servers that want both.
+        private_key_file: in any format of OpenSSH's.
+    """
+
+    server: Server
+    password: SecretStr | None
+    private_key_file: Path | None
+    private_key_passphrase: SecretStr | None
+    host_keys: HostKeys
+    timeout_seconds: float
+
+    def connect(self) -> SftpConnection:
+        """A new connection, logged in; the server is known before anything of ours is sent.
+
+        Raises:
+            SourceUnreachable: no answer, or not now.
+            SourceForbidden: the host key is not known, or the login is refused.
+            SettingsError: the private key cannot be used.
+        """
+        transport = self._begun()
+        try:
+            self.host_keys.require_known(self.server, transport.get_remote_server_key())
+            self._log_in(transport)
+            transport.set_keepalive(KEEPALIVE_SECONDS)
+            return SftpConnection(transport, self.server.location, self.timeout_seconds)
+        except paramiko.AuthenticationException as error:
+            transport.close()
+            raise SourceForbidden(self.server.location, _refused(error)) from error
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            transport.close()
+            raise SourceUnreachable(self.server.location, error) from error
+        except BaseException:
+            transport.close()
+            raise
+
+    def _begun(self) -> paramiko.Transport:
+        connection = self.server.connect(self.timeout_seconds)
+        transport = paramiko.Transport(connection)
+        try:
+            transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = self.timeout_seconds
+            if key_types := self.host_keys.key_types(self.server):
+                transport.get_security_options().key_types = key_types
+            transport.start_client(timeout=self.timeout_seconds)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            transport.close()
+            raise SourceUnreachable(self.server.location, error) from error
+        except BaseException:
+            transport.close()
+            raise
+        return transport
+
+    def _log_in(self, transport: paramiko.Transport) -> None:
+        wanted: list[str] = []
+        if self.private_key_file is not None:
+            wanted = transport.auth_publickey(
+                self.server.username, private_key(self.private_key_file, self.private_key_passphrase)
+            )
+        if self.password is not None and not transport.is_authenticated():
+            wanted = transport.auth_password(self.server.username, self.password.get_secret_value())
+        if not transport.is_authenticated():
+            raise paramiko.AuthenticationException(f"the server also wants {', '.join(wanted)}")
+
+
+def open_sftp(
+    source_config: Mapping[str, Any],
+    access: SourceAccess,
+    servers: ServerSettings | None = None,
+) -> ServerSource:
+    """One folder of an SFTP server.
+
+    Raises:
+        UnknownCredentials, PermanentError: the config names no such credentials, or makes no sense.
+    """
+    servers = servers or ServerSettings.of(access.settings)
+    server, guard, credential = server_for(
+        "sftp", source_config, access.credentials, DEFAULT_PORT, servers.allowed_hosts
+    )
+    if credential is None or not server.username:
+        raise PermanentError(f"{server.location}: an sftp source needs stored 'credentials' and a username.")
+    if credential.password is None and credential.private_key_file is None:
+        raise PermanentError(f"{server.location}: its credentials have neither password nor private_key_file.")
+    login = SftpLogin(
+        server=server,
+        password=credential.password,
+        private_key_file=credential.private_key_file,
+        private_key_passphrase=credential.private_key_passphrase,
+        host_keys=HostKeys(_pinned(credential.host_key_fingerprints), servers.known_hosts_file),
+        timeout_seconds=servers.timeout_seconds,
+    )
+    account: Account[ServerConnection] = Account(server.location, login, login.connect)
+    names = NameCoding.of(source_config.get("encoding", "utf-8"))
+    return ServerSource(str(source_config.get("path", "")), server, guard, names, account, connection_pool(servers))
+
+
+def _pinned(fingerprints: list[str]) -> frozenset[str]:
+    for fingerprint in fingerprints:
+        if not fingerprint.startswith(FINGERPRINT):
+            raise SettingsError(
+                f"host_key_fingerprints holds {fingerprint[:60]!r}; fingerprints begin with {FINGERPRINT} "
+                "(ssh-keygen -lf prints them)."
+            )
+    return frozenset(fingerprint.rstrip("=") for fingerprint in fingerprints)
+
+
+def _refused(error: Exception) -> str:
+    return f"the server refuses the key or the password ({str(error)[:200] or type(error).__name__})"

@@ -1,0 +1,48 @@
+"""From a polling job to stored rows, over each kind of source that is not a folder of this host."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.settings import Settings
+from ingest_project_tests.journeys.system import System, readings
+from ingest_project_tests.services.listing_server import ListingServer
+from ingest_project_tests.sources.places import OneLakePlace, Place, S3Place, WebPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(params=["s3", "onelake", "http"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    match request.param:
+        case "s3":
+            yield S3Place(request.getfixturevalue("s3_options"), f"test-{uuid.uuid4().hex}")
+        case "onelake":
+            yield OneLakePlace(request.getfixturevalue("dfs"), request.getfixturevalue("dfs_url"))
+        case _:
+            folder = tmp_path / "served"
+            folder.mkdir()
+            with ListingServer(folder) as server:
+                yield WebPlace(folder, server)
+
+
+def test_files_of_a_remote_source_are_ingested_and_a_new_version_is_ingested_anew(system: System, place: Place) -> None:
+    remote = Settings.model_validate(place.settings)
+    sections = {name: getattr(remote, name) for name in place.settings}
+    system.settings = system.settings.model_copy(update=sections)
+    system.restart()
+    place.put("a.csv", readings(3).encode())
+    place.put("sub/b c.csv", readings(4, "device-2").encode())
+    system.send_job("", source_config=place.config)
+    system.drive()
+    assert system.states() == {"a.csv": "ingested", "b c.csv": "ingested"}
+    place.put("a.csv", readings(5).encode())
+    system.send_job("", source_config=place.config)
+    system.drive()
+    assert (len(system.services.files.list()), system.file("a.csv").rows_accepted) == (3, 5)
+    assert system.services.polling_jobs.published_by_source_type() == {place.config["source_type"]: 3}

@@ -1,0 +1,193 @@
+"""What polling promises of each look: young files wait, nothing is announced twice, and the counts are true."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from ingest_project.errors import BrokerUnavailable
+from ingest_project.ledger.outbox import JobOutbox
+from ingest_project.ledger.states import JobState
+from ingest_project.polling import standing_jobs
+from ingest_project.polling.discovery import ANNOUNCED_BEFORE, TOO_YOUNG, discover
+from ingest_project.settings import ConfiguredSource
+from ingest_project_tests.journeys.system import DISCOVERED, POLLING, System, changed, readings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+
+    from ingest_project.ledger.polling_jobs import JobRecord
+
+STANDING = "standing_jobs_sensor"
+
+
+def poll(system: System, sensor: str = POLLING) -> None:
+    """What one tick asks for, done."""
+    for request in system.requests(sensor):
+        system.execute("polling_batch", request)
+
+
+def only_job(system: System) -> JobRecord:
+    (record,) = system.services.polling_jobs.list()
+    return record
+
+
+def announced(system: System) -> int:
+    return len(system.on_topic(system.settings.topics.file_event_queue))
+
+
+def test_a_file_that_changed_a_moment_ago_is_looked_at_again_once_it_has_settled(system: System) -> None:
+    system.settings = changed(system.settings, "polling", min_age_seconds=3.0)
+    system.restart()
+    old = system.write("old.csv", readings())
+    os.utime(old, (1_700_000_000, 1_700_000_000))
+    young = system.write("young.csv", readings())
+    # As a server whose clock goes ahead of ours says it; that also leaves a slow machine the time to look.
+    os.utime(young, (time.time() + 2.5, time.time() + 2.5))
+    system.send_job(system.folder)
+    poll(system)
+    record = only_job(system)
+    assert (record.state, announced(system)) == (JobState.PENDING, 1)
+    assert "looked at again" in (record.reason or "")
+    assert record.skipped == {TOO_YOUNG: 1}
+    assert not system.requests(POLLING)
+    give_up_at = time.monotonic() + 20
+    while only_job(system).state is not JobState.DONE and time.monotonic() < give_up_at:
+        time.sleep(0.5)
+        poll(system)
+    record = only_job(system)
+    assert (record.state, record.files_found, record.files_published, record.skipped) == (JobState.DONE, 2, 2, {})
+    assert announced(system) == 2
+
+
+def test_what_is_found_is_what_was_published_and_what_was_skipped(system: System) -> None:
+    for number in range(5):
+        system.write(f"{number}.csv", readings(1, str(number)))
+    system.send_job(system.folder)
+    poll(system)
+    system.write("new.csv", readings(1, "new"))
+    system.write("3.csv", readings(2, "changed"))
+    system.write("b.zip", "x")
+    system.send_job(system.folder)
+    poll(system)
+    record = next(record for record in system.services.polling_jobs.list() if record.skipped)
+    assert (record.files_found, record.files_published) == (6, 2)
+    assert (record.skipped or {})[ANNOUNCED_BEFORE] == 4
+    assert sum((record.skipped or {}).values()) == 5
+    assert system.services.polling_jobs.published_by_source_type() == {"local": 7}
+
+
+def test_a_look_that_is_killed_half_way_goes_on_and_counts_all_that_it_published(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.settings = changed(system.settings, "polling", page_files=10)
+    system.restart()
+    for number in range(35):
+        system.write(f"{number:02}.csv", readings(1, str(number)))
+    system.send_job(system.folder)
+    marked = 0
+
+    class Killed(JobOutbox):
+        """Dies after the second page is on the topic and before that is remembered."""
+
+        def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
+            nonlocal marked
+            marked += 1
+            if marked == 2:
+                raise BrokerUnavailable("test", "as if the process had ended here")
+            super().mark_sent(topic, message_ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ingest_project.polling.discovery.JobOutbox", Killed)
+        poll(system)
+    record = only_job(system)
+    assert (record.state, record.files_published, announced(system)) == (JobState.PENDING, 10, 20)
+    poll(system)
+    record = only_job(system)
+    assert (record.state, record.attempts) == (JobState.DONE, 2)
+    assert (record.files_found, record.files_published, record.skipped) == (35, 35, {})
+    assert announced(system) == 35
+
+
+def test_two_jobs_that_look_at_the_same_time_announce_each_file_once(system: System) -> None:
+    for number in range(300):
+        system.write(f"sub/{number}.csv", readings(1, str(number)))
+    for path in (system.folder, system.folder / "sub", system.folder):
+        system.send_job(path)
+    system.tick(POLLING)
+    keys = [record.job_key for record in system.services.polling_jobs.list()]
+    records = system.services.polling_jobs.start(keys, "run", datetime.now(UTC))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda record: discover(system.services, record), records))
+    assert announced(system) == 300
+    assert system.services.polling_jobs.published_by_source_type() == {"local": 300}
+
+
+def test_a_failure_says_whether_it_is_tried_again(system: System) -> None:
+    system.send_job(system.folder / "gone")
+    poll(system)
+    record = only_job(system)
+    assert (record.state, record.error_class) == (JobState.FAILED, "SourceMissing")
+    assert "Not tried again" in (record.reason or "")
+    away = {"source_type": "s3", "path": "s3://bucket/x", "endpoint_url": "http://127.0.0.1:9", "region": "eu-west-1"}
+    system.settings = changed(system.settings, "polling", allowed_source_hosts=["127.0.0.1"])
+    system.restart()
+    system.send_job("", source_config=away)
+    poll(system)
+    record = next(record for record in system.services.polling_jobs.list() if record.job.source_type == "s3")
+    assert (record.state, record.error_class) == (JobState.PENDING, "SourceUnreachable")
+    assert "Tried again" in (record.reason or "")
+
+
+def standing(system: System, **more: object) -> None:
+    config = {"source_type": "local", "path": str(system.folder)}
+    source = ConfiguredSource.model_validate({"source_config": config, "every_seconds": 60, **more})
+    system.settings = system.settings.model_copy(update={"sources": {"inbox": source}})
+    system.restart()
+
+
+def test_a_configured_source_is_looked_at_once_in_each_interval_whoever_ticks(system: System) -> None:
+    standing(system)
+    system.write("a.csv", readings())
+    beginning = datetime(2026, 1, 15, 10, 30, 5, tzinfo=UTC)
+    ledger = system.services.polling_jobs
+    source = system.settings.sources["inbox"]
+
+    def enter(now: datetime) -> int:
+        return len(ledger.stand([standing_jobs.standing_job("inbox", source, 60, now)], now))
+
+    assert [enter(beginning), enter(beginning), enter(beginning + timedelta(seconds=54))] == [1, 0, 0]
+    (due,) = ledger.due("standing-jobs", 10, datetime.now(UTC))
+    assert enter(beginning + timedelta(seconds=60)) == 0, "one that is not finished is not entered again"
+    ledger.request("batch", [due.key], beginning)
+    ledger.start([due.key], "run", beginning)
+    ledger.finish(due.key, 1, {}, beginning)
+    ledger.mark_reported([due.key], beginning)
+    with ThreadPoolExecutor(2) as pool:
+        moments = [beginning + timedelta(seconds=seconds) for seconds in (60, 61)]
+        assert sum(pool.map(enter, moments)) == 1
+
+
+def test_a_standing_job_ingests_what_arrives_and_is_one_job_and_one_partition(system: System) -> None:
+    # So long that no interval ends while a slow machine works.
+    length = 1_000_000_000
+    standing(system, every_seconds=length)
+    system.write("a.csv", readings())
+    poll(system, STANDING)
+    assert not system.requests(STANDING)
+    system.drive()
+    assert system.states() == {"a.csv": "ingested"}
+    record = only_job(system)
+    assert (record.state, record.files_published, record.standing) == (JobState.DONE, 1, True)
+    assert system.times_materialized(DISCOVERED) == 1
+    later = datetime.now(UTC) + timedelta(seconds=length)
+    next_look = standing_jobs.standing_job("inbox", system.settings.sources["inbox"], length, later)
+    assert system.services.polling_jobs.stand([next_look], datetime.now(UTC))
+    poll(system, STANDING)
+    assert only_job(system).skipped == {ANNOUNCED_BEFORE: 1}
+    assert system.times_materialized(DISCOVERED) == 1, "a look that found nothing new leaves no event"

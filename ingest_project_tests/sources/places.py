@@ -1,0 +1,163 @@
+"""One real server of each kind of source, in the hands of the tests that every kind must pass."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from pydantic import SecretStr
+
+from ingest_project.connections import source_clients
+from ingest_project.onelake.address import parse_address
+from ingest_project.onelake.client import open_file_system
+from ingest_project.settings import Settings
+from ingest_project.sources.registry import open_source
+from ingest_project.stores.places import s3_client
+from ingest_project_tests.services.dfs_calls import SAS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mypy_boto3_s3 import S3Client
+
+    from ingest_project.sources.protocol import Source
+    from ingest_project.stores.places import S3Options
+    from ingest_project_tests.services.dfs_server import DfsServer
+    from ingest_project_tests.services.listing_server import ListingServer
+
+LONG_AGO = 1_700_000_000.0
+
+
+class Place(ABC):
+    """A source that tests can write to."""
+
+    config: dict[str, Any]
+    settings: dict[str, Any]
+    # A store of keys has no folders, so that none can be missing.
+    has_folders = True
+
+    @abstractmethod
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file; its folders are made."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Take a file away."""
+
+    @abstractmethod
+    def path(self, name: str) -> str:
+        """The path of a file, as a listing gives it."""
+
+    def open(self, below: str = "", **config: object) -> Source:
+        """The source, or a folder of it."""
+        made = Settings.model_validate(self.settings)
+        path = f"{self.config['path'].rstrip('/')}/{below}" if below else self.config["path"]
+        merged = {**self.config, "path": path, **config}
+        return open_source(merged, made.polling, made.credentials, source_clients(made))
+
+
+@dataclass
+class FolderPlace(Place):
+    """A folder of this host, served or not."""
+
+    folder: Path
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file."""
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        # Of a time that servers with times to the second keep, another one for each write.
+        moment = LONG_AGO + int(time.monotonic() * 1_000) % 100_000_000
+        os.utime(target, (moment, moment))
+
+    def remove(self, name: str) -> None:
+        """Take a file away."""
+        (self.folder / name).unlink()
+
+
+class LocalPlace(FolderPlace):
+    """As local files."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.settings = {"polling": {"local_roots": [str(folder)]}}
+        self.config = {"source_type": "local", "path": str(folder)}
+
+    def path(self, name: str) -> str:
+        """As a listing gives it."""
+        return f"{self.folder}/{name}"
+
+
+class WebPlace(FolderPlace):
+    """Over HTTP."""
+
+    def __init__(self, folder: Path, server: ListingServer) -> None:
+        super().__init__(folder)
+        self.server = server
+        self.settings = {"downloads": {"allowed_internal_hosts": ["127.0.0.1"]}}
+        self.config = {"source_type": "http", "path": server.url}
+
+    def path(self, name: str) -> str:
+        """As a listing gives it."""
+        return self.server.url + quote(name)
+
+
+class S3Place(Place):
+    """In a bucket."""
+
+    has_folders = False
+
+    def __init__(self, options: S3Options, bucket: str) -> None:
+        self.bucket = bucket
+        self.client: S3Client = s3_client(options)
+        self.client.create_bucket(Bucket=bucket)
+        self.settings = {
+            "storage": {
+                "s3_endpoint_url": options.endpoint_url,
+                "s3_region": options.region,
+                "s3_access_key_id": options.access_key_id,
+                "s3_secret_access_key": SecretStr(options.secret_access_key or ""),
+            }
+        }
+        self.config = {"source_type": "s3", "path": f"s3://{bucket}/in"}
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file."""
+        self.client.put_object(Bucket=self.bucket, Key=f"in/{name}", Body=content)
+
+    def remove(self, name: str) -> None:
+        """Take a file away."""
+        self.client.delete_object(Bucket=self.bucket, Key=f"in/{name}")
+
+    def path(self, name: str) -> str:
+        """As a listing gives it."""
+        return f"s3://{self.bucket}/in/{name}"
+
+
+class OneLakePlace(Place):
+    """In a lakehouse, entered by SAS."""
+
+    def __init__(self, server: DfsServer, url: str) -> None:
+        self.server = server
+        self.root = parse_address(url, server.url)
+        self.files = open_file_system(self.root, server.options)
+        self.settings = {"onelake": {"endpoint": server.url, "sas_token": SecretStr(SAS)}}
+        self.config = {"source_type": "onelake", "path": url}
+        self.put(".made", b"x")
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file."""
+        self.files.get_file_client(self.root.child(name).path).upload_data(content, overwrite=True)
+
+    def remove(self, name: str) -> None:
+        """Take a file away."""
+        self.files.get_file_client(self.root.child(name).path).delete_file()
+
+    def path(self, name: str) -> str:
+        """As a listing gives it."""
+        return self.root.child(name).url

@@ -1,0 +1,159 @@
+"""What every kind of source promises, each against a real server."""
+
+from __future__ import annotations
+
+import uuid
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.errors import ForbiddenPath, PermanentError, SourceMissing
+from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project_tests.services.listing_server import ListingServer
+from ingest_project_tests.sources.places import LocalPlace, OneLakePlace, Place, S3Place, WebPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KINDS = ("local", "s3", "onelake", "nginx", "apache", "json", "lines")
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    match request.param:
+        case "local":
+            yield LocalPlace(tmp_path)
+        case "s3":
+            yield S3Place(request.getfixturevalue("s3_options"), f"test-{uuid.uuid4().hex}")
+        case "onelake":
+            yield OneLakePlace(request.getfixturevalue("dfs"), request.getfixturevalue("dfs_url"))
+        case style:
+            with ListingServer(tmp_path, style) as server:
+                yield WebPlace(tmp_path, server)
+
+
+def taken(place: Place, pattern: str = "*") -> dict[str, SourceFile]:
+    return {entry.path: entry for entry in place.open().list_files(pattern) if isinstance(entry, SourceFile)}
+
+
+def named(place: Place, *names: str) -> set[str]:
+    return {place.path(name) for name in names}
+
+
+def test_files_are_listed_described_and_read_whatever_they_are_called(place: Place) -> None:
+    names = ["a.csv", "b b.XLSX", "grüße €+%.csv", "sub/deep/c & d.csv", "#1.csv", "q?.csv"]
+    for name in names:
+        place.put(name, name.encode())
+    files = taken(place, "**")
+    assert set(files) == named(place, *names)
+    source = place.open()
+    for name in names:
+        listed, found = files[place.path(name)], source.stat(place.path(name))
+        assert (listed.name, found.name) == (name.rpartition("/")[2],) * 2
+        assert listed.etag in {None, found.etag}
+        assert listed.size_bytes in {None, found.size_bytes}
+        assert listed.modified_at is not None
+        assert listed.modified_at.utcoffset() is not None
+        assert found.size_bytes == len(name.encode())
+        source.require_allowed(listed.path)
+        with source.open(listed.path) as stream:
+            assert stream.read().decode() == name
+
+
+def test_a_pattern_reaches_as_deep_as_it_says_and_endings_match_in_any_case(place: Place) -> None:
+    for name in ("a.csv", "B.CSV", "x.xlsx", "sub/b.csv", "sub/deep/c.csv", "other/d.csv"):
+        place.put(name, b"x")
+    assert set(taken(place, "*.csv")) == named(place, "a.csv", "B.CSV")
+    assert set(taken(place, "sub/*.csv")) == named(place, "sub/b.csv")
+    assert set(taken(place, "s*/*")) == named(place, "sub/b.csv")
+    assert set(taken(place, "sub/**/*.csv")) == named(place, "sub/b.csv", "sub/deep/c.csv")
+    assert set(taken(place, "**/[cd].csv")) == named(place, "sub/deep/c.csv", "other/d.csv")
+    assert taken(place, "*.txt") == {}
+    with pytest.raises(PermanentError, match="must stay below"):
+        list(place.open().list_files("../*"))
+
+
+def test_what_is_hidden_locked_unfinished_or_of_another_type_is_skipped_with_its_reason(place: Place) -> None:
+    for name in (".a.csv", "~$b.xlsx", "c.csv.part", "d.tmp", "e.zip", "f.csv.gz", ".g/h.csv", "i.csv"):
+        place.put(name, b"x")
+    found = list(place.open().list_files("**"))
+    assert [entry.path for entry in found if isinstance(entry, SourceFile)] == [place.path("i.csv")]
+    visible = {
+        entry.path.rpartition("/")[2]: entry.reason for entry in found if isinstance(entry, Skipped) and entry.visible
+    }
+    assert set(visible) == {"e.zip", "f.csv.gz"}
+    assert "not zip" in visible["e.zip"]
+
+
+def test_a_changed_file_is_another_version_and_a_file_at_rest_is_the_same(place: Place) -> None:
+    place.put("a.csv", b"1")
+
+    def version() -> tuple[object, ...]:
+        (file,) = taken(place).values()
+        return file.etag, file.size_bytes, file.modified_at
+
+    first = version()
+    assert version() == first
+    place.put("a.csv", b"22")
+    assert version() != first
+
+
+def test_an_empty_folder_has_no_files_and_a_missing_one_is_missing(place: Place) -> None:
+    assert list(place.open().list_files("*.csv")) == []
+    if place.has_folders:
+        with pytest.raises(SourceMissing):
+            list(place.open("gone/").list_files("*"))
+    with pytest.raises(SourceMissing):
+        place.open().stat(place.path("gone.csv"))
+    with pytest.raises(SourceMissing), place.open().open(place.path("gone.csv")):
+        pass
+
+
+def test_a_file_that_vanishes_or_changes_after_it_was_listed_is_told(place: Place) -> None:
+    place.put("a.csv", b"1")
+    ((path, _),) = taken(place).items()
+    place.remove("a.csv")
+    with pytest.raises(SourceMissing):
+        place.open().stat(path)
+    place.put("a.csv", b"other")
+    assert place.open().stat(path).size_bytes == 5
+
+
+def test_a_large_file_comes_whole_and_piece_by_piece(place: Place) -> None:
+    content = bytes(range(256)) * 40_000
+    place.put("a.csv", content)
+    with place.open().open(place.path("a.csv")) as stream:
+        pieces = list(iter(lambda: stream.read(300_000), b""))
+    assert b"".join(pieces) == content
+    assert len(pieces) > 20
+
+
+def test_two_ways_to_name_a_place_give_one_address(place: Place) -> None:
+    place.put("sub/a.csv", b"1")
+    from_above = {file.location or place.open().canonical_location(path) for path, file in taken(place, "**").items()}
+    below = place.open("sub/")
+    inside = {
+        entry.location or below.canonical_location(entry.path)
+        for entry in below.list_files("*")
+        if isinstance(entry, SourceFile)
+    }
+    assert from_above == inside == {place.open().canonical_location(place.path("sub/a.csv"))}
+
+
+def test_a_listing_comes_as_it_is_read(place: Place) -> None:
+    for number in range(30):
+        place.put(f"{number:03}.csv", b"x")
+    assert len(list(islice(place.open().list_files("*"), 3))) == 3
+
+
+def test_a_place_that_is_not_the_source_s_own_is_refused(place: Place) -> None:
+    elsewhere = {
+        "local": "/etc/passwd.csv",
+        "s3": "s3://another-bucket/a.csv",
+        "onelake": "https://example.com/a/b.Lakehouse/Files/a.csv",
+        "http": "http://127.0.0.1:1/a.csv",
+    }
+    with pytest.raises(ForbiddenPath):
+        place.open().require_allowed(elsewhere[place.config["source_type"]])

@@ -1,0 +1,165 @@
+"""What is particular to web listings: where links lead, which version a file has, connections that break."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.errors import (
+    ForbiddenPath,
+    PermanentError,
+    SourceChanged,
+    SourceForbidden,
+    SourceMissing,
+    SourceUnreachable,
+    UnknownCredentials,
+)
+from ingest_project.sources.http_listing import links_of
+from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project_tests.services.listing_server import ListingServer
+from ingest_project_tests.sources.places import WebPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CONTENT = os.urandom(5_000_000)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ListingServer]:
+    with ListingServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def place(tmp_path: Path, server: ListingServer) -> WebPlace:
+    return WebPlace(tmp_path, server)
+
+
+def test_a_list_that_tells_versions_is_not_asked_about_its_files(place: WebPlace, server: ListingServer) -> None:
+    server.style = "json"
+    for number in range(20):
+        place.put(f"{number}.csv", b"x")
+    assert len(list(place.open().list_files("*"))) == 20
+    assert server.requests == {"GET": 1}
+
+
+def test_an_index_for_people_is_asked_for_the_exact_version_of_each_file_it_takes(
+    place: WebPlace, server: ListingServer
+) -> None:
+    for name in ("a.csv", "b.csv", "c.txt"):
+        place.put(name, b"x")
+    assert len(list(place.open().list_files("*.csv"))) == 2
+    assert server.requests == {"GET": 1, "HEAD": 2}
+
+
+def test_a_server_without_head_is_asked_for_the_first_byte(place: WebPlace, server: ListingServer) -> None:
+    place.put("a.csv", b"12345")
+    with_head = place.open().stat(place.path("a.csv"))
+    server.head = False
+    assert place.open().stat(place.path("a.csv")) == with_head
+    server.ranges = False
+    assert place.open().stat(place.path("a.csv")) == with_head
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_cut_connection_is_replaced_and_the_file_is_whole(
+    place: WebPlace, server: ListingServer, *, ranges: bool
+) -> None:
+    place.put("a.csv", CONTENT)
+    server.ranges, server.cut_after, server.cuts = ranges, 1_500_000, 2
+    with place.open().open(place.path("a.csv")) as stream:
+        assert stream.read() == CONTENT
+    assert server.cuts == 0
+
+
+def test_a_file_that_changed_while_its_connection_was_cut_is_not_mixed(place: WebPlace, server: ListingServer) -> None:
+    place.put("a.csv", CONTENT)
+    server.cut_after, server.cuts = 2_500_000, 1
+    with place.open().open(place.path("a.csv")) as stream:
+        stream.read(10)
+        place.put("a.csv", CONTENT[::-1])
+        with pytest.raises(SourceChanged):
+            stream.read()
+
+
+def test_refusals_are_permanent_and_trouble_is_transient(place: WebPlace, server: ListingServer) -> None:
+    for status, kind in (
+        (404, SourceMissing),
+        (403, SourceForbidden),
+        (503, SourceUnreachable),
+        (429, SourceUnreachable),
+    ):
+        server.status = status
+        with pytest.raises(kind):
+            list(place.open().list_files("*"))
+
+
+def test_links_that_lead_out_are_not_followed_unless_the_job_says_so(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/far.csv").write_text("x")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/near.csv").write_text("x")
+    with ListingServer(tmp_path) as server:
+        links = [
+            f"{server.url}other/far.csv",
+            "near.csv",
+            "http://169.254.169.254/a.csv",
+            "file:///etc/a.csv",
+            "../other/far.csv",
+        ]
+        (tmp_path / "in/list.txt").write_text("\n".join(links))
+        place = WebPlace(tmp_path, server)
+        place.config["path"] = f"{server.url}in/list.txt"
+
+        def taken(*, elsewhere: bool = False) -> tuple[list[str], list[str]]:
+            found = list(place.open(elsewhere=elsewhere).list_files("*"))
+            files = [entry.name for entry in found if isinstance(entry, SourceFile)]
+            return files, [entry.reason for entry in found if isinstance(entry, Skipped) and entry.visible]
+
+        files, reasons = taken()
+        assert files == ["near.csv"]
+        assert sum("leads out" in reason for reason in reasons) == 2
+        assert any("internal" in reason for reason in reasons)
+        assert any("only http and https" in reason for reason in reasons)
+        assert sorted(taken(elsewhere=True)[0]) == ["far.csv", "far.csv", "near.csv"]
+        with pytest.raises(ForbiddenPath, match="elsewhere"):
+            place.open().open(f"{server.url}other/far.csv")
+
+
+def test_internal_addresses_and_foreign_credentials_are_refused_before_anything_is_sent(
+    place: WebPlace, server: ListingServer
+) -> None:
+    place.settings = {"credentials": {"web": {"hosts": ["example.com"], "kind": "bearer", "secret": "x"}}}
+    with pytest.raises(ForbiddenPath, match="internal"):
+        list(place.open().list_files("*"))
+    place.settings["downloads"] = {"allowed_internal_hosts": ["127.0.0.1"]}
+    with pytest.raises(ForbiddenPath, match="not for this host"):
+        place.open(credentials="web").require_allowed(server.url)
+    with pytest.raises(UnknownCredentials):
+        place.open(credentials="other")
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type", "targets"),
+    [
+        (b'["a.csv", "b.csv"]', "application/json", ["a.csv", "b.csv"]),
+        (b'{"files": [{"url": "a.csv"}, {"name": "sub", "is_dir": true}, 7]}', "application/json", ["a.csv", "sub/"]),
+        (b"\xef\xbb\xbfa.csv\r\n# comment\r\n\r\nb.csv", "text/plain", ["a.csv", "b.csv"]),
+        (b"<a HREF='a&amp;b.csv'>x</a><a name=n><a href=?C=N><a href=#x>", "text/html", ["a&b.csv"]),
+        (b"", "text/html", []),
+    ],
+)
+def test_listings_are_read_as_they_are_written(body: bytes, media_type: str, targets: list[str]) -> None:
+    pieces = [body[start : start + 3] for start in range(0, len(body), 3)]
+    assert [link.target for link in links_of(pieces, media_type, "here")] == targets
+
+
+@pytest.mark.parametrize("body", [b"[1", b'{"a": 1}', b"[" * 100_000, b'"text"'])
+def test_json_that_is_no_list_of_files_is_refused(body: bytes) -> None:
+    with pytest.raises(PermanentError, match="JSON"):
+        list(links_of([body], "application/json", "here"))

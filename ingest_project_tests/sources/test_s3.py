@@ -1,0 +1,114 @@
+"""What is particular to S3: many keys, folders that are none, other servers, and whose key goes where."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.connections import source_clients
+from ingest_project.errors import ForbiddenPath, PermanentError, SourceMissing, SourceUnreachable
+from ingest_project.settings import Settings
+from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.registry import open_source
+from ingest_project_tests.sources.places import S3Place
+
+if TYPE_CHECKING:
+    from ingest_project.sources.protocol import Source
+    from ingest_project.stores.places import S3Options
+
+
+@pytest.fixture
+def place(s3_options: S3Options) -> S3Place:
+    return S3Place(s3_options, f"test-{uuid.uuid4().hex}")
+
+
+def opened(settings: dict[str, object], **config: object) -> Source:
+    made = Settings.model_validate(settings)
+    return open_source({"source_type": "s3", **config}, made.polling, made.credentials, source_clients(made))
+
+
+def key(s3_options: S3Options, **more: object) -> dict[str, object]:
+    fields = {"access_key_id": s3_options.access_key_id, "secret_access_key": s3_options.secret_access_key, **more}
+    return {"credentials": {"key": fields}}
+
+
+def test_more_keys_than_one_answer_holds_are_all_listed_once(place: S3Place) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: place.put(f"{number % 7}/{number:05}.csv", b"x"), range(2_300)))
+    assert len({entry.path for entry in place.open().list_files("**")}) == 2_300
+    assert len(list(place.open().list_files("3/*"))) == len(range(3, 2_300, 7))
+    assert len(list(place.open().list_files("*/0000[0-9].csv"))) == 10
+
+
+def test_folder_markers_and_look_alikes_are_no_files(place: S3Place) -> None:
+    for name in ("", "sub/", "sub/a.csv", "double//b.csv"):
+        place.put(name, b"" if name.endswith("/") or not name else b"x")
+    place.client.put_object(Bucket=place.bucket, Key="input-of-another/c.csv", Body=b"x")
+    place.client.put_object(Bucket=place.bucket, Key="in/cold.csv", Body=b"x", StorageClass="GLACIER")
+    found = list(place.open().list_files("**"))
+    assert {entry.path for entry in found if isinstance(entry, SourceFile)} == {
+        place.path("sub/a.csv"),
+        place.path("double//b.csv"),
+    }
+    assert [(entry.path, "archived" in entry.reason) for entry in found if isinstance(entry, Skipped)] == [
+        (place.path("cold.csv"), True)
+    ]
+
+
+def test_a_bucket_that_is_not_there_is_missing_and_a_server_that_is_away_is_unreachable(
+    place: S3Place, s3_options: S3Options
+) -> None:
+    with pytest.raises(SourceMissing, match="no-such-bucket"):
+        list(place.open(path="s3://no-such-bucket-here/x").list_files("*"))
+    away = {**key(s3_options, hosts=["127.0.0.1:9"])}
+    source = opened(
+        away, path="s3://bucket/x", endpoint_url="http://127.0.0.1:9", credentials="key", region="eu-west-1"
+    )
+    with pytest.raises(SourceUnreachable, match=r"127\.0\.0\.1:9"):
+        source.stat("s3://bucket/x/a.csv")
+
+
+def test_an_endpoint_that_only_the_message_names_is_refused_and_our_key_goes_to_its_own_alone(
+    place: S3Place, s3_options: S3Options
+) -> None:
+    place.put("a.csv", b"x")
+    endpoint = s3_options.endpoint_url or ""
+    host = endpoint.removeprefix("http://")
+    config = {"path": f"s3://{place.bucket}/in", "endpoint_url": endpoint, "region": "us-east-1"}
+    with pytest.raises(ForbiddenPath, match="INGEST_ALLOWED_SOURCE_HOSTS"):
+        opened({}, **config)
+    with pytest.raises(ForbiddenPath, match="not for this host"):
+        opened(key(s3_options, hosts=["elsewhere.example.com"]), **config, credentials="key")
+    (file,) = opened(key(s3_options, hosts=[host]), **config, credentials="key").list_files("*")
+    assert file.path == place.path("a.csv")
+    unsigned = opened({"polling": {"allowed_source_hosts": [host]}}, **config)
+    assert unsigned.canonical_location(file.path) == f"s3+{endpoint}/{place.bucket}/in/a.csv"
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"path": "in"}, "needs one 'bucket'"),
+        ({"path": "s3://a-bucket/x", "bucket": "another"}, "needs one 'bucket'"),
+        ({"bucket": "no name!"}, "no name of a bucket"),
+        ({"bucket": "private"}, "INGEST_ALLOWED_BUCKETS"),
+        ({"bucket": "in-a", "endpoint_url": "ftp://x"}, "http\\(s\\)://host:port"),
+        ({"bucket": "in-a", "endpoint_url": "http://user:pw@host"}, "http\\(s\\)://host:port"),
+        ({"bucket": "in-a", "region": "../x"}, "region"),
+    ],
+)
+def test_a_job_that_makes_no_sense_is_refused_without_asking_anyone(config: dict[str, object], reason: str) -> None:
+    with pytest.raises(PermanentError, match=reason) as refused:
+        opened({"polling": {"allowed_buckets": ["in-*", "a-bucket"]}}, **config)
+    assert "pw" not in str(refused.value)
+
+
+def test_a_read_goes_on_with_the_version_it_began_with(place: S3Place) -> None:
+    place.put("a.csv", b"a" * 3_000_000)
+    with place.open().open(place.path("a.csv")) as stream:
+        assert stream.read(10) == b"a" * 10
+        place.put("a.csv", b"b" * 3_000_000)
+        assert set(stream.read()) == {ord("a")}

@@ -1,0 +1,294 @@
+"""SFTP sources against a real server: host keys, logins, large folders, and connections that break."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import asyncssh
+import pytest
+
+from ingest_project.errors import (
+    ForbiddenPath,
+    PermanentError,
+    SettingsError,
+    SourceChanged,
+    SourceForbidden,
+    SourceMissing,
+    SourceUnreachable,
+)
+from ingest_project.settings import Credential
+from ingest_project.sources.access import SourceAccess
+from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.servers import ServerSettings
+from ingest_project.sources.sftp import open_sftp
+from ingest_project_tests.services.sftp_server import PASSWORD, USER, SftpServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from ingest_project.sources.server_source import ServerSource
+
+CHANGED = datetime(2023, 11, 14, 22, 13, 35, tzinfo=UTC)
+CONTENT = os.urandom(9_000_001)
+QUICK = ServerSettings(timeout_seconds=5.0)
+OPENED: list[ServerSource] = []
+
+
+@pytest.fixture(autouse=True)
+def closed_connections() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().pool.close_idle()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    return folder
+
+
+def source(
+    server: SftpServer,
+    path: str = "/",
+    servers: ServerSettings = QUICK,
+    config: Mapping[str, object] | None = None,
+    **stored: object,
+) -> ServerSource:
+    fields = {
+        "username": USER,
+        "password": PASSWORD,
+        "hosts": ["127.0.0.1"],
+        "host_key_fingerprints": [server.fingerprint],
+        **stored,
+    }
+    job = {"host": "127.0.0.1", "port": server.port, "path": path, "credentials": "store", **(config or {})}
+    access = SourceAccess(credentials={"store": Credential.model_validate(fields)})
+    opened = open_sftp(job, access, servers)
+    OPENED.append(opened)
+    return opened
+
+
+def taken(source: ServerSource, pattern: str = "*") -> dict[str, SourceFile]:
+    return {found.path: found for found in source.list_files(pattern) if isinstance(found, SourceFile)}
+
+
+def skipped(source: ServerSource, pattern: str = "*") -> dict[str, Skipped]:
+    return {found.path: found for found in source.list_files(pattern) if isinstance(found, Skipped)}
+
+
+def test_files_of_all_levels_are_listed_described_and_read_over_one_connection(folder: Path) -> None:
+    for name in ("a.csv", "b b.XLSX", "grüße €.csv", "sub/deep/c.csv", "notes.txt", ".hidden.csv"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+        os.utime(folder / name, (CHANGED.timestamp(), CHANGED.timestamp()))
+    with SftpServer(folder) as server:
+        opened = source(server)
+        files = taken(opened, "**/*")
+        assert set(files) == {"/a.csv", "/b b.XLSX", "/grüße €.csv", "/sub/deep/c.csv"}
+        for path, file in files.items():
+            assert file.modified_at == CHANGED
+            assert opened.stat(path) == file
+            with opened.open(path) as stream:
+                assert stream.read().decode() == path.removeprefix("/")
+        assert skipped(opened)["/notes.txt"].visible
+        assert not skipped(opened)["/.hidden.csv"].visible
+        assert server.logins == 1
+        assert opened.canonical_location("a b.csv") == f"sftp://collector@127.0.0.1:{server.port}/a%20b.csv"
+
+
+def test_links_to_files_are_followed_links_to_folders_are_not(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a.csv").write_text("12345")
+    (folder / "sub" / "up").symlink_to("..")
+    (folder / "to_file.csv").symlink_to("sub/a.csv")
+    (folder / "to_folder.csv").symlink_to("sub")
+    (folder / "to_nothing.csv").symlink_to("none")
+    with SftpServer(folder) as server:
+        opened = source(server)
+        files = taken(opened, "**/*.csv")
+        assert set(files) == {"/sub/a.csv", "/to_file.csv"}
+        assert files["/to_file.csv"].size_bytes == 5
+        assert "links are not followed" in skipped(opened)["/to_folder.csv"].reason
+        assert "leads nowhere" in skipped(opened)["/to_nothing.csv"].reason
+
+
+def test_what_is_missing_or_no_file_says_so(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    with SftpServer(folder) as server:
+        with pytest.raises(SourceMissing, match=r"sftp://collector@127\.0\.0\.1:\d+/none does not exist"):
+            list(source(server, "/none").list_files("*"))
+        with pytest.raises(SourceMissing):
+            source(server).stat("/none.csv")
+        with pytest.raises(ForbiddenPath, match="not a regular file"):
+            source(server).stat("/sub")
+        assert taken(source(server, "/sub")) == {}
+        assert server.logins == 1
+
+
+def test_an_unknown_host_key_is_refused_with_how_to_add_it(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.csv").write_text("x")
+    known_hosts = tmp_path / "known_hosts"
+    known_hosts.write_text("")
+    servers = ServerSettings(timeout_seconds=5.0, known_hosts_file=known_hosts)
+    with SftpServer(folder) as server:
+        opened = source(server, servers=servers, host_key_fingerprints=[])
+        with pytest.raises(SourceForbidden, match="host key is not known") as refusal:
+            opened.stat("/a.csv")
+        assert server.fingerprint in str(refusal.value)
+        line = str(refusal.value).partition("INGEST_SFTP_KNOWN_HOSTS: ")[2].rstrip(".")
+        assert server.logins == 0
+        known_hosts.write_text(line + "\n")
+        assert opened.stat("/a.csv").size_bytes == 1
+
+
+def test_a_server_with_several_keys_shows_the_one_that_is_known(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.csv").write_text("x")
+    known_hosts = tmp_path / "known_hosts"
+    with SftpServer(folder, host_key=asyncssh.generate_private_key("ecdsa-sha2-nistp256")) as server:
+        known_hosts.write_text(f"# ours\nother.example ssh-ed25519 AAAA\n{server.known_hosts_line}")
+        servers = ServerSettings(timeout_seconds=5.0, known_hosts_file=known_hosts)
+        assert source(server, servers=servers, host_key_fingerprints=[]).stat("/a.csv").size_bytes == 1
+
+
+def test_a_changed_host_key_is_refused_before_anything_is_sent(folder: Path, tmp_path: Path) -> None:
+    known_hosts = tmp_path / "known_hosts"
+    with SftpServer(folder) as server:
+        known_hosts.write_text(server.known_hosts_line)
+        port, fingerprint = server.port, server.fingerprint
+    with SftpServer(folder, port=port) as impostor:
+        pinned = source(impostor, host_key_fingerprints=[fingerprint])
+        stored = source(
+            impostor, servers=ServerSettings(known_hosts_file=known_hosts, timeout_seconds=5), host_key_fingerprints=[]
+        )
+        for opened in (pinned, stored):
+            with pytest.raises(SourceForbidden, match="Nothing was sent") as refusal:
+                opened.stat("/a.csv")
+            assert impostor.fingerprint in str(refusal.value)
+        assert impostor.logins == 0
+
+
+@pytest.mark.parametrize("kind", ["ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256"])
+@pytest.mark.parametrize("passphrase", [None, "open sesame"])
+def test_a_key_lets_us_in_with_and_without_a_passphrase(
+    folder: Path, tmp_path: Path, kind: str, passphrase: str | None
+) -> None:
+    (folder / "a.csv").write_text("x")
+    key = asyncssh.generate_private_key(kind)
+    file = tmp_path / "key"
+    key.write_private_key(file, passphrase=passphrase, rounds=51)
+    with SftpServer(folder, client_key=key.export_public_key().decode()) as server:
+        stored: dict[str, Any] = {"password": None, "private_key_file": file, "private_key_passphrase": passphrase}
+        assert source(server, **stored).stat("/a.csv").size_bytes == 1
+        if passphrase:
+            with pytest.raises(SettingsError, match="private_key_passphrase") as refusal:
+                source(server, **{**stored, "private_key_passphrase": "wrong secret"}).stat("/a.csv")
+            assert "wrong secret" not in str(refusal.value)
+
+
+def test_a_wrong_password_or_key_is_permanent_and_is_not_repeated_in_the_message(folder: Path, tmp_path: Path) -> None:
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(tmp_path / "key")
+    with SftpServer(folder) as server:
+        wrong: list[dict[str, Any]] = [
+            {"password": "wrong horse"},
+            {"password": None, "private_key_file": tmp_path / "key"},
+        ]
+        for stored in wrong:
+            with pytest.raises(SourceForbidden, match="refuses the key or the password") as refusal:
+                source(server, **stored).stat("/a.csv")
+            assert "wrong horse" not in str(refusal.value)
+        with pytest.raises(SettingsError, match="cannot be used"):
+            source(server, password=None, private_key_file=tmp_path / "none").stat("/a.csv")
+        assert server.logins == 0
+
+
+def test_a_job_needs_credentials_that_are_for_this_host(folder: Path) -> None:
+    with SftpServer(folder) as server:
+        with pytest.raises(PermanentError, match="needs stored 'credentials'"):
+            source(server, config={"credentials": None})
+        with pytest.raises(ForbiddenPath, match="not for this host"):
+            source(server, hosts=["files.example.com"]).stat("/a.csv")
+        with pytest.raises(SettingsError, match="SHA256:"):
+            source(server, host_key_fingerprints=["MD5:00"])
+        assert not server.connections
+
+
+def test_names_that_are_not_utf8_are_readable_and_ask_for_the_very_same_bytes(folder: Path) -> None:
+    (folder / "Müller.csv").write_text("old")
+    with SftpServer(folder, latin1=True) as server:
+        opened = source(server)
+        (file,) = taken(opened).values()
+        assert (file.name, file.path) == ("Müller.csv", "bytes:/M%FCller.csv")
+        with opened.open(file.path) as stream:
+            assert stream.read() == b"old"
+        assert list(taken(source(server, config={"encoding": "latin-1"}))) == ["/Müller.csv"]
+
+
+def test_a_transfer_that_is_cut_goes_on_where_it_stopped(folder: Path) -> None:
+    (folder / "a.csv").write_bytes(CONTENT)
+    with SftpServer(folder, cut_after=4_000_000, cuts=1) as server:
+        with source(server).open("/a.csv") as stream:
+            assert stream.read() == CONTENT
+        assert server.logins == 2
+
+
+def test_a_file_that_is_another_when_its_transfer_goes_on_is_given_up(folder: Path) -> None:
+    (folder / "a.csv").write_bytes(CONTENT)
+    with SftpServer(folder, cut_after=4_000_000, cuts=1) as server, source(server).open("/a.csv") as stream:
+        stream.read(10)
+        (folder / "new").write_bytes(CONTENT + b"more")
+        (folder / "new").rename(folder / "a.csv")
+        with pytest.raises(SourceChanged, match="another version"):
+            stream.read()
+
+
+def test_a_server_that_dies_in_the_middle_is_unreachable_and_found_again_later(folder: Path) -> None:
+    (folder / "a.csv").write_bytes(CONTENT)
+    server = SftpServer(folder)
+    opened = source(server)
+    with opened.open("/a.csv") as stream:
+        stream.read(10)
+        server.close()
+        with pytest.raises(SourceUnreachable):
+            stream.read()
+    with pytest.raises(SourceUnreachable, match="refused"):
+        opened.stat("/a.csv")
+    with SftpServer(folder, port=server.port, host_key=server.host_key):
+        assert opened.stat("/a.csv").size_bytes == len(CONTENT)
+
+
+def test_a_kept_connection_that_the_server_has_closed_is_replaced_unnoticed(folder: Path) -> None:
+    (folder / "a.csv").write_text("x")
+    with SftpServer(folder) as server:
+        opened = source(server)
+        assert opened.stat("/a.csv").size_bytes == 1
+        for connection in server.connections:
+            server._loop.call_soon_threadsafe(connection.abort)
+        assert list(taken(opened)) == ["/a.csv"]
+        assert server.logins == 2
+
+
+def test_twelve_thousand_entries_are_listed_as_they_come(folder: Path) -> None:
+    for number in range(12_000):
+        (folder / f"reading_{number}.csv").touch()
+    with SftpServer(folder) as server:
+        entries = source(server).list_files("*")
+        assert isinstance(next(entries), SourceFile)
+        assert sum(1 for _ in entries) == 11_999
+
+
+def test_reading_a_file_takes_memory_for_a_window_of_it_however_slowly_it_is_used(folder: Path) -> None:
+    with (folder / "a.csv").open("wb") as file:
+        file.truncate(64 * 1024**2)
+    with SftpServer(folder) as server, source(server).open("/a.csv") as stream:
+        stream.read(1)
+        tracemalloc.start()
+        for _ in range(8):
+            assert len(stream.read(1024**2)) == 1024**2
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 24 * 1024**2
