@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CURSORS = "cursors.json"
+FILES = "ingest_project_tests.journeys.system:System.drive"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class DeadlyProcess:
             text=True,
         )
 
-    def drive(self, point: KillPoint, folder: Path, instance: str, environ: Mapping[str, str]) -> int:
+    def drive(self, point: KillPoint, folder: Path, instance: str, environ: Mapping[str, str], way: str = FILES) -> int:
         """Let a fork drive the system until it dies; its exit code.
 
         Args:
@@ -73,10 +74,17 @@ class DeadlyProcess:
             folder: of the system; its cursors are kept beside it.
             instance: reference to Dagster's instance, serialised.
             environ: settings of the system.
+            way: how: module, and class and method of its system.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = {"point": asdict(point), "folder": str(folder), "instance": instance, "environ": dict(environ)}
+        order = {
+            "point": asdict(point),
+            "folder": str(folder),
+            "instance": instance,
+            "environ": dict(environ),
+            "way": way,
+        }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
@@ -100,7 +108,13 @@ def main() -> None:
 
 
 def _import_all() -> None:
-    for name in ("ingest_project_tests.journeys.system", "ingest_project.stores.postgres_warehouse", "pandera.polars"):
+    for name in (
+        "ingest_project_tests.crm.system",
+        "ingest_project_tests.user_activity.system",
+        "ingest_project_tests.journeys.system",
+        "ingest_project.stores.postgres_warehouse",
+        "pandera.polars",
+    ):
         importlib.import_module(name)
 
 
@@ -120,15 +134,17 @@ def _drive(order: dict[str, Any]) -> None:
     from dagster._serdes import deserialize_value  # noqa: PLC0415
 
     from ingest_project.settings import load_settings  # noqa: PLC0415
-    from ingest_project_tests.journeys.system import System  # noqa: PLC0415
 
     os.environ.update(order["environ"])
     folder = Path(order["folder"])
     point = KillPoint(**order["point"])
     with DagsterInstance.from_ref(deserialize_value(order["instance"], InstanceRef)) as instance:
-        system = System(load_settings().settings, instance, folder, SavedCursors(folder.parent))
+        module_name, _, names = order["way"].partition(":")
+        class_name, _, method = names.partition(".")
+        system_class = getattr(importlib.import_module(module_name), class_name)
+        system = system_class(load_settings().settings, instance, folder, SavedCursors(folder.parent))
         _arm(point)
-        system.drive()
+        getattr(system, method)()
 
 
 def _arm(point: KillPoint) -> None:

@@ -1,0 +1,161 @@
+"""`python -m benchmarks.attachments`: small and large attachments; one JSON object is the last line printed.
+
+What happens meanwhile goes to standard error. The exit code is 1 when what was stored is not exactly what was served.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.attachments.file_host import expected_sha256, file_host
+from benchmarks.attachments.system import AttachmentSystem, running_attachments
+from benchmarks.memory import PeakMemory
+from ingest_project.resources import Services
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+SMALL_BYTES, LARGE_BYTES = 100_000, 100_000_000
+MEGABYTE = 1_000_000
+CURL_AT_A_TIME = 8
+
+Result = dict[str, object]
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Result:
+    """Both kinds, and curl."""
+    with _store(options, folder) as more, file_host(folder) as host:
+        small, large = _names("small", options.small), _names("large", options.large)
+        _say("Starting the system ...")
+        with running_attachments(folder / "product", more) as system, PeakMemory(system.processes) as memory:
+            # Tables, topics, and the modules of the worker's parent: none of these is new to what is measured.
+            system.measure(_addresses(host, SMALL_BYTES, _names("first", 20)), "first")
+            _say(f"{len(small)} small ones ...")
+            small_seconds = system.measure(_addresses(host, SMALL_BYTES, small), "small")
+            _say(f"{len(small) / small_seconds:.0f} files/s. {len(large)} large ones ...")
+            large_seconds = system.measure(_addresses(host, LARGE_BYTES, large), "large") if large else 1.0
+            _say(f"{len(large) * LARGE_BYTES / MEGABYTE / large_seconds:.0f} MB/s. Looking at what is stored ...")
+            wrong = _wrong(system, SMALL_BYTES, small, "small") + _wrong(system, LARGE_BYTES, large, "large")
+        _say("curl ...")
+        curl_seconds = _curl(folder, _addresses(host, LARGE_BYTES, large)) if large else 1.0
+    megabytes = len(large) * LARGE_BYTES / MEGABYTE
+    for complaint in wrong[:5]:
+        _say(complaint)
+    return {
+        "small_files_per_s": round(len(small) / small_seconds, 1),
+        "large_mb_per_s": round(megabytes / large_seconds, 1),
+        "curl_mb_per_s": round(megabytes / curl_seconds, 1),
+        "ratio": round(curl_seconds / large_seconds, 2),
+        "peak_rss_mb": memory.megabytes,
+        "peak_rss_of": memory.command,
+        "exact": not wrong,
+        "store": options.store,
+        "small": len(small),
+        "large": len(large),
+        "small_seconds": round(small_seconds, 2),
+        "large_seconds": round(large_seconds, 2),
+    }
+
+
+@contextmanager
+def _store(options: argparse.Namespace, folder: Path) -> Iterator[Mapping[str, str]]:
+    """The settings of the store that was asked for."""
+    if options.store == "local":
+        yield {}
+        return
+    command = [sys.executable, "-m", "ingest_project_tests.services.dfs_server", "--folder", str(folder / "dfs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        try:
+            said = json.loads(server.stdout.readline())
+            yield {"INGEST_ATTACHMENTS_URL": f"{said['root']}/attachments", "INGEST_ONELAKE_SAS_TOKEN": said["sas"]}
+        finally:
+            server.terminate()
+
+
+def _wrong(system: AttachmentSystem, size: int, names: list[str], prefix: str) -> list[str]:
+    """How what is stored differs from what was served; empty when it does not."""
+    expected = expected_sha256(size, names)
+    services = Services(system.settings)
+    found = system.results(prefix)
+    problems = [] if len(found) == len(names) else [f"{len(found)} of {len(names)} {prefix} ones are in the ledger"]
+    if sorted(digest for _, digest in found) != sorted(expected.values()):
+        problems.append(f"The ledger has other digests of the {prefix} ones.")
+    records = services.attachments.list(text=f"{prefix}-", limit=10 * len(names) + 10)
+    store = services.attachment_store("benchmark")
+
+    def complaint(path: str) -> str | None:
+        with store.open(path) as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        return None if digest == expected[path.rpartition("/")[2]] else f"{path} has other bytes."
+
+    with ThreadPoolExecutor(2) as pool:
+        problems += filter(None, pool.map(complaint, [record.destination_path for record in records]))
+    rows = services.attachment_results.figures()
+    committed = services.outcomes.totals()["outcomes"]
+    if rows is None or rows.rows != committed:
+        problems.append(f"The Delta table has {rows and rows.rows} rows, not {committed}.")
+    services.engine.dispose()
+    return problems
+
+
+def _curl(folder: Path, addresses: Sequence[str]) -> float:
+    """Seconds that curl needs for as many downloads at a time, and a copy of each to where it stays."""
+    came, kept = folder / "came", folder / "kept"
+    came.mkdir()
+    kept.mkdir()
+    script = 'curl --silent --fail --output "$1/${0##*/}" "$0" && cp "$1/${0##*/}" "$2/" && rm "$1/${0##*/}"'
+    began = time.monotonic()
+    subprocess.run(
+        ["xargs", "-P", str(CURL_AT_A_TIME), "-I", "{}", "sh", "-c", script, "{}", str(came), str(kept)],
+        input="\n".join(addresses).encode(),
+        check=True,
+    )
+    return time.monotonic() - began
+
+
+def _names(kind: str, count: int) -> list[str]:
+    return [f"{kind}-{number}.bin" for number in range(count)]
+
+
+def _addresses(host: str, size: int, names: Sequence[str]) -> list[str]:
+    return [f"{host}/{size}/{name}" for name in names]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Measure once; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attachments", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the files, the state and the logs where they are")
+    parser.add_argument("--small", type=int, default=5_000, help="attachments of 100 KB")
+    parser.add_argument("--large", type=int, default=50, help="attachments of 100 MB")
+    parser.add_argument("--store", choices=["local", "dfs"], default="local")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="ingest-benchmark-"))
+    try:
+        result = measure(options, folder)
+    finally:
+        if options.keep:
+            _say(f"Kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(result), flush=True)
+    return 0 if result["exact"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

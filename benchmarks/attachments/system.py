@@ -1,0 +1,157 @@
+"""The whole product on a fresh state folder, and a clock around the attachments that it brings.
+
+What the clock covers is what `benchmarks.system` says of files: sensors are turned on with the events on the topic; it
+stops once the ledger has every attachment as stored and reported, every result is in a Delta commit, and Dagster's
+event log has a materialisation of each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from confluent_kafka import Producer
+
+from benchmarks.sensors import switch_sensors
+from benchmarks.system import NOT_DAGSTER, NOT_OURS, SETTLE_SECONDS
+from ingest_project.cli.stack.supervisor import running_stack
+from ingest_project.database.engine import open_engine
+from ingest_project.database.migrate import migrate
+from ingest_project.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from ingest_project.cli.stack.supervisor import Stack, StepState
+
+POLL_SECONDS = 0.1
+PATIENCE_SECONDS = 600.0
+CONFIRM_SECONDS = 60.0
+
+
+class AttachmentSystem:
+    """The running product."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self.settings = stack.settings
+        self._producer = Producer({"bootstrap.servers": self.settings.kafka.bootstrap_servers, "linger.ms": 5})
+        self._ledger = _connect(self.settings.warehouse.database_url.get_secret_value())
+        self._dagster = _connect(self.settings.dagster.postgres_url.get_secret_value())
+
+    @property
+    def processes(self) -> list[int]:
+        """Process ids at the top of what Dagster runs; the database and the broker are left out."""
+        return [child.guard.pid for child in self._stack.children if child.name not in NOT_DAGSTER]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._ledger.close()
+        self._dagster.close()
+
+    def measure(self, addresses: Sequence[str], trace_prefix: str) -> float:
+        """Send an event for each address, turn the sensors on, and wait until all are stored and shown; seconds."""
+        switch_sensors(self._stack.webserver_url, on=False)
+        self._wait_for_ticks()
+        already = self._done()
+        self._send(addresses, trace_prefix)
+        began = time.monotonic()
+        switch_sensors(self._stack.webserver_url, on=True)
+        while self._done() < already + len(addresses) or self._unfinished():
+            self._stack.require_running()
+            if time.monotonic() > began + PATIENCE_SECONDS:
+                states = self._ask(self._ledger, "SELECT state, count(*), min(reason) FROM attachments GROUP BY state")
+                raise TimeoutError(f"Not every attachment was stored: {states}. Logs: {self.settings.state_dir}/logs.")
+            time.sleep(POLL_SECONDS)
+        return time.monotonic() - began
+
+    def results(self, trace_prefix: str) -> list[tuple[str, str]]:
+        """Destination and digest of every attachment that is stored."""
+        query = "SELECT stored_path, sha256 FROM attachments WHERE state = 'stored' AND trace_id LIKE %s"
+        return self._ask(self._ledger, query, f"{trace_prefix}-%")
+
+    def _done(self) -> int:
+        """Attachments that are stored, reported and shown."""
+        ((stored,),) = self._ask(
+            self._ledger, "SELECT count(*) FROM attachments WHERE state = 'stored' AND reported_at IS NOT NULL"
+        )
+        ((shown,),) = (
+            self._ask(
+                self._dagster,
+                "SELECT count(DISTINCT partition) FROM event_logs WHERE dagster_event_type = 'ASSET_MATERIALIZATION'"
+                " AND asset_key = '[\"onelake_attachments\"]'",
+            )
+            if stored
+            else ((0,),)
+        )
+        return min(int(stored), int(shown))
+
+    def _unfinished(self) -> bool:
+        waiting = "SELECT 1 FROM attachment_events WHERE state <> 'done' OR reported_at IS NULL LIMIT 1"
+        uncommitted = "SELECT 1 FROM download_outcomes WHERE committed_at IS NULL OR told_at IS NULL LIMIT 1"
+        return bool(self._ask(self._ledger, waiting) or self._ask(self._ledger, uncommitted))
+
+    def _send(self, addresses: Sequence[str], trace_prefix: str) -> None:
+        for number, address in enumerate(addresses):
+            event = {"trace_id": f"{trace_prefix}-{number}", "domain": "benchmark", "attachments": [address]}
+            self._producer.produce(self.settings.topics.events_raw, json.dumps(event), key=str(number))
+            self._producer.poll(0)
+        if self._producer.flush(CONFIRM_SECONDS):
+            raise TimeoutError("The broker did not confirm all events.")
+
+    def _wait_for_ticks(self) -> None:
+        deadline = time.monotonic() + CONFIRM_SECONDS
+        while self._ask(self._dagster, "SELECT 1 FROM job_ticks WHERE status = 'STARTED' LIMIT 1"):
+            if time.monotonic() > deadline:
+                raise TimeoutError("A tick does not end.")
+            time.sleep(POLL_SECONDS)
+        # After the tick the daemon writes the sensor's state as it had read it, and would turn it off again.
+        time.sleep(SETTLE_SECONDS)
+
+    def _ask(
+        self, connection: psycopg2.extensions.connection, query: str, *parameters: object
+    ) -> list[tuple[Any, ...]]:
+        with connection.cursor() as cursor:
+            cursor.execute(query, parameters)
+            return cursor.fetchall()
+
+
+@contextmanager
+def running_attachments(folder: Path, more: Mapping[str, str]) -> Iterator[AttachmentSystem]:
+    """The product on a fresh state folder.
+
+    Args:
+        folder: is made; holds all its state.
+        more: further settings.
+    """
+    state_dir = folder / "state"
+    state_dir.mkdir(parents=True)
+    for name in NOT_OURS:
+        os.environ.pop(name, None)
+    os.environ |= {
+        "INGEST_STATE_DIR": str(state_dir),
+        # No config.yaml and no .env of the person who measures.
+        "INGEST_CONFIG_DIR": str(state_dir),
+        "INGEST_WEBSERVER_PORT": "0",
+        "INGEST_ALLOWED_INTERNAL_HOSTS": "127.0.0.1",
+        **more,
+    }
+    with running_stack(load_settings(), _no_report) as stack, closing(AttachmentSystem(stack)) as system:
+        # Otherwise the first tick makes the tables, and they are asked for before.
+        migrate(open_engine(stack.settings.warehouse.database_url.get_secret_value()))
+        yield system
+
+
+def _connect(url: str) -> psycopg2.extensions.connection:
+    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    return connection
+
+
+def _no_report(_what: str, _state: StepState) -> None:
+    pass

@@ -1,0 +1,125 @@
+"""`attachment_events`: the download tasks that events ask for, announced on `downloads.pending`.
+
+An attachment is entered before it is announced: what comes back over the topic is known then, and whoever else asks for
+the same address in the same trace asks for the same attachment.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from ingest_project.attachments.extraction import AddressPaths, tasks_of
+from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ATTACHMENTS, hourly_partitions
+from ingest_project.batches import Context, PartitionReport, keep_connections_open, report
+from ingest_project.kafka.publishing import publish_once
+from ingest_project.kafka.writing import Outgoing
+from ingest_project.ledger.attachment_events import EventRecord, Extracted, HourOfEvents
+from ingest_project.ledger.attachment_record import TaskArrival
+from ingest_project.logs import bound, get_logger
+from ingest_project.resources import Services
+
+logger = get_logger(__name__)
+
+# Marks the tasks that we announce ourselves: one of somebody else for a failed attachment asks for another try.
+ORIGIN_HEADER = "origin"
+ORIGIN = b"ingest_project"
+EVENTS_AT_A_TIME = 1_000
+
+
+@dg.multi_asset(
+    name="attachment_intake",
+    specs=[
+        dg.AssetSpec(
+            ATTACHMENT_EVENTS,
+            description="The events that arrived in an hour, and the download tasks made of them.",
+            group_name="attachments",
+            kinds={"kafka"},
+            partitions_def=hourly_partitions,
+            skippable=True,
+        )
+    ],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def attachment_events(
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Take the addresses out of the selected hours' events again: a mended path may find what was missed."""
+    # A generator that yields nothing: an output would stand for every partition of the run.
+    yield from ()
+    keys = [key for hour in context.partition_keys for key in services.attachment_events.of_hour(hour)]
+    extract(context, services, keys)
+
+
+def extract(context: Context, services: Services, keys: Sequence[str], batch_id: str | None = None) -> None:
+    """Take the addresses out of events, announce the tasks, and report the hours.
+
+    Args:
+        context: of the run.
+        services: ledger and Kafka.
+        keys: of the events.
+        batch_id: of a run that goes on to download what it finds; None leaves that to whoever is asked next.
+    """
+    keep_connections_open(context.instance)
+    paths = AddressPaths(services.settings.attachments.url_paths)
+    with bound(run_id=context.run.run_id, batch_id=batch_id):
+        hours: set[str] = set()
+        for start in range(0, len(keys), EVENTS_AT_A_TIME):
+            part = keys[start : start + EVENTS_AT_A_TIME]
+            records = services.attachment_events.start(part, context.run.run_id, datetime.now(UTC))
+            _extract(context, services, records, paths, batch_id)
+            hours.update(record.hour for record in records)
+        report(context, [_hour_report(hour) for hour in services.attachment_events.hours(sorted(hours))])
+        services.attachment_events.mark_reported(keys, datetime.now(UTC))
+
+
+def _extract(
+    context: Context,
+    services: Services,
+    records: Sequence[EventRecord],
+    paths: AddressPaths,
+    batch_id: str | None,
+) -> None:
+    now = datetime.now(UTC)
+    by_event = {record.event_key: tasks_of(record, paths, services.destinations) for record in records}
+    arrivals = [arrival for tasks in by_event.values() for arrival in tasks]
+    owners = services.attachments.record_extracted(arrivals, batch_id, context.run.run_id, now)
+    ours = {arrival.attachment_key: arrival for arrival in arrivals if owners[arrival.attachment_key] in by_event}
+    announce(services, list(ours.values()))
+    context.instance.add_dynamic_partitions(ATTACHMENTS, list(ours))
+    services.attachment_events.finish([_extracted(key, tasks, owners) for key, tasks in by_event.items()], now)
+    logger.info("events_extracted", events=len(records), addresses=len(arrivals), attachments=len(ours))
+
+
+def announce(services: Services, arrivals: Sequence[TaskArrival]) -> None:
+    """Publish tasks on `downloads.pending`, each once."""
+    messages = [
+        (f"task/{arrival.attachment_key}", Outgoing(arrival.raw.encode(), _key(arrival), _headers(arrival)))
+        for arrival in arrivals
+    ]
+    topic = services.settings.topics.downloads_pending
+    publish_once(services.writer, services.reader, services.outbox, topic, messages)
+
+
+def _key(arrival: TaskArrival) -> bytes:
+    return arrival.attachment_key.encode()
+
+
+def _headers(arrival: TaskArrival) -> tuple[tuple[str, bytes], ...]:
+    return (("trace-id", arrival.task.trace_id.encode()), (ORIGIN_HEADER, ORIGIN))
+
+
+def _extracted(event_key: str, tasks: Sequence[TaskArrival], owners: dict[str, str]) -> Extracted:
+    own = {task.attachment_key for task in tasks if owners[task.attachment_key] == event_key}
+    return Extracted(event_key, addresses=len(tasks), duplicates=len(tasks) - len(own))
+
+
+def _hour_report(hour: HourOfEvents) -> PartitionReport:
+    metadata = {
+        "events": hour.events,
+        "addresses": hour.addresses,
+        "tasks": hour.tasks,
+        "duplicates": hour.duplicates,
+        "events_unfinished": hour.unfinished,
+    }
+    return PartitionReport(hour.hour, {ATTACHMENT_EVENTS: metadata})

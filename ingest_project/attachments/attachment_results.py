@@ -1,0 +1,37 @@
+"""`attachment_results`: the Delta table of how attempts ended. Runs commit their own; this commits what is left."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from ingest_project.attachments.partitions import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS, hourly_partitions
+from ingest_project.attachments.reports import results_reports
+from ingest_project.attachments.results_table import commit_results
+from ingest_project.batches import keep_connections_open, report
+from ingest_project.resources import Services
+
+
+@dg.multi_asset(
+    name="attachment_commit",
+    specs=[
+        dg.AssetSpec(
+            ATTACHMENT_RESULTS,
+            deps=[ONELAKE_ATTACHMENTS],
+            description="The Delta table of how each download attempt ended, by the hour in which it did.",
+            group_name="attachments",
+            kinds={"deltalake"},
+            partitions_def=hourly_partitions,
+            skippable=True,
+        )
+    ],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def attachment_results(
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Commit what is in no commit yet, and show the selected hours as they are now."""
+    # A generator that yields nothing: an output would stand for every partition of the run.
+    yield from ()
+    keep_connections_open(context.instance)
+    hours = {*commit_results(services), *context.partition_keys}
+    report(context, results_reports(services, sorted(hours)))

@@ -1,0 +1,55 @@
+"""Attachments, as Dagster sees them."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from ingest_project.attachments.attachment_events import attachment_events
+from ingest_project.attachments.attachment_results import attachment_results
+from ingest_project.attachments.batch_job import attachment_events_batch, attachments_batch
+from ingest_project.attachments.checks import CHECKS, CHECKS_OF_ALL_ATTACHMENTS
+from ingest_project.attachments.downloads_sensor import downloads_sensor
+from ingest_project.attachments.eventhouse_sensor import eventhouse_sensor
+from ingest_project.attachments.onelake_attachments import onelake_attachments
+from ingest_project.attachments.partitions import ONELAKE_ATTACHMENTS
+from ingest_project.attachments.sensor import attachment_events_sensor
+from ingest_project.attachments.upkeep import attachments_upkeep
+from ingest_project.ledger.attachment_record import PENDING_LANE, RETRY_LANE
+
+# Without the checks: a batch reports on each attachment itself, see `reports`.
+downloads_batch = dg.define_asset_job(
+    "downloads_batch",
+    selection=dg.AssetSelection.assets(ONELAKE_ATTACHMENTS).without_checks(),
+    description="Downloads and stores single attachments, or those that a person selects.",
+)
+attachment_checks = dg.define_asset_job(
+    "attachment_checks",
+    selection=dg.AssetSelection.checks(*CHECKS_OF_ALL_ATTACHMENTS),
+    description="Looks at all attachments: is each accounted for, does anything wait too long, is too much dead.",
+)
+
+attachments = dg.Definitions(
+    assets=[attachment_events, onelake_attachments, attachment_results],
+    asset_checks=CHECKS,
+    jobs=[attachment_events_batch, attachments_batch, downloads_batch, attachment_checks, attachments_upkeep],
+    schedules=[
+        dg.ScheduleDefinition(
+            name="attachment_checks_every_quarter_hour",
+            job=attachment_checks,
+            cron_schedule="7,22,37,52 * * * *",
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+        ),
+        dg.ScheduleDefinition(
+            name="attachments_upkeep_every_night",
+            job=attachments_upkeep,
+            cron_schedule="20 3 * * *",
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+        ),
+    ],
+    sensors=[
+        eventhouse_sensor,
+        attachment_events_sensor(attachment_events_batch.name),
+        downloads_sensor("downloads_pending_sensor", PENDING_LANE, attachments_batch.name),
+        downloads_sensor("downloads_retry_sensor", RETRY_LANE, attachments_batch.name),
+    ],
+)

@@ -1,0 +1,172 @@
+"""The sensors on `downloads.pending` and the retry topics: tasks of whoever sent them, each when its time has come.
+
+What waits is in the ledger, by the time it is due; the topics are read on as they fill. So the first task that is not
+due yet holds nobody up, and ten thousand that wait cost a tick no more than none.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import msgspec
+
+from ingest_project.attachments.attachment_events import ORIGIN, ORIGIN_HEADER
+from ingest_project.attachments.partitions import ATTACHMENTS
+from ingest_project.attachments.telling import DUE_HEADER
+from ingest_project.batches import release_abandoned, request_batches, split_evenly
+from ingest_project.intake import Arrived, take
+from ingest_project.kafka.positions import Positions
+from ingest_project.ledger.attachment_record import RETRY_LANE, TaskArrival
+from ingest_project.messages.download import DownloadTask, attachment_key, decode_download_task
+from ingest_project.resources import Services
+from ingest_project.web.file_names import chosen_file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingest_project.ledger.work_ledger import Due
+    from ingest_project.settings import AttachmentSettings
+
+SMALLEST_BATCH_WORTH_SPLITTING = 200
+# One attachment may be what takes its run down: each run that is lost makes the next ones so much smaller, until it is
+# alone. At once alone would make thousands of runs of one batch that a database's hiccup took down.
+SMALLER_AFTER_A_LOST_RUN = 8
+# A lost run is no attempt of the server's: how often that may happen is for the run to say, see `downloading.RunLost`.
+NEVER = 2**31 - 1
+
+
+def downloads_sensor(name: str, lane: str, job_name: str) -> dg.SensorDefinition:
+    """A sensor that serves one lane of downloads.
+
+    Args:
+        name: of the sensor.
+        lane: `pending` for first attempts, `retry` for the others.
+        job_name: of the job that downloads and stores a batch.
+    """
+
+    @dg.sensor(
+        name=name,
+        job_name=job_name,
+        minimum_interval_seconds=1,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Asks for runs over downloads that are {'due again' if lane == RETRY_LANE else 'new'}.",
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
+    ) -> dg.SensorResult | dg.SkipReason:
+        if missing := services.what_is_missing():
+            return dg.SkipReason(missing)
+        return tick(context, services, lane)
+
+    return sensor
+
+
+def tick(context: dg.SensorEvaluationContext, services: Services, lane: str) -> dg.SensorResult | dg.SkipReason:
+    """Take what has arrived on the lane's topics, and ask for runs over what is due in it."""
+    settings = services.settings
+    cursors = _cursors(context.cursor)
+    for topic in topics_of(services, lane):
+        cursors[topic] = _take(context.instance, services, topic, cursors.get(topic))
+    patient = settings.retries.model_copy(update={"max_attempts": NEVER})
+    release_abandoned(context.instance, services.attachments, lane, patient)
+    requests = request_due(services, lane)
+    return dg.SensorResult(
+        run_requests=requests,
+        cursor=msgspec.json.encode(cursors).decode(),
+        skip_reason=None if requests else f"Nothing due among {lane} downloads.",
+    )
+
+
+def topics_of(services: Services, lane: str) -> Sequence[str]:
+    """The topics whose tasks go into a lane."""
+    topics = services.settings.topics
+    return topics.downloads_retry if lane == RETRY_LANE else (topics.downloads_pending,)
+
+
+def arrival_of(arrived: Arrived[DownloadTask], services: Services) -> TaskArrival:
+    """A task as the ledger keeps it; one without a destination gets its domain's."""
+    task, received = arrived.message, arrived.received
+    key = attachment_key(task.trace_id, task.attachment_url)
+    if not task.destination_path:
+        task = msgspec.structs.replace(task, destination_path=_destination(task, arrived, services))
+    return TaskArrival(
+        attachment_key=key,
+        task=task,
+        raw=(received.value or b"").decode("utf-8", "replace"),
+        intake=arrived.intake,
+        due_at=_due_at(received.header(DUE_HEADER)),
+        is_repeat=received.header(ORIGIN_HEADER) != ORIGIN,
+    )
+
+
+def request_due(services: Services, lane: str) -> list[dg.RunRequest]:
+    """Ask for runs over attachments of a lane that are due, as many as may run at a time."""
+    settings = services.settings.attachments
+    now = datetime.now(UTC)
+    free = 2 * settings.max_parallel_batches - services.attachments.in_flight_batches(lane)
+    if free <= 0:
+        return []
+    due = services.attachments.due(lane, limit=free * settings.batch_downloads, now=now)
+    batches = batches_of(due, settings)[:free]
+    # Without a partition also where it is a single one: see `batch_job`.
+    return request_batches(ATTACHMENTS, services.attachments, batches, now, partitioned=False)
+
+
+def batches_of(due: Sequence[Due], settings: AttachmentSettings) -> list[list[str]]:
+    """Cut due attachments into batches, smaller ones of those whose runs were lost."""
+    by_lost_runs: dict[int, list[str]] = {}
+    for one in due:
+        by_lost_runs.setdefault(one.attempts, []).append(one.key)
+    batches = []
+    for lost_runs, keys in sorted(by_lost_runs.items()):
+        largest = max(1, settings.batch_downloads // SMALLER_AFTER_A_LOST_RUN**lost_runs)
+        batches += split_evenly(keys, largest, settings.max_parallel_batches, SMALLEST_BATCH_WORTH_SPLITTING)
+    return batches
+
+
+def _take(instance: dg.DagsterInstance, services: Services, topic: str, saved: str | None) -> str:
+    settings = services.settings
+    waits = topic == settings.topics.downloads_pending
+    taken = take(
+        services,
+        topic,
+        settings.topics.downloads_dlq,
+        decode_download_task,
+        Positions.from_cursor(saved),
+        max_messages=settings.attachments.tick_max_messages,
+        wait_seconds=settings.file_ingest.tick_wait_seconds if waits else 0,
+    )
+    arrivals = [arrival_of(arrived, services) for arrived in taken.arrived]
+    if arrivals:
+        recorded = services.attachments.record(arrivals, settings.attachments.max_replays, datetime.now(UTC))
+        instance.add_dynamic_partitions(ATTACHMENTS, list(recorded.new))
+    return taken.positions.to_cursor()
+
+
+def _cursors(text: str | None) -> dict[str, str]:
+    return msgspec.json.decode(text, type=dict[str, str]) if text else {}
+
+
+def _due_at(header: bytes | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat((header or b"").decode())
+    except ValueError:
+        return None
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError:
+        return None
+
+
+def _destination(task: DownloadTask, arrived: Arrived[DownloadTask], services: Services) -> str:
+    occurred_at = task.occurred_at or arrived.intake.at or datetime(1970, 1, 1, tzinfo=UTC)
+    return services.destinations.path(
+        domain=task.domain,
+        trace_id=task.trace_id,
+        file_name=chosen_file_name(task.file_name, None, task.attachment_url),
+        occurred_at=occurred_at if occurred_at.tzinfo else occurred_at.replace(tzinfo=UTC),
+        attachment_url=task.attachment_url,
+        event_type=task.event_type,
+    )

@@ -1,0 +1,144 @@
+"""Events to download tasks: the addresses they declare, and those that a domain's JSONPaths find in their payload."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import jsonpath
+import msgspec
+
+from ingest_project.errors import SettingsError
+from ingest_project.ledger.attachment_record import TaskArrival
+from ingest_project.logs import get_logger
+from ingest_project.messages.attachment_event import AttachmentEvent, DeclaredAttachment
+from ingest_project.messages.decoding import encode
+from ingest_project.messages.download import MAX_URL_LENGTH, DownloadTask, attachment_key
+from ingest_project.stores.destinations import Destinations, distinct_file_names
+from ingest_project.web.file_names import chosen_file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ingest_project.ledger.attachment_events import EventRecord
+
+logger = get_logger(__name__)
+
+EVERY_DOMAIN = "*"
+# What one event may ask for: its payload comes from strangers, and a path may match anything in it.
+MAX_ADDRESSES = 10_000
+# Where neither the event nor Kafka says when it was.
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class AddressPaths:
+    """The JSONPaths of each domain, compiled.
+
+    Args:
+        paths: by domain; those of `*` hold for every domain.
+
+    Raises:
+        SettingsError: one of them is not a JSONPath.
+    """
+
+    def __init__(self, paths: Mapping[str, Sequence[str]]) -> None:
+        self._compiled = {domain: [_compiled(text) for text in texts] for domain, texts in paths.items()}
+
+    def find(self, domain: str, payload: object) -> Iterator[DeclaredAttachment]:
+        """What the domain's paths find: addresses, objects with a `url`, or lists of either."""
+        for path in (*self._compiled.get(domain, ()), *self._compiled.get(EVERY_DOMAIN, ())):
+            for value in _found(path, payload):
+                yield from _declared(value)
+
+
+def declared_in(event: AttachmentEvent, paths: AddressPaths) -> list[DeclaredAttachment]:
+    """Every attachment that an event names, declared ones first; an address may occur more than once."""
+    found = [*event.declared(), *paths.find(event.domain, event.payload)]
+    usable = [one for one in found if one.url.strip() and len(one.url) <= MAX_URL_LENGTH]
+    return usable[:MAX_ADDRESSES]
+
+
+def tasks_of(record: EventRecord, paths: AddressPaths, destinations: Destinations) -> list[TaskArrival]:
+    """The download tasks of one event, one for each address that it names, in their order.
+
+    Args:
+        record: the event, as the ledger keeps it.
+        paths: where addresses are in its payload.
+        destinations: where files go.
+    """
+    event = msgspec.json.decode(record.body, type=AttachmentEvent)
+    declared = declared_in(event, paths)
+    occurred_at = event.occurred_at or record.intake.at or _NEVER
+    if occurred_at.tzinfo is None:
+        occurred_at = occurred_at.replace(tzinfo=UTC)
+    names = distinct_names(declared)
+    return [_arrival(record, event, one, destinations, names[one.url], occurred_at=occurred_at) for one in declared]
+
+
+def distinct_names(declared: Sequence[DeclaredAttachment]) -> dict[str, str]:
+    """A file name for each address, no two of one event alike."""
+    by_url = {one.url: one for one in reversed(declared)}
+    named = [(chosen_file_name(one.file_name, None, one.url), url) for url, one in by_url.items()]
+    return dict(zip(by_url, distinct_file_names(named), strict=True))
+
+
+def _arrival(  # noqa: PLR0913 - a task is made of all of them
+    record: EventRecord,
+    event: AttachmentEvent,
+    declared: DeclaredAttachment,
+    destinations: Destinations,
+    file_name: str,
+    *,
+    occurred_at: datetime,
+) -> TaskArrival:
+    task = DownloadTask(
+        trace_id=event.trace_id,
+        domain=event.domain,
+        attachment_url=declared.url,
+        destination_path=destinations.path(
+            domain=event.domain,
+            trace_id=event.trace_id,
+            file_name=file_name,
+            occurred_at=occurred_at,
+            attachment_url=declared.url,
+            event_type=event.event_type,
+        ),
+        event_type=event.event_type,
+        occurred_at=event.occurred_at,
+        expected_size=declared.size_bytes,
+        checksum=declared.checksum,
+        file_name=declared.file_name,
+        content_type=declared.content_type,
+    )
+    key = attachment_key(event.trace_id, declared.url)
+    return TaskArrival(key, task, encode(task).decode(), record.intake, event_key=record.event_key)
+
+
+def _found(path: jsonpath.CompoundJSONPath | jsonpath.JSONPath, payload: object) -> list[Any]:
+    """What a path finds; nothing in a payload that it cannot be followed in, e.g. one that is nested too deeply."""
+    if not isinstance(payload, dict | list):
+        return []
+    try:
+        return list(path.findall(payload))
+    except (jsonpath.JSONPathError, RecursionError) as error:
+        logger.warning("path_not_followed", path=str(path), reason=str(error))
+        return []
+
+
+def _declared(value: Any) -> Iterator[DeclaredAttachment]:  # noqa: ANN401 - whatever a payload holds
+    if isinstance(value, list):
+        for one in value:
+            yield from _declared(one)
+        return
+    try:
+        found = msgspec.convert(value, str | DeclaredAttachment)
+    except msgspec.ValidationError:
+        return
+    yield DeclaredAttachment(url=found) if isinstance(found, str) else found
+
+
+def _compiled(text: str) -> jsonpath.CompoundJSONPath | jsonpath.JSONPath:
+    try:
+        return jsonpath.compile(text)
+    except jsonpath.JSONPathError as error:
+        raise SettingsError(f"INGEST_ATTACHMENT_URL_PATHS: {text!r} is not a JSONPath: {error}.") from None

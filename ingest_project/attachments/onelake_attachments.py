@@ -1,0 +1,105 @@
+"""`onelake_attachments`: every attachment of a run downloaded, verified and stored; how each ended, told to everybody.
+
+The end of an attempt is entered in the ledger, then told to Kafka and to Dagster, and at the end of the run committed
+to Delta. A run that is killed in between leaves an end that was not told or not committed; the run that takes the
+attachment up next goes on there, without downloading again.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from ingest_project.attachments.downloading import Postponed, attempt_at, attempts
+from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ONELAKE_ATTACHMENTS, attachments_partitions
+from ingest_project.attachments.reports import attachment_report, results_reports
+from ingest_project.attachments.results_table import commit_results
+from ingest_project.attachments.telling import tell
+from ingest_project.batches import BATCH_ID_TAG, Context, keep_connections_open, keys_of_run, report
+from ingest_project.ledger.attachment_record import AttachmentRecord, Outcome
+from ingest_project.logs import bound, get_logger
+from ingest_project.messages.download import DownloadStatus
+from ingest_project.resources import Services
+
+logger = get_logger(__name__)
+
+PARTITIONS_PER_BACKFILL_RUN = 500
+
+
+@dg.multi_asset(
+    name="attachment_download",
+    specs=[
+        dg.AssetSpec(
+            ONELAKE_ATTACHMENTS,
+            deps=[ATTACHMENT_EVENTS],
+            description="The downloaded file in the attachment store.",
+            group_name="attachments",
+            kinds={"onelake"},
+            partitions_def=attachments_partitions,
+            skippable=True,
+        )
+    ],
+    backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_BACKFILL_RUN),
+)
+def onelake_attachments(
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Download and store every attachment of this run, and report each on its own partition."""
+    # A generator that yields nothing: an output would stand for every partition of the run.
+    yield from ()
+    download(context, services, keys_of_run(context, services.attachments.batch))
+
+
+def download(context: Context, services: Services, keys: Sequence[str]) -> None:
+    """Download and store attachments, and say how each ended.
+
+    Raises:
+        Failure: all of them are dead.
+    """
+    keep_connections_open(context.instance)
+    with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
+        records = services.attachments.start(keys, context.run.run_id, datetime.now(UTC))
+        dead = sum(_finish(context, services, group) for group in _ends(context, services, records))
+        report(context, results_reports(services, commit_results(services)))
+        services.attachments.mark_reported(keys, datetime.now(UTC))
+    if dead and dead == len(keys):
+        raise dg.Failure(
+            description=f"None of {dead} attachments was stored; their partitions say why.", allow_retries=False
+        )
+
+
+def _ends(context: Context, services: Services, records: Sequence[AttachmentRecord]) -> Iterator[list[Outcome]]:
+    """How attempts ended: first those that a lost run had made, then new ones."""
+    left_over = services.outcomes.left_over([record.attachment_key for record in records])
+    present = {(record.attachment_key, record.replays, record.attempt) for record in records}
+    _announce(context, services, [outcome for outcome in left_over if outcome.identity not in present])
+    ended = {outcome.identity: outcome for outcome in left_over if outcome.identity in present}
+    yield list(ended.values())
+    remaining = [r for r in records if (r.attachment_key, r.replays, r.attempt) not in ended]
+    concurrency = services.settings.downloads.concurrency
+    for group in attempts(remaining, lambda record: attempt_at(record, services), concurrency):
+        postponed = [end for end in group if isinstance(end, Postponed)]
+        for end in postponed:
+            services.attachments.postpone([end.attachment_key], end.reason, end.until, datetime.now(UTC))
+        yield [end for end in group if isinstance(end, Outcome)]
+
+
+def _finish(context: Context, services: Services, outcomes: Sequence[Outcome]) -> int:
+    """Enter, tell and show how some attempts ended; returns how many attachments are dead after them."""
+    if not outcomes:
+        return 0
+    holding = services.attachments.finish(outcomes, context.run.run_id, datetime.now(UTC))
+    _announce(context, services, holding)
+    ended = Counter(outcome.result.status for outcome in holding)
+    logger.info("attempts_ended", **{status.value: count for status, count in ended.items()})
+    return ended[DownloadStatus.FAILED_PERMANENT]
+
+
+def _announce(context: Context, services: Services, outcomes: Sequence[Outcome]) -> None:
+    """Tell Kafka and Dagster how attempts ended. Done again, Kafka has each message once."""
+    if not outcomes:
+        return
+    tell(services, outcomes)
+    report(context, [attachment_report(outcome) for outcome in outcomes])
+    services.outcomes.mark_told(outcomes, datetime.now(UTC))

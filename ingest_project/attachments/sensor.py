@@ -1,0 +1,108 @@
+"""The sensor on `events.raw`, or the event hub in its place: what arrives becomes runs that go on to the store."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from ingest_project.attachments.partitions import hour_of
+from ingest_project.batches import release_abandoned, request_batches, split_evenly
+from ingest_project.intake import Arrived, take
+from ingest_project.kafka.positions import Positions
+from ingest_project.ledger.attachment_events import EventArrival
+from ingest_project.messages.attachment_event import AttachmentEvent, decode_attachment_event
+from ingest_project.resources import Services
+
+if TYPE_CHECKING:
+    from ingest_project.kafka.reading import TopicReader
+
+EVENTS = "attachment_events"
+SMALLEST_BATCH_WORTH_SPLITTING = 200
+# What Dagster is never told twice: a batch has no partition of its own, also when it is of a single event.
+KEY_LENGTH = 24
+
+
+def attachment_events_sensor(job_name: str) -> dg.SensorDefinition:
+    """The sensor that takes attachment events.
+
+    Args:
+        job_name: of the job that takes their addresses out, downloads and stores.
+    """
+
+    @dg.sensor(
+        name="attachment_events_sensor",
+        job_name=job_name,
+        minimum_interval_seconds=1,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Asks for runs over the events that arrive on events.raw, or on the event hub in its place.",
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
+    ) -> dg.SensorResult | dg.SkipReason:
+        if missing := services.what_is_missing():
+            return dg.SkipReason(missing)
+        return tick(context, services)
+
+    return sensor
+
+
+def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult | dg.SkipReason:
+    """Take what has arrived, and ask for runs over what is due."""
+    settings = services.settings
+    topic, reader = topic_and_reader(services)
+    taken = take(
+        services,
+        topic,
+        settings.topics.events_raw_dlq,
+        decode_attachment_event,
+        Positions.from_cursor(context.cursor),
+        max_messages=settings.attachments.tick_max_messages,
+        wait_seconds=settings.file_ingest.tick_wait_seconds,
+        reader=reader,
+    )
+    now = datetime.now(UTC)
+    if taken.arrived:
+        services.attachment_events.record([arrival_of(arrived, now) for arrived in taken.arrived], now)
+    release_abandoned(context.instance, services.attachment_events, topic, settings.retries)
+    requests = request_due(services, topic)
+    return dg.SensorResult(
+        run_requests=requests,
+        cursor=taken.positions.to_cursor(),
+        skip_reason=None if requests else f"Nothing new on {topic}.",
+    )
+
+
+def topic_and_reader(services: Services) -> tuple[str, TopicReader]:
+    """Where events are read: `events.raw` of the main cluster, or the event hub in its place."""
+    if services.settings.attachments.event_source == "eventhub":
+        return services.event_hub.topic, services.event_hub_reader
+    return services.settings.topics.events_raw, services.reader
+
+
+def arrival_of(arrived: Arrived[AttachmentEvent], now: datetime) -> EventArrival:
+    """An event as the ledger keeps it, under a key made of its position: read again, it is the same event."""
+    event, intake = arrived.message, arrived.intake
+    return EventArrival(
+        event_key=hashlib.sha256(repr(intake.position).encode()).hexdigest()[:KEY_LENGTH],
+        hour=hour_of(intake.at, now),
+        trace_id=event.trace_id,
+        domain=event.domain,
+        event_type=event.event_type,
+        body=(arrived.received.value or b"").decode("utf-8", "replace"),
+        intake=intake,
+    )
+
+
+def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
+    """Ask for runs over events that are due, as many as may run at a time."""
+    settings = services.settings.attachments
+    now = datetime.now(UTC)
+    free = 2 * settings.max_parallel_batches - services.attachment_events.in_flight_batches(topic)
+    if free <= 0:
+        return []
+    due = [e.key for e in services.attachment_events.due(topic, limit=free * settings.batch_events, now=now)]
+    batches = split_evenly(due, settings.batch_events, settings.max_parallel_batches, SMALLEST_BATCH_WORTH_SPLITTING)
+    return request_batches(EVENTS, services.attachment_events, batches[:free], now, partitioned=False)

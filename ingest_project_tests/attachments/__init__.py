@@ -1,0 +1,1 @@
+"""The way of an attachment, from its event to the Delta table."""

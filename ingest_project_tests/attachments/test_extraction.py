@@ -1,0 +1,83 @@
+"""Addresses in events, whatever the payload looks like."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+
+from ingest_project.attachments.extraction import AddressPaths, declared_in, distinct_names, tasks_of
+from ingest_project.errors import SettingsError, UnreadableMessage
+from ingest_project.ledger.attachment_events import EventRecord
+from ingest_project.ledger.entries import Intake
+from ingest_project.messages.attachment_event import AttachmentEvent, DeclaredAttachment, decode_attachment_event
+from ingest_project.stores.destinations import Destinations
+from ingest_project_tests.messages.test_download import EVENTS, JSON
+
+NOW = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
+DESTINATIONS = Destinations("{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{file_name}", {})
+PATHS = AddressPaths({"claims": ["$.docs[*].href"], "*": ["$..scan", "$.list[?(@.size > 1)]"]})
+
+
+def record_of(body: bytes) -> EventRecord:
+    return EventRecord(
+        event_key="e", hour="2026-01-15-10:00", trace_id="t", domain="d", event_type="", attempts=1,
+        body=body.decode("utf-8", "replace"), intake=Intake("events.raw", 0, 1, "g", NOW),
+    )  # fmt: skip
+
+
+def addresses(payload: object, domain: str = "claims", **more: object) -> list[str]:
+    event = msgspec.convert({"trace_id": "t", "domain": domain, "payload": payload, **more}, AttachmentEvent)
+    return [one.url for one in declared_in(event, PATHS)]
+
+
+@settings(deadline=None)
+@given(EVENTS.map(msgspec.json.encode))
+def test_every_readable_event_gives_tasks(raw: bytes) -> None:
+    try:
+        decode_attachment_event(raw)
+    except UnreadableMessage:
+        return
+    for arrival in tasks_of(record_of(raw), PATHS, DESTINATIONS):
+        assert arrival.task.attachment_url.strip()
+        assert not arrival.task.destination_path.startswith("/")
+        assert ".." not in arrival.task.destination_path.split("/")
+
+
+@settings(deadline=None)
+@given(JSON)
+def test_a_payload_of_any_shape_is_looked_through(payload: object) -> None:
+    assert all(url.strip() for url in addresses({"docs": payload, "scan": payload, "list": payload}))
+
+
+def test_a_payload_as_deep_as_a_message_may_be_is_looked_through() -> None:
+    deep = b'{"a":' * 900 + b"1" + b"}" * 900
+    raw = b'{"trace_id":"t","domain":"claims","attachments":["http://h/a"],"payload":' + deep + b"}"
+    assert decode_attachment_event(raw)
+    assert [arrival.task.attachment_url for arrival in tasks_of(record_of(raw), PATHS, DESTINATIONS)] == ["http://h/a"]
+
+
+def test_addresses_alone_objects_and_lists_of_them_are_found_and_the_rest_is_not() -> None:
+    payload = {"docs": [{"href": "u1"}, {"href": {"url": "u2"}}, {"href": ["u3", 7, {"url": "u4"}]}, {"href": None}]}
+    assert addresses(payload) == ["u1", "u2", "u3", "u4"]
+    assert addresses(payload, domain="other") == []
+    assert addresses({"x": [{"scan": "u5"}]}, domain="other", attachments=["u0"]) == ["u0", "u5"]
+
+
+def test_more_addresses_than_one_event_may_have_are_left_out() -> None:
+    assert len(addresses({"scan": [f"http://h/{n}" for n in range(10_050)]})) == 10_000
+
+
+def test_no_two_files_of_one_event_have_the_same_name() -> None:
+    declared = [DeclaredAttachment(url=f"http://h/{n}/a.pdf") for n in range(3)] + [
+        DeclaredAttachment(url="http://h/b", file_name="A.pdf")
+    ]
+    names = distinct_names([*declared, *declared])
+    assert len({name.lower() for name in names.values()}) == len(names) == 4
+
+
+def test_what_is_no_json_path_is_told_by_its_setting() -> None:
+    with pytest.raises(SettingsError, match="INGEST_ATTACHMENT_URL_PATHS"):
+        AddressPaths({"claims": ["$.["]})

@@ -1,0 +1,264 @@
+"""From an event on Kafka to stored files, results in Delta, and what the UI shows of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from ingest_project.attachments.partitions import ATTACHMENTS
+from ingest_project.kafka.writing import Outgoing
+from ingest_project.ledger.attachments import FailedFilter
+from ingest_project.ledger.states import AttachmentState
+from ingest_project.messages.download import DownloadResult, DownloadTask
+from ingest_project_tests.attachments.system import HOURS, PENDING, RESULTS, STORED, STORED_CHECK
+from ingest_project_tests.journeys.system import changed
+from ingest_project_tests.services.http_server import content_of
+
+if TYPE_CHECKING:
+    from ingest_project.kafka.received import Received
+    from ingest_project_tests.attachments.system import AttachmentSystem
+    from ingest_project_tests.services.http_server import HttpServer
+
+
+def topic(system: AttachmentSystem, kind: str) -> list[Received]:
+    """Everything on one of the topics `downloads.*`."""
+    return system.on_topic(getattr(system.settings.topics, f"downloads_{kind}"))
+
+
+def told_results(system: AttachmentSystem) -> list[DownloadResult]:
+    """What was published of ended attempts."""
+    return [msgspec.json.decode(message.value or b"", type=DownloadResult) for message in topic(system, "results")]
+
+
+def shown(system: AttachmentSystem) -> dict[str, str]:
+    """What Dagster shows of the check of each attachment."""
+    infos = system.instance.event_log_storage.get_asset_check_partition_info([STORED_CHECK])
+    return {str(info.partition_key): info.latest_execution_status.value for info in infos}
+
+
+def test_the_attachments_of_an_event_are_stored_and_told_to_everybody(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    photo = {"url": http_server.url("/files/photo.jpg?size=70000"), "file_name": "our photo.jpg"}
+    trace_id = system.send_event(http_server.url("/files/report.pdf?size=3000"), photo)
+    system.drive_attachments()
+
+    record = system.attachment("report.pdf")
+    assert record.state is AttachmentState.STORED
+    assert record.destination_path.startswith("claims/")
+    assert record.destination_path.endswith(f"/{trace_id}/report.pdf")
+    assert system.stored_bytes("report.pdf") == content_of("report.pdf", 3000)
+    assert system.attachment("photo.jpg").destination_path.endswith("/our photo.jpg")
+    assert [(row["status"], row["domain"], row["attempt"]) for row in system.results()] == [
+        ("success", "claims", 1)
+    ] * 2
+    assert {result.trace_id for result in told_results(system)} == {trace_id}
+    assert [len(topic(system, kind)) for kind in ("pending", "cached", "results", "dlq")] == [2, 2, 2, 0]
+    assert len(system.instance.get_dynamic_partitions(ATTACHMENTS)) == 2
+    assert [system.times_materialized(asset) for asset in (STORED, HOURS, RESULTS)] == [2, 1, 1]
+    assert system.metadata(STORED, record.attachment_key)["sha256"] == record.sha256
+    assert set(shown(system).values()) == {"SUCCEEDED"}
+
+
+def test_the_same_address_in_the_same_trace_is_one_attachment_and_the_others_are_counted(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system, address = attachment_system, http_server.url("/files/a.pdf")
+    trace_id = system.send_event(address, address)
+    system.send_event(address, trace_id=trace_id)
+    system.send_event(address)
+    system.drive_attachments()
+
+    assert system.services.attachments.counts_by_state()[AttachmentState.STORED] == 2
+    assert http_server.count("/files/a.pdf") == 2
+    (hour,) = system.services.attachment_events.hours([_only_hour(system)])
+    assert (hour.events, hour.addresses, hour.tasks, hour.duplicates) == (3, 4, 2, 2)
+
+
+def test_addresses_in_the_payload_are_found_by_the_domains_paths(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    system.settings = changed(
+        system.settings, "attachments", url_paths={"claims": ["$.documents[*].href"], "*": ["$..scan"]}
+    )
+    system.restart()
+    payload = {
+        "documents": [{"href": http_server.url("/files/one.pdf")}],
+        "x": {"scan": http_server.url("/files/2.png")},
+    }
+    system.send_event(payload=payload)
+    system.send_event(payload=payload, domain="billing")
+    system.drive_attachments()
+
+    found = {(row["domain"], row["attachment_key"].partition("~")[0]) for row in system.results()}
+    assert found == {("claims", "one.pdf"), ("claims", "2.png"), ("billing", "2.png")}
+
+
+def test_what_fails_for_a_reason_that_may_pass_climbs_the_ladder_and_then_is_dead(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    system.send_event(http_server.url("/status/503?x.pdf"))
+    system.drive_attachments(until_retries_are_over=True)
+
+    record = system.attachment("503")
+    assert (record.state, record.attempt, record.http_status) == (AttachmentState.FAILED, 5, 503)
+    statuses = [(row["attempt"], row["status"]) for row in system.results()]
+    assert statuses == [(n, "failed_transient") for n in range(1, 5)] + [(5, "failed_permanent")]
+    for number, kind in enumerate(("retry_5m", "retry_10m", "retry_20m", "retry_40m"), start=2):
+        (waiting,) = topic(system, kind)
+        assert msgspec.json.decode(waiting.value or b"", type=DownloadTask).attempt == number
+        assert waiting.header("due-at")
+    (dead,) = topic(system, "dlq")
+    assert dead.value == record.task.encode()
+    assert dead.header("dlq.attempt") == b"5"
+    assert dead.header("dlq.error-class") == b"DownloadFailed"
+    assert shown(system) == {record.attachment_key: "FAILED"}
+
+
+def test_what_fails_for_good_is_dead_at_once_and_is_served_when_it_is_replayed(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    trace_id = system.send_event(http_server.url("/published/late.pdf"))
+    system.drive_attachments()
+    record = system.attachment("late.pdf")
+    assert (record.state, record.attempt, record.http_status) == (AttachmentState.FAILED, 1, 404)
+    assert len(topic(system, "dlq")) == 1
+
+    http_server.publish("/published/late.pdf", content_of("late.pdf", 5000))
+    (found,) = system.services.attachments.failed(FailedFilter(trace_id=trace_id))
+    system.services.attachments.replay([found.attachment_key], "a test", 5, 100.0, found.updated_at)
+    system.drive_attachments()
+
+    assert system.attachment("late.pdf").state is AttachmentState.STORED
+    rows = [(row["replays"], row["attempt"], row["status"]) for row in system.results()]
+    assert rows == [(0, 1, "failed_permanent"), (1, 1, "success")]
+    assert len(topic(system, "dlq")) == 1
+    assert set(shown(system).values()) == {"SUCCEEDED"}
+
+
+def test_a_person_materialises_a_dead_attachment_and_the_books_are_the_same_as_after_a_replay(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    system.send_event(http_server.url("/published/late.pdf"))
+    system.drive_attachments()
+    http_server.publish("/published/late.pdf", content_of("late.pdf", 5000))
+    key = system.attachment("late.pdf").attachment_key
+    job = system.definitions.resolve_job_def("downloads_batch")
+    assert job.execute_in_process(instance=system.instance, partition_key=key).success
+
+    record = system.attachment("late.pdf")
+    assert (record.state, record.replays) == (AttachmentState.STORED, 1)
+    assert [row["replays"] for row in system.results()] == [0, 1]
+
+
+def test_a_task_that_somebody_else_sends_is_served_and_a_broken_one_is_put_aside(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    task = {"trace_id": "t-9", "domain": "claims", "attachment_url": http_server.url("/files/own.pdf?size=10")}
+    pending = system.settings.topics.downloads_pending
+    system.services.writer.send_all(pending, [Outgoing(msgspec.json.encode(task)), Outgoing(b"not a task")])
+    system.drive_attachments()
+
+    assert system.attachment("own.pdf").state is AttachmentState.STORED
+    assert [(letter.value, letter.header("dlq.error-class")) for letter in topic(system, "dlq")] == [
+        (b"not a task", b"UnreadableMessage")
+    ]
+
+
+def test_many_tasks_of_somebody_else_are_one_run_also_after_events_were_shown(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    system.send_event(http_server.url("/files/first.pdf?size=10"))
+    system.drive_attachments()
+    tasks = [
+        {"trace_id": f"t-{n}", "domain": "claims", "attachment_url": http_server.url("/files/own.pdf?size=10")}
+        for n in range(5)
+    ]
+    system.send(system.settings.topics.downloads_pending, *tasks)
+    (run,) = system.drive_attachments()
+
+    assert run.success
+    assert system.services.attachments.counts_by_state()[AttachmentState.STORED] == 6
+    assert system.times_materialized(STORED) == 6
+
+
+def test_a_task_that_is_dead_and_sent_again_is_tried_anew_but_not_for_ever(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    task = {"trace_id": "t-9", "domain": "claims", "attachment_url": http_server.url("/status/404")}
+    for _ in range(system.settings.attachments.max_replays + 3):
+        system.send(system.settings.topics.downloads_pending, task)
+        system.drive_attachments()
+    assert system.attachment("404").replays == system.settings.attachments.max_replays
+    assert len(topic(system, "dlq")) == system.settings.attachments.max_replays + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "error_class"),
+    [
+        ("/error-page/report.pdf", "FileRejected"),
+        ("/redirect?to=http://169.254.169.254/latest/meta-data", "AddressRefused"),
+        ("/redirect?to=file:///etc/passwd", "AddressRefused"),
+        ("/redirect-loop", "DownloadRefused"),
+        ("/endless", "LimitExceeded"),
+        ("/status/451", "DownloadRefused"),
+    ],
+)
+def test_what_a_hostile_server_does_is_dead_at_once_with_its_reason(
+    attachment_system: AttachmentSystem, http_server: HttpServer, path: str, error_class: str
+) -> None:
+    system = attachment_system
+    system.settings = changed(system.settings, "downloads", max_bytes=1_000_000)
+    system.restart()
+    _, redirects, target = path.partition("/redirect?to=")
+    system.send_event(http_server.redirect_to(target) if redirects else http_server.url(path))
+    system.drive_attachments()
+
+    (row,) = system.results()
+    assert (row["status"], row["error_class"]) == ("failed_permanent", error_class)
+    assert row["error"]
+    assert len(topic(system, "dlq")) == 1
+
+
+def test_ten_thousand_that_wait_do_not_hold_up_the_few_that_are_due(attachment_system: AttachmentSystem) -> None:
+    system = attachment_system
+    waiting = system.settings.topics.downloads_retry_40m
+    tasks = [
+        Outgoing(
+            msgspec.json.encode({"trace_id": f"t-{n}", "domain": "d", "attachment_url": f"http://h/{n}", "attempt": 5}),
+            headers=(("due-at", b"2026-01-01T00:00:00Z" if n % 1_000 == 999 else b"2099-01-01T00:00:00Z"),),
+        )
+        for n in range(10_000)
+    ]
+    system.services.writer.send_all(waiting, tasks)
+    (request,) = system.requests("downloads_retry_sensor")
+    assert request.tags["ingest/batch_size"] == "10"
+    assert system.requests("downloads_retry_sensor") == []
+
+
+def test_a_tick_that_was_never_saved_asks_again_for_the_same(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    task = {"trace_id": "t-9", "domain": "claims", "attachment_url": http_server.url("/files/own.pdf?size=10")}
+    system.send(system.settings.topics.downloads_pending, task)
+    assert len(system.requests(PENDING, save=False)) == 1
+    system.drive_attachments()
+    assert system.attachment("own.pdf").state is AttachmentState.STORED
+    assert len(system.results()) == 1
+
+
+def _only_hour(system: AttachmentSystem) -> str:
+    records = system.instance.fetch_materializations(HOURS, limit=10).records
+    (hour,) = {str(record.partition_key) for record in records}
+    return hour

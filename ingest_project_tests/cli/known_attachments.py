@@ -1,0 +1,95 @@
+"""A ledger that knows a few attachments, as sensors and runs would have left them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from ingest_project.ledger.attachment_record import Outcome, TaskArrival
+from ingest_project.ledger.entries import Intake
+from ingest_project.messages.decoding import encode
+from ingest_project.messages.download import DownloadResult, DownloadStatus, DownloadTask, attachment_key
+
+if TYPE_CHECKING:
+    from ingest_project.resources import Services
+
+ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
+SIGNATURE = "sig=hunter2"
+SHA256 = "ab" * 32
+NOT_FOUND = "Cannot download https://files.example/x: the server answered 404 Not Found."
+
+
+def arrive(services: Services, name: str, *, trace_id: str = "t-1", domain: str = "claims", attempt: int = 1) -> str:
+    """A task has come and waits; returns the attachment's key."""
+    url = f"https://files.example/in/{name}?{SIGNATURE}"
+    task = DownloadTask(
+        trace_id=trace_id,
+        domain=domain,
+        attachment_url=url,
+        destination_path=f"{domain}/{name}",
+        event_type="documents.received",
+        attempt=attempt,
+    )
+    arrival = TaskArrival(
+        attachment_key(trace_id, url), task, encode(task).decode(), Intake("downloads.pending", 0, 7, "g", ARRIVED)
+    )
+    services.attachments.record([arrival], 5, datetime.now(UTC))
+    return arrival.attachment_key
+
+
+def finish(  # noqa: PLR0913 - one for each thing that an attempt may end in
+    services: Services,
+    key: str,
+    *,
+    error_class: str | None = None,
+    error: str = NOT_FOUND,
+    again_in: timedelta | None = None,
+    at: datetime | None = None,
+) -> None:
+    """A run has tried it: stored, failed for good, or to be tried again after a while, and everybody was told."""
+    now = at or datetime.now(UTC)
+    (record,) = services.attachments.start([key], "run-1", now)
+    status = DownloadStatus.SUCCESS if error_class is None else DownloadStatus.FAILED_PERMANENT
+    if again_in is not None:
+        status = DownloadStatus.FAILED_TRANSIENT
+    stored = status is DownloadStatus.SUCCESS
+    result = DownloadResult(
+        trace_id=record.trace_id,
+        attachment_url=record.attachment_url,
+        status=status,
+        http_status=200 if stored else 404,
+        error_class=error_class,
+        error=None if stored else error,
+        size_bytes=1_234 if stored else None,
+        sha256=SHA256 if stored else None,
+        onelake_path=f"/store/{record.destination_path}" if stored else None,
+        attempt=record.attempt,
+        completed_at=now,
+    )
+    outcome = Outcome(
+        attachment_key=key,
+        replays=record.replays,
+        domain=record.domain,
+        event_type="documents.received",
+        result=result,
+        content_type="application/pdf" if stored else None,
+        next_attempt_at=None if again_in is None else now + again_in,
+    )
+    services.attachments.finish([outcome], "run-1", now)
+    services.outcomes.mark_told([outcome], now)
+    services.attachments.mark_reported([key], now)
+
+
+def dead(  # noqa: PLR0913 - one for each way to choose it
+    services: Services,
+    name: str,
+    *,
+    trace_id: str = "t-1",
+    domain: str = "claims",
+    error_class: str = "DownloadRefused",
+    at: datetime | None = None,
+) -> str:
+    """An attachment that has failed for good; returns its key."""
+    key = arrive(services, name, trace_id=trace_id, domain=domain)
+    finish(services, key, error_class=error_class, at=at)
+    return key

@@ -1,0 +1,204 @@
+"""`ingest dlq`: what failed for good, why, and the way back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.cli.replaying import asked_by
+from ingest_project.cli.times import moment_of
+from ingest_project.ledger.states import AttachmentState
+from ingest_project_tests.cli.known_attachments import NOT_FOUND, SIGNATURE, arrive, dead, finish
+
+if TYPE_CHECKING:
+    from ingest_project.resources import Services
+    from ingest_project_tests.cli.conftest import Ingest
+
+LONG_AGO = datetime.now(UTC) - timedelta(days=3)
+
+
+def state(services: Services, key: str) -> AttachmentState:
+    record = services.attachments.get(key)
+    assert record is not None
+    return record.state
+
+
+def listed(ingest: Ingest, *arguments: str) -> set[str]:
+    return {one["attachment_key"] for one in ingest("dlq", "list", *arguments, "--json").json["attachments"]}
+
+
+def test_dead_attachments_are_listed_with_their_reasons_and_without_signatures(
+    ingest: Ingest, services: Services
+) -> None:
+    key = dead(services, "a.pdf")
+    stored = arrive(services, "b.pdf")
+    finish(services, stored)
+    shown = ingest("dlq", "list")
+    assert shown.exit_code == 0
+    assert key in shown.out
+    assert NOT_FOUND in shown.out
+    assert stored not in shown.out
+    assert SIGNATURE not in ingest("dlq", "list", "--json").out + shown.out
+
+
+def test_with_nothing_dead_the_list_is_empty_and_that_is_no_failure(ingest: Ingest, services: Services) -> None:
+    del services
+    result = ingest("dlq", "list")
+    assert (result.exit_code, result.out, result.err) == (0, "", "No such attachments.\n")
+
+
+def test_they_are_found_by_trace_domain_error_class_and_time(ingest: Ingest, services: Services) -> None:
+    old = dead(services, "old.pdf", at=LONG_AGO, trace_id="t-1", domain="claims")
+    new = dead(services, "new.pdf", trace_id="t-2", domain="billing", error_class="AddressRefused")
+    assert listed(ingest) == {old, new}
+    assert listed(ingest, "--trace-id", "t-1") == {old}
+    assert listed(ingest, "--domain", "billing") == {new}
+    assert listed(ingest, "--error-class", "AddressRefused") == {new}
+    assert listed(ingest, "--since", "2h") == {new}
+    assert listed(ingest, "--until", "2d") == {old}
+    assert listed(ingest, "--since", "4d", "--until", LONG_AGO.isoformat()) == set()
+
+
+def test_one_is_shown_with_every_attempt_and_the_way_back(ingest: Ingest, services: Services) -> None:
+    key = arrive(services, "a.pdf")
+    finish(services, key, error_class="DownloadFailed", error="too slow", again_in=timedelta(0))
+    finish(services, key, error_class="DownloadRefused")
+    shown = ingest("dlq", "show", "a.pdf")
+    assert shown.exit_code == 0
+    assert "too slow" in shown.out
+    assert f"ingest dlq replay {key}" in shown.out
+    assert SIGNATURE not in shown.out
+    page = ingest("dlq", "show", key, "--json")
+    assert [(one["attempt"], one["status"]) for one in page.json["attempts"]] == [
+        (1, "failed_transient"),
+        (2, "failed_permanent"),
+    ]
+    assert SIGNATURE not in page.out
+
+
+def test_showing_one_that_is_not_dead_is_exit_code_1(ingest: Ingest, services: Services) -> None:
+    shown = ingest("dlq", "show", arrive(services, "a.pdf"))
+    assert shown.exit_code == 1
+    assert "pending" in shown.err
+
+
+def test_a_replayed_attachment_waits_to_be_tried_and_the_ledger_says_who_asked(
+    ingest: Ingest, services: Services
+) -> None:
+    key = dead(services, "a.pdf")
+    replayed = ingest("dlq", "replay", "a.pdf")
+    assert replayed.exit_code == 0, replayed.err
+    assert f"{key} is tried anew." in replayed.out
+    assert "the last one is due at" in replayed.out
+    assert state(services, key) is AttachmentState.PENDING
+    (audit,) = ingest("attachments", "show", key, "--json").json["replays"]
+    assert audit["asked_by"] == asked_by()
+    assert "@" in audit["asked_by"]
+    assert audit["earlier_reason"] == NOT_FOUND
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(ingest: Ingest, services: Services) -> None:
+    key = dead(services, "a.pdf")
+    result = ingest("dlq", "replay", "--all", "--dry-run", "--json")
+    assert result.exit_code == 0
+    assert result.json["replayed"] == [key]
+    assert result.json["dry_run"] is True
+    assert state(services, key) is AttachmentState.FAILED
+    assert "would be tried anew" in ingest("dlq", "replay", "--all", "--dry-run").out
+
+
+def test_many_are_let_go_one_after_another_and_it_says_when_the_last_one_is_due(
+    ingest: Ingest, services: Services
+) -> None:
+    first, second, third = (dead(services, f"{n}.pdf", at=LONG_AGO + timedelta(hours=n)) for n in range(3))
+    done = ingest("dlq", "replay", "--all", "--per-second", "0.1", "--json").json
+    assert done["replayed"] == [first, second, third]
+    due = [record.next_attempt_at for record in services.attachments.get_many([first, second, third])]
+    assert [(moment - due[0]).total_seconds() for moment in due] == [0, 10, 20]
+    assert datetime.fromisoformat(done["last_due_at"]) == due[-1]
+
+
+def test_one_that_was_replayed_too_often_stays_dead_and_is_named(ingest: Ingest, services: Services) -> None:
+    key = dead(services, "a.pdf")
+    for _ in range(5):
+        assert ingest("dlq", "replay", key).exit_code == 0
+        finish(services, key, error_class="DownloadRefused")
+    fresh = dead(services, "b.pdf")
+    dry = ingest("dlq", "replay", "--all", "--dry-run", "--json")
+    done = ingest("dlq", "replay", "--all")
+    assert dry.json["exhausted"] == [key]
+    assert (dry.exit_code, done.exit_code) == (1, 1)
+    assert key in done.err
+    assert "INGEST_MAX_REPLAYS" in done.err
+    assert state(services, key) is AttachmentState.FAILED
+    assert state(services, fresh) is AttachmentState.PENDING
+
+
+@pytest.mark.parametrize("arguments", [["--all"], ["--domain", "nowhere"]])
+def test_when_nothing_is_found_it_is_exit_code_1(ingest: Ingest, services: Services, arguments: list[str]) -> None:
+    finish(services, arrive(services, "a.pdf"))
+    result = ingest("dlq", "replay", *arguments)
+    assert result.exit_code == 1
+    assert result.out == ""
+    assert "No dead attachments" in result.err
+
+
+def test_one_that_is_not_dead_is_named_and_left_alone(ingest: Ingest, services: Services) -> None:
+    key = arrive(services, "a.pdf")
+    finish(services, key)
+    result = ingest("dlq", "replay", key)
+    assert result.exit_code == 1
+    assert f"{key} is not dead: it is stored." in result.err
+    assert state(services, key) is AttachmentState.STORED
+
+
+def test_a_misspelt_key_among_others_changes_nothing(ingest: Ingest, services: Services) -> None:
+    key = dead(services, "contract.pdf")
+    result = ingest("dlq", "replay", key, "contrct.pdf")
+    assert result.exit_code == 1
+    assert key in result.err
+    assert state(services, key) is AttachmentState.FAILED
+
+
+def test_more_than_the_limit_are_left_for_another_time_and_that_is_said(ingest: Ingest, services: Services) -> None:
+    first = dead(services, "a.pdf", at=LONG_AGO)
+    second = dead(services, "b.pdf")
+    result = ingest("dlq", "replay", "--all", "--limit", "1")
+    assert result.exit_code == 0
+    assert "There are others" in result.err
+    assert (state(services, first), state(services, second)) == (AttachmentState.PENDING, AttachmentState.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--all"),
+        (["--all", "--domain", "claims"], "--all"),
+        (["--all", "a.pdf"], "--all"),
+        (["--since", "yesterday"], "--since"),
+        (["--all", "--per-second", "0"], "0.001"),
+    ],
+)
+def test_what_to_replay_must_be_said_in_one_way(ingest: Ingest, arguments: list[str], said: str) -> None:
+    result = ingest("dlq", "replay", *arguments)
+    assert result.exit_code == 2
+    assert said in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("2026-01-15", "2026-01-15T00:00:00+00:00"),
+        ("2026-01-15T10:30", "2026-01-15T10:30:00+00:00"),
+        ("2026-01-15T10:30+02:00", "2026-01-15T10:30:00+02:00"),
+        ("90s", "2026-02-01T11:58:30+00:00"),
+        ("7d", "2026-01-25T12:00:00+00:00"),
+    ],
+)
+def test_moments_are_times_or_how_long_ago(text: str, meant: str) -> None:
+    moment = moment_of(text, "--since", datetime(2026, 2, 1, 12, tzinfo=UTC))
+    assert moment is not None
+    assert moment.isoformat() == meant

@@ -1,0 +1,100 @@
+"""`kill -9` after each step on the way of an event: run again in the ordinary way, each offset is there once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from dagster import DagsterRunStatus, RunsFilter
+from dagster._serdes import serialize_value
+
+from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.settings import load_settings
+from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors
+from ingest_project_tests.user_activity.events import event
+from ingest_project_tests.user_activity.system import ActivitySystem, activity_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from dagster import DagsterInstance
+
+    from ingest_project_tests.services.kafka import Server
+
+WAY = "ingest_project_tests.user_activity.system:ActivitySystem.drive"
+LEDGER = "ingest_project.ledger.stream_ranges:StreamRangeLedger"
+HOURS = "ingest_project.ledger.activity_hours:ActivityHours"
+STORING = "ingest_project.user_activity.storing"
+EVENTS = 25
+
+# In the order in which they come.
+KILL_POINTS = [
+    KillPoint("ranges planned", f"{LEDGER}.plan"),
+    KillPoint("ranges requested", f"{LEDGER}.request"),
+    KillPoint("cursor saved", "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"),
+    KillPoint("ranges started", f"{LEDGER}.start"),
+    KillPoint("dead letters published, before the commit", f"{STORING}:put_aside"),
+    KillPoint("first commit made", "ingest_project.stores.delta_tables:DeltaStore.append"),
+    KillPoint("hours marked", f"{HOURS}.mark_changed"),
+    KillPoint("first range finished", f"{LEDGER}.finish"),
+    KillPoint("second commit made", "ingest_project.stores.delta_tables:DeltaStore.append", 2),
+    KillPoint("ranges marked as reported", f"{LEDGER}.mark_reported"),
+    KillPoint("statistics made", "ingest_project.user_activity.user_activity_hourly:statistics_of_hour"),
+    KillPoint("statistics stored", "ingest_project.user_activity.user_activity_hourly:replace_hours"),
+]
+
+
+@pytest.fixture(scope="module")
+def deadly_process() -> Iterator[DeadlyProcess]:
+    process = DeadlyProcess()
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize("point", KILL_POINTS, ids=lambda point: point.step)
+def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  # noqa: PLR0913, PLR0917 - fixtures
+    point: KillPoint,
+    deadly_process: DeadlyProcess,
+    kafka_server: Server,
+    postgres_url: str,
+    instance: DagsterInstance,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    environ = activity_environment(kafka_server.bootstrap_servers, postgres_url, tmp_path) | {
+        "DAGSTER_POSTGRES_URL": os.environ["DAGSTER_POSTGRES_URL"],
+        "INGEST_USER_ACTIVITY_RANGE_MESSAGES": "30",
+    }
+    kafka_server.create_topic(environ["KAFKA_TOPIC_USER_ACTIVITY_EVENTS"], 1)
+    system = ActivitySystem(load_settings(environ, tmp_path).settings, instance, folder)
+    messages = [event(f"e{number}") for number in range(2 * EVENTS)]
+    system.put(*messages[:EVENTS], b"not JSON", *messages[EVENTS:], b"nor this")
+    exit_code = deadly_process.drive(point, folder, serialize_value(instance.get_ref()), environ, WAY)
+    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    _bury_the_dead(instance)
+
+    system.cursors = SavedCursors(tmp_path)
+    system.drive()
+    rows = system.rows("event_id, kafka_generation, kafka_partition, kafka_offset")
+    assert [row["event_id"] for row in rows] == [f"e{number}" for number in range(2 * EVENTS)]
+    assert [letter.value for letter in system.dead_letters] == [b"not JSON", b"nor this"]
+    assert system.statistics("2026-01-15-10:00")["page_view"].events == 2 * EVENTS
+    ledger = system.services.stream_ranges
+    assert {record.state for record in ledger.list(system.topic)} == {RangeState.DONE}
+    assert ledger.seams(system.topic) == ()
+    assert ledger.held(system.topic, datetime.now(UTC)) == ()
+    for name in ("no_gap_in_offsets", "no_duplicate_offsets"):
+        assert system.check(name).passed
+    system.close()
+
+
+def _bury_the_dead(instance: DagsterInstance) -> None:
+    """What Dagster's run monitoring does with runs whose process is gone."""
+    unfinished = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
+    for run in instance.get_runs(RunsFilter(statuses=unfinished)):
+        instance.report_run_failed(run)
