@@ -1,0 +1,161 @@
+"""CRM messages from a topic to rows in PostgreSQL, by the whole product.
+
+The clock starts as the sensors are turned on, with every message on the topic, and stops once every offset range is
+stored and reported: it includes the daemon's wait for its next tick and the start of the run workers. What is in the
+tables then is compared with what a plain loop over the same messages makes of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Producer
+
+from benchmarks.memory import PeakMemory
+from benchmarks.sensors import switch_sensors
+from benchmarks.system import System, _connect, running_system
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# As many as the embedded broker keeps.
+MESSAGES = 40_000
+# Each record comes in this many versions, the older of each two last; one message in a hundred is neither kind.
+VERSIONS = 2
+UNREADABLE_EVERY = 100
+# What repeats costs the broker little: the embedded one keeps 5 MiB, compressed, of each partition.
+NOTES = "Discussed the terms of the renewal with procurement; they ask for a longer period at the same price. " * 2
+PATIENCE_SECONDS = 300.0
+POLL_SECONDS = 0.1
+FIRST = datetime(2024, 3, 24, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the tables must hold in the end: number of rows and sum of money of each, and of unidentified messages."""
+
+    opportunities: tuple[int, Decimal]
+    projects: tuple[int, Decimal]
+    unidentified: int
+
+
+def measure_crm(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """CRM messages into PostgreSQL."""
+    messages = list(_messages(options.messages))
+    with running_system(folder / "product", [folder]) as system:
+        switch_sensors(system._stack.webserver_url, on=False)  # noqa: SLF001 - of our own package
+        system._wait_for_ticks()  # noqa: SLF001
+        _send(system, messages)
+        with PeakMemory(system.processes) as memory:
+            began = time.monotonic()
+            switch_sensors(system._stack.webserver_url, on=True)  # noqa: SLF001
+            waited = _wait_until_stored(system, len(messages))
+            seconds = time.monotonic() - began
+        found = _found(system)
+    expected = _expected(messages)
+    return {
+        "messages_per_s": round(len(messages) / seconds),
+        "messages_per_s_once_started": round(len(messages) / max(seconds - waited, 0.001)),
+        "exact": found == expected,
+        "messages": len(messages),
+        "seconds": round(seconds, 2),
+        "seconds_to_start": round(waited, 2),
+        "peak_rss_mb": memory.megabytes,
+    }
+
+
+def _messages(number: int) -> Iterator[bytes]:
+    for place in range(number):
+        if place % UNREADABLE_EVERY == 0:
+            yield b"neither %d" % place
+            continue
+        record, version = divmod(place, VERSIONS)
+        yield json.dumps(_message(record, version)).encode()
+
+
+def _message(record: int, version: int) -> dict[str, object]:
+    # The newest version comes first.
+    moment = FIRST + timedelta(seconds=record % 1_000, hours=VERSIONS - version)
+    noise = hashlib.sha256(b"%d %d" % (record, version)).hexdigest()
+    meta = {
+        "source": "Salesforce",
+        "last_modified": moment.isoformat(),
+        "tags": [noise[:8]],
+        "notes": NOTES + noise[:16],
+    }
+    common: dict[str, object] = {"account_id": f"acc_{noise[:9]}", "owner_id": f"usr_{noise[9:18]}", "meta_data": meta}
+    money = (record * 7 + version) % 100_000 / 4
+    if record % 2:
+        own = {"status": "In Progress", "start_date": "2024-03-01", "end_date": "2024-08-15", "budget": money}
+        return {"event_id": f"proj_{record}", "name": f"Project {record}", **own, **common}
+    own = {"stage": "Negotiation", "amount": money, "probability": 75, "expected_close_date": "2024-06-30"}
+    return {"event_id": f"opp_{record}", "name": f"Deal {record}", **own, **common}
+
+
+def _send(system: System, messages: list[bytes]) -> None:
+    kafka, topics = system._stack.settings.kafka, system._stack.settings.topics  # noqa: SLF001
+    # Compressed: uncompressed ones would not all fit into the embedded broker.
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "linger.ms": 50, "compression.type": "lz4"})
+    for place, message in enumerate(messages):
+        producer.produce(topics.sales_events, message, key=str(place))
+        if place % 1_000 == 0:
+            producer.poll(0)
+    if producer.flush(PATIENCE_SECONDS):
+        raise TimeoutError("The broker did not confirm all messages.")
+
+
+def _wait_until_stored(system: System, messages: int) -> float:
+    """Wait until every message is stored and reported; returns the seconds to the first run's start."""
+    began_at, deadline = datetime.now(UTC), time.monotonic() + PATIENCE_SECONDS
+    done = (
+        "SELECT coalesce(sum(end_offset - first_offset), 0), min(started_at) FROM stream_ranges"
+        " WHERE reported_at IS NOT NULL"
+    )
+    while True:
+        ((stored, first),) = system._ask(done)  # noqa: SLF001
+        if stored >= messages:
+            return float((first - began_at).total_seconds())
+        system._require_going_on(deadline, f"Only {stored} of {messages} messages were stored.")  # noqa: SLF001
+        time.sleep(POLL_SECONDS)
+
+
+def _found(system: System) -> Expected:
+    with closing(_connect(system.warehouse_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*), sum(amount) FROM opportunities")
+        opportunities = cursor.fetchone()
+        cursor.execute("SELECT count(*), sum(budget) FROM projects")
+        projects = cursor.fetchone()
+        cursor.execute("SELECT count(*) FROM unidentified_messages")
+        unidentified = cursor.fetchone()
+    assert opportunities
+    assert projects
+    assert unidentified
+    return Expected(opportunities, projects, unidentified[0])
+
+
+def _expected(messages: list[bytes]) -> Expected:
+    newest: dict[str, tuple[str, Decimal]] = {}
+    unidentified = 0
+    for raw in messages:
+        if raw.startswith(b"neither"):
+            unidentified += 1
+            continue
+        message = json.loads(raw, parse_float=Decimal)
+        money = message["amount"] if "amount" in message else message["budget"]
+        version = (message["meta_data"]["last_modified"], money)
+        newest[message["event_id"]] = max(version, newest.get(message["event_id"], version))
+
+    def totals(prefix: str) -> tuple[int, Decimal]:
+        found = [money for event_id, (_, money) in newest.items() if event_id.startswith(prefix)]
+        return len(found), sum(found, Decimal(0))
+
+    return Expected(totals("opp_"), totals("proj_"), unidentified)

@@ -1,0 +1,1 @@
+"""CRM messages to relational tables: opportunities, projects, and what could not be identified."""

@@ -1,0 +1,200 @@
+"""The three assets of `sales_events`, made in one pass over offset ranges: a message belongs to exactly one of them.
+
+A run is told its ranges in its configuration and reads just these, however often. A person who materialises the assets
+without naming ranges gets everything that is due, and what was given up before.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from ingest_project.batches import BATCH_ID_TAG, keep_connections_open, new_batch_id
+from ingest_project.crm.opportunities import OPPORTUNITIES, opportunities
+from ingest_project.crm.projects import PROJECTS, projects
+from ingest_project.crm.retrying import jittered, retried
+from ingest_project.crm.storing import store
+from ingest_project.crm.unidentified_messages import UNIDENTIFIED_MESSAGES, unidentified_messages
+from ingest_project.database.engine import reading
+from ingest_project.errors import BrokerUnavailable, TransientError
+from ingest_project.kafka.positions import Positions
+from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
+from ingest_project.logs import bound, get_logger
+from ingest_project.messages.crm_event import CrmKind
+from ingest_project.resources import Services
+from ingest_project.stores.unidentified_messages import count_open
+
+logger = get_logger(__name__)
+
+ASSETS_OP = "crm"
+CHUNK_MESSAGES = 5_000
+CHUNK_BYTES = 16 * 1024**2
+MOST_BY_HAND = 1_000
+
+
+class RangeConfig(dg.Config):
+    """Offsets of one partition: from the first up to, not including, the end."""
+
+    partition: int
+    first_offset: int
+    end_offset: int
+
+
+class CrmConfig(dg.Config):
+    """What a run is to read; nothing named means everything that is due."""
+
+    topic: str = ""
+    generation: str = ""
+    ranges: list[RangeConfig] = Field(default_factory=list)
+
+    def offsets(self) -> list[OffsetRange]:
+        """The ranges, as the ledger names them."""
+        return [
+            OffsetRange(self.topic, self.generation, one.partition, one.first_offset, one.end_offset)
+            for one in self.ranges
+        ]
+
+
+@dataclass
+class Progress:
+    """How far a run has come in one range."""
+
+    next_offset: int
+    messages: int = 0
+    lost: int = 0
+    outcome: Counter[str] = field(default_factory=Counter)
+
+
+def run_config(ranges: Sequence[OffsetRange]) -> dict[str, Any]:
+    """The configuration of a run over ranges, all of one topic in one life of it."""
+    first = ranges[0]
+    told = [{"partition": one.partition, "first_offset": one.first, "end_offset": one.end} for one in ranges]
+    return {"ops": {ASSETS_OP: {"config": {"topic": first.topic, "generation": first.generation, "ranges": told}}}}
+
+
+@dg.multi_asset(name=ASSETS_OP, specs=[opportunities, projects, unidentified_messages])
+def crm_assets(
+    context: dg.AssetExecutionContext, config: CrmConfig, services: dg.ResourceParam[Services]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Read the ranges of this run, and store each message in the table it belongs to."""
+    keep_connections_open(context.instance)
+    ledger, topic = services.stream_ranges, services.settings.topics.sales_events
+    with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
+        keys = [one.key for one in config.offsets()] or _claim_due(services, topic)
+        records = ledger.start(keys, context.run.run_id, datetime.now(UTC))
+        total, done, trouble = _store_ranges(services, records)
+        if done or not trouble:
+            for asset, metadata in _metadata(services, total, done).items():
+                yield dg.MaterializeResult(asset_key=asset, metadata=metadata)
+            ledger.mark_reported([record.range_key for record in done], datetime.now(UTC))
+    if trouble:
+        raise dg.Failure(description=str(trouble), metadata={"error_class": trouble.error_class}, allow_retries=False)
+
+
+def _claim_due(services: Services, topic: str) -> list[str]:
+    """What a person who names no ranges gets."""
+    ledger, now = services.stream_ranges, datetime.now(UTC)
+    ledger.reopen(topic, [RangeState.FAILED], now)
+    due = [entry.key for entry in ledger.due(topic, MOST_BY_HAND, now)]
+    return list(ledger.request(new_batch_id(), due, now))
+
+
+def _store_ranges(
+    services: Services, records: Sequence[RangeRecord]
+) -> tuple[Progress, list[RangeRecord], TransientError | None]:
+    """Store range after range; at the first trouble that does not pass, give back what is not done."""
+    ledger, total = services.stream_ranges, Progress(0)
+    done: list[RangeRecord] = []
+    for record in records:
+        progress = Progress(record.offsets.first)
+        try:
+            retried(partial(_advance, services, record.offsets, progress), services.settings.retries)
+            ledger.finish(record.range_key, progress.messages, progress.lost, progress.outcome, datetime.now(UTC))
+        except TransientError as error:
+            logger.warning("range_not_done", range=str(record.offsets), reason=str(error))
+            _give_back(services, [one.range_key for one in records if one not in done], error)
+            return total, done, error
+        logger.info("range_done", range=str(record.offsets), messages=progress.messages, **progress.outcome)
+        total.messages += progress.messages
+        total.lost += progress.lost
+        total.outcome += progress.outcome
+        done.append(record)
+    return total, done, None
+
+
+def _advance(services: Services, offsets: OffsetRange, progress: Progress) -> None:
+    """Read on in a range from where it was left, and store each chunk in a transaction."""
+    log_file = services.settings.logging.file
+    chunks = services.range_reader.read(
+        offsets.topic,
+        offsets.generation,
+        offsets.partition,
+        progress.next_offset,
+        offsets.end,
+        CHUNK_MESSAGES,
+        CHUNK_BYTES,
+    )
+    for chunk in chunks:
+        progress.outcome += store(services.engine, chunk.messages, offsets.generation, log_file)
+        progress.messages += len(chunk.messages)
+        progress.lost += chunk.lost
+        progress.next_offset = chunk.next_offset
+
+
+def _give_back(services: Services, keys: Sequence[str], error: TransientError) -> None:
+    retries = services.settings.retries
+
+    def pause(attempts: int) -> timedelta:
+        return retries.delay(attempts) * jittered(1.0)
+
+    try:
+        services.stream_ranges.put_back(
+            keys, str(error), error.error_class, retries.max_attempts, pause, datetime.now(UTC)
+        )
+    except TransientError as away:
+        # The database itself is what is away: a tick takes back what this run holds once it is there again.
+        logger.warning("ranges_not_given_back", reason=str(away))
+
+
+def _metadata(services: Services, total: Progress, done: Sequence[RangeRecord]) -> dict[dg.AssetKey, dict[str, Any]]:
+    common: dict[str, Any] = {
+        "messages_read": total.messages,
+        "ranges": len(done),
+        **({"offsets": ", ".join(str(record.offsets) for record in done[:20])} if done else {}),
+        **({"offsets_lost": total.lost} if total.lost else {}),
+        **_lag(services, done),
+    }
+    with reading(services.engine) as connection:
+        still_open = count_open(connection)
+    return {
+        **{
+            asset: {
+                "messages": total.outcome[f"{kind}_messages"],
+                "rows_changed": total.outcome[f"{kind}_rows_changed"],
+                **common,
+            }
+            for asset, kind in ((OPPORTUNITIES, CrmKind.OPPORTUNITY), (PROJECTS, CrmKind.PROJECT))
+        },
+        UNIDENTIFIED_MESSAGES: {"messages": total.outcome["unidentified"], "open_messages": still_open, **common},
+    }
+
+
+def _lag(services: Services, done: Sequence[RangeRecord]) -> dict[str, Any]:
+    """How many offsets wait on the topic or in the ledger; nothing where the broker cannot be asked now."""
+    if not done:
+        return {}
+    topic, generation = done[-1].offsets.topic, done[-1].offsets.generation
+    ledger = services.stream_ranges
+    try:
+        partitions = services.reader.end_offsets(topic)
+        # Without a generation: the ledger may have a name of its own for this life of the topic.
+        planned = Positions("", ledger.planned_ends(topic, generation, partitions))
+        backlog = services.range_reader.backlog(topic, planned, 0)
+    except BrokerUnavailable:
+        return {}
+    return {"consumer_lag": (backlog.waiting if backlog else 0) + ledger.unread(topic, generation)}

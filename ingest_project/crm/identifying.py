@@ -1,0 +1,66 @@
+"""Which message is what: opportunities, projects, and the rest with the reason why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ingest_project.errors import UnforeseenFailure, UnreadableMessage
+from ingest_project.logs import get_logger
+from ingest_project.messages.crm_event import CrmKind, decode_crm_event
+from ingest_project.stores.crm_records import PlacedEvent, Position
+from ingest_project.stores.unidentified_messages import Unidentified
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ingest_project.kafka.received import Received
+    from ingest_project.messages.crm_event import CrmEvent
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class Identified:
+    """Messages by what they are; each of them is in exactly one place."""
+
+    events: dict[CrmKind, list[PlacedEvent]] = field(default_factory=lambda: {kind: [] for kind in CrmKind})
+    unidentified: list[Unidentified] = field(default_factory=list)
+
+
+def identify(messages: Iterable[Received], generation: str) -> Identified:
+    """Sort messages by what they are. No message makes it fail."""
+    sorted_out = Identified()
+    for message in messages:
+        found = identify_payload(message.value)
+        position = Position(message.topic, generation, message.partition, message.offset)
+        if isinstance(found, tuple):
+            sorted_out.unidentified.append(unidentified(message, position, *found))
+        else:
+            sorted_out.events[found.kind].append(PlacedEvent(found, position))
+    return sorted_out
+
+
+def identify_payload(payload: bytes | None) -> CrmEvent | tuple[str, str]:
+    """The event that a message carries, or the reason why it is none and the class of that error."""
+    try:
+        return decode_crm_event(payload)
+    except UnreadableMessage as error:
+        return str(error), error.error_class
+    except Exception as error:  # a defect of ours that one message found must not stop the others
+        logger.exception("decoding_failed_unforeseen")
+        failure = UnforeseenFailure("Reading the message", error)
+        return str(failure), failure.error_class
+
+
+def unidentified(message: Received, position: Position, reason: str, error_class: str) -> Unidentified:
+    """A message as it is kept."""
+    return Unidentified(
+        position=position,
+        timestamp=message.timestamp,
+        key=message.key,
+        headers=message.headers,
+        payload=message.value,
+        reason=reason,
+        error_class=error_class,
+    )

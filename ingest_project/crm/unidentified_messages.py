@@ -1,0 +1,101 @@
+"""`unidentified_messages`: what is neither opportunity nor project, whole, and trying it again after a fix."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+import dagster as dg
+
+from ingest_project.crm.identifying import identify_payload
+from ingest_project.database.engine import reading, writing
+from ingest_project.messages.crm_event import CrmKind
+from ingest_project.stores import unidentified_messages as store
+from ingest_project.stores.crm_records import PlacedEvent, upsert
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import Engine
+
+    from ingest_project.messages.crm_event import CrmEvent
+
+UNIDENTIFIED_MESSAGES = dg.AssetKey("unidentified_messages")
+MESSAGES_PER_TRANSACTION = 200
+
+unidentified_messages = dg.AssetSpec(
+    UNIDENTIFIED_MESSAGES,
+    description="Messages of sales_events that are neither opportunity nor project, whole, each with its reason.",
+    group_name="crm",
+    kinds={"postgres"},
+    skippable=True,
+)
+
+
+class Retried(NamedTuple):
+    """What trying again brought.
+
+    Args:
+        identified: ids of messages that are records now.
+        unidentified: ids of those that are still none.
+    """
+
+    identified: tuple[str, ...] = ()
+    unidentified: tuple[str, ...] = ()
+
+
+def retry(engine: Engine, message_ids: Sequence[str] | None = None) -> Retried:
+    """Look again at messages by today's rules; what is identified now is stored as if it had just come.
+
+    Record and mark are one transaction, and a message is in the hands of one retry at a time: done twice, also at
+    once, it becomes a record once. An older version still never overwrites a newer one.
+
+    Args:
+        engine: of the database.
+        message_ids: which; None for all that are open.
+    """
+    identified: list[str] = []
+    unidentified: list[str] = []
+    for ids in _open_ids(engine) if message_ids is None else _parts(message_ids):
+        done = _retry_together(engine, ids)
+        identified += done.identified
+        unidentified += done.unidentified
+    return Retried(tuple(identified), tuple(unidentified))
+
+
+def _retry_together(engine: Engine, message_ids: Sequence[str]) -> Retried:
+    now = datetime.now(UTC)
+    with writing(engine) as connection:
+        events: dict[str, PlacedEvent] = {}
+        reasons: dict[str, tuple[str, str]] = {}
+        for message in store.take_open(connection, message_ids):
+            found = identify_payload(message.payload)
+            if isinstance(found, tuple):
+                reasons[message.message_id] = found
+            else:
+                events[message.message_id] = PlacedEvent(found, message.position)
+        for kind in CrmKind:
+            upsert(connection, kind, [one for one in events.values() if one.event.kind is kind], now)
+        store.mark_identified(connection, {key: _record(one.event) for key, one in events.items()}, now)
+        store.mark_retried(connection, reasons, now)
+    return Retried(tuple(events), tuple(reasons))
+
+
+def _record(event: CrmEvent) -> tuple[CrmKind, str]:
+    return event.kind, event.event_id
+
+
+def _open_ids(engine: Engine) -> Iterator[list[str]]:
+    after = ""
+    while True:
+        with reading(engine) as connection:
+            found = store.find(connection, limit=MESSAGES_PER_TRANSACTION, after=after)
+        if not found:
+            return
+        after = found[-1].message_id
+        yield [message.message_id for message in found]
+
+
+def _parts(message_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(message_ids), MESSAGES_PER_TRANSACTION):
+        yield message_ids[start : start + MESSAGES_PER_TRANSACTION]

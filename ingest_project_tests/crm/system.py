@@ -1,0 +1,104 @@
+"""Sensor, runs and tables of crm, driven as the daemon would drive them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import sqlalchemy as sa
+
+import ingest_project.crm.definitions
+from ingest_project.database.crm_tables import opportunities, projects, unidentified_messages
+from ingest_project.database.engine import reading
+from ingest_project.kafka.writing import Outgoing
+from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.resources import Services
+from ingest_project.stores.unidentified_messages import find
+from ingest_project_tests.journeys.system import System, environment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from dagster import ExecuteInProcessResult
+
+    from ingest_project.stores.unidentified_messages import KeptMessage
+
+SENSOR = "sales_events_sensor"
+TABLES = (opportunities, projects, unidentified_messages)
+# What is not a function of the messages alone.
+TIMES = ("stored_at", "received_at")
+
+
+class CrmSystem(System):
+    """Sensor, runs and stores of one test."""
+
+    def _open(self) -> None:
+        self.services = Services(self.settings)
+        self.definitions = dg.Definitions.merge(
+            ingest_project.crm.definitions.crm,
+            dg.Definitions(resources={"services": self.services}, executor=dg.in_process_executor),
+        )
+
+    @property
+    def topic(self) -> str:
+        """The topic of the messages."""
+        return self.settings.topics.sales_events
+
+    def put(self, *messages: Mapping[str, Any] | bytes | None) -> None:
+        """Send messages, in the order given, to one partition."""
+        values = [json.dumps(one).encode() if isinstance(one, dict) else one for one in messages]
+        self.services.writer.send_all(
+            self.topic,
+            [Outgoing(value if value is None else bytes(value), key=b"one") for value in values],  # type: ignore[arg-type]
+        )
+
+    def execute(self, job_name: str, request: dg.RunRequest) -> ExecuteInProcessResult:
+        """Do one run that the sensor asked for, in this process."""
+        return self.run(job_name, dict(request.run_config), dict(request.tags))
+
+    def run(
+        self, job_name: str, run_config: dict[str, Any] | None = None, tags: dict[str, str] | None = None
+    ) -> ExecuteInProcessResult:
+        """Do a run as a person starts one."""
+        job = self.definitions.resolve_job_def(job_name)
+        return job.execute_in_process(
+            instance=self.instance, run_config=run_config or {}, tags=tags or {}, raise_on_error=False
+        )
+
+    def drive(self) -> list[ExecuteInProcessResult]:
+        """Tick, and do what is asked for, until every range is finished."""
+        done: list[ExecuteInProcessResult] = []
+        for _ in range(30):
+            requests = self.requests(SENSOR)
+            done += [self.execute("crm_batch", request) for request in requests]
+            if not requests and self.is_idle:
+                return done
+        raise AssertionError(f"Still busy: {self.services.stream_ranges.counts_by_state(self.topic)}")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no range waits for anything."""
+        counts = self.services.stream_ranges.counts_by_state(self.topic)
+        return not any(counts[state] for state in (RangeState.PENDING, RangeState.REQUESTED, RangeState.RUNNING))
+
+    def rows(self, table: sa.Table) -> dict[str, dict[str, Any]]:
+        """All rows of a table by key, without the time they were stored."""
+        (key,) = table.primary_key.columns
+        with reading(self.services.engine) as connection:
+            found = connection.execute(sa.select(table)).mappings().all()
+        return {row[key.name]: {name: row[name] for name in row if name not in TIMES} for row in found}
+
+    @property
+    def unidentified(self) -> list[KeptMessage]:
+        """Every message that is kept, in the order of their offsets."""
+        with reading(self.services.engine) as connection:
+            return sorted(find(connection, open_only=False, limit=10_000), key=lambda kept: kept.kafka_offset)
+
+
+def crm_environment(bootstrap_servers: str, database_url: str, folder: Path) -> dict[str, str]:
+    """The settings of a test's own system: a topic of its own, no waiting."""
+    environ = environment(bootstrap_servers, database_url, folder)
+    name = environ["KAFKA_GROUP_ID"]
+    return environ | {"KAFKA_TOPIC_SALES_EVENTS": f"{name}.sales", "INGEST_LAUNCH_GRACE_SECONDS": "0"}
