@@ -1,0 +1,97 @@
+"""Three readers of the same topic of events, each a process of its own: a run of the product, the floor, one by one.
+
+    python -m benchmarks.activity_readers run|floor|one_by_one <brokers> <topic> <folder> <events>
+
+prints how long it took as a JSON object. The clock starts with everything imported and nothing connected.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+from confluent_kafka import Consumer, TopicPartition
+from deltalake import write_deltalake
+
+from ingest_project.kafka.received import received
+from ingest_project.ledger.stream_ranges import cut
+from ingest_project.resources import Services
+from ingest_project.settings import load_settings
+from ingest_project.user_activity.event_table import event_rows
+from ingest_project.user_activity.storing import Stored, store_ranges
+
+ROWS_PER_COMMIT = 50_000
+MESSAGES_PER_CALL = 10_000
+
+
+def run(brokers: str, topic: str, folder: Path, events: int) -> None:
+    """What a run does, ledger and exactly-once included, over the ranges that a tick would plan."""
+    environ = {
+        "KAFKA_BOOTSTRAP_SERVERS": brokers,
+        "KAFKA_TOPIC_USER_ACTIVITY_EVENTS": topic,
+        "DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}",
+        "INGEST_STATE_DIR": str(folder),
+    }
+    services = Services(load_settings(environ, folder).settings)
+    backlog = services.range_reader.backlog(topic, None, 0)
+    assert backlog is not None
+    now = datetime.now(UTC)
+    ranges = [
+        one
+        for partition, end in backlog.ends.items()
+        for one in cut(topic, backlog.generation, partition, backlog.starts[partition], end, ROWS_PER_COMMIT)
+    ]
+    services.stream_ranges.plan(ranges, [], now)
+    records = services.stream_ranges.start([one.key for one in ranges], "benchmark", now)
+    stored = Stored()
+    store_ranges(services, records, stored)
+    assert stored.totals["events"] == events
+
+
+def floor(brokers: str, topic: str, folder: Path, events: int) -> None:
+    """Consume, decode, append: no ledger, nothing remembered, one thing after the other."""
+    consumer = _consumer(brokers, topic)
+    done = 0
+    while done < events:
+        messages: list[Message] = []
+        while len(messages) < min(ROWS_PER_COMMIT, events - done):
+            messages += consumer.consume(MESSAGES_PER_CALL, 0.2)
+        table = event_rows([received(message) for message in messages], "").table
+        write_deltalake(folder / "floor", table, mode="append", partition_by=["event_day"])
+        done += len(messages)
+    consumer.close()
+
+
+def one_by_one(brokers: str, topic: str, folder: Path, events: int) -> None:
+    """A plain consumer: polls a message, parses it, writes it."""
+    consumer = _consumer(brokers, topic)
+    for _ in range(events):
+        message = consumer.poll(10)
+        assert message is not None
+        event = json.loads(message.value() or b"")
+        event["event_data"] = json.dumps(event["event_data"])
+        write_deltalake(folder / "one_by_one", pa.Table.from_pylist([event]), mode="append")
+    consumer.close()
+
+
+def _consumer(brokers: str, topic: str) -> Consumer:
+    consumer = Consumer({"bootstrap.servers": brokers, "group.id": "benchmark", "enable.auto.commit": False})
+    partitions = consumer.list_topics(topic).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+    return consumer
+
+
+def main() -> None:
+    """Read once."""
+    reader, brokers, topic, folder, events = sys.argv[1:]
+    began = time.monotonic()
+    {"run": run, "floor": floor, "one_by_one": one_by_one}[reader](brokers, topic, Path(folder), int(events))
+    print(json.dumps({"seconds": time.monotonic() - began}))
+
+
+if __name__ == "__main__":
+    main()

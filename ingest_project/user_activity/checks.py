@@ -1,0 +1,121 @@
+"""Asset checks of user activity. Each looks at what is stored now, never at a remembered answer."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState, cut
+from ingest_project.resources import Services
+from ingest_project.stores.activity_events import Offsets, ask
+from ingest_project.user_activity.partitions import FIRST_HOUR, USER_ACTIVITY_EVENTS
+from ingest_project.user_activity.rebuilding import OFFSETS_AT_A_TIME, joined
+from ingest_project.user_activity.storing import EVENTS, FOUND_STORED
+
+RECENT = timedelta(hours=24)
+AHEAD = timedelta(minutes=5)
+MOST_SHOWN = 20
+RANGES_LOOKED_AT = 100
+
+
+@dg.asset_check(
+    asset=USER_ACTIVITY_EVENTS,
+    description="Every offset up to the cursor is planned to be read, none waits too long, was given up or got lost.",
+)
+def no_gap_in_offsets(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+    """Look for offsets between two ranges, for ranges that were not read, and for rows that should be in the table."""
+    topic, ledger, now = services.settings.topics.user_activity_events, services.stream_ranges, datetime.now(UTC)
+    gaps = [
+        OffsetRange(one.topic, one.generation, one.partition, expected, one.first)
+        for one, expected in ledger.seams(topic)
+        if one.first > expected
+    ]
+    patience = timedelta(seconds=services.settings.user_activity.max_unfinished_seconds)
+    late = ledger.unfinished_since(topic, now - patience, MOST_SHOWN)
+    failed = ledger.list(topic, [RangeState.FAILED], MOST_SHOWN)
+    lost = ledger.list(topic, [RangeState.LOST], MOST_SHOWN, since=now - RECENT)
+    missing = _missing_rows(services)
+    wrong = bool(gaps or failed or late or missing)
+    return dg.AssetCheckResult(
+        passed=not (wrong or lost),
+        # What retention has removed cannot be had back: a person should know, and that is all.
+        severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
+        metadata={
+            "gaps": [str(gap) for gap in gaps[:MOST_SHOWN]],
+            "rows_missing": missing,
+            "given_up": _shown(failed),
+            "waiting": _shown(late),
+            "lost": _shown(lost),
+        },
+    )
+
+
+@dg.asset_check(asset=USER_ACTIVITY_EVENTS, description="No offset is planned twice, or in the table twice.")
+def no_duplicate_offsets(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+    """Look for ranges that overlap, and for rows of the same offset among those that were stored last."""
+    seams = services.stream_ranges.seams(services.settings.topics.user_activity_events)
+    twice = [str(one) for one, expected in seams if one.first < expected]
+    rows, offsets = _stored(services, _last_stored(services))
+    return dg.AssetCheckResult(
+        passed=not twice and rows == offsets,
+        metadata={"ranges": twice[:MOST_SHOWN], "rows": rows, "duplicates": rows - offsets},
+    )
+
+
+@dg.asset_check(
+    asset=USER_ACTIVITY_EVENTS,
+    description="Hardly any event says that it happened before user activity began, or after it arrived.",
+)
+def event_time_plausible(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+    """Count the recently arrived events with an impossible time."""
+    too_early = f"\"timestamp\" < TIMESTAMP '{FIRST_HOUR.isoformat()}'"
+    too_late = f"\"timestamp\" > kafka_timestamp + INTERVAL '{AHEAD.seconds} seconds'"
+    counted = f"count(*) AS rows, count(*) FILTER (WHERE {too_early} OR {too_late}) AS implausible"
+    query = f"SELECT {counted} FROM events WHERE {_arrived_recently()}"
+    rows, implausible = _counts(services, query, "rows", "implausible")
+    return dg.AssetCheckResult(
+        passed=implausible <= rows * services.settings.user_activity.max_implausible_share,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"rows": rows, "implausible": implausible},
+    )
+
+
+def _last_stored(services: Services) -> tuple[RangeRecord, ...]:
+    """The ranges that were finished last. To go through all that ever were would take longer each time."""
+    topic = services.settings.topics.user_activity_events
+    return services.stream_ranges.list(topic, [RangeState.DONE], RANGES_LOOKED_AT)
+
+
+def _missing_rows(services: Services) -> int:
+    """Rows that the ledger says were stored and the table does not have."""
+    records = _last_stored(services)
+    told = sum((record.outcome or {}).get(name, 0) for record in records for name in (EVENTS, FOUND_STORED))
+    return max(0, told - _stored(services, records)[1])
+
+
+def _stored(services: Services, records: Sequence[RangeRecord]) -> tuple[int, int]:
+    """How many rows the table has of these ranges, and of how many different offsets."""
+    rows = offsets = 0
+    for whole in joined([record.offsets for record in records]):
+        for one in cut(whole.topic, whole.generation, whole.partition, whole.first, whole.end, OFFSETS_AT_A_TIME):
+            place = Offsets(one.topic, one.generation, one.partition, one.first, one.end)
+            counted = "count(*) AS rows, count(DISTINCT kafka_offset) AS offsets"
+            found = _counts(services, f"SELECT {counted} FROM events WHERE {place.condition}", "rows", "offsets")
+            rows, offsets = rows + found[0], offsets + found[1]
+    return rows, offsets
+
+
+def _arrived_recently() -> str:
+    return f"kafka_timestamp >= TIMESTAMP '{(datetime.now(UTC) - RECENT).isoformat()}'"
+
+
+def _counts(services: Services, query: str, *names: str) -> list[int]:
+    found = [row for batch in ask(services.user_activity_events, query) for row in batch.to_pylist()]
+    return [sum(row[name] for row in found) for name in names]
+
+
+def _shown(ranges: tuple[RangeRecord, ...]) -> list[str]:
+    return [f"{record.offsets}{f': {record.reason}' if record.reason else ''}" for record in ranges]
+
+
+CHECKS = [no_gap_in_offsets, no_duplicate_offsets, event_time_plausible]

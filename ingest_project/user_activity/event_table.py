@@ -1,0 +1,250 @@
+"""Messages to the rows of the Delta table, a column at a time: dictionaries of events would cost more than decoding.
+
+Each message becomes a row, or is refused with its reason; which of the two depends on its own bytes alone, never on
+the messages around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest_project.errors import UnreadableMessage
+from ingest_project.messages.enriched_event import (
+    ClientInfo,
+    EnrichedEvent,
+    ProcessingInfo,
+    ServiceInfo,
+    decode_enriched_event,
+)
+from ingest_project.user_activity.partitions import FIRST_HOUR, end_of, hours_between
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ingest_project.kafka.received import Received
+
+INSTANT = pa.timestamp("us", tz="UTC")
+# What Arrow and msgspec read alike. Anything else, the ends of the calendar included, msgspec decides on by itself.
+PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
+# The clock of a sender may be wrong; a day ahead of when the broker got the event is no partition of its own.
+MOST_AHEAD = timedelta(days=1)
+# Each day of a commit is a file, and senders choose the days.
+MOST_DAYS_PER_COMMIT = 32
+LAST_MILLISECOND = 253_402_300_799_999
+
+DAY = "event_day"
+_client = pa.struct([(name, pa.string()) for name in ClientInfo.__struct_fields__])
+_service = pa.struct([(name, pa.string()) for name in ServiceInfo.__struct_fields__])
+_processing = pa.struct([("received_at", INSTANT), ("processed_at", INSTANT), ("processing_ms", pa.float64())])
+
+SCHEMA = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("request_id", pa.string()),
+        ("event_type", pa.string()),
+        ("timestamp", INSTANT),
+        ("user_id", pa.string()),
+        ("session_id", pa.string()),
+        ("page_url", pa.string()),
+        ("event_data", pa.string()),
+        ("client_info", _client),
+        ("service_info", _service),
+        ("processing_info", _processing),
+        ("_rescued", pa.string()),
+        ("kafka_topic", pa.string()),
+        ("kafka_generation", pa.string()),
+        ("kafka_partition", pa.int32()),
+        ("kafka_offset", pa.int64()),
+        ("kafka_timestamp", INSTANT),
+        (DAY, pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class EventRows:
+    """What messages became.
+
+    Args:
+        table: a row each for the readable ones, see SCHEMA.
+        refused: the others, with the reason.
+    """
+
+    table: pa.Table
+    refused: list[tuple[Received, UnreadableMessage]]
+
+
+def event_rows(messages: Sequence[Received], generation: str) -> EventRows:
+    """Decode messages.
+
+    Args:
+        messages: as they were read.
+        generation: which life of the topic they are from.
+    """
+    kept: list[Received] = []
+    events: list[EnrichedEvent] = []
+    rescued: list[str | None] = []
+    refused: list[tuple[Received, UnreadableMessage]] = []
+    for message in messages:
+        try:
+            event, more = decode_enriched_event(message.value)
+        except UnreadableMessage as error:
+            refused.append((message, error))
+        else:
+            kept.append(message)
+            events.append(event)
+            rescued.append(more)
+    problems: dict[int, str] = {}
+    columns = _event_columns(events, problems) | _position_columns(kept, generation)
+    columns["_rescued"] = pa.array(rescued, pa.string())
+    columns[DAY] = _days(columns["timestamp"], columns["kafka_timestamp"])
+    table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    if problems:
+        refused += [(kept[row], UnreadableMessage(f"Not an EnrichedEvent: {problems[row]}.")) for row in problems]
+        table = table.filter(pa.array([row not in problems for row in range(len(kept))]))
+    return EventRows(table, sorted(refused, key=lambda one: (one[0].partition, one[0].offset)))
+
+
+def with_few_days(table: pa.Table) -> pa.Table:
+    """The rows of one commit, those of its rarest days without a day where there are too many."""
+    days = pc.value_counts(table[DAY].combine_chunks())
+    if len(days) <= MOST_DAYS_PER_COMMIT:
+        return table
+    common = days.take(pc.sort_indices(days.field("counts"), sort_keys=[("", "descending")])[:MOST_DAYS_PER_COMMIT])
+    is_common = pc.is_in(table[DAY], value_set=common.field("values"))
+    kept = pc.if_else(is_common, table[DAY], pa.scalar(None, pa.string()))
+    return table.set_column(table.schema.get_field_index(DAY), SCHEMA.field(DAY), kept)
+
+
+def hours_in(table: pa.Table) -> dict[datetime, int]:
+    """The hours of which there is, or soon will be, a partition; each with its number of rows."""
+    counts = pc.value_counts(pc.floor_temporal(table["timestamp"].combine_chunks(), unit="hour"))
+    found = {count["values"].astimezone(UTC): count["counts"] for count in counts.to_pylist()}
+    return {hour: found[hour] for hour in hours_between(found, datetime.now(UTC) + MOST_AHEAD)}
+
+
+def of_hour(table: pa.Table, hour: datetime) -> pa.Table:
+    """The rows of the events that happened in an hour."""
+    begin, end = (pa.scalar(moment, INSTANT) for moment in (hour, end_of(hour)))
+    moments = table["timestamp"]
+    return table.filter(pc.and_(pc.greater_equal(moments, begin), pc.less(moments, end)))
+
+
+def _event_columns(events: Sequence[EnrichedEvent], problems: dict[int, str]) -> dict[str, pa.Array]:
+    clients = [event.client_info for event in events]
+    services = [event.service_info for event in events]
+    columns = {
+        name: pa.array([getattr(event, name) for event in events], pa.string())
+        for name in ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
+    }
+    return columns | {
+        "timestamp": _instants([event.timestamp for event in events], "timestamp", problems),
+        "event_data": _objects([bytes(event.event_data) for event in events], "event_data", problems),
+        "client_info": _texts(clients, _client),
+        "service_info": _texts(services, _service),
+        "processing_info": _processing_info([event.processing_info for event in events], problems),
+    }
+
+
+def _texts(values: Sequence[ClientInfo | ServiceInfo | None], struct: pa.StructType) -> pa.StructArray:
+    fields = [
+        pa.array([None if value is None else getattr(value, field.name) for value in values], pa.string())
+        for field in struct
+    ]
+    return pa.StructArray.from_arrays(fields, fields=list(struct), mask=_is_missing(values))
+
+
+def _processing_info(values: Sequence[ProcessingInfo | None], problems: dict[int, str]) -> pa.StructArray:
+    times = [
+        _instants(
+            [None if value is None else getattr(value, name) for value in values], f"processing_info.{name}", problems
+        )
+        for name in ("received_at", "processed_at")
+    ]
+    took = pa.array([None if value is None else value.processing_ms for value in values], pa.float64())
+    return pa.StructArray.from_arrays([*times, took], fields=list(_processing), mask=_is_missing(values))
+
+
+def _is_missing(values: Sequence[object]) -> pa.BooleanArray:
+    return pa.array([value is None for value in values], pa.bool_())
+
+
+def _objects(values: Sequence[bytes], path: str, problems: dict[int, str]) -> pa.Array:
+    """JSON objects as text; none where there is nothing or null."""
+    texts = pa.array([None if value in {b"", b"null"} else value for value in values], pa.binary())
+    try:
+        if pc.all(pc.starts_with(texts, "{")).as_py() is not False:
+            return texts.cast(pa.string())
+    except pa.ArrowInvalid:
+        pass
+    return _one_by_one(texts.to_pylist(), _object_text, path, problems, pa.string())
+
+
+def _object_text(value: bytes) -> str:
+    if not value.startswith(b"{"):
+        raise ValueError("must be an object")
+    return value.decode()
+
+
+def _instants(texts: Sequence[str | None], path: str, problems: dict[int, str]) -> pa.Array:
+    """Times in UTC. Those without zone are taken as UTC, as everywhere in this system."""
+    column = pa.array(texts, pa.string())
+    try:
+        if pc.all(pc.match_substring_regex(column, PLAIN_INSTANT)).as_py() is not False:
+            return column.cast(INSTANT)
+    except pa.ArrowInvalid:
+        pass
+    return _one_by_one(texts, _instant, path, problems, INSTANT)
+
+
+def _instant(text: str) -> datetime:
+    try:
+        moment = msgspec.convert(text, datetime)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):
+        raise ValueError(f"must be a time like 2024-01-15T10:30:45Z, not {text[:40]!r}") from None
+
+
+def _one_by_one(
+    values: Iterable[Any], convert: Callable[[Any], Any], path: str, problems: dict[int, str], to: pa.DataType
+) -> pa.Array:
+    """The slow way to the same column, which finds out whose fault it is."""
+    converted: list[Any] = []
+    for row, value in enumerate(values):
+        try:
+            converted.append(None if value is None else convert(value))
+        except ValueError as error:
+            problems.setdefault(row, f"{path} {error}")
+            converted.append(None)
+    return pa.array(converted, to)
+
+
+def _position_columns(messages: Sequence[Received], generation: str) -> dict[str, pa.Array]:
+    count = len(messages)
+    written = [
+        None if (ms := message.timestamp_ms) is None or not 0 <= ms <= LAST_MILLISECOND else ms for message in messages
+    ]
+    return {
+        "kafka_topic": pa.array([message.topic for message in messages], pa.string()),
+        "kafka_generation": pa.repeat(pa.scalar(generation, pa.string()), count),
+        "kafka_partition": pa.array([message.partition for message in messages], pa.int32()),
+        "kafka_offset": pa.array([message.offset for message in messages], pa.int64()),
+        "kafka_timestamp": pa.array(written, pa.timestamp("ms", tz="UTC")).cast(INSTANT),
+    }
+
+
+def _days(moments: pa.Array, written: pa.Array) -> pa.Array:
+    """The day of each event, `yyyy-mm-dd`; none where its time cannot be: before the first partition, or tomorrow."""
+    not_before = pc.greater_equal(moments, pa.scalar(FIRST_HOUR, INSTANT))
+    latest = pc.add(pc.fill_null(written, datetime.now(UTC)), pa.scalar(MOST_AHEAD, pa.duration("us")))
+    return pc.if_else(
+        pc.and_(not_before, pc.less_equal(moments, latest)),
+        moments.cast(pa.date32()).cast(pa.string()),
+        pa.scalar(None, pa.string()),
+    )

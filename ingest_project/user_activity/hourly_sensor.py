@@ -1,0 +1,68 @@
+"""The sensor behind `user_activity_hourly`: hours whose events changed get their statistics anew.
+
+An hour that was never counted, or not for a while, is counted now; one that goes on changing is counted again after a
+pause, for each time costs a look at all of its events.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from dagster import DagsterRunStatus
+
+from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
+from ingest_project.resources import Services
+from ingest_project.user_activity.hourly_job import HOURLY_OP, user_activity_hourly_batch
+from ingest_project.user_activity.partitions import partition_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingest_project.ledger.activity_hours import StaleHour
+
+HOURLY = "user_activity_hourly"
+MOST_HOURS = 200
+UNFINISHED = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+]
+
+
+@dg.sensor(
+    name="user_activity_hourly_sensor",
+    job_name=user_activity_hourly_batch.name,
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Asks for the statistics of hours whose events changed.",
+)
+def user_activity_hourly_sensor(
+    context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
+) -> dg.SensorResult | dg.SkipReason:
+    """Ask for one run over the hours that are to be counted, while none is under way."""
+    if missing := services.what_is_missing():
+        return dg.SkipReason(missing)
+    under_way = dg.RunsFilter(job_name=user_activity_hourly_batch.name, statuses=UNFINISHED)
+    if context.instance.get_runs_count(under_way):
+        return dg.SkipReason("Hours are being counted.")
+    now = datetime.now(UTC)
+    pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
+    stale = services.activity_hours.stale(until=now, limit=MOST_HOURS)
+    hours = [one for one in stale if one.computed_at is None or one.computed_at + pause <= now]
+    if not hours:
+        return dg.SkipReason("No hour has to be counted.")
+    return dg.SensorResult(run_requests=[_run_request(hours)])
+
+
+def _run_request(hours: Sequence[StaleHour]) -> dg.RunRequest:
+    partitions = [partition_of(one.hour) for one in hours]
+    # Without a run key: an hour whose counting failed is asked for again.
+    batch_id = hashlib.sha256(repr(hours).encode()).hexdigest()[:16]
+    return dg.RunRequest(
+        run_config={"ops": {HOURLY_OP: {"config": {"hours": partitions}}}},
+        tags={BATCH_TAG: HOURLY, BATCH_ID_TAG: batch_id, BATCH_SIZE_TAG: str(len(hours))},
+    )

@@ -1,0 +1,74 @@
+"""The sensor on `user-activity-events`: what waits becomes offset ranges in the ledger, and a few runs over them.
+
+Killed before Dagster has saved its requests, the next tick finds the ranges planned and asks for them again; killed
+after that, Dagster starts the runs itself. What a dead run left is due again after a pause.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, release_abandoned
+from ingest_project.kafka.positions import Positions
+from ingest_project.resources import Services
+from ingest_project.stream_planning import plan_backlog
+from ingest_project.user_activity.batch_job import user_activity_batch
+from ingest_project.user_activity.ranges import Batch, batches_of, ready
+from ingest_project.user_activity.user_activity_events import MOST_UNFINISHED, NO_LAST_ATTEMPT, run_config
+
+USER_ACTIVITY = "user_activity"
+# With so many planned the topic itself is the better place to wait in.
+MOST_PLANNED = 1_000
+
+
+@dg.sensor(
+    name="user_activity_events_sensor",
+    job_name=user_activity_batch.name,
+    minimum_interval_seconds=1,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Asks for runs over the events that arrive on user-activity-events.",
+)
+def user_activity_events_sensor(
+    context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
+) -> dg.SensorResult | dg.SkipReason:
+    """Plan what waits, and ask for runs over what is due."""
+    if missing := services.what_is_missing():
+        return dg.SkipReason(missing)
+    settings, topic = services.settings, services.settings.topics.user_activity_events
+    positions = plan_backlog(
+        services,
+        topic,
+        Positions.from_cursor(context.cursor),
+        size=settings.user_activity.range_messages,
+        most=max(0, MOST_PLANNED - len(services.stream_ranges.unfinished(topic, MOST_PLANNED))),
+        wait_seconds=settings.file_ingest.tick_wait_seconds,
+    )
+    if positions is None:
+        return dg.SkipReason(f"Topic {topic} does not exist yet.")
+    for_ever = settings.retries.model_copy(update={"max_attempts": NO_LAST_ATTEMPT})
+    release_abandoned(context.instance, services.stream_ranges, topic, for_ever)
+    requests = request_due(services, topic)
+    skip_reason = None if requests else f"Nothing new on {topic}."
+    return dg.SensorResult(run_requests=requests, cursor=positions.to_cursor(), skip_reason=skip_reason)
+
+
+def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
+    """Ask for runs over ranges that are due, as many as may run at a time."""
+    settings, ledger = services.settings.user_activity, services.stream_ranges
+    now = datetime.now(UTC)
+    free = settings.max_parallel_batches - ledger.in_flight_batches(topic)
+    if free <= 0:
+        return []
+    due = frozenset(entry.key for entry in ledger.due(topic, MOST_UNFINISHED, now))
+    lanes = ready(ledger.unfinished(topic, MOST_UNFINISHED), due)
+    batches = batches_of(lanes, settings.batch_messages, settings.max_parallel_batches)[:free]
+    # All or none: whoever else looks after this topic can only have taken the whole batch.
+    return [_run_request(one) for one in batches if len(ledger.request(one.batch_id, one.keys, now)) == len(one.keys)]
+
+
+def _run_request(batch: Batch) -> dg.RunRequest:
+    tags = {BATCH_TAG: USER_ACTIVITY, BATCH_ID_TAG: batch.batch_id, BATCH_SIZE_TAG: str(batch.offsets)}
+    config = run_config([record.offsets for record in batch.records])
+    return dg.RunRequest(run_key=batch.batch_id, run_config=config, tags=tags)

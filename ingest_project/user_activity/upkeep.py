@@ -1,0 +1,30 @@
+"""Keeping the Delta table of events healthy: a commit a second is eighty thousand small files a day."""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from ingest_project.database.locks import exclusive
+from ingest_project.resources import Services
+from ingest_project.stores.delta_upkeep import UpkeepLimits, keep_healthy
+from ingest_project.user_activity.rebuilding import LOCK, LOCK_WAIT_SECONDS
+
+
+@dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
+def keep_events_healthy(context: dg.OpExecutionContext, services: dg.ResourceParam[Services]) -> None:
+    """Look after the Delta table of events; the second time nothing is left to do."""
+    limits = UpkeepLimits(retention=timedelta(hours=services.settings.user_activity.retention_hours))
+    with exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
+        upkeep = keep_healthy(services.user_activity_events, limits)
+    if upkeep is None:
+        context.log.info("There is no table yet.")
+        return
+    context.log.info(
+        "%d files became %d; %d were removed.", upkeep.before.files, upkeep.after.files, len(upkeep.removed)
+    )
+
+
+@dg.job(description="Keeps the Delta table of user activity healthy.")
+def user_activity_upkeep() -> None:
+    """The upkeep has one step."""
+    keep_events_healthy()

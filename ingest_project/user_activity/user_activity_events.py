@@ -1,0 +1,174 @@
+"""`user_activity_events`: the Delta table of events, by the hour in which they happened.
+
+A run that a tick asks for is told its offset ranges in its configuration and stores just these, however often. A person
+who materialises hours has them rebuilt from what Kafka still has of them. A person who names neither gets what is due.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from ingest_project.batches import (
+    BATCH_ID_TAG,
+    Context,
+    PartitionReport,
+    keep_connections_open,
+    new_batch_id,
+    report,
+)
+from ingest_project.errors import IngestError, TransientError
+from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
+from ingest_project.logs import bound, get_logger
+from ingest_project.resources import Services
+from ingest_project.stream_planning import lag
+from ingest_project.user_activity.freshness import EVENTS_FRESHNESS
+from ingest_project.user_activity.partitions import (
+    USER_ACTIVITY_EVENTS,
+    hour_of,
+    hourly_partitions,
+    hours_between,
+    partition_of,
+)
+from ingest_project.user_activity.ranges import ready
+from ingest_project.user_activity.rebuilding import rebuild_hour
+from ingest_project.user_activity.storing import Stored, store_ranges
+
+logger = get_logger(__name__)
+
+EVENTS_OP = "store_user_activity"
+MOST_UNFINISHED = 10_000
+# The head of a partition cannot be skipped: what fails is asked for again until it is stored, and the checks tell.
+NO_LAST_ATTEMPT = 2**31 - 1
+
+
+class RangeConfig(dg.Config):
+    """Offsets of one partition: from the first up to, not including, the end."""
+
+    partition: int
+    first_offset: int
+    end_offset: int
+
+
+class ActivityConfig(dg.Config):
+    """What a run is to store; nothing named means everything that is due."""
+
+    topic: str = ""
+    generation: str = ""
+    ranges: list[RangeConfig] = Field(default_factory=list)
+
+    def offsets(self) -> list[OffsetRange]:
+        """The ranges, as the ledger names them."""
+        return [
+            OffsetRange(self.topic, self.generation, one.partition, one.first_offset, one.end_offset)
+            for one in self.ranges
+        ]
+
+
+def run_config(ranges: Sequence[OffsetRange]) -> dict[str, Any]:
+    """The configuration of a run over ranges, all of one topic in one life of it."""
+    first = ranges[0]
+    told = [{"partition": one.partition, "first_offset": one.first, "end_offset": one.end} for one in ranges]
+    return {"ops": {EVENTS_OP: {"config": {"topic": first.topic, "generation": first.generation, "ranges": told}}}}
+
+
+@dg.multi_asset(
+    name="user_activity_intake",
+    specs=[
+        dg.AssetSpec(
+            USER_ACTIVITY_EVENTS,
+            description="The Delta table of what users did, by the hour in which they did it.",
+            group_name="user_activity",
+            kinds={"kafka", "deltalake"},
+            partitions_def=hourly_partitions,
+            freshness_policy=EVENTS_FRESHNESS,
+            skippable=True,
+        )
+    ],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def user_activity_events(
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Rebuild the selected hours, from Kafka as far as it has them."""
+    # A generator that yields nothing: an output would stand for every partition of the run.
+    yield from ()
+    keep_connections_open(context.instance)
+    for partition in context.partition_keys:
+        rebuilt = rebuild_hour(services, hour_of(partition))
+        report(context, [PartitionReport(partition, {USER_ACTIVITY_EVENTS: rebuilt.metadata()})])
+
+
+def store_batch(context: Context, services: Services, ranges: Sequence[OffsetRange]) -> None:
+    """Store ranges, or everything that is due where none is named, and report the hours.
+
+    Raises:
+        Failure: not all of it is stored; what is left will be asked for again.
+    """
+    keep_connections_open(context.instance)
+    with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
+        keys = [one.key for one in ranges] or _claim_due(services)
+        records = services.stream_ranges.start(keys, context.run.run_id, datetime.now(UTC))
+        stored = Stored()
+        trouble = _store(services, records, stored)
+        _report(context, services, stored)
+    if trouble is not None:
+        raise dg.Failure(description=str(trouble), metadata={"error_class": trouble.error_class}, allow_retries=False)
+
+
+def _claim_due(services: Services) -> list[str]:
+    """What a person who names no ranges gets."""
+    ledger, topic, now = services.stream_ranges, services.settings.topics.user_activity_events, datetime.now(UTC)
+    ledger.reopen(topic, [RangeState.FAILED], now)
+    due = frozenset(entry.key for entry in ledger.due(topic, MOST_UNFINISHED, now))
+    unfinished = ledger.unfinished(topic, MOST_UNFINISHED)
+    keys = [record.range_key for lane in ready(unfinished, due) for record in lane]
+    return list(ledger.request(new_batch_id(), keys, now))
+
+
+def _store(services: Services, records: Sequence[RangeRecord], stored: Stored) -> IngestError | None:
+    """Store what can be stored, and give back the rest."""
+    try:
+        store_ranges(services, records, stored)
+    except IngestError as error:
+        logger.warning("ranges_not_done", done=len(stored.done), ranges=len(records), reason=str(error))
+        finished = {record.range_key for record in stored.done}
+        _give_back(services, [record.range_key for record in records if record.range_key not in finished], error)
+        return error
+    return None
+
+
+def _give_back(services: Services, keys: Sequence[str], error: IngestError) -> None:
+    try:
+        services.stream_ranges.put_back(
+            keys, str(error), error.error_class, NO_LAST_ATTEMPT, services.settings.retries.delay, datetime.now(UTC)
+        )
+    except TransientError as away:
+        # The database itself is what is away: a tick takes back what this run holds once it is there again.
+        logger.warning("ranges_not_given_back", reason=str(away))
+
+
+def _report(context: Context, services: Services, stored: Stored) -> None:
+    if not stored.by_range:
+        return
+    common = {**stored.totals, "ranges": len(stored.done), **_state(services, stored)}
+    report(
+        context,
+        [
+            PartitionReport(partition_of(hour), {USER_ACTIVITY_EVENTS: {"rows_added": stored.hours[hour], **common}})
+            for hour in hours_between(stored.hours, datetime.now(UTC))
+        ],
+    )
+    services.stream_ranges.mark_reported([record.range_key for record in stored.done], datetime.now(UTC))
+
+
+def _state(services: Services, stored: Stored) -> dict[str, Any]:
+    shown: dict[str, Any] = {} if stored.table_version is None else {"table_version": stored.table_version}
+    if stored.done:
+        last = stored.done[-1].offsets
+        waiting = lag(services, last.topic, last.generation)
+        shown |= {"offsets": ", ".join(str(record.offsets) for record in stored.done[:20])}
+        shown |= {} if waiting is None else {"consumer_lag": waiting}
+    return shown
