@@ -11,13 +11,15 @@ from ingest_project.settings import LoadedSettings, Origin
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# What a child process must be told: addresses, and the folder that may have been named relative to this one.
+# What a child process must be told: what this process started, wherever the rest of the settings came from.
 HANDED_DOWN = (
     "kafka.bootstrap_servers",
     "kafka.generation",
     "warehouse.database_url",
     "dagster.postgres_url",
     "dagster.webserver_url",
+    # The demo's own web server is inside this network.
+    "downloads.allowed_internal_hosts",
 )
 
 
@@ -52,4 +54,6 @@ def child_environment(loaded: LoadedSettings, environ: Mapping[str, str]) -> dic
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -1,4 +1,4 @@
-"""One run of a job on the running stack, launched as a person launches it in the UI."""
+"""Runs of jobs on the running stack, launched as a person launches them in the UI."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ingest_project.cli.stack.graphql import ask
 from ingest_project.errors import TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 REPOSITORY_NAME = "__repository__"  # what Dagster calls the only one of a code location
 POLL_SECONDS = 0.2
@@ -37,24 +37,29 @@ class JobNotDone(TransientError):  # noqa: N818 - named for what is missing
         super().__init__(f"T{self.what[1:]}. Launch it from its page in the Dagster UI.")
 
 
-def run_job(port: int, job_name: str, timeout_seconds: float, check: Callable[[], None]) -> None:
-    """Launch a job and wait for its end. A second time is a second run.
+def run_jobs(port: int, job_names: Sequence[str], timeout_seconds: float, check: Callable[[], None]) -> None:
+    """Launch jobs, all at once, and wait for the end of each. A second time is a second run.
 
     Args:
         port: the webserver's.
-        job_name: a job that needs no configuration.
-        timeout_seconds: how long it may take, the wait for its turn included.
+        job_names: jobs that need no configuration.
+        timeout_seconds: how long all of it may take, the wait for their turn included.
         check: called again and again; what it raises ends the wait.
 
     Raises:
-        JobNotDone: it was not launched, did not succeed, or took longer than that.
+        JobNotDone: one was not launched, did not succeed, or took longer than that.
     """
     deadline = time.monotonic() + timeout_seconds
-    run_id = _launch(port, job_name)
+    launched = [(job_name, _launch(port, job_name)) for job_name in job_names]
+    for job_name, run_id in launched:
+        _wait(port, job_name, run_id, deadline, check)
+
+
+def _wait(port: int, job_name: str, run_id: str, deadline: float, check: Callable[[], None]) -> None:
     while (status := _status(port, run_id)) not in ENDS:
         check()
         if time.monotonic() > deadline:
-            raise JobNotDone(job_name, f"was not done within {timeout_seconds:.0f} s, run {run_id} is {status}")
+            raise JobNotDone(job_name, f"was not done in time, run {run_id} is {status}")
         time.sleep(POLL_SECONDS)
     if status != "SUCCESS":
         raise JobNotDone(job_name, f"ended with {status}, run {run_id}")

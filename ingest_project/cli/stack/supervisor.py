@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ingest_project.cli.stack import broker, dagster_processes, postgres
 from ingest_project.cli.stack.effective import child_environment, is_chosen, with_addresses
+from ingest_project.cli.stack.monitor_process import HOST, start_monitor
 from ingest_project.cli.stack.processes import free_port, listener_on, port_is_free
 from ingest_project.cli.stack.state_folder import announced, exclusive, remove_socket_folder
 from ingest_project.errors import SettingsError
@@ -27,6 +28,24 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 BROKER, DATABASE, DAGSTER = "broker", "database", "Dagster"
+
+
+class Listener(NamedTuple):
+    """Something that people reach by a port.
+
+    Args:
+        name: for people.
+        setting: its port's place in the tree.
+        variable: the environment variable that sets it.
+    """
+
+    name: str
+    setting: str
+    variable: str
+
+
+WEBSERVER = Listener("The UI", "dagster.webserver_port", "INGEST_WEBSERVER_PORT")
+MONITOR = Listener("The monitor", "monitor.port", "INGEST_MONITOR_PORT")
 
 
 class StepState(StrEnum):
@@ -50,11 +69,13 @@ class Stack:
     Args:
         loaded: the settings with the addresses of what was started in force.
         webserver_port: of the UI, on the loopback interface; None without one.
+        monitor_port: of the monitor, likewise.
         children: what was started, in that order.
     """
 
     loaded: LoadedSettings
     webserver_port: int | None = None
+    monitor_port: int | None = None
     children: list[Child] = field(default_factory=list)
 
     @property
@@ -66,6 +87,11 @@ class Stack:
     def webserver_url(self) -> str:
         """Where the Dagster UI is."""
         return self.settings.dagster.webserver_url
+
+    @property
+    def monitor_url(self) -> str:
+        """Where the monitor is; empty without one."""
+        return f"http://{HOST}:{self.monitor_port}" if self.monitor_port is not None else ""
 
     def require_running(self) -> None:
         """Raise ServiceFailed when one of the processes has ended."""
@@ -91,6 +117,7 @@ def running_stack(
     report: Report,
     *,
     dagster: bool = True,
+    monitor: bool = False,
     definitions_module: str = "ingest_project.definitions",
 ) -> Iterator[Stack]:
     """Everything that the settings do not place elsewhere, running for as long as the `with` lasts.
@@ -102,6 +129,7 @@ def running_stack(
         loaded: the settings as they were read; the state folder is among them.
         report: told about each step as it goes on.
         dagster: also start the code server, the daemon and the webserver.
+        monitor: also start the monitor.
         definitions_module: what the code server loads.
 
     Raises:
@@ -114,7 +142,8 @@ def running_stack(
     log_folder.mkdir(parents=True, exist_ok=True)
     stack = Stack(loaded)
     with _stopped_by_signals(), exclusive(state_dir), ExitStack() as on_exit:
-        port = stack.webserver_port = _webserver_port(loaded, report) if dagster else None
+        port = stack.webserver_port = _port(loaded, WEBSERVER, report) if dagster else None
+        stack.monitor_port = _port(loaded, MONITOR, report) if monitor else None
         on_exit.callback(_stop, stack, report)
         addresses = _start_services(stack, state_dir, log_folder, report)
         if port is not None and not is_chosen(loaded, "dagster.webserver_url"):
@@ -125,6 +154,9 @@ def running_stack(
             _start_dagster(
                 stack, dagster_processes.prepare_home(state_dir, definitions_module, port), log_folder, report
             )
+        if stack.monitor_port is not None:
+            environ = child_environment(stack.loaded, os.environ)
+            stack.children.append(start_monitor(stack.monitor_port, environ, log_folder))
         yield stack
 
 
@@ -186,19 +218,20 @@ def _stop(stack: Stack, report: Report) -> None:
         report("everything", StepState.STOPPED)
 
 
-def _webserver_port(loaded: LoadedSettings, report: Report) -> int:
+def _port(loaded: LoadedSettings, listener: Listener, report: Report) -> int:
     """The port that was asked for, or a free one when nobody asked."""
-    port = loaded.settings.dagster.webserver_port
+    section, _, name = listener.setting.partition(".")
+    port: int = getattr(getattr(loaded.settings, section), name)
     if port == 0:
         return free_port()
     if port_is_free(port):
         return port
     holder = listener_on(port)
     taken = f"Port {port} is taken{f' (by {holder})' if holder else ''}."
-    if is_chosen(loaded, "dagster.webserver_port"):
-        raise SettingsError(f"{taken} Set INGEST_WEBSERVER_PORT to another port, or to 0 for a free one.")
+    if is_chosen(loaded, listener.setting):
+        raise SettingsError(f"{taken} Set {listener.variable} to another port, or to 0 for a free one.")
     chosen = free_port()
-    report(f"{taken} The UI takes port {chosen}; INGEST_WEBSERVER_PORT chooses another", StepState.NOTE)
+    report(f"{taken} {listener.name} takes port {chosen}; {listener.variable} chooses another", StepState.NOTE)
     return chosen
 
 

@@ -1,0 +1,50 @@
+"""What Dagster tells: whether its daemon lives, its sensors tick, and what runs now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ingest_project.monitor.dagster_records import DagsterRecords, RunOnRecord, RunsInFlight, SensorOnRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from ingest_project.settings import Settings
+
+SHOWN_RUNS = 12
+SENSOR_DAEMON = "SENSOR"
+
+
+class DagsterSeen(msgspec.Struct, frozen=True):
+    """Dagster at one moment.
+
+    Args:
+        heartbeats: by kind of daemon, when it was last alive.
+        running: some of the runs that are not finished, the newest first.
+    """
+
+    sensors: Mapping[str, SensorOnRecord]
+    heartbeats: Mapping[str, datetime]
+    runs: RunsInFlight
+    running: tuple[RunOnRecord, ...]
+
+
+class DagsterLook:
+    """Looks at Dagster's storage."""
+
+    def __init__(self, settings: Settings) -> None:
+        # Of its own: storages are not shared between threads.
+        self._records = DagsterRecords(settings)
+
+    def __call__(self) -> DagsterSeen:
+        """Raises DagsterRecordsUnavailable where its storage cannot be read."""
+        records = self._records
+        return DagsterSeen(
+            sensors=records.sensors(),
+            heartbeats=records.heartbeats(),
+            runs=records.runs_in_flight(),
+            running=records.unfinished_runs(SHOWN_RUNS),
+        )

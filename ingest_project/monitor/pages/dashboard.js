@@ -1,0 +1,265 @@
+// Asks for the numbers again and again, and shows each part of the page anew when its part of them has changed.
+
+import { bars, columns, count, element, table } from "./charts.js";
+
+const TONES = { ingested: "good", accepted: "good", stored: "good", success: "good", duplicate: "known", quarantined: "warn", failed_transient: "warn", failed: "bad", failed_permanent: "bad" };
+const ORDER = Object.keys(TONES);
+const KINDS = { file: "File", polling_job: "Polling job", attachment_event: "Attachment event", attachment: "Attachment", offset_range: "Offset range" };
+const WORDS = { failed_transient: "will be retried", failed_permanent: "for good" };
+const LOST_AFTER_MS = 10_000;
+
+const find = (id) => document.getElementById(id);
+const shown = new Map();
+let chosen = localStorage.getItem("window") ?? "1h";
+let timer = null, asking = null, lastAnswer = 0, pause = 2_000;
+
+async function ask() {
+  clearTimeout(timer);
+  asking?.abort();
+  const mine = (asking = new AbortController());
+  try {
+    const answer = await fetch(`dashboard.json?window=${chosen}`, { signal: mine.signal, headers: { accept: "application/json" } });
+    if (answer.status === 401) return location.assign("login");
+    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    const seen = await answer.json();
+    lastAnswer = Date.now();
+    pause = seen.refresh_seconds * 1000;
+    show(seen);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    console.warn("The monitor does not answer:", error);
+  }
+  if (mine === asking && !document.hidden) timer = setTimeout(ask, pause);
+  showLife();
+}
+
+function showLife() {
+  const silent = Date.now() - lastAnswer;
+  const state = !lastAnswer ? "waiting" : silent < Math.max(LOST_AFTER_MS, 3 * pause) ? "live" : "lost";
+  const text = { waiting: "connecting", live: "live", lost: `the monitor has not answered for ${length(silent / 1000)}` }[state];
+  const place = find("live");
+  if (place.dataset.state !== state) place.dataset.state = state;
+  if (place.textContent !== text) place.textContent = text;
+}
+
+function show(seen) {
+  const parts = {
+    environment: [[seen.environment], () => seen.environment],
+    health: [seen.health.map(({ name, ok, detail }) => [name, ok, ok || detail]), () => health(seen.health)],
+    figures: [[seen.history, seen.topics, seen.ladder, seen.failures?.length], () => figures(seen)],
+    files: [[seen.history], () => files(seen.history)],
+    rows: [[seen.history], () => rows(seen.history)],
+    lag: [[seen.topics], () => lag(seen.topics)],
+    latency: [[seen.history?.latency], () => latency(seen.history)],
+    reasons: [[seen.history?.reasons], () => reasons(seen.history)],
+    downloads: [[seen.history?.downloads, seen.history?.failures], () => downloads(seen.history)],
+    ladder: [[seen.ladder], () => ladder(seen.ladder)],
+    running: [[seen.runs, seen.unfinished, minuteOf(seen)], () => running(seen)],
+    dead: [[seen.topics?.dead_letters, seen.unidentified], () => dead(seen)],
+    streams: [[seen.history?.messages, seen.tables], () => streams(seen)],
+    failures: [[seen.failures, minuteOf(seen)], () => failures(seen.failures, seen.at)],
+  };
+  for (const [id, [what, make]] of Object.entries(parts)) {
+    const text = JSON.stringify([seen.window, what]);
+    if (shown.get(id) === text) continue;
+    shown.set(id, text);
+    const place = find(id);
+    place.replaceChildren(...[make(place)].flat().filter(Boolean));
+  }
+  find("dagster").href = seen.dagster_url;
+  find("at").textContent = `Seen at ${new Date(seen.at).toLocaleTimeString([], { hour12: false })}`;
+}
+
+// Ages are shown in coarse steps: no need to draw anew for each second.
+const minuteOf = (seen) => Math.floor(Date.parse(seen.at) / 5_000);
+const empty = (text) => element("p", { class: "empty" }, text);
+const away = (what) => element("p", { class: "away" }, `${what} does not answer.`);
+const sum = (values) => values.reduce((a, b) => a + b, 0);
+const totals = (series) => Object.fromEntries(Object.entries(series).map(([label, values]) => [label, sum(values)]));
+
+function length(seconds) {
+  if (seconds < 10) return `${Math.round(seconds * 10) / 10} s`;
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  if (seconds < 7_200) return `${Math.round(seconds / 60)} min`;
+  return seconds < 172_800 ? `${Math.round(seconds / 3_600)} h` : `${Math.round(seconds / 86_400)} d`;
+}
+
+function bytes(value) {
+  const unit = ["B", "kB", "MB", "GB", "TB"];
+  const place = Math.min(4, Math.floor(Math.log10(Math.max(value, 1)) / 3));
+  return `${count(Math.round((value / 1000 ** place) * 10) / 10)} ${unit[place]}`;
+}
+
+const health = (lines) => lines.map(({ name, ok, detail }) =>
+  element("li", ok ? { title: detail } : { class: "down" },
+    element("span", {}, name, element("span", { class: "hidden-text" }, ok ? " is there" : " is down")), element("small", {}, detail)));
+
+function figures(seen) {
+  const { history, topics } = seen;
+  const none = "–";
+  const perMinute = (series) => {
+    // The last step has only begun; the five minutes before it say how fast it goes now.
+    const steps = Math.max(1, Math.round(5 / history.step_minutes));
+    return Object.values(series).reduce((total, values) => total + sum(values.slice(-steps - 1, -1)), 0) / (steps * history.step_minutes);
+  };
+  const rate = (series) => {
+    const value = perMinute(series);
+    return value < 10 ? count(Math.round(value * 10) / 10) : count(Math.round(value));
+  };
+  const done = history ? totals(history.files) : {};
+  const finished = sum(Object.values(done));
+  const bad = (done.quarantined ?? 0) + (done.failed ?? 0);
+  const share = finished ? Math.floor((1000 * (finished - bad)) / finished) / 10 : null;
+  const waiting = topics ? sum(topics.lags.map((one) => one.waiting ?? 0)) : null;
+  const kept = topics ? sum(topics.dead_letters.map((one) => one.kept)) : null;
+  const p95 = history?.latency.files?.percentiles[1];
+  const entry = (name, value, unit, note, tone) =>
+    element("div", { class: tone }, element("dt", {}, name), element("dd", {}, value, unit && element("small", {}, unit)), element("dd", { class: "note" }, note));
+  return [
+    entry("Files", history ? rate(history.files) : none, "/ min", history ? `${count(finished)} in the window` : "unknown"),
+    entry("Rows", history ? rate(history.rows) : none, "/ min", history ? `${count(sum(Object.values(totals(history.rows))))} in the window` : "unknown"),
+    entry("Good files", share === null ? none : `${share} %`, "", finished ? `${count(bad)} quarantined or failed` : "none in the window", share !== null && share < 80 ? "warn" : ""),
+    entry("p95, file to stored", p95 === null || p95 === undefined ? none : length(p95), "", "seen from the Kafka message"),
+    entry("Waiting messages", waiting === null ? none : count(waiting), "", waiting === null ? "unknown" : `on ${topics.lags.filter((one) => one.waiting).length} of ${topics.lags.length} topics`),
+    entry("Dead letters kept", kept === null ? none : count(kept), "", kept === null ? "unknown" : seen.unidentified ? `and ${count(seen.unidentified)} unidentified` : "in all topics", kept ? "bad" : ""),
+  ];
+}
+
+function overTime(place, history, series, title, nothing) {
+  if (!history) return away("The ledger");
+  const labels = Object.keys(series).sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
+  if (!labels.some((label) => series[label].some(Boolean))) return empty(nothing);
+  const open = place.querySelector("details")?.open;
+  return columns({
+    title, open, starts: history.starts, stepMinutes: history.step_minutes,
+    series: labels.map((label) => ({ label, tone: TONES[label] ?? "accent", values: series[label] })),
+  });
+}
+
+const files = (history) => overTime(find("files"), history, history?.files ?? {}, title("Files", history), "No file came to its end in this time.");
+const rows = (history) => overTime(find("rows"), history, history?.rows ?? {}, title("Rows", history), "No rows were stored in this time.");
+const title = (what, history) => `${what} per ${history?.step_minutes === 1 ? "minute" : length((history?.step_minutes ?? 1) * 60)}`;
+
+function lag(topics) {
+  if (!topics) return away("The broker");
+  const busy = topics.lags.filter((one) => one.waiting || one.problem);
+  const still = topics.lags.filter((one) => !one.waiting && !one.problem);
+  const most = Math.max(...busy.map((one) => one.waiting ?? 0), 1);
+  const list = busy.length ? bars(busy.map((one) => ({
+    label: one.topic, text: one.problem ? "cannot be told" : count(one.waiting), parts: [["accent", one.waiting ?? 0]],
+  })), most) : empty("Nothing waits: every message has been taken.");
+  const caughtUp = still.length ? element("p", { class: "quiet-list" }, `Caught up: ${still.map((one) => one.topic).join(", ")}`) : null;
+  const cells = topics.lags.flatMap((one) => Object.entries(one.partitions).map(([partition, waiting]) => [`${one.topic} [${partition}]`, count(waiting)]));
+  return [list, caughtUp, cells.length ? element("details", { open: find("lag").querySelector("details")?.open }, element("summary", {}, "By partition"),
+    element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Lag by partition" }, table(["Topic", "Waiting"], cells, "Waiting messages by partition"))) : null];
+}
+
+function latency(history) {
+  if (!history) return away("The ledger");
+  const pipelines = Object.entries(history.latency).sort(([, one], [, other]) => other.count - one.count);
+  if (!pipelines.length) return empty("Nothing was stored in this time.");
+  return pipelines.flatMap(([name, { count: of, percentiles }]) => [
+    element("h3", {}, `${count(of)} ${name}`),
+    element("dl", { class: "percentiles" }, ["half within", "95 % within", "99 % within"].map((label, i) =>
+      element("div", {}, element("dt", {}, label), element("dd", {}, percentiles[i] === null ? "over a day" : length(percentiles[i]))))),
+  ]);
+}
+
+function reasons(history) {
+  if (!history) return away("The ledger");
+  if (!history.reasons.length) return empty("Nothing was refused in this time.");
+  const text = (ofFiles, ofRows) => [ofFiles && `${count(ofFiles)} ${ofFiles === 1 ? "file" : "files"}`, ofRows && `${count(ofRows)} ${ofRows === 1 ? "row" : "rows"}`].filter(Boolean).join(", ");
+  const top = history.reasons.slice(0, 8);
+  const most = Math.max(...top.map(([, ofFiles, ofRows]) => Math.log1p(ofFiles + ofRows)));
+  return [
+    bars(top.map(([reason, ofFiles, ofRows]) => ({ label: reason.replaceAll("_", " "), text: text(ofFiles, ofRows), parts: [["warn", Math.log1p(ofFiles + ofRows)]] })), most),
+    element("p", { class: "quiet-list" }, "Whole files and single rows; the bars grow with the order of magnitude."),
+  ];
+}
+
+function downloads(history) {
+  if (!history) return away("The ledger");
+  const attempts = Object.entries(history.downloads);
+  if (!attempts.length) return empty("Nothing was downloaded in this time.");
+  const most = Math.max(...attempts.map(([, ends]) => sum(Object.values(ends))));
+  const text = (ends) => ORDER.filter((status) => ends[status]).map((status) => `${count(ends[status])} ${WORDS[status] ?? status}`).join(", ");
+  const why = Object.entries(history.failures).slice(0, 6).map(([reason, number]) => [reason, count(number)]);
+  return [
+    bars(attempts.map(([attempt, ends]) => ({ label: `Attempt ${attempt}`, text: text(ends), parts: ORDER.filter((status) => ends[status]).map((status) => [TONES[status], ends[status]]) })), most),
+    why.length ? element("h3", {}, "Why attempts failed") : null, why.length ? table(["Error", "Attempts"], why, "Failed attempts by error") : null,
+  ];
+}
+
+function ladder(rungs) {
+  if (!rungs) return away("The ledger");
+  return element("ol", { class: "rungs" }, rungs.map((rung) => element("li", rung.waiting ? { class: "busy" } : {},
+    element("small", {}, length(rung.delay_seconds)),
+    element("span", {}, `attempt ${rung.attempt} `, rung.waiting ? element("small", {}, rung.next_due_seconds ? `next in ${length(rung.next_due_seconds)}` : "due now") : null),
+    element("strong", {}, count(rung.waiting)))));
+}
+
+function since(moment, now) {
+  return element("time", { datetime: moment, title: new Date(moment).toLocaleString() }, length(Math.max(0, (Date.parse(now) - Date.parse(moment)) / 1000)));
+}
+
+function running(seen) {
+  const inHand = seen.unfinished && Object.entries(seen.unfinished).flatMap(([kind, states]) => Object.entries(states).map(([state, number]) => [`${KINDS[kind]}, ${state}`, count(number)]));
+  const waiting = inHand?.length ? table(["In the ledger", "Entries"], inHand, "Unfinished entries") : null;
+  if (!seen.runs) return [away("Dagster"), waiting];
+  const { queued, started, running: runs } = seen.runs;
+  if (!runs.length) return [empty("Nothing runs, nothing is queued."), waiting];
+  return [
+    element("h3", {}, `${count(started)} started, ${count(queued)} queued`),
+    element("ul", { class: "runs" }, runs.map((run) => element("li", {},
+      element("a", { href: run.url }, run.run_id.slice(0, 8)), element("span", { class: "what" }, run.what || run.job),
+      element("span", { class: `state ${run.status}` }, run.status), since(run.since, seen.at)))),
+    waiting,
+  ];
+}
+
+function dead(seen) {
+  if (!seen.topics) return away("The broker");
+  const letters = seen.topics.dead_letters.filter((one) => one.written);
+  const rest = seen.unidentified ? element("p", { class: "quiet-list" }, `${count(seen.unidentified)} CRM messages are kept apart, not identified.`) : null;
+  if (!letters.length) return [empty("No dead letter was ever written."), rest];
+  return [table(["Topic", "kept", "ever"], letters.map((one) => [one.topic, count(one.kept), count(one.written)]), "Dead letters by topic"), rest];
+}
+
+function streams(seen) {
+  const messages = Object.entries(seen.history?.messages ?? {}).flatMap(([topic, outcomes]) => Object.entries(outcomes).map(([outcome, number]) => [`${topic}: ${outcome.replaceAll("_", " ")}`, count(number)]));
+  const tables = (seen.tables ?? []).map((one) => [one.table, one.rows === null ? "–" : count(one.rows), count(one.commits), bytes(one.size_bytes)]);
+  if (!messages.length && !tables.length) return empty("No stream has been stored yet.");
+  return [
+    messages.length ? table(["In the window", "Messages"], messages, "Messages by outcome") : null,
+    tables.length ? table(["Delta table", "rows", "commits", "size"], tables, "Delta tables") : null,
+  ];
+}
+
+function failures(list, now) {
+  if (!list) return away("The ledger");
+  if (!list.length) return empty("Nothing has failed, and nothing is in quarantine.");
+  const row = (one) => element("tr", {},
+    element("td", { class: "name" }, one.url ? element("a", { href: one.url }, one.key) : one.key),
+    element("td", {}, element("span", { class: `state ${one.state}` }, `${KINDS[one.kind]} ${one.state}`)),
+    element("td", { class: "reason" }, one.reason || "no reason on record"),
+    element("td", {}, one.run_url ? element("a", { href: one.run_url }, "run") : ""),
+    element("td", { class: "number" }, since(one.at, now)));
+  return element("table", { class: "failures" },
+    element("caption", { class: "hidden-text" }, "Last failures, newest first"),
+    element("thead", {}, element("tr", {}, ["Which", "What", "Why", "Run", "Ago"].map((head, i) => element("th", i === 4 ? { scope: "col", class: "number" } : { scope: "col" }, head)))),
+    element("tbody", {}, list.map(row)));
+}
+
+function choose(name) {
+  chosen = name;
+  localStorage.setItem("window", name);
+  for (const button of document.querySelectorAll("[data-window]")) button.setAttribute("aria-pressed", String(button.dataset.window === name));
+}
+
+for (const button of document.querySelectorAll("[data-window]")) {
+  button.addEventListener("click", () => { choose(button.dataset.window); ask(); });
+}
+document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : ask()));
+setInterval(showLife, 1_000);
+choose(document.querySelector(`[data-window="${chosen}"]`) ? chosen : "1h");
+ask();
