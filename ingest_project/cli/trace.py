@@ -1,0 +1,39 @@
+"""`ingest trace ID`: the whole story of one trace, from the message that began it to the stored rows and files."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ingest_project.cli import output
+from ingest_project.ledger.traces import story_of
+from ingest_project.resources import Services
+from ingest_project.settings import load_settings
+
+NOT_FOUND = 1
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("trace")(show_trace)
+
+
+def show_trace(
+    trace_id: Annotated[str, typer.Argument(help="Trace id, as messages, logs and tables carry it.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Tell everything that is on record of one trace, in time order."""
+    services = Services(load_settings().settings)
+    moments = story_of(services.engine, trace_id)
+    if as_json:
+        output.print_json({"trace_id": trace_id, "moments": moments})
+    elif moments:
+        table = output.table("Time", "What", "Happened", "Detail")
+        for moment in moments:
+            output.add_row(table, moment.at, moment.subject, moment.what, moment.detail)
+        output.show(table)
+    if not moments:
+        output.complain(f"Nothing is on record of the trace {trace_id}.")
+        raise typer.Exit(NOT_FOUND)

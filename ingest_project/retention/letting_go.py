@@ -1,0 +1,106 @@
+"""Looks for what is long done, and removes it: partitions, run history, landed bytes, event bodies, message ids.
+
+Each part is bounded, so that a night is enough; the next night goes on. Killed in between and done again, it removes
+what is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from ingest_project.batches import BATCH_TAG
+from ingest_project.ledger.retention import KINDS, Kept, RetentionLedger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ingest_project.resources import Services
+
+MOST_PARTITIONS = 10_000
+MOST_RUNS = 2_000
+MOST_CONTENTS = 10_000
+SHOWN = 10
+PARTITION_TAG = "dagster/partition"
+ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What one part of the retention removes.
+
+    Args:
+        what: for people, e.g. `partitions of files`.
+        number: how many.
+        examples: the first few.
+        remove: removes them.
+    """
+
+    what: str
+    number: int
+    examples: Sequence[str]
+    remove: Callable[[], object]
+
+
+def removals(services: Services, instance: dg.DagsterInstance, now: datetime) -> list[Removal]:
+    """Everything that is to be removed now; nothing is removed yet.
+
+    Args:
+        services: ledgers and stores.
+        instance: Dagster's records.
+        now: from which the days are counted.
+    """
+    kept, ledger = services.settings.retention, RetentionLedger(services.engine)
+    bodies, messages = now - timedelta(days=kept.event_days), now - timedelta(days=kept.outbox_days)
+    return [
+        *(_partitions(ledger, instance, kind, now - kept.partitions) for kind in KINDS),
+        _runs(ledger, instance, now - timedelta(days=kept.run_days), now - kept.partitions),
+        _contents(services, ledger, now - timedelta(days=kept.landing_days)),
+        Removal("bodies of attachment events", ledger.old_bodies(bodies), [], lambda: ledger.drop_bodies(bodies)),
+        Removal("ids of published messages", ledger.old_messages(messages), [], lambda: ledger.drop_messages(messages)),
+    ]
+
+
+def _partitions(ledger: RetentionLedger, instance: dg.DagsterInstance, kind: Kept, before: datetime) -> Removal:
+    known = list(instance.get_dynamic_partitions(kind.partitions))
+    keys = ledger.long_done(kind, known, before)[:MOST_PARTITIONS]
+
+    def remove() -> None:
+        for key in keys:
+            instance.delete_dynamic_partition(kind.partitions, key)
+
+    return Removal(f"partitions of {kind.partitions}", len(keys), keys[:SHOWN], remove)
+
+
+def _runs(ledger: RetentionLedger, instance: dg.DagsterInstance, before: datetime, partitions: datetime) -> Removal:
+    """Runs without partitions after their days; runs that made partitions when all of those are long done."""
+    records = instance.get_run_records(
+        filters=dg.RunsFilter(statuses=ENDED, updated_before=before), limit=MOST_RUNS, ascending=True
+    )
+    runs = [record.dagster_run for record in records]
+    made_partitions = [run.run_id for run in runs if BATCH_TAG in run.tags or PARTITION_TAG in run.tags]
+    recent = {
+        record.dagster_run.run_id for record in records if record.update_timestamp.timestamp() >= partitions.timestamp()
+    }
+    needed = ledger.needed_runs(made_partitions, partitions) | (recent & set(made_partitions))
+    run_ids = [run.run_id for run in runs if run.run_id not in needed]
+
+    def remove() -> None:
+        for run_id in run_ids:
+            instance.delete_run(run_id)
+
+    return Removal("finished runs", len(run_ids), run_ids[:SHOWN], remove)
+
+
+def _contents(services: Services, ledger: RetentionLedger, before: datetime) -> Removal:
+    sha256s = ledger.unneeded_contents(before, MOST_CONTENTS)
+
+    def remove() -> None:
+        for sha256 in sha256s:
+            services.landing.remove(sha256)
+        ledger.forget_contents(sha256s)
+
+    return Removal("landed contents", len(sha256s), sha256s[:SHOWN], remove)

@@ -1,0 +1,1 @@
+"""Telling somebody that something fails."""
