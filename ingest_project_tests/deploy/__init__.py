@@ -1,0 +1,1 @@
+"""What the deployment files promise, and the processes they start."""
