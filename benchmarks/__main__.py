@@ -1,4 +1,4 @@
-"""`python -m benchmarks files|rows|latency`: one measurement; its result is one JSON object, the last line printed.
+"""`python -m benchmarks files|rows|latency|crm|listing`: one measurement, its result one JSON object, the last line.
 
 What happens meanwhile goes to standard error. The exit code is 1 when what was stored is not exactly what should be.
 """
@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.activity import EVENTS as ACTIVITY_EVENTS
+from benchmarks.activity import measure_activity
+from benchmarks.crm import MESSAGES, measure_crm
 from benchmarks.floor import measure_floor
+from benchmarks.listing import FILES, measure_listing
 from benchmarks.memory import PeakMemory
 from benchmarks.peer import measure_peer
 from benchmarks.results import differences
@@ -156,6 +160,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("--floor", action="store_true", help="also without any orchestration")
         if measure is measure_latency:
             command.add_argument("--events", type=int, default=20)
+    command = commands.add_parser("activity", help=measure_activity.__doc__)
+    command.set_defaults(measure=measure_activity)
+    command.add_argument("--events", type=int, default=ACTIVITY_EVENTS)
+    command = commands.add_parser("crm", help=measure_crm.__doc__)
+    command.set_defaults(measure=measure_crm)
+    command.add_argument("--messages", type=int, default=MESSAGES)
+    command = commands.add_parser("listing", help=measure_listing.__doc__)
+    command.set_defaults(measure=measure_listing)
+    command.add_argument("--files", type=int, default=FILES)
     return parser.parse_args(arguments)
 
 

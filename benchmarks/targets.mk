@@ -18,3 +18,19 @@ bench-rows: $(VENV)/.benchmarks-installed ## Rows a second of one large file: RO
 .PHONY: bench-latency
 bench-latency: $(VENV)/.benchmarks-installed ## Seconds from one event on an idle system to its rows: EVENTS=20
 	@$(BENCHMARK) latency $(BENCHMARK_SIZES) $(if $(EVENTS),--events $(EVENTS))
+
+.PHONY: bench-activity
+bench-activity: $(VENV)/.benchmarks-installed ## User activity events a second from Apache Kafka to Delta: EVENTS=1000000
+	@$(BENCHMARK) activity $(if $(EVENTS),--events $(EVENTS))
+
+.PHONY: bench-crm
+bench-crm: $(VENV)/.benchmarks-installed ## CRM messages a second from the topic to rows in PostgreSQL: MESSAGES=40000
+	@$(BENCHMARK) crm $(if $(MESSAGES),--messages $(MESSAGES))
+
+.PHONY: bench-listing
+bench-listing: $(VENV)/.benchmarks-installed ## Announcements a second of a large folder, and the second look at it: FILES=100000
+	@$(BENCHMARK) listing $(if $(FILES),--files $(FILES))
+
+.PHONY: bench-attachments
+bench-attachments: $(VENV)/.dev-installed ## Attachments a second and MB a second, beside curl and a copy: SMALL=5000 LARGE=50 STORE=local|dfs
+	@$(BIN)/python -m benchmarks.attachments $(if $(KEEP),--keep) $(if $(SMALL),--small $(SMALL)) $(if $(LARGE),--large $(LARGE)) $(if $(STORE),--store $(STORE))

@@ -1,12 +1,14 @@
-"""`ingest demo`: the whole way of a file, on this machine, with the files that come with the project.
+"""`ingest demo`: the whole way of files and attachments, on this machine, with the samples that come with the project.
 
-It does what a user would do: start the system, send a polling job, wait, look at what is stored.
+It does what a user would do: start the system, send a polling job and two events, mend what failed and replay it, wait,
+look at what is stored.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,18 +17,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ingest_project.cli.dagster_records import DagsterRecords
+from ingest_project.cli.demo_attachments import DemoAttachments, serving
 from ingest_project.cli.demo_report import DemoReport, expected_files, report_of, show_report
 from ingest_project.cli.output import AsJson, complain, counted, print_json, say, show_facts, stdout
 from ingest_project.cli.progress import printed
-from ingest_project.cli.send import DUMMY_PATH, deliver
-from ingest_project.cli.stack.job_run import JobNotDone, run_job
+from ingest_project.cli.send_polling import DUMMY_PATH
+from ingest_project.cli.sending import deliver
+from ingest_project.cli.stack.job_run import JobNotDone, run_jobs
 from ingest_project.cli.stack.supervisor import Stack, running_stack
 from ingest_project.cli.status import wait_for_idle
 from ingest_project.errors import PermanentError, SourceMissing
 from ingest_project.ledger.states import FileState
 from ingest_project.messages.decoding import encode
 from ingest_project.messages.polling_job import PollingJob
+from ingest_project.monitor.dagster_records import DagsterRecords
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 
@@ -35,8 +39,8 @@ if TYPE_CHECKING:
 
 SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}
 GENEROUS_SECONDS = 300.0
-# They look at all files at once, and would do so by themselves only at the next quarter of an hour.
-CHECKS_JOB, CHECKS_SECONDS = "file_checks", 60.0
+# They look at everything at once, and would do so by themselves only at the next quarter of an hour.
+CHECKS_JOBS, CHECKS_SECONDS = ("file_checks", "attachment_checks"), 60.0
 
 
 def register(app: typer.Typer) -> None:
@@ -48,21 +52,24 @@ def demo(
     *,
     keep: Annotated[bool, typer.Option("--keep", help="Stay up with the UI afterwards, until Ctrl-C.")] = False,
     timeout: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="How long the files may take.")
+        float, typer.Option(min=1, metavar="SECONDS", help="How long it may take, once started.")
     ] = GENEROUS_SECONDS,
     as_json: AsJson = False,
 ) -> None:
-    """Start everything, ingest the sample files, and show what became of each.
+    """Start everything, ingest the samples, and show what became of each.
 
-    Exit code 1 when a file did not come to its end in time. Done again it works on what is stored already.
+    Files come from a folder; attachments from a web server of the demo's own, which lacks one at first: that one is
+    dead, and stored after the server is mended and it is replayed. Exit code 1 when something did not come to its end
+    in time. Done again it works on what is stored already.
     """
     loaded = load_settings()
     try:
         expected = expected_files(SOURCE, loaded.settings)
     except SourceMissing as error:
         raise PermanentError(f"{error} Run this in the project's folder, or set INGEST_DUMMY_ROOT.") from error
-    with running_stack(loaded, printed(Console(stderr=True))) as stack:
-        report = ingest_samples(stack, expected, timeout)
+    started = printed(Console(stderr=True))
+    with serving(loaded) as (loaded, attachments), running_stack(loaded, started) as stack:
+        report = ingest_samples(stack, expected, timeout, attachments)
         if as_json:
             print_json(report)
         else:
@@ -74,8 +81,16 @@ def demo(
         raise typer.Exit(1)
 
 
-def ingest_samples(stack: Stack, expected: Mapping[str, str], timeout_seconds: float) -> DemoReport:
-    """Send the polling job, wait for what comes of it, and have everything that is stored checked.
+def ingest_samples(
+    stack: Stack, expected: Mapping[str, str], timeout_seconds: float, attachments: DemoAttachments | None = None
+) -> DemoReport:
+    """Send the polling job and the events, wait for what comes of them, and have everything that is stored checked.
+
+    Args:
+        stack: the running system.
+        expected: the files that must come, partition key to name.
+        timeout_seconds: how long that may take, without the checks.
+        attachments: what else to show; None: files only.
 
     Raises:
         ServiceFailed: a part of the stack ended meanwhile.
@@ -87,18 +102,22 @@ def ingest_samples(stack: Stack, expected: Mapping[str, str], timeout_seconds: f
     )
     deliver(services, stack.settings.topics.polling_queue, job.job_id, encode(job), job.trace_id)
     complain(f"Sent polling job {job.job_id}: look in {DUMMY_PATH} ({counted(len(expected), 'file')} to be found).")
-    seen = wait_for_idle(services, records, timeout_seconds, stack.require_running)
+    deadline = time.monotonic() + timeout_seconds
+    if attachments:
+        attachments.send(services)
+        attachments.mend_and_replay(services, deadline, stack.require_running)
+    seen = wait_for_idle(services, records, deadline - time.monotonic(), stack.require_running)
     unfinished = [*seen.going_on, *seen.problems] or _unchecked(stack)
-    return report_of(services, expected, earlier, unfinished)
+    return report_of(services, expected, earlier, unfinished, attachments.expected if attachments else {})
 
 
 def _unchecked(stack: Stack) -> list[str]:
-    """Evaluate the checks of all files; what kept them from being evaluated."""
+    """Evaluate the checks of all files and attachments; what kept them from being evaluated."""
     if stack.webserver_port is None:
         return []
-    complain("Evaluating the checks of all files …")
+    complain("Evaluating the checks of all files and attachments …")
     try:
-        run_job(stack.webserver_port, CHECKS_JOB, CHECKS_SECONDS, stack.require_running)
+        run_jobs(stack.webserver_port, CHECKS_JOBS, CHECKS_SECONDS, stack.require_running)
     except JobNotDone as error:
         return [error.what]
     return []
@@ -124,6 +143,8 @@ def _where_to_look(report: DemoReport, stack: Stack, *, keep: bool) -> list[tupl
     pairs: list[tuple[str, object]] = [
         ("One file", f"{command} files show {example.file_key}"),
         ("What was refused", f"{command} quarantine list"),
+        ("What failed for good", f"{command} dlq list"),
+        *(("One attachment", f"{command} attachments show {one.attachment_key}") for one in report.attachments[-1:]),
         ("Another job", f"{command} send polling-job --path {DUMMY_PATH}"),
         ("How far it is", f"{command} status"),
         ("State folder", f"{stack.settings.state_dir.absolute()} (rows, files, logs; remove it to begin anew)"),

@@ -1,4 +1,4 @@
-"""What a demo did, file by file, from what the ledger and the warehouse hold afterwards."""
+"""What a demo did, file by file and attachment by attachment, from what ledger and stores hold afterwards."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.text import Text
 
-from ingest_project.cli.output import add_row, counts, shortened, show, table
-from ingest_project.ledger.states import FileState
+from ingest_project.cli.attachment_history import attempts_at
+from ingest_project.cli.output import add_row, counts, say, shortened, show, table
+from ingest_project.ledger.states import AttachmentState, FileState
 from ingest_project.messages.file_event import file_key, version_of
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.registry import open_source
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from rich.table import Table
 
+    from ingest_project.cli.attachment_history import Attempt
+    from ingest_project.ledger.attachment_record import AttachmentRecord
     from ingest_project.ledger.file_record import FileRecord
     from ingest_project.resources import Services
     from ingest_project.settings import Settings
@@ -46,6 +49,26 @@ class DemoFile(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class DemoAttachment(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one attachment.
+
+    Args:
+        state: None where the system does not know the attachment.
+        attempts: how often it was tried, replays included.
+        stored_path: where it is.
+        failure: why the last attempt failed that did, whatever came after.
+    """
+
+    file_name: str
+    attachment_key: str
+    state: AttachmentState | None = None
+    attempts: int = 0
+    replays: int = 0
+    size_bytes: int | None = None
+    stored_path: str | None = None
+    failure: str | None = None
+
+
 class TypeSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The accepted readings of one sensor type, over all files of the demo."""
 
@@ -62,17 +85,20 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         files: one for each file that can be ingested.
+        attachments: one for each attachment of the events that were sent.
         going_on: what was not finished in time.
     """
 
     files: tuple[DemoFile, ...]
     metrics: tuple[TypeSummary, ...] = ()
+    attachments: tuple[DemoAttachment, ...] = ()
     going_on: tuple[str, ...] = ()
 
     @property
     def missing(self) -> list[str]:
-        """Names of files of which the system does not know what became of them, or that failed."""
-        return [file.file_name for file in self.files if file.state not in STYLES]
+        """Names of files and attachments that failed, or of which the system does not know what became of them."""
+        lost = [file.file_name for file in self.files if file.state not in STYLES]
+        return lost + [one.file_name for one in self.attachments if one.state is not AttachmentState.STORED]
 
     @property
     def as_hoped(self) -> bool:
@@ -86,7 +112,7 @@ def expected_files(source_config: Mapping[str, str], settings: Settings) -> dict
     Raises:
         SourceMissing: the folder is not there.
     """
-    source = open_source(source_config, settings.polling)
+    source = open_source(source_config, settings.polling, settings.credentials)
     found = [file for file in source.list_files("*") if isinstance(file, SourceFile)]
     return {
         file_key(
@@ -99,21 +125,27 @@ def expected_files(source_config: Mapping[str, str], settings: Settings) -> dict
 
 
 def report_of(
-    services: Services, expected: Mapping[str, str], earlier: Collection[str], going_on: Sequence[str]
+    services: Services,
+    expected: Mapping[str, str],
+    earlier: Collection[str],
+    going_on: Sequence[str],
+    attachments: Mapping[str, str],
 ) -> DemoReport:
-    """What became of the files.
+    """What became of files and attachments.
 
     Args:
         services: ledger and warehouse.
-        expected: partition key to name.
+        expected: files, partition key to name.
         earlier: keys of the files that were finished before the demo began.
         going_on: what was not finished in time.
+        attachments: partition key to name.
     """
     records = {record.file_key: record for record in services.files.get_many(list(expected))}
     metrics = services.warehouse.metrics_of_files(list(expected))
     return DemoReport(
         files=tuple(_file(key, name, records.get(key), key in earlier) for key, name in expected.items()),
         metrics=summaries([metric for of_file in metrics.values() for metric in of_file]),
+        attachments=tuple(_attachments(services, attachments)),
         going_on=tuple(going_on),
     )
 
@@ -154,11 +186,29 @@ def metrics_table(report: DemoReport) -> Table:
     return made
 
 
+def attachments_table(report: DemoReport) -> Table:
+    """Attachment, state, attempts, bytes, where it is and what went wrong on the way."""
+    numbers = ("Attempts", "Replays", "Bytes")
+    made = table("Attachment", "State", *numbers, "Where", numbers=numbers)
+    for one in report.attachments:
+        style = "green" if one.state is AttachmentState.STORED else "red"
+        state = Text(str(one.state or "missing"), style)
+        add_row(made, one.file_name, state, one.attempts, one.replays, one.size_bytes, one.stored_path)
+    return made
+
+
 def show_report(report: DemoReport) -> None:
-    """Print both tables for a person."""
+    """Print the tables for a person."""
     show(files_table(report), "What became of each file")
     if report.metrics:
         show(metrics_table(report), "What was measured")
+    if not report.attachments:
+        return
+    show(attachments_table(report), "What became of each attachment")
+    for one in report.attachments:
+        if one.failure:
+            then = f"; replayed, it is {one.state}" if one.replays else ""
+            say(f"{one.file_name} failed first: {one.failure.rstrip('.')}{then}.")
 
 
 def _file(key: str, name: str, record: FileRecord | None, earlier: bool) -> DemoFile:  # noqa: FBT001 - private
@@ -173,6 +223,28 @@ def _file(key: str, name: str, record: FileRecord | None, earlier: bool) -> Demo
         rows_quarantined=record.rows_quarantined or 0,
         rules=record.rule_counts or {},
         reason=record.reason,
+    )
+
+
+def _attachments(services: Services, expected: Mapping[str, str]) -> Iterator[DemoAttachment]:
+    records = {record.attachment_key: record for record in services.attachments.get_many(list(expected))}
+    attempts = attempts_at(services.engine, list(expected))
+    for key, name in expected.items():
+        yield _attachment(key, name, records.get(key), attempts.get(key, ()))
+
+
+def _attachment(key: str, name: str, record: AttachmentRecord | None, attempts: Sequence[Attempt]) -> DemoAttachment:
+    if record is None:
+        return DemoAttachment(file_name=name, attachment_key=key)
+    return DemoAttachment(
+        file_name=name,
+        attachment_key=key,
+        state=record.state,
+        attempts=len(attempts),
+        replays=record.replays,
+        size_bytes=record.size_bytes,
+        stored_path=record.stored_path,
+        failure=next((one.error for one in reversed(attempts) if one.error), None),
     )
 
 

@@ -25,12 +25,14 @@ def dev(
         bool, typer.Option("--services-only", help="Broker and database only; run `dagster dev` yourself.")
     ] = False,
 ) -> None:
-    """Start broker, database and Dagster on this machine, and stay until Ctrl-C.
+    """Start broker, database, Dagster and the monitor on this machine, and stay until Ctrl-C.
 
     What the settings place elsewhere (KAFKA_BOOTSTRAP_SERVERS, DATABASE_URL, DAGSTER_POSTGRES_URL) is not started.
     """
     console = Console()
-    with running_stack(load_settings(), printed(console), dagster=not services_only) as stack:
+    with running_stack(
+        load_settings(), printed(console), dagster=not services_only, monitor=not services_only
+    ) as stack:
         print_addresses(console, stack, with_ui=not services_only)
         console.print("\nCtrl-C stops everything.")
         stack.wait()
@@ -46,6 +48,8 @@ def print_addresses(console: Console, stack: Stack, *, with_ui: bool) -> None:
     ]
     if with_ui:
         rows.insert(0, ("Dagster UI", stack.webserver_url))
+    if stack.monitor_url:
+        rows.insert(1, ("Monitor", stack.monitor_url))
     console.print()
     for name, value in rows:
         console.print(f"{name:<12}{escape(value)}", highlight=False, soft_wrap=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from ingest_project.cli.file_lookup import find_file
 from ingest_project.cli.file_page import page_of, show_page
+from ingest_project.cli.key_lookup import find_file
 from ingest_project.cli.output import AsJson, add_row, ago, complain, print_json, shortened, show, table
 from ingest_project.ledger.states import FileState  # noqa: TC001 - Typer reads the annotations
 from ingest_project.resources import Services

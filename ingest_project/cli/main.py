@@ -19,7 +19,24 @@ from ingest_project.errors import IngestError, SettingsError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("demo", "dev", "send", "status", "files", "quarantine", "config")
+COMMANDS = (
+    "demo",
+    "dev",
+    "send",
+    "sources",
+    "status",
+    "files",
+    "quarantine",
+    "attachments",
+    "dlq",
+    "activity",
+    "crm",
+    "trace",
+    "retention",
+    "config",
+    "migrate",
+    "monitor",
+)
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 

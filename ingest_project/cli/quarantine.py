@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from ingest_project.cli.file_lookup import find_file
 from ingest_project.cli.file_page import page_of, show_quarantined_rows
 from ingest_project.cli.files import Key, Limit, Rows, listed, say_list
+from ingest_project.cli.key_lookup import find_file
 from ingest_project.cli.output import (
     AsJson,
     add_row,

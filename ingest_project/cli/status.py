@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from ingest_project.cli.dagster_records import DagsterRecords
 from ingest_project.cli.output import (
     AsJson,
     add_row,
     complain,
+    counted,
+    length_of,
     print_json,
     printable,
     say,
@@ -23,16 +24,18 @@ from ingest_project.cli.output import (
     table,
 )
 from ingest_project.cli.system_status import described, for_scripts, look
+from ingest_project.monitor.dagster_records import DagsterRecords
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.table import Table
 
+    from ingest_project.cli.attachment_status import Rung
     from ingest_project.cli.system_status import SystemStatus
-    from ingest_project.ledger.states import FileState, JobState
+    from ingest_project.ledger.states import AttachmentState, FileState, JobState
 
 PAUSE_SECONDS = 0.5
 # Without a terminal, what goes on is said again at this distance even if it stays the same.
@@ -52,7 +55,7 @@ def status(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what waits on the topics, files and jobs by state, and runs in flight.
+    """Show what waits on the topics, everything by state, the retry ladder, and runs in flight.
 
     Exit code 1 when some part does not answer, and when it is not idle in time.
     """
@@ -111,20 +114,27 @@ def print_status(seen: SystemStatus) -> None:
     stdout().print()
     oldest = seen.oldest_unfinished
     runs = seen.runs
+    found = seen.attachments
     show_facts(
         [
             ("Polling jobs", _states(seen.polling_jobs)),
             ("Files", _states(seen.files)),
+            ("Attachment events", _states(found.events if found else None)),
+            ("Attachments", _states(found.attachments if found else None)),
+            ("Waiting for their time", _later(seen)),
+            ("Not yet in Delta", (found.uncommitted_results or None) if found else None),
             ("Not yet in Dagster", seen.unreported or None),
             ("Oldest unfinished", described(oldest, seen.at) if oldest else None),
             ("Runs", f"{runs.queued:,} queued, {runs.started:,} started" if runs else "unknown"),
         ]
     )
+    if found and any(rung.waiting for rung in found.ladder):
+        show(_ladder(found.ladder), "Downloads to be tried again")
     problems = dict.fromkeys([*(lag.problem for lag in seen.topics if lag.problem), *seen.problems])
     for problem in problems:
         complain(problem)
     if seen.idle:
-        say("Idle: nothing waits and nothing runs.", style="green")
+        say(f"Idle: nothing is due and nothing runs{_but_later(seen)}.", style="green")
 
 
 def _topics(seen: SystemStatus) -> Table:
@@ -134,7 +144,28 @@ def _topics(seen: SystemStatus) -> Table:
     return made
 
 
-def _states(numbers: Mapping[FileState, int] | Mapping[JobState, int] | None) -> str:
+def _ladder(rungs: Sequence[Rung]) -> Table:
+    made = table("Retry topic", "Waiting", "Due", "Next at", numbers=["Waiting", "Due"])
+    for rung in rungs:
+        add_row(made, rung.topic, rung.waiting, rung.due, rung.next_due_at)
+    return made
+
+
+def _later(seen: SystemStatus) -> str | None:
+    found = seen.attachments
+    if not found or not found.later or not found.next_due_at:
+        return None
+    return f"{counted(found.later, 'attachment')}, the next in {length_of(found.next_due_at - seen.at)}"
+
+
+def _but_later(seen: SystemStatus) -> str:
+    found = seen.attachments
+    if not found or not found.later:
+        return ""
+    return f"; {counted(found.later, 'attachment waits for its time', 'attachments wait for their time')}"
+
+
+def _states(numbers: Mapping[FileState, int] | Mapping[JobState, int] | Mapping[AttachmentState, int] | None) -> str:
     if numbers is None:
         return "unknown"
     return ", ".join(f"{number:,} {state}" for state, number in numbers.items() if number) or "none"

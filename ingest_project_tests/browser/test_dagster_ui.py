@@ -1,4 +1,4 @@
-"""After a demo: each file is a partition that shows what became of it."""
+"""After a demo: each file and each attachment is a partition that shows what became of it."""
 
 from __future__ import annotations
 
@@ -74,6 +74,30 @@ def test_a_refused_file_and_refused_rows_are_shown_with_their_reasons(demo: Demo
     window.wait_for(rf"^{re.escape(by_row.file_key)}\nMaterialized$.*^dagster/row_count\n{by_row.rows_quarantined}$")
     window.wait_for(r"value_out_of_range.*^line_number raw_text reasons$.*,temperature,4000,.*value_out_of_range$")
     window.keep("quarantined-rows")
+
+
+def test_a_stored_attachment_is_a_green_partition_that_tells_where_it_is(demo: Demo, window: Window) -> None:
+    attachment = demo.attachment("signed_contract.pdf")
+    window.open(partition_page("onelake_attachments", attachment.attachment_key))
+    window.wait_for(
+        rf"^{re.escape(attachment.attachment_key)}\nMaterialized\nLatest materialization$"
+        rf".*^size_bytes\n{attachment.size_bytes}$.*^stored_at\n[^\n]*/signed_contract\.pdf$.*^replays\n1$"
+    )
+    assert window.tone_of("Materialized") == "green"
+    window.keep("attachment-stored", height=700)
+
+
+def test_a_dead_attachment_is_a_partition_whose_check_is_red_and_says_why(demo: Demo, window: Window) -> None:
+    window.open("/assets/onelake_attachments?view=checks&checkDetail=attachment_stored")
+    window.click("//button[normalize-space()='Partitions']")
+    window.wait_for(r"^Failed \(1\)$")
+    window.click_partition(demo.dead_key)
+    window.wait_for(
+        rf"^{re.escape(demo.dead_key)}\nFailed\nLatest execution\n"
+        r".*^Description\n[^\n]*Refused to contact http://10\.0\.0\.8/late_contract\.pdf[^\n]*In the dead letters\."
+    )
+    assert window.tone_of("Failed") == "red"
+    window.keep("attachment-dead")
 
 
 def test_the_partition_leads_to_the_run_that_made_it_and_the_run_to_its_batch(demo: Demo, window: Window) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from ingest_project.cli.demo import SOURCE, ingest_samples
-from ingest_project.cli.demo_report import DemoFile, DemoReport, expected_files, summaries
+from ingest_project.cli.demo_attachments import serving
+from ingest_project.cli.demo_report import DemoAttachment, DemoFile, DemoReport, expected_files, summaries
+from ingest_project.cli.demo_server import FileServer
 from ingest_project.cli.stack import graphql
+from ingest_project.cli.stack.effective import child_environment
 from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.ledger.states import FileState
 from ingest_project.settings import load_settings
@@ -47,6 +52,17 @@ CHECKS = {
     "nothing_waits_too_long": "SUCCEEDED",
     "rows_add_up": "SUCCEEDED",
     "quarantine_share_acceptable": "FAILED",
+    "every_event_accounted": "SUCCEEDED",
+    "stored_results_match": "SUCCEEDED",
+    "nothing_overdue": "SUCCEEDED",
+    "dead_share_acceptable": "SUCCEEDED",
+}
+# Name to attempts and replays: the server does not have the last one at first.
+ATTACHMENTS = {
+    "damage_report.pdf": (1, 0),
+    "photo.png": (1, 0),
+    "invoice_lines.csv": (1, 0),
+    "signed_contract.pdf": (2, 1),
 }
 EVALUATIONS = """{ assetNodes { assetChecksOrError { ... on AssetChecks { checks {
     name executionForLatestMaterialization { status } } } } } }"""
@@ -99,6 +115,11 @@ def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(
     assert fates == FATES
     assert next(f for f in report["files"] if f["file_name"] == "some_bad_rows.csv")["rows_quarantined"] > 0
     assert report["metrics"]
+    attachments = {one["file_name"]: one for one in report["attachments"]}
+    assert {name: (one["attempts"], one["replays"]) for name, one in attachments.items()} == ATTACHMENTS
+    for name, one in attachments.items():
+        assert Path(one["stored_path"]).read_bytes() == (REPOSITORY / "dummy_data/attachments" / name).read_bytes()
+    assert "404" in attachments["signed_contract.pdf"]["failure"]
     assert wait_until_nothing_is_left(state_dir) == {}
 
     with subprocess.Popen(
@@ -115,6 +136,10 @@ def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(
             # Beside them `contract_holds`, as it was for whichever file came last.
             assert evaluations(state_dir).items() >= CHECKS.items()
             assert len(ask(state_dir, "files", "list")["files"]) == len(FILES)
+            # Those of the first demo, and as many of this one: its events have traces of their own.
+            stored = ask(state_dir, "attachments", "list", "--state", "stored")["attachments"]
+            assert len({one["attachment_key"] for one in stored}) == 2 * len(ATTACHMENTS)
+            assert ask(state_dir, "dlq", "list")["attachments"] == []
             assert len(ask(state_dir, "quarantine", "list")["files"]) == list(FATES.values()).count("quarantined")
             second.send_signal(signal.SIGINT)
             shown, said = second.communicate(timeout=DEMO_SECONDS)
@@ -150,6 +175,50 @@ def test_what_is_not_finished_in_time_is_named_and_not_as_hoped(
     assert wait_until_nothing_is_left(tmp_path / "state") == {}
 
 
+def test_the_web_server_of_the_demo_serves_its_folder_and_withholds_what_is_not_published(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.txt").write_text("s")
+    for name in ("a b.pdf", "late.pdf"):
+        (tmp_path / "in" / name).write_bytes(name.encode())
+    with FileServer(tmp_path / "in", ["late.pdf"]) as server:
+        assert requests.get(server.url("a b.pdf"), timeout=5).content == b"a b.pdf"
+        for name in ("late.pdf", "", "nothing.pdf", "../secret.txt", "..%2fsecret.txt"):
+            assert requests.get(server.url(name), timeout=5).status_code == 404, name
+        server.publish("late.pdf")
+        assert requests.get(server.url("late.pdf"), timeout=5).content == b"late.pdf"
+
+
+def test_the_settings_of_the_demo_allow_its_own_web_server_and_nothing_else_of_this_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    with serving(load_settings({"INGEST_ALLOWED_INTERNAL_HOSTS": "10.0.0.1"})) as (loaded, attachments):
+        assert attachments is not None
+        kept, added = loaded.settings.downloads.allowed_internal_hosts
+        assert kept == "10.0.0.1"
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", added)
+        assert child_environment(loaded, {})["INGEST_ALLOWED_INTERNAL_HOSTS"] == f"{kept},{added}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("INGEST_ALLOWED_HOSTS", "files.example", "INGEST_ALLOWED_HOSTS"),
+        ("INGEST_DENIED_HOSTS", "127.0.0.0/8", "INGEST_DENIED_HOSTS"),
+        ("EVENT_SOURCE", "eventhub", "EVENT_SOURCE=eventhub"),
+        ("INGEST_DUMMY_ROOT", "nowhere", "no folder nowhere/attachments"),
+    ],
+)
+def test_where_settings_forbid_the_demos_attachments_it_says_so_and_leaves_them_out(
+    setting: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(load_settings({setting: value})) as (_, attachments):
+        assert attachments is None
+    told = capsys.readouterr().err
+    assert told.startswith("Attachments are left out: ")
+    assert said in told
+
+
 def test_without_the_sample_files_it_says_where_to_run_it(ingest: Ingest) -> None:
     result = ingest("demo")
     assert result.exit_code == 1
@@ -164,7 +233,7 @@ def test_the_files_that_must_come_are_those_that_can_be_ingested(monkeypatch: py
     assert all(key.startswith(f"{name}~") for key, name in expected.items())
 
 
-def test_a_file_that_is_missing_or_failed_is_not_as_hoped() -> None:
+def test_what_is_missing_or_failed_is_not_as_hoped() -> None:
     good = DemoFile(file_name="a", file_key="a~1", state=FileState.QUARANTINED)
     assert DemoReport(files=(good,)).as_hoped
     assert not DemoReport(files=()).as_hoped
@@ -173,6 +242,8 @@ def test_a_file_that_is_missing_or_failed_is_not_as_hoped() -> None:
         report = DemoReport(files=(good, DemoFile(file_name="b", file_key="b~1", state=state)))
         assert report.missing == ["b"]
         assert not report.as_hoped
+    lost = DemoReport(files=(good,), attachments=(DemoAttachment(file_name="c", attachment_key="c~1"),))
+    assert lost.missing == ["c"]
 
 
 def test_a_mean_over_files_is_the_mean_of_all_readings() -> None:

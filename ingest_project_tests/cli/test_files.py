@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.cli.file_lookup import nearest_keys
+from ingest_project.cli.key_lookup import nearest_keys
 from ingest_project.ledger.states import FileState
 from ingest_project.stores.landing import object_name
 from ingest_project_tests.cli.known_files import SHA256, arrive, finish

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ingest_project.kafka.reading import TopicReader
+from ingest_project.messages.attachment_event import decode_attachment_event
+from ingest_project.messages.download import attachment_key, decode_download_task
 from ingest_project.messages.file_event import decode_file_event
 from ingest_project.messages.polling_job import decode_polling_job
 from ingest_project.settings import load_settings
@@ -102,6 +104,46 @@ def test_the_short_form_has_path_and_name_only(ingest: Ingest, only_message: Cal
     assert only_message("file_events").value == b'{"file_path":"/data/elsewhere/b.csv","file_name":"b.csv"}'
 
 
+def test_an_attachment_event_arrives_as_it_was_asked_for_and_no_signature_is_printed(
+    ingest: Ingest, only_message: Callable[[str], Received]
+) -> None:
+    urls = ["https://files.example/a.pdf?sig=hunter2", "https://files.example/b.jpg"]
+    sent = ingest(
+        "send", "attachment-event", *urls, "--domain", "claims", "--event-type", "received",
+        "--payload", '{"scan": "https://files.example/c?sig=hunter2"}', "--trace-id", "t-1", "--json",
+    )  # fmt: skip
+    assert sent.exit_code == 0, sent.err
+    message = only_message("events.raw")
+    event = decode_attachment_event(message.value)
+    assert (event.trace_id, event.domain, event.event_type, event.attachments) == ("t-1", "claims", "received", urls)
+    assert event.payload == {"scan": "https://files.example/c?sig=hunter2"}
+    assert event.occurred_at is not None
+    assert message.header("trace-id") == b"t-1"
+    assert sent.json["topic"] == "events.raw"
+    assert sent.json["message"]["attachments"] == ["https://files.example/a.pdf?…", urls[1]]
+    assert "hunter2" not in sent.out
+
+
+def test_a_download_task_arrives_as_it_was_asked_for_and_tells_its_attachment(
+    ingest: Ingest, only_message: Callable[[str], Received]
+) -> None:
+    url = "https://files.example/a.pdf?sig=hunter2"
+    sent = ingest(
+        "send", "download-task", url, "--domain", "claims", "--trace-id", "t-1", "--destination", "in/a.pdf",
+        "--file-name", "a.pdf", "--content-type", "application/pdf", "--expected-size", "12", "--checksum", "md5:00",
+    )  # fmt: skip
+    assert sent.exit_code == 0, sent.err
+    message = only_message("downloads.pending")
+    task = decode_download_task(message.value)
+    assert (task.attachment_url, task.domain, task.trace_id, task.attempt) == (url, "claims", "t-1", 1)
+    assert (task.destination_path, task.file_name, task.content_type) == ("in/a.pdf", "a.pdf", "application/pdf")
+    assert (task.expected_size, task.checksum) == (12, "md5:00")
+    assert attachment_key("t-1", url) in sent.out
+    assert "hunter2" not in sent.out
+    # Without it the sensor takes the task for another try by somebody else, which is what this is.
+    assert message.header("origin") is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -111,6 +153,11 @@ def test_the_short_form_has_path_and_name_only(ingest: Ingest, only_message: Cal
         (["polling-job", "--source", "password=x"], "password"),
         (["polling-job", "--priority", "urgent"], "urgent"),
         (["file-event", "notes.txt"], "csv"),
+        (["attachment-event", "https://files.example/a"], "--domain"),
+        (["attachment-event", "--domain", " "], "domain"),
+        (["attachment-event", "--domain", "d", "--payload", "{"], "--payload"),
+        (["download-task", "", "--domain", "d"], "attachment_url"),
+        (["download-task", "u", "--domain", "d", "--expected-size", "-1"], "expected_size"),
         (["file-event", "a.csv", "--short", "--format", "x"], "short"),
         (["file-event", "bad\udcff.csv"], "UTF-8"),
     ],

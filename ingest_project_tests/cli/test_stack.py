@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from ingest_project.cli.stack import postgres
 from ingest_project.cli.stack.child import Command, ServiceFailed, start
 from ingest_project.cli.stack.state_folder import StateFolderInUse
-from ingest_project.cli.stack.supervisor import StepState, _webserver_port, running_stack
+from ingest_project.cli.stack.supervisor import WEBSERVER, StepState, _port, running_stack
 from ingest_project.errors import PermanentError, SettingsError
 from ingest_project.settings import LoadedSettings, Origin, load_settings
 from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
@@ -215,14 +215,14 @@ def test_a_taken_port_that_was_asked_for_is_an_understandable_error(tmp_path: Pa
     loaded = settings_of(tmp_path, tmp_path, INGEST_WEBSERVER_PORT=str(taken_port))
     expected = rf"Port {taken_port} is taken \(by process {os.getpid()}, .*Set INGEST_WEBSERVER_PORT"
     with pytest.raises(SettingsError, match=expected):
-        _webserver_port(loaded, silent)
+        _port(loaded, WEBSERVER, silent)
 
 
 def test_a_taken_port_that_nobody_asked_for_is_replaced_and_said(tmp_path: Path, taken_port: int) -> None:
     loaded = settings_of(tmp_path, tmp_path, INGEST_WEBSERVER_PORT=str(taken_port))
     notes: list[str] = []
     nobody_asked = LoadedSettings(loaded.settings, {})
-    chosen = _webserver_port(nobody_asked, lambda step, _state: notes.append(step))
+    chosen = _port(nobody_asked, WEBSERVER, lambda step, _state: notes.append(step))
     assert chosen != taken_port
     assert f"Port {taken_port} is taken" in notes[0]
     assert str(chosen) in notes[0]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from ingest_project.cli.stack.child import ServiceFailed
-from ingest_project.cli.stack.job_run import JobNotDone, run_job
+from ingest_project.cli.stack.job_run import JobNotDone, run_jobs
 from ingest_project.cli.stack.processes import free_port
 from ingest_project.cli.stack.supervisor import StepState, running_stack
 from ingest_project.settings import load_settings
@@ -40,7 +40,7 @@ def test_a_run_in_flight_ends_with_a_killed_stack_and_with_a_stopped_one_and_the
     with started_stack(state_dir, TINY, environ=environ) as stack:
         assert time.monotonic() - begun < 30  # half of that on a machine that does nothing else
         with pytest.raises(JobNotDone, match=r"no_such_job was not launched: PipelineNotFoundError"):
-            run_job(urlsplit(stack.addresses["webserver"]).port or 0, "no_such_job", 30, lambda: None)
+            run_jobs(urlsplit(stack.addresses["webserver"]).port or 0, ["no_such_job"], 30, lambda: None)
         assert stack.end(signal.SIGINT) == 130
     assert wait_until_nothing_is_left(state_dir) == {}
 
@@ -66,7 +66,7 @@ def test_definitions_that_do_not_load_are_shown_with_their_error(tmp_path: Path)
 
 def test_a_job_that_nobody_is_there_to_launch_is_said_at_once() -> None:
     with pytest.raises(JobNotDone, match=r"some_job was not launched: .*refused"):
-        run_job(free_port(), "some_job", 30, lambda: None)
+        run_jobs(free_port(), ["some_job"], 30, lambda: None)
 
 
 def _silent(_step: str, _state: StepState) -> None:

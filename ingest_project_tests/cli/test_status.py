@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 from dagster import DagsterInstance, DagsterRun
 from dagster import DagsterRunStatus as RunState
 from dagster._core.definitions.run_request import InstigatorType
@@ -18,15 +21,21 @@ from dagster._core.remote_origin import (
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from ingest_project.cli.attachment_status import AttachmentStatus
 from ingest_project.cli.system_status import SystemStatus, TopicLag
+from ingest_project.database.attachment_tables import attachments as table
+from ingest_project.database.engine import writing
 from ingest_project.kafka.positions import Positions
 from ingest_project.kafka.writing import Outgoing, TopicWriter
-from ingest_project.ledger.states import FileState, JobState
+from ingest_project.ledger.states import AttachmentState, FileState, JobState
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
+from ingest_project_tests.cli import known_attachments as attachments
 from ingest_project_tests.cli.known_files import arrive, finish, job_arrives, take
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ingest_project.kafka.embedded import EmbeddedBroker
     from ingest_project_tests.cli.conftest import Ingest
 
@@ -35,16 +44,20 @@ SENSORS = {
     "file_event_queue_sensor": "file-event-queue",
     "file_events_sensor": "file_events",
 }
+OTHER_TOPICS = ("events.raw", "downloads.pending", *(f"downloads.retry.{n}m" for n in (5, 10, 20, 40)))
 
 
 @pytest.fixture
-def system(services: Services, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Services:
+def system(services: Services, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
     """Ledger, stores and a broker whose topics are empty."""
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
-    for topic in SENSORS.values():
+    for topic in (*SENSORS.values(), *OTHER_TOPICS):
         embedded_broker.create_topic(topic, 2)
     del services
-    return Services(load_settings().settings)
+    system = Services(load_settings().settings)
+    yield system
+    system.warehouse.close()
+    system.engine.dispose()
 
 
 def send(services: Services, topic: str, count: int) -> None:
@@ -148,6 +161,89 @@ def test_waiting_ends_as_soon_as_the_system_is_idle(
     assert "1 file pending" in waited.err
 
 
+def test_lag_of_every_topic_of_attachments_is_measured_from_its_part_of_the_cursor(
+    ingest: Ingest, system: Services, any_instance: DagsterInstance
+) -> None:
+    counts = {topic: number for number, topic in enumerate(OTHER_TOPICS, start=2)}
+    for topic, number in counts.items():
+        send(system, topic, number)
+    ends = {topic: system.reader.end_offsets(topic) for topic in OTHER_TOPICS}
+    read = {topic: Positions("", ends[topic]).to_cursor() for topic in OTHER_TOPICS}
+    save_cursor(any_instance, "attachment_events_sensor", read["events.raw"])
+    one_unread = {partition: max(0, end - 1) for partition, end in ends["downloads.retry.5m"].items()}
+    cursors = read | {"downloads.retry.5m": Positions("", one_unread).to_cursor()}
+    del cursors["downloads.retry.40m"]
+    save_cursor(any_instance, "downloads_retry_sensor", json.dumps(cursors))
+    status = ingest("status", "--json").json
+    lags = {topic: topic_of(status, topic) for topic in OTHER_TOPICS}
+    assert {lag["measured_from"] for lag in lags.values()} == {"saved cursor"}
+    unread = sum(end > 0 for end in ends["downloads.retry.5m"].values())
+    assert {topic: lag["waiting"] for topic, lag in lags.items()} == {
+        "events.raw": 0,
+        "downloads.pending": counts["downloads.pending"],  # nobody has read it
+        "downloads.retry.5m": unread,
+        "downloads.retry.10m": 0,
+        "downloads.retry.20m": 0,
+        "downloads.retry.40m": counts["downloads.retry.40m"],
+    }
+
+
+def test_attachments_are_told_by_state_and_the_ladder_by_rung(
+    ingest: Ingest, system: Services, any_instance: DagsterInstance
+) -> None:
+    del any_instance
+    attachments.finish(system, attachments.arrive(system, "stored.pdf"))
+    attachments.dead(system, "dead.pdf")
+    for hours, name in enumerate(("one.pdf", "two.pdf"), start=1):
+        key = attachments.arrive(system, name)
+        attachments.finish(system, key, error_class="DownloadFailed", again_in=timedelta(hours=hours))
+    attachments.arrive(system, "third.pdf", attempt=3)
+    attachments.arrive(system, "first.pdf")
+    status = ingest("status", "--json").json
+    found = status["attachments"]
+    assert {state: n for state, n in found["attachments"].items() if n} == {"pending": 4, "stored": 1, "failed": 1}
+    assert (found["due"], found["later"]) == (2, 2)
+    assert [(rung["topic"], rung["waiting"], rung["due"]) for rung in found["ladder"]] == [
+        ("downloads.retry.5m", 2, 0),
+        ("downloads.retry.10m", 1, 1),
+        ("downloads.retry.20m", 0, 0),
+        ("downloads.retry.40m", 0, 0),
+    ]
+    assert found["next_due_at"] == found["ladder"][0]["next_due_at"]
+    assert status["going_on"] == ["2 attachments due"]
+    shown = ingest("status").out
+    assert "4 pending, 1 stored, 1 failed" in shown
+    assert "Downloads to be tried again" in shown
+
+
+def test_what_waits_for_its_time_is_no_work_and_is_said(
+    ingest: Ingest, system: Services, any_instance: DagsterInstance
+) -> None:
+    del any_instance
+    key = attachments.arrive(system, "a.pdf")
+    attachments.finish(system, key, error_class="DownloadFailed", again_in=timedelta(minutes=5))
+    shown = ingest("status", "--wait-until-idle", "5")
+    assert shown.exit_code == 0, shown.err
+    assert re.search("1 attachment, the next in [45] min", shown.out)
+    assert "Idle: nothing is due and nothing runs; 1 attachment waits for its time." in shown.out
+
+
+def test_an_attachment_in_a_runs_hands_is_work_and_one_that_dagster_does_not_show_yet_too(
+    ingest: Ingest, system: Services, any_instance: DagsterInstance
+) -> None:
+    del any_instance
+    now = datetime.now(UTC)
+    system.attachments.start([attachments.arrive(system, "a.pdf")], "run-1", now)
+    unreported = attachments.arrive(system, "b.pdf")
+    attachments.finish(system, unreported)
+    with writing(system.engine) as connection:
+        connection.execute(sa.update(table).where(table.c.attachment_key == unreported).values(reported_at=None))
+    assert ingest("status", "--json").json["going_on"] == [
+        "1 attachment downloading",
+        "1 finished entry not yet shown in Dagster",
+    ]
+
+
 def test_with_nothing_there_every_part_says_what_to_start_or_set(ingest: Ingest) -> None:
     shown = ingest("status")
     assert shown.exit_code == 1
@@ -172,6 +268,7 @@ def test_a_status_is_idle_only_when_every_part_said_so() -> None:
         topics=(TopicLag(topic="t", sensor="s", waiting=0),),
         polling_jobs={JobState.DONE: 3},
         files={FileState.INGESTED: 3, FileState.FAILED: 1},
+        attachments=AttachmentStatus(events={}, attachments={AttachmentState.PENDING: 7}, later=7),
         unreported=0,
     )
     assert quiet.going_on == ["Dagster's runs cannot be read"]
