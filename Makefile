@@ -45,6 +45,10 @@ test: $(VENV)/.dev-installed ## Set up and run every check and test
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest
 
+.PHONY: test-all
+test-all: $(VENV)/.dev-installed ## Run every test, those that take minutes included
+	@$(BIN)/python -m pytest -m "long or not long"
+
 .PHONY: screenshots
 screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI in docs/images anew
 	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest ingest_project_tests/browser
@@ -62,6 +66,9 @@ lock: $(BIN)/python ## Compile the hashed requirement files anew
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-strip-extras --extra dev --constraint requirements/runtime.txt pyproject.toml requirements/build.in \
 	  --output-file requirements/dev.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-strip-extras --extra kubernetes --constraint requirements/dev.txt pyproject.toml requirements/build.in \
+	  --output-file requirements/kubernetes.txt
 
 .PHONY: clean
 clean: ## Remove the environment and all local state (stored rows too)

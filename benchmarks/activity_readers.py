@@ -12,6 +12,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from confluent_kafka import Consumer, TopicPartition
@@ -57,7 +58,7 @@ def floor(brokers: str, topic: str, folder: Path, events: int) -> None:
     consumer = _consumer(brokers, topic)
     done = 0
     while done < events:
-        messages: list[Message] = []
+        messages: list[Any] = []
         while len(messages) < min(ROWS_PER_COMMIT, events - done):
             messages += consumer.consume(MESSAGES_PER_CALL, 0.2)
         table = event_rows([received(message) for message in messages], "").table

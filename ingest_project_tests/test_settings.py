@@ -66,6 +66,11 @@ def test_variables_of_other_programs_are_left_alone(tmp_path: Path) -> None:
     load_settings({"PATH": "/bin", "KAFKA_HOME": "/opt/kafka", "AWS_REGION": "eu-west-1", "HOME": "/root"}, tmp_path)
 
 
+def test_what_kubernetes_sets_for_services_of_our_names_is_left_alone(tmp_path: Path) -> None:
+    links = {"KAFKA_SERVICE_HOST": "10.0.0.1", "KAFKA_SERVICE_PORT_CLIENT": "9092", "KAFKA_PORT": "tcp://10.0.0.1:9092"}
+    load_settings({**links, "INGEST_MONITOR_PORT_8080_TCP_ADDR": "10.0.0.2"}, tmp_path)
+
+
 def test_every_wrong_value_is_named_at_once_with_its_origin(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("file_ingest:\n  batch_files: none\n")
     with pytest.raises(SettingsError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING
 
 from ingest_project.settings.inventory import Origin, known_variables, leaves, variable_families
@@ -14,6 +15,9 @@ OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_")
 # Names of the same family that belong to Kafka's own start scripts, not to us.
 FOREIGN_NAMES = ("KAFKA_HOME", "KAFKA_HEAP_OPTS", "KAFKA_OPTS", "KAFKA_JVM_PERFORMANCE_OPTS", "KAFKA_LOG4J_OPTS")
 FOREIGN_FAMILIES = ("DAGSTER_", "AWS_", "AZURE_", "PG", "PYTHON")
+# What Kubernetes sets in every container for a Service called `kafka`, `ingest-...` or `onelake-...`.
+SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
+SERVICE_ADDRESS = ("tcp://", "udp://")
 SIMILAR_ENOUGH = 0.86
 
 
@@ -22,6 +26,8 @@ def unknown_variables(variables: Mapping[str, str], origin: Origin) -> Iterator[
     known = known_variables()
     for name in sorted(variables):
         if name in known or name in FOREIGN_NAMES or name.startswith(FOREIGN_FAMILIES):
+            continue
+        if SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and variables[name].startswith(SERVICE_ADDRESS)):
             continue
         if any(family.entry(name) for family in variable_families()):
             continue

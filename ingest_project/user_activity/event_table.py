@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,6 +37,9 @@ PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d
 MOST_AHEAD = timedelta(days=1)
 # Each day of a commit is a file, and senders choose the days.
 MOST_DAYS_PER_COMMIT = 32
+NOTHING = (b"", b"null")
+SHORTEST = 5
+TEXTS = ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
 LAST_MILLISECOND = 253_402_300_799_999
 
 DAY = "event_day"
@@ -137,47 +141,40 @@ def of_hour(table: pa.Table, hour: datetime) -> pa.Table:
 
 
 def _event_columns(events: Sequence[EnrichedEvent], problems: dict[int, str]) -> dict[str, pa.Array]:
-    clients = [event.client_info for event in events]
-    services = [event.service_info for event in events]
-    columns = {
-        name: pa.array([getattr(event, name) for event in events], pa.string())
-        for name in ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
-    }
-    return columns | {
-        "timestamp": _instants([event.timestamp for event in events], "timestamp", problems),
-        "event_data": _objects([bytes(event.event_data) for event in events], "event_data", problems),
-        "client_info": _texts(clients, _client),
-        "service_info": _texts(services, _service),
-        "processing_info": _processing_info([event.processing_info for event in events], problems),
+    values = _columns(events, EnrichedEvent)
+    return {name: pa.array(values[name], pa.string()) for name in TEXTS} | {
+        "timestamp": _instants(values["timestamp"], "timestamp", problems),
+        "event_data": _objects(list(map(bytes, values["event_data"])), "event_data", problems),
+        "client_info": _struct(values["client_info"], ClientInfo(), _client, problems),
+        "service_info": _struct(values["service_info"], ServiceInfo(), _service, problems),
+        "processing_info": _struct(values["processing_info"], ProcessingInfo(), _processing, problems),
     }
 
 
-def _texts(values: Sequence[ClientInfo | ServiceInfo | None], struct: pa.StructType) -> pa.StructArray:
+def _columns(structs: Sequence[msgspec.Struct], shape: type[msgspec.Struct]) -> dict[str, list[Any]]:
+    """The values of each field."""
+    return {name: list(map(attrgetter(name), structs)) for name in shape.__struct_fields__}
+
+
+def _struct(
+    values: Sequence[msgspec.Struct | None], nothing: msgspec.Struct, struct: pa.StructType, problems: dict[int, str]
+) -> pa.StructArray:
+    """A column of structs; a missing one is null and not a struct of nulls."""
+    columns = _columns([nothing if value is None else value for value in values], type(nothing))
     fields = [
-        pa.array([None if value is None else getattr(value, field.name) for value in values], pa.string())
+        _instants(columns[field.name], f"processing_info.{field.name}", problems)
+        if field.type == INSTANT
+        else pa.array(columns[field.name], field.type)
         for field in struct
     ]
-    return pa.StructArray.from_arrays(fields, fields=list(struct), mask=_is_missing(values))
-
-
-def _processing_info(values: Sequence[ProcessingInfo | None], problems: dict[int, str]) -> pa.StructArray:
-    times = [
-        _instants(
-            [None if value is None else getattr(value, name) for value in values], f"processing_info.{name}", problems
-        )
-        for name in ("received_at", "processed_at")
-    ]
-    took = pa.array([None if value is None else value.processing_ms for value in values], pa.float64())
-    return pa.StructArray.from_arrays([*times, took], fields=list(_processing), mask=_is_missing(values))
-
-
-def _is_missing(values: Sequence[object]) -> pa.BooleanArray:
-    return pa.array([value is None for value in values], pa.bool_())
+    is_missing = pa.array([value is None for value in values], pa.bool_()) if None in values else None
+    return pa.StructArray.from_arrays(fields, fields=list(struct), mask=is_missing)
 
 
 def _objects(values: Sequence[bytes], path: str, problems: dict[int, str]) -> pa.Array:
     """JSON objects as text; none where there is nothing or null."""
-    texts = pa.array([None if value in {b"", b"null"} else value for value in values], pa.binary())
+    # Most are long, and hashing or comparing them would take longer than looking at their length.
+    texts = pa.array([None if len(value) < SHORTEST and value in NOTHING else value for value in values], pa.binary())
     try:
         if pc.all(pc.starts_with(texts, "{")).as_py() is not False:
             return texts.cast(pa.string())

@@ -55,7 +55,7 @@ KILL_POINTS = [
     KillPoint("jobs started", f"{LEDGER}.polling_jobs:JobLedger.start"),
     KillPoint("file events intended", INTENDED, 2),
     KillPoint("file events sent", SENT, 2),
-    KillPoint("file events marked as sent", MARKED_SENT, 2),
+    KillPoint("file events marked as sent", f"{LEDGER}.outbox:JobOutbox.mark_sent"),
     KillPoint("job finished", f"{LEDGER}.polling_jobs:JobLedger.finish"),
     KillPoint("job reported", "ingest_project.polling.discovered_files:report"),
     KillPoint("job marked as reported", f"{LEDGER}.polling_jobs:JobLedger.mark_reported"),

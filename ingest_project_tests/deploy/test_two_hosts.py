@@ -33,6 +33,7 @@ RUNS_LEFT = "SELECT count(*) FROM runs WHERE status IN ('STARTED', 'STARTING')"
 
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
+@pytest.mark.long
 def test_a_host_that_is_cut_off_in_the_middle_loses_and_doubles_nothing(
     kafka_server: Server, postgres_server: PostgresServer
 ) -> None:

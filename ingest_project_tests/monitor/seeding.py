@@ -114,7 +114,9 @@ def busy_hour(engine: sa.Engine, now: datetime) -> int:
     chance = random.Random(7)  # noqa: S311 - no secret
     of_an_hour = [*_files_of_an_hour(chance, now)]
     put(engine, files, of_an_hour)
-    jobs = [job_row(f"job_{n}", "done" if n % 6 else "failed", now - timedelta(minutes=7 * n), 40) for n in range(8)]
+    jobs = [
+        job_row(f"job_{n}", "done" if n % 6 else "failed", now - timedelta(minutes=1 + 7 * n), 40) for n in range(8)
+    ]
     jobs[0] |= {"reason": "Cannot list sftp://files.example.com/in: timed out. Check host and credentials."}
     put(engine, polling_jobs, [*jobs, job_row("job_now", "running", now)])
     put(engine, attachments, [*_attachments(chance, now)])
