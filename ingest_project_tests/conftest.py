@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
 pytest_plugins = [
     "ingest_project_tests.services.kafka",
     "ingest_project_tests.services.identity",
@@ -15,3 +20,12 @@ pytest_plugins = [
     "ingest_project_tests.journeys.system",
     "ingest_project_tests.attachments.system",
 ]
+
+# Files that take minutes begin first: at the end one of them alone would keep the other processes waiting.
+LONGEST_FIRST = ("test_documentation.py", "test_demo.py", "test_dagster_ui.py", "test_between_attachment_steps.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files in front; the others stay in their order."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))

@@ -13,8 +13,6 @@ from ingest_project.errors import PermanentError
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 from ingest_project.stores.activity_hourly import HourOfType, statistics_of
-from ingest_project.user_activity.partitions import hour_of, partition_of
-from ingest_project.user_activity.rebuilding import read_again_from_beginning
 
 app = typer.Typer(help="What arrived on user-activity-events.", no_args_is_help=True)
 
@@ -42,6 +40,8 @@ def register(to: typer.Typer) -> None:
 @app.command("hour")
 def show_hour(hour: Hour = None, *, as_json: AsJson = False) -> None:
     """Show the events, users and sessions of an hour by type of event; of the present one where none is named."""
+    from ingest_project.user_activity.partitions import hour_of, partition_of  # noqa: PLC0415 - imports dagster
+
     begin = _parsed(hour) if hour else datetime.now(UTC)
     found = HourFigures(partition_of(begin), statistics_of(_services().engine, hour_of(partition_of(begin))))
     if as_json:
@@ -62,6 +62,8 @@ def from_beginning(
 
     Turn the sensor user_activity_events_sensor off before, and on again afterwards.
     """
+    from ingest_project.user_activity.rebuilding import read_again_from_beginning  # noqa: PLC0415 - imports dagster
+
     services = _services()
     topic = services.settings.topics.user_activity_events
     if services.stream_ranges.in_flight_batches(topic):
@@ -82,6 +84,8 @@ def _services() -> Services:
 
 
 def _parsed(hour: str) -> datetime:
+    from ingest_project.user_activity.partitions import hour_of  # noqa: PLC0415 - imports dagster
+
     try:
         return hour_of(hour)
     except ValueError:

@@ -21,7 +21,6 @@ from ingest_project.cli.output import (
     stdout,
     table,
 )
-from ingest_project.crm.unidentified_messages import retry
 from ingest_project.database.engine import reading
 from ingest_project.errors import PermanentError
 from ingest_project.resources import Services
@@ -113,7 +112,9 @@ def retry_unidentified(
     services = _services()
     # Every id is looked up before anything changes: a misspelt one changes nothing.
     chosen = [_find(services, message_id).message_id for message_id in message_ids] if message_ids else None
-    done = retry(services.engine, chosen)
+    from ingest_project.crm.unidentified_messages import retry as try_again  # noqa: PLC0415 - imports dagster
+
+    done = try_again(services.engine, chosen)
     if as_json:
         print_json(RetryResult(done.identified, done.unidentified))
     else:

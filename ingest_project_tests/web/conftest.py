@@ -15,7 +15,7 @@ from ingest_project.web.limits import HostLimits, LoadLimits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-QUICK = ContactLimits(connect_timeout=timedelta(seconds=1), read_timeout=timedelta(seconds=1))
+QUICK = ContactLimits(connect_timeout=timedelta(seconds=1), read_timeout=timedelta(seconds=0.5))
 PATIENT = LoadLimits(failures_to_pause=100)
 SMALL = DownloadLimits(
     max_bytes=20_000_000,
