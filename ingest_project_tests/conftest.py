@@ -23,9 +23,23 @@ pytest_plugins = [
 
 # Files that take minutes begin first: at the end one of them alone would keep the other processes waiting.
 LONGEST_FIRST = ("test_documentation.py", "test_demo.py", "test_dagster_ui.py", "test_between_attachment_steps.py")
+# What waits for brokers to come back, for servers to be installed, or starts the whole system once more.
+LONG = (
+    "benchmarks/test_results.py",
+    "kafka/test_faults.py",
+    "crm/test_retrying.py",
+    "attachments/test_intake.py",
+    "monitor/test_page.py",
+    "deploy/test_processes.py",
+    "stores/test_delta_upkeep.py",
+    "stores/test_delta_places.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files in front; the others stay in their order."""
+    """Mark what is left for the long run, and put the longest files in front; the others stay in their order."""
+    for item in items:
+        if item.path.as_posix().endswith(LONG):
+            item.add_marker("long")
     place = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
