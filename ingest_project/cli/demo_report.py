@@ -255,7 +255,7 @@ def _summary(sensor_type: str, metrics: Sequence[DeviceMetric]) -> TypeSummary:
         devices=len({metric.device_id for metric in metrics}),
         readings=readings,
         min=min(metric.min for metric in metrics),
-        mean=sum(metric.mean * metric.count for metric in metrics) / readings,
+        mean=sum((metric.mean or 0.0) * metric.count for metric in metrics) / readings,
         max=max(metric.max for metric in metrics),
     )
 

@@ -26,17 +26,18 @@ class StoredCounts(NamedTuple):
 
 
 class DeviceMetric(NamedTuple):
-    """One file's readings of one device and sensor type, summarised.
+    """Readings of one device and sensor type, of one file or of all, summarised.
 
     Args:
-        stddev: of the sample; None for a single reading.
+        mean: None over all files where readings are too large to be summed.
+        stddev: of the sample; None for a single reading, and over all files where readings are too large to be squared.
     """
 
     device_id: str
     sensor_type: str
     min: float
     max: float
-    mean: float
+    mean: float | None
     count: int  # type: ignore[assignment]  # tuple.count is not used, and the column is named so
     stddev: float | None
 

@@ -49,6 +49,26 @@ def test_merged_metrics_equal_the_figures_of_all_readings(
         assert math.isclose(merged.stddev, statistics.stdev(everything), rel_tol=1e-7, abs_tol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("values", "mean", "stddev"),
+    [
+        ((0.0, 7.98e-272), 0.0, 0.0),
+        ((5e-324, 5e-324), 0.0, 0.0),
+        ((0.0, 1e200), 5e199, None),
+        ((-1.7e308, 1.7e308), None, None),
+    ],
+)
+def test_a_reading_beyond_all_measure_leaves_the_view_readable(
+    warehouse: Warehouse, values: tuple[float, float], mean: float | None, stddev: float | None
+) -> None:
+    frames = [readings(f"f{n}", [value]) for n, value in enumerate(values)]
+    with warehouse.transaction() as transaction:
+        transaction.put_metrics(metrics(pl.concat([*frames, readings("a", [1, 3], device="ordinary")])))
+    ordinary, extreme = sorted(warehouse.device_metrics(), key=lambda found: found.device_id != "ordinary")
+    assert (extreme.min, extreme.max, extreme.mean, extreme.stddev) == (*values, mean, stddev)
+    assert (ordinary.mean, ordinary.count) == (2.0, 2)
+
+
 def test_each_device_and_type_is_merged_by_itself(warehouse: Warehouse) -> None:
     rows = pl.concat(
         [
