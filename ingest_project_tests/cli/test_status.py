@@ -154,11 +154,10 @@ def test_waiting_ends_as_soon_as_the_system_is_idle(
     arrive(system, "a.csv~1")
     timer = threading.Timer(1.0, finish, (system, "a.csv~1", FileState.INGESTED))
     timer.start()
-    waited = ingest("status", "--wait-until-idle", "30", "--json")
+    waited = ingest("status", "--wait-until-idle", "60", "--json")
     timer.join()
     assert waited.exit_code == 0
     assert waited.json["files"]["ingested"] == 1
-    assert "1 file pending" in waited.err
 
 
 def test_lag_of_every_topic_of_attachments_is_measured_from_its_part_of_the_cursor(

@@ -37,9 +37,9 @@ def key(s3_options: S3Options, **more: object) -> dict[str, object]:
 
 def test_more_keys_than_one_answer_holds_are_all_listed_once(place: S3Place) -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: place.put(f"{number % 7}/{number:05}.csv", b"x"), range(2_300)))
-    assert len({entry.path for entry in place.open().list_files("**")}) == 2_300
-    assert len(list(place.open().list_files("3/*"))) == len(range(3, 2_300, 7))
+        list(pool.map(lambda number: place.put(f"{number % 7}/{number:05}.csv", b"x"), range(1_100)))
+    assert len({entry.path for entry in place.open().list_files("**")}) == 1_100
+    assert len(list(place.open().list_files("3/*"))) == len(range(3, 1_100, 7))
     assert len(list(place.open().list_files("*/0000[0-9].csv"))) == 10
 
 

@@ -15,20 +15,16 @@ from ingest_project.web.limits import HostLimits, LoadLimits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-QUICK = ContactLimits(connect_timeout=timedelta(seconds=1), read_timeout=timedelta(seconds=0.5))
+# Servers here answer at once, but on a busy machine that can take seconds.
+CONTACT = ContactLimits(connect_timeout=timedelta(seconds=20), read_timeout=timedelta(seconds=20))
 PATIENT = LoadLimits(failures_to_pause=100)
-SMALL = DownloadLimits(
-    max_bytes=20_000_000,
-    total_time=timedelta(seconds=5),
-    min_bytes_per_second=1_000,
-    pace_window=timedelta(seconds=0.5),
-)
+SMALL = DownloadLimits(max_bytes=20_000_000)
 
 
 @pytest.fixture
 def client() -> Iterator[WebClient]:
     """Contacts 127.0.0.1, and no other internal address."""
-    with WebClient(HostRules(internal=["127.0.0.1"]), contact=QUICK, host_limits=HostLimits(PATIENT)) as client:
+    with WebClient(HostRules(internal=["127.0.0.1"]), contact=CONTACT, host_limits=HostLimits(PATIENT)) as client:
         yield client
 
 
