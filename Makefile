@@ -51,7 +51,7 @@ test-all: $(VENV)/.dev-installed ## Run every test, those that take minutes incl
 
 .PHONY: screenshots
 screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI in docs/images anew
-	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest ingest_project_tests/browser
+	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest ingest_project_tests/after_a_demo/test_dagster_ui.py
 
 .PHONY: format
 format: $(VENV)/.dev-installed ## Format the code and mend what ruff can mend

@@ -1,1 +1,1 @@
-"""What a person sees in the Dagster UI, in a real browser."""
+"""A real browser: its programs, and a window in which tests read what a person would."""

@@ -14,7 +14,6 @@ from pydantic import SecretStr
 
 from ingest_project.monitor.app import monitor_app
 from ingest_project.settings import KafkaSettings, MonitorSettings, Settings, WarehouseSettings
-from ingest_project_tests.browser.conftest import programs
 from ingest_project_tests.browser.window import open_browser
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from selenium import webdriver
 
     from ingest_project_tests.browser.programs import BrowserPrograms
-
-__all__ = ["programs"]
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from ingest_project.ledger.states import FileState
 
 if TYPE_CHECKING:
+    from ingest_project_tests.after_a_demo.finished_demo import Demo
     from ingest_project_tests.browser.window import Window
-    from ingest_project_tests.services.demo import Demo
 
 # Starting the system and, on a clean machine, installing a browser count as part of the first test.
 pytestmark = pytest.mark.timeout(900)

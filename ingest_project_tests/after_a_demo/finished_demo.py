@@ -1,10 +1,10 @@
-"""A finished demo of the whole system, up until the last test that asked for it: made once a test run."""
+"""A finished demo of the whole system, which stays up to be looked at."""
 
 from __future__ import annotations
 
 import shutil
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,10 +65,9 @@ class Demo:
         return sum(file.state in states for file in self.report.files)
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """The whole system in a folder of its own, with the sample files ingested, attachments stored."""
-    folder = tmp_path_factory.mktemp("demo")
+@contextmanager
+def finished_demo(folder: Path) -> Iterator[Demo]:
+    """Run a demo in a folder; it is up inside the block."""
     # A copy: pictures of the UI, which become documentation, should not show where this checkout is.
     dummy_data = shutil.copytree(DUMMY_DATA, folder / "dummy_data")
     variables = {

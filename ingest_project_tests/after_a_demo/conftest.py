@@ -1,0 +1,35 @@
+"""A finished demo that is up, and a window on its UI, made once for all tests of this folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project_tests.after_a_demo.finished_demo import Demo, finished_demo
+from ingest_project_tests.browser.window import Window, open_browser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ingest_project_tests.browser.programs import BrowserPrograms
+
+KEEP_SCREENSHOTS = "KEEP_SCREENSHOTS"
+
+
+@pytest.fixture(scope="package")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """The whole system in a folder of its own, with the sample files ingested, attachments stored."""
+    with finished_demo(tmp_path_factory.mktemp("demo")) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="package")
+def window(programs: BrowserPrograms, demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Window]:
+    """A window on the UI; its pictures are written to the folder KEEP_SCREENSHOTS as well, where that is set."""
+    folder = tmp_path_factory.mktemp("browser")
+    kept = os.environ.get(KEEP_SCREENSHOTS)
+    with open_browser(programs, folder) as driver:
+        yield Window(driver, demo.site, folder / "pictures", Path(kept) if kept else None)

@@ -1,0 +1,35 @@
+"""The commands that README and docs show work, on what a demo left."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.cli.main import run
+from ingest_project_tests.test_documentation import PAGES, ROOT, blocks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ingest_project_tests.after_a_demo.finished_demo import Demo
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page that call `ingest`."""
+    return [line for block in blocks(page, "sh") for line in block.splitlines() if line.startswith("ingest ")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_every_command_of_a_page_works(
+    page: Path, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for name, value in demo.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("INGEST_LOCAL_ROOTS", f"{ROOT / 'dummy_data'},{tmp_path}")
+    for command in commands(page):
+        capsys.readouterr()
+        exit_code = run(shlex.split(command.replace("/data/halls", str(tmp_path)))[1:])
+        assert exit_code == 0, f"{command}\n{capsys.readouterr()}"
