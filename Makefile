@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 KEEP   ?=
 
+# Dozens of processes start: none of them should compile the project again, whatever the shell around says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
