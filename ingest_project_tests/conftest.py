@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING, Any
+
+from xdist.scheduler import LoadFileScheduling
+
+if TYPE_CHECKING:
+    import pytest
 
 pytest_plugins = [
     "ingest_project_tests.browser.fixtures",
@@ -35,15 +40,23 @@ LONG = (
 )
 
 
-# Before pytest-xdist looks for the groups.
-@pytest.hookimpl(tryfirst=True)
+class OneProcessForEachFile(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist is not typed
+    """Tests of one file in one process, and so with one set of servers; a demo's files share one too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER if f"/{TOGETHER}/" in nodeid else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessForEachFile:  # noqa: ANN401 - its own
+    """Asked for by pytest-xdist."""
+    return OneProcessForEachFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is left for the long run, give each file a process, and put the longest in front, in their order."""
+    """Mark what is left for the long run, and put the longest files in front; the others stay in their order."""
     for item in items:
         if item.path.as_posix().endswith(LONG):
             item.add_marker("long")
-        shared = item.path.parent.name == TOGETHER
-        item.add_marker(pytest.mark.xdist_group(TOGETHER if shared else item.path.as_posix()))
     place = {name: number for number, name in enumerate((TOGETHER, *LONGEST_FIRST))}
     last = len(place)
     items.sort(key=lambda item: min(place.get(item.path.parent.name, last), place.get(item.path.name, last)))
