@@ -29,6 +29,7 @@ LONGEST_FIRST = ("test_demo.py", "test_between_attachment_steps.py")
 TOGETHER = "after_a_demo"
 # What waits for brokers to come back, for servers to be installed, or starts the whole system once more.
 LONG = (
+    "crashes/test_killed_daemon.py",
     "benchmarks/test_results.py",
     "kafka/test_faults.py",
     "crm/test_retrying.py",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TINY = "ingest_project_tests.cli.tiny_definitions"
 
 
+@pytest.mark.long
 def test_a_run_in_flight_ends_with_a_killed_stack_and_with_a_stopped_one_and_the_second_start_is_quick(
     tmp_path: Path,
 ) -> None:

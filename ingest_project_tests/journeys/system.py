@@ -22,7 +22,6 @@ from ingest_project.errors import BrokerUnavailable
 from ingest_project.kafka.writing import Outgoing
 from ingest_project.resources import Services
 from ingest_project.settings import Settings, load_settings
-from ingest_project_tests.services.dagster import instance_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from ingest_project.kafka.received import Received
     from ingest_project.ledger.file_record import FileRecord
     from ingest_project_tests.services.kafka import Server
-    from ingest_project_tests.services.postgres import PostgresServer
 
 POLLING, FILE_EVENTS, SHORT_FILE_EVENTS = "polling_queue_sensor", "file_event_queue_sensor", "file_events_sensor"
 SENSORS = (POLLING, FILE_EVENTS, SHORT_FILE_EVENTS)
@@ -311,29 +309,10 @@ def _iso(nanoseconds: int) -> str:
     return moment.isoformat(timespec="microseconds")
 
 
-@pytest.fixture(scope="session")
-def dagster_template(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Name of a database with Dagster's tables and no rows, to copy from."""
-    name = postgres_server.create_database()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        instance_on(postgres_server.url(name), tmp_path_factory.mktemp("template"), patch) as instance,
-    ):
-        instance.get_runs(limit=1)
-    # The instance leaves its connections to the garbage collector, and a database that is in use cannot be copied.
-    postgres_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
-    return name
-
-
 @pytest.fixture
-def instance(
-    postgres_server: PostgresServer, dagster_template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DagsterInstance]:
-    """Dagster's records of one test, on PostgreSQL."""
-    name = postgres_server.create_database(dagster_template)
-    with instance_on(postgres_server.url(name), tmp_path, monkeypatch) as instance:
-        yield instance
-    postgres_server.drop_database(name)
+def instance(dagster_instance: DagsterInstance) -> DagsterInstance:
+    """Dagster's records of one test."""
+    return dagster_instance
 
 
 @pytest.fixture

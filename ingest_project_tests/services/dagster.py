@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from ingest_project_tests.services.postgres import PostgresServer
+
 
 @contextmanager
 def instance_on(postgres_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
@@ -29,20 +31,42 @@ def instance_on(postgres_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
         current_settings.cache_clear()
 
 
+@pytest.fixture(scope="session")
+def dagster_template(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a database with Dagster's tables and no rows, to copy from."""
+    name = postgres_server.create_database()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        instance_on(postgres_server.url(name), tmp_path_factory.mktemp("template"), patch) as instance,
+    ):
+        instance.get_runs(limit=1)
+    # The instance leaves its connections to the garbage collector, and a database that is in use cannot be copied.
+    postgres_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    return name
+
+
+@pytest.fixture
+def dagster_postgres_url(postgres_server: PostgresServer, dagster_template: str) -> Iterator[str]:
+    """A database of one test with Dagster's tables."""
+    name = postgres_server.create_database(dagster_template)
+    yield postgres_server.url(name)
+    postgres_server.drop_database(name)
+
+
 @pytest.fixture(params=["postgresql", "sqlite"])
 def any_instance(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[DagsterInstance]:
     """An instance on each kind of storage in turn."""
-    url = request.getfixturevalue("empty_postgres_url") if request.param == "postgresql" else ""
+    url = request.getfixturevalue("dagster_postgres_url") if request.param == "postgresql" else ""
     with instance_on(url, tmp_path, monkeypatch) as instance:
         yield instance
 
 
 @pytest.fixture
 def dagster_instance(
-    empty_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dagster_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[DagsterInstance]:
     """An instance on PostgreSQL, as in production."""
-    with instance_on(empty_postgres_url, tmp_path, monkeypatch) as instance:
+    with instance_on(dagster_postgres_url, tmp_path, monkeypatch) as instance:
         yield instance
