@@ -13,16 +13,18 @@ import pytest
 from pydantic import SecretStr
 
 from ingest_project.backpressure import Disk, Room, fullest_disk, room_beside
+from ingest_project.ledger.states import FileState
 from ingest_project.monitor.readiness import readiness
 from ingest_project.monitor.system import System as Monitored
 from ingest_project.resources import Services
 from ingest_project.settings import Settings
-from ingest_project_tests.journeys.system import FILE_EVENTS, POLLING, SENSORS, changed, readings
+from ingest_project_tests.journeys.system import FILE_EVENTS, POLLING, SENSORS, changed, file_event, readings
 from ingest_project_tests.services.slow_network import slow_way
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ingest_project.ledger.file_record import FileRecord
     from ingest_project_tests.journeys.system import System
     from ingest_project_tests.services.postgres import PostgresServer
 
@@ -80,6 +82,23 @@ def test_while_the_warehouse_is_slow_one_batch_is_asked_for_at_a_time(
         assert len(system.requests()) == 3, "up to four in flight again, without anybody's doing"
         system.execute("file_batch", alone)
         system.close()
+
+
+def test_a_source_with_thousands_of_waiting_files_keeps_no_other_waiting(system: System) -> None:
+    system.settings = changed(system.settings, "file_ingest", batch_files=20, max_parallel_batches=1)
+    system.restart()
+    gone = [file_event(system.folder / "noisy" / f"{number}.csv", etag="1") for number in range(5_000)]
+    system.send(system.settings.topics.file_event_queue, *gone)
+    first = system.requests()
+    system.send_files(*(system.write(f"quiet/{number}.csv", readings(1, f"d{number}")) for number in range(5)))
+    while len(quiet_files(system)) < 5:
+        system.tick()
+    for request in first:
+        system.execute("file_batch", request)
+    for request in system.requests():
+        system.execute("file_batch", request)
+    assert {record.state.value for record in quiet_files(system)} == {"ingested"}
+    assert system.services.files.counts_by_state()[FileState.PENDING] > 4_000
 
 
 def test_with_a_disk_nearly_full_every_sensor_says_so_in_one_line(instance: dg.DagsterInstance, tmp_path: Path) -> None:
@@ -140,6 +159,10 @@ def test_the_monitor_says_that_a_disk_is_nearly_full(tmp_path: Path) -> None:
     assert (line.name, line.ok) == ("disk", False)
     assert NEARLY_FULL.fullmatch(line.detail)
     assert not Disk(tmp_path, 10, 10).is_nearly_full
+
+
+def quiet_files(system: System) -> list[FileRecord]:
+    return [record for record in system.services.files.list(text="quiet") if record.event.etag is None]
 
 
 def with_room_for_nothing(settings: Settings) -> Settings:
