@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 BATCH_TAG = "ingest/batch"
 BATCH_ID_TAG = "ingest/batch_id"
 BATCH_SIZE_TAG = "ingest/batch_size"
+# Pools, whose limit is in dagster.yaml: they also bound what people start by hand, which has no batch tag.
+DATABASE_POOL = "database"
+ONELAKE_POOL = "onelake"
 
 _POOL_RECYCLE_SECONDS = 3_600
 _STATEMENT_TIMEOUT_MILLISECONDS = 120_000

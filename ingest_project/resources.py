@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ingest_project import connections
+from ingest_project.backpressure import Room, commit_seconds, fullest_disk, room_beside
 from ingest_project.database.engine import open_engine
 from ingest_project.database.migrate import migrate
 from ingest_project.errors import BrokerUnavailable, DatabaseUnavailable
@@ -27,6 +28,7 @@ from ingest_project.ledger.outbox import MessageOutbox
 from ingest_project.ledger.outcomes import OutcomeLedger
 from ingest_project.ledger.polling_jobs import JobLedger
 from ingest_project.ledger.stream_ranges import StreamRangeLedger
+from ingest_project.logs import get_logger
 from ingest_project.onelake.options import options_of
 from ingest_project.sources.registry import open_source
 from ingest_project.stores.attachments import AttachmentStore, open_attachment_store
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from ingest_project.settings import Settings
     from ingest_project.sources.access import Clients
     from ingest_project.sources.protocol import Source
+
+logger = get_logger(__name__)
 
 
 class Services:
@@ -70,6 +74,31 @@ class Services:
             if not value
         ]
         return f"{' and '.join(missing)} not set. Start the services (ingest dev) or set them." if missing else None
+
+    def what_hinders(self) -> str | None:
+        """One line on why no run is to be asked for at all: what is missing, or a disk that is nearly full."""
+        if missing := self.what_is_missing():
+            return missing
+        disk = fullest_disk(self.settings)
+        return str(disk) if disk.is_nearly_full else None
+
+    def room_beside(self, in_flight: int, most: int) -> Room:
+        """How many more batches a sensor may ask for, see `backpressure`.
+
+        Args:
+            in_flight: its batches that are asked for or running.
+            most: of them at a time.
+
+        Raises:
+            DatabaseUnavailable, TransactionConflict: the warehouse does not answer.
+        """
+        slow = self.settings.backpressure.slow_warehouse_seconds
+        took = commit_seconds(self.engine, slow)
+        if took <= slow:
+            return room_beside(in_flight, most)
+        room = room_beside(in_flight, most, took)
+        logger.warning("intake_narrowed", reason=room.reason)
+        return room
 
     @cached_property
     def engine(self) -> Engine:

@@ -9,7 +9,7 @@ import dagster as dg
 
 from ingest_project.attachments.attachment_events import extract
 from ingest_project.attachments.onelake_attachments import download
-from ingest_project.batches import BATCH_ID_TAG, keys_of_run
+from ingest_project.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 from ingest_project.resources import Services
 
 
@@ -19,7 +19,11 @@ def take_addresses_out(context: dg.OpExecutionContext, services: dg.ResourcePara
     extract(context, services, keys_of_run(context, services.attachment_events.batch), context.run.tags[BATCH_ID_TAG])
 
 
-@dg.op(ins={"taken": dg.In(dg.Nothing)}, description="Downloads and stores what the batch's events lead to.")
+@dg.op(
+    ins={"taken": dg.In(dg.Nothing)},
+    pool=ONELAKE_POOL,
+    description="Downloads and stores what the batch's events lead to.",
+)
 def download_and_store(context: dg.OpExecutionContext, services: dg.ResourceParam[Services]) -> None:
     """The second half of the batch."""
     download(context, services, services.attachments.batch(context.run.tags[BATCH_ID_TAG]))

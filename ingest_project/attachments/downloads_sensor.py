@@ -56,8 +56,8 @@ def downloads_sensor(name: str, lane: str, job_name: str) -> dg.SensorDefinition
     def sensor(
         context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
     ) -> dg.SensorResult | dg.SkipReason:
-        if missing := services.what_is_missing():
-            return dg.SkipReason(missing)
+        if hindrance := services.what_hinders():
+            return dg.SkipReason(hindrance)
         return tick(context, services, lane)
 
     return sensor
@@ -71,11 +71,13 @@ def tick(context: dg.SensorEvaluationContext, services: Services, lane: str) -> 
         cursors[topic] = _take(context.instance, services, topic, cursors.get(topic))
     patient = settings.retries.model_copy(update={"max_attempts": NEVER})
     release_abandoned(context.instance, services.attachments, lane, patient)
-    requests = request_due(services, lane)
+    most = 2 * settings.attachments.max_parallel_batches
+    room = services.room_beside(services.attachments.in_flight_batches(lane), most)
+    requests = request_due(services, lane, room.batches)
     return dg.SensorResult(
         run_requests=requests,
         cursor=msgspec.json.encode(cursors).decode(),
-        skip_reason=None if requests else f"Nothing due among {lane} downloads.",
+        skip_reason=None if requests else room.reason or f"Nothing due among {lane} downloads.",
     )
 
 
@@ -101,13 +103,12 @@ def arrival_of(arrived: Arrived[DownloadTask], services: Services) -> TaskArriva
     )
 
 
-def request_due(services: Services, lane: str) -> list[dg.RunRequest]:
-    """Ask for runs over attachments of a lane that are due, as many as may run at a time."""
+def request_due(services: Services, lane: str, free: int) -> list[dg.RunRequest]:
+    """Ask for runs over attachments of a lane that are due, at most so many."""
+    if not free:
+        return []
     settings = services.settings.attachments
     now = datetime.now(UTC)
-    free = 2 * settings.max_parallel_batches - services.attachments.in_flight_batches(lane)
-    if free <= 0:
-        return []
     due = services.attachments.due(lane, limit=free * settings.batch_downloads, now=now)
     batches = batches_of(due, settings)[:free]
     # Without a partition also where it is a single one: see `batch_job`.

@@ -40,8 +40,8 @@ def eventhouse_sensor(context: dg.SensorEvaluationContext, services: dg.Resource
     settings = services.settings
     if settings.attachments.event_source != "eventhouse":
         return dg.SensorResult(skip_reason="EVENT_SOURCE is not eventhouse.")
-    if missing := services.what_is_missing():
-        return dg.SensorResult(skip_reason=missing)
+    if hindrance := services.what_hinders():
+        return dg.SensorResult(skip_reason=hindrance)
     now = datetime.now(UTC)
     if context.cursor and (now.timestamp() - float(context.cursor)) < settings.eventhouse.poll_seconds:
         return dg.SensorResult(skip_reason="The next look is not due yet.", cursor=context.cursor)

@@ -16,7 +16,7 @@ from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ONELAKE_ATT
 from ingest_project.attachments.reports import attachment_report, results_reports
 from ingest_project.attachments.results_table import commit_results
 from ingest_project.attachments.telling import tell
-from ingest_project.batches import BATCH_ID_TAG, Context, keep_connections_open, keys_of_run, report
+from ingest_project.batches import BATCH_ID_TAG, ONELAKE_POOL, Context, keep_connections_open, keys_of_run, report
 from ingest_project.ledger.attachment_record import AttachmentRecord, Outcome
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.download import DownloadStatus
@@ -40,6 +40,7 @@ PARTITIONS_PER_BACKFILL_RUN = 500
             skippable=True,
         )
     ],
+    pool=ONELAKE_POOL,
     backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_BACKFILL_RUN),
 )
 def onelake_attachments(

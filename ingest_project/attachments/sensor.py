@@ -42,8 +42,8 @@ def attachment_events_sensor(job_name: str) -> dg.SensorDefinition:
     def sensor(
         context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
     ) -> dg.SensorResult | dg.SkipReason:
-        if missing := services.what_is_missing():
-            return dg.SkipReason(missing)
+        if hindrance := services.what_hinders():
+            return dg.SkipReason(hindrance)
         return tick(context, services)
 
     return sensor
@@ -67,11 +67,13 @@ def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorRe
     if taken.arrived:
         services.attachment_events.record([arrival_of(arrived, now) for arrived in taken.arrived], now)
     release_abandoned(context.instance, services.attachment_events, topic, settings.retries)
-    requests = request_due(services, topic)
+    most = 2 * settings.attachments.max_parallel_batches
+    room = services.room_beside(services.attachment_events.in_flight_batches(topic), most)
+    requests = request_due(services, topic, room.batches)
     return dg.SensorResult(
         run_requests=requests,
         cursor=taken.positions.to_cursor(),
-        skip_reason=None if requests else f"Nothing new on {topic}.",
+        skip_reason=None if requests else room.reason or f"Nothing new on {topic}.",
     )
 
 
@@ -96,13 +98,12 @@ def arrival_of(arrived: Arrived[AttachmentEvent], now: datetime) -> EventArrival
     )
 
 
-def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
-    """Ask for runs over events that are due, as many as may run at a time."""
+def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest]:
+    """Ask for runs over events that are due, at most so many."""
+    if not free:
+        return []
     settings = services.settings.attachments
     now = datetime.now(UTC)
-    free = 2 * settings.max_parallel_batches - services.attachment_events.in_flight_batches(topic)
-    if free <= 0:
-        return []
     due = [e.key for e in services.attachment_events.due(topic, limit=free * settings.batch_events, now=now)]
     batches = split_evenly(due, settings.batch_events, settings.max_parallel_batches, SMALLEST_BATCH_WORTH_SPLITTING)
     return request_batches(EVENTS, services.attachment_events, batches[:free], now, partitioned=False)

@@ -57,7 +57,7 @@ def status(
 ) -> None:
     """Show what waits on the topics, everything by state, the retry ladder, and runs in flight.
 
-    Exit code 1 when some part does not answer, and when it is not idle in time.
+    Exit code 1 when some part does not answer, when a disk is nearly full, and when it is not idle in time.
     """
     settings = load_settings().settings
     services, records = Services(settings), DagsterRecords(settings)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
+from ingest_project.backpressure import fullest_disk
 from ingest_project.cli.attachment_status import AttachmentStatus, attachment_status, going_on_with
 from ingest_project.cli.output import counted, length_of
 from ingest_project.errors import IngestError
@@ -111,7 +112,7 @@ class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         topics: in the order the data goes.
         unreported: finished jobs, files, events and attachments that are not yet shown in Dagster.
-        problems: one sentence for each part that did not answer.
+        problems: one sentence for each part that did not answer, and one where a disk is nearly full.
     """
 
     at: datetime
@@ -156,6 +157,9 @@ def look(services: Services, records: DagsterRecords) -> SystemStatus:
     held = asked(held_entries)
     oldest = asked(oldest_unfinished)
     runs = asked(lambda _: records.runs_in_flight())
+    disk = asked(lambda of: fullest_disk(of.settings))
+    if disk and disk.is_nearly_full:
+        problems.append(str(disk))
     seen = SystemStatus(
         at=datetime.now(UTC),
         topics=(polling, *file_topics, *download_topics),

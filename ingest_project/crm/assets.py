@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from ingest_project.batches import BATCH_ID_TAG, keep_connections_open, new_batch_id
+from ingest_project.batches import BATCH_ID_TAG, DATABASE_POOL, keep_connections_open, new_batch_id
 from ingest_project.crm.opportunities import OPPORTUNITIES, opportunities
 from ingest_project.crm.projects import PROJECTS, projects
 from ingest_project.crm.retrying import jittered, retried
@@ -77,7 +77,7 @@ def run_config(ranges: Sequence[OffsetRange]) -> dict[str, Any]:
     return {"ops": {ASSETS_OP: {"config": {"topic": first.topic, "generation": first.generation, "ranges": told}}}}
 
 
-@dg.multi_asset(name=ASSETS_OP, specs=[opportunities, projects, unidentified_messages])
+@dg.multi_asset(name=ASSETS_OP, specs=[opportunities, projects, unidentified_messages], pool=DATABASE_POOL)
 def crm_assets(
     context: dg.AssetExecutionContext, config: CrmConfig, services: dg.ResourceParam[Services]
 ) -> Iterator[dg.MaterializeResult[None]]:

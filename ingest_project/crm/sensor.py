@@ -45,8 +45,8 @@ def sales_events_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefini
     def sensor(
         context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
     ) -> dg.SensorResult | dg.SkipReason:
-        if missing := services.what_is_missing():
-            return dg.SkipReason(missing)
+        if hindrance := services.what_hinders():
+            return dg.SkipReason(hindrance)
         return tick(context, services)
 
     return sensor
@@ -66,8 +66,10 @@ def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorRe
         logger.warning("topic_notice", topic=topic, notice=notice)
     positions = _plan(services, topic, saved, backlog)
     release_abandoned(context.instance, ledger, topic, settings.retries)
-    requests = request_due(services, topic)
-    skip_reason = None if requests else f"Nothing new on {topic}."
+    most = 2 * settings.crm.max_parallel_batches
+    room = services.room_beside(services.stream_ranges.in_flight_batches(topic), most)
+    requests = request_due(services, topic, room.batches)
+    skip_reason = None if requests else room.reason or f"Nothing new on {topic}."
     return dg.SensorResult(run_requests=requests, cursor=positions.to_cursor(), skip_reason=skip_reason)
 
 
@@ -83,13 +85,12 @@ def _plan(services: Services, topic: str, saved: Positions | None, backlog: Back
     return Positions(backlog.generation, planned.next_offsets)
 
 
-def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
-    """Ask for runs over ranges that are due, as many as may run at a time."""
+def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest]:
+    """Ask for runs over ranges that are due, at most so many."""
+    if not free:
+        return []
     settings, ledger = services.settings.crm, services.stream_ranges
     now = datetime.now(UTC)
-    free = 2 * settings.max_parallel_batches - ledger.in_flight_batches(topic)
-    if free <= 0:
-        return []
     due = ledger.get_many([range_.key for range_ in ledger.due(topic, limit=MOST_DUE, now=now)])
     batches = batches_of(due, settings.batch_messages, settings.max_parallel_batches)[:free]
     # All or none: whoever else looks after this topic can only have taken the whole batch.

@@ -49,9 +49,9 @@ def work_columns() -> list[Col[Any]]:
     ]
 
 
-def pending_index(table: str, *columns: str) -> sa.Index:
+def pending_index(table: str, *columns: str, name: str | None = None) -> sa.Index:
     """What the sensors ask every few seconds, over unfinished entries only: a million finished cost nothing."""
-    return _partial(f"{table}_due", PENDING, *columns, "next_attempt_at")
+    return _partial(name or f"{table}_due", PENDING, *columns, "next_attempt_at")
 
 
 def held_index(table: str, lane: str) -> sa.Index:

@@ -77,6 +77,8 @@ files = sa.Table(
     Col("metadata", Json, nullable=False),
     Col("source_config", Json, nullable=False),
     Col("profile", sa.Text, nullable=False),
+    # Whose share of a batch it takes, see `ledger.fair_shares`.
+    Col("origin", sa.Text, nullable=False, server_default=""),
     *intake_columns(),
     *work_columns(),
     Col("sha256", sa.Text),
@@ -87,6 +89,7 @@ files = sa.Table(
     Col("rows_quarantined", sa.BigInteger),
     Col("rule_counts", Json),
     pending_index("files", "intake_topic"),
+    pending_index("files", "intake_topic", "origin", name="files_due_by_origin"),
     held_index("files", "intake_topic"),
     sa.Index("files_by_batch", "batch_id"),
     # Counts by state, lists by state, newest first.

@@ -10,7 +10,14 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.batches import BATCH_ID_TAG, PartitionReport, keep_connections_open, keys_of_run, report
+from ingest_project.batches import (
+    BATCH_ID_TAG,
+    DATABASE_POOL,
+    PartitionReport,
+    keep_connections_open,
+    keys_of_run,
+    report,
+)
 from ingest_project.errors import IngestError
 from ingest_project.file_ingest.aggregated_metrics import aggregated_metrics
 from ingest_project.file_ingest.ingesting import ingest
@@ -33,6 +40,7 @@ PARTITIONS_PER_BACKFILL_RUN = 500
     name="file_ingest",
     specs=[raw_files, validated_sensor_data, quarantined_files, aggregated_metrics],
     can_subset=True,
+    pool=DATABASE_POOL,
     backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_BACKFILL_RUN),
 )
 def file_ingest_assets(

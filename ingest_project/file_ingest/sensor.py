@@ -61,8 +61,8 @@ def file_events_sensor(
     def sensor(
         context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
     ) -> dg.SensorResult | dg.SkipReason:
-        if missing := services.what_is_missing():
-            return dg.SkipReason(missing)
+        if hindrance := services.what_hinders():
+            return dg.SkipReason(hindrance)
         return tick(context, services, topic_of(services.settings.topics))
 
     return sensor
@@ -79,8 +79,10 @@ def tick(context: dg.SensorEvaluationContext, services: Services, topic: str) ->
     for record in services.files.get_many(given_up):
         outcome = Outcome(record, record.state, reason=record.reason, error_class=record.error_class)
         report_failed(context.instance, contract_result(outcome), record.file_key)
-    requests = request_due(services, topic)
-    skip_reason = None if requests else f"Nothing new on {topic}."
+    most = 2 * services.settings.file_ingest.max_parallel_batches
+    room = services.room_beside(services.files.in_flight_batches(topic), most)
+    requests = request_due(services, topic, room.batches)
+    skip_reason = None if requests else room.reason or f"Nothing new on {topic}."
     return dg.SensorResult(run_requests=requests, cursor=taken.positions.to_cursor(), skip_reason=skip_reason)
 
 
@@ -113,13 +115,12 @@ def arrival_of(arrived: Arrived[FileEvent], services: Services) -> FileArrival:
     )
 
 
-def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
-    """Ask for runs over files of this topic that are due, as many as may run at a time."""
+def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest]:
+    """Ask for runs over files of this topic that are due, at most so many."""
+    if not free:
+        return []
     settings = services.settings.file_ingest
     now = datetime.now(UTC)
-    free = 2 * settings.max_parallel_batches - services.files.in_flight_batches(topic)
-    if free <= 0:
-        return []
     due = services.files.due(topic, limit=free * settings.batch_files, now=now)
     return request_batches(FILES, services.files, batches_of(due, settings)[:free], now)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ingest_project.ledger.entries import Intake
+from ingest_project.ledger.fair_shares import origin_of
 from ingest_project.ledger.states import FileState
 from ingest_project.messages.file_event import FileEvent
 
@@ -89,6 +90,7 @@ def file_row(arrival: FileArrival, now: datetime) -> dict[str, Any]:
         "file_type": event.file_type or event.kind,
         "event_id": event.event_id,
         "profile": arrival.profile,
+        "origin": origin_of(event, arrival.location),
         **arrival.intake.columns(),
         "state": FileState.PENDING,
         "attempts": 0,

@@ -15,10 +15,11 @@ import sqlalchemy as sa
 from ingest_project.database.engine import reading, writing
 from ingest_project.database.tables import files
 from ingest_project.ledger.entries import Intake, Recorded
+from ingest_project.ledger.fair_shares import in_turn, waiting_origins
 from ingest_project.ledger.file_record import FileRecord, file_row
 from ingest_project.ledger.statements import contains, in_parts, insert_missing, update_each
 from ingest_project.ledger.states import FINISHED_FILE_STATES, FileState
-from ingest_project.ledger.work_ledger import WorkLedger
+from ingest_project.ledger.work_ledger import Due, WorkLedger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,6 +102,18 @@ class FileLedger(WorkLedger):
             reopened=tuple(key for key in keys if key in reopened),
             known=tuple(key for key in keys if key not in new and key not in reopened),
         )
+
+    def due(self, lane: str, limit: int, now: datetime) -> tuple[Due, ...]:
+        """Pending files whose time has come: of each origin the same number, by turns; then those that wait longest."""
+        with reading(self._engine) as connection:
+            longest = [Due(*row) for row in connection.execute(self._due(lane, limit, now))]
+            origins = waiting_origins(connection, lane, now) if len(longest) == limit else ()
+            share = limit // max(1, len(origins))
+            shares = []
+            for origin in origins[:limit] if len(origins) > 1 else ():
+                own = self._due(lane, max(1, share), now).where(files.c.origin == origin)
+                shares.append([Due(*row) for row in connection.execute(own)])
+        return tuple(dict.fromkeys([*in_turn(shares), *longest]))[:limit]
 
     def start(self, file_keys: Sequence[str], run_id: str, now: datetime) -> tuple[FileRecord, ...]:
         """A run takes files into its hands, in whatever state they are: a person may repeat any file.

@@ -7,7 +7,7 @@ leaves its entries held, and they are done again so that what Dagster shows is w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
@@ -82,16 +82,18 @@ class WorkLedger:
 
     def due(self, lane: str, limit: int, now: datetime) -> tuple[Due, ...]:
         """Pending entries whose time has come, in the order they are to be asked for."""
+        with reading(self._engine) as connection:
+            return tuple(Due(*row) for row in connection.execute(self._due(lane, limit, now)))
+
+    def _due(self, lane: str, limit: int, now: datetime) -> sa.Select[Any]:
         columns = self._table.c
-        query = (
+        return (
             sa.select(self._key, columns.attempts)
             .where(self._lane == lane, columns.state == sa.literal_column(f"'{PENDING}'"))
             .where(columns.next_attempt_at <= now)
             .order_by(*(columns[name] for name in self.order_of_due))
             .limit(limit)
         )
-        with reading(self._engine) as connection:
-            return tuple(Due(*row) for row in connection.execute(query))
 
     def request(self, batch_id: str, keys: Sequence[str], now: datetime) -> tuple[str, ...]:
         """Claim pending entries for a batch, one attempt more each; returns those that were still pending, in order."""

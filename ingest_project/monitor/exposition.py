@@ -83,6 +83,9 @@ class SystemCollector(Collector):
             yield from _dagster(dagster)
         if tables := system.tables.seen.present:
             yield from _tables(tables)
+        if disk := system.disk.seen.present:
+            meaning = "Room on the fullest of the disks that this machine writes to."
+            yield GaugeMetricFamily("ingest_disk_free_bytes", meaning, value=disk.free_bytes)
 
 
 def exposition(system: System) -> bytes:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
+    from ingest_project.backpressure import Disk
     from ingest_project.monitor.orchestration import DagsterSeen
     from ingest_project.monitor.parts import Part, Seen
     from ingest_project.monitor.system import System
@@ -42,7 +43,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 def readiness(system: System, now: datetime) -> tuple[Line, ...]:
-    """Broker, warehouse, Dagster's storage, its daemon, and the sensors."""
+    """Broker, warehouse, Dagster's storage, its daemon, the sensors, and room on the disks of this machine."""
     dagster = system.dagster
     return (
         _answers("broker", system.broker, now),
@@ -50,6 +51,7 @@ def readiness(system: System, now: datetime) -> tuple[Line, ...]:
         _answers("dagster storage", dagster, now),
         daemon_line(dagster.seen, now),
         sensors_line(dagster.seen, now),
+        disk_line(system.disk.seen),
     )
 
 
@@ -81,6 +83,14 @@ def sensors_line(seen: Seen[DagsterSeen], now: datetime) -> Line:
     parts += [f"silent: {', '.join(quiet)}"] if quiet else []
     parts += [f"stopped by a person: {', '.join(stopped)}"] if stopped else []
     return Line(name, not quiet, "; ".join(parts))
+
+
+def disk_line(seen: Seen[Disk]) -> Line:
+    """Whether there is room for what is written on this machine."""
+    disk = seen.present
+    if disk is None:
+        return Line("disk", ok=False, detail=seen.problem or "was not looked at yet")
+    return Line("disk", not disk.is_nearly_full, str(disk))
 
 
 def _quiet(found: DagsterSeen, now: datetime) -> Iterator[str]:

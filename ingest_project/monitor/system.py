@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ingest_project.backpressure import Disk, fullest_disk
 from ingest_project.monitor.broker import BrokerLook, BrokerSeen
 from ingest_project.monitor.dagster_records import DagsterRecords
 from ingest_project.monitor.ledger import LedgerLook, LedgerSeen
@@ -43,11 +44,12 @@ class System:
         self.broker: Part[BrokerSeen] = Part("broker", BrokerLook(self.services, records), seconds)
         self.dagster: Part[DagsterSeen] = Part("dagster", DagsterLook(self.services.settings), seconds)
         self.tables: Part[TablesSeen] = Part("tables", TablesLook(self.services), TABLES_SECONDS)
+        self.disk: Part[Disk] = Part("disk", lambda: fullest_disk(settings), seconds)
 
     @property
     def parts(self) -> tuple[Part[Any], ...]:
         """All of them."""
-        return (self.ledger, self.broker, self.dagster, self.tables)
+        return (self.ledger, self.broker, self.dagster, self.tables, self.disk)
 
     def start(self) -> None:
         """Begin to look."""

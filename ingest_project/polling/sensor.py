@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from msgspec.structs import replace
@@ -18,6 +19,9 @@ from ingest_project.ledger.polling_jobs import JobArrival
 from ingest_project.messages.polling_job import PollingJob, decode_polling_job
 from ingest_project.polling.partitions import POLLING_JOBS, job_key
 from ingest_project.resources import Services
+
+if TYPE_CHECKING:
+    from ingest_project.backpressure import Room
 
 JOBS_PER_RUN = 20
 BATCHES_IN_FLIGHT = 4
@@ -40,8 +44,8 @@ def polling_queue_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefin
     def sensor(
         context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
     ) -> dg.SensorResult | dg.SkipReason:
-        if missing := services.what_is_missing():
-            return dg.SkipReason(missing)
+        if hindrance := services.what_hinders():
+            return dg.SkipReason(hindrance)
         return tick(context, services)
 
     return sensor
@@ -67,11 +71,12 @@ def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorRe
             POLLING_JOBS, list(dict.fromkeys(arrival.job_key for arrival in arrivals))
         )
     release_abandoned(context.instance, services.polling_jobs, topic, settings.retries)
-    requests = request_due(services, topic)
+    room = room_for_jobs(services, topic)
+    requests = request_due(services, topic, room.batches)
     return dg.SensorResult(
         run_requests=requests,
         cursor=taken.positions.to_cursor(),
-        skip_reason=None if requests else f"Nothing new on {topic}.",
+        skip_reason=None if requests else room.reason or f"Nothing new on {topic}.",
     )
 
 
@@ -86,12 +91,16 @@ def arrival_of(arrived: Arrived[PollingJob]) -> JobArrival:
     return JobArrival(key, replace(job, trace_id=trace_id), arrived.intake)
 
 
-def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
-    """Ask for runs over jobs that are due."""
-    now = datetime.now(UTC)
-    free = BATCHES_IN_FLIGHT - services.polling_jobs.in_flight_batches(topic)
-    if free <= 0:
+def room_for_jobs(services: Services, lane: str) -> Room:
+    """How many more batches of jobs may be asked for."""
+    return services.room_beside(services.polling_jobs.in_flight_batches(lane), BATCHES_IN_FLIGHT)
+
+
+def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest]:
+    """Ask for runs over jobs that are due, at most so many."""
+    if not free:
         return []
+    now = datetime.now(UTC)
     due = [job.key for job in services.polling_jobs.due(topic, limit=free * JOBS_PER_RUN, now=now)]
     batches = [due[start : start + JOBS_PER_RUN] for start in range(0, len(due), JOBS_PER_RUN)]
     return request_batches(POLLING_JOBS, services.polling_jobs, batches, now)

@@ -18,7 +18,7 @@ from ingest_project.ledger.entries import Intake
 from ingest_project.ledger.polling_jobs import STANDING, JobArrival
 from ingest_project.messages.polling_job import PollingJob
 from ingest_project.polling.partitions import POLLING_JOBS, job_key
-from ingest_project.polling.sensor import request_due
+from ingest_project.polling.sensor import request_due, room_for_jobs
 from ingest_project.resources import Services
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def standing_jobs_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefin
     def sensor(
         context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
     ) -> dg.SensorResult | dg.SkipReason:
-        if missing := services.what_is_missing():
-            return dg.SkipReason(missing)
+        if hindrance := services.what_hinders():
+            return dg.SkipReason(hindrance)
         if not any(source.every_seconds for source in services.settings.sources.values()):
             return dg.SkipReason("No source is configured to be looked at by itself (INGEST_SOURCES).")
         return tick(context, services, datetime.now(UTC))
@@ -63,8 +63,10 @@ def tick(context: dg.SensorEvaluationContext, services: Services, now: datetime)
     if services.polling_jobs.stand(arrivals, now):
         context.instance.add_dynamic_partitions(POLLING_JOBS, [arrival.job_key for arrival in arrivals])
     release_abandoned(context.instance, services.polling_jobs, STANDING, services.settings.retries)
-    requests = request_due(services, STANDING)
-    return dg.SensorResult(run_requests=requests, skip_reason=None if requests else "No interval has begun.")
+    room = room_for_jobs(services, STANDING)
+    requests = request_due(services, STANDING, room.batches)
+    skip_reason = None if requests else room.reason or "No interval has begun."
+    return dg.SensorResult(run_requests=requests, skip_reason=skip_reason)
 
 
 def standing_job(name: str, source: ConfiguredSource, every_seconds: float, now: datetime) -> JobArrival:

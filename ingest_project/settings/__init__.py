@@ -27,13 +27,14 @@ from ingest_project.settings.credentials import Credential
 from ingest_project.settings.inventory import LoadedSettings, Origin, Setting
 from ingest_project.settings.loading import current_settings, embedded_services, load_settings
 from ingest_project.settings.monitor import MonitorSettings
-from ingest_project.settings.operations import AlertSettings, RetentionSettings
+from ingest_project.settings.operations import AlertSettings, BackpressureSettings, RetentionSettings
 from ingest_project.settings.sources import ConfiguredSource
 from ingest_project.settings.tree import LoggingSettings, RetrySettings, Settings
 
 __all__ = [
     "AlertSettings",
     "AttachmentSettings",
+    "BackpressureSettings",
     "ConfiguredSource",
     "Credential",
     "CrmSettings",

@@ -1,4 +1,4 @@
-"""Settings of running the system for years: who is told of failures, and what is kept for how long."""
+"""Settings of running the system for years: when less is asked for, who is told of failures, what is kept how long."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from typing import Annotated
 from pydantic import Field, SecretStr
 
 from ingest_project.settings.fields import Env, Section
+
+
+class BackpressureSettings(Section):
+    """When no further runs are asked for, or fewer. What is not asked for waits on its topic or in the ledger."""
+
+    min_free_disk_bytes: Annotated[int, Env("INGEST_MIN_FREE_DISK_BYTES")] = Field(
+        1024**3, ge=0, description="with less room on a disk that is written to, no run is asked for"
+    )
+    slow_warehouse_seconds: Annotated[float, Env("INGEST_SLOW_WAREHOUSE_SECONDS")] = Field(
+        2.0, gt=0, description="an empty transaction that takes longer: each sensor asks for one batch at a time"
+    )
 
 
 class AlertSettings(Section):

@@ -27,7 +27,7 @@ from ingest_project.settings.connections import (
 from ingest_project.settings.credentials import Credential
 from ingest_project.settings.fields import AsJson, Env, Section
 from ingest_project.settings.monitor import MonitorSettings
-from ingest_project.settings.operations import AlertSettings, RetentionSettings
+from ingest_project.settings.operations import AlertSettings, BackpressureSettings, RetentionSettings
 from ingest_project.settings.sources import ConfiguredSource
 
 
@@ -94,6 +94,7 @@ class Settings(Section):
     crm: CrmSettings = CrmSettings()
     monitor: MonitorSettings = MonitorSettings()
     retries: RetrySettings = RetrySettings()
+    backpressure: BackpressureSettings = BackpressureSettings()
     alerts: AlertSettings = AlertSettings()
     retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()

@@ -44,8 +44,8 @@ def user_activity_hourly_sensor(
     context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
 ) -> dg.SensorResult | dg.SkipReason:
     """Ask for one run over the hours that are to be counted, while none is under way."""
-    if missing := services.what_is_missing():
-        return dg.SkipReason(missing)
+    if hindrance := services.what_hinders():
+        return dg.SkipReason(hindrance)
     under_way = dg.RunsFilter(job_name=user_activity_hourly_batch.name, statuses=UNFINISHED)
     if context.instance.get_runs_count(under_way):
         return dg.SkipReason("Hours are being counted.")

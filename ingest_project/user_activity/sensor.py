@@ -34,8 +34,8 @@ def user_activity_events_sensor(
     context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
 ) -> dg.SensorResult | dg.SkipReason:
     """Plan what waits, and ask for runs over what is due."""
-    if missing := services.what_is_missing():
-        return dg.SkipReason(missing)
+    if hindrance := services.what_hinders():
+        return dg.SkipReason(hindrance)
     settings, topic = services.settings, services.settings.topics.user_activity_events
     positions = plan_backlog(
         services,
@@ -49,18 +49,19 @@ def user_activity_events_sensor(
         return dg.SkipReason(f"Topic {topic} does not exist yet.")
     for_ever = settings.retries.model_copy(update={"max_attempts": NO_LAST_ATTEMPT})
     release_abandoned(context.instance, services.stream_ranges, topic, for_ever)
-    requests = request_due(services, topic)
-    skip_reason = None if requests else f"Nothing new on {topic}."
+    most = settings.user_activity.max_parallel_batches
+    room = services.room_beside(services.stream_ranges.in_flight_batches(topic), most)
+    requests = request_due(services, topic, room.batches)
+    skip_reason = None if requests else room.reason or f"Nothing new on {topic}."
     return dg.SensorResult(run_requests=requests, cursor=positions.to_cursor(), skip_reason=skip_reason)
 
 
-def request_due(services: Services, topic: str) -> list[dg.RunRequest]:
-    """Ask for runs over ranges that are due, as many as may run at a time."""
+def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest]:
+    """Ask for runs over ranges that are due, at most so many."""
+    if not free:
+        return []
     settings, ledger = services.settings.user_activity, services.stream_ranges
     now = datetime.now(UTC)
-    free = settings.max_parallel_batches - ledger.in_flight_batches(topic)
-    if free <= 0:
-        return []
     due = frozenset(entry.key for entry in ledger.due(topic, MOST_UNFINISHED, now))
     lanes = ready(ledger.unfinished(topic, MOST_UNFINISHED), due)
     batches = batches_of(lanes, settings.batch_messages, settings.max_parallel_batches)[:free]

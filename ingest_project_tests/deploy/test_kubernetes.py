@@ -32,6 +32,7 @@ DIFFERENT = ("run_launcher", "compute_logs")
 SHARED = (
     "storage",
     "run_coordinator",
+    "concurrency",
     "run_monitoring",
     "run_retries",
     "sensors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ import pytest
 
 from ingest_project.database.engine import open_engine
 from ingest_project.ledger.entries import Recorded, Released
-from ingest_project.ledger.files import FileLedger, LandedFile, QuarantineShare
+from ingest_project.ledger.fair_shares import origin_of
+from ingest_project.ledger.files import FileArrival, FileLedger, LandedFile, QuarantineShare
 from ingest_project.ledger.states import FileState
 from ingest_project.ledger.work_ledger import Due, Holding
 from ingest_project.messages.decoding import encode
@@ -39,6 +41,11 @@ def state(ledger: FileLedger, key: str) -> FileState:
 
 def due(ledger: FileLedger, now: datetime, limit: int = 10) -> tuple[str, ...]:
     return tuple(entry.key for entry in ledger.due(TOPIC, limit, now))
+
+
+def of_folder(name: str, number: int) -> FileArrival:
+    sent = arrival(f"{name}/{number}", number)
+    return sent._replace(event=msgspec.structs.replace(sent.event, source_config={"path": f"/in/{name}"}))
 
 
 def test_a_file_comes_back_with_its_event_and_its_kafka_position(ledger: FileLedger) -> None:
@@ -92,6 +99,33 @@ def test_files_wait_their_turn_the_oldest_first(ledger: FileLedger) -> None:
     assert due(ledger, NOW) == ("early",)
     assert due(ledger, LATER) == ("early", "late")
     assert due(ledger, LATER, limit=1) == ("early",)
+
+
+def test_each_origin_has_the_same_share_of_what_is_asked_for_next(ledger: FileLedger) -> None:
+    ledger.record([of_folder("noisy", n) for n in range(5_000)], NOW)
+    ledger.record([of_folder("late", n) for n in range(5)], LATER)
+    ledger.record([of_folder("later", n) for n in range(300)], LATER)
+    later_still = LATER + timedelta(minutes=1)
+    asked = Counter(key.partition("/")[0] for key in due(ledger, later_still, limit=400))
+    assert asked == {"late": 5, "later": 133, "noisy": 262}, "what a small one leaves over goes to who waits longest"
+    first = [key.partition("/")[0] for key in due(ledger, later_still, limit=400)[:15]]
+    assert Counter(first) == {"late": 5, "later": 5, "noisy": 5}, "by turns"
+    assert Counter(key.partition("/")[0] for key in due(ledger, NOW, limit=400)) == {"noisy": 400}
+
+
+def test_with_more_origins_than_can_be_asked_for_those_that_wait_longest_are_first(ledger: FileLedger) -> None:
+    for minute in range(7):
+        ledger.record([of_folder(f"folder-{minute}", n) for n in range(3)], NOW + timedelta(minutes=minute))
+    asked = due(ledger, NOW + timedelta(hours=1), limit=4)
+    assert [key.partition("/")[0] for key in asked] == [f"folder-{minute}" for minute in range(4)]
+
+
+def test_a_place_is_one_origin_however_its_files_are_announced() -> None:
+    event = arrival("a.csv").event
+    assert origin_of(event, "local:/in/a.csv") == origin_of(msgspec.structs.replace(event, job_id="another"), "any")
+    alone = msgspec.structs.replace(event, source_config={})
+    assert origin_of(alone, "local:/in/a.csv") == origin_of(alone, "local:/in/b.csv")
+    assert origin_of(alone, "local:/in/a.csv") != origin_of(alone, "local:/out/a.csv")
 
 
 def test_a_file_is_claimed_by_one_batch(ledger: FileLedger) -> None:

@@ -46,7 +46,7 @@ def test_with_everything_there_every_line_is_ok(
     save_cursor(dagster_instance, "file_events_sensor", Positions("", {0: 1}).to_cursor(), at=now)
     lines = lines_of(System(on_record(settings_of(sqlite_url, embedded_broker.bootstrap_servers), dagster_instance)))
     assert [name for name, line in lines.items() if not line.ok] == [], lines
-    assert list(lines) == ["broker", "warehouse", "dagster storage", "daemon", "sensors"]
+    assert list(lines) == ["broker", "warehouse", "dagster storage", "daemon", "sensors", "disk"]
 
 
 def test_each_part_that_is_away_is_down_alone(
