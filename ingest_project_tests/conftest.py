@@ -34,6 +34,7 @@ LONG = (
     "kafka/test_faults.py",
     "crm/test_retrying.py",
     "attachments/test_intake.py",
+    "attachments/test_onelake.py",
     "monitor/test_page.py",
     "deploy/test_processes.py",
     "stores/test_delta_upkeep.py",

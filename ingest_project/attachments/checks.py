@@ -52,7 +52,7 @@ def attachment_stored(
 def stored_bytes_match(services: Services, record: AttachmentRecord) -> CheckResult:
     """Whether what is stored of one attachment is what was downloaded."""
     if record.state is not AttachmentState.STORED:
-        return kept_result(record, passed=False, description=f"Not stored: {record.reason or record.state.value}.")
+        return kept_result(record, passed=False, description=f"Not stored: {record.reason or f'{record.state.value}.'}")
     found = services.attachment_store(record.domain).stat(record.destination_path)
     if found is None:
         return kept_result(record, passed=False, description=f"{record.stored_path} is not there any more.")

@@ -1,4 +1,4 @@
-"""`ingest dlq`: attachments that failed for good, why, and the way back."""
+"""`ingest dlq`: attachments that failed for good, why, and the way back; and messages that could not be read at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from ingest_project.cli.attachment_page import page_of, show_page
 from ingest_project.cli.attachments import Limit, say_list, shortened_list
+from ingest_project.cli.dead_messages import list_messages, show_message
 from ingest_project.cli.key_lookup import find_attachment
 from ingest_project.cli.output import (
     AsJson,
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
     from ingest_project.cli.replaying import ReplayResult
     from ingest_project.ledger.attachment_record import AttachmentRecord
 
-app = typer.Typer(help="Attachments that failed for good: why, and the way back.", no_args_is_help=True)
+app = typer.Typer(
+    help="Attachments that failed for good: why, and the way back. Messages that could not be read.",
+    no_args_is_help=True,
+)
+app.command("messages")(list_messages)
+app.command("message")(show_message)
 
 MAX_SHOWN_REASON = 120
 MOST_NAMED = 20

@@ -96,14 +96,20 @@ class AttachmentLedger(WorkLedger):
     def record_extracted(
         self, arrivals: Sequence[TaskArrival], batch_id: str | None, run_id: str, now: datetime
     ) -> dict[str, str]:
-        """Enter tasks found in events, in the hands of the run that found them.
+        """Enter tasks found in events: in the hands of the run that found them, or pending where it does no more.
+
+        Args:
+            arrivals: the tasks.
+            batch_id: of a run that goes on to download them; None: whoever is asked next does.
+            run_id: of the run.
+            now: when.
 
         Returns:
             of each of these attachments, the event that it is known by.
         """
         first = {arrival.attachment_key: arrival for arrival in reversed(arrivals)}
         held = {"state": AttachmentState.REQUESTED, "batch_id": batch_id, "run_id": run_id, "attempts": 1}
-        rows = [task_row(first[key], now) | held for key in sorted(first)]
+        rows = [task_row(first[key], now) | (held if batch_id else {}) for key in sorted(first)]
         owners: dict[str, str] = {}
         with writing(self._engine) as connection:
             insert_missing(connection, attachments, rows, attachments.c.attachment_key)

@@ -10,7 +10,7 @@ from ingest_project.errors import BrokerUnavailable, IngestError
 from ingest_project.kafka.committed_offsets import committed_positions
 from ingest_project.kafka.topic_state import TopicStates
 from ingest_project.monitor.dagster_records import DagsterRecordsUnavailable
-from ingest_project.monitor.intakes import Intake, dead_letter_topics, intakes, saved_positions
+from ingest_project.monitor.intakes import Intake, intakes, saved_positions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +81,7 @@ class BrokerLook:
         lags = [_lag(intake, reader, settings.kafka, sensors) for intake in intakes(settings)]
         if settings.attachments.event_source == "eventhub":
             lags.append(self._event_hub(sensors))
-        letters = [self._dead_letters(topic) for topic in dead_letter_topics(settings)]
+        letters = [self._dead_letters(topic) for topic in settings.topics.dead_letters]
         return BrokerSeen(tuple(lags), tuple(letters))
 
     def _sensors(self) -> Mapping[str, SensorOnRecord] | None:

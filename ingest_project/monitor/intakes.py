@@ -1,4 +1,4 @@
-"""Which topics are read by which sensor, and where messages go that nobody can use."""
+"""Which topics are read by which sensor, and how far it has read them."""
 
 from __future__ import annotations
 
@@ -36,18 +36,6 @@ def intakes(settings: Settings) -> tuple[Intake, ...]:
         *(Intake(topic, "downloads_retry_sensor") for topic in topics.downloads_retry),
         Intake(topics.user_activity_events, "user_activity_events_sensor"),
         Intake(topics.sales_events, "sales_events_sensor"),
-    )
-
-
-def dead_letter_topics(settings: Settings) -> tuple[str, ...]:
-    """Every topic that keeps what could not be used."""
-    topics = settings.topics
-    return (
-        topics.polling_queue_dlq,
-        topics.file_event_queue_dlq,
-        topics.events_raw_dlq,
-        topics.downloads_dlq,
-        topics.user_activity_events_dlq,
     )
 
 

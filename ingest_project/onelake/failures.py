@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ingest_project.errors import IngestError, PermanentError, SourceMissing, StoreUnavailable
@@ -22,6 +23,8 @@ SERVER_ERRORS = 500
 NOT_FOUND = 404
 NO_FILE_SYSTEM = frozenset({"FilesystemNotFound", "ContainerNotFound", "WorkspaceNotFound"})
 LONGEST_CAUSE = 200
+# A service that asks for more is asked again after so long, like any host.
+LONGEST_PAUSE_SECONDS = 3_600.0
 REMEDIES = {
     400: "Check the address.",
     401: "Check the credential: it is not accepted.",
@@ -53,11 +56,11 @@ class StoreBusy(StoreUnavailable):
     Args:
         address: of the file or folder, without secrets.
         cause: what was said.
-        retry_after_seconds: how long it asked us to wait; None when it did not say.
+        retry_after: how long it asked us to wait; None when it did not say.
     """
 
-    def __init__(self, address: str, cause: object, retry_after_seconds: float | None = None) -> None:
-        self.retry_after_seconds = retry_after_seconds
+    def __init__(self, address: str, cause: object, retry_after: timedelta | None = None) -> None:
+        self.retry_after = retry_after
         super().__init__(address, cause)
 
 
@@ -116,7 +119,9 @@ def _failure_of_answer(error: HttpResponseError, status: int, address: str) -> I
     cause = f"{status} {code}".strip()
     headers: Mapping[str, str] = getattr(error.response, "headers", {})
     if status in {429, 503}:
-        return StoreBusy(address, cause, retry_after_seconds(headers))
+        seconds = retry_after_seconds(headers)
+        asked_for = None if seconds is None else timedelta(seconds=min(seconds, LONGEST_PAUSE_SECONDS))
+        return StoreBusy(address, cause, asked_for)
     return StoreUnavailable(address, cause)
 
 

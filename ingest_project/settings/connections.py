@@ -109,6 +109,17 @@ class TopicSettings(Section):
             self.downloads_retry_40m,
         )
 
+    @property
+    def dead_letters(self) -> tuple[str, ...]:
+        """Every topic that keeps what could not be used, in the order the data goes."""
+        return (
+            self.polling_queue_dlq,
+            self.file_event_queue_dlq,
+            self.events_raw_dlq,
+            self.downloads_dlq,
+            self.user_activity_events_dlq,
+        )
+
 
 class WarehouseSettings(Section):
     """The relational database that holds rows, metrics and the ledger."""

@@ -63,18 +63,35 @@ class AttachmentSystem(System):
                 return done
         raise AssertionError(f"Still busy: {self.services.attachments.counts_by_state()}")
 
+    def drive_events_once(self) -> None:
+        """Do what the events that have arrived ask for, and nothing that follows from it."""
+        for request in self.requests(EVENTS):
+            self.execute(JOBS[EVENTS], request)
+
     def drive_to_the_end(self) -> list[ExecuteInProcessResult]:
         """Until nothing is left to be done, now or later."""
         return self.drive_attachments(until_retries_are_over=True)
+
+    def materialize_selected(self, asset: dg.AssetKey, *keys: str) -> ExecuteInProcessResult:
+        """Do what a person asks for in the UI: one partition of an asset, or from one to another, in one run."""
+        if len(keys) > 1:
+            tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}
+        else:
+            tags = {"dagster/partition": keys[0]}
+        job = dg.define_asset_job("by_hand", selection=dg.AssetSelection.assets(asset).without_checks())
+        definitions = dg.Definitions.merge(self.definitions, dg.Definitions(jobs=[job]))
+        return definitions.resolve_job_def("by_hand").execute_in_process(
+            instance=self.instance, tags=tags, raise_on_error=False
+        )
 
     def look_at_eventhouse(self) -> None:
         """One tick of the sensor that polls Eventhouse."""
         self.tick("eventhouse_sensor")
 
     def shown_checks(self) -> dict[str, str]:
-        """What Dagster shows of the check of each attachment."""
+        """What Dagster shows of the check of each attachment; what stands for a whole selection is left out."""
         infos = self.instance.event_log_storage.get_asset_check_partition_info([STORED_CHECK])
-        return {str(info.partition_key): info.latest_execution_status.value for info in infos}
+        return {info.partition_key: info.latest_execution_status.value for info in infos if info.partition_key}
 
     def _is_over(self, until_retries_are_over: bool) -> bool:  # noqa: FBT001 - one caller
         events = self.services.attachment_events.counts_by_state()

@@ -12,7 +12,7 @@ from ingest_project.kafka.writing import Outgoing
 from ingest_project.ledger.attachments import FailedFilter
 from ingest_project.ledger.states import AttachmentState
 from ingest_project.messages.download import DownloadResult, DownloadTask
-from ingest_project_tests.attachments.system import HOURS, PENDING, RESULTS, STORED, STORED_CHECK
+from ingest_project_tests.attachments.system import HOURS, PENDING, RESULTS, STORED
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.services.http_server import content_of
 
@@ -30,12 +30,6 @@ def topic(system: AttachmentSystem, kind: str) -> list[Received]:
 def told_results(system: AttachmentSystem) -> list[DownloadResult]:
     """What was published of ended attempts."""
     return [msgspec.json.decode(message.value or b"", type=DownloadResult) for message in topic(system, "results")]
-
-
-def shown(system: AttachmentSystem) -> dict[str, str]:
-    """What Dagster shows of the check of each attachment."""
-    infos = system.instance.event_log_storage.get_asset_check_partition_info([STORED_CHECK])
-    return {str(info.partition_key): info.latest_execution_status.value for info in infos}
 
 
 def test_the_attachments_of_an_event_are_stored_and_told_to_everybody(
@@ -60,7 +54,7 @@ def test_the_attachments_of_an_event_are_stored_and_told_to_everybody(
     assert len(system.instance.get_dynamic_partitions(ATTACHMENTS)) == 2
     assert [system.times_materialized(asset) for asset in (STORED, HOURS, RESULTS)] == [2, 1, 1]
     assert system.metadata(STORED, record.attachment_key)["sha256"] == record.sha256
-    assert set(shown(system).values()) == {"SUCCEEDED"}
+    assert set(system.shown_checks().values()) == {"SUCCEEDED"}
 
 
 def test_the_same_address_in_the_same_trace_is_one_attachment_and_the_others_are_counted(
@@ -117,7 +111,7 @@ def test_what_fails_for_a_reason_that_may_pass_climbs_the_ladder_and_then_is_dea
     assert dead.value == record.task.encode()
     assert dead.header("dlq.attempt") == b"5"
     assert dead.header("dlq.error-class") == b"DownloadFailed"
-    assert shown(system) == {record.attachment_key: "FAILED"}
+    assert system.shown_checks() == {record.attachment_key: "FAILED"}
 
 
 def test_what_fails_for_good_is_dead_at_once_and_is_served_when_it_is_replayed(
@@ -139,7 +133,7 @@ def test_what_fails_for_good_is_dead_at_once_and_is_served_when_it_is_replayed(
     rows = [(row["replays"], row["attempt"], row["status"]) for row in system.results()]
     assert rows == [(0, 1, "failed_permanent"), (1, 1, "success")]
     assert len(topic(system, "dlq")) == 1
-    assert set(shown(system).values()) == {"SUCCEEDED"}
+    assert set(system.shown_checks().values()) == {"SUCCEEDED"}
 
 
 def test_a_person_materialises_a_dead_attachment_and_the_books_are_the_same_as_after_a_replay(
@@ -230,20 +224,25 @@ def test_what_a_hostile_server_does_is_dead_at_once_with_its_reason(
     assert len(topic(system, "dlq")) == 1
 
 
-def test_ten_thousand_that_wait_do_not_hold_up_the_few_that_are_due(attachment_system: AttachmentSystem) -> None:
+def test_ten_thousand_that_wait_do_not_hold_up_the_few_that_are_due(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
     system = attachment_system
-    waiting = system.settings.topics.downloads_retry_40m
+    address = http_server.url("/files/a.pdf?size=10&n=")
     tasks = [
         Outgoing(
-            msgspec.json.encode({"trace_id": f"t-{n}", "domain": "d", "attachment_url": f"http://h/{n}", "attempt": 5}),
+            msgspec.json.encode({"trace_id": f"t-{n}", "domain": "d", "attachment_url": f"{address}{n}", "attempt": 5}),
             headers=(("due-at", b"2026-01-01T00:00:00Z" if n % 1_000 == 999 else b"2099-01-01T00:00:00Z"),),
         )
         for n in range(10_000)
     ]
-    system.services.writer.send_all(waiting, tasks)
-    (request,) = system.requests("downloads_retry_sensor")
-    assert request.tags["ingest/batch_size"] == "10"
-    assert system.requests("downloads_retry_sensor") == []
+    system.services.writer.send_all(system.settings.topics.downloads_retry_40m, tasks)
+    (run,) = system.drive_attachments()
+
+    assert run.success
+    states = system.services.attachments.counts_by_state()
+    assert (states[AttachmentState.STORED], states[AttachmentState.PENDING]) == (10, 9_990)
+    assert {row["trace_id"] for row in system.results()} == {f"t-{n}" for n in range(999, 10_000, 1_000)}
 
 
 def test_a_tick_that_was_never_saved_asks_again_for_the_same(

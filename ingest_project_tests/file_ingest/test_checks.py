@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import psycopg2
 import pytest
 
+from ingest_project_tests.journeys.check_results import behind_its_back, numbers
 from ingest_project_tests.journeys.system import CONTRACT, VALIDATED, System, changed, readings
 
 if TYPE_CHECKING:
     from ingest_project.ledger.file_record import FileRecord
-
-
-def behind_its_back(system: System, statement: str, *values: object) -> None:
-    url = system.settings.warehouse.database_url.get_secret_value()
-    with closing(psycopg2.connect(url)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute(statement, values)
-
-
-def numbers(evaluation: dg.AssetCheckEvaluation) -> dict[str, Any]:
-    """The metadata of a result."""
-    return {name: value.value for name, value in evaluation.metadata.items()}
 
 
 def metadata_reported(system: System, key: str) -> dict[str, Any]:

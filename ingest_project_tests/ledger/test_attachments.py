@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
+import sqlalchemy as sa
 
 from ingest_project.database.engine import open_engine
 from ingest_project.ledger.attachment_record import PENDING_LANE, RETRY_LANE
@@ -16,9 +18,7 @@ from ingest_project_tests.ledger.attachment_samples import NOW, arrival, dead, s
 from ingest_project_tests.ledger.samples import delay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import sqlalchemy as sa
+    from collections.abc import Callable, Iterator
 
 LATER = NOW + timedelta(minutes=1)
 MANY = 3
@@ -74,6 +74,12 @@ def test_an_attachment_belongs_to_the_event_that_named_it_first(ledger: Attachme
     }
     assert ledger.batch("b1") == ("a", "b")
     assert ledger.found_in_events() == 3
+    assert state(ledger, "a")[0] == "requested"
+
+
+def test_what_is_found_by_a_run_that_does_no_more_waits_for_the_next_one(ledger: AttachmentLedger) -> None:
+    ledger.record_extracted([arrival("a", event="e1")], None, "r1", NOW)
+    assert [(due.key, due.attempts) for due in ledger.due(PENDING_LANE, 10, NOW)] == [("a", 0)]
 
 
 def test_success_is_stored_and_a_failure_waits_in_the_retry_lane_until_it_is_due(ledger: AttachmentLedger) -> None:
@@ -205,3 +211,44 @@ def test_an_end_without_its_outcome_is_noticed(ledger: AttachmentLedger) -> None
     ledger.start(["a"], "run", NOW)
     ledger.finish([stored("a")], "run", NOW)
     assert ledger.ends_without_outcome() == 0
+
+
+def test_what_the_sensors_ask_every_few_seconds_is_answered_by_an_index_among_ten_thousand_that_wait(
+    postgres_url: str,
+) -> None:
+    engine = open_engine(postgres_url)
+    ledger = AttachmentLedger(engine)
+    asleep = [arrival(str(n), n)._replace(due_at=LATER) for n in range(10_000)]
+    retries = [one._replace(task=msgspec.structs.replace(one.task, attempt=2)) for one in asleep]
+    ledger.record(retries, MANY, NOW)
+    with engine.begin() as connection:
+        # The database's own housekeeping does this after a while.
+        connection.exec_driver_sql("ANALYZE attachments")
+    asked: dict[Callable[[], object], str] = {
+        lambda: ledger.due(RETRY_LANE, 5_000, NOW): "attachments_due",
+        lambda: ledger.most_overdue(RETRY_LANE): "attachments_due",
+        lambda: ledger.held(RETRY_LANE, NOW): "attachments_held",
+        lambda: ledger.in_flight_batches(RETRY_LANE): "attachments_held",
+    }
+    for question, index in asked.items():
+        assert index in plan(engine, question)
+    engine.dispose()
+
+
+def plan(engine: sa.Engine, question: Callable[[], object]) -> str:
+    """How PostgreSQL goes about what a question asks it."""
+    statements: list[tuple[str, Any]] = []
+
+    def note(*execution: Any) -> None:  # noqa: ANN401 - connection, cursor, statement, parameters and more
+        statements.append((execution[2], execution[3]))
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    question()
+    sa.event.remove(engine, "before_cursor_execute", note)
+    with engine.connect() as connection:
+        explained = [
+            connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).all()
+            for statement, parameters in statements
+            if statement.startswith("SELECT")
+        ]
+    return str(explained)

@@ -1,0 +1,115 @@
+"""What a person materialises again: hours whose addresses were missed, and attachments that are dead."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from ingest_project.attachments.partitions import ATTACHMENTS, hour_of
+from ingest_project.ledger.attachments import FailedFilter
+from ingest_project.ledger.states import AttachmentState
+from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED
+from ingest_project_tests.journeys.check_results import behind_its_back
+from ingest_project_tests.journeys.system import changed
+from ingest_project_tests.services.http_server import content_of
+
+if TYPE_CHECKING:
+    from ingest_project_tests.attachments.system import AttachmentSystem
+    from ingest_project_tests.services.http_server import HttpServer
+
+
+def hours_ago(hours: int) -> str:
+    now = datetime.now(UTC)
+    return hour_of(now - timedelta(hours=hours), now)
+
+
+def mend(system: AttachmentSystem, **paths: list[str]) -> None:
+    """Set other paths to addresses, and begin anew with them."""
+    system.settings = changed(system.settings, "attachments", url_paths=paths)
+    system.restart()
+
+
+def test_materialising_hours_again_finds_what_the_mended_paths_had_missed_and_nothing_twice(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    mend(system, claims=["$.misspelt"])
+    for number in range(2):
+        scan = {"scan": http_server.url(f"/files/scan-{number}.pdf?size=500")}
+        system.send_event(http_server.url(f"/files/declared-{number}.pdf?size=500"), payload=scan)
+    system.drive_attachments()
+    events = system.services.attachment_events
+    first, second = sorted(events.of_hour(hours_ago(0)) or events.of_hour(hours_ago(1)))
+    for key, hours in ((first, 2), (second, 1)):
+        behind_its_back(system, "UPDATE attachment_events SET hour = %s WHERE event_key = %s", hours_ago(hours), key)
+
+    mend(system, claims=["$.scan"])
+    assert system.materialize_selected(HOURS, hours_ago(2)).success
+    (found,) = system.services.attachments.list(AttachmentState.PENDING)
+    assert (found.attempts, found.reason) == (0, None), "what is found is no leftover of a lost run"
+    system.drive_attachments()
+    assert system.services.attachments.counts_by_state()[AttachmentState.STORED] == 3
+    assert system.metadata(HOURS, hours_ago(2))["addresses"] == 2
+
+    assert system.materialize_selected(HOURS, hours_ago(2), hours_ago(1)).success
+    system.drive_attachments()
+    assert system.services.attachments.counts_by_state()[AttachmentState.STORED] == 4
+    assert [system.metadata(HOURS, hours_ago(hours))["tasks"] for hours in (2, 1)] == [2, 2]
+    assert len(system.on_topic(system.settings.topics.downloads_pending)) == 4
+    assert [http_server.count(f"/files/{kind}-{n}.pdf") for kind in ("declared", "scan") for n in range(2)] == [1] * 4
+    assert {(row["replays"], row["attempt"]) for row in system.results()} == {(0, 1)}
+    assert system.check("every_event_accounted").passed
+
+
+def test_a_selection_of_dead_and_stored_attachments_is_downloaded_again_with_an_audit(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    late, stored = "/published/late.pdf", "/files/stored.pdf"
+    system.send_event(http_server.url(late), http_server.url(f"{stored}?size=500"))
+    system.drive_attachments()
+    http_server.publish(late, content_of("late.pdf", 5_000))
+    keys = list(system.instance.get_dynamic_partitions(ATTACHMENTS))
+    assert system.materialize_selected(STORED, keys[0], keys[-1]).success
+
+    assert system.stored_bytes("late.pdf") == content_of("late.pdf", 5_000)
+    assert http_server.count(stored) == 2
+    rows = [(row["attachment_key"].partition("~")[0], row["replays"], row["status"]) for row in system.results()]
+    assert rows == [
+        ("late.pdf", 0, "failed_permanent"),
+        ("late.pdf", 1, "success"),
+        ("stored.pdf", 0, "success"),
+        ("stored.pdf", 1, "success"),
+    ]
+    assert set(system.shown_checks().values()) == {"SUCCEEDED"}
+
+
+def test_replays_are_let_go_at_the_rate_that_was_asked_for_and_each_has_its_last(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system, ledger = attachment_system, attachment_system.services.attachments
+    system.send_event(*(http_server.url(f"/published/{number}.pdf") for number in range(3)))
+    system.drive_attachments()
+    keys = [record.attachment_key for record in ledger.failed(FailedFilter())]
+    assert ledger.replay(keys, "a test", 1, 1 / 3_600, datetime.now(UTC)).keys == tuple(keys)
+    system.drive_attachments()
+    assert [len(http_server.received(f"/published/{number}.pdf")) for number in range(3)].count(2) == 1
+
+    (again,) = ledger.failed(FailedFilter())
+    assert (again.attachment_key, again.replays) == (keys[0], 1)
+    assert ledger.replay(keys, "a test", 1, 1.0, datetime.now(UTC)) == ((), (keys[0],))
+    dead = system.on_topic(system.settings.topics.downloads_dlq)
+    assert sorted(letter.header("replays") or b"" for letter in dead) == [b"0", b"0", b"0", b"1"]
+
+
+def test_an_hour_of_results_is_shown_as_it_is_now_and_what_was_not_committed_is(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    system.send_event(http_server.url("/files/a.pdf?size=500"))
+    system.drive_attachments()
+    (hour,) = {str(record.partition_key) for record in system.instance.fetch_materializations(RESULTS, limit=9).records}
+    behind_its_back(system, "UPDATE download_outcomes SET commit_number = NULL, committed_at = NULL")
+    assert system.materialize_selected(RESULTS, hour).success
+    shown = system.metadata(RESULTS, hour)
+    assert (shown["dagster/row_count"], shown["success"], shown["table_version"]) == (1, 1, 1)

@@ -1,0 +1,127 @@
+"""`ingest dlq messages`: what could not be read at all, on whichever topic it was put aside."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.errors import UnreadableMessage
+from ingest_project.intake import put_aside
+from ingest_project.kafka.dead_letter_reading import OFFSETS_AT_A_TIME
+from ingest_project.kafka.received import Received
+from ingest_project.kafka.writing import Outgoing
+from ingest_project.resources import Services
+from ingest_project.settings import load_settings
+from ingest_project_tests.journeys.system import close
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ingest_project_tests.cli.conftest import Ingest
+    from ingest_project_tests.services.kafka import Server
+
+EVIL = b"\x1b[2J\xff not JSON \xe2\x80\xae"
+TASK = b'{"trace_id": "t-1", "domain": "claims", "attachment_url": "https://files.example/a.pdf"}'
+
+
+@pytest.fixture
+def aside(
+    ingest: Ingest, kafka_server: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch, topics: dict[str, str]
+) -> Iterator[Services]:
+    """What puts messages aside, on topics of this test alone."""
+    del ingest
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka_server.bootstrap_servers)
+    monkeypatch.setenv("DATABASE_URL", postgres_url)
+    for name, topic in topics.items():
+        monkeypatch.setenv(f"KAFKA_TOPIC_{name}", topic)
+    services = Services(load_settings().settings)
+    yield services
+    close(services)
+
+
+@pytest.fixture
+def topics(request: pytest.FixtureRequest) -> dict[str, str]:
+    names = ("POLLING_QUEUE", "FILE_EVENT_QUEUE", "EVENTS_RAW", "DOWNLOADS", "USER_ACTIVITY_EVENTS")
+    return {f"{name}_DLQ": f"{request.node.name.lower()[:80]}.{name.lower()}.dlq" for name in names}
+
+
+def put(services: Services, topic: str, value: bytes | None, offset: int, reason: str = "not JSON") -> None:
+    """A message that could not be read has been put aside."""
+    message = Received(topic.removesuffix(".dlq"), 3, offset, 1_700_000_000_000, b"k", value, ())
+    put_aside(services, topic, [(message, UnreadableMessage(reason))], "g1")
+
+
+def test_those_of_every_topic_are_listed_with_where_they_were_and_why_the_newest_first(
+    ingest: Ingest, aside: Services, topics: dict[str, str]
+) -> None:
+    for number, topic in enumerate(topics.values()):
+        put(aside, topic, EVIL, number)
+    aside.writer.send_all(topics["DOWNLOADS_DLQ"], [Outgoing(TASK)])
+    shown = ingest("dlq", "messages", "--json").json
+    assert shown["more"] is False
+    assert [one["original_place"] for one in shown["messages"]] == [
+        f"{topic.removesuffix('.dlq')}/3/{number}" for number, topic in reversed(list(enumerate(topics.values())))
+    ], "the task is an attachment's"
+    first = shown["messages"][0]
+    assert (first["error_class"], first["size_bytes"]) == ("UnreadableMessage", len(EVIL))
+    assert "not JSON" in first["reason"]
+
+    text = ingest("dlq", "messages", "--topic", topics["EVENTS_RAW_DLQ"])
+    assert text.exit_code == 0
+    assert topics["EVENTS_RAW_DLQ"] in text.out
+    assert topics["DOWNLOADS_DLQ"] not in text.out
+    assert "\\x1b[2J\\xff not JSON \\u202e" in text.out
+    assert not {"\x1b", "\u202e"} & set(text.out)
+
+
+def test_of_very_many_the_newest_are_listed_also_behind_the_dead_tasks(
+    ingest: Ingest, aside: Services, topics: dict[str, str]
+) -> None:
+    topic = topics["DOWNLOADS_DLQ"]
+    put(aside, topic, b"old", 1)
+    put(aside, topic, b"new", 2)
+    aside.writer.send_all(topic, [Outgoing(TASK, b"k")] * (4 * OFFSETS_AT_A_TIME))
+    listed = ingest("dlq", "messages", "--limit", "1", "--json").json
+    assert [one["begins"] for one in listed["messages"]] == ["new"]
+    assert listed["more"] is True
+    assert "--limit" in ingest("dlq", "messages", "--limit", "1").err
+
+
+def test_one_is_shown_safely_and_written_as_its_very_bytes(
+    ingest: Ingest, aside: Services, topics: dict[str, str]
+) -> None:
+    text = "\x1b[2J[é" + "x" * 5_000
+    put(aside, topics["EVENTS_RAW_DLQ"], text.encode(), 7)
+    (listed,) = ingest("dlq", "messages", "--json").json["messages"]
+    assert listed["value"] is None
+    page = ingest("dlq", "message", listed["place"])
+    assert "\\x1b[2J[éxxx" in page.out
+    assert "\x1b" not in page.out
+    assert "--raw" in page.err
+    assert ingest("dlq", "message", listed["place"], "--raw").out == text
+    assert base64.b64decode(ingest("dlq", "message", listed["place"], "--json").json["value"]) == text.encode()
+
+
+def test_with_none_there_or_no_such_place_that_is_said(ingest: Ingest, aside: Services) -> None:
+    topic = aside.settings.topics.events_raw_dlq
+    none = ingest("dlq", "messages")
+    assert (none.exit_code, none.out, none.err) == (0, "", "No such messages.\n")
+    assert ingest("dlq", "message", f"{topic}/0/0").exit_code == 1
+    put(aside, topic, None, 1)
+    (letter,) = ingest("dlq", "messages", "--json").json["messages"]
+    assert "no bytes" in ingest("dlq", "message", letter["place"]).out
+    gone = ingest("dlq", "message", letter["place"].rpartition("/")[0] + "/99")
+    assert (gone.exit_code, gone.out) == (1, "")
+    assert ingest("dlq", "message", "events.raw.dlq").exit_code == 2
+
+
+def test_a_broker_that_is_away_is_exit_code_1_and_no_empty_list(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "0.5")
+    away = ingest("dlq", "messages")
+    assert away.exit_code == 1
+    assert "127.0.0.1:1" in away.err
