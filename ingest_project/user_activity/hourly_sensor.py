@@ -14,9 +14,9 @@ import dagster as dg
 from dagster import DagsterRunStatus
 
 from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
+from ingest_project.hours import partition_of
 from ingest_project.resources import Services
 from ingest_project.user_activity.hourly_job import HOURLY_OP, user_activity_hourly_batch
-from ingest_project.user_activity.partitions import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

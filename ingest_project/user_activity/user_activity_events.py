@@ -20,6 +20,7 @@ from ingest_project.batches import (
     report,
 )
 from ingest_project.errors import IngestError, TransientError
+from ingest_project.hours import hour_of, partition_of
 from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
 from ingest_project.resources import Services
@@ -27,10 +28,8 @@ from ingest_project.stream_planning import lag
 from ingest_project.user_activity.freshness import EVENTS_FRESHNESS
 from ingest_project.user_activity.partitions import (
     USER_ACTIVITY_EVENTS,
-    hour_of,
     hourly_partitions,
     hours_between,
-    partition_of,
 )
 from ingest_project.user_activity.ranges import ready
 from ingest_project.user_activity.rebuilding import rebuild_hour
