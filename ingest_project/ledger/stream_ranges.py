@@ -36,6 +36,11 @@ class RangeState(StrEnum):
     FAILED = "failed"
     LOST = "lost"
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self in FINISHED
+
 
 FINISHED = frozenset({RangeState.DONE, RangeState.FAILED, RangeState.LOST})
 UNFINISHED = frozenset(RangeState) - FINISHED

@@ -49,10 +49,8 @@ def user_activity_hourly_sensor(
     under_way = dg.RunsFilter(job_name=user_activity_hourly_batch.name, statuses=UNFINISHED)
     if context.instance.get_runs_count(under_way):
         return dg.SkipReason("Hours are being counted.")
-    now = datetime.now(UTC)
     pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
-    stale = services.activity_hours.stale(until=now, limit=MOST_HOURS)
-    hours = [one for one in stale if one.computed_at is None or one.computed_at + pause <= now]
+    hours = services.activity_hours.due(datetime.now(UTC), pause, MOST_HOURS)
     if not hours:
         return dg.SkipReason("No hour has to be counted.")
     return dg.SensorResult(run_requests=[_run_request(hours)])
