@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ingest_project.attachments.partitions import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS, bounds_of
+from ingest_project.attachments.partitions import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS
 from ingest_project.batches import CheckResult, PartitionReport
+from ingest_project.hours import end_of, hour_of
 from ingest_project.messages.download import DownloadStatus
 from ingest_project.web.urls import printable_url
 
@@ -88,7 +89,8 @@ def results_reports(services: Services, hours: Sequence[str]) -> list[PartitionR
 
 
 def _hour(services: Services, hour: str) -> dict[str, int]:
-    ended = services.outcomes.ended_between(*bounds_of(hour))
+    begin = hour_of(hour)
+    ended = services.outcomes.ended_between(begin, end_of(begin))
     return {
         "dagster/row_count": ended.success + ended.failed_transient + ended.failed_permanent,
         "success": ended.success,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ingest_project.attachments.partitions import hours_of
 from ingest_project.database.locks import exclusive
+from ingest_project.hours import partition_of
 from ingest_project.logs import get_logger
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def commit_results(services: Services) -> list[str]:
             outcomes = services.outcomes.of_commit(number)
             services.attachment_results.append(results_table(outcomes), app_id=APPLICATION_ID, version=number)
             services.outcomes.mark_committed(number, datetime.now(UTC))
-            hours.update(hours_of(outcome.result.completed_at for outcome in outcomes))
+            hours.update(partition_of(outcome.result.completed_at) for outcome in outcomes)
             logger.info("results_committed", commit=number, rows=len(outcomes))
     return sorted(hours)
 

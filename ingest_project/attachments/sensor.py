@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ingest_project.attachments.partitions import hour_of
+from ingest_project.attachments.partitions import hour_of_arrival
 from ingest_project.batches import release_abandoned, request_batches, split_evenly
 from ingest_project.intake import Arrived, take
 from ingest_project.kafka.positions import Positions
@@ -89,7 +89,7 @@ def arrival_of(arrived: Arrived[AttachmentEvent], now: datetime) -> EventArrival
     event, intake = arrived.message, arrived.intake
     return EventArrival(
         event_key=hashlib.sha256(repr(intake.position).encode()).hexdigest()[:KEY_LENGTH],
-        hour=hour_of(intake.at, now),
+        hour=hour_of_arrival(intake.at, now),
         trace_id=event.trace_id,
         domain=event.domain,
         event_type=event.event_type,

@@ -10,6 +10,7 @@ import typer
 
 from ingest_project.cli.output import AsJson, add_row, complain, counted, print_json, say, show, table
 from ingest_project.errors import PermanentError
+from ingest_project.hours import hour_of, partition_of
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 from ingest_project.stores.activity_hourly import HourOfType, statistics_of
@@ -40,8 +41,6 @@ def register(to: typer.Typer) -> None:
 @app.command("hour")
 def show_hour(hour: Hour = None, *, as_json: AsJson = False) -> None:
     """Show the events, users and sessions of an hour by type of event; of the present one where none is named."""
-    from ingest_project.user_activity.partitions import hour_of, partition_of  # noqa: PLC0415 - imports dagster
-
     begin = _parsed(hour) if hour else datetime.now(UTC)
     found = HourFigures(partition_of(begin), statistics_of(_services().engine, hour_of(partition_of(begin))))
     if as_json:
@@ -84,8 +83,6 @@ def _services() -> Services:
 
 
 def _parsed(hour: str) -> datetime:
-    from ingest_project.user_activity.partitions import hour_of  # noqa: PLC0415 - imports dagster
-
     try:
         return hour_of(hour)
     except ValueError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.text import Text
@@ -29,13 +29,16 @@ from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.table import Table
 
     from ingest_project.cli.attachment_status import Rung
     from ingest_project.cli.system_status import SystemStatus
     from ingest_project.ledger.states import AttachmentState, FileState, JobState
+    from ingest_project.ledger.stream_ranges import RangeState
+
+    State = TypeVar("State", FileState, JobState, AttachmentState, RangeState)
 
 PAUSE_SECONDS = 0.5
 # Without a terminal, what goes on is said again at this distance even if it stays the same.
@@ -121,6 +124,7 @@ def print_status(seen: SystemStatus) -> None:
             ("Files", _states(seen.files)),
             ("Attachment events", _states(found.events if found else None)),
             ("Attachments", _states(found.attachments if found else None)),
+            *_ranges(seen),
             ("Waiting for their time", _later(seen)),
             ("Not yet in Delta", (found.uncommitted_results or None) if found else None),
             ("Not yet in Dagster", seen.unreported or None),
@@ -151,6 +155,16 @@ def _ladder(rungs: Sequence[Rung]) -> Table:
     return made
 
 
+def _ranges(seen: SystemStatus) -> Iterator[tuple[str, str | None]]:
+    if seen.streams is None:
+        yield "Offset ranges", "unknown"
+        return
+    for topic, counts in seen.streams.ranges.items():
+        yield f"Ranges of {topic}", _states(counts)
+    due = seen.streams.hours_due
+    yield "Hours to be counted", f"{due:,}" if due else None
+
+
 def _later(seen: SystemStatus) -> str | None:
     found = seen.attachments
     if not found or not found.later or not found.next_due_at:
@@ -165,7 +179,7 @@ def _but_later(seen: SystemStatus) -> str:
     return f"; {counted(found.later, 'attachment waits for its time', 'attachments wait for their time')}"
 
 
-def _states(numbers: Mapping[FileState, int] | Mapping[JobState, int] | Mapping[AttachmentState, int] | None) -> str:
+def _states(numbers: Mapping[State, int] | None) -> str:
     if numbers is None:
         return "unknown"
     return ", ".join(f"{number:,} {state}" for state, number in numbers.items() if number) or "none"

@@ -8,91 +8,28 @@ own: those are looked at once more.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from ingest_project.backpressure import fullest_disk
 from ingest_project.cli.attachment_status import AttachmentStatus, attachment_status, going_on_with
 from ingest_project.cli.output import counted, length_of
+from ingest_project.cli.stream_status import StreamStatus, stream_status
 from ingest_project.errors import IngestError
-from ingest_project.kafka.committed_offsets import committed_positions
-from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.attachment_record import PENDING_LANE, RETRY_LANE
 from ingest_project.ledger.states import PENDING
-from ingest_project.monitor.dagster_records import DagsterRecords, DagsterRecordsUnavailable, RunsInFlight
+from ingest_project.monitor.intakes import events_intake, intakes
+from ingest_project.monitor.topic_lag import LagMeter, TopicLag, place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from ingest_project.kafka.reading import TopicReader
     from ingest_project.ledger.states import FileState, JobState
+    from ingest_project.monitor.dagster_records import DagsterRecords, RunsInFlight
     from ingest_project.resources import Services
-    from ingest_project.settings import KafkaSettings, TopicSettings
 
 Answer = TypeVar("Answer")
-
-
-class Intake(NamedTuple):
-    """A topic and the sensor that reads it.
-
-    Args:
-        several: whether that sensor reads more than one topic, and its cursor has a part for each.
-    """
-
-    sensor: str
-    topic_of: Callable[[TopicSettings], str]
-    several: bool = False
-
-
-class Place(NamedTuple):
-    """A topic in the cluster that has it."""
-
-    topic: str
-    reader: TopicReader
-    settings: KafkaSettings
-
-
-POLLING_INTAKE = Intake("polling_queue_sensor", lambda topics: topics.polling_queue)
-FILE_INTAKES = (
-    Intake("file_event_queue_sensor", lambda topics: topics.file_event_queue),
-    Intake("file_events_sensor", lambda topics: topics.file_events),
-)
-EVENT_INTAKE = Intake("attachment_events_sensor", lambda topics: topics.events_raw)
-DOWNLOAD_INTAKES = (
-    Intake("downloads_pending_sensor", lambda topics: topics.downloads_pending, several=True),
-    Intake("downloads_retry_sensor", lambda topics: topics.downloads_retry_5m, several=True),
-    Intake("downloads_retry_sensor", lambda topics: topics.downloads_retry_10m, several=True),
-    Intake("downloads_retry_sensor", lambda topics: topics.downloads_retry_20m, several=True),
-    Intake("downloads_retry_sensor", lambda topics: topics.downloads_retry_40m, several=True),
-)
-
-
-class MeasuredFrom(StrEnum):
-    """What a topic's lag is measured from."""
-
-    SAVED_CURSOR = "saved cursor"
-    COMMITTED_OFFSETS = "committed offsets"
-
-
-class TopicLag(msgspec.Struct, frozen=True, kw_only=True):
-    """How many messages of a topic are not taken yet.
-
-    Args:
-        sensor: which takes them.
-        waiting: over all partitions; None where it cannot be told.
-        partitions: by partition; none where the topic does not exist.
-        measured_from: the cursor is exact, the committed offsets are one tick behind.
-        problem: why it is not measured from the cursor, or not at all.
-    """
-
-    topic: str
-    sensor: str
-    waiting: int | None = None
-    partitions: Mapping[int, int] = {}
-    measured_from: MeasuredFrom | None = None
-    problem: str | None = None
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -111,7 +48,7 @@ class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         topics: in the order the data goes.
-        unreported: finished jobs, files, events and attachments that are not yet shown in Dagster.
+        unreported: finished jobs, files, events, attachments and offset ranges that are not yet shown in Dagster.
         problems: one sentence for each part that did not answer, and one where a disk is nearly full.
     """
 
@@ -120,6 +57,7 @@ class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
     polling_jobs: Mapping[JobState, int] | None = None
     files: Mapping[FileState, int] | None = None
     attachments: AttachmentStatus | None = None
+    streams: StreamStatus | None = None
     unreported: int | None = None
     oldest_unfinished: Waiting | None = None
     runs: RunsInFlight | None = None
@@ -148,12 +86,15 @@ def look(services: Services, records: DagsterRecords) -> SystemStatus:
                 problems.append(str(error))
             return None
 
-    polling = lag_of(POLLING_INTAKE, services, records)
+    topics, meter = intakes(services.settings), LagMeter(services, records)
+    polling = meter.lags_of(topics.polling)
     jobs = asked(lambda of: of.polling_jobs.counts_by_state())
-    file_topics = [lag_of(intake, services, records) for intake in FILE_INTAKES]
+    file_topics = meter.lags_of(topics.files)
     files = asked(lambda of: of.files.counts_by_state())
-    download_topics = [lag_of(intake, services, records) for intake in (EVENT_INTAKE, *DOWNLOAD_INTAKES)]
+    download_topics = meter.lags_of(topics.attachments)
     attachments = asked(attachment_status)
+    stream_topics = meter.lags_of(topics.streams)
+    streams = asked(stream_status)
     held = asked(held_entries)
     oldest = asked(oldest_unfinished)
     runs = asked(lambda _: records.runs_in_flight())
@@ -162,76 +103,33 @@ def look(services: Services, records: DagsterRecords) -> SystemStatus:
         problems.append(str(disk))
     seen = SystemStatus(
         at=datetime.now(UTC),
-        topics=(polling, *file_topics, *download_topics),
+        topics=(*polling, *file_topics, *download_topics, *stream_topics),
         polling_jobs=jobs,
         files=files,
         attachments=attachments,
-        unreported=None if held is None else max(0, held - _in_hand(jobs, files, attachments)),
+        streams=streams,
+        unreported=None if held is None else max(0, held - _in_hand(jobs, files, attachments, streams)),
         oldest_unfinished=oldest,
         runs=runs,
         problems=tuple(problems),
     )
     if seen.idle:
         # Runs put tasks on topics that were looked at before: these go forward and back.
-        download_topics = [lag_of(intake, services, records) for intake in (EVENT_INTAKE, *DOWNLOAD_INTAKES)]
-        seen = msgspec.structs.replace(seen, topics=(polling, *file_topics, *download_topics))
+        download_topics = meter.lags_of(topics.attachments)
+        seen = msgspec.structs.replace(seen, topics=(*polling, *file_topics, *download_topics, *stream_topics))
     return seen
-
-
-def lag_of(intake: Intake, services: Services, records: DagsterRecords) -> TopicLag:
-    """How many messages of one topic are not taken yet, as exactly as can be told."""
-    topic = intake.topic_of(services.settings.topics)
-    problem = None
-    try:
-        topic, reader, kafka = place_of(intake, services)
-        try:
-            positions = _saved_positions(intake, topic, records)
-            measured_from = MeasuredFrom.SAVED_CURSOR
-        except DagsterRecordsUnavailable as error:
-            problem = str(error)
-            positions = committed_positions(kafka, topic, reader.end_offsets(topic))
-            measured_from = MeasuredFrom.COMMITTED_OFFSETS
-        partitions = reader.lags({topic: positions})[topic]
-    except IngestError as error:
-        return TopicLag(topic=topic, sensor=intake.sensor, problem=str(error))
-    return TopicLag(
-        topic=topic,
-        sensor=intake.sensor,
-        waiting=sum(partitions.values()),
-        partitions=partitions,
-        measured_from=measured_from,
-        problem=problem,
-    )
-
-
-def place_of(intake: Intake, services: Services) -> Place:
-    """Where a topic is: attachment events may be read from an event hub in place of the main cluster.
-
-    Raises:
-        SettingsError, BrokerUnavailable: not enough is set to reach it.
-    """
-    settings = services.settings
-    if intake is EVENT_INTAKE and settings.attachments.event_source == "eventhub":
-        return Place(services.event_hub.topic, services.event_hub_reader, services.event_hub.settings)
-    return Place(intake.topic_of(settings.topics), services.reader, settings.kafka)
-
-
-def _saved_positions(intake: Intake, topic: str, records: DagsterRecords) -> Positions | None:
-    cursor = records.cursor(intake.sensor)
-    if intake.several and cursor:
-        cursor = msgspec.json.decode(cursor, type=dict[str, str]).get(topic)
-    return Positions.from_cursor(cursor)
 
 
 def held_entries(services: Services) -> int:
     """Entries of every ledger that are asked for, in a run's hands, or finished and not yet shown in Dagster."""
-    topics = services.settings.topics
+    topics = intakes(services.settings)
     whenever = datetime.now(UTC) + timedelta(days=1)
     held = [
-        *services.polling_jobs.held(POLLING_INTAKE.topic_of(topics), whenever),
-        *(holding for intake in FILE_INTAKES for holding in services.files.held(intake.topic_of(topics), whenever)),
-        *services.attachment_events.held(place_of(EVENT_INTAKE, services).topic, whenever),
+        *(holding for intake in topics.polling for holding in services.polling_jobs.held(intake.topic, whenever)),
+        *(holding for intake in topics.files for holding in services.files.held(intake.topic, whenever)),
+        *services.attachment_events.held(place_of(events_intake(services.settings), services).topic, whenever),
         *(holding for lane in (PENDING_LANE, RETRY_LANE) for holding in services.attachments.held(lane, whenever)),
+        *(holding for intake in topics.streams for holding in services.stream_ranges.held(intake.topic, whenever)),
     ]
     return sum(holding.entries for holding in held)
 
@@ -247,11 +145,7 @@ def oldest_unfinished(services: Services) -> Waiting | None:
 
 
 def _going_on(status: SystemStatus) -> Iterator[str]:
-    for lag in status.topics:
-        if lag.waiting is None:
-            yield f"{lag.topic} cannot be read"
-        elif lag.waiting:
-            yield f"{counted(lag.waiting, 'message')} waiting on {lag.topic}"
+    yield from _waiting(status.topics)
     yield from _unfinished(status.polling_jobs, "polling job")
     yield from _unfinished(status.files, "file")
     if status.attachments is None:
@@ -259,6 +153,10 @@ def _going_on(status: SystemStatus) -> Iterator[str]:
     else:
         for number, noun, state in going_on_with(status.attachments):
             yield f"{counted(number, noun)} {state}"
+    if status.streams is None:
+        yield "the ledger of offset ranges cannot be read"
+    else:
+        yield from status.streams.going_on
     if status.unreported:
         yield f"{counted(status.unreported, 'finished entry', 'finished entries')} not yet shown in Dagster"
     if status.runs is None:
@@ -269,12 +167,23 @@ def _going_on(status: SystemStatus) -> Iterator[str]:
             yield f"{counted(number, 'run')} {state}"
 
 
+def _waiting(topics: Iterable[TopicLag]) -> Iterator[str]:
+    for lag in topics:
+        if lag.waiting is None:
+            yield f"{lag.topic} cannot be read"
+        elif lag.waiting:
+            yield f"{counted(lag.waiting, 'message')} waiting on {lag.topic}"
+
+
 def _in_hand(
-    jobs: Mapping[JobState, int] | None, files: Mapping[FileState, int] | None, attachments: AttachmentStatus | None
+    jobs: Mapping[JobState, int] | None,
+    files: Mapping[FileState, int] | None,
+    attachments: AttachmentStatus | None,
+    streams: StreamStatus | None,
 ) -> int:
     of_jobs = sum(number for state, number in (jobs or {}).items() if not state.finished and state != PENDING)
     of_files = sum(number for state, number in (files or {}).items() if not state.finished and state != PENDING)
-    return of_jobs + of_files + (attachments.in_hand if attachments else 0)
+    return of_jobs + of_files + sum(one.in_hand for one in (attachments, streams) if one)
 
 
 def _unfinished(numbers: Mapping[FileState, int] | Mapping[JobState, int] | None, noun: str) -> Iterator[str]:

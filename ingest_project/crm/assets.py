@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
 from ingest_project.batches import BATCH_ID_TAG, DATABASE_POOL, keep_connections_open, new_batch_id
 from ingest_project.crm.opportunities import OPPORTUNITIES, opportunities
@@ -21,13 +20,14 @@ from ingest_project.crm.retrying import jittered, retried
 from ingest_project.crm.storing import store
 from ingest_project.crm.unidentified_messages import UNIDENTIFIED_MESSAGES, unidentified_messages
 from ingest_project.database.engine import reading
-from ingest_project.errors import BrokerUnavailable, TransientError
-from ingest_project.kafka.positions import Positions
+from ingest_project.errors import TransientError
 from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.crm_event import CrmKind
 from ingest_project.resources import Services
 from ingest_project.stores.unidentified_messages import count_open
+from ingest_project.streams.planning import lag
+from ingest_project.streams.runs import RangesConfig
 
 logger = get_logger(__name__)
 
@@ -35,29 +35,6 @@ ASSETS_OP = "crm"
 CHUNK_MESSAGES = 5_000
 CHUNK_BYTES = 16 * 1024**2
 MOST_BY_HAND = 1_000
-
-
-class RangeConfig(dg.Config):
-    """Offsets of one partition: from the first up to, not including, the end."""
-
-    partition: int
-    first_offset: int
-    end_offset: int
-
-
-class CrmConfig(dg.Config):
-    """What a run is to read; nothing named means everything that is due."""
-
-    topic: str = ""
-    generation: str = ""
-    ranges: list[RangeConfig] = Field(default_factory=list)
-
-    def offsets(self) -> list[OffsetRange]:
-        """The ranges, as the ledger names them."""
-        return [
-            OffsetRange(self.topic, self.generation, one.partition, one.first_offset, one.end_offset)
-            for one in self.ranges
-        ]
 
 
 @dataclass
@@ -70,16 +47,9 @@ class Progress:
     outcome: Counter[str] = field(default_factory=Counter)
 
 
-def run_config(ranges: Sequence[OffsetRange]) -> dict[str, Any]:
-    """The configuration of a run over ranges, all of one topic in one life of it."""
-    first = ranges[0]
-    told = [{"partition": one.partition, "first_offset": one.first, "end_offset": one.end} for one in ranges]
-    return {"ops": {ASSETS_OP: {"config": {"topic": first.topic, "generation": first.generation, "ranges": told}}}}
-
-
 @dg.multi_asset(name=ASSETS_OP, specs=[opportunities, projects, unidentified_messages], pool=DATABASE_POOL)
 def crm_assets(
-    context: dg.AssetExecutionContext, config: CrmConfig, services: dg.ResourceParam[Services]
+    context: dg.AssetExecutionContext, config: RangesConfig, services: dg.ResourceParam[Services]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Read the ranges of this run, and store each message in the table it belongs to."""
     keep_connections_open(context.instance)
@@ -186,15 +156,5 @@ def _metadata(services: Services, total: Progress, done: Sequence[RangeRecord]) 
 
 def _lag(services: Services, done: Sequence[RangeRecord]) -> dict[str, Any]:
     """How many offsets wait on the topic or in the ledger; nothing where the broker cannot be asked now."""
-    if not done:
-        return {}
-    topic, generation = done[-1].offsets.topic, done[-1].offsets.generation
-    ledger = services.stream_ranges
-    try:
-        partitions = services.reader.end_offsets(topic)
-        # Without a generation: the ledger may have a name of its own for this life of the topic.
-        planned = Positions("", ledger.planned_ends(topic, generation, partitions))
-        backlog = services.range_reader.backlog(topic, planned, 0)
-    except BrokerUnavailable:
-        return {}
-    return {"consumer_lag": (backlog.waiting if backlog else 0) + ledger.unread(topic, generation)}
+    waiting = lag(services, done[-1].offsets.topic, done[-1].offsets.generation) if done else None
+    return {} if waiting is None else {"consumer_lag": waiting}

@@ -8,24 +8,21 @@ for them again; killed after that, Dagster starts the runs itself. What a dead r
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, release_abandoned
-from ingest_project.crm.assets import run_config
-from ingest_project.crm.ranges import Batch, batches_of, plan
+from ingest_project.batches import release_abandoned
+from ingest_project.crm.assets import ASSETS_OP
+from ingest_project.crm.ranges import batches_of
 from ingest_project.kafka.positions import Positions
-from ingest_project.logs import get_logger
 from ingest_project.resources import Services
-
-if TYPE_CHECKING:
-    from ingest_project.kafka.offset_ranges import Backlog
-
-logger = get_logger(__name__)
+from ingest_project.streams.planning import plan_backlog
+from ingest_project.streams.runs import run_request
 
 CRM = "crm"
 MOST_DUE = 1_000
+# A tick ends in time however far behind the topic is: the next one goes on.
+MOST_RANGES_PER_TICK = 400
 
 
 def sales_events_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
@@ -54,35 +51,23 @@ def sales_events_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefini
 
 def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult | dg.SkipReason:
     """Plan what waits, and ask for runs over what is due."""
-    settings = services.settings
-    topic, ledger = settings.topics.sales_events, services.stream_ranges
-    saved = Positions.from_cursor(context.cursor)
-    backlog = services.range_reader.backlog(topic, saved, settings.file_ingest.tick_wait_seconds)
-    if backlog is None:
+    settings, topic = services.settings, services.settings.topics.sales_events
+    positions = plan_backlog(
+        services,
+        topic,
+        Positions.from_cursor(context.cursor),
+        size=settings.crm.batch_messages,
+        most=MOST_RANGES_PER_TICK,
+        wait_seconds=settings.file_ingest.tick_wait_seconds,
+    )
+    if positions is None:
         return dg.SkipReason(f"Topic {topic} does not exist yet.")
-    if saved is not None:
-        services.reader.commit(topic, saved)
-    for notice in backlog.notices:
-        logger.warning("topic_notice", topic=topic, notice=notice)
-    positions = _plan(services, topic, saved, backlog)
-    release_abandoned(context.instance, ledger, topic, settings.retries)
+    release_abandoned(context.instance, services.stream_ranges, topic, settings.retries)
     most = 2 * settings.crm.max_parallel_batches
     room = services.room_beside(services.stream_ranges.in_flight_batches(topic), most)
     requests = request_due(services, topic, room.batches)
     skip_reason = None if requests else room.reason or f"Nothing new on {topic}."
     return dg.SensorResult(run_requests=requests, cursor=positions.to_cursor(), skip_reason=skip_reason)
-
-
-def _plan(services: Services, topic: str, saved: Positions | None, backlog: Backlog) -> Positions:
-    """Enter in the ledger what is to be read; returns the positions to save."""
-    ledger, now = services.stream_ranges, datetime.now(UTC)
-    generation = backlog.generation or ledger.latest_life(topic, backlog.ends)
-    same_life = saved is not None and saved.generation == backlog.generation
-    ledger.reopen_unsaved(topic, generation, saved.next_offsets if saved and same_life else {}, now)
-    planned_ends = ledger.planned_ends(topic, generation, backlog.starts)
-    planned = plan(topic, generation, backlog, planned_ends, services.settings.crm.batch_messages)
-    ledger.plan(planned.ranges, planned.lost, now)
-    return Positions(backlog.generation, planned.next_offsets)
 
 
 def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest]:
@@ -94,10 +79,5 @@ def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest
     due = ledger.get_many([range_.key for range_ in ledger.due(topic, limit=MOST_DUE, now=now)])
     batches = batches_of(due, settings.batch_messages, settings.max_parallel_batches)[:free]
     # All or none: whoever else looks after this topic can only have taken the whole batch.
-    return [_run_request(one) for one in batches if len(ledger.request(one.batch_id, one.keys, now)) == len(one.keys)]
-
-
-def _run_request(batch: Batch) -> dg.RunRequest:
-    tags = {BATCH_TAG: CRM, BATCH_ID_TAG: batch.batch_id, BATCH_SIZE_TAG: str(batch.offsets)}
-    config = run_config([record.offsets for record in batch.records])
-    return dg.RunRequest(run_key=batch.batch_id, run_config=config, tags=tags)
+    taken = [one for one in batches if len(ledger.request(one.batch_id, one.keys, now)) == len(one.keys)]
+    return [run_request(CRM, ASSETS_OP, one) for one in taken]

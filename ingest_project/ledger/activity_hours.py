@@ -19,7 +19,7 @@ from ingest_project.ledger.stream_ranges import OffsetRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
 
 class StaleHour(NamedTuple):
@@ -75,6 +75,11 @@ class ActivityHours:
         )
         with reading(self._engine) as connection:
             return tuple(StaleHour(*row) for row in connection.execute(query))
+
+    def due(self, now: datetime, pause: timedelta, limit: int) -> tuple[StaleHour, ...]:
+        """Of the stale hours up to now, those whose statistics were not made within the pause."""
+        stale = self.stale(now, limit)
+        return tuple(one for one in stale if one.computed_at is None or one.computed_at + pause <= now)
 
     def changes(self, chosen: Sequence[datetime]) -> dict[datetime, int]:
         """How often each hour has changed so far; 0 where it never did."""

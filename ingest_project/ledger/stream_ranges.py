@@ -36,8 +36,14 @@ class RangeState(StrEnum):
     FAILED = "failed"
     LOST = "lost"
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self in FINISHED
+
 
 FINISHED = frozenset({RangeState.DONE, RangeState.FAILED, RangeState.LOST})
+UNFINISHED = frozenset(RangeState) - FINISHED
 
 
 class OffsetRange(msgspec.Struct, frozen=True, order=True):
@@ -284,7 +290,7 @@ class StreamRangeLedger(WorkLedger):
         """Ranges that are planned and not finished, the first planned first."""
         query = (
             sa.select(ranges)
-            .where(ranges.c.topic == topic, ranges.c.state.in_(set(RangeState) - FINISHED))
+            .where(ranges.c.topic == topic, ranges.c.state.in_(UNFINISHED))
             .order_by(ranges.c.created_at, ranges.c.partition, ranges.c.first_offset)
             .limit(limit)
         )
@@ -295,7 +301,7 @@ class StreamRangeLedger(WorkLedger):
         """Ranges that were planned before a moment and are not finished, the oldest first."""
         query = (
             sa.select(ranges)
-            .where(ranges.c.topic == topic, ranges.c.state.not_in(FINISHED), ranges.c.created_at < moment)
+            .where(ranges.c.topic == topic, ranges.c.state.in_(UNFINISHED), ranges.c.created_at < moment)
             .order_by(ranges.c.created_at, ranges.c.range_key)
             .limit(limit)
         )

@@ -2,59 +2,63 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
-from ingest_project.errors import IngestError
-from ingest_project.kafka.positions import Positions
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ingest_project.monitor.dagster_records import SensorOnRecord
     from ingest_project.settings import Settings
 
 
 class Intake(NamedTuple):
-    """A topic and the sensor that reads it."""
+    """A topic and the sensor that reads it.
+
+    Args:
+        on_event_hub: it is in the namespace of Event Hubs, not in the main cluster.
+    """
 
     topic: str
     sensor: str
+    on_event_hub: bool = False
 
 
-def intakes(settings: Settings) -> tuple[Intake, ...]:
-    """Every topic of the main broker that is read, in the order the data goes."""
+class Intakes(NamedTuple):
+    """Every topic that is read, by what its messages become, in the order the data goes."""
+
+    polling: tuple[Intake, ...]
+    files: tuple[Intake, ...]
+    attachments: tuple[Intake, ...]
+    streams: tuple[Intake, ...]
+
+    @property
+    def all(self) -> tuple[Intake, ...]:
+        """Of every capability."""
+        return tuple(chain(*self))
+
+
+def intakes(settings: Settings) -> Intakes:
+    """The topics that these settings name."""
     topics = settings.topics
-    raw = () if settings.attachments.event_source == "eventhub" else (topics.events_raw,)
-    return (
-        Intake(topics.polling_queue, "polling_queue_sensor"),
-        Intake(topics.file_event_queue, "file_event_queue_sensor"),
-        Intake(topics.file_events, "file_events_sensor"),
-        *(Intake(topic, "attachment_events_sensor") for topic in raw),
-        Intake(topics.downloads_pending, "downloads_pending_sensor"),
-        *(Intake(topic, "downloads_retry_sensor") for topic in topics.downloads_retry),
-        Intake(topics.user_activity_events, "user_activity_events_sensor"),
-        Intake(topics.sales_events, "sales_events_sensor"),
+    return Intakes(
+        polling=(Intake(topics.polling_queue, "polling_queue_sensor"),),
+        files=(
+            Intake(topics.file_event_queue, "file_event_queue_sensor"),
+            Intake(topics.file_events, "file_events_sensor"),
+        ),
+        attachments=(
+            events_intake(settings),
+            Intake(topics.downloads_pending, "downloads_pending_sensor"),
+            *(Intake(topic, "downloads_retry_sensor") for topic in topics.downloads_retry),
+        ),
+        streams=(
+            Intake(topics.user_activity_events, "user_activity_events_sensor"),
+            Intake(topics.sales_events, "sales_events_sensor"),
+        ),
     )
 
 
-def saved_positions(intake: Intake, sensors: Mapping[str, SensorOnRecord]) -> Positions | None:
-    """Where the sensor's saved cursor is in this topic; None where it has saved nothing.
-
-    A sensor that reads several topics keeps one cursor for each, by the topic's name.
-
-    Raises:
-        IngestError: the cursor holds no positions.
-    """
-    sensor = sensors.get(intake.sensor)
-    if sensor is None or not sensor.cursor:
-        return None
-    try:
-        of_each = msgspec.json.decode(sensor.cursor, type=dict[str, str])
-    except msgspec.MsgspecError:
-        return Positions.from_cursor(sensor.cursor)
-    try:
-        return Positions.from_cursor(of_each.get(intake.topic))
-    except IngestError:
-        return None
+def events_intake(settings: Settings) -> Intake:
+    """Where the events with attachments come from."""
+    sensor = "attachment_events_sensor"
+    if settings.attachments.event_source == "eventhub":
+        return Intake(settings.eventhubs.topic or "Event Hubs", sensor, on_event_hub=True)
+    return Intake(settings.topics.events_raw, sensor)

@@ -64,11 +64,11 @@ def _topics(broker: BrokerSeen | None) -> dict[str, object] | None:
         {
             "topic": lag.topic,
             "sensor": lag.sensor,
-            "waiting": None if lag.problem else lag.waiting,
+            "waiting": lag.waiting,
             "exists": bool(lag.partitions),
             "partitions": {str(partition): waiting for partition, waiting in lag.partitions.items()},
             "measured_from": lag.measured_from,
-            "problem": lag.problem,
+            "problem": lag.problem if lag.waiting is None else None,
         }
         for lag in broker.topics
     ]

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest_project.errors import UnreadableMessage
+from ingest_project.hours import end_of
 from ingest_project.messages.enriched_event import (
     ClientInfo,
     EnrichedEvent,
@@ -23,7 +24,7 @@ from ingest_project.messages.enriched_event import (
     ServiceInfo,
     decode_enriched_event,
 )
-from ingest_project.user_activity.partitions import FIRST_HOUR, end_of, hours_between
+from ingest_project.user_activity.partitions import FIRST_HOUR, hours_between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

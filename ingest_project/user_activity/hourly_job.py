@@ -3,8 +3,8 @@
 import dagster as dg
 from pydantic import Field
 
+from ingest_project.hours import hour_of
 from ingest_project.resources import Services
-from ingest_project.user_activity.partitions import hour_of
 from ingest_project.user_activity.user_activity_hourly import make_statistics
 
 HOURLY_OP = "count_hours"

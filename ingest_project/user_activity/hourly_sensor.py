@@ -14,9 +14,9 @@ import dagster as dg
 from dagster import DagsterRunStatus
 
 from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
+from ingest_project.hours import partition_of
 from ingest_project.resources import Services
 from ingest_project.user_activity.hourly_job import HOURLY_OP, user_activity_hourly_batch
-from ingest_project.user_activity.partitions import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,10 +49,8 @@ def user_activity_hourly_sensor(
     under_way = dg.RunsFilter(job_name=user_activity_hourly_batch.name, statuses=UNFINISHED)
     if context.instance.get_runs_count(under_way):
         return dg.SkipReason("Hours are being counted.")
-    now = datetime.now(UTC)
     pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
-    stale = services.activity_hours.stale(until=now, limit=MOST_HOURS)
-    hours = [one for one in stale if one.computed_at is None or one.computed_at + pause <= now]
+    hours = services.activity_hours.due(datetime.now(UTC), pause, MOST_HOURS)
     if not hours:
         return dg.SkipReason("No hour has to be counted.")
     return dg.SensorResult(run_requests=[_run_request(hours)])

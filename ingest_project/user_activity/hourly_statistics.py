@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ingest_project.hours import end_of
 from ingest_project.stores.activity_events import ask, of_hours
 from ingest_project.stores.activity_hourly import HourOfType
-from ingest_project.user_activity.partitions import end_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

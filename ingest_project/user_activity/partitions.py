@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FIRST_HOUR = datetime(2024, 1, 1, tzinfo=UTC)
-_HOUR = "%Y-%m-%d-%H:00"
 
 # The hour that is going on is a partition too: people want to see what has just arrived.
 hourly_partitions = dg.HourlyPartitionsDefinition(start_date=FIRST_HOUR, end_offset=1)
@@ -23,23 +22,3 @@ USER_ACTIVITY_HOURLY = dg.AssetKey("user_activity_hourly")
 def hours_between(hours: Iterable[datetime], now: datetime) -> list[datetime]:
     """Those of the hours that are partitions, in order: none before the first one, none that has yet to begin."""
     return sorted(hour for hour in hours if FIRST_HOUR <= hour <= now)
-
-
-def partition_of(hour: datetime) -> str:
-    """The key of an hour's partition."""
-    return hour.astimezone(UTC).strftime(_HOUR)
-
-
-def hour_of(partition: str) -> datetime:
-    """When an hourly partition begins."""
-    return datetime.strptime(partition, _HOUR).replace(tzinfo=UTC)
-
-
-def days_of(hours: Iterable[datetime]) -> list[str]:
-    """The days that the hours are in, `yyyy-mm-dd`."""
-    return sorted({hour.date().isoformat() for hour in hours})
-
-
-def end_of(hour: datetime) -> datetime:
-    """When the next hour begins."""
-    return hour + timedelta(hours=1)

@@ -6,41 +6,19 @@ while a run has ranges of a partition in its hands no other run gets any of that
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ingest_project.ledger.stream_ranges import RangeRecord, RangeState
+from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.streams.runs import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ingest_project.ledger.stream_ranges import RangeRecord
+
 # Fewer events than this are stored sooner than a second run has started.
 WORTH_SPLITTING = 100_000
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Ranges for one run, all of one life of the topic."""
-
-    records: tuple[RangeRecord, ...]
-
-    @property
-    def keys(self) -> list[str]:
-        """Of the ranges."""
-        return [record.range_key for record in self.records]
-
-    @property
-    def offsets(self) -> int:
-        """In all ranges."""
-        return sum(len(record.offsets) for record in self.records)
-
-    @property
-    def batch_id(self) -> str:
-        """The same for the same attempt at the same ranges: asked for twice it is one run."""
-        attempts = [(record.range_key, record.attempts) for record in self.records]
-        return hashlib.sha256(repr(attempts).encode()).hexdigest()[:16]
 
 
 def ready(unfinished: Sequence[RangeRecord], due: frozenset[str]) -> list[list[RangeRecord]]:

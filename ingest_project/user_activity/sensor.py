@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, release_abandoned
+from ingest_project.batches import release_abandoned
 from ingest_project.kafka.positions import Positions
 from ingest_project.resources import Services
-from ingest_project.stream_planning import plan_backlog
+from ingest_project.streams.planning import plan_backlog
+from ingest_project.streams.runs import run_request
 from ingest_project.user_activity.batch_job import user_activity_batch
-from ingest_project.user_activity.ranges import Batch, batches_of, ready
-from ingest_project.user_activity.user_activity_events import MOST_UNFINISHED, NO_LAST_ATTEMPT, run_config
+from ingest_project.user_activity.ranges import batches_of, ready
+from ingest_project.user_activity.user_activity_events import EVENTS_OP, MOST_UNFINISHED, NO_LAST_ATTEMPT
 
 USER_ACTIVITY = "user_activity"
 # With so many planned the topic itself is the better place to wait in.
@@ -66,10 +67,5 @@ def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest
     lanes = ready(ledger.unfinished(topic, MOST_UNFINISHED), due)
     batches = batches_of(lanes, settings.batch_messages, settings.max_parallel_batches)[:free]
     # All or none: whoever else looks after this topic can only have taken the whole batch.
-    return [_run_request(one) for one in batches if len(ledger.request(one.batch_id, one.keys, now)) == len(one.keys)]
-
-
-def _run_request(batch: Batch) -> dg.RunRequest:
-    tags = {BATCH_TAG: USER_ACTIVITY, BATCH_ID_TAG: batch.batch_id, BATCH_SIZE_TAG: str(batch.offsets)}
-    config = run_config([record.offsets for record in batch.records])
-    return dg.RunRequest(run_key=batch.batch_id, run_config=config, tags=tags)
+    taken = [one for one in batches if len(ledger.request(one.batch_id, one.keys, now)) == len(one.keys)]
+    return [run_request(USER_ACTIVITY, EVENTS_OP, one) for one in taken]

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
 from ingest_project.batches import (
     BATCH_ID_TAG,
@@ -20,17 +19,16 @@ from ingest_project.batches import (
     report,
 )
 from ingest_project.errors import IngestError, TransientError
+from ingest_project.hours import hour_of, partition_of
 from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
 from ingest_project.resources import Services
-from ingest_project.stream_planning import lag
+from ingest_project.streams.planning import lag
 from ingest_project.user_activity.freshness import EVENTS_FRESHNESS
 from ingest_project.user_activity.partitions import (
     USER_ACTIVITY_EVENTS,
-    hour_of,
     hourly_partitions,
     hours_between,
-    partition_of,
 )
 from ingest_project.user_activity.ranges import ready
 from ingest_project.user_activity.rebuilding import rebuild_hour
@@ -42,36 +40,6 @@ EVENTS_OP = "store_user_activity"
 MOST_UNFINISHED = 10_000
 # The head of a partition cannot be skipped: what fails is asked for again until it is stored, and the checks tell.
 NO_LAST_ATTEMPT = 2**31 - 1
-
-
-class RangeConfig(dg.Config):
-    """Offsets of one partition: from the first up to, not including, the end."""
-
-    partition: int
-    first_offset: int
-    end_offset: int
-
-
-class ActivityConfig(dg.Config):
-    """What a run is to store; nothing named means everything that is due."""
-
-    topic: str = ""
-    generation: str = ""
-    ranges: list[RangeConfig] = Field(default_factory=list)
-
-    def offsets(self) -> list[OffsetRange]:
-        """The ranges, as the ledger names them."""
-        return [
-            OffsetRange(self.topic, self.generation, one.partition, one.first_offset, one.end_offset)
-            for one in self.ranges
-        ]
-
-
-def run_config(ranges: Sequence[OffsetRange]) -> dict[str, Any]:
-    """The configuration of a run over ranges, all of one topic in one life of it."""
-    first = ranges[0]
-    told = [{"partition": one.partition, "first_offset": one.first, "end_offset": one.end} for one in ranges]
-    return {"ops": {EVENTS_OP: {"config": {"topic": first.topic, "generation": first.generation, "ranges": told}}}}
 
 
 @dg.multi_asset(

@@ -11,6 +11,7 @@ import dagster as dg
 
 from ingest_project.batches import Context, PartitionReport, keep_connections_open, report
 from ingest_project.database.locks import exclusive
+from ingest_project.hours import hour_of, partition_of
 from ingest_project.logs import bound, get_logger
 from ingest_project.resources import Services
 from ingest_project.stores.activity_hourly import HourOfType, replace_hours
@@ -19,9 +20,7 @@ from ingest_project.user_activity.hourly_statistics import statistics_of_hour
 from ingest_project.user_activity.partitions import (
     USER_ACTIVITY_EVENTS,
     USER_ACTIVITY_HOURLY,
-    hour_of,
     hourly_partitions,
-    partition_of,
 )
 
 logger = get_logger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from ingest_project.attachments.partitions import ATTACHMENTS, hour_of
+from ingest_project.attachments.partitions import ATTACHMENTS, hour_of_arrival
 from ingest_project.ledger.attachments import FailedFilter
 from ingest_project.ledger.states import AttachmentState
 from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def hours_ago(hours: int) -> str:
     now = datetime.now(UTC)
-    return hour_of(now - timedelta(hours=hours), now)
+    return hour_of_arrival(now - timedelta(hours=hours), now)
 
 
 def mend(system: AttachmentSystem, **paths: list[str]) -> None:

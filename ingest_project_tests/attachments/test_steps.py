@@ -10,7 +10,7 @@ import pytest
 
 from ingest_project.attachments.downloading import Postponed, attempts, hosts_in_turn
 from ingest_project.attachments.downloads_sensor import batches_of
-from ingest_project.attachments.partitions import bounds_of, hour_of, hours_of
+from ingest_project.attachments.partitions import hour_of_arrival
 from ingest_project.attachments.retries import next_attempt_at, retry_topic
 from ingest_project.ledger.work_ledger import Due
 from ingest_project.settings import AttachmentSettings
@@ -75,16 +75,7 @@ def test_runs_get_smaller_with_each_that_is_lost_until_an_attachment_goes_alone(
 
 def test_an_hour_is_that_of_arrival_and_now_where_that_cannot_be() -> None:
     now = datetime(2026, 3, 1, 12, 5, tzinfo=UTC)
-    assert hour_of(datetime(2026, 2, 28, 23, 59, 59, tzinfo=UTC), now) == "2026-02-28-23:00"
-    assert hour_of(datetime(2026, 3, 1, 12, 0, tzinfo=UTC).astimezone(), now) == "2026-03-01-12:00"
+    assert hour_of_arrival(datetime(2026, 2, 28, 23, 59, 59, tzinfo=UTC), now) == "2026-02-28-23:00"
+    assert hour_of_arrival(datetime(2026, 3, 1, 12, 0, tzinfo=UTC).astimezone(), now) == "2026-03-01-12:00"
     for impossible in (None, datetime(1970, 1, 1, tzinfo=UTC), now + timedelta(hours=2)):
-        assert hour_of(impossible, now) == "2026-03-01-12:00"
-
-
-def test_an_hour_begins_where_the_one_before_it_ends() -> None:
-    first, second = bounds_of("2026-02-28-23:00"), bounds_of("2026-03-01-00:00")
-    assert first[1] == second[0]
-    assert hours_of([second[0], first[0], second[1] - timedelta(microseconds=1)]) == [
-        "2026-02-28-23:00",
-        "2026-03-01-00:00",
-    ]
+        assert hour_of_arrival(impossible, now) == "2026-03-01-12:00"

@@ -22,12 +22,15 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from ingest_project.cli.attachment_status import AttachmentStatus
-from ingest_project.cli.system_status import SystemStatus, TopicLag
+from ingest_project.cli.stream_status import StreamStatus
+from ingest_project.cli.system_status import SystemStatus
 from ingest_project.database.attachment_tables import attachments as table
 from ingest_project.database.engine import writing
 from ingest_project.kafka.positions import Positions
 from ingest_project.kafka.writing import Outgoing, TopicWriter
 from ingest_project.ledger.states import AttachmentState, FileState, JobState
+from ingest_project.ledger.stream_ranges import OffsetRange, RangeState
+from ingest_project.monitor.topic_lag import TopicLag
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 from ingest_project_tests.cli import known_attachments as attachments
@@ -45,13 +48,14 @@ SENSORS = {
     "file_events_sensor": "file_events",
 }
 OTHER_TOPICS = ("events.raw", "downloads.pending", *(f"downloads.retry.{n}m" for n in (5, 10, 20, 40)))
+STREAMS = {"user_activity_events_sensor": "user-activity-events", "sales_events_sensor": "sales_events"}
 
 
 @pytest.fixture
 def system(services: Services, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
     """Ledger, stores and a broker whose topics are empty."""
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
-    for topic in (*SENSORS.values(), *OTHER_TOPICS):
+    for topic in (*SENSORS.values(), *OTHER_TOPICS, *STREAMS.values()):
         embedded_broker.create_topic(topic, 2)
     del services
     system = Services(load_settings().settings)
@@ -215,6 +219,53 @@ def test_attachments_are_told_by_state_and_the_ladder_by_rung(
     assert "Downloads to be tried again" in shown
 
 
+def test_a_stream_is_busy_until_its_ranges_are_stored_shown_and_its_hours_counted(
+    ingest: Ingest, system: Services, any_instance: DagsterInstance
+) -> None:
+    del any_instance
+    for topic in STREAMS.values():
+        send(system, topic, 3)
+    waiting = [f"3 messages waiting on {topic}" for topic in STREAMS.values()]
+    status = ingest("status", "--json").json
+    assert status["going_on"] == waiting
+    assert {lag["sensor"]: lag["topic"] for lag in status["topics"]}.items() >= STREAMS.items()
+
+    ledger, now = system.stream_ranges, datetime.now(UTC)
+    planned = [OffsetRange(topic, "", 0, 0, 3) for topic in STREAMS.values()]
+    activity, sales = (one.key for one in planned)
+    ledger.plan(planned, [], now)
+    ledger.request("batch", [activity], now)
+    ledger.start([activity], "run", now)
+    status = ingest("status", "--json").json
+    assert status["going_on"][2:] == [
+        "1 offset range of user-activity-events running",
+        "1 offset range of sales_events pending",
+    ]
+    assert status["streams"]["ranges"]["sales_events"]["pending"] == 1
+    assert "1 running" in ingest("status").out
+
+    ledger.finish(activity, 3, 0, {}, now)
+    system.activity_hours.mark_changed(activity, {datetime(2026, 1, 15, 10, tzinfo=UTC): 3}, now)
+    ledger.start([sales], "run", now)
+    ledger.finish(sales, 3, 0, {}, now)
+    ledger.mark_reported([sales], now)
+    assert ingest("status", "--json").json["going_on"][2:] == [
+        "1 hour of user activity to be counted",
+        "1 finished entry not yet shown in Dagster",
+    ]
+
+
+def test_a_broker_that_is_away_is_asked_once_and_every_topic_says_so(
+    ingest: Ingest, system: Services, any_instance: DagsterInstance, embedded_broker: EmbeddedBroker
+) -> None:
+    del system, any_instance
+    embedded_broker.go_down()
+    status = ingest("status", "--json").json
+    assert {lag["waiting"] for lag in status["topics"]} == {None}
+    assert len({lag["problem"] for lag in status["topics"]}) == 1
+    assert "sales_events cannot be read" in status["going_on"]
+
+
 def test_what_waits_for_its_time_is_no_work_and_is_said(
     ingest: Ingest, system: Services, any_instance: DagsterInstance
 ) -> None:
@@ -268,6 +319,7 @@ def test_a_status_is_idle_only_when_every_part_said_so() -> None:
         polling_jobs={JobState.DONE: 3},
         files={FileState.INGESTED: 3, FileState.FAILED: 1},
         attachments=AttachmentStatus(events={}, attachments={AttachmentState.PENDING: 7}, later=7),
+        streams=StreamStatus(ranges={"sales_events": {RangeState.DONE: 3, RangeState.LOST: 1, RangeState.PENDING: 0}}),
         unreported=0,
     )
     assert quiet.going_on == ["Dagster's runs cannot be read"]

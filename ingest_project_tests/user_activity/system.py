@@ -8,12 +8,12 @@ import dagster as dg
 import pyarrow as pa
 
 import ingest_project.user_activity.definitions
+from ingest_project.hours import hour_of
 from ingest_project.kafka.writing import Outgoing
 from ingest_project.ledger.stream_ranges import RangeState
 from ingest_project.resources import Services
 from ingest_project.stores.activity_events import ask
 from ingest_project.stores.activity_hourly import HourOfType, statistics_of
-from ingest_project.user_activity.partitions import hour_of
 from ingest_project_tests.journeys.system import System, environment
 from ingest_project_tests.user_activity.events import encoded
 

@@ -84,11 +84,12 @@ def plan_backlog(  # noqa: PLR0913 - two bounds and a pause
     Raises:
         BrokerUnavailable, DatabaseUnavailable: nothing was planned.
     """
-    if saved is not None:
-        services.reader.commit(topic, saved)
     backlog = services.range_reader.backlog(topic, saved, wait_seconds)
     if backlog is None:
         return None
+    if saved is not None:
+        # Only now that the broker has answered: a commit that meets one that was away ends the process from within.
+        services.reader.commit(topic, saved)
     for notice in backlog.notices:
         logger.warning("topic_notice", topic=topic, notice=notice)
     ledger, now = services.stream_ranges, datetime.now(UTC)

@@ -1,0 +1,1 @@
+"""Topics that are read in offset ranges."""
