@@ -20,13 +20,14 @@ from ingest_project.intake import Arrived, take
 from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.attachment_record import RETRY_LANE, TaskArrival
 from ingest_project.messages.download import DownloadTask, attachment_key, decode_download_task
-from ingest_project.resources import Services
+from ingest_project.ticking import ticking_sensor
 from ingest_project.web.file_names import chosen_file_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ingest_project.ledger.work_ledger import Due
+    from ingest_project.resources import Services
     from ingest_project.settings import AttachmentSettings
 
 SMALLEST_BATCH_WORTH_SPLITTING = 200
@@ -45,22 +46,12 @@ def downloads_sensor(name: str, lane: str, job_name: str) -> dg.SensorDefinition
         lane: `pending` for first attempts, `retry` for the others.
         job_name: of the job that downloads and stores a batch.
     """
-
-    @dg.sensor(
-        name=name,
-        job_name=job_name,
-        minimum_interval_seconds=1,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Asks for runs over downloads that are {'due again' if lane == RETRY_LANE else 'new'}.",
+    return ticking_sensor(
+        name,
+        job_name,
+        f"Asks for runs over downloads that are {'due again' if lane == RETRY_LANE else 'new'}.",
+        lambda context, services: tick(context, services, lane),
     )
-    def sensor(
-        context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
-    ) -> dg.SensorResult | dg.SkipReason:
-        if hindrance := services.what_hinders():
-            return dg.SkipReason(hindrance)
-        return tick(context, services, lane)
-
-    return sensor
 
 
 def tick(context: dg.SensorEvaluationContext, services: Services, lane: str) -> dg.SensorResult | dg.SkipReason:

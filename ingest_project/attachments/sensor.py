@@ -14,10 +14,11 @@ from ingest_project.intake import Arrived, take
 from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.attachment_events import EventArrival
 from ingest_project.messages.attachment_event import AttachmentEvent, decode_attachment_event
-from ingest_project.resources import Services
+from ingest_project.ticking import ticking_sensor
 
 if TYPE_CHECKING:
     from ingest_project.kafka.reading import TopicReader
+    from ingest_project.resources import Services
 
 EVENTS = "attachment_events"
 SMALLEST_BATCH_WORTH_SPLITTING = 200
@@ -31,22 +32,12 @@ def attachment_events_sensor(job_name: str) -> dg.SensorDefinition:
     Args:
         job_name: of the job that takes their addresses out, downloads and stores.
     """
-
-    @dg.sensor(
-        name="attachment_events_sensor",
-        job_name=job_name,
-        minimum_interval_seconds=1,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Asks for runs over the events that arrive on events.raw, or on the event hub in its place.",
+    return ticking_sensor(
+        "attachment_events_sensor",
+        job_name,
+        "Asks for runs over the events that arrive on events.raw, or on the event hub in its place.",
+        tick,
     )
-    def sensor(
-        context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
-    ) -> dg.SensorResult | dg.SkipReason:
-        if hindrance := services.what_hinders():
-            return dg.SkipReason(hindrance)
-        return tick(context, services)
-
-    return sensor
 
 
 def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult | dg.SkipReason:

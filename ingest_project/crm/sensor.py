@@ -8,6 +8,7 @@ for them again; killed after that, Dagster starts the runs itself. What a dead r
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -15,9 +16,12 @@ from ingest_project.batches import release_abandoned
 from ingest_project.crm.assets import ASSETS_OP
 from ingest_project.crm.ranges import batches_of
 from ingest_project.kafka.positions import Positions
-from ingest_project.resources import Services
 from ingest_project.streams.planning import plan_backlog
 from ingest_project.streams.runs import run_request
+from ingest_project.ticking import ticking_sensor
+
+if TYPE_CHECKING:
+    from ingest_project.resources import Services
 
 CRM = "crm"
 MOST_DUE = 1_000
@@ -31,22 +35,12 @@ def sales_events_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefini
     Args:
         job: that stores a batch of ranges.
     """
-
-    @dg.sensor(
-        name="sales_events_sensor",
-        job=job,
-        minimum_interval_seconds=1,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Asks for runs over the messages that arrive on sales_events.",
+    return ticking_sensor(
+        "sales_events_sensor",
+        job.name,
+        "Asks for runs over the messages that arrive on sales_events.",
+        tick,
     )
-    def sensor(
-        context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
-    ) -> dg.SensorResult | dg.SkipReason:
-        if hindrance := services.what_hinders():
-            return dg.SkipReason(hindrance)
-        return tick(context, services)
-
-    return sensor
 
 
 def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult | dg.SkipReason:

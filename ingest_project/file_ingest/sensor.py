@@ -25,13 +25,14 @@ from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.files import FileArrival
 from ingest_project.logs import get_logger
 from ingest_project.messages.file_event import FileEvent, decode_file_event, file_key, version_of
-from ingest_project.resources import Services
 from ingest_project.settings import FileIngestSettings, TopicSettings
+from ingest_project.ticking import ticking_sensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ingest_project.ledger.work_ledger import Due
+    from ingest_project.resources import Services
 
 logger = get_logger(__name__)
 
@@ -50,22 +51,12 @@ def file_events_sensor(
         topic_of: which of the topics.
         job: that ingests a batch.
     """
-
-    @dg.sensor(
-        name=name,
-        job=job,
-        minimum_interval_seconds=1,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Asks for runs over the files announced on {topic_of(TopicSettings())}.",
+    return ticking_sensor(
+        name,
+        job.name,
+        f"Asks for runs over the files announced on {topic_of(TopicSettings())}.",
+        lambda context, services: tick(context, services, topic_of(services.settings.topics)),
     )
-    def sensor(
-        context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
-    ) -> dg.SensorResult | dg.SkipReason:
-        if hindrance := services.what_hinders():
-            return dg.SkipReason(hindrance)
-        return tick(context, services, topic_of(services.settings.topics))
-
-    return sensor
 
 
 def tick(context: dg.SensorEvaluationContext, services: Services, topic: str) -> dg.SensorResult | dg.SkipReason:

@@ -18,10 +18,11 @@ from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.polling_jobs import JobArrival
 from ingest_project.messages.polling_job import PollingJob, decode_polling_job
 from ingest_project.polling.partitions import POLLING_JOBS, job_key
-from ingest_project.resources import Services
+from ingest_project.ticking import ticking_sensor
 
 if TYPE_CHECKING:
     from ingest_project.backpressure import Room
+    from ingest_project.resources import Services
 
 JOBS_PER_RUN = 20
 BATCHES_IN_FLIGHT = 4
@@ -33,22 +34,12 @@ def polling_queue_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefin
     Args:
         job: that looks in the sources of a batch.
     """
-
-    @dg.sensor(
-        name="polling_queue_sensor",
-        job=job,
-        minimum_interval_seconds=1,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Asks for runs over the polling jobs that arrive on polling-queue.",
+    return ticking_sensor(
+        "polling_queue_sensor",
+        job.name,
+        "Asks for runs over the polling jobs that arrive on polling-queue.",
+        tick,
     )
-    def sensor(
-        context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
-    ) -> dg.SensorResult | dg.SkipReason:
-        if hindrance := services.what_hinders():
-            return dg.SkipReason(hindrance)
-        return tick(context, services)
-
-    return sensor
 
 
 def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult | dg.SkipReason:

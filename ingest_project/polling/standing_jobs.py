@@ -19,9 +19,10 @@ from ingest_project.ledger.polling_jobs import STANDING, JobArrival
 from ingest_project.messages.polling_job import PollingJob
 from ingest_project.polling.partitions import POLLING_JOBS, job_key
 from ingest_project.polling.sensor import request_due, room_for_jobs
-from ingest_project.resources import Services
+from ingest_project.ticking import ticking_sensor
 
 if TYPE_CHECKING:
+    from ingest_project.resources import Services
     from ingest_project.settings import ConfiguredSource
 
 NO_PARTITION = 0
@@ -33,28 +34,18 @@ def standing_jobs_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefin
     Args:
         job: that looks in the sources of a batch.
     """
-
-    @dg.sensor(
-        name="standing_jobs_sensor",
-        job=job,
-        minimum_interval_seconds=1,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Asks for runs over the configured sources whose next interval has begun.",
+    return ticking_sensor(
+        "standing_jobs_sensor",
+        job.name,
+        "Asks for runs over the configured sources whose next interval has begun.",
+        lambda context, services: tick(context, services, datetime.now(UTC)),
     )
-    def sensor(
-        context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
-    ) -> dg.SensorResult | dg.SkipReason:
-        if hindrance := services.what_hinders():
-            return dg.SkipReason(hindrance)
-        if not any(source.every_seconds for source in services.settings.sources.values()):
-            return dg.SkipReason("No source is configured to be looked at by itself (INGEST_SOURCES).")
-        return tick(context, services, datetime.now(UTC))
-
-    return sensor
 
 
-def tick(context: dg.SensorEvaluationContext, services: Services, now: datetime) -> dg.SensorResult:
+def tick(context: dg.SensorEvaluationContext, services: Services, now: datetime) -> dg.SensorResult | dg.SkipReason:
     """Enter the intervals that have begun, and ask for runs over the jobs that are due."""
+    if not any(source.every_seconds for source in services.settings.sources.values()):
+        return dg.SkipReason("No source is configured to be looked at by itself (INGEST_SOURCES).")
     arrivals = [
         standing_job(name, source, source.every_seconds, now)
         for name, source in services.settings.sources.items()

@@ -37,5 +37,8 @@ user_activity = dg.Definitions(
             default_status=dg.DefaultScheduleStatus.RUNNING,
         ),
     ],
-    sensors=[user_activity_events_sensor, user_activity_hourly_sensor],
+    sensors=[
+        user_activity_events_sensor(user_activity_batch.name),
+        user_activity_hourly_sensor(user_activity_hourly_batch.name),
+    ],
 )

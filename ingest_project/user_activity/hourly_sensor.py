@@ -15,13 +15,14 @@ from dagster import DagsterRunStatus
 
 from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
 from ingest_project.hours import partition_of
-from ingest_project.resources import Services
-from ingest_project.user_activity.hourly_job import HOURLY_OP, user_activity_hourly_batch
+from ingest_project.ticking import ticking_sensor
+from ingest_project.user_activity.hourly_job import HOURLY_OP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ingest_project.ledger.activity_hours import StaleHour
+    from ingest_project.resources import Services
 
 HOURLY = "user_activity_hourly"
 MOST_HOURS = 200
@@ -33,20 +34,24 @@ UNFINISHED = [
 ]
 
 
-@dg.sensor(
-    name="user_activity_hourly_sensor",
-    job_name=user_activity_hourly_batch.name,
-    minimum_interval_seconds=5,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Asks for the statistics of hours whose events changed.",
-)
-def user_activity_hourly_sensor(
-    context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
-) -> dg.SensorResult | dg.SkipReason:
+def user_activity_hourly_sensor(job_name: str) -> dg.SensorDefinition:
+    """The sensor that has hours counted anew.
+
+    Args:
+        job_name: of the job that counts them.
+    """
+    return ticking_sensor(
+        "user_activity_hourly_sensor",
+        job_name,
+        "Asks for the statistics of hours whose events changed.",
+        lambda context, services: tick(context, services, job_name),
+        every_seconds=5,
+    )
+
+
+def tick(context: dg.SensorEvaluationContext, services: Services, job_name: str) -> dg.SensorResult | dg.SkipReason:
     """Ask for one run over the hours that are to be counted, while none is under way."""
-    if hindrance := services.what_hinders():
-        return dg.SkipReason(hindrance)
-    under_way = dg.RunsFilter(job_name=user_activity_hourly_batch.name, statuses=UNFINISHED)
+    under_way = dg.RunsFilter(job_name=job_name, statuses=UNFINISHED)
     if context.instance.get_runs_count(under_way):
         return dg.SkipReason("Hours are being counted.")
     pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)

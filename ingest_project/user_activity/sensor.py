@@ -7,36 +7,42 @@ after that, Dagster starts the runs itself. What a dead run left is due again af
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from ingest_project.batches import release_abandoned
 from ingest_project.kafka.positions import Positions
-from ingest_project.resources import Services
 from ingest_project.streams.planning import plan_backlog
 from ingest_project.streams.runs import run_request
-from ingest_project.user_activity.batch_job import user_activity_batch
+from ingest_project.ticking import ticking_sensor
 from ingest_project.user_activity.ranges import batches_of, ready
 from ingest_project.user_activity.user_activity_events import EVENTS_OP, MOST_UNFINISHED, NO_LAST_ATTEMPT
+
+if TYPE_CHECKING:
+    from ingest_project.resources import Services
 
 USER_ACTIVITY = "user_activity"
 # With so many planned the topic itself is the better place to wait in.
 MOST_PLANNED = 1_000
 
 
-@dg.sensor(
-    name="user_activity_events_sensor",
-    job_name=user_activity_batch.name,
-    minimum_interval_seconds=1,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Asks for runs over the events that arrive on user-activity-events.",
-)
-def user_activity_events_sensor(
-    context: dg.SensorEvaluationContext, services: dg.ResourceParam[Services]
-) -> dg.SensorResult | dg.SkipReason:
+def user_activity_events_sensor(job_name: str) -> dg.SensorDefinition:
+    """The sensor that stores user activity.
+
+    Args:
+        job_name: of the job that stores a batch of ranges.
+    """
+    return ticking_sensor(
+        "user_activity_events_sensor",
+        job_name,
+        "Asks for runs over the events that arrive on user-activity-events.",
+        tick,
+    )
+
+
+def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorResult | dg.SkipReason:
     """Plan what waits, and ask for runs over what is due."""
-    if hindrance := services.what_hinders():
-        return dg.SkipReason(hindrance)
     settings, topic = services.settings, services.settings.topics.user_activity_events
     positions = plan_backlog(
         services,
