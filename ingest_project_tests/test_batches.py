@@ -12,18 +12,10 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.batches import (
-    BATCH_ID_TAG,
-    CheckResult,
-    PartitionReport,
-    keep_connections_open,
-    keys_of_run,
-    report,
-    run_request,
-    split_evenly,
-)
+from ingest_project.batches import BATCH_ID_TAG, keys_of_run, run_request, split_evenly
 from ingest_project.event_rows import CheckRow, EventRow
 from ingest_project.event_storage import ROWS_PER_STATEMENT, BulkEventLogStorage
+from ingest_project.partition_reports import CheckResult, PartitionReport, keep_connections_open, report
 
 PARTITIONS = dg.DynamicPartitionsDefinition(name="things")
 GOOD, REFUSED = dg.AssetKey("good"), dg.AssetKey("refused")

@@ -21,8 +21,8 @@ from dagster._serdes import deserialize_value, serialize_value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.batches import CheckResult
 from ingest_project.event_rows import CheckRows, MaterializationRows
+from ingest_project.partition_reports import CheckResult
 
 TOLD_AT = 1_760_000_000.123456
 ASSET = dg.AssetKey(["50 %", "good"])

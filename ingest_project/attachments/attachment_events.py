@@ -11,12 +11,12 @@ import dagster as dg
 
 from ingest_project.attachments.extraction import AddressPaths, tasks_of
 from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ATTACHMENTS, hourly_partitions
-from ingest_project.batches import Context, PartitionReport, keep_connections_open, report
 from ingest_project.kafka.publishing import publish_once
 from ingest_project.kafka.writing import Outgoing
 from ingest_project.ledger.attachment_events import EventRecord, Extracted, HourOfEvents
 from ingest_project.ledger.attachment_record import TaskArrival
 from ingest_project.logs import bound, get_logger
+from ingest_project.partition_reports import Context, PartitionReport, keep_connections_open, report
 from ingest_project.resources import Services
 
 logger = get_logger(__name__)

@@ -7,7 +7,7 @@ import dagster as dg
 from ingest_project.attachments.partitions import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS, hourly_partitions
 from ingest_project.attachments.reports import results_reports
 from ingest_project.attachments.results_table import commit_results
-from ingest_project.batches import keep_connections_open, report
+from ingest_project.partition_reports import keep_connections_open, report
 from ingest_project.resources import Services
 
 

@@ -12,9 +12,9 @@ from ingest_project.attachments.partitions import (
     attachments_partitions,
 )
 from ingest_project.attachments.reports import ATTACHMENT_STORED, kept_result
-from ingest_project.batches import CheckResult, PartitionReport, report
 from ingest_project.ledger.attachment_record import RETRY_LANE, AttachmentRecord
 from ingest_project.ledger.states import AttachmentState, JobState
+from ingest_project.partition_reports import CheckResult, PartitionReport, report
 from ingest_project.resources import Services
 
 RECENT = timedelta(hours=24)

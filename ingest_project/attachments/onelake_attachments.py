@@ -16,10 +16,11 @@ from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ONELAKE_ATT
 from ingest_project.attachments.reports import attachment_report, results_reports
 from ingest_project.attachments.results_table import commit_results
 from ingest_project.attachments.telling import tell
-from ingest_project.batches import BATCH_ID_TAG, ONELAKE_POOL, Context, keep_connections_open, keys_of_run, report
+from ingest_project.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 from ingest_project.ledger.attachment_record import AttachmentRecord, Outcome
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.download import DownloadStatus
+from ingest_project.partition_reports import Context, keep_connections_open, report
 from ingest_project.resources import Services
 
 logger = get_logger(__name__)

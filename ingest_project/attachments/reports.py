@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ingest_project.attachments.partitions import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS
-from ingest_project.batches import CheckResult, PartitionReport
 from ingest_project.hours import end_of, hour_of
 from ingest_project.messages.download import DownloadStatus
+from ingest_project.partition_reports import CheckResult, PartitionReport
 from ingest_project.web.urls import printable_url
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from ingest_project.batches import BATCH_ID_TAG, DATABASE_POOL, keep_connections_open, new_batch_id
+from ingest_project.batches import BATCH_ID_TAG, DATABASE_POOL, new_batch_id
 from ingest_project.crm.opportunities import OPPORTUNITIES, opportunities
 from ingest_project.crm.projects import PROJECTS, projects
 from ingest_project.crm.retrying import jittered, retried
@@ -24,6 +24,7 @@ from ingest_project.errors import TransientError
 from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.crm_event import CrmKind
+from ingest_project.partition_reports import keep_connections_open
 from ingest_project.resources import Services
 from ingest_project.stores.unidentified_messages import count_open
 from ingest_project.streams.planning import lag

@@ -10,14 +10,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.batches import (
-    BATCH_ID_TAG,
-    DATABASE_POOL,
-    PartitionReport,
-    keep_connections_open,
-    keys_of_run,
-    report,
-)
+from ingest_project.batches import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
 from ingest_project.errors import IngestError
 from ingest_project.file_ingest.aggregated_metrics import aggregated_metrics
 from ingest_project.file_ingest.ingesting import ingest
@@ -29,6 +22,7 @@ from ingest_project.file_ingest.reports import partition_report, raw_file_metada
 from ingest_project.file_ingest.validated_sensor_data import Contract, validated_sensor_data
 from ingest_project.ledger.states import FileState
 from ingest_project.logs import bound, get_logger
+from ingest_project.partition_reports import PartitionReport, keep_connections_open, report
 from ingest_project.resources import Services
 
 logger = get_logger(__name__)

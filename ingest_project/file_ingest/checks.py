@@ -10,7 +10,6 @@ from typing import Any
 
 import dagster as dg
 
-from ingest_project.batches import PartitionReport, report
 from ingest_project.file_ingest.partitions import (
     QUARANTINED_FILES,
     RAW_FILES,
@@ -20,6 +19,7 @@ from ingest_project.file_ingest.partitions import (
 from ingest_project.file_ingest.reports import CONTRACT_HOLDS
 from ingest_project.file_ingest.stored_contract import contract_of_stored
 from ingest_project.file_ingest.validated_sensor_data import Contract
+from ingest_project.partition_reports import PartitionReport, report
 from ingest_project.resources import Services
 
 RECENT = timedelta(hours=24)

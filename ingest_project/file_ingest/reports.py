@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ingest_project.batches import CheckResult, PartitionReport
 from ingest_project.file_ingest.partitions import (
     AGGREGATED_METRICS,
     QUARANTINED_FILES,
@@ -15,6 +14,7 @@ from ingest_project.file_ingest.partitions import (
     VALIDATED_SENSOR_DATA,
 )
 from ingest_project.ledger.states import FileState
+from ingest_project.partition_reports import CheckResult, PartitionReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from msgspec.structs import replace as replaced
 
-from ingest_project.batches import release_abandoned, report_failed, request_batches, split_evenly
+from ingest_project.batches import release_abandoned, request_batches, split_evenly
 from ingest_project.errors import IngestError
 from ingest_project.file_ingest.outcome import Outcome
 from ingest_project.file_ingest.partitions import FILES
@@ -25,6 +25,7 @@ from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.files import FileArrival
 from ingest_project.logs import get_logger
 from ingest_project.messages.file_event import FileEvent, decode_file_event, file_key, version_of
+from ingest_project.partition_reports import report_failed
 from ingest_project.settings import FileIngestSettings, TopicSettings
 from ingest_project.ticking import ticking_sensor
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
-from ingest_project.batches import CheckResult
 from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA
 from ingest_project.file_ingest.reports import CONTRACT_HOLDS, broken_contract, rows_refused
 from ingest_project.file_ingest.validation import ValidationRules, validate
 from ingest_project.ledger.states import FileState
+from ingest_project.partition_reports import CheckResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

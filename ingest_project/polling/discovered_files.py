@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.batches import PartitionReport, keep_connections_open, keys_of_run, report
+from ingest_project.batches import keys_of_run
 from ingest_project.errors import IngestError, TransientError
 from ingest_project.ledger.polling_jobs import JobRecord
 from ingest_project.logs import bound, get_logger
+from ingest_project.partition_reports import PartitionReport, keep_connections_open, report
 from ingest_project.polling.discovery import Discovery, discover
 from ingest_project.polling.partitions import DISCOVERED_FILES, polling_jobs_partitions
 from ingest_project.resources import Services

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.batches import Context, PartitionReport, keep_connections_open, report
 from ingest_project.database.locks import exclusive
 from ingest_project.hours import hour_of, partition_of
 from ingest_project.logs import bound, get_logger
+from ingest_project.partition_reports import Context, PartitionReport, keep_connections_open, report
 from ingest_project.resources import Services
 from ingest_project.stores.activity_hourly import HourOfType, replace_hours
 from ingest_project.user_activity.freshness import HOURLY_FRESHNESS
