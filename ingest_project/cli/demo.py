@@ -1,7 +1,7 @@
-"""`ingest demo`: the whole way of files and attachments, on this machine, with the samples that come with the project.
+"""`ingest demo`: the whole way of files, attachments and streams, on this machine, with the project's own samples.
 
-It does what a user would do: start the system, send a polling job and two events, mend what failed and replay it, wait,
-look at what is stored.
+It does what a user would do: start the system, send a polling job, events with attachments and the messages of two
+streams, mend what failed and replay it, wait, look at what is stored.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ingest_project.cli.demo_attachments import DemoAttachments, serving
 from ingest_project.cli.demo_report import DemoReport, expected_files, report_of, show_report
+from ingest_project.cli.demo_streams import streaming
 from ingest_project.cli.output import AsJson, complain, counted, print_json, say, show_facts, stdout
 from ingest_project.cli.progress import printed
 from ingest_project.cli.send_polling import DUMMY_PATH
@@ -27,6 +28,7 @@ from ingest_project.cli.stack.job_run import JobNotDone, run_jobs
 from ingest_project.cli.stack.supervisor import Stack, running_stack
 from ingest_project.cli.status import wait_for_idle
 from ingest_project.errors import PermanentError, SourceMissing
+from ingest_project.hours import partition_of
 from ingest_project.ledger.states import FileState
 from ingest_project.messages.decoding import encode
 from ingest_project.messages.polling_job import PollingJob
@@ -37,10 +39,13 @@ from ingest_project.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ingest_project.cli.demo_streams import DemoStreams
+
 SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}
 GENEROUS_SECONDS = 300.0
 # They look at everything at once, and would do so by themselves only at the next quarter of an hour.
-CHECKS_JOBS, CHECKS_SECONDS = ("file_checks", "attachment_checks"), 60.0
+CHECKS_JOBS = ("file_checks", "attachment_checks", "user_activity_checks", "crm_checks")
+CHECKS_SECONDS = 60.0
 
 
 def register(app: typer.Typer) -> None:
@@ -59,8 +64,8 @@ def demo(
     """Start everything, ingest the samples, and show what became of each.
 
     Files come from a folder; attachments from a web server of the demo's own, which lacks one at first: that one is
-    dead, and stored after the server is mended and it is replayed. Exit code 1 when something did not come to its end
-    in time. Done again it works on what is stored already.
+    dead, and stored after the server is mended and it is replayed; events of users and CRM messages from two files.
+    Exit code 1 when something did not come to its end in time. Done again it works on what is stored already.
     """
     loaded = load_settings()
     try:
@@ -68,8 +73,9 @@ def demo(
     except SourceMissing as error:
         raise PermanentError(f"{error} Run this in the project's folder, or set INGEST_DUMMY_ROOT.") from error
     started = printed(Console(stderr=True))
+    loaded, streams = streaming(loaded)
     with serving(loaded) as (loaded, attachments), running_stack(loaded, started) as stack:
-        report = ingest_samples(stack, expected, timeout, attachments)
+        report = ingest_samples(stack, expected, timeout, attachments, streams)
         if as_json:
             print_json(report)
         else:
@@ -82,15 +88,20 @@ def demo(
 
 
 def ingest_samples(
-    stack: Stack, expected: Mapping[str, str], timeout_seconds: float, attachments: DemoAttachments | None = None
+    stack: Stack,
+    expected: Mapping[str, str],
+    timeout_seconds: float,
+    attachments: DemoAttachments | None = None,
+    streams: DemoStreams | None = None,
 ) -> DemoReport:
-    """Send the polling job and the events, wait for what comes of them, and have everything that is stored checked.
+    """Send everything, wait for what comes of it, and have all that is stored checked.
 
     Args:
         stack: the running system.
         expected: the files that must come, partition key to name.
         timeout_seconds: how long that may take, without the checks.
-        attachments: what else to show; None: files only.
+        attachments: what else to show; None: none.
+        streams: the same.
 
     Raises:
         ServiceFailed: a part of the stack ended meanwhile.
@@ -103,19 +114,21 @@ def ingest_samples(
     deliver(services, stack.settings.topics.polling_queue, job.job_id, encode(job), job.trace_id)
     complain(f"Sent polling job {job.job_id}: look in {DUMMY_PATH} ({counted(len(expected), 'file')} to be found).")
     deadline = time.monotonic() + timeout_seconds
+    if streams:
+        streams.send(services)
     if attachments:
         attachments.send(services)
         attachments.mend_and_replay(services, deadline, stack.require_running)
     seen = wait_for_idle(services, records, deadline - time.monotonic(), stack.require_running)
     unfinished = [*seen.going_on, *seen.problems] or _unchecked(stack)
-    return report_of(services, expected, earlier, unfinished, attachments.expected if attachments else {})
+    return report_of(services, expected, earlier, unfinished, attachments.expected if attachments else {}, streams)
 
 
 def _unchecked(stack: Stack) -> list[str]:
-    """Evaluate the checks of all files and attachments; what kept them from being evaluated."""
+    """Evaluate the checks of all that is stored; what kept them from being evaluated."""
     if stack.webserver_port is None:
         return []
-    complain("Evaluating the checks of all files and attachments …")
+    complain("Evaluating the checks of all that is stored …")
     try:
         run_jobs(stack.webserver_port, CHECKS_JOBS, CHECKS_SECONDS, stack.require_running)
     except JobNotDone as error:
@@ -134,6 +147,9 @@ def _conclude(report: DemoReport, stack: Stack, *, keep: bool) -> None:
     if earlier:
         out.print()
         say(f"{counted(earlier, 'file')} had been ingested by an earlier demo; they were not ingested again.")
+    if report.streams and report.streams.earlier:
+        stored = " and ".join(report.streams.earlier)
+        say(f"{stored[0].upper()}{stored[1:]} had been stored by an earlier demo; they were not sent again.")
     show_facts(_where_to_look(report, stack, keep=keep), "Where to look")
 
 
@@ -145,6 +161,7 @@ def _where_to_look(report: DemoReport, stack: Stack, *, keep: bool) -> list[tupl
         ("What was refused", f"{command} quarantine list"),
         ("What failed for good", f"{command} dlq list"),
         *(("One attachment", f"{command} attachments show {one.attachment_key}") for one in report.attachments[-1:]),
+        *_streams_to_look_at(report, command),
         ("Another job", f"{command} send polling-job --path {DUMMY_PATH}"),
         ("How far it is", f"{command} status"),
         ("State folder", f"{stack.settings.state_dir.absolute()} (rows, files, logs; remove it to begin anew)"),
@@ -152,6 +169,16 @@ def _where_to_look(report: DemoReport, stack: Stack, *, keep: bool) -> list[tupl
     if keep:
         return [("Dagster UI", stack.webserver_url), *pairs]
     return [("Start it again", f"{command} dev (or {command} demo --keep), then in another terminal:"), *pairs]
+
+
+def _streams_to_look_at(report: DemoReport, command: str) -> list[tuple[str, object]]:
+    if report.streams is None or not report.streams.user_activity.hours:
+        return []
+    hour = partition_of(report.streams.user_activity.hours[0].hour)
+    return [
+        ("What users did", f"{command} activity hour {hour}"),
+        ("What is no CRM record", f"{command} crm unidentified list"),
+    ]
 
 
 def _stay(stack: Stack) -> None:

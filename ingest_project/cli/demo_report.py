@@ -1,4 +1,4 @@
-"""What a demo did, file by file and attachment by attachment, from what ledger and stores hold afterwards."""
+"""What a demo did with each file, each attachment and both streams, from what ledger and stores hold afterwards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import msgspec
 from rich.text import Text
 
 from ingest_project.cli.attachment_history import attempts_at
+from ingest_project.cli.demo_streams import StreamsReport, show_streams
 from ingest_project.cli.output import add_row, counts, say, shortened, show, table
 from ingest_project.ledger.states import AttachmentState, FileState
 from ingest_project.messages.file_event import file_key, version_of
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ingest_project.cli.attachment_history import Attempt
+    from ingest_project.cli.demo_streams import DemoStreams
     from ingest_project.ledger.attachment_record import AttachmentRecord
     from ingest_project.ledger.file_record import FileRecord
     from ingest_project.resources import Services
@@ -86,19 +88,22 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         files: one for each file that can be ingested.
         attachments: one for each attachment of the events that were sent.
+        streams: user activity and CRM messages; None where they were left out.
         going_on: what was not finished in time.
     """
 
     files: tuple[DemoFile, ...]
     metrics: tuple[TypeSummary, ...] = ()
     attachments: tuple[DemoAttachment, ...] = ()
+    streams: StreamsReport | None = None
     going_on: tuple[str, ...] = ()
 
     @property
     def missing(self) -> list[str]:
-        """Names of files and attachments that failed, or of which the system does not know what became of them."""
+        """What failed, or of what the system does not know what became of it."""
         lost = [file.file_name for file in self.files if file.state not in STYLES]
-        return lost + [one.file_name for one in self.attachments if one.state is not AttachmentState.STORED]
+        lost += [one.file_name for one in self.attachments if one.state is not AttachmentState.STORED]
+        return lost + (self.streams.missing if self.streams else [])
 
     @property
     def as_hoped(self) -> bool:
@@ -124,14 +129,15 @@ def expected_files(source_config: Mapping[str, str], settings: Settings) -> dict
     }
 
 
-def report_of(
+def report_of(  # noqa: PLR0913, PLR0917 - three capabilities
     services: Services,
     expected: Mapping[str, str],
     earlier: Collection[str],
     going_on: Sequence[str],
     attachments: Mapping[str, str],
+    streams: DemoStreams | None,
 ) -> DemoReport:
-    """What became of files and attachments.
+    """What became of files, attachments and streams.
 
     Args:
         services: ledger and warehouse.
@@ -139,6 +145,7 @@ def report_of(
         earlier: keys of the files that were finished before the demo began.
         going_on: what was not finished in time.
         attachments: partition key to name.
+        streams: the messages that were sent, or had been by an earlier demo.
     """
     records = {record.file_key: record for record in services.files.get_many(list(expected))}
     metrics = services.warehouse.metrics_of_files(list(expected))
@@ -146,6 +153,7 @@ def report_of(
         files=tuple(_file(key, name, records.get(key), key in earlier) for key, name in expected.items()),
         metrics=summaries([metric for of_file in metrics.values() for metric in of_file]),
         attachments=tuple(_attachments(services, attachments)),
+        streams=streams.report(services) if streams else None,
         going_on=tuple(going_on),
     )
 
@@ -202,8 +210,13 @@ def show_report(report: DemoReport) -> None:
     show(files_table(report), "What became of each file")
     if report.metrics:
         show(metrics_table(report), "What was measured")
-    if not report.attachments:
-        return
+    if report.attachments:
+        _show_attachments(report)
+    if report.streams:
+        show_streams(report.streams)
+
+
+def _show_attachments(report: DemoReport) -> None:
     show(attachments_table(report), "What became of each attachment")
     for one in report.attachments:
         if one.failure:

@@ -21,7 +21,7 @@ KEEP_SCREENSHOTS = "KEEP_SCREENSHOTS"
 
 @pytest.fixture(scope="package")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """The whole system in a folder of its own, with the sample files ingested, attachments stored."""
+    """The whole system in a folder of its own, with the sample files ingested, attachments and streams stored."""
     with finished_demo(tmp_path_factory.mktemp("demo")) as demo:
         yield demo
 

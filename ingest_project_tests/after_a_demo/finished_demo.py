@@ -14,6 +14,7 @@ import pytest
 from ingest_project.cli.demo import SOURCE, ingest_samples
 from ingest_project.cli.demo_attachments import serving
 from ingest_project.cli.demo_report import expected_files
+from ingest_project.cli.demo_streams import streaming
 from ingest_project.cli.sending import deliver
 from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.cli.status import wait_for_idle
@@ -82,9 +83,10 @@ def finished_demo(folder: Path) -> Iterator[Demo]:
         with pytest.MonkeyPatch.context() as environment:
             for name, value in variables.items():
                 environment.setenv(name, value)
-            loaded, attachments = running.enter_context(serving(load_settings()))
+            loaded, streams = streaming(load_settings())
+            loaded, attachments = running.enter_context(serving(loaded))
             stack = running.enter_context(running_stack(loaded, lambda _step, _state: None))
-        report = ingest_samples(stack, expected_files(SOURCE, loaded.settings), DEMO_SECONDS, attachments)
+        report = ingest_samples(stack, expected_files(SOURCE, loaded.settings), DEMO_SECONDS, attachments, streams)
         assert report.as_hoped, report
         yield Demo(stack.webserver_url, variables, report, _dead_attachment(stack.settings))
 

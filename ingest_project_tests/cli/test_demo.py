@@ -19,6 +19,7 @@ from ingest_project.cli.demo import SOURCE, ingest_samples
 from ingest_project.cli.demo_attachments import serving
 from ingest_project.cli.demo_report import DemoAttachment, DemoFile, DemoReport, expected_files, summaries
 from ingest_project.cli.demo_server import FileServer
+from ingest_project.cli.demo_streams import streaming
 from ingest_project.cli.stack import graphql
 from ingest_project.cli.stack.effective import child_environment
 from ingest_project.cli.stack.supervisor import running_stack
@@ -56,6 +57,11 @@ CHECKS = {
     "stored_results_match": "SUCCEEDED",
     "nothing_overdue": "SUCCEEDED",
     "dead_share_acceptable": "SUCCEEDED",
+    "no_gap_in_offsets": "SUCCEEDED",
+    "no_duplicate_offsets": "SUCCEEDED",
+    "event_time_plausible": "SUCCEEDED",
+    "amounts_and_probabilities_in_range": "SUCCEEDED",
+    "budgets_in_range": "SUCCEEDED",
 }
 # Name to attempts and replays: the server does not have the last one at first.
 ATTACHMENTS = {
@@ -64,6 +70,11 @@ ATTACHMENTS = {
     "invoice_lines.csv": (1, 0),
     "signed_contract.pdf": (2, 1),
 }
+# Of 242 messages one is no event and one was delivered twice; a late one is counted in its hour.
+EVENTS, DELIVERIES = 240, 241
+HOURS = {"2026-01-15T09:00:00Z": 86, "2026-01-15T10:00:00Z": 72, "2026-01-15T11:00:00Z": 82}
+# Table to messages and rows: two of the records come in several versions.
+CRM = {"opportunities": (5, 3), "projects": (4, 3), "unidentified_messages": (1, 1)}
 EVALUATIONS = """{ assetNodes { assetChecksOrError { ... on AssetChecks { checks {
     name executionForLatestMaterialization { status } } } } } }"""
 
@@ -120,6 +131,7 @@ def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(
     for name, one in attachments.items():
         assert Path(one["stored_path"]).read_bytes() == (REPOSITORY / "dummy_data/attachments" / name).read_bytes()
     assert "404" in attachments["signed_contract.pdf"]["failure"]
+    _assert_streams(report["streams"], earlier=False)
     assert wait_until_nothing_is_left(state_dir) == {}
 
     with subprocess.Popen(
@@ -141,6 +153,9 @@ def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(
             assert len({one["attachment_key"] for one in stored}) == 2 * len(ATTACHMENTS)
             assert ask(state_dir, "dlq", "list")["attachments"] == []
             assert len(ask(state_dir, "quarantine", "list")["files"]) == list(FATES.values()).count("quarantined")
+            assert len(ask(state_dir, "crm", "unidentified", "list")["messages"]) == 1
+            counted = ask(state_dir, "activity", "hour", "2026-01-15-09:00")["types"]
+            assert sum(one["events"] for one in counted) == HOURS["2026-01-15T09:00:00Z"]
             second.send_signal(signal.SIGINT)
             shown, said = second.communicate(timeout=DEMO_SECONDS)
         finally:
@@ -148,8 +163,23 @@ def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(
     assert second.returncode == 0, said
     assert "already ingested" in shown
     assert "already quarantined" in shown
+    assert shown.count("(already stored)") == 2
+    assert "The events of users and the CRM messages had been stored by an earlier demo" in shown
     assert "http://127.0.0.1:" in shown
     assert wait_until_nothing_is_left(state_dir) == {}
+
+
+def _assert_streams(report: Any, *, earlier: bool) -> None:  # noqa: ANN401 - JSON
+    activity, crm = report["user_activity"], report["crm"]
+    assert (activity["earlier"], crm["earlier"]) == (earlier, earlier)
+    by_hour = dict.fromkeys(HOURS, 0)
+    for one in activity["hours"]:
+        by_hour[one["hour"]] += one["events"]
+    assert by_hour == HOURS
+    assert sum(by_hour.values()) == EVENTS
+    assert sum(one["deliveries"] for one in activity["hours"]) == DELIVERIES
+    assert activity["dead_letters"] == 1
+    assert {one["table"]: (one["messages"], one["rows"]) for one in crm["tables"]} == CRM
 
 
 def _read_until(text: str, process: subprocess.Popen[str]) -> None:
@@ -167,9 +197,13 @@ def test_what_is_not_finished_in_time_is_named_and_not_as_hoped(
     monkeypatch.setenv("INGEST_DUMMY_ROOT", str(REPOSITORY / "dummy_data"))
     # Broker and database only: nobody reads what is sent.
     with running_stack(load_settings(), lambda _step, _state: None, dagster=False) as stack:
-        report = ingest_samples(stack, expected_files(SOURCE, stack.settings), 1.0)
+        streams = streaming(load_settings())[1]
+        report = ingest_samples(stack, expected_files(SOURCE, stack.settings), 1.0, streams=streams)
     assert "1 message waiting on polling-queue" in report.going_on
-    assert report.missing == FILES
+    assert "10 messages waiting on sales_events" in report.going_on
+    assert report.missing[: len(FILES)] == FILES
+    assert "48 of 48 events page_view of 2026-01-15-09:00" in report.missing
+    assert report.missing[-3:] == [f"{rows} of {rows} rows of {table}" for table, (_, rows) in CRM.items()]
     assert not report.as_hoped
     assert "10 files to be found" in capsys.readouterr().err
     assert wait_until_nothing_is_left(tmp_path / "state") == {}
@@ -217,6 +251,22 @@ def test_where_settings_forbid_the_demos_attachments_it_says_so_and_leaves_them_
     told = capsys.readouterr().err
     assert told.startswith("Attachments are left out: ")
     assert said in told
+
+
+def test_without_the_samples_of_streams_it_says_so_and_leaves_them_out(capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_settings({"INGEST_DUMMY_ROOT": "nowhere"})
+    assert streaming(loaded) == (loaded, None)
+    told = capsys.readouterr().err
+    assert told.startswith("Streams are left out: there is no file nowhere/streams/user_activity_events.jsonl")
+
+
+def test_hours_are_counted_at_once_in_a_demo_unless_a_person_has_set_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    loaded, streams = streaming(load_settings({}))
+    assert streams is not None
+    assert child_environment(loaded, {})["INGEST_USER_ACTIVITY_HOURLY_REFRESH_SECONDS"] == "0"
+    chosen, _ = streaming(load_settings({"INGEST_USER_ACTIVITY_HOURLY_REFRESH_SECONDS": "7"}))
+    assert chosen.settings.user_activity.hourly_refresh_seconds == 7
 
 
 def test_without_the_sample_files_it_says_where_to_run_it(ingest: Ingest) -> None:

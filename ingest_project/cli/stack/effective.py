@@ -20,6 +20,8 @@ HANDED_DOWN = (
     "dagster.webserver_url",
     # The demo's own web server is inside this network.
     "downloads.allowed_internal_hosts",
+    # The demo looks at the figures of hours as soon as their events are stored.
+    "user_activity.hourly_refresh_seconds",
 )
 
 
