@@ -220,7 +220,7 @@ function running(seen) {
 function dead(seen) {
   if (!seen.topics) return away("The broker");
   const letters = seen.topics.dead_letters.filter((one) => one.written);
-  const rest = seen.unidentified ? element("p", { class: "quiet-list" }, `${count(seen.unidentified)} CRM messages are kept apart, not identified.`) : null;
+  const rest = seen.unidentified ? element("p", { class: "quiet-list" }, `CRM messages kept apart, not identified: ${count(seen.unidentified)}`) : null;
   if (!letters.length) return [empty("No dead letter was ever written."), rest];
   return [table(["Topic", "kept", "ever"], letters.map((one) => [one.topic, count(one.kept), count(one.written)]), "Dead letters by topic"), rest];
 }
