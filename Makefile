@@ -56,6 +56,17 @@ test-all: $(VENV)/.dev-installed ## Run every test, those that take minutes incl
 screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI in docs/images anew
 	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest ingest_project_tests/after_a_demo/test_dagster_ui.py
 
+.PHONY: audit
+audit: ## Ask pypi.org for known vulnerabilities of the pinned packages (needs the network; make test does not)
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit \
+	  && .venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.9.0; }
+	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/runtime.txt
+	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/kubernetes.txt
+
+.PHONY: licences
+licences: $(VENV)/.dev-installed ## Write the list of licences, docs/licences.md, anew
+	@$(BIN)/python -m ingest_project_tests.licences > docs/licences.md
+
 .PHONY: format
 format: $(VENV)/.dev-installed ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff format .
@@ -75,6 +86,6 @@ lock: $(BIN)/python ## Compile the hashed requirement files anew
 
 .PHONY: clean
 clean: ## Remove the environment and all local state (stored rows too)
-	@rm -rf $(VENV) .ingest
+	@rm -rf $(VENV) .venv-audit .ingest
 
 include benchmarks/targets.mk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -104,11 +105,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} is not YAML: it is not UTF-8.") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {_problem_of(error)}.") from None
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold names and values, not {type(content).__name__}.")
     return content
+
+
+def _problem_of(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without what is quoted of the file: a password may begin with any character."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return "it holds characters that YAML does not allow"
+    problem = re.sub(r" '(?!<)[^']*'", "", error.problem or "it cannot be read")
+    return f"{problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
 
 
 def _flatten(tree: Mapping[str, Any], known: frozenset[str], prefix: str = "") -> dict[str, object]:
