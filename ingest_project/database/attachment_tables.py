@@ -88,6 +88,7 @@ download_outcomes = sa.Table(
         postgresql_where=sa.text("committed_at IS NULL"),
         sqlite_where=sa.text("committed_at IS NULL"),
     ),
+    sa.Index("download_outcomes_by_commit", "commit_number"),
     sa.Index("download_outcomes_by_time", "completed_at"),
 )
 

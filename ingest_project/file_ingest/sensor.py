@@ -15,7 +15,7 @@ import dagster as dg
 from msgspec.structs import replace as replaced
 
 from ingest_project.batches import release_abandoned, request_batches, split_evenly
-from ingest_project.errors import IngestError
+from ingest_project.file_ingest.announced_versions import Announced, with_versions
 from ingest_project.file_ingest.outcome import Outcome
 from ingest_project.file_ingest.partitions import FILES
 from ingest_project.file_ingest.raw_files import source_of
@@ -23,7 +23,6 @@ from ingest_project.file_ingest.reports import contract_result
 from ingest_project.intake import Arrived, Taken, take
 from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.files import FileArrival
-from ingest_project.logs import get_logger
 from ingest_project.messages.file_event import FileEvent, decode_file_event, file_key, version_of
 from ingest_project.partition_reports import report_failed
 from ingest_project.settings import FileIngestSettings, TopicSettings
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
     from ingest_project.ledger.work_ledger import Due
     from ingest_project.resources import Services
-
-logger = get_logger(__name__)
 
 SMALLEST_BATCH_WORTH_SPLITTING = 200
 # From the third attempt on a file goes alone: it may be the one that takes its run down.
@@ -63,7 +60,7 @@ def file_events_sensor(
 def tick(context: dg.SensorEvaluationContext, services: Services, topic: str) -> dg.SensorResult | dg.SkipReason:
     """Take what has arrived, and ask for runs over what is due."""
     taken = _take(services, topic, Positions.from_cursor(context.cursor))
-    arrivals = [arrival_of(arrived, services) for arrived in taken.arrived]
+    arrivals = arrivals_of(taken.arrived, services)
     if arrivals:
         services.files.record(arrivals, datetime.now(UTC))
         context.instance.add_dynamic_partitions(FILES, list(dict.fromkeys(arrival.file_key for arrival in arrivals)))
@@ -78,33 +75,28 @@ def tick(context: dg.SensorEvaluationContext, services: Services, topic: str) ->
     return dg.SensorResult(run_requests=requests, cursor=taken.positions.to_cursor(), skip_reason=skip_reason)
 
 
-def arrival_of(arrived: Arrived[FileEvent], services: Services) -> FileArrival:
-    """A file event as the ledger keeps it, under the key of its version.
+def arrivals_of(arrived: Sequence[Arrived[FileEvent]], services: Services) -> list[FileArrival]:
+    """File events as the ledger keeps them, each under the key of its version.
 
     An event that does not say which version it means (the short form never does) means the one that is there now; where
     even that cannot be told, ingest will say why.
     """
-    event = arrived.message
-    if event.trace_id is None:
-        event = replaced(event, trace_id=arrived.trace_id)
-    source = source_of(event, services)
-    location = source.canonical_location(event.file_path)
-    if event.etag is None and event.modified_at is None:
-        try:
-            found = source.stat(event.file_path)
-        except IngestError as error:
-            logger.warning("version_unknown", source=location, reason=str(error))
-        else:
-            event = replaced(event, size_bytes=found.size_bytes, modified_at=found.modified_at, etag=found.etag)
-    version = version_of(event.etag, event.size_bytes, event.modified_at)
-    profile = event.metadata.get("format") or services.settings.file_ingest.default_profile
-    return FileArrival(
-        file_key=file_key(location, event.file_name, version),
-        location=location,
-        event=event,
-        profile=str(profile),
-        intake=arrived.intake,
-    )
+    announced = [Announced(one.message, source_of(one.message, services)) for one in arrived]
+    arrivals = []
+    for one, event, (_, source) in zip(arrived, with_versions(announced), announced, strict=True):
+        location = source.canonical_location(event.file_path)
+        version = version_of(event.etag, event.size_bytes, event.modified_at)
+        profile = event.metadata.get("format") or services.settings.file_ingest.default_profile
+        arrivals.append(
+            FileArrival(
+                file_key=file_key(location, event.file_name, version),
+                location=location,
+                event=event if event.trace_id is not None else replaced(event, trace_id=one.trace_id),
+                profile=str(profile),
+                intake=one.intake,
+            )
+        )
+    return arrivals
 
 
 def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest]:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ingest_project.kafka.reading import TopicReader
+from ingest_project.ledger.entries import Intake
+from ingest_project.ledger.outbox import JobOutbox
+from ingest_project.ledger.polling_jobs import JobArrival
 from ingest_project.messages.attachment_event import decode_attachment_event
 from ingest_project.messages.download import attachment_key, decode_download_task
 from ingest_project.messages.file_event import decode_file_event
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 
     from ingest_project.kafka.embedded import EmbeddedBroker
     from ingest_project.kafka.received import Received
+    from ingest_project.resources import Services
     from ingest_project_tests.cli.conftest import Ingest
 
 
@@ -72,6 +80,51 @@ def test_a_local_folder_of_this_host_is_sent_with_its_whole_path(
     (tmp_path / "in").mkdir()
     assert ingest("send", "polling-job", "--source-type", "local", "--path", "in").exit_code == 0
     assert decode_polling_job(only_message("polling-queue").value).path == str(tmp_path / "in")
+
+
+def as_soon_as_it_is_there(only_message: Callable[[str], Received], topic: str) -> Received:
+    give_up_at = time.monotonic() + 60
+    while time.monotonic() < give_up_at:
+        with suppress(ValueError):
+            return only_message(topic)
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+@pytest.mark.parametrize(
+    ("ended", "said", "exit_code"),
+    [("done", "Found 3 files, announced 2", 0), ("failed", "It failed: no such folder", 1), ("waits", "not done", 1)],
+)
+def test_a_polling_job_that_is_waited_for_says_how_it_ended(  # noqa: PLR0913, PLR0917 - fixtures
+    ingest: Ingest,
+    services: Services,
+    only_message: Callable[[str], Received],
+    ended: str,
+    said: str,
+    exit_code: int,
+) -> None:
+    def look() -> None:
+        """What the sensor and its run do, once the job has come."""
+        ledger, now = services.polling_jobs, datetime.now(UTC)
+        message = as_soon_as_it_is_there(only_message, "polling-queue")
+        position = Intake(message.topic, message.partition, message.offset, "g", message.timestamp)
+        ledger.record([JobArrival("j~1", decode_polling_job(message.value), position)], now)
+        if ended == "done":
+            ledger.start(["j~1"], "run", now)
+            JobOutbox(services.engine, "j~1").intend("files", ["a", "b"], {0: 0})
+            JobOutbox(services.engine, "j~1").mark_sent("files", ["a", "b"])
+            ledger.finish("j~1", 3, {"Announced before, in this version.": 1}, now)
+        elif ended == "failed":
+            ledger.fail("j~1", "no such folder", "SourceMissing", now)
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        looked = elsewhere.submit(look)
+        result = ingest(
+            "send", "polling-job", "--job-id", "j", "--wait", "--timeout", "1" if ended == "waits" else "60"
+        )
+        looked.result()
+    assert result.exit_code == exit_code
+    assert said in result.out + result.err
 
 
 def test_a_file_event_names_the_version_that_is_there(

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dagster import DagsterInstance
+
 CURSORS = "cursors.json"
 FILES = "ingest_project_tests.journeys.system:System.drive"
 
@@ -92,6 +94,15 @@ class DeadlyProcess:
     def close(self) -> None:
         """End it."""
         self._process.communicate()
+
+
+def bury_the_dead(instance: DagsterInstance) -> None:
+    """What Dagster's run monitoring does with runs whose process is gone."""
+    from dagster import DagsterRunStatus, RunsFilter  # noqa: PLC0415 - see `_drive`
+
+    unfinished = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
+    for run in instance.get_runs(RunsFilter(statuses=unfinished)):
+        instance.report_run_failed(run)
 
 
 def main() -> None:

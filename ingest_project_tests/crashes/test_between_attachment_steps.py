@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from dagster import DagsterRunStatus, RunsFilter
 from dagster._serdes import serialize_value
 
 from ingest_project.attachments.partitions import ATTACHMENTS
@@ -19,7 +18,7 @@ from ingest_project.ledger.states import AttachmentState, JobState
 from ingest_project.messages.download import DownloadResult
 from ingest_project.settings import load_settings
 from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED, AttachmentSystem, attachment_environment
-from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors
+from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.services.http_server import content_of
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def test_killed_after_a_step_and_run_again_every_attachment_is_there_once_with_o
     exit_code = deadly_process.drive(point, tmp_path / "in", serialize_value(instance.get_ref()), environ, WAY)
     assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
     assert_nothing_half_is_visible(system)
-    _bury_the_dead(instance)
+    bury_the_dead(instance)
 
     system.cursors = SavedCursors(tmp_path)
     system.drive_to_the_end()
@@ -134,13 +133,6 @@ def test_killed_after_a_step_and_run_again_every_attachment_is_there_once_with_o
     assert_shown(system)
     assert_nothing_is_held(system)
     system.close()
-
-
-def _bury_the_dead(instance: DagsterInstance) -> None:
-    """What Dagster's run monitoring does with runs whose process is gone."""
-    unfinished = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
-    for run in instance.get_runs(RunsFilter(statuses=unfinished)):
-        instance.report_run_failed(run)
 
 
 def _visible_files(system: AttachmentSystem) -> list[Path]:

@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from dagster import DagsterRunStatus, RunsFilter
 from dagster._serdes import serialize_value
 
 from ingest_project.ledger.states import JobState
 from ingest_project.settings import load_settings
-from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors
+from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.journeys.system import (
     DISCOVERED,
     METRICS,
@@ -112,19 +111,12 @@ def test_killed_after_a_step_and_run_again_everything_is_there_exactly_once(
     system.send_job(folder)
     exit_code = deadly_process.drive(point, folder, serialize_value(instance.get_ref()), environ)
     assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
-    _bury_the_dead(instance)
+    bury_the_dead(instance)
 
     system.cursors = SavedCursors(tmp_path)
     system.drive()
     assert_exactly_once(system)
     system.close()
-
-
-def _bury_the_dead(instance: DagsterInstance) -> None:
-    """What Dagster's run monitoring does with runs whose process is gone."""
-    unfinished = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
-    for run in instance.get_runs(RunsFilter(statuses=unfinished)):
-        instance.report_run_failed(run)
 
 
 def assert_exactly_once(system: System) -> None:

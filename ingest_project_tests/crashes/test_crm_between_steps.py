@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from dagster import DagsterRunStatus, RunsFilter
 from dagster._serdes import serialize_value
 
 from ingest_project.database.crm_tables import opportunities, projects
 from ingest_project.ledger.stream_ranges import RangeState
 from ingest_project.settings import load_settings
-from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors
+from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.crm.messages import opportunity, project
 from ingest_project_tests.crm.system import CrmSystem, crm_environment
 
@@ -78,7 +77,7 @@ def test_killed_after_a_step_and_run_again_everything_is_there_exactly_once(  # 
     )
     exit_code = deadly_process.drive(point, folder, serialize_value(instance.get_ref()), environ, WAY)
     assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
-    _bury_the_dead(instance)
+    bury_the_dead(instance)
 
     system.cursors = SavedCursors(tmp_path)
     system.drive()
@@ -92,10 +91,3 @@ def test_killed_after_a_step_and_run_again_everything_is_there_exactly_once(  # 
     for name in ("no_gap_in_offsets", "no_duplicate_offsets"):
         assert system.check(name).passed
     system.close()
-
-
-def _bury_the_dead(instance: DagsterInstance) -> None:
-    """What Dagster's run monitoring does with runs whose process is gone."""
-    unfinished = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
-    for run in instance.get_runs(RunsFilter(statuses=unfinished)):
-        instance.report_run_failed(run)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 LATER = NOW + timedelta(minutes=1)
 MANY = 3
+PAST_ATTEMPTS = """
+    INSERT INTO download_outcomes (attachment_key, replays, attempt, domain, event_type, result, completed_at, run_id,
+                                   told_at, commit_number, committed_at)
+    SELECT 'past-' || n, 0, 1, 'd', '', '{}', now(), 'run', now(), n / 100, now() FROM generate_series(1, 10000) AS n
+"""
 
 
 @pytest.fixture
@@ -217,18 +222,21 @@ def test_what_the_sensors_ask_every_few_seconds_is_answered_by_an_index_among_te
     postgres_url: str,
 ) -> None:
     engine = open_engine(postgres_url)
-    ledger = AttachmentLedger(engine)
+    ledger, outcomes = AttachmentLedger(engine), OutcomeLedger(engine)
     asleep = [arrival(str(n), n)._replace(due_at=LATER) for n in range(10_000)]
     retries = [one._replace(task=msgspec.structs.replace(one.task, attempt=2)) for one in asleep]
     ledger.record(retries, MANY, NOW)
     with engine.begin() as connection:
-        # The database's own housekeeping does this after a while.
-        connection.exec_driver_sql("ANALYZE attachments")
+        # As if there had been as many attempts before; the database's own housekeeping does the rest after a while.
+        connection.exec_driver_sql(PAST_ATTEMPTS)
+        connection.exec_driver_sql("ANALYZE attachments, download_outcomes")
     asked: dict[Callable[[], object], str] = {
         lambda: ledger.due(RETRY_LANE, 5_000, NOW): "attachments_due",
         lambda: ledger.most_overdue(RETRY_LANE): "attachments_due",
         lambda: ledger.held(RETRY_LANE, NOW): "attachments_held",
         lambda: ledger.in_flight_batches(RETRY_LANE): "attachments_held",
+        outcomes.open_commits: "download_outcomes_uncommitted",
+        outcomes.number_next_commit: "download_outcomes_by_commit",
     }
     for question, index in asked.items():
         assert index in plan(engine, question)

@@ -41,7 +41,7 @@ from ingest_project_tests.services.dfs_tree import Entry, FileSystem, Refusal
 from ingest_project_tests.services.http_exchange import Answer, Cut, HttpServer, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -118,6 +118,15 @@ class DfsServer:
         """The committed bytes of a file."""
         entry = self.entry(path, file_system)
         return entry.content.read(0, entry.size) if entry.content else b""
+
+    def put_all(self, paths: Sequence[str], content: bytes, file_system: str = "analytics") -> None:
+        """Files of one content, without a request for each."""
+        system = self._systems[file_system]
+        with system.lock:
+            for path in paths:
+                entry = system.create_file(path)
+                entry.append(0, content)
+                entry.flush(len(content))
 
     def remove(self, path: str, file_system: str = "analytics") -> None:
         """Forget a file, e.g. a large one that was in memory."""

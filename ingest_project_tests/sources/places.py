@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 from pydantic import SecretStr
 
 from ingest_project.connections import source_clients
@@ -16,10 +18,14 @@ from ingest_project.onelake.address import parse_address
 from ingest_project.onelake.client import open_file_system
 from ingest_project.settings import Settings
 from ingest_project.sources.registry import open_source
+from ingest_project.sources.server_source import ServerSource
 from ingest_project.stores.places import s3_client
 from ingest_project_tests.services.dfs_calls import SAS
+from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
+from ingest_project_tests.services.sftp_server import SftpServer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from mypy_boto3_s3 import S3Client
@@ -52,6 +58,10 @@ class Place(ABC):
     def path(self, name: str) -> str:
         """The path of a file, as a listing gives it."""
 
+    @abstractmethod
+    def put_many(self, names: Sequence[str]) -> None:
+        """Write small files, in a folder `sub` each, by whatever way is quick."""
+
     def open(self, below: str = "", **config: object) -> Source:
         """The source, or a folder of it."""
         made = Settings.model_validate(self.settings)
@@ -74,6 +84,12 @@ class FolderPlace(Place):
         # Of a time that servers with times to the second keep, another one for each write.
         moment = LONG_AGO + int(time.monotonic() * 1_000) % 100_000_000
         os.utime(target, (moment, moment))
+
+    def put_many(self, names: Sequence[str]) -> None:
+        """Write small files."""
+        (self.folder / "sub").mkdir(exist_ok=True)
+        for name in names:
+            (self.folder / name).write_bytes(b"x")
 
     def remove(self, name: str) -> None:
         """Take a file away."""
@@ -107,6 +123,44 @@ class WebPlace(FolderPlace):
         return self.server.url + quote(name)
 
 
+class FileServerPlace(FolderPlace):
+    """On an FTP or SFTP server, let in by a password."""
+
+    def __init__(self, folder: Path, server: FtpServer | SftpServer) -> None:
+        super().__init__(folder)
+        kind = "ftp" if isinstance(server, FtpServer) else "sftp"
+        stored = {"username": USER, "password": PASSWORD, "hosts": ["127.0.0.1"]}
+        trust = (
+            {"host_key_fingerprints": [server.fingerprint]} if isinstance(server, SftpServer) else {"plain_http": True}
+        )
+        self.settings = {"credentials": {"store": stored | trust}}
+        self.config = {
+            "source_type": kind,
+            "host": "127.0.0.1",
+            "port": server.port,
+            "path": "/",
+            "credentials": "store",
+            **({"tls": "none"} if kind == "ftp" else {}),
+        }
+        self._opened: list[ServerSource] = []
+
+    def open(self, below: str = "", **config: object) -> Source:
+        """The source; its connections are kept until `close`."""
+        opened = super().open(below, **config)
+        assert isinstance(opened, ServerSource)
+        self._opened.append(opened)
+        return opened
+
+    def close(self) -> None:
+        """Hang up."""
+        while self._opened:
+            self._opened.pop().pool.close_idle()
+
+    def path(self, name: str) -> str:
+        """As a listing gives it."""
+        return f"/{name}"
+
+
 class S3Place(Place):
     """In a bucket."""
 
@@ -129,6 +183,12 @@ class S3Place(Place):
     def put(self, name: str, content: bytes) -> None:
         """Write a file."""
         self.client.put_object(Bucket=self.bucket, Key=f"in/{name}", Body=content)
+
+    def put_many(self, names: Sequence[str]) -> None:
+        """Write small files into the memory of the server, which lives in this process."""
+        backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+        for name in names:
+            backend.put_object(self.bucket, f"in/{name}", b"x")
 
     def remove(self, name: str) -> None:
         """Take a file away."""
@@ -153,6 +213,10 @@ class OneLakePlace(Place):
     def put(self, name: str, content: bytes) -> None:
         """Write a file."""
         self.files.get_file_client(self.root.child(name).path).upload_data(content, overwrite=True)
+
+    def put_many(self, names: Sequence[str]) -> None:
+        """Write small files into the memory of the server, which lives in this process."""
+        self.server.put_all([self.root.child(name).path for name in names], b"x")
 
     def remove(self, name: str) -> None:
         """Take a file away."""

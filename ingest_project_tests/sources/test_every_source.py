@@ -10,14 +10,18 @@ import pytest
 
 from ingest_project.errors import ForbiddenPath, PermanentError, SourceMissing
 from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project_tests.services.ftp_server import FtpServer
 from ingest_project_tests.services.listing_server import ListingServer
-from ingest_project_tests.sources.places import LocalPlace, OneLakePlace, Place, S3Place, WebPlace
+from ingest_project_tests.services.sftp_server import SftpServer
+from ingest_project_tests.sources.places import FileServerPlace, LocalPlace, OneLakePlace, Place, S3Place, WebPlace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-KINDS = ("local", "s3", "onelake", "nginx", "apache", "json", "lines")
+KINDS = ("local", "s3", "onelake", "ftp", "sftp", "nginx", "apache", "json", "lines")
+MANY = 10_000
+SLOW_WHEN_MANY = ("s3", "nginx", "apache", "lines")
 
 
 @pytest.fixture(params=KINDS)
@@ -29,6 +33,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             yield S3Place(request.getfixturevalue("s3_options"), f"test-{uuid.uuid4().hex}")
         case "onelake":
             yield OneLakePlace(request.getfixturevalue("dfs"), request.getfixturevalue("dfs_url"))
+        case "ftp" | "sftp" as protocol:
+            with FtpServer(tmp_path) if protocol == "ftp" else SftpServer(tmp_path) as file_server:
+                served = FileServerPlace(tmp_path, file_server)
+                yield served
+                served.close()
         case style:
             with ListingServer(tmp_path, style) as server:
                 yield WebPlace(tmp_path, server)
@@ -148,12 +157,28 @@ def test_a_listing_comes_as_it_is_read(place: Place) -> None:
     assert len(list(islice(place.open().list_files("*"), 3))) == 3
 
 
+# A page without sizes leads to a question for each file; the tests' S3 server goes through all keys for each page.
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param(kind, marks=[pytest.mark.long] if kind in SLOW_WHEN_MANY else []) for kind in KINDS],
+    indirect=True,
+)
+def test_ten_thousand_entries_are_each_listed_once(place: Place) -> None:
+    names = [f"sub/{number:05}.csv" for number in range(MANY)]
+    place.put_many(names)
+    listed = [entry.path for entry in place.open().list_files("sub/*.csv")]
+    assert len(listed) == MANY
+    assert set(listed) == named(place, *names)
+
+
 def test_a_place_that_is_not_the_source_s_own_is_refused(place: Place) -> None:
     elsewhere = {
         "local": "/etc/passwd.csv",
         "s3": "s3://another-bucket/a.csv",
         "onelake": "https://example.com/a/b.Lakehouse/Files/a.csv",
         "http": "http://127.0.0.1:1/a.csv",
+        "ftp": "/a.csv\r\nDELE /b.csv",
+        "sftp": "/a\0.csv",
     }
     with pytest.raises(ForbiddenPath):
         place.open().require_allowed(elsewhere[place.config["source_type"]])

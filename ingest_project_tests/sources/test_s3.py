@@ -5,14 +5,16 @@ from __future__ import annotations
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
 from ingest_project.connections import source_clients
-from ingest_project.errors import ForbiddenPath, PermanentError, SourceMissing, SourceUnreachable
+from ingest_project.errors import ForbiddenPath, PermanentError, SourceChanged, SourceMissing, SourceUnreachable
 from ingest_project.settings import Settings
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.registry import open_source
+from ingest_project_tests.services.cutting_proxy import CuttingProxy
 from ingest_project_tests.sources.places import S3Place
 
 if TYPE_CHECKING:
@@ -112,3 +114,32 @@ def test_a_read_goes_on_with_the_version_it_began_with(place: S3Place) -> None:
         assert stream.read(10) == b"a" * 10
         place.put("a.csv", b"b" * 3_000_000)
         assert set(stream.read()) == {ord("a")}
+
+
+def test_a_read_that_is_cut_goes_on_where_it_was_with_the_same_version(place: S3Place, s3_options: S3Options) -> None:
+    content = bytes(range(256)) * 20_000
+    place.put("a.csv", content)
+    with CuttingProxy(urlsplit(s3_options.endpoint_url or "").port or 0, cut_after=1_500_000, cuts=2) as proxy:
+        through = through_proxy(proxy, place, s3_options)
+        with through.open(place.path("a.csv")) as stream:
+            assert stream.read() == content
+        assert proxy.cuts == 0
+
+        proxy.cuts = 1
+        with pytest.raises(SourceChanged), through.open(place.path("a.csv")) as stream:  # noqa: PT012 - it fails while it is read
+            stream.read(1_000)
+            place.put("a.csv", content[::-1])
+            stream.read()
+
+
+def test_a_read_that_is_cut_again_and_again_is_told(place: S3Place, s3_options: S3Options) -> None:
+    place.put("a.csv", b"x" * 3_000_000)
+    with CuttingProxy(urlsplit(s3_options.endpoint_url or "").port or 0, cut_after=1_000, cuts=1_000) as proxy:
+        source = through_proxy(proxy, place, s3_options)
+        with pytest.raises(SourceUnreachable), source.open(place.path("a.csv")) as stream:
+            stream.read()
+
+
+def through_proxy(proxy: CuttingProxy, place: S3Place, s3_options: S3Options) -> Source:
+    config = {"path": f"s3://{place.bucket}/in", "endpoint_url": proxy.url, "region": "us-east-1"}
+    return opened(key(s3_options, hosts=[proxy.url.removeprefix("http://")]), **config, credentials="key")

@@ -1,0 +1,80 @@
+"""A version that an event does not name is asked for, and who does not answer holds nobody up for long."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.connections import source_clients
+from ingest_project.file_ingest.announced_versions import Announced, with_versions
+from ingest_project.messages.file_event import FileEvent
+from ingest_project.settings import Settings
+from ingest_project.sources.registry import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LONG_SECONDS = 120.0
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Of a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def announced(tmp_path: Path) -> Callable[..., Announced]:
+    """An event of a file in some source, as it comes without a version."""
+    stored = {"username": "u", "password": "p", "hosts": ["127.0.0.1"], "plain_http": True}
+    made = Settings.model_validate(
+        {
+            "polling": {"local_roots": [str(tmp_path)], "source_timeout_seconds": LONG_SECONDS},
+            "credentials": {"store": stored},
+        }
+    )
+    clients = source_clients(made)
+
+    def announce(file: Path | str, **config: object) -> Announced:
+        event = FileEvent(file_path=str(file), file_name=str(file).rpartition("/")[2])
+        config = config or {"source_type": "local", "path": str(tmp_path)}
+        return Announced(event, open_source(config, made.polling, made.credentials, clients))
+
+    return announce
+
+
+def test_the_version_that_is_there_is_taken_and_one_that_is_named_stays(
+    announced: Callable[..., Announced], tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_bytes(b"12345")
+    there, gone = announced(tmp_path / "a.csv"), announced(tmp_path / "gone.csv")
+    named = FileEvent(file_path=str(tmp_path / "a.csv"), file_name="a.csv", etag="v7")
+    found = with_versions([gone, there, Announced(named, there.source)])
+    assert [event.size_bytes for event in found] == [None, 5, None]
+    assert found[1].modified_at is not None
+    assert found[2] is named
+
+
+def test_a_server_that_says_nothing_is_left_alone_and_the_others_are_asked(
+    announced: Callable[..., Announced], tmp_path: Path, silent_port: int
+) -> None:
+    (tmp_path / "a.csv").write_bytes(b"12345")
+    silent = {"source_type": "ftp", "host": "127.0.0.1", "port": silent_port, "path": "/", "credentials": "store"}
+    begun_at = time.monotonic()
+    found = with_versions(
+        [*(announced(f"/{n}.csv", tls="none", **silent) for n in range(20)), announced(tmp_path / "a.csv")],
+        silent_seconds=3.0,
+    )
+    assert time.monotonic() - begun_at < LONG_SECONDS / 2
+    assert [event.size_bytes for event in found] == [None] * 20 + [5]
+
+
+def test_a_server_that_is_away_is_asked_once(announced: Callable[..., Announced]) -> None:
+    away = {"source_type": "ftp", "host": "127.0.0.1", "port": 1, "path": "/", "credentials": "store"}
+    found = with_versions([announced(f"/{n}.csv", tls="none", **away) for n in range(2_000)], LONG_SECONDS)
+    assert {event.modified_at for event in found} == {None}
