@@ -193,13 +193,16 @@ class System:
 
 
 @contextmanager
-def running_system(folder: Path, inboxes: Sequence[Path], earlier_files: int = 0) -> Iterator[System]:
+def running_system(
+    folder: Path, inboxes: Sequence[Path], earlier_files: int = 0, *, brokers: str = ""
+) -> Iterator[System]:
     """The product on a fresh state folder, warm: one file has gone through it.
 
     Args:
         folder: is made; holds all its state.
         inboxes: folders it may read files from.
         earlier_files: that many files are already on record.
+        brokers: of a Kafka that has the topics; the embedded one by default.
 
     Raises:
         ServiceFailed: a part did not start.
@@ -215,6 +218,7 @@ def running_system(folder: Path, inboxes: Sequence[Path], earlier_files: int = 0
         "INGEST_CONFIG_DIR": str(state_dir),
         "INGEST_LOCAL_ROOTS": roots,
         "INGEST_WEBSERVER_PORT": "0",
+        **({"KAFKA_BOOTSTRAP_SERVERS": brokers} if brokers else {}),
     }
     with running_stack(load_settings(), _no_report) as stack, closing(System(stack)) as system:
         # Otherwise the first tick makes the tables, and they are asked for before.

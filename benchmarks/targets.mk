@@ -24,7 +24,7 @@ bench-activity: $(VENV)/.benchmarks-installed ## User activity events a second f
 	@$(BENCHMARK) activity $(if $(EVENTS),--events $(EVENTS))
 
 .PHONY: bench-crm
-bench-crm: $(VENV)/.benchmarks-installed ## CRM messages a second from the topic to rows in PostgreSQL: MESSAGES=40000
+bench-crm: $(VENV)/.benchmarks-installed ## CRM messages a second from the topic to rows in PostgreSQL: MESSAGES=100000
 	@$(BENCHMARK) crm $(if $(MESSAGES),--messages $(MESSAGES))
 
 .PHONY: bench-listing

@@ -1,0 +1,112 @@
+"""`ingest activity`: the figures of an hour, and reading the topic from its beginning."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project.hours import hour_of, partition_of
+from ingest_project.kafka.writing import Outgoing, TopicWriter
+from ingest_project.ledger.stream_ranges import OffsetRange, RangeState
+from ingest_project.resources import Services
+from ingest_project.settings import load_settings
+from ingest_project.stores.activity_hourly import HourOfType, replace_hours
+from ingest_project_tests.journeys.system import close
+from ingest_project_tests.user_activity.events import event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ingest_project.kafka.embedded import EmbeddedBroker
+    from ingest_project_tests.cli.conftest import Ingest
+
+HOUR = "2026-01-15-10:00"
+TOPIC = "user-activity-events"
+
+
+def count(services: Services, hour: datetime, **events: int) -> None:
+    """Store figures as a run does."""
+    figures = [
+        HourOfType(
+            hour=hour,
+            event_type=event_type,
+            events=number,
+            users=1,
+            sessions=2,
+            processing_ms_p50=4.5 if number > 1 else None,
+            processing_ms_p95=8.25 if number > 1 else None,
+            deliveries=number,
+        )
+        for event_type, number in events.items()
+    ]
+    replace_hours(services.engine, {hour: figures}, {hour: 1}, datetime.now(UTC))
+
+
+def test_an_hour_is_shown_by_type_the_one_with_most_events_first(ingest: Ingest, services: Services) -> None:
+    count(services, hour_of(HOUR), click=1, page_view=12)
+    shown = ingest("activity", "hour", HOUR)
+    assert shown.exit_code == 0, shown.err
+    assert HOUR in shown.out
+    assert shown.out.index("page_view") < shown.out.index("click")
+    assert "4.5" in shown.out
+    assert "None" not in shown.out
+    found = ingest("activity", "hour", HOUR, "--json").json
+    assert found["hour"] == HOUR
+    assert [(one["event_type"], one["events"]) for one in found["types"]] == [("page_view", 12), ("click", 1)]
+
+
+def test_without_an_hour_it_is_the_present_one(ingest: Ingest, services: Services) -> None:
+    before = partition_of(datetime.now(UTC))
+    count(services, hour_of(before), click=3)
+    found = ingest("activity", "hour", "--json").json
+    # Unless another hour began in between.
+    assert [one["events"] for one in found["types"]] == ([3] if found["hour"] == before else [])
+
+
+def test_an_hour_without_events_and_one_that_is_none_are_told_apart(ingest: Ingest, services: Services) -> None:
+    del services
+    empty = ingest("activity", "hour", HOUR)
+    assert (empty.exit_code, empty.out) == (0, "")
+    assert f"No events are counted for {HOUR}." in empty.err
+    assert ingest("activity", "hour", HOUR, "--json").json == {"hour": HOUR, "types": []}
+    wrong = ingest("activity", "hour", "2026-01-15 10:00")
+    assert wrong.exit_code != 0
+    assert "2026-01-15-10:00" in wrong.err
+
+
+@pytest.fixture
+def stream(services: Services, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    """The services, with a topic that has three events, two of which were planned to be read."""
+    del services
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
+    embedded_broker.create_topic(TOPIC, 1)
+    system = Services(load_settings().settings)
+    writer = TopicWriter(system.settings.kafka)
+    writer.send_all(TOPIC, [Outgoing(json.dumps(event(f"e{number}")).encode()) for number in range(3)])
+    writer.close()
+    generation = system.reader.generation(TOPIC)
+    system.stream_ranges.plan([OffsetRange(TOPIC, generation, 0, 1, 3)], [], datetime.now(UTC))
+    yield system
+    close(system)
+
+
+def test_from_the_beginning_plans_what_was_left_out_once_however_often(ingest: Ingest, stream: Services) -> None:
+    for _ in range(2):
+        done = ingest("activity", "from-beginning", "--yes", "--json")
+        assert done.exit_code == 0, done.err
+    ranges = sorted(record.offsets for record in stream.stream_ranges.list(TOPIC))
+    assert [(one.first, one.end) for one in ranges] == [(0, 1), (1, 3)]
+    assert stream.stream_ranges.counts_by_state(TOPIC)[RangeState.PENDING] == 2
+    assert "of 1 partition" in ingest("activity", "from-beginning", "--yes").out
+
+
+def test_while_events_are_being_stored_nothing_is_read_again(ingest: Ingest, stream: Services) -> None:
+    (record,) = stream.stream_ranges.list(TOPIC)
+    stream.stream_ranges.request("batch", [record.range_key], datetime.now(UTC))
+    refused = ingest("activity", "from-beginning", "--yes")
+    assert refused.exit_code == 1
+    assert "user_activity_events_sensor" in refused.err
+    assert len(stream.stream_ranges.list(TOPIC)) == 1
