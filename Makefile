@@ -57,9 +57,9 @@ screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI in do
 	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest ingest_project_tests/after_a_demo/test_dagster_ui.py
 
 .PHONY: audit
-audit: ## Ask pypi.org for known vulnerabilities of the pinned packages (needs the network; make test does not)
-	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit \
-	  && .venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.9.0; }
+audit: ## Ask PyPI for known vulnerabilities of the pinned packages (needs the network; make test does not)
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install \
+	  --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/audit.txt; }
 	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/runtime.txt
 	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/kubernetes.txt
 
@@ -83,6 +83,8 @@ lock: $(BIN)/python ## Compile the hashed requirement files anew
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-strip-extras --extra kubernetes --constraint requirements/dev.txt pyproject.toml requirements/build.in \
 	  --output-file requirements/kubernetes.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-strip-extras requirements/audit.in --output-file requirements/audit.txt
 
 .PHONY: clean
 clean: ## Remove the environment and all local state (stored rows too)

@@ -47,7 +47,7 @@ def test_the_page_names_every_package_with_its_licence() -> None:
 
 
 def test_every_pinned_package_is_pinned_by_its_hashes() -> None:
-    for lock in ("runtime.txt", "dev.txt", "kubernetes.txt"):
+    for lock in ("runtime.txt", "dev.txt", "kubernetes.txt", "audit.txt"):
         text = (PAGE.parents[1] / "requirements" / lock).read_text("utf-8")
         pinned = re.findall(
             r"^[a-z0-9][^\n]*==[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.MULTILINE
