@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from ingest_project.cli.attachment_history import Attempt, Replay, attempts_at, replays_of
 from ingest_project.cli.output import add_row, length_of, moment, say, show, show_facts, table
+from ingest_project.ledger.attachment_history import Attempt, Replay, attempts_at, replays_of
 from ingest_project.messages.decoding import encode
 from ingest_project.messages.download import DownloadTask
 from ingest_project.web.urls import printable_url

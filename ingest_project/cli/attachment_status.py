@@ -6,16 +6,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
-import sqlalchemy as sa
 
-from ingest_project.database.attachment_tables import attachments
-from ingest_project.database.engine import reading
 from ingest_project.ledger.attachment_record import RETRY_LANE
+from ingest_project.ledger.attachment_waiting import pending_at
 from ingest_project.ledger.states import AttachmentState, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from ingest_project.ledger.attachment_waiting import Pending
     from ingest_project.resources import Services
 
 
@@ -31,20 +30,6 @@ class Rung(msgspec.Struct, frozen=True):
     waiting: int
     due: int
     next_due_at: datetime | None
-
-
-class Pending(msgspec.Struct, frozen=True):
-    """Attachments that wait with one number of attempts behind them.
-
-    Args:
-        attempt: which one comes next, the first being 1.
-    """
-
-    lane: str
-    attempt: int
-    waiting: int
-    due: int
-    next_due_at: datetime
 
 
 class AttachmentStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,30 +79,6 @@ def attachment_status(services: Services) -> AttachmentStatus:
         ladder=ladder_of(pending, services.settings.topics.downloads_retry),
         uncommitted_results=services.outcomes.uncommitted(),
     )
-
-
-def pending_at(engine: sa.Engine, now: datetime) -> tuple[Pending, ...]:
-    """Attachments that wait, by lane and attempt. `next_due_at` is the first time after now, where there is one."""
-    columns = attachments.c
-    is_due = columns.next_attempt_at <= now
-    query = (
-        sa.select(
-            columns.lane,
-            columns.attempt,
-            sa.func.count().label("waiting"),
-            sa.func.count().filter(is_due).label("due"),
-            sa.func.coalesce(
-                sa.func.min(columns.next_attempt_at).filter(~is_due),
-                sa.func.min(columns.next_attempt_at),
-                type_=columns.next_attempt_at.type,
-            ).label("next_due_at"),
-        )
-        .where(columns.state == AttachmentState.PENDING)
-        .group_by(columns.lane, columns.attempt)
-        .order_by(columns.lane, columns.attempt)
-    )
-    with reading(engine) as connection:
-        return tuple(Pending(**row) for row in connection.execute(query).mappings())
 
 
 def ladder_of(pending: Sequence[Pending], topics: Sequence[str]) -> tuple[Rung, ...]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.text import Text
 
-from ingest_project.cli.attachment_history import attempts_at
 from ingest_project.cli.demo_streams import StreamsReport, show_streams
 from ingest_project.cli.output import add_row, counts, say, shortened, show, table
+from ingest_project.ledger.attachment_history import attempts_at
 from ingest_project.ledger.states import AttachmentState, FileState
 from ingest_project.messages.file_event import file_key, version_of
 from ingest_project.sources.protocol import SourceFile
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from ingest_project.cli.attachment_history import Attempt
     from ingest_project.cli.demo_streams import DemoStreams
+    from ingest_project.ledger.attachment_history import Attempt
     from ingest_project.ledger.attachment_record import AttachmentRecord
     from ingest_project.ledger.file_record import FileRecord
     from ingest_project.resources import Services

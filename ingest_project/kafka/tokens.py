@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ingest_project.errors import BrokerUnavailable
+from ingest_project.onelake.identity import default_credential
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken
-    from azure.identity import DefaultAzureCredential
 
 REMEDY = (
     "Sign this host in (managed identity, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or `az login`) and give it the role "
@@ -57,13 +56,7 @@ class TokenSource:
         from azure.core.exceptions import AzureError  # noqa: PLC0415 - half a second, for these brokers alone
 
         try:
-            return self._credential.get_token(self.scope)
+            return default_credential().get_token(self.scope)
         except AzureError as error:
             reason = (" ".join(str(error).split()) or type(error).__name__)[:MAX_REASON_LENGTH].rstrip(". ")
             raise BrokerUnavailable(self._servers, f"no token for {self.scope}: {reason}", REMEDY) from error
-
-    @cached_property
-    def _credential(self) -> DefaultAzureCredential:
-        from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - half a second, for these brokers alone
-
-        return DefaultAzureCredential()

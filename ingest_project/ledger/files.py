@@ -17,7 +17,7 @@ from ingest_project.database.tables import files
 from ingest_project.ledger.entries import Intake, Recorded
 from ingest_project.ledger.fair_shares import in_turn, waiting_origins
 from ingest_project.ledger.file_record import FileRecord, file_row
-from ingest_project.ledger.statements import contains, in_parts, insert_missing, update_each
+from ingest_project.ledger.statements import contains, in_parts, insert_missing
 from ingest_project.ledger.states import FINISHED_FILE_STATES, FileState
 from ingest_project.ledger.work_ledger import Due, WorkLedger
 
@@ -41,14 +41,6 @@ class FileArrival(NamedTuple):
     event: FileEvent
     profile: str
     intake: Intake
-
-
-class LandedFile(NamedTuple):
-    """A file whose bytes are in the landing store."""
-
-    file_key: str
-    sha256: str
-    size_bytes: int
 
 
 class QuarantineShare(msgspec.Struct, frozen=True):
@@ -130,15 +122,6 @@ class FileLedger(WorkLedger):
                 rows = connection.execute(statement.returning(*files.c)).mappings()
                 found.update((row["file_key"], FileRecord.of(row)) for row in rows)
         return tuple(found[key] for key in dict.fromkeys(file_keys) if key in found)
-
-    def landed(self, rows: Sequence[LandedFile], now: datetime) -> None:
-        """The bytes of these files are in the landing store."""
-        changes = [
-            {"file_key": key, "sha256": sha256, "landed_bytes": size_bytes, "updated_at": now}
-            for key, sha256, size_bytes in sorted(rows)
-        ]
-        with writing(self._engine) as connection:
-            update_each(connection, files, files.c.file_key, changes)
 
     def fail(self, file_keys: Sequence[str], reason: str, error_class: str, now: datetime) -> None:
         """Nothing more is tried by itself; the reason says why."""

@@ -186,13 +186,6 @@ class JobLedger(WorkLedger):
         with reading(self._engine) as connection:
             return tuple(connection.execute(query).scalars())
 
-    def published_by_source_type(self) -> dict[str, int]:
-        """Number of file events that were published, by source_type."""
-        total = sa.func.coalesce(sa.func.sum(jobs.c.files_published), 0)
-        query = sa.select(jobs.c.source_type, total).group_by(jobs.c.source_type)
-        with reading(self._engine) as connection:
-            return {row[0]: int(row[1]) for row in connection.execute(query)}
-
     def fail(self, job_key: str, reason: str, error_class: str, now: datetime) -> JobRecord:
         """Nothing more is tried by itself; the reason says why."""
         return self._change(

@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 
 from ingest_project.errors import UnreadableMessage
-from ingest_project.messages.decoding import decode
+from ingest_project.messages.decoding import decode, require_names
 
-MAX_NAME_LENGTH = 200
 MAX_ATTACHMENTS = 10_000
 
 
@@ -61,12 +60,7 @@ def decode_attachment_event(raw: bytes | None) -> AttachmentEvent:
         UnreadableMessage: not an attachment event.
     """
     event = decode(raw, AttachmentEvent)
-    for name in ("trace_id", "domain"):
-        text = getattr(event, name)
-        if not text.strip() or len(text) > MAX_NAME_LENGTH or not text.isprintable():
-            raise UnreadableMessage(
-                f"Not an AttachmentEvent: {name} must be 1 to {MAX_NAME_LENGTH} printable characters."
-            )
+    require_names(event, "trace_id", "domain")
     if len(event.attachments) > MAX_ATTACHMENTS:
         raise UnreadableMessage(f"Not an AttachmentEvent: more than {MAX_ATTACHMENTS} attachments.")
     return event

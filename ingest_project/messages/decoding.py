@@ -9,6 +9,7 @@ import msgspec
 from ingest_project.errors import UnreadableMessage
 
 MAX_MESSAGE_BYTES = 1024**2
+MAX_NAME_LENGTH = 200
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
@@ -31,6 +32,20 @@ def decode(raw: bytes | None, message_type: type[Message]) -> Message:
         raise UnreadableMessage(f"Not JSON: {error}.") from error
     except RecursionError as error:
         raise UnreadableMessage("Not JSON that can be read: nested too deeply.") from error
+
+
+def require_names(message: msgspec.Struct, *fields: str) -> None:
+    """Refuse a message without these names: they become parts of keys, paths and pages.
+
+    Raises:
+        UnreadableMessage: one is blank, longer than MAX_NAME_LENGTH, or not printable; names the field.
+    """
+    for field in fields:
+        text = getattr(message, field)
+        if not text.strip() or len(text) > MAX_NAME_LENGTH or not text.isprintable():
+            raise UnreadableMessage(
+                f"Not a {type(message).__name__}: {field} must be 1 to {MAX_NAME_LENGTH} printable characters."
+            )
 
 
 def encode(message: msgspec.Struct) -> bytes:

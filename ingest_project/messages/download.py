@@ -15,8 +15,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from ingest_project.errors import UnreadableMessage
-from ingest_project.messages.attachment_event import MAX_NAME_LENGTH
-from ingest_project.messages.decoding import decode
+from ingest_project.messages.decoding import decode, require_names
 
 MAX_URL_LENGTH = 8_192
 MAX_PATH_LENGTH = 2_048
@@ -103,10 +102,7 @@ def decode_download_task(raw: bytes | None) -> DownloadTask:
         UnreadableMessage: not a download task.
     """
     task = decode(raw, DownloadTask)
-    for name in ("trace_id", "domain"):
-        text = getattr(task, name)
-        if not text.strip() or len(text) > MAX_NAME_LENGTH or not text.isprintable():
-            raise UnreadableMessage(f"Not a DownloadTask: {name} must be 1 to {MAX_NAME_LENGTH} printable characters.")
+    require_names(task, "trace_id", "domain")
     if not task.attachment_url.strip() or len(task.attachment_url) > MAX_URL_LENGTH:
         raise UnreadableMessage(f"Not a DownloadTask: attachment_url must be 1 to {MAX_URL_LENGTH} characters.")
     if len(task.destination_path) > MAX_PATH_LENGTH:

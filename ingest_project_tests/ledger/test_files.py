@@ -14,7 +14,7 @@ import pytest
 from ingest_project.database.engine import open_engine
 from ingest_project.ledger.entries import Recorded, Released
 from ingest_project.ledger.fair_shares import origin_of
-from ingest_project.ledger.files import FileArrival, FileLedger, LandedFile, QuarantineShare
+from ingest_project.ledger.files import FileArrival, FileLedger, QuarantineShare
 from ingest_project.ledger.states import FileState
 from ingest_project.ledger.work_ledger import Due, Holding
 from ingest_project.messages.decoding import encode
@@ -167,14 +167,6 @@ def test_a_run_takes_files_in_the_order_it_asks_whatever_their_state(ledger: Fil
     assert state(ledger, "c") == "pending"
 
 
-def test_landed_files_know_their_content(ledger: FileLedger) -> None:
-    ledger.record([arrival("a"), arrival("b")], NOW)
-    ledger.landed([LandedFile("b", "22", 2), LandedFile("a", "11", 1)], LATER)
-    ledger.landed([], LATER)
-    found = [(r.file_key, r.sha256, r.landed_bytes, r.updated_at) for r in ledger.get_many(["a", "b"])]
-    assert found == [("a", "11", 1, LATER), ("b", "22", 2, LATER)]
-
-
 def test_batches_that_nobody_touches_are_found(ledger: FileLedger) -> None:
     ledger.record([arrival(key) for key in "abcd"], NOW)
     ledger.request("asked", ["a"], NOW)
@@ -182,7 +174,7 @@ def test_batches_that_nobody_touches_are_found(ledger: FileLedger) -> None:
     ledger.start(["b", "c"], "run-1", NOW)
     ledger.request("fresh", ["d"], LATER)
     assert set(ledger.held(TOPIC, LATER)) == {Holding("asked", None, 1, NOW), Holding("running", "run-1", 2, NOW)}
-    ledger.landed([LandedFile("b", "11", 1)], LATER)
+    ledger.start(["b"], "run-1", LATER)
     assert ledger.held(TOPIC, LATER) == (Holding("asked", None, 1, NOW),)
     assert ledger.in_flight_batches(TOPIC) == 3
 
@@ -279,13 +271,11 @@ def test_a_person_reopens_finished_files_only(ledger: FileLedger) -> None:
 
 def test_a_reopened_file_is_no_longer_bound_to_the_version_that_was_announced(ledger: FileLedger) -> None:
     ledger.record([arrival("a")], NOW)
-    ledger.landed([LandedFile("a", "11", 5_213)], NOW)
     ledger.fail(["a"], "why", "Error", NOW)
     ledger.reopen(["a"], LATER)
     record = ledger.get("a")
     assert record is not None
     assert (record.event.size_bytes, record.event.modified_at, record.event.etag) == (None, None, None)
-    assert (record.sha256, record.landed_bytes) == (None, None)
     assert (record.location, record.event.job_id, record.reason) == ("local:/in/a", "job_123", "why")
 
 
@@ -334,5 +324,4 @@ def test_thousands_of_files_go_through_every_step_in_bulk(ledger: FileLedger) ->
     assert len(ledger.due(TOPIC, 10_000, NOW)) == 6_000
     assert ledger.request("batch", keys, NOW) == tuple(keys)
     assert [record.file_key for record in ledger.start(keys, "run", NOW)] == keys
-    ledger.landed([LandedFile(key, "11", 1) for key in keys], NOW)
     assert ledger.put_back(keys, "why", "Error", 5, delay, NOW) == Released(pending=6_000)

@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from ingest_project.onelake.identity import default_credential
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -104,5 +106,8 @@ def identity_server(
     monkeypatch.setenv("IDENTITY_HEADER", server.secret)
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "prod")
     monkeypatch.setenv("AZURE_CONFIG_DIR", str(tmp_path_factory.mktemp("azure")))
+    # Of the process, with the tokens it got: it must look at this environment, and another test at its own.
+    default_credential.cache_clear()
     yield server
+    default_credential.cache_clear()
     server.stop()
