@@ -39,6 +39,7 @@ LONG = (
     "deploy/test_processes.py",
     "stores/test_delta_upkeep.py",
     "stores/test_delta_places.py",
+    "user_activity/test_side_by_side.py",
 )
 
 
