@@ -121,3 +121,32 @@ def test_the_example_of_a_yaml_file_names_every_setting_with_its_default(tmp_pat
     text = (ROOT / "config.example.yaml").read_text(encoding="utf-8")
     for setting in load_settings({}, tmp_path / "none").each():
         assert f"{setting.path.rpartition('.')[2]}:" in text, setting.path
+
+
+@pytest.mark.parametrize(
+    "dagster",
+    [
+        "postgresql://ingest:b@db:5432/ingest",
+        "postgresql+psycopg2://other@DB/ingest?sslmode=require",
+        "postgres://u@/ingest?host=db",
+    ],
+)
+def test_warehouse_and_dagster_do_not_share_a_database(tmp_path: Path, dagster: str) -> None:
+    urls = {"DATABASE_URL": "postgresql://ingest:a@db/ingest", "DAGSTER_POSTGRES_URL": dagster}
+    with pytest.raises(SettingsError, match=r"name the same database\. Give Dagster one of its own"):
+        load_settings(urls, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "dagster",
+    [
+        "postgresql://ingest:a@db/dagster",
+        "postgresql://ingest:a@db:5433/ingest",
+        "postgresql://ingest:a@elsewhere/ingest",
+        "postgresql://ingest:a@db/ingest?options=-csearch_path%3Ddagster",
+        "",
+    ],
+)
+def test_two_databases_or_two_schemas_are_fine(tmp_path: Path, dagster: str) -> None:
+    load_settings({"DATABASE_URL": "postgresql://ingest:a@db/ingest", "DAGSTER_POSTGRES_URL": dagster}, tmp_path)
+    load_settings({"DATABASE_URL": "sqlite:////tmp/a.db", "DAGSTER_POSTGRES_URL": dagster}, tmp_path)

@@ -18,11 +18,11 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from ingest_project.cli.output import counted, say
-from ingest_project.database.engine import database_address, open_engine, reading
+from ingest_project.database.engine import open_engine, reading
 from ingest_project.database.locks import exclusive
 from ingest_project.database.migrate import HEAD
 from ingest_project.database.migrate import migrate as migrate_warehouse
-from ingest_project.errors import SettingsError, TransientError
+from ingest_project.errors import TransientError
 from ingest_project.kafka.client import client_config, error_code, unavailable
 from ingest_project.settings import load_settings
 
@@ -56,27 +56,11 @@ def migrate(
     Run it once before the processes of a new version start. The second time nothing happens.
     """
     settings = load_settings().settings
-    _require_two_databases(settings)
     give_up_at = time.monotonic() + wait
     _patiently(lambda: _migrate_warehouse(settings), give_up_at)
     _patiently(lambda: _migrate_dagster(settings), give_up_at)
     if topics is not None:
         _patiently(lambda: _make_topics(settings, topics, replication), give_up_at)
-
-
-def _require_two_databases(settings: Settings) -> None:
-    """Both keep their version in a table of the same name: in one database each would take the other's for its own."""
-    urls = (settings.warehouse.database_url, settings.dagster.postgres_url)
-    if not all(url.get_secret_value() for url in urls):
-        return
-    warehouse, dagster = (database_address(url.get_secret_value()) for url in urls)
-    places = [
-        (url.get_backend_name(), url.host, url.port or 5432, url.database, url.query) for url in (warehouse, dagster)
-    ]
-    if places[0] == places[1]:
-        raise SettingsError(
-            "DATABASE_URL and DAGSTER_POSTGRES_URL name the same database. Give Dagster one of its own."
-        )
 
 
 def _patiently(step: Callable[[], None], give_up_at: float) -> None:

@@ -64,6 +64,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # Before the address is told: whoever connects at once waits for the server instead of being refused.
+        listener.listen()
     except OSError as error:
         listener.close()
         raise SettingsError(

@@ -15,6 +15,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 
 from ingest_project.errors import SettingsError
+from ingest_project.settings.databases import require_two_databases
 from ingest_project.settings.inventory import LoadedSettings, Origin, family_of, leaves, variables_of
 from ingest_project.settings.tree import Settings
 from ingest_project.settings.unknown_names import unknown_variables, unknown_yaml_names
@@ -31,7 +32,8 @@ def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
         folder: where `.env` and `config.yaml` are looked for; INGEST_CONFIG_DIR or the current folder by default.
 
     Raises:
-        SettingsError: a value is malformed or a name is unknown; the message lists all of them.
+        SettingsError: a value is malformed or a name is unknown, and the message lists all of them; or warehouse and
+            Dagster are to share one database.
     """
     environ = os.environ if environ is None else environ
     folder = folder or Path(environ.get("INGEST_CONFIG_DIR", "."))
@@ -60,7 +62,9 @@ def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
     for path, address in embedded_services(state_dir).items():
         if path not in values:
             values[path], origins[path] = address, Origin.EMBEDDED
-    return LoadedSettings(_build(values, origins), origins)
+    settings = _build(values, origins)
+    require_two_databases(settings)
+    return LoadedSettings(settings, origins)
 
 
 @cache
