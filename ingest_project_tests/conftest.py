@@ -23,10 +23,9 @@ pytest_plugins = [
     "ingest_project_tests.attachments.system",
 ]
 
-# Files that take minutes begin first: at the end one of them alone would keep the other processes waiting.
-LONGEST_FIRST = ("test_demo.py", "test_between_attachment_steps.py")
-# These files share a system that is up, and so a process.
-TOGETHER = "after_a_demo"
+# These start the whole system. They begin first, and one after the other in one process: side by side they would take
+# each other's time, and at the end they would keep the other processes waiting.
+WHOLE_SYSTEMS = ("after_a_demo/test_", "cli/test_demo.py", "cli/test_stack_dagster.py")
 # What waits for brokers to come back, for servers to be installed, or starts the whole system once more.
 LONG = (
     "crashes/test_killed_daemon.py",
@@ -44,10 +43,10 @@ LONG = (
 
 
 class OneProcessForEachFile(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist is not typed
-    """Tests of one file in one process, and so with one set of servers; a demo's files share one too."""
+    """Tests of one file in one process, and so with one set of servers; all that start the whole system in one too."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return TOGETHER if f"/{TOGETHER}/" in nodeid else str(super()._split_scope(nodeid))
+        return "whole systems" if _whole_system(nodeid) else str(super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessForEachFile:  # noqa: ANN401 - its own
@@ -60,6 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.as_posix().endswith(LONG):
             item.add_marker("long")
-    place = {name: number for number, name in enumerate((TOGETHER, *LONGEST_FIRST))}
-    last = len(place)
-    items.sort(key=lambda item: min(place.get(item.path.parent.name, last), place.get(item.path.name, last)))
+    items.sort(key=lambda item: not _whole_system(item.nodeid))
+
+
+def _whole_system(nodeid: str) -> bool:
+    return any(path in nodeid for path in WHOLE_SYSTEMS)
