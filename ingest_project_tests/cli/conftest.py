@@ -42,7 +42,7 @@ def ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("INGEST_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "3")
+    monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "10")
 
     def run_it(*arguments: str) -> Result:
         capsys.readouterr()

@@ -181,8 +181,13 @@ class System:
 
     def on_topic(self, topic: str) -> list[Received]:
         """Everything on a topic."""
-        read = self.services.reader.read(topic, None, max_messages=100_000, max_bytes=10**9, wait_seconds=0)
-        return read.messages
+        messages: list[Received] = []
+        positions, remaining = None, 1
+        while remaining:
+            read = self.services.reader.read(topic, positions, max_messages=100_000, max_bytes=10**9, wait_seconds=0)
+            messages += read.messages
+            positions, remaining = read.positions, read.remaining
+        return messages
 
     def files(self) -> dict[str, FileRecord]:
         """The ledger, by file name; the last changed version of each."""
@@ -281,7 +286,7 @@ def environment(bootstrap_servers: str, database_url: str, folder: Path) -> dict
     name = f"t{os.getpid()}-{next(_numbers)}"
     return {
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
-        "KAFKA_REQUEST_TIMEOUT_SECONDS": "3",
+        "KAFKA_REQUEST_TIMEOUT_SECONDS": "15",
         "KAFKA_GROUP_ID": name,
         "KAFKA_TOPIC_POLLING_QUEUE": f"{name}.polling",
         "KAFKA_TOPIC_POLLING_QUEUE_DLQ": f"{name}.polling.dlq",

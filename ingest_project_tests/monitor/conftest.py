@@ -32,7 +32,7 @@ def settings_of(tmp_path: Path) -> Callable[..., Settings]:
     def made(database_url: str = "", bootstrap_servers: str = "", token: str | None = None) -> Settings:
         return Settings(
             state_dir=tmp_path,
-            kafka=KafkaSettings(bootstrap_servers=bootstrap_servers, request_timeout_seconds=1.0),
+            kafka=KafkaSettings(bootstrap_servers=bootstrap_servers, request_timeout_seconds=5.0),
             warehouse=WarehouseSettings(database_url=SecretStr(database_url), connect_timeout_seconds=2),
             monitor=MonitorSettings(refresh_seconds=0.5, token=SecretStr(token) if token else None),
         )

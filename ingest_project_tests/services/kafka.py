@@ -293,7 +293,7 @@ Server = KafkaServer | EmbeddedServer
 
 def settings_for(bootstrap_servers: str) -> KafkaSettings:
     """Settings for tests: a broker that does not answer counts as away soon."""
-    return KafkaSettings(bootstrap_servers=bootstrap_servers, request_timeout_seconds=2.0)
+    return KafkaSettings(bootstrap_servers=bootstrap_servers, request_timeout_seconds=5.0)
 
 
 def free_port() -> int:
