@@ -29,6 +29,8 @@ WHOLE_SYSTEMS = ("after_a_demo/test_", "cli/test_demo.py", "cli/test_stack_dagst
 # What waits for brokers to come back, for servers to be installed, or starts the whole system once more.
 LONG = (
     "crashes/test_killed_daemon.py",
+    "crashes/test_killed_listing.py",
+    "attachments/test_committing.py",
     "benchmarks/test_results.py",
     "kafka/test_faults.py",
     "crm/test_retrying.py",

@@ -36,7 +36,7 @@ CANARY = "canary"
 NOWHERE = "127.0.0.1:9"
 AROUND = {
     "warehouse.database_url": f"postgresql://user:{{}}@{NOWHERE}/none",
-    "dagster.postgres_url": f"postgresql://user:{{}}@{NOWHERE}/none",
+    "dagster.postgres_url": f"postgresql://user:{{}}@{NOWHERE}/dagster",
     "eventhubs.connection_string": f"Endpoint=sb://{NOWHERE}/;SharedAccessKeyName=n;SharedAccessKey={{}};EntityPath=e",
     "alerts.webhook_url": f"http://{NOWHERE}/{{}}",
     "onelake.sas_token": "sv=2026-01-01&sig={}",

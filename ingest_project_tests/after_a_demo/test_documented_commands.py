@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
@@ -26,10 +28,10 @@ def test_every_command_of_a_page_works(
     page: Path, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    for name, value in demo.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("INGEST_LOCAL_ROOTS", f"{ROOT / 'dummy_data'},{tmp_path}")
+    variables = {**demo.environment, "INGEST_LOCAL_ROOTS": f"{ROOT / 'dummy_data'},{tmp_path}"}
     for command in commands(page):
         capsys.readouterr()
-        exit_code = run(shlex.split(command.replace("/data/halls", str(tmp_path)))[1:])
+        # Each as in a process of its own: what a command sets for what it starts is not there for the next one.
+        with mock.patch.dict(os.environ, variables):
+            exit_code = run(shlex.split(command.replace("/data/halls", str(tmp_path)))[1:])
         assert exit_code == 0, f"{command}\n{capsys.readouterr()}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
@@ -46,7 +48,9 @@ def ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
     def run_it(*arguments: str) -> Result:
         capsys.readouterr()
-        exit_code = run(arguments)
+        # What a command sets for what it starts is not there for the next one.
+        with mock.patch.dict(os.environ):
+            exit_code = run(arguments)
         return Result(exit_code, *capsys.readouterr())
 
     return run_it

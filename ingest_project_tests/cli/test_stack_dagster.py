@@ -46,6 +46,7 @@ def test_a_run_in_flight_ends_with_a_killed_stack_and_with_a_stopped_one_and_the
     assert wait_until_nothing_is_left(state_dir) == {}
 
 
+@pytest.mark.long
 def test_ctrl_c_interrupts_a_run_in_flight_and_lets_it_write_its_failure(tmp_path: Path) -> None:
     state_dir, started = tmp_path / "state", tmp_path / "started"
     with started_stack(state_dir, TINY, environ={"TINY_STARTED": str(started)}) as stack:

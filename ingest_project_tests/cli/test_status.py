@@ -94,13 +94,13 @@ def test_an_idle_system_is_said_to_be_idle(ingest: Ingest, system: Services, any
 
 
 def test_lag_is_measured_from_the_cursor_that_ticked_last(
-    ingest: Ingest, system: Services, any_instance: DagsterInstance
+    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
 ) -> None:
     send(system, "file-event-queue", 5)
     ends = system.reader.end_offsets("file-event-queue")
-    save_cursor(any_instance, "file_event_queue_sensor", Positions("", dict.fromkeys(ends, 0)).to_cursor(), at=1.0)
+    save_cursor(dagster_instance, "file_event_queue_sensor", Positions("", dict.fromkeys(ends, 0)).to_cursor(), at=1.0)
     read_to = {partition: max(0, end - 1) for partition, end in ends.items()}
-    save_cursor(any_instance, "file_event_queue_sensor", Positions("", read_to).to_cursor(), at=2.0)
+    save_cursor(dagster_instance, "file_event_queue_sensor", Positions("", read_to).to_cursor(), at=2.0)
     status = ingest("status", "--json").json
     lag = topic_of(status, "file-event-queue")
     assert lag["waiting"] == sum(ends.values()) - sum(read_to.values())
@@ -165,18 +165,18 @@ def test_waiting_ends_as_soon_as_the_system_is_idle(
 
 
 def test_lag_of_every_topic_of_attachments_is_measured_from_its_part_of_the_cursor(
-    ingest: Ingest, system: Services, any_instance: DagsterInstance
+    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
 ) -> None:
     counts = {topic: number for number, topic in enumerate(OTHER_TOPICS, start=2)}
     for topic, number in counts.items():
         send(system, topic, number)
     ends = {topic: system.reader.end_offsets(topic) for topic in OTHER_TOPICS}
     read = {topic: Positions("", ends[topic]).to_cursor() for topic in OTHER_TOPICS}
-    save_cursor(any_instance, "attachment_events_sensor", read["events.raw"])
+    save_cursor(dagster_instance, "attachment_events_sensor", read["events.raw"])
     one_unread = {partition: max(0, end - 1) for partition, end in ends["downloads.retry.5m"].items()}
     cursors = read | {"downloads.retry.5m": Positions("", one_unread).to_cursor()}
     del cursors["downloads.retry.40m"]
-    save_cursor(any_instance, "downloads_retry_sensor", json.dumps(cursors))
+    save_cursor(dagster_instance, "downloads_retry_sensor", json.dumps(cursors))
     status = ingest("status", "--json").json
     lags = {topic: topic_of(status, topic) for topic in OTHER_TOPICS}
     assert {lag["measured_from"] for lag in lags.values()} == {"saved cursor"}
@@ -192,9 +192,9 @@ def test_lag_of_every_topic_of_attachments_is_measured_from_its_part_of_the_curs
 
 
 def test_attachments_are_told_by_state_and_the_ladder_by_rung(
-    ingest: Ingest, system: Services, any_instance: DagsterInstance
+    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
 ) -> None:
-    del any_instance
+    del dagster_instance
     attachments.finish(system, attachments.arrive(system, "stored.pdf"))
     attachments.dead(system, "dead.pdf")
     for hours, name in enumerate(("one.pdf", "two.pdf"), start=1):
@@ -220,9 +220,9 @@ def test_attachments_are_told_by_state_and_the_ladder_by_rung(
 
 
 def test_a_stream_is_busy_until_its_ranges_are_stored_shown_and_its_hours_counted(
-    ingest: Ingest, system: Services, any_instance: DagsterInstance
+    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
 ) -> None:
-    del any_instance
+    del dagster_instance
     for topic in STREAMS.values():
         send(system, topic, 3)
     waiting = [f"3 messages waiting on {topic}" for topic in STREAMS.values()]
@@ -256,9 +256,9 @@ def test_a_stream_is_busy_until_its_ranges_are_stored_shown_and_its_hours_counte
 
 
 def test_a_broker_that_is_away_is_asked_once_and_every_topic_says_so(
-    ingest: Ingest, system: Services, any_instance: DagsterInstance, embedded_broker: EmbeddedBroker
+    ingest: Ingest, system: Services, dagster_instance: DagsterInstance, embedded_broker: EmbeddedBroker
 ) -> None:
-    del system, any_instance
+    del system, dagster_instance
     embedded_broker.go_down()
     status = ingest("status", "--json").json
     assert {lag["waiting"] for lag in status["topics"]} == {None}
@@ -267,9 +267,9 @@ def test_a_broker_that_is_away_is_asked_once_and_every_topic_says_so(
 
 
 def test_what_waits_for_its_time_is_no_work_and_is_said(
-    ingest: Ingest, system: Services, any_instance: DagsterInstance
+    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
 ) -> None:
-    del any_instance
+    del dagster_instance
     key = attachments.arrive(system, "a.pdf")
     attachments.finish(system, key, error_class="DownloadFailed", again_in=timedelta(minutes=5))
     shown = ingest("status", "--wait-until-idle", "5")
@@ -279,9 +279,9 @@ def test_what_waits_for_its_time_is_no_work_and_is_said(
 
 
 def test_an_attachment_in_a_runs_hands_is_work_and_one_that_dagster_does_not_show_yet_too(
-    ingest: Ingest, system: Services, any_instance: DagsterInstance
+    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
 ) -> None:
-    del any_instance
+    del dagster_instance
     now = datetime.now(UTC)
     system.attachments.start([attachments.arrive(system, "a.pdf")], "run-1", now)
     unreported = attachments.arrive(system, "b.pdf")

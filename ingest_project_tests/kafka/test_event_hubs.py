@@ -180,6 +180,7 @@ def test_without_a_token_the_reason_and_the_remedy_are_told_at_once(
     assert read(clients.reader(settings), topic).messages == []
 
 
+@pytest.mark.long
 def test_a_token_is_renewed_before_it_ends_though_nobody_reads(
     secured: KafkaServer, topic: str, identity_server: IdentityServer, clients: Clients
 ) -> None:

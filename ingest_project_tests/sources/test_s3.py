@@ -37,6 +37,7 @@ def key(s3_options: S3Options, **more: object) -> dict[str, object]:
     return {"credentials": {"key": fields}}
 
 
+@pytest.mark.long
 def test_more_keys_than_one_answer_holds_are_all_listed_once(place: S3Place) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: place.put(f"{number % 7}/{number:05}.csv", b"x"), range(1_100)))

@@ -263,6 +263,7 @@ def test_a_person_who_names_no_ranges_gets_what_is_due(activity: ActivitySystem)
     assert activity.run(HOURLY_BATCH).success
 
 
+@pytest.mark.long
 def test_many_small_commits_are_merged_and_the_rows_stay(activity: ActivitySystem) -> None:
     for number in range(12):
         activity.put(event(f"e{number}"))
