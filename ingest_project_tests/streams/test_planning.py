@@ -32,7 +32,7 @@ def services(embedded_broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Servic
     embedded_broker.create_topic(TOPIC, 1)
     environ = {
         "KAFKA_BOOTSTRAP_SERVERS": embedded_broker.bootstrap_servers,
-        "KAFKA_REQUEST_TIMEOUT_SECONDS": "15",
+        "KAFKA_REQUEST_TIMEOUT_SECONDS": "3",
         "DATABASE_URL": f"sqlite:///{tmp_path / 'ledger.db'}",
     }
     services = Services(load_settings(environ, tmp_path).settings)
