@@ -22,7 +22,7 @@ from confluent_kafka import Producer
 from deltalake import DeltaTable, QueryBuilder
 
 from benchmarks.memory import PeakMemory
-from benchmarks.sensors import switch_sensors
+from benchmarks.sensors import switch_sensor
 from benchmarks.system import NOT_OURS, System
 from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.database.engine import open_engine
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+SENSOR = "user_activity_events_sensor"
 EVENTS = 1_000_000
 ONE_BY_ONE_EVENTS = 300
 PARTITIONS = 4
@@ -140,7 +141,7 @@ def _by_product(brokers: str, folder: Path, events: int) -> dict[str, float]:
         migrate(open_engine(system.warehouse_url))
         with PeakMemory(system.processes) as memory:
             began = time.monotonic()
-            switch_sensors(stack.webserver_url, on=True)
+            switch_sensor(stack.webserver_url, SENSOR, on=True)
             started = _wait_until_stored(system, events)
             seconds = time.monotonic() - began
     return {"seconds": seconds, "seconds_to_start": round(started - began, 2), "peak_rss_mb": memory.megabytes}

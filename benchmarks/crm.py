@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Producer
 
 from benchmarks.memory import PeakMemory
-from benchmarks.sensors import switch_sensors
+from benchmarks.sensors import switch_sensor
 from benchmarks.system import System, _connect, running_system
 from ingest_project.kafka.topic_state import TopicStates
 from ingest_project.settings import load_settings
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ingest_project_tests.services.kafka import Server
 
+SENSOR = "sales_events_sensor"
 MESSAGES = 100_000
 PARTITIONS = 4
 # Each record comes in this many versions, the older of each two last; one message in a hundred is neither kind.
@@ -71,12 +72,12 @@ def _measured(server: Server, messages: list[bytes], folder: Path) -> dict[str, 
     for topic in (topics.sales_events, topics.file_event_queue):
         server.create_topic(topic, PARTITIONS)
     with running_system(folder / "product", [folder], brokers=server.bootstrap_servers) as system:
-        switch_sensors(system._stack.webserver_url, on=False)  # noqa: SLF001 - of our own package
+        switch_sensor(system._stack.webserver_url, SENSOR, on=False)  # noqa: SLF001 - of our own package
         system._wait_for_ticks()  # noqa: SLF001
         _send(server, topics.sales_events, messages)
         with PeakMemory(system.processes) as memory:
             began = time.monotonic()
-            switch_sensors(system._stack.webserver_url, on=True)  # noqa: SLF001
+            switch_sensor(system._stack.webserver_url, SENSOR, on=True)  # noqa: SLF001
             waited = _wait_until_stored(system, len(messages))
             seconds = time.monotonic() - began
         found = _found(system)

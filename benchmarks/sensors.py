@@ -1,4 +1,4 @@
-"""Dagster's sensors turned on and off as a person does it in the UI: through the webserver's API."""
+"""A sensor of Dagster turned on and off as a person does it in the UI: through the webserver's API."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ _STOP = """mutation($id: String!) {
   stopSensor(id: $id) { __typename ... on PythonError { message } ... on UnauthorizedError { message } } }"""
 
 
-def switch_sensors(webserver_url: str, *, on: bool) -> None:
-    """Turn all sensors on or off.
+def switch_sensor(webserver_url: str, name: str, *, on: bool) -> None:
+    """Turn one sensor on or off: for as long as it takes to turn on others, nothing could be measured.
 
     Raises:
         RuntimeError: Dagster says no.
     """
     url = f"{webserver_url}/graphql"
-    for sensor in _graphql(url, _SENSORS, {"repository": REPOSITORY})["sensorsOrError"]["results"]:
-        if on:
-            answer = _graphql(url, _START, {"sensor": {**REPOSITORY, "sensorName": sensor["name"]}})["startSensor"]
-        else:
-            answer = _graphql(url, _STOP, {"id": sensor["id"]})["stopSensor"]
-        if "message" in answer:
-            raise RuntimeError(answer["message"])
+    if on:
+        answer = _graphql(url, _START, {"sensor": {**REPOSITORY, "sensorName": name}})["startSensor"]
+    else:
+        sensors = _graphql(url, _SENSORS, {"repository": REPOSITORY})["sensorsOrError"]["results"]
+        (identity,) = (sensor["id"] for sensor in sensors if sensor["name"] == name)
+        answer = _graphql(url, _STOP, {"id": identity})["stopSensor"]
+    if "message" in answer:
+        raise RuntimeError(answer["message"])
 
 
 def _graphql(url: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import psycopg2
 from confluent_kafka import Producer
 
 from benchmarks.earlier_files import copy_file
-from benchmarks.sensors import switch_sensors
+from benchmarks.sensors import switch_sensor
 from benchmarks.workload import write_workload
 from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.database.engine import open_engine
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from benchmarks.workload import Workload
     from ingest_project.cli.stack.supervisor import Stack, StepState
 
+SENSOR = "file_event_queue_sensor"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 POLL_SECONDS = 0.1
 START_SECONDS = 60.0
@@ -54,8 +55,8 @@ class Timing:
     """How long a workload took.
 
     Args:
-        seconds: from sensors on to everything stored and shown.
-        seconds_to_start: from sensors on to the first file in the hands of a run.
+        seconds: from the sensor on to everything stored and shown.
+        seconds_to_start: from the sensor on to the first file in the hands of a run.
     """
 
     seconds: float
@@ -101,11 +102,11 @@ class System:
 
     def measure(self, workload: Workload) -> Timing:
         """Ingest the files of a workload, from events on the topic to everything stored and shown."""
-        switch_sensors(self._stack.webserver_url, on=False)
+        switch_sensor(self._stack.webserver_url, SENSOR, on=False)
         self._wait_for_ticks()
         self.announce(workload.paths)
         began_at, began = datetime.now(UTC), time.monotonic()
-        switch_sensors(self._stack.webserver_url, on=True)
+        switch_sensor(self._stack.webserver_url, SENSOR, on=True)
         self._wait_until_shown(workload)
         seconds = time.monotonic() - began
         ((first,),) = self._ask("SELECT min(started_at) FROM files WHERE started_at >= %s", began_at)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from confluent_kafka import Producer
 
-from benchmarks.sensors import switch_sensors
+from benchmarks.sensors import switch_sensor
 from benchmarks.system import NOT_DAGSTER, NOT_OURS, SETTLE_SECONDS
 from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.database.engine import open_engine
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ingest_project.cli.stack.supervisor import Stack, StepState
 
+SENSOR = "attachment_events_sensor"
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 600.0
 CONFIRM_SECONDS = 60.0
@@ -55,13 +56,13 @@ class AttachmentSystem:
         self._dagster.close()
 
     def measure(self, addresses: Sequence[str], trace_prefix: str) -> float:
-        """Send an event for each address, turn the sensors on, and wait until all are stored and shown; seconds."""
-        switch_sensors(self._stack.webserver_url, on=False)
+        """Send an event for each address, turn the sensor on, and wait until all are stored and shown; seconds."""
+        switch_sensor(self._stack.webserver_url, SENSOR, on=False)
         self._wait_for_ticks()
         already = self._done()
         self._send(addresses, trace_prefix)
         began = time.monotonic()
-        switch_sensors(self._stack.webserver_url, on=True)
+        switch_sensor(self._stack.webserver_url, SENSOR, on=True)
         while self._done() < already + len(addresses) or self._unfinished():
             self._stack.require_running()
             if time.monotonic() > began + PATIENCE_SECONDS:
