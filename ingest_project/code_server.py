@@ -38,6 +38,10 @@ HEAVY_MODULES = (
     "psycopg2.extras",
 )
 
+# Each sensor waits for a first message inside its tick, and keeps a thread of the server's meanwhile: by default there
+# are four more than cores, and launching a run would have to wait for one, too.
+THREADS = ("--max-workers", "32")
+
 
 def share_cores(parallel_runs: int) -> None:
     """Give each run worker its share of the cores: more Polars threads than cores only take turns.
@@ -68,7 +72,8 @@ def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it e
         warm_workers([arguments[arguments.index("--module-name") + 1]])
     from dagster._cli.api import grpc_command  # noqa: PLC0415 - the workers' parent should be on its way first
 
-    return grpc_command(args=list(arguments), prog_name="ingest_project.code_server")
+    threads = () if THREADS[0] in arguments else THREADS
+    return grpc_command(args=[*arguments, *threads], prog_name="ingest_project.code_server")
 
 
 if __name__ == "__main__":
