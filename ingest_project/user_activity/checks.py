@@ -5,16 +5,15 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState, cut
+from ingest_project.ledger.stream_ranges import RangeRecord, RangeState, cut
 from ingest_project.resources import Services
 from ingest_project.stores.activity_events import Offsets, ask
+from ingest_project.streams.checks import MOST_SHOWN, RECENT, planned_twice, shown, unread
 from ingest_project.user_activity.partitions import FIRST_HOUR, USER_ACTIVITY_EVENTS
 from ingest_project.user_activity.rebuilding import OFFSETS_AT_A_TIME, joined
 from ingest_project.user_activity.storing import EVENTS, FOUND_STORED
 
-RECENT = timedelta(hours=24)
 AHEAD = timedelta(minutes=5)
-MOST_SHOWN = 20
 RANGES_LOOKED_AT = 100
 
 
@@ -24,28 +23,20 @@ RANGES_LOOKED_AT = 100
 )
 def no_gap_in_offsets(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
     """Look for offsets between two ranges, for ranges that were not read, and for rows that should be in the table."""
-    topic, ledger, now = services.settings.topics.user_activity_events, services.stream_ranges, datetime.now(UTC)
-    gaps = [
-        OffsetRange(one.topic, one.generation, one.partition, expected, one.first)
-        for one, expected in ledger.seams(topic)
-        if one.first > expected
-    ]
-    patience = timedelta(seconds=services.settings.user_activity.max_unfinished_seconds)
-    late = ledger.unfinished_since(topic, now - patience, MOST_SHOWN)
-    failed = ledger.list(topic, [RangeState.FAILED], MOST_SHOWN)
-    lost = ledger.list(topic, [RangeState.LOST], MOST_SHOWN, since=now - RECENT)
+    patience = services.settings.user_activity.max_unfinished_seconds
+    found = unread(services, services.settings.topics.user_activity_events, patience)
     missing = _missing_rows(services)
-    wrong = bool(gaps or failed or late or missing)
+    wrong = bool(found.gaps or found.given_up or found.late or missing)
     return dg.AssetCheckResult(
-        passed=not (wrong or lost),
+        passed=not (wrong or found.lost),
         # What retention has removed cannot be had back: a person should know, and that is all.
         severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
         metadata={
-            "gaps": [str(gap) for gap in gaps[:MOST_SHOWN]],
+            "gaps": [str(gap) for gap in found.gaps],
             "rows_missing": missing,
-            "given_up": _shown(failed),
-            "waiting": _shown(late),
-            "lost": _shown(lost),
+            "given_up": shown(found.given_up),
+            "waiting": shown(found.late),
+            "lost": shown(found.lost),
         },
     )
 
@@ -53,8 +44,7 @@ def no_gap_in_offsets(services: dg.ResourceParam[Services]) -> dg.AssetCheckResu
 @dg.asset_check(asset=USER_ACTIVITY_EVENTS, description="No offset is planned twice, or in the table twice.")
 def no_duplicate_offsets(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
     """Look for ranges that overlap, and for rows of the same offset among those that were stored last."""
-    seams = services.stream_ranges.seams(services.settings.topics.user_activity_events)
-    twice = [str(one) for one, expected in seams if one.first < expected]
+    twice = planned_twice(services, services.settings.topics.user_activity_events)
     rows, offsets = _stored(services, _last_stored(services))
     return dg.AssetCheckResult(
         passed=not twice and rows == offsets,
@@ -112,10 +102,6 @@ def _arrived_recently() -> str:
 def _counts(services: Services, query: str, *names: str) -> list[int]:
     found = [row for batch in ask(services.user_activity_events, query) for row in batch.to_pylist()]
     return [sum(row[name] for row in found) for name in names]
-
-
-def _shown(ranges: tuple[RangeRecord, ...]) -> list[str]:
-    return [f"{record.offsets}{f': {record.reason}' if record.reason else ''}" for record in ranges]
 
 
 CHECKS = [no_gap_in_offsets, no_duplicate_offsets, event_time_plausible]

@@ -1,0 +1,64 @@
+"""What the ledger says of ranges that were not read, or would be read twice: for the checks of every stream."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingest_project.resources import Services
+
+RECENT = timedelta(hours=24)
+MOST_SHOWN = 20
+
+
+class Unread(NamedTuple):
+    """Offsets of a topic that are in no table, at most so many of each as are worth showing.
+
+    Args:
+        gaps: between two ranges that are planned.
+        given_up: ranges with no attempt left.
+        late: ranges that should have been read by now.
+        lost: ranges that retention removed of late before they were read.
+    """
+
+    gaps: list[OffsetRange]
+    given_up: tuple[RangeRecord, ...]
+    late: tuple[RangeRecord, ...]
+    lost: tuple[RangeRecord, ...]
+
+
+def unread(services: Services, topic: str, max_unfinished_seconds: float) -> Unread:
+    """Look for offsets between two ranges, and for ranges that were not read.
+
+    Args:
+        services: the ledger.
+        topic: which.
+        max_unfinished_seconds: how long a range may take from its planning to its end.
+    """
+    ledger, now = services.stream_ranges, datetime.now(UTC)
+    gaps = [
+        OffsetRange(one.topic, one.generation, one.partition, expected, one.first)
+        for one, expected in ledger.seams(topic)
+        if one.first > expected
+    ]
+    return Unread(
+        gaps=gaps[:MOST_SHOWN],
+        given_up=ledger.list(topic, [RangeState.FAILED], MOST_SHOWN),
+        late=ledger.unfinished_since(topic, now - timedelta(seconds=max_unfinished_seconds), MOST_SHOWN),
+        lost=ledger.list(topic, [RangeState.LOST], MOST_SHOWN, since=now - RECENT),
+    )
+
+
+def planned_twice(services: Services, topic: str) -> list[str]:
+    """Ranges that begin before the one before them ends."""
+    return [str(one) for one, expected in services.stream_ranges.seams(topic) if one.first < expected]
+
+
+def shown(ranges: Sequence[RangeRecord]) -> list[str]:
+    """A line for each."""
+    return [f"{record.offsets}{f': {record.reason}' if record.reason else ''}" for record in ranges]
