@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import paramiko
-from paramiko.sftp import CMD_CLOSE, CMD_HANDLE, CMD_NAME, CMD_OPENDIR, CMD_READDIR
+from paramiko.sftp import CMD_CLOSE, CMD_HANDLE, CMD_NAME, CMD_OPEN, CMD_OPENDIR, CMD_READDIR, SFTP_FLAG_READ
 
 from ingest_project.errors import ForbiddenPath, IngestError, SourceForbidden, SourceMissing, SourceUnreachable
 from ingest_project.sources.server_connection import Entry
@@ -64,7 +64,7 @@ class SftpConnection:
     def opened(self, path: bytes, offset: int) -> SftpFile:
         """A file from a position."""
         with self.failures(path):
-            file = self._client.open(path, "rb")
+            file = self._client.opened_file(path)
             found = _entry(path, file.stat())
             if found.kind != "file":
                 file.close()
@@ -173,6 +173,12 @@ class _SftpClient(paramiko.SFTPClient):
     def settimeout(self, seconds: float) -> None:
         self.sock.settimeout(seconds)
 
+    def opened_file(self, path: bytes) -> _File:
+        kind, message = self._request(CMD_OPEN, path, SFTP_FLAG_READ, paramiko.SFTPAttributes())  # type: ignore[attr-defined]
+        if kind != CMD_HANDLE:
+            raise paramiko.SSHException("no handle for a file")
+        return _File(self, message.get_string())
+
     def opened_folder(self, folder: bytes) -> bytes:
         kind, message = self._request(CMD_OPENDIR, folder)  # type: ignore[attr-defined]
         if kind != CMD_HANDLE:
@@ -197,6 +203,14 @@ class _SftpClient(paramiko.SFTPClient):
 
     def close_handle(self, handle: bytes) -> None:
         self._request(CMD_CLOSE, handle)  # type: ignore[attr-defined]
+
+
+class _File(paramiko.SFTPFile):
+    """paramiko's file, whose thread of requests ends in silence: whoever waits for the answers is told why."""
+
+    def _prefetch_thread(self, chunks: list[tuple[int, int]], max_concurrent_requests: int | None) -> None:
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            super()._prefetch_thread(chunks, max_concurrent_requests)  # type: ignore[misc]
 
 
 def _entry(name: bytes, attributes: paramiko.SFTPAttributes) -> Entry:

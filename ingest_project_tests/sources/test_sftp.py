@@ -20,6 +20,7 @@ from ingest_project.errors import (
     SourceUnreachable,
 )
 from ingest_project.settings import Credential
+from ingest_project.sources import sftp_connection
 from ingest_project.sources.access import SourceAccess
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.servers import ServerSettings
@@ -259,6 +260,19 @@ def test_a_server_that_dies_in_the_middle_is_unreachable_and_found_again_later(f
         opened.stat("/a.csv")
     with SftpServer(folder, port=server.port, host_key=server.host_key):
         assert opened.stat("/a.csv").size_bytes == len(CONTENT)
+
+
+def test_a_server_that_dies_while_it_is_still_being_asked_is_unreachable_and_nothing_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sftp_connection, "REQUEST_BYTES", 64)  # a window of so many requests takes a while to send
+    (folder / "a.csv").write_bytes(CONTENT)
+    server = SftpServer(folder)
+    with source(server).open("/a.csv") as stream:
+        stream.read(10)
+        server.close()
+        with pytest.raises(SourceUnreachable):
+            stream.read()
 
 
 def test_a_kept_connection_that_the_server_has_closed_is_replaced_unnoticed(folder: Path) -> None:
