@@ -6,13 +6,9 @@ What happens meanwhile goes to standard error. The exit code is 1 when what was 
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import shutil
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +18,7 @@ from benchmarks.activity import measure_activity
 from benchmarks.crm import MESSAGES, measure_crm
 from benchmarks.floor import measure_floor
 from benchmarks.listing import FILES, measure_listing
+from benchmarks.measurement import Result, measured_once, say
 from benchmarks.memory import PeakMemory
 from benchmarks.peer import measure_peer
 from benchmarks.results import differences
@@ -30,13 +27,12 @@ from benchmarks.workload import Workload, write_workload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 PEER_FILES = 2_000
 MAX_DIFFERENCES_SHOWN = 5
 # Ticks come every five seconds: an event must be as likely to arrive in the middle of that as right after a tick.
 PAUSE_SECONDS = (1.0, 6.0)
-
-Result = dict[str, object]
 
 
 def measure_files(options: argparse.Namespace, folder: Path) -> Result:
@@ -53,7 +49,7 @@ def measure_files(options: argparse.Namespace, folder: Path) -> Result:
     peer_files = min(options.files, PEER_FILES) if options.peer_files is None else options.peer_files
     if peer_files:
         peer_workload = workload if peer_files == options.files else _write(folder / "peer", peer_files, options.rows)
-        _say(f"Celery ingests {peer_files} files ...")
+        say(f"Celery ingests {peer_files} files ...")
         peer = measure_peer(peer_workload, folder / "peer-state")
         _tell("the peer", peer.differences)
         result |= {
@@ -64,7 +60,7 @@ def measure_files(options: argparse.Namespace, folder: Path) -> Result:
             "peer_peak_rss_mb": peer.peak_rss_mb,
         }
     if options.floor:
-        _say("The floor: no orchestration ...")
+        say("The floor: no orchestration ...")
         seconds, wrong = measure_floor(workload, folder / "floor-state")
         _tell("the floor", wrong)
         result |= {"floor_files_per_s": round(options.files / seconds, 1), "floor_exact": not wrong}
@@ -86,13 +82,13 @@ def measure_rows(options: argparse.Namespace, folder: Path) -> Result:
 def measure_latency(options: argparse.Namespace, folder: Path) -> Result:
     """One small file at a time on an idle system."""
     workload = _write(folder, options.events * 2 + 2, options.rows).good(options.events)
-    _say("Starting the system ...")
+    say("Starting the system ...")
     with running_system(folder / "product", [workload.folder], options.partitions) as system:
         seconds = []
         for path in workload.paths:
             time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - not a secret
             seconds.append(system.seconds_to_rows(path))
-            _say(f"{path.name}: {seconds[-1]:.2f} s")
+            say(f"{path.name}: {seconds[-1]:.2f} s")
         wrong = differences(system.warehouse_url, workload)
     _tell("the product", wrong)
     return {
@@ -106,9 +102,9 @@ def measure_latency(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def _by_product(options: argparse.Namespace, folder: Path, workload: Workload) -> Result:
-    _say("Starting the system ...")
+    say("Starting the system ...")
     with running_system(folder / "product", [workload.folder], options.partitions) as system:
-        _say("The product ingests ...")
+        say("The product ingests ...")
         with PeakMemory(system.processes) as memory:
             timing = system.measure(workload)
         wrong = differences(system.warehouse_url, workload)
@@ -126,19 +122,15 @@ def _by_product(options: argparse.Namespace, folder: Path, workload: Workload) -
 
 
 def _write(folder: Path, files: int, rows: int) -> Workload:
-    _say(f"Writing {files} files of {rows} rows ...")
+    say(f"Writing {files} files of {rows} rows ...")
     return write_workload(folder / "inbox", files, rows)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _tell(who: str, wrong: Sequence[str]) -> None:
     for difference in wrong[:MAX_DIFFERENCES_SHOWN]:
-        _say(f"Not what it should be, by {who}: {difference}")
+        say(f"Not what it should be, by {who}: {difference}")
     if len(wrong) > MAX_DIFFERENCES_SHOWN:
-        _say(f"... and {len(wrong) - MAX_DIFFERENCES_SHOWN} more.")
+        say(f"... and {len(wrong) - MAX_DIFFERENCES_SHOWN} more.")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -175,16 +167,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure once; the exit code."""
     options = _parse(arguments)
-    folder = Path(tempfile.mkdtemp(prefix="ingest-benchmark-"))
-    try:
-        result: Result = options.measure(options, folder)
-    finally:
-        if options.keep:
-            _say(f"Kept: {folder}")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(result), flush=True)
-    return 0 if result["exact"] else 1
+    return measured_once(options.measure, options)
 
 
 if __name__ == "__main__":

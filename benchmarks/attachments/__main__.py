@@ -8,50 +8,47 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.attachments.file_host import expected_sha256, file_host
 from benchmarks.attachments.system import AttachmentSystem, running_attachments
+from benchmarks.measurement import Result, measured_once, say
 from benchmarks.memory import PeakMemory
 from ingest_project.resources import Services
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
 SMALL_BYTES, LARGE_BYTES = 100_000, 100_000_000
 MEGABYTE = 1_000_000
 CURL_AT_A_TIME = 8
-
-Result = dict[str, object]
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
     """Both kinds, and curl."""
     with _store(options, folder) as more, file_host(folder) as host:
         small, large = _names("small", options.small), _names("large", options.large)
-        _say("Starting the system ...")
+        say("Starting the system ...")
         with running_attachments(folder / "product", more) as system, PeakMemory(system.processes) as memory:
             # Tables, topics, and the modules of the worker's parent: none of these is new to what is measured.
             system.measure(_addresses(host, SMALL_BYTES, _names("first", 20)), "first")
-            _say(f"{len(small)} small ones ...")
+            say(f"{len(small)} small ones ...")
             small_seconds = system.measure(_addresses(host, SMALL_BYTES, small), "small")
-            _say(f"{len(small) / small_seconds:.0f} files/s. {len(large)} large ones ...")
+            say(f"{len(small) / small_seconds:.0f} files/s. {len(large)} large ones ...")
             large_seconds = system.measure(_addresses(host, LARGE_BYTES, large), "large") if large else 1.0
-            _say(f"{len(large) * LARGE_BYTES / MEGABYTE / large_seconds:.0f} MB/s. Looking at what is stored ...")
+            say(f"{len(large) * LARGE_BYTES / MEGABYTE / large_seconds:.0f} MB/s. Looking at what is stored ...")
             wrong = _wrong(system, SMALL_BYTES, small, "small") + _wrong(system, LARGE_BYTES, large, "large")
-        _say("curl ...")
+        say("curl ...")
         curl_seconds = _curl(folder, _addresses(host, LARGE_BYTES, large)) if large else 1.0
     megabytes = len(large) * LARGE_BYTES / MEGABYTE
     for complaint in wrong[:5]:
-        _say(complaint)
+        say(complaint)
     return {
         "small_files_per_s": round(len(small) / small_seconds, 1),
         "large_mb_per_s": round(megabytes / large_seconds, 1),
@@ -133,10 +130,6 @@ def _addresses(host: str, size: int, names: Sequence[str]) -> list[str]:
     return [f"{host}/{size}/{name}" for name in names]
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Measure once; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attachments", description=__doc__)
@@ -145,16 +138,7 @@ def main() -> int:
     parser.add_argument("--large", type=int, default=50, help="attachments of 100 MB")
     parser.add_argument("--store", choices=["local", "dfs"], default="local")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="ingest-benchmark-"))
-    try:
-        result = measure(options, folder)
-    finally:
-        if options.keep:
-            _say(f"Kept: {folder}")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(result), flush=True)
-    return 0 if result["exact"] else 1
+    return measured_once(measure, options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""What every benchmark does around its measurement: a folder for it, and its result as the last line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+Result = dict[str, object]
+
+
+def say(text: str) -> None:
+    """Tell what happens, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def measured_once(measure: Callable[[argparse.Namespace, Path], Result], options: argparse.Namespace) -> int:
+    """Measure in a folder of its own, which goes afterwards unless it is to be kept; the exit code."""
+    folder = Path(tempfile.mkdtemp(prefix="ingest-benchmark-"))
+    try:
+        result = measure(options, folder)
+    finally:
+        if options.keep:
+            say(f"Kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(result), flush=True)
+    return 0 if result["exact"] else 1
