@@ -5,15 +5,16 @@ what ingesting a small file costs. `BulkEventLogStorage` adds one method that st
 `InstanceStorage`, which uses it on PostgreSQL and falls back to Dagster's own SQLite storage where no URL is set.
 
 Written against and tested with dagster 1.13.27 and dagster-postgres 0.29.27. It relies on these internals of theirs:
-the tables `event_logs` and `asset_check_executions`, `_connect`, `_store_asset_event`, and the `_engine` of its three
-storages; `event_rows.py` says what the events themselves rely on.
-Where the storage in use is another one, `batches.py` logs one event at a time instead.
+the tables `event_logs` and `asset_check_executions`, `_connect`, `_store_asset_event`, the `_engine` of its three
+storages, that these can be copied, and `_has_instigators_table`; `event_rows.py` says what the events themselves rely
+on. Where the storage in use is another one, `partition_reports.py` logs one event at a time instead.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import cache
+from copy import copy
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
@@ -22,6 +23,7 @@ from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from psycopg2.extras import execute_values
 
@@ -29,12 +31,12 @@ from ingest_project.event_rows import EventRow
 from ingest_project.settings import current_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from dagster._core.events.log import EventLogEntry
     from psycopg2 import extensions
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from ingest_project.event_rows import CheckRow
 
@@ -114,22 +116,65 @@ POOL_OVERFLOW = 20
 POOL_RECYCLE_SECONDS = 3_600
 
 
-class _BulkPostgresStorage(DagsterPostgresStorage):
+class _RememberingScheduleStorage(PostgresScheduleStorage):
+    """Dagster's ticks and sensor states, without the look at the catalogue that precedes each of its queries.
+
+    A table or a migration that was there once stays.
+    """
+
+    def __init__(self, postgres_url: str) -> None:
+        super().__init__(postgres_url)
+        self._found: set[str] = set()
+
+    def has_instigators_table(self) -> bool:
+        """Whether states are kept by selector."""
+        return self._is_there("instigators", super().has_instigators_table)
+
+    def _has_instigators_table(self, conn: Connection) -> bool:
+        return self._is_there("instigators", partial(super()._has_instigators_table, conn))
+
+    def has_built_index(self, migration_name: str) -> bool:
+        """Whether a migration of data was made."""
+        return self._is_there(migration_name, partial(super().has_built_index, migration_name))
+
+    def _is_there(self, name: str, look: Callable[[], bool]) -> bool:
+        if name not in self._found and look():
+            self._found.add(name)
+        return name in self._found
+
+
+class _PooledPostgresStorage(DagsterPostgresStorage):
     """Dagster's PostgreSQL storage with the event log above, over connections that stay open."""
 
-    def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None) -> None:
-        super().__init__(postgres_url, inst_data=inst_data)
+    def __init__(self, postgres_url: str) -> None:
+        super().__init__(postgres_url)
         self._event_log_storage = BulkEventLogStorage(postgres_url)
+        self._schedule_storage = _RememberingScheduleStorage(postgres_url)
         for storage in (self._event_log_storage, self._run_storage, self._schedule_storage):
             storage._engine = shared_engine(postgres_url)  # noqa: SLF001 - there is no way in from outside
+
+    def for_instance(self, inst_data: ConfigurableClassData | None) -> _PooledPostgresStorage:
+        """The same for one more instance: each makes itself known to its storages, and those cannot be shared."""
+        storage = copy(self)
+        storage._inst_data = inst_data  # noqa: SLF001 - its own class
+        storage._run_storage = copy(self._run_storage)  # noqa: SLF001
+        storage._event_log_storage = copy(self._event_log_storage)  # noqa: SLF001
+        storage._schedule_storage = copy(self._schedule_storage)  # noqa: SLF001
+        return storage
+
+
+@cache
+def shared_storage(postgres_url: str) -> _PooledPostgresStorage:
+    """What the instances of this process have in common; makes the tables where there are none.
+
+    An instance is made for every tick of a sensor, and would look for the tables through new connections each time.
+    """
+    return _PooledPostgresStorage(postgres_url)
 
 
 @cache
 def shared_engine(postgres_url: str) -> Engine:
-    """The one pool of this process: by default Dagster opens a connection for every query.
-
-    An instance is made for every tick of a sensor; a pool of its own would leave a connection behind each time.
-    """
+    """The one pool of this process: by default Dagster opens a connection for every query."""
     return sqlalchemy.create_engine(
         postgres_url,
         isolation_level="AUTOCOMMIT",
@@ -161,7 +206,7 @@ class InstanceStorage(DagsterStorage, ConfigurableClass):
         del config_value
         url = current_settings().dagster.postgres_url.get_secret_value()
         if url:
-            return _BulkPostgresStorage(with_psycopg2(url), inst_data)
+            return shared_storage(with_psycopg2(url)).for_instance(inst_data)
         return DagsterSqliteStorage.from_local(str(_sqlite_folder()), inst_data)
 
     @property
