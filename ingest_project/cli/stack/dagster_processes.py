@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LOCATION_NAME = "ingest_project"
+CODE_SERVER = "code server"
 SOCKET_FOLDER = "run"
 START_SECONDS = 120.0
 POLL_SECONDS = 0.1
@@ -107,7 +108,7 @@ def start_code_server(home: DagsterHome, environ: Mapping[str, str], log_folder:
     arguments = ["ingest_project.code_server", "--module-name", home.definitions_module, "--socket", str(home.socket)]
     more = ["--location-name", LOCATION_NAME, "--log-format", "json"]
     command = Command(
-        "code server",
+        CODE_SERVER,
         [sys.executable, "-m", *arguments, *more],
         environ,
         grace_seconds=CODE_SERVER_GRACE_SECONDS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -210,6 +211,11 @@ def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome, log_folder
 def _stop(stack: Stack, report: Report) -> None:
     if stack.children:
         report("everything", StepState.STOPPING)
+    # Who uses the code server ends side by side; it goes after them, and broker and database last.
+    for child in itertools.takewhile(
+        lambda child: child.name != dagster_processes.CODE_SERVER, reversed(stack.children)
+    ):
+        child.ask_to_stop()
     for child in reversed(stack.children):
         child.stop()
     for name in (postgres.SOCKET_FOLDER, dagster_processes.SOCKET_FOLDER):
