@@ -101,14 +101,14 @@ class Roots:
             raise ForbiddenPath(named, "no file can have such a name.") from error
 
     def _require_inside(self, resolved: str, named: str) -> None:
-        if not any(os.path.commonpath((folder, resolved)) == folder for folder in self.folders):
+        if not any(_is_inside(folder, resolved) for folder in self.folders):
             allowed = ", ".join(self.folders)
             raise ForbiddenPath(named, f"it is outside the folders that {self.setting} allows ({allowed}).")
 
     def _require_mounted(self, resolved: str, named: str) -> None:
         """Tell a drive that is not mounted, whose files are not gone for good, from a file that is missing."""
         for folder in self.folders:
-            if os.path.commonpath((folder, resolved)) == folder and not os.path.isdir(folder):  # noqa: PTH112 - text, as the rest of this module
+            if _is_inside(folder, resolved) and not os.path.isdir(folder):  # noqa: PTH112 - text, as the rest of this module
                 raise SourceUnreachable(named, f"{folder}, which {self.setting} names, is not there")
 
 
@@ -131,6 +131,11 @@ def described(path: str, status: os.stat_result, location: str | None = None) ->
         modified_at = EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
     name = path.rpartition("/")[2]
     return SourceFile(path, name, size_bytes=status.st_size, modified_at=modified_at, location=location)
+
+
+def _is_inside(folder: str, resolved: str) -> bool:
+    """Whether a path is a folder or below it; both as `realpath` gives them."""
+    return resolved == folder or resolved.startswith(os.path.join(folder, ""))  # noqa: PTH118 - text, for each file
 
 
 def _require_path(named: str) -> None:
