@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PEER_FILES = 2_000
 MAX_DIFFERENCES_SHOWN = 5
-# Ticks come every five seconds: an event must be as likely to arrive in the middle of that as right after a tick.
+# Ticks come every few seconds: an event must be as likely to arrive in the middle of that as right after a tick.
 PAUSE_SECONDS = (1.0, 6.0)
 
 

@@ -3,8 +3,8 @@
 What the clock covers: all processes are up, one file has been ingested (so that no process is new), the sensors are off
 and the events are on the topic. The clock starts as the sensors are turned on, through Dagster's API. It stops once the
 ledger says that every file is finished and reported, and Dagster's event log has a materialisation or a check result of
-every one of them. So it includes the daemon's wait for its next tick (up to 5 s), the start of the run workers, and all
-reporting.
+every one of them. So it includes the daemon's wait for its next tick (a second or two), the start of the run workers,
+and all reporting.
 """
 
 from __future__ import annotations

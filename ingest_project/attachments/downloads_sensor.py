@@ -51,6 +51,8 @@ def downloads_sensor(name: str, lane: str, job_name: str) -> dg.SensorDefinition
         job_name,
         f"Asks for runs over downloads that are {'due again' if lane == RETRY_LANE else 'new'}.",
         lambda context, services: tick(context, services, lane),
+        # Those that wait for a first message inside the tick take longer than a second anyway.
+        every_seconds=5 if lane == RETRY_LANE else 1,
     )
 
 

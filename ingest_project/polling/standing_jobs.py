@@ -39,6 +39,7 @@ def standing_jobs_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefin
         job.name,
         "Asks for runs over the configured sources whose next interval has begun.",
         lambda context, services: tick(context, services, datetime.now(UTC)),
+        every_seconds=5,
     )
 
 

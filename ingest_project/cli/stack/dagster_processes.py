@@ -120,7 +120,7 @@ def start_code_server(home: DagsterHome, environ: Mapping[str, str], log_folder:
 
 def start_daemon(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
     """Start the process that ticks sensors and takes runs from the queue; does not wait."""
-    arguments = ["dagster._daemon", "run", "--workspace", str(home.workspace), "--log-format", "json"]
+    arguments = ["ingest_project.daemon", "run", "--workspace", str(home.workspace), "--log-format", "json"]
     return start(Command("daemon", [sys.executable, "-m", *arguments], environ), log_folder)
 
 
