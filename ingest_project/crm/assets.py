@@ -21,6 +21,7 @@ from ingest_project.crm.storing import store
 from ingest_project.crm.unidentified_messages import UNIDENTIFIED_MESSAGES, unidentified_messages
 from ingest_project.database.engine import reading
 from ingest_project.errors import TransientError
+from ingest_project.kafka.offset_ranges import OpenRanges
 from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.crm_event import CrmKind
@@ -81,27 +82,28 @@ def _store_ranges(
     """Store range after range; at the first trouble that does not pass, give back what is not done."""
     ledger, total = services.stream_ranges, Progress(0)
     done: list[RangeRecord] = []
-    for record in records:
-        progress = Progress(record.offsets.first)
-        try:
-            retried(partial(_advance, services, record.offsets, progress), services.settings.retries)
-            ledger.finish(record.range_key, progress.messages, progress.lost, progress.outcome, datetime.now(UTC))
-        except TransientError as error:
-            logger.warning("range_not_done", range=str(record.offsets), reason=str(error))
-            _give_back(services, [one.range_key for one in records if one not in done], error)
-            return total, done, error
-        logger.info("range_done", range=str(record.offsets), messages=progress.messages, **progress.outcome)
-        total.messages += progress.messages
-        total.lost += progress.lost
-        total.outcome += progress.outcome
-        done.append(record)
+    with services.range_reader.opened() as ranges:
+        for record in records:
+            progress = Progress(record.offsets.first)
+            try:
+                retried(partial(_advance, services, ranges, record.offsets, progress), services.settings.retries)
+                ledger.finish(record.range_key, progress.messages, progress.lost, progress.outcome, datetime.now(UTC))
+            except TransientError as error:
+                logger.warning("range_not_done", range=str(record.offsets), reason=str(error))
+                _give_back(services, [one.range_key for one in records if one not in done], error)
+                return total, done, error
+            logger.info("range_done", range=str(record.offsets), messages=progress.messages, **progress.outcome)
+            total.messages += progress.messages
+            total.lost += progress.lost
+            total.outcome += progress.outcome
+            done.append(record)
     return total, done, None
 
 
-def _advance(services: Services, offsets: OffsetRange, progress: Progress) -> None:
+def _advance(services: Services, ranges: OpenRanges, offsets: OffsetRange, progress: Progress) -> None:
     """Read on in a range from where it was left, and store each chunk in a transaction."""
     log_file = services.settings.logging.file
-    chunks = services.range_reader.read(
+    chunks = ranges.read(
         offsets.topic,
         offsets.generation,
         offsets.partition,

@@ -7,6 +7,7 @@ longer there when a range is read (retention, a topic that was created anew) is 
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,36 @@ class RangeReader:
                 saved = Positions(found.generation, found.starts)
             time.sleep(LOOK_AGAIN_SECONDS)
 
+    @contextmanager
+    def opened(self) -> Iterator[OpenRanges]:
+        """For a caller that reads range after range: what comes after one is on its way while that one is used."""
+        ranges = OpenRanges(self._settings, self._states)
+        try:
+            yield ranges
+        finally:
+            ranges.close()
+
+    def read(  # noqa: PLR0913, PLR0917 - a range is four facts
+        self, topic: str, generation: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
+    ) -> Iterator[Chunk]:
+        """The messages of one range, see `OpenRanges.read`."""
+        with self.opened() as ranges:
+            yield from ranges.read(topic, generation, partition, first, end, max_messages, max_bytes)
+
+    def _beyond(self, topic: str, saved: Positions | None, state: TopicState) -> Backlog:
+        begin = starting_points(topic, saved, state, self._settings.auto_offset_reset)
+        log_starts = {partition: bounds.start for partition, bounds in state.bounds.items()}
+        return Backlog(state.generation, begin.offsets, log_starts, state.ends, begin.notices)
+
+
+class OpenRanges:
+    """Reads ranges over connections that stay open from one to the next. Not safe to share between threads."""
+
+    def __init__(self, settings: KafkaSettings, states: TopicStates) -> None:
+        self._settings = settings
+        self._states = states
+        self._consumers: dict[str, TopicConsumer] = {}
+
     def read(  # noqa: PLR0913, PLR0917 - a range is four facts
         self, topic: str, generation: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
     ) -> Iterator[Chunk]:
@@ -99,35 +130,38 @@ class RangeReader:
 
         Reading it again brings the same messages, less what retention has removed meanwhile.
         """
-        consumer = TopicConsumer(self._settings, topic)
-        try:
-            while first < end:
-                state = self._states.look_up(topic)
-                available = first if state is None else _oldest(state, generation, partition, end)
-                if available is None or state is None:
-                    yield Chunk([], end, lost=end - first)
-                    return
-                if available > first:
-                    available = min(available, end)
-                    yield Chunk([], available, lost=available - first)
-                    first = available
-                    continue
-                limits = Limits(min(max_messages, end - first), max_bytes, 0)
-                intake = consumer.collect({partition: first}, {partition: end}, limits)
-                first = self._advanced(topic, first, min(intake.next_offsets[partition], end))
-                yield Chunk([message for message in intake.messages if message.offset < end], first)
-        finally:
-            consumer.close()
+        while first < end:
+            state = self._states.look_up(topic)
+            available = first if state is None else _oldest(state, generation, partition, end)
+            if available is None or state is None:
+                yield Chunk([], end, lost=end - first)
+                return
+            if available > first:
+                available = min(available, end)
+                yield Chunk([], available, lost=available - first)
+                first = available
+                continue
+            # The log's own end: where more follows this range, it is fetched ahead.
+            ends = {partition: state.bounds[partition].end}
+            limits = Limits(min(max_messages, end - first), max_bytes, 0)
+            intake = self._consumer(topic).collect({partition: first}, ends, limits)
+            first = self._advanced(topic, first, min(intake.next_offsets[partition], end))
+            yield Chunk([message for message in intake.messages if message.offset < end], first)
+
+    def close(self) -> None:
+        """Disconnect."""
+        while self._consumers:
+            self._consumers.popitem()[1].close()
+
+    def _consumer(self, topic: str) -> TopicConsumer:
+        if topic not in self._consumers:
+            self._consumers[topic] = TopicConsumer(self._settings, topic)
+        return self._consumers[topic]
 
     def _advanced(self, topic: str, first: int, reached: int) -> int:
         if reached <= first:
             raise BrokerUnavailable(self._settings.bootstrap_servers, f"{topic} changed while it was read")
         return reached
-
-    def _beyond(self, topic: str, saved: Positions | None, state: TopicState) -> Backlog:
-        begin = starting_points(topic, saved, state, self._settings.auto_offset_reset)
-        log_starts = {partition: bounds.start for partition, bounds in state.bounds.items()}
-        return Backlog(state.generation, begin.offsets, log_starts, state.ends, begin.notices)
 
 
 def _oldest(state: TopicState, generation: str, partition: int, end: int) -> int | None:

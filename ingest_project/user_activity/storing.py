@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from ingest_project.kafka.offset_ranges import Chunk
+    from ingest_project.kafka.offset_ranges import Chunk, OpenRanges
     from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord
     from ingest_project.resources import Services
 
@@ -113,15 +113,16 @@ def store_ranges(services: Services, records: Sequence[RangeRecord], stored: Sto
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit") as committer:
         under_way: Future[None] | None = None
-        for part in _parts(services, records):
-            if under_way is not None:
-                under_way.result()
-            under_way = committer.submit(_commit, services, part, stored)
+        with services.range_reader.opened() as ranges:
+            for part in _parts(services, ranges, records):
+                if under_way is not None:
+                    under_way.result()
+                under_way = committer.submit(_commit, services, part, stored)
         if under_way is not None:
             under_way.result()
 
 
-def _parts(services: Services, records: Sequence[RangeRecord]) -> Iterator[_Part]:
+def _parts(services: Services, ranges: OpenRanges, records: Sequence[RangeRecord]) -> Iterator[_Part]:
     """The commits that are to be made, in order."""
     reached: int | None = None
     before: OffsetRange | None = None
@@ -129,20 +130,22 @@ def _parts(services: Services, records: Sequence[RangeRecord]) -> Iterator[_Part
         if not _follows(record.offsets, before):
             _require_turn(services, record.offsets)
             reached = services.user_activity_events.committed_version(stream_of(record.offsets))
-        for part in _parts_of_range(services, record, reached):
+        for part in _parts_of_range(services, ranges, record, reached):
             yield part
             reached = max(part.next_offset, reached or 0)
         before = record.offsets
 
 
-def _parts_of_range(services: Services, record: RangeRecord, reached: int | None) -> Iterator[_Part]:
+def _parts_of_range(
+    services: Services, ranges: OpenRanges, record: RangeRecord, reached: int | None
+) -> Iterator[_Part]:
     offsets = record.offsets
     first = max(offsets.first, reached or 0)
     if first > offsets.first:
         # A run was killed between its commit and the ledger, or somebody else was quicker.
         yield _Part(record, reached, min(first, offsets.end))
     part = _Part(record, reached, first)
-    for chunk in _read(services, offsets, first):
+    for chunk in _read(ranges, offsets, first):
         _add(services, part, chunk, offsets.generation)
         if part.is_full or part.ends_range:
             yield part
@@ -164,8 +167,8 @@ def _require_turn(services: Services, offsets: OffsetRange) -> None:
         raise TransactionConflict(services.user_activity_events.url, f"{offsets} must wait for {before.offsets}")
 
 
-def _read(services: Services, offsets: OffsetRange, first: int) -> Iterator[Chunk]:
-    return services.range_reader.read(
+def _read(ranges: OpenRanges, offsets: OffsetRange, first: int) -> Iterator[Chunk]:
+    return ranges.read(
         offsets.topic, offsets.generation, offsets.partition, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES
     )
 
