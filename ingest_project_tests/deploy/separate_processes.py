@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import yaml
 
 from ingest_project.cli.stack import guard
+from ingest_project.cli.stack.processes import free_port
 from ingest_project.settings import TopicSettings
 from ingest_project_tests.deploy.compose_file import ROOT, services
-from ingest_project_tests.services.kafka import free_port
 from ingest_project_tests.services.postgres import BECOME
 
 if TYPE_CHECKING:

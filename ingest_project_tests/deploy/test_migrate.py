@@ -11,11 +11,12 @@ from confluent_kafka.admin import AdminClient
 
 from ingest_project.cli.main import run
 from ingest_project.cli.migrate import make_missing_topics
+from ingest_project.cli.stack.processes import free_port
 from ingest_project.database.engine import open_engine
 from ingest_project.database.migrate import HEAD, schema_version
 from ingest_project.errors import BrokerUnavailable
 from ingest_project.settings import KafkaSettings
-from ingest_project_tests.services.kafka import EmbeddedServer, free_port
+from ingest_project_tests.services.kafka import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

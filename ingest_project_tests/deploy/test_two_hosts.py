@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
+from ingest_project.cli.stack.processes import free_port
 from ingest_project.kafka.writing import Outgoing, TopicWriter
 from ingest_project_tests.deploy.network_hosts import TwoHosts, why_not
 from ingest_project_tests.deploy.separate_processes import Deployment
 from ingest_project_tests.journeys.system import readings
-from ingest_project_tests.services.kafka import EmbeddedServer, free_port
+from ingest_project_tests.services.kafka import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

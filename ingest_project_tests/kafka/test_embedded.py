@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from ingest_project.cli.stack.processes import free_port
 from ingest_project.errors import SettingsError
 from ingest_project.kafka.embedded import EmbeddedBroker
 from ingest_project.kafka.reading import TopicReader
 from ingest_project.kafka.writing import Outgoing, TopicWriter
-from ingest_project_tests.services.kafka import free_port, settings_for, wait_until
+from ingest_project_tests.services.kafka import settings_for, wait_until
 
 COMMAND = [sys.executable, "-m", "ingest_project.kafka.embedded"]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import requests
 
-from ingest_project_tests.services.kafka import free_port, wait_until
+from ingest_project.cli.stack.processes import free_port
+from ingest_project_tests.services.kafka import wait_until
 
 AZURITE_VERSION = "3.35.0"
 ACCOUNT = "devstoreaccount1"

@@ -12,11 +12,9 @@ import contextlib
 import fcntl
 import functools
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
+from ingest_project.cli.stack.processes import free_port
 from ingest_project.kafka.embedded import EmbeddedBroker
 from ingest_project.settings import KafkaSettings
 
@@ -294,18 +293,6 @@ Server = KafkaServer | EmbeddedServer
 def settings_for(bootstrap_servers: str) -> KafkaSettings:
     """Settings for tests: a broker that does not answer counts as away soon."""
     return KafkaSettings(bootstrap_servers=bootstrap_servers, request_timeout_seconds=5.0)
-
-
-def free_port() -> int:
-    """A loopback port that nobody uses at this moment.
-
-    It lies below the range that outgoing connections take theirs from: one of those could grab it before the server.
-    """
-    while True:
-        port = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import psycopg2
 import pytest
 
 from ingest_project.cli.stack import guard
+from ingest_project.cli.stack.processes import free_port
 from ingest_project.database.engine import open_engine
 from ingest_project.database.migrate import migrate
 
@@ -67,7 +67,7 @@ class PostgresServer:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ingest-pg-"))
-        self.port = _free_port()
+        self.port = free_port()
         self._binaries = postgres_binaries()
         self._user = _system_user()
         self._as_user = _prefix(self._user)
@@ -198,13 +198,6 @@ def _prefix(user: str | None) -> list[str]:
     entry = pwd.getpwnam(user)
     whom = {"uid": entry.pw_uid, "gid": entry.pw_gid, "reach_all_folders": True}
     return [sys.executable, "-c", BECOME, str(Path(guard.__file__).parent), json.dumps(whom)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

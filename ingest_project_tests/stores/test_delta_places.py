@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 from azure.storage.blob import ContainerClient, ContainerSasPermissions, generate_container_sas
 
+from ingest_project.cli.stack.processes import free_port
 from ingest_project.errors import SettingsError, StoreUnavailable
 from ingest_project.stores.delta_places import (
     AzureCredential,
@@ -30,7 +31,7 @@ from ingest_project.stores.delta_tables import AlreadyCommitted, Committed, Delt
 from ingest_project.stores.delta_upkeep import UpkeepLimits, keep_healthy
 from ingest_project.stores.places import S3Options, s3_client
 from ingest_project_tests.services.azurite import ACCOUNT, KEY, Azurite, why_not_azurite
-from ingest_project_tests.services.kafka import free_port, wait_until
+from ingest_project_tests.services.kafka import wait_until
 from ingest_project_tests.stores.test_delta_append import numbers, together
 
 if TYPE_CHECKING:
