@@ -18,11 +18,13 @@ from ingest_project.ledger.statements import in_parts, insert_missing
 from ingest_project.ledger.work_ledger import WorkLedger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
 
 UNNAMED_LIFE = "life-"
+# Of the ranges that are done there are ever more: nobody needs to know whether it is one million or two.
+MOST_COUNTED = 10_000
 REMOVED = "removed from the topic before they were read."
 
 
@@ -131,17 +133,17 @@ class StreamRangeLedger(WorkLedger):
             topic: which.
             ends: of its partitions, now. Where one ends before what was planned, the topic was created anew.
         """
-        query = (
-            sa.select(ranges.c.generation)
-            .where(ranges.c.topic == topic, ranges.c.generation.startswith(UNNAMED_LIFE))
-            .order_by(ranges.c.created_at.desc(), ranges.c.generation.desc())
-            .limit(1)
-        )
         with reading(self._engine) as connection:
-            latest = connection.execute(query).scalar() or f"{UNNAMED_LIFE}1"
+            lives = [
+                int(generation.removeprefix(UNNAMED_LIFE))
+                for generation in _generations(connection, topic)
+                if generation.startswith(UNNAMED_LIFE)
+            ]
+        number = max(lives, default=1)
+        latest = f"{UNNAMED_LIFE}{number}"
         planned = self.planned_ends(topic, latest, ends)
         if any(planned[partition] > ends[partition] for partition in planned):
-            return f"{UNNAMED_LIFE}{int(latest.removeprefix(UNNAMED_LIFE)) + 1}"
+            return f"{UNNAMED_LIFE}{number + 1}"
         return latest
 
     def plan(self, planned: Sequence[OffsetRange], lost: Sequence[OffsetRange], now: datetime) -> int:
@@ -250,10 +252,17 @@ class StreamRangeLedger(WorkLedger):
             return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
 
     def counts_by_state(self, topic: str) -> dict[RangeState, int]:
-        """Number of ranges in every state, also those with none."""
-        query = sa.select(ranges.c.state, sa.func.count()).where(ranges.c.topic == topic).group_by(ranges.c.state)
+        """Number of ranges in every state, also those with none; of those that are done at most MOST_COUNTED."""
+        others = (
+            sa.select(ranges.c.state, sa.func.count())
+            .where(ranges.c.topic == topic, ranges.c.state.in_([*UNFINISHED, RangeState.FAILED, RangeState.LOST]))
+            .group_by(ranges.c.state)
+        )
+        some = sa.select(ranges.c.range_key).where(ranges.c.topic == topic, ranges.c.state == RangeState.DONE)
         with reading(self._engine) as connection:
-            counts = {row[0]: int(row[1]) for row in connection.execute(query)}
+            counts = {row[0]: int(row[1]) for row in connection.execute(others)}
+            done = sa.select(sa.func.count()).select_from(some.limit(MOST_COUNTED).subquery())
+            counts[RangeState.DONE] = int(connection.execute(done).scalar_one())
         return {state: counts.get(state, 0) for state in RangeState}
 
     def unread(self, topic: str, generation: str) -> int:
@@ -327,6 +336,15 @@ def cut(  # noqa: PLR0913, PLR0917 - a range is four facts
     return [
         OffsetRange(topic, generation, partition, first, min(first + size, end)) for first in range(start, end, size)
     ]
+
+
+def _generations(connection: sa.Connection, topic: str) -> Iterator[str]:
+    """Every life of a topic that is on record: each found by one look into an index, however many ranges it has."""
+    query, last = sa.select(sa.func.min(ranges.c.generation)).where(ranges.c.topic == topic), ""
+    # One without a name is never one of those that the ledger has named.
+    while (found := connection.execute(query.where(ranges.c.generation > last)).scalar()) is not None:
+        last = found
+        yield last
 
 
 def _offsets(row: sa.RowMapping) -> OffsetRange:
