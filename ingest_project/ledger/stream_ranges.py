@@ -6,6 +6,7 @@ saved plans again and finds what it had planned: ranges never overlap, and the n
 
 from __future__ import annotations
 
+from collections import defaultdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 
 from ingest_project.database.engine import reading, writing
 from ingest_project.database.stream_tables import stream_ranges as ranges
+from ingest_project.database.stream_tables import stream_stretches as stretches
 from ingest_project.ledger.statements import in_parts, insert_missing
 from ingest_project.ledger.work_ledger import WorkLedger
 
@@ -147,15 +149,17 @@ class StreamRangeLedger(WorkLedger):
         return latest
 
     def plan(self, planned: Sequence[OffsetRange], lost: Sequence[OffsetRange], now: datetime) -> int:
-        """Enter ranges as pending, and those that are gone from the topic as lost; how many were new."""
-        rows = [_row(entry, RangeState.PENDING, now) for entry in planned]
-        gone = [
-            _row(entry, RangeState.LOST, now) | {"reason": REMOVED, "finished_at": now, "reported_at": now}
-            for entry in lost
-        ]
+        """Enter ranges as pending, and those that are gone from the topic as lost; how many were new.
+
+        What begins in a stretch was planned before, however long ago, and is not entered again.
+        """
+        gone = {"reason": REMOVED, "finished_at": now, "reported_at": now}
         with writing(self._engine) as connection:
+            known = _in_stretches(connection, [*planned, *lost])
+            rows = [_row(entry, RangeState.PENDING, now) for entry in planned if entry not in known]
+            lost_rows = [_row(entry, RangeState.LOST, now) | gone for entry in lost if entry not in known]
             new = insert_missing(connection, ranges, rows, ranges.c.range_key)
-            return len(new | insert_missing(connection, ranges, gone, ranges.c.range_key))
+            return len(new | insert_missing(connection, ranges, lost_rows, ranges.c.range_key))
 
     def reopen_unsaved(self, topic: str, generation: str, saved: Mapping[int, int], now: datetime) -> int:
         """Ranges beyond the saved cursor that were asked for: by a tick that was never saved, hence never really.
@@ -276,11 +280,16 @@ class StreamRangeLedger(WorkLedger):
 
     def first_planned(self, topic: str, generation: str, partition: int) -> int | None:
         """The first offset of a partition that was ever planned to be read."""
-        query = sa.select(sa.func.min(ranges.c.first_offset)).where(
-            ranges.c.topic == topic, ranges.c.generation == generation, ranges.c.partition == partition
-        )
+        firsts = sa.union_all(
+            *(
+                sa.select(sa.func.min(table.c.first_offset).label("first")).where(
+                    table.c.topic == topic, table.c.generation == generation, table.c.partition == partition
+                )
+                for table in (ranges, stretches)
+            )
+        ).subquery()
         with reading(self._engine) as connection:
-            return connection.execute(query).scalar()
+            return connection.execute(sa.select(sa.func.min(firsts.c.first))).scalar()
 
     def before(self, offsets: OffsetRange) -> RangeRecord | None:
         """The range before this one in the same partition and life of the topic."""
@@ -317,17 +326,6 @@ class StreamRangeLedger(WorkLedger):
         with reading(self._engine) as connection:
             return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
 
-    def seams(self, topic: str) -> tuple[tuple[OffsetRange, int], ...]:
-        """Ranges that do not begin where the one before them in their partition ends, and where that is."""
-        columns = ranges.c
-        before = sa.func.lag(columns.end_offset).over(
-            partition_by=(columns.generation, columns.partition), order_by=columns.first_offset
-        )
-        each = sa.select(ranges, before.label("expected")).where(columns.topic == topic).subquery()
-        query = sa.select(each).where(each.c.expected.is_not(None), each.c.first_offset != each.c.expected)
-        with reading(self._engine) as connection:
-            return tuple((_offsets(row), int(row["expected"])) for row in connection.execute(query).mappings())
-
 
 def cut(  # noqa: PLR0913, PLR0917 - a range is four facts
     topic: str, generation: str, partition: int, start: int, end: int, size: int
@@ -345,6 +343,22 @@ def _generations(connection: sa.Connection, topic: str) -> Iterator[str]:
     while (found := connection.execute(query.where(ranges.c.generation > last)).scalar()) is not None:
         last = found
         yield last
+
+
+def _in_stretches(connection: sa.Connection, entries: Sequence[OffsetRange]) -> set[OffsetRange]:
+    """Those that begin where ranges were planned and looked at before."""
+    query = sa.select(*stretches.c).where(
+        stretches.c.topic.in_({entry.topic for entry in entries}),
+        stretches.c.generation.in_({entry.generation for entry in entries}),
+    )
+    known: dict[tuple[str, str, int], list[tuple[int, int]]] = defaultdict(list)
+    for topic, generation, partition, *bounds in connection.execute(query):
+        known[topic, generation, partition].append((bounds[0], bounds[1]))
+    return {
+        entry
+        for entry in entries
+        if any(first <= entry.first < end for first, end in known[entry.topic, entry.generation, entry.partition])
+    }
 
 
 def _offsets(row: sa.RowMapping) -> OffsetRange:
