@@ -347,6 +347,8 @@ def _generations(connection: sa.Connection, topic: str) -> Iterator[str]:
 
 def _in_stretches(connection: sa.Connection, entries: Sequence[OffsetRange]) -> set[OffsetRange]:
     """Those that begin where ranges were planned and looked at before."""
+    if not entries:
+        return set()
     query = sa.select(*stretches.c).where(
         stretches.c.topic.in_({entry.topic for entry in entries}),
         stretches.c.generation.in_({entry.generation for entry in entries}),
