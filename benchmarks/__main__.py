@@ -1,6 +1,7 @@
-"""`python -m benchmarks files|rows|latency|crm|listing`: one measurement, its result one JSON object, the last line.
+"""`python -m benchmarks files|rows|latency|activity|commits|crm|listing`: one measurement, its result is the last line.
 
-What happens meanwhile goes to standard error. The exit code is 1 when what was stored is not exactly what should be.
+The result is one JSON object; what happens meanwhile goes to standard error. The exit code is 1 when what was stored is
+not exactly what should be.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from benchmarks.activity import EVENTS as ACTIVITY_EVENTS
 from benchmarks.activity import measure_activity
+from benchmarks.activity_commits import COMMITS, measure_commits
 from benchmarks.crm import MESSAGES, measure_crm
 from benchmarks.floor import measure_floor
 from benchmarks.listing import FILES, measure_listing
@@ -155,6 +157,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("activity", help=measure_activity.__doc__)
     command.set_defaults(measure=measure_activity)
     command.add_argument("--events", type=int, default=ACTIVITY_EVENTS)
+    command = commands.add_parser("commits", help=measure_commits.__doc__)
+    command.set_defaults(measure=measure_commits)
+    command.add_argument("--commits", type=int, default=COMMITS)
     command = commands.add_parser("crm", help=measure_crm.__doc__)
     command.set_defaults(measure=measure_crm)
     command.add_argument("--messages", type=int, default=MESSAGES)

@@ -23,6 +23,10 @@ bench-latency: $(VENV)/.benchmarks-installed ## Seconds from one event on an idl
 bench-activity: $(VENV)/.benchmarks-installed ## User activity events a second from Apache Kafka to Delta: EVENTS=1000000
 	@$(BENCHMARK) activity $(if $(EVENTS),--events $(EVENTS))
 
+.PHONY: bench-commits
+bench-commits: $(VENV)/.dev-installed ## Milliseconds of a small commit of user activity, the first and the last 100: COMMITS=1000
+	@$(BENCHMARK) commits $(if $(COMMITS),--commits $(COMMITS))
+
 .PHONY: bench-crm
 bench-crm: $(VENV)/.benchmarks-installed ## CRM messages a second from the topic to rows in PostgreSQL: MESSAGES=100000
 	@$(BENCHMARK) crm $(if $(MESSAGES),--messages $(MESSAGES))

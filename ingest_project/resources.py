@@ -28,6 +28,7 @@ from ingest_project.ledger.outbox import MessageOutbox
 from ingest_project.ledger.outcomes import OutcomeLedger
 from ingest_project.ledger.polling_jobs import JobLedger
 from ingest_project.ledger.stream_ranges import StreamRangeLedger
+from ingest_project.ledger.stream_stretches import StreamStretches
 from ingest_project.logs import get_logger
 from ingest_project.onelake.options import options_of
 from ingest_project.sources.registry import open_source
@@ -125,6 +126,11 @@ class Services:
     def stream_ranges(self) -> StreamRangeLedger:
         """What is known of every offset range of the topics that are read in ranges."""
         return StreamRangeLedger(self.engine)
+
+    @cached_property
+    def stream_stretches(self) -> StreamStretches:
+        """Offset ranges that follow one another, and what stays of those that are let go."""
+        return StreamStretches(self.engine)
 
     @cached_property
     def activity_hours(self) -> ActivityHours:

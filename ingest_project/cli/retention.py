@@ -32,7 +32,7 @@ def let_go(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
-    """Remove partitions, runs, landed bytes and message ids that are long done; a job does it every night."""
+    """Remove partitions, runs, landed bytes, message ids and ranges that are long done; a job does it every night."""
     from ingest_project.retention.letting_go import removals  # noqa: PLC0415 - imports dagster: one second
 
     settings = load_settings().settings

@@ -24,6 +24,7 @@ from ingest_project.cli.output import (
     table,
 )
 from ingest_project.cli.system_status import described, for_scripts, look
+from ingest_project.ledger.stream_ranges import MOST_COUNTED
 from ingest_project.monitor.dagster_records import DagsterRecords
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
@@ -160,7 +161,7 @@ def _ranges(seen: SystemStatus) -> Iterator[tuple[str, str | None]]:
         yield "Offset ranges", "unknown"
         return
     for topic, counts in seen.streams.ranges.items():
-        yield f"Ranges of {topic}", _states(counts)
+        yield f"Ranges of {topic}", _states(counts, MOST_COUNTED)
     due = seen.streams.hours_due
     yield "Hours to be counted", f"{due:,}" if due else None
 
@@ -179,10 +180,11 @@ def _but_later(seen: SystemStatus) -> str:
     return f"; {counted(found.later, 'attachment waits for its time', 'attachments wait for their time')}"
 
 
-def _states(numbers: Mapping[State, int] | None) -> str:
+def _states(numbers: Mapping[State, int] | None, counted_to: int | None = None) -> str:
     if numbers is None:
         return "unknown"
-    return ", ".join(f"{number:,} {state}" for state, number in numbers.items() if number) or "none"
+    shown = {state: f"{number:,}{' or more' * (number == counted_to)}" for state, number in numbers.items() if number}
+    return ", ".join(f"{number} {state}" for state, number in shown.items()) or "none"
 
 
 class _Teller:

@@ -29,7 +29,7 @@ from ingest_project.partition_reports import keep_connections_open
 from ingest_project.resources import Services
 from ingest_project.stores.unidentified_messages import count_open
 from ingest_project.streams.planning import lag
-from ingest_project.streams.runs import RangesConfig
+from ingest_project.streams.runs import RangesConfig, take
 
 logger = get_logger(__name__)
 
@@ -58,7 +58,7 @@ def crm_assets(
     ledger, topic = services.stream_ranges, services.settings.topics.sales_events
     with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
         keys = [one.key for one in config.offsets()] or _claim_due(services, topic)
-        records = ledger.start(keys, context.run.run_id, datetime.now(UTC))
+        records = take(context, services, keys)
         total, done, trouble = _store_ranges(services, records)
         if done or not trouble:
             for asset, metadata in _metadata(services, total, done).items():

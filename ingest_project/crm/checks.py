@@ -36,7 +36,7 @@ def no_gap_in_offsets(services: dg.ResourceParam[Services]) -> dg.AssetCheckResu
 
 @dg.asset_check(asset=UNIDENTIFIED_MESSAGES, description="No offset is planned to be read twice.")
 def no_duplicate_offsets(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
-    """Look for ranges that begin before the one before them ends."""
+    """Look for offsets that are in two ranges."""
     twice = planned_twice(services, services.settings.topics.sales_events)
     return dg.AssetCheckResult(passed=not twice, metadata={"ranges": twice[:MOST_SHOWN]})
 

@@ -18,6 +18,19 @@ activity_range_hours = sa.Table(
     sa.Index("activity_range_hours_by_hour", "hour"),
 )
 
+# The same of ranges that were let go: offsets between the first and the last of them that had events of an hour.
+activity_hour_spans = sa.Table(
+    "activity_hour_spans",
+    metadata,
+    Col("hour", UtcTime, primary_key=True),
+    Col("topic", sa.Text, primary_key=True),
+    Col("generation", sa.Text, primary_key=True),
+    Col("partition", sa.Integer, primary_key=True, autoincrement=False),
+    Col("first_offset", sa.BigInteger, nullable=False),
+    # Of the first message that is not in it.
+    Col("end_offset", sa.BigInteger, nullable=False),
+)
+
 # How often the rows of an hour changed, and after how many of these changes its statistics were last made.
 activity_hours = sa.Table(
     "activity_hours",

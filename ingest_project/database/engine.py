@@ -125,6 +125,20 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 
 @contextmanager
+def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection that only reads, and whose questions all see the same moment.
+
+    Raises:
+        DatabaseUnavailable: see `database_errors`.
+    """
+    with reading(engine) as connection:
+        # A SQLite transaction sees the moment of its first question anyway.
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield connection
+
+
+@contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One write transaction: committed at the end, rolled back when anything is raised.
 

@@ -30,3 +30,16 @@ stream_ranges = sa.Table(
     sa.Index("stream_ranges_by_state", "state", "updated_at"),
     sa.Index("stream_ranges_by_end", "topic", "generation", "partition", "end_offset"),
 )
+
+# Offsets of a partition that were planned one range after the other, without a gap: what stays of ranges that are let
+# go. Whatever lies in one was looked at; most partitions have one.
+stream_stretches = sa.Table(
+    "stream_stretches",
+    metadata,
+    Col("topic", sa.Text, primary_key=True),
+    Col("generation", sa.Text, primary_key=True),
+    Col("partition", sa.Integer, primary_key=True, autoincrement=False),
+    Col("first_offset", sa.BigInteger, primary_key=True, autoincrement=False),
+    # Of the first message that is not in it.
+    Col("end_offset", sa.BigInteger, nullable=False),
+)

@@ -5,11 +5,12 @@ A change is counted, not flagged: statistics that are being made while another c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ingest_project.database.activity_tables import activity_hour_spans as spans
 from ingest_project.database.activity_tables import activity_hours as hours
 from ingest_project.database.activity_tables import activity_range_hours as range_hours
 from ingest_project.database.engine import reading, writing
@@ -56,8 +57,7 @@ class ActivityHours:
             return
         of_range = [{"range_key": range_key, "hour": hour, "events": count} for hour, count in sorted(events.items())]
         with writing(self._engine) as connection:
-            statement = self._upsert(range_hours, range_hours.c.range_key, range_hours.c.hour)
-            connection.execute(statement, of_range)
+            connection.execute(_upsert(connection, range_hours), of_range)
             self._count_change(connection, events, now)
 
     def touch(self, changed: Iterable[datetime], now: datetime) -> None:
@@ -91,15 +91,19 @@ class ActivityHours:
         return counts
 
     def ranges_of(self, hour: datetime) -> tuple[OffsetRange, ...]:
-        """The offset ranges with events of an hour, in the order of their offsets."""
-        columns = (ranges.c.topic, ranges.c.generation, ranges.c.partition, ranges.c.first_offset, ranges.c.end_offset)
-        query = (
-            sa.select(*columns)
+        """The offset ranges with events of an hour, in the order of their offsets.
+
+        Of ranges that were let go, one from the first to the last with events of the hour; others may lie between.
+        """
+        on_record = (
+            sa.select(*_offsets(ranges))
             .join(range_hours, range_hours.c.range_key == ranges.c.range_key)
             .where(range_hours.c.hour == hour)
         )
+        let_go = sa.select(*_offsets(spans)).where(spans.c.hour == hour)
         with reading(self._engine) as connection:
-            return tuple(sorted(OffsetRange(*row) for row in connection.execute(query)))
+            found = connection.execute(sa.union_all(on_record, let_go))
+            return tuple(sorted(OffsetRange(*row) for row in found))
 
     def _count_change(self, connection: sa.Connection, changed: Iterable[datetime], now: datetime) -> None:
         rows = [
@@ -107,16 +111,52 @@ class ActivityHours:
             for hour in sorted(changed)
         ]
         if rows:
-            insert = self._insert(hours)
+            insert = _insert(connection, hours)
             again = {"changes": hours.c.changes + 1, "changed_at": insert.excluded.changed_at}
             connection.execute(insert.on_conflict_do_update(index_elements=[hours.c.hour], set_=again), rows)
 
-    def _upsert(self, table: sa.Table, *key: sa.Column[object]) -> sa.Insert:
-        insert = self._insert(table)
-        others = {column.name: insert.excluded[column.name] for column in table.c if column not in set(key)}
-        return insert.on_conflict_do_update(index_elements=list(key), set_=others)
 
-    def _insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-        if self._engine.dialect.name == "postgresql":
-            return postgresql.insert(table)
-        return sqlite.insert(table)
+def keep_spans(connection: sa.Connection, let_go: Mapping[str, OffsetRange]) -> None:
+    """Keep in short which hours these ranges had events of, in the transaction that removes them.
+
+    Args:
+        connection: of that transaction.
+        let_go: the ranges by their keys; those of other streams have no hours.
+    """
+    found: dict[tuple[object, ...], tuple[int, int]] = {}
+    for part in in_parts(list(let_go)):
+        removed = sa.delete(range_hours).where(range_hours.c.range_key.in_(part))
+        for key, hour in connection.execute(removed.returning(range_hours.c.range_key, range_hours.c.hour)):
+            one = let_go[key]
+            place = (hour, one.topic, one.generation, one.partition)
+            first, end = found.get(place, (one.first, one.end))
+            found[place] = (min(first, one.first), max(end, one.end))
+    if found:
+        names = [column.name for column in spans.c]
+        rows = [dict(zip(names, (*place, *span), strict=True)) for place, span in found.items()]
+        connection.execute(_widened(_insert(connection, spans)), rows)
+
+
+def _widened(insert: postgresql.Insert | sqlite.Insert) -> sa.Insert:
+    new, old = insert.excluded, spans.c
+    wider = {
+        "first_offset": sa.case((new.first_offset < old.first_offset, new.first_offset), else_=old.first_offset),
+        "end_offset": sa.case((new.end_offset > old.end_offset, new.end_offset), else_=old.end_offset),
+    }
+    return insert.on_conflict_do_update(index_elements=list(spans.primary_key), set_=wider)
+
+
+def _upsert(connection: sa.Connection, table: sa.Table) -> sa.Insert:
+    insert, key = _insert(connection, table), table.primary_key
+    others = {column.name: insert.excluded[column.name] for column in table.c if column.name not in key.columns}
+    return insert.on_conflict_do_update(index_elements=list(key), set_=others)
+
+
+def _insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+def _offsets(table: sa.Table) -> list[sa.Column[Any]]:
+    return [table.c[name] for name in ("topic", "generation", "partition", "first_offset", "end_offset")]

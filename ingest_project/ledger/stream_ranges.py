@@ -6,6 +6,7 @@ saved plans again and finds what it had planned: ranges never overlap, and the n
 
 from __future__ import annotations
 
+from collections import defaultdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,18 @@ import sqlalchemy as sa
 
 from ingest_project.database.engine import reading, writing
 from ingest_project.database.stream_tables import stream_ranges as ranges
+from ingest_project.database.stream_tables import stream_stretches as stretches
 from ingest_project.ledger.statements import in_parts, insert_missing
 from ingest_project.ledger.work_ledger import WorkLedger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
 
 UNNAMED_LIFE = "life-"
+# Of the ranges that are done there are ever more: nobody needs to know whether it is one million or two.
+MOST_COUNTED = 10_000
 REMOVED = "removed from the topic before they were read."
 
 
@@ -131,29 +135,31 @@ class StreamRangeLedger(WorkLedger):
             topic: which.
             ends: of its partitions, now. Where one ends before what was planned, the topic was created anew.
         """
-        query = (
-            sa.select(ranges.c.generation)
-            .where(ranges.c.topic == topic, ranges.c.generation.startswith(UNNAMED_LIFE))
-            .order_by(ranges.c.created_at.desc(), ranges.c.generation.desc())
-            .limit(1)
-        )
         with reading(self._engine) as connection:
-            latest = connection.execute(query).scalar() or f"{UNNAMED_LIFE}1"
+            lives = [
+                int(generation.removeprefix(UNNAMED_LIFE))
+                for generation in _generations(connection, topic)
+                if generation.startswith(UNNAMED_LIFE)
+            ]
+        number = max(lives, default=1)
+        latest = f"{UNNAMED_LIFE}{number}"
         planned = self.planned_ends(topic, latest, ends)
         if any(planned[partition] > ends[partition] for partition in planned):
-            return f"{UNNAMED_LIFE}{int(latest.removeprefix(UNNAMED_LIFE)) + 1}"
+            return f"{UNNAMED_LIFE}{number + 1}"
         return latest
 
     def plan(self, planned: Sequence[OffsetRange], lost: Sequence[OffsetRange], now: datetime) -> int:
-        """Enter ranges as pending, and those that are gone from the topic as lost; how many were new."""
-        rows = [_row(entry, RangeState.PENDING, now) for entry in planned]
-        gone = [
-            _row(entry, RangeState.LOST, now) | {"reason": REMOVED, "finished_at": now, "reported_at": now}
-            for entry in lost
-        ]
+        """Enter ranges as pending, and those that are gone from the topic as lost; how many were new.
+
+        What begins in a stretch was planned before, however long ago, and is not entered again.
+        """
+        gone = {"reason": REMOVED, "finished_at": now, "reported_at": now}
         with writing(self._engine) as connection:
+            known = _in_stretches(connection, [*planned, *lost])
+            rows = [_row(entry, RangeState.PENDING, now) for entry in planned if entry not in known]
+            lost_rows = [_row(entry, RangeState.LOST, now) | gone for entry in lost if entry not in known]
             new = insert_missing(connection, ranges, rows, ranges.c.range_key)
-            return len(new | insert_missing(connection, ranges, gone, ranges.c.range_key))
+            return len(new | insert_missing(connection, ranges, lost_rows, ranges.c.range_key))
 
     def reopen_unsaved(self, topic: str, generation: str, saved: Mapping[int, int], now: datetime) -> int:
         """Ranges beyond the saved cursor that were asked for: by a tick that was never saved, hence never really.
@@ -250,10 +256,17 @@ class StreamRangeLedger(WorkLedger):
             return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
 
     def counts_by_state(self, topic: str) -> dict[RangeState, int]:
-        """Number of ranges in every state, also those with none."""
-        query = sa.select(ranges.c.state, sa.func.count()).where(ranges.c.topic == topic).group_by(ranges.c.state)
+        """Number of ranges in every state, also those with none; of those that are done at most MOST_COUNTED."""
+        others = (
+            sa.select(ranges.c.state, sa.func.count())
+            .where(ranges.c.topic == topic, ranges.c.state.in_([*UNFINISHED, RangeState.FAILED, RangeState.LOST]))
+            .group_by(ranges.c.state)
+        )
+        some = sa.select(ranges.c.range_key).where(ranges.c.topic == topic, ranges.c.state == RangeState.DONE)
         with reading(self._engine) as connection:
-            counts = {row[0]: int(row[1]) for row in connection.execute(query)}
+            counts = {row[0]: int(row[1]) for row in connection.execute(others)}
+            done = sa.select(sa.func.count()).select_from(some.limit(MOST_COUNTED).subquery())
+            counts[RangeState.DONE] = int(connection.execute(done).scalar_one())
         return {state: counts.get(state, 0) for state in RangeState}
 
     def unread(self, topic: str, generation: str) -> int:
@@ -267,11 +280,16 @@ class StreamRangeLedger(WorkLedger):
 
     def first_planned(self, topic: str, generation: str, partition: int) -> int | None:
         """The first offset of a partition that was ever planned to be read."""
-        query = sa.select(sa.func.min(ranges.c.first_offset)).where(
-            ranges.c.topic == topic, ranges.c.generation == generation, ranges.c.partition == partition
-        )
+        firsts = sa.union_all(
+            *(
+                sa.select(sa.func.min(table.c.first_offset).label("first")).where(
+                    table.c.topic == topic, table.c.generation == generation, table.c.partition == partition
+                )
+                for table in (ranges, stretches)
+            )
+        ).subquery()
         with reading(self._engine) as connection:
-            return connection.execute(query).scalar()
+            return connection.execute(sa.select(sa.func.min(firsts.c.first))).scalar()
 
     def before(self, offsets: OffsetRange) -> RangeRecord | None:
         """The range before this one in the same partition and life of the topic."""
@@ -308,17 +326,6 @@ class StreamRangeLedger(WorkLedger):
         with reading(self._engine) as connection:
             return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
 
-    def seams(self, topic: str) -> tuple[tuple[OffsetRange, int], ...]:
-        """Ranges that do not begin where the one before them in their partition ends, and where that is."""
-        columns = ranges.c
-        before = sa.func.lag(columns.end_offset).over(
-            partition_by=(columns.generation, columns.partition), order_by=columns.first_offset
-        )
-        each = sa.select(ranges, before.label("expected")).where(columns.topic == topic).subquery()
-        query = sa.select(each).where(each.c.expected.is_not(None), each.c.first_offset != each.c.expected)
-        with reading(self._engine) as connection:
-            return tuple((_offsets(row), int(row["expected"])) for row in connection.execute(query).mappings())
-
 
 def cut(  # noqa: PLR0913, PLR0917 - a range is four facts
     topic: str, generation: str, partition: int, start: int, end: int, size: int
@@ -327,6 +334,33 @@ def cut(  # noqa: PLR0913, PLR0917 - a range is four facts
     return [
         OffsetRange(topic, generation, partition, first, min(first + size, end)) for first in range(start, end, size)
     ]
+
+
+def _generations(connection: sa.Connection, topic: str) -> Iterator[str]:
+    """Every life of a topic that is on record: each found by one look into an index, however many ranges it has."""
+    query, last = sa.select(sa.func.min(ranges.c.generation)).where(ranges.c.topic == topic), ""
+    # One without a name is never one of those that the ledger has named.
+    while (found := connection.execute(query.where(ranges.c.generation > last)).scalar()) is not None:
+        last = found
+        yield last
+
+
+def _in_stretches(connection: sa.Connection, entries: Sequence[OffsetRange]) -> set[OffsetRange]:
+    """Those that begin where ranges were planned and looked at before."""
+    if not entries:
+        return set()
+    query = sa.select(*stretches.c).where(
+        stretches.c.topic.in_({entry.topic for entry in entries}),
+        stretches.c.generation.in_({entry.generation for entry in entries}),
+    )
+    known: dict[tuple[str, str, int], list[tuple[int, int]]] = defaultdict(list)
+    for topic, generation, partition, *bounds in connection.execute(query):
+        known[topic, generation, partition].append((bounds[0], bounds[1]))
+    return {
+        entry
+        for entry in entries
+        if any(first <= entry.first < end for first, end in known[entry.topic, entry.generation, entry.partition])
+    }
 
 
 def _offsets(row: sa.RowMapping) -> OffsetRange:

@@ -1,4 +1,4 @@
-"""Looks for what is long done, and removes it: partitions, run history, landed bytes, event bodies, message ids.
+"""Looks for what is long done, and removes it: partitions, runs, landed bytes, event bodies, message ids, ranges.
 
 Each part is bounded, so that a night is enough; the next night goes on. Killed in between and done again, it removes
 what is left.
@@ -7,12 +7,13 @@ what is left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from ingest_project.batches import BATCH_TAG
+from ingest_project.ledger.counting import RunningTotals
 from ingest_project.ledger.retention import KINDS, Kept, RetentionLedger
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 MOST_PARTITIONS = 10_000
 MOST_RUNS = 2_000
 MOST_CONTENTS = 10_000
+MOST_RANGES = 1_000_000
+# Longer than any tick takes: what was planned before is planned, and nothing comes in between any more.
+SETTLED = timedelta(days=1)
 SHOWN = 10
 PARTITION_TAG = "dagster/partition"
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -61,6 +65,7 @@ def removals(services: Services, instance: dg.DagsterInstance, now: datetime) ->
         _contents(services, ledger, now - timedelta(days=kept.landing_days)),
         Removal("bodies of attachment events", ledger.old_bodies(bodies), [], lambda: ledger.drop_bodies(bodies)),
         Removal("ids of published messages", ledger.old_messages(messages), [], lambda: ledger.drop_messages(messages)),
+        _ranges(services, now, now - timedelta(days=kept.range_days)),
     ]
 
 
@@ -104,3 +109,15 @@ def _contents(services: Services, ledger: RetentionLedger, before: datetime) -> 
         ledger.forget_contents(sha256s)
 
     return Removal("landed contents", len(sha256s), sha256s[:SHOWN], remove)
+
+
+def _ranges(services: Services, now: datetime, before: datetime) -> Removal:
+    stretches = services.stream_stretches
+
+    def remove() -> None:
+        totals = RunningTotals(services.engine)
+        totals.catch_up(datetime.now(UTC))
+        stretches.extend(now - SETTLED)
+        stretches.let_go(min(before, totals.counted_until()), MOST_RANGES)
+
+    return Removal("offset ranges", stretches.count_old(before, MOST_RANGES), [], remove)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
+from ingest_project.ledger.stream_ranges import RangeState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord
     from ingest_project.resources import Services
 
 RECENT = timedelta(hours=24)
@@ -41,11 +42,7 @@ def unread(services: Services, topic: str, max_unfinished_seconds: float) -> Unr
         max_unfinished_seconds: how long a range may take from its planning to its end.
     """
     ledger, now = services.stream_ranges, datetime.now(UTC)
-    gaps = [
-        OffsetRange(one.topic, one.generation, one.partition, expected, one.first)
-        for one, expected in ledger.seams(topic)
-        if one.first > expected
-    ]
+    gaps = [seam.offsets for seam in services.stream_stretches.seams(topic) if seam.is_gap]
     return Unread(
         gaps=gaps[:MOST_SHOWN],
         given_up=ledger.list(topic, [RangeState.FAILED], MOST_SHOWN),
@@ -55,8 +52,8 @@ def unread(services: Services, topic: str, max_unfinished_seconds: float) -> Unr
 
 
 def planned_twice(services: Services, topic: str) -> list[str]:
-    """Ranges that begin before the one before them ends."""
-    return [str(one) for one, expected in services.stream_ranges.seams(topic) if one.first < expected]
+    """Offsets that are in two ranges."""
+    return [str(seam.offsets) for seam in services.stream_stretches.seams(topic) if not seam.is_gap]
 
 
 def shown(ranges: Sequence[RangeRecord]) -> list[str]:

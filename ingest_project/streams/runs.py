@@ -6,6 +6,7 @@ A run is told its ranges in its configuration, and not by a partition: it reads 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -13,6 +14,8 @@ from pydantic import Field
 
 from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
 from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord
+from ingest_project.partition_reports import Context
+from ingest_project.resources import Services
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,15 @@ class RangesConfig(dg.Config):
             OffsetRange(self.topic, self.generation, one.partition, one.first_offset, one.end_offset)
             for one in self.ranges
         ]
+
+
+def take(context: Context, services: Services, keys: Sequence[str]) -> tuple[RangeRecord, ...]:
+    """Ranges into a run's hands, ordered by partition and offset; those that were let go are left out, and said."""
+    records = services.stream_ranges.start(keys, context.run.run_id, datetime.now(UTC))
+    if len(records) < len(keys):
+        missing = len(keys) - len(records)
+        context.log.warning("%d of %d ranges were stored long ago and are not on record any more.", missing, len(keys))
+    return records
 
 
 def run_request(what: str, op: str, batch: Batch) -> dg.RunRequest:

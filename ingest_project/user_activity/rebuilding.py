@@ -118,17 +118,19 @@ def read_again_from_beginning(services: Services) -> dict[int, int]:
 
 
 def joined(ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
-    """Ranges that follow one another as one."""
+    """Ranges that follow one another, or overlap, as one."""
     found: list[OffsetRange] = []
     for one in sorted(ranges):
         last = found[-1] if found else None
-        if last and (last.topic, last.generation, last.partition, last.end) == (
-            one.topic, one.generation, one.partition, one.first,
-        ):  # fmt: skip
-            found[-1] = OffsetRange(one.topic, one.generation, one.partition, last.first, one.end)
+        if last and _lane(last) == _lane(one) and one.first <= last.end:
+            found[-1] = OffsetRange(*_lane(one), last.first, max(last.end, one.end))
         else:
             found.append(one)
     return found
+
+
+def _lane(one: OffsetRange) -> tuple[str, str, int]:
+    return one.topic, one.generation, one.partition
 
 
 def _bounds(services: Services, topic: str) -> tuple[str, dict[int, _Retained]]:

@@ -18,6 +18,7 @@ from ingest_project.logs import bound, get_logger
 from ingest_project.partition_reports import Context, PartitionReport, keep_connections_open, report
 from ingest_project.resources import Services
 from ingest_project.streams.planning import lag
+from ingest_project.streams.runs import take
 from ingest_project.user_activity.freshness import EVENTS_FRESHNESS
 from ingest_project.user_activity.partitions import (
     USER_ACTIVITY_EVENTS,
@@ -72,7 +73,7 @@ def store_batch(context: Context, services: Services, ranges: Sequence[OffsetRan
     keep_connections_open(context.instance)
     with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
         keys = [one.key for one in ranges] or _claim_due(services)
-        records = services.stream_ranges.start(keys, context.run.run_id, datetime.now(UTC))
+        records = take(context, services, keys)
         stored = Stored()
         trouble = _store(services, records, stored)
         _report(context, services, stored)

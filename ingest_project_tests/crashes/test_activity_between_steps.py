@@ -85,7 +85,7 @@ def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  #
     assert system.statistics("2026-01-15-10:00")["page_view"].events == 2 * EVENTS
     ledger = system.services.stream_ranges
     assert {record.state for record in ledger.list(system.topic)} == {RangeState.DONE}
-    assert ledger.seams(system.topic) == ()
+    assert system.services.stream_stretches.seams(system.topic) == ()
     assert ledger.held(system.topic, datetime.now(UTC)) == ()
     for name in ("no_gap_in_offsets", "no_duplicate_offsets"):
         assert system.check(name).passed

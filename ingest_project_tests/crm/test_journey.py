@@ -85,7 +85,7 @@ def test_a_tick_whose_cursor_was_never_saved_asks_for_the_same_run_again(crm: Cr
     crm.execute("crm_batch", again)
     crm.drive()
     assert set(crm.rows(opportunities)) == {"opp_1", "opp_2"}
-    assert crm.services.stream_ranges.seams(crm.topic) == ()
+    assert crm.services.stream_stretches.seams(crm.topic) == ()
     assert {record.attempts for record in crm.services.stream_ranges.list(crm.topic)} == {1}
 
 

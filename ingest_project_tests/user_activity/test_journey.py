@@ -98,7 +98,7 @@ def test_a_range_that_is_planned_and_read_twice_leaves_each_offset_once(activity
     assert activity.execute(BATCH, again).success
     activity.drive()
     assert [offset for _, offset in activity.offsets()] == list(range(30))
-    assert activity.services.stream_ranges.seams(activity.topic) == ()
+    assert activity.services.stream_stretches.seams(activity.topic) == ()
     assert activity.statistics(HOUR)["page_view"].events == 30
 
 

@@ -1,0 +1,70 @@
+"""Seconds that one small commit of user activity takes, from the first to the thousandth, with the upkeep in between.
+
+A busy system commits once a second and looks after its table every ten minutes. Here commits follow one another at
+once, so the upkeep comes after as many of them. The table is local; Kafka and the ledger have no part in it.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from benchmarks.activity import _messages
+from benchmarks.measurement import say
+from ingest_project.kafka.received import Received
+from ingest_project.stores.delta_places import delta_place
+from ingest_project.stores.delta_tables import DeltaStore
+from ingest_project.stores.delta_upkeep import keep_healthy
+from ingest_project.user_activity.event_table import event_rows, with_few_days
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from benchmarks.measurement import Result
+
+COMMITS = 1_000
+EVENTS = 100
+COMMITS_BETWEEN_UPKEEPS = 600
+SHOWN = 100
+STREAM = "benchmark/0"
+
+
+def measure_commits(options: argparse.Namespace, folder: Path) -> Result:
+    """Many small commits of user activity events to one Delta table."""
+    store = DeltaStore(delta_place(str(folder / "events"), None), ("event_day",))
+    events, seconds, upkeeps = _events(), [], []
+    for number in range(1, options.commits + 1):
+        began = time.perf_counter()
+        after = store.committed_version(STREAM)
+        store.append(events, app_id=STREAM, version=number, after=after)
+        seconds.append(time.perf_counter() - began)
+        if number % COMMITS_BETWEEN_UPKEEPS == 0:
+            began = time.perf_counter()
+            keep_healthy(store)
+            upkeeps.append(time.perf_counter() - began)
+        if number % SHOWN == 0:
+            say(f"{number} commits: {mean(seconds[-SHOWN:]) * 1e3:.1f} ms each")
+    figures = store.figures()
+    hundreds = [mean(seconds[start : start + SHOWN]) for start in range(0, len(seconds), SHOWN)]
+    return {
+        "first_100_ms": round(mean(seconds[:SHOWN]) * 1e3, 1),
+        "last_100_ms": round(mean(seconds[-SHOWN:]) * 1e3, 1),
+        "slowest_100_ms": round(max(hundreds) * 1e3, 1),
+        "upkeep_s": [round(took, 2) for took in upkeeps],
+        "exact": figures is not None and figures.rows == EVENTS * options.commits,
+        "commits": options.commits,
+        "files": figures.files if figures else 0,
+    }
+
+
+def _events() -> pa.Table:
+    now_ms = int(datetime.now(UTC).timestamp() * 1_000)
+    messages = [
+        Received("events", 0, offset, now_ms, None, value, ()) for offset, value in enumerate(_messages(EVENTS))
+    ]
+    return with_few_days(event_rows(messages, "life").table)
