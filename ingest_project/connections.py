@@ -53,10 +53,7 @@ def source_clients(settings: Settings) -> Clients:
 
     @cache
     def s3(account: S3Account) -> S3Client:
-        secret = account.secret_access_key
-        key = secret.get_secret_value() if secret else None
-        options = S3Options(account.endpoint_url, account.region, account.access_key_id, key)
-        return s3_client(options, unsigned=account.unsigned)
+        return s3_client(account, settings.polling.source_timeout_seconds)
 
     @cache
     def web() -> WebClient:
@@ -70,24 +67,25 @@ def source_clients(settings: Settings) -> Clients:
     return Clients(s3_account=account, s3=s3, web=web, onelake=settings.onelake)
 
 
-def s3_client(options: S3Options, *, unsigned: bool = False) -> S3Client:
-    """A client of S3, made by dagster-aws's resource; boto3 itself tries a request a few times.
+def s3_client(account: S3Account, timeout_seconds: float) -> S3Client:
+    """A client of S3 for sources, made by dagster-aws's resource.
 
     Args:
-        options: who we are, and where.
-        unsigned: ask as nobody.
+        account: who we are, and where.
+        timeout_seconds: how long a server may be silent.
     """
-    from dagster_aws.s3 import S3Resource  # noqa: PLC0415 - takes 0.5 s, and other sources do without
+    from ingest_project.s3_resource import BoundedS3Resource  # noqa: PLC0415 - takes 0.5 s; other sources do without
 
-    resource = S3Resource(
-        use_unsigned_session=unsigned,
-        region_name=options.region,
-        endpoint_url=options.endpoint_url,
-        aws_access_key_id=options.access_key_id,
-        aws_secret_access_key=options.secret_access_key,
+    secret = account.secret_access_key
+    resource = BoundedS3Resource(
+        use_unsigned_session=account.unsigned,
+        region_name=account.region,
+        endpoint_url=account.endpoint_url,
+        aws_access_key_id=account.access_key_id,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        timeout_seconds=timeout_seconds,
     )
-    client: S3Client = resource.get_client()
-    return client
+    return resource.get_client()
 
 
 def delta_credentials(settings: Settings) -> DeltaCredentials:

@@ -7,6 +7,7 @@ of its partitions. So each partition's materialisations and check results are wr
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 _POOL_RECYCLE_SECONDS = 3_600
 _STATEMENT_TIMEOUT_MILLISECONDS = 120_000
+
+# Partitioned checks are a preview of Dagster's: known, pinned and tested, and not worth a line in every process's log.
+warnings.filterwarnings(
+    "ignore", message="Specifying a partitions_def on an AssetCheckSpec", category=dg.PreviewWarning
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,17 @@ def report(context: Context, reports: Sequence[PartitionReport]) -> None:
     targets = _store_materializations(context, reports)
     targets |= _earlier_targets(context.instance, reports)
     _store_checks(context, reports, targets)
+
+
+def report_each(context: dg.AssetCheckExecutionContext, results: Mapping[str, CheckResult]) -> None:
+    """Give each partition of a selection its own result: the one that Dagster stores itself stands for all of them.
+
+    Args:
+        context: of a check that was asked to look at these partitions.
+        results: by partition; where it is one alone, Dagster's own will do.
+    """
+    if len(results) > 1:
+        report(context, [PartitionReport(partition, {}, [result]) for partition, result in results.items()])
 
 
 Targets = dict[tuple[dg.AssetKey, str], AssetCheckEvaluationTargetMaterializationData]

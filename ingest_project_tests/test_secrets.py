@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import traceback
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
@@ -132,7 +133,7 @@ def source_configs() -> dict[str, dict[str, Any]]:
 
 def leaks(text: str) -> list[str]:
     """Surroundings of every canary in a text."""
-    return [text[max(0, place - 80) : place + 60] for place in range(len(text)) if text.startswith(CANARY, place)]
+    return [text[max(0, found.start() - 80) : found.start() + 60] for found in re.finditer(CANARY, text)]
 
 
 def told(action: Callable[[], object]) -> str:

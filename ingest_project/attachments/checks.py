@@ -1,6 +1,5 @@
 """Asset checks of attachments. Each looks at what is there now, never at a remembered answer."""
 
-import warnings
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -14,15 +13,10 @@ from ingest_project.attachments.partitions import (
 from ingest_project.attachments.reports import ATTACHMENT_STORED, kept_result
 from ingest_project.ledger.attachment_record import RETRY_LANE, AttachmentRecord
 from ingest_project.ledger.states import AttachmentState, JobState
-from ingest_project.partition_reports import CheckResult, PartitionReport, report
+from ingest_project.partition_reports import CheckResult, report_each
 from ingest_project.resources import Services
 
 RECENT = timedelta(hours=24)
-
-# Partitioned checks are a preview of Dagster's: known, pinned and tested, and not worth a line in every process's log.
-warnings.filterwarnings(
-    "ignore", message="Specifying a partitions_def on an AssetCheckSpec", category=dg.PreviewWarning
-)
 
 
 @dg.asset_check(
@@ -37,9 +31,7 @@ def attachment_stored(
     """Look at the stored file of each selected attachment."""
     records = services.attachments.get_many(list(context.partition_keys))
     results = {record.attachment_key: stored_bytes_match(services, record) for record in records}
-    if len(results) > 1:
-        # A result that Dagster stores itself stands for the whole selection: each attachment gets its own here.
-        report(context, [PartitionReport(key, {}, [result]) for key, result in results.items()])
+    report_each(context, results)
     failed = [result for result in results.values() if not result.passed]
     first = failed[0] if failed else next(iter(results.values()), None)
     return dg.AssetCheckResult(

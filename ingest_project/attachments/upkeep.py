@@ -6,7 +6,7 @@ import dagster as dg
 
 from ingest_project.connections import upkeep_limits
 from ingest_project.resources import Services
-from ingest_project.stores.delta_upkeep import keep_healthy
+from ingest_project.stores.delta_upkeep import keep_healthy, summary
 
 # No upload takes a day.
 ABANDONED_AFTER = timedelta(days=1)
@@ -16,12 +16,7 @@ ABANDONED_AFTER = timedelta(days=1)
 def keep_results_healthy(context: dg.OpExecutionContext, services: dg.ResourceParam[Services]) -> None:
     """Look after the Delta table of results; the second time nothing is left to do."""
     upkeep = keep_healthy(services.attachment_results, upkeep_limits(services.settings.delta))
-    if upkeep is None:
-        context.log.info("There is no table yet.")
-        return
-    context.log.info(
-        "%d files became %d; %d were removed.", upkeep.before.files, upkeep.after.files, len(upkeep.removed)
-    )
+    context.log.info(summary(upkeep))
 
 
 @dg.op(description="Removes temporary files of uploads that were killed.")

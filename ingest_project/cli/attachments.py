@@ -9,15 +9,13 @@ import typer
 
 from ingest_project.cli.attachment_page import page_of, show_page, without_secrets
 from ingest_project.cli.key_lookup import find_attachment
-from ingest_project.cli.output import AsJson, add_row, ago, complain, print_json, shortened, show, table
+from ingest_project.cli.output import AsJson, add_row, ago, print_json, shortened, show_list, table
 from ingest_project.ledger.states import AttachmentState  # noqa: TC001 - Typer reads the annotations
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.table import Table
 
     from ingest_project.ledger.attachment_record import AttachmentRecord
 
@@ -65,7 +63,7 @@ def list_attachments(
     for record in found.attachments:
         values = (record.domain, record.attempt, record.size_bytes, ago(record.updated_at))
         add_row(made, record.attachment_key, record.state, *values, shortened(record.reason or "", MAX_SHOWN_REASON))
-    say_list(found, made)
+    show_list(made, "attachments", more=found.more)
 
 
 @app.command("show")
@@ -82,13 +80,3 @@ def show_attachment(key: Key, *, as_json: AsJson = False) -> None:
 def shortened_list(records: Sequence[AttachmentRecord], limit: int) -> AttachmentList:
     """The first of these records as they may be printed, and whether there are more."""
     return AttachmentList(tuple(without_secrets(record) for record in records[:limit]), more=len(records) > limit)
-
-
-def say_list(found: AttachmentList, made: Table) -> None:
-    """Print a list that may be empty or cut."""
-    if not found.attachments:
-        complain("No such attachments.")
-        return
-    show(made)
-    if found.more:
-        complain(f"The first {len(found.attachments):,}; --limit shows more.")

@@ -16,8 +16,8 @@ from ingest_project.cli.output import (
     print_json,
     say,
     shortened,
-    show,
     show_facts,
+    show_list,
     stdout,
     table,
 )
@@ -78,8 +78,6 @@ def list_unidentified(
     found = MessageList(messages[:limit], more=len(messages) > limit)
     if as_json:
         print_json(found)
-    elif not found.messages:
-        complain("No such messages.")
     else:
         _show_list(found)
 
@@ -141,9 +139,7 @@ def _show_list(found: MessageList) -> None:
         state = f"became {message.identified_as} {message.event_id}" if message.identified_at else message.reason
         reason = shortened(state, MAX_SHOWN_REASON)
         add_row(made, message.message_id, ago(message.received_at), message.size_bytes, reason)
-    show(made)
-    if found.more:
-        complain(f"The first {len(found.messages):,}; --limit shows more.")
+    show_list(made, "messages", more=found.more)
 
 
 def _show(message: KeptMessage) -> None:

@@ -20,8 +20,8 @@ from ingest_project.cli.output import (
     print_json,
     say,
     shortened,
-    show,
     show_facts,
+    show_list,
     stdout,
     table,
 )
@@ -70,17 +70,12 @@ def list_messages(
     if as_json:
         print_json(found)
         return
-    if not found.messages:
-        complain("No such messages.")
-        return
     made = table("Place", "Failed", "Was", "Error class", "Bytes", "Reason", "Begins", numbers=["Bytes"])
     for one in found.messages:
         failed = ago(one.failed_at) if one.failed_at else None
         reason = shortened(one.reason or "", MAX_SHOWN_REASON)
         add_row(made, one.place, failed, one.original_place, one.error_class, one.size_bytes, reason, one.begins)
-    show(made)
-    if found.more:
-        complain(f"The newest {len(found.messages):,}; --limit shows more.")
+    show_list(made, "messages", more=found.more, which="newest")
 
 
 def show_message(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ingest_project.cli.attachment_page import page_of, show_page
-from ingest_project.cli.attachments import Limit, say_list, shortened_list
+from ingest_project.cli.attachments import Limit, shortened_list
 from ingest_project.cli.dead_messages import list_messages, show_message
 from ingest_project.cli.key_lookup import find_attachment
 from ingest_project.cli.output import (
@@ -21,6 +21,7 @@ from ingest_project.cli.output import (
     print_json,
     say,
     shortened,
+    show_list,
     stdout,
     table,
 )
@@ -83,7 +84,7 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
     for record in found.attachments:
         values = (ago(record.finished_at or record.updated_at), record.error_class, record.replays)
         add_row(made, record.attachment_key, record.domain, *values, shortened(record.reason or "", MAX_SHOWN_REASON))
-    say_list(found, made)
+    show_list(made, "attachments", more=found.more)
 
 
 @app.command("show")

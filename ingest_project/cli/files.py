@@ -9,14 +9,12 @@ import typer
 
 from ingest_project.cli.file_page import page_of, show_page
 from ingest_project.cli.key_lookup import find_file
-from ingest_project.cli.output import AsJson, add_row, ago, complain, print_json, shortened, show, table
+from ingest_project.cli.output import AsJson, add_row, ago, print_json, shortened, show_list, table
 from ingest_project.ledger.states import FileState  # noqa: TC001 - Typer reads the annotations
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ingest_project.ledger.file_record import FileRecord
 
 app = typer.Typer(help="What became of the files.", no_args_is_help=True)
@@ -64,7 +62,7 @@ def list_files(
         reason = shortened(record.reason or "", MAX_SHOWN_REASON)
         values = (record.rows_accepted, record.rows_quarantined, ago(record.updated_at), reason)
         add_row(made, record.file_key, record.state, *values)
-    say_list(found, made)
+    show_list(made, "files", more=found.more)
 
 
 @app.command("show")
@@ -82,13 +80,3 @@ def listed(services: Services, state: FileState | None, search: str | None, limi
     """The files that were asked for, and whether there are more."""
     found = services.files.list(state=state, text=search, limit=limit + 1)
     return FileList(found[:limit], more=len(found) > limit)
-
-
-def say_list(found: FileList, made: Table) -> None:
-    """Print a list that may be empty or cut."""
-    if not found.files:
-        complain("No such files.")
-        return
-    show(made)
-    if found.more:
-        complain(f"The first {len(found.files):,}; --limit shows more.")

@@ -40,8 +40,8 @@ COMMANDS = (
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 
-def build_app() -> typer.Typer:
-    """The command with all its parts."""
+def build_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The command with these of its parts."""
     app = typer.Typer(
         name="ingest",
         help="Files, attachments and events from Kafka into validated tables.",
@@ -52,7 +52,7 @@ def build_app() -> typer.Typer:
     )
     # Without a callback a lone command would become the app itself.
     app.callback()(_no_options)
-    for name in COMMANDS:
+    for name in commands:
         import_module(f"ingest_project.cli.{name}").register(app)
     return app
 
@@ -65,7 +65,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; its exit code."""
     try:
-        build_app()(list(arguments), prog_name="ingest")
+        build_app(_needed(arguments))(list(arguments), prog_name="ingest")
     except SettingsError as error:
         return _failed(error, WRONG_USAGE)
     except IngestError as error:
@@ -75,6 +75,14 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as end:  # how Typer ends, usage errors and Ctrl-C included
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _needed(arguments: Sequence[str]) -> Sequence[str]:
+    """The part that is asked for; all of them for help and misspelt names.
+
+    To import the others takes longer than most commands do.
+    """
+    return arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
 
 
 def _no_options() -> None:

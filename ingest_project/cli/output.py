@@ -135,6 +135,23 @@ def show(made: Table, title: str = "") -> None:
     typer.echo("\n".join(line.rstrip() for line in rendered.get().splitlines()))
 
 
+def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> None:
+    """Print a table of what was asked for, which may be nothing, or not all there is.
+
+    Args:
+        made: the table.
+        things: what it lists, e.g. `files`.
+        more: whether there are others.
+        which: part of them it is.
+    """
+    if not made.row_count:
+        complain(f"No such {things}.")
+        return
+    show(made)
+    if more:
+        complain(f"The {which} {made.row_count:,}; --limit shows more.")
+
+
 def show_facts(pairs: Sequence[tuple[str, object]], title: str = "") -> None:
     """Print names and values below each other; those without a value are left out.
 

@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from ingest_project.cli.file_page import page_of, show_quarantined_rows
-from ingest_project.cli.files import Key, Limit, Rows, listed, say_list
+from ingest_project.cli.files import Key, Limit, Rows, listed
 from ingest_project.cli.key_lookup import find_file
 from ingest_project.cli.output import (
     AsJson,
@@ -22,6 +22,7 @@ from ingest_project.cli.output import (
     say,
     shortened,
     show_facts,
+    show_list,
     stdout,
     table,
 )
@@ -83,7 +84,7 @@ def list_quarantined(
             counts(record.rule_counts or {}),
             reason,
         )
-    say_list(found, made)
+    show_list(made, "files", more=found.more)
 
 
 @app.command("show")

@@ -21,17 +21,16 @@ from ingest_project.sources.registry import open_source
 if TYPE_CHECKING:
     from ingest_project.settings import Settings
 
-app = typer.Typer(help="Send a message, and wait until the broker has it.", no_args_is_help=True)
-
 
 def register(to: typer.Typer) -> None:
     """Add the commands."""
+    app = typer.Typer(help="Send a message, and wait until the broker has it.", no_args_is_help=True)
+    app.command("file-event")(send_file_event)
     send_polling.register(app)
     send_attachments.register(app)
     to.add_typer(app, name="send")
 
 
-@app.command("file-event")
 def send_file_event(
     path: Annotated[str, typer.Argument(help="The file, as the system that ingests it sees it.")],
     *,

@@ -15,16 +15,15 @@ The text of a query holds nothing but what stands in such a file; every value go
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ingest_project.errors import SettingsError
+from ingest_project.yaml_files import mistakes, yaml_content, yaml_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 # Kusto returns at most this many rows (and 64 MB) to one query.
@@ -157,7 +156,7 @@ def load_queries(paths: Sequence[Path]) -> Mapping[str, DomainQuery]:
         SettingsError: a file is missing or not a query, or two are for the same domain; says which and why.
     """
     queries: dict[str, DomainQuery] = {}
-    for path in _files(paths):
+    for path in yaml_files(paths):
         query = read_query(path)
         if query.domain in queries:
             raise SettingsError(f"{path}: there already is an Eventhouse query for the domain {query.domain!r}.")
@@ -171,18 +170,15 @@ def read_query(path: Path) -> DomainQuery:
     Raises:
         SettingsError: it cannot be read, or is not a query.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"Cannot read the Eventhouse query {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = yaml_content(path, "Eventhouse query")
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold names and values: domain, database, table, key.")
     try:
         return DomainQuery.model_validate(content)
     except ValidationError as error:
-        raise SettingsError(f"{path} is not an Eventhouse query: {'; '.join(_problems(error))}") from None
+        raise SettingsError(
+            f"{path} is not an Eventhouse query: {mistakes(error, DomainQuery, EventColumns)}"
+        ) from None
 
 
 def _between(query: DomainQuery, *, until_is_known: bool) -> str:
@@ -200,23 +196,3 @@ def _key_text(query: DomainQuery) -> str:
 
 def _quoted(name: str) -> str:
     return f"['{name}']"
-
-
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
-        else:
-            yield path
-
-
-def _problems(error: ValidationError) -> Iterator[str]:
-    names = [*DomainQuery.model_fields, *EventColumns.model_fields]
-    for problem in error.errors():
-        place = ".".join(str(step) for step in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            guess = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.5)
-            yield f"{place} is unknown" + (f", did you mean {guess[0]}?" if guess else "")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            yield f"{place}: {message}" if place else message

@@ -4,7 +4,6 @@
 them (see `reports`), and running the check by itself asks the database again. The others are about all files at once.
 """
 
-import warnings
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,15 +18,10 @@ from ingest_project.file_ingest.partitions import (
 from ingest_project.file_ingest.reports import CONTRACT_HOLDS
 from ingest_project.file_ingest.stored_contract import contract_of_stored
 from ingest_project.file_ingest.validated_sensor_data import Contract
-from ingest_project.partition_reports import PartitionReport, report
+from ingest_project.partition_reports import report_each
 from ingest_project.resources import Services
 
 RECENT = timedelta(hours=24)
-
-# Partitioned checks are a preview of Dagster's: known, pinned and tested, and not worth a line in every process's log.
-warnings.filterwarnings(
-    "ignore", message="Specifying a partitions_def on an AssetCheckSpec", category=dg.PreviewWarning
-)
 
 
 @dg.asset_check(
@@ -41,9 +35,7 @@ def contract_holds(context: dg.AssetCheckExecutionContext, services: dg.Resource
     rules = Contract.from_settings(services.settings.file_ingest).rules()
     keys = list(context.partition_keys)
     results = {key: contract_of_stored(services, key, rules) for key in keys}
-    if len(keys) > 1:
-        # A result that Dagster stores itself stands for the whole selection: each file gets its own here.
-        report(context, [PartitionReport(key, {}, [result]) for key, result in results.items()])
+    report_each(context, results)
     failed = [key for key, result in results.items() if not result.passed]
     first = results[failed[0] if failed else keys[0]]
     return dg.AssetCheckResult(

@@ -7,7 +7,6 @@ rows costs one check a column, and one with bad rows does not pay for pandera's 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import polars as pl
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from ingest_project.errors import SettingsError
+from ingest_project.yaml_files import mistakes, yaml_content
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pandera.api.polars.types import PolarsData
     from pandera.polars import DataFrameSchema
@@ -76,15 +75,11 @@ class SensorTypes:
             SettingsError: the file is missing, or not of this shape; names the place.
         """
         path = path or SHIPPED_SENSOR_TYPES
+        content = yaml_content(path, "sensor types")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
             types = TypeAdapter(dict[str, SensorType]).validate_python(content)
-        except OSError as error:
-            raise SettingsError(f"Cannot read the sensor types {path}: {error.strerror}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         except ValidationError as error:
-            raise SettingsError(f"{path} does not hold sensor types: {'; '.join(_problems(error))}") from None
+            raise SettingsError(f"{path} does not hold sensor types: {mistakes(error, SensorType)}") from None
         return cls(types, unknown)
 
     @cached_property
@@ -279,13 +274,3 @@ def _reasons(bad: pl.DataFrame, extra: Sequence[str], suspects: Mapping[str, pl.
     if not named:
         named = [pl.lit(None, pl.String)]
     return bad.select(*extra, "line_number", pl.concat_list(named).list.drop_nulls().alias("reasons"))
-
-
-def _problems(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
-        place = ".".join(str(step) for step in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            guess = difflib.get_close_matches(str(problem["loc"][-1]), SensorType.model_fields, n=1, cutoff=0.5)
-            yield f"{place} is unknown" + (f", did you mean {guess[0]}?" if guess else "")
-        else:
-            yield f"{place}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")

@@ -7,19 +7,18 @@ replace a shipped one of the same name. A file is read by the profile that its e
 from __future__ import annotations
 
 import codecs
-import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ingest_project.errors import SettingsError
+from ingest_project.yaml_files import mistakes, yaml_content, yaml_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 SHIPPED_PROFILES = Path(__file__).parent / "profiles"
 READING_COLUMNS = ("timestamp", "device_id", "sensor_type", "value", "unit")
@@ -194,9 +193,9 @@ def load_profiles(paths: Sequence[Path] = ()) -> Mapping[str, ReaderProfile]:
     Raises:
         SettingsError: a file is missing or not a profile, or two files define the same name; says which and why.
     """
-    shipped = {profile.name: profile for path in _files([SHIPPED_PROFILES]) for profile in [read_profile(path)]}
+    shipped = {profile.name: profile for path in yaml_files([SHIPPED_PROFILES]) for profile in [read_profile(path)]}
     own: dict[str, ReaderProfile] = {}
-    for path in _files(paths):
+    for path in yaml_files(paths):
         profile = read_profile(path)
         if profile.name in own:
             raise SettingsError(f"{path}: there already is a reader profile named {profile.name!r}.")
@@ -210,26 +209,14 @@ def read_profile(path: Path) -> ReaderProfile:
     Raises:
         SettingsError: it cannot be read, or is not a profile.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"Cannot read the reader profile {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = yaml_content(path, "reader profile")
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold names and values, like the profiles in {SHIPPED_PROFILES}.")
     try:
         return ReaderProfile.model_validate(_texts_as_written(content))
     except ValidationError as error:
-        raise SettingsError(f"{path} is not a reader profile: {'; '.join(_problems(error))}") from None
-
-
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
-        else:
-            yield path
+        said = mistakes(error, ReaderProfile, TimestampLayout, NumberLayout, Quantity)
+        raise SettingsError(f"{path} is not a reader profile: {said}") from None
 
 
 def _texts_as_written(content: dict[str, Any]) -> dict[str, Any]:
@@ -238,19 +225,3 @@ def _texts_as_written(content: dict[str, Any]) -> dict[str, Any]:
         key: {str(name): value for name, value in part.items()} if isinstance(part, dict) else part
         for key, part in content.items()
     }
-
-
-def _problems(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
-        place = ".".join(str(step) for step in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            guess = difflib.get_close_matches(str(problem["loc"][-1]), _field_names(), n=1, cutoff=0.5)
-            yield f"{place} is unknown" + (f", did you mean {guess[0]}?" if guess else "")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            yield f"{place}: {message}" if place else message
-
-
-def _field_names() -> list[str]:
-    parts: tuple[type[BaseModel], ...] = (ReaderProfile, TimestampLayout, NumberLayout, Quantity)
-    return [name for part in parts for name in part.model_fields]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-class EventArrival(NamedTuple):
+class EventArrival(msgspec.Struct, frozen=True, kw_only=True):
     """An event as it was read from Kafka.
 
     Args:
@@ -37,16 +37,9 @@ class EventArrival(NamedTuple):
     intake: Intake
 
 
-class EventRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run needs of one event."""
+class EventRecord(EventArrival, frozen=True, kw_only=True):
+    """What a run needs of one event: all that arrived, and how often it was tried."""
 
-    event_key: str
-    hour: str
-    trace_id: str
-    domain: str
-    event_type: str
-    body: str
-    intake: Intake
     attempts: int
 
     @classmethod
@@ -168,7 +161,7 @@ class EventLedger(WorkLedger):
 
 
 def _row(arrival: EventArrival, now: datetime) -> dict[str, Any]:
-    own = {name: value for name, value in arrival._asdict().items() if name != "intake"}
+    own = {name: getattr(arrival, name) for name in arrival.__struct_fields__ if name != "intake"}
     return {
         **own,
         **arrival.intake.columns(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ingest_project.settings.inventory import Origin, known_variables, leaves, variable_families
@@ -19,6 +20,7 @@ FOREIGN_FAMILIES = ("DAGSTER_", "AWS_", "AZURE_", "PG", "PYTHON")
 SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
 SERVICE_ADDRESS = ("tcp://", "udp://")
 SIMILAR_ENOUGH = 0.86
+LEAST_SIMILAR = 0.5
 
 
 def unknown_variables(variables: Mapping[str, str], origin: Origin) -> Iterator[str]:
@@ -31,15 +33,15 @@ def unknown_variables(variables: Mapping[str, str], origin: Origin) -> Iterator[
             continue
         if any(family.entry(name) for family in variable_families()):
             continue
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR_ENOUGH)
+        nearest = _nearest(name, SIMILAR_ENOUGH)
         ours = name.startswith(OWN_PREFIXES)
         # A shell's environment is full of other programs' names; a .env file beside the project is not.
         if ours or origin is Origin.DOTENV:
-            guess = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean {guess[0]}?" if guess else " `ingest config` lists every setting."
+            guess = _nearest(name, LEAST_SIMILAR)
+            hint = f" Did you mean {guess}?" if guess else " `ingest config` lists every setting."
             yield f"Unknown setting {name} in {origin}.{hint}"
         elif nearest and len(name) > len("ENVIRON"):
-            yield f"Unknown setting {name} in {origin}. Did you mean {nearest[0]}?"
+            yield f"Unknown setting {name} in {origin}. Did you mean {nearest}?"
 
 
 def unknown_yaml_names(values: Mapping[str, object]) -> Iterator[str]:
@@ -47,6 +49,13 @@ def unknown_yaml_names(values: Mapping[str, object]) -> Iterator[str]:
     known = [path for path, _ in leaves()]
     for path in values:
         if path not in known:
-            guess = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+            guess = difflib.get_close_matches(path, known, n=1, cutoff=LEAST_SIMILAR)
             hint = f" Did you mean {guess[0]}?" if guess else " `ingest config` lists every setting."
             yield f"Unknown setting {path} in {Origin.YAML}.{hint}"
+
+
+# A process reads its settings more than once, and the other programs' names in its environment stay what they are.
+@cache
+def _nearest(name: str, similarity: float) -> str | None:
+    """The variable of ours that this name is most like, if it is that similar."""
+    return next(iter(difflib.get_close_matches(name, known_variables(), n=1, cutoff=similarity)), None)

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ingest_project.errors import PermanentError, SourceForbidden
-from ingest_project.sources.connection_pool import Account
 from ingest_project.sources.ftp_connection import FtpConnection
 from ingest_project.sources.ftp_failures import NOT_UNDERSTOOD, code_of, login_failure
 from ingest_project.sources.ftp_wire import FtpWire, Tls
-from ingest_project.sources.server_names import NameCoding
-from ingest_project.sources.server_source import ServerSource, connection_pool
+from ingest_project.sources.server_source import ServerSource, server_source
 from ingest_project.sources.servers import ServerSettings, server_for
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from ingest_project.sources.access import SourceAccess
-    from ingest_project.sources.server_connection import ServerConnection
     from ingest_project.sources.servers import Server
 
 PORTS: dict[Tls, int] = {"explicit": 21, "implicit": 990, "none": 21}
@@ -112,9 +109,7 @@ def open_ftp(
             "plain_http."
         )
     login = FtpLogin(server, password, tls, servers.ca_file, _zone(source_config), servers.timeout_seconds)
-    account: Account[ServerConnection] = Account(server.location, login, login.connect)
-    names = NameCoding.of(source_config.get("encoding", "utf-8"))
-    return ServerSource(str(source_config.get("path", "")), server, guard, names, account, connection_pool(servers))
+    return server_source(source_config, login, guard, servers)
 
 
 def _tls(source_config: Mapping[str, Any]) -> Tls:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.parse import quote_from_bytes
 
 from ingest_project.errors import ForbiddenPath
-from ingest_project.sources.connection_pool import Limits, pool_of
+from ingest_project.sources.connection_pool import Account, Limits, pool_of
 from ingest_project.sources.resumed_reading import resumed_reading
 from ingest_project.sources.selection import Pattern
+from ingest_project.sources.server_names import NameCoding
 from ingest_project.sources.server_walk import Walk, source_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from ingest_project.sources.connection_pool import Account, ConnectionPool, Lease
+    from ingest_project.sources.connection_pool import ConnectionPool, Lease
     from ingest_project.sources.protocol import Skipped, SourceFile
     from ingest_project.sources.server_connection import Entry, OpenedFile, ServerConnection
-    from ingest_project.sources.server_names import NameCoding
     from ingest_project.sources.servers import HostGuard, Server, ServerSettings
 
 
@@ -90,6 +90,35 @@ class ServerSource:
     def _require_file(self, found: Entry, path: str) -> None:
         if found.kind != "file":
             raise ForbiddenPath(path, "it is not a regular file.")
+
+
+class ServerLogin(Protocol):
+    """How one account of a server is reached, whichever the protocol; connections of equal logins are the same."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def server(self) -> Server:
+        """Where, and as whom."""
+        ...
+
+    def connect(self) -> ServerConnection:
+        """A new connection, logged in."""
+        ...
+
+
+def server_source(
+    source_config: Mapping[str, Any], login: ServerLogin, guard: HostGuard, servers: ServerSettings
+) -> ServerSource:
+    """The folder of a job's `source_config`, read by this login.
+
+    Raises:
+        PermanentError: the config names an unknown encoding.
+    """
+    account: Account[ServerConnection] = Account(login.server.location, login, login.connect)
+    names = NameCoding.of(source_config.get("encoding", "utf-8"))
+    path = str(source_config.get("path", ""))
+    return ServerSource(path, login.server, guard, names, account, connection_pool(servers))
 
 
 def connection_pool(settings: ServerSettings) -> ConnectionPool:

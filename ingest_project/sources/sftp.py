@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import paramiko
 
 from ingest_project.errors import PermanentError, SettingsError, SourceForbidden, SourceUnreachable
-from ingest_project.sources.connection_pool import Account
-from ingest_project.sources.server_names import NameCoding
-from ingest_project.sources.server_source import ServerSource, connection_pool
+from ingest_project.sources.server_source import ServerSource, server_source
 from ingest_project.sources.servers import ServerSettings, server_for
 from ingest_project.sources.sftp_connection import SftpConnection
 from ingest_project.sources.sftp_host_keys import DEFAULT_PORT, FINGERPRINT, HostKeys
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from ingest_project.sources.access import SourceAccess
-    from ingest_project.sources.server_connection import ServerConnection
     from ingest_project.sources.servers import Server
 
 KEEPALIVE_SECONDS = 30
@@ -127,9 +124,7 @@ def open_sftp(
         host_keys=HostKeys(_pinned(credential.host_key_fingerprints), servers.known_hosts_file),
         timeout_seconds=servers.timeout_seconds,
     )
-    account: Account[ServerConnection] = Account(server.location, login, login.connect)
-    names = NameCoding.of(source_config.get("encoding", "utf-8"))
-    return ServerSource(str(source_config.get("path", "")), server, guard, names, account, connection_pool(servers))
+    return server_source(source_config, login, guard, servers)
 
 
 def _pinned(fingerprints: list[str]) -> frozenset[str]:

@@ -75,6 +75,13 @@ class Upkeep:
     dry_run: bool = False
 
 
+def summary(upkeep: Upkeep | None) -> str:
+    """One line about an upkeep, or about a table that is not there yet."""
+    if upkeep is None:
+        return "There is no table yet."
+    return f"{upkeep.before.files} files became {upkeep.after.files}; {len(upkeep.removed)} were removed."
+
+
 @dataclass(frozen=True)
 class _Partition:
     values: tuple[tuple[str, str | None], ...]

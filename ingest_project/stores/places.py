@@ -13,9 +13,11 @@ from ingest_project.errors import SettingsError, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from botocore.config import Config
     from mypy_boto3_s3 import S3Client
 
-S3_TIMEOUT_SECONDS = 20
+S3_TIMEOUT_SECONDS = 20.0
+S3_MAX_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,43 @@ def place_of(url: str) -> Path | Bucket:
 def s3_client(options: S3Options) -> S3Client:
     """A client with short time-outs and the SDK's own few retries."""
     import boto3  # noqa: PLC0415 - takes 0.3 s, and local stores do without
-    from botocore.config import Config  # noqa: PLC0415
 
-    # Path style: servers other than Amazon's rarely have a name for every bucket.
-    style: Literal["path", "auto"] = "path" if options.endpoint_url else "auto"
     return boto3.client(
         "s3",
         endpoint_url=options.endpoint_url,
         region_name=options.region,
         aws_access_key_id=options.access_key_id,
         aws_secret_access_key=options.secret_access_key,
-        config=Config(
-            connect_timeout=S3_TIMEOUT_SECONDS,
-            read_timeout=S3_TIMEOUT_SECONDS,
-            retries={"mode": "standard", "max_attempts": 3},
-            s3={"addressing_style": style},
-        ),
+        config=s3_config(options.endpoint_url),
+    )
+
+
+def s3_config(
+    endpoint_url: str | None,
+    timeout_seconds: float = S3_TIMEOUT_SECONDS,
+    max_attempts: int = S3_MAX_ATTEMPTS,
+    *,
+    unsigned: bool = False,
+) -> Config:
+    """What every client of S3 has in common: boto3's own would wait a minute for each of its attempts.
+
+    Args:
+        endpoint_url: address of a server other than Amazon's.
+        timeout_seconds: how long a server may be silent.
+        max_attempts: the first one counts.
+        unsigned: ask as nobody.
+    """
+    from botocore import UNSIGNED  # noqa: PLC0415 - only where S3 is used
+    from botocore.config import Config  # noqa: PLC0415
+
+    # Path style: servers other than Amazon's rarely have a name for every bucket.
+    style: Literal["path", "auto"] = "path" if endpoint_url else "auto"
+    return Config(
+        connect_timeout=timeout_seconds,
+        read_timeout=timeout_seconds,
+        retries={"mode": "standard", "total_max_attempts": max_attempts},
+        s3={"addressing_style": style},
+        signature_version=UNSIGNED if unsigned else None,
     )
 
 

@@ -6,7 +6,7 @@ import dagster as dg
 
 from ingest_project.database.locks import exclusive
 from ingest_project.resources import Services
-from ingest_project.stores.delta_upkeep import UpkeepLimits, keep_healthy
+from ingest_project.stores.delta_upkeep import UpkeepLimits, keep_healthy, summary
 from ingest_project.user_activity.rebuilding import LOCK, LOCK_WAIT_SECONDS
 
 
@@ -16,12 +16,7 @@ def keep_events_healthy(context: dg.OpExecutionContext, services: dg.ResourcePar
     limits = UpkeepLimits(retention=timedelta(hours=services.settings.user_activity.retention_hours))
     with exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
         upkeep = keep_healthy(services.user_activity_events, limits)
-    if upkeep is None:
-        context.log.info("There is no table yet.")
-        return
-    context.log.info(
-        "%d files became %d; %d were removed.", upkeep.before.files, upkeep.after.files, len(upkeep.removed)
-    )
+    context.log.info(summary(upkeep))
 
 
 @dg.job(description="Keeps the Delta table of user activity healthy.")

@@ -9,9 +9,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
 
 from ingest_project.cli.dev import without_password
-from ingest_project.cli.main import run
+from ingest_project.cli.main import COMMANDS, build_app, run
 from ingest_project_tests.cli.running import END_SECONDS, wait_until_nothing_is_left
 
 if TYPE_CHECKING:
@@ -40,6 +41,18 @@ def test_config_shows_each_setting_with_where_it_came_from_and_no_secret(
     assert records["kafka.bootstrap_servers"]["origin"] == ".env"
     assert records["kafka.group_id"]["origin"] == "default"
     assert records["file_ingest.batch_files"]["value"] == 1000
+
+
+def test_a_command_does_not_wait_for_what_only_others_need() -> None:
+    asked = "from ingest_project.cli.main import run; assert run(['config']) == 0"
+    loaded = "import sys; assert not {'dagster', 'sqlalchemy', 'confluent_kafka'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"{asked}; {loaded}"], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_every_command_is_called_like_the_module_that_brings_it() -> None:
+    assert set(typer.main.get_command(build_app()).commands) == set(COMMANDS)  # type: ignore[attr-defined]
+    for name in COMMANDS:
+        assert list(typer.main.get_command(build_app([name])).commands) == [name]  # type: ignore[attr-defined]
 
 
 def test_a_misspelt_setting_is_one_line_and_exit_code_2(

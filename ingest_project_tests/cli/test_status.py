@@ -256,10 +256,15 @@ def test_a_stream_is_busy_until_its_ranges_are_stored_shown_and_its_hours_counte
 
 
 def test_a_broker_that_is_away_is_asked_once_and_every_topic_says_so(
-    ingest: Ingest, system: Services, dagster_instance: DagsterInstance, embedded_broker: EmbeddedBroker
+    ingest: Ingest,
+    system: Services,
+    dagster_instance: DagsterInstance,
+    embedded_broker: EmbeddedBroker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     del system, dagster_instance
     embedded_broker.go_down()
+    monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "1")
     status = ingest("status", "--json").json
     assert {lag["waiting"] for lag in status["topics"]} == {None}
     assert len({lag["problem"] for lag in status["topics"]}) == 1

@@ -1,10 +1,16 @@
-"""Of the points at which processes are killed the ordinary run takes a part; `make test-all` takes all."""
+"""The process that is killed. The ordinary run takes a part of the points where that happens, `make test-all` all."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from ingest_project_tests.crashes.deadly_process import DeadlyProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Every so many of them, the first included.
 TAKEN = 8
@@ -20,3 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         by_file[item.path] = place + 1
         if place % TAKEN:
             item.add_marker(pytest.mark.long)
+
+
+@pytest.fixture(scope="module")
+def deadly_process() -> Iterator[DeadlyProcess]:
+    """A process that a test may kill forks of; imported once for all tests of a file."""
+    process = DeadlyProcess()
+    yield process
+    process.close()

@@ -17,7 +17,6 @@ from ingest_project_tests.user_activity.events import event
 from ingest_project_tests.user_activity.system import ActivitySystem, activity_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from dagster import DagsterInstance
@@ -45,13 +44,6 @@ KILL_POINTS = [
     KillPoint("statistics made", "ingest_project.user_activity.user_activity_hourly:statistics_of_hour"),
     KillPoint("statistics stored", "ingest_project.user_activity.user_activity_hourly:replace_hours"),
 ]
-
-
-@pytest.fixture(scope="module")
-def deadly_process() -> Iterator[DeadlyProcess]:
-    process = DeadlyProcess()
-    yield process
-    process.close()
 
 
 @pytest.mark.parametrize("point", KILL_POINTS, ids=lambda point: point.step)

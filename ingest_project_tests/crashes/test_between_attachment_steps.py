@@ -22,7 +22,6 @@ from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint
 from ingest_project_tests.services.http_server import content_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from dagster import DagsterInstance
@@ -86,13 +85,6 @@ KILL_POINTS = [
     KillPoint("retry marked as reported", f"{LEDGER}.mark_reported", 2),
 ]
 GOOD = {"one.pdf": 3_000, "two.jpg": 70_000}
-
-
-@pytest.fixture(scope="module")
-def deadly_process() -> Iterator[DeadlyProcess]:
-    process = DeadlyProcess()
-    yield process
-    process.close()
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from ingest_project_tests.journeys.system import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from dagster import DagsterInstance
@@ -79,13 +78,6 @@ FILES = {
     "some.csv": readings(6, "device-2", bad=2),
     "refused.csv": "timestamp,value\n1,2\n",
 }
-
-
-@pytest.fixture(scope="module")
-def deadly_process() -> Iterator[DeadlyProcess]:
-    process = DeadlyProcess()
-    yield process
-    process.close()
 
 
 @pytest.fixture

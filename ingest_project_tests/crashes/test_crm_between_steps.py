@@ -18,7 +18,6 @@ from ingest_project_tests.crm.messages import opportunity, project
 from ingest_project_tests.crm.system import CrmSystem, crm_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from dagster import DagsterInstance
@@ -43,13 +42,6 @@ KILL_POINTS = [
     KillPoint("materialisations about to be shown", "ingest_project.crm.assets:_metadata"),
     KillPoint("ranges marked as reported", f"{LEDGER}.mark_reported"),
 ]
-
-
-@pytest.fixture(scope="module")
-def deadly_process() -> Iterator[DeadlyProcess]:
-    process = DeadlyProcess()
-    yield process
-    process.close()
 
 
 @pytest.mark.parametrize("point", KILL_POINTS, ids=lambda point: point.step)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import dagster as dg
 import sqlalchemy as sa
 
 import ingest_project.crm.definitions
 from ingest_project.database.crm_tables import opportunities, projects, unidentified_messages
 from ingest_project.database.engine import reading
 from ingest_project.kafka.writing import Outgoing
-from ingest_project.ledger.stream_ranges import RangeState
-from ingest_project.resources import Services
 from ingest_project.stores.unidentified_messages import find
-from ingest_project_tests.journeys.system import System, environment
+from ingest_project_tests.journeys.system import environment
+from ingest_project_tests.streams.system import StreamSystem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import dagster as dg
     from dagster import ExecuteInProcessResult
 
     from ingest_project.stores.unidentified_messages import KeptMessage
@@ -31,15 +30,11 @@ TABLES = (opportunities, projects, unidentified_messages)
 TIMES = ("stored_at", "received_at")
 
 
-class CrmSystem(System):
+class CrmSystem(StreamSystem):
     """Sensor, runs and stores of one test."""
 
-    def _open(self) -> None:
-        self.services = Services(self.settings)
-        self.definitions = dg.Definitions.merge(
-            ingest_project.crm.definitions.crm,
-            dg.Definitions(resources={"services": self.services}, executor=dg.in_process_executor),
-        )
+    def _definitions(self) -> dg.Definitions:
+        return ingest_project.crm.definitions.crm
 
     @property
     def topic(self) -> str:
@@ -54,19 +49,6 @@ class CrmSystem(System):
             [Outgoing(value if value is None else bytes(value), key=b"one") for value in values],  # type: ignore[arg-type]
         )
 
-    def execute(self, job_name: str, request: dg.RunRequest) -> ExecuteInProcessResult:
-        """Do one run that the sensor asked for, in this process."""
-        return self.run(job_name, dict(request.run_config), dict(request.tags))
-
-    def run(
-        self, job_name: str, run_config: dict[str, Any] | None = None, tags: dict[str, str] | None = None
-    ) -> ExecuteInProcessResult:
-        """Do a run as a person starts one."""
-        job = self.definitions.resolve_job_def(job_name)
-        return job.execute_in_process(
-            instance=self.instance, run_config=run_config or {}, tags=tags or {}, raise_on_error=False
-        )
-
     def drive(self) -> list[ExecuteInProcessResult]:
         """Tick, and do what is asked for, until every range is finished."""
         done: list[ExecuteInProcessResult] = []
@@ -76,12 +58,6 @@ class CrmSystem(System):
             if not requests and self.is_idle:
                 return done
         raise AssertionError(f"Still busy: {self.services.stream_ranges.counts_by_state(self.topic)}")
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no range waits for anything."""
-        counts = self.services.stream_ranges.counts_by_state(self.topic)
-        return not any(counts[state] for state in (RangeState.PENDING, RangeState.REQUESTED, RangeState.RUNNING))
 
     def rows(self, table: sa.Table) -> dict[str, dict[str, Any]]:
         """All rows of a table by key, without the time they were stored."""

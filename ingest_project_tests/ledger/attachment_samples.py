@@ -27,7 +27,15 @@ def arrival(key: str, offset: int = 0, *, event: str | None = None, repeat: bool
 
 def event(key: str, offset: int = 0) -> EventArrival:
     intake = Intake("events.raw", 0, offset, "g1", NOW)
-    return EventArrival(key, "2026-01-15-10:00", f"trace-{key}", "claims", "", '{"trace_id": "t"}', intake)
+    return EventArrival(
+        event_key=key,
+        hour="2026-01-15-10:00",
+        trace_id=f"trace-{key}",
+        domain="claims",
+        event_type="",
+        body='{"trace_id": "t"}',
+        intake=intake,
+    )
 
 
 def record(key: str, url: str = URL) -> AttachmentRecord:

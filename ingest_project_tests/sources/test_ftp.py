@@ -21,14 +21,14 @@ from ingest_project.errors import (
 from ingest_project.settings import Credential, PollingSettings
 from ingest_project.sources.access import SourceAccess
 from ingest_project.sources.ftp import open_ftp
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.registry import open_source
 from ingest_project.sources.servers import ServerSettings
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
 from ingest_project_tests.services.ftps_server import CHANGED_AT, Certificates, FtpsServer, made_certificates
+from ingest_project_tests.sources.served import OPENED, skipped, taken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from ingest_project.sources.server_source import ServerSource
@@ -38,21 +38,6 @@ LIST_ONLY = frozenset({"MLSD", "MLST", "MDTM", "SIZE", "EPSV", "FEAT"})
 CHANGED = datetime(2023, 11, 14, 22, 13, 35, tzinfo=UTC)
 CONTENT = os.urandom(3_000_000)
 QUICK = ServerSettings(timeout_seconds=5.0)
-OPENED: list[ServerSource] = []
-
-
-@pytest.fixture(autouse=True)
-def closed_connections() -> Iterator[None]:
-    yield
-    while OPENED:
-        OPENED.pop().pool.close_idle()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "served"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +62,6 @@ def source(
     opened = open_ftp(config, SourceAccess(credentials={"store": stored or credential()}), servers)
     OPENED.append(opened)
     return opened
-
-
-def taken(source: ServerSource, pattern: str = "*") -> dict[str, SourceFile]:
-    return {found.path: found for found in source.list_files(pattern) if isinstance(found, SourceFile)}
-
-
-def skipped(source: ServerSource, pattern: str = "*") -> dict[str, Skipped]:
-    return {found.path: found for found in source.list_files(pattern) if isinstance(found, Skipped)}
 
 
 @pytest.mark.parametrize("without", [frozenset(), WITHOUT_MLSD, LIST_ONLY], ids=["mlsd", "list+mdtm", "list"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -72,6 +73,16 @@ def test_a_bucket_that_is_not_there_is_missing_and_a_server_that_is_away_is_unre
     )
     with pytest.raises(SourceUnreachable, match=r"127\.0\.0\.1:9"):
         source.stat("s3://bucket/x/a.csv")
+
+
+def test_a_server_that_says_nothing_is_unreachable_after_the_time_that_is_set(s3_options: S3Options) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        settings = {**key(s3_options, hosts=[host]), "polling": {"source_timeout_seconds": 0.1}}
+        config = {"path": "s3://bucket/x", "endpoint_url": f"http://{host}", "credentials": "key"}
+        source = opened(settings, **config, region="eu-west-1")
+        with pytest.raises(SourceUnreachable, match="Read timeout"):
+            source.stat("s3://bucket/x/a.csv")
 
 
 def test_an_endpoint_that_only_the_message_names_is_refused_and_our_key_goes_to_its_own_alone(

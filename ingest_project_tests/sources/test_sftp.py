@@ -22,13 +22,14 @@ from ingest_project.errors import (
 from ingest_project.settings import Credential
 from ingest_project.sources import sftp_connection
 from ingest_project.sources.access import SourceAccess
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.servers import ServerSettings
 from ingest_project.sources.sftp import open_sftp
 from ingest_project_tests.services.sftp_server import PASSWORD, USER, SftpServer
+from ingest_project_tests.sources.served import OPENED, skipped, taken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ingest_project.sources.server_source import ServerSource
@@ -36,21 +37,6 @@ if TYPE_CHECKING:
 CHANGED = datetime(2023, 11, 14, 22, 13, 35, tzinfo=UTC)
 CONTENT = os.urandom(9_000_001)
 QUICK = ServerSettings(timeout_seconds=5.0)
-OPENED: list[ServerSource] = []
-
-
-@pytest.fixture(autouse=True)
-def closed_connections() -> Iterator[None]:
-    yield
-    while OPENED:
-        OPENED.pop().pool.close_idle()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "served"
-    folder.mkdir()
-    return folder
 
 
 def source(
@@ -72,14 +58,6 @@ def source(
     opened = open_sftp(job, access, servers)
     OPENED.append(opened)
     return opened
-
-
-def taken(source: ServerSource, pattern: str = "*") -> dict[str, SourceFile]:
-    return {found.path: found for found in source.list_files(pattern) if isinstance(found, SourceFile)}
-
-
-def skipped(source: ServerSource, pattern: str = "*") -> dict[str, Skipped]:
-    return {found.path: found for found in source.list_files(pattern) if isinstance(found, Skipped)}
 
 
 def test_files_of_all_levels_are_listed_described_and_read_over_one_connection(folder: Path) -> None:

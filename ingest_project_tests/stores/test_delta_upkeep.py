@@ -12,7 +12,7 @@ import pytest
 from deltalake.exceptions import CommitFailedError
 
 from ingest_project.stores.delta_tables import Committed
-from ingest_project.stores.delta_upkeep import Upkeep, UpkeepLimits, _claimed, keep_healthy
+from ingest_project.stores.delta_upkeep import Upkeep, UpkeepLimits, _claimed, keep_healthy, summary
 from ingest_project_tests.stores.delta_log_reader import live_files, rows_of
 from ingest_project_tests.stores.test_delta_append import numbers, store_at, together
 
@@ -43,13 +43,16 @@ def test_small_files_are_merged_and_the_rows_and_positions_stay(tmp_path: Path) 
     done = kept(store)
     assert (done.before.files, done.after.files, done.after.rows) == (30, 1, 30)
     assert done.merged == [""]
+    assert summary(done) == "30 files became 1; 0 were removed."
     assert sorted(rows_of(tmp_path)["n"].to_pylist()) == list(range(30))
     assert store.committed_version("topic-0") == store_at(tmp_path).committed_version("topic-0") == 29
     fill(store, 1, start=30)
 
 
 def test_a_table_that_is_not_there_needs_no_upkeep(tmp_path: Path) -> None:
-    assert keep_healthy(store_at(tmp_path / "none")) is None
+    done = keep_healthy(store_at(tmp_path / "none"))
+    assert done is None
+    assert summary(done) == "There is no table yet."
 
 
 def test_upkeep_of_a_healthy_table_writes_nothing_to_its_log(tmp_path: Path) -> None:

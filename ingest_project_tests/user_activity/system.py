@@ -10,11 +10,10 @@ import pyarrow as pa
 import ingest_project.user_activity.definitions
 from ingest_project.hours import hour_of
 from ingest_project.kafka.writing import Outgoing
-from ingest_project.ledger.stream_ranges import RangeState
-from ingest_project.resources import Services
 from ingest_project.stores.activity_events import ask
 from ingest_project.stores.activity_hourly import HourOfType, statistics_of
-from ingest_project_tests.journeys.system import System, environment
+from ingest_project_tests.journeys.system import environment
+from ingest_project_tests.streams.system import StreamSystem
 from ingest_project_tests.user_activity.events import encoded
 
 if TYPE_CHECKING:
@@ -29,15 +28,11 @@ SENSOR, HOURLY_SENSOR = "user_activity_events_sensor", "user_activity_hourly_sen
 BATCH, HOURLY_BATCH = "user_activity_batch", "user_activity_hourly_batch"
 
 
-class ActivitySystem(System):
+class ActivitySystem(StreamSystem):
     """Sensors, runs and stores of one test."""
 
-    def _open(self) -> None:
-        self.services = Services(self.settings)
-        self.definitions = dg.Definitions.merge(
-            ingest_project.user_activity.definitions.user_activity,
-            dg.Definitions(resources={"services": self.services}, executor=dg.in_process_executor),
-        )
+    def _definitions(self) -> dg.Definitions:
+        return ingest_project.user_activity.definitions.user_activity
 
     @property
     def topic(self) -> str:
@@ -48,19 +43,6 @@ class ActivitySystem(System):
         """Send events, in the order given, to the partition of a key."""
         values = [encoded(one) if isinstance(one, dict) else one for one in messages]
         self.services.writer.send_all(self.topic, [Outgoing(value, key=key) for value in values])  # type: ignore[arg-type]
-
-    def execute(self, job_name: str, request: dg.RunRequest) -> ExecuteInProcessResult:
-        """Do one run that a sensor asked for, in this process."""
-        return self.run(job_name, dict(request.run_config), dict(request.tags))
-
-    def run(
-        self, job_name: str, run_config: dict[str, Any] | None = None, tags: dict[str, str] | None = None
-    ) -> ExecuteInProcessResult:
-        """Do a run as a person starts one."""
-        job = self.definitions.resolve_job_def(job_name)
-        return job.execute_in_process(
-            instance=self.instance, run_config=run_config or {}, tags=tags or {}, raise_on_error=False
-        )
 
     def materialize_hour(self, asset: dg.AssetKey, hour: str) -> ExecuteInProcessResult:
         """Do what a person asks for in the UI: one hour of one asset."""
@@ -80,12 +62,6 @@ class ActivitySystem(System):
             if not batches and not hours and self.is_idle:
                 return done
         raise AssertionError(f"Still busy: {self.services.stream_ranges.counts_by_state(self.topic)}")
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no range waits for anything."""
-        counts = self.services.stream_ranges.counts_by_state(self.topic)
-        return not any(counts[state] for state in (RangeState.PENDING, RangeState.REQUESTED, RangeState.RUNNING))
 
     def rows(self, columns: str = "*") -> list[dict[str, Any]]:
         """The Delta table, in the order of the offsets."""
