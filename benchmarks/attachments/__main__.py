@@ -54,6 +54,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         "large_mb_per_s": round(megabytes / large_timing.total, 1),
         "curl_mb_per_s": round(megabytes / curl_seconds, 1),
         "ratio": round(curl_seconds / large_timing.total, 2),
+        "ratio_from_first_download": round(curl_seconds / (large_timing.total - large_timing.to_first_download), 2),
         "peak_rss_mb": memory.megabytes,
         "peak_rss_of": memory.command,
         "exact": not wrong,
@@ -78,7 +79,11 @@ def _store(options: argparse.Namespace, folder: Path) -> Iterator[Mapping[str, s
         assert server.stdout is not None
         try:
             said = json.loads(server.stdout.readline())
-            yield {"INGEST_ATTACHMENTS_URL": f"{said['root']}/attachments", "INGEST_ONELAKE_SAS_TOKEN": said["sas"]}
+            yield {
+                "INGEST_ATTACHMENTS_URL": f"{said['root']}/attachments",
+                "INGEST_ONELAKE_ENDPOINT": said["url"],
+                "INGEST_ONELAKE_SAS_TOKEN": said["sas"],
+            }
         finally:
             server.terminate()
 

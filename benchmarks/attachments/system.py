@@ -82,6 +82,7 @@ class AttachmentSystem:
             if time.monotonic() > began + PATIENCE_SECONDS:
                 states = self._ask(self._ledger, "SELECT state, count(*), min(reason) FROM attachments GROUP BY state")
                 raise TimeoutError(f"Not every attachment was stored: {states}. Logs: {self.settings.state_dir}/logs.")
+            self._require_none_failed()
             time.sleep(POLL_SECONDS)
         seconds = time.monotonic() - began
         query = "SELECT min(started_at) FROM attachments WHERE started_at >= %s"
@@ -96,9 +97,22 @@ class AttachmentSystem:
     def _are_done(self, count: int) -> bool:
         """Whether so many attachments are stored, reported and shown, and nothing is left to be done for them.
 
-        Dagster is asked last: to count thousands of its events ten times a second would take from what is measured.
+        What an index answers is asked first: to count thousands of rows ten times a second would take from what is
+        measured.
         """
-        return self._stored() >= count and not self._unfinished() and self._shown() >= count
+        return not self._held() and self._stored() >= count and not self._unfinished() and self._shown() >= count
+
+    def _require_none_failed(self) -> None:
+        failed = self._ask(
+            self._ledger, "SELECT min(reason) FROM attachments WHERE state = 'failed' HAVING count(*) > 0"
+        )
+        if failed:
+            raise RuntimeError(f"An attachment was not stored: {failed[0][0]}")
+
+    def _held(self) -> bool:
+        """Whether a run has attachments in its hands."""
+        held = "SELECT 1 FROM attachments WHERE reported_at IS NULL AND state <> 'pending' LIMIT 1"
+        return bool(self._ask(self._ledger, held))
 
     def _stored(self) -> int:
         """Attachments that are stored and reported."""
