@@ -192,7 +192,8 @@ class PinnedAdapter(HTTPAdapter):
     ) -> HTTPConnectionPool:
         """The pool of the address's host. How requests finds it is meant for settings that differ between requests."""
         parts = urlsplit(str(request.url))
-        return self.poolmanager.connection_from_host(parts.hostname, parts.port, parts.scheme)
+        pool: HTTPConnectionPool = self.poolmanager.connection_from_host(parts.hostname, parts.port, parts.scheme)
+        return pool
 
     def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ANN401, ARG002 - as requests has it
         """Path and query: there is no proxy that would want more."""
