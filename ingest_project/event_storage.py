@@ -1,13 +1,14 @@
 """Where Dagster keeps its records, and how thousands of per-file events reach them in a few statements.
 
 Dagster stores an event at a time: a materialisation costs about 10 ms, a check result 2 ms more, which is many times
-what ingesting a small file costs. `BulkEventLogStorage` adds one method that stores a whole batch; `dagster.yaml` names
+what ingesting a small file costs. `BulkEventLogStorage` adds methods that store a whole batch; `dagster.yaml` names
 `InstanceStorage`, which uses it on PostgreSQL and falls back to Dagster's own SQLite storage where no URL is set.
 
 Written against and tested with dagster 1.13.27 and dagster-postgres 0.29.27. It relies on these internals of theirs:
-the tables `event_logs` and `asset_check_executions`, `_connect`, `_store_asset_event`, the `_engine` of its three
-storages, that these can be copied, and `_has_instigators_table`; `event_rows.py` says what the events themselves rely
-on. Where the storage in use is another one, `partition_reports.py` logs one event at a time instead.
+the tables `event_logs`, `asset_check_executions` and `dynamic_partitions`, `_connect`, `_store_asset_event`,
+`_check_partitions_table`, the `_engine` of its three storages, that these can be copied, and `_has_instigators_table`;
+`event_rows.py` says what the events rely on. Where the storage in use is another one, `partition_reports.py` logs one
+event at a time instead.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class BulkEventLogStorage(PostgresEventLogStorage):
-    """Dagster's event log in PostgreSQL, with a bulk path for materialisations and check results."""
+    """Dagster's event log in PostgreSQL, with a bulk path for materialisations, check results and partitions."""
 
     def store_asset_events(self, rows: Iterable[EventRow], newest: Mapping[int, EventLogEntry]) -> list[int]:
         """Store materialisations, and return the storage id of each, in order.
@@ -69,6 +70,14 @@ class BulkEventLogStorage(PostgresEventLogStorage):
         with self._cursor() as cursor:
             execute_values(cursor, _UPSERT_CHECKS, last.values(), page_size=ROWS_PER_STATEMENT)
 
+    def add_dynamic_partitions(self, partitions_def_name: str, partition_keys: Sequence[str]) -> None:
+        """Add partitions; those that are there stay. One array in place of two parameters for each of thousands."""
+        if not partition_keys:
+            return
+        self._check_partitions_table()
+        with self._cursor() as cursor:
+            cursor.execute(_ADD_PARTITIONS, (partitions_def_name, list(partition_keys)))
+
     def _insert(self, rows: Iterable[EventRow]) -> list[int]:
         # PostgreSQL numbers and returns the rows of a VALUES list in their order.
         with self._cursor() as cursor:
@@ -88,6 +97,10 @@ class BulkEventLogStorage(PostgresEventLogStorage):
 ROWS_PER_STATEMENT = 1_000
 
 _INSERT_EVENTS = f"INSERT INTO event_logs ({', '.join(EventRow._fields)}) VALUES %s RETURNING id"
+
+_ADD_PARTITIONS = """
+    INSERT INTO dynamic_partitions (partitions_def_name, partition) SELECT %s, unnest(%s::text[]) ON CONFLICT DO NOTHING
+"""
 
 _CHECK_KEY_COLUMNS = 4
 _UPSERT_CHECKS = """

@@ -63,6 +63,15 @@ def checks_by_partition(instance: DagsterInstance) -> dict[str | None, str]:
     }
 
 
+def test_a_partition_that_is_there_already_stays_and_the_others_are_added(any_instance: DagsterInstance) -> None:
+    any_instance.add_dynamic_partitions("things", ["a", "100%s", "it's"])
+    any_instance.add_dynamic_partitions("others", ["a"])
+    any_instance.add_dynamic_partitions("things", ["b", "a", "{c}"])
+    any_instance.add_dynamic_partitions("things", [])
+    assert any_instance.get_dynamic_partitions("things") == ["a", "100%s", "it's", "b", "{c}"]
+    assert any_instance.get_dynamic_partitions("others") == ["a"]
+
+
 def test_each_partition_of_a_batch_gets_its_own_materialisation_and_check(any_instance: DagsterInstance) -> None:
     assert run_batch(any_instance, tags={BATCH_ID_TAG: "batch-1"}).success
 

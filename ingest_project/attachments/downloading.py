@@ -156,6 +156,7 @@ def _store(
             size_bytes=downloaded.size_bytes,
             sha256=downloaded.sha256,
             metadata=metadata,
+            seal=downloaded.seal,
         )
     except StoreRefused as error:
         # A permission that is missing is given in minutes; the file's own server may not have it for ever.

@@ -1,9 +1,12 @@
 """The attachment store in a local folder, the default: a temporary name first, then one rename.
 
-What is put is linked where the file system allows it, and copied otherwise; either way every byte is read and compared
-with the digest first. Metadata is kept in a hidden file beside (`.name.json`), not in extended attributes: those are
-lost by most ways to copy a folder, and some file systems have none. It is renamed into place before its file and names
-the length and time of the content it belongs to, so that a kill between the two can be told from the finished pair.
+What is put is linked where the file system allows it, and copied otherwise. A link that still has the seal under which
+its digest was computed is whole; anything else is read and compared with the digest first. Metadata is kept in a hidden
+file beside (`.name.json`), not in extended attributes: those are lost by most ways to copy a folder, and some file
+systems have none. It is renamed into place before its file and names the length and time of the content it belongs to,
+so that a kill between the two can be told from the finished pair.
+
+Paths are strings where files are put: thousands of small files pass there.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import time
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,18 +27,18 @@ from ingest_project.stores.attachment_names import require_plain
 from ingest_project.stores.attachments import StoredAttachment
 from ingest_project.stores.local_file import LocalFile
 from ingest_project.stores.places import folder_errors
+from ingest_project.web.seals import FileSeal
 
 if TYPE_CHECKING:
-    import io
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import timedelta
 
 COPY_BYTES = 1024**2
 INCOMING = ".uploading"
 # The link shares its bytes with the file it was made from: nobody must change them in place.
 READ_ONLY = 0o444
-# Other file systems, and those without links or with too many of one file.
-NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS}
+# Other file systems, those without links or with too many of one file; and nothing to link, which reading it will tell.
+NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
 
 
 class FolderAttachments:
@@ -54,58 +57,63 @@ class FolderAttachments:
             self._root = folder.resolve()
         self._incoming = self._root / INCOMING
 
-    def put(
-        self, local_path: Path, destination: str, *, size_bytes: int, sha256: str, metadata: Mapping[str, str]
+    def put(  # noqa: PLR0913 - each is passed by name
+        self,
+        local_path: Path,
+        destination: str,
+        *,
+        size_bytes: int,
+        sha256: str,
+        metadata: Mapping[str, str],
+        seal: FileSeal | None = None,
     ) -> StoredAttachment:
         """Store a local file; see `attachments.AttachmentStore.put`. What is there already is left alone."""
         path = self._path(destination)
         kept = kept_metadata(metadata, sha256)
-        stored = StoredAttachment(str(path), size_bytes, sha256)
-        if path.is_file() and self._described(path) == kept and path.stat().st_size == size_bytes:
+        stored = StoredAttachment(path, size_bytes, sha256)
+        present = _status(path)
+        if present and present.st_size == size_bytes and _described(path, present) == kept:
             return stored
-        temporary = self._incoming / uuid.uuid4().hex
+        temporary = self._temporary()
         try:
             with self._errors(destination):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            with LocalFile(local_path, size_bytes, sha256) as file:
-                self._bring(file, temporary)
-            with self._errors(destination):
+                _make_folder(os.path.dirname(path))  # noqa: PTH120
+                self._bring(LocalFile(local_path, size_bytes, sha256), seal, temporary)
                 self._describe(path, temporary, kept)
-                temporary.replace(path)
+                os.replace(temporary, path)  # noqa: PTH105
                 if self._sync:
-                    _sync_folder(path.parent)
+                    _sync(os.path.dirname(path))  # noqa: PTH120
         except BaseException:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                os.unlink(temporary)  # noqa: PTH108
             raise
         return stored
 
     def stat(self, destination: str) -> StoredAttachment | None:
         """What is stored; see `attachments.AttachmentStore.stat`. A file put by others is read to know its digest."""
         path = self._path(destination)
+        if (present := _status(path)) is None:
+            return None
         try:
-            size = path.stat().st_size if path.is_file() else None
-            if size is None:
-                return None
-            sha256 = self._described(path).get(SHA256) or _digest(path)
+            sha256 = _described(path, present).get(SHA256) or _digest(path)
         except FileNotFoundError:
             return None
-        return StoredAttachment(str(path), size, sha256)
+        return StoredAttachment(path, present.st_size, sha256)
 
     def metadata(self, destination: str) -> Mapping[str, str]:
         """What was put with the file; see `attachments.AttachmentStore.metadata`."""
         path = self._path(destination)
-        if not path.is_file():
-            raise SourceMissing(str(path))
-        return self._described(path)
+        if (present := _status(path)) is None:
+            raise SourceMissing(path)
+        return _described(path, present)
 
     def open(self, destination: str) -> BinaryIO:
         """The bytes; see `attachments.AttachmentStore.open`."""
         path = self._path(destination)
         try:
-            return path.open("rb")
+            return Path(path).open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise SourceMissing(str(path)) from None
+            raise SourceMissing(path) from None
 
     def remove_abandoned(self, older_than: timedelta, below: str = "") -> int:  # noqa: ARG002 - all are in one folder
         """Remove what killed uploaders left; see `attachments.AttachmentStore.remove_abandoned`."""
@@ -123,16 +131,33 @@ class FolderAttachments:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _path(self, destination: str) -> Path:
+    def _path(self, destination: str) -> str:
         """Where a destination is.
 
         Raises:
             ForbiddenPath: it leads out of the store, by itself or through a link that somebody made in it.
         """
-        path = self._root / require_plain(destination)
-        if not path.parent.resolve().is_relative_to(self._root) or path.is_symlink():
+        plain = require_plain(destination)
+        path = f"{self._root}/{plain}"
+        if self._has_link(plain) and (Path(path).is_symlink() or not self._is_inside(path)):
             raise ForbiddenPath(destination[:200], "a link leads out of the store.")
         return path
+
+    def _has_link(self, plain: str) -> bool:
+        """Whether any part of a path is a symbolic link: hardly ever, and where none is, nothing has to be resolved."""
+        path = str(self._root)
+        with contextlib.suppress(OSError):
+            for part in plain.split("/"):
+                path = f"{path}/{part}"
+                if stat.S_ISLNK(os.lstat(path).st_mode):
+                    return True
+        return False
+
+    def _is_inside(self, path: str) -> bool:
+        return Path(path).parent.resolve().is_relative_to(self._root)
+
+    def _temporary(self) -> str:
+        return f"{self._incoming}/{os.urandom(16).hex()}"
 
     @contextlib.contextmanager
     def _errors(self, destination: str) -> Iterator[None]:
@@ -145,87 +170,120 @@ class FolderAttachments:
                 raise ForbiddenPath(destination[:200], "something else of that name is in the way.") from error
             raise
 
-    def _bring(self, file: LocalFile, temporary: Path) -> None:
-        if not self._link(file, temporary):
-            self._copy(file, temporary)
-            return
-        for _ in _pieces(file):
-            pass
-        file.finish()
+    def _bring(self, file: LocalFile, seal: FileSeal | None, temporary: str) -> None:
+        """Give the file, or a copy of it, a temporary name in the store, and make sure of its content."""
+        if not (_link(file, temporary) and _is_whole(temporary, file, seal)):
+            with file:
+                _copy(file, temporary)
+        os.chmod(temporary, READ_ONLY)  # noqa: PTH101
         if self._sync:
-            with folder_errors(self._root):
-                os.fsync(file.descriptor)
+            _sync(temporary)
 
-    def _link(self, file: LocalFile, temporary: Path) -> bool:
-        """Give the file's bytes a further name, if the file system can."""
-        with folder_errors(self._root):
-            try:
-                os.link(file.path, temporary)
-            except OSError as error:
-                if error.errno in NO_LINK:
-                    return False
-                raise
-            if not os.path.samestat(temporary.lstat(), os.fstat(file.descriptor)):
-                # The path is a symbolic link, and so is the new name now.
-                temporary.unlink()
-                return False
-            temporary.chmod(READ_ONLY)
-        return True
-
-    def _copy(self, file: LocalFile, temporary: Path) -> None:
-        with folder_errors(self._root), temporary.open("xb", buffering=0) as target:
-            for piece in _pieces(file):
-                _write(target, piece)
-            file.finish()
-            if self._sync:
-                os.fsync(target.fileno())
-        temporary.chmod(READ_ONLY)
-
-    def _describe(self, path: Path, content: Path, kept: Mapping[str, str]) -> None:
+    def _describe(self, path: str, content: str, kept: Mapping[str, str]) -> None:
         """Put the hidden file that describes this content in place."""
-        described = {"content": _version(content), "metadata": dict(kept)}
-        temporary = self._incoming / uuid.uuid4().hex
-        temporary.write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(_sidecar(path))
+        described = {"content": _version(os.stat(content)), "metadata": dict(kept)}  # noqa: PTH116
+        temporary = self._temporary()
+        _write_new(temporary, [json.dumps(described, ensure_ascii=False).encode()])
+        os.replace(temporary, _sidecar(path))  # noqa: PTH105
 
-    def _described(self, path: Path) -> dict[str, str]:
-        """What was put with the content that is there; nothing when the hidden file is of another content."""
-        try:
-            described: dict[str, Any] = json.loads(_sidecar(path).read_bytes())
-            return dict(described["metadata"]) if described["content"] == _version(path) else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+
+def _link(file: LocalFile, temporary: str) -> bool:
+    """Give the file's bytes a further name, if the file system can."""
+    try:
+        os.link(file.path, temporary)
+    except OSError as error:
+        if error.errno in NO_LINK:
+            return False
+        raise
+    return True
+
+
+def _is_whole(temporary: str, file: LocalFile, seal: FileSeal | None) -> bool:
+    """Whether a link leads to the file itself: then its content is the announced one, by its seal or by reading it.
+
+    Raises:
+        SourceChanged: it is not.
+    """
+    status = os.lstat(temporary)
+    if seal == FileSeal.of(status) and status.st_size == file.size_bytes:
+        return True
+    with file:
+        if os.path.samestat(status, os.fstat(file.descriptor)):
+            for _ in _pieces(file):
+                pass
+            return True
+    # The file's path is a symbolic link, and so is the new name.
+    os.unlink(temporary)  # noqa: PTH108
+    return False
+
+
+def _copy(file: LocalFile, temporary: str) -> None:
+    _write_new(temporary, _pieces(file))
 
 
 def _pieces(file: LocalFile) -> Iterator[bytes]:
+    """The content, checked at its end."""
     while piece := file.read(COPY_BYTES):
         yield piece
+    file.finish()
 
 
-def _write(target: io.FileIO, piece: bytes) -> None:
-    """All of it: a nearly full disk takes a part, and refuses the next."""
-    written = target.write(piece)
-    while written < len(piece):
-        written += target.write(memoryview(piece)[written:])
+def _write_new(path: str, pieces: Iterable[bytes]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        for piece in pieces:
+            # A nearly full disk takes a part, and refuses the next.
+            written = os.write(descriptor, piece)
+            while written < len(piece):
+                written += os.write(descriptor, memoryview(piece)[written:])
+    finally:
+        os.close(descriptor)
 
 
-def _version(path: Path) -> list[int]:
+def _make_folder(folder: str) -> None:
+    try:
+        os.mkdir(folder)  # noqa: PTH102
+    except FileExistsError:
+        return  # or a file, which the rename will tell
+    except FileNotFoundError:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+
+
+def _status(path: str) -> os.stat_result | None:
+    """Of a file; None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _described(path: str, status: os.stat_result) -> dict[str, str]:
+    """What was put with the content that is there; nothing when the hidden file is of another content."""
+    try:
+        described: dict[str, Any] = json.loads(Path(_sidecar(path)).read_bytes())
+        return dict(described["metadata"]) if described["content"] == _version(status) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _version(status: os.stat_result) -> list[int]:
     """What tells one content from another without reading it."""
-    status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f".{path.name}.json")
+def _sidecar(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.json"
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+def _digest(path: str) -> str:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from azure.storage.filedatalake import DataLakeFileClient
 
     from ingest_project.onelake.options import OneLakeOptions
+    from ingest_project.web.seals import FileSeal
 
 _TEMPORARY = re.compile(r"(?:.*/)?\.[0-9a-f]{32}\.uploading")
 _CONTENT_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}", re.ASCII)
@@ -66,8 +67,15 @@ class OneLakeAttachments:
         self._appenders = ThreadPoolExecutor(options.concurrency, thread_name_prefix="onelake-append")
         self._room = threading.BoundedSemaphore(options.concurrency)
 
-    def put(
-        self, local_path: Path, destination: str, *, size_bytes: int, sha256: str, metadata: Mapping[str, str]
+    def put(  # noqa: PLR0913 - each is passed by name
+        self,
+        local_path: Path,
+        destination: str,
+        *,
+        size_bytes: int,
+        sha256: str,
+        metadata: Mapping[str, str],
+        seal: FileSeal | None = None,  # noqa: ARG002 - the file is read to be sent, and checked on the way
     ) -> StoredAttachment:
         """Store a local file; see `attachments.AttachmentStore.put`.
 

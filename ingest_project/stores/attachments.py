@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from pathlib import Path
 
+    from ingest_project.web.seals import FileSeal
+
 
 class StoredAttachment(NamedTuple):
     """A file in the store.
@@ -34,8 +36,15 @@ class StoredAttachment(NamedTuple):
 class AttachmentStore(Protocol):
     """Keeps files by name. Safe to use from many threads; memory use does not grow with the file."""
 
-    def put(
-        self, local_path: Path, destination: str, *, size_bytes: int, sha256: str, metadata: Mapping[str, str]
+    def put(  # noqa: PLR0913 - each is passed by name
+        self,
+        local_path: Path,
+        destination: str,
+        *,
+        size_bytes: int,
+        sha256: str,
+        metadata: Mapping[str, str],
+        seal: FileSeal | None = None,
     ) -> StoredAttachment:
         """Store a local file, in place of any file of that name. The second time changes nothing.
 
@@ -46,6 +55,8 @@ class AttachmentStore(Protocol):
             sha256: digest the content must have, in hex.
             metadata: what is kept with it, e.g. trace_id and source_url (its query is left out: signed addresses are
                 secrets). Names are ASCII letters, digits and `_`; values may be any text.
+            seal: of the local file when the digest was computed. A store that can take the file over as it is need not
+                read it again while it has this seal.
 
         Raises:
             ForbiddenPath: the destination is no plain relative path, or leads out of the store.

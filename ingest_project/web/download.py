@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ingest_project.web.answer import Answer
     from ingest_project.web.client import WebClient
+    from ingest_project.web.seals import FileSeal
 
 SIZE_SETTING = "INGEST_MAX_ATTACHMENT_BYTES"
 EXPANSION_SETTING = "INGEST_MAX_ATTACHMENT_EXPANSION"
@@ -67,6 +68,7 @@ class Downloaded:
         http_status: of the last answer: 200, or 206 for a continued download.
         url: where it came from in the end, as it may be printed.
         resumed: whether it was continued after a break.
+        seal: of the file when these bytes were hashed.
     """
 
     path: Path
@@ -77,6 +79,7 @@ class Downloaded:
     http_status: int
     url: str
     resumed: bool
+    seal: FileSeal
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class Downloader:
         found = require_announced(
             part.head, _announced(request), answer.headers.get("Content-Type"), answer.address.printable
         )
-        part.publish()
+        seal = part.publish()
         return Downloaded(
             path=to,
             size_bytes=part.size,
@@ -168,6 +171,7 @@ class Downloader:
             http_status=answer.status,
             url=answer.address.printable,
             resumed=part.resumed,
+            seal=seal,
         )
 
     def _place(self, answer: Answer, part: PartFile) -> None:

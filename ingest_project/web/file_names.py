@@ -27,8 +27,9 @@ def safe_file_name(name: str) -> str:
     """
     # Of a path only the last part is a file's name; what a Windows sender calls a path counts as one.
     name = re.split(r"[/\\]", name.rstrip("/\\ "))[-1]
-    # Composed last: what is left out may have stood between a letter and its accent.
-    name = unicodedata.normalize("NFC", "".join(char for char in name if _printable(char)))
+    if not (name.isascii() and name.isprintable()):
+        # Composed last: what is left out may have stood between a letter and its accent.
+        name = unicodedata.normalize("NFC", "".join(char for char in name if _printable(char)))
     name = _REFUSED.sub("_", name).strip(" .")
     if _WINDOWS_DEVICE.match(name):
         name = f"_{name}"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from ingest_project.errors import DownloadFailed, StoreUnavailable
 from ingest_project.web.content_types import SNIFFED_BYTES
+from ingest_project.web.seals import FileSeal
 from ingest_project.web.urls import printable_url
 
 if TYPE_CHECKING:
@@ -140,13 +141,15 @@ class PartFile:
             while written < len(data):
                 written += os.write(self._descriptor, memoryview(data)[written:])
 
-    def publish(self) -> None:
-        """Give the file its final name, in place of what was there."""
+    def publish(self) -> FileSeal:
+        """Give the file its final name, in place of what was there; the seal holds for what was hashed."""
         with self._folder_errors():
+            seal = FileSeal.of(os.fstat(self._descriptor))
             os.replace(self._path, self._to)  # noqa: PTH105 - strings: thousands of small files pass here
             self._forget_note()
             os.close(self._descriptor)
         self._descriptor = -1
+        return seal
 
     @property
     def sha256(self) -> str:

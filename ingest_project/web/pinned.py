@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import certifi
 from requests.adapters import HTTPAdapter
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from requests import PreparedRequest
     from urllib3.connectionpool import HTTPConnectionPool
 
     from ingest_project.web.addresses import Address
@@ -180,6 +182,22 @@ class PinnedAdapter(HTTPAdapter):
         self.poolmanager = _PinnedPools(
             self._connector, num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._tls, **pool_kwargs
         )
+
+    def get_connection_with_tls_context(
+        self,
+        request: PreparedRequest,
+        verify: Any,  # noqa: ANN401, ARG002 - as requests has it
+        proxies: Any = None,  # noqa: ANN401, ARG002
+        cert: Any = None,  # noqa: ANN401, ARG002
+    ) -> HTTPConnectionPool:
+        """The pool of the address's host. How requests finds it is meant for settings that differ between requests."""
+        parts = urlsplit(str(request.url))
+        pool: HTTPConnectionPool = self.poolmanager.connection_from_host(parts.hostname, parts.port, parts.scheme)
+        return pool
+
+    def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ANN401, ARG002 - as requests has it
+        """Path and query: there is no proxy that would want more."""
+        return request.path_url
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # noqa: ANN401, ARG002 - as requests has it
         """Certificates are always checked; the authorities were loaded once, not for each connection."""

@@ -7,7 +7,7 @@ import ipaddress
 import re
 import socket
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, cast
 from urllib.parse import SplitResult, urlsplit
 
@@ -26,6 +26,8 @@ _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\]")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _BYTE_PRINTED_AS_IS = 0x7F
+# Thousands of addresses lead to a few hosts.
+_REMEMBERED_HOSTS = 1_024
 
 Scheme = Literal["http", "https"]
 
@@ -110,6 +112,7 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
+@lru_cache(maxsize=_REMEMBERED_HOSTS)
 def canonical_host(host: str) -> str | None:
     """The one spelling of a host name or address; None for what is neither.
 

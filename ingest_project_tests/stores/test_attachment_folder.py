@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ingest_project.errors import ForbiddenPath, SourceChanged, StoreUnavailable
-from ingest_project.stores.attachments import AttachmentStore, open_attachment_store
+from ingest_project.stores.attachments import AttachmentStore, StoredAttachment, open_attachment_store
+from ingest_project.web.seals import FileSeal
 from ingest_project_tests.stores.attachment_samples import digest, put, read
 
 
@@ -27,6 +28,31 @@ def test_the_bytes_are_linked_and_not_copied_where_that_is_possible(folder: Atta
     assert local.samefile(stored.path)
     local.unlink()
     assert read(folder, "a") == b"x"
+
+
+def test_a_file_that_still_has_its_seal_is_taken_over_unread(folder: AttachmentStore, tmp_path: Path) -> None:
+    local = tmp_path / "download"
+    local.write_bytes(b"x")
+    seal = FileSeal.of(local.stat())
+    folder.put(local, "a", size_bytes=1, sha256="as announced", metadata={}, seal=seal)
+    assert folder.stat("a") == StoredAttachment(str(tmp_path / "store" / "a"), 1, "as announced")
+
+
+@pytest.mark.parametrize("change", ["written to", "replaced"])
+def test_a_file_that_lost_its_seal_is_read_and_refused(folder: AttachmentStore, tmp_path: Path, change: str) -> None:
+    local, other = tmp_path / "download", tmp_path / "other"
+    local.write_bytes(b"x")
+    seal = FileSeal.of(local.stat())
+    if change == "written to":
+        local.write_bytes(b"y")
+        # Within one tick of the file system's clock two writes have the same time.
+        os.utime(local, ns=(0, seal.modified_ns + 1))
+    else:
+        other.write_bytes(b"y")
+        other.replace(local)
+    with pytest.raises(SourceChanged):
+        folder.put(local, "a", size_bytes=1, sha256=digest(b"x"), metadata={}, seal=seal)
+    assert folder.stat("a") is None
 
 
 def test_a_symbolic_link_and_another_file_system_are_copied_from(folder: AttachmentStore, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from ingest_project.web.client import WebClient
 from ingest_project.web.download import Downloaded, Downloader, DownloadRequest
 from ingest_project.web.hosts import HostRules
 from ingest_project.web.limits import HostLimits, LoadLimits
+from ingest_project.web.seals import FileSeal
 from ingest_project_tests.services.http_server import DEFAULT_SIZE, content_of
 from ingest_project_tests.web.conftest import CONTACT, PATIENT, SMALL
 
@@ -65,7 +66,8 @@ def _failure(downloader: Downloader, request: DownloadRequest, to: Path) -> Inge
 def test_a_file_is_brought_whole_and_described(http_server: HttpServer, downloader: Downloader, to: Path) -> None:
     url = http_server.url("/files/report.pdf?sig=secret")
     content = content_of("report.pdf")
-    assert downloader.download(DownloadRequest(url), to) == Downloaded(
+    downloaded = downloader.download(DownloadRequest(url), to)
+    assert downloaded == Downloaded(
         path=to,
         size_bytes=DEFAULT_SIZE,
         sha256=_sha256(content),
@@ -74,6 +76,7 @@ def test_a_file_is_brought_whole_and_described(http_server: HttpServer, download
         http_status=200,
         url=http_server.url("/files/report.pdf?…"),
         resumed=False,
+        seal=FileSeal.of(to.stat()),
     )
     assert to.read_bytes() == content
     assert _left(to) == [to.name]
