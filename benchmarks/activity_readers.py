@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, TopicPartition
 from deltalake import write_deltalake
 
 from ingest_project.kafka.received import received
-from ingest_project.ledger.stream_ranges import cut
+from ingest_project.ledger.range_record import cut
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 from ingest_project.user_activity.event_table import event_rows

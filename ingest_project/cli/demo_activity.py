@@ -12,7 +12,7 @@ from ingest_project.cli.output import add_row, counted, say, show, table
 from ingest_project.errors import UnreadableMessage
 from ingest_project.hours import hour_of, partition_of
 from ingest_project.kafka.writing import Outgoing
-from ingest_project.ledger.stream_ranges import FINISHED
+from ingest_project.ledger.range_record import FINISHED
 from ingest_project.messages.enriched_event import decode_enriched_event
 from ingest_project.stores.activity_hourly import HourOfType, statistics_of
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from ingest_project.cli.attachment_status import Rung
     from ingest_project.cli.system_status import SystemStatus
+    from ingest_project.ledger.range_record import RangeState
     from ingest_project.ledger.states import AttachmentState, FileState, JobState
-    from ingest_project.ledger.stream_ranges import RangeState
 
     State = TypeVar("State", FileState, JobState, AttachmentState, RangeState)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ingest_project.cli.output import counted
-from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.ledger.range_record import RangeState
 from ingest_project.monitor.intakes import intakes
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from ingest_project.crm.unidentified_messages import UNIDENTIFIED_MESSAGES, unid
 from ingest_project.database.engine import reading
 from ingest_project.errors import TransientError
 from ingest_project.kafka.offset_ranges import OpenRanges
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
+from ingest_project.ledger.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.crm_event import CrmKind
 from ingest_project.partition_reports import keep_connections_open

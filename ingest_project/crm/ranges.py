@@ -9,7 +9,7 @@ from ingest_project.streams.runs import Batch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ingest_project.ledger.stream_ranges import RangeRecord
+    from ingest_project.ledger.range_record import RangeRecord
 
 # Fewer messages than this are stored sooner than a second run has started.
 WORTH_SPLITTING = 10_000

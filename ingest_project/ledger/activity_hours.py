@@ -15,8 +15,8 @@ from ingest_project.database.activity_tables import activity_hours as hours
 from ingest_project.database.activity_tables import activity_range_hours as range_hours
 from ingest_project.database.engine import reading, writing
 from ingest_project.database.stream_tables import stream_ranges as ranges
+from ingest_project.ledger.range_record import OffsetRange
 from ingest_project.ledger.statements import in_parts
-from ingest_project.ledger.stream_ranges import OffsetRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ingest_project.database.attachment_tables import attachment_events, attachments, download_outcomes
 from ingest_project.database.stream_tables import stream_ranges
 from ingest_project.database.tables import files, polling_jobs
+from ingest_project.ledger.range_record import RangeState
 from ingest_project.ledger.states import AttachmentState, FileState, JobState
-from ingest_project.ledger.stream_ranges import RangeState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

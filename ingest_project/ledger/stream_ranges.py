@@ -7,15 +7,14 @@ saved plans again and finds what it had planned: ranges never overlap, and the n
 from __future__ import annotations
 
 from collections import defaultdict
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 import sqlalchemy as sa
 
 from ingest_project.database.engine import reading, writing
 from ingest_project.database.stream_tables import stream_ranges as ranges
 from ingest_project.database.stream_tables import stream_stretches as stretches
+from ingest_project.ledger.range_record import FINISHED, UNFINISHED, OffsetRange, RangeRecord, RangeState, range_row
 from ingest_project.ledger.statements import in_parts, insert_missing
 from ingest_project.ledger.work_ledger import WorkLedger
 
@@ -28,75 +27,6 @@ UNNAMED_LIFE = "life-"
 # Of the ranges that are done there are ever more: nobody needs to know whether it is one million or two.
 MOST_COUNTED = 10_000
 REMOVED = "removed from the topic before they were read."
-
-
-class RangeState(StrEnum):
-    """Where a range is in its life: pending -> requested -> running -> done | failed | lost."""
-
-    PENDING = "pending"
-    REQUESTED = "requested"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    LOST = "lost"
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more happens to it by itself."""
-        return self in FINISHED
-
-
-FINISHED = frozenset({RangeState.DONE, RangeState.FAILED, RangeState.LOST})
-UNFINISHED = frozenset(RangeState) - FINISHED
-
-
-class OffsetRange(msgspec.Struct, frozen=True, order=True):
-    """Offsets of one partition.
-
-    Args:
-        generation: tells one life of a topic from the next.
-        end: the first offset that is not in it.
-    """
-
-    topic: str
-    generation: str
-    partition: int
-    first: int
-    end: int
-
-    @property
-    def key(self) -> str:
-        """Its name in the ledger. Where it ends is not in it: the first plan decides that."""
-        return f"{self.topic}/{self.generation}/{self.partition}/{self.first}"
-
-    def __len__(self) -> int:
-        """How many offsets."""
-        return self.end - self.first
-
-    def __str__(self) -> str:
-        """As people write it."""
-        return f"{self.topic}[{self.partition}] {self.first} to {self.end - 1}"
-
-
-class RangeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of one range."""
-
-    range_key: str
-    offsets: OffsetRange
-    state: RangeState
-    attempts: int
-    reason: str | None
-    run_id: str | None
-    messages: int | None
-    outcome: dict[str, int] | None
-    created_at: datetime
-    finished_at: datetime | None
-
-    @classmethod
-    def of(cls, row: sa.RowMapping) -> RangeRecord:
-        """Of a row of the table `stream_ranges`."""
-        own = {name: row[name] for name in cls.__struct_fields__ if name not in {"offsets", "state"}}
-        return cls(**own, state=RangeState(row["state"]), offsets=_offsets(row))
 
 
 class StreamRangeLedger(WorkLedger):
@@ -156,8 +86,8 @@ class StreamRangeLedger(WorkLedger):
         gone = {"reason": REMOVED, "finished_at": now, "reported_at": now}
         with writing(self._engine) as connection:
             known = _in_stretches(connection, [*planned, *lost])
-            rows = [_row(entry, RangeState.PENDING, now) for entry in planned if entry not in known]
-            lost_rows = [_row(entry, RangeState.LOST, now) | gone for entry in lost if entry not in known]
+            rows = [range_row(entry, RangeState.PENDING, now) for entry in planned if entry not in known]
+            lost_rows = [range_row(entry, RangeState.LOST, now) | gone for entry in lost if entry not in known]
             new = insert_missing(connection, ranges, rows, ranges.c.range_key)
             return len(new | insert_missing(connection, ranges, lost_rows, ranges.c.range_key))
 
@@ -327,15 +257,6 @@ class StreamRangeLedger(WorkLedger):
             return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
 
 
-def cut(  # noqa: PLR0913, PLR0917 - a range is four facts
-    topic: str, generation: str, partition: int, start: int, end: int, size: int
-) -> list[OffsetRange]:
-    """Divide offsets into ranges of at most this size."""
-    return [
-        OffsetRange(topic, generation, partition, first, min(first + size, end)) for first in range(start, end, size)
-    ]
-
-
 def _generations(connection: sa.Connection, topic: str) -> Iterator[str]:
     """Every life of a topic that is on record: each found by one look into an index, however many ranges it has."""
     query, last = sa.select(sa.func.min(ranges.c.generation)).where(ranges.c.topic == topic), ""
@@ -360,24 +281,4 @@ def _in_stretches(connection: sa.Connection, entries: Sequence[OffsetRange]) -> 
         entry
         for entry in entries
         if any(first <= entry.first < end for first, end in known[entry.topic, entry.generation, entry.partition])
-    }
-
-
-def _offsets(row: sa.RowMapping) -> OffsetRange:
-    return OffsetRange(row["topic"], row["generation"], row["partition"], row["first_offset"], row["end_offset"])
-
-
-def _row(entry: OffsetRange, state: RangeState, now: datetime) -> dict[str, Any]:
-    return {
-        "range_key": entry.key,
-        "topic": entry.topic,
-        "generation": entry.generation,
-        "partition": entry.partition,
-        "first_offset": entry.first,
-        "end_offset": entry.end,
-        "state": state,
-        "attempts": 0,
-        "next_attempt_at": now,
-        "created_at": now,
-        "updated_at": now,
     }

@@ -15,8 +15,8 @@ from ingest_project.database.engine import reading, snapshot, writing
 from ingest_project.database.stream_tables import stream_ranges as ranges
 from ingest_project.database.stream_tables import stream_stretches as stretches
 from ingest_project.ledger.activity_hours import keep_spans
+from ingest_project.ledger.range_record import OffsetRange, RangeState
 from ingest_project.ledger.statements import KEYS_AT_A_TIME
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.ledger.range_record import RangeState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord
+    from ingest_project.ledger.range_record import OffsetRange, RangeRecord
     from ingest_project.resources import Services
 
 RECENT = timedelta(hours=24)

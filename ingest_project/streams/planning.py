@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ingest_project.errors import BrokerUnavailable
 from ingest_project.kafka.positions import Positions
-from ingest_project.ledger.stream_ranges import OffsetRange, cut
+from ingest_project.ledger.range_record import OffsetRange, cut
 from ingest_project.logs import get_logger
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import Field
 
 from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord
+from ingest_project.ledger.range_record import OffsetRange, RangeRecord
 from ingest_project.partition_reports import Context
 from ingest_project.resources import Services
 

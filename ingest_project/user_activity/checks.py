@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.ledger.stream_ranges import RangeRecord, RangeState, cut
+from ingest_project.ledger.range_record import RangeRecord, RangeState, cut
 from ingest_project.resources import Services
 from ingest_project.stores.activity_events import Offsets, ask
 from ingest_project.streams.checks import MOST_SHOWN, RECENT, planned_twice, shown, unread

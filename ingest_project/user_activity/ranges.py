@@ -9,13 +9,13 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.ledger.range_record import RangeState
 from ingest_project.streams.runs import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ingest_project.ledger.stream_ranges import RangeRecord
+    from ingest_project.ledger.range_record import RangeRecord
 
 # Fewer events than this are stored sooner than a second run has started.
 WORTH_SPLITTING = 100_000

@@ -14,7 +14,7 @@ from ingest_project.database.locks import exclusive
 from ingest_project.errors import BrokerUnavailable
 from ingest_project.hours import end_of
 from ingest_project.intake import put_aside
-from ingest_project.ledger.stream_ranges import OffsetRange, cut
+from ingest_project.ledger.range_record import OffsetRange, cut
 from ingest_project.logs import get_logger
 from ingest_project.stores.activity_events import Offsets, of_hours, replace
 from ingest_project.user_activity.storing import CHUNK_BYTES, CHUNK_MESSAGES, stream_of

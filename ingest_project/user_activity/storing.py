@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ingest_project.errors import TransactionConflict
 from ingest_project.intake import put_aside
-from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.ledger.range_record import RangeState
 from ingest_project.logs import get_logger
 from ingest_project.stores.activity_events import Offsets, rows_by_hour
 from ingest_project.stores.delta_tables import Committed
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ingest_project.kafka.offset_ranges import Chunk, OpenRanges
-    from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord
+    from ingest_project.ledger.range_record import OffsetRange, RangeRecord
     from ingest_project.resources import Services
 
 logger = get_logger(__name__)

@@ -13,7 +13,7 @@ import dagster as dg
 from ingest_project.batches import BATCH_ID_TAG, new_batch_id
 from ingest_project.errors import IngestError, TransientError
 from ingest_project.hours import hour_of, partition_of
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
+from ingest_project.ledger.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
 from ingest_project.partition_reports import Context, PartitionReport, keep_connections_open, report
 from ingest_project.resources import Services

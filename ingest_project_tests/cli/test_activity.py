@@ -10,7 +10,7 @@ import pytest
 
 from ingest_project.hours import hour_of, partition_of
 from ingest_project.kafka.writing import Outgoing, TopicWriter
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeState
+from ingest_project.ledger.range_record import OffsetRange, RangeState
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 from ingest_project.stores.activity_hourly import HourOfType, replace_hours

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.ledger.stream_ranges import cut
+from ingest_project.ledger.range_record import cut
 
 if TYPE_CHECKING:
     from ingest_project.resources import Services

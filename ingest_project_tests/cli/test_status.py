@@ -28,8 +28,8 @@ from ingest_project.database.attachment_tables import attachments as table
 from ingest_project.database.engine import writing
 from ingest_project.kafka.positions import Positions
 from ingest_project.kafka.writing import Outgoing, TopicWriter
+from ingest_project.ledger.range_record import OffsetRange, RangeState
 from ingest_project.ledger.states import AttachmentState, FileState, JobState
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeState
 from ingest_project.monitor.topic_lag import TopicLag
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from dagster._serdes import serialize_value
 
-from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.ledger.range_record import RangeState
 from ingest_project.settings import load_settings
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.user_activity.events import event

@@ -11,7 +11,7 @@ import pytest
 from dagster._serdes import serialize_value
 
 from ingest_project.database.crm_tables import opportunities, projects
-from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.ledger.range_record import RangeState
 from ingest_project.settings import load_settings
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.crm.messages import opportunity, project

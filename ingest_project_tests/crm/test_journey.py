@@ -12,7 +12,7 @@ import pytest
 
 from ingest_project.crm.unidentified_log import log_path
 from ingest_project.database.crm_tables import opportunities, projects
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeState
+from ingest_project.ledger.range_record import OffsetRange, RangeState
 from ingest_project_tests.crm.messages import encoded, opportunity, project
 from ingest_project_tests.crm.system import SENSOR, CrmSystem
 from ingest_project_tests.journeys.system import changed

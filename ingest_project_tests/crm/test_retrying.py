@@ -14,7 +14,7 @@ from ingest_project.crm.unidentified_messages import Retried, retry
 from ingest_project.database.crm_tables import opportunities, unidentified_messages
 from ingest_project.database.engine import writing
 from ingest_project.errors import BrokerUnavailable, DatabaseUnavailable, TransientError
-from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.ledger.range_record import RangeState
 from ingest_project.settings import RetrySettings, load_settings
 from ingest_project_tests.crm.messages import encoded, opportunity
 from ingest_project_tests.crm.system import SENSOR, CrmSystem, crm_environment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.ledger.range_record import RangeState
 from ingest_project_tests.journeys.system import System
 
 if TYPE_CHECKING:

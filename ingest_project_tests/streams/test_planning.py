@@ -10,7 +10,7 @@ from ingest_project.database.migrate import migrate
 from ingest_project.errors import BrokerUnavailable
 from ingest_project.kafka.offset_ranges import Backlog
 from ingest_project.kafka.writing import Outgoing
-from ingest_project.ledger.stream_ranges import OffsetRange
+from ingest_project.ledger.range_record import OffsetRange
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 from ingest_project.streams.planning import plan, plan_backlog

@@ -19,7 +19,8 @@ from ingest_project.database.engine import open_engine, reading, writing
 from ingest_project.database.migrate import migrate
 from ingest_project.database.stream_tables import stream_ranges, stream_stretches
 from ingest_project.ledger.activity_hours import ActivityHours
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeState, StreamRangeLedger, cut
+from ingest_project.ledger.range_record import OffsetRange, RangeState, cut
+from ingest_project.ledger.stream_ranges import StreamRangeLedger
 from ingest_project.ledger.stream_stretches import Bounds, StreamStretches, holes
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from confluent_kafka import Producer
 
-from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.ledger.range_record import RangeState
 from ingest_project.settings import load_settings
 from ingest_project.user_activity.partitions import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project.user_activity.rebuilding import read_again_from_beginning

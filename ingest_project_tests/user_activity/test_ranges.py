@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from ingest_project.ledger.stream_ranges import OffsetRange, RangeRecord, RangeState
+from ingest_project.ledger.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.user_activity.ranges import batches_of, ready
 from ingest_project.user_activity.rebuilding import joined
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest_project.errors import TransientError
-from ingest_project.ledger.stream_ranges import RangeState
+from ingest_project.ledger.range_record import RangeState
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 from ingest_project.user_activity import event_table
