@@ -72,12 +72,11 @@ def _measured(server: Server, messages: list[bytes], folder: Path) -> dict[str, 
     for topic in (topics.sales_events, topics.file_event_queue):
         server.create_topic(topic, PARTITIONS)
     with running_system(folder / "product", [folder], brokers=server.bootstrap_servers) as system:
-        switch_sensor(system._stack.webserver_url, SENSOR, on=False)  # noqa: SLF001 - of our own package
-        system._wait_for_ticks()  # noqa: SLF001
+        system.turn_off(SENSOR)
         _send(server, topics.sales_events, messages)
         with PeakMemory(system.processes) as memory:
             began = time.monotonic()
-            switch_sensor(system._stack.webserver_url, SENSOR, on=True)  # noqa: SLF001
+            switch_sensor(system._stack.webserver_url, SENSOR, on=True)  # noqa: SLF001 - of our own package
             waited = _wait_until_stored(system, len(messages))
             seconds = time.monotonic() - began
         found = _found(system)

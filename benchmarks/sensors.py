@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psycopg2
 
 ANSWER_SECONDS = 60.0
+POLL_SECONDS = 0.1
+SETTLE_SECONDS = 1.0
 REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "ingest_project"}
 
+_TICKING = "SELECT 1 FROM job_ticks WHERE status = 'STARTED' AND tick_body LIKE %s LIMIT 1"
 _SENSORS = """query($repository: RepositorySelector!) {
   sensorsOrError(repositorySelector: $repository) { ... on Sensors { results { id name } } } }"""
 _START = """mutation($sensor: SensorSelector!) {
@@ -33,6 +40,30 @@ def switch_sensor(webserver_url: str, name: str, *, on: bool) -> None:
         answer = _graphql(url, _STOP, {"id": identity})["stopSensor"]
     if "message" in answer:
         raise RuntimeError(answer["message"])
+
+
+def wait_for_tick(dagster: psycopg2.extensions.connection, name: str, seconds: float) -> None:
+    """Wait until a sensor that was turned off is at rest: a tick of it that had begun goes on to its end.
+
+    Args:
+        dagster: a connection to Dagster's database.
+        name: of the sensor.
+        seconds: to wait at most.
+
+    Raises:
+        TimeoutError: its tick does not end.
+    """
+    deadline = time.monotonic() + seconds
+    with dagster.cursor() as cursor:
+        while True:
+            cursor.execute(_TICKING, [f'%"{name}"%'])
+            if cursor.fetchone() is None:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"A tick of {name} does not end.")
+            time.sleep(POLL_SECONDS)
+    # After the tick the daemon writes the sensor's state as it had read it, and would turn it off again.
+    time.sleep(SETTLE_SECONDS)
 
 
 def _graphql(url: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:

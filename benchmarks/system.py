@@ -22,7 +22,7 @@ import psycopg2
 from confluent_kafka import Producer
 
 from benchmarks.earlier_files import copy_file
-from benchmarks.sensors import switch_sensor
+from benchmarks.sensors import switch_sensor, wait_for_tick
 from benchmarks.workload import write_workload
 from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.database.engine import open_engine
@@ -40,7 +40,6 @@ SENSOR = "file_event_queue_sensor"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 POLL_SECONDS = 0.1
 START_SECONDS = 60.0
-SETTLE_SECONDS = 1.0
 SLOWEST_FILES_PER_SECOND = 10
 SLOWEST_BYTES_PER_SECOND = 1e6
 # Of the 5 MiB that the embedded broker keeps of each of a topic's 4 partitions; keys spread the events evenly enough.
@@ -100,10 +99,14 @@ class System:
         if self._producer.flush(START_SECONDS):
             raise TimeoutError("The broker did not confirm all events.")
 
+    def turn_off(self, sensor: str) -> None:
+        """Have a sensor at rest."""
+        switch_sensor(self._stack.webserver_url, sensor, on=False)
+        wait_for_tick(self._dagster, sensor, START_SECONDS)
+
     def measure(self, workload: Workload) -> Timing:
         """Ingest the files of a workload, from events on the topic to everything stored and shown."""
-        switch_sensor(self._stack.webserver_url, SENSOR, on=False)
-        self._wait_for_ticks()
+        self.turn_off(SENSOR)
         self.announce(workload.paths)
         began_at, began = datetime.now(UTC), time.monotonic()
         switch_sensor(self._stack.webserver_url, SENSOR, on=True)
@@ -173,19 +176,6 @@ class System:
         if time.monotonic() > deadline:
             states = self._ask("SELECT state, count(*), min(reason) FROM files GROUP BY state")
             raise TimeoutError(f"{complaint} States: {states}. Logs: {self._stack.settings.state_dir}/logs.")
-
-    def _wait_for_ticks(self) -> None:
-        """A tick that had begun when its sensor was turned off goes on to its end."""
-        deadline = time.monotonic() + START_SECONDS
-        with self._dagster.cursor() as cursor:
-            while True:
-                cursor.execute("SELECT 1 FROM job_ticks WHERE status = 'STARTED' LIMIT 1")
-                if not cursor.fetchall():
-                    break
-                self._require_going_on(deadline, "A tick does not end.")
-                time.sleep(POLL_SECONDS)
-        # After the tick the daemon writes the sensor's state as it had read it, and would turn it off again.
-        time.sleep(SETTLE_SECONDS)
 
     def _ask(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         with self._warehouse.cursor() as cursor:

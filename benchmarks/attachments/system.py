@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg2
 from confluent_kafka import Producer
 
-from benchmarks.sensors import switch_sensor
-from benchmarks.system import NOT_DAGSTER, NOT_OURS, SETTLE_SECONDS
+from benchmarks.sensors import switch_sensor, wait_for_tick
+from benchmarks.system import NOT_DAGSTER, NOT_OURS
 from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.database.engine import open_engine
 from ingest_project.database.migrate import migrate
@@ -72,7 +72,7 @@ class AttachmentSystem:
     def measure(self, addresses: Sequence[str], trace_prefix: str) -> Timing:
         """Send an event for each address, turn the sensor on, and wait until all are stored and shown."""
         switch_sensor(self._stack.webserver_url, SENSOR, on=False)
-        self._wait_for_ticks()
+        wait_for_tick(self._dagster, SENSOR, CONFIRM_SECONDS)
         already = self._stored()
         self._send(addresses, trace_prefix)
         began_at, began = datetime.now(UTC), time.monotonic()
@@ -141,15 +141,6 @@ class AttachmentSystem:
             self._producer.poll(0)
         if self._producer.flush(CONFIRM_SECONDS):
             raise TimeoutError("The broker did not confirm all events.")
-
-    def _wait_for_ticks(self) -> None:
-        deadline = time.monotonic() + CONFIRM_SECONDS
-        while self._ask(self._dagster, "SELECT 1 FROM job_ticks WHERE status = 'STARTED' LIMIT 1"):
-            if time.monotonic() > deadline:
-                raise TimeoutError("A tick does not end.")
-            time.sleep(POLL_SECONDS)
-        # After the tick the daemon writes the sensor's state as it had read it, and would turn it off again.
-        time.sleep(SETTLE_SECONDS)
 
     def _ask(
         self, connection: psycopg2.extensions.connection, query: str, *parameters: object
