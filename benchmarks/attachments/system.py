@@ -41,7 +41,7 @@ class Timing(NamedTuple):
 
     Args:
         total: from the sensor being on to everything stored and shown.
-        to_first_download: of that, until a run began to download: the daemon's wait for its next tick (up to 5 s), the
+        to_first_download: of that, until a run began to download: the daemon's wait for its next tick, the
             start of the run, and the events' addresses.
     """
 

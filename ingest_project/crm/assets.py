@@ -5,7 +5,7 @@ without naming ranges gets everything that is due, and what was given up before.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -13,7 +13,9 @@ from typing import Any
 
 import dagster as dg
 
+from ingest_project.ahead import one_ahead
 from ingest_project.batches import BATCH_ID_TAG, DATABASE_POOL, new_batch_id
+from ingest_project.crm.identifying import Identified, identify
 from ingest_project.crm.opportunities import OPPORTUNITIES, opportunities
 from ingest_project.crm.projects import PROJECTS, projects
 from ingest_project.crm.retrying import jittered, retried
@@ -21,7 +23,7 @@ from ingest_project.crm.storing import store
 from ingest_project.crm.unidentified_messages import UNIDENTIFIED_MESSAGES, unidentified_messages
 from ingest_project.database.engine import reading
 from ingest_project.errors import TransientError
-from ingest_project.kafka.offset_ranges import OpenRanges
+from ingest_project.kafka.offset_ranges import Chunk, OpenRanges
 from ingest_project.ledger.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.crm_event import CrmKind
@@ -102,21 +104,21 @@ def _store_ranges(
 
 def _advance(services: Services, ranges: OpenRanges, offsets: OffsetRange, progress: Progress) -> None:
     """Read on in a range from where it was left, and store each chunk in a transaction."""
-    log_file = services.settings.logging.file
-    chunks = ranges.read(
-        offsets.topic,
-        offsets.generation,
-        offsets.partition,
-        progress.next_offset,
-        offsets.end,
-        CHUNK_MESSAGES,
-        CHUNK_BYTES,
-    )
-    for chunk in chunks:
-        progress.outcome += store(services.engine, chunk.messages, offsets.generation, log_file)
-        progress.messages += len(chunk.messages)
-        progress.lost += chunk.lost
-        progress.next_offset = chunk.next_offset
+    with one_ahead(_identified(ranges, offsets, progress.next_offset)) as chunks:
+        for chunk, found in chunks:
+            progress.outcome += store(services.engine, found, services.settings.logging.file)
+            progress.messages += len(chunk.messages)
+            progress.lost += chunk.lost
+            progress.next_offset = chunk.next_offset
+
+
+def _identified(
+    ranges: OpenRanges, offsets: OffsetRange, first: int
+) -> Generator[tuple[Chunk, Identified], None, None]:
+    """What is left of a range, and which of its messages is what."""
+    place = (offsets.topic, offsets.generation, offsets.partition)
+    for chunk in ranges.read(*place, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES):
+        yield chunk, identify(chunk.messages, offsets.generation)
 
 
 def _give_back(services: Services, keys: Sequence[str], error: TransientError) -> None:

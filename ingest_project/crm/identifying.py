@@ -12,7 +12,7 @@ from ingest_project.stores.crm_records import PlacedEvent, Position
 from ingest_project.stores.unidentified_messages import Unidentified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from ingest_project.kafka.received import Received
     from ingest_project.messages.crm_event import CrmEvent
@@ -22,15 +22,22 @@ logger = get_logger(__name__)
 
 @dataclass
 class Identified:
-    """Messages by what they are; each of them is in exactly one place."""
+    """Messages by what they are; each of them is in exactly one place.
 
+    Args:
+        messages: all of them, in their order.
+        generation: which life of the topic they are from.
+    """
+
+    messages: Sequence[Received]
+    generation: str
     events: dict[CrmKind, list[PlacedEvent]] = field(default_factory=lambda: {kind: [] for kind in CrmKind})
     unidentified: list[Unidentified] = field(default_factory=list)
 
 
-def identify(messages: Iterable[Received], generation: str) -> Identified:
+def identify(messages: Sequence[Received], generation: str) -> Identified:
     """Sort messages by what they are. No message makes it fail."""
-    sorted_out = Identified()
+    sorted_out = Identified(messages, generation)
     for message in messages:
         found = identify_payload(message.value)
         position = Position(message.topic, generation, message.partition, message.offset)

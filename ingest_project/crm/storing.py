@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from ingest_project.crm import unidentified_log
-from ingest_project.crm.identifying import identify, unidentified
+from ingest_project.crm.identifying import Identified, identify, unidentified
 from ingest_project.database.engine import writing
 from ingest_project.database.failures import sqlstate
 from ingest_project.logs import get_logger
@@ -29,7 +29,7 @@ logger = get_logger(__name__)
 REFUSALS = ("22", "23", "54")
 
 
-def store(engine: sa.Engine, messages: Sequence[Received], generation: str, log_file: Path | None) -> Counter[str]:
+def store(engine: sa.Engine, found: Identified, log_file: Path | None) -> Counter[str]:
     """Store messages: records by upsert, the rest whole.
 
     Should the database refuse what the rules let through, the messages are halved until the one is found that it
@@ -41,19 +41,19 @@ def store(engine: sa.Engine, messages: Sequence[Received], generation: str, log_
     Raises:
         TransientError: nothing of the messages in question was stored; the same call may succeed later.
     """
+    messages, generation = found.messages, found.generation
     if not messages:
         return Counter()
     try:
-        return _store_together(engine, messages, generation, log_file)
+        return _store_together(engine, found, log_file)
     except sa.exc.DBAPIError as refusal:
         if not _is_refusal(refusal):
             raise
         if len(messages) == 1:
             return _keep_refused(engine, messages[0], generation, log_file, refusal)
     middle = len(messages) // 2
-    return store(engine, messages[:middle], generation, log_file) + store(
-        engine, messages[middle:], generation, log_file
-    )
+    halves = (identify(half, generation) for half in (messages[:middle], messages[middle:]))
+    return sum((store(engine, half, log_file) for half in halves), Counter())
 
 
 def _is_refusal(error: sa.exc.DBAPIError) -> bool:
@@ -63,10 +63,7 @@ def _is_refusal(error: sa.exc.DBAPIError) -> bool:
     return isinstance(error.orig, BaseException) and sqlstate(error.orig).startswith(REFUSALS)
 
 
-def _store_together(
-    engine: sa.Engine, messages: Sequence[Received], generation: str, log_file: Path | None
-) -> Counter[str]:
-    found = identify(messages, generation)
+def _store_together(engine: sa.Engine, found: Identified, log_file: Path | None) -> Counter[str]:
     now = datetime.now(UTC)
     outcome = Counter({"unidentified": len(found.unidentified)})
     with writing(engine) as connection:

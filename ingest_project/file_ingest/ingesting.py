@@ -7,11 +7,11 @@ transaction it shares with others, and should the database refuse a group for th
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
+from ingest_project.ahead import one_ahead
 from ingest_project.errors import IngestError, UnforeseenFailure
 from ingest_project.file_ingest.large_file import refused_group, store_large_file
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
@@ -28,7 +28,7 @@ from ingest_project.ledger.states import FileState
 from ingest_project.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ingest_project.ledger.file_record import FileRecord
     from ingest_project.resources import Services
@@ -73,9 +73,9 @@ def ingest(
     Yields:
         what became of each group of files, as soon as it is stored.
     """
-    groups = split_into_groups(records)
-    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as beside:
-        for prepared in one_ahead(groups, lambda group: prepare(group, services, contract), beside):
+    made = (prepare(group, services, contract) for group in split_into_groups(records))
+    with one_ahead(made) as prepared_groups:
+        for prepared in prepared_groups:
             yield finish(prepared, services, contract, run_id)
 
 
@@ -91,20 +91,6 @@ def split_into_groups(records: Sequence[FileRecord]) -> Iterator[list[FileRecord
         size_bytes += record.event.size_bytes or 0
     if group:
         yield group
-
-
-def one_ahead(
-    items: Iterable[Item], work: Callable[[Item], PreparedGroup], beside: ThreadPoolExecutor
-) -> Iterator[PreparedGroup]:
-    """Do the work for the next item while the caller is busy with this one's result."""
-    ahead = None
-    for item in items:
-        following = beside.submit(work, item)
-        if ahead is not None:
-            yield ahead.result()
-        ahead = following
-    if ahead is not None:
-        yield ahead.result()
 
 
 def prepare(records: Sequence[FileRecord], services: Services, contract: Contract) -> PreparedGroup:

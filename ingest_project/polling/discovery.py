@@ -6,12 +6,12 @@ The next page is listed and written while this one is sent; two pages are in mem
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
+from ingest_project.ahead import one_ahead
 from ingest_project.ledger.outbox import JobOutbox
 from ingest_project.polling.announcing import prepare, publish
 from ingest_project.sources.protocol import Skipped, SourceFile
@@ -108,30 +108,21 @@ def discover(services: Services, record: JobRecord) -> Discovery:
     discovery = Discovery()
 
     def prepared() -> Generator[Announcements, None, None]:
-        for page in one_ahead(_pages(source.list_files(record.job.file_pattern), settings.page_files)):
-            ready = discovery.take(page, datetime.now(UTC), settings.min_age)
-            if ready:
-                announcements = prepare(services, record, source, ready, outbox)
-                for file in ready[: SHOWN_FILES - len(discovery.shown)]:
-                    discovery.show(file.path, "announced" if file.path in announcements.paths else "announced before")
-                yield announcements
+        with one_ahead(_pages(source.list_files(record.job.file_pattern), settings.page_files)) as pages:
+            for page in pages:
+                ready = discovery.take(page, datetime.now(UTC), settings.min_age)
+                if ready:
+                    announcements = prepare(services, record, source, ready, outbox)
+                    for file in ready[: SHOWN_FILES - len(discovery.shown)]:
+                        was_new = file.path in announcements.paths
+                        discovery.show(file.path, "announced" if was_new else "announced before")
+                    yield announcements
 
-    for announcements in one_ahead(prepared()):
-        publish(services, announcements, outbox)
-        discovery.announced += len(announcements.messages)
+    with one_ahead(prepared()) as prepared_ones:
+        for announcements in prepared_ones:
+            publish(services, announcements, outbox)
+            discovery.announced += len(announcements.messages)
     return discovery
-
-
-def one_ahead(made: Generator[Item, None, None]) -> Generator[Item, None, None]:
-    """What is made, each next one in a thread of its own while the caller works on the one before."""
-    try:
-        with ThreadPoolExecutor(1, "listing") as maker:
-            coming = maker.submit(next, made, None)
-            while (item := coming.result()) is not None:
-                coming = maker.submit(next, made, None)
-                yield item
-    finally:
-        made.close()
 
 
 def _pages(entries: Iterator[Item], size: int) -> Generator[list[Item], None, None]:

@@ -9,11 +9,11 @@ and the ledger hears of a range after its last one, both of them idempotent: a r
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ingest_project.ahead import one_ahead
 from ingest_project.errors import TransactionConflict
 from ingest_project.intake import put_aside
 from ingest_project.ledger.range_record import RangeState
@@ -22,7 +22,7 @@ from ingest_project.stores.activity_events import Offsets, rows_by_hour
 from ingest_project.stores.delta_tables import Committed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -111,18 +111,12 @@ def store_ranges(services: Services, records: Sequence[RangeRecord], stored: Sto
     Raises:
         TransientError: the ranges that are not done may be tried again.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit") as committer:
-        under_way: Future[None] | None = None
-        with services.range_reader.opened() as ranges:
-            for part in _parts(services, ranges, records):
-                if under_way is not None:
-                    under_way.result()
-                under_way = committer.submit(_commit, services, part, stored)
-        if under_way is not None:
-            under_way.result()
+    with services.range_reader.opened() as ranges, one_ahead(_parts(services, ranges, records)) as parts:
+        for part in parts:
+            _commit(services, part, stored)
 
 
-def _parts(services: Services, ranges: OpenRanges, records: Sequence[RangeRecord]) -> Iterator[_Part]:
+def _parts(services: Services, ranges: OpenRanges, records: Sequence[RangeRecord]) -> Generator[_Part, None, None]:
     """The commits that are to be made, in order."""
     reached: int | None = None
     before: OffsetRange | None = None

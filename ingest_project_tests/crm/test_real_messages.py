@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
+from ingest_project.crm.identifying import identify
 from ingest_project.crm.storing import store
 from ingest_project.database.crm_tables import opportunities, unidentified_messages
 from ingest_project.database.engine import open_engine, reading
@@ -49,7 +50,7 @@ def test_no_bare_input_is_a_record_and_each_is_kept_to_the_byte(engine: sa.Engin
     payloads = [(DATA / entry["file"]).read_bytes() for entry in entries()]
     lines = [line for payload in payloads for line in payload.splitlines()]
     inputs = received(*payloads, *dict.fromkeys(lines))
-    assert store(engine, inputs, "g", None)["unidentified"] == len(inputs)
+    assert store(engine, identify(inputs, "g"), None)["unidentified"] == len(inputs)
     kept = stored(engine, unidentified_messages)
     assert {offset: row["payload"] for offset, row in kept.items()} == {one.offset: one.value for one in inputs}
 
@@ -61,7 +62,7 @@ def test_a_json_text_inside_a_message_is_taken_or_refused_as_the_manifest_says(e
     for number, case in enumerate(cases):
         text = (DATA / case["file"]).read_bytes().removeprefix(BYTE_ORDER_MARK)
         payloads.append(encoded(opportunity(f"opp_{number}", custom="<custom>")).replace(b'"<custom>"', text))
-    store(engine, received(*payloads), "g", None)
+    store(engine, identify(received(*payloads), "g"), None)
     records, refused = stored(engine, opportunities), stored(engine, unidentified_messages)
     assert len(records) + len(refused) == len(cases)
     for number, case in enumerate(cases):
@@ -76,5 +77,5 @@ def test_every_naughty_string_comes_back_as_it_was_sent(engine: sa.Engine) -> No
     lines = (DATA / entry["file"]).read_text(encoding="utf-8").split("\n")
     naughty = [line for line in lines if line and not line.startswith("#")]
     payloads = [json.dumps(opportunity(f"opp_{number}", name=text)).encode() for number, text in enumerate(naughty)]
-    store(engine, received(*payloads), "g", None)
+    store(engine, identify(received(*payloads), "g"), None)
     assert {offset: row["name"] for offset, row in stored(engine, opportunities).items()} == dict(enumerate(naughty))
