@@ -5,10 +5,10 @@ Whether it is acceptable is known only at its end; then a refused one is rolled 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ingest_project.ahead import one_ahead
 from ingest_project.errors import FileRejected
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, aggregate, counts_by_file, merge
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
@@ -27,7 +27,7 @@ from ingest_project.file_ingest.validated_sensor_data import (
 from ingest_project.ledger.states import FileState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     import polars as pl
 
@@ -82,16 +82,17 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     rule_counts: dict[str, int] = {}
     sample: list[dict[str, object]] = []
     metrics: list[pl.DataFrame] = []
-    for checked in _checked_ahead(file, contract):
-        transaction.append_readings(checked.accepted)
-        transaction.append_quarantined(checked.quarantined)
-        metrics.append(aggregate(checked.accepted, by=["file_key"]))
-        rows_read += checked.rows_read[key]
-        rows_bad += checked.quarantined.height
-        for rule, count in checked.broken_rules_by_file().get(key, {}).items():
-            rule_counts[rule] = rule_counts.get(rule, 0) + count
-        if len(sample) < SAMPLE_ROWS:
-            sample += checked.sample_by_file().get(key, [])
+    with one_ahead(_checked(file, contract)) as chunks:
+        for checked in chunks:
+            transaction.append_readings(checked.accepted)
+            transaction.append_quarantined(checked.quarantined)
+            metrics.append(aggregate(checked.accepted, by=["file_key"]))
+            rows_read += checked.rows_read[key]
+            rows_bad += checked.quarantined.height
+            for rule, count in checked.broken_rules_by_file().get(key, {}).items():
+                rule_counts[rule] = rule_counts.get(rule, 0) + count
+            if len(sample) < SAMPLE_ROWS:
+                sample += checked.sample_by_file().get(key, [])
     merged = merge(metrics)
     transaction.put_metrics(merged)
     return verdict(
@@ -110,16 +111,6 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     )
 
 
-def _checked_ahead(file: OpenedFile, contract: Contract) -> Iterator[CheckedRows]:
-    """Read and check one chunk while the one before it is being stored."""
-
-    def next_checked() -> CheckedRows | None:
-        chunk = next(chunks, None)
-        return None if chunk is None else check_rows([(file.record.file_key, file.profile, chunk)], contract)
-
-    chunks = file.chunks
-    with ThreadPoolExecutor(1, thread_name_prefix="chunks") as beside:
-        ahead = beside.submit(next_checked)
-        while (checked := ahead.result()) is not None:
-            ahead = beside.submit(next_checked)
-            yield checked
+def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
+    for chunk in file.chunks:
+        yield check_rows([(file.record.file_key, file.profile, chunk)], contract)
