@@ -74,6 +74,11 @@ def _without_overflow(summary: pl.DataFrame, readings: pl.DataFrame, keys: Seque
     return summary.update(again, on=list(keys))
 
 
+def standing_alone(frame: pl.DataFrame) -> pl.DataFrame:
+    """A copy that holds no other memory: texts are views of the text they were read from, and keep all of it."""
+    return pl.DataFrame(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+
+
 def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Merge the summaries of the parts of a whole exactly, without looking at the readings again.
 

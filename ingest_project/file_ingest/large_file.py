@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ingest_project.ahead import one_ahead
 from ingest_project.errors import FileRejected
-from ingest_project.file_ingest.aggregation import NO_SUMMARIES, aggregate, counts_by_file, merge
+from ingest_project.file_ingest.aggregation import NO_SUMMARIES, aggregate, counts_by_file, merge, standing_alone
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
 from ingest_project.file_ingest.quarantined_files import leave_quarantine
 from ingest_project.file_ingest.storing import finish, without_duplicates
@@ -86,7 +86,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
         for checked in chunks:
             transaction.append_readings(checked.accepted)
             transaction.append_quarantined(checked.quarantined)
-            metrics.append(aggregate(checked.accepted, by=["file_key"]))
+            metrics.append(standing_alone(aggregate(checked.accepted, by=["file_key"])))
             rows_read += checked.rows_read[key]
             rows_bad += checked.quarantined.height
             for rule, count in checked.broken_rules_by_file().get(key, {}).items():

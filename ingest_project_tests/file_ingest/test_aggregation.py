@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
+import weakref
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.file_ingest.aggregation import aggregate, merge
+from ingest_project.file_ingest.aggregation import aggregate, merge, standing_alone
 
 Values = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=30)
 
@@ -88,3 +91,20 @@ def test_huge_readings_do_not_overflow() -> None:
     row = aggregate(readings(values)).row(0, named=True)
     assert row["mean"] == pytest.approx(4e307)
     assert row["stddev"] == pytest.approx(statistics.stdev(value / 1e308 for value in values) * 1e308)
+
+
+def test_a_summary_that_stands_alone_keeps_nothing_of_the_text_it_came_from() -> None:
+    text = np.frombuffer(b"a device with a long name", np.uint8).copy()
+    kept = weakref.ref(text)
+    block = pa.py_buffer(text)
+    offsets = pa.py_buffer(np.array([0, len(text)], np.int64))
+    device = pa.LargeStringArray.from_buffers(1, offsets, block)
+    readings = pl.DataFrame({"device_id": device, "sensor_type": ["t"], "value": [1.0]})
+    summary = aggregate(readings)
+    alone = standing_alone(summary)
+    assert alone.equals(summary)
+    del text, block, device, readings
+    assert kept() is not None, "the summary itself is a view"
+    del summary
+    assert kept() is None
+    assert alone["device_id"].to_list() == ["a device with a long name"]
