@@ -341,6 +341,8 @@ def paused(server: Server, system: System) -> Iterator[None]:
     give_up_at = time.monotonic() + 30
     while time.monotonic() < give_up_at:
         with suppress(BrokerUnavailable):
+            # Two clients, and each finds its own way back.
             system.services.reader.end_offsets(system.settings.topics.file_event_queue)
+            system.services.range_reader.backlog(system.settings.topics.file_event_queue, None, 0)
             return
     raise TimeoutError
