@@ -116,8 +116,7 @@ def _identified(
     ranges: OpenRanges, offsets: OffsetRange, first: int
 ) -> Generator[tuple[Chunk, Identified], None, None]:
     """What is left of a range, and which of its messages is what."""
-    place = (offsets.topic, offsets.generation, offsets.partition)
-    for chunk in ranges.read(*place, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES):
+    for chunk in ranges.read(*offsets.lane, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES):
         yield chunk, identify(chunk.messages, offsets.generation)
 
 

@@ -5,7 +5,7 @@ A change is counted, not flagged: statistics that are being made while another c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -15,7 +15,7 @@ from ingest_project.database.activity_tables import activity_hours as hours
 from ingest_project.database.activity_tables import activity_range_hours as range_hours
 from ingest_project.database.engine import reading, writing
 from ingest_project.database.stream_tables import stream_ranges as ranges
-from ingest_project.ledger.range_record import OffsetRange
+from ingest_project.ledger.range_record import OffsetRange, offset_columns
 from ingest_project.ledger.statements import in_parts
 
 if TYPE_CHECKING:
@@ -96,11 +96,11 @@ class ActivityHours:
         Of ranges that were let go, one from the first to the last with events of the hour; others may lie between.
         """
         on_record = (
-            sa.select(*_offsets(ranges))
+            sa.select(*offset_columns(ranges))
             .join(range_hours, range_hours.c.range_key == ranges.c.range_key)
             .where(range_hours.c.hour == hour)
         )
-        let_go = sa.select(*_offsets(spans)).where(spans.c.hour == hour)
+        let_go = sa.select(*offset_columns(spans)).where(spans.c.hour == hour)
         with reading(self._engine) as connection:
             found = connection.execute(sa.union_all(on_record, let_go))
             return tuple(sorted(OffsetRange(*row) for row in found))
@@ -128,7 +128,7 @@ def keep_spans(connection: sa.Connection, let_go: Mapping[str, OffsetRange]) -> 
         removed = sa.delete(range_hours).where(range_hours.c.range_key.in_(part))
         for key, hour in connection.execute(removed.returning(range_hours.c.range_key, range_hours.c.hour)):
             one = let_go[key]
-            place = (hour, one.topic, one.generation, one.partition)
+            place = (hour, *one.lane)
             first, end = found.get(place, (one.first, one.end))
             found[place] = (min(first, one.first), max(end, one.end))
     if found:
@@ -156,7 +156,3 @@ def _insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | s
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table)
     return sqlite.insert(table)
-
-
-def _offsets(table: sa.Table) -> list[sa.Column[Any]]:
-    return [table.c[name] for name in ("topic", "generation", "partition", "first_offset", "end_offset")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -33,6 +33,14 @@ FINISHED = frozenset({RangeState.DONE, RangeState.FAILED, RangeState.LOST})
 UNFINISHED = frozenset(RangeState) - FINISHED
 
 
+class Lane(NamedTuple):
+    """A partition in one life of its topic: offsets in it follow one another."""
+
+    topic: str
+    generation: str
+    partition: int
+
+
 class OffsetRange(msgspec.Struct, frozen=True, order=True):
     """Offsets of one partition.
 
@@ -46,6 +54,11 @@ class OffsetRange(msgspec.Struct, frozen=True, order=True):
     partition: int
     first: int
     end: int
+
+    @property
+    def lane(self) -> Lane:
+        """Whose offsets these are."""
+        return Lane(self.topic, self.generation, self.partition)
 
     @property
     def key(self) -> str:
@@ -106,6 +119,11 @@ def range_row(entry: OffsetRange, state: RangeState, now: datetime) -> dict[str,
         "created_at": now,
         "updated_at": now,
     }
+
+
+def offset_columns(table: sa.Table) -> list[sa.Column[Any]]:
+    """The columns from which an `OffsetRange` is made, in its order."""
+    return [table.c[name] for name in ("topic", "generation", "partition", "first_offset", "end_offset")]
 
 
 def _offsets(row: sa.RowMapping) -> OffsetRange:

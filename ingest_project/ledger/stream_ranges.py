@@ -14,7 +14,16 @@ import sqlalchemy as sa
 from ingest_project.database.engine import reading, writing
 from ingest_project.database.stream_tables import stream_ranges as ranges
 from ingest_project.database.stream_tables import stream_stretches as stretches
-from ingest_project.ledger.range_record import FINISHED, UNFINISHED, OffsetRange, RangeRecord, RangeState, range_row
+from ingest_project.ledger.range_record import (
+    FINISHED,
+    UNFINISHED,
+    Lane,
+    OffsetRange,
+    RangeRecord,
+    RangeState,
+    offset_columns,
+    range_row,
+)
 from ingest_project.ledger.statements import in_parts, insert_missing
 from ingest_project.ledger.work_ledger import WorkLedger
 
@@ -189,7 +198,7 @@ class StreamRangeLedger(WorkLedger):
         """Number of ranges in every state, also those with none; of those that are done at most MOST_COUNTED."""
         others = (
             sa.select(ranges.c.state, sa.func.count())
-            .where(ranges.c.topic == topic, ranges.c.state.in_([*UNFINISHED, RangeState.FAILED, RangeState.LOST]))
+            .where(ranges.c.topic == topic, ranges.c.state.in_(frozenset(RangeState) - {RangeState.DONE}))
             .group_by(ranges.c.state)
         )
         some = sa.select(ranges.c.range_key).where(ranges.c.topic == topic, ranges.c.state == RangeState.DONE)
@@ -270,15 +279,11 @@ def _in_stretches(connection: sa.Connection, entries: Sequence[OffsetRange]) -> 
     """Those that begin where ranges were planned and looked at before."""
     if not entries:
         return set()
-    query = sa.select(*stretches.c).where(
+    query = sa.select(*offset_columns(stretches)).where(
         stretches.c.topic.in_({entry.topic for entry in entries}),
         stretches.c.generation.in_({entry.generation for entry in entries}),
     )
-    known: dict[tuple[str, str, int], list[tuple[int, int]]] = defaultdict(list)
-    for topic, generation, partition, *bounds in connection.execute(query):
-        known[topic, generation, partition].append((bounds[0], bounds[1]))
-    return {
-        entry
-        for entry in entries
-        if any(first <= entry.first < end for first, end in known[entry.topic, entry.generation, entry.partition])
-    }
+    known: dict[Lane, list[tuple[int, int]]] = defaultdict(list)
+    for *lane, first_offset, end_offset in connection.execute(query):
+        known[Lane(*lane)].append((first_offset, end_offset))
+    return {entry for entry in entries if any(first <= entry.first < end for first, end in known[entry.lane])}

@@ -15,7 +15,7 @@ from ingest_project.database.engine import reading, snapshot, writing
 from ingest_project.database.stream_tables import stream_ranges as ranges
 from ingest_project.database.stream_tables import stream_stretches as stretches
 from ingest_project.ledger.activity_hours import keep_spans
-from ingest_project.ledger.range_record import OffsetRange, RangeState
+from ingest_project.ledger.range_record import Lane, OffsetRange, RangeState, offset_columns
 from ingest_project.ledger.statements import KEYS_AT_A_TIME
 
 if TYPE_CHECKING:
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 BEYOND = 2**63 - 1
-
-
-class Lane(NamedTuple):
-    """A partition in one life of its topic: offsets in it follow one another."""
-
-    topic: str
-    generation: str
-    partition: int
 
 
 class Bounds(NamedTuple):
@@ -145,7 +137,7 @@ def _lanes(connection: sa.Connection, topic: str = "") -> Iterator[Lane]:
 
 
 def _seams_of(connection: sa.Connection, lane: Lane) -> Iterator[Seam]:
-    each = _in_order(connection, lane).subquery()
+    each = _in_order(lane, _in_holes(lane, _known(connection, lane))).subquery()
     query = sa.select(each).where(each.c.first != each.c.reached).order_by(each.c.first)
     for row in connection.execute(query):
         if row.first > row.reached:
@@ -156,34 +148,32 @@ def _seams_of(connection: sa.Connection, lane: Lane) -> Iterator[Seam]:
 
 def _extend_lane(connection: sa.Connection, lane: Lane, settled: datetime) -> None:
     # What is planned twice may reach back: nothing from the first range on that has not settled.
-    in_holes = _in_holes(connection, lane)
+    known = _known(connection, lane)
+    in_holes = _in_holes(lane, known)
     query = sa.select(sa.func.min(ranges.c.first_offset)).where(in_holes, ranges.c.created_at >= settled)
     until = connection.execute(query).scalar()
     has_settled = sa.and_(ranges.c.created_at < settled, ranges.c.end_offset <= (BEYOND if until is None else until))
-    each = _in_order(connection, lane, has_settled).subquery()
+    each = _in_order(lane, sa.and_(in_holes, has_settled)).subquery()
     begins = sa.case((sa.and_(each.c.first == each.c.before, each.c.first == each.c.reached), 0), else_=1)
     numbered = sa.select(each, sa.func.sum(begins).over(order_by=(each.c.first, each.c.end)).label("number")).subquery()
     first, end = sa.func.min(numbered.c.first), sa.func.max(numbered.c.end)
     found = [
         Bounds(*row) for row in connection.execute(sa.select(first, end).group_by(numbered.c.number).order_by(first))
     ]
-    if found == _known(connection, lane):
+    if found == known:
         return
     rows = [{**lane._asdict(), "first_offset": one.first, "end_offset": one.end} for one in found]
     connection.execute(sa.delete(stretches).where(_of(stretches, lane)))
     connection.execute(sa.insert(stretches), rows)
 
 
-def _in_order(
-    connection: sa.Connection, lane: Lane, which: sa.ColumnElement[bool] | None = None
-) -> sa.Select[tuple[int, ...]]:
-    """Stretches of a partition and ranges in none of them: where each begins, and where those before it end.
+def _in_order(lane: Lane, others: sa.ColumnElement[bool]) -> sa.Select[tuple[int, ...]]:
+    """Stretches of a partition and some ranges in none of them: where each begins, and where those before it end.
 
     Columns: first, end, before (the end of the last one before it), reached (the highest end of all before it).
     """
     known = sa.select(stretches.c.first_offset, stretches.c.end_offset).where(_of(stretches, lane))
-    other = sa.select(ranges.c.first_offset, ranges.c.end_offset).where(_in_holes(connection, lane))
-    both = sa.union_all(known, other if which is None else other.where(which)).subquery()
+    both = sa.union_all(known, sa.select(ranges.c.first_offset, ranges.c.end_offset).where(others)).subquery()
     first, end = both.c.first_offset, both.c.end_offset
     in_turn = (first, end)
     before = sa.func.lag(end).over(order_by=in_turn).label("before")
@@ -191,9 +181,9 @@ def _in_order(
     return sa.select(first.label("first"), end.label("end"), before, reached)
 
 
-def _in_holes(connection: sa.Connection, lane: Lane) -> sa.ColumnElement[bool]:
+def _in_holes(lane: Lane, known: Sequence[Bounds]) -> sa.ColumnElement[bool]:
     """Whether a range of a partition is in none of its stretches; an index over the ends answers."""
-    end, found = ranges.c.end_offset, holes(_known(connection, lane))
+    end, found = ranges.c.end_offset, holes(known)
     return sa.and_(_of(ranges, lane), sa.or_(*(sa.and_(end > hole.first, end <= hole.end) for hole in found)))
 
 
@@ -218,9 +208,8 @@ def _remove(connection: sa.Connection, before: datetime, most: int) -> int:
     # What a stretch ends with stays: one of them is the newest of its partition, after which the next plan begins.
     goes_on = (stretches.c.first_offset <= ranges.c.first_offset, stretches.c.end_offset > ranges.c.end_offset)
     chosen = sa.select(key).where(_long_done(before), _in_a_stretch(*goes_on)).order_by(oldest_first).limit(most)
-    columns = (ranges.c.topic, ranges.c.generation, ranges.c.partition, ranges.c.first_offset, ranges.c.end_offset)
     # The state once more, beside the inner query: PostgreSQL asks it again of a row that a run has just taken.
-    statement = sa.delete(ranges).where(key.in_(chosen), _long_done(before)).returning(key, *columns)
+    statement = sa.delete(ranges).where(key.in_(chosen), _long_done(before)).returning(key, *offset_columns(ranges))
     gone = {row[0]: OffsetRange(*row[1:]) for row in connection.execute(statement)}
     keep_spans(connection, gone)
     return len(gone)

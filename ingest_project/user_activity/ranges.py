@@ -29,7 +29,9 @@ def ready(unfinished: Sequence[RangeRecord], due: frozenset[str]) -> list[list[R
         due: keys of the pending ones whose time has come.
     """
     lanes = []
-    for _, lane in groupby(sorted(unfinished, key=lambda record: record.offsets), key=_lane):
+    for _, lane in groupby(
+        sorted(unfinished, key=lambda record: record.offsets), key=lambda record: record.offsets.lane
+    ):
         records = list(lane)
         if all(record.state is RangeState.PENDING for record in records):
             not_due = (place for place, record in enumerate(records) if record.range_key not in due)
@@ -69,10 +71,6 @@ def _in_turn(lanes: Sequence[Sequence[RangeRecord]], most_offsets: int) -> list[
             chosen.append(record)
             room -= len(record.offsets)
     return chosen
-
-
-def _lane(record: RangeRecord) -> tuple[str, int]:
-    return (record.offsets.generation, record.offsets.partition)
 
 
 def _size(lane: Sequence[RangeRecord]) -> int:

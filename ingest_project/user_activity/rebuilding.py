@@ -122,15 +122,11 @@ def joined(ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
     found: list[OffsetRange] = []
     for one in sorted(ranges):
         last = found[-1] if found else None
-        if last and _lane(last) == _lane(one) and one.first <= last.end:
-            found[-1] = OffsetRange(*_lane(one), last.first, max(last.end, one.end))
+        if last and last.lane == one.lane and one.first <= last.end:
+            found[-1] = OffsetRange(*one.lane, last.first, max(last.end, one.end))
         else:
             found.append(one)
     return found
-
-
-def _lane(one: OffsetRange) -> tuple[str, str, int]:
-    return one.topic, one.generation, one.partition
 
 
 def _bounds(services: Services, topic: str) -> tuple[str, dict[int, _Retained]]:
@@ -171,9 +167,7 @@ def _batches(services: Services, offsets: OffsetRange, hour: datetime | None) ->
     from ingest_project.user_activity.event_table import event_rows, hours_in, of_hour  # noqa: PLC0415 - brings pyarrow
 
     now = datetime.now(UTC)
-    for chunk in services.range_reader.read(
-        offsets.topic, offsets.generation, offsets.partition, offsets.first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES
-    ):
+    for chunk in services.range_reader.read(*offsets.lane, offsets.first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES):
         if chunk.lost:
             raise BrokerUnavailable(
                 services.settings.kafka.bootstrap_servers, f"retention removed part of {offsets} while it was read"

@@ -147,7 +147,7 @@ def _parts_of_range(
 
 
 def _follows(offsets: OffsetRange, before: OffsetRange | None) -> bool:
-    return before is not None and (*_place(before), before.end) == (*_place(offsets), offsets.first)
+    return before is not None and (*before.lane, before.end) == (*offsets.lane, offsets.first)
 
 
 def _require_turn(services: Services, offsets: OffsetRange) -> None:
@@ -162,9 +162,7 @@ def _require_turn(services: Services, offsets: OffsetRange) -> None:
 
 
 def _read(ranges: OpenRanges, offsets: OffsetRange, first: int) -> Iterator[Chunk]:
-    return ranges.read(
-        offsets.topic, offsets.generation, offsets.partition, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES
-    )
+    return ranges.read(*offsets.lane, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES)
 
 
 def _add(services: Services, part: _Part, chunk: Chunk, generation: str) -> None:
@@ -187,7 +185,7 @@ def _commit(services: Services, part: _Part, stored: Stored) -> None:
         outcome[of_rows] += part.rows
     else:
         # The table is there already; what its rows are of can be seen in it alone.
-        found = Offsets(*_place(part.record.offsets), part.record.offsets.first, part.next_offset)
+        found = Offsets(*part.record.offsets.lane, part.record.offsets.first, part.next_offset)
         hours = rows_by_hour(services.user_activity_events, found)
         outcome[FOUND_STORED] += sum(hours.values())
     services.activity_hours.mark_changed(key, stored.add(key, hours, outcome), now)
@@ -217,7 +215,3 @@ def _finish(services: Services, record: RangeRecord, stored: Stored) -> None:
     messages = outcome[EVENTS] + outcome[FOUND_STORED] + outcome["dead_letters"]
     services.stream_ranges.finish(record.range_key, messages, outcome["lost"], outcome, datetime.now(UTC))
     stored.done.append(record)
-
-
-def _place(offsets: OffsetRange) -> tuple[str, str, int]:
-    return offsets.topic, offsets.generation, offsets.partition
