@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ingest_project.ahead import one_ahead
 from ingest_project.errors import IngestError, UnforeseenFailure
@@ -40,8 +40,6 @@ GROUP_FILES = 128
 # Groups grow to that size by doubling: storing starts as soon as a few files are read, not after the first hundred.
 FIRST_GROUP_FILES = 16
 GROUP_BYTES = 16 * 1024**2
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
