@@ -28,6 +28,7 @@ from ingest_project.stores.attachments import StoredAttachment
 from ingest_project.stores.local_file import LocalFile
 from ingest_project.stores.places import folder_errors
 from ingest_project.web.seals import FileSeal
+from ingest_project.whole_writes import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -232,10 +233,7 @@ def _write_new(path: str, pieces: Iterable[bytes]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         for piece in pieces:
-            # A nearly full disk takes a part, and refuses the next.
-            written = os.write(descriptor, piece)
-            while written < len(piece):
-                written += os.write(descriptor, memoryview(piece)[written:])
+            write_all(descriptor, piece)
     finally:
         os.close(descriptor)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from ingest_project.errors import SourceMissing
 from ingest_project.stores.landing import Digest, Landed, chunks_of, object_name
 from ingest_project.stores.places import folder_errors
+from ingest_project.whole_writes import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +98,7 @@ class FolderLanding:
             for chunk in chunks:
                 digest.add(chunk)
                 with folder_errors(self._folder):
-                    _write(descriptor, chunk)
+                    write_all(descriptor, chunk)
             if self._sync:
                 with folder_errors(self._folder):
                     os.fsync(descriptor)
@@ -123,10 +124,3 @@ class FolderLanding:
             with contextlib.suppress(FileNotFoundError):
                 if entry.stat().st_mtime < oldest:
                     os.unlink(entry.path)  # noqa: PTH108
-
-
-def _write(descriptor: int, chunk: bytes) -> None:
-    """All of it: the system may take a part at a time."""
-    written = os.write(descriptor, chunk)
-    while written < len(chunk):
-        written += os.write(descriptor, memoryview(chunk)[written:])

@@ -22,6 +22,7 @@ from ingest_project.errors import DownloadFailed, StoreUnavailable
 from ingest_project.web.content_types import SNIFFED_BYTES
 from ingest_project.web.seals import FileSeal
 from ingest_project.web.urls import printable_url
+from ingest_project.whole_writes import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -137,9 +138,7 @@ class PartFile:
         """Append, and take into the checksums."""
         self._digests(data)
         with self._folder_errors():
-            written = os.write(self._descriptor, data)
-            while written < len(data):
-                written += os.write(self._descriptor, memoryview(data)[written:])
+            write_all(self._descriptor, data)
 
     def publish(self) -> FileSeal:
         """Give the file its final name, in place of what was there; the seal holds for what was hashed."""
