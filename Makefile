@@ -59,6 +59,10 @@ tests: $(VENV)/.dev-installed
 test-all: $(VENV)/.dev-installed ## Run every test, those that take minutes included
 	@$(BIN)/python -m pytest -m "long or not long"
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev-installed ## Try all decoders and parsers with random inputs; MINUTES=10
+	@$(BIN)/python -m ingest_project_tests.fuzz --minutes $(or $(MINUTES),10)
+
 .PHONY: screenshots
 screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI in docs/images anew
 	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest ingest_project_tests/after_a_demo/test_dagster_ui.py

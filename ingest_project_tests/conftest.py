@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
+
+from ingest_project_tests.fuzz import PROFILE
 
 if TYPE_CHECKING:
     import pytest
+
+# Tests that state their own number of examples keep it: new seeds, round after round, are what finds more.
+settings.register_profile(PROFILE, max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 pytest_plugins = [
     "ingest_project_tests.browser.fixtures",
