@@ -141,7 +141,9 @@ class KafkaServer:
             [sys.executable, "-c", WATCHER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
         )
         self._process: subprocess.Popen[bytes] | None = None
-        self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self._properties)).wait()
+        self._java(
+            "kafka.tools.StorageTool", "format", f"--cluster-id={_cluster_id()}", "-c", str(self._properties)
+        ).wait()
         self._start()
 
     @property
