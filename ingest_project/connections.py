@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ingest_project.errors import SettingsError
+from ingest_project.errors import PermanentError, SettingsError
 from ingest_project.eventhouse.clusters import ClusterAccess
+from ingest_project.onelake.accounts import AllowedAccount, accounts_of
 from ingest_project.onelake.identity import default_credential
-from ingest_project.sources.access import Clients, S3Account
+from ingest_project.sources.access import Clients, NamedPlaces, S3Account
+from ingest_project.sources.s3_place import named_bucket
 from ingest_project.stores.delta_places import AzureCredential, BearerToken, DeltaCredentials
 from ingest_project.stores.delta_upkeep import UpkeepLimits
 from ingest_project.stores.places import S3Options
 from ingest_project.web.client import ContactLimits, WebClient
 from ingest_project.web.credentials import HostCredential
 from ingest_project.web.download import DownloadLimits
-from ingest_project.web.hosts import HostRules
+from ingest_project.web.hosts import HostLists, HostRules
 from ingest_project.web.limits import HostLimits, LoadLimits
+from ingest_project.web.pinned import Connector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,10 +54,11 @@ def s3_options(storage: StorageSettings) -> S3Options:
 
 def source_clients(settings: Settings) -> Clients:
     """What sources talk through, for one process."""
+    lists = host_lists(settings)
 
     @cache
     def s3(account: S3Account) -> S3Client:
-        return s3_client(account, settings.polling.source_timeout_seconds)
+        return s3_client(account, settings.polling.source_timeout_seconds, lists)
 
     @cache
     def web() -> WebClient:
@@ -64,15 +69,53 @@ def source_clients(settings: Settings) -> Clients:
     account = S3Account(
         storage.s3_endpoint_url, storage.s3_region, storage.s3_access_key_id, storage.s3_secret_access_key
     )
-    return Clients(s3_account=account, s3=s3, web=web, onelake=settings.onelake)
+    return Clients(
+        s3_account=account, s3=s3, web=web, onelake=settings.onelake, lists=lists, named=named_places(settings, account)
+    )
 
 
-def s3_client(account: S3Account, timeout_seconds: float) -> S3Client:
+def host_lists(settings: Settings) -> HostLists:
+    """The lists of hosts that hold for every client."""
+    downloads = settings.downloads
+    return HostLists(tuple(downloads.denied_hosts), tuple(downloads.allowed_internal_hosts))
+
+
+def named_places(settings: Settings, account: S3Account) -> NamedPlaces:
+    """Places that the settings name, which messages may name as well.
+
+    Args:
+        settings: whose sources, stores and tables count.
+        account: in S3, of sources that name no endpoint.
+
+    Raises:
+        SettingsError: an entry of INGEST_ONELAKE_ALLOWED_ACCOUNTS is none.
+    """
+    attachments, onelake = settings.attachments, settings.onelake
+    configured = [source.source_config for source in settings.sources.values()]
+    buckets = set()
+    for config in configured:
+        # A source that names no bucket says so when it is looked at; it does not stop all others.
+        with suppress(PermanentError):
+            if config["source_type"] == "s3":
+                buckets.add(named_bucket(config, account))
+    addresses = [
+        attachments.store_url,
+        attachments.results_url,
+        settings.user_activity.table_url,
+        *attachments.destinations.values(),
+        *(str(config.get("path") or "") for config in configured if config["source_type"] == "onelake"),
+    ]
+    accounts = [AllowedAccount.parse(text) for text in onelake.allowed_accounts]
+    return NamedPlaces(frozenset(buckets), (*accounts, *accounts_of(addresses, onelake.endpoint)))
+
+
+def s3_client(account: S3Account, timeout_seconds: float, lists: HostLists) -> S3Client:
     """A client of S3 for sources, made by dagster-aws's resource.
 
     Args:
         account: who we are, and where.
         timeout_seconds: how long a server may be silent.
+        lists: hosts that are not contacted, and internal ones that may be.
     """
     from ingest_project.s3_resource import BoundedS3Resource  # noqa: PLC0415 - takes 0.5 s; other sources do without
 
@@ -84,8 +127,17 @@ def s3_client(account: S3Account, timeout_seconds: float) -> S3Client:
         aws_access_key_id=account.access_key_id,
         aws_secret_access_key=secret.get_secret_value() if secret else None,
         timeout_seconds=timeout_seconds,
+        # A proxy would resolve the name by itself. What the settings name is reached as they say.
+        proxied=account.contact is None,
     )
-    return resource.get_client()
+    client = resource.get_client()
+    if account.contact is not None:
+        from ingest_project.web.pinned_s3 import pin  # noqa: PLC0415 - imports botocore
+
+        contact = account.contact
+        rules = lists.rules_for((contact.host, contact.port), internal_allowed=contact.internal_allowed)
+        pin(client, Connector(rules))
+    return client
 
 
 def delta_credentials(settings: Settings) -> DeltaCredentials:

@@ -18,10 +18,12 @@ class BoundedS3Resource(S3Resource):
 
     Args:
         timeout_seconds: how long a server may be silent, in each attempt.
+        proxied: whether the environment's proxies are used.
     """
 
     max_attempts: int = S3_MAX_ATTEMPTS
     timeout_seconds: float = S3_TIMEOUT_SECONDS
+    proxied: bool = True
 
     def get_client(self) -> S3Client:
         """A client with the same options as those of the stores."""
@@ -35,6 +37,10 @@ class BoundedS3Resource(S3Resource):
             aws_secret_access_key=self.aws_secret_access_key,
             aws_session_token=self.aws_session_token,
             config=s3_config(
-                self.endpoint_url, self.timeout_seconds, self.max_attempts, unsigned=self.use_unsigned_session
+                self.endpoint_url,
+                self.timeout_seconds,
+                self.max_attempts,
+                unsigned=self.use_unsigned_session,
+                proxied=self.proxied,
             ),
         )

@@ -1,16 +1,19 @@
 """Addresses in OneLake and other ADLS Gen2 accounts, and which of their places may be written.
 
-An address may come from a message. It is read as text, it never carries a secret, and the host it names must be one
-that our credentials may be sent to: Microsoft's, or the endpoint that the settings name.
+An address may come from a message. It is read by the one grammar of addresses (`web.grammar`) and put together anew, it
+never carries a secret, and the host it names must be one that our credentials may be sent to: Microsoft's, or the
+endpoint that the settings name. Which accounts of these hosts a message may name is for `accounts` to say.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from ingest_project.errors import ForbiddenPath, SettingsError
+from ingest_project.web.grammar import Address, MalformedAddressError, host_and_port, split_address
+from ingest_project.web.urls import DEFAULT_PORTS, PRINTED_LENGTH, printable_url
 
 DEFAULT_ENDPOINT = "https://onelake.dfs.fabric.microsoft.com"
 FABRIC_HOSTS = ".dfs.fabric.microsoft.com"
@@ -21,6 +24,7 @@ TRUSTED_HOSTS = (
     ".dfs.core.usgovcloudapi.net",
     ".dfs.core.chinacloudapi.cn",
 )
+SCHEMES = ("https", "http", "abfss", "abfs")
 LONGEST_PATH = 1_024
 LONGEST_SEGMENT = 255
 # An item and its first level (`Files`, `Tables`) are made by Fabric, never through the storage API.
@@ -40,7 +44,7 @@ class OneLakeAddress:
     """One place: an account, a file system (in OneLake: the workspace), and a path in it.
 
     Args:
-        account_url: scheme and host, without a slash at the end.
+        account_url: scheme, host and where it is not the usual one the port, as `parse_address` put them together.
         file_system: workspace or container, by name or GUID.
         path: without a slash at either end; empty for the file system itself.
     """
@@ -58,7 +62,7 @@ class OneLakeAddress:
     def is_fabric(self) -> bool:
         """Whether Fabric's rules hold: a OneLake host, or a path that starts with an item."""
         item = self.path.partition("/")[0]
-        if (urlsplit(self.account_url).hostname or "").endswith(FABRIC_HOSTS):
+        if self.account_url.endswith(FABRIC_HOSTS):
             return True
         return bool(_ITEM_OF_KNOWN_TYPE.fullmatch(item) or (_is_guid(self.file_system) and _is_guid(item)))
 
@@ -84,24 +88,40 @@ def parse_address(text: str, endpoint: str = DEFAULT_ENDPOINT) -> OneLakeAddress
         SettingsError: not an address of any of these forms.
         ForbiddenPath: a host that gets no credential of ours, or a path with `..`, empty or unprintable parts.
     """
-    account = urlsplit(endpoint.rstrip("/"))
+    account = account_url(endpoint)
     if "://" not in text:
-        return _address(endpoint.rstrip("/"), text.strip("/"), text)
-    parts = urlsplit(text)
-    shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
-    if parts.query or parts.fragment:
+        return _address(account, text.strip("/"), text[:PRINTED_LENGTH])
+    shown = printable_url(text)
+    try:
+        parts = split_address(text, SCHEMES, with_user=text.lower().startswith("abfs"))
+    except MalformedAddressError as error:
+        raise SettingsError(f"{shown} is no address in OneLake: {error.reason}. Example: {EXAMPLE}") from None
+    if parts.query is not None or parts.fragment is not None:
         raise SettingsError(f"{shown} carries a query, which may be a secret. Set the credential by itself.")
-    if parts.scheme in {"abfss", "abfs"}:
-        if not parts.username or parts.password:
+    rest = parts.path
+    if parts.scheme.startswith("abfs"):
+        if not parts.user:
             raise SettingsError(
                 f"{shown} names no file system. Example: abfss://container@account.dfs.core.windows.net/x."
             )
-        rest = f"{parts.username}{parts.path}"
-    elif parts.scheme in {"https", "http"} and "@" not in parts.netloc:
-        rest = parts.path
-    else:
-        raise SettingsError(f"{shown} is no address in OneLake. Example: {EXAMPLE}")
-    return _address(_account_url(parts, account, shown), unquote(rest).strip("/"), shown)
+        rest = f"{parts.user}{parts.path}"
+    return _address(_account_of(parts, account, shown), unquote(rest).strip("/"), shown)
+
+
+def account_url(endpoint: str) -> str:
+    """The address of a configured account, put together anew.
+
+    Raises:
+        SettingsError: it is not the address of a server.
+    """
+    try:
+        parts = split_address(endpoint, tuple(DEFAULT_PORTS))
+        reason = "" if parts.is_server else "it names more than a server"
+    except MalformedAddressError as error:
+        reason = error.reason
+    if reason:
+        raise SettingsError(f"INGEST_ONELAKE_ENDPOINT={printable_url(endpoint)} is no account: {reason}.")
+    return _server(parts.scheme, parts)
 
 
 def is_address(text: str) -> bool:
@@ -163,13 +183,13 @@ def safe_path(path: str) -> str:
     return "/".join(parts)
 
 
-def _address(account_url: str, place: str, shown: str) -> OneLakeAddress:
+def _address(account: str, place: str, shown: str) -> OneLakeAddress:
     if not place:
         raise SettingsError(f"{shown or 'An empty text'} names no workspace or file system. Example: {EXAMPLE}")
     file_system, _, path = safe_path(place).partition("/")
-    address = OneLakeAddress(account_url, file_system, path)
+    address = OneLakeAddress(account, file_system, path)
     item = path.partition("/")[0]
-    if not item or not (urlsplit(account_url).hostname or "").endswith(FABRIC_HOSTS):
+    if not item or not account.endswith(FABRIC_HOSTS):
         return address
     if _is_guid(file_system) != _is_guid(item):
         raise SettingsError(f"{shown}: OneLake takes the workspace and the item both by GUID or both by name.")
@@ -178,19 +198,24 @@ def _address(account_url: str, place: str, shown: str) -> OneLakeAddress:
     return address
 
 
-def _account_url(parts: SplitResult, account: SplitResult, shown: str) -> str:
-    host = parts.netloc.rpartition("@")[2].lower()
-    if host == account.netloc.lower():
-        return f"{account.scheme}://{account.netloc}"
-    # Tools show the blob form of the same account as often; the files are the same.
-    host = host.replace(".blob.", ".dfs.", 1)
+def _account_of(parts: Address, endpoint: str, shown: str) -> str:
+    """The account's address, if it may be asked at all."""
+    # `abfss` says as much as https, and abfs as http; which of them the endpoint speaks is for its setting to say.
+    if endpoint in (_server("https", parts), _server("http", parts)):
+        return endpoint
     if parts.scheme in {"http", "abfs"}:
         raise ForbiddenPath(shown, "only https (abfss) addresses are used, except for the configured endpoint.")
-    if not host.endswith(TRUSTED_HOSTS):
+    # Tools show the blob form of the same account as often; the files are the same.
+    host = parts.host.replace(".blob.", ".dfs.", 1)
+    if not host.endswith(TRUSTED_HOSTS) or parts.port not in (None, DEFAULT_PORTS["https"]):
         raise ForbiddenPath(
             shown, "credentials are sent to Microsoft's storage hosts and the configured endpoint only."
         )
     return f"https://{host}"
+
+
+def _server(scheme: str, parts: Address) -> str:
+    return f"{scheme}://{host_and_port(parts.host, None if parts.port == DEFAULT_PORTS[scheme] else parts.port)}"
 
 
 def _is_guid(text: str) -> bool:

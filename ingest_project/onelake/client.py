@@ -38,7 +38,7 @@ def open_file_system(address: OneLakeAddress, options: OneLakeOptions | None = N
 
     with _credential_errors(address):
         return FileSystemClient(
-            address.account_url, address.file_system, **_client_arguments(address.account_url, options)
+            address.account_url, address.file_system, **_client_arguments(address, options)
         )
 
 
@@ -51,7 +51,7 @@ def open_container(address: OneLakeAddress, options: OneLakeOptions | None = Non
 
     account_url = blob_account_url(address.account_url)
     with _credential_errors(address):
-        return ContainerClient(account_url, address.file_system, **_client_arguments(account_url, options))
+        return ContainerClient(account_url, address.file_system, **_client_arguments(address, options))
 
 
 def blob_account_url(account_url: str) -> str:
@@ -59,14 +59,15 @@ def blob_account_url(account_url: str) -> str:
     return account_url.replace(".dfs.", ".blob.", 1)
 
 
-def _client_arguments(account_url: str, options: OneLakeOptions | None) -> dict[str, Any]:
+def _client_arguments(address: OneLakeAddress, options: OneLakeOptions | None) -> dict[str, Any]:
     from ingest_project.onelake.pipeline import PatientRetry, pooled_transport  # noqa: PLC0415 - imports azure
 
     options = options or OneLakeOptions()
     _silence()
     return {
         "credential": _credential(options.credential),
-        "transport": pooled_transport(account_url, options),
+        # What one of them cannot do, the SDK asks of the other.
+        "transport": pooled_transport([address.account_url, blob_account_url(address.account_url)], options),
         "retry_policy": PatientRetry(options),
         "max_single_get_size": READ_BYTES,
         "max_chunk_get_size": READ_BYTES,

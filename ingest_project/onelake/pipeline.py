@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import requests
 from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.filedatalake import ExponentialRetry
-from requests.adapters import HTTPAdapter
 
 from ingest_project.onelake.failures import retry_after_seconds
+from ingest_project.web.bound import BoundSession
+from ingest_project.web.urls import parse_url
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from azure.core.pipeline import PipelineRequest, PipelineResponse
     from azure.core.pipeline.transport import HttpTransport
 
@@ -23,22 +25,22 @@ FIRST_WAIT_SECONDS = 0.25
 CALLERS_PER_APPEND = 4
 
 
-def pooled_transport(account_url: str, options: OneLakeOptions) -> RequestsTransport:
-    """A transport whose pool keeps enough connections: with requests' default of 10 the rest are made anew."""
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        # Room for callers beside the appends. A pool that blocks would bound them, but a refused download that the SDK
-        # does not read to its end keeps its connection, and with it a place.
-        session.mount(scheme, HTTPAdapter(pool_connections=2, pool_maxsize=CALLERS_PER_APPEND * options.concurrency))
-    # Proxy and certificates of this account, found once: requests looks for them in the whole environment at every
-    # request, which takes a quarter of the time of a small one, and would let ~/.netrc replace our credential.
-    found = session.merge_environment_settings(account_url, {}, False, True, None)
-    session.trust_env = False
-    session.proxies.update(found["proxies"])
+def pooled_transport(servers: Sequence[str], options: OneLakeOptions) -> RequestsTransport:
+    """The last step before the wire: it sends to these servers and to no other, wherever the service redirects to.
+
+    Its pool keeps enough connections: with requests' default of 10 the rest are made anew.
+
+    Args:
+        servers: addresses of the account's endpoints; the proxy and the certificates are those for the first.
+        options: how patient.
+    """
+    # Room for callers beside the appends. A pool that blocks would bound them, but a refused download that the SDK
+    # does not read to its end keeps its connection, and with it a place.
+    session = BoundSession([parse_url(server) for server in servers], CALLERS_PER_APPEND * options.concurrency)
     return RequestsTransport(
         session=session,
         use_env_settings=False,
-        connection_verify=found["verify"],
+        connection_verify=session.verify,
         connection_timeout=options.connect_timeout_seconds,
         read_timeout=options.read_timeout_seconds,
     )

@@ -26,6 +26,10 @@ class OneLakeSettings(Section):
     account_key: Annotated[SecretStr | None, Env("INGEST_ONELAKE_ACCOUNT_KEY")] = Field(
         None, description="key of that account"
     )
+    allowed_accounts: Annotated[CommaList, Env("INGEST_ONELAKE_ALLOWED_ACCOUNTS")] = Field(
+        default_factory=list,
+        description="accounts or workspaces that jobs may name, as host or host/workspace, beside configured ones",
+    )
     concurrency: Annotated[int, Env("INGEST_ONELAKE_CONCURRENCY")] = Field(
         8, gt=0, description="connections kept open, and chunks of one large file sent at a time"
     )
@@ -81,10 +85,10 @@ class DownloadSettings(Section):
         default_factory=list, description="hosts that may be contacted, *.example.com works; empty: every public one"
     )
     denied_hosts: Annotated[CommaList, Env("INGEST_DENIED_HOSTS")] = Field(
-        default_factory=list, description="hosts that may not be contacted, whatever else is said"
+        default_factory=list, description="hosts that no client may contact, whatever else is said"
     )
     allowed_internal_hosts: Annotated[CommaList, Env("INGEST_ALLOWED_INTERNAL_HOSTS")] = Field(
-        default_factory=list, description="hosts, addresses or CIDRs inside this network that may be contacted"
+        default_factory=list, description="hosts, addresses or CIDRs inside this network that every client may contact"
     )
     max_bytes: Annotated[int, Env("INGEST_MAX_ATTACHMENT_BYTES")] = Field(
         1024**3, gt=0, description="larger attachments are refused"

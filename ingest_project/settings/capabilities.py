@@ -18,6 +18,9 @@ class PollingSettings(Section):
         default_factory=lambda: [Path("dummy_data")],
         description="folders that local file events and polling jobs may read, symlinks resolved",
     )
+    allow_hard_links: Annotated[bool, Env("INGEST_ALLOW_HARD_LINKS")] = Field(
+        False, description="whether local files may be read that have a further name, which may be outside the folders"
+    )
     dummy_root: Annotated[Path, Env("INGEST_DUMMY_ROOT")] = Field(
         Path("dummy_data"), description="the folder behind source_type dummy"
     )
@@ -35,7 +38,7 @@ class PollingSettings(Section):
         description="FTP, SFTP and S3 hosts that jobs may name, beside the hosts of stored credentials",
     )
     allowed_buckets: Annotated[CommaList, Env("INGEST_ALLOWED_BUCKETS")] = Field(
-        default_factory=list, description="buckets that jobs may name, in-* works; empty: all that let us in"
+        default_factory=list, description="buckets that jobs may name, in-* works, beside those of configured sources"
     )
     known_hosts_file: Annotated[Path | None, Env("INGEST_SFTP_KNOWN_HOSTS")] = Field(
         None, description="SFTP host keys that are accepted, as ssh-keyscan writes them"

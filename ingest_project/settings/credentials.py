@@ -22,11 +22,14 @@ class Credential(Section):
     )
     access_key_id: str | None = Field(None, description="S3: key id")
     secret_access_key: SecretStr | None = Field(None, description="S3: secret of that key")
+    buckets: CommaList = Field(
+        default_factory=list, description="S3: buckets that jobs may read with that key, and no other; in-* works"
+    )
     sas_token: SecretStr | None = Field(None, description="OneLake and ADLS Gen2: shared access signature")
     account_name: str | None = Field(None, description="ADLS Gen2: storage account of the key")
     account_key: SecretStr | None = Field(None, description="ADLS Gen2: key of that account")
     hosts: CommaList = Field(
-        default_factory=list, description="web: hosts that this is sent to, and no other; *.example.com works"
+        default_factory=list, description="hosts that this is sent to, and no other; *.example.com works"
     )
     kind: Literal["basic", "bearer", "header", "query"] | None = Field(
         None, description="web: user and password, a bearer token, a header, or a signature added to the address"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ingest_project.errors import ForbiddenPath, SettingsError, UnknownCredentials
 from ingest_project.onelake.options import OneLakeOptions, options_of
 from ingest_project.settings import OneLakeSettings, PollingSettings
-from ingest_project.web.hosts import HostPattern
+from ingest_project.web.hosts import HostLists, HostPattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,10 +18,26 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from pydantic import SecretStr
 
+    from ingest_project.onelake.accounts import AllowedAccount
     from ingest_project.settings import Credential
     from ingest_project.web.client import WebClient
 
 NO_CREDENTIALS: Mapping[str, Credential] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class S3Contact:
+    """The one server that a job's endpoint may be.
+
+    Args:
+        host: canonical.
+        port: given or default.
+        internal_allowed: whether a setting names this very host, so that it may have an internal address.
+    """
+
+    host: str
+    port: int
+    internal_allowed: bool
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,7 @@ class S3Account:
     Args:
         endpoint_url: address of a server other than Amazon's.
         unsigned: ask as nobody; what is public answers.
+        contact: which hosts its client may connect to; None where the settings alone name the endpoint.
     """
 
     endpoint_url: str | None = None
@@ -38,6 +55,32 @@ class S3Account:
     access_key_id: str | None = None
     secret_access_key: SecretStr | None = None
     unsigned: bool = False
+    contact: S3Contact | None = None
+
+
+class NamedBucket(NamedTuple):
+    """A bucket at an endpoint.
+
+    Args:
+        endpoint: origin of the server.
+        bucket: its name.
+    """
+
+    endpoint: str
+    bucket: str
+
+
+@dataclass(frozen=True)
+class NamedPlaces:
+    """Places that the settings name.
+
+    Args:
+        buckets: of configured sources.
+        accounts: in OneLake and ADLS Gen2: of configured sources, stores and tables, and those that are listed.
+    """
+
+    buckets: frozenset[NamedBucket] = frozenset()
+    accounts: tuple[AllowedAccount, ...] = ()
 
 
 def _no_s3(_account: S3Account) -> NoReturn:
@@ -57,12 +100,16 @@ class Clients:
         s3: a client of an account; the same one for equal accounts, so that connections are kept.
         web: the client of web hosts; the same one each time.
         onelake: how OneLake is reached by jobs that name no credentials.
+        lists: hosts that no client contacts, and internal ones that each may.
+        named: places that the settings name, which jobs may name as well.
     """
 
     s3_account: S3Account = field(default_factory=S3Account)
     s3: Callable[[S3Account], S3Client] = _no_s3
     web: Callable[[], WebClient] = _no_web
     onelake: OneLakeSettings = field(default_factory=OneLakeSettings)
+    lists: HostLists = HostLists()
+    named: NamedPlaces = NamedPlaces()
 
     def onelake_options(self, credential: Credential | None) -> OneLakeOptions:
         """How OneLake is reached, with a stored credential or the settings' own."""

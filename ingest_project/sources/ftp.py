@@ -99,9 +99,9 @@ def open_ftp(
     Raises:
         UnknownCredentials, PermanentError: the config names no such credentials, or makes no sense.
     """
-    servers = servers or ServerSettings.of(access.settings)
+    servers = servers or ServerSettings.of(access.settings, access.clients.lists)
     tls = _tls(source_config)
-    server, guard, credential = server_for("ftp", source_config, access.credentials, PORTS[tls], servers.allowed_hosts)
+    server, guard, credential = server_for("ftp", source_config, access.credentials, PORTS[tls], servers)
     password = None if credential is None else credential.password
     if tls == "none" and password is not None and credential is not None and not credential.plain_http:
         raise PermanentError(

@@ -2,8 +2,9 @@
 
 A job's `source_config`: `path` (`https://<host>/<workspace>/<item>.Lakehouse/Files/x`, the same with two GUIDs,
 `abfss://`, or `<workspace>/<item>.Lakehouse/Files/x` at the configured endpoint) and `credentials` (a SAS or an account
-key; without them the settings' own, or azure-identity's default). A place by its names and by its GUIDs counts as two:
-the service does not say which name a GUID has.
+key; without them the settings' own, or azure-identity's default). Whichever it is, it is used for the accounts that the
+credentials list as their `hosts`, or for those that a setting names, and for no other. A place by its names and by its
+GUIDs counts as two: the service does not say which name a GUID has.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
-from urllib.parse import urlsplit
 
 from ingest_project.errors import (
     ForbiddenPath,
@@ -22,6 +22,7 @@ from ingest_project.errors import (
     SourceUnreachable,
     StoreUnavailable,
 )
+from ingest_project.onelake.accounts import ALLOWED_ACCOUNTS
 from ingest_project.onelake.address import OneLakeAddress, parse_address, safe_path
 from ingest_project.onelake.client import open_file_system
 from ingest_project.onelake.failures import StoreRefused, onelake_errors
@@ -30,17 +31,18 @@ from ingest_project.onelake.reading import open_file
 from ingest_project.sources.access import named_credential, require_for_host
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.web.urls import parse_url, printable_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from azure.storage.filedatalake import FileSystemClient
 
+    from ingest_project.onelake.accounts import AllowedAccount
     from ingest_project.onelake.listing import Listed
     from ingest_project.onelake.options import OneLakeOptions
+    from ingest_project.settings import Credential
     from ingest_project.sources.access import SourceAccess
-
-HTTPS_PORT = 443
 
 
 def open_onelake(source_config: Mapping[str, Any], access: SourceAccess) -> OneLakeSource:
@@ -48,17 +50,14 @@ def open_onelake(source_config: Mapping[str, Any], access: SourceAccess) -> OneL
 
     Raises:
         UnknownCredentials: it names some that are not stored.
-        PermanentError: its path is no address in OneLake.
-        ForbiddenPath: a host that these credentials are not for.
+        PermanentError: its credentials are for something else.
     """
     credential = named_credential(source_config, access.credentials)
-    options = access.clients.onelake_options(credential)
+    if credential is not None and not (credential.sas_token or credential.account_key):
+        raise PermanentError("The credentials that the job names have no sas_token and no account_key.")
     path = str(source_config.get("path") or "")
-    source = OneLakeSource(path, options)
-    if credential is not None and credential.hosts and path:
-        account = urlsplit(source.address(path).account_url)
-        require_for_host(credential, account.hostname or "", account.port or HTTPS_PORT, path[:200])
-    return source
+    options = access.clients.onelake_options(credential)
+    return OneLakeSource(path, options, access.clients.named.accounts, credential)
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,14 @@ class OneLakeSource:
     Args:
         path: as the job names it.
         options: who we are, and how patient.
+        accounts: that a setting names.
+        credential: the stored one that the job names; None where the settings' own is used.
     """
 
     path: str
     options: OneLakeOptions
+    accounts: tuple[AllowedAccount, ...] = ()
+    credential: Credential | None = None
 
     @property
     def location(self) -> str:
@@ -82,21 +85,35 @@ class OneLakeSource:
         """The place that a path names.
 
         Raises:
-            ForbiddenPath, PermanentError: it names none, or one whose host gets no credential of ours.
+            PermanentError: it names none.
+            ForbiddenPath: one that gets no credential of ours.
         """
+        address = self._parsed(path)
+        if self.credential is not None and self.credential.hosts:
+            account = parse_url(address.account_url)
+            require_for_host(self.credential, account.host, account.port, address.url)
+        elif not any(account.allows(address) for account in self.accounts):
+            raise ForbiddenPath(
+                address.url,
+                f"no setting names this account or workspace. List it in {ALLOWED_ACCOUNTS}, as "
+                f"{parse_url(address.account_url).host_and_port}/{address.file_system}.",
+            )
+        return address
+
+    def canonical_location(self, path: str) -> str:
+        """The full address, percent-encoded."""
+        try:
+            return self._parsed(path).url
+        except PermanentError:
+            # A path that no file can have still needs a stable name in reports.
+            return f"onelake:{printable_url(path)}"
+
+    def _parsed(self, path: str) -> OneLakeAddress:
         try:
             return parse_address(path, self.options.endpoint)
         except SettingsError as error:
             # What a job names is no setting.
             raise PermanentError(str(error)) from error
-
-    def canonical_location(self, path: str) -> str:
-        """The full address, percent-encoded."""
-        try:
-            return self.address(path).url
-        except PermanentError:
-            # A path that no file can have still needs a stable name in reports.
-            return f"onelake:{path.partition('?')[0]}"
 
     def require_allowed(self, path: str) -> None:
         """Refuse a host that gets no credential of ours, and a path outside of the source's own file system."""

@@ -1,7 +1,7 @@
 """Which bucket and prefix a job means, who we are there, and whether it may be asked at all.
 
-A job is a stranger's message: an endpoint that it names must be known, and a credential is shown only to those
-endpoints that list it, never to any other. Without one of its own, another endpoint is asked as nobody.
+A job is a stranger's message: an endpoint and a bucket that it names must be known, and a credential is shown only to
+the endpoints that it lists, never to any other. Without one of its own, another endpoint is asked as nobody.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from ingest_project.errors import ForbiddenPath, PermanentError
-from ingest_project.sources.access import S3Account, named_credential, require_for_host
+from ingest_project.sources.access import NamedBucket, S3Account, S3Contact, named_credential, require_for_host
+from ingest_project.web.grammar import MalformedAddressError, split_address
 from ingest_project.web.hosts import HostPattern
+from ingest_project.web.urls import DEFAULT_PORTS, WebAddress, parse_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ingest_project.settings import Credential
     from ingest_project.sources.access import SourceAccess
 
 SCHEME = "s3://"
-PORTS = {"http": 80, "https": 443}
+AMAZON = parse_url("https://s3.amazonaws.com")
 LONGEST_KEY_BYTES = 1_024
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
@@ -77,10 +78,47 @@ def place_of(source_config: Mapping[str, Any], access: SourceAccess) -> S3Place:
         ForbiddenPath: the bucket or the endpoint is not one that jobs may name.
     """
     bucket = _bucket_of(source_config)
-    allowed = access.settings.allowed_buckets
-    if allowed and not any(fnmatchcase(bucket, pattern) for pattern in allowed):
-        raise ForbiddenPath(f"{SCHEME}{bucket}", "INGEST_ALLOWED_BUCKETS does not name this bucket.")
-    return S3Place(_account_of(source_config, access), bucket)
+    credential = named_credential(source_config, access.credentials)
+    _require_allowed_bucket(source_config, credential, access)
+    return S3Place(_account_of(source_config, credential, access), bucket)
+
+
+def named_bucket(source_config: Mapping[str, Any], account: S3Account) -> NamedBucket:
+    """The bucket that a `source_config` names, and where it is.
+
+    Args:
+        source_config: of an s3 source.
+        account: of jobs that name no endpoint.
+
+    Raises:
+        PermanentError: it names none, or two, or an endpoint that is none.
+    """
+    endpoint = _named_endpoint(source_config) or _own_endpoint(account) or AMAZON
+    return NamedBucket(endpoint.origin, _bucket_of(source_config))
+
+
+def _require_allowed_bucket(
+    source_config: Mapping[str, Any], credential: Credential | None, access: SourceAccess
+) -> None:
+    """Refuse a bucket that nobody but the message names."""
+    bucket = _bucket_of(source_config)
+    own = credential.buckets if credential is not None else []
+    if own and not _matches(bucket, own):
+        raise ForbiddenPath(
+            f"{SCHEME}{bucket}", "the credentials that the job names are not for this bucket; list it in their 'buckets'."
+        )
+    allowed = [*own, *access.settings.allowed_buckets]
+    named = access.clients.named.buckets
+    if not _matches(bucket, allowed) and named_bucket(source_config, access.clients.s3_account) not in named:
+        raise ForbiddenPath(
+            f"{SCHEME}{bucket}",
+            "no setting names this bucket. List it in INGEST_ALLOWED_BUCKETS, or in the 'buckets' of credentials that "
+            "the job names.",
+        )
+
+
+def _matches(bucket: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(bucket, pattern) for pattern in patterns)
 
 
 def _bucket_of(source_config: Mapping[str, Any]) -> str:
@@ -96,43 +134,66 @@ def _bucket_of(source_config: Mapping[str, Any]) -> str:
     return bucket
 
 
-def _account_of(source_config: Mapping[str, Any], access: SourceAccess) -> S3Account:
+def _account_of(source_config: Mapping[str, Any], credential: Credential | None, access: SourceAccess) -> S3Account:
     default = access.clients.s3_account
-    credential = named_credential(source_config, access.credentials)
-    endpoint = str(source_config.get("endpoint_url") or "").rstrip("/") or None
     region = source_config.get("region")
     if region is not None and not _REGION.fullmatch(str(region)):
         raise PermanentError(f"region {str(region)[:40]!r} is no name of a region.")
     account = replace(default, region=str(region)) if region else default
-    elsewhere = endpoint is not None and endpoint != (default.endpoint_url or "").rstrip("/")
-    if elsewhere:
-        _require_known(str(endpoint), credential, access)
-        account = replace(account, endpoint_url=endpoint, access_key_id=None, secret_access_key=None, unsigned=True)
+    ours = _own_endpoint(default)
+    endpoint = _named_endpoint(source_config) or ours
+    if endpoint is not None and endpoint != ours:
+        contact = _require_known(endpoint, credential, access)
+        account = replace(
+            account,
+            endpoint_url=endpoint.origin,
+            access_key_id=None,
+            secret_access_key=None,
+            unsigned=True,
+            contact=contact,
+        )
     if credential is None:
         return account
     if not credential.access_key_id or credential.secret_access_key is None:
         raise PermanentError("The credentials that the job names have no access_key_id and secret_access_key.")
+    if credential.hosts:
+        server = endpoint or AMAZON
+        require_for_host(credential, server.host, server.port, server.origin)
     secret = credential.secret_access_key
     return replace(account, access_key_id=credential.access_key_id, secret_access_key=secret, unsigned=False)
 
 
-def _require_known(endpoint: str, credential: Credential | None, access: SourceAccess) -> None:
-    """Refuse an endpoint that nobody but the message names."""
+def _named_endpoint(source_config: Mapping[str, Any]) -> WebAddress | None:
+    text = str(source_config.get("endpoint_url") or "")
+    if not text:
+        return None
     try:
-        parts = urlsplit(endpoint)
-        port = parts.port or PORTS[parts.scheme]
-        host = (parts.hostname or "").lower()
-    except (ValueError, KeyError):
-        host, port = "", 0
-    if not host or "@" in parts.netloc or parts.path or parts.query or parts.fragment:
-        raise PermanentError(f"endpoint_url must be http(s)://host:port, not {endpoint.rpartition('@')[2][:100]!r}.")
+        parts = split_address(text, tuple(DEFAULT_PORTS))
+        reason = "" if parts.is_server else "it names more than a server"
+    except MalformedAddressError as error:
+        reason = error.reason
+    if reason:
+        shown = text.rpartition("@")[2][:100]
+        raise PermanentError(f"endpoint_url must be http(s)://host:port, not {shown!r}: {reason}.")
+    return parse_url(parts.origin)
+
+
+def _own_endpoint(account: S3Account) -> WebAddress | None:
+    """The endpoint of the settings; None for Amazon's."""
+    return parse_url(account.endpoint_url) if account.endpoint_url else None
+
+
+def _require_known(endpoint: WebAddress, credential: Credential | None, access: SourceAccess) -> S3Contact:
+    """Refuse an endpoint that nobody but the message names."""
+    listed = list(access.settings.allowed_source_hosts)
     if credential is not None:
-        require_for_host(credential, host, port, endpoint)
-        return
-    patterns = [HostPattern.parse(allowed) for allowed in access.settings.allowed_source_hosts]
-    if not any(pattern.matches_name(host, port) for pattern in patterns):
+        require_for_host(credential, endpoint.host, endpoint.port, endpoint.origin)
+        listed += credential.hosts
+    patterns = [one for one in map(HostPattern.parse, listed) if one.matches_name(endpoint.host, endpoint.port)]
+    if not patterns:
         raise ForbiddenPath(
-            endpoint,
+            endpoint.origin,
             "its host is not allowed. List it in INGEST_ALLOWED_SOURCE_HOSTS, or in the 'hosts' of credentials that "
             "the job names.",
         )
+    return S3Contact(endpoint.host, endpoint.port, any(pattern.is_one_place for pattern in patterns))

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ingest_project.errors import ForbiddenPath, PermanentError, SourceUnreachable
+from ingest_project.errors import AddressRefused, ForbiddenPath, PermanentError, SourceUnreachable
 from ingest_project.sources.access import named_credential
-from ingest_project.web.addresses import parse_address, why_internal
-from ingest_project.web.hosts import HostPattern
-from ingest_project.web.urls import canonical_host
+from ingest_project.web.grammar import MAX_PORT, MalformedAddressError, host_and_port, parse_server
+from ingest_project.web.hosts import INTERNAL_HOSTS, HostLists, HostPattern
+from ingest_project.web.pinned import Connector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from ingest_project.settings import Credential, PollingSettings
 
 ALLOWED_SOURCE_HOSTS = "INGEST_ALLOWED_SOURCE_HOSTS"
-MAX_PORT = 65_535
 MAX_USERNAME_LENGTH = 255
-# Alone it allows hosts that nobody named, so that it does not reach into internal networks.
-ANY_HOST = "*"
 # A host name's characters, and no control characters, which would end an FTP command and begin another.
 SAFE_IN_USERNAME = "@!$&'()*+,;="
 
@@ -38,6 +35,7 @@ class ServerSettings:
 
     Args:
         allowed_hosts: host patterns that may be contacted beside the hosts of stored credentials.
+        lists: what holds for every client.
         known_hosts_file: SFTP host keys that are accepted, in OpenSSH's format.
         ca_file: PEM file with certificate authorities that are trusted beside the system's.
         timeout_seconds: of connecting and of every single answer.
@@ -47,6 +45,7 @@ class ServerSettings:
     """
 
     allowed_hosts: tuple[str, ...] = ()
+    lists: HostLists = HostLists()
     known_hosts_file: Path | None = None
     ca_file: Path | None = None
     timeout_seconds: float = 30.0
@@ -55,10 +54,11 @@ class ServerSettings:
     idle_seconds: float = 60.0
 
     @classmethod
-    def of(cls, settings: PollingSettings) -> ServerSettings:
+    def of(cls, settings: PollingSettings, lists: HostLists) -> ServerSettings:
         """As the settings have it."""
         return cls(
             allowed_hosts=tuple(settings.allowed_source_hosts),
+            lists=lists,
             known_hosts_file=settings.known_hosts_file,
             ca_file=settings.source_ca_file,
             timeout_seconds=settings.source_timeout_seconds,
@@ -76,7 +76,8 @@ class Server:
         scheme: `ftp` or `sftp`; part of the address, whatever protects the connection.
         host: canonical name or address.
         username: empty for anonymous access.
-        internal_allowed: whether an internal address of this host may be connected to.
+        internal_allowed: whether a setting names this very host, so that it may have an internal address.
+        lists: what holds for every client.
     """
 
     scheme: str
@@ -84,39 +85,33 @@ class Server:
     port: int
     username: str
     internal_allowed: bool = True
+    lists: HostLists = HostLists()
 
     @property
     def location(self) -> str:
         """`sftp://user@host:port`, the same however a job spells it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
         user = f"{quote(self.username, safe=SAFE_IN_USERNAME)}@" if self.username else ""
-        return f"{self.scheme}://{user}{host}:{self.port}"
+        return f"{self.scheme}://{user}{host_and_port(self.host, self.port)}"
 
     def connect(self, timeout_seconds: float) -> socket.socket:
         """A connection to this host, at an address that it may have.
 
         Raises:
-            ForbiddenPath: it has none but internal addresses, and nobody named it.
+            ForbiddenPath: one of its addresses is denied, or internal and no setting names the host.
             SourceUnreachable: its name is not known, or nothing answers.
         """
+        rules = self.lists.rules_for((self.host, self.port), internal_allowed=self.internal_allowed)
         try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except OSError as error:
+            connection = Connector(rules).connect(self.host, self.port, timeout_seconds)
+        except AddressRefused as error:
+            raise ForbiddenPath(self.location, _refusal(error)) from error
+        except socket.gaierror as error:
             raise SourceUnreachable(self.location, f"its name cannot be resolved ({error})") from error
-        addresses = [str(address[4][0]) for address in found]
-        connection = _first_that_answers(self, self._permitted(addresses), timeout_seconds)
-        connection.settimeout(timeout_seconds)
+        except OSError as error:
+            raise SourceUnreachable(self.location, error) from error
         # A transfer of hours leaves the control connection silent; firewalls forget silent connections.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection
-
-    def _permitted(self, addresses: Iterable[str]) -> list[str]:
-        permitted = [text for text in dict.fromkeys(addresses) if self.internal_allowed or not _is_internal(text)]
-        if not permitted:
-            raise ForbiddenPath(
-                self.location, f"its address is internal; name the host in {ALLOWED_SOURCE_HOSTS} to allow that."
-            )
-        return permitted
 
 
 def server_of(
@@ -127,9 +122,7 @@ def server_of(
     Raises:
         PermanentError: one of them is missing or malformed, or the job names another user than the credential.
     """
-    host = canonical_host(str(source_config.get("host", "")).strip().strip("[]"))
-    if not host:
-        raise PermanentError(f"source_config of an {scheme} source needs a 'host', a name or an address.")
+    host = _host(str(source_config.get("host", "")).strip(), scheme)
     username = str(source_config.get("username") or "")
     if credential is not None and credential.username:
         if username not in ("", credential.username):
@@ -145,7 +138,7 @@ def server_for(
     source_config: Mapping[str, Any],
     credentials: Mapping[str, Credential],
     default_port: int,
-    allowed_hosts: Iterable[str],
+    servers: ServerSettings,
 ) -> tuple[Server, HostGuard, Credential | None]:
     """What a job's `source_config` means: the server, whether it may be contacted, and who we are there.
 
@@ -155,8 +148,8 @@ def server_for(
     """
     credential = named_credential(source_config, credentials)
     server = server_of(scheme, source_config, credential, default_port)
-    guard = HostGuard.of(allowed_hosts, credentials, credential)
-    return replace(server, internal_allowed=guard.allows_internal(server)), guard, credential
+    guard = HostGuard.of(servers.allowed_hosts, credentials, credential)
+    return replace(server, internal_allowed=guard.allows_internal(server), lists=servers.lists), guard, credential
 
 
 @dataclass(frozen=True)
@@ -203,8 +196,8 @@ class HostGuard:
             )
 
     def allows_internal(self, server: Server) -> bool:
-        """Whether somebody named this host, so that it may be an internal one."""
-        named = [pattern for pattern in (*self.allowed, *self.listed) if pattern.name != ANY_HOST]
+        """Whether somebody named this very host, so that it may be an internal one."""
+        named = [pattern for pattern in (*self.allowed, *self.listed) if pattern.is_one_place]
         return _matches(named, server)
 
 
@@ -216,23 +209,27 @@ def _matches(patterns: Iterable[HostPattern], server: Server) -> bool:
     return any(pattern.matches_name(server.host, server.port) for pattern in patterns)
 
 
+def _host(text: str, scheme: str) -> str:
+    bracketed = f"[{text}]" if ":" in text and not text.startswith("[") else text
+    try:
+        host, port = parse_server(bracketed)
+    except MalformedAddressError as error:
+        raise PermanentError(
+            f"source_config of an {scheme} source needs a 'host', a name or an address: {error.reason}."
+        ) from None
+    if port is not None:
+        raise PermanentError(f"source_config of an {scheme} source names its port by 'port', not in 'host'.")
+    return host
+
+
+def _refusal(error: AddressRefused) -> str:
+    remedy = f" Name the host in {ALLOWED_SOURCE_HOSTS}, or it or its network in {INTERNAL_HOSTS}."
+    return f"{error.rule}.{remedy if error.setting else ''}"
+
+
 def _port(value: object) -> int:
-    text = str(value)
+    # Python refuses to write out an integer of many thousand digits.
+    text = "" if isinstance(value, int) and value > MAX_PORT else str(value)
     if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) <= MAX_PORT and len(text) <= len(str(MAX_PORT))):
         raise PermanentError(f"port must be a number from 1 to {MAX_PORT}, not {text[:20]!r}.")
     return int(text)
-
-
-def _is_internal(text: str) -> bool:
-    address = parse_address(text)
-    return address is None or why_internal(address) is not None
-
-
-def _first_that_answers(server: Server, addresses: list[str], timeout_seconds: float) -> socket.socket:
-    failure: OSError | None = None
-    for address in addresses:
-        try:
-            return socket.create_connection((address, server.port), timeout=timeout_seconds)
-        except OSError as error:
-            failure = error
-    raise SourceUnreachable(server.location, failure) from failure

@@ -108,9 +108,9 @@ def open_sftp(
     Raises:
         UnknownCredentials, PermanentError: the config names no such credentials, or makes no sense.
     """
-    servers = servers or ServerSettings.of(access.settings)
+    servers = servers or ServerSettings.of(access.settings, access.clients.lists)
     server, guard, credential = server_for(
-        "sftp", source_config, access.credentials, DEFAULT_PORT, servers.allowed_hosts
+        "sftp", source_config, access.credentials, DEFAULT_PORT, servers
     )
     if credential is None or not server.username:
         raise PermanentError(f"{server.location}: an sftp source needs stored 'credentials' and a username.")

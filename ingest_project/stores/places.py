@@ -86,6 +86,7 @@ def s3_config(
     max_attempts: int = S3_MAX_ATTEMPTS,
     *,
     unsigned: bool = False,
+    proxied: bool = True,
 ) -> Config:
     """What every client of S3 has in common: boto3's own would wait a minute for each of its attempts.
 
@@ -94,6 +95,7 @@ def s3_config(
         timeout_seconds: how long a server may be silent.
         max_attempts: the first one counts.
         unsigned: ask as nobody.
+        proxied: whether the environment's proxies are used.
     """
     from botocore import UNSIGNED  # noqa: PLC0415 - only where S3 is used
     from botocore.config import Config  # noqa: PLC0415
@@ -106,6 +108,7 @@ def s3_config(
         retries={"mode": "standard", "total_max_attempts": max_attempts},
         s3={"addressing_style": style},
         signature_version=UNSIGNED if unsigned else None,
+        proxies=None if proxied else {},
     )
 
 

@@ -1,4 +1,8 @@
-"""Which host may be contacted: its name is judged before anything is sent, its address before it is connected to."""
+"""Which host may be contacted: its name is judged before anything is sent, its address before it is connected to.
+
+Every client of this project keeps to these rules, whatever protocol it speaks: a host that a message names must be
+public, or one that a setting names, and a host that is denied is contacted by nobody.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ingest_project.errors import AddressRefused, SettingsError
 from ingest_project.web.addresses import Network, embedded_ipv4, parse_address, why_internal
+from ingest_project.web.grammar import MAX_PORT, host_and_port
 from ingest_project.web.urls import DEFAULT_PORTS, canonical_host, parse_url
 
 if TYPE_CHECKING:
@@ -20,7 +25,7 @@ ALLOWED_HOSTS = "INGEST_ALLOWED_HOSTS"
 DENIED_HOSTS = "INGEST_DENIED_HOSTS"
 INTERNAL_HOSTS = "INGEST_ALLOWED_INTERNAL_HOSTS"
 
-_MAX_PORT = 65_535
+ANY_HOST = "*"
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,20 @@ class HostPattern:
             return cls("", ipaddress.ip_network(host, strict=False), port)
         except ValueError:
             below = "*." if host.startswith("*.") else ""
-            name = "*" if host == "*" else canonical_host(host.removeprefix("*."))
+            name = ANY_HOST if host == ANY_HOST else canonical_host(host.removeprefix("*."))
         if name is None:
             raise SettingsError(f"{text!r} is not a host, *.domain, address or network (with :port where needed).")
         return cls(f"{below}{name}", None, port)
+
+    @property
+    def is_one_place(self) -> bool:
+        """Whether whoever wrote it knew where it leads: one host or a network, not every host below a domain.
+
+        The names below a domain may be anybody's, and lead anywhere.
+        """
+        if self.network is not None:
+            return self.network.prefixlen > 0
+        return not self.name.startswith(ANY_HOST)
 
     def matches_name(self, host: str, port: int) -> bool:
         """Whether this host, as it is named in an address, is meant."""
@@ -64,7 +79,7 @@ class HostPattern:
         if self.network is not None:
             address = parse_address(host)
             return address is not None and address in self.network
-        return self.name in ("*", host) or (self.name.startswith("*.") and host.endswith(self.name[1:]))
+        return self.name in (ANY_HOST, host) or (self.name.startswith("*.") and host.endswith(self.name[1:]))
 
     def matches_address(self, address: Address, port: int) -> bool:
         """Whether this IP address, or the one it leads to, is in the network that is meant."""
@@ -85,12 +100,20 @@ class HostRules:
         allowed: patterns; where there are any, only these hosts.
         denied: patterns; never these, whatever else allows them.
         internal: patterns of hosts that may have an internal address; no other host may.
+        allowed_setting: the setting that would allow a further host; None when none does.
 
     Raises:
         SettingsError: one of them is not a host pattern.
     """
 
-    def __init__(self, allowed: Iterable[str] = (), denied: Iterable[str] = (), internal: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        allowed: Iterable[str] = (),
+        denied: Iterable[str] = (),
+        internal: Iterable[str] = (),
+        allowed_setting: str | None = ALLOWED_HOSTS,
+    ) -> None:
+        self._allowed_setting = allowed_setting
         self._allowed = tuple(map(HostPattern.parse, allowed))
         self._denied = tuple(map(HostPattern.parse, denied))
         self._internal = tuple(map(HostPattern.parse, internal))
@@ -119,7 +142,7 @@ class HostRules:
         if any(pattern.matches_name(host, port) for pattern in self._denied):
             raise AddressRefused(printable, f"{host} is on the list of denied hosts ({DENIED_HOSTS})")
         if not self._allows_networks and not self._allows_name(host, port):
-            raise AddressRefused(printable, f"{host} is not on the list of allowed hosts", ALLOWED_HOSTS)
+            raise AddressRefused(printable, f"{host} is not on the list of allowed hosts", self._allowed_setting)
 
     def check_address(self, host: str, address: Address, port: int, printable: str) -> None:
         """Judge one address that a host has. What passes may be connected to; nothing else may.
@@ -130,7 +153,7 @@ class HostRules:
         if any(pattern.matches_address(address, port) for pattern in self._denied):
             raise AddressRefused(printable, f"{address} is in a denied network ({DENIED_HOSTS})")
         if not self._allows_name(host, port) and not _match_address(self._allowed, address, port):
-            raise AddressRefused(printable, f"{host} ({address}) is not on the list of allowed hosts", ALLOWED_HOSTS)
+            raise AddressRefused(printable, f"{host} ({address}) is not on the list of allowed hosts", self._allowed_setting)
         kind = why_internal(address)
         if kind is None or _match_address(self._internal, address, port):
             return
@@ -140,6 +163,30 @@ class HostRules:
 
     def _allows_name(self, host: str, port: int) -> bool:
         return not self._allowed or any(pattern.matches_name(host, port) for pattern in self._allowed)
+
+
+@dataclass(frozen=True)
+class HostLists:
+    """The lists that hold for every client, whatever protocol it speaks.
+
+    Args:
+        denied: patterns of hosts that nobody contacts (INGEST_DENIED_HOSTS).
+        internal: patterns of hosts that may have an internal address (INGEST_ALLOWED_INTERNAL_HOSTS).
+    """
+
+    denied: tuple[str, ...] = ()
+    internal: tuple[str, ...] = ()
+
+    def rules_for(self, *servers: tuple[str, int], internal_allowed: bool) -> HostRules:
+        """Rules under which these servers are contacted and no other.
+
+        Args:
+            servers: canonical host and port of each.
+            internal_allowed: whether a setting names them, so that they may have an internal address.
+        """
+        own = [host_and_port(host, port) for host, port in servers]
+        internal = [*self.internal, *own] if internal_allowed else self.internal
+        return HostRules(own, self.denied, internal, allowed_setting=None)
 
 
 def _match_address(patterns: tuple[HostPattern, ...], address: Address, port: int) -> bool:
@@ -156,6 +203,6 @@ def _host_and_port(text: str) -> tuple[str, int | None]:
         host, port = text, ""
     if not port:
         return host.lower(), None
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) <= _MAX_PORT:
-        raise SettingsError(f"{text!r} has a port that is not a number from 1 to {_MAX_PORT}.")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) <= MAX_PORT:
+        raise SettingsError(f"{text!r} has a port that is not a number from 1 to {MAX_PORT}.")
     return host.lower(), int(port)

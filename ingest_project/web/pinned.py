@@ -13,7 +13,6 @@ from __future__ import annotations
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import certifi
 from requests.adapters import HTTPAdapter
@@ -24,6 +23,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from ingest_project.errors import AddressRefused
 from ingest_project.web.addresses import parse_address
 from ingest_project.web.deadlines import DeadlineSocket, DeadlineSSLSocket, shortened
+from ingest_project.web.grammar import split_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,7 +108,7 @@ def _connected(address: Address, port: int, timeout: float | None) -> socket.soc
     return connection
 
 
-def _new_connection(connection: HTTPConnection, connector: Connector) -> socket.socket:
+def new_connection(connection: HTTPConnection, connector: Connector) -> socket.socket:
     """Connect, with failures in the terms that urllib3 has for them."""
     timeout = connection.timeout if isinstance(connection.timeout, (int, float)) else None
     try:
@@ -129,7 +129,7 @@ class PinnedHTTPConnection(HTTPConnection):
         self._connector = connector
 
     def _new_conn(self) -> socket.socket:
-        return _new_connection(self, self._connector)
+        return new_connection(self, self._connector)
 
 
 class PinnedHTTPSConnection(HTTPSConnection):
@@ -140,7 +140,7 @@ class PinnedHTTPSConnection(HTTPSConnection):
         self._connector = connector
 
     def _new_conn(self) -> socket.socket:
-        return _new_connection(self, self._connector)
+        return new_connection(self, self._connector)
 
 
 class _PinnedPools(PoolManager):
@@ -164,7 +164,7 @@ class PinnedAdapter(HTTPAdapter):
         connector: what makes the connections.
         pool_hosts: hosts whose idle connections are kept.
         pool_connections: idle connections kept per host.
-        ca_file: certificate authorities to trust besides the public ones.
+        ca_file: certificate authorities to trust besides the public ones; a file, or a folder of them.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class PinnedAdapter(HTTPAdapter):
         self._connector = connector
         self._tls = ssl.create_default_context(cafile=certifi.where())
         if ca_file:
-            self._tls.load_verify_locations(cafile=ca_file)
+            self._tls.load_verify_locations(**{"capath" if ca_file.is_dir() else "cafile": str(ca_file)})
         self._tls.sslsocket_class = DeadlineSSLSocket
         super().__init__(pool_hosts, pool_connections)
 
@@ -191,8 +191,8 @@ class PinnedAdapter(HTTPAdapter):
         cert: Any = None,  # noqa: ANN401, ARG002
     ) -> HTTPConnectionPool:
         """The pool of the address's host. How requests finds it is meant for settings that differ between requests."""
-        parts = urlsplit(str(request.url))
-        pool: HTTPConnectionPool = self.poolmanager.connection_from_host(parts.hostname, parts.port, parts.scheme)
+        parts = split_address(str(request.url), ("http", "https"))
+        pool: HTTPConnectionPool = self.poolmanager.connection_from_host(parts.host, parts.port, parts.scheme)
         return pool
 
     def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ANN401, ARG002 - as requests has it

@@ -128,8 +128,10 @@ def test_ipv6_is_contacted_like_ipv4() -> None:
     ("target", "reason"),
     [
         ("http://169.254.169.254/latest/meta-data/", "link-local"),
-        ("http://[::ffff:169.254.169.254]/", "link-local"),
-        ("http://2852039166/", "link-local"),
+        ("http://[::ffff:169.254.169.254]/", "written as IPv6"),
+        ("http://2852039166/", "a number that is not written"),
+        ("http://[64:ff9b::a9fe:a9fe]/", "link-local"),
+        ("http://127.0.0.1\\@example.com/", "user name"),
         ("//10.0.0.1/", "private"),
         ("file:///etc/passwd", "only http and https"),
         ("ftp://example.com/", "only http and https"),

@@ -60,19 +60,34 @@ PUBLIC = (
 
 LOOPBACK_SPELLINGS = (
     "http://127.0.0.1/",
+    "http://[::1]/",
+    "http://[0:0:0:0:0:0:0:1]/",
+    "http://[64:ff9b::7f00:1]/",
+    "http://127.0.0.1:8080/",
+    "HTTP://127.0.0.1/",
+)
+# What one resolver reads as 127.0.0.1 and another as a name.
+NUMBER_TRICKS = (
     "http://2130706433/",
     "http://0x7f000001/",
     "http://0x7f.1/",
+    "http://0X7F.1/",
     "http://0177.0.0.1/",
+    "http://0x7f.0x0.0x0.0x1/",
     "http://127.1/",
     "http://127.0.0.1./",
+    "http://127.0.0.1.2/",
+    "http://127.0.0.256/",
+    "http://example.127/",
+    "http://example.0x7f/",
+    "http://0x/",
     "http://１２７.0.0.1/",  # noqa: RUF001 - that is the point
     "http://127。0。0。1/",
-    "http://[::1]/",
+    "http://١٢٧.0.0.1/",
     "http://[::ffff:127.0.0.1]/",
     "http://[0:0:0:0:0:ffff:7f00:1]/",
-    "http://127.0.0.1:8080/",
-    "HTTP://127.0.0.1/",
+    "http://[127.0.0.1]/",
+    "http://[::1]]/",
 )
 MALFORMED = (
     "",
@@ -102,6 +117,36 @@ MALFORMED = (
     "http://example.com:80a/",
     "http://" + "a" * 300 + ".com/",
     "http://example.com/" + "a" * 10_000,
+    "http://example.com:/",
+    "http://example.com:+80/",
+    "http://example.com:８０/",  # noqa: RUF001
+    "http://example.com:80:80/",
+    "http://example.com\\/",
+    "http://\\example.com/",
+    "http:\\\\example.com/",
+    "http:/example.com/",
+    "http:example.com",
+    "http://127.0.0.1\\.example.com/",
+    "http://127.0.0.1%5c.example.com/",
+    "http://127.0.0.1%00.example.com/",
+    "http://127.0.0.1;.example.com/",
+    "http://127.0.0.1,example.com/",
+    "http://-example.com/",
+    "http://example-.com/",
+    "http://exam\u00adple.com/",
+    "http://exam\u200bple.com/",
+    "http://exam\u202eple.com/",
+    "http://example\uff0ecom/",
+    "http://example\u2488com/",
+    "http://example.com\uff0fpath/",
+    "http://\u2100.com/",
+    "http://a/\ud800",
+    "http://[v1.x]/",
+    "http://[::1]x/",
+    "http://[::1",
+    "http://::1/",
+    "http://[[::1]]/",
+    "http://*.example.com/",
 )
 
 
@@ -125,7 +170,7 @@ def test_no_spelling_of_an_internal_address_is_let_through(url: str) -> None:
         HostRules().check(url)
 
 
-@pytest.mark.parametrize("url", MALFORMED)
+@pytest.mark.parametrize("url", [*MALFORMED, *NUMBER_TRICKS])
 def test_what_parsers_may_disagree_about_is_refused(url: str) -> None:
     with pytest.raises(AddressRefused):
         HostRules().check(url)
@@ -167,7 +212,7 @@ def test_an_allow_list_lets_only_its_own_hosts_through(pattern: str, url: str, *
 
 def test_a_denied_host_stays_denied_whatever_allows_it() -> None:
     rules = HostRules(allowed=["*"], denied=["*.evil.net", "10.0.0.0/8"], internal=["10.0.0.0/8"])
-    for url in ("https://a.evil.net/", "http://10.1.2.3/", "http://[::ffff:10.1.2.3]/"):
+    for url in ("https://a.evil.net/", "http://10.1.2.3/", "http://[64:ff9b::a01:203]/"):
         with pytest.raises(AddressRefused, match="INGEST_DENIED_HOSTS"):
             rules.check(url)
 
