@@ -1,4 +1,7 @@
-"""Alerts to whoever listens, as one JSON message."""
+"""Alerts to whoever listens, as one JSON message.
+
+The address is the operator's, so that it may be inside the network; what it answers leads nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ingest_project.errors import TransientError
+from ingest_project.errors import AddressRefused, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from ingest_project.alerts.incidents import Alert
 
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 10.0
+FIRST_GOOD, LAST_GOOD = 200, 299
 
 
 class AlertNotDelivered(TransientError):  # noqa: N818
@@ -33,12 +37,21 @@ def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
     """
     import requests  # noqa: PLC0415 - most ticks have nothing to tell
 
+    from ingest_project.web.bound import BoundSession  # noqa: PLC0415 - as above
+    from ingest_project.web.urls import parse_url  # noqa: PLC0415
+
     body = {"environment": environment, "text": text_of(environment, alerts), "alerts": msgspec.to_builtins(alerts)}
     try:
-        answer = requests.post(url.get_secret_value(), json=body, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+        address = parse_url(url.get_secret_value())
+        with BoundSession([address]) as session:
+            timeouts = (CONNECT_SECONDS, ANSWER_SECONDS)
+            # Unread: nothing in the answer matters but its status, and it may be endless.
+            answer = session.post(address.url, json=body, timeout=timeouts, allow_redirects=False, stream=True)
+    except AddressRefused as error:
+        raise AlertNotDelivered(error.rule) from None
     except requests.RequestException as error:
         raise AlertNotDelivered(type(error).__name__) from None
-    if not answer.ok:
+    if not FIRST_GOOD <= answer.status_code <= LAST_GOOD:
         raise AlertNotDelivered(f"it answered {answer.status_code}")
 
 

@@ -120,8 +120,8 @@ def config_of(kind: str, address: str) -> dict[str, Any]:
     """The `source_config` of an address as people write it, e.g. `sftp://user@host:22/in`."""
     if kind not in SERVERS:
         return {"source_type": kind, "path": absolute_if_here(kind, address)}
-    parts = urlsplit(address if "://" in address else f"{kind}://{address}")
     try:
+        parts = urlsplit(address if "://" in address else f"{kind}://{address}")
         port = parts.port
     except ValueError as error:
         raise typer.BadParameter(f"--{kind}: {error}.") from error

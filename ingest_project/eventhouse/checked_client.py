@@ -12,7 +12,10 @@ from azure.kusto.data.client import HTTPAdapterWithSocketOptions
 from azure.kusto.data.kusto_trusted_endpoints import MatchRule, well_known_kusto_endpoints
 from urllib3.connection import HTTPConnection
 
+from ingest_project.eventhouse.clusters import check_login
 from ingest_project.eventhouse.frames import check_frames
+from ingest_project.web.bound import require_origin
+from ingest_project.web.urls import parse_url
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
@@ -33,9 +36,10 @@ class CheckedKustoClient(KustoClient):
     The library's own looks at the rows and leaves out the frame that says whether the answer is complete.
     """
 
-    def __init__(self, connection: KustoConnectionStringBuilder, timeout_seconds: float) -> None:
+    def __init__(self, connection: KustoConnectionStringBuilder, address: str, timeout_seconds: float) -> None:
         super().__init__(connection)
-        adapter = _ImpatientAdapter(timeout_seconds + NETWORK_SECONDS, self.compose_socket_options())
+        read_seconds = timeout_seconds + NETWORK_SECONDS
+        adapter = _ClusterAdapter(address, read_seconds, self.compose_socket_options())
         # The library's own type leaves open whether it is aiohttp's; this client is the one that waits.
         session = cast("Session", self._session)
         session.mount("https://", adapter)
@@ -48,15 +52,20 @@ class CheckedKustoClient(KustoClient):
         return KustoClient._kusto_parse_by_endpoint(endpoint, response_json)  # noqa: SLF001 - what this one overrides
 
 
-class _ImpatientAdapter(HTTPAdapterWithSocketOptions):
-    """The library waits without an end for a cluster's metadata, and half a minute too long for an answer."""
+class _ClusterAdapter(HTTPAdapterWithSocketOptions):
+    """The last step before the wire: requests go to the cluster and to no other host, whatever made them.
 
-    def __init__(self, read_seconds: float, keep_alive: list[tuple[int, int, int]]) -> None:
+    The library waits without an end for a cluster's metadata, and half a minute too long for an answer.
+    """
+
+    def __init__(self, address: str, read_seconds: float, keep_alive: list[tuple[int, int, int]]) -> None:
+        self._origins = frozenset({parse_url(address).origin})
         self._timeout = (CONNECT_SECONDS, read_seconds)
         options = [*HTTPConnection.default_socket_options, *keep_alive]
         super().__init__(socket_options=options)  # type: ignore[no-untyped-call]
 
     def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401 - handed through
+        require_origin(str(request.url), self._origins)
         kwargs["timeout"] = self._timeout
         return super().send(request, *args, **kwargs)
 
@@ -66,23 +75,24 @@ def connect(access: ClusterAccess, address: str) -> CheckedKustoClient:
     if access.authentication == "none":
         connection = KustoConnectionStringBuilder.with_no_authentication(address)
     else:
-        _trust(access.trusted_hosts)
+        _trust(parse_url(address).host)
         connection = KustoConnectionStringBuilder.with_azure_token_credential(
             address, credential_from_login_endpoint=lambda authority: _credential(access, authority)
         )
-    return CheckedKustoClient(connection, access.timeout_seconds)
+    return CheckedKustoClient(connection, address, access.timeout_seconds)
 
 
-def _trust(hosts: tuple[str, ...]) -> None:
-    """Add hosts to the library's own list of those that may get a token. Adding them again changes nothing."""
+def _trust(host: str) -> None:
+    """Have the library send a token to this host, which was checked. Adding it again changes nothing."""
     # The library leaves these two without types.
-    rules = [MatchRule(host.removeprefix("*"), not host.startswith("*.")) for host in hosts]  # type: ignore[no-untyped-call]
-    well_known_kusto_endpoints.add_trusted_hosts(rules, replace=False)  # type: ignore[no-untyped-call]
+    rule = MatchRule(host, exact=True)  # type: ignore[no-untyped-call]
+    well_known_kusto_endpoints.add_trusted_hosts([rule], replace=False)  # type: ignore[no-untyped-call]
 
 
 def _credential(access: ClusterAccess, authority: str) -> TokenCredential:
     from azure.identity import ClientSecretCredential, DefaultAzureCredential  # noqa: PLC0415 - not for local servers
 
+    authority = check_login(authority, access)
     if access.authentication == "application" and access.client_secret is not None:
         secret = access.client_secret.get_secret_value()
         return ClientSecretCredential(access.tenant_id, access.client_id, secret, authority=authority)

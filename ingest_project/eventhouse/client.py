@@ -10,7 +10,14 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from ingest_project.errors import EventhouseUnavailable, IngestError, QueryRefused, SettingsError
+from ingest_project.errors import (
+    AddressRefused,
+    EventhouseUnavailable,
+    IngestError,
+    PermanentError,
+    QueryRefused,
+    SettingsError,
+)
 from ingest_project.eventhouse.clusters import check_address
 from ingest_project.eventhouse.frames import BrokenAnswerError, ReportedError, ReportedErrors
 from ingest_project.eventhouse.queries import INGESTED_AT
@@ -90,12 +97,13 @@ class EventhouseClient:
             AnswerTooLargeError: the answer exceeds Kusto's limit or ours.
             EventhouseUnavailable: no answer, throttled, cut off, or an error that may pass.
             QueryRefused: not KQL that can be run, or not allowed; also where sign-in is refused.
+        SettingsError, AddressRefused: a query or a secret would go to a host that is not trusted; it was not sent.
         """
         properties = self._properties(parameters or {})
         try:
             return _answer(self._connected().execute_query(database, text, properties))
         except Exception as error:
-            raise self._failure(error, database, properties.client_request_id) from error
+            raise _refusal(error) or self._failure(error, database, properties.client_request_id) from error
 
     def close(self) -> None:
         """Disconnect. A later query connects again."""
@@ -213,6 +221,15 @@ def _reported_by(error: Exception) -> ReportedError:
 
 def _remedy(reason: str) -> str:
     return CHECK_CURSORS if "cursor" in reason.lower() else CHECK_QUERY
+
+
+def _refusal(error: BaseException | None) -> PermanentError | None:
+    """Our own refusal to send something, which the library wraps in one of its exceptions."""
+    while error is not None:
+        if isinstance(error, SettingsError | AddressRefused):
+            return error
+        error = getattr(error, "exception", None) or error.__cause__ or error.__context__
+    return None
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 from ingest_project.errors import SettingsError
+from ingest_project.web.grammar import MalformedAddressError, split_address
+from ingest_project.web.hosts import ANY_HOST, HostPattern
+from ingest_project.web.urls import DEFAULT_PORTS, printable_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pydantic import SecretStr
 
 TRUSTED_HOSTS = (
@@ -21,8 +24,14 @@ TRUSTED_HOSTS = (
     "*.kusto.chinacloudapi.cn",
     "*.kusto.azuresynapse.azure.cn",
 )
-
-_HOST = re.compile(r"[a-z0-9](?:[a-z0-9.\-]*[a-z0-9])?")
+# Where Microsoft Entra takes an application's secret, in each of its clouds.
+LOGIN_HOSTS = (
+    "login.microsoftonline.com",
+    "login.windows.net",
+    "login.microsoftonline.us",
+    "login.chinacloudapi.cn",
+    "login.partner.microsoftonline.cn",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +67,16 @@ def check_address(access: ClusterAccess) -> str:
     Raises:
         SettingsError: it is not the address of a trusted cluster; says what would make it one.
     """
+    shown = _shown(access.address)
     try:
-        parts = urlsplit(access.address.strip())
-        host, port = (parts.hostname or "").removesuffix("."), parts.port
-    except ValueError:
-        parts, host, port = urlsplit(""), "", None
-    if parts.scheme not in ("https", "http") or not _HOST.fullmatch(host):
-        raise SettingsError(f"{_shown(access.address)} is not the https address of an Eventhouse cluster.")
-    if parts.username or parts.password or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise SettingsError(f"The Eventhouse address {_shown(access.address)} must be a host and nothing else.")
-    named = _matches(host, access.trusted_hosts)
-    if not named and not _matches(host, TRUSTED_HOSTS):
+        parts = split_address(access.address, ("https", "http"))
+    except MalformedAddressError as error:
+        raise SettingsError(f"{shown} is not the https address of an Eventhouse cluster: {error.reason}.") from None
+    if not parts.is_server:
+        raise SettingsError(f"The Eventhouse address {shown} must be a host and nothing else.")
+    host, port = parts.host, parts.port or DEFAULT_PORTS[parts.scheme]
+    named = _matches(host, port, access.trusted_hosts)
+    if not named and not (_matches(host, port, TRUSTED_HOSTS) and port in DEFAULT_PORTS.values()):
         raise SettingsError(
             f"Eventhouse at {host} is not trusted, so it gets no query and no token. "
             "Check the address, or add the host to INGEST_EVENTHOUSE_TRUSTED_HOSTS."
@@ -78,17 +86,34 @@ def check_address(access: ClusterAccess) -> str:
             f"Eventhouse at {host} must be asked over https; plain http needs the host in "
             "INGEST_EVENTHOUSE_TRUSTED_HOSTS."
         )
-    return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
+    return parts.origin
 
 
-def _matches(host: str, patterns: tuple[str, ...]) -> bool:
-    for pattern in patterns:
-        name = pattern.strip().lower()
-        if host == name or (name.startswith("*.") and host.endswith(name[1:]) and len(host) > len(name) - 1):
-            return True
-    return False
+def check_login(authority: str, access: ClusterAccess) -> str:
+    """Where the cluster says that its tokens are to be had: an application shows its secret there.
+
+    Raises:
+        SettingsError: it is neither Microsoft's nor a trusted host; nothing is sent there.
+    """
+    try:
+        parts = split_address(authority, ("https",))
+    except MalformedAddressError as error:
+        raise SettingsError(f"Eventhouse names {_shown(authority)} to sign in at: {error.reason}.") from None
+    port = parts.port or DEFAULT_PORTS["https"]
+    if parts.host not in LOGIN_HOSTS and not _matches(parts.host, port, access.trusted_hosts):
+        raise SettingsError(
+            f"Eventhouse names {parts.host} to sign in at, which is not Microsoft's. Nothing is shown to it unless "
+            "INGEST_EVENTHOUSE_TRUSTED_HOSTS names it."
+        )
+    return parts.origin
+
+
+def _matches(host: str, port: int, patterns: Iterable[str]) -> bool:
+    parsed = [HostPattern.parse(pattern) for pattern in patterns]
+    # Every host there is cannot be trusted with a token.
+    return any(pattern.name != ANY_HOST and pattern.matches_name(host, port) for pattern in parsed)
 
 
 def _shown(address: str) -> str:
     """The address without what may be a password before an @ or a key behind a question mark."""
-    return repr(re.sub(r"//[^/@]*@", "//…@", address).partition("?")[0][:200])
+    return repr(printable_url(address).partition("?")[0][:200])

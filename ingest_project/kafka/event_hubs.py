@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from ingest_project.errors import SettingsError
+from ingest_project.web.grammar import MalformedAddressError, parse_host, split_address
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 PORT = 9093
 PUBLIC_CLOUD = ".servicebus.windows.net"
+# An identity is shown to Azure's own hosts alone. A connection string is for the endpoint that it names itself.
+CLOUDS = (PUBLIC_CLOUD, ".servicebus.usgovcloudapi.net", ".servicebus.chinacloudapi.cn")
+SCHEMES = ("sb", "https", "amqps")
 CONNECTION_STRING_USER = "$ConnectionString"
 _PARTS = ("endpoint", "sharedaccesskeyname", "sharedaccesskey")
 
@@ -83,8 +86,21 @@ def _parts(connection_string: SecretStr) -> dict[str, str]:
 def _host(parts: dict[str, str], namespace: str) -> str:
     if not parts and not namespace.strip():
         raise SettingsError("Event Hubs needs a connection string, or a namespace to be reached with an identity.")
-    address = parts.get("endpoint") or namespace.strip()
-    host = urlsplit(address).hostname if "//" in address else address
-    if not host or any(character in host for character in "/:@ "):
-        raise SettingsError("The Event Hubs namespace is not a host like name.servicebus.windows.net.")
-    return host if "." in host else host + PUBLIC_CLOUD
+    text = parts.get("endpoint") or namespace.strip()
+    try:
+        host = _server(text) if "//" in text else parse_host(text)
+    except MalformedAddressError as error:
+        raise SettingsError(
+            f"The Event Hubs namespace is not a host like name{PUBLIC_CLOUD}: {error.reason}."
+        ) from None
+    host = host if "." in host else host + PUBLIC_CLOUD
+    if not parts and not host.endswith(CLOUDS):
+        raise SettingsError(f"The Event Hubs namespace {host} is not Azure's; a namespace ends with {PUBLIC_CLOUD}.")
+    return host
+
+
+def _server(text: str) -> str:
+    address = split_address(text, SCHEMES)
+    if not address.is_server or address.port is not None:
+        raise MalformedAddressError("it names more than a host")
+    return address.host

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ingest_project.errors import BrokerUnavailable
+from ingest_project.errors import BrokerUnavailable, SettingsError
 from ingest_project.onelake.identity import default_credential
+from ingest_project.web.grammar import MalformedAddressError, host_and_port, parse_server
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken
@@ -23,16 +24,21 @@ _logger = logging.getLogger(__name__)
 class TokenSource:
     """Gives tokens to one Kafka client: one to begin with, and a new one some time before that ends.
 
-    A token is good for the broker's host alone: no other host could use it.
+    A token is good for the broker's host alone: no other host could use it, and no other host is shown it.
 
     Args:
-        bootstrap_servers: of the broker; the first one's host names what the token is for.
+        bootstrap_servers: of the broker, all on one host, which names what the token is for.
+
+    Raises:
+        SettingsError: they are on several hosts, or one of them is none.
     """
 
     def __init__(self, bootstrap_servers: str) -> None:
         self._servers = bootstrap_servers
-        host = bootstrap_servers.partition(",")[0].rpartition(":")[0] or bootstrap_servers
-        self.scope = f"https://{host.strip()}/.default"
+        hosts = {_host(server.strip()) for server in bootstrap_servers.split(",") if server.strip()}
+        if len(hosts) != 1:
+            raise SettingsError(f"A token is for one host: {bootstrap_servers} must be on one with OAUTHBEARER.")
+        self.scope = f"https://{host_and_port(hosts.pop(), None)}/.default"
 
     def check(self) -> None:
         """Get a token, which the next call gives again.
@@ -60,3 +66,10 @@ class TokenSource:
         except AzureError as error:
             reason = (" ".join(str(error).split()) or type(error).__name__)[:MAX_REASON_LENGTH].rstrip(". ")
             raise BrokerUnavailable(self._servers, f"no token for {self.scope}: {reason}", REMEDY) from error
+
+
+def _host(server: str) -> str:
+    try:
+        return parse_server(server)[0]
+    except MalformedAddressError as error:
+        raise SettingsError(f"KAFKA_BOOTSTRAP_SERVERS: {server[:100]!r} is no host:port: {error.reason}.") from None

@@ -1,7 +1,7 @@
 """Which accounts a message may name: an identity, a key or a SAS is used for listed accounts only.
 
-An account of ADLS Gen2 is a host of its own. OneLake has one host for all tenants, so that there the workspace is what is
-listed. What the settings name as a store, a table or a source is listed by that.
+An account of ADLS Gen2 is a host of its own. OneLake has one host for all tenants, so that there the workspace is what
+is listed. What the settings name as a store, a table or a source is listed by that.
 """
 
 from __future__ import annotations

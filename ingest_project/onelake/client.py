@@ -37,9 +37,7 @@ def open_file_system(address: OneLakeAddress, options: OneLakeOptions | None = N
     from azure.storage.filedatalake import FileSystemClient  # noqa: PLC0415 - takes 0.3 s, and local stores do without
 
     with _credential_errors(address):
-        return FileSystemClient(
-            address.account_url, address.file_system, **_client_arguments(address, options)
-        )
+        return FileSystemClient(address.account_url, address.file_system, **_client_arguments(address, options))
 
 
 def open_container(address: OneLakeAddress, options: OneLakeOptions | None = None) -> ContainerClient:

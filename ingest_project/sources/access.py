@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from ingest_project.errors import ForbiddenPath, SettingsError, UnknownCredentials
 from ingest_project.onelake.options import OneLakeOptions, options_of
 from ingest_project.settings import OneLakeSettings, PollingSettings
-from ingest_project.web.hosts import HostLists, HostPattern
+from ingest_project.web.hosts import NO_LISTS, HostLists, HostPattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -108,7 +108,7 @@ class Clients:
     s3: Callable[[S3Account], S3Client] = _no_s3
     web: Callable[[], WebClient] = _no_web
     onelake: OneLakeSettings = field(default_factory=OneLakeSettings)
-    lists: HostLists = HostLists()
+    lists: HostLists = NO_LISTS
     named: NamedPlaces = NamedPlaces()
 
     def onelake_options(self, credential: Credential | None) -> OneLakeOptions:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def open_dummy(source_config: Mapping[str, Any], access: SourceAccess) -> LocalSource:
     """The folder of INGEST_DUMMY_ROOT; without a path, all of it."""
     root = access.settings.dummy_root
-    roots = Roots.of([root], setting="INGEST_DUMMY_ROOT")
+    roots = Roots.of([root], setting="INGEST_DUMMY_ROOT", hard_links=access.settings.allow_hard_links)
 
     def place(path: str) -> Path:
         return _place(path, root)

@@ -15,10 +15,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from ingest_project.sources.ftp_failures import NOT_UNDERSTOOD, code_of
+from ingest_project.web.grammar import MAX_PORT
 
 if TYPE_CHECKING:
     import socket
     from pathlib import Path
+
+FIRST_DATA_PORT = 1_024
 
 Tls = Literal["explicit", "implicit", "none"]
 
@@ -54,15 +57,20 @@ class FtpWire(ftplib.FTP_TLS):
         self._extended_passive = True
 
     def makepasv(self) -> tuple[str, int]:
-        """Where the server waits for the data connection; the port is its word, the host is not."""
+        """Where the server waits for the data connection; the port is its word, the host is not.
+
+        Raises:
+            ftplib.error_proto: the answer names no port, or one that belongs to another service.
+        """
         assert self.sock is not None  # noqa: S101 - set as long as the connection is open
         peer = self.sock.getpeername()
         if self._extended_passive:
             try:
-                return ftplib.parse229(self.sendcmd("EPSV"), peer)  # noqa: S321 - FTP is what this module is for
+                answer = self.sendcmd("EPSV")
+                return peer[0], _data_port(ftplib.parse229(answer, peer)[1])  # noqa: S321 - FTP is what this module is for
             except ftplib.error_perm:
                 self._extended_passive = False
-        return peer[0], ftplib.parse227(self.sendcmd("PASV"))[1]  # noqa: S321 - as above
+        return peer[0], _data_port(ftplib.parse227(self.sendcmd("PASV"))[1])  # noqa: S321 - as above
 
     def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
         """Begin a transfer; the data connection is protected where the control connection is."""
@@ -100,6 +108,13 @@ class FtpWire(ftplib.FTP_TLS):
                 raise
             return frozenset()
         return frozenset(line.split()[0].upper() for line in lines if line.strip())
+
+
+def _data_port(port: int) -> int:
+    """A port that a server may wait at for data: below these are other services of the same host."""
+    if not FIRST_DATA_PORT <= port <= MAX_PORT:
+        raise ftplib.error_proto(f"the server names port {port} for data")  # noqa: S321 - FTP is what this module is for
+    return port
 
 
 def _wire_text(text: str) -> str:

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from ingest_project.errors import IngestError
+from ingest_project.errors import ForbiddenPath, IngestError
 from ingest_project.sources.protocol import Skipped, SourceFile
-from ingest_project.sources.roots import Roots, described, failure_of
+from ingest_project.sources.roots import MAX_PATH_BYTES, Roots, described, failure_of, require_path
 from ingest_project.sources.selection import Pattern, refusal
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 def open_local(source_config: Mapping[str, Any], access: SourceAccess) -> LocalSource:
     """Folders of this host; relative paths start at the current folder."""
-    roots = Roots.of(access.settings.local_roots, setting="INGEST_LOCAL_ROOTS")
+    roots = Roots.of(
+        access.settings.local_roots, setting="INGEST_LOCAL_ROOTS", hard_links=access.settings.allow_hard_links
+    )
     return LocalSource(str(source_config.get("path", "")), roots, Path)
 
 
@@ -55,36 +57,36 @@ class LocalSource:
     def canonical_location(self, path: str) -> str:
         """`local:` and the absolute path, symlinks resolved."""
         try:
-            return f"local:{os.path.realpath(self.place(path))}"
-        except (OSError, ValueError):
+            return f"local:{os.path.realpath(self._at(path))}"
+        except (ForbiddenPath, OSError, ValueError):
             # A path that no file can have still needs a stable name in reports.
-            return f"local:{path}"
+            return f"local:{path[:MAX_PATH_BYTES]}"
 
     @cached_property
     def _listed_location(self) -> str:
         """Of the folder that is listed. No symlink is followed below it, so that it need not be asked for each file."""
-        return f"local:{os.path.realpath(self.place(self.path))}"
+        return f"local:{os.path.realpath(self._at(self.path))}"
 
     def require_allowed(self, path: str) -> None:
         """Refuse what lies outside the roots, symlinks resolved, whether it is there or not."""
-        self.roots.require_allowed(self.place(path), path)
+        self.roots.require_allowed(self._at(path), path)
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
         """Walk the folder, one open folder per level. Symlinks to folders are not followed."""
         parsed = Pattern.parse(pattern)
-        with self.roots.opened_folder(self.place(self.path), self.path) as folder:
+        with self.roots.opened_folder(self._at(self.path), self.path) as folder:
             yield from self._walk(folder, "", parsed)
 
     def stat(self, path: str) -> SourceFile:
         """Size and time of change of the file that is there now."""
-        with self.roots.opened_file(self.place(path), path) as descriptor:
+        with self.roots.opened_file(self._at(path), path) as descriptor:
             return described(path, os.fstat(descriptor))
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
         """The file's bytes, buffered."""
         with (
-            self.roots.opened_file(self.place(path), path) as descriptor,
+            self.roots.opened_file(self._at(path), path) as descriptor,
             io.BufferedReader(_LocalFile(descriptor, path), buffer_size=1024**2) as file,
         ):
             # typeshed's BufferedReader is generic; to a caller it is a BinaryIO.
@@ -135,13 +137,18 @@ class LocalSource:
         full = self._full(relative)
         try:
             if entry.is_file(follow_symlinks=False):
-                location = f"{self._listed_location}/{relative}"
-                return described(full, entry.stat(follow_symlinks=False), location)
+                status = entry.stat(follow_symlinks=False)
+                self.roots.require_one_name(status, full)
+                return described(full, status, f"{self._listed_location}/{relative}")
             return self.stat(full)
         except FileNotFoundError:
             return Skipped(full, "It was removed while the folder was read.", visible=False)
         except IngestError as error:
             return Skipped(full, str(error))
+
+    def _at(self, path: str) -> Path:
+        """Where a path is; the bound comes first, because to find the place resolves it."""
+        return self.place(require_path(path))
 
     def _full(self, relative: str) -> str:
         return f"{self.path.rstrip('/')}/{relative}" if self.path else relative

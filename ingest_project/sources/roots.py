@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# What Linux takes at most. `realpath` takes time with the square of the number of parts.
+MAX_PATH_BYTES = 4_095
+MAX_PATH_PARTS = 256
+SHOWN_CHARACTERS = 200
+HARD_LINKS = "INGEST_ALLOW_HARD_LINKS"
 # O_NONBLOCK: opening a FIFO or a device that took the file's place must not wait for its other end.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -29,15 +34,17 @@ class Roots:
     Args:
         folders: absolute, symlinks resolved.
         setting: the setting that holds them, named in refusals.
+        hard_links: whether a file may be read that has a further name, which may be outside the folders.
     """
 
     folders: tuple[str, ...]
     setting: str
+    hard_links: bool = False
 
     @classmethod
-    def of(cls, folders: Sequence[Path], setting: str) -> Roots:
+    def of(cls, folders: Sequence[Path], setting: str, *, hard_links: bool = False) -> Roots:
         """Resolve the folders of a setting; relative ones start at the current folder."""
-        return cls(tuple(os.path.realpath(folder) for folder in folders), setting)
+        return cls(tuple(os.path.realpath(folder) for folder in folders), setting, hard_links)
 
     def require_allowed(self, place: Path, named: str) -> None:
         """Refuse a path outside the roots; nothing is opened, and it need not be there.
@@ -45,7 +52,7 @@ class Roots:
         Raises:
             ForbiddenPath: outside the roots, or a URL.
         """
-        _require_path(named)
+        require_path(named)
         try:
             self._require_inside(os.path.realpath(place), named)
         except (OSError, ValueError) as error:
@@ -65,9 +72,23 @@ class Roots:
             SourceUnreachable: the file system failed.
         """
         with self._opened(place, named) as descriptor:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise ForbiddenPath(named, "it is not a regular file.")
+            self.require_one_name(status, named)
             yield descriptor
+
+    def require_one_name(self, status: os.stat_result, named: str) -> None:
+        """Refuse a file with a further name: no path tells whether that is a file outside of the folders.
+
+        Raises:
+            ForbiddenPath: it has one, and the setting does not allow it.
+        """
+        if status.st_nlink > 1 and not self.hard_links:
+            raise ForbiddenPath(
+                named,
+                f"it has {status.st_nlink} names (hard links), of which some may be elsewhere. {HARD_LINKS} allows it.",
+            )
 
     @contextmanager
     def opened_folder(self, place: Path, named: str) -> Iterator[int]:
@@ -85,7 +106,7 @@ class Roots:
             os.close(descriptor)
 
     def _open(self, place: Path, named: str, more_flags: int) -> int:
-        _require_path(named)
+        require_path(named)
         try:
             resolved = os.path.realpath(place)
             self._require_inside(resolved, named)
@@ -138,9 +159,19 @@ def _is_inside(folder: str, resolved: str) -> bool:
     return resolved == folder or resolved.startswith(os.path.join(folder, ""))  # noqa: PTH118 - text, for each file
 
 
-def _require_path(named: str) -> None:
+def require_path(named: str) -> str:
+    """The path itself, if it may be resolved at all: its cost is bounded.
+
+    Raises:
+        ForbiddenPath: a URL, or longer than a path can be.
+    """
+    if len(named.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES or named.count("/") > MAX_PATH_PARTS:
+        raise ForbiddenPath(
+            named[:SHOWN_CHARACTERS], f"a path has at most {MAX_PATH_BYTES} bytes and {MAX_PATH_PARTS} parts."
+        )
     if "://" in named or named.startswith("file:"):
         raise ForbiddenPath(named, "a local path is needed, not a URL.")
+    return named
 
 
 def _path_of(descriptor: int) -> str:

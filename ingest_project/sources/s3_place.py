@@ -79,8 +79,9 @@ def place_of(source_config: Mapping[str, Any], access: SourceAccess) -> S3Place:
     """
     bucket = _bucket_of(source_config)
     credential = named_credential(source_config, access.credentials)
+    account = _account_of(source_config, credential, access)
     _require_allowed_bucket(source_config, credential, access)
-    return S3Place(_account_of(source_config, credential, access), bucket)
+    return S3Place(account, bucket)
 
 
 def named_bucket(source_config: Mapping[str, Any], account: S3Account) -> NamedBucket:
@@ -105,7 +106,8 @@ def _require_allowed_bucket(
     own = credential.buckets if credential is not None else []
     if own and not _matches(bucket, own):
         raise ForbiddenPath(
-            f"{SCHEME}{bucket}", "the credentials that the job names are not for this bucket; list it in their 'buckets'."
+            f"{SCHEME}{bucket}",
+            "the credentials that the job names are not for this bucket; list it in their 'buckets'.",
         )
     allowed = [*own, *access.settings.allowed_buckets]
     named = access.clients.named.buckets

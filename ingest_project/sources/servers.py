@@ -14,7 +14,7 @@ from urllib.parse import quote
 from ingest_project.errors import AddressRefused, ForbiddenPath, PermanentError, SourceUnreachable
 from ingest_project.sources.access import named_credential
 from ingest_project.web.grammar import MAX_PORT, MalformedAddressError, host_and_port, parse_server
-from ingest_project.web.hosts import INTERNAL_HOSTS, HostLists, HostPattern
+from ingest_project.web.hosts import INTERNAL_HOSTS, NO_LISTS, HostLists, HostPattern
 from ingest_project.web.pinned import Connector
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ServerSettings:
     """
 
     allowed_hosts: tuple[str, ...] = ()
-    lists: HostLists = HostLists()
+    lists: HostLists = NO_LISTS
     known_hosts_file: Path | None = None
     ca_file: Path | None = None
     timeout_seconds: float = 30.0
@@ -85,7 +85,7 @@ class Server:
     port: int
     username: str
     internal_allowed: bool = True
-    lists: HostLists = HostLists()
+    lists: HostLists = NO_LISTS
 
     @property
     def location(self) -> str:

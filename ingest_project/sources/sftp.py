@@ -109,9 +109,7 @@ def open_sftp(
         UnknownCredentials, PermanentError: the config names no such credentials, or makes no sense.
     """
     servers = servers or ServerSettings.of(access.settings, access.clients.lists)
-    server, guard, credential = server_for(
-        "sftp", source_config, access.credentials, DEFAULT_PORT, servers
-    )
+    server, guard, credential = server_for("sftp", source_config, access.credentials, DEFAULT_PORT, servers)
     if credential is None or not server.username:
         raise PermanentError(f"{server.location}: an sftp source needs stored 'credentials' and a username.")
     if credential.password is None and credential.private_key_file is None:

@@ -7,13 +7,13 @@ server answers, a redirect above all, leads nowhere else.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from requests import Session
 from requests.adapters import HTTPAdapter
 
 from ingest_project.errors import AddressRefused
-from ingest_project.web.hosts import HostLists
+from ingest_project.web.hosts import NO_LISTS, HostLists
 from ingest_project.web.pinned import Connector, PinnedAdapter
 from ingest_project.web.urls import parse_url, printable_url
 
@@ -34,9 +34,7 @@ class BoundSession(Session):
         lists: hosts that nobody contacts.
     """
 
-    def __init__(
-        self, servers: Sequence[WebAddress], pool_connections: int = 1, lists: HostLists | None = None
-    ) -> None:
+    def __init__(self, servers: Sequence[WebAddress], pool_connections: int = 1, lists: HostLists = NO_LISTS) -> None:
         super().__init__()
         self._origins = frozenset(server.origin for server in servers)
         # Found once: requests looks for them in the whole environment at every request, which takes a quarter of the
@@ -50,20 +48,20 @@ class BoundSession(Session):
             adapter = HTTPAdapter(pool_connections=len(servers), pool_maxsize=pool_connections)
         else:
             own = [(server.host, server.port) for server in servers]
-            rules = (lists or HostLists()).rules_for(*own, internal_allowed=True)
+            rules = lists.rules_for(*own, internal_allowed=True)
             authorities = Path(self.verify) if isinstance(self.verify, str) else None
             adapter = PinnedAdapter(Connector(rules), len(servers), pool_connections, authorities)
         self.mount("http://", adapter)
         self.mount("https://", adapter)
 
-    def send(self, request: PreparedRequest, **kwargs: object) -> Response:
+    def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # noqa: ANN401 - handed through
         """Send a request, also one that follows a redirect.
 
         Raises:
             AddressRefused: it is for another server; nothing was sent.
         """
         require_origin(str(request.url), self._origins)
-        return super().send(request, **kwargs)  # type: ignore[arg-type] - handed through
+        return super().send(request, **kwargs)
 
 
 def require_origin(url: str, origins: frozenset[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import unicodedata
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 MAX_CHARACTERS = 120
 MAX_BYTES = 200
@@ -68,7 +68,7 @@ def disposition_file_name(header: str | None) -> str | None:
 
 def path_file_name(target: str) -> str | None:
     """The last part of an address's path, decoded; None when the path ends in a slash."""
-    return unquote(urlsplit(target).path.rpartition("/")[2]) or None
+    return unquote(target.partition("?")[0].rpartition("/")[2]) or None
 
 
 def _printable(char: str) -> bool:

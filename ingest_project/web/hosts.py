@@ -153,7 +153,9 @@ class HostRules:
         if any(pattern.matches_address(address, port) for pattern in self._denied):
             raise AddressRefused(printable, f"{address} is in a denied network ({DENIED_HOSTS})")
         if not self._allows_name(host, port) and not _match_address(self._allowed, address, port):
-            raise AddressRefused(printable, f"{host} ({address}) is not on the list of allowed hosts", self._allowed_setting)
+            raise AddressRefused(
+                printable, f"{host} ({address}) is not on the list of allowed hosts", self._allowed_setting
+            )
         kind = why_internal(address)
         if kind is None or _match_address(self._internal, address, port):
             return
@@ -187,6 +189,9 @@ class HostLists:
         own = [host_and_port(host, port) for host, port in servers]
         internal = [*self.internal, *own] if internal_allowed else self.internal
         return HostRules(own, self.denied, internal, allowed_setting=None)
+
+
+NO_LISTS = HostLists()
 
 
 def _match_address(patterns: tuple[HostPattern, ...], address: Address, port: int) -> bool:

@@ -79,9 +79,7 @@ def parse_url(url: str) -> WebAddress:
 
 def _web_address(parts: Address) -> WebAddress:
     target = requote_uri((parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
-    return WebAddress(
-        cast("Scheme", parts.scheme), parts.host, parts.port or DEFAULT_PORTS[parts.scheme], target
-    )
+    return WebAddress(cast("Scheme", parts.scheme), parts.host, parts.port or DEFAULT_PORTS[parts.scheme], target)
 
 
 def canonical_host(host: str) -> str | None:
@@ -99,10 +97,7 @@ def printable_url(url: str) -> str:
     text = re.split(r"[?#]", text, maxsplit=1)[0]
     before, slashes, after = text.partition("//")
     authority, slash, path = after.partition("/")
-    if slashes:
-        text = f"{before}{slashes}{authority.rpartition('@')[2]}{slash}{path}"
-    else:
-        text = text.rpartition("@")[2]
+    text = f"{before}{slashes}{authority.rpartition('@')[2]}{slash}{path}" if slashes else text.rpartition("@")[2]
     if not text.isprintable():
         text = "".join(char if char.isprintable() else "\ufffd" for char in text)
     return (text if len(text) <= PRINTED_LENGTH else f"{text[:PRINTED_LENGTH]}…") + query

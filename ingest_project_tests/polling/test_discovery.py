@@ -140,7 +140,9 @@ def test_a_failure_says_whether_it_is_tried_again(system: System) -> None:
     assert (record.state, record.error_class) == (JobState.FAILED, "SourceMissing")
     assert "Not tried again" in (record.reason or "")
     away = {"source_type": "s3", "path": "s3://bucket/x", "endpoint_url": "http://127.0.0.1:9", "region": "eu-west-1"}
-    system.settings = changed(system.settings, "polling", allowed_source_hosts=["127.0.0.1"])
+    system.settings = changed(
+        system.settings, "polling", allowed_source_hosts=["127.0.0.1"], allowed_buckets=["bucket"]
+    )
     system.restart()
     system.send_job("", source_config=away)
     poll(system)

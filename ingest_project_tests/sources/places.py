@@ -171,12 +171,13 @@ class S3Place(Place):
         self.client: S3Client = s3_client(options)
         self.client.create_bucket(Bucket=bucket)
         self.settings = {
+            "sources": {"place": {"source_config": {"source_type": "s3", "bucket": bucket}}},
             "storage": {
                 "s3_endpoint_url": options.endpoint_url,
                 "s3_region": options.region,
                 "s3_access_key_id": options.access_key_id,
                 "s3_secret_access_key": SecretStr(options.secret_access_key or ""),
-            }
+            },
         }
         self.config = {"source_type": "s3", "path": f"s3://{bucket}/in"}
 

@@ -34,7 +34,8 @@ def opened(settings: dict[str, object], **config: object) -> Source:
 
 
 def key(s3_options: S3Options, **more: object) -> dict[str, object]:
-    fields = {"access_key_id": s3_options.access_key_id, "secret_access_key": s3_options.secret_access_key, **more}
+    keys = {"access_key_id": s3_options.access_key_id, "secret_access_key": s3_options.secret_access_key}
+    fields = {**keys, "buckets": ["bucket", "test-*"], **more}
     return {"credentials": {"key": fields}}
 
 
@@ -65,6 +66,7 @@ def test_folder_markers_and_look_alikes_are_no_files(place: S3Place) -> None:
 def test_a_bucket_that_is_not_there_is_missing_and_a_server_that_is_away_is_unreachable(
     place: S3Place, s3_options: S3Options
 ) -> None:
+    place.settings["polling"] = {"allowed_buckets": ["no-such-*"]}
     with pytest.raises(SourceMissing, match="no-such-bucket"):
         list(place.open(path="s3://no-such-bucket-here/x").list_files("*"))
     away = {**key(s3_options, hosts=["127.0.0.1:9"])}
@@ -98,7 +100,7 @@ def test_an_endpoint_that_only_the_message_names_is_refused_and_our_key_goes_to_
         opened(key(s3_options, hosts=["elsewhere.example.com"]), **config, credentials="key")
     (file,) = opened(key(s3_options, hosts=[host]), **config, credentials="key").list_files("*")
     assert file.path == place.path("a.csv")
-    unsigned = opened({"polling": {"allowed_source_hosts": [host]}}, **config)
+    unsigned = opened({"polling": {"allowed_source_hosts": [host], "allowed_buckets": [place.bucket]}}, **config)
     assert unsigned.canonical_location(file.path) == f"s3+{endpoint}/{place.bucket}/in/a.csv"
 
 
