@@ -7,7 +7,6 @@ are the safe form: listing from a start name failed there with friendly names.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -15,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 from ingest_project.errors import SettingsError
 from ingest_project.stores.places import Bucket, S3Options, place_of
+from ingest_project.web.grammar import MalformedAddressError, host_and_port, split_address
+from ingest_project.web.urls import printable_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,11 +104,12 @@ def delta_place(url: str, credentials: DeltaCredentials | None = None) -> DeltaP
         SettingsError: no such kind of address, or Azure without exactly one way to be let in.
     """
     credentials = credentials or DeltaCredentials()
-    parts = urlsplit(url)
-    if parts.scheme == "https" and ".dfs." in parts.netloc:
-        return _azure_place(_abfss(url), credentials)
-    if parts.scheme in AZURE_SCHEMES:
-        return _azure_place(url.rstrip("/"), credentials)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise SettingsError(f"{printable_url(url)} is no address: {error}.") from None
+    if parts.scheme in AZURE_SCHEMES or (parts.scheme == "https" and ".dfs." in parts.netloc):
+        return _azure_place(url, credentials)
     if parts.scheme not in ("", "file", "s3"):
         raise SettingsError(f"{url} cannot hold a Delta table. Use a folder, s3://, abfss:// or OneLake's https://.")
     place = place_of(url)
@@ -127,21 +129,32 @@ def storage_options(place: DeltaPlace) -> StorageOptions:
     return _azure_options(credential)
 
 
-def _abfss(url: str) -> str:
-    parts = urlsplit(url)
-    filesystem, _, path = unquote(parts.path).strip("/").partition("/")
-    if not filesystem or not path:
-        raise SettingsError(f"{url} names no table: https://<account>.dfs.<domain>/<file system>/<path> is expected.")
-    return f"abfss://{filesystem}@{parts.netloc}/{path}"
-
-
 def _azure_place(url: str, credentials: DeltaCredentials) -> DeltaPlace:
-    if not re.fullmatch(r"abfss?://[^/@]+@[^/@]+/.+", url):
-        raise SettingsError(f"{url} names no table: abfss://<file system>@<account>.dfs.<domain>/<path> is expected.")
+    url = _abfss(url)
     azure = credentials.azure
     if azure is None or sum(way is not None for way in (azure.tokens, azure.sas, azure.account_key)) != 1:
         raise SettingsError(f"{url} needs exactly one of azure-identity, a SAS or an account key.")
     return DeltaPlace(url, credentials)
+
+
+def _abfss(url: str) -> str:
+    """The address as delta-rs takes it, put together anew from its parts."""
+    try:
+        parts = split_address(url, ("https", *AZURE_SCHEMES), with_user=not url.lower().startswith("https"))
+        reason = "" if parts.query is None and parts.fragment is None else "it carries a query, which may be a secret"
+    except MalformedAddressError as error:
+        reason = error.reason
+    if reason:
+        raise SettingsError(f"{printable_url(url)} names no table: {reason}.")
+    scheme, filesystem, path = parts.scheme, parts.user, parts.path.strip("/")
+    if scheme == "https":
+        scheme, (filesystem, _, path) = "abfss", unquote(parts.path).strip("/").partition("/")
+    if not filesystem or "/" in filesystem or not path:
+        raise SettingsError(
+            f"{printable_url(url)} names no table: abfss://<file system>@<account>.dfs.<domain>/<path> or "
+            "https://<account>.dfs.<domain>/<file system>/<path> is expected."
+        )
+    return f"{scheme}://{filesystem}@{host_and_port(parts.host, parts.port)}/{path}"
 
 
 def _s3_options(options: S3Options) -> dict[str, str]:

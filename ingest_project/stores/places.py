@@ -53,7 +53,10 @@ def place_of(url: str) -> Path | Bucket:
     Raises:
         SettingsError: any other scheme, or no bucket.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise SettingsError(f"{url} is neither a folder nor s3://bucket/prefix: {error}.") from None
     if parts.scheme == "s3":
         if not parts.netloc:
             raise SettingsError(f"{url} names no bucket. Example: s3://bucket/prefix.")
