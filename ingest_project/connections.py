@@ -134,9 +134,7 @@ def s3_client(account: S3Account, timeout_seconds: float, lists: HostLists) -> S
     if account.contact is not None:
         from ingest_project.web.pinned_s3 import pin  # noqa: PLC0415 - imports botocore
 
-        contact = account.contact
-        rules = lists.rules_for((contact.host, contact.port), internal_allowed=contact.internal_allowed)
-        pin(client, Connector(rules))
+        pin(client, Connector(account.contact.rules(lists)))
     return client
 
 

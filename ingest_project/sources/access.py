@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ingest_project.onelake.accounts import AllowedAccount
     from ingest_project.settings import Credential
     from ingest_project.web.client import WebClient
+    from ingest_project.web.hosts import HostRules
 
 NO_CREDENTIALS: Mapping[str, Credential] = MappingProxyType({})
 
@@ -38,6 +39,10 @@ class S3Contact:
     host: str
     port: int
     internal_allowed: bool
+
+    def rules(self, lists: HostLists) -> HostRules:
+        """Under which its client connects."""
+        return lists.rules_for((self.host, self.port), internal_allowed=self.internal_allowed)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def place_of(source_config: Mapping[str, Any], access: SourceAccess) -> S3Place:
     Raises:
         UnknownCredentials: it names none that are stored.
         PermanentError: it names no bucket, or two.
-        ForbiddenPath: the bucket or the endpoint is not one that jobs may name.
+        ForbiddenPath, AddressRefused: the bucket or the endpoint is not one that jobs may name.
     """
     bucket = _bucket_of(source_config)
     credential = named_credential(source_config, access.credentials)
@@ -198,4 +198,7 @@ def _require_known(endpoint: WebAddress, credential: Credential | None, access: 
             "its host is not allowed. List it in INGEST_ALLOWED_SOURCE_HOSTS, or in the 'hosts' of credentials that "
             "the job names.",
         )
-    return S3Contact(endpoint.host, endpoint.port, any(pattern.is_one_place for pattern in patterns))
+    contact = S3Contact(endpoint.host, endpoint.port, any(pattern.is_one_place for pattern in patterns))
+    # Of an address that is no name all is known: it is refused when the message arrives.
+    contact.rules(access.clients.lists).check(endpoint.url)
+    return contact
