@@ -17,6 +17,7 @@ from ingest_project.alerts.sensor import alerts_sensor
 from ingest_project.alerts.webhook import AlertNotDelivered, deliver
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
+from ingest_project_tests.services import listener as silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +76,39 @@ def test_an_incident_is_told_when_it_begins_and_when_it_is_over_and_not_in_betwe
     assert [(alert.status, alert.since, alert.ended_at) for alert in over] == [
         ("resolved", NOW, NOW + timedelta(minutes=9))
     ]
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_webhook_that_redirects_takes_the_alerts_nowhere_else(status: int) -> None:
+    _, begun = compare({}, [BROKEN], NOW)
+    with silent.Listener() as elsewhere:
+        with (
+            silent.Redirecting(f"http://127.0.0.1:{elsewhere.port}/", status) as hook,
+            pytest.raises(AlertNotDelivered, match=f"answered {status}"),
+        ):
+            deliver(SecretStr(f"{hook.url}/hook-secret"), "test", begun)
+        assert [(method, path) for method, path, _ in hook.asked] == [("POST", "/hook-secret")]
+        assert elsewhere.connections == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:{port}\\.example.com/hook-secret",
+        "http://example.com@127.0.0.1:{port}/hook-secret",
+        "http://2130706433:{port}/hook-secret",
+        "http://[::1/hook-secret",
+        "ftp://127.0.0.1:{port}/hook-secret",
+        "hook-secret",
+    ],
+)
+def test_an_address_that_is_not_read_alike_by_everybody_gets_no_alerts(url: str) -> None:
+    _, begun = compare({}, [BROKEN], NOW)
+    with silent.Listener() as elsewhere:
+        with pytest.raises(AlertNotDelivered) as caught:
+            deliver(SecretStr(url.format(port=elsewhere.port)), "test", begun)
+        assert "hook-secret" not in str(caught.value)
+        assert elsewhere.connections == 0
 
 
 def test_a_webhook_that_refuses_is_an_error_that_does_not_show_its_address(listener: Listener) -> None:

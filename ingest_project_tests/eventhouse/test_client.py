@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.errors import EventhouseUnavailable, QueryRefused, SettingsError
+from ingest_project.errors import AddressRefused, EventhouseUnavailable, QueryRefused, SettingsError
 from ingest_project.eventhouse.client import AnswerTooLargeError, EventhouseClient
-from ingest_project.eventhouse.clusters import ClusterAccess, check_address
+from ingest_project.eventhouse.clusters import ClusterAccess, check_address, check_login
 from ingest_project.eventhouse.frames import BrokenAnswerError, ReportedErrors, check_frames
 from ingest_project_tests.eventhouse.samples import TABLE, access_to, row
 from ingest_project_tests.services.kusto_server import Fault, KustoServer
+from ingest_project_tests.services.listener import Listener
 
 if TYPE_CHECKING:
     from ingest_project_tests.services.identity import IdentityServer
@@ -166,6 +167,14 @@ def test_a_sign_in_that_fails_is_told_without_secrets(
         "ftp://name.kusto.windows.net",
         "https://127.0.0.1",
         "https://[::1",
+        "https://127.0.0.1\\.kusto.windows.net",
+        "https://127.0.0.1:8080\\.kusto.windows.net",
+        "https://127.0.0.1%5c.kusto.windows.net",
+        "https://127.0.0.1\t.kusto.windows.net",
+        "https://2130706433",
+        "https://name.kusto.windows.net:8443",
+        "https://name.kusto.windows.net#x",
+        "https://name.kusto.windows.net\u3002evil.example",
         "name.kusto.windows.net",
         "",
     ],
@@ -195,6 +204,42 @@ def test_a_setting_trusts_further_hosts() -> None:
         assert check_address(ClusterAccess(address=address, trusted_hosts=trusted)) == address
     with pytest.raises(SettingsError, match="INGEST_EVENTHOUSE_TRUSTED_HOSTS"):
         check_address(ClusterAccess(address="https://private.example.com", trusted_hosts=trusted))
+
+
+def test_a_star_does_not_trust_every_host_with_a_token() -> None:
+    with pytest.raises(SettingsError, match="not trusted"):
+        check_address(ClusterAccess(address="https://evil.example.com", trusted_hosts=("*",)))
+
+
+def test_a_request_for_another_host_is_not_sent(kusto_server: KustoServer, database: Database) -> None:
+    database.ingest(TABLE, row(1))
+    with EventhouseClient(access_to(kusto_server)) as client, Listener() as listener:
+        client.query("events", ALL_ROWS)
+        connected = client._connected()
+        connected._query_endpoint = f"http://127.0.0.1:{listener.port}/v2/rest/query"
+        with pytest.raises(AddressRefused, match="not the one that this client is for"):
+            client.query("events", ALL_ROWS)
+        assert listener.connections == 0
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [
+        "https://login.evil.example.com",
+        "http://login.microsoftonline.com",
+        "https://login.microsoftonline.com.evil.example.com",
+        "https://127.0.0.1\\.login.microsoftonline.com",
+        "https://login.microsoftonline.com@evil.example.com",
+        "",
+    ],
+)
+def test_an_application_s_secret_is_shown_to_microsoft_s_sign_in_alone(authority: str) -> None:
+    access = ClusterAccess(address="https://name.kusto.windows.net")
+    with pytest.raises(SettingsError, match="sign in"):
+        check_login(authority, access)
+    assert check_login("https://login.microsoftonline.com/", access) == "https://login.microsoftonline.com"
+    trusted = ClusterAccess(address="https://name.kusto.windows.net", trusted_hosts=("login.private.example.com",))
+    assert check_login("https://login.private.example.com", trusted) == "https://login.private.example.com"
 
 
 def test_credentials_that_do_not_fit_together_are_refused_before_anything_is_sent() -> None:

@@ -120,6 +120,15 @@ def test_a_namespace_is_reached_with_this_host_s_identity(namespace: str) -> Non
         ({"connection_string": SecretStr(SECRET)}, "Copy it whole"),
         ({"namespace": "claims/../x", "topic": "b"}, "not a host"),
         ({"namespace": "name@evil.example.com", "topic": "b"}, "not a host"),
+        ({"namespace": "127.0.0.1\\.servicebus.windows.net", "topic": "b"}, "not a host"),
+        ({"namespace": "sb://127.0.0.1\\.servicebus.windows.net/", "topic": "b"}, "not a host"),
+        ({"namespace": "sb://[::1", "topic": "b"}, "not a host"),
+        ({"namespace": "sb://name.servicebus.windows.net:9093/", "topic": "b"}, "not a host"),
+        ({"namespace": "claims.servicebus.windows.net,evil.example.com", "topic": "b"}, "not a host"),
+        ({"namespace": "2130706433", "topic": "b"}, "not a host"),
+        ({"namespace": "evil.example.com", "topic": "b"}, "not Azure's"),
+        ({"namespace": "servicebus.windows.net.evil.example.com", "topic": "b"}, "not Azure's"),
+        ({"connection_string": SecretStr(POLICY.replace("claims.", "a\\.")), "topic": "b"}, "not a host"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_without_quoting_the_secret(
@@ -128,6 +137,16 @@ def test_what_does_not_fit_together_is_refused_without_quoting_the_secret(
     with pytest.raises(SettingsError, match=said) as caught:
         event_hub(KafkaSettings(), **connection)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "servers", ["a.servicebus.windows.net:9093,b.example.com:9093", "a\\.servicebus.windows.net:9093", "a b:9093", ""]
+)
+def test_a_token_is_shown_to_the_one_host_that_it_is_for(servers: str) -> None:
+    with pytest.raises(SettingsError, match=r"one host|host:port"):
+        TokenSource(servers)
+    both = TokenSource("a.servicebus.windows.net:9093, A.servicebus.windows.net:9094")
+    assert both.scope == "https://a.servicebus.windows.net/.default"
 
 
 def test_a_connection_string_opens_a_second_cluster_beside_the_main_one(

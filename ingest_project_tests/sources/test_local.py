@@ -8,6 +8,7 @@ import socket
 import stat
 import time
 import tracemalloc
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -355,3 +356,51 @@ def test_an_open_file_is_a_regular_file_and_closed_afterwards(source: Source, in
         assert stat.S_ISREG(os.fstat(descriptor).st_mode)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+@pytest.mark.parametrize(
+    "path", ["/x" * 1_000_000, "../" * 1_000_000, "a/" * 2_000, "x" * 5_000, "\u00fc/" * 200 + "x" * 4_000, "/" * 300]
+)
+def test_a_path_of_a_million_parts_is_refused_at_once(source: Source, path: str) -> None:
+    begun_at = time.monotonic()
+    for refused in (source.require_allowed, source.stat):
+        with pytest.raises(ForbiddenPath, match="at most") as caught:
+            refused(path)
+        assert len(str(caught.value)) < 1_000
+    with pytest.raises(ForbiddenPath), source.open(path):
+        pass
+    with pytest.raises(ForbiddenPath):
+        list(replace(source, path=path).list_files("*"))  # type: ignore[type-var]
+    assert len(source.canonical_location(path)) < 10_000
+    assert time.monotonic() - begun_at < 5
+
+
+def test_a_deep_path_within_the_bound_is_read(source: Source, inbox: Path) -> None:
+    deep = inbox.joinpath(*["d"] * 100)
+    deep.mkdir(parents=True)
+    (deep / "a.csv").write_text("x")
+    assert source.stat(str(deep / "a.csv")).size_bytes == 1
+
+
+def test_a_hard_link_does_not_lead_out_of_the_folders_unless_a_setting_allows_it(
+    source: Source, inbox: Path, tmp_path: Path, settings: PollingSettings
+) -> None:
+    (tmp_path / "secret.csv").write_text("secret")
+    (inbox / "b.csv").write_text("b")
+    os.link(tmp_path / "secret.csv", inbox / "a.csv")
+    (inbox / "link.csv").symlink_to(inbox / "a.csv")
+    for name in ("a.csv", "link.csv"):
+        with pytest.raises(ForbiddenPath, match="INGEST_ALLOW_HARD_LINKS"):
+            source.stat(str(inbox / name))
+        with pytest.raises(ForbiddenPath, match="hard links"), source.open(str(inbox / name)):
+            pass
+    assert taken(source) == ["b.csv"]
+    assert {name: "INGEST_ALLOW_HARD_LINKS" in skip.reason for name, skip in skipped(source).items()} == {
+        "a.csv": True,
+        "link.csv": True,
+    }
+    allowing = settings.model_copy(update={"allow_hard_links": True})
+    opened = open_source({"source_type": "local", "path": str(inbox)}, allowing)
+    assert taken(opened) == ["a.csv", "b.csv", "link.csv"]
+    (tmp_path / "secret.csv").unlink()
+    assert source.stat(str(inbox / "a.csv")).size_bytes == 6

@@ -1,4 +1,4 @@
-"""A message is a stranger's: wherever it points, nothing of ours goes to a host, bucket or account that no setting names."""
+"""A message is a stranger's: wherever it points, nothing of ours goes to a place that no setting names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from ingest_project.errors import AddressRefused, ForbiddenPath, IngestError, Pe
 from ingest_project.file_ingest.announced_versions import Announced, with_versions
 from ingest_project.messages.file_event import FileEvent
 from ingest_project.settings import Credential, Settings
-from ingest_project.sources.access import S3Account
+from ingest_project.sources.access import S3Account, SourceAccess
 from ingest_project.sources.ftp import open_ftp
-from ingest_project.sources.access import SourceAccess
 from ingest_project.sources.registry import open_source
 from ingest_project.sources.servers import ServerSettings
 from ingest_project.stores.places import s3_client as store_client
@@ -260,7 +259,7 @@ def test_a_bucket_is_read_only_where_a_setting_names_it(s3_options: S3Options) -
         if allowed:
             assert opened(settings, config).stat(f"s3://{bucket}/in/a.csv").size_bytes == 1
         else:
-            with pytest.raises(ForbiddenPath, match="INGEST_ALLOWED_BUCKETS|their 'buckets'"):
+            with pytest.raises(ForbiddenPath, match=r"INGEST_ALLOWED_BUCKETS|their 'buckets'"):
                 opened(settings, config)
     listed = {**settings, "polling": {"allowed_buckets": ["of-no*"]}}
     assert opened(listed, {"source_type": "s3", "bucket": "of-nobody"}).stat("in/a.csv").size_bytes == 1
@@ -285,8 +284,25 @@ def test_a_wildcard_does_not_let_a_file_server_be_internal(
 
 @pytest.mark.parametrize(
     "host",
-    ["2130706433", "0x7f.1", "127.1", "0177.0.0.1", "[::ffff:127.0.0.1]", "127.0.0.1:22", "127.0.0.1\\x.example", "a b"]
-    + ["user@127.0.0.1", "127.0.0.1%00.example", "１２７.0.0.1", "[[::1]]", "fe80::1%lo", "x\r\ny", "a/b", "*", ""],  # noqa: RUF001, RUF005
+    [
+        "2130706433",
+        "0x7f.1",
+        "127.1",
+        "0177.0.0.1",
+        "１２７.0.0.1",  # noqa: RUF001 - that is the point
+        "[::ffff:127.0.0.1]",
+        "[[::1]]",
+        "fe80::1%lo",
+        "127.0.0.1:22",
+        "127.0.0.1\\x.example",
+        "127.0.0.1%00.example",
+        "user@127.0.0.1",
+        "a b",
+        "a/b",
+        "x\r\ny",
+        "*",
+        "",
+    ],
 )
 @pytest.mark.parametrize("kind", ["ftp", "sftp"])
 def test_a_host_of_a_job_is_one_spelling_of_one_host(kind: str, host: str) -> None:
@@ -346,9 +362,9 @@ class _FtpControl(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
-    def __exit__(self, *exc: object) -> None:
+    def server_close(self) -> None:
         self.shutdown()
-        super().__exit__(*exc)
+        super().server_close()
 
 
 def test_a_place_that_a_setting_names_is_read(dfs: DfsServer, dfs_url: str) -> None:

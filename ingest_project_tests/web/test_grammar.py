@@ -44,7 +44,7 @@ def hosts_that_clients_contact(url: str) -> set[str]:
     """As each library reads the address that is about to be requested."""
     prepared = requests.Request("GET", url).prepare().url or ""
     pool = urllib3.PoolManager().connection_from_url(url)
-    botocore = URLLib3Session()._manager.connection_from_url(AWSRequest("GET", url).prepare().url)
+    botocore = URLLib3Session()._manager.connection_from_url(AWSRequest("GET", url).prepare().url)  # type: ignore[attr-defined]
     return {
         str(urlsplit(url).hostname),
         str(urlsplit(prepared).hostname),
