@@ -85,10 +85,10 @@ class DownloadSettings(Section):
         default_factory=list, description="hosts that may be contacted, *.example.com works; empty: every public one"
     )
     denied_hosts: Annotated[CommaList, Env("INGEST_DENIED_HOSTS")] = Field(
-        default_factory=list, description="hosts that no client may contact, whatever else is said"
+        default_factory=list, description="hosts that jobs and events may not name, whatever else is said"
     )
     allowed_internal_hosts: Annotated[CommaList, Env("INGEST_ALLOWED_INTERNAL_HOSTS")] = Field(
-        default_factory=list, description="hosts, addresses or CIDRs inside this network that every client may contact"
+        default_factory=list, description="hosts, addresses or CIDRs inside this network that jobs and events may name"
     )
     max_bytes: Annotated[int, Env("INGEST_MAX_ATTACHMENT_BYTES")] = Field(
         1024**3, gt=0, description="larger attachments are refused"

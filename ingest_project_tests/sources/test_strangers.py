@@ -342,7 +342,7 @@ def test_a_data_connection_does_not_go_to_another_service_of_the_same_host(passi
         stored = {"c": Credential.model_validate({"hosts": ["127.0.0.1"], "username": "u", "password": "p"})}
         source = open_ftp(config, SourceAccess(credentials=stored), ServerSettings(timeout_seconds=5.0))
         OPENED.append(source)
-        with pytest.raises(SourceUnreachable, match="port|227|unreadable|not understood"):
+        with pytest.raises(SourceUnreachable, match=r"port|227|unreadable|not understood"):
             list(source.list_files("*"))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,14 +16,17 @@ from botocore.httpsession import URLLib3Session
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest_project.errors import AddressRefused, SettingsError
+from ingest_project.errors import AddressRefused, ForbiddenPath, SettingsError
 from ingest_project.onelake.address import parse_address
 from ingest_project.web.addresses import parse_address as parse_ip
 from ingest_project.web.grammar import MalformedAddressError, parse_host, split_address
 from ingest_project.web.hosts import HostRules
 from ingest_project.web.urls import parse_url, printable_url
 
-ODD = "\\/@:%#?[].,;=&|^~`'\"<>{}*+-_ \t\r\n\x00\x7f\x85\xa0\xad\u200b\u2028\u202e\u3002\uff0e\uff0f\uff1a\uff20\uff3c\u2488\u0130\u017f\u212a"
+ODD = (
+    "\\/@:%#?[].,;=&|^~`'\"<>{}*+-_ \t\r\n\x00\x7f\x85\xa0\xad"
+    "\u200b\u2028\u202e\u3002\uff0e\uff0f\uff1a\uff20\uff3c\u2488\u0130\u017f\u212a"
+)
 PLAIN = "abcxyzABC0179.-"
 HOST_TEXT = st.one_of(
     st.text(alphabet=PLAIN + ODD, max_size=30),
@@ -64,8 +69,7 @@ def hosts_that_clients_contact(url: str) -> set[str]:
 def test_what_is_accepted_leads_every_client_to_the_host_that_was_checked(text: str) -> None:
     try:
         address = parse_url(text)
-    except AddressRefused as refused:
-        assert len(str(refused)) < 1_000
+    except AddressRefused:
         return
     assert address.url.isascii()
     assert parse_url(address.url) == address
@@ -95,13 +99,8 @@ def test_a_host_is_a_name_or_one_spelling_of_an_address(text: str) -> None:
 @given(st.one_of(ADDRESSES, st.text(), st.binary().map(lambda data: data.decode("utf-8", "surrogateescape"))))
 def test_any_text_is_an_address_or_refused_by_an_error_of_ours(text: str) -> None:
     for read in (HostRules().check, parse_address, printable_url):
-        try:
+        with contextlib.suppress(AddressRefused, ForbiddenPath, SettingsError):
             read(text)
-        except (AddressRefused, SettingsError) as refused:
-            assert str(refused)
-        except Exception as error:
-            # ForbiddenPath, of a path in OneLake.
-            assert type(error).__name__ == "ForbiddenPath", error
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,9 @@ def test_any_text_is_an_address_or_refused_by_an_error_of_ours(text: str) -> Non
     ],
 )
 def test_a_long_text_is_refused_or_read_in_bounded_time(text: str) -> None:
-    try:
+    begun_at = time.monotonic()
+    with contextlib.suppress(MalformedAddressError):
         split_address(text, ("https",))
-    except MalformedAddressError as error:
-        assert len(error.reason) < 200  # noqa: PT017 - either is fine
+    with contextlib.suppress(AddressRefused):
+        parse_url(text)
+    assert time.monotonic() - begun_at < 5
