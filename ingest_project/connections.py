@@ -11,7 +11,7 @@ from ingest_project.errors import PermanentError, SettingsError
 from ingest_project.eventhouse.clusters import ClusterAccess
 from ingest_project.onelake.accounts import AllowedAccount, accounts_of
 from ingest_project.onelake.identity import default_credential
-from ingest_project.sources.access import Clients, NamedPlaces, S3Account
+from ingest_project.sources.access import Clients, NamedBucket, S3Account
 from ingest_project.sources.s3_place import named_bucket
 from ingest_project.stores.delta_places import AzureCredential, BearerToken, DeltaCredentials
 from ingest_project.stores.delta_upkeep import UpkeepLimits
@@ -65,12 +65,20 @@ def source_clients(settings: Settings) -> Clients:
         polling = settings.polling
         return web_client(settings, polling.source_connections, polling.source_connections_per_host)
 
+    @cache
+    def buckets() -> frozenset[NamedBucket]:
+        return named_buckets(settings, account)
+
+    @cache
+    def accounts() -> tuple[AllowedAccount, ...]:
+        return named_accounts(settings)
+
     storage = settings.storage
     account = S3Account(
         storage.s3_endpoint_url, storage.s3_region, storage.s3_access_key_id, storage.s3_secret_access_key
     )
     return Clients(
-        s3_account=account, s3=s3, web=web, onelake=settings.onelake, lists=lists, named=named_places(settings, account)
+        s3_account=account, s3=s3, web=web, onelake=settings.onelake, lists=lists, buckets=buckets, accounts=accounts
     )
 
 
@@ -80,24 +88,30 @@ def host_lists(settings: Settings) -> HostLists:
     return HostLists(tuple(downloads.denied_hosts), tuple(downloads.allowed_internal_hosts))
 
 
-def named_places(settings: Settings, account: S3Account) -> NamedPlaces:
-    """Places that the settings name, which messages may name as well.
+def named_buckets(settings: Settings, account: S3Account) -> frozenset[NamedBucket]:
+    """The buckets of configured sources.
 
     Args:
-        settings: whose sources, stores and tables count.
-        account: in S3, of sources that name no endpoint.
+        settings: whose sources count.
+        account: of sources that name no endpoint.
+    """
+    named = set()
+    for source in settings.sources.values():
+        # A source that names no bucket says so when it is looked at; it does not stop all others.
+        with suppress(PermanentError):
+            if source.source_config["source_type"] == "s3":
+                named.add(named_bucket(source.source_config, account))
+    return frozenset(named)
+
+
+def named_accounts(settings: Settings) -> tuple[AllowedAccount, ...]:
+    """The accounts of OneLake and ADLS Gen2 that the settings list, or name as a store, a table or a source.
 
     Raises:
-        SettingsError: an entry of INGEST_ONELAKE_ALLOWED_ACCOUNTS is none.
+        SettingsError: an entry of INGEST_ONELAKE_ALLOWED_ACCOUNTS is none, or INGEST_ONELAKE_ENDPOINT.
     """
     attachments, onelake = settings.attachments, settings.onelake
     configured = [source.source_config for source in settings.sources.values()]
-    buckets = set()
-    for config in configured:
-        # A source that names no bucket says so when it is looked at; it does not stop all others.
-        with suppress(PermanentError):
-            if config["source_type"] == "s3":
-                buckets.add(named_bucket(config, account))
     addresses = [
         attachments.store_url,
         attachments.results_url,
@@ -105,8 +119,8 @@ def named_places(settings: Settings, account: S3Account) -> NamedPlaces:
         *attachments.destinations.values(),
         *(str(config.get("path") or "") for config in configured if config["source_type"] == "onelake"),
     ]
-    accounts = [AllowedAccount.parse(text) for text in onelake.allowed_accounts]
-    return NamedPlaces(frozenset(buckets), (*accounts, *accounts_of(addresses, onelake.endpoint)))
+    listed = map(AllowedAccount.parse, onelake.allowed_accounts)
+    return (*listed, *accounts_of(addresses, onelake.endpoint))
 
 
 def s3_client(account: S3Account, timeout_seconds: float, lists: HostLists) -> S3Client:

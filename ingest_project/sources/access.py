@@ -75,19 +75,6 @@ class NamedBucket(NamedTuple):
     bucket: str
 
 
-@dataclass(frozen=True)
-class NamedPlaces:
-    """Places that the settings name.
-
-    Args:
-        buckets: of configured sources.
-        accounts: in OneLake and ADLS Gen2: of configured sources, stores and tables, and those that are listed.
-    """
-
-    buckets: frozenset[NamedBucket] = frozenset()
-    accounts: tuple[AllowedAccount, ...] = ()
-
-
 def _no_s3(_account: S3Account) -> NoReturn:
     raise SettingsError("No S3 client was handed to this source.")
 
@@ -106,7 +93,8 @@ class Clients:
         web: the client of web hosts; the same one each time.
         onelake: how OneLake is reached by jobs that name no credentials.
         lists: hosts that no client contacts, and internal ones that each may.
-        named: places that the settings name, which jobs may name as well.
+        buckets: those of configured sources, which jobs may name as well.
+        accounts: in OneLake and ADLS Gen2: those that are listed, and those of configured sources, stores and tables.
     """
 
     s3_account: S3Account = field(default_factory=S3Account)
@@ -114,7 +102,8 @@ class Clients:
     web: Callable[[], WebClient] = _no_web
     onelake: OneLakeSettings = field(default_factory=OneLakeSettings)
     lists: HostLists = NO_LISTS
-    named: NamedPlaces = NamedPlaces()
+    buckets: Callable[[], frozenset[NamedBucket]] = frozenset
+    accounts: Callable[[], tuple[AllowedAccount, ...]] = tuple
 
     def onelake_options(self, credential: Credential | None) -> OneLakeOptions:
         """How OneLake is reached, with a stored credential or the settings' own."""

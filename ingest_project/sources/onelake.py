@@ -34,7 +34,7 @@ from ingest_project.sources.selection import Pattern, refusal
 from ingest_project.web.urls import parse_url, printable_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from azure.storage.filedatalake import FileSystemClient
 
@@ -57,7 +57,7 @@ def open_onelake(source_config: Mapping[str, Any], access: SourceAccess) -> OneL
         raise PermanentError("The credentials that the job names have no sas_token and no account_key.")
     path = str(source_config.get("path") or "")
     options = access.clients.onelake_options(credential)
-    return OneLakeSource(path, options, access.clients.named.accounts, credential)
+    return OneLakeSource(path, options, access.clients.accounts, credential)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class OneLakeSource:
 
     path: str
     options: OneLakeOptions
-    accounts: tuple[AllowedAccount, ...] = ()
+    accounts: Callable[[], tuple[AllowedAccount, ...]] = tuple
     credential: Credential | None = None
 
     @property
@@ -92,7 +92,7 @@ class OneLakeSource:
         if self.credential is not None and self.credential.hosts:
             account = parse_url(address.account_url)
             require_for_host(self.credential, account.host, account.port, address.url)
-        elif not any(account.allows(address) for account in self.accounts):
+        elif not any(account.allows(address) for account in self.accounts()):
             raise ForbiddenPath(
                 address.url,
                 f"no setting names this account or workspace. List it in {ALLOWED_ACCOUNTS}, as "

@@ -110,8 +110,9 @@ def _require_allowed_bucket(
             "the credentials that the job names are not for this bucket; list it in their 'buckets'.",
         )
     allowed = [*own, *access.settings.allowed_buckets]
-    named = access.clients.named.buckets
-    if not _matches(bucket, allowed) and named_bucket(source_config, access.clients.s3_account) not in named:
+    if _matches(bucket, allowed):
+        return
+    if named_bucket(source_config, access.clients.s3_account) not in access.clients.buckets():
         raise ForbiddenPath(
             f"{SCHEME}{bucket}",
             "no setting names this bucket. List it in INGEST_ALLOWED_BUCKETS, or in the 'buckets' of credentials that "

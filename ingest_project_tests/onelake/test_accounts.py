@@ -53,7 +53,7 @@ def test_what_is_no_account_is_an_error_of_the_settings(entry: str) -> None:
     with pytest.raises(SettingsError, match="INGEST_ONELAKE_ALLOWED_ACCOUNTS"):
         AllowedAccount.parse(entry)
     with pytest.raises(SettingsError):
-        source_clients(Settings.model_validate({"onelake": {"allowed_accounts": [entry]}}))
+        source_clients(Settings.model_validate({"onelake": {"allowed_accounts": [entry]}})).accounts()
 
 
 def test_what_the_settings_name_as_a_store_a_table_or_a_source_is_listed_by_that() -> None:
@@ -71,7 +71,7 @@ def test_what_the_settings_name_as_a_store_a_table_or_a_source_is_listed_by_that
             },
         }
     )
-    named = source_clients(settings).named.accounts
+    named = source_clients(settings).accounts()
     for text, allowed in (
         ("store/other.Lakehouse/Files/x", True),
         ("abfss://claims@account.dfs.core.windows.net/x", True),

@@ -257,12 +257,11 @@ def test_a_pattern_made_to_be_slow_is_answered_quickly(source: Source, inbox: Pa
 
 
 def test_ten_thousand_files_are_listed_one_by_one_in_bounded_memory(source: Source, inbox: Path) -> None:
-    (inbox / "0").write_text("x")
     for number in range(1, 10_001):
-        os.link(inbox / "0", inbox / f"{number}.csv")
+        (inbox / f"{number}.csv").touch()
     tracemalloc.start()
     try:
-        count = sum(1 for _ in source.list_files("*.csv"))
+        count = sum(isinstance(found, SourceFile) for found in source.list_files("*.csv"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
