@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from ingest_project.errors import PermanentError, SettingsError
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         StorageSettings,
     )
 
+# Of each kind: which region or file system is asked for is a message's word, and a client takes megabytes.
+KEPT_CLIENTS = 32
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 
 
@@ -56,7 +58,7 @@ def source_clients(settings: Settings) -> Clients:
     """What sources talk through, for one process."""
     lists = host_lists(settings)
 
-    @cache
+    @lru_cache(maxsize=KEPT_CLIENTS)
     def s3(account: S3Account) -> S3Client:
         return s3_client(account, settings.polling.source_timeout_seconds, lists)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ingest_project.errors import (
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from ingest_project.onelake.options import OneLakeOptions
     from ingest_project.settings import Credential
     from ingest_project.sources.access import SourceAccess
+
+# Which file system is asked for is a message's word, and a client takes megabytes.
+KEPT_CLIENTS = 32
 
 
 def open_onelake(source_config: Mapping[str, Any], access: SourceAccess) -> OneLakeSource:
@@ -183,7 +186,7 @@ class OneLakeSource:
         return _file_system(address.account_url, address.file_system, self.options)
 
 
-@cache
+@lru_cache(maxsize=KEPT_CLIENTS)
 def _file_system(account_url: str, file_system: str, options: OneLakeOptions) -> FileSystemClient:
     """One client for each file system and credential, whose connections all files of a process share."""
     return open_file_system(OneLakeAddress(account_url, file_system), options)
