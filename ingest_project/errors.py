@@ -14,6 +14,7 @@
     │   ├── QueryRefused          Eventhouse refuses a query: not KQL it can run, not allowed, or not to be paged
     │   ├── AddressRefused        a web address that this system may not contact
     │   ├── DownloadRefused       a web server answered, and will answer the same again: 404, 403, an empty body
+    │   ├── SkippedByOperator     a person had a message put aside unseen
     │   └── UnforeseenFailure     a defect of ours that one file found; the log has its traceback
     ├── TransientError            the same request may succeed later: retried with back-off
     │   ├── SourceUnreachable     a source cannot be listed or read at this moment
@@ -180,6 +181,18 @@ class QueryRefused(PermanentError):  # noqa: N818
     def __init__(self, subject: str, cause: object, remedy: str) -> None:
         self.subject = subject
         super().__init__(f"{subject} was refused: {cause}. {remedy}")
+
+
+class SkippedByOperator(PermanentError):  # noqa: N818 - the domain's word
+    """A person had a message put aside unseen.
+
+    Args:
+        asked_by: who.
+        reason: why.
+    """
+
+    def __init__(self, asked_by: str, reason: str) -> None:
+        super().__init__(f"Skipped by {asked_by}: {reason}")
 
 
 class UnforeseenFailure(PermanentError):  # noqa: N818

@@ -1,37 +1,50 @@
-"""The first half of every tick: read on from the saved cursor, decode, and put the unreadable aside.
+"""The first half of every tick: read on from the saved cursor, decode, store, and put aside what cannot be taken.
 
 Nothing here remembers where it was: a tick that is killed reads the same messages again. Dead letters carry the
 position of the message they came from and are published once, however often that happens.
+
+Whatever one message causes, in whichever step, costs that message alone: it becomes a dead letter with the reason. A
+service that is away fails the tick instead, and everything waits where it is.
 """
 
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ingest_project.errors import PermanentError, UnreadableMessage
+from ingest_project.bisection import store_bisecting
+from ingest_project.errors import IngestError, SkippedByOperator
+from ingest_project.item_faults import SERVICES, error_class_of, is_item_fault, reason_of
 from ingest_project.kafka.dead_letters import dead_letter
+from ingest_project.kafka.positions import Positions
 from ingest_project.kafka.publishing import publish_once
 from ingest_project.ledger.entries import Intake
 from ingest_project.logs import get_logger
 from ingest_project.messages.tracing import trace_id_in
+from ingest_project.narrowing import beginning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ingest_project.kafka.positions import Positions
-    from ingest_project.kafka.reading import TopicReader
+    from ingest_project.kafka.reading import BoundedRead, TopicReader
     from ingest_project.kafka.received import Received
     from ingest_project.kafka.writing import Outgoing
+    from ingest_project.narrowing import Attempt
     from ingest_project.resources import Services
 
 logger = get_logger(__name__)
 
 MAX_BYTES_PER_TICK = 32 * 1024**2
+MESSAGES_AT_A_TIME = 1_000
+# The daemon gives up a tick after 60 s, and would begin anew with the same messages: what is left goes to the next one.
+LONGEST_SECONDS = 20.0
 
 Message = TypeVar("Message")
+Refused = tuple["Received", Exception]
 
 
 @dataclass(frozen=True)
@@ -49,65 +62,148 @@ class Arrived(Generic[Message]):
 
 
 @dataclass(frozen=True)
-class Taken(Generic[Message]):
-    """What one tick took from a topic.
+class Queue(Generic[Message]):
+    """A topic whose messages are taken one by one into a ledger.
 
     Args:
-        arrived: the readable messages.
-        dead_lettered: how many were not.
-        positions: to be saved as the cursor.
-        remaining: messages left in the topic.
-        notices: what a person should know, e.g. that the topic was recreated.
+        topic: to read from.
+        dead_letter_topic: where messages go that cannot be taken.
+        decode: value to message; whatever it raises refuses that message.
+        max_messages: bound of one tick.
+        wait_seconds: how long to wait for a first message on a quiet topic.
+        reader: of the cluster that has the topic; the main one by default.
     """
 
-    arrived: Sequence[Arrived[Message]]
-    dead_lettered: int
-    positions: Positions
-    remaining: int
-    notices: Sequence[str]
+    topic: str
+    dead_letter_topic: str
+    decode: Callable[[bytes | None], Message]
+    max_messages: int
+    wait_seconds: float
+    reader: TopicReader | None = None
 
 
-def take(  # noqa: PLR0913 - two topics, two bounds
+def take(
     services: Services,
-    topic: str,
-    dead_letter_topic: str,
-    decode: Callable[[bytes | None], Message],
+    queue: Queue[Message],
     saved: Positions | None,
-    *,
-    max_messages: int,
-    wait_seconds: float,
-    reader: TopicReader | None = None,
-) -> Taken[Message]:
-    """Read and decode what has arrived, at most so many messages.
+    store: Callable[[Sequence[Arrived[Message]]], object],
+) -> Positions:
+    """Take what has arrived, at most so many messages.
 
     Args:
         services: Kafka and the ledger.
-        topic: to read from.
-        dead_letter_topic: where messages go that `decode` refuses.
-        decode: value to message; raises UnreadableMessage or another PermanentError for what must not be taken.
+        queue: to take from.
         saved: positions of the last saved cursor; None at the first tick.
-        max_messages: bound of this tick.
-        wait_seconds: how long to wait for a first message on a quiet topic.
-        reader: of the cluster that has the topic; the main one by default.
+        store: enters messages in their ledger; doing it again leaves the same state. What it raises refuses the
+            message that caused it, unless a service is away.
+
+    Returns:
+        the positions to save.
 
     Raises:
-        BrokerUnavailable: nothing was taken.
+        BrokerUnavailable, DatabaseUnavailable, TransactionConflict, StoreUnavailable: call again with the same
+            positions.
     """
-    reader = reader or services.reader
-    read = reader.read(topic, saved, max_messages=max_messages, max_bytes=MAX_BYTES_PER_TICK, wait_seconds=wait_seconds)
-    if saved is not None:
-        # Only now that the broker has answered: a commit that meets one that was away ends the process from within.
-        reader.commit(topic, saved)
-    _log_new_notices(topic, read.notices)
+    reader = queue.reader or services.reader
+    with beginning(queue.topic, saved, queue.max_messages) as attempt:
+        read = reader.read(
+            queue.topic,
+            saved,
+            max_messages=attempt.max_messages,
+            max_bytes=MAX_BYTES_PER_TICK,
+            wait_seconds=queue.wait_seconds,
+        )
+        attempt.messages = read.messages
+        if saved is not None:
+            # Only now that the broker has answered: a commit that meets one that was away ends the process from within.
+            reader.commit(queue.topic, saved)
+        _log_new_notices(queue.topic, read.notices)
+        return _take_read(services, queue, read, attempt, store)
+
+
+def _take_read(
+    services: Services,
+    queue: Queue[Message],
+    read: BoundedRead,
+    attempt: Attempt,
+    store: Callable[[Sequence[Arrived[Message]]], object],
+) -> Positions:
+    generation, give_up_at = read.positions.generation, time.monotonic() + LONGEST_SECONDS
+    wanted, refused = without_skipped(services, read.messages, generation)
+    messages, taken = iter(wanted), 0
+    while part := _decoded(queue, islice(messages, MESSAGES_AT_A_TIME), generation, attempt, give_up_at):
+        failures = store_bisecting(part.arrived, store, is_item_fault)
+        put_aside(
+            services,
+            queue.dead_letter_topic,
+            [*refused, *part.refused, *((one.received, error) for one, error in failures)],
+            generation,
+        )
+        refused, taken = [], taken + part.seen
+        if time.monotonic() > give_up_at:
+            break
+    put_aside(services, queue.dead_letter_topic, refused, generation)
+    return _positions(read, wanted[taken:])
+
+
+def without_skipped(
+    services: Services, messages: Sequence[Received], generation: str
+) -> tuple[Sequence[Received], list[Refused]]:
+    """Messages of one topic that are to be taken, and those that an operator has asked to be skipped."""
+    asked = services.skipped_offsets.of(messages[0].topic, generation) if messages else ()
+    wanted: list[Received] = []
+    refused: list[Refused] = []
+    for message in messages:
+        skipped = next((one for one in asked if one.covers(message.partition, message.offset)), None)
+        if skipped is None:
+            wanted.append(message)
+        else:
+            refused.append((message, SkippedByOperator(skipped.asked_by, skipped.reason)))
+    return wanted, refused
+
+
+@dataclass(frozen=True)
+class _Part(Generic[Message]):
+    """Some messages, decoded as far as there was time."""
+
+    arrived: Sequence[Arrived[Message]]
+    refused: Sequence[Refused]
+
+    @property
+    def seen(self) -> int:
+        return len(self.arrived) + len(self.refused)
+
+    def __bool__(self) -> bool:
+        return bool(self.seen)
+
+
+def _decoded(
+    queue: Queue[Message], messages: islice[Received], generation: str, attempt: Attempt, give_up_at: float
+) -> _Part[Message]:
     arrived: list[Arrived[Message]] = []
-    refused: list[tuple[Received, PermanentError | UnreadableMessage]] = []
-    for received in read.messages:
-        try:
-            arrived.append(Arrived(decode(received.value), _intake(received, read.positions.generation), received))
-        except (UnreadableMessage, PermanentError) as error:
-            refused.append((received, error))
-    put_aside(services, dead_letter_topic, refused, read.positions.generation)
-    return Taken(arrived, len(refused), read.positions, read.remaining, read.notices)
+    refused: list[Refused] = []
+    for received in messages:
+        if refusal := attempt.refusal_of(received):
+            refused.append((received, refusal))
+        else:
+            try:
+                intake = _intake(received, generation)
+                arrived.append(Arrived(queue.decode(received.value), intake, received))
+            except SERVICES:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever one message causes is that message's
+                refused.append((received, error))
+        if time.monotonic() > give_up_at:
+            break
+    return _Part(arrived, refused)
+
+
+def _positions(read: BoundedRead, left: Sequence[Received]) -> Positions:
+    """Where the next tick goes on: before the first message of each partition that there was no time for."""
+    next_offsets = dict(read.positions.next_offsets)
+    for received in left:
+        next_offsets[received.partition] = min(next_offsets[received.partition], received.offset)
+    return Positions(read.positions.generation, next_offsets)
 
 
 # What was last said of each topic: a topic that is not there yet would say so every few seconds.
@@ -125,13 +221,8 @@ def _intake(received: Received, generation: str) -> Intake:
     return Intake(received.topic, received.partition, received.offset, generation, received.timestamp)
 
 
-def put_aside(
-    services: Services,
-    dead_letter_topic: str,
-    refused: Sequence[tuple[Received, PermanentError | UnreadableMessage]],
-    generation: str,
-) -> None:
-    """Publish messages that cannot be read as dead letters, each once however often this is called.
+def put_aside(services: Services, dead_letter_topic: str, refused: Sequence[Refused], generation: str) -> None:
+    """Publish messages that cannot be taken as dead letters, each once however often this is called.
 
     Args:
         services: Kafka, the outbox, and the quarantine for what no topic takes.
@@ -152,13 +243,15 @@ def put_aside(
             topic=received.topic,
             partition=received.partition,
             offset=received.offset,
-            reason=str(error),
+            reason=reason_of(error),
+            # An error of ours says everything; of any other the traceback tells where to look.
+            exc_info=None if isinstance(error, IngestError) else error,
         )
         letters.append(
             dead_letter(
                 received,
-                error_class=error.error_class,
-                reason=str(error),
+                error_class=error_class_of(error),
+                reason=reason_of(error),
                 first_failed_at=now,
                 last_failed_at=now,
                 generation=generation,
@@ -166,22 +259,22 @@ def put_aside(
         )
     try:
         publish_once(services.writer, services.reader, services.outbox, dead_letter_topic, letters)
-    except PermanentError:
-        for (received, error), letter in zip(refused, letters, strict=True):
-            _publish_or_keep(services, dead_letter_topic, received, error, letter)
+    except Exception as error:
+        if not is_item_fault(error):
+            raise
+        for (received, cause), letter in zip(refused, letters, strict=True):
+            _publish_or_keep(services, dead_letter_topic, received, cause, letter)
 
 
 def _publish_or_keep(
-    services: Services,
-    dead_letter_topic: str,
-    received: Received,
-    error: PermanentError | UnreadableMessage,
-    letter: tuple[str, Outgoing],
+    services: Services, dead_letter_topic: str, received: Received, cause: Exception, letter: tuple[str, Outgoing]
 ) -> None:
-    """One dead letter; one that its headers make too large for the broker goes to the quarantine store instead."""
+    """One dead letter; one that no topic takes, e.g. for its size, goes to the quarantine store instead."""
     try:
         publish_once(services.writer, services.reader, services.outbox, dead_letter_topic, [letter])
-    except PermanentError as refusal:
-        logger.warning("dead_letter_kept_in_quarantine", message_id=letter[0], reason=str(refusal))
-        note = {"reason": str(error), "topic": received.topic, "not_dead_lettered": str(refusal)}
+    except Exception as refusal:
+        if not is_item_fault(refusal):
+            raise
+        logger.warning("dead_letter_kept_in_quarantine", message_id=letter[0], reason=reason_of(refusal))
+        note = {"reason": reason_of(cause), "topic": received.topic, "not_dead_lettered": reason_of(refusal)}
         services.quarantine.put(letter[0], io.BytesIO(received.value or b""), note)

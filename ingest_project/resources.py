@@ -27,6 +27,7 @@ from ingest_project.ledger.files import FileLedger
 from ingest_project.ledger.outbox import MessageOutbox
 from ingest_project.ledger.outcomes import OutcomeLedger
 from ingest_project.ledger.polling_jobs import JobLedger
+from ingest_project.ledger.skipped_offsets import SkipLedger
 from ingest_project.ledger.stream_ranges import StreamRangeLedger
 from ingest_project.ledger.stream_stretches import StreamStretches
 from ingest_project.logs import get_logger
@@ -121,6 +122,11 @@ class Services:
     def polling_jobs(self) -> JobLedger:
         """What is known of every polling job."""
         return JobLedger(self.engine)
+
+    @cached_property
+    def skipped_offsets(self) -> SkipLedger:
+        """What an operator has asked to be skipped."""
+        return SkipLedger(self.engine)
 
     @cached_property
     def stream_ranges(self) -> StreamRangeLedger:

@@ -7,6 +7,7 @@ due yet holds nobody up, and ten thousand that wait cost a tick no more than non
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -16,7 +17,7 @@ from ingest_project.attachments.attachment_events import ORIGIN, ORIGIN_HEADER
 from ingest_project.attachments.partitions import ATTACHMENTS
 from ingest_project.attachments.telling import DUE_HEADER
 from ingest_project.batches import release_abandoned, request_batches, split_evenly
-from ingest_project.intake import Arrived, take
+from ingest_project.intake import Arrived, Queue, take
 from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.attachment_record import RETRY_LANE, TaskArrival
 from ingest_project.messages.download import DownloadTask, attachment_key, decode_download_task
@@ -123,20 +124,22 @@ def batches_of(due: Sequence[Due], settings: AttachmentSettings) -> list[list[st
 def _take(instance: dg.DagsterInstance, services: Services, topic: str, saved: str | None) -> str:
     settings = services.settings
     waits = topic == settings.topics.downloads_pending
-    taken = take(
-        services,
+    queue = Queue(
         topic,
         settings.topics.downloads_dlq,
         decode_download_task,
-        Positions.from_cursor(saved),
         max_messages=settings.attachments.tick_max_messages,
         wait_seconds=settings.file_ingest.tick_wait_seconds if waits else 0,
     )
-    arrivals = [arrival_of(arrived, services) for arrived in taken.arrived]
-    if arrivals:
-        recorded = services.attachments.record(arrivals, settings.attachments.max_replays, datetime.now(UTC))
-        instance.add_dynamic_partitions(ATTACHMENTS, list(recorded.new))
-    return taken.positions.to_cursor()
+    return take(services, queue, Positions.from_cursor(saved), partial(_store, instance, services)).to_cursor()
+
+
+def _store(instance: dg.DagsterInstance, services: Services, arrived: Sequence[Arrived[DownloadTask]]) -> None:
+    arrivals = [arrival_of(one, services) for one in arrived]
+    most_replays = services.settings.attachments.max_replays
+    services.attachments.record(arrivals, most_replays, datetime.now(UTC))
+    # Those that were known before too: a tick that ended between the two lines left them without a partition.
+    instance.add_dynamic_partitions(ATTACHMENTS, list(dict.fromkeys(one.attachment_key for one in arrivals)))
 
 
 def _cursors(text: str | None) -> dict[str, str]:

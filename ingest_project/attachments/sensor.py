@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from ingest_project.attachments.partitions import hour_of_arrival
 from ingest_project.batches import release_abandoned, request_batches, split_evenly
-from ingest_project.intake import Arrived, take
+from ingest_project.intake import Arrived, Queue, take
 from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.attachment_events import EventArrival
 from ingest_project.messages.attachment_event import AttachmentEvent, decode_attachment_event
 from ingest_project.ticking import ticking_sensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ingest_project.kafka.reading import TopicReader
     from ingest_project.resources import Services
 
@@ -44,28 +47,29 @@ def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorRe
     """Take what has arrived, and ask for runs over what is due."""
     settings = services.settings
     topic, reader = topic_and_reader(services)
-    taken = take(
-        services,
+    queue = Queue(
         topic,
         settings.topics.events_raw_dlq,
         decode_attachment_event,
-        Positions.from_cursor(context.cursor),
         max_messages=settings.attachments.tick_max_messages,
         wait_seconds=settings.file_ingest.tick_wait_seconds,
         reader=reader,
     )
-    now = datetime.now(UTC)
-    if taken.arrived:
-        services.attachment_events.record([arrival_of(arrived, now) for arrived in taken.arrived], now)
+    positions = take(services, queue, Positions.from_cursor(context.cursor), partial(_store, services))
     release_abandoned(context.instance, services.attachment_events, topic, settings.retries)
     most = 2 * settings.attachments.max_parallel_batches
     room = services.room_beside(services.attachment_events.in_flight_batches(topic), most)
     requests = request_due(services, topic, room.batches)
     return dg.SensorResult(
         run_requests=requests,
-        cursor=taken.positions.to_cursor(),
+        cursor=positions.to_cursor(),
         skip_reason=None if requests else room.reason or f"Nothing new on {topic}.",
     )
+
+
+def _store(services: Services, arrived: Sequence[Arrived[AttachmentEvent]]) -> None:
+    now = datetime.now(UTC)
+    services.attachment_events.record([arrival_of(one, now) for one in arrived], now)
 
 
 def topic_and_reader(services: Services) -> tuple[str, TopicReader]:

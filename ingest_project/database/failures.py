@@ -15,6 +15,9 @@ CONFLICTS = frozenset({"40001", "40P01", "55P03"})
 # mends them, and until then everything waits.
 UNAVAILABLE_CLASSES = ("08", "53", "28")
 UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "58000", "58030", "3D000"})
+# Classes of codes for a value that is not taken: malformed, against a rule, beyond a limit of the server's own.
+REFUSED_VALUE_CLASSES = ("22", "23", "54")
+VALUE_ERRORS = frozenset({"DataError", "IntegrityError", "ProgrammingError"})
 # Failures that libpq sees by itself carry no code.
 UNAVAILABLE_TEXTS = (
     "could not connect",
@@ -42,6 +45,24 @@ def failure_of(error: Exception, address: str) -> IngestError | None:
     if isinstance(original, sqlite3.OperationalError):
         return _sqlite_failure(original, address)
     return _postgres_failure(original, address) if _is_driver_error(original) else None
+
+
+def refuses_values(error: Exception) -> bool:
+    """Tell whether a driver's failure blames the values it was given, and neither the tables nor the connection."""
+    if isinstance(error, sa.exc.StatementError) and not isinstance(error, sa.exc.DBAPIError):
+        return True
+    original = getattr(error, "orig", None) or error
+    if isinstance(original, sqlite3.Error):
+        return isinstance(original, sqlite3.InterfaceError | sqlite3.DataError | sqlite3.IntegrityError)
+    code = sqlstate(original)
+    # Without a code it is the driver that could not pass a value on.
+    return code.startswith(REFUSED_VALUE_CLASSES) if code else type(original).__name__ in VALUE_ERRORS
+
+
+def is_database_failure(error: BaseException) -> bool:
+    """Tell whether a database or its driver raised this."""
+    original = getattr(error, "orig", None) or error
+    return isinstance(error, sa.exc.SQLAlchemyError | sqlite3.Error) or _is_driver_error(original)
 
 
 def _postgres_failure(original: BaseException, address: str) -> IngestError | None:

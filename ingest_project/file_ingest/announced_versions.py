@@ -98,10 +98,14 @@ def _ask(announced: Sequence[Announced], places: Sequence[int], answers: _Answer
         event, source = announced[place]
         try:
             answers.add(place, source.stat(event.file_path))
+        except TransientError as error:
+            logger.warning("version_unknown", source=source.location, reason=str(error))
+            return
         except IngestError as error:
-            logger.warning("version_unknown", source=source.canonical_location(event.file_path), reason=str(error))
-            if isinstance(error, TransientError):
-                return
+            logger.warning("version_unknown", source=source.location, reason=str(error))
+            answers.add(place, None)
+        except Exception:  # what one event causes is told when its file is read
+            logger.exception("version_unknown", source=source.location)
             answers.add(place, None)
 
 

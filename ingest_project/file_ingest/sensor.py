@@ -20,7 +20,7 @@ from ingest_project.file_ingest.outcome import Outcome
 from ingest_project.file_ingest.partitions import FILES
 from ingest_project.file_ingest.raw_files import source_of
 from ingest_project.file_ingest.reports import contract_result
-from ingest_project.intake import Arrived, Taken, take
+from ingest_project.intake import Arrived, Queue, take
 from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.files import FileArrival
 from ingest_project.messages.file_event import FileEvent, decode_file_event, file_key, version_of
@@ -31,6 +31,7 @@ from ingest_project.ticking import ticking_sensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ingest_project.ledger.entries import Intake
     from ingest_project.ledger.work_ledger import Due
     from ingest_project.resources import Services
 
@@ -59,11 +60,7 @@ def file_events_sensor(
 
 def tick(context: dg.SensorEvaluationContext, services: Services, topic: str) -> dg.SensorResult | dg.SkipReason:
     """Take what has arrived, and ask for runs over what is due."""
-    taken = _take(services, topic, Positions.from_cursor(context.cursor))
-    arrivals = arrivals_of(taken.arrived, services)
-    if arrivals:
-        services.files.record(arrivals, datetime.now(UTC))
-        context.instance.add_dynamic_partitions(FILES, list(dict.fromkeys(arrival.file_key for arrival in arrivals)))
+    positions = _take(context.instance, services, topic, Positions.from_cursor(context.cursor))
     given_up = release_abandoned(context.instance, services.files, topic, services.settings.retries)
     for record in services.files.get_many(given_up):
         outcome = Outcome(record, record.state, reason=record.reason, error_class=record.error_class)
@@ -72,19 +69,22 @@ def tick(context: dg.SensorEvaluationContext, services: Services, topic: str) ->
     room = services.room_beside(services.files.in_flight_batches(topic), most)
     requests = request_due(services, topic, room.batches)
     skip_reason = None if requests else room.reason or f"Nothing new on {topic}."
-    return dg.SensorResult(run_requests=requests, cursor=taken.positions.to_cursor(), skip_reason=skip_reason)
+    return dg.SensorResult(run_requests=requests, cursor=positions.to_cursor(), skip_reason=skip_reason)
 
 
-def arrivals_of(arrived: Sequence[Arrived[FileEvent]], services: Services) -> list[FileArrival]:
+def arrivals_of(
+    arrived: Sequence[Arrived[Announced]], events: Sequence[FileEvent], services: Services
+) -> list[FileArrival]:
     """File events as the ledger keeps them, each under the key of its version.
 
-    An event that does not say which version it means (the short form never does) means the one that is there now; where
-    even that cannot be told, ingest will say why.
+    Args:
+        arrived: the events as they came.
+        events: the same, each with the version that it means.
+        services: the settings.
     """
-    announced = [Announced(one.message, source_of(one.message, services)) for one in arrived]
     arrivals = []
-    for one, event, (_, source) in zip(arrived, with_versions(announced), announced, strict=True):
-        location = source.canonical_location(event.file_path)
+    for one, event in zip(arrived, events, strict=True):
+        location = one.message.source.canonical_location(event.file_path)
         version = version_of(event.etag, event.size_bytes, event.modified_at)
         profile = event.metadata.get("format") or services.settings.file_ingest.default_profile
         arrivals.append(
@@ -117,20 +117,30 @@ def batches_of(due: Sequence[Due], settings: FileIngestSettings) -> list[list[st
     return together + suspects
 
 
-def _take(services: Services, topic: str, saved: Positions | None) -> Taken[FileEvent]:
+def _take(instance: dg.DagsterInstance, services: Services, topic: str, saved: Positions | None) -> Positions:
     settings = services.settings.file_ingest
+    # Asking a source takes long, and where one event is refused its neighbours are stored again.
+    versions: dict[Intake, FileEvent] = {}
 
-    def decode(raw: bytes | None) -> FileEvent:
+    def decode(raw: bytes | None) -> Announced:
         event = decode_file_event(raw)
-        source_of(event, services).require_allowed(event.file_path)
-        return event
+        source = source_of(event, services)
+        source.require_allowed(event.file_path)
+        return Announced(event, source)
 
-    return take(
-        services,
+    def store(arrived: Sequence[Arrived[Announced]]) -> None:
+        unasked = [one for one in arrived if one.intake not in versions]
+        asked = with_versions([one.message for one in unasked])
+        versions.update(zip((one.intake for one in unasked), asked, strict=True))
+        arrivals = arrivals_of(arrived, [versions[one.intake] for one in arrived], services)
+        services.files.record(arrivals, datetime.now(UTC))
+        instance.add_dynamic_partitions(FILES, list(dict.fromkeys(arrival.file_key for arrival in arrivals)))
+
+    queue = Queue(
         topic,
         services.settings.topics.file_event_queue_dlq,
         decode,
-        saved,
         max_messages=settings.tick_max_messages,
         wait_seconds=settings.tick_wait_seconds,
     )
+    return take(services, queue, saved, store)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+
+_logger = logging.getLogger(__name__)
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -59,5 +62,15 @@ def received(message: Message) -> Received:
         None if kind == TIMESTAMP_NOT_AVAILABLE else timestamp_ms,
         place.key(),
         place.value(),
-        tuple(place.headers() or ()),
+        _headers(place),
     )
+
+
+def _headers(message: Any) -> Headers:  # noqa: ANN401 - as above
+    """In the order they were sent; none where a name is not UTF-8, which the client library cannot tell."""
+    try:
+        return tuple(message.headers() or ())
+    except (UnicodeDecodeError, SystemError) as error:
+        place = f"{message.topic()}[{message.partition()}]@{message.offset()}"
+        _logger.warning("Headers of %s cannot be read and are left out: %s", place, error)
+        return ()

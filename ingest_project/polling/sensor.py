@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
 from msgspec.structs import replace
 
 from ingest_project.batches import release_abandoned, request_batches
-from ingest_project.intake import Arrived, take
+from ingest_project.intake import Arrived, Queue, take
 from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.polling_jobs import JobArrival
 from ingest_project.messages.polling_job import PollingJob, decode_polling_job
@@ -21,11 +22,16 @@ from ingest_project.polling.partitions import POLLING_JOBS, job_key
 from ingest_project.ticking import ticking_sensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ingest_project.backpressure import Room
+    from ingest_project.ledger.work_ledger import Due
     from ingest_project.resources import Services
 
 JOBS_PER_RUN = 20
 BATCHES_IN_FLIGHT = 4
+# From the third attempt on a job goes alone: it may be the one that takes its run down.
+ATTEMPTS_IN_COMPANY = 2
 
 
 def polling_queue_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
@@ -46,29 +52,28 @@ def tick(context: dg.SensorEvaluationContext, services: Services) -> dg.SensorRe
     """Take the jobs that have arrived, and ask for runs over those that are due."""
     settings = services.settings
     topic = settings.topics.polling_queue
-    taken = take(
-        services,
+    queue = Queue(
         topic,
         settings.topics.polling_queue_dlq,
         lambda raw: _decode(raw, services),
-        Positions.from_cursor(context.cursor),
         max_messages=settings.polling.max_jobs_per_tick,
         wait_seconds=settings.file_ingest.tick_wait_seconds,
     )
-    arrivals = [arrival_of(arrived) for arrived in taken.arrived]
-    if arrivals:
-        services.polling_jobs.record(arrivals, datetime.now(UTC))
-        context.instance.add_dynamic_partitions(
-            POLLING_JOBS, list(dict.fromkeys(arrival.job_key for arrival in arrivals))
-        )
+    positions = take(services, queue, Positions.from_cursor(context.cursor), partial(_store, context, services))
     release_abandoned(context.instance, services.polling_jobs, topic, settings.retries)
     room = room_for_jobs(services, topic)
     requests = request_due(services, topic, room.batches)
     return dg.SensorResult(
         run_requests=requests,
-        cursor=taken.positions.to_cursor(),
+        cursor=positions.to_cursor(),
         skip_reason=None if requests else room.reason or f"Nothing new on {topic}.",
     )
+
+
+def _store(context: dg.SensorEvaluationContext, services: Services, arrived: Sequence[Arrived[PollingJob]]) -> None:
+    arrivals = [arrival_of(one) for one in arrived]
+    services.polling_jobs.record(arrivals, datetime.now(UTC))
+    context.instance.add_dynamic_partitions(POLLING_JOBS, list(dict.fromkeys(one.job_key for one in arrivals)))
 
 
 def arrival_of(arrived: Arrived[PollingJob]) -> JobArrival:
@@ -92,9 +97,15 @@ def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest
     if not free:
         return []
     now = datetime.now(UTC)
-    due = [job.key for job in services.polling_jobs.due(topic, limit=free * JOBS_PER_RUN, now=now)]
-    batches = [due[start : start + JOBS_PER_RUN] for start in range(0, len(due), JOBS_PER_RUN)]
-    return request_batches(POLLING_JOBS, services.polling_jobs, batches, now)
+    due = services.polling_jobs.due(topic, limit=free * JOBS_PER_RUN, now=now)
+    return request_batches(POLLING_JOBS, services.polling_jobs, batches_of(due)[:free], now)
+
+
+def batches_of(due: Sequence[Due]) -> list[list[str]]:
+    """Cut due jobs into batches: fresh ones together, those that have failed repeatedly alone."""
+    together = [job.key for job in due if job.attempts < ATTEMPTS_IN_COMPANY]
+    alone = [[job.key] for job in due if job.attempts >= ATTEMPTS_IN_COMPANY]
+    return [together[start : start + JOBS_PER_RUN] for start in range(0, len(together), JOBS_PER_RUN)] + alone
 
 
 def _decode(raw: bytes | None, services: Services) -> PollingJob:
