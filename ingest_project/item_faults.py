@@ -20,7 +20,7 @@ from ingest_project.errors import (
 SERVICES = (BrokerUnavailable, DatabaseUnavailable, StoreUnavailable, TransactionConflict)
 # This process or its disk is what is short of something.
 SHORTAGES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
-LONGEST_REASON = 500
+LONGEST_REASON = 2_000
 
 
 def is_item_fault(error: Exception) -> bool:
@@ -49,8 +49,8 @@ def reason_of(error: BaseException) -> str:
     text = " ".join(str(getattr(error, "orig", None) or error).split())
     if not isinstance(error, IngestError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        text = f"It cannot be processed: {text[:LONGEST_REASON]}"
-    return storable(text)
+        text = f"It cannot be processed: {text}"
+    return storable(text[:LONGEST_REASON])
 
 
 def storable(text: str) -> str:

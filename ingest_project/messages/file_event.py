@@ -14,13 +14,30 @@ from typing import Any
 import msgspec
 
 from ingest_project.errors import UnreadableMessage
-from ingest_project.messages.decoding import decode
+from ingest_project.messages.decoding import (
+    MAX_NAME_LENGTH,
+    decode,
+    require_details,
+    require_texts,
+    utc,
+    without_null_values,
+)
 
 INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
 KEY_NAME_LENGTH = 80
 KEY_HASH_LENGTH = 10
-MAX_PATH_LENGTH = 4_096
+MAX_PATH_BYTES = 4_096
 LARGEST_SIZE = 2**63 - 1
+LONGEST_TEXTS = {
+    "file_path": MAX_PATH_BYTES,
+    "file_name": 1_024,
+    "event_id": 512,
+    "job_id": 1_024,
+    "source_type": 64,
+    "file_type": 64,
+    "etag": 1_024,
+    "trace_id": 1_024,
+}
 
 
 class FileEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,17 +88,31 @@ def decode_file_event(raw: bytes | None) -> FileEvent:
     event = decode(raw, FileEvent)
     if not event.file_path.strip() or not event.file_name.strip():
         raise UnreadableMessage("Not a FileEvent: file_path and file_name must not be empty.")
-    if len(event.file_path) > MAX_PATH_LENGTH:
-        raise UnreadableMessage(f"Not a FileEvent: file_path is longer than {MAX_PATH_LENGTH} characters.")
-    if "\x00" in event.file_path + event.file_name:
-        raise UnreadableMessage("Not a FileEvent: file_path or file_name contains a NUL character.")
+    require_texts(event, LONGEST_TEXTS)
+    require_details(event, "metadata", "source_config")
+    require_format(event, event.metadata)
     if event.size_bytes is not None and not 0 <= event.size_bytes <= LARGEST_SIZE:
         raise UnreadableMessage(f"Not a FileEvent: size_bytes must be between 0 and {LARGEST_SIZE}.")
     if event.kind not in INGESTIBLE_TYPES:
         raise UnreadableMessage(f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {event.kind or 'no type'!r}.")
-    if event.modified_at is not None and event.modified_at.tzinfo is None:
-        return msgspec.structs.replace(event, modified_at=event.modified_at.replace(tzinfo=UTC))
-    return event
+    return msgspec.structs.replace(
+        event,
+        modified_at=utc(event.modified_at, FileEvent, "modified_at"),
+        discovered_at=utc(event.discovered_at, FileEvent, "discovered_at"),
+        source_config=without_null_values(event.source_config),
+    )
+
+
+def require_format(message: msgspec.Struct, metadata: dict[str, Any]) -> None:
+    """Refuse a message whose metadata names no reader profile where it should.
+
+    Raises:
+        UnreadableMessage: `format` is there and is no name.
+    """
+    name = metadata.get("format")
+    if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME_LENGTH):
+        kind = type(message).__name__
+        raise UnreadableMessage(f"Not a {kind}: metadata.format must name a reader profile, in a text.")
 
 
 def file_key(location: str, file_name: str, version: str) -> str:

@@ -7,10 +7,19 @@ from typing import Any, Literal
 import msgspec
 
 from ingest_project.errors import UnreadableMessage
-from ingest_project.messages.decoding import decode
+from ingest_project.messages.decoding import (
+    MAX_NAME_LENGTH,
+    decode,
+    require_details,
+    require_texts,
+    without_null_values,
+)
+from ingest_project.messages.file_event import MAX_PATH_BYTES, require_format
 
 Priority = Literal["low", "normal", "high"]
 
+MAX_PATTERN_BYTES = 512
+LONGEST_TEXTS = {"job_id": 800, "file_pattern": MAX_PATTERN_BYTES, "trace_id": 1_024}
 SECRET_NAMES = ("password", "secret", "token", "access_key", "private_key", "connection_string", "sas", "account_key")
 
 
@@ -59,10 +68,21 @@ def decode_polling_job(raw: bytes | None) -> PollingJob:
     job = decode(raw, PollingJob)
     if not job.job_id.strip() or len(job.job_id) > 200:  # noqa: PLR2004 - the bound is said in the reason
         raise UnreadableMessage("Not a PollingJob: job_id must have 1 to 200 characters.")
+    require_texts(job, LONGEST_TEXTS)
+    require_details(job, "metadata", "source_config")
+    require_format(job, job.metadata)
+    trace_id = job.metadata.get("trace_id")
+    if trace_id is not None and not (isinstance(trace_id, str) and len(trace_id) <= MAX_NAME_LENGTH):
+        raise UnreadableMessage(f"Not a PollingJob: metadata.trace_id must be a text of at most {MAX_NAME_LENGTH}.")
+    job = msgspec.structs.replace(job, source_config=without_null_values(job.source_config))
     try:
-        msgspec.convert(job.source_config, _SourceConfig)
+        config = msgspec.convert(job.source_config, _SourceConfig)
     except msgspec.ValidationError as error:
         raise UnreadableMessage(f"Not a PollingJob: {error} (in source_config).") from error
+    if len(config.source_type) > MAX_NAME_LENGTH:
+        raise UnreadableMessage(f"Not a PollingJob: source_type is longer than {MAX_NAME_LENGTH} characters.")
+    if len(config.path.encode()) > MAX_PATH_BYTES:
+        raise UnreadableMessage(f"Not a PollingJob: source_config.path is longer than {MAX_PATH_BYTES} bytes.")
     for name in job.source_config:
         if name.lower() in SECRET_NAMES:
             raise UnreadableMessage(
