@@ -17,8 +17,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ingest_project.bisection import store_bisecting
-from ingest_project.errors import IngestError, SkippedByOperator
-from ingest_project.item_faults import SERVICES, error_class_of, is_item_fault, reason_of
+from ingest_project.errors import SkippedByOperator
+from ingest_project.item_faults import SERVICES, error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.kafka.dead_letters import dead_letter
 from ingest_project.kafka.positions import Positions
 from ingest_project.kafka.publishing import publish_once
@@ -237,20 +237,22 @@ def put_aside(services: Services, dead_letter_topic: str, refused: Sequence[Refu
         return
     now = datetime.now(UTC)
     letters = []
+    told: set[str] = set()
     for received, error in refused:
+        error_class = error_class_of(error)
         logger.warning(
             "message_dead_lettered",
             topic=received.topic,
             partition=received.partition,
             offset=received.offset,
             reason=reason_of(error),
-            # An error of ours says everything; of any other the traceback tells where to look.
-            exc_info=None if isinstance(error, IngestError) else error,
+            exc_info=None if error_class in told else traceback_of(error),
         )
+        told.add(error_class)
         letters.append(
             dead_letter(
                 received,
-                error_class=error_class_of(error),
+                error_class=error_class,
                 reason=reason_of(error),
                 first_failed_at=now,
                 last_failed_at=now,

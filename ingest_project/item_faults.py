@@ -44,9 +44,16 @@ def error_class_of(error: BaseException) -> str:
     return error.error_class if isinstance(error, IngestError) else type(error).__name__
 
 
+def traceback_of(error: BaseException) -> BaseException | None:
+    """What to log with a failure: an error of ours and a database's say everything, and the latter also quote rows."""
+    return None if isinstance(error, IngestError) or is_database_failure(error) else error
+
+
 def reason_of(error: BaseException) -> str:
     """One line that any database and any header takes: what an error of ours says, and of another its class too."""
-    text = " ".join(str(getattr(error, "orig", None) or error).split())
+    text = str(getattr(error, "orig", None) or error).strip()
+    # What a database says further on quotes the whole row.
+    text = text.partition("\n")[0] if is_database_failure(error) else " ".join(text.split())
     if not isinstance(error, IngestError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
         text = f"It cannot be processed: {text}"

@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ingest_project.errors import PermanentError, TransientError
+from ingest_project.bisection import store_bisecting
+from ingest_project.errors import PermanentError, SettingsError
+from ingest_project.eventhouse.events import PolledEvent, RefusedRow
 from ingest_project.eventhouse.polling import Page, poll, position_from_json
 from ingest_project.eventhouse.queries import DomainQuery, load_queries
+from ingest_project.intake import put_aside
+from ingest_project.item_faults import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.kafka.publishing import publish_once
+from ingest_project.kafka.received import Received
 from ingest_project.kafka.writing import Outgoing
 from ingest_project.logs import get_logger
 from ingest_project.resources import Services
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 logger = get_logger(__name__)
 
@@ -43,10 +48,23 @@ def eventhouse_sensor(context: dg.SensorEvaluationContext, services: dg.Resource
     if hindrance := services.what_hinders():
         return dg.SensorResult(skip_reason=hindrance)
     now = datetime.now(UTC)
-    if context.cursor and (now.timestamp() - float(context.cursor)) < settings.eventhouse.poll_seconds:
+    if not is_due(context.cursor, now, settings.eventhouse.poll_seconds):
         return dg.SensorResult(skip_reason="The next look is not due yet.", cursor=context.cursor)
-    published, more = look(services, load_queries(settings.eventhouse.queries).values())
-    return dg.SensorResult(skip_reason=f"{published} events published.", cursor=None if more else str(now.timestamp()))
+    problems: list[SettingsError] = []
+    queries = load_queries(settings.eventhouse.queries, problems)
+    for problem in problems:
+        logger.error("eventhouse_query_left_out", reason=str(problem))
+    if problems and not queries:
+        raise problems[0]
+    published, more = look(services, queries.values())
+    told = " ".join([f"{published} events published.", *(f"Left out: {problem}" for problem in problems)])
+    return dg.SensorResult(skip_reason=told, cursor=None if more else str(now.timestamp()))
+
+
+def is_due(cursor: str | None, now: datetime, poll_seconds: float) -> bool:
+    """Tell whether it is time for the next look; a last one that lies in the future was by a clock set back since."""
+    since = now.timestamp() - float(cursor) if cursor else poll_seconds
+    return since >= poll_seconds or since < 0
 
 
 def look(services: Services, queries: Iterable[DomainQuery]) -> tuple[int, bool]:
@@ -56,7 +74,7 @@ def look(services: Services, queries: Iterable[DomainQuery]) -> tuple[int, bool]
         how many events were read, and whether more are known to be there.
 
     Raises:
-        IngestError: no domain could be read; the last reason.
+        Exception: no domain could be read; the last reason.
     """
     stop_at = time.monotonic() + SECONDS_TO_BEGIN_IN
     waiting, failures, published, more = list(queries), [], 0, False
@@ -68,9 +86,11 @@ def look(services: Services, queries: Iterable[DomainQuery]) -> tuple[int, bool]
         query = waiting.pop(0)
         try:
             page = next_page(services, query)
-        except (TransientError, PermanentError) as error:
-            logger.warning("eventhouse_not_read", domain=query.domain, reason=str(error))
-            services.eventhouse_positions.fail(query.domain, str(error), datetime.now(UTC))
+        except Exception as error:
+            logger.warning(
+                "eventhouse_not_read", domain=query.domain, reason=reason_of(error), exc_info=traceback_of(error)
+            )
+            services.eventhouse_positions.fail(query.domain, reason_of(error), datetime.now(UTC))
             failures.append(error)
             continue
         published += len(page.events)
@@ -85,14 +105,47 @@ def next_page(services: Services, query: DomainQuery) -> Page:
     """Read and publish one page of a domain, and save the position behind it."""
     saved = services.eventhouse_positions.get(query.domain)
     page = poll(services.eventhouse, query, position_from_json(saved) if saved else None)
-    messages = [
-        (event.event_id, Outgoing(event.value, event.trace_id.encode(), (("trace-id", event.trace_id.encode()),)))
-        for event in page.events
-    ]
-    publish_once(services.writer, services.reader, services.outbox, services.settings.topics.events_raw, messages)
-    for row in page.refused:
+    refused = [*page.refused, *_publish(services, page.events)]
+    for row in refused:
         logger.warning("eventhouse_row_refused", domain=query.domain, event_id=row.event_id, reason=row.reason)
+        _put_aside(services, query, row)
+    published = len(page.events) + len(page.refused) - len(refused)
     services.eventhouse_positions.advance(
-        query.domain, page.position.to_json(), len(page.events), len(page.refused), datetime.now(UTC)
+        query.domain, page.position.to_json(), published, len(refused), datetime.now(UTC)
     )
     return page
+
+
+def _publish(services: Services, events: Sequence[PolledEvent]) -> list[RefusedRow]:
+    """Publish events, each once; those that no topic takes."""
+    topic = services.settings.topics.events_raw
+
+    def send(part: Sequence[PolledEvent]) -> None:
+        messages = [
+            (one.event_id, Outgoing(one.value, (id_ := one.trace_id.encode()), (("trace-id", id_),))) for one in part
+        ]
+        publish_once(services.writer, services.reader, services.outbox, topic, messages)
+
+    return [
+        RefusedRow(event.event_id, reason_of(error), error_class_of(error), event.value)
+        for event, error in store_bisecting(events, send, is_item_fault)
+    ]
+
+
+def _put_aside(services: Services, query: DomainQuery, row: RefusedRow) -> None:
+    """Make a dead letter of a row, once however often it is read."""
+    received = Received(f"eventhouse:{query.domain}", 0, 0, None, None, row.value, ())
+    put_aside(services, services.settings.topics.events_raw_dlq, [(received, RowRefused(row))], row.event_id)
+
+
+class RowRefused(PermanentError):  # noqa: N818 - the domain's word
+    """A row of Eventhouse that cannot become an event."""
+
+    def __init__(self, row: RefusedRow) -> None:
+        self._error_class = row.error_class
+        super().__init__(row.reason)
+
+    @property
+    def error_class(self) -> str:
+        """What the row's own failure is called."""
+        return self._error_class

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 
 # What a broker with default limits takes, with room for headers.
 MAX_EVENT_BYTES = 1_000_000
+LONGEST_REASON = 500
 OMITTED = "payload_omitted"
 
+_logger = logging.getLogger(__name__)
 _PARSED_FROM_TEXT = ("[", "{")
 
 
@@ -43,13 +47,36 @@ class RefusedRow:
     Args:
         event_id: what its event's id would have been.
         reason: why, naming the limit.
+        error_class: what it is counted under.
+        value: the row, as a JSON object.
     """
 
     event_id: str
     reason: str
+    error_class: str
+    value: bytes
 
 
 def event_of(query: DomainQuery, row: dict[str, Any]) -> PolledEvent | RefusedRow:
+    """The event that a row is, or why it is none: whatever one row causes must not stop the rows around it."""
+    try:
+        return _event_of(query, row)
+    except Exception as error:
+        _logger.exception("A row of %s cannot become an event.", query.source)
+        text = " ".join(str(error).split())[:LONGEST_REASON]
+        return refused_row(query, row, f"It cannot become an event: {type(error).__name__}: {text}", error)
+
+
+def refused_row(query: DomainQuery, row: dict[str, Any], reason: str, error: Exception | None = None) -> RefusedRow:
+    """A row with the reason why it is no event; known by its key, or by its content where it has none."""
+    # Not msgspec: Kusto's answer may hold lone surrogates and NaN, and a dead letter tells what was there.
+    value = json.dumps(row, default=str).encode()
+    key = row.get(KEY) or hashlib.sha256(value).hexdigest()
+    error_class = type(error).__name__ if error else "EventTooLarge"
+    return RefusedRow(f"eventhouse:{query.domain}:{key}", reason, error_class, value)
+
+
+def _event_of(query: DomainQuery, row: dict[str, Any]) -> PolledEvent | RefusedRow:
     """The event that a row is.
 
     A payload that makes the event too large for a message is left out, and the event says so: the attachments are
@@ -67,7 +94,7 @@ def event_of(query: DomainQuery, row: dict[str, Any]) -> PolledEvent | RefusedRo
         value = msgspec.json.encode(event | {"payload": {OMITTED: omitted}})
     if len(value) > MAX_EVENT_BYTES:
         reason = f"Without its payload the event has {len(value)} bytes; a message has at most {MAX_EVENT_BYTES}."
-        return RefusedRow(event_id, reason)
+        return refused_row(query, row, reason)
     return PolledEvent(event_id, event["trace_id"], value)
 
 
@@ -94,10 +121,11 @@ def _time(value: object) -> str:
     text = _text(value)
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         return text
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def _attachments(value: object) -> list[Any]:

@@ -146,22 +146,34 @@ def server_time_text(query: DomainQuery) -> str:
     )
 
 
-def load_queries(paths: Sequence[Path]) -> Mapping[str, DomainQuery]:
+def load_queries(paths: Sequence[Path], problems: list[SettingsError] | None = None) -> Mapping[str, DomainQuery]:
     """The queries by domain.
 
     Args:
         paths: YAML files with one query each, or folders of such files.
+        problems: takes what is wrong with a file, which is then left out; without it, the first one is raised.
 
     Raises:
         SettingsError: a file is missing or not a query, or two are for the same domain; says which and why.
     """
     queries: dict[str, DomainQuery] = {}
     for path in yaml_files(paths):
-        query = read_query(path)
-        if query.domain in queries:
-            raise SettingsError(f"{path}: there already is an Eventhouse query for the domain {query.domain!r}.")
-        queries[query.domain] = query
+        try:
+            query = _new_query(path, queries)
+        except SettingsError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+        else:
+            queries[query.domain] = query
     return queries
+
+
+def _new_query(path: Path, known: Mapping[str, DomainQuery]) -> DomainQuery:
+    query = read_query(path)
+    if query.domain in known:
+        raise SettingsError(f"{path}: there already is an Eventhouse query for the domain {query.domain!r}.")
+    return query
 
 
 def read_query(path: Path) -> DomainQuery:

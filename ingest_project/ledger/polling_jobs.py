@@ -186,11 +186,15 @@ class JobLedger(WorkLedger):
         with reading(self._engine) as connection:
             return tuple(connection.execute(query).scalars())
 
-    def fail(self, job_key: str, reason: str, error_class: str, now: datetime) -> JobRecord:
+    def fail(self, job_key: str, reason: str, error_class: str, now: datetime) -> None:
         """Nothing more is tried by itself; the reason says why."""
-        return self._change(
-            job_key, state=JobState.FAILED, reason=reason, error_class=error_class, finished_at=now, updated_at=now
+        statement = (
+            sa.update(jobs)
+            .where(jobs.c.job_key == job_key)
+            .values(state=JobState.FAILED, reason=reason, error_class=error_class, finished_at=now, updated_at=now)
         )
+        with writing(self._engine) as connection:
+            connection.execute(statement)
 
     def reopen(self, job_key: str, now: datetime) -> bool:
         """A person wants a finished job done again, as if for the first time; whether there was one."""

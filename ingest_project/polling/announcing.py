@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ingest_project.database.locks import exclusive
+from ingest_project.item_faults import is_item_fault, reason_of, storable
 from ingest_project.kafka.publishing import publish_once
 from ingest_project.kafka.writing import Outgoing
+from ingest_project.logs import get_logger
 from ingest_project.messages.decoding import encode
 from ingest_project.messages.file_event import FileEvent, file_key, file_type_of, version_of
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from ingest_project.ledger.polling_jobs import JobRecord
     from ingest_project.resources import Services
     from ingest_project.sources.protocol import Source, SourceFile
+
+logger = get_logger(__name__)
 
 LOCK = "file-announcements"
 
@@ -43,12 +47,14 @@ class Announcements:
         known: whether it was announced as a whole before.
         messages: by id, of the files that have not been announced in this version.
         paths: of those files.
+        refused: files that cannot be announced at all, and why.
     """
 
     page_id: str
     known: bool
     messages: Mapping[str, Outgoing]
     paths: frozenset[str]
+    refused: Sequence[tuple[SourceFile, str]] = ()
 
 
 def prepare(
@@ -65,17 +71,38 @@ def prepare(
     """
     # What was announced on a topic that is gone has to be announced again: nobody else remembers it.
     life = _life_of(services.settings.topics.file_event_queue, services)
-    page_id = f"{life}/page/{_digest(source, files)}"
+    found, refused = _known_by(life, source, files)
+    page_id = f"{life}/page/{_digest(source, list(found.values()))}"
     if not outbox.unsent([page_id]):
-        return Announcements(page_id, known=True, messages={}, paths=frozenset())
-    found = {f"{life}/{_key_of(file, source)}": file for file in files}
+        return Announcements(page_id, known=True, messages={}, paths=frozenset(), refused=refused)
     new = outbox.unsent(list(found))
     return Announcements(
         page_id,
         known=False,
         messages={message_id: _message(record, found[message_id], message_id) for message_id in new},
         paths=frozenset(found[message_id].path for message_id in new),
+        refused=refused,
     )
+
+
+def _known_by(
+    life: str, source: Source, files: Sequence[SourceFile]
+) -> tuple[dict[str, SourceFile], list[tuple[SourceFile, str]]]:
+    """Files by the id of their announcement, and those of which none can be made: they must not stop the others."""
+    found: dict[str, SourceFile] = {}
+    refused: list[tuple[SourceFile, str]] = []
+    for file in files:
+        try:
+            key = _key_of(file, source)
+            msgspec.json.encode(file)
+        except Exception as error:
+            if not is_item_fault(error):
+                raise
+            logger.warning("file_not_announced", path=storable(file.path), reason=reason_of(error), exc_info=error)
+            refused.append((file, f"It cannot be announced: {type(error).__name__}."))
+        else:
+            found[f"{life}/{key}"] = file
+    return found, refused
 
 
 def publish(services: Services, announcements: Announcements, outbox: JobOutbox) -> None:

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from ingest_project.batches import keys_of_run
-from ingest_project.errors import IngestError, TransientError
+from ingest_project.errors import TransientError
+from ingest_project.item_faults import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.ledger.polling_jobs import JobRecord
 from ingest_project.logs import bound, get_logger
 from ingest_project.partition_reports import PartitionReport, keep_connections_open, report
@@ -46,15 +47,20 @@ def discovered_files(
     troubles = []
     for key in keys:
         # One by one: only the job whose source is being looked at counts as running.
-        for record in services.polling_jobs.start([key], context.run.run_id, datetime.now(UTC)):
-            with bound(run_id=context.run.run_id, partition_key=key, trace_id=record.job.trace_id):
-                try:
-                    _poll(context, services, record)
-                except IngestError as error:
-                    troubles.append(f"{key}: {error}")
-                    _set_aside(services, record, error)
+        with bound(run_id=context.run.run_id, partition_key=key):
+            try:
+                _start_and_poll(context, services, key)
+            except Exception as error:  # noqa: BLE001 - whatever one job causes is that job's
+                troubles.append(f"{key}: {reason_of(error)}")
+                _set_aside(services, key, error)
     if troubles and len(troubles) == len(keys):
         raise dg.Failure(description=troubles[0], allow_retries=False)
+
+
+def _start_and_poll(context: dg.AssetExecutionContext, services: Services, key: str) -> None:
+    for record in services.polling_jobs.start([key], context.run.run_id, datetime.now(UTC)):
+        with bound(trace_id=record.job.trace_id):
+            _poll(context, services, record)
 
 
 def _poll(context: dg.AssetExecutionContext, services: Services, record: JobRecord) -> None:
@@ -76,17 +82,16 @@ def _poll(context: dg.AssetExecutionContext, services: Services, record: JobReco
     logger.info("job_done", found=done.files_found, published=done.files_published, skipped=skipped)
 
 
-def _set_aside(services: Services, record: JobRecord, error: IngestError) -> None:
-    logger.warning("job_not_done", reason=str(error), error_class=error.error_class)
+def _set_aside(services: Services, key: str, error: Exception) -> None:
+    reason, error_class = reason_of(error), error_class_of(error)
+    logger.warning("job_not_done", reason=reason, error_class=error_class, exc_info=traceback_of(error))
     now, retries = datetime.now(UTC), services.settings.retries
-    if isinstance(error, TransientError):
-        reason = f"{error} Tried again by itself, {retries.max_attempts} times at most."
-        services.polling_jobs.put_back(
-            [record.job_key], reason, error.error_class, retries.max_attempts, retries.delay, now
-        )
+    if isinstance(error, TransientError) or not is_item_fault(error):
+        reason = f"{reason} Tried again by itself, {retries.max_attempts} times at most."
+        services.polling_jobs.put_back([key], reason, error_class, retries.max_attempts, retries.delay, now)
     else:
-        services.polling_jobs.fail(record.job_key, f"{error} Not tried again by itself.", error.error_class, now)
-    services.polling_jobs.mark_reported([record.job_key], now)
+        services.polling_jobs.fail(key, f"{reason} Not tried again by itself.", error_class, now)
+    services.polling_jobs.mark_reported([key], now)
 
 
 def _metadata(record: JobRecord, discovery: Discovery) -> dict[str, object]:

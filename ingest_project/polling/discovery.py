@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from ingest_project.ahead import one_ahead
+from ingest_project.item_faults import storable
 from ingest_project.ledger.outbox import JobOutbox
 from ingest_project.polling.announcing import prepare, publish
 from ingest_project.sources.protocol import Skipped, SourceFile
@@ -79,6 +80,11 @@ class Discovery:
             )
         return ready
 
+    def refuse(self, files: Sequence[tuple[SourceFile, str]]) -> None:
+        """Count files that were found and cannot be announced."""
+        self.found -= len(files)
+        self._skip(Skipped(storable(file.path), reason) for file, reason in files)
+
     def _skip(self, entries: Iterable[Skipped]) -> None:
         for entry in entries:
             self.skipped[entry.reason] += 1
@@ -113,6 +119,7 @@ def discover(services: Services, record: JobRecord) -> Discovery:
                 ready = discovery.take(page, datetime.now(UTC), settings.min_age)
                 if ready:
                     announcements = prepare(services, record, source, ready, outbox)
+                    discovery.refuse(announcements.refused)
                     for file in ready[: SHOWN_FILES - len(discovery.shown)]:
                         was_new = file.path in announcements.paths
                         discovery.show(file.path, "announced" if was_new else "announced before")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from dagster._serdes import serialize_value
 from pydantic import SecretStr
 
+from ingest_project.attachments.eventhouse_sensor import is_due
 from ingest_project.kafka.event_hubs import EventHub, event_hub
 from ingest_project.kafka.reading import TopicReader
 from ingest_project.ledger.states import AttachmentState
@@ -104,6 +106,35 @@ def test_rows_of_eventhouse_are_stored_and_read_once(system: AttachmentSystem) -
     assert system.services.attachments.counts_by_state()[AttachmentState.STORED] == ROWS
     (position,) = system.services.eventhouse_positions.list()
     assert (position.domain, position.events, position.refused, position.reason) == ("claims", ROWS, 0, None)
+
+
+def test_one_bad_row_is_a_dead_letter_and_the_others_are_published(
+    system: AttachmentSystem, kusto_server: KustoServer, http_server: HttpServer
+) -> None:
+    large = {"EventId": "large", "trace_id": "large", "attachments": ["https://h/" + "x" * 1_500_000]}
+    kusto_server.database.ingest(TABLE, _row(99, http_server) | large)
+    for _ in range(2):
+        system.look_at_eventhouse()
+        system.cursors.pop("eventhouse_sensor", None)
+
+    assert published(system) == every_trace()
+    (kept,) = system.services.quarantine.list()
+    assert "a message has at most" in kept.reason["reason"], "no topic takes a dead letter that large"
+    (position,) = system.services.eventhouse_positions.list()
+    assert (position.events, position.refused, position.reason) == (ROWS, 1, None)
+
+
+def test_a_misspelt_query_file_stops_its_own_domain_alone(system: AttachmentSystem, tmp_path: Path) -> None:
+    (tmp_path / "queries" / "broken.yaml").write_text("domian: orders\n")
+    system.look_at_eventhouse()
+    assert published(system) == every_trace()
+
+
+def test_a_last_look_in_the_future_does_not_keep_the_next_one_waiting() -> None:
+    now = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
+    assert not is_due(str(now.timestamp() - 5), now, 30)
+    assert is_due(str(now.timestamp() - 31), now, 30)
+    assert is_due(str(now.timestamp() + 10_000), now, 30), "the clock was set back"
 
 
 def test_a_domain_that_cannot_be_read_says_why_and_goes_on_later(

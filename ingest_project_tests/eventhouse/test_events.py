@@ -100,3 +100,20 @@ def test_a_row_too_large_without_its_payload_is_refused_and_names_the_limit() ->
 
     assert isinstance(refused, RefusedRow)
     assert str(MAX_EVENT_BYTES) in refused.reason
+
+
+def test_a_row_that_cannot_be_written_is_refused_with_its_content_and_reason() -> None:
+    odd = row(1) | KEYED | {"payload": {"note": "\ud800"}}
+    refused = event_of(claims(), odd)
+    assert isinstance(refused, RefusedRow)
+    assert (refused.event_id, refused.error_class) == (
+        f"eventhouse:claims:{KEYED['_ingest_key']}",
+        "UnicodeEncodeError",
+    )
+    assert json.loads(refused.value) == odd
+
+
+def test_a_time_that_leaves_the_calendar_in_utc_stays_the_text_that_it_is() -> None:
+    polled = event_of(claims(), row(1) | KEYED | {"occurred_at": "0001-01-01T00:00:00+14:00"})
+    assert isinstance(polled, PolledEvent)
+    assert json.loads(polled.value)["occurred_at"] == "0001-01-01T00:00:00+14:00"
