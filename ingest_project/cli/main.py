@@ -29,6 +29,7 @@ COMMANDS = (
     "quarantine",
     "attachments",
     "dlq",
+    "topics",
     "activity",
     "crm",
     "trace",

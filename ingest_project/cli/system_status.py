@@ -49,7 +49,8 @@ class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         topics: in the order the data goes.
         unreported: finished jobs, files, events, attachments and offset ranges that are not yet shown in Dagster.
-        problems: one sentence for each part that did not answer, and one where a disk is nearly full.
+        problems: one sentence for each part that did not answer and each sensor whose last tick failed, and one where a
+            disk is nearly full.
     """
 
     at: datetime
@@ -101,6 +102,8 @@ def look(services: Services, records: DagsterRecords) -> SystemStatus:
     disk = asked(lambda of: fullest_disk(of.settings))
     if disk and disk.is_nearly_full:
         problems.append(str(disk))
+    failing = asked(lambda _: records.failing()) or {}
+    problems += [f"{sensor} {ticks}" for sensor, ticks in sorted(failing.items())]
     seen = SystemStatus(
         at=datetime.now(UTC),
         topics=(*polling, *file_topics, *download_topics, *stream_topics),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 URGENCY = {"high": 0, "normal": 1, "low": 2}
 # What standing jobs have in place of a topic: their interval is the offset.
 STANDING = "standing-jobs"
+LARGEST_SKEW_SECONDS = 5
 FINISHED = (JobState.DONE, JobState.FAILED)
 
 
@@ -162,6 +163,12 @@ class JobLedger(WorkLedger):
         Returns:
             keys of those that are pending by this call.
         """
+        # One that lies well ahead was entered by a clock that has been set back since.
+        ahead = int(now.timestamp()) + LARGEST_SKEW_SECONDS
+
+        def has_begun(interval: int) -> sa.ColumnElement[bool]:
+            return sa.or_(jobs.c.intake_offset < interval, jobs.c.intake_offset > ahead)
+
         ordered = sorted(arrivals, key=lambda arrival: arrival.job_key)
         pending: list[str] = []
         with writing(self._engine) as connection:
@@ -171,7 +178,7 @@ class JobLedger(WorkLedger):
                 again = {name: value for name, value in row.items() if name not in {"job_key", "created_at"}}
                 statement = (
                     sa.update(jobs)
-                    .where(jobs.c.job_key == arrival.job_key, jobs.c.intake_offset < arrival.intake.offset)
+                    .where(jobs.c.job_key == arrival.job_key, has_begun(arrival.intake.offset))
                     .where(jobs.c.state.in_(FINISHED))
                     .values(**again, run_id=None, batch_id=None)
                     .returning(jobs.c.job_key)

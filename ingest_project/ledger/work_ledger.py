@@ -7,6 +7,7 @@ leaves its entries held, and they are done again so that what Dagster shows is w
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -197,6 +198,28 @@ class WorkLedger:
                 pending += given_back.pending
                 failed += given_back.failed
         return Released(pending=pending, failed=tuple(failed))
+
+    def bring_back_to(self, now: datetime, skew_seconds: float) -> int:
+        """Entries that were written with a time in the future, by a clock that has been set back, count as of now.
+
+        Args:
+            now: the right time.
+            skew_seconds: by how much clocks differ anyway.
+
+        Returns:
+            how many there were; a second time there are none.
+        """
+        columns = self._table.c
+        statement = (
+            sa.update(self._table)
+            .where(columns.updated_at > now + timedelta(seconds=skew_seconds))
+            .values(
+                updated_at=now,
+                next_attempt_at=sa.case((columns.next_attempt_at > now, now), else_=columns.next_attempt_at),
+            )
+        )
+        with writing(self._engine) as connection:
+            return connection.execute(statement).rowcount
 
     def mark_reported(self, keys: Sequence[str], now: datetime) -> None:
         """Dagster knows what became of these finished entries. Marking twice changes nothing but the time."""

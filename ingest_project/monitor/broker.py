@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from ingest_project.kafka.topic_state import TopicStates
 from ingest_project.monitor.intakes import intakes
+from ingest_project.monitor.stalled_topics import Movement, StalledTopic
 from ingest_project.monitor.topic_lag import LagMeter, TopicLag
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class BrokerSeen(msgspec.Struct, frozen=True):
     """Everything about topics at one moment."""
 
     topics: tuple[TopicLag, ...]
+    stalled: tuple[StalledTopic, ...]
     dead_letters: tuple[DeadLetters, ...]
 
 
@@ -42,13 +45,15 @@ class BrokerLook:
         self._services = services
         self._records = records
         self._states = TopicStates(services.settings.kafka)
+        self._movement = Movement()
 
     def __call__(self) -> BrokerSeen:
         """Raises BrokerUnavailable where it does not answer; the main one: an event hub may be away."""
         settings = self._services.settings
         # These first: they find out whether the broker answers.
         letters = tuple(self._dead_letters(topic) for topic in settings.topics.dead_letters)
-        return BrokerSeen(LagMeter(self._services, self._records).lags_of(intakes(settings).all), letters)
+        topics = LagMeter(self._services, self._records).lags_of(intakes(settings).all)
+        return BrokerSeen(topics, self._movement.stalled(topics, time.monotonic()), letters)
 
     def _dead_letters(self, topic: str) -> DeadLetters:
         state = self._states.look_up(topic)

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dagster import RunRecord
-    from dagster._core.scheduler.instigation import InstigatorState
+    from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick
     from dagster._core.storage.runs import RunStorage
     from dagster._core.storage.schedules import ScheduleStorage
 
     from ingest_project.settings import Settings
 
+LONGEST_REASON = 300
 MAIN_TABLES = {"runs", "instigators"}
 
 
@@ -59,6 +60,23 @@ class SensorOnRecord(msgspec.Struct, frozen=True):
     cursor: str | None
     ticked_at: datetime | None
     stopped: bool
+
+
+class FailingTicks(msgspec.Struct, frozen=True):
+    """A sensor whose last tick failed.
+
+    Args:
+        in_a_row: ticks that failed one after the other.
+        reason: of the last one.
+    """
+
+    in_a_row: int
+    reason: str
+
+    def __str__(self) -> str:
+        """As people read it."""
+        times = f"{self.in_a_row} times in a row" if self.in_a_row > 1 else "the last time"
+        return f"failed {times}: {self.reason}"
 
 
 class RunOnRecord(msgspec.Struct, frozen=True):
@@ -104,6 +122,23 @@ class DagsterRecords:
         # The same sensor may be on record under an older name of its code location: the one that ticks counts.
         each = sorted(map(_sensor, states), key=lambda sensor: sensor.ticked_at.timestamp() if sensor.ticked_at else 0)
         return {sensor.name: sensor for sensor in each}
+
+    def failing(self) -> dict[str, FailingTicks]:
+        """The sensors whose last tick that ended has failed, by name; those that a person has stopped are left out."""
+        from dagster._core.definitions.run_request import InstigatorType  # noqa: PLC0415 - one second to import
+        from dagster._core.scheduler.instigation import TickStatus  # noqa: PLC0415 - the same
+
+        ended = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
+        storage = self._storages[1]
+        found: dict[str, FailingTicks] = {}
+        with self._failures_told():
+            for state in storage.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+                if not _may_have_failed(state):
+                    continue
+                for tick in storage.get_ticks(state.instigator_origin_id, state.selector_id, limit=1, statuses=ended):
+                    if tick.status is TickStatus.FAILURE:
+                        found[state.instigator_name] = _failing(tick)
+        return found
 
     def heartbeats(self) -> dict[str, datetime]:
         """When each kind of daemon was last alive; `SENSOR` is the one that ticks sensors."""
@@ -206,6 +241,27 @@ def _sensor(state: InstigatorState) -> SensorOnRecord:
     ticked = data.last_tick_timestamp
     ticked_at = datetime.fromtimestamp(ticked, UTC) if ticked else None
     return SensorOnRecord(state.instigator_name, data.cursor, ticked_at, stopped)
+
+
+def _may_have_failed(state: InstigatorState) -> bool:
+    """Whether the ticks have to be asked: a sensor whose last tick ended well says so by itself."""
+    from dagster._core.scheduler.instigation import (  # noqa: PLC0415 - one second to import
+        InstigatorStatus,
+        SensorInstigatorData,
+    )
+
+    data = state.instigator_data
+    is_stopped = state.status is InstigatorStatus.STOPPED
+    return not is_stopped and isinstance(data, SensorInstigatorData) and not data.last_tick_success_timestamp
+
+
+def _failing(tick: InstigatorTick) -> FailingTicks:
+    error = tick.error
+    # The innermost cause: around it stands what Dagster says of every sensor.
+    while error is not None and error.cause is not None:
+        error = error.cause
+    reason = " ".join(error.message.split()) if error else "no reason is on record"
+    return FailingTicks(max(1, tick.consecutive_failure_count), reason[:LONGEST_REASON])
 
 
 def _run(record: RunRecord) -> RunOnRecord:

@@ -168,6 +168,15 @@ def _topics(broker: BrokerSeen) -> Iterator[Metric]:
         for partition, waiting in sorted(topic.partitions.items()):
             lag.add_metric([topic.topic, str(partition)], waiting)
     yield lag
+    stalled = GaugeMetricFamily(
+        "ingest_topic_stalled_seconds",
+        "How long a partition with messages has not moved; 0 while all of the topic move.",
+        labels=["topic"],
+    )
+    seconds = {one.topic: one.seconds for one in broker.stalled}
+    for topic in broker.topics:
+        stalled.add_metric([topic.topic], seconds.get(topic.topic, 0.0))
+    yield stalled
     written = CounterMetricFamily("ingest_dead_letters", "Dead letters ever written to a topic.", labels=["topic"])
     kept = GaugeMetricFamily("ingest_dead_letters_kept", "Dead letters that a topic still has.", labels=["topic"])
     for letters in broker.dead_letters:
@@ -187,13 +196,23 @@ def _dagster(dagster: DagsterSeen) -> Iterator[Metric]:
         "ingest_daemon_heartbeat_age_seconds", "Since a daemon was last alive.", labels=["daemon"]
     )
     for kind, at in sorted(dagster.heartbeats.items()):
-        beats.add_metric([kind.lower()], max(0.0, (now - at).total_seconds()))
+        beats.add_metric([kind.lower()], (now - at).total_seconds())
     yield beats
-    ticks = GaugeMetricFamily("ingest_sensor_tick_age_seconds", "Since a sensor last ticked.", labels=["sensor"])
+    ticks = GaugeMetricFamily(
+        "ingest_sensor_tick_age_seconds",
+        "Since a sensor last ticked; negative where that lies in the future, as a clock was set back.",
+        labels=["sensor"],
+    )
+    failures = GaugeMetricFamily(
+        "ingest_sensor_failed_ticks", "Ticks of a sensor that failed in a row, up to the last one.", labels=["sensor"]
+    )
     for name, sensor in sorted(dagster.sensors.items()):
         if sensor.ticked_at and not sensor.stopped:
-            ticks.add_metric([name], max(0.0, (now - sensor.ticked_at).total_seconds()))
+            ticks.add_metric([name], (now - sensor.ticked_at).total_seconds())
+            failing = dagster.failing.get(name)
+            failures.add_metric([name], failing.in_a_row if failing else 0)
     yield ticks
+    yield failures
 
 
 def _tables(tables: TablesSeen) -> Iterator[Metric]:

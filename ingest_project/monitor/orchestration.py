@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ingest_project.monitor.dagster_records import DagsterRecords, RunOnRecord, RunsInFlight, SensorOnRecord
+from ingest_project.monitor.dagster_records import (
+    DagsterRecords,
+    FailingTicks,
+    RunOnRecord,
+    RunsInFlight,
+    SensorOnRecord,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,12 +30,14 @@ class DagsterSeen(msgspec.Struct, frozen=True):
     Args:
         heartbeats: by kind of daemon, when it was last alive.
         running: some of the runs that are not finished, the newest first.
+        failing: the sensors whose last tick failed.
     """
 
     sensors: Mapping[str, SensorOnRecord]
     heartbeats: Mapping[str, datetime]
     runs: RunsInFlight
     running: tuple[RunOnRecord, ...]
+    failing: Mapping[str, FailingTicks] = {}
 
 
 class DagsterLook:
@@ -47,4 +55,5 @@ class DagsterLook:
             heartbeats=records.heartbeats(),
             runs=records.runs_in_flight(),
             running=records.unfinished_runs(SHOWN_RUNS),
+            failing=records.failing(),
         )

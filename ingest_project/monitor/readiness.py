@@ -9,10 +9,11 @@ import msgspec
 from ingest_project.monitor.orchestration import SENSOR_DAEMON
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from ingest_project.backpressure import Disk
+    from ingest_project.monitor.broker import BrokerSeen
     from ingest_project.monitor.orchestration import DagsterSeen
     from ingest_project.monitor.parts import Part, Seen
     from ingest_project.monitor.system import System
@@ -23,6 +24,9 @@ LONGEST_SILENCE_SECONDS = 90.0
 LONGEST_PAUSE_SECONDS = 120.0
 # A look that takes longer hangs: what it is to tell does not answer.
 LONGEST_LOOK_SECONDS = 20.0
+# The clocks of two machines may differ by less than that.
+LARGEST_SKEW_SECONDS = 5.0
+SET_BACK = "a clock was set back, and the daemon repairs that"
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -43,7 +47,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 def readiness(system: System, now: datetime) -> tuple[Line, ...]:
-    """Broker, warehouse, Dagster's storage, its daemon, the sensors, and room on the disks of this machine."""
+    """Broker, warehouse, Dagster's storage, its daemon, sensors, topics, and room on the disks of this machine."""
     dagster = system.dagster
     return (
         _answers("broker", system.broker, now),
@@ -51,6 +55,7 @@ def readiness(system: System, now: datetime) -> tuple[Line, ...]:
         _answers("dagster storage", dagster, now),
         daemon_line(dagster.seen, now),
         sensors_line(dagster.seen, now),
+        topics_line(system.broker.seen, dagster.seen),
         disk_line(system.disk.seen),
     )
 
@@ -64,12 +69,14 @@ def daemon_line(seen: Seen[DagsterSeen], now: datetime) -> Line:
     beat = found.heartbeats.get(SENSOR_DAEMON)
     if beat is None:
         return Line(name, ok=False, detail="no heartbeat on record; start dagster-daemon")
-    silence = max(0.0, (now - beat).total_seconds())
-    return Line(name, silence <= LONGEST_SILENCE_SECONDS, f"last heartbeat {silence:.0f} s ago")
+    silence = (now - beat).total_seconds()
+    if silence < -LARGEST_SKEW_SECONDS:
+        return Line(name, ok=False, detail=f"its last heartbeat lies {-silence:.0f} s in the future: {SET_BACK}")
+    return Line(name, silence <= LONGEST_SILENCE_SECONDS, f"last heartbeat {max(0.0, silence):.0f} s ago")
 
 
 def sensors_line(seen: Seen[DagsterSeen], now: datetime) -> Line:
-    """Whether every sensor that nobody has stopped ticks."""
+    """Whether every sensor that nobody has stopped ticks, and its last tick did not fail."""
     name = "sensors"
     found = seen.present
     if found is None:
@@ -77,12 +84,31 @@ def sensors_line(seen: Seen[DagsterSeen], now: datetime) -> Line:
     ticking = [sensor for sensor in found.sensors.values() if not sensor.stopped and sensor.ticked_at]
     if not ticking:
         return Line(name, ok=False, detail="none has ticked yet")
-    quiet = sorted(_quiet(found, now))
+    quiet = dict(_quiet(found, now))
+    ahead = dict(_ahead(found, now))
     stopped = sorted(sensor.name for sensor in found.sensors.values() if sensor.stopped)
-    parts = [f"{len(ticking) - len(quiet)} of {len(ticking)} tick"]
-    parts += [f"silent: {', '.join(quiet)}"] if quiet else []
+    well = [one for one in ticking if one.name not in quiet.keys() | ahead.keys() | found.failing.keys()]
+    parts = [f"{len(well)} of {len(ticking)} tick"]
+    parts += [f"{sensor} {ticks}" for sensor, ticks in sorted(found.failing.items())]
+    parts += [f"silent: {_told(quiet)}"] if quiet else []
+    parts += [f"last tick in the future, {SET_BACK}: {_told(ahead)}"] if ahead else []
     parts += [f"stopped by a person: {', '.join(stopped)}"] if stopped else []
-    return Line(name, not quiet, "; ".join(parts))
+    return Line(name, not (quiet or ahead or found.failing), "; ".join(parts))
+
+
+def topics_line(broker: Seen[BrokerSeen], dagster: Seen[DagsterSeen]) -> Line:
+    """Whether every topic with messages moves, unless a person has stopped its sensor."""
+    name = "topics"
+    found = broker.present
+    if found is None:
+        return Line(name, ok=False, detail="unknown, as the broker does not answer")
+    sensors = dagster.present.sensors if dagster.present else {}
+    stopped = {sensor.name for sensor in sensors.values() if sensor.stopped}
+    stalled = [one for one in found.stalled if one.seconds > LONGEST_PAUSE_SECONDS and one.sensor not in stopped]
+    if stalled:
+        return Line(name, ok=False, detail="; ".join(f"{one}, read by {one.sensor}" for one in stalled))
+    waiting = sum(topic.waiting or 0 for topic in found.topics)
+    return Line(name, ok=True, detail=f"all of {len(found.topics)} move, {waiting} messages wait")
 
 
 def disk_line(seen: Seen[Disk]) -> Line:
@@ -93,12 +119,28 @@ def disk_line(seen: Seen[Disk]) -> Line:
     return Line("disk", not disk.is_nearly_full, str(disk))
 
 
-def _quiet(found: DagsterSeen, now: datetime) -> Iterator[str]:
+def _quiet(found: DagsterSeen, now: datetime) -> Iterator[tuple[str, float]]:
+    """Sensors that have not ticked for too long, and for how long."""
+    for name, silence in _silences(found, now):
+        if silence > LONGEST_PAUSE_SECONDS:
+            yield name, silence
+
+
+def _ahead(found: DagsterSeen, now: datetime) -> Iterator[tuple[str, float]]:
+    """Sensors whose last tick lies in the future, and how far."""
+    for name, silence in _silences(found, now):
+        if silence < -LARGEST_SKEW_SECONDS:
+            yield name, -silence
+
+
+def _silences(found: DagsterSeen, now: datetime) -> Iterator[tuple[str, float]]:
     for sensor in found.sensors.values():
         if not sensor.stopped and sensor.ticked_at:
-            silence = (now - sensor.ticked_at).total_seconds()
-            if silence > LONGEST_PAUSE_SECONDS:
-                yield f"{sensor.name} for {silence:.0f} s"
+            yield sensor.name, (now - sensor.ticked_at).total_seconds()
+
+
+def _told(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} for {one:.0f} s" for name, one in sorted(seconds.items()))
 
 
 def _answers(name: str, part: Part[Any], now: datetime) -> Line:

@@ -39,6 +39,7 @@ class TopicLag(msgspec.Struct, frozen=True, kw_only=True):
         sensor: which takes them.
         waiting: over all partitions; None where it cannot be told.
         partitions: by partition; none where the topic does not exist.
+        next_offsets: where the position is, by partition.
         measured_from: the cursor is exact, the committed offsets are one tick behind.
         problem: why it is not measured from the cursor, or not at all.
     """
@@ -47,6 +48,7 @@ class TopicLag(msgspec.Struct, frozen=True, kw_only=True):
     sensor: str
     waiting: int | None = None
     partitions: Mapping[int, int] = {}
+    next_offsets: Mapping[int, int] = {}
     measured_from: MeasuredFrom | None = None
     problem: str | None = None
 
@@ -115,7 +117,7 @@ def place_of(intake: Intake, services: Services) -> Place:
 def _lag(intake: Intake, place: Place, on_record: _OnRecord) -> TopicLag:
     topic, reader, kafka = place
     if on_record.problem is None:
-        positions, measured_from = _saved_positions(intake.sensor, topic, on_record.sensors), MeasuredFrom.SAVED_CURSOR
+        positions, measured_from = saved_positions(intake.sensor, topic, on_record.sensors), MeasuredFrom.SAVED_CURSOR
     else:
         positions = committed_positions(kafka, topic, reader.end_offsets(topic))
         measured_from = MeasuredFrom.COMMITTED_OFFSETS
@@ -125,6 +127,7 @@ def _lag(intake: Intake, place: Place, on_record: _OnRecord) -> TopicLag:
         sensor=intake.sensor,
         waiting=sum(partitions.values()),
         partitions=partitions,
+        next_offsets=positions.next_offsets if positions else {},
         measured_from=measured_from,
         problem=on_record.problem,
     )
@@ -137,7 +140,7 @@ def _on_record(records: DagsterRecords) -> _OnRecord:
         return _OnRecord({}, str(error))
 
 
-def _saved_positions(sensor: str, topic: str, sensors: Mapping[str, SensorOnRecord]) -> Positions | None:
+def saved_positions(sensor: str, topic: str, sensors: Mapping[str, SensorOnRecord]) -> Positions | None:
     """Where the sensor's saved cursor is in this topic; None where it has saved nothing.
 
     A sensor that reads several topics keeps one cursor for each, by the topic's name.

@@ -5,18 +5,23 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from dagster._core.scheduler.instigation import SensorInstigatorData, TickData, TickStatus
 from dagster._daemon.types import DaemonHeartbeat
+from dagster_shared.error import SerializableErrorInfo
 
 from ingest_project.kafka.positions import Positions
-from ingest_project.monitor.dagster_records import RunsInFlight, SensorOnRecord
+from ingest_project.monitor.broker import BrokerSeen
+from ingest_project.monitor.dagster_records import DagsterRecords, FailingTicks, RunsInFlight, SensorOnRecord
 from ingest_project.monitor.orchestration import DagsterSeen
 from ingest_project.monitor.parts import Part, Seen
-from ingest_project.monitor.readiness import daemon_line, readiness, sensors_line
+from ingest_project.monitor.readiness import daemon_line, readiness, sensors_line, topics_line
+from ingest_project.monitor.stalled_topics import Movement
 from ingest_project.monitor.system import System
+from ingest_project.monitor.topic_lag import TopicLag
 from ingest_project_tests.cli.test_status import save_cursor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from dagster import DagsterInstance
 
@@ -46,7 +51,7 @@ def test_with_everything_there_every_line_is_ok(
     save_cursor(dagster_instance, "file_events_sensor", Positions("", {0: 1}).to_cursor(), at=now)
     lines = lines_of(System(on_record(settings_of(sqlite_url, embedded_broker.bootstrap_servers), dagster_instance)))
     assert [name for name, line in lines.items() if not line.ok] == [], lines
-    assert list(lines) == ["broker", "warehouse", "dagster storage", "daemon", "sensors", "disk"]
+    assert list(lines) == ["broker", "warehouse", "dagster storage", "daemon", "sensors", "topics", "disk"]
 
 
 def test_each_part_that_is_away_is_down_alone(
@@ -82,6 +87,73 @@ def test_a_sensor_that_stopped_ticking_is_named_and_one_a_person_stopped_is_no_t
     assert not sensors_line(seen(), NOW).ok
 
 
+def test_a_sensor_whose_last_ticks_failed_is_named_with_the_reason() -> None:
+    ticking = SensorOnRecord("ticking", None, NOW, stopped=False)
+    failing = SensorOnRecord("failing", None, NOW, stopped=False)
+    found = seen(ticking, failing, failing={"failing": FailingTicks(7, "OverflowError: date value out of range")})
+    line = sensors_line(found, NOW)
+    assert not line.ok
+    assert line.detail == "1 of 2 tick; failing failed 7 times in a row: OverflowError: date value out of range"
+
+
+def test_failing_ticks_are_found_in_dagsters_records_until_one_ends_well(
+    settings_of: Callable[..., Settings], sqlite_url: str, any_instance: DagsterInstance
+) -> None:
+    save_cursor(any_instance, "file_events_sensor", Positions("", {0: 1}).to_cursor(), at=1.0)
+    (state,) = any_instance.all_instigator_state()
+    cause = SerializableErrorInfo("ValueError: the real reason\n", [], "ValueError")
+    error = SerializableErrorInfo("SensorExecutionError: Error occurred", [], "SensorExecutionError", cause=cause)
+    records = DagsterRecords(on_record(settings_of(sqlite_url), any_instance))
+    for number, status in enumerate((TickStatus.SUCCESS, TickStatus.FAILURE, TickStatus.STARTED)):
+        any_instance.create_tick(
+            TickData(
+                instigator_origin_id=state.instigator_origin_id,
+                instigator_name=state.instigator_name,
+                instigator_type=state.instigator_type,
+                status=status,
+                timestamp=100.0 + number,
+                selector_id=state.selector_id,
+                error=error if status is TickStatus.FAILURE else None,
+                consecutive_failure_count=4 if status is TickStatus.FAILURE else 0,
+                run_ids=[],
+                run_keys=[],
+            )
+        )
+    assert records.failing() == {"file_events_sensor": FailingTicks(4, "ValueError: the real reason")}
+    data = SensorInstigatorData(last_tick_timestamp=103.0, last_tick_success_timestamp=103.0)
+    any_instance.update_instigator_state(state.with_data(data))
+    assert records.failing() == {}
+
+
+def test_times_in_the_future_are_told_and_not_taken_for_now() -> None:
+    ahead = SensorOnRecord("ahead", None, NOW + timedelta(hours=3), stopped=False)
+    line = sensors_line(seen(ahead), NOW)
+    assert not line.ok
+    assert "last tick in the future, a clock was set back" in line.detail
+    assert "ahead for 10800 s" in line.detail
+    assert not daemon_line(seen(beat=NOW + timedelta(hours=3)), NOW).ok
+    assert daemon_line(seen(beat=NOW + timedelta(seconds=2)), NOW).ok
+
+
+def lag(waiting: int, position: int, topic: str = "stuck") -> TopicLag:
+    return TopicLag(
+        topic=topic, sensor="s", waiting=waiting, partitions={0: 0, 1: waiting}, next_offsets={0: 5, 1: position}
+    )
+
+
+def test_a_topic_that_does_not_move_although_it_has_messages_is_named() -> None:
+    movement = Movement()
+    assert movement.stalled([lag(3, 7), lag(3, 0, "moving")], 0.0) == ()
+    stalled = movement.stalled([lag(4, 7), lag(3, 1, "moving")], 300.0)
+    assert [(one.topic, one.partitions, one.waiting, one.seconds) for one in stalled] == [("stuck", (1,), 4, 300.0)]
+    line = topics_line(Seen(BrokerSeen((lag(4, 7),), stalled, ())), seen())
+    assert not line.ok
+    assert line.detail == "stuck has stood still for 300 s with 4 waiting (partition 1), read by s"
+    stopped = seen(SensorOnRecord("s", None, NOW, stopped=True))
+    assert topics_line(Seen(BrokerSeen((lag(4, 7),), stalled, ())), stopped).ok, "a person has stopped it"
+    assert movement.stalled([lag(0, 11)], 600.0) == ()
+
+
 def test_a_look_that_hangs_is_noticed(settings_of: Callable[..., Settings], sqlite_url: str) -> None:
     system = System(settings_of(sqlite_url))
     system.ledger.look_now()
@@ -103,9 +175,12 @@ def test_a_defect_in_one_look_is_told_and_the_last_value_kept() -> None:
     assert part.seen.problem == "StopIteration: "
 
 
-def seen(*sensors: SensorOnRecord, beat: datetime | None = None) -> Seen[DagsterSeen]:
+def seen(
+    *sensors: SensorOnRecord, beat: datetime | None = None, failing: Mapping[str, FailingTicks] | None = None
+) -> Seen[DagsterSeen]:
     beats = {"SENSOR": beat} if beat else {}
-    return Seen(DagsterSeen({sensor.name: sensor for sensor in sensors}, beats, RunsInFlight(0, 0), ()), NOW)
+    by_name = {sensor.name: sensor for sensor in sensors}
+    return Seen(DagsterSeen(by_name, beats, RunsInFlight(0, 0), (), failing or {}), NOW)
 
 
 def on_record(settings: Settings, instance: DagsterInstance) -> Settings:
