@@ -41,7 +41,7 @@ logger = get_logger(__name__)
 MAX_BYTES_PER_TICK = 32 * 1024**2
 MESSAGES_AT_A_TIME = 1_000
 # The daemon gives up a tick after 60 s, and would begin anew with the same messages: what is left goes to the next one.
-LONGEST_SECONDS = 20.0
+LONGEST_SECONDS = 15.0
 
 Message = TypeVar("Message")
 Refused = tuple["Received", Exception]
