@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
+from ingest_project.formats.masking import kept
+from ingest_project.formats.time_formats import moments, time_format
+
 if TYPE_CHECKING:
     from ingest_project.formats.profiles import TimestampLayout
 
-MICROSECONDS = pl.Datetime("us")
 MOMENT = pl.Datetime("us", "UTC")
-MICROSECONDS_A_SECOND = 1_000_000
-# The layouts for which Polars has a parser of its own, ten times faster than the general one.
-PLAIN_ISO_FORMATS = ("%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S")
-ISO_8601 = (
-    r"^(?P<day>\d{4}-\d{2}-\d{2})[Tt ](?P<clock>\d{2}:\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?"
-    r" ?(?P<offset>[Zz]|(?P<sign>[+-])(?P<hours>[01]\d|2[0-3])(?::?(?P<minutes>[0-5]\d))?)?$"
-)
+# The layouts for which Polars has a parser of its own, ten times faster than the general one, with the shape it must
+# be held to: it takes `24-1-5` and the 60th second as well.
+PLAIN_ISO_SHAPES = {
+    "%Y-%m-%dT%H:%M:%SZ": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9]Z$",
+    "%Y-%m-%dT%H:%M:%S": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9]$",
+    "%Y-%m-%d %H:%M:%S": r"^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-5][0-9]$",
+}
+# Digits before the decimal point: the year 9999 is as far as they can go.
+UNIX_DIGITS = {"unix_seconds": 12, "unix_milliseconds": 15}
+MICROSECONDS = {"unix_seconds": 1_000_000, "unix_milliseconds": 1_000}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_TICK = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 # The last moment that every store can hold; unix times and offsets could go past it.
@@ -33,11 +38,30 @@ AMBIGUOUS: dict[str, Literal["null", "earliest", "latest"]] = {
 def parse_timestamps(texts: pl.Series, layout: TimestampLayout) -> pl.Series:
     """Moments in UTC, to the microsecond; null where the text is missing or fits none of the formats.
 
-    A date alone is no moment unless a format of the profile says so. Clock times that do not exist in the zone, because
-    clocks went forward, are null.
+    Digits beyond the microsecond are dropped, never rounded. A date alone is no moment unless a format of the profile
+    says so. Clock times that do not exist in the zone, because clocks went forward, are null.
     """
-    moments = _first_fit(texts, [step for name in layout.formats for step in _steps(name, texts)], layout)
-    return _within_reach(moments)
+    found = _first_fit(texts, [step for name in layout.formats for step in _steps(name, texts)], layout)
+    return _within_reach(found)
+
+
+def moments_of_clock(clock_times: pl.Series, layout: TimestampLayout) -> pl.Series:
+    """Local clock times, without zone, to moments in UTC; null where there is none, or two and the profile takes none.
+
+    Args:
+        clock_times: in the zone of the layout.
+        layout: names the zone, and which of two moments a clock time means.
+    """
+    if layout.zone == "UTC":
+        return _within_reach(clock_times.dt.replace_time_zone("UTC"))
+    local = clock_times.to_frame("clock").select(
+        pl.col("clock").dt.replace_time_zone(
+            layout.zone,
+            ambiguous=AMBIGUOUS[layout.ambiguous],
+            non_existent="null",
+        )
+    )
+    return _within_reach(local["clock"].dt.convert_time_zone("UTC"))
 
 
 def _steps(name: str, texts: pl.Series) -> list[str]:
@@ -45,7 +69,7 @@ def _steps(name: str, texts: pl.Series) -> list[str]:
     if name != "iso8601":
         return [name]
     first = texts.drop_nulls().head(1).to_list()
-    likely = sorted(PLAIN_ISO_FORMATS, key=lambda plain: not first or not _looks_like(first[0], plain))
+    likely = sorted(PLAIN_ISO_SHAPES, key=lambda plain: not first or not _looks_like(first[0], plain))
     return [*likely, "iso8601"]
 
 
@@ -55,66 +79,50 @@ def _looks_like(text: str, plain: str) -> bool:
 
 def _first_fit(texts: pl.Series, steps: list[str], layout: TimestampLayout) -> pl.Series:
     """Try each parser on what the ones before it left over."""
-    moments = _parse(texts, steps[0], layout)
+    found = _parse(texts, steps[0], layout)
     for step in steps[1:]:
-        left_over = (moments.is_null() & texts.is_not_null()).arg_true()
+        left_over = (found.is_null() & texts.is_not_null()).arg_true()
         if not len(left_over):
             break
-        moments = moments.scatter(left_over, _parse(texts.gather(left_over), step, layout))
-    return moments
+        found = found.scatter(left_over, _parse(texts.gather(left_over), step, layout))
+    return found
 
 
 def _parse(texts: pl.Series, step: str, layout: TimestampLayout) -> pl.Series:
-    if step == "iso8601":
-        return _any_iso(texts, layout)
-    if step in {"unix_seconds", "unix_milliseconds"}:
-        scale = MICROSECONDS_A_SECOND if step == "unix_seconds" else 1_000
-        numbers = texts.cast(pl.Float64, strict=False) * scale
-        return numbers.round().cast(pl.Int64, strict=False).cast(MOMENT)
-    if step.endswith("Z") and "%" not in step[-2:]:
-        return texts.str.to_datetime(step, time_unit="us", strict=False, cache=False).dt.replace_time_zone("UTC")
-    if "%z" in step or "%:z" in step or "%#z" in step:
-        return texts.str.to_datetime(step, time_unit="us", time_zone="UTC", strict=False, cache=False)
-    if not any(clock in step for clock in ("%H", "%I", "%k", "%l", "%T", "%R", "%r", "%X", "%c", "%s")):
-        return _from_clock(texts.str.to_date(step, strict=False, cache=False).cast(MICROSECONDS), layout)
-    return _from_clock(texts.str.to_datetime(step, time_unit="us", strict=False, cache=False), layout)
+    if step in PLAIN_ISO_SHAPES:
+        return _plain_iso(texts, step, layout)
+    if step in UNIX_DIGITS:
+        return _unix(texts, step)
+    known = time_format(step)
+    parts = moments(texts, known)
+    local = parts["clock"].dt.replace_time_zone("UTC") if known.is_utc else moments_of_clock(parts["clock"], layout)
+    if "offset" not in known.parts:
+        return local
+    absolute = parts.select((pl.col("clock") - pl.duration(seconds="offset")).dt.replace_time_zone("UTC")).to_series()
+    return absolute.zip_with(parts["offset"].is_not_null(), local)
 
 
-def _from_clock(clock_times: pl.Series, layout: TimestampLayout) -> pl.Series:
-    """Local clock times to moments."""
-    if layout.zone == "UTC":
-        return clock_times.dt.replace_time_zone("UTC")
-    local = clock_times.to_frame("clock").select(
-        pl.col("clock").dt.replace_time_zone(
-            layout.zone,
-            ambiguous=AMBIGUOUS[layout.ambiguous],
-            non_existent="null",
-        )
-    )
-    return local["clock"].dt.convert_time_zone("UTC")
+def _plain_iso(texts: pl.Series, step: str, layout: TimestampLayout) -> pl.Series:
+    shaped = texts.str.contains(PLAIN_ISO_SHAPES[step])
+    if not shaped.all():
+        texts = kept(texts, shaped)
+    clock = texts.str.to_datetime(step, time_unit="us", strict=False, cache=False)
+    return clock.dt.replace_time_zone("UTC") if step.endswith("Z") else moments_of_clock(clock, layout)
 
 
-def _any_iso(texts: pl.Series, layout: TimestampLayout) -> pl.Series:
-    """Every other spelling of ISO 8601: offsets, fractions, minutes only."""
-    parts = texts.to_frame("text").select(pl.col("text").str.extract_groups(ISO_8601)).unnest("text")
-    clock = pl.concat_str("day", pl.lit("T"), "clock", pl.lit(":"), pl.col("second").fill_null("00"))
-    fraction = pl.col("fraction").fill_null("0").str.pad_end(6, "0").str.slice(0, 6).cast(pl.Int64)
-    seconds = pl.col("hours").cast(pl.Int64) * 3600 + pl.col("minutes").fill_null("0").cast(pl.Int64) * 60
-    offset = pl.when(pl.col("sign") == "-").then(-seconds).otherwise(seconds).fill_null(0)
-    times = parts.select(
-        clock.str.to_datetime("%Y-%m-%dT%H:%M:%S", time_unit="us", strict=False, cache=False)
-        + pl.duration(microseconds=fraction),
-        offset=offset,
-        has_offset=pl.col("offset").is_not_null(),
-    )
-    absolute = times.select(
-        (pl.col("day") - pl.duration(seconds=pl.col("offset"))).dt.replace_time_zone("UTC")
-    ).to_series()
-    return absolute.zip_with(times["has_offset"], _from_clock(times["day"], layout))
+def _unix(texts: pl.Series, step: str) -> pl.Series:
+    """Count in whole numbers: a float of seconds cannot hold every microsecond."""
+    whole = rf"^(?P<sign>-?)(?P<whole>[0-9]{{1,{UNIX_DIGITS[step]}}})(?:\.(?P<fraction>[0-9]{{1,9}}))?$"
+    parts = texts.to_frame("text").select(pl.col("text").str.extract_groups(whole)).unnest("text")
+    width = len(str(MICROSECONDS[step])) - 1
+    fraction = pl.col("fraction").fill_null("0").str.slice(0, width).str.pad_end(width, "0").cast(pl.Int64)
+    ticks = pl.col("whole").cast(pl.Int64) * MICROSECONDS[step] + fraction
+    signed = pl.when(pl.col("sign") == "-").then(-ticks).otherwise(ticks)
+    return _within_reach(parts.select(signed.cast(MOMENT)).to_series())
 
 
-def _within_reach(moments: pl.Series) -> pl.Series:
+def _within_reach(found: pl.Series) -> pl.Series:
     """Null for moments outside the years 1 to 9999, compared as numbers: Python cannot even name them."""
-    ticks = moments.to_physical()
+    ticks = found.to_physical()
     outside = (ticks < FIRST_TICK) | (ticks > LAST_TICK)
-    return moments.set(outside, None) if outside.any() else moments
+    return kept(found, ~outside) if outside.any() else found
