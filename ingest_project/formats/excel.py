@@ -17,20 +17,22 @@ import polars as pl
 
 from ingest_project.errors import FileRejected, LimitExceeded
 from ingest_project.formats import excel_worker
+from ingest_project.formats.cell_kinds import KIND_OF
 from ingest_project.formats.csv_header import HeaderSearch, find_header
 from ingest_project.formats.csv_table import TableChunk, split_blocks
-from ingest_project.formats.layout import to_readings
 from ingest_project.formats.reading import (
     ReadingsChunk,
     ReadLimits,
     dialect_of,
     layout_of,
+    readings_chunk,
 )
 from ingest_project.formats.text_blocks import text_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ingest_project.formats.layout import Layout
     from ingest_project.formats.profiles import ReaderProfile
 
 ZIP_START = b"PK\x03\x04"
@@ -40,7 +42,9 @@ LIMIT_SETTINGS = {"memory": "INGEST_MAX_EXCEL_MEMORY_BYTES", "cells": "INGEST_MA
 # What the process needs of our environment: nothing secret goes near a stranger's file.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
 START_UP_SECONDS = 20.0
-SHEET_ROW = "sheet_row"
+ROW_MARK = "row_mark"
+# Where the number and the kinds of the cells stand in the mark of a row, see excel_worker.
+NUMBER_PLACE, KINDS_PLACE = (4, 10), 21
 
 
 def read_workbook(
@@ -80,7 +84,7 @@ def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: st
 
 def _run_worker(path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
     reason = rows.with_name("reason.json")
-    command = [sys.executable, "-P", excel_worker.__file__, str(path.resolve()), str(rows), str(reason)]
+    command = [sys.executable, "-P", "-m", excel_worker.__name__, str(path.resolve()), str(rows), str(reason)]
     command += ["--kind", file_type, "--sheet", json.dumps(profile.sheet), "--skip-rows", str(profile.skip_lines)]
     command += ["--max-cells", str(limits.max_excel_cells), "--memory-bytes", str(limits.max_excel_memory_bytes)]
     command += ["--cpu-seconds", str(math.ceil(limits.max_excel_seconds))]
@@ -121,8 +125,8 @@ def _read_rows(rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name
         raise FileRejected("empty_file", "The sheet has no cell with a value.")
     blocks = text_blocks(rows, "utf-8", limits.chunk_bytes)
     header, text, final = find_header(blocks, HeaderSearch("\t", frozenset(), 0, limits.max_row_bytes))
-    row = int(header.names[0])
-    header = header._replace(names=header.names[1:])
+    row = int(header.names[1])
+    header = header._replace(names=header.names[2:])
     if profile.header and row != profile.skip_lines + 1:
         detail = f"Row {profile.skip_lines + 1} of the sheet, where the header should be, is empty"
         raise FileRejected(
@@ -132,17 +136,31 @@ def _read_rows(rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name
         header = header.as_first_record()
     layout = layout_of(header, profile, limits, file_name)
     dialect = dialect_of(header, layout, profile, limits)
-    # The row number stands before the sheet's own columns.
-    wanted = {SHEET_ROW: 0} | {name: index + 1 for name, index in layout.wanted.items()}
-    dialect = replace(dialect, wanted=wanted, width=dialect.width + 1)
+    # The mark and the number of the row stand before the sheet's own columns.
+    wanted = {ROW_MARK: 0} | {name: index + 2 for name, index in layout.wanted.items()}
+    dialect = replace(dialect, wanted=wanted, width=dialect.width + 2)
     rest = chain([(text[header.start :], final)], blocks)
     for table in split_blocks(rest, dialect, header.line_number):
-        numbered = _with_sheet_rows(table)
-        yield ReadingsChunk(to_readings(numbered.columns, layout), numbered.malformed, numbered)
+        yield readings_chunk(_without_marks(table, layout), layout, profile)
 
 
-def _with_sheet_rows(table: TableChunk) -> TableChunk:
-    columns = table.columns.with_columns(pl.col(SHEET_ROW).cast(pl.Int64).alias("line_number")).drop(SHEET_ROW)
-    row = pl.col("raw_text").str.extract(r'^"(\d+)"').cast(pl.Int64)
-    malformed = table.malformed.with_columns(row.fill_null(0).alias("line_number"))
-    return replace(table, columns=columns, line_numbers=columns["line_number"].to_numpy(), malformed=malformed)
+def _without_marks(table: TableChunk, layout: Layout) -> TableChunk:
+    """A chunk in which the marks of rows have become line numbers and the kinds of the wanted cells."""
+    mark = pl.col(ROW_MARK)
+    kinds = [mark.str.slice(KINDS_PLACE + index, 1).alias(KIND_OF(name)) for name, index in layout.wanted.items()]
+    number = mark.str.slice(*NUMBER_PLACE).str.strip_chars().cast(pl.Int64).alias("line_number")
+    columns = table.columns.with_columns(number, *kinds).drop(ROW_MARK)
+    # Quotes and a tab stand around and after the mark.
+    mark_bytes = table.columns[ROW_MARK].str.len_bytes().cast(pl.Int64).to_numpy() + 3
+    raw_text = pl.col("raw_text")
+    row = raw_text.str.slice(NUMBER_PLACE[0] + 1, NUMBER_PLACE[1]).str.strip_chars().cast(pl.Int64, strict=False)
+    malformed = table.malformed.with_columns(
+        row.fill_null(0).alias("line_number"), raw_text.str.replace('^"row[^"]*"\t', "")
+    )
+    return replace(
+        table,
+        columns=columns,
+        line_numbers=columns["line_number"].to_numpy(),
+        malformed=malformed,
+        starts=table.starts + mark_bytes,
+    )

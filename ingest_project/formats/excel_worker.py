@@ -1,9 +1,9 @@
 """The process that opens one workbook: whatever a hostile one does, it does to this process.
 
-Run by excel.py as a script, with nothing of the project imported and no secrets in its environment. Sets its own limits
-of memory, CPU time and output, then writes the sheet's rows as tab-separated text, every cell quoted, the row's number
-in the sheet first; or one JSON object with `rule` and `detail` that says why not. Formulas are never evaluated: what
-Excel stored as their result is text like any other.
+Run by excel.py, with little of the project imported and no secrets in its environment. Sets its own limits of memory,
+CPU time and output, then writes the sheet's rows as tab-separated text, every cell quoted, with the row's number and
+the kinds of its cells in front; or one JSON object with `rule` and `detail` that says why not. Formulas are never
+evaluated: what a spreadsheet program stored as their result is taken, where it was worked out.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import json
 import resource
 import sys
 import zipfile
-from datetime import date, datetime, time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, TextIO
+
+from ingest_project.formats.workbook_cells import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from ingest_project.formats.workbook_cells import Cell
 
 OUTPUT_BYTES = 2 * 1024**3
 MAX_PARTS = 10_000
@@ -27,17 +30,8 @@ MAX_PARTS = 10_000
 MAX_RATIO = 300
 SMALL_PART_BYTES = 4 * 1024**2
 PROLOG_BYTES = 64 * 1024
-ENGINES: dict[str, Literal["calamine", "xlrd"]] = {"xlsx": "calamine", "xls": "xlrd"}
-# Above this a float no longer holds every integer.
-EXACT_INTEGERS = 2.0**53
-
-
-class Refused(Exception):  # noqa: N818 - the domain's word
-    """The workbook is not read, and why."""
-
-    def __init__(self, rule: str, detail: str, limit: str | None = None) -> None:
-        self.reason = {"rule": rule, "detail": detail, "limit": limit}
-        super().__init__(detail)
+# In front of each row: too long for a spelling of "missing", with the row's number at a fixed place.
+ROW_MARK = "row {:>10} cells {}"
 
 
 def main() -> int:
@@ -51,7 +45,7 @@ def main() -> int:
     try:
         if options.kind == "xlsx":
             check_archive(options.workbook, options.memory_bytes)
-        rows = _sheet(options)
+        rows = _rows(options)
         with options.rows.open("w", encoding="utf-8", errors="replace", newline="") as file:
             _write(rows, options.skip_rows, file)
     except Refused as refused:
@@ -72,7 +66,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("workbook", type=Path)
     parser.add_argument("rows", type=Path)
     parser.add_argument("reason", type=Path)
-    parser.add_argument("--kind", choices=tuple(ENGINES), required=True)
+    parser.add_argument("--kind", choices=("xlsx", "xls"), required=True)
     parser.add_argument("--sheet", type=json.loads, required=True)
     parser.add_argument("--skip-rows", type=int, required=True)
     parser.add_argument("--max-cells", type=int, required=True)
@@ -123,47 +117,21 @@ def _check_prolog(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
         raise Refused("unreadable_container", "The workbook declares XML entities, which no spreadsheet program does.")
 
 
-def _sheet(options: argparse.Namespace) -> Iterable[tuple[Any, ...]]:
-    import pandas as pd  # noqa: PLC0415 - after the limits are in force
-
-    with pd.ExcelFile(options.workbook, engine=ENGINES[options.kind]) as workbook:
-        names = workbook.sheet_names
-        if not names:
-            raise Refused("unreadable_container", "The workbook has no sheet that can be read.")
-        known = options.sheet in names if isinstance(options.sheet, str) else 0 <= options.sheet < len(names)
-        if not known:
-            shown = ", ".join(repr(str(name)[:40]) for name in names[:12])
-            raise Refused("missing_sheet", f"The workbook has no sheet {options.sheet!r}; it has {shown}.")
-        frame = workbook.parse(options.sheet, header=None, dtype=object, na_filter=False)
-    if frame.size > options.max_cells:
-        raise Refused("limit_exceeded", f"The sheet has {frame.size} cells, over {options.max_cells}", "cells")
-    rows: Iterable[tuple[Any, ...]] = frame.itertuples(index=False, name=None)
-    return rows
+def _rows(options: argparse.Namespace) -> Iterable[list[Cell]]:
+    # After the limits are in force: whatever these libraries take, they take of what is allowed.
+    if options.kind == "xlsx":
+        from ingest_project.formats.workbook_xlsx import sheet_rows  # noqa: PLC0415
+    else:
+        from ingest_project.formats.workbook_xls import sheet_rows  # noqa: PLC0415
+    return sheet_rows(options.workbook, options.sheet, options.max_cells)
 
 
-def _write(rows: Iterable[tuple[Any, ...]], skip_rows: int, file: TextIO) -> None:
+def _write(rows: Iterable[list[Cell]], skip_rows: int, file: TextIO) -> None:
     writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
     for number, row in enumerate(rows, start=1):
-        if number > skip_rows:
-            cells = [cell_text(cell) for cell in row]
-            if any(cells):
-                writer.writerow([number, *cells])
-
-
-def cell_text(cell: object) -> str:
-    """A cell as text: dates as ISO 8601, numbers with every digit they have, whole numbers without a fraction."""
-    if cell is None or cell != cell:  # noqa: PLR0124 - only NaN and NaT are unlike themselves
-        return ""
-    if isinstance(cell, bool):
-        return "true" if cell else "false"
-    if isinstance(cell, float):
-        return str(int(cell)) if cell.is_integer() and abs(cell) < EXACT_INTEGERS else repr(cell)
-    if isinstance(cell, datetime | time):
-        return cell.isoformat()
-    if isinstance(cell, date):
-        # A cell that holds midnight comes as a date alone.
-        return f"{cell.isoformat()}T00:00:00"
-    return str(cell)
+        if number > skip_rows and any(cell.text for cell in row):
+            kinds = "".join(cell.kind for cell in row)
+            writer.writerow([ROW_MARK.format(number, kinds), number, *(cell.text for cell in row)])
 
 
 if __name__ == "__main__":

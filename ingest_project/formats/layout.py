@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from ingest_project.errors import FileRejected
-from ingest_project.formats.profiles import READING_COLUMNS, Quantity, ReaderProfile, normal_name
+from ingest_project.formats.cell_kinds import KIND_OF
+from ingest_project.formats.names import matched_name
+from ingest_project.formats.profiles import READING_COLUMNS, Quantity, ReaderProfile, first_group
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,16 +26,30 @@ class Layout:
         wanted: name in the table that is read, to index in the file.
         constants: column of a reading to its text, the same for all rows; None for a column the file leaves out.
         quantities: wide files: name in the table to what it measures.
+        unknown: columns of the file that the profile does not know, as they are called there.
     """
 
     wanted: Mapping[str, int]
     constants: Mapping[str, str | None]
     quantities: Mapping[str, Quantity]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def numbers(self) -> Sequence[str]:
+        """The names in the table of the columns that hold numbers."""
+        return [*self.quantities] or [name for name in self.wanted if name == "value"]
 
 
 def known_names(profile: ReaderProfile) -> frozenset[str]:
     """Every column name the profile knows, for telling a delimiter that makes sense from one that does not."""
-    return frozenset(normal_name(name) for name in (*profile.columns, *profile.quantities))
+    return frozenset(matched_name(name) for name in (*profile.columns, *profile.quantities))
+
+
+def unknown_columns(names: Sequence[str], profile: ReaderProfile) -> tuple[str, ...]:
+    """The columns of a file that a profile neither reads nor leaves out on purpose, in the file's order."""
+    known = known_names(profile) | {matched_name(name) for name in profile.ignored}
+    shown = ((matched_name(name), name or f"column {place}, without a name") for place, name in enumerate(names, 1))
+    return tuple(name for matched, name in shown if matched not in known)
 
 
 def match_columns(names: Sequence[str], profile: ReaderProfile, file_name: str) -> Layout:
@@ -45,10 +60,10 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, file_name: str) 
     """
     places: dict[str, list[int]] = {}
     for index, name in enumerate(names):
-        places.setdefault(normal_name(name), []).append(index)
+        places.setdefault(matched_name(name), []).append(index)
     wanted: dict[str, int] = {}
     for source, column in profile.columns.items():
-        for index in places.get(normal_name(source), []):
+        for index in places.get(matched_name(source), []):
             if column in wanted:
                 raise FileRejected("duplicate_column", f"More than one column of the file is {column}.")
             wanted[column] = index
@@ -61,7 +76,9 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, file_name: str) 
     required = [column for column in missing if column not in profile.optional]
     if required:
         raise FileRejected("missing_column", _missing(required, names, profile))
-    return Layout(wanted | quantities[0], constants | dict.fromkeys(missing), quantities[1])
+    return Layout(
+        wanted | quantities[0], constants | dict.fromkeys(missing), quantities[1], unknown_columns(names, profile)
+    )
 
 
 def _match_quantities(
@@ -70,7 +87,7 @@ def _match_quantities(
     indexes: dict[str, int] = {}
     found: dict[str, Quantity] = {}
     for number, (source, quantity) in enumerate(profile.quantities.items()):
-        indices = places.get(normal_name(source), [])
+        indices = places.get(matched_name(source), [])
         if not indices:
             raise FileRejected("missing_column", f"The header has no column {source!r} (profile {profile.name}).")
         if len(indices) > 1:
@@ -80,10 +97,10 @@ def _match_quantities(
 
 
 def _from_file_name(file_name: str, pattern: str, column: str) -> str:
-    match = re.search(pattern, file_name)
-    if match is None or not match.group(1):
+    found = first_group(file_name, pattern)
+    if not found:
         raise FileRejected("file_name", f"The file's name, {file_name!r}, does not tell its {column}.")
-    return match.group(1)
+    return found
 
 
 def _missing(columns: Sequence[str], names: Sequence[str], profile: ReaderProfile) -> str:
@@ -101,12 +118,15 @@ def to_readings(table: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     """A table's rows as readings: line_number and the columns of a reading, all of them text.
 
     In a wide file one row becomes as many readings as it has quantities that are not empty, in the profile's order.
+    The kinds of cells, where the table has them, go with the cells.
     """
     if not layout.quantities:
         return _ordered(table, layout.constants)
     parts = [
         _ordered(
-            table.filter(pl.col(name).is_not_null()).rename({name: "value"}),
+            table.filter(pl.col(name).is_not_null()).rename(
+                {name: "value", KIND_OF(name): KIND_OF("value")}, strict=False
+            ),
             {**layout.constants, "sensor_type": quantity.sensor_type, "unit": quantity.unit},
         )
         for name, quantity in layout.quantities.items()
@@ -118,6 +138,9 @@ def _ordered(table: pl.DataFrame, constants: Mapping[str, str | None]) -> pl.Dat
     columns = ["line_number", *READING_COLUMNS]
     if table.columns == columns:
         return table
+    if any(KIND_OF(name) in table.columns for name in READING_COLUMNS):
+        columns += [KIND_OF(name) for name in READING_COLUMNS]
+        constants = dict.fromkeys(map(KIND_OF, constants)) | dict(constants)
     return table.select(
         pl.lit(constants[name], pl.String).alias(name) if name in constants else pl.col(name) for name in columns
     )

@@ -55,10 +55,11 @@ def test_cells_become_text_with_dates_as_iso_8601_and_numbers_whole(tmp_path: Pa
         [midnight, "007", "t", True, None],
     ]
     outcome = read(xlsx(tmp_path, rows), CANONICAL, "xlsx")
-    assert outcome.rows.rows() == [
+    assert outcome.rows.select("line_number", *NAMES).rows() == [
         (2, "2024-01-15T10:30:45", "1001", "temperature", "0.123456789012345", "C"),
         (3, "2024-01-16T00:00:00", "007", "t", "true", None),
     ]
+    assert outcome.rows["value_kind"].to_list() == ["n", "b"]
     assert casted(outcome)["timestamp"].to_list() == [MOMENT.replace(tzinfo=UTC), midnight.replace(tzinfo=UTC)]
 
 
@@ -77,7 +78,8 @@ def test_formulas_are_not_evaluated_and_text_that_looks_like_one_is_text(tmp_pat
     sheet["B2"].data_type = "s"
     workbook.save(tmp_path / "sample.xlsx")
     outcome = read(tmp_path / "sample.xlsx", CANONICAL, "xlsx")
-    assert outcome.rows.select("device_id", "value").rows() == [("=1+1", None)]
+    assert outcome.rows.select("device_id", "value", "value_kind").rows() == [("=1+1", "=2+2", "f")]
+    assert casted(outcome)["value"].to_list() == [None]
 
 
 def test_an_old_workbook_is_read_too(tmp_path: Path) -> None:
@@ -90,7 +92,8 @@ def test_an_old_workbook_is_read_too(tmp_path: Path) -> None:
         sheet.write(1, column, cell, style if column == 0 else xlwt.easyxf())
     workbook.save(str(tmp_path / "sample.xls"))
     outcome = read(tmp_path / "sample.xls", CANONICAL, "xls")
-    assert outcome.rows.rows() == [(2, "2024-01-15T10:30:45", "1001", "temperature", "21.5", "C")]
+    rows = outcome.rows.select("line_number", *NAMES).rows()
+    assert rows == [(2, "2024-01-15T10:30:45", "1001", "temperature", "21.5", "C")]
 
 
 def test_the_profile_names_the_sheet_and_the_rows_above_the_header(tmp_path: Path) -> None:
