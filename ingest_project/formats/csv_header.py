@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ingest_project.errors import FileRejected, LimitExceeded
 from ingest_project.formats.careful_split import LINE_END, Record, split_carefully
-from ingest_project.formats.profiles import normal_name
+from ingest_project.formats.malformed import is_blank
+from ingest_project.formats.names import clean_name, matched_name
+from ingest_project.formats.text_blocks import INVALID_BYTE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +26,7 @@ class Header(NamedTuple):
         start: first byte after the header in the first block.
         line_number: physical line there.
         own_start, own_line_number: the same of the header itself.
+        spare: how many columns without a name stood at its end; they are not among the names.
     """
 
     names: list[str]
@@ -32,6 +35,12 @@ class Header(NamedTuple):
     line_number: int
     own_start: int
     own_line_number: int
+    spare: int = 0
+
+    def without_spare_columns(self) -> Header:
+        """For a header that ends in delimiters: what stands after the last of them has no name, and must be empty."""
+        named = max((place for place, name in enumerate(self.names, 1) if name), default=len(self.names))
+        return self._replace(names=self.names[:named], spare=len(self.names) - named)
 
     def as_first_record(self) -> Header:
         """For a table without header: its first record is data, and the columns are called 1, 2, ..."""
@@ -45,7 +54,7 @@ class HeaderSearch:
 
     Args:
         delimiter: None takes the one under which most known column names appear.
-        known_names: names that the profile knows, as `normal_name` makes them.
+        known_names: names that the profile knows, as `matched_name` makes them.
         skip_lines: physical lines above the header.
         max_row_bytes: a longer header is refused.
     """
@@ -94,7 +103,7 @@ def read_header(text: bytes, search: HeaderSearch, *, final: bool) -> Header | N
             # Quotes that are in place under one delimiter are not under another.
             spoilt = error
             continue
-        if search.known_names.issubset(map(normal_name, headers[-1].names)):
+        if search.known_names.issubset(map(matched_name, headers[-1].names)):
             return headers[-1]
     best = max(headers, key=lambda header: (_known(header.names, search), len(header.names)), default=None)
     if spoilt and (best is None or len(best.names) == 1 > _known(best.names, search)):
@@ -103,7 +112,7 @@ def read_header(text: bytes, search: HeaderSearch, *, final: bool) -> Header | N
 
 
 def _known(names: Sequence[str], search: HeaderSearch) -> int:
-    return sum(normal_name(name) in search.known_names for name in names)
+    return sum(matched_name(name) in search.known_names for name in names)
 
 
 def _first_record(text: bytes, delimiter: str, start: int, max_row_bytes: int, *, final: bool) -> Record | None:
@@ -111,7 +120,7 @@ def _first_record(text: bytes, delimiter: str, start: int, max_row_bytes: int, *
     for record in records:
         if record.reason == "row_too_long":
             raise LimitExceeded("INGEST_MAX_ROW_BYTES", f"The header has {record.end - record.start} bytes")
-        if text[record.start : record.end].strip(b" \t"):
+        if not is_blank(text[record.start : record.end], delimiter):
             return record
     if len(text) - start > max_row_bytes and not final:
         raise LimitExceeded("INGEST_MAX_ROW_BYTES", f"There is no header in the first {len(text)} bytes")
@@ -122,10 +131,14 @@ def _header(record: Record, delimiter: str, skip_lines: int) -> Header:
     line_number = skip_lines + record.line + 1
     if record.cells is None:
         raise FileRejected("unreadable_header", f"Line {line_number}, the header, has an unbalanced quote.")
+    if any(INVALID_BYTE.encode() in cell for cell in record.cells):
+        raise FileRejected(
+            "encoding", f"Line {line_number}, the header, has bytes that are not of the file's encoding."
+        )
     if any(b"\0" in cell for cell in record.cells):
         raise FileRejected("encoding", "The header has NUL bytes: UTF-16 without a byte order mark, or no text at all.")
     return Header(
-        names=[cell.decode("utf-8", "replace").strip() for cell in record.cells],
+        names=[clean_name(cell.decode("utf-8", "replace")) for cell in record.cells],
         delimiter=delimiter,
         start=record.after,
         line_number=line_number + record.lines,

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from ingest_project.formats.careful_split import LINE_END, Record, split_carefully
-from ingest_project.formats.malformed import Malformed, frame_of, reason_for, shortened, sort_out
+from ingest_project.formats.malformed import Malformed, frame_of, is_blank, reason_for, shortened, sort_out
 from ingest_project.formats.record_index import RecordIndex, index_records
 from ingest_project.formats.text_columns import Positions, TextBlock, column_of, text_columns
 
@@ -27,6 +27,7 @@ class Dialect:
     Args:
         delimiter: one ASCII character.
         width: cells of every good record.
+        spare: columns without a name at the end of the header: as many further cells a record may have, all empty.
         wanted: the columns to read: the name each gets, and its index.
         null_spellings: texts that mean "missing", each at most 12 bytes.
         max_row_bytes: longer records are malformed.
@@ -37,6 +38,7 @@ class Dialect:
     wanted: Mapping[str, int]
     null_spellings: frozenset[str]
     max_row_bytes: int
+    spare: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class TableChunk:
     Args:
         columns: `line_number` and the wanted columns as text, one row per good record; null is missing.
         line_numbers: physical line each good record starts on, ascending.
-        malformed: the other records, blank lines excepted: line_number, raw_text, reason.
+        malformed: the other records, except blank ones: line_number, raw_text, reason.
         block: the text; starts, ends: the place of each good record in it.
     """
 
@@ -121,7 +123,7 @@ def _split(block: TextBlock, dialect: Dialect, line_number: int, *, final: bool)
 
 
 def _chunk_of_index(block: TextBlock, index: RecordIndex, dialect: Dialect, line_number: int) -> TableChunk:
-    good, bad = sort_out(block, index, dialect.width, line_number)
+    good, bad = sort_out(block, index, dialect, line_number)
     line_numbers = index.lines[good] + line_number
     cells = index.cells(good, dialect.width, list(dialect.wanted.values()))
     columns = text_columns(block, cells, dialect.null_spellings)
@@ -141,10 +143,9 @@ def _chunk_of_records(block: TextBlock, records: list[Record], dialect: Dialect,
     malformed = []
     for record in records:
         raw = block.slice(record.start, record.end)
-        if not raw.strip(b" \t"):
+        if is_blank(raw, dialect.delimiter):
             continue
-        cells = record.cells or []
-        reason = record.reason or reason_for(len(cells), dialect.width, nul=b"\0" in raw)
+        reason = record.reason or reason_for(raw, record.cells or [], dialect)
         if reason:
             malformed.append(Malformed(record.line + line_number, shortened(raw), reason))
         else:

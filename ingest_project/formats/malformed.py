@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from ingest_project.formats.text_columns import SPACE, Flags, Positions, TextBlock, plain_column, trimmed
+from ingest_project.formats.text_blocks import INVALID_BYTE
+from ingest_project.formats.text_columns import BLANKS, SPACE, TAB, Flags, Positions, TextBlock, plain_column
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    import numpy.typing as npt
+
+    from ingest_project.formats.csv_table import Dialect
     from ingest_project.formats.record_index import RecordIndex
 
 RAW_TEXT_BYTES = 64 * 1024
 SCHEMA = {"line_number": pl.Int64, "raw_text": pl.String, "reason": pl.String}
 NOTHING = pl.DataFrame(schema=SCHEMA)
-REASONS = pl.Series(["too_few_cells", "too_many_cells", "nul_byte"])
-FEW, MANY, NUL = range(3)
+REASONS = pl.Series(["too_few_cells", "too_many_cells", "nul_byte", "invalid_bytes"])
+FEW, MANY, NUL, INVALID = range(4)
 
 
 class Malformed(NamedTuple):
@@ -27,7 +31,8 @@ class Malformed(NamedTuple):
     Args:
         line_number: physical line it starts on, the first line of the file is 1.
         raw_text: its text, shortened visibly when it is over 64 KiB.
-        reason: `too_few_cells`, `too_many_cells`, `unbalanced_quote`, `row_too_long` or `nul_byte`.
+        reason: `too_few_cells`, `too_many_cells`, `unbalanced_quote`, `row_too_long`, `nul_byte` or
+            `invalid_bytes` (not in the file's encoding).
     """
 
     line_number: int
@@ -42,40 +47,54 @@ def frame_of(records: Iterable[Malformed]) -> pl.DataFrame:
 
 
 def shortened(raw: bytes) -> str:
-    """Text for a person: at most RAW_TEXT_BYTES of it, NUL made visible."""
+    """Text for a person: at most RAW_TEXT_BYTES of it, NUL and bytes that are no text made visible by their digits."""
     if len(raw) <= RAW_TEXT_BYTES:
-        return raw.decode("utf-8", "replace").replace("\0", "\\x00")
-    text = raw[:RAW_TEXT_BYTES].decode("utf-8", "ignore").replace("\0", "\\x00")
+        return _visible(raw.decode("utf-8", "replace"))
+    text = _visible(raw[:RAW_TEXT_BYTES].decode("utf-8", "ignore"))
     return f"{text}… [{len(raw)} bytes]"
 
 
-def reason_for(cells: int, width: int, *, nul: bool) -> str | None:
-    """Why a record of so many cells is none of a table of this width; None when it is."""
-    if nul:
-        return "nul_byte"
-    if cells == width:
-        return None
-    return "too_few_cells" if cells < width else "too_many_cells"
+def _visible(text: str) -> str:
+    return text.replace(INVALID_BYTE, "\\x").replace("\0", "\\x00")
+
+
+def is_blank(raw: bytes, delimiter: str) -> bool:
+    """Whether a record has no text at all: nothing but delimiters and blanks."""
+    return not raw.strip(b" \t" + delimiter.encode())
+
+
+def reason_for(raw: bytes, cells: Sequence[bytes], dialect: Dialect) -> str | None:
+    """Why a record with these cells is no row of its table; None when it is."""
+    if b"\0" in raw:
+        return "invalid_bytes" if INVALID_BYTE.encode() in raw else "nul_byte"
+    if len(cells) < dialect.width:
+        return "too_few_cells"
+    spare = cells[dialect.width :]
+    return "too_many_cells" if len(spare) > dialect.spare or any(cell.strip(BLANKS) for cell in spare) else None
 
 
 def sort_out(
-    block: TextBlock, index: RecordIndex, width: int, line_number: int
+    block: TextBlock, index: RecordIndex, dialect: Dialect, line_number: int
 ) -> tuple[Positions | slice, pl.DataFrame]:
-    """Tell the rows of the table from malformed records, and drop blank lines.
+    """Tell the rows of the table from malformed records, and drop blank lines and rows of nothing but delimiters.
 
     Returns:
         the good records' places in the index, and the malformed ones as a frame.
     """
     nul = _with_nul(block, index)
-    blank = _blank(block, index, width)
-    wrong = (index.cell_counts != width) | nul
+    blank = _blank(block, index, dialect.delimiter)
+    few, many = index.cell_counts < dialect.width, _too_wide(block, index, dialect)
+    wrong = few | many | nul
     good = ~(wrong | blank)
     if good.all():
         return slice(None), NOTHING
     bad = np.flatnonzero(wrong & ~blank)
     if not len(bad):
         return np.flatnonzero(good), NOTHING
-    codes = np.where(nul[bad], NUL, np.where(index.cell_counts[bad] < width, FEW, MANY))
+    codes = np.where(few[bad], FEW, MANY)
+    for place in np.flatnonzero(nul[bad]):
+        raw = block.slice(int(index.starts[bad[place]]), int(index.ends[bad[place]]))
+        codes[place] = INVALID if INVALID_BYTE.encode() in raw else NUL
     return np.flatnonzero(good), pl.DataFrame(
         {
             "line_number": index.lines[bad] + line_number,
@@ -94,16 +113,31 @@ def _with_nul(block: TextBlock, index: RecordIndex) -> Flags:
     return found
 
 
-def _blank(block: TextBlock, index: RecordIndex, width: int) -> Flags:
-    blank = np.zeros(len(index.starts), np.bool_)
-    candidates = np.flatnonzero(index.cell_counts == 1)
-    if width == 1 and len(candidates):
-        # Here every row is a candidate: only those that begin with a blank or a line end need a closer look.
-        first = block.codes[np.minimum(index.starts[candidates], block.size - 1)]
-        candidates = candidates[first <= SPACE]
-    starts, ends = trimmed(block, index.starts[candidates], index.ends[candidates])
-    blank[candidates[starts == ends]] = True
+def _too_wide(block: TextBlock, index: RecordIndex, dialect: Dialect) -> Flags:
+    """Which records have more cells than the table has columns, except empty ones where it has spare columns."""
+    wide = index.cell_counts > dialect.width
+    if dialect.spare and wide.any():
+        within = np.flatnonzero(wide & (index.cell_counts <= dialect.width + dialect.spare))
+        after = index.delimiters[index.first_delimiters[within] + dialect.width - 1]
+        spare = (block.slice(int(a), int(b)) for a, b in zip(after, index.ends[within], strict=True))
+        wide[within] = [not is_blank(text.replace(b'"', b""), dialect.delimiter) for text in spare]
+    return wide
+
+
+def _blank(block: TextBlock, index: RecordIndex, delimiter: str) -> Flags:
+    """Which records hold no text. Only those that begin and end with a blank or a delimiter need a closer look."""
+    blank: Flags = index.ends == index.starts
+    first = block.codes[np.minimum(index.starts, max(block.size - 1, 0))]
+    last = block.codes[np.maximum(index.ends - 1, 0)]
+    candidates = np.flatnonzero(_is_empty_code(first, delimiter) & _is_empty_code(last, delimiter) & ~blank)
+    for place in candidates:
+        blank[place] = is_blank(block.slice(int(index.starts[place]), int(index.ends[place])), delimiter)
     return blank
+
+
+def _is_empty_code(codes: npt.NDArray[np.uint8], delimiter: str) -> Flags:
+    found: Flags = (codes == ord(delimiter)) | (codes == SPACE) | (codes == TAB)
+    return found
 
 
 def _raw_texts(block: TextBlock, starts: Positions, ends: Positions, nul: Flags) -> pl.Series:

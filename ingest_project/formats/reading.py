@@ -11,7 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from ingest_project.errors import FileRejected, LimitExceeded, SettingsError
-from ingest_project.formats.casting import cast
+from ingest_project.formats.casting import cast, without_null_numbers
 from ingest_project.formats.csv_header import Header, HeaderSearch, find_header
 from ingest_project.formats.csv_table import Dialect, TableChunk, split_blocks
 from ingest_project.formats.layout import Layout, known_names, match_columns, to_readings
@@ -70,13 +70,16 @@ class ReadingsChunk:
 
     Args:
         rows: line_number (physical line, or row of the sheet, on which the record starts), timestamp, device_id,
-            sensor_type, value, unit; all but the first are text, trimmed, and null where missing.
+            sensor_type, value, unit; all but the first are text, trimmed, and null where missing. Of a workbook also
+            the kind of each of these cells, see `cell_kinds`.
         malformed: line_number, raw_text and reason of records that are no rows, see `malformed.Malformed`.
+        unknown_columns: columns of the file that its profile does not know, and that were left out.
     """
 
     rows: pl.DataFrame
     malformed: pl.DataFrame
     table: TableChunk
+    unknown_columns: tuple[str, ...] = ()
 
     def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
         """The records that start on these lines, as they were written, shortened visibly when over 64 KiB.
@@ -129,13 +132,18 @@ def _read_text(
     header, text, final = find_header(
         blocks, HeaderSearch(profile.delimiter, known_names(profile), profile.skip_lines, limits.max_row_bytes)
     )
-    if not profile.header:
-        header = header.as_first_record()
+    header = header.without_spare_columns() if profile.header else header.as_first_record()
     layout = layout_of(header, profile, limits, file_name)
     dialect = dialect_of(header, layout, profile, limits)
     rest = chain([(text[header.start :], final)], blocks)
     for table in split_blocks(rest, dialect, header.line_number):
-        yield ReadingsChunk(to_readings(table.columns, layout), table.malformed, table)
+        yield readings_chunk(table, layout, profile)
+
+
+def readings_chunk(table: TableChunk, layout: Layout, profile: ReaderProfile) -> ReadingsChunk:
+    """The readings of a chunk of a table."""
+    cells = without_null_numbers(table.columns, layout.numbers, profile)
+    return ReadingsChunk(to_readings(cells, layout), table.malformed, table, layout.unknown)
 
 
 def layout_of(header: Header, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Layout:
@@ -155,4 +163,5 @@ def dialect_of(header: Header, layout: Layout, profile: ReaderProfile, limits: R
         wanted=layout.wanted,
         null_spellings=frozenset(profile.nulls),
         max_row_bytes=limits.max_row_bytes,
+        spare=header.spare,
     )

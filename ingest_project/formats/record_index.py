@@ -50,11 +50,18 @@ class RecordIndex:
     line_count: int
 
     def cells(self, records: Positions | slice, width: int, columns: Sequence[int]) -> Cells:
-        """Some columns of the records that have exactly this width, one column after the other."""
+        """Some columns of the records that have at least this width, one column after the other."""
         first = self.first_delimiters[records]
         starts = [self.starts[records] if n == 0 else self.delimiters[first + (n - 1)] + 1 for n in columns]
-        ends = [self.ends[records] if n == width - 1 else self.delimiters[first + n] for n in columns]
+        ends = [self._last_ends(records, width) if n == width - 1 else self.delimiters[first + n] for n in columns]
         return Cells(np.concatenate(starts), np.concatenate(ends), len(columns), self.may_be_quoted, self.escapes)
+
+    def _last_ends(self, records: Positions | slice, width: int) -> Positions:
+        ends, wider = self.ends[records], self.cell_counts[records] > width
+        if wider.any():
+            ends = ends.copy()
+            ends[wider] = self.delimiters[self.first_delimiters[records][wider] + (width - 1)]
+        return ends
 
 
 def index_records(block: TextBlock, delimiter: int, *, final: bool) -> RecordIndex | None:

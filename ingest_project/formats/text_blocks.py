@@ -26,10 +26,17 @@ CONTAINERS = (
     (b"%PDF-", "a PDF document"),
 )
 LONGEST_MAGIC = 5
+# No text has a NUL, so a row with this one is told from every good row.
+INVALID_BYTE = "\0\\x"
+MARKED = "ingest_project.marked"
+# Beyond this, the encoding is the wrong one, and marking would cost more than reading.
+MOST_INVALID_BYTES = 100_000
 
 
 def text_blocks(path: Path, encoding: str, block_bytes: int) -> Iterator[tuple[bytes, bool]]:
     """The text of a file, in order, as UTF-8, each block with whether it is the last.
+
+    A byte that is not of the encoding is the fault of its row, not of the file: it is marked by INVALID_BYTE.
 
     Args:
         path: a file that does not change while it is read.
@@ -37,8 +44,8 @@ def text_blocks(path: Path, encoding: str, block_bytes: int) -> Iterator[tuple[b
         block_bytes: how much of the file to read at a time. No block ends between a CR and an LF.
 
     Raises:
-        FileRejected: `empty_file`; `unreadable_container` for a file that is not text; `encoding`, with the offset of
-            the first byte that cannot be read.
+        FileRejected: `empty_file`; `unreadable_container` for a file that is not text; `encoding` where more than
+            MOST_INVALID_BYTES are not of its encoding.
     """
     with path.open("rb") as file:
         start = file.read(LONGEST_MAGIC)
@@ -51,37 +58,49 @@ def text_blocks(path: Path, encoding: str, block_bytes: int) -> Iterator[tuple[b
             ((mark, marked) for mark, marked in BYTE_ORDER_MARKS if start.startswith(mark)), (b"", encoding)
         )
         file.seek(len(mark))
-        yield from _blocks(file, codecs.lookup(encoding).name, block_bytes, len(mark))
+        yield from _blocks(file, codecs.lookup(encoding).name, block_bytes)
 
 
-def _blocks(file: BinaryIO, encoding: str, block_bytes: int, offset: int) -> Iterator[tuple[bytes, bool]]:
-    decoder = codecs.getincrementaldecoder(encoding)("strict")
+def _blocks(file: BinaryIO, encoding: str, block_bytes: int) -> Iterator[tuple[bytes, bool]]:
+    decoder = codecs.getincrementaldecoder(encoding)(MARKED)
     held = b""
+    invalid = 0
     raw = file.read(block_bytes)
     while True:
         following = file.read(block_bytes)
-        text = held + _decoded(decoder, raw, encoding, offset, final=not following)
+        text, marked = _decoded(decoder, raw, encoding, final=not following)
+        invalid += marked
+        if invalid > MOST_INVALID_BYTES:
+            detail = f"More than {MOST_INVALID_BYTES:,} bytes of the file are not {encoding}."
+            raise FileRejected("encoding", f"{detail} Name the encoding in the file's reader profile.")
+        text = held + text
         if not following:
             yield text, True
             return
         # A CR may be half of a CRLF.
         held = b"\r" if text.endswith(b"\r") else b""
         yield text.removesuffix(b"\r"), False
-        offset += len(raw)
         raw = following
 
 
-def _decoded(decoder: codecs.IncrementalDecoder, raw: bytes, encoding: str, offset: int, *, final: bool) -> bytes:
-    pending = len(decoder.getstate()[0])
-    if encoding == "utf-8" and not pending and raw.isascii():
-        return raw
-    try:
-        text = decoder.decode(raw, final)
-    except UnicodeDecodeError as error:
-        place = offset - pending + error.start
-        raise FileRejected(
-            "encoding",
-            f"The bytes at offset {place} are not {encoding}. Name the encoding in the file's reader profile.",
-        ) from None
-    # The bytes of a character cut by the block's end go on as they are: blocks are joined again before they are split.
-    return raw if encoding == "utf-8" else text.encode()
+def _decoded(decoder: codecs.IncrementalDecoder, raw: bytes, encoding: str, *, final: bool) -> tuple[bytes, int]:
+    """The text of the next bytes as UTF-8, and how many of them were not valid."""
+    is_utf_8 = encoding == "utf-8"
+    pending = bool(decoder.getstate()[0])
+    if is_utf_8 and not pending and raw.isascii():
+        return raw, 0
+    text = decoder.decode(raw, final)
+    marked = text.count(INVALID_BYTE)
+    # A character cut by the block's end waits in the decoder: it goes with the next block, once it is known to be one.
+    unchanged = is_utf_8 and not marked and not pending and not decoder.getstate()[0]
+    return (raw if unchanged else text.encode()), marked
+
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    """Write each byte that is no text as INVALID_BYTE and its two digits: what it was can be told, and is no text."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "".join(f"{INVALID_BYTE}{byte:02x}" for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(MARKED, _mark)

@@ -18,6 +18,9 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from ingest_project.formats.masking import kept
+from ingest_project.formats.names import TRIMMED
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,6 +33,14 @@ LENGTH_BYTES = 4
 SPACE, TAB, QUOTE = 0x20, 0x09, 0x22
 BLANKS = b" \t"
 TRIM_ROUNDS = 32
+# Unseen characters at the ends of a cell, except line ends, which a quoted cell may hold.
+UNSEEN_ENDS = TRIMMED.translate({ord("\r"): None, ord("\n"): None})
+UNSEEN_ASCII = tuple(bytes([code]) for code in b"\x0b\x0c\x1c\x1d\x1e\x1f")
+# Of those that begin with 0xC2, as °, µ and ³ do, which are in every file with units.
+UNSEEN_LATIN = tuple(character.encode() for character in "\x85\xa0\xad")
+# Below it are the first bytes of Latin, Greek and Cyrillic letters, none of which leads to an unseen character.
+FIRST_RARE_BYTE = 0xD8
+ORDINARY = bytes([*range(0x20, 0x7F), *b"\0\t\r\n"])
 
 
 def _view_masks() -> npt.NDArray[np.void]:
@@ -78,6 +89,18 @@ class TextBlock:
         """The text between two positions."""
         return self.padded[LENGTH_BYTES + start : LENGTH_BYTES + end]
 
+    @cached_property
+    def has_unseen(self) -> bool:
+        """Whether the text has white space or format characters beyond space, tab and line ends anywhere."""
+        if any(map(self.find, UNSEEN_ASCII)):
+            return True
+        if self.padded.isascii():
+            return False
+        if self.codes.max(initial=0) < FIRST_RARE_BYTE:
+            return any(map(self.find, UNSEEN_LATIN))
+        rest = self.padded.translate(None, ORDINARY).decode("utf-8", "ignore")
+        return not set(UNSEEN_ENDS).isdisjoint(rest)
+
     def find(self, what: bytes) -> bool:
         """Whether these bytes occur in the text."""
         return self.padded.find(what, LENGTH_BYTES, len(self.padded) - VIEW_BYTES) >= 0
@@ -103,7 +126,7 @@ class Cells:
 
 
 def text_columns(block: TextBlock, cells: Cells, null_spellings: frozenset[str]) -> list[pa.Array]:
-    """The columns as Arrow string views: quotes removed, blanks around the text trimmed, missing cells null.
+    """The columns as text: quotes removed, what cannot be seen at their ends trimmed, missing cells null.
 
     All columns go through each step together: for a small file the steps cost more than the cells.
     """
@@ -119,12 +142,20 @@ def text_columns(block: TextBlock, cells: Cells, null_spellings: frozenset[str])
     if len(escaped):
         buffers.append(_unescape(block, views, escaped, starts, ends))
     missing = _missing(views, null_spellings)
-    return [
+    columns = [
         _array(column, absent, buffers)
         for column, absent in zip(
             views.reshape(cells.columns, -1, VIEW_BYTES), missing.reshape(cells.columns, -1), strict=True
         )
     ]
+    return [_without_unseen(column, null_spellings) for column in columns] if block.has_unseen else columns
+
+
+def _without_unseen(column: pa.Array, null_spellings: frozenset[str]) -> pa.Array:
+    """Trim what the bytes of a block do not show at a glance, such as no-break spaces and byte order marks."""
+    trimmed = pl.Series(column).cast(pl.String).str.strip_chars(UNSEEN_ENDS)
+    found = kept(trimmed, ~trimmed.is_in(["", *null_spellings]))
+    return found.to_arrow(compat_level=pl.CompatLevel.newest())
 
 
 def plain_column(block: TextBlock, starts: Positions, ends: Positions) -> pa.Array:
@@ -135,7 +166,7 @@ def plain_column(block: TextBlock, starts: Positions, ends: Positions) -> pa.Arr
 
 def column_of(texts: Sequence[str], null_spellings: frozenset[str]) -> pl.Series:
     """The same for cells that are already Python text."""
-    trimmed = (text.strip(" \t") for text in texts)
+    trimmed = (text.strip(UNSEEN_ENDS) for text in texts)
     return pl.Series([None if text == "" or text in null_spellings else text for text in trimmed], dtype=pl.String)
 
 

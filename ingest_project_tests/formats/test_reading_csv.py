@@ -150,16 +150,89 @@ def test_another_encoding_is_read_when_the_profile_names_it(tmp_path: Path) -> N
     assert outcome.rows["device_id"].to_list() == ["Prüfstand-1"]
 
 
-def test_bytes_that_are_not_utf_8_refuse_the_file_and_name_the_place(tmp_path: Path) -> None:
-    content = (HEADER + ROW).encode() + b"\xff"
-    with pytest.raises(FileRejected, match=f"offset {len(content) - 1}") as refused:
-        read_text(tmp_path, content, limits=ReadLimits(chunk_bytes=16))
+@pytest.mark.parametrize("chunk_bytes", [7, 16, 1024**2])
+def test_a_byte_that_is_not_utf_8_costs_its_row_alone_and_is_kept_as_it_was(tmp_path: Path, chunk_bytes: int) -> None:
+    spoilt = ROW.encode().replace(b"pump", b"P\xfcmpe\xe2\x82 \\x41")
+    content = HEADER.encode() + ROW.encode() + spoilt + "2024-01-15T10:30:45Z,Pümpe-€,t,1,\n".encode() + ROW.encode()
+    outcome = read_text(tmp_path, content, limits=ReadLimits(chunk_bytes=chunk_bytes))
+    kept = r"2024-01-15T10:30:45Z,P\xfcmpe\xe2\x82 \x41-1,temperature,21.5,C"
+    assert outcome.malformed == [(3, kept, "invalid_bytes")]
+    assert outcome.rows["line_number"].to_list() == [2, 4, 5]
+    assert outcome.rows["device_id"].to_list() == ["pump-1", "Pümpe-€", "pump-1"]
+
+
+def test_a_character_cut_off_at_the_end_costs_the_last_row(tmp_path: Path) -> None:
+    outcome = read_text(tmp_path, (HEADER + ROW).encode() + "a,b,c,€".encode()[:-1])
+    assert outcome.malformed == [(3, r"a,b,c,\xe2\x82", "invalid_bytes")]
+
+
+def test_an_invalid_byte_in_the_header_refuses_the_file_and_names_the_line(tmp_path: Path) -> None:
+    with pytest.raises(FileRejected, match="Line 1, the header") as refused:
+        read_text(tmp_path, HEADER.encode().replace(b"unit", b"\xfcnit") + ROW.encode())
     assert refused.value.rule == "encoding"
 
 
-def test_a_character_cut_off_at_the_end_refuses_the_file(tmp_path: Path) -> None:
-    with pytest.raises(FileRejected, match="offset"):
-        read_text(tmp_path, (HEADER + ROW).encode() + "€".encode()[:2])
+def test_a_file_of_another_encoding_altogether_is_refused_and_costs_little(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(FileRejected, match=r"More than 100,000 bytes of the file are not utf-8.*reader profile"):
+        read_text(tmp_path, HEADER.encode() + b"\xff\xfe\n" * 2_000_000)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("line", [",,,,", " , ,\t,,", ",", ",,,,,,,,"])
+def test_rows_of_delimiters_alone_are_blank_lines(tmp_path: Path, line: str) -> None:
+    outcome = read_text(tmp_path, HEADER + ROW + (line + "\n") * 3 + ROW)
+    assert outcome.rows["line_number"].to_list() == [2, 6]
+    assert outcome.malformed == []
+
+
+@pytest.mark.parametrize("row", [ROW, ROW.replace("\n", ",\n"), ROW.replace("\n", ', ,"" \n')])
+def test_delimiters_at_the_end_of_the_header_cost_no_row(tmp_path: Path, row: str) -> None:
+    outcome = read_text(tmp_path, HEADER.replace("\n", ",,\n") + row + ROW)
+    assert outcome.malformed == []
+    assert outcome.rows["unit"].to_list() == ["C", "C"]
+    assert outcome.rows["value"].to_list() == ["21.5", "21.5"]
+
+
+def test_a_column_without_a_name_that_holds_something_is_no_spare_one(tmp_path: Path) -> None:
+    text = HEADER.replace("\n", ",\n") + ROW.replace("\n", ",x\n") + '"a",b,c,1,"C, D",x\n' + ROW
+    outcome = read_text(tmp_path, text)
+    assert [(line, reason) for line, _, reason in outcome.malformed] == [(2, "too_many_cells"), (3, "too_many_cells")]
+    assert outcome.rows["line_number"].to_list() == [4]
+    beyond = read_text(tmp_path, HEADER + ROW.replace("\n", ",\n") + ROW)
+    assert [reason for _, _, reason in beyond.malformed] == ["too_many_cells"]
+
+
+@pytest.mark.parametrize("unseen", ["\ufeff", "\u00a0", "\u200b", "\u2060", "\u202e", "\x0b", "\u3000", "\U000e0020"])
+def test_what_cannot_be_seen_at_the_ends_of_a_cell_is_taken_off(tmp_path: Path, unseen: str) -> None:
+    row = f"{unseen}2024-01-15T10:30:45Z,{unseen}pump-1{unseen},temperature{unseen}, {unseen}21.5,{unseen} {unseen}\n"
+    for text in (HEADER + ROW + row, HEADER + ROW + row + 'a,"b,c,1,\n'):
+        outcome = read_text(tmp_path, text)
+        assert outcome.rows.rows()[1] == (3, "2024-01-15T10:30:45Z", "pump-1", "temperature", "21.5", None)
+
+
+def test_column_names_match_whatever_is_unseen_about_them(tmp_path: Path) -> None:
+    header = "\ufefftimestamp,\u200bDevice_ID\u00a0,sensor\u200b_type,VALUE\ufeff,unit\n"
+    assert read_text(tmp_path, header + ROW).rows["device_id"].to_list() == ["pump-1"]
+
+
+def test_columns_that_the_profile_does_not_know_are_named(tmp_path: Path) -> None:
+    profile = CANONICAL.model_copy(update={"ignored": ("Note",)})
+    outcome = read_text(tmp_path, HEADER.replace("\n", ",NOTE,lat,,lon\n") + ROW.replace("\n", ",a,b,c,d\n"), profile)
+    assert outcome.chunks[0].unknown_columns == ("lat", "column 8, without a name", "lon")
+
+
+def test_numbers_that_mean_missing_are_compared_as_numbers(tmp_path: Path) -> None:
+    profile = CANONICAL.model_copy(update={"nulls": ("", "-9999", "0", "NaN")})
+    values = ["-9999.0", "-9999", "-9.999e3", "0.00", "NaN", "-9999.5", "-99990"]
+    outcome = read_text(tmp_path, HEADER + "".join(f"2024-01-15T10:30:45Z,d,t,{value},\n" for value in values), profile)
+    assert outcome.rows["value"].to_list() == [None] * 5 + ["-9999.5", "-99990"]
+
+
+def test_a_number_that_means_missing_is_no_reading_of_a_wide_file(tmp_path: Path) -> None:
+    profile = load_profiles()["luftdaten"].model_copy(update={"nulls": ("", "-1")})
+    outcome = read_text(tmp_path, "sensor_id;timestamp;P1;P2\n7;2024-01-01T00:00:00;-1.0;2\n", profile)
+    assert outcome.rows["value"].to_list() == ["2"]
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ BAD_CELLS = {"timestamps/bad_date_timestamp_mix.csv", "formula_injection/csv-pay
 
 
 # Of those that may be read or refused, the ones that are refused, and by which rule.
-REFUSED_ON_PURPOSE = {"encoding/dd__latin1.csv": "encoding", "container/table.csv.zip": "unreadable_container"}
+REFUSED_ON_PURPOSE = {"container/table.csv.zip": "unreadable_container"}
 
 
 def kind_of(name: str) -> str:
