@@ -42,8 +42,33 @@ def yaml_content(path: Path, kind: str) -> Any:  # noqa: ANN401 - a YAML file ma
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"Cannot read the {kind} {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: not UTF-8, or a date such as 2026-13-45.
         raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def line_of(path: Path, place: Sequence[str | int]) -> int:
+    """The line of a YAML file on which a place in it stands, or what of it there is; the first line is 1.
+
+    Args:
+        path: of a file that is YAML.
+        place: names and indexes from the top, as pydantic gives them.
+    """
+    node = yaml.compose(path.read_text(encoding="utf-8"))
+    if node is None:
+        return 1
+    line = node.start_mark.line
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(step)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            found = (node.value[step], node.value[step])
+        else:
+            found = None
+        if found is None:
+            break
+        line, node = found[0].start_mark.line, found[1]
+    return int(line) + 1
 
 
 def mistakes(error: ValidationError, *models: type[BaseModel]) -> str:

@@ -8,32 +8,33 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ingest_project.errors import SettingsError
-from ingest_project.yaml_files import mistakes, yaml_content, yaml_files
+from ingest_project.errors import FileRejected, SettingsError
+from ingest_project.formats.time_formats import time_format
+from ingest_project.logs import get_logger
+from ingest_project.yaml_files import line_of, mistakes, yaml_content, yaml_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
+
+logger = get_logger(__name__)
 
 SHIPPED_PROFILES = Path(__file__).parent / "profiles"
 READING_COLUMNS = ("timestamp", "device_id", "sensor_type", "value", "unit")
 DEFAULT_NULLS = ("", "NA", "N/A", "n/a", "null", "NULL", "None")
 LONGEST_NULL_BYTES = 12
+NAME_LINE = re.compile(r"""^\s*["']?name["']?\s*:\s*["']?([a-z0-9][a-z0-9_-]*)""", re.MULTILINE)
 NAMED_TIME_FORMATS = ("iso8601", "unix_seconds", "unix_milliseconds")
-# What chrono's strptime, which Polars uses, understands: Python's directives and a few more.
-TIME_DIRECTIVE = re.compile(r"%(?:[-_0]?[aAbBcCdDeFgGhHIjklmMnpPrRsSTuUvVwWxXyYz%]|(?:\.|\.?[369])?f|:{1,3}z|#z)")
 
 ReadingColumn = Literal["timestamp", "device_id", "sensor_type", "value", "unit"]
-
-
-def normal_name(name: str) -> str:
-    """A column name as it is compared: without regard to case and to the amount of white space."""
-    return " ".join(name.casefold().split())
 
 
 def _known_encoding(name: str) -> str:
@@ -59,7 +60,17 @@ def _one_group(pattern: str) -> str:
         raise ValueError(f"not a regular expression: {error}") from None
     if groups != 1:
         raise ValueError("the regular expression needs exactly one group, which is the text to take")
+    try:
+        first_group("", pattern)
+    except pl.exceptions.ComputeError:
+        raise ValueError("the regular expression looks ahead, behind or back, which can take for ever") from None
     return pattern
+
+
+def first_group(text: str, pattern: str) -> str | None:
+    """The text of a regular expression's one group, found in linear time: file names come from strangers."""
+    found: str | None = pl.Series([text]).str.extract(pattern, 1).item()
+    return found
 
 
 def _plain_delimiter(delimiter: str) -> str:
@@ -77,8 +88,8 @@ def _short_nulls(spellings: tuple[str, ...]) -> tuple[str, ...]:
 
 def _time_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
     for name in formats:
-        if name not in NAMED_TIME_FORMATS and ("%" not in name or "%" in TIME_DIRECTIVE.sub("", name)):
-            raise ValueError(f"{name!r} is not a time format")
+        if name not in NAMED_TIME_FORMATS:
+            time_format(name)
     return formats
 
 
@@ -143,6 +154,7 @@ class ReaderProfile(_Part):
         sheet: name or index of the sheet in a workbook.
         columns: column of the file to column of a reading. Names match without regard to case and spacing.
         optional: columns of a reading that a file may leave out.
+        ignored: columns of the file that are left out on purpose; any other that is not read is reported.
         quantities: wide files: column of the file to what it measures. An empty cell there is no reading.
         constants: column of a reading to a text that holds for the whole file.
         from_file_name: column of a reading to a regular expression with one group, searched in the file's name.
@@ -160,6 +172,7 @@ class ReaderProfile(_Part):
     sheet: int | str = 0
     columns: dict[str, ReadingColumn] = {}
     optional: tuple[ReadingColumn, ...] = ("unit",)
+    ignored: tuple[str, ...] = ()
     quantities: dict[str, Quantity] = {}
     constants: dict[ReadingColumn, str] = {}
     from_file_name: dict[ReadingColumn, Annotated[str, AfterValidator(_one_group)]] = {}
@@ -184,30 +197,84 @@ class ReaderProfile(_Part):
         return self
 
 
-def load_profiles(paths: Sequence[Path] = ()) -> Mapping[str, ReaderProfile]:
-    """The shipped profiles and a user's own, by name.
+@dataclass(frozen=True)
+class BrokenProfile:
+    """A profile that cannot be used.
+
+    Args:
+        name: that files would ask for it by; None where not even that can be told.
+        problem: which file, which line, and what is wrong.
+    """
+
+    name: str | None
+    problem: str
+
+
+class Profiles(Mapping[str, ReaderProfile]):
+    """Reader profiles by name, and what is known of those that are broken.
+
+    A broken one stops the files that ask for it and no other: it does not even give way to a shipped one of its name.
+    """
+
+    def __init__(self, usable: Mapping[str, ReaderProfile], broken: Sequence[BrokenProfile] = ()) -> None:
+        self.broken = tuple(broken)
+        unusable = {profile.name for profile in broken}
+        self._usable = {name: profile for name, profile in usable.items() if name not in unusable}
+
+    def __getitem__(self, name: str) -> ReaderProfile:
+        return self._usable[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._usable)
+
+    def __len__(self) -> int:
+        return len(self._usable)
+
+    def named(self, name: str) -> ReaderProfile:
+        """The profile that a file asks for.
+
+        Raises:
+            FileRejected: `broken_profile` or `unknown_profile`; ingested again it is read, once the profile is mended.
+        """
+        if name in self._usable:
+            return self._usable[name]
+        broken = [profile.problem for profile in self.broken if profile.name == name]
+        if broken:
+            raise FileRejected("broken_profile", f"The reader profile {name!r} cannot be used: {' '.join(broken)}")
+        nameless = "".join(f" Not usable: {profile.problem}" for profile in self.broken if profile.name is None)
+        raise FileRejected("unknown_profile", f"No reader profile {name!r}. Known: {', '.join(self)}.{nameless}")
+
+
+def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
+    """The shipped profiles and a user's own, by name. A broken one of a user's is logged as a warning, and kept apart.
 
     Args:
         paths: YAML files with one profile each, or folders of such files.
-
-    Raises:
-        SettingsError: a file is missing or not a profile, or two files define the same name; says which and why.
     """
     shipped = {profile.name: profile for path in yaml_files([SHIPPED_PROFILES]) for profile in [read_profile(path)]}
     own: dict[str, ReaderProfile] = {}
+    places: dict[str, Path] = {}
+    broken: list[BrokenProfile] = []
     for path in yaml_files(paths):
-        profile = read_profile(path)
+        try:
+            profile = read_profile(path)
+        except SettingsError as error:
+            broken.append(BrokenProfile(_name_in(path), str(error)))
+            continue
         if profile.name in own:
-            raise SettingsError(f"{path}: there already is a reader profile named {profile.name!r}.")
-        own[profile.name] = profile
-    return shipped | own
+            problem = f"{path}: there already is a reader profile named {profile.name!r}, in {places[profile.name]}."
+            broken.append(BrokenProfile(profile.name, problem))
+        own[profile.name], places[profile.name] = profile, path
+    for each in broken:
+        logger.warning("reader_profile_broken", profile=each.name, problem=each.problem)
+    return Profiles(shipped | own, broken)
 
 
 def read_profile(path: Path) -> ReaderProfile:
     """The profile in one YAML file.
 
     Raises:
-        SettingsError: it cannot be read, or is not a profile.
+        SettingsError: it cannot be read, or is not a profile; names the file, the line and what is wrong.
     """
     content = yaml_content(path, "reader profile")
     if not isinstance(content, dict):
@@ -216,7 +283,17 @@ def read_profile(path: Path) -> ReaderProfile:
         return ReaderProfile.model_validate(_texts_as_written(content))
     except ValidationError as error:
         said = mistakes(error, ReaderProfile, TimestampLayout, NumberLayout, Quantity)
-        raise SettingsError(f"{path} is not a reader profile: {said}") from None
+        line = min(line_of(path, problem["loc"]) for problem in error.errors())
+        raise SettingsError(f"{path}, line {line}: this is not a reader profile: {said}") from None
+
+
+def _name_in(path: Path) -> str | None:
+    """The name in a file that is no profile, and maybe not even YAML."""
+    try:
+        match = NAME_LINE.search(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+    return match[1] if match else None
 
 
 def _texts_as_written(content: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.errors import SettingsError
-from ingest_project.formats.profiles import load_profiles
+from ingest_project.errors import FileRejected, SettingsError
+from ingest_project.formats.profiles import load_profiles, read_profile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,10 @@ def test_a_users_profile_replaces_a_shipped_one(tmp_path: Path) -> None:
         (('delimiter: ";"', "encoding: utf-88"), "no text encoding 'utf-88'"),
         (('delimiter: ";"', "from_file_name: {device_id: '('}"), "not a regular expression"),
         (('delimiter: ";"', "from_file_name: {device_id: 'a(b)'}"), "more than one place"),
+        (('delimiter: ";"', "from_file_name: {device_id: '(a)(?=b)'}"), "looks ahead"),
         (('delimiter: ";"', "nulls: [not available at all]"), "longer than 12 bytes"),
+        (('decimal: ","', "decimal: x"), "line 8:"),
+        ((OWN, "a: 2026-13-45"), "is not YAML"),
         (("%d.%m.%Y %H:%M", "%Q"), "'%Q' is not a time format"),
         ((OWN, "- a list"), "must hold names and values"),
         ((OWN, "a: [1"), "is not YAML"),
@@ -69,15 +72,41 @@ def test_a_users_profile_replaces_a_shipped_one(tmp_path: Path) -> None:
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, change: tuple[str, str], said: str) -> None:
     path = write(tmp_path, OWN.replace(*change))
     with pytest.raises(SettingsError, match=r"own\.yaml") as error:
-        load_profiles([path])
+        read_profile(path)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_two_profiles_of_one_name_and_a_missing_file_are_mistakes(tmp_path: Path) -> None:
+def test_two_profiles_of_one_name_stop_what_asks_for_that_name(tmp_path: Path) -> None:
     write(tmp_path, OWN)
     write(tmp_path, OWN, "other.yaml")
-    with pytest.raises(SettingsError, match="already is a reader profile named 'greenhouse'"):
-        load_profiles([tmp_path])
-    with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
-        load_profiles([tmp_path / "nowhere.yaml"])
+    profiles = load_profiles([tmp_path])
+    with pytest.raises(FileRejected, match=r"there already is a reader profile named 'greenhouse', in .*\.yaml"):
+        profiles.named("greenhouse")
+    assert profiles.named("canonical").name == "canonical"
+
+
+def test_a_broken_profile_stops_what_asks_for_it_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path, OWN)
+    write(tmp_path, OWN.replace("greenhouse", "nab").replace("columns:", "colums:"), "broken.yaml")
+    write(tmp_path, "name: torn\ncolumns: {a", "torn.yaml")
+    profiles = load_profiles([tmp_path, tmp_path / "nowhere.yaml"])
+    assert profiles.named("greenhouse").delimiter == ";"
+    with pytest.raises(
+        FileRejected, match=r"broken\.yaml, line 4: .*colums is unknown, did you mean columns"
+    ) as refused:
+        profiles.named("nab")
+    assert refused.value.rule == "broken_profile"
+    with pytest.raises(FileRejected, match=r"torn\.yaml is not YAML.*line 2"):
+        profiles.named("torn")
+    with pytest.raises(FileRejected, match=r"No reader profile 'other'.*nowhere\.yaml"):
+        profiles.named("other")
+
+
+def test_a_broken_profile_is_told_in_the_log_with_its_file_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, OWN.replace("columns:", "colums:"))
+    load_profiles([tmp_path])
+    told = capsys.readouterr()
+    assert "own.yaml, line 4" in told.out + told.err
