@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
@@ -21,6 +21,71 @@ class SummaryCounts(NamedTuple):
 
 
 NO_SUMMARIES = SummaryCounts(0, 0, 0)
+EXAMPLES = 2
+
+
+class SharedInstants(NamedTuple):
+    """How many readings of a file have the device, sensor type and timestamp of another one.
+
+    A column with the day alone, read as the time, puts all readings of a day at midnight.
+
+    Args:
+        readings: all of them.
+        largest: the most at one instant.
+        examples: of the largest, in words.
+    """
+
+    readings: int
+    largest: int
+    examples: tuple[str, ...]
+
+
+NONE_SHARED = SharedInstants(0, 0, ())
+
+
+def instants_by_file(shared: pl.DataFrame) -> dict[str, SharedInstants]:
+    """Figures by file key, of what `shared_instants` found; a file without any is absent.
+
+    Args:
+        shared: of any number of files, also of several parts of one.
+    """
+    keys = ["file_key", "device_id", "sensor_type", "timestamp"]
+    instants = (
+        shared.group_by(keys).agg(pl.col("readings").sum()).sort("readings", "timestamp", descending=[True, False])
+    )
+    found = {}
+    for (file_key,), rows in instants.group_by("file_key", maintain_order=True):
+        largest = rows.head(EXAMPLES)
+        examples = tuple(map(_example, largest.iter_rows(named=True)))
+        found[str(file_key)] = SharedInstants(int(rows["readings"].sum()), int(largest["readings"][0]), examples)
+    return found
+
+
+def _example(row: dict[str, Any]) -> str:
+    moment = f"{row['timestamp']:%Y-%m-%dT%H:%M:%S.%fZ}"
+    return f"{row['readings']} readings of {row['sensor_type']} of {row['device_id']} at {moment}"
+
+
+def shared_instants(readings: pl.DataFrame) -> pl.DataFrame:
+    """The instants at which one device has several readings of one type, and how many.
+
+    Args:
+        readings: file_key, device_id, sensor_type, timestamp, in the order of their files.
+
+    Returns:
+        those four columns and `readings`, one row for each such instant.
+    """
+    keys = ["file_key", "device_id", "sensor_type"]
+    # Hardly any file is out of order, and one that is in order shows at a glance that no instant comes twice.
+    in_order = readings.group_by(keys).agg(
+        (pl.col("timestamp").diff().drop_nulls() > pl.duration()).all().alias("each")
+    )
+    unclear = in_order.filter(~pl.col("each")).select(keys)
+    if not unclear.height:
+        return readings.select(*keys, "timestamp").clear().with_columns(pl.lit(0, pl.Int64).alias("readings"))
+    suspects = readings if unclear.height == in_order.height else readings.join(unclear, on=keys, how="semi")
+    counts = suspects.group_by(*keys, "timestamp").agg(pl.len().cast(pl.Int64).alias("readings"))
+    return counts.filter(pl.col("readings") > 1)
 
 
 def counts_by_file(summaries: pl.DataFrame) -> dict[str, SummaryCounts]:

@@ -8,9 +8,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from ingest_project.ahead import one_ahead
 from ingest_project.errors import FileRejected
-from ingest_project.file_ingest.aggregation import NO_SUMMARIES, aggregate, counts_by_file, merge, standing_alone
+from ingest_project.file_ingest.aggregation import (
+    NO_SUMMARIES,
+    NONE_SHARED,
+    aggregate,
+    counts_by_file,
+    instants_by_file,
+    merge,
+    shared_instants,
+    standing_alone,
+)
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
 from ingest_project.file_ingest.quarantined_files import leave_quarantine
 from ingest_project.file_ingest.storing import finish, without_duplicates
@@ -28,8 +39,6 @@ from ingest_project.ledger.states import FileState
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-    import polars as pl
 
     from ingest_project.resources import Services
     from ingest_project.stores.warehouse import WarehouseTransaction
@@ -82,11 +91,13 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     rule_counts: dict[str, int] = {}
     sample: list[dict[str, object]] = []
     metrics: list[pl.DataFrame] = []
+    shared: list[pl.DataFrame] = []
     with one_ahead(_checked(file, contract)) as chunks:
         for checked in chunks:
             transaction.append_readings(checked.accepted)
             transaction.append_quarantined(checked.quarantined)
             metrics.append(standing_alone(aggregate(checked.accepted, by=["file_key"])))
+            shared.append(standing_alone(shared_instants(checked.accepted)))
             rows_read += checked.rows_read[key]
             rows_bad += checked.quarantined.height
             for rule, count in checked.broken_rules_by_file().get(key, {}).items():
@@ -106,6 +117,8 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
             summaries=counts_by_file(merged).get(key, NO_SUMMARIES),
             rule_counts=rule_counts,
             sample=sample[:SAMPLE_ROWS],
+            unknown_columns=file.first.unknown_columns,
+            instants=instants_by_file(pl.concat(shared)).get(key, NONE_SHARED),
         ),
         contract,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ingest_project.errors import FileRejected, IngestError, TransientError
-from ingest_project.file_ingest.aggregation import NO_SUMMARIES, SummaryCounts
+from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
 from ingest_project.ledger.states import FileState
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Outcome:
         error_class: name of the error behind the reason.
         duplicate_of: key of the file with the same content whose rows stand for this one's.
         sample: some quarantined rows, for the UI: line_number, raw_text, reasons.
+        unknown_columns: columns of the file that its profile does not know, and that were left out.
+        instants: how many of its accepted readings share device, sensor type and time with another.
         kept_at: where the quarantine keeps the bytes of a file that was refused whole.
     """
 
@@ -48,6 +50,8 @@ class Outcome:
     error_class: str | None = None
     duplicate_of: str | None = None
     sample: Sequence[Mapping[str, Any]] = ()
+    unknown_columns: Sequence[str] = ()
+    instants: SharedInstants = NONE_SHARED
     kept_at: str | None = None
 
     @property

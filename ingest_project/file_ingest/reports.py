@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from ingest_project.file_ingest.odd_files import odd_metadata, odd_results
 from ingest_project.file_ingest.partitions import (
     AGGREGATED_METRICS,
     QUARANTINED_FILES,
@@ -47,6 +48,7 @@ def partition_report(outcome: Outcome) -> PartitionReport:
             "rows_quarantined": outcome.rows_quarantined,
             "profile": outcome.profile,
             "source": outcome.record.location,
+            **odd_metadata(outcome),
             **_seconds_from_event(outcome),
         }
         materialized[AGGREGATED_METRICS] = {
@@ -57,7 +59,8 @@ def partition_report(outcome: Outcome) -> PartitionReport:
     if outcome.state is FileState.QUARANTINED or (outcome.state is FileState.INGESTED and outcome.rows_quarantined):
         materialized[QUARANTINED_FILES] = quarantine_metadata(outcome)
     judged = outcome.state in {FileState.INGESTED, FileState.QUARANTINED, FileState.FAILED}
-    return PartitionReport(outcome.record.file_key, materialized, [contract_result(outcome)] if judged else [])
+    checks = [contract_result(outcome), *odd_results(outcome)] if judged else []
+    return PartitionReport(outcome.record.file_key, materialized, checks)
 
 
 def raw_file_metadata(outcome: Outcome) -> dict[str, Any]:

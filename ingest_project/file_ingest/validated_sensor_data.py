@@ -14,14 +14,22 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
-from ingest_project.errors import FileRejected
-from ingest_project.file_ingest.aggregation import NO_SUMMARIES, aggregate, counts_by_file
+from ingest_project.errors import FileRejected, IngestError, UnforeseenFailure
+from ingest_project.file_ingest.aggregation import (
+    NO_SUMMARIES,
+    NONE_SHARED,
+    aggregate,
+    counts_by_file,
+    instants_by_file,
+    shared_instants,
+)
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
 from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA, files_partitions
 from ingest_project.file_ingest.validation import SensorTypes, ValidationRules, validate
-from ingest_project.formats.profiles import ReaderProfile, load_profiles
+from ingest_project.formats.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.formats.reading import ReadingsChunk, ReadLimits, cast, read_chunks
 from ingest_project.ledger.states import FileState
+from ingest_project.logs import get_logger
 from ingest_project.stores.frames import METRICS, QUARANTINED, READINGS
 
 if TYPE_CHECKING:
@@ -32,7 +40,11 @@ if TYPE_CHECKING:
     from ingest_project.settings import FileIngestSettings
     from ingest_project.stores.landing import Landed, LandingStore
 
+logger = get_logger(__name__)
+
 SAMPLE_ROWS = 5
+# Polars' panics are no exceptions to Python; one of them must not take the other files down either.
+FORESEEN_OR_NOT = (Exception, pl.exceptions.PanicException)
 
 validated_sensor_data = dg.AssetSpec(
     VALIDATED_SENSOR_DATA,
@@ -56,7 +68,7 @@ class Contract:
         settings: the thresholds.
     """
 
-    profiles: Mapping[str, ReaderProfile]
+    profiles: Profiles
     sensor_types: SensorTypes
     limits: ReadLimits
     settings: FileIngestSettings
@@ -66,7 +78,7 @@ class Contract:
         """Read the profiles and sensor types that the settings name.
 
         Raises:
-            SettingsError: one of those files is malformed.
+            SettingsError: the file of sensor types is malformed; a broken profile is told by the files that use it.
         """
         return cls(
             load_profiles(settings.profiles),
@@ -79,16 +91,14 @@ class Contract:
         """The profile that a file's event names, or the default one.
 
         Raises:
-            FileRejected: there is no profile of that name.
+            FileRejected: there is no profile of that name, or it is broken.
         """
-        name = record.profile
-        if name not in self.profiles:
-            raise FileRejected("unknown_profile", f"No reader profile {name!r}. Known: {', '.join(self.profiles)}.")
-        return self.profiles[name]
+        return self.profiles.named(record.profile)
 
     def rules(self) -> ValidationRules:
         """The rules as of now: a timestamp's future begins when it is checked."""
-        return ValidationRules(self.sensor_types, datetime.now(UTC), self.settings.future_tolerance)
+        settings = self.settings
+        return ValidationRules(self.sensor_types, datetime.now(UTC), settings.future_tolerance, settings.earliest_time)
 
     def require_acceptable(self, rows_read: int, rows_rejected: int) -> None:
         """Refuse a file as a whole.
@@ -203,9 +213,36 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
 
 
 def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
-    """Hold the contract against the rows of several small files at once; none at all make an empty group."""
+    """Hold the contract against the rows of several small files at once; none at all make an empty group.
+
+    What one file brings to light is its own failure: should checking all of them together fail, each is checked alone.
+    """
     if not files:
         return CheckedGroup([], *(pl.DataFrame(schema=schema) for schema in (READINGS, QUARANTINED, METRICS)))
+    try:
+        return _check_together(files, contract)
+    except FORESEEN_OR_NOT as error:
+        if len(files) == 1:
+            logger.exception("file_not_checked", partition_key=files[0].record.file_key)
+            return _not_checked(files[0], error, contract)
+    alone = [check_group([file], contract) for file in files]
+    return CheckedGroup(
+        [outcome for group in alone for outcome in group.outcomes],
+        pl.concat(group.accepted for group in alone),
+        pl.concat(group.quarantined for group in alone),
+        pl.concat(group.metrics for group in alone),
+    )
+
+
+def _not_checked(file: OpenedFile, error: BaseException, contract: Contract) -> CheckedGroup:
+    """A group of one file whose rows could not be checked, for a reason that nobody foresaw."""
+    cause = error if isinstance(error, Exception) else RuntimeError(str(error))
+    failure = cause if isinstance(cause, IngestError) else UnforeseenFailure("Checking the rows", cause)
+    outcome = outcome_of_error(file.record, failure, file.landed, profile=file.profile.name)
+    return replace(check_group([], contract), outcomes=[outcome])
+
+
+def _check_together(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
     checked = check_rows([(file.record.file_key, file.profile, file.first) for file in files], contract)
     rejected, broken, samples = (
         checked.rejected_by_file(),
@@ -223,6 +260,7 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
                 rows_quarantined=rejected.get(file.record.file_key, 0),
                 rule_counts=broken.get(file.record.file_key, {}),
                 sample=samples.get(file.record.file_key, []),
+                unknown_columns=file.first.unknown_columns,
             ),
             contract,
         )
@@ -234,8 +272,15 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
         accepted = accepted.filter(~pl.col("file_key").is_in(refused))
         quarantined = quarantined.filter(~pl.col("file_key").is_in(refused))
     metrics = aggregate(accepted, by=["file_key"])
-    counts = counts_by_file(metrics)
-    counted = [replace(outcome, summaries=counts.get(outcome.record.file_key, NO_SUMMARIES)) for outcome in outcomes]
+    counts, instants = counts_by_file(metrics), instants_by_file(shared_instants(accepted))
+    counted = [
+        replace(
+            outcome,
+            summaries=counts.get(outcome.record.file_key, NO_SUMMARIES),
+            instants=instants.get(outcome.record.file_key, NONE_SHARED),
+        )
+        for outcome in outcomes
+    ]
     return CheckedGroup(counted, accepted, quarantined, metrics)
 
 
@@ -271,7 +316,9 @@ def check_rows(chunks: Sequence[tuple[str, ReaderProfile, ReadingsChunk]], contr
                 chunk.rows.with_columns(pl.lit(index, pl.UInt32).alias("file_index"))
                 for index, (_, used, chunk) in enumerate(chunks)
                 if used.name == profile.name
-            ]
+            ],
+            # Rows of workbooks have the kinds of their cells beside them, those of text do not.
+            how="diagonal",
         )
         checked = validate(cast(rows, profile), contract.rules())
         accepted.append(checked.accepted)

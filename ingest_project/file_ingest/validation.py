@@ -8,7 +8,7 @@ rows costs one check a column, and one with bad rows does not pay for pandera's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,6 +17,8 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from ingest_project.errors import SettingsError
+from ingest_project.formats.cell_kinds import FORMULA, KIND_OF, NUMBER, TEXT
+from ingest_project.formats.names import clean_name, is_suspicious, matched_name, odd_names
 from ingest_project.yaml_files import mistakes, yaml_content
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 SHIPPED_SENSOR_TYPES = Path(__file__).with_name("sensor_types.yaml")
 LONGEST_TEXT_BYTES = 200
 ACCEPTED_COLUMNS = ("line_number", "timestamp", "device_id", "sensor_type", "value", "unit")
+NAME_COLUMNS = ("device_id", "sensor_type", "unit")
+NOT_STORED = frozenset({"timestamp_text", "value_text", *map(KIND_OF, ACCEPTED_COLUMNS)})
 
 
 class SensorType(BaseModel):
@@ -56,7 +60,7 @@ class SensorTypes:
     """The known sensor types, and what happens to readings of any other.
 
     Args:
-        types: by name, which is compared exactly.
+        types: by name, in which upper and lower case do not matter; readings are stored under the name given here.
         unknown: whether readings of other types are accepted, without limits, or rejected.
     """
 
@@ -80,7 +84,15 @@ class SensorTypes:
             types = TypeAdapter(dict[str, SensorType]).validate_python(content)
         except ValidationError as error:
             raise SettingsError(f"{path} does not hold sensor types: {mistakes(error, SensorType)}") from None
+        same = [names for names in _same_names(types).values() if len(names) > 1]
+        if same:
+            raise SettingsError(f"{path}: {' and '.join(same[0])} are the same sensor type: case does not matter.")
         return cls(types, unknown)
+
+    @cached_property
+    def by_matched_name(self) -> Mapping[str, str]:
+        """The names of the types by what they are compared by."""
+        return {matched: names[0] for matched, names in _same_names(self.types).items()}
 
     @cached_property
     def lookup(self) -> LimitLookup:
@@ -95,6 +107,13 @@ class SensorTypes:
             any_unit=pl.Series([not known.units for known in self.types.values()], dtype=pl.Boolean),
             units=pl.Series([unit in self.types[name].units for name in names for unit in units], dtype=pl.Boolean),
         )
+
+
+def _same_names(types: Mapping[str, SensorType]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in types:
+        found.setdefault(matched_name(name), []).append(name)
+    return found
 
 
 class LimitLookup(NamedTuple):
@@ -122,11 +141,13 @@ class ValidationRules:
         sensor_types: units and limits.
         now: the time of validation, UTC.
         future_tolerance: how far ahead of that a timestamp may be.
+        earliest: no reading is older: a wrong century and a clock that was never set are told by it.
     """
 
     sensor_types: SensorTypes
     now: datetime
     future_tolerance: timedelta = timedelta(minutes=5)
+    earliest: datetime = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -162,10 +183,11 @@ def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
         rows: as `formats.casting.cast` gives them, of any number of files.
         rules: what to hold them against.
     """
-    extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, "timestamp_text", "value_text"}]
+    extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, *NOT_STORED}]
     kept = [*extra, *ACCEPTED_COLUMNS]
+    rows, suspicious = with_clean_names(rows, rules.sensor_types)
     checked = _with_limits(rows, rules.sensor_types.lookup)
-    named = row_rules(rules)
+    named = row_rules(rules, suspicious, typed=KIND_OF("value") in rows.columns)
     columns = _columns_that_fail(checked, named)
     suspects = {name: rule.broken for name, rule in sorted(named.items()) if rule.column in columns}
     if not suspects:
@@ -176,18 +198,55 @@ def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
     return ValidatedRows(rows.filter(~is_bad).select(kept), _reasons(checked.filter(is_bad), extra, suspects))
 
 
-def row_rules(rules: ValidationRules) -> dict[str, Rule]:
-    """Every rule by its stable name, which is what reports and metrics count by."""
+def row_rules(
+    rules: ValidationRules, suspicious: Mapping[str, Sequence[str]] | None = None, *, typed: bool = False
+) -> dict[str, Rule]:
+    """Every rule by its stable name, which is what reports and metrics count by.
+
+    Args:
+        rules: limits and times.
+        suspicious: by column, the names in it that are not to be trusted.
+        typed: whether the rows tell the kinds of the cells that they come from.
+    """
+    found = _rules_of_values(rules) | {
+        f"{column}_invalid": Rule(column, _too_long(pl.col(column)) | pl.col(column).is_in(list(names)))
+        for column, names in (dict.fromkeys(NAME_COLUMNS, ()) | dict(suspicious or {})).items()
+    }
+    unknown_type = pl.col("sensor_type").is_not_null() & ~pl.col("known_type")
+    found["sensor_type_invalid"] = Rule("sensor_type", unknown_type & found["sensor_type_invalid"].broken)
+    return found | _rules_of_cells(found) if typed else found
+
+
+def _rules_of_cells(found: Mapping[str, Rule]) -> dict[str, Rule]:
+    """The rules for readings from a workbook: a cell is of a kind that its column can have, and has been calculated."""
+    changed: dict[str, Rule] = {}
+    for column in ("timestamp", "value", *NAME_COLUMNS):
+        is_formula = (pl.col(KIND_OF(column)) == FORMULA).fill_null(value=False)
+        changed[f"{column}_not_calculated"] = Rule(
+            column, is_formula & pl.col(column if column in NAME_COLUMNS else f"{column}_text").is_not_null()
+        )
+        if column in NAME_COLUMNS:
+            # A date, a truth value or an error is no name, though it can be written as one.
+            strange = ~pl.col(KIND_OF(column)).is_in([TEXT, NUMBER, FORMULA]) & pl.col(column).is_not_null()
+            rule = found[f"{column}_invalid"]
+            changed[f"{column}_invalid"] = Rule(column, rule.broken | strange)
+    for name in ("timestamp_unparseable", "value_not_a_number"):
+        column = found[name].column
+        is_formula = (pl.col(KIND_OF(column)) == FORMULA).fill_null(value=False)
+        changed[name] = Rule(column, found[name].broken & ~is_formula)
+    return changed
+
+
+def _rules_of_values(rules: ValidationRules) -> dict[str, Rule]:
     timestamp, value = pl.col("timestamp"), pl.col("value")
     unknown_type = pl.col("sensor_type").is_not_null() & ~pl.col("known_type")
     return {
         "timestamp_missing": Rule("timestamp", pl.col("timestamp_text").is_null()),
         "timestamp_unparseable": Rule("timestamp", timestamp.is_null() & pl.col("timestamp_text").is_not_null()),
         "timestamp_in_future": Rule("timestamp", timestamp > rules.now + rules.future_tolerance),
+        "timestamp_too_early": Rule("timestamp", timestamp < rules.earliest),
         "device_id_missing": Rule("device_id", pl.col("device_id").is_null()),
-        "device_id_invalid": Rule("device_id", _too_long(pl.col("device_id"))),
         "sensor_type_missing": Rule("sensor_type", pl.col("sensor_type").is_null()),
-        "sensor_type_invalid": Rule("sensor_type", unknown_type & _too_long(pl.col("sensor_type"))),
         "sensor_type_unknown": Rule("sensor_type", unknown_type & pl.lit(rules.sensor_types.unknown == "quarantine")),
         "value_missing": Rule("value", pl.col("value_text").is_null()),
         "value_not_a_number": Rule("value", value.is_null() & pl.col("value_text").is_not_null()),
@@ -195,9 +254,35 @@ def row_rules(rules: ValidationRules) -> dict[str, Rule]:
         "value_out_of_range": Rule(
             "value", value.is_finite() & ((value < pl.col("lowest")) | (value > pl.col("highest")))
         ),
-        "unit_invalid": Rule("unit", _too_long(pl.col("unit"))),
         "unit_unknown": Rule("unit", ~pl.col("known_unit")),
     }
+
+
+def with_clean_names(rows: pl.DataFrame, types: SensorTypes) -> tuple[pl.DataFrame, dict[str, list[str]]]:
+    """Take off names what cannot be seen at their ends, and give known sensor types their own spelling.
+
+    Returns:
+        the rows, and by column the names that are not to be trusted for what is inside them.
+    """
+    columns: list[pl.Series] = []
+    suspicious: dict[str, list[str]] = {}
+    for name in NAME_COLUMNS:
+        texts = rows[name]
+        # Spellings of known types and units need no look, and hardly any file has others.
+        known = {"sensor_type": types.lookup.type_codes, "unit": types.lookup.unit_codes}.get(name)
+        unknown = texts if known is None else texts.filter(texts.cast(known, strict=False).is_null())
+        spelling = types.by_matched_name if name == "sensor_type" else {}
+        odd = unknown.unique().drop_nulls() if spelling else odd_names(unknown)
+        changed = {}
+        for text in odd.to_list():
+            clean = clean_name(text)
+            changed[text] = spelling.get(matched_name(clean), clean) or None
+            if clean and changed[text] == clean and is_suspicious(clean):
+                suspicious.setdefault(name, []).append(clean)
+        changed = {text: clean for text, clean in changed.items() if clean != text}
+        if changed:
+            columns.append(texts.replace(changed))
+    return rows.with_columns(columns), suspicious
 
 
 def _too_long(text: pl.Expr) -> pl.Expr:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from ingest_project.settings.fields import CommaList, Env, PathList, Section
 
@@ -82,6 +82,9 @@ class FileIngestSettings(Section):
     )
     future_tolerance_seconds: Annotated[int, Env("INGEST_FUTURE_TOLERANCE_SECONDS")] = Field(
         300, ge=0, description="how far ahead of now a timestamp may be"
+    )
+    earliest_time: Annotated[AwareDatetime, Env("INGEST_EARLIEST_TIME")] = Field(
+        datetime(1970, 1, 1, tzinfo=UTC), description="rows with an earlier timestamp are quarantined; give its offset"
     )
     max_rejected_share: Annotated[float, Env("INGEST_MAX_REJECTED_SHARE")] = Field(
         0.5, ge=0, le=1, description="a file with a greater share of bad rows is quarantined whole"

@@ -1,0 +1,72 @@
+"""What is odd about a file that kept its contract: columns that nobody reads, and many readings at one instant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA
+from ingest_project.ledger.states import FileState
+from ingest_project.partition_reports import CheckResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingest_project.file_ingest.aggregation import SharedInstants
+    from ingest_project.file_ingest.outcome import Outcome
+
+EVERY_COLUMN_READ = "every_column_read"
+ONE_READING_AN_INSTANT = "one_reading_an_instant"
+MOST_COLUMNS_SHOWN = 50
+
+
+def odd_metadata(outcome: Outcome) -> dict[str, Any]:
+    """The same for the file's metadata: nothing where there is nothing odd."""
+    metadata: dict[str, Any] = {}
+    if outcome.unknown_columns:
+        metadata["columns_left_out"] = list(outcome.unknown_columns[:MOST_COLUMNS_SHOWN])
+    if outcome.instants.readings:
+        metadata["readings_at_shared_instants"] = outcome.instants.readings
+    return metadata
+
+
+def odd_results(outcome: Outcome) -> list[CheckResult]:
+    """The checks that find something odd in an ingested file; all of them where an earlier result may be in the way."""
+    if outcome.state is not FileState.INGESTED:
+        return []
+    results = [columns_result(outcome.unknown_columns), instants_result(outcome.instants)]
+    ingested_before = outcome.record.rows_read is not None
+    return [result for result in results if ingested_before or not result.passed]
+
+
+def columns_result(unknown_columns: Sequence[str]) -> CheckResult:
+    """Whether the profile knows every column of the file."""
+    names = list(unknown_columns[:MOST_COLUMNS_SHOWN])
+    count = len(unknown_columns)
+    return CheckResult(
+        VALIDATED_SENSOR_DATA,
+        EVERY_COLUMN_READ,
+        passed=not names,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{count} columns of the file are in no profile, and not stored: {', '.join(names)}."
+        if names
+        else None,
+        metadata={"columns_left_out": count, "names": names},
+    )
+
+
+def instants_result(instants: SharedInstants) -> CheckResult:
+    """Whether each device has one reading of each type at a time."""
+    shared = instants.readings
+    reason = (
+        f"{shared:,} readings have the device, type and time of another, up to {instants.largest:,} at one instant."
+    )
+    return CheckResult(
+        VALIDATED_SENSOR_DATA,
+        ONE_READING_AN_INSTANT,
+        passed=not shared,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{reason} Is a column with the day alone read as the time?" if shared else None,
+        metadata={"readings": shared, "largest": instants.largest, "examples": list(instants.examples)},
+    )
