@@ -44,7 +44,7 @@ NONE_SHARED = SharedInstants(0, 0, ())
 
 
 def instants_by_file(shared: pl.DataFrame) -> dict[str, SharedInstants]:
-    """Figures by file key, of what `shared_instants` found; a file without any is absent.
+    """Figures by file key, of what `aggregate_files` found; a file without any is absent.
 
     Args:
         shared: of any number of files, also of several parts of one.
@@ -66,28 +66,6 @@ def _example(row: dict[str, Any]) -> str:
     return f"{row['readings']} readings of {row['sensor_type']} of {row['device_id']} at {moment}"
 
 
-def shared_instants(readings: pl.DataFrame) -> pl.DataFrame:
-    """The instants at which one device has several readings of one type, and how many.
-
-    Args:
-        readings: file_key, device_id, sensor_type, timestamp, in the order of their files.
-
-    Returns:
-        those four columns and `readings`, one row for each such instant.
-    """
-    keys = ["file_key", "device_id", "sensor_type"]
-    # Hardly any file is out of order, and one that is in order shows at a glance that no instant comes twice.
-    in_order = readings.group_by(keys).agg(
-        (pl.col("timestamp").diff().drop_nulls() > pl.duration()).all().alias("each")
-    )
-    unclear = in_order.filter(~pl.col("each")).select(keys)
-    if not unclear.height:
-        return readings.select(*keys, "timestamp").clear().with_columns(pl.lit(0, pl.Int64).alias("readings"))
-    suspects = readings if unclear.height == in_order.height else readings.join(unclear, on=keys, how="semi")
-    counts = suspects.group_by(*keys, "timestamp").agg(pl.len().cast(pl.Int64).alias("readings"))
-    return counts.filter(pl.col("readings") > 1)
-
-
 def counts_by_file(summaries: pl.DataFrame) -> dict[str, SummaryCounts]:
     """Count summaries by `file_key`; a file without any is absent."""
     counts = summaries.group_by("file_key").agg(
@@ -107,15 +85,40 @@ def aggregate(readings: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
         one row per key, sorted by it: the key, then min, max, mean, count, stddev (of a sample; null for one reading).
     """
     keys = [*by, "device_id", "sensor_type"]
+    summary = readings.group_by(keys).agg(*_summary())
+    return _without_overflow(summary, readings, keys).sort(keys)
+
+
+def aggregate_files(readings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Summarise the readings of files, and find the instants at which one device has several of one type.
+
+    Args:
+        readings: accepted rows: file_key, device_id, sensor_type, timestamp, value, in the order of their files.
+
+    Returns:
+        the summaries, as `aggregate` gives them; and file_key, device_id, sensor_type, timestamp and `readings`, one
+        row for each instant with more than one reading.
+    """
+    keys = ["file_key", "device_id", "sensor_type"]
+    # Hardly any file is out of order, and one that is in order shows at a glance that no instant comes twice.
+    in_order = (pl.col("timestamp").diff().drop_nulls() > pl.duration()).all().alias("in_order")
+    summary = readings.group_by(keys).agg(*_summary(), in_order)
+    unclear = summary.filter(~pl.col("in_order")).select(keys)
+    summary = summary.drop("in_order")
+    suspects = readings if unclear.height == summary.height else readings.join(unclear, on=keys, how="semi")
+    counts = suspects.group_by(*keys, "timestamp").agg(pl.len().cast(pl.Int64).alias("readings"))
+    return _without_overflow(summary, readings, keys).sort(keys), counts.filter(pl.col("readings") > 1)
+
+
+def _summary() -> list[pl.Expr]:
     value = pl.col("value")
-    summary = readings.group_by(keys).agg(
+    return [
         value.min().alias("min"),
         value.max().alias("max"),
         value.mean().alias("mean"),
         pl.len().cast(pl.Int64).alias("count"),
         value.std(ddof=1).alias("stddev"),
-    )
-    return _without_overflow(summary, readings, keys).sort(keys)
+    ]
 
 
 def _without_overflow(summary: pl.DataFrame, readings: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:

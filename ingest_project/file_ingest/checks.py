@@ -4,11 +4,18 @@
 them (see `reports`), and running the check by itself asks the database again. The others are about all files at once.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 
+from ingest_project.file_ingest.odd_files import (
+    EVERY_COLUMN_READ,
+    ONE_READING_AN_INSTANT,
+    columns_of_landed,
+    instants_of_stored,
+)
 from ingest_project.file_ingest.partitions import (
     QUARANTINED_FILES,
     RAW_FILES,
@@ -18,7 +25,7 @@ from ingest_project.file_ingest.partitions import (
 from ingest_project.file_ingest.reports import CONTRACT_HOLDS
 from ingest_project.file_ingest.stored_contract import contract_of_stored
 from ingest_project.file_ingest.validated_sensor_data import Contract
-from ingest_project.partition_reports import report_each
+from ingest_project.partition_reports import CheckResult, report_each
 from ingest_project.resources import Services
 
 RECENT = timedelta(hours=24)
@@ -33,8 +40,39 @@ RECENT = timedelta(hours=24)
 def contract_holds(context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
     """Hold the contract against what is stored of each selected file."""
     rules = Contract.from_settings(services.settings.file_ingest).rules()
+    return _of_each(context, lambda key: contract_of_stored(services, key, rules))
+
+
+@dg.asset_check(
+    asset=VALIDATED_SENSOR_DATA,
+    name=EVERY_COLUMN_READ,
+    partitions_def=files_partitions,
+    description="The file has no column that its reader profile neither reads nor leaves out on purpose.",
+)
+def every_column_read(
+    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[Services]
+) -> dg.AssetCheckResult:
+    """Look at the header of each selected file."""
+    contract = Contract.from_settings(services.settings.file_ingest)
+    return _of_each(context, lambda key: columns_of_landed(services, key, contract))
+
+
+@dg.asset_check(
+    asset=VALIDATED_SENSOR_DATA,
+    name=ONE_READING_AN_INSTANT,
+    partitions_def=files_partitions,
+    description="No device has two readings of one sensor type at one time in the file.",
+)
+def one_reading_an_instant(
+    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[Services]
+) -> dg.AssetCheckResult:
+    """Count the stored readings of each selected file by device, type and time."""
+    return _of_each(context, lambda key: instants_of_stored(services, key))
+
+
+def _of_each(context: dg.AssetCheckExecutionContext, result_of: Callable[[str], CheckResult]) -> dg.AssetCheckResult:
     keys = list(context.partition_keys)
-    results = {key: contract_of_stored(services, key, rules) for key in keys}
+    results = {key: result_of(key) for key in keys}
     report_each(context, results)
     failed = [key for key, result in results.items() if not result.passed]
     first = results[failed[0] if failed else keys[0]]
@@ -110,4 +148,4 @@ def nothing_waits_too_long(services: dg.ResourceParam[Services]) -> dg.AssetChec
 
 
 CHECKS_OF_ALL_FILES = [rows_add_up, quarantine_share_acceptable, nothing_waits_too_long]
-CHECKS = [contract_holds, *CHECKS_OF_ALL_FILES]
+CHECKS = [contract_holds, every_column_read, one_reading_an_instant, *CHECKS_OF_ALL_FILES]

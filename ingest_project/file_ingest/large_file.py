@@ -15,11 +15,10 @@ from ingest_project.errors import FileRejected
 from ingest_project.file_ingest.aggregation import (
     NO_SUMMARIES,
     NONE_SHARED,
-    aggregate,
+    aggregate_files,
     counts_by_file,
     instants_by_file,
     merge,
-    shared_instants,
     standing_alone,
 )
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
@@ -96,8 +95,9 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
         for checked in chunks:
             transaction.append_readings(checked.accepted)
             transaction.append_quarantined(checked.quarantined)
-            metrics.append(standing_alone(aggregate(checked.accepted, by=["file_key"])))
-            shared.append(standing_alone(shared_instants(checked.accepted)))
+            summaries, instants = map(standing_alone, aggregate_files(checked.accepted))
+            metrics.append(summaries)
+            shared.append(instants)
             rows_read += checked.rows_read[key]
             rows_bad += checked.quarantined.height
             for rule, count in checked.broken_rules_by_file().get(key, {}).items():

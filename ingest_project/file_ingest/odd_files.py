@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import polars as pl
 
+from ingest_project.file_ingest.aggregation import NONE_SHARED, aggregate_files, instants_by_file
 from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA
+from ingest_project.file_ingest.validated_sensor_data import open_file
 from ingest_project.ledger.states import FileState
 from ingest_project.partition_reports import CheckResult
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
 
     from ingest_project.file_ingest.aggregation import SharedInstants
     from ingest_project.file_ingest.outcome import Outcome
+    from ingest_project.file_ingest.validated_sensor_data import Contract
+    from ingest_project.resources import Services
 
 EVERY_COLUMN_READ = "every_column_read"
 ONE_READING_AN_INSTANT = "one_reading_an_instant"
@@ -38,6 +44,26 @@ def odd_results(outcome: Outcome) -> list[CheckResult]:
     results = [columns_result(outcome.unknown_columns), instants_result(outcome.instants)]
     ingested_before = outcome.record.rows_read is not None
     return [result for result in results if ingested_before or not result.passed]
+
+
+def columns_of_landed(services: Services, file_key: str, contract: Contract) -> CheckResult:
+    """The result of `every_column_read` for one file, by its header as it was landed."""
+    record = services.files.get(file_key)
+    landed = services.landing.find(record.sha256) if record and record.sha256 else None
+    if record is None or landed is None or record.state is not FileState.INGESTED:
+        return columns_result(())
+    with ExitStack() as resources:
+        file = open_file(record, landed, services.landing, contract)
+        resources.push(file.resources)
+        return columns_result(file.first.unknown_columns)
+
+
+def instants_of_stored(services: Services, file_key: str) -> CheckResult:
+    """The result of `one_reading_an_instant` for one file, by its stored readings."""
+    key = pl.lit(file_key).alias("file_key")
+    parts = [aggregate_files(part.with_columns(key))[1] for part in services.warehouse.readings_of(file_key)]
+    found = instants_by_file(pl.concat(parts)) if parts else {}
+    return instants_result(found.get(file_key, NONE_SHARED))
 
 
 def columns_result(unknown_columns: Sequence[str]) -> CheckResult:

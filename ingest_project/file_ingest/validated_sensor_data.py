@@ -18,10 +18,9 @@ from ingest_project.errors import FileRejected, IngestError, UnforeseenFailure
 from ingest_project.file_ingest.aggregation import (
     NO_SUMMARIES,
     NONE_SHARED,
-    aggregate,
+    aggregate_files,
     counts_by_file,
     instants_by_file,
-    shared_instants,
 )
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
 from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA, files_partitions
@@ -228,10 +227,15 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
     alone = [check_group([file], contract) for file in files]
     return CheckedGroup(
         [outcome for group in alone for outcome in group.outcomes],
-        pl.concat(group.accepted for group in alone),
-        pl.concat(group.quarantined for group in alone),
-        pl.concat(group.metrics for group in alone),
+        _together([group.accepted for group in alone]),
+        _together([group.quarantined for group in alone]),
+        _together([group.metrics for group in alone]),
     )
+
+
+def _together(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    filled = [frame for frame in frames if frame.height]
+    return pl.concat(filled) if filled else frames[0]
 
 
 def _not_checked(file: OpenedFile, error: BaseException, contract: Contract) -> CheckedGroup:
@@ -271,8 +275,8 @@ def _check_together(files: Sequence[OpenedFile], contract: Contract) -> CheckedG
     if refused:
         accepted = accepted.filter(~pl.col("file_key").is_in(refused))
         quarantined = quarantined.filter(~pl.col("file_key").is_in(refused))
-    metrics = aggregate(accepted, by=["file_key"])
-    counts, instants = counts_by_file(metrics), instants_by_file(shared_instants(accepted))
+    metrics, shared = aggregate_files(accepted)
+    counts, instants = counts_by_file(metrics), instants_by_file(shared)
     counted = [
         replace(
             outcome,

@@ -185,8 +185,8 @@ def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
     """
     extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, *NOT_STORED}]
     kept = [*extra, *ACCEPTED_COLUMNS]
-    rows, suspicious = with_clean_names(rows, rules.sensor_types)
-    checked = _with_limits(rows, rules.sensor_types.lookup)
+    rows, suspicious, codes = with_clean_names(rows, rules.sensor_types)
+    checked = _with_limits(rows, rules.sensor_types.lookup, codes)
     named = row_rules(rules, suspicious, typed=KIND_OF("value") in rows.columns)
     columns = _columns_that_fail(checked, named)
     suspects = {name: rule.broken for name, rule in sorted(named.items()) if rule.column in columns}
@@ -258,19 +258,25 @@ def _rules_of_values(rules: ValidationRules) -> dict[str, Rule]:
     }
 
 
-def with_clean_names(rows: pl.DataFrame, types: SensorTypes) -> tuple[pl.DataFrame, dict[str, list[str]]]:
+def with_clean_names(
+    rows: pl.DataFrame, types: SensorTypes
+) -> tuple[pl.DataFrame, dict[str, list[str]], dict[str, pl.Series]]:
     """Take off names what cannot be seen at their ends, and give known sensor types their own spelling.
 
     Returns:
-        the rows, and by column the names that are not to be trusted for what is inside them.
+        the rows; by column the names that are not to be trusted for what is inside them; and the codes of types and
+        units.
     """
     columns: list[pl.Series] = []
+    codes = _codes(rows, types.lookup)
     suspicious: dict[str, list[str]] = {}
     for name in NAME_COLUMNS:
         texts = rows[name]
         # Spellings of known types and units need no look, and hardly any file has others.
-        known = {"sensor_type": types.lookup.type_codes, "unit": types.lookup.unit_codes}.get(name)
-        unknown = texts if known is None else texts.filter(texts.cast(known, strict=False).is_null())
+        known = codes.get(name)
+        if known is not None and known.null_count() == texts.null_count():
+            continue
+        unknown = texts if known is None else texts.filter(known.is_null())
         spelling = types.by_matched_name if name == "sensor_type" else {}
         odd = unknown.unique().drop_nulls() if spelling else odd_names(unknown)
         changed = {}
@@ -282,7 +288,18 @@ def with_clean_names(rows: pl.DataFrame, types: SensorTypes) -> tuple[pl.DataFra
         changed = {text: clean for text, clean in changed.items() if clean != text}
         if changed:
             columns.append(texts.replace(changed))
-    return rows.with_columns(columns), suspicious
+    if not columns:
+        return rows, suspicious, codes
+    cleaned = rows.with_columns(columns)
+    return cleaned, suspicious, _codes(cleaned, types.lookup)
+
+
+def _codes(rows: pl.DataFrame, lookup: LimitLookup) -> dict[str, pl.Series]:
+    """The codes of sensor types and units; null for those that are not known."""
+    return {
+        "sensor_type": rows["sensor_type"].cast(lookup.type_codes, strict=False).to_physical().cast(pl.Int64),
+        "unit": rows["unit"].cast(lookup.unit_codes, strict=False).to_physical().cast(pl.Int64),
+    }
 
 
 def _too_long(text: pl.Expr) -> pl.Expr:
@@ -290,10 +307,9 @@ def _too_long(text: pl.Expr) -> pl.Expr:
     return text.str.len_bytes() > LONGEST_TEXT_BYTES
 
 
-def _with_limits(rows: pl.DataFrame, lookup: LimitLookup) -> pl.DataFrame:
+def _with_limits(rows: pl.DataFrame, lookup: LimitLookup, codes: Mapping[str, pl.Series]) -> pl.DataFrame:
     """Put what is known of each row's sensor type beside the row."""
-    types = rows["sensor_type"].cast(lookup.type_codes, strict=False).to_physical().cast(pl.Int64)
-    units = rows["unit"].cast(lookup.unit_codes, strict=False).to_physical().cast(pl.Int64)
+    types, units = codes["sensor_type"], codes["unit"]
     belongs = lookup.units.gather(types * len(lookup.unit_codes.categories) + units)
     return rows.with_columns(
         types.is_not_null().alias("known_type"),

@@ -128,9 +128,9 @@ def _blank(block: TextBlock, index: RecordIndex, delimiter: str) -> Flags:
     """Which records hold no text. Only those that begin and end with a blank or a delimiter need a closer look."""
     blank: Flags = index.ends == index.starts
     first = block.codes[np.minimum(index.starts, max(block.size - 1, 0))]
-    last = block.codes[np.maximum(index.ends - 1, 0)]
-    candidates = np.flatnonzero(_is_empty_code(first, delimiter) & _is_empty_code(last, delimiter) & ~blank)
-    for place in candidates:
+    candidates = np.flatnonzero(_is_empty_code(first, delimiter) & ~blank)
+    last = block.codes[index.ends[candidates] - 1]
+    for place in candidates[_is_empty_code(last, delimiter)]:
         blank[place] = is_blank(block.slice(int(index.starts[place]), int(index.ends[place])), delimiter)
     return blank
 

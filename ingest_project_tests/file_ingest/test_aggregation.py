@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import weakref
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.file_ingest.aggregation import aggregate, merge, standing_alone
+from ingest_project.file_ingest.aggregation import (
+    SharedInstants,
+    aggregate,
+    aggregate_files,
+    instants_by_file,
+    merge,
+    standing_alone,
+)
 
 Values = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=30)
 
@@ -108,3 +116,19 @@ def test_a_summary_that_stands_alone_keeps_nothing_of_the_text_it_came_from() ->
     del summary
     assert kept() is None
     assert alone["device_id"].to_list() == ["a device with a long name"]
+
+
+def test_readings_of_one_device_and_type_at_one_instant_are_counted_with_examples() -> None:
+    moment = datetime(2024, 1, 15, tzinfo=UTC)
+    rows = [("a", "d1", "t", moment, 1.0)] * 24 + [("a", "d1", "u", moment, 1.0), ("a", "d2", "t", moment, 1.0)]
+    rows += [("b", "d1", "t", moment + timedelta(hours=hour), 1.0) for hour in (0, 2, 1, 2)]
+    rows += [("c", "d1", "t", moment + timedelta(hours=hour), 1.0) for hour in (3, 2, 1)]
+    frame = pl.DataFrame(rows, schema=["file_key", "device_id", "sensor_type", "timestamp", "value"], orient="row")
+    summaries, shared = aggregate_files(frame)
+    assert summaries.equals(aggregate(frame, by=["file_key"]))
+    assert instants_by_file(shared) == {
+        "a": SharedInstants(24, 24, ("24 readings of t of d1 at 2024-01-15T00:00:00.000000Z",)),
+        "b": SharedInstants(2, 2, ("2 readings of t of d1 at 2024-01-15T02:00:00.000000Z",)),
+    }
+    assert instants_by_file(pl.concat([shared, shared]))["a"][:2] == (48, 48)
+    assert instants_by_file(aggregate_files(frame.clear())[1]) == {}

@@ -152,3 +152,45 @@ def test_a_mistake_in_the_sensor_types_is_named(tmp_path: Path, text: str, said:
     assert said in str(error.value)
     with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
         SensorTypes.load(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    "name", ["temperature\u00a0", "\ufefftemperature", "Temperature", "TEMPERATURE", " temperature\n"]
+)
+def test_a_sensor_type_meets_its_limits_however_it_is_written_and_is_stored_as_it_is_listed(name: str) -> None:
+    assert reasons({"sensor_type": name, "value": "99"}) == ["value_out_of_range"]
+    accepted = validate(table({"sensor_type": name}, {}), rules("quarantine")).accepted
+    assert accepted["sensor_type"].to_list() == ["temperature", "temperature"]
+
+
+def test_a_device_is_one_whatever_cannot_be_seen_about_its_name() -> None:
+    names = ["pump-1", "pump-1\u00a0", "\u200bpump-1", "\ufeffpump-1\ufeff", "Gr\u00f6\u00dfe", "Gro\u0308\u00dfe"]
+    rows: list[dict[str, str | None]] = [{"device_id": name} for name in names]
+    accepted = validate(table(*rows), rules()).accepted
+    assert accepted["device_id"].unique().sort().to_list() == ["Gr\u00f6\u00dfe", "pump-1"]
+    assert reasons({"device_id": "\u200b\u00a0"}) == ["device_id_missing"]
+
+
+@pytest.mark.parametrize(
+    "name", ['"pump-1', "pump\u00a01", "pump\u200b1", "pump\x00", "pump\ufffd", "pump\u202e1", "a\nb"]
+)
+def test_a_name_that_stays_suspicious_is_refused(name: str) -> None:
+    assert reasons({"device_id": name}) == ["device_id_invalid"]
+    assert reasons({"sensor_type": name}) == ["sensor_type_invalid"]
+    assert reasons({"unit": name}) == ["unit_invalid", "unit_unknown"]
+
+
+def test_a_time_before_the_earliest_plausible_one_is_refused() -> None:
+    assert reasons({"timestamp": "1969-12-31T23:59:59.999999Z"}) == ["timestamp_too_early"]
+    assert reasons({"timestamp": "1970-01-01T00:00:00Z"}) == []
+    later = ValidationRules(SensorTypes(TYPES), NOW, earliest=datetime(2020, 1, 1, tzinfo=UTC))
+    assert validate(table({"timestamp": "2019-12-31T23:59:59Z"}), later).rejected["reasons"].to_list() == [
+        ["timestamp_too_early"]
+    ]
+
+
+def test_sensor_types_that_differ_in_case_alone_are_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "types.yaml"
+    path.write_text("level: {min: 0}\nLevel: {min: 1}\n")
+    with pytest.raises(SettingsError, match="level and Level are the same sensor type"):
+        SensorTypes.load(path)
