@@ -105,7 +105,10 @@ def aggregate_files(readings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]
     summary = readings.group_by(keys).agg(*_summary(), in_order)
     unclear = summary.filter(~pl.col("in_order")).select(keys)
     summary = summary.drop("in_order")
-    suspects = readings if unclear.height == summary.height else readings.join(unclear, on=keys, how="semi")
+    if not unclear.height:
+        suspects = readings.clear()
+    else:
+        suspects = readings if unclear.height == summary.height else readings.join(unclear, on=keys, how="semi")
     counts = suspects.group_by(*keys, "timestamp").agg(pl.len().cast(pl.Int64).alias("readings"))
     return _without_overflow(summary, readings, keys).sort(keys), counts.filter(pl.col("readings") > 1)
 

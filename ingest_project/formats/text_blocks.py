@@ -90,7 +90,7 @@ def _decoded(decoder: codecs.IncrementalDecoder, raw: bytes, encoding: str, *, f
     if is_utf_8 and not pending and raw.isascii():
         return raw, 0
     text = decoder.decode(raw, final)
-    marked = text.count(INVALID_BYTE)
+    marked = text.count(INVALID_BYTE) if "\0" in text else 0
     # A character cut by the block's end waits in the decoder: it goes with the next block, once it is known to be one.
     unchanged = is_utf_8 and not marked and not pending and not decoder.getstate()[0]
     return (raw if unchanged else text.encode()), marked
