@@ -41,6 +41,10 @@ class SharedInstants(NamedTuple):
 
 
 NONE_SHARED = SharedInstants(0, 0, ())
+NO_INSTANTS = pl.DataFrame(
+    schema=dict.fromkeys(("file_key", "device_id", "sensor_type"), pl.String)
+    | {"timestamp": pl.Datetime("us", "UTC"), "readings": pl.Int64}
+)
 
 
 def instants_by_file(shared: pl.DataFrame) -> dict[str, SharedInstants]:
@@ -49,6 +53,8 @@ def instants_by_file(shared: pl.DataFrame) -> dict[str, SharedInstants]:
     Args:
         shared: of any number of files, also of several parts of one.
     """
+    if not shared.height:
+        return {}
     keys = ["file_key", "device_id", "sensor_type", "timestamp"]
     instants = (
         shared.group_by(keys).agg(pl.col("readings").sum()).sort("readings", "timestamp", descending=[True, False])
@@ -103,14 +109,13 @@ def aggregate_files(readings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]
     # Hardly any file is out of order, and one that is in order shows at a glance that no instant comes twice.
     in_order = (pl.col("timestamp").diff().drop_nulls() > pl.duration()).all().alias("in_order")
     summary = readings.group_by(keys).agg(*_summary(), in_order)
-    unclear = summary.filter(~pl.col("in_order")).select(keys)
-    summary = summary.drop("in_order")
-    if not unclear.height:
-        suspects = readings.clear()
-    else:
-        suspects = readings if unclear.height == summary.height else readings.join(unclear, on=keys, how="semi")
-    counts = suspects.group_by(*keys, "timestamp").agg(pl.len().cast(pl.Int64).alias("readings"))
-    return _without_overflow(summary, readings, keys).sort(keys), counts.filter(pl.col("readings") > 1)
+    shared = NO_INSTANTS
+    if not summary["in_order"].all():
+        unclear = summary.filter(~pl.col("in_order")).select(keys)
+        suspects = readings.join(unclear, on=keys, how="semi")
+        counts = suspects.group_by(*keys, "timestamp").agg(pl.len().cast(pl.Int64).alias("readings"))
+        shared = counts.filter(pl.col("readings") > 1)
+    return _without_overflow(summary.drop("in_order"), readings, keys).sort(keys), shared
 
 
 def _summary() -> list[pl.Expr]:
