@@ -16,7 +16,7 @@ help: ## Print every target
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' \
 	  || { echo "ingest_project needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.12 ..."; exit 2; }
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
 $(VENV)/.runtime-installed: requirements/runtime.txt pyproject.toml | $(BIN)/python
 	@echo "Installing the pinned packages into $(VENV) (once; about a minute) ..."

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ingest_project_tests.services.first_use import one_at_a_time
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -44,9 +46,13 @@ def browser_programs(say: Callable[[str], None]) -> BrowserPrograms:
         return found
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise BrowserMissing(f"No Chromium for the browser test, and only root with apt-get installs it. {REMEDY}")
-    say(f"Installing Debian's packages {' and '.join(PACKAGES)} for the browser test ...")
-    _apt_get("update")
-    _apt_get("install", "--yes", "--no-install-recommends", *PACKAGES)
+    # apt-get waits for the lock of its packages, and not for that of its lists.
+    with one_at_a_time("apt"):
+        if found := _on_path():
+            return found
+        say(f"Installing Debian's packages {' and '.join(PACKAGES)} for the browser test ...")
+        _apt_get("update")
+        _apt_get("install", "--yes", "--no-install-recommends", *PACKAGES)
     if found := _on_path():
         return found
     raise BrowserMissing(f"The packages {', '.join(PACKAGES)} are installed but bring no programs. {REMEDY}")

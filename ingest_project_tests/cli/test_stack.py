@@ -125,7 +125,7 @@ def test_killing_the_guards_as_well_leaves_no_process(state_dir: Path) -> None:
 
 def test_a_database_server_that_was_left_running_is_taken_over(state_dir: Path, tmp_path: Path) -> None:
     data = state_dir / "postgres"
-    run_as = postgres._unprivileged_user(data)
+    run_as = postgres.server_user(data)
     sockets = state_dir / "pg"
     command = Command(
         "orphan", [str(postgres._binaries() / "postgres"), "-D", str(data), "-k", str(sockets), "-h", ""], run_as=run_as

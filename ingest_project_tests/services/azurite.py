@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +12,7 @@ from pathlib import Path
 import requests
 
 from ingest_project.cli.stack.processes import free_port
+from ingest_project_tests.services.first_use import cache_folder, one_at_a_time
 from ingest_project_tests.services.kafka import wait_until
 
 AZURITE_VERSION = "3.35.0"
@@ -61,20 +60,23 @@ def why_not_azurite() -> str | None:
 @functools.cache
 def azurite_program() -> Path:
     """The script that node runs, brought by npm into the user's cache the first time."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ingest_project"
-    folder = cache / f"azurite-{AZURITE_VERSION}"
+    folder = cache_folder() / f"azurite-{AZURITE_VERSION}"
     program = Path("node_modules/azurite/dist/src/blob/main.js")
-    if (folder / program).is_file():
-        return folder / program
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="azurite-") as unfinished:
-        (Path(unfinished) / "package.json").write_text(json.dumps({"private": True}))
+    with one_at_a_time("npm"):
+        if not (folder / program).is_file():
+            _bring_azurite(folder)
+    return folder / program
+
+
+def _bring_azurite(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="azurite-") as made:
+        unfinished = Path(made) / "azurite"
+        unfinished.mkdir()
+        (unfinished / "package.json").write_text(json.dumps({"private": True}))
         npm = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", f"azurite@{AZURITE_VERSION}"]
         brought = subprocess.run(npm, cwd=unfinished, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         if brought.returncode:
             raise RuntimeError(f"npm could not bring Azurite:\n{brought.stdout.decode(errors='replace')[-3_000:]}")
-        # Somebody else may have been quicker; theirs is as good.
-        with contextlib.suppress(OSError):
-            Path(unfinished).rename(folder)
-            Path(unfinished).mkdir()
-    return folder / program
+        # A folder without the program is the rest of an earlier try.
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import functools
 import os
 import re
@@ -31,6 +30,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 from ingest_project.cli.stack.processes import free_port
 from ingest_project.kafka.embedded import EmbeddedBroker
 from ingest_project.settings import KafkaSettings
+from ingest_project_tests.services.first_use import cache_folder, one_at_a_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -327,16 +327,11 @@ def why_not_apache_kafka() -> str | None:
 @functools.cache
 def kafka_jars() -> Path:
     """The folder with Apache Kafka's jars, brought by Maven the first time."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ingest_project"
-    folder = cache / f"kafka-{KAFKA_VERSION}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    # Two Mavens at once spoil each other's repository: the second waits, and finds what the first has brought.
-    with (cache / "maven.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
+    # Two Mavens at once spoil each other's repository.
+    with one_at_a_time("maven"):
         if not folder.is_dir():
-            _bring_jars(cache, folder)
+            _bring_jars(folder.parent, folder)
     return folder
 
 

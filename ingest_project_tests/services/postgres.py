@@ -10,12 +10,12 @@ import importlib.util
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,15 @@ import psycopg2
 import pytest
 
 from ingest_project.cli.stack import guard
+from ingest_project.cli.stack.postgres import server_user
 from ingest_project.cli.stack.processes import free_port
 from ingest_project.database.engine import open_engine
 from ingest_project.database.migrate import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ingest_project.cli.stack.child import RunAs
 
 # Becomes another user and then the command that follows.
 BECOME = """
@@ -38,7 +41,6 @@ import guard
 guard.become(json.loads(sys.argv[2]))
 os.execv(sys.argv[3], sys.argv[3:])
 """
-SYSTEM_USER = "pgserver"
 START_TIMEOUT_SECONDS = 30.0
 SERVER_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=100", "autovacuum=off", "max_wal_size=4GB")
 # Waits for the end of its input, which comes when the process that started it ends in any way, then clears up.
@@ -60,7 +62,7 @@ shutil.rmtree(folder, ignore_errors=True)
 
 
 class PostgresServer:
-    """One server with its own data folder and port, as the postgres user of this wheel.
+    """One server with its own data folder and port, run by the user that `ingest dev` would choose.
 
     Ends with its `close`, and also, by its watcher, when the test process is killed.
     """
@@ -69,15 +71,15 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="ingest-pg-"))
         self.port = free_port()
         self._binaries = postgres_binaries()
-        self._user = _system_user()
-        self._as_user = _prefix(self._user)
+        user = server_user(self.data)
+        self._as_user = _prefix(user)
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count()
         self._watcher = subprocess.Popen(
             [sys.executable, "-S", "-c", WATCHER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
         )
-        if self._user:
-            shutil.chown(self.folder, self._user)
+        if user:
+            os.chown(self.folder, user.uid, user.gid)
         self._run("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres", "-D", str(self.data))
 
     @property
@@ -176,27 +178,11 @@ def postgres_binaries() -> Path:
     return max(installed, key=lambda path: int(path.parent.name.removeprefix("pginstall") or 0))
 
 
-def _system_user() -> str | None:
-    """PostgreSQL refuses to run as root: then it runs as a system user of its own, made when it is missing."""
-    if os.geteuid() != 0:
-        return None
-    import pwd  # noqa: PLC0415 - not on every platform
-
-    try:
-        pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        subprocess.run(["useradd", "--system", "--no-create-home", SYSTEM_USER], check=True, capture_output=True)
-    return SYSTEM_USER
-
-
-def _prefix(user: str | None) -> list[str]:
+def _prefix(user: RunAs | None) -> list[str]:
     """What to put before a command so that it runs as this user, also in a folder that is closed to it."""
     if user is None:
         return []
-    import pwd  # noqa: PLC0415 - not on every platform
-
-    entry = pwd.getpwnam(user)
-    whom = {"uid": entry.pw_uid, "gid": entry.pw_gid, "reach_all_folders": True}
+    whom = {**asdict(user), "reach_all_folders": True}
     return [sys.executable, "-c", BECOME, str(Path(guard.__file__).parent), json.dumps(whom)]
 
 

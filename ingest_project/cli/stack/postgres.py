@@ -85,7 +85,7 @@ def start_postgres(state_dir: Path, log_folder: Path) -> Postgres:
         PermanentError: the data is another major version's, or no user is there to run it.
     """
     data = state_dir / "postgres"
-    run_as = _unprivileged_user(data)
+    run_as = server_user(data)
     password = _password(state_dir / "postgres.password")
     _end_orphan(data)
     if not data.exists():
@@ -185,23 +185,45 @@ def _binaries() -> Path:
     return Path(package.submodule_search_locations[0]) / f"pginstall{MAJOR_VERSION}" / "bin"
 
 
-def _unprivileged_user(data: Path) -> RunAs | None:
+def server_user(data: Path) -> RunAs | None:
+    """Choose the user that PostgreSQL runs as; None is the user of this process.
+
+    Only users that exist are chosen and none is created: processes that start side by side cannot disturb each other.
+
+    Args:
+        data: its data folder; one that exists keeps its owner.
+
+    Raises:
+        PermanentError: no user can run it, or the user has no name, which PostgreSQL asks for.
+    """
     if os.geteuid() != 0:
+        _require_name(os.geteuid(), "This process runs")
         return None
     entry = _owner_of(data) or next(filter(None, map(_user, UNPRIVILEGED_USERS)), None)
     if entry is None:
         raise PermanentError(
-            f"PostgreSQL refuses to run as root, and none of {', '.join(UNPRIVILEGED_USERS)} exists here."
+            f"PostgreSQL refuses to run as root, and none of {', '.join(UNPRIVILEGED_USERS)} exists here. "
+            "Add one of these users, or set DATABASE_URL and DAGSTER_POSTGRES_URL to a server."
         )
     open_to_all = _open_to_all(data.parent) and _open_to_all(_binaries() / "postgres")
     return RunAs(entry.pw_uid, entry.pw_gid, reach_all_folders=not open_to_all)
 
 
 def _owner_of(data: Path) -> pwd.struct_passwd | None:
-    with suppress(FileNotFoundError, KeyError):
+    with suppress(FileNotFoundError):
         if owner := data.stat().st_uid:
-            return pwd.getpwuid(owner)
+            return _require_name(owner, f"{data} belongs to a user and PostgreSQL has to run")
     return None
+
+
+def _require_name(uid: int, who: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        raise PermanentError(
+            f"{who} as user id {uid}, which has no name here, and PostgreSQL refuses to run without one. "
+            "Add the user to /etc/passwd, or set DATABASE_URL and DAGSTER_POSTGRES_URL to a server."
+        ) from None
 
 
 def _user(name: str) -> pwd.struct_passwd | None:
