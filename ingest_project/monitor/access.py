@@ -1,16 +1,18 @@
 """Who may look: whoever knows the token, or on a monitor without one, whoever is on this machine.
 
-Programs send the token as `Authorization: Bearer`, people type it into a form and get a cookie. The cookie does not
-hold the token, and ends with it: it is signed by it. Every answer forbids the page to load or send anything elsewhere.
+Programs send the token as `Authorization: Bearer`, people type it into a form and get a cookie. The cookie is a random
+number that only this process knows: it ends with its time, with a logout and with the process. Every answer forbids the
+page to load or send anything elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import ipaddress
+import math
 import secrets
 import time
+from collections import OrderedDict
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -18,11 +20,14 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse
 
+from ingest_project.monitor.guessing import GuessLimits
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "ingest_monitor"
 SESSION_SECONDS = 12 * 3600
+MOST_SESSIONS = 1_000
 OPEN_PATHS = frozenset({"/healthz", "/login"})
 # The form's own looks are no secret.
 OPEN_PREFIX = "/static/"
@@ -40,14 +45,16 @@ HEADERS = {
 
 
 class Gate:
-    """Knows the token.
+    """Knows the token, the sessions of whoever has shown it, and who guesses.
 
     Args:
         token: empty where nobody is asked.
     """
 
     def __init__(self, token: str) -> None:
-        self._token = token.encode()
+        self._token = _digest(token) if token else b""
+        self._sessions: OrderedDict[bytes, float] = OrderedDict()
+        self._limits = GuessLimits()
 
     @property
     def is_locked(self) -> bool:
@@ -56,31 +63,67 @@ class Gate:
 
     def opens_with(self, token: str) -> bool:
         """Whether that is the token; takes the same time for every wrong one."""
-        return self.is_locked and secrets.compare_digest(token.encode(), self._token)
+        return self.is_locked and secrets.compare_digest(_digest(token), self._token)
+
+    def try_token(self, token: str, address: str, now: float | None = None) -> bool:
+        """Whether somebody at that address has shown the token.
+
+        Raises:
+            TooManyGuesses: the address has to wait; the token was not looked at.
+        """
+        now = time.monotonic() if now is None else now
+        if wait := self._limits.wait_seconds(address, now):
+            raise TooManyGuesses(wait)
+        if self.opens_with(token):
+            self._limits.succeeded(address)
+            return True
+        self._limits.failed(address, now)
+        return False
 
     def new_session(self, now: float | None = None) -> str:
         """The value of a cookie that is good for a while."""
-        ends_at = str(int((time.time() if now is None else now) + SESSION_SECONDS))
-        return f"{ends_at}.{self._signature(ends_at)}"
+        now = time.monotonic() if now is None else now
+        # Sessions end in the order in which they began.
+        while self._sessions and (len(self._sessions) >= MOST_SESSIONS or next(iter(self._sessions.values())) <= now):
+            self._sessions.popitem(last=False)
+        session = secrets.token_urlsafe(32)
+        self._sessions[_digest(session)] = now + SESSION_SECONDS
+        return session
 
     def knows(self, session: str, now: float | None = None) -> bool:
         """Whether the cookie is one of ours and still good."""
-        ends_at, _, signature = session.partition(".")
-        if not secrets.compare_digest(signature.encode(), self._signature(ends_at).encode()):
-            return False
-        return int(ends_at) > (time.time() if now is None else now)
+        return self._sessions.get(_digest(session), 0.0) > (time.monotonic() if now is None else now)
 
-    def admits(self, headers: Headers) -> bool:
-        """Whether a request brings the token or a cookie."""
-        if not self.is_locked:
+    def end_session(self, session: str) -> None:
+        """Forget a cookie: whoever kept a copy of it has nothing."""
+        self._sessions.pop(_digest(session), None)
+
+    def admits(self, headers: Headers, address: str) -> bool:
+        """Whether a request brings a cookie or the token.
+
+        Raises:
+            TooManyGuesses: see `try_token`.
+        """
+        if not self.is_locked or self.knows(cookie_of(headers)):
             return True
         kind, _, token = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and self.opens_with(token.strip()):
-            return True
-        return self.knows(_cookie(headers))
+        return kind.lower() == "bearer" and self.try_token(token.strip(), address)
 
-    def _signature(self, ends_at: str) -> str:
-        return hmac.new(self._token, b"session " + ends_at.encode(), hashlib.sha256).hexdigest()
+
+class TooManyGuesses(Exception):  # noqa: N818 - said to whoever guesses
+    """An address has sent too many wrong tokens.
+
+    Args:
+        wait_seconds: after which its next one is looked at.
+    """
+
+    def __init__(self, wait_seconds: float) -> None:
+        self.wait_seconds = math.ceil(wait_seconds)
+        super().__init__(f"Too many wrong tokens. Try again in {self.wait_seconds} s.")
+
+    def answer(self) -> PlainTextResponse:
+        """What is answered."""
+        return PlainTextResponse(f"{self}\n", 429, {"Retry-After": str(self.wait_seconds)})
 
 
 class Guarded:
@@ -109,8 +152,11 @@ class Guarded:
         headers, path = Headers(scope=scope), scope["path"]
         if self._local_only and not is_loopback(_host(headers)):
             return PlainTextResponse("This monitor is for this machine only; set a token to open it.\n", 421)
-        if path in OPEN_PATHS or path.startswith(OPEN_PREFIX) or self._gate.admits(headers):
-            return self._app
+        try:
+            if path in OPEN_PATHS or path.startswith(OPEN_PREFIX) or self._gate.admits(headers, address_of(scope)):
+                return self._app
+        except TooManyGuesses as refusal:
+            return refusal.answer()
         if "text/html" in headers.get("accept", ""):
             return RedirectResponse("login", status_code=303)
         return PlainTextResponse("The token is missing or wrong.\n", 401, {"WWW-Authenticate": "Bearer"})
@@ -126,6 +172,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def address_of(scope: Scope) -> str:
+    """Who asks, as far as the connection tells."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def _digest(text: str) -> bytes:
+    # Of one length whatever was sent, and of no use to whoever reads this process's memory.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
 def _host(headers: Headers) -> str:
     try:
         return urlsplit(f"//{headers.get('host', '')}").hostname or ""
@@ -133,7 +190,8 @@ def _host(headers: Headers) -> str:
         return ""
 
 
-def _cookie(headers: Headers) -> str:
+def cookie_of(headers: Headers) -> str:
+    """The session that a request brings; empty without one."""
     cookies: SimpleCookie = SimpleCookie()
     try:
         cookies.load(headers.get("cookie", ""))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -15,7 +16,7 @@ from starlette.routing import Route
 
 from ingest_project.errors import IngestError
 from ingest_project.ledger.counting import RunningTotals
-from ingest_project.monitor.access import COOKIE, SESSION_SECONDS, Gate, Guarded
+from ingest_project.monitor.access import COOKIE, SESSION_SECONDS, Gate, Guarded, TooManyGuesses, address_of, cookie_of
 from ingest_project.monitor.exposition import CONTENT_TYPE_LATEST, exposition
 from ingest_project.monitor.history import WINDOWS, Histories
 from ingest_project.monitor.page import dashboard
@@ -35,6 +36,7 @@ FIRST_LOOK_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.
 FIRST_LOOK_OF_PAGE_SECONDS = 1.0
 MOST_FORM_BYTES = 4_096
+FORM_SECONDS = 10.0
 PAGES = files("ingest_project.monitor") / "pages"
 STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "charts.js": "text/javascript"}
 
@@ -114,23 +116,30 @@ class Answers:
     async def login(self, request: Request) -> Response:
         """A cookie for the token."""
         form = bytearray()
-        async for piece in request.stream():
-            form += piece
-            if len(form) > MOST_FORM_BYTES:
-                return PlainTextResponse("The form is too large.\n", 413)
+        try:
+            async with asyncio.timeout(FORM_SECONDS):
+                async for piece in request.stream():
+                    form += piece
+                    if len(form) > MOST_FORM_BYTES:
+                        return PlainTextResponse("The form is too large.\n", 413)
+        except TimeoutError:
+            return PlainTextResponse("The form took too long.\n", 408)
         given = parse_qs(form.decode("utf-8", "replace")).get("token", [""])[0]
-        if not self._gate.opens_with(given.strip()):
+        try:
+            is_token = self._gate.try_token(given.strip(), address_of(request.scope))
+        except TooManyGuesses as refusal:
+            return refusal.answer()
+        if not is_token:
             return HTMLResponse(_page("login.html").replace("hidden", ""), 401)
         answer = RedirectResponse("./", 303)
-        secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
-        session = self._gate.new_session()
-        answer.set_cookie(COOKIE, session, SESSION_SECONDS, httponly=True, samesite="strict", secure=secure)
+        answer.set_cookie(COOKIE, self._gate.new_session(), SESSION_SECONDS, **_cookie_attributes(request))
         return answer
 
-    async def logout(self, _request: Request) -> Response:
-        """Take the cookie away."""
+    async def logout(self, request: Request) -> Response:
+        """End the session, and take its cookie away."""
+        self._gate.end_session(cookie_of(request.headers))
         answer = RedirectResponse("login", 303)
-        answer.delete_cookie(COOKIE)
+        answer.delete_cookie(COOKIE, **_cookie_attributes(request))
         return answer
 
     async def static(self, request: Request) -> Response:
@@ -155,6 +164,11 @@ class Answers:
     def _ready(self) -> tuple[Line, ...]:
         self._system.wait_for_first_look(FIRST_LOOK_SECONDS)
         return readiness(self._system, datetime.now(UTC))
+
+
+def _cookie_attributes(request: Request) -> dict[str, Any]:
+    secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+    return {"httponly": True, "samesite": "strict", "secure": secure}
 
 
 def _page(name: str) -> str:

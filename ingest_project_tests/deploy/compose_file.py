@@ -16,7 +16,7 @@ COMPOSE_FILE = ROOT / "docker-compose.yml"
 EXAMPLE = ROOT / "deploy" / "compose.env.example"
 # ${NAME}, ${NAME:-default} and ${NAME:?what is wrong}
 VARIABLE = re.compile(r"\$\{([A-Z_]+)(?::([-?])([^}]*))?\}")
-REQUIRED = {"POSTGRES_PASSWORD": "canary-password", "MONITOR_TOKEN": "canary-token"}
+REQUIRED = {"POSTGRES_PASSWORD": "canary-password", "MONITOR_TOKEN": "canary-token-of-the-tests"}
 
 
 def compose(variables: Mapping[str, str] | None = None) -> dict[str, Any]:
