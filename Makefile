@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+UV     := .venv-lock/bin/uv
 KEEP   ?=
 
 # Dozens of processes start: none of them should compile the project again, whatever the shell around says.
@@ -84,21 +85,24 @@ format: $(VENV)/.dev-installed ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 
 .PHONY: lock
-lock: $(BIN)/python ## Compile the hashed requirement files anew
-	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+lock: ## Compile the hashed requirement files anew, with the pinned uv
+	@$(PYTHON) -m venv --clear .venv-lock
+	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/lock.txt
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-strip-extras pyproject.toml requirements/build.in --output-file requirements/runtime.txt
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-strip-extras --extra dev --constraint requirements/runtime.txt pyproject.toml requirements/build.in \
 	  --output-file requirements/dev.txt
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-strip-extras --extra kubernetes --constraint requirements/dev.txt pyproject.toml requirements/build.in \
 	  --output-file requirements/kubernetes.txt
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-strip-extras requirements/audit.in --output-file requirements/audit.txt
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-strip-extras requirements/lock.in --output-file requirements/lock.txt
 
 .PHONY: clean
 clean: ## Remove the environment and all local state (stored rows too)
-	@rm -rf $(VENV) .venv-audit .ingest
+	@rm -rf $(VENV) .venv-audit .venv-lock .ingest
 
 include benchmarks/targets.mk

@@ -47,9 +47,19 @@ def test_the_page_names_every_package_with_its_licence() -> None:
 
 
 def test_every_pinned_package_is_pinned_by_its_hashes() -> None:
-    for lock in ("runtime.txt", "dev.txt", "kubernetes.txt", "audit.txt"):
+    for lock in ("runtime.txt", "dev.txt", "kubernetes.txt", "audit.txt", "lock.txt"):
         text = (PAGE.parents[1] / "requirements" / lock).read_text("utf-8")
         pinned = re.findall(
             r"^[a-z0-9][^\n]*==[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.MULTILINE
         )
         assert len(pinned) == len(re.findall(r"^[a-z0-9]", text, re.MULTILINE)), lock
+
+
+def test_nothing_is_installed_that_is_not_pinned_by_its_hashes() -> None:
+    makefile = (PAGE.parents[1] / "Makefile").read_text("utf-8").replace("\\\n", " ")
+    installs = [line for line in makefile.splitlines() if "pip install" in line]
+    assert len(installs) >= 4
+    for line in installs:
+        assert "--require-hashes -r requirements/" in line or "--no-deps --no-build-isolation --editable ." in line
+    for requirements in (PAGE.parents[1] / "requirements").glob("*.txt"):
+        assert "index-url" not in requirements.read_text("utf-8")
