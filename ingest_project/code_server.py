@@ -19,6 +19,7 @@ import sys
 from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any
 
+from ingest_project.private_files import keep_files_private
 from ingest_project.settings import current_settings
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def warm_workers(modules: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it ends the process
     """Serve until told to stop."""
+    keep_files_private()
     share_cores(current_settings().file_ingest.max_parallel_batches)
     if "--module-name" in arguments:
         warm_workers([arguments[arguments.index("--module-name") + 1]])

@@ -27,6 +27,7 @@ from dagster._daemon.cli import create_dagster_daemon_cli
 
 from ingest_project.clock_repair import LARGEST_SKEW_SECONDS, repair
 from ingest_project.logs import get_logger
+from ingest_project.private_files import keep_files_private
 from ingest_project.resources import Services
 from ingest_project.settings import current_settings
 
@@ -42,6 +43,7 @@ REPAIR_EVERY_SECONDS = 10.0
 
 def main() -> None:
     """Run one of the daemon's commands."""
+    keep_files_private()
     # Not a setting of Dagster's, which says "checks every five seconds" whatever a sensor asks for.
     sensor.MIN_INTERVAL_LOOP_TIME = LOOK_EVERY_SECONDS
     if sys.argv[1:2] == ["run"] and "--help" not in sys.argv:

@@ -12,9 +12,11 @@ import ingest_project.polling.definitions
 import ingest_project.retention.definitions
 import ingest_project.user_activity.definitions
 from ingest_project.logs import configure_logging
+from ingest_project.private_files import keep_files_private
 from ingest_project.resources import Services
 from ingest_project.settings import current_settings
 
+keep_files_private()
 configure_logging(current_settings().logging)
 
 defs = dg.Definitions.merge(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 COPY_BYTES = 1024**2
 INCOMING = ".uploading"
 # The link shares its bytes with the file it was made from: nobody must change them in place.
-READ_ONLY = 0o444
+READ_ONLY = 0o400
 # Other file systems, those without links or with too many of one file; and nothing to link, which reading it will tell.
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
 
@@ -230,7 +230,7 @@ def _pieces(file: LocalFile) -> Iterator[bytes]:
 
 
 def _write_new(path: str, pieces: Iterable[bytes]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         for piece in pieces:
             write_all(descriptor, piece)

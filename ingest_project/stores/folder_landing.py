@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Left by a process that was killed while it copied; nobody copies for a day.
 STALE_SECONDS = 24 * 3600
 # Quarantined files are further names of the same bytes: nobody must change them in place.
-READ_ONLY = 0o444
+READ_ONLY = 0o400
 
 
 class FolderLanding:

@@ -186,7 +186,7 @@ class PartFile:
     def _opened(self) -> int:
         while True:
             try:
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except FileNotFoundError:
                 os.makedirs(os.path.dirname(self._to), exist_ok=True)  # noqa: PTH103, PTH120 - strings, as above
                 continue

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
+import subprocess
+import sys
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +21,7 @@ from confluent_kafka.admin import AdminClient
 
 from ingest_project.cli.stack import postgres
 from ingest_project.cli.stack.child import Command, ServiceFailed, start
-from ingest_project.cli.stack.state_folder import StateFolderInUse
+from ingest_project.cli.stack.state_folder import StateFolderInUse, prepare
 from ingest_project.cli.stack.supervisor import WEBSERVER, StepState, _port, running_stack
 from ingest_project.errors import PermanentError, SettingsError
 from ingest_project.settings import LoadedSettings, Origin, load_settings
@@ -226,6 +230,88 @@ def test_a_taken_port_that_nobody_asked_for_is_replaced_and_said(tmp_path: Path,
     assert chosen != taken_port
     assert f"Port {taken_port} is taken" in notes[0]
     assert str(chosen) in notes[0]
+
+
+def test_a_state_folder_of_an_earlier_version_is_closed_to_others_and_a_shared_folder_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    ours, shared = tmp_path / "ours", tmp_path / "shared"
+    for folder in (ours, shared):
+        folder.mkdir()
+        folder.chmod(0o755)
+    (ours / "lock").touch()
+    prepare(ours)
+    prepare(shared)
+    prepare(tmp_path / "new" / "state")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (ours, shared, shared / "logs", tmp_path / "new")}
+    assert modes == {"ours": 0o700, "shared": 0o755, "logs": 0o700, "new": 0o700}
+
+
+def test_the_database_gets_into_a_state_folder_that_is_closed_to_its_user(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(0o700)
+    with running_stack(settings_of(closed / "state", tmp_path), silent, dagster=False) as stack:
+        query(stack.settings.warehouse.database_url.get_secret_value(), "SELECT 1")
+        assert stat.S_IMODE((closed / "state").stat().st_mode) == 0o700
+        assert stat.S_IMODE((closed / "state" / "logs" / "postgres.log").stat().st_mode) == 0o600
+
+
+def failure_of_dev(state_dir: Path, *prefix: str) -> str:
+    """What `ingest dev` says on standard error."""
+    environ = {
+        "INGEST_STATE_DIR": str(state_dir),
+        "INGEST_CONFIG_DIR": str(state_dir.parent),
+        "PATH": os.environ["PATH"],
+    }
+    command = [*prefix, sys.executable, "-m", "ingest_project.cli.main", "dev", "--services-only"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_a_state_folder_that_is_a_file_or_in_one_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for state_dir in (tmp_path / "file", tmp_path / "file" / "state"):
+        said = failure_of_dev(state_dir)
+        assert f"{tmp_path / 'file'} is a file" in said
+        assert "set INGEST_STATE_DIR" in said
+
+
+@pytest.mark.parametrize("name", ["lock", "logs", "postgres.password", "services.json"])
+def test_a_part_of_the_state_folder_that_cannot_be_used_is_one_line_with_the_remedy(name: str, tmp_path: Path) -> None:
+    part = tmp_path / "state" / name
+    part.mkdir(parents=True)
+    if name == "logs":
+        part.rmdir()
+        part.touch()
+    said = failure_of_dev(tmp_path / "state")
+    assert f"The state folder {tmp_path / 'state'} cannot be used" in said
+    assert name in said
+    assert "set INGEST_STATE_DIR" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_state_folder_of_another_user_is_one_line_that_names_both() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as state_dir:
+        Path(state_dir).chmod(0o777)
+        command = [sys.executable, "-c", STRANGER, state_dir]
+        said = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True).stderr
+    assert "it belongs to user root, and this is user nobody" in said
+    assert "INGEST_STATE_DIR" in said
+
+
+# Everything is imported before it becomes another user, who could not read the project below root's home.
+STRANGER = """
+import os, sys
+from pathlib import Path
+from ingest_project.cli.stack.state_folder import StateFolderUnusable, prepare
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+try:
+    prepare(Path(sys.argv[1]))
+except StateFolderUnusable as error:
+    sys.stderr.write(str(error))
+"""
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:

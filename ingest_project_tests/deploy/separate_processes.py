@@ -83,7 +83,9 @@ class Deployment:
         workspace = yaml.safe_load((ROOT / "deploy" / "workspace.yaml").read_text(encoding="utf-8"))
         workspace["load_from"][0]["grpc_server"]["port"] = self.ports["code-server"]
         (self.home / "workspace.yaml").write_text(yaml.safe_dump(workspace), encoding="utf-8")
-        self.folder.chmod(0o755)
+        # Another user reads them, whatever umask the tests are run with.
+        for path in (self.folder, self.home, *self.home.glob("*.yaml")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if as_image_user():
             for path in (self.state, self.home / "storage"):
                 os.chown(path, IMAGE_USER, IMAGE_USER)

@@ -137,7 +137,8 @@ def start(command: Command, log_folder: Path) -> Child:
         "stop_descendants": command.stop_descendants,
         "run_as": asdict(command.run_as) if command.run_as else None,
     }
-    with log_path.open("wb") as log:
+    # It shows what is worked on, and ends up in reports of errors.
+    with open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:  # noqa: PTH123
         guard = subprocess.Popen(  # noqa: S603 - our own script
             # -I and -S: it needs the standard library only, and must not read other people's site-packages.
             [sys.executable, "-I", "-S", str(GUARD), json.dumps(spec)],

@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG, PR_SET_SECUREBITS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT, PR_
 # Capabilities outlive the change of user, and count where a program asks beforehand whether it may read a file.
 SECBIT_NO_SETUID_FIXUP = 1 << 2
 CAPABILITY_VERSION_3 = 0x20080522
-CAP_DAC_OVERRIDE = 1
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 ORPHAN_GRACE_SECONDS = 2.0
 POLL_SECONDS = 0.05
 
@@ -35,6 +35,7 @@ POLL_SECONDS = 0.05
 def main() -> int:
     """Run the command to its end or until the pipe closes; its exit code, 128 + signal when a signal ended it."""
     spec: dict[str, Any] = json.loads(sys.argv[1])
+    os.umask(0o077)
     if ON_LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
     wake = _wake_on(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -94,11 +95,19 @@ def become(user: dict[str, Any]) -> None:
 
 def _keep_folder_access() -> None:
     """Keep root's passage through folders (a project below /root, say), and nothing else of root."""
+    # The narrower one does; containers often have the other one alone.
+    capability = CAP_DAC_READ_SEARCH if _has_capability(CAP_DAC_READ_SEARCH) else CAP_DAC_OVERRIDE
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    bits = 1 << CAP_DAC_OVERRIDE
+    bits = 1 << capability
     data = (ctypes.c_uint32 * 6)(bits, bits, bits, 0, 0, 0)
     ctypes.CDLL(None).capset(header, data)
-    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE)
+    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
+
+
+def _has_capability(capability: int) -> bool:
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - no pathlib: quick start
+        permitted = next((int(line.split()[1], 16) for line in file if line.startswith("CapPrm:")), 0)
+    return bool(permitted >> capability & 1)
 
 
 def _end_command(command: subprocess.Popen[bytes], spec: dict[str, Any], grace_seconds: float) -> None:

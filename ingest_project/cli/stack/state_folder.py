@@ -6,20 +6,23 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import stat
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest_project.errors import IngestError, PermanentError
+from ingest_project.private_files import FOLDER_MODE, make_private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 # A socket's address holds 107 bytes on Linux and 103 on macOS, the name of the socket included.
 MAX_SOCKET_PATH_BYTES = 103
+LOCK, LOGS = "lock", "logs"
 LONGEST_SOCKET_NAME = ".s.PGSQL.5432.lock"
 
 
@@ -33,6 +36,81 @@ class StateFolderInUse(IngestError):  # noqa: N818
         )
 
 
+class StateFolderUnusable(PermanentError):  # noqa: N818 - as its sibling
+    """The state folder, or something in it, cannot be read or written.
+
+    Args:
+        folder: as it is set.
+        reason: what is wrong; starts in lower case, ends without a full stop.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(
+            f"The state folder {folder} cannot be used: {reason}. "
+            "Mend that, or set INGEST_STATE_DIR to a folder that this user can write to."
+        )
+
+
+@contextmanager
+def folder_failures(folder: Path) -> Iterator[None]:
+    """Tell what the operating system refuses in the state folder in one sentence.
+
+    Raises:
+        StateFolderUnusable: something in it cannot be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        places = [
+            Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+        ]
+        if not any(place == folder or folder in place.parents or place in folder.parents for place in places):
+            raise
+        raise StateFolderUnusable(folder, _reason(places[0], error)) from error
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder for this user alone where it is missing, and close an older one of ours to others.
+
+    Raises:
+        StateFolderUnusable: it is a file, belongs to another user, or cannot be written to.
+    """
+    with folder_failures(folder):
+        make_private_folder(folder)
+        status = folder.stat()
+        user = os.geteuid()
+        if user not in (0, status.st_uid):
+            raise StateFolderUnusable(folder, f"it belongs to {_name_of(status.st_uid)}, and this is {_name_of(user)}")
+        # Never a folder that others have a use for, /tmp say: only one in which this system has been at work.
+        if status.st_uid == user and not status.st_mode & stat.S_ISVTX and (folder / LOCK).exists():
+            folder.chmod(FOLDER_MODE)
+        make_private_folder(folder / LOGS)
+
+
+def _reason(place: Path, error: OSError) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{_file_on_the_way_to(place)} is a file"
+    if isinstance(error, PermissionError):
+        return f"{_name_of(os.geteuid())} may not use {place}{_owner_of(place)}"
+    return f"{place}: {error.strerror or error}"
+
+
+def _file_on_the_way_to(place: Path) -> Path:
+    return next((one for one in (*reversed(place.parents), place) if one.exists() and not one.is_dir()), place)
+
+
+def _owner_of(place: Path) -> str:
+    with suppress(OSError):
+        return f", which belongs to {_name_of(place.stat().st_uid)}"
+    return ""
+
+
+def _name_of(user: int) -> str:
+    with suppress(KeyError):
+        return f"user {pwd.getpwuid(user).pw_name}"
+    return f"user id {user}"
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold the folder for this process; a process that was killed holds nothing.
@@ -40,7 +118,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         StateFolderInUse: another process holds it.
     """
-    with (folder / "lock").open("a+", encoding="utf-8") as lock:
+    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -17,8 +17,16 @@ from ingest_project.cli.stack import broker, dagster_processes, postgres
 from ingest_project.cli.stack.effective import child_environment, is_chosen, with_addresses
 from ingest_project.cli.stack.monitor_process import HOST, start_monitor
 from ingest_project.cli.stack.processes import free_port, listener_on, port_is_free
-from ingest_project.cli.stack.state_folder import announced, exclusive, remove_socket_folder
+from ingest_project.cli.stack.state_folder import (
+    LOGS,
+    announced,
+    exclusive,
+    folder_failures,
+    prepare,
+    remove_socket_folder,
+)
 from ingest_project.errors import SettingsError
+from ingest_project.private_files import keep_files_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,29 +143,33 @@ def running_stack(
 
     Raises:
         StateFolderInUse: another stack runs on the same state folder.
+        StateFolderUnusable: that folder is a file, is another user's or cannot be written to.
         SettingsError: the port that was asked for is taken.
         ServiceFailed: something did not start; what had been started is ended.
     """
+    keep_files_private()
     state_dir = loaded.settings.state_dir.absolute()
-    log_folder = state_dir / "logs"
-    log_folder.mkdir(parents=True, exist_ok=True)
+    log_folder = state_dir / LOGS
     stack = Stack(loaded)
-    with _stopped_by_signals(), exclusive(state_dir), ExitStack() as on_exit:
-        port = stack.webserver_port = _port(loaded, WEBSERVER, report) if dagster else None
-        stack.monitor_port = _port(loaded, MONITOR, report) if monitor else None
-        on_exit.callback(_stop, stack, report)
-        addresses = _start_services(stack, state_dir, log_folder, report)
-        if port is not None and not is_chosen(loaded, "dagster.webserver_url"):
-            addresses["dagster.webserver_url"] = f"http://127.0.0.1:{port}"
-        stack.loaded = with_addresses(loaded, addresses)
-        on_exit.enter_context(announced(state_dir, addresses))
-        if port is not None:
-            _start_dagster(
-                stack, dagster_processes.prepare_home(state_dir, definitions_module, port), log_folder, report
-            )
-        if stack.monitor_port is not None:
-            environ = child_environment(stack.loaded, os.environ)
-            stack.children.append(start_monitor(stack.monitor_port, environ, log_folder))
+    with _stopped_by_signals(), ExitStack() as on_exit:
+        with folder_failures(state_dir):
+            prepare(state_dir)
+            on_exit.enter_context(exclusive(state_dir))
+            port = stack.webserver_port = _port(loaded, WEBSERVER, report) if dagster else None
+            stack.monitor_port = _port(loaded, MONITOR, report) if monitor else None
+            on_exit.callback(_stop, stack, report)
+            addresses = _start_services(stack, state_dir, log_folder, report)
+            if port is not None and not is_chosen(loaded, "dagster.webserver_url"):
+                addresses["dagster.webserver_url"] = f"http://127.0.0.1:{port}"
+            stack.loaded = with_addresses(loaded, addresses)
+            on_exit.enter_context(announced(state_dir, addresses))
+            if port is not None:
+                _start_dagster(
+                    stack, dagster_processes.prepare_home(state_dir, definitions_module, port), log_folder, report
+                )
+            if stack.monitor_port is not None:
+                environ = child_environment(stack.loaded, os.environ)
+                stack.children.append(start_monitor(stack.monitor_port, environ, log_folder))
         yield stack
 
 
