@@ -6,15 +6,22 @@ module and thread that runs within its context.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from ingest_project.private_files import make_private_folder
+from ingest_project.terminal_text import printable, printable_json
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import TextIOWrapper
 
     from ingest_project.settings import LoggingSettings
 
@@ -36,16 +43,76 @@ def configure_logging(settings: LoggingSettings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    handlers[0].setFormatter(_formatter(shared, as_json=settings.format == "json"))
-    if settings.file:
-        handlers.append(logging.FileHandler(settings.file, encoding="utf-8", delay=True))
-        # A file is read by programs, whatever a person prefers on the screen.
-        handlers[1].setFormatter(_formatter(shared, as_json=True))
+    on_screen = logging.StreamHandler(sys.stderr)
+    on_screen.setFormatter(_formatter(shared, as_json=settings.format == "json"))
     logger = logging.getLogger(_OWN_LOGGER)
-    logger.handlers = handlers
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers = [on_screen]
     logger.setLevel(settings.level)
     logger.propagate = False
+    if settings.file:
+        try:
+            in_file = _LogFile(settings.file)
+        except OSError as error:
+            get_logger(__name__).warning(*_LogFile.failure(settings.file, error))
+            return
+        # A file is read by programs, whatever a person prefers on the screen.
+        in_file.setFormatter(_formatter(shared, as_json=True))
+        logger.addHandler(in_file)
+
+
+class _LogFile(WatchedFileHandler):
+    """A log file that programs may rotate, and whose failures never reach whoever logs.
+
+    Args:
+        path: its folder is made; lines are appended, also those of other processes.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fails = False
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+
+    @staticmethod
+    def failure(path: Path, error: OSError) -> tuple[str]:
+        """Say that the file is not written, in one event."""
+        return (f"LOG_FILE {path} is not written: {error.strerror or error}. The log goes on on standard error alone.",)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; a full disk or a folder that went away is said once on standard error."""
+        line = self.format(record) + self.terminator
+        try:
+            if self.stream is None:
+                self.stream = self._open()
+            self.reopenIfNeeded()
+            self.stream.write(line)
+            self.flush()
+        except OSError as error:
+            self._let_go()
+            if not self._fails:
+                sys.stderr.write(f"{printable(self.failure(Path(self.baseFilename), error)[0])}\n")
+            self._fails = True
+        else:
+            self._fails = False
+
+    def close(self) -> None:
+        """Close it; what cannot be written any more is lost."""
+        self._let_go()
+        super().close()
+
+    def _open(self) -> TextIOWrapper:
+        make_private_folder(Path(self.baseFilename).parent)
+        return super()._open()
+
+    def _let_go(self) -> None:
+        stream, self.stream = self.stream, None
+        # Closing it tries to write what is left once more.
+        with suppress(OSError):
+            if stream is not None:
+                stream.close()
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -64,12 +131,28 @@ def bound(**fields: Any) -> Iterator[None]:  # noqa: ANN401 - any value that JSO
 
 
 def _formatter(shared: list[structlog.typing.Processor], *, as_json: bool) -> logging.Formatter:
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer(ensure_ascii=False)
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer(_dump)]
         if as_json
-        else structlog.dev.ConsoleRenderer(colors=False)
+        else [_printable_values, structlog.dev.ConsoleRenderer(colors=False)]
     )
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
     )
+
+
+def _dump(event: Any, **options: Any) -> str:  # noqa: ANN401 - what structlog hands over
+    return printable_json(json.dumps(event, ensure_ascii=False, **options))
+
+
+def _printable_values(
+    _logger: structlog.typing.WrappedLogger, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Make every value safe for a terminal, and set off a traceback's lines, which could pass for others'."""
+    for name, value in event.items():
+        if name in {"exception", "stack"}:
+            event[name] = "\n".join(f"    {printable(line)}" for line in str(value).split("\n"))
+        elif not isinstance(value, bool | int | float | None):
+            event[name] = printable(value)
+    return event

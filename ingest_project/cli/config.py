@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
+from ingest_project.cli.output import add_row, print_json
 from ingest_project.settings import Setting, load_settings
 
 PIPE_WIDTH = 200
@@ -27,7 +27,7 @@ def show_settings(
     """Show every setting in force and where it came from; secrets are masked."""
     settings = list(load_settings().each())
     if as_json:
-        typer.echo(json.dumps([_as_record(setting) for setting in settings], indent=1))
+        print_json([_as_record(setting) for setting in settings])
     else:
         # In a pipe or a file there is no width to fit into.
         Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(_table(settings))
@@ -40,7 +40,7 @@ def _table(settings: list[Setting]) -> Table:
     for setting in settings:
         variables = " or ".join(setting.env_names)
         cells = (setting.path, _text(setting.value), setting.origin.value, variables, setting.description)
-        table.add_row(*(_literal(cell) for cell in cells))
+        add_row(table, *cells)
     return table
 
 
@@ -63,8 +63,3 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)
-
-
-def _literal(text: str) -> str:
-    """Square brackets in a value are not markup."""
-    return text.replace("[", r"\[")

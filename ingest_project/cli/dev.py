@@ -12,6 +12,7 @@ from rich.markup import escape
 from ingest_project.cli.progress import printed
 from ingest_project.cli.stack.supervisor import Stack, running_stack
 from ingest_project.settings import load_settings
+from ingest_project.terminal_text import printable
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +53,7 @@ def print_addresses(console: Console, stack: Stack, *, with_ui: bool) -> None:
         rows.insert(1, ("Monitor", stack.monitor_url))
     console.print()
     for name, value in rows:
-        console.print(f"{name:<12}{escape(value)}", highlight=False, soft_wrap=True)
+        console.print(f"{name:<12}{escape(printable(value))}", highlight=False, soft_wrap=True)
 
 
 def without_password(url: str) -> str:

@@ -6,8 +6,9 @@ import difflib
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from ingest_project.cli.output import counted, printable
+from ingest_project.cli.output import counted
 from ingest_project.errors import PermanentError
+from ingest_project.terminal_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,13 +8,16 @@ Errors of ours end with their one message on standard error and an exit code a s
 from __future__ import annotations
 
 import sys
+import threading
+import traceback
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ingest_project.cli.output import printable
 from ingest_project.errors import IngestError, SettingsError
+from ingest_project.private_files import keep_files_private
+from ingest_project.terminal_text import printable, printable_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +41,8 @@ COMMANDS = (
     "migrate",
     "monitor",
 )
+# Click's class for wrong usage: newer versions of Typer bring a Click of their own.
+_UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -60,22 +65,39 @@ def build_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    keep_files_private()
+    threading.excepthook = _show_defect_of_thread
+    try:
+        code = run(sys.argv[1:])
+    except Exception as defect:  # noqa: BLE001 - shown like any other, but for what acts on a terminal
+        _show_defect(defect)
+        code = FAILED
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; its exit code."""
     try:
-        build_app(_needed(arguments))(list(arguments), prog_name="ingest")
+        return _exit_code(arguments)
     except SettingsError as error:
         return _failed(error, WRONG_USAGE)
     except IngestError as error:
         return _failed(error, FAILED)
+    except _UsageProblem as problem:
+        return _misused(problem)
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
+    try:
+        ended = build_app(_needed(arguments))(list(arguments), prog_name="ingest", standalone_mode=False)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SystemExit as end:  # how Typer ends, usage errors and Ctrl-C included
+    except typer.Abort:
+        return FAILED
+    except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
+    # A command returns nothing; of one that ends early its exit code is returned here.
+    return ended if isinstance(ended, int) else 0
 
 
 def _needed(arguments: Sequence[str]) -> Sequence[str]:
@@ -88,6 +110,24 @@ def _needed(arguments: Sequence[str]) -> Sequence[str]:
 
 def _no_options() -> None:
     """Files, attachments and events from Kafka into validated tables."""
+
+
+def _misused(problem: Any) -> int:  # noqa: ANN401 - of Typer's own Click, which has no public name
+    from typer.rich_utils import rich_format_error  # noqa: PLC0415 - for misspelt commands alone
+
+    # It repeats what was typed, or what a script put there.
+    problem.message = printable_lines(problem.message)
+    rich_format_error(problem)
+    return int(problem.exit_code)
+
+
+def _show_defect(defect: BaseException) -> None:
+    sys.stderr.write(printable_lines("".join(traceback.format_exception(defect))))
+
+
+def _show_defect_of_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and args.exc_type is not SystemExit:
+        _show_defect(args.exc_value)
 
 
 def _failed(error: IngestError, code: int) -> int:

@@ -10,11 +10,12 @@ import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ingest_project.terminal_text import printable, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -33,16 +34,6 @@ def stdout() -> Console:
 def stderr() -> Console:
     """Where progress, hints and complaints go."""
     return _console(stderr=True)
-
-
-def printable(value: object) -> str:
-    """The text with every character that is not to be printed written as an escape, on one line."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def shortened(value: object, length: int) -> str:
@@ -166,7 +157,7 @@ def show_facts(pairs: Sequence[tuple[str, object]], title: str = "") -> None:
 
 def print_json(value: object) -> None:
     """The value as the one JSON object of this command; structs, times and enums included."""
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    typer.echo(to_json(value, indent=2))
 
 
 def _show_title(title: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from ingest_project.cli.stack.supervisor import Report, StepState
+from ingest_project.terminal_text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +22,7 @@ def printed(console: Console) -> Report:
         if state in (StepState.STARTING, StepState.STOPPING):
             started[step] = time.monotonic()
         seconds = time.monotonic() - started.get(step, time.monotonic())
-        console.print(_line(escape(step), state, seconds), highlight=False)
+        console.print(_line(escape(printable(step)), state, seconds), highlight=False)
 
     return report
 

@@ -15,7 +15,6 @@ from ingest_project.cli.output import (
     counted,
     length_of,
     print_json,
-    printable,
     say,
     show,
     show_facts,
@@ -28,6 +27,7 @@ from ingest_project.ledger.stream_ranges import MOST_COUNTED
 from ingest_project.monitor.dagster_records import DagsterRecords
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
+from ingest_project.terminal_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from ingest_project.logs import get_logger
 from ingest_project.stores.unidentified_messages import text_of
+from ingest_project.terminal_text import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +37,7 @@ def append(log_file: Path | None, messages: Sequence[Unidentified], now: datetim
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Runs write side by side: what is appended in one call stays together.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "ab", buffering=0) as file:
             file.write(lines)
     except OSError as error:
@@ -57,4 +56,4 @@ def _line(message: Unidentified, now: datetime) -> bytes:
         # Text where it is text, base64 otherwise.
         **({"message": text} if text is not None else {"message_base64": message.payload}),
     }
-    return msgspec.json.encode(fields) + b"\n"
+    return to_json(fields).encode() + b"\n"

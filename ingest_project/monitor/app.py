@@ -22,6 +22,7 @@ from ingest_project.monitor.history import WINDOWS, Histories
 from ingest_project.monitor.page import dashboard
 from ingest_project.monitor.readiness import readiness
 from ingest_project.monitor.system import System
+from ingest_project.terminal_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -107,7 +108,7 @@ class Answers:
         status = 200 if all(line.ok for line in lines) else 503
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse([{"name": line.name, "ok": line.ok, "detail": line.detail} for line in lines], status)
-        return PlainTextResponse("".join(f"{line}\n" for line in lines), status)
+        return PlainTextResponse("".join(f"{printable(line)}\n" for line in lines), status)
 
     async def login_form(self, _request: Request) -> Response:
         """Asks a person for the token."""

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from ingest_project.monitor.readiness import readiness
+from ingest_project.terminal_text import printable_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -37,7 +38,7 @@ def dashboard(system: System, history: History | None, window: str) -> bytes:
     site = settings.dagster.webserver_url.rstrip("/")
     ledger, dagster = system.ledger.seen.value, system.dagster.seen.present
     tables = system.tables.seen.present
-    return msgspec.json.encode(
+    content = msgspec.json.encode(
         {
             "at": now,
             "environment": settings.environment,
@@ -55,6 +56,7 @@ def dashboard(system: System, history: History | None, window: str) -> bytes:
             "tables": tables.figures if tables else None,
         }
     )
+    return printable_json(content.decode()).encode()
 
 
 def _topics(broker: BrokerSeen | None) -> dict[str, object] | None:

@@ -73,6 +73,13 @@ def test_a_failure_tells_nothing_that_acts_on_a_terminal(
     assert r"INGEST_\x1b[2J" in capsys.readouterr().err
 
 
+def test_wrong_usage_tells_nothing_that_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["no\x1b[2Jpe"], ["config", "--no\x9bpe"], ["files", "list", "--limit", "\u202e1"]):
+        assert run(arguments) == 2
+        said = capsys.readouterr().err
+        assert not {"\x1b", "\x9b", "\u202e"} & set(said)
+
+
 def test_an_unknown_command_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["nope"]) == 2
     assert "nope" in capsys.readouterr().err

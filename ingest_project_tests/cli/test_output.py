@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ingest_project.cli import output
+from ingest_project.terminal_text import printable, to_json
 
 
 @pytest.mark.parametrize(
@@ -21,7 +25,7 @@ from ingest_project.cli import output
     ],
 )
 def test_characters_that_act_on_a_terminal_are_shown_and_not_sent(text: str, shown: str) -> None:
-    assert output.printable(text) == shown
+    assert printable(text) == shown
 
 
 def test_markup_in_data_stays_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,6 +62,24 @@ def test_a_length_of_time_is_told_in_its_two_largest_units(seconds: float, text:
 def test_json_tells_times_and_numbers_that_are_not_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_json({"at": datetime(2026, 1, 15, tzinfo=UTC), "value": float("nan")})
     assert json.loads(capsys.readouterr().out) == {"at": "2026-01-15T00:00:00Z", "value": None}
+
+
+def test_json_sends_nothing_that_acts_on_a_terminal_and_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "ünïcödé 温度 \x1b[2J\x9b31m\u202e\x7f\udcff\u200b\U000e0001\n"
+    output.print_json({hostile: [hostile, Path(hostile[:8])]})
+    out = capsys.readouterr().out
+    assert [character for character in out if not character.isprintable() and character != "\n"] == []
+    assert "ünïcödé 温度" in out
+    assert json.loads(out) == {hostile: [hostile, hostile[:8]]}
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=())))
+@settings(deadline=None)
+def test_whatever_is_printed_is_printable_and_the_json_of_it_is_the_same_value(text: str) -> None:
+    assert printable(text).isprintable()
+    shown = to_json({"value": text})
+    assert shown.isprintable()
+    assert json.loads(shown) == {"value": text}
 
 
 def test_rules_are_told_with_the_most_frequent_first() -> None:
