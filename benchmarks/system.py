@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.workload import Workload
-    from ingest_project.cli.stack.supervisor import Stack, StepState
+    from ingest_project.cli.stack.system import Stack, StepState
 
 SENSOR = "file_event_queue_sensor"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -39,6 +39,9 @@ HEAVY_MODULES = (
     "psycopg2.extras",
 )
 
+# Sees to it that no worker survives this server.
+WORKERS_PARENT = "ingest_project.workers_parent"
+
 # Each sensor waits for a first message inside its tick, and keeps a thread of the server's meanwhile: by default there
 # are four more than cores, and launching a run would have to wait for one, too.
 THREADS = ("--max-workers", "32")
@@ -56,7 +59,7 @@ def share_cores(parallel_runs: int) -> None:
 def warm_workers(modules: Sequence[str]) -> None:
     """Have this process start its workers as forks of one in which these modules are imported, from now on."""
     warm = multiprocessing.get_context("forkserver")
-    warm.set_forkserver_preload([*modules, *HEAVY_MODULES])
+    warm.set_forkserver_preload([WORKERS_PARENT, *modules, *HEAVY_MODULES])
     cold_context = multiprocessing.get_context
 
     def context(method: str | None = None) -> BaseContext:

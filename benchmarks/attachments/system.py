@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ingest_project.cli.stack.supervisor import Stack, StepState
+    from ingest_project.cli.stack.system import Stack, StepState
 
 SENSOR = "attachment_events_sensor"
 POLL_SECONDS = 0.1

@@ -25,7 +25,7 @@ from ingest_project.cli.progress import printed
 from ingest_project.cli.send_polling import DUMMY_PATH
 from ingest_project.cli.sending import deliver
 from ingest_project.cli.stack.job_run import JobNotDone, run_jobs
-from ingest_project.cli.stack.supervisor import Stack, running_stack
+from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.cli.status import wait_for_idle
 from ingest_project.errors import PermanentError, SourceMissing
 from ingest_project.hours import partition_of
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ingest_project.cli.demo_streams import DemoStreams
+    from ingest_project.cli.stack.system import Stack
 
 SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}
 GENEROUS_SECONDS = 300.0

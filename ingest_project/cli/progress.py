@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from ingest_project.cli.stack.supervisor import Report, StepState
+from ingest_project.cli.stack.system import Report, StepState
 from ingest_project.terminal_text import printable
 
 if TYPE_CHECKING:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
-from ingest_project.cli.stack.supervisor import StepState, running_stack
+from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.settings import load_settings
+
+if TYPE_CHECKING:
+    from ingest_project.cli.stack.system import StepState
 
 
 def main() -> int:

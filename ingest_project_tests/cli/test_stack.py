@@ -19,10 +19,11 @@ import psycopg2
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from ingest_project.cli.stack import postgres
+from ingest_project.cli.stack import postgres, restarts
 from ingest_project.cli.stack.child import Command, ServiceFailed, start
 from ingest_project.cli.stack.state_folder import StateFolderInUse, prepare
-from ingest_project.cli.stack.supervisor import WEBSERVER, StepState, _port, running_stack
+from ingest_project.cli.stack.supervisor import WEBSERVER, _port, running_stack
+from ingest_project.cli.stack.system import StepState
 from ingest_project.errors import PermanentError, SettingsError
 from ingest_project.settings import LoadedSettings, Origin, load_settings
 from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
@@ -163,14 +164,68 @@ def test_a_second_stack_on_the_same_folder_is_refused_with_the_process_that_hold
         pass
 
 
-def test_a_process_that_dies_is_reported_with_the_end_of_its_log_and_ends_the_rest(
-    state_dir: Path, tmp_path: Path
-) -> None:
-    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
-        os.kill(int((state_dir / "postgres" / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
-        with pytest.raises(ServiceFailed, match=r"(?s)postgres ended.*postgres\.log.*ready to accept connections"):
-            stack.wait(20)
+def kill_postgres(state_dir: Path) -> None:
+    os.kill(int((state_dir / "postgres" / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+
+
+def test_a_part_that_ends_is_said_and_started_again_with_what_was_committed(state_dir: Path, tmp_path: Path) -> None:
+    steps: list[tuple[str, StepState]] = []
+    with running_stack(settings_of(state_dir, tmp_path), lambda *step: steps.append(step), dagster=False) as stack:
+        url = stack.settings.warehouse.database_url.get_secret_value()
+        query(url, "CREATE TABLE committed (n int)")
+        query(url, "INSERT INTO committed VALUES (7)")
+        kill_postgres(state_dir)
+        until = time.monotonic() + 30
+        while ("postgres", StepState.READY) not in steps and time.monotonic() < until:
+            stack.wait(0.1)
+        assert query(url, "SELECT n FROM committed") == [(7,)]
+    (said,) = [step for step, state in steps if state is StepState.NOTE]
+    assert "postgres ended and is started again in 0.5 s" in said
+    assert "postgres.log" in said
     assert wait_until_nothing_is_left(state_dir) == {}
+
+
+def test_a_broker_that_is_started_again_has_its_address_and_another_life(state_dir: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    loaded = settings_of(state_dir, tmp_path)
+    with running_stack(loaded, lambda step, _state: notes.append(step), dagster=False) as stack:
+        before = stack.settings.kafka
+        broker = next(child for child in stack.children if child.name == "broker")
+        # The guard, so that the broker itself is ended by the kernel.
+        broker.guard.kill()
+        broker.guard.wait()
+        stack.require_running()
+        assert stack.settings.kafka.bootstrap_servers == before.bootstrap_servers
+        assert stack.settings.kafka.generation != before.generation
+        assert settings_of(state_dir, tmp_path).settings.kafka == stack.settings.kafka
+        admin = AdminClient({"bootstrap.servers": before.bootstrap_servers})
+        assert "polling-queue" in admin.list_topics(timeout=10).topics
+    assert [note for note in notes if "What was in the broker is lost" in note]
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+def test_a_part_that_ends_again_and_again_ends_the_stack_with_its_last_output(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "PAUSES_SECONDS", (0.0, 0.0))
+    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
+
+        def kill_again_and_again() -> None:
+            for _ in range(3):
+                kill_postgres(state_dir)
+                stack.wait(2)
+
+        expected = r"(?s)postgres ended.*3 times in a short while.*postgres\.log.*ready to accept connections"
+        with pytest.raises(ServiceFailed, match=expected):
+            kill_again_and_again()
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+def test_pauses_between_restarts_grow_and_a_part_that_ran_long_has_its_restarts_back() -> None:
+    counted = restarts.Restarts()
+    assert [counted.pause_after_end("daemon", second) for second in range(6)] == [*restarts.PAUSES_SECONDS, None]
+    assert counted.pause_after_end("webserver", 6.0) == restarts.PAUSES_SECONDS[0]
+    assert counted.pause_after_end("daemon", 10 + restarts.REMEMBERED_SECONDS) == restarts.PAUSES_SECONDS[0]
 
 
 def test_parts_that_settings_place_elsewhere_are_not_started(tmp_path: Path) -> None:

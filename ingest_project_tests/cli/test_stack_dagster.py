@@ -9,17 +9,22 @@ import urllib.request
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from ingest_project.cli.stack.child import ServiceFailed
+from ingest_project.cli.stack.dagster_processes import wait_until_ready
 from ingest_project.cli.stack.job_run import JobNotDone, run_jobs
 from ingest_project.cli.stack.processes import free_port
-from ingest_project.cli.stack.supervisor import StepState, running_stack
+from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.settings import load_settings
-from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
+from ingest_project_tests.cli.running import StackProcess, started_stack, wait_until_nothing_is_left
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from ingest_project.cli.stack.system import StepState
 
 TINY = "ingest_project_tests.cli.tiny_definitions"
 
@@ -56,6 +61,62 @@ def test_ctrl_c_interrupts_a_run_in_flight_and_lets_it_write_its_failure(tmp_pat
     assert "DagsterExecutionInterruptedError" in (state_dir / "logs" / "code-server.log").read_text()
 
 
+@pytest.mark.long
+def test_a_run_ends_at_once_with_the_guard_of_its_code_server_which_is_started_again(tmp_path: Path) -> None:
+    state_dir, started = tmp_path / "state", tmp_path / "started"
+    with started_stack(state_dir, TINY, environ={"TINY_STARTED": str(started)}) as stack:
+        _wait_for_file(started)
+        worker = psutil.Process(int(started.read_text()))
+        guards = {child.pid: child for child in psutil.Process(stack.process.pid).children()}
+        guard = next(guards[parent.pid] for parent in worker.parents() if parent.pid in guards)
+        daemon = next(child for child in guards.values() if "ingest_project.daemon" in " ".join(child.cmdline()))
+        guard.kill()
+        worker.wait(10)
+        # Both are there again, the daemon so that it finds the new code server.
+        _wait_until(lambda: not daemon.is_running() and len(_guards(stack, "ingest_project.daemon")) == 1)
+        assert len(_guards(stack, "ingest_project.code_server")) == 1
+        assert stack.process.poll() is None
+        assert stack.end(signal.SIGINT) == 130
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+@pytest.mark.long
+def test_a_run_ends_with_all_guards_killed_at_once(tmp_path: Path) -> None:
+    state_dir, started = tmp_path / "state", tmp_path / "started"
+    with started_stack(state_dir, TINY, environ={"TINY_STARTED": str(started)}) as stack:
+        _wait_for_file(started)
+        family = psutil.Process(stack.process.pid)
+        for process in (*family.children(), family):
+            process.kill()
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+@pytest.mark.long
+def test_whichever_part_of_dagster_or_broker_is_killed_runs_again_and_the_sensors_tick(tmp_path: Path) -> None:
+    notes: list[str] = []
+    loaded = load_settings({"INGEST_STATE_DIR": str(tmp_path / "state"), "INGEST_WEBSERVER_PORT": "0"}, tmp_path)
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        running_stack(loaded, lambda step, _state: notes.append(step), definitions_module=TINY) as stack,
+    ):
+        environment.setenv("TINY_STARTED", str(tmp_path / "started"))
+        for name in ("webserver", "daemon", "code server", "broker"):
+            command = psutil.Process(next(one for one in stack.children if one.name == name).guard.pid).children()[0]
+            command.kill()
+            command.wait(10)
+            stack.wait(3)
+            assert stack.home is not None
+            webserver = next(child for child in stack.children if child.name == "webserver")
+            wait_until_ready(stack.home, webserver, stack.children)
+            assert any(f"The {name} ended and is started again" in note for note in notes)
+    assert wait_until_nothing_is_left(tmp_path / "state") == {}
+
+
+def _guards(stack: StackProcess, module: str) -> list[psutil.Process]:
+    children = psutil.Process(stack.process.pid).children()
+    return [child for child in children if child.is_running() and module in " ".join(child.cmdline())]
+
+
 def test_definitions_that_do_not_load_are_shown_with_their_error(tmp_path: Path) -> None:
     loaded = load_settings({"INGEST_STATE_DIR": str(tmp_path / "state"), "INGEST_WEBSERVER_PORT": "0"}, tmp_path)
     with (
@@ -76,7 +137,12 @@ def _silent(_step: str, _state: StepState) -> None:
 
 
 def _wait_for_file(path: Path) -> None:
+    # Until it has its content, too.
+    _wait_until(lambda: path.exists() and bool(path.read_text()))
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while not path.exists():
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
     from ingest_project.settings import TopicSettings
 
+NAME = "broker"
 MODULE = "ingest_project.kafka.embedded"
 START_SECONDS = 30.0
 POLL_SECONDS = 0.02
 PARTITIONS = 4
 
 
-def start_broker(log_folder: Path, environ: Mapping[str, str], topics: TopicSettings) -> Child:
-    """Start it on a free port of the loopback interface, with every topic of ours; does not wait."""
+def start_broker(log_folder: Path, environ: Mapping[str, str], topics: TopicSettings, port: int = 0) -> Child:
+    """Start it on a port of the loopback interface, 0 for any, with every topic of ours; does not wait."""
     named = [f"--topic={name}={PARTITIONS}" for name in topics.model_dump().values()]
-    return start(Command("broker", [sys.executable, "-m", MODULE, *named], environ), log_folder)
+    return start(Command(NAME, [sys.executable, "-m", MODULE, f"--port={port}", *named], environ), log_folder)
 
 
 def wait_for_broker(broker: Child) -> str:

@@ -39,8 +39,14 @@ class ServiceFailed(IngestError):  # noqa: N818 - the domain's word
 
     def __init__(self, name: str, what: str, log_path: Path, tail: str) -> None:
         self.name = name
+        self.what = what
         self.log_path = log_path
+        self.tail = tail
         super().__init__(f"{name} {what}. Its log is {log_path}" + (f" and ends with:\n{tail}" if tail else "."))
+
+    def repeated(self, times: int) -> ServiceFailed:
+        """Say the same of a part that was started again in vain."""
+        return ServiceFailed(self.name, f"{self.what}, {times} times in a short while", self.log_path, self.tail)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Command:
         stop_signal: asks it to end in good order.
         grace_seconds: how long it may take to do so before it is killed.
         abandoned_grace_seconds: the same for when this process was killed, and nobody waits for good order.
+        orphan_signal: what the kernel sends it when its guard was killed; the stop signal by default.
         stop_descendants: ask what it started to end as well, at the same time (on Linux).
     """
 
@@ -74,6 +81,7 @@ class Command:
     stop_signal: signal.Signals = signal.SIGTERM
     grace_seconds: float = 10.0
     abandoned_grace_seconds: float = 3.0
+    orphan_signal: signal.Signals | None = None
     stop_descendants: bool = False
     run_as: RunAs | None = None
 
@@ -134,6 +142,7 @@ def start(command: Command, log_folder: Path) -> Child:
         "stop_signal": int(command.stop_signal),
         "grace_seconds": command.grace_seconds,
         "abandoned_grace_seconds": command.abandoned_grace_seconds,
+        "orphan_signal": int(command.orphan_signal or command.stop_signal),
         "stop_descendants": command.stop_descendants,
         "run_as": asdict(command.run_as) if command.run_as else None,
     }

@@ -7,6 +7,7 @@ workspace file names. None of them needs the others to start, so all start at on
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LOCATION_NAME = "ingest_project"
-CODE_SERVER = "code server"
+CODE_SERVER, DAEMON = "code server", "daemon"
 SOCKET_FOLDER = "run"
 START_SECONDS = 120.0
 POLL_SECONDS = 0.1
@@ -114,6 +115,8 @@ def start_code_server(home: DagsterHome, environ: Mapping[str, str], log_folder:
         grace_seconds=CODE_SERVER_GRACE_SECONDS,
         # Left alone, a code server waits for its runs to finish, however long they take.
         stop_descendants=True,
+        # It would wait as long without a guard, and start further runs.
+        orphan_signal=signal.SIGKILL,
     )
     return start(command, log_folder)
 
@@ -121,7 +124,7 @@ def start_code_server(home: DagsterHome, environ: Mapping[str, str], log_folder:
 def start_daemon(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
     """Start the process that ticks sensors and takes runs from the queue; does not wait."""
     arguments = ["ingest_project.daemon", "run", "--workspace", str(home.workspace), "--log-format", "json"]
-    return start(Command("daemon", [sys.executable, "-m", *arguments], environ), log_folder)
+    return start(Command(DAEMON, [sys.executable, "-m", *arguments], environ), log_folder)
 
 
 def start_webserver(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:

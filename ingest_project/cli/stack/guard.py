@@ -6,7 +6,7 @@ process was killed, the command is told to stop, waited for, and killed when it 
 adopts orphans, so that run workers, which outlive the server that started them, are found and ended as well.
 
     guard.py '{"command": ["…"], "stop_signal": 15, "grace_seconds": 10, "abandoned_grace_seconds": 3,
-               "stop_descendants": false, "run_as": null}'
+               "orphan_signal": 15, "stop_descendants": false, "run_as": null}'
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _prepare(spec: dict[str, Any]) -> None:
     if spec["run_as"]:
         become(spec["run_as"])
     if ON_LINUX:
-        _prctl(PR_SET_PDEATHSIG, spec["stop_signal"])
+        _prctl(PR_SET_PDEATHSIG, spec["orphan_signal"])
 
 
 def become(user: dict[str, Any]) -> None:

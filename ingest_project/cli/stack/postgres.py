@@ -27,6 +27,7 @@ from ingest_project.errors import PermanentError
 if TYPE_CHECKING:
     import psycopg2.extensions
 
+NAME = "postgres"
 MAJOR_VERSION = "18"
 USER = "postgres"
 SOCKET_FOLDER = "pg"
@@ -94,7 +95,7 @@ def start_postgres(state_dir: Path, log_folder: Path) -> Postgres:
     sockets = socket_folder(state_dir, SOCKET_FOLDER, run_as.uid if run_as else None)
     options = [part for name, value in SERVER_SETTINGS.items() for part in ("-c", f"{name}={value}")]
     command = Command(
-        "postgres",
+        NAME,
         [str(_binaries() / "postgres"), "-D", str(data), "-k", str(sockets), *options],
         # SIGINT is its fast shutdown: connections are ended, data is flushed.
         stop_signal=signal.SIGINT,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # A socket's address holds 107 bytes on Linux and 103 on macOS, the name of the socket included.
 MAX_SOCKET_PATH_BYTES = 103
-LOCK, LOGS = "lock", "logs"
+LOCK, LOGS, SERVICES = "lock", "logs", "services.json"
 LONGEST_SOCKET_NAME = ".s.PGSQL.5432.lock"
 
 
@@ -133,16 +133,20 @@ def exclusive(folder: Path) -> Iterator[None]:
 @contextmanager
 def announced(folder: Path, addresses: Mapping[str, object]) -> Iterator[None]:
     """Tell other commands on this machine where the services are (`services.json`), as long as they run."""
-    path = folder / "services.json"
-    fresh = folder / f".services.json.{os.getpid()}"
-    # It holds the database's password.
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
-        json.dump({"pid": os.getpid(), "settings": dict(addresses)}, file, indent=1)
-    fresh.replace(path)
+    announce(folder, addresses)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        (folder / SERVICES).unlink(missing_ok=True)
+
+
+def announce(folder: Path, addresses: Mapping[str, object]) -> None:
+    """Write `services.json`; what it said before is replaced in one step."""
+    fresh = folder / f".{SERVICES}.{os.getpid()}"
+    # It holds the database's password.
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
+        json.dump({"pid": os.getpid(), "settings": dict(addresses)}, file, indent=1)
+    fresh.replace(folder / SERVICES)
 
 
 def socket_folder(folder: Path, name: str, owner: int | None = None) -> Path:
