@@ -254,14 +254,24 @@ class EventhouseUnavailable(TransientError):  # noqa: N818
 
 
 class DatabaseUnavailable(TransientError):  # noqa: N818
-    """The warehouse does not answer."""
+    """The warehouse cannot be used at this moment.
 
-    def __init__(self, address: str, cause: object) -> None:
+    Args:
+        address: of the database, without password.
+        cause: what was said.
+        remedy: one sentence.
+        state: what it does or does not do, e.g. `does not answer`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        cause: object,
+        remedy: str = "Start it (ingest dev) or set DATABASE_URL.",
+        state: str = "does not answer",
+    ) -> None:
         self.address = address
-        super().__init__(
-            f"The database at {address or '(not configured)'} does not answer: {cause}. "
-            "Start it (ingest dev) or set DATABASE_URL."
-        )
+        super().__init__(f"The database at {address or '(not configured)'} {state}: {cause}. {remedy}")
 
 
 class TransactionConflict(TransientError):  # noqa: N818

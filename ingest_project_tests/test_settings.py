@@ -66,6 +66,90 @@ def test_variables_of_other_programs_are_left_alone(tmp_path: Path) -> None:
     load_settings({"PATH": "/bin", "KAFKA_HOME": "/opt/kafka", "AWS_REGION": "eu-west-1", "HOME": "/root"}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "POSTGRES_PASSWORD",
+        "COMPOSE_PROJECT_NAME",
+        "MONITOR_TOKEN",
+        "NODE_ENV",
+        "SECRET_KEY",
+        "REDIS_URL",
+        "API_KEY",
+        "KAFKA_TOPIC",
+        "ENABLE_AUTO_COMMIT",
+        "KAFKA_BROKER_ID",
+        "KAFKA_NODE_ID",
+        "KAFKA_ADVERTISED_LISTENERS",
+        "KAFKA_CFG_LISTENERS",
+        "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR",
+        "KAFKA_AUTO_CREATE_TOPICS_ENABLE",
+    ],
+)
+def test_what_a_shared_dotenv_file_has_for_others_stops_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / ".env").write_text(f"{name}=anything\nKAFKA_GROUP_ID=ours\n")
+    assert load_settings({name: "anything"}, tmp_path).settings.kafka.group_id == "ours"
+
+
+@pytest.mark.parametrize("name", ["DATABASE_ULR", "INGEST_BATCH_SIZE", "KAFKA_BROKER", "KAFKA_GRUOP_ID", "LOG_LEVL"])
+def test_a_misspelt_name_in_a_dotenv_file_is_an_error_all_the_same(tmp_path: Path, name: str) -> None:
+    (tmp_path / ".env").write_text(f"POSTGRES_PASSWORD=anything\n{name}=anything\n")
+    with pytest.raises(SettingsError, match=rf"^Unknown setting {name} in \.env\. Did you mean \w+\?$"):
+        load_settings({}, tmp_path)
+
+
+def test_the_other_name_of_the_environment_is_honoured(tmp_path: Path) -> None:
+    assert load_settings({"APP_ENV": "staging"}, tmp_path).settings.environment == "staging"
+
+
+@pytest.mark.parametrize("text", ["/a,/b", "/a, /b,", '["/a", "/b"]', ' ["/a","/b"] ', "/a\n/b\n"])
+def test_a_list_may_be_written_with_commas_one_a_line_or_as_json(tmp_path: Path, text: str) -> None:
+    polling = load_settings({"INGEST_LOCAL_ROOTS": text}, tmp_path).settings.polling
+    assert polling.local_roots == [Path("/a"), Path("/b")]
+
+
+def test_only_a_json_list_may_hold_commas_and_quotes(tmp_path: Path) -> None:
+    polling = load_settings({"INGEST_LOCAL_ROOTS": json.dumps(["/a,b", "/it's"])}, tmp_path).settings.polling
+    assert polling.local_roots == [Path("/a,b"), Path("/it's")]
+
+
+def test_an_address_in_brackets_is_no_json(tmp_path: Path) -> None:
+    allowed = {"INGEST_ALLOWED_INTERNAL_HOSTS": "[::1],[fe80::1]:8080,host"}
+    assert load_settings(allowed, tmp_path).settings.downloads.allowed_internal_hosts == [
+        "[::1]",
+        "[fe80::1]:8080",
+        "host",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(
+            ("INGEST_LOCAL_ROOTS", text)
+            for text in ('["/a"', "['/a']", '{"a": 1}', '"/a"', "'/a','/b'", "[1]", '[["/a"]]')
+        ),
+        ("INGEST_ALLOWED_HOSTS", '["a"'),
+        ("INGEST_DOWNLOAD_RETRY_DELAYS_SECONDS", "[300"),
+        ("INGEST_DOWNLOAD_RETRY_DELAYS_SECONDS", "5m,10m"),
+        ("INGEST_DOWNLOAD_RETRY_DELAYS_SECONDS", "inf"),
+        ("INGEST_CREDENTIALS", "a=b"),
+        ("INGEST_CREDENTIALS", "[]"),
+        ("INGEST_ATTACHMENT_URL_PATHS", "{'*': []}"),
+        ("RETRY_DELAY", "5s"),
+        ("RETRY_DELAY", "inf"),
+        ("RETRY_DELAY", "nan"),
+        ("RETRY_DELAY", "1e300"),
+        ("INGEST_KEEP_RUNS_DAYS", "999999999999"),
+        ("INGEST_BATCH_FILES", "1,000"),
+        ("INGEST_BATCH_FILES", "1k"),
+    ],
+)
+def test_a_value_that_is_not_of_its_shape_is_refused_by_name(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^{name} \(from environment\): .+\.$"):
+        load_settings({name: text}, tmp_path)
+
+
 def test_what_kubernetes_sets_for_services_of_our_names_is_left_alone(tmp_path: Path) -> None:
     links = {"KAFKA_SERVICE_HOST": "10.0.0.1", "KAFKA_SERVICE_PORT_CLIENT": "9092", "KAFKA_PORT": "tcp://10.0.0.1:9092"}
     load_settings({**links, "INGEST_MONITOR_PORT_8080_TCP_ADDR": "10.0.0.2"}, tmp_path)

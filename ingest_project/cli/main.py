@@ -39,6 +39,7 @@ COMMANDS = (
     "retention",
     "config",
     "migrate",
+    "psql",
     "monitor",
 )
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from ingest_project.database.failures import failure_of
-from ingest_project.errors import SettingsError
+from ingest_project.errors import DatabaseUnavailable, SettingsError
+from ingest_project.private_files import make_private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,11 +155,27 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 def _sqlite_engine(url: URL) -> sa.Engine:
     if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        with folder_of(url):
+            make_private_folder(Path(url.database).absolute().parent)
     engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS})
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+@contextmanager
+def folder_of(url: URL) -> Iterator[None]:
+    """Tell that a database file's folder cannot be made.
+
+    Raises:
+        DatabaseUnavailable: with what is in the way.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = "Check that this user may make the folder of the file, or correct DATABASE_URL."
+        cause = f"{error.strerror}: {error.filename}"
+        raise DatabaseUnavailable(printable(url), cause, remedy, "cannot be opened") from error
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - a driver's connection

@@ -34,6 +34,76 @@ UNAVAILABLE_TEXTS = (
     "ssl connection has been closed",
     "connection timed out",
     "lost synchronization",
+    "invalid sslmode",
+    "invalid connection option",
+    "invalid dsn",
+    "invalid port number",
+    "invalid integer value",
+)
+
+# libpq gives no codes for what happens while it connects, so these are codes and parts of messages in lower case; then
+# how it is told, and what to do. The first that fits is taken.
+REFUSALS: tuple[tuple[frozenset[str], tuple[str, ...], str, str], ...] = (
+    (
+        frozenset(),
+        ("invalid sslmode", "invalid connection option", "invalid dsn", "invalid port number", "invalid integer value"),
+        "is not named as PostgreSQL's client understands it",
+        "Correct DATABASE_URL.",
+    ),
+    (
+        frozenset(),
+        ("does not support ssl", "ssl error", "certificate", "sslmode"),
+        "was not reached by TLS as it is set",
+        "Correct sslmode, sslrootcert or the host name in DATABASE_URL, or the server's certificate.",
+    ),
+    (
+        frozenset({"28000", "28P01"}),
+        ("authentication failed", 'role "', "no password supplied", "no pg_hba.conf entry", "not permitted to log in"),
+        "refuses this login",
+        "Correct user and password (or sslmode, where it wants TLS) in DATABASE_URL, or have the server let them in.",
+    ),
+    (
+        frozenset({"3D000"}),
+        ('" does not exist',),
+        "does not exist",
+        "Create that database on the server, or correct its name in DATABASE_URL.",
+    ),
+    (
+        frozenset(),
+        ("could not translate host name",),
+        "has a host that is not known here",
+        "Correct the host in DATABASE_URL, or the name service of this machine.",
+    ),
+    (
+        frozenset(),
+        ("invalid response to ssl negotiation", "expected authentication request"),
+        "is no PostgreSQL",
+        "Something else answers there: correct host and port in DATABASE_URL.",
+    ),
+    (
+        frozenset({"53300"}),
+        ("too many clients", "too many connections", "remaining connection slots"),
+        "has no connection left",
+        "Close others, or raise max_connections. Tried again by itself.",
+    ),
+    (
+        frozenset({"53100"}),
+        ("no space left on device", "disk full"),
+        "has no room on its disk",
+        "Make room on the server's disk. Tried again by itself.",
+    ),
+    (
+        frozenset({"57P03"}),
+        ("starting up", "shutting down", "in recovery mode", "not yet accepting connections"),
+        "is starting or stopping",
+        "Tried again by itself.",
+    ),
+    (
+        frozenset(),
+        ("connection refused",),
+        "does not answer",
+        "Nothing listens there: start it (ingest dev starts one of its own), or correct host and port in DATABASE_URL.",
+    ),
 )
 
 
@@ -71,8 +141,17 @@ def _postgres_failure(original: BaseException, address: str) -> IngestError | No
     if code in CONFLICTS:
         return TransactionConflict(address, cause)
     if code in UNAVAILABLE or code.startswith(UNAVAILABLE_CLASSES) or (not code and _sounds_unavailable(original)):
-        return DatabaseUnavailable(address, cause)
+        return _unavailable(address, code, cause)
     return None
+
+
+def _unavailable(address: str, code: str, cause: str) -> DatabaseUnavailable:
+    """Tell a database that is away from one that refuses: each is for somebody else to mend."""
+    text = cause.lower()
+    for codes, phrases, state, remedy in REFUSALS:
+        if code in codes or any(phrase in text for phrase in phrases):
+            return DatabaseUnavailable(address, cause, remedy, state)
+    return DatabaseUnavailable(address, cause)
 
 
 def sqlstate(error: BaseException) -> str:
@@ -96,11 +175,17 @@ def _sqlite_failure(error: sqlite3.OperationalError, address: str) -> IngestErro
     text = str(error)
     if "locked" in text or "busy" in text:
         return TransactionConflict(address, text)
-    if "unable to open" in text or "disk I/O" in text or "disk is full" in text or "readonly" in text:
-        return DatabaseUnavailable(address, text)
+    if "disk I/O" in text or "disk is full" in text:
+        return DatabaseUnavailable(
+            address, text, "Make room on its disk, and check that the disk is sound.", "cannot write"
+        )
+    if "unable to open" in text or "readonly" in text:
+        remedy = "Check that this user may write the file and its folder, or correct DATABASE_URL."
+        return DatabaseUnavailable(address, text, remedy, "cannot be opened")
     return None
 
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    # A name with several addresses has a line for each; what a server said tells more than who was not there.
+    return next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)

@@ -101,7 +101,8 @@ def _build(values: Mapping[str, object], origins: Mapping[str, Origin]) -> Setti
             path = ".".join(str(part) for part in problem["loc"][:2] if isinstance(part, str))
             known_as = next(iter(variables_of(fields[path])), path) if path in fields else path
             lines.append(f"{known_as} (from {origins.get(path, Origin.DEFAULT)}): {problem['msg']}.")
-        raise SettingsError("\n".join(lines)) from None
+        # Of several bad items of one list, say it once.
+        raise SettingsError("\n".join(dict.fromkeys(lines))) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

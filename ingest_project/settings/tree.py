@@ -67,13 +67,17 @@ class LoggingSettings(Section):
     format: Annotated[Literal["json", "console"], Env("LOG_FORMAT")] = Field(
         "json", description="one JSON object a line, or text for a person"
     )
-    file: Annotated[Path | None, Env("LOG_FILE")] = Field(None, description="also write the log to this file")
+    file: Annotated[Path | None, Env("LOG_FILE")] = Field(
+        None, description="also write the log to this file; its folder is made"
+    )
 
 
 class Settings(Section):
     """Everything that can be set, with its default."""
 
-    environment: Annotated[str, Env("ENVIRONMENT")] = Field("development", description="name of this deployment")
+    environment: Annotated[str, Env("ENVIRONMENT", "APP_ENV")] = Field(
+        "development", description="name of this deployment"
+    )
     state_dir: Annotated[Path, Env("INGEST_STATE_DIR")] = Field(
         Path(".ingest"), description="folder of the embedded services and local stores"
     )

@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_")
-# Names of the same family that belong to Kafka's own start scripts, not to us.
-FOREIGN_NAMES = ("KAFKA_HOME", "KAFKA_HEAP_OPTS", "KAFKA_OPTS", "KAFKA_JVM_PERFORMANCE_OPTS", "KAFKA_LOG4J_OPTS")
+# What the services that this project replaces had in their own files: it has no meaning here, and does no harm.
+FOREIGN_NAMES = ("KAFKA_TOPIC", "KAFKA_TOPICS", "KAFKA_CLIENT_ID", "KAFKA_ENABLE_AUTO_COMMIT", "ENABLE_AUTO_COMMIT")
+# What Kafka's own start scripts and the images of brokers, registries and their pages are set by.
+OF_A_BROKER = re.compile(
+    r"KAFKA_(HOME|OPTS|PORT|HOST|VERSION|IMAGE|TAG|\w+_OPTS|(CFG|KRAFT|CLUSTER|NODE|BROKER|PROCESS|CONTROLLER|LISTENERS?"
+    r"|ADVERTISED|INTER|ZOOKEEPER|LOG|LOG4J|NUM|OFFSETS|TRANSACTION|SHARE|DEFAULT|MIN|MESSAGE|REPLICA|CREATE|DELETE"
+    r"|AUTO_CREATE|AUTHORIZER|SUPER|ALLOW|GROUP_(INITIAL|MIN|MAX|COORDINATOR)|HEAP|JVM|JMX|METRIC|CONFLUENT|UI|REST"
+    r"|CONNECT|SCHEMA|SASL_(ENABLED|JAAS)|SSL_(KEY|KEYSTORE|TRUSTSTORE|CLIENT|SECRETS))(_\w+)?)"
+)
 FOREIGN_FAMILIES = ("DAGSTER_", "AWS_", "AZURE_", "PG", "PYTHON")
 # What Kubernetes sets in every container for a Service called `kafka`, `ingest-...` or `onelake-...`.
 SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
@@ -29,14 +36,15 @@ def unknown_variables(variables: Mapping[str, str], origin: Origin) -> Iterator[
     for name in sorted(variables):
         if name in known or name in FOREIGN_NAMES or name.startswith(FOREIGN_FAMILIES):
             continue
+        nearest = _nearest(name, SIMILAR_ENOUGH)
+        if OF_A_BROKER.fullmatch(name) and not nearest:
+            continue
         if SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and variables[name].startswith(SERVICE_ADDRESS)):
             continue
         if any(family.entry(name) for family in variable_families()):
             continue
-        nearest = _nearest(name, SIMILAR_ENOUGH)
-        ours = name.startswith(OWN_PREFIXES)
-        # A shell's environment is full of other programs' names; a .env file beside the project is not.
-        if ours or origin is Origin.DOTENV:
+        # A shell's environment is full of other programs' names, and a .env file is often shared with them.
+        if name.startswith(OWN_PREFIXES):
             guess = _nearest(name, LEAST_SIMILAR)
             hint = f" Did you mean {guess}?" if guess else " `ingest config` lists every setting."
             yield f"Unknown setting {name} in {origin}.{hint}"

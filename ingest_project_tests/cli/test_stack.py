@@ -133,7 +133,7 @@ def test_a_database_server_that_was_left_running_is_taken_over(state_dir: Path, 
     run_as = postgres.server_user(data)
     sockets = state_dir / "pg"
     command = Command(
-        "orphan", [str(postgres._binaries() / "postgres"), "-D", str(data), "-k", str(sockets), "-h", ""], run_as=run_as
+        "orphan", [str(postgres.binaries() / "postgres"), "-D", str(data), "-k", str(sockets), "-h", ""], run_as=run_as
     )
     orphan = start(command, tmp_path)
     try:

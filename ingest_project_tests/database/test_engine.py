@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import threading
+import time
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
@@ -14,6 +18,9 @@ from ingest_project.database.tables import outbox
 from ingest_project.errors import DatabaseUnavailable, SettingsError, TransactionConflict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from ingest_project_tests.services.postgres import PostgresServer
 
 
@@ -64,6 +71,69 @@ def test_a_missing_database_is_unavailable_and_a_mistake_in_a_statement_is_seen_
     with pytest.raises(sa.exc.ProgrammingError), reading(engine) as connection:
         connection.exec_driver_sql("SELECT nonsense")
     engine.dispose()
+
+
+def failure_of(url: str) -> str:
+    engine = open_engine(url, connect_timeout_seconds=2)
+    with pytest.raises(DatabaseUnavailable) as caught, reading(engine):
+        pass
+    engine.dispose()
+    assert "hunter2" not in str(caught.value)
+    return str(caught.value)
+
+
+@contextmanager
+def something_else(answer: bytes) -> Iterator[int]:
+    """A server that is no PostgreSQL, and its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_all() -> None:
+            with suppress(OSError):
+                while True:
+                    with listener.accept()[0] as connection:
+                        connection.recv(1_024)
+                        connection.sendall(answer)
+
+        threading.Thread(target=answer_all, daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def test_a_missing_database_is_told_from_a_refused_login_a_wrong_address_and_missing_tls(
+    own_postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    server = own_postgres_server
+    here = f"127.0.0.1:{server.port}"
+    said = failure_of(f"postgresql://postgres:hunter2@{here}/no_such_database")
+    assert "does not exist" in said
+    assert "Create that database on the server, or correct its name in DATABASE_URL" in said
+    said = failure_of(f"postgresql://nobody_here:hunter2@{here}/postgres")
+    assert "refuses this login" in said
+    assert "Correct user and password in DATABASE_URL" in said
+    said = failure_of(f"postgresql://postgres:hunter2@{here}/postgres?sslmode=require")
+    assert "not reached by TLS" in said
+    assert "Correct sslmode" in said
+    for wrong in ("sslmode=perhaps", "no_such_option=1"):
+        assert "Correct DATABASE_URL." in failure_of(f"postgresql://postgres:hunter2@{here}/postgres?{wrong}")
+    said = failure_of("postgresql://postgres:hunter2@no-such-host.invalid/postgres")
+    assert "Correct the host in DATABASE_URL" in said
+    with something_else(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        for tls in ("prefer", "disable"):
+            said = failure_of(f"postgresql://postgres:hunter2@127.0.0.1:{port}/postgres?sslmode={tls}")
+            assert "Something else answers there: correct host and port" in said
+    server.execute("CREATE ROLE someone LOGIN PASSWORD 'hunter3'")
+    (server.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
+    server.stop()
+    said = failure_of(f"postgresql://postgres:hunter2@{here}/postgres")
+    assert "Nothing listens there: start it" in said
+    server._process = subprocess.Popen(server._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    give_up_at = time.monotonic() + 20
+    while "refuses this login" not in (said := failure_of(f"postgresql://someone:hunter2@{here}/postgres")):
+        assert time.monotonic() < give_up_at, said
+    assert "password authentication failed" in said
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "a.db", tmp_path):
+        with pytest.raises(DatabaseUnavailable, match=r"cannot be opened.*correct DATABASE_URL"):
+            reading(open_engine(f"sqlite:///{path}")).__enter__()
 
 
 def test_a_connection_that_was_cut_in_the_pool_is_replaced(postgres_url: str, postgres_server: PostgresServer) -> None:

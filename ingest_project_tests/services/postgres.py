@@ -93,19 +93,15 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start, or start again after `stop` or `kill`, on the same data and port."""
-        options = [part for option in SERVER_OPTIONS for part in ("-c", option)]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    *self._as_user,
-                    *(str(self._binaries / "postgres"), "-D", str(self.data), "-p", str(self.port)),
-                    *("-h", "127.0.0.1", "-k", "", *options),
-                ],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
         self._wait_until_ready()
+
+    @property
+    def _command(self) -> list[str]:
+        options = [part for option in SERVER_OPTIONS for part in ("-c", option)]
+        server = (str(self._binaries / "postgres"), "-D", str(self.data), "-p", str(self.port))
+        return [*self._as_user, *server, "-h", "127.0.0.1", "-k", "", *options]
 
     def stop(self) -> None:
         """End in order, as an operator would."""

