@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING, Annotated
+from contextlib import suppress
+from typing import Annotated
 
 import typer
 
 from ingest_project.errors import PermanentError, SettingsError
 from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
-# What libpq takes from the environment, where nobody sees it, by its place in the address.
-VARIABLES = {
-    "host": "PGHOST",
-    "port": "PGPORT",
-    "username": "PGUSER",
-    "password": "PGPASSWORD",
-    "database": "PGDATABASE",
-}
 
 
 def register(app: typer.Typer) -> None:
@@ -41,13 +30,15 @@ def psql(
     """Open psql on the warehouse; what follows is handed to psql. The password is not shown."""
     settings = load_settings().settings
     url = settings.dagster.postgres_url if dagster else settings.warehouse.database_url
-    environ = os.environ | connection(url.get_secret_value(), "DAGSTER_POSTGRES_URL" if dagster else "DATABASE_URL")
+    address, password = connection(url.get_secret_value(), "DAGSTER_POSTGRES_URL" if dagster else "DATABASE_URL")
     program = find_psql()
-    os.execve(program, [program, *(arguments or [])], environ)  # noqa: S606 - the person's own shell on the database
+    # Whoever lists processes sees the address; the environment is for this user alone.
+    secret = {"PGPASSWORD": password} if password else {}
+    os.execve(program, [program, f"--dbname={address}", *(arguments or [])], os.environ | secret)  # noqa: S606
 
 
-def connection(database_url: str, setting: str) -> dict[str, str]:
-    """Return the variables with which libpq reaches a database.
+def connection(database_url: str, setting: str) -> tuple[str, str]:
+    """Return the address as libpq takes it, without the password, and the password.
 
     Raises:
         SettingsError: no address is set, or it is none of PostgreSQL.
@@ -59,26 +50,25 @@ def connection(database_url: str, setting: str) -> dict[str, str]:
     url = database_address(database_url)
     if url.get_backend_name() != "postgresql":
         raise SettingsError(f"{setting} is an address of {url.get_backend_name()}, and psql is for PostgreSQL alone.")
-    return _variables(url)
-
-
-def _variables(url: URL) -> dict[str, str]:
-    given = {VARIABLES[name]: str(value) for name in VARIABLES if (value := getattr(url, name)) is not None}
-    options = {f"PG{name.upper()}": value for name, value in url.query.items() if isinstance(value, str)}
-    return given | options
+    in_query = url.query.get("password", "")
+    bare = url.set(drivername="postgresql")._replace(password=None).difference_update_query(["password"])
+    place, mark, query = bare.render_as_string(hide_password=False).partition("?")
+    # libpq knows no other way of writing a space.
+    return place + mark + query.replace("+", "%20"), str(url.password or in_query)
 
 
 def find_psql() -> str:
-    """Return the path of psql: the one on PATH, or that of the embedded PostgreSQL.
+    """Return the path of psql: that of the embedded PostgreSQL, or the one on PATH.
 
     Raises:
         PermanentError: there is none.
     """
     from ingest_project.cli.stack.postgres import binaries  # noqa: PLC0415 - with the engine
 
+    with suppress(PermanentError):
+        shipped = binaries() / "psql"
+        if shipped.exists():
+            return str(shipped)
     if found := shutil.which("psql"):
         return found
-    shipped = binaries() / "psql"
-    if shipped.exists():
-        return str(shipped)
-    raise PermanentError("psql is neither on PATH nor part of the embedded PostgreSQL. Install PostgreSQL's client.")
+    raise PermanentError("psql is neither part of the embedded PostgreSQL nor on PATH. Install PostgreSQL's client.")

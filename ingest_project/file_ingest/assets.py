@@ -5,6 +5,7 @@ the bytes again. Any of the others lands what is not landed, reads it and stores
 what that wrote is what gets reported, also where it is more than was selected.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -28,6 +29,8 @@ from ingest_project.resources import Services
 logger = get_logger(__name__)
 
 PARTITIONS_PER_BACKFILL_RUN = 500
+# Whatever else becomes of a file is for an operator to see.
+WENT_WELL = (FileState.INGESTED, FileState.DUPLICATE)
 
 
 @dg.multi_asset(
@@ -85,7 +88,8 @@ def _land(context: dg.AssetExecutionContext, services: Services, keys: Sequence[
 def _log(outcome: Outcome) -> None:
     record = outcome.record
     with bound(partition_key=record.file_key, job_id=record.event.job_id, trace_id=record.event.trace_id):
-        logger.info(
+        logger.log(
+            logging.INFO if outcome.state in WENT_WELL and not outcome.rows_quarantined else logging.WARNING,
             "file_finished" if outcome.state.finished else "file_put_back",
             state=outcome.state.value,
             rows_accepted=outcome.rows_accepted,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -70,8 +70,10 @@ class Part(Generic[Value]):
 
     @property
     def seen(self) -> Seen[Value]:
-        """What the last look brought."""
-        return self._seen
+        """What the last look brought; a problem where nobody looks any more."""
+        if self._thread.ident is None or self._thread.is_alive() or self._stop.is_set():
+            return self._seen
+        return replace(self._seen, problem="nobody looks at it any more: its thread has ended. Start the monitor again")
 
     def start(self) -> None:
         """Begin to look."""
@@ -111,5 +113,9 @@ class Part(Generic[Value]):
 
     def _keep_looking(self) -> None:
         while not self._stop.is_set():
-            self.look_now()
+            try:
+                self.look_now()
+            except Exception as defect:  # noqa: BLE001 - of the log, say: a thread that ended would look at nothing
+                self._seen = replace(self._seen, problem=f"{type(defect).__name__}: {defect}")
+                self._looked.set()
             self._stop.wait(self.every_seconds)

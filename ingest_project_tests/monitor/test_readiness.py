@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import pytest
 from dagster._core.scheduler.instigation import SensorInstigatorData, TickData, TickStatus
 from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
 from ingest_project.kafka.positions import Positions
+from ingest_project.monitor import parts
 from ingest_project.monitor.broker import BrokerSeen
 from ingest_project.monitor.dagster_records import DagsterRecords, FailingTicks, RunsInFlight, SensorOnRecord
 from ingest_project.monitor.orchestration import DagsterSeen
@@ -173,6 +177,35 @@ def test_a_defect_in_one_look_is_told_and_the_last_value_kept() -> None:
     assert (first, part.seen.present) == (1, None)
     assert part.seen.value == 1
     assert part.seen.problem == "StopIteration: "
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ended_is_told_and_one_whose_log_fails_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end() -> int:
+        raise SystemExit
+
+    ended = Part("part", end, 0.01)
+    ended.start()
+    ended.join(10)
+    assert ended.seen.present is None
+    assert "its thread has ended" in (ended.seen.problem or "")
+
+    def failing(*_: object, **__: object) -> None:
+        raise FileNotFoundError("no such log")
+
+    monkeypatch.setattr(parts.logger, "exception", failing)
+    numbers = itertools.count()
+
+    def count_and_fail() -> int:
+        raise ValueError(next(numbers))
+
+    going_on = Part("part", count_and_fail, 0.01)
+    going_on.start()
+    while next(numbers) < 5:
+        time.sleep(0.01)
+    assert "no such log" in (going_on.seen.problem or "")
+    going_on.ask_to_stop()
+    going_on.join(10)
 
 
 def seen(

@@ -1,0 +1,40 @@
+"""What an operator must look at is a warning in the log; what went well is not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from structlog.testing import capture_logs
+
+from ingest_project.database.engine import open_engine
+from ingest_project.file_ingest import assets
+from ingest_project.file_ingest.outcome import Outcome
+from ingest_project.ledger.files import FileLedger
+from ingest_project.ledger.states import FileState
+from ingest_project_tests.ledger.samples import arrival
+
+
+@pytest.mark.parametrize(
+    ("state", "rows_quarantined", "level"),
+    [
+        (FileState.INGESTED, 0, "info"),
+        (FileState.DUPLICATE, 0, "info"),
+        (FileState.INGESTED, 1, "warning"),
+        (FileState.QUARANTINED, 0, "warning"),
+        (FileState.FAILED, 0, "warning"),
+        (FileState.PENDING, 0, "warning"),
+    ],
+)
+def test_a_file_or_row_that_was_refused_is_a_warning(
+    state: FileState, rows_quarantined: int, level: str, sqlite_url: str
+) -> None:
+    engine = open_engine(sqlite_url)
+    ledger = FileLedger(engine)
+    ledger.record([arrival("a")], datetime.now(UTC))
+    record = ledger.get("a")
+    engine.dispose()
+    assert record is not None
+    with capture_logs() as logged:
+        assets._log(Outcome(record, state, rows_read=5, rows_quarantined=rows_quarantined))
+    assert [line["log_level"] for line in logged] == [level]
