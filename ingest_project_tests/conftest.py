@@ -36,6 +36,8 @@ WHOLE_SYSTEMS = ("after_a_demo/test_", "cli/test_demo.py", "cli/test_stack_dagst
 LONG = (
     "crashes/test_killed_daemon.py",
     "crashes/test_killed_listing.py",
+    "crashes/test_worker_limits.py",
+    "journeys/test_resource_faults.py",
     "attachments/test_committing.py",
     "benchmarks/test_results.py",
     "kafka/test_faults.py",
