@@ -24,6 +24,7 @@ from ingest_project.ledger.attachment_record import Outcome
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.download import CachedDownload, DownloadResult, DownloadStatus
 from ingest_project.onelake.failures import StoreRefused
+from ingest_project.stores.attachment_names import OWNER
 from ingest_project.web.download import DownloadRequest
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class RunLost(PermanentError):  # noqa: N818
 
     def __init__(self, runs: int) -> None:
         super().__init__(f"{runs} runs were lost while they worked on this. Look at their logs, then replay it.")
+
+
+class AttachmentRefusedError(PermanentError):
+    """What an event names cannot be an attachment; the message is the reason."""
 
 
 def attempts(
@@ -107,7 +112,15 @@ def attempt_at(record: AttachmentRecord, services: Services) -> End:
     path = services.settings.cache_dir / hashlib.sha256(record.attachment_key.encode()).hexdigest()
     with bound(partition_key=record.attachment_key, trace_id=record.trace_id):
         try:
+            if task.refused:
+                raise AttachmentRefusedError(task.refused)  # noqa: TRY301 - it ends like any other failure
             _require_runs_left(record, services)
+            services.destinations.require_own(
+                record.destination_path,
+                domain=record.domain,
+                trace_id=record.trace_id,
+                attachment_url=record.attachment_url,
+            )
             downloaded = services.downloader.download(_request(task), path)
             cached = _cached(task, downloaded)
             stored = _store(services, record, task, downloaded)
@@ -144,6 +157,7 @@ def _store(
 ) -> StoredAttachment:
     store = services.attachment_store(record.domain)
     metadata = {
+        OWNER: record.attachment_key,
         "trace_id": record.trace_id,
         "source_url": record.attachment_url,
         "content_type": downloaded.content_type,

@@ -6,7 +6,7 @@ due yet holds nobody up, and ten thousand that wait cost a tick no more than non
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from ingest_project.ledger.attachment_record import RETRY_LANE, TaskArrival
 from ingest_project.messages.download import DownloadTask, attachment_key, decode_download_task
 from ingest_project.ticking import ticking_sensor
 from ingest_project.web.file_names import chosen_file_name
+from ingest_project.web.limits import LONGEST_RETRY_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,10 @@ SMALLEST_BATCH_WORTH_SPLITTING = 200
 SMALLER_AFTER_A_LOST_RUN = 8
 # A lost run is no attempt of the server's: how often that may happen is for the run to say, see `downloading.RunLost`.
 NEVER = 2**31 - 1
+# How much the clock of whoever sent a task may be ahead of ours.
+CLOCKS_APART = timedelta(minutes=10)
+# Characters of an ISO 8601 time, microseconds and zone included.
+LONGEST_TIME = 40
 
 
 def downloads_sensor(name: str, lane: str, job_name: str) -> dg.SensorDefinition:
@@ -85,6 +90,9 @@ def arrival_of(arrived: Arrived[DownloadTask], services: Services) -> TaskArriva
     """A task as the ledger keeps it; one without a destination gets its domain's."""
     task, received = arrived.message, arrived.received
     key = attachment_key(task.trace_id, task.attachment_url)
+    delays = services.settings.attachments.retry_delays
+    # As far as the ladder of retries goes: a stranger may say any number.
+    task = msgspec.structs.replace(task, attempt=min(task.attempt, len(delays) + 1))
     if not task.destination_path:
         task = msgspec.structs.replace(task, destination_path=_destination(task, arrived, services))
     return TaskArrival(
@@ -92,9 +100,27 @@ def arrival_of(arrived: Arrived[DownloadTask], services: Services) -> TaskArriva
         task=task,
         raw=(received.value or b"").decode("utf-8", "replace"),
         intake=arrived.intake,
-        due_at=_due_at(received.header(DUE_HEADER)),
+        due_at=due_at(received.header(DUE_HEADER), delays, datetime.now(UTC)),
         is_repeat=received.header(ORIGIN_HEADER) != ORIGIN,
     )
+
+
+def due_at(header: bytes | None, delays: Sequence[timedelta], now: datetime) -> datetime | None:
+    """When a task says that it is due, and no later than a retry of ours may be; None: at once.
+
+    A time that has passed is none: it would put the task before those that wait longest.
+
+    Args:
+        header: ISO 8601; UTC where it names no zone.
+        delays: of the retry topics.
+        now: when the task was read.
+    """
+    try:
+        moment = datetime.fromisoformat((header or b"")[:LONGEST_TIME].decode())
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
+    return min(moment, now + max(*delays, LONGEST_RETRY_AFTER) + CLOCKS_APART) if moment > now else None
 
 
 def request_due(services: Services, lane: str, free: int) -> list[dg.RunRequest]:
@@ -135,7 +161,7 @@ def _take(instance: dg.DagsterInstance, services: Services, topic: str, saved: s
 
 
 def _store(instance: dg.DagsterInstance, services: Services, arrived: Sequence[Arrived[DownloadTask]]) -> None:
-    arrivals = [arrival_of(one, services) for one in arrived]
+    arrivals = services.attachments.under_known_keys([arrival_of(one, services) for one in arrived])
     most_replays = services.settings.attachments.max_replays
     services.attachments.record(arrivals, most_replays, datetime.now(UTC))
     # Those that were known before too: a tick that ended between the two lines left them without a partition.
@@ -144,17 +170,6 @@ def _store(instance: dg.DagsterInstance, services: Services, arrived: Sequence[A
 
 def _cursors(text: str | None) -> dict[str, str]:
     return msgspec.json.decode(text, type=dict[str, str]) if text else {}
-
-
-def _due_at(header: bytes | None) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat((header or b"").decode())
-    except ValueError:
-        return None
-    try:
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except OverflowError:
-        return None
 
 
 def _destination(task: DownloadTask, arrived: Arrived[DownloadTask], services: Services) -> str:

@@ -20,7 +20,7 @@ from ingest_project.ledger.outcomes import is_one_of, outcome_of, outcome_row
 from ingest_project.ledger.statements import contains, in_parts, insert_missing, update_each
 from ingest_project.ledger.states import AttachmentState
 from ingest_project.ledger.work_ledger import WorkLedger
-from ingest_project.messages.download import DownloadStatus
+from ingest_project.messages.download import DownloadStatus, earlier_attachment_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +66,23 @@ class AttachmentLedger(WorkLedger):
             engine, attachments, attachments.c.attachment_key, AttachmentState.DOWNLOADING, attachments.c.lane
         )
 
+    def under_known_keys(self, arrivals: Sequence[TaskArrival]) -> list[TaskArrival]:
+        """The same arrivals, each under the key that its attachment is recorded by: keys had shorter hashes once."""
+        earlier = {earlier_attachment_key(a.task.trace_id, a.task.attachment_url): a for a in arrivals}
+        columns = attachments.c
+        query = sa.select(columns.attachment_key, columns.trace_id, columns.attachment_url)
+        known: dict[tuple[str, str], str] = {}
+        with reading(self._engine) as connection:
+            for part in in_parts(list(earlier)):
+                rows = connection.execute(query.where(columns.attachment_key.in_(part)))
+                known.update(((trace_id, url), key) for key, trace_id, url in rows)
+        if not known:
+            return list(arrivals)
+        return [
+            a._replace(attachment_key=known.get((a.task.trace_id, a.task.attachment_url), a.attachment_key))
+            for a in arrivals
+        ]
+
     def record(self, arrivals: Sequence[TaskArrival], max_replays: int, now: datetime) -> Recorded:
         """Enter tasks that came over Kafka as pending. What is there stays as it is, with two exceptions.
 
@@ -98,6 +115,8 @@ class AttachmentLedger(WorkLedger):
     ) -> dict[str, str]:
         """Enter tasks found in events: in the hands of the run that found them, or pending where it does no more.
 
+        One that is there and was never tried is due now: whoever sent it as a task may have said any other time.
+
         Args:
             arrivals: the tasks.
             batch_id: of a run that goes on to download them; None: whoever is asked next does.
@@ -112,7 +131,9 @@ class AttachmentLedger(WorkLedger):
         rows = [task_row(first[key], now) | (held if batch_id else {}) for key in sorted(first)]
         owners: dict[str, str] = {}
         with writing(self._engine) as connection:
-            insert_missing(connection, attachments, rows, attachments.c.attachment_key)
+            new = insert_missing(connection, attachments, rows, attachments.c.attachment_key)
+            for part in in_parts(sorted(first.keys() - new)):
+                connection.execute(_due_now(part, now))
             for part in in_parts(sorted(first)):
                 query = sa.select(attachments.c.attachment_key, attachments.c.event_key)
                 found = connection.execute(query.where(attachments.c.attachment_key.in_(part)))
@@ -390,6 +411,19 @@ def _first_failure(keys: Sequence[str], now: datetime) -> sa.Update:
         sa.update(attachments)
         .where(columns.attachment_key.in_(keys), columns.first_failed_at.is_(None))
         .values(first_failed_at=now)
+    )
+
+
+def _due_now(keys: Sequence[str], now: datetime) -> sa.Update:
+    """Of these attachments, those that wait and were never tried: as if they had just arrived."""
+    columns = attachments.c
+    never_tried = sa.and_(columns.state == AttachmentState.PENDING, columns.first_failed_at.is_(None))
+    return (
+        sa.update(attachments)
+        .where(
+            columns.attachment_key.in_(keys), never_tried, sa.or_(columns.next_attempt_at > now, columns.attempt > 1)
+        )
+        .values(next_attempt_at=now, attempt=1, lane=PENDING_LANE, updated_at=now)
     )
 
 

@@ -10,19 +10,25 @@ import hashlib
 import re
 from datetime import datetime  # noqa: TC003 - msgspec reads the fields' types when it runs
 from enum import StrEnum
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
 from ingest_project.errors import UnreadableMessage
-from ingest_project.messages.decoding import decode, require_names
+from ingest_project.messages.decoding import decode, require_names, utc
 
 MAX_URL_LENGTH = 8_192
 MAX_PATH_LENGTH = 2_048
+MAX_TEXT_LENGTH = 1_024
+# As the name of a folder: file systems take 255 bytes, and a Delta table calls it `domain=…`, percent-encoded.
+MAX_ENCODED_DOMAIN_LENGTH = 240
 MOST_ATTEMPTS = 1_000
 LARGEST_SIZE = 2**63 - 1
 KEY_NAME_LENGTH = 60
-KEY_HASH_LENGTH = 12
+# 128 bits: an address that meets another one's hash cannot be searched for.
+KEY_HASH_LENGTH = 32
+# Of keys that were made before; their attachments keep them.
+EARLIER_KEY_HASH_LENGTH = 12
 
 
 class DownloadStatus(StrEnum):
@@ -43,6 +49,7 @@ class DownloadTask(msgspec.Struct, frozen=True, kw_only=True):
         checksum: `sha256:...`, `md5:...` or bare hexadecimal digits, where known.
         file_name: what to call it, where the event says so.
         content_type: what it should be, where the event says so.
+        refused: why it is not downloaded, where its event says of it what cannot be.
     """
 
     trace_id: str
@@ -56,6 +63,7 @@ class DownloadTask(msgspec.Struct, frozen=True, kw_only=True):
     checksum: str | None = None
     file_name: str | None = None
     content_type: str | None = None
+    refused: str | None = None
 
 
 class CachedDownload(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +111,7 @@ def decode_download_task(raw: bytes | None) -> DownloadTask:
     """
     task = decode(raw, DownloadTask)
     require_names(task, "trace_id", "domain")
+    require_domain(task, task.domain)
     if not task.attachment_url.strip() or len(task.attachment_url) > MAX_URL_LENGTH:
         raise UnreadableMessage(f"Not a DownloadTask: attachment_url must be 1 to {MAX_URL_LENGTH} characters.")
     if len(task.destination_path) > MAX_PATH_LENGTH:
@@ -111,7 +120,25 @@ def decode_download_task(raw: bytes | None) -> DownloadTask:
         raise UnreadableMessage(f"Not a DownloadTask: attempt must be between 1 and {MOST_ATTEMPTS}.")
     if task.expected_size is not None and not 0 <= task.expected_size <= LARGEST_SIZE:
         raise UnreadableMessage(f"Not a DownloadTask: expected_size must be between 0 and {LARGEST_SIZE}.")
-    return task
+    for field in ("event_type", "checksum", "file_name", "content_type", "refused"):
+        if len(getattr(task, field) or "") > MAX_TEXT_LENGTH:
+            raise UnreadableMessage(f"Not a DownloadTask: {field} is longer than {MAX_TEXT_LENGTH} characters.")
+    return msgspec.structs.replace(task, occurred_at=utc(task.occurred_at, DownloadTask, "occurred_at"))
+
+
+def require_domain(message: msgspec.Struct, domain: str) -> None:
+    """Refuse a message whose domain no folder can be named after.
+
+    Raises:
+        UnreadableMessage: it is longer than MAX_ENCODED_DOMAIN_LENGTH when it is percent-encoded.
+    """
+    length = len(quote(domain, safe=""))
+    if length > MAX_ENCODED_DOMAIN_LENGTH:
+        kind = type(message).__name__
+        raise UnreadableMessage(
+            f"Not a {kind}: domain has {length} characters when it is percent-encoded, as the name of a folder is; "
+            f"at most {MAX_ENCODED_DOMAIN_LENGTH} are taken."
+        )
 
 
 def attachment_key(trace_id: str, attachment_url: str) -> str:
@@ -121,8 +148,29 @@ def attachment_key(trace_id: str, attachment_url: str) -> str:
         trace_id: of the event.
         attachment_url: as the event gives it.
     """
-    digest = hashlib.sha256(f"{trace_id}\n{attachment_url}".encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{_readable(attachment_url)}~{digest[:KEY_HASH_LENGTH]}"
+    return f"{_readable(attachment_url)}~{attachment_hash(trace_id, attachment_url)}"
+
+
+def refused_attachment_key(trace_id: str, attachment_url: str, entry: str) -> str:
+    """The partition key of what an event names and what cannot be an attachment; of its own also where its address is.
+
+    Args:
+        trace_id: of the event.
+        attachment_url: its address, as far as it has one.
+        entry: all that the event says of it.
+    """
+    return f"{_readable(attachment_url)}~{attachment_hash(trace_id, entry)}"
+
+
+def earlier_attachment_key(trace_id: str, attachment_url: str) -> str:
+    """The key that the same attachment has if it was recorded while keys had shorter hashes."""
+    return f"{_readable(attachment_url)}~{attachment_hash(trace_id, attachment_url)[:EARLIER_KEY_HASH_LENGTH]}"
+
+
+def attachment_hash(trace_id: str, attachment_url: str) -> str:
+    """128 bits in hexadecimal that stand for one attachment: in its key, and in the path it is stored under."""
+    text = f"{trace_id}\n{attachment_url}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()[:KEY_HASH_LENGTH]
 
 
 def _readable(attachment_url: str) -> str:

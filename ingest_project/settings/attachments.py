@@ -143,7 +143,8 @@ class AttachmentSettings(Section):
         default_factory=dict, description="folder or OneLake address by domain: ONELAKE_CLAIMS_PATH is for claims"
     )
     destination_template: Annotated[str, Env("INGEST_DESTINATION_TEMPLATE")] = Field(
-        "{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{file_name}", description="path of an attachment in its store"
+        "{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{attachment}/{file_name}",
+        description="path of an attachment in its store; a folder {attachment} is added where it has none",
     )
     results_url: Annotated[str, Env("INGEST_ATTACHMENT_RESULTS_URL")] = Field(
         "", description="folder, s3:// or OneLake address of the Delta table; empty: delta/ in the state folder"

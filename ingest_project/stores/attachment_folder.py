@@ -3,8 +3,9 @@
 What is put is linked where the file system allows it, and copied otherwise. A link that still has the seal under which
 its digest was computed is whole; anything else is read and compared with the digest first. Metadata is kept in a hidden
 file beside (`.name.json`), not in extended attributes: those are lost by most ways to copy a folder, and some file
-systems have none. It is renamed into place before its file and names the length and time of the content it belongs to,
-so that a kill between the two can be told from the finished pair.
+systems have none. It comes into place before its file and names the length and time of the content it belongs to, so
+that a kill between the two can be told from the finished pair. The first one of a name is linked into place, which only
+one writer can do: from then on the name belongs to the attachment that it names.
 
 Paths are strings where files are put: thousands of small files pass there.
 """
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ingest_project.errors import ForbiddenPath, SourceMissing, StoreUnavailable
 from ingest_project.stores.attachment_metadata import SHA256, kept_metadata
-from ingest_project.stores.attachment_names import require_plain
+from ingest_project.stores.attachment_names import require_owner, require_plain, require_portable
 from ingest_project.stores.attachments import StoredAttachment
 from ingest_project.stores.local_file import LocalFile
 from ingest_project.stores.places import folder_errors
@@ -69,10 +70,11 @@ class FolderAttachments:
         seal: FileSeal | None = None,
     ) -> StoredAttachment:
         """Store a local file; see `attachments.AttachmentStore.put`. What is there already is left alone."""
-        path = self._path(destination)
+        path = self._path(require_portable(destination))
         kept = kept_metadata(metadata, sha256)
         stored = StoredAttachment(path, size_bytes, sha256)
         present = _status(path)
+        _require_owner(path, destination, kept, is_there=present is not None)
         if present and present.st_size == size_bytes and _described(path, present) == kept:
             return stored
         temporary = self._temporary()
@@ -80,7 +82,7 @@ class FolderAttachments:
             with self._errors(destination):
                 _make_folder(os.path.dirname(path))  # noqa: PTH120
                 self._bring(LocalFile(local_path, size_bytes, sha256), seal, temporary)
-                self._describe(path, temporary, kept)
+                self._describe(path, destination, temporary, kept)
                 os.replace(temporary, path)  # noqa: PTH105
                 if self._sync:
                     _sync(os.path.dirname(path))  # noqa: PTH120
@@ -180,12 +182,18 @@ class FolderAttachments:
         if self._sync:
             _sync(temporary)
 
-    def _describe(self, path: str, content: str, kept: Mapping[str, str]) -> None:
-        """Put the hidden file that describes this content in place."""
+    def _describe(self, path: str, destination: str, content: str, kept: Mapping[str, str]) -> None:
+        """Put the hidden file that describes this content in place, unless somebody else's came there meanwhile."""
         described = {"content": _version(os.stat(content)), "metadata": dict(kept)}  # noqa: PTH116
         temporary = self._temporary()
         _write_new(temporary, [json.dumps(described, ensure_ascii=False).encode()])
-        os.replace(temporary, _sidecar(path))  # noqa: PTH105
+        try:
+            if not _claimed(temporary, _sidecar(path)):
+                _require_owner(path, destination, kept, is_there=_status(path) is not None)
+                os.replace(temporary, _sidecar(path))  # noqa: PTH105
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)  # noqa: PTH108
 
 
 def _link(file: LocalFile, temporary: str) -> bool:
@@ -254,6 +262,35 @@ def _status(path: str) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _require_owner(path: str, destination: str, kept: Mapping[str, str], *, is_there: bool) -> None:
+    """Refuse a name that another attachment has: one whose file is there, or that was killed before it was."""
+    owned_by = _sidecar_metadata(path)
+    if is_there or owned_by:
+        require_owner(destination, owned_by, kept)
+
+
+def _claimed(description: str, sidecar: str) -> bool:
+    """Whether a name that nobody had is this attachment's now. Of several that try at once, one succeeds.
+
+    Where the file system has no links, of several that begin at the same moment the last one stays.
+    """
+    try:
+        os.link(description, sidecar)
+    except OSError as error:
+        if error.errno in NO_LINK | {errno.EEXIST}:
+            return False
+        raise
+    return True
+
+
+def _sidecar_metadata(path: str) -> dict[str, str]:
+    """What the hidden file says, of whatever content; nothing where there is none that can be read."""
+    try:
+        return dict(json.loads(Path(_sidecar(path)).read_bytes())["metadata"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _described(path: str, status: os.stat_result) -> dict[str, str]:

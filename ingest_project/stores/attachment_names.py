@@ -1,12 +1,37 @@
-"""Which names an attachment may have in a store of any kind."""
+"""Which names an attachment may have in a store of any kind, and whose file it may replace."""
 
 from __future__ import annotations
 
-from ingest_project.errors import ForbiddenPath
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+from ingest_project.errors import ForbiddenPath, PermanentError
 from ingest_project.onelake.address import safe_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # A sidecar's name is the file's with six more characters, and file systems take 255 bytes.
 LONGEST_PART_BYTES = 240
+# The metadata that says whose file it is.
+OWNER = "attachment_key"
+# What tells the owner of a file that was stored before files had one.
+_EARLIER_OWNER = ("trace_id", "source_url")
+_EARLIER_KEY = re.compile(r"~[0-9a-f]{12}$")
+
+
+class PathTakenError(PermanentError):
+    """A file that is not this attachment's has the name that it should be stored under.
+
+    Args:
+        destination: the name.
+        reason: whose file is there.
+    """
+
+    def __init__(self, destination: str, reason: str) -> None:
+        self.destination = destination
+        super().__init__(f"Refused to replace {destination[:200]!r}: {reason}")
 
 
 def require_plain(destination: str) -> str:
@@ -24,3 +49,40 @@ def require_plain(destination: str) -> str:
     if any(len(part.encode()) > LONGEST_PART_BYTES for part in parts):
         raise ForbiddenPath(destination[:200], f"a part of it has more than {LONGEST_PART_BYTES} bytes.")
     return "/".join(parts)
+
+
+def require_portable(destination: str) -> str:
+    """The destination without slashes at its ends, if it names the same file in every kind of store.
+
+    Raises:
+        ForbiddenPath: as `require_plain`; or some stores would take it for another name.
+    """
+    plain = require_plain(destination)
+    if any(part != part.rstrip(". ") or part != part.lstrip() for part in plain.split("/")):
+        raise ForbiddenPath(destination[:200], "a part of it starts or ends with a space, or ends with a dot.")
+    if plain != unicodedata.normalize("NFC", plain):
+        raise ForbiddenPath(destination[:200], "it is not in Unicode's composed form (NFC).")
+    return plain
+
+
+def require_owner(destination: str, present: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Refuse to replace a file of somebody else.
+
+    Args:
+        destination: where it is.
+        present: metadata of the file that is there; empty where it has none.
+        wanted: metadata of the file that is to be stored there, as it is kept.
+
+    Raises:
+        PathTakenError: the file is another attachment's, or none's while this one has an owner.
+    """
+    owner = wanted.get(OWNER)
+    if present.get(OWNER) == owner:
+        return
+    if OWNER in present or owner is None:
+        raise PathTakenError(destination, f"the attachment {present.get(OWNER)} has its file there.")
+    same = any(present.get(name) for name in _EARLIER_OWNER) and all(
+        present.get(name) == wanted.get(name) for name in _EARLIER_OWNER
+    )
+    if not (same and _EARLIER_KEY.search(owner)):
+        raise PathTakenError(destination, "a file is there that is no attachment's. Move it, or name another place.")

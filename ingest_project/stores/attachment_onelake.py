@@ -5,6 +5,9 @@ all. A larger one is appended in parallel to a temporary name beside its final o
 flushed at its full length (which the service refuses unless every byte before it is there), compared by length and the
 MD5 that was sent for the whole, and renamed. In both, what was read here is held to the announced SHA-256 before it is
 visible; the service itself knows no SHA-256, so that one is kept in the metadata, for `stat` and for other readers.
+
+Both write only where there is no file yet, or over the very version that was seen to be the same attachment's: the
+service decides, so that of two writers at once none replaces the other one's file.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import threading
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ingest_project.errors import SourceMissing, StoreUnavailable
 from ingest_project.logs import get_logger
@@ -26,12 +29,12 @@ from ingest_project.onelake.failures import onelake_errors
 from ingest_project.onelake.listing import list_folder
 from ingest_project.onelake.reading import open_file
 from ingest_project.stores.attachment_metadata import SHA256, from_header_values, header_values, kept_metadata
-from ingest_project.stores.attachment_names import require_plain
+from ingest_project.stores.attachment_names import require_owner, require_plain, require_portable
 from ingest_project.stores.attachments import StoredAttachment
 from ingest_project.stores.local_file import LocalFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import timedelta
     from pathlib import Path
 
@@ -42,6 +45,10 @@ if TYPE_CHECKING:
     from ingest_project.web.seals import FileSeal
 
 _TEMPORARY = re.compile(r"(?:.*/)?\.[0-9a-f]{32}\.uploading")
+# What the service answers where a condition does not hold: exists already, or is another version; and a rename whose
+# source is gone, because its first answer was lost.
+CONFLICTS = (404, 409, 412)
+MOST_CONFLICTS = 10
 _CONTENT_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}", re.ASCII)
 
 log = get_logger(__name__)
@@ -79,16 +86,16 @@ class OneLakeAttachments:
     ) -> StoredAttachment:
         """Store a local file; see `attachments.AttachmentStore.put`.
 
-        A small file stored before is written again, which is the same state and cheaper than asking first; a larger one
-        of the same content and metadata is left alone.
+        A file of the same content and metadata is left alone. A large one is asked for first; a small one is sent at
+        once, which fails where there is one.
         """
-        target = self._target(destination)
+        target = self._target(require_portable(destination))
         kept = kept_metadata(metadata, sha256)
         stored = StoredAttachment(target.url, size_bytes, sha256)
         with LocalFile(local_path, size_bytes, sha256) as file:
             if size_bytes <= self._whole_bytes:
                 self._put_whole(file, target, kept)
-            elif size_bytes <= self._chunk_bytes or self._known(target) != (stored, kept):
+            else:
                 self._put_in_chunks(file, target, kept)
         return stored
 
@@ -132,24 +139,69 @@ class OneLakeAttachments:
         self._blobs.close()
 
     def _put_whole(self, file: LocalFile, target: OneLakeAddress, kept: Mapping[str, str]) -> None:
-        from azure.storage.blob import ContentSettings  # noqa: PLC0415 - loaded with the client
-
         with self._room:
             data = file.read_all()
+            self._put_in_place(file, target, kept, None, lambda condition: self._upload(data, target, kept, condition))
+
+    def _put_in_place(
+        self,
+        file: LocalFile,
+        target: OneLakeAddress,
+        kept: Mapping[str, str],
+        present: BlobProperties | None,
+        put: Callable[[Mapping[str, Any]], object],
+    ) -> bool:
+        """Give the file its final name, over nothing but what was seen to be there.
+
+        Args:
+            file: the local file.
+            target: its final name.
+            kept: its metadata.
+            present: what is there, of the same attachment; None: nothing is expected.
+            put: writes under a condition.
+
+        Returns:
+            whether this call did it; otherwise the same file is there already.
+        """
+        from azure.core.exceptions import HttpResponseError  # noqa: PLC0415 - loaded with the client
+
+        for _ in range(MOST_CONFLICTS):
             with onelake_errors(target.url):
-                # The service keeps the MD5 it was sent, so that readers can check the file too.
-                self._blobs.get_blob_client(target.path).upload_blob(
-                    data,
-                    length=len(data),
-                    overwrite=True,
-                    validate_content=True,
-                    metadata=header_values(kept),
-                    content_settings=ContentSettings(content_type=_content_type(kept)),
-                )
+                try:
+                    put(_still(present))
+                except HttpResponseError as error:
+                    # Somebody else was quicker, or the answer of a first attempt was lost.
+                    present = self._properties(target) if error.status_code in CONFLICTS else None
+                    if present is None:
+                        raise
+                else:
+                    return True
+            if self._is_stored(target, present, file, kept):
+                return False
+        raise StoreUnavailable(target.url, "other writers were in the way each time")
+
+    def _upload(
+        self, data: bytes, target: OneLakeAddress, kept: Mapping[str, str], condition: Mapping[str, Any]
+    ) -> None:
+        from azure.storage.blob import ContentSettings  # noqa: PLC0415 - loaded with the client
+
+        # The service keeps the MD5 it was sent, so that readers can check the file too.
+        self._blobs.get_blob_client(target.path).upload_blob(
+            data,
+            length=len(data),
+            overwrite="etag" in condition,
+            validate_content=True,
+            metadata=header_values(kept),
+            content_settings=ContentSettings(content_type=_content_type(kept)),
+            **(condition if "etag" in condition else {}),
+        )
 
     def _put_in_chunks(self, file: LocalFile, target: OneLakeAddress, kept: Mapping[str, str]) -> None:
         from azure.storage.filedatalake import ContentSettings  # noqa: PLC0415 - loaded with the client
 
+        present = self._properties(target)
+        if present is not None and self._is_stored(target, present, file, kept):
+            return
         folder, _, _ = target.path.rpartition("/")
         # In the same folder: a rename does not make folders, and creating a file does.
         temporary = self._files.get_file_client(f"{folder}/.{uuid.uuid4().hex}.uploading")
@@ -161,7 +213,9 @@ class OneLakeAttachments:
                     file.size_bytes, close=True, content_settings=ContentSettings(content_md5=bytearray(md5))
                 )
                 _require_stored(temporary, target, file.size_bytes, md5)
-                self._rename(temporary, target, file)
+            name = f"{target.file_system}/{target.path}"
+            if not self._put_in_place(file, target, kept, present, lambda is_as: temporary.rename_file(name, **is_as)):
+                self._discard(temporary)
         except BaseException:
             self._discard(temporary)
             raise
@@ -201,15 +255,17 @@ class OneLakeAttachments:
         future.add_done_callback(lambda _: self._room.release())
         return future
 
-    def _rename(self, temporary: DataLakeFileClient, target: OneLakeAddress, file: LocalFile) -> None:
-        from azure.core.exceptions import ResourceNotFoundError  # noqa: PLC0415 - loaded with the client
+    def _is_stored(
+        self, target: OneLakeAddress, present: BlobProperties, file: LocalFile, kept: Mapping[str, str]
+    ) -> bool:
+        """Whether the file that is there is this one, with its metadata.
 
-        try:
-            temporary.rename_file(f"{target.file_system}/{target.path}")
-        except ResourceNotFoundError:
-            # The answer of a first attempt may have been lost: then the file has its final name already.
-            if (known := self._known(target)) is None or known[0][1:] != (file.size_bytes, file.sha256):
-                raise
+        Raises:
+            PathTakenError: it is another attachment's.
+        """
+        there = from_header_values(present.metadata)
+        require_owner(target.path, there, from_header_values(header_values(kept)))
+        return present.size == file.size_bytes and there == dict(kept)
 
     def _discard(self, temporary: DataLakeFileClient) -> bool:
         """Remove a temporary file; one that cannot be removed now is found by the next sweep."""
@@ -223,13 +279,6 @@ class OneLakeAttachments:
             log.warning("temporary_file_left", path=temporary.path_name, error_class=type(error).__name__)
             return False
         return True
-
-    def _known(self, target: OneLakeAddress) -> tuple[StoredAttachment, dict[str, str]] | None:
-        """What is stored by us under a name, without reading it."""
-        if (properties := self._properties(target)) is None:
-            return None
-        kept = from_header_values(properties.metadata)
-        return StoredAttachment(target.url, properties.size, kept.get(SHA256, "")), kept
 
     def _properties(self, target: OneLakeAddress) -> BlobProperties | None:
         try:
@@ -250,6 +299,15 @@ class OneLakeAttachments:
         target = self._root.child(require_plain(destination))
         require_writable(target)
         return target
+
+
+def _still(present: BlobProperties | None) -> dict[str, Any]:
+    """The condition that a file is still the version that was looked at, or that there is still none."""
+    from azure.core import MatchConditions  # noqa: PLC0415 - loaded with the client
+
+    if present is None:
+        return {"match_condition": MatchConditions.IfMissing}
+    return {"etag": present.etag, "match_condition": MatchConditions.IfNotModified}
 
 
 def _append(temporary: DataLakeFileClient, chunk: bytes, offset: int) -> None:

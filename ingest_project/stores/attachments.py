@@ -46,7 +46,7 @@ class AttachmentStore(Protocol):
         metadata: Mapping[str, str],
         seal: FileSeal | None = None,
     ) -> StoredAttachment:
-        """Store a local file, in place of any file of that name. The second time changes nothing.
+        """Store a local file, in place of the same attachment's earlier one. The second time changes nothing.
 
         Args:
             local_path: a finished file that nobody changes meanwhile.
@@ -54,12 +54,14 @@ class AttachmentStore(Protocol):
             size_bytes: length the file must have.
             sha256: digest the content must have, in hex.
             metadata: what is kept with it, e.g. trace_id and source_url (its query is left out: signed addresses are
-                secrets). Names are ASCII letters, digits and `_`; values may be any text.
+                secrets). Names are ASCII letters, digits and `_`; values may be any text. `attachment_key` is whose
+                file this is, see `attachment_names.require_owner`.
             seal: of the local file when the digest was computed. A store that can take the file over as it is need not
                 read it again while it has this seal.
 
         Raises:
-            ForbiddenPath: the destination is no plain relative path, or leads out of the store.
+            ForbiddenPath: the destination is no plain relative path, leads out of the store, or is not portable.
+            PathTakenError: a file of that name is there that is not this attachment's.
             SourceMissing: there is no such local file.
             SourceChanged: the local file is not of this length and digest; nothing is stored.
             PermanentError: the store refuses.

@@ -1,7 +1,9 @@
 """Where in the store an attachment goes: one template for all domains, and a base of its own for some.
 
 Values come from strangers. Each becomes one safe part of a path; a value that had to be changed carries a short hash of
-what it was, so that two different values never meet at one place.
+what it was. Every path has a part named after its attachment, by 128 bits of hash, so that no two attachments meet at
+one place, whatever they are called. A path that a task brings along has none; it must not use another attachment's, nor
+be where the folders of others are made. The stores see to it that it is nobody else's file: see `attachment_names`.
 """
 
 from __future__ import annotations
@@ -14,14 +16,20 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ingest_project.errors import SettingsError
+from ingest_project.errors import ForbiddenPath, SettingsError
+from ingest_project.messages.download import attachment_hash
 from ingest_project.onelake.address import is_address
+from ingest_project.stores.attachment_names import require_portable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-DEFAULT_TEMPLATE = "{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{file_name}"
-PLACEHOLDERS = ("domain", "event_type", "yyyy", "MM", "dd", "HH", "trace_id", "url_hash", "file_name")
+DEFAULT_TEMPLATE = "{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{attachment}/{file_name}"
+PLACEHOLDERS = ("domain", "event_type", "yyyy", "MM", "dd", "HH", "trace_id", "attachment", "url_hash", "file_name")
+_DIGITS = {"yyyy": r"\d{4}", "MM": r"\d{2}", "dd": r"\d{2}", "HH": r"\d{2}"}
+# Stands for one attachment: the value of {attachment}.
+_OWN_PART = re.compile(r"attachment-([0-9a-f]{32})", re.IGNORECASE)
+_ENDING = re.compile(r"\.\w{1,16}$")
 LONGEST_PART_BYTES = 160
 HASH_LENGTH = 8
 LONGEST_ENDING = 16
@@ -42,7 +50,7 @@ class Destinations:
     """
 
     def __init__(self, template: str = DEFAULT_TEMPLATE, base_paths: Mapping[str, str] | None = None) -> None:
-        self._template = _checked(template)
+        self._template = _with_attachment(_checked(template))
         self._bases = {domain_name(domain): base for domain, base in (base_paths or {}).items() if base}
 
     def store_url(self, domain: str, default_url: str) -> str:
@@ -69,14 +77,14 @@ class Destinations:
         attachment_url: str = "",
         event_type: str = "",
     ) -> str:
-        """Path of one attachment, relative to its domain's store; the same for the same values.
+        """Path of one attachment, relative to its domain's store; the same for the same values, and no other one's.
 
         Args:
             domain: business domain.
             trace_id: of the event.
             file_name: of the attachment, as it was declared or found.
             occurred_at: aware; its day in UTC counts.
-            attachment_url: for `{url_hash}`.
+            attachment_url: for `{attachment}` and `{url_hash}`.
             event_type: for `{event_type}`.
         """
         moment = occurred_at.astimezone(UTC)
@@ -85,16 +93,58 @@ class Destinations:
             "event_type": safe_part(event_type),
             "trace_id": safe_part(trace_id),
             "file_name": safe_part(file_name),
+            "attachment": f"attachment-{attachment_hash(trace_id, attachment_url)}",
             "url_hash": short_hash(attachment_url),
             "yyyy": f"{moment:%Y}".zfill(4),
             "MM": f"{moment:%m}",
             "dd": f"{moment:%d}",
             "HH": f"{moment:%H}",
         }
-        template = self._template
-        if domain_name(domain) in self._bases:
-            template = template.removeprefix("{domain}/")
-        return template.format_map(values)
+        return self._template_of(domain).format_map(values)
+
+    def require_own(self, destination: str, *, domain: str, trace_id: str, attachment_url: str) -> None:
+        """Refuse a path that a task brought along and that is another attachment's, or in the way of others.
+
+        Args:
+            destination: relative to the domain's store.
+            domain: of the task.
+            trace_id: of the task.
+            attachment_url: of the task.
+
+        Raises:
+            ForbiddenPath: it is no plain relative path, it has the part of another attachment, or a file of that name
+                would be where the template makes folders.
+        """
+        plain = require_portable(destination)
+        owners = {owner.lower() for owner in _OWN_PART.findall(unicodedata.normalize("NFKC", plain))}
+        if owners - {attachment_hash(trace_id, attachment_url)}:
+            raise ForbiddenPath(destination[:200], "a part of it belongs to another attachment.")
+        parts = plain.split("/")
+        folders = self._template_of(domain).split("/")[:-1]
+        has_ending = len(parts) == 1 and _ENDING.search(plain)
+        if len(parts) <= len(folders) and not has_ending and all(map(_may_be, folders, parts)):
+            raise ForbiddenPath(destination[:200], "other attachments have folders there; put it into one of its own.")
+
+    def _template_of(self, domain: str) -> str:
+        has_base = domain_name(domain) in self._bases
+        return self._template.removeprefix("{domain}/") if has_base else self._template
+
+
+def _may_be(folder: str, part: str) -> bool:
+    """Whether a folder of the template may have this name."""
+    pieces = [
+        re.escape(text) + ("" if name is None else _DIGITS.get(name, ".+"))
+        for text, name, _, _ in string.Formatter().parse(folder)
+    ]
+    return re.fullmatch("".join(pieces), part, re.IGNORECASE) is not None
+
+
+def _with_attachment(template: str) -> str:
+    """The template with a part for each attachment: as its last folder, where it names none."""
+    if "{attachment}" in template:
+        return template
+    folders, slash, name = template.rpartition("/")
+    return f"{folders}{slash}{{attachment}}/{name}"
 
 
 def safe_part(value: str) -> str:
@@ -146,7 +196,7 @@ def _checked(template: str) -> str:
         if name is not None and (name not in PLACEHOLDERS or spec or conversion):
             raise SettingsError(f"The destination template has an unknown placeholder {{{name}}}. Known are: {known}.")
     names = {name for _, name, _, _ in fields}
-    if not names & {"file_name", "url_hash"}:
+    if not names & {"file_name", "url_hash", "attachment"}:
         raise SettingsError(f"The destination template {template!r} gives all files one name. Known are: {known}.")
     literal = "".join(text for text, *_ in fields)
     if template.startswith("/") or ".." in literal or "//" in template or "\\" in literal:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Strangers name the hosts: what is remembered of them is bounded.
 _MAX_REMEMBERED = 10_000
+LONGEST_RETRY_AFTER = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class LoadLimits:
     per_host: int = 8
     failures_to_pause: int = 5
     pause: timedelta = timedelta(seconds=60)
-    longest_retry_after: timedelta = timedelta(hours=1)
+    longest_retry_after: timedelta = LONGEST_RETRY_AFTER
     longest_wait: timedelta = timedelta(minutes=5)
 
 

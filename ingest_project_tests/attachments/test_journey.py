@@ -11,7 +11,7 @@ from ingest_project.attachments.partitions import ATTACHMENTS
 from ingest_project.kafka.writing import Outgoing
 from ingest_project.ledger.attachments import FailedFilter
 from ingest_project.ledger.states import AttachmentState
-from ingest_project.messages.download import DownloadResult, DownloadTask
+from ingest_project.messages.download import DownloadResult, DownloadTask, attachment_hash
 from ingest_project_tests.attachments.system import HOURS, PENDING, RESULTS, STORED
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.services.http_server import content_of
@@ -43,7 +43,8 @@ def test_the_attachments_of_an_event_are_stored_and_told_to_everybody(
     record = system.attachment("report.pdf")
     assert record.state is AttachmentState.STORED
     assert record.destination_path.startswith("claims/")
-    assert record.destination_path.endswith(f"/{trace_id}/report.pdf")
+    own_part = f"attachment-{attachment_hash(trace_id, record.attachment_url)}"
+    assert record.destination_path.endswith(f"/{trace_id}/{own_part}/report.pdf")
     assert system.stored_bytes("report.pdf") == content_of("report.pdf", 3000)
     assert system.attachment("photo.jpg").destination_path.endswith("/our photo.jpg")
     assert [(row["status"], row["domain"], row["attempt"]) for row in system.results()] == [

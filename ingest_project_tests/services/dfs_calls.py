@@ -82,6 +82,15 @@ def require_conditions(request: Request, entry: Entry) -> None:
         raise Refusal(412, "ConditionNotMet")
 
 
+def require_version(system: FileSystem, request: Request, path: str, code: str) -> None:
+    """Refuse to write over a file that should not be there, or is not the version that was asked for."""
+    existing = system.find(path)
+    if request.headers.get("if-none-match") == "*" and existing is not None:
+        raise Refusal(409, code)
+    if "if-match" in request.headers and (existing is None or existing.etag != request.headers["if-match"]):
+        raise Refusal(412, "ConditionNotMet")
+
+
 def _create(system: FileSystem, request: Request, path: str, _: bytes) -> Answer:
     existing = system.find(path)
     if request.headers.get("if-none-match") == "*" and existing is not None:
@@ -99,6 +108,7 @@ def _create(system: FileSystem, request: Request, path: str, _: bytes) -> Answer
 
 def _put(system: FileSystem, request: Request, path: str, data: bytes) -> Answer:
     """A blob's way to write a whole file: visible complete or not at all."""
+    require_version(system, request, path, "BlobAlreadyExists")
     entry = system.create_file(path)
     entry.append(0, data)
     entry.flush(len(data))

@@ -34,6 +34,7 @@ from ingest_project_tests.services.dfs_calls import (
     require_conditions,
     require_credential,
     require_digest,
+    require_version,
     version_headers,
 )
 from ingest_project_tests.services.dfs_faults import Fault, Faults
@@ -209,8 +210,7 @@ class DfsServer:
         entry = system.get(source, "SourcePathNotFound")
         if request.headers.get("x-ms-source-if-match", entry.etag) != entry.etag:
             raise Refusal(412, "SourceConditionNotMet")
-        if request.headers.get("if-none-match") == "*" and system.find(path) is not None:
-            raise Refusal(409, "PathAlreadyExists")
+        require_version(system, request, path, "PathAlreadyExists")
         system.rename(source, path)
         return Answer(201, version_headers(entry))
 

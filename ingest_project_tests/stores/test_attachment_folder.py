@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingest_project.errors import ForbiddenPath, SourceChanged, StoreUnavailable
+from ingest_project.stores.attachment_names import PathTakenError
 from ingest_project.stores.attachments import AttachmentStore, StoredAttachment, open_attachment_store
 from ingest_project.web.seals import FileSeal
 from ingest_project_tests.stores.attachment_samples import digest, put, read
@@ -94,6 +95,20 @@ def test_a_kill_between_the_description_and_its_file_is_noticed(folder: Attachme
     assert stored.sha256 == digest(b"old content")
     put(folder, tmp_path, b"old content", "a")
     assert folder.metadata("a")["sha256"] == digest(b"old content")
+
+
+def test_a_name_belongs_to_the_attachment_that_was_killed_before_its_file_was_there(
+    folder: AttachmentStore, tmp_path: Path
+) -> None:
+    (tmp_path / "store" / ".a.json").write_text(
+        '{"content": [3, 1], "metadata": {"sha256": "0", "attachment_key": "a~one"}}', encoding="utf-8"
+    )
+    with pytest.raises(PathTakenError, match="a~one"):
+        put(folder, tmp_path, b"of another", "a", attachment_key="a~two")
+    assert folder.stat("a") is None
+    put(folder, tmp_path, b"its own", "a", attachment_key="a~one")
+    assert read(folder, "a") == b"its own"
+    assert not list((tmp_path / "store" / ".uploading").iterdir())
 
 
 def test_what_a_killed_process_left_is_swept(folder: AttachmentStore, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ingest_project.errors import (
     SourceMissing,
 )
 from ingest_project.onelake.address import parse_address
+from ingest_project.stores.attachment_names import PathTakenError
 from ingest_project.stores.attachment_onelake import OneLakeAttachments
 from ingest_project.stores.attachments import AttachmentStore, open_attachment_store
 from ingest_project_tests.stores.attachment_samples import CHUNK, CONTENTS, digest, put, read
@@ -96,6 +97,58 @@ def test_another_file_of_the_same_name_takes_its_place(store: AttachmentStore, t
     assert store.metadata("claims/2026/t1/a.pdf")["note"] == "new"
     put(store, tmp_path, CONTENTS["large"])
     assert read(store) == CONTENTS["large"]
+
+
+@pytest.mark.parametrize("content", [CONTENTS["small"], CONTENTS["large"]], ids=["small", "large"])
+def test_a_file_of_another_attachment_is_never_replaced(store: AttachmentStore, tmp_path: Path, content: bytes) -> None:
+    put(store, tmp_path, content, attachment_key="a.pdf~one", trace_id="t", source_url="http://h/a.pdf")
+    for other in ({"attachment_key": "a.pdf~two"}, {"note": "nobody's"}):
+        for replacement in (CONTENTS["small"], CONTENTS["large"], b"else"):
+            with pytest.raises(PathTakenError, match=r"a\.pdf~one"):
+                put(store, tmp_path, replacement, trace_id="t", source_url="http://h/a.pdf", **other)
+    assert read(store) == content
+    assert store.metadata("claims/2026/t1/a.pdf")["attachment_key"] == "a.pdf~one"
+    put(store, tmp_path, b"its own new content", attachment_key="a.pdf~one")
+    assert read(store) == b"its own new content"
+
+
+def test_a_file_that_is_no_attachment_s_is_left_alone(store: AttachmentStore, tmp_path: Path) -> None:
+    put(store, tmp_path, b"of another program", note="nobody's")
+    with pytest.raises(PathTakenError, match="no attachment's"):
+        put(store, tmp_path, b"else", attachment_key=f"a.pdf~{'0' * 32}")
+    assert read(store) == b"of another program"
+
+
+def test_a_file_stored_before_files_had_owners_is_replaced_by_its_own_attachment_alone(
+    store: AttachmentStore, tmp_path: Path
+) -> None:
+    earlier = {"trace_id": "t", "source_url": "http://h/a.pdf?sig=1"}
+    put(store, tmp_path, b"earlier", **earlier)
+    for other in (
+        {**earlier, "attachment_key": f"a.pdf~{'0' * 32}"},
+        {**earlier, "attachment_key": "a.pdf~0123456789ab", "trace_id": "other"},
+    ):
+        with pytest.raises(PathTakenError):
+            put(store, tmp_path, b"else", **other)
+    put(store, tmp_path, b"replayed", attachment_key="a.pdf~0123456789ab", **earlier)
+    assert read(store) == b"replayed"
+
+
+def test_of_attachments_that_want_one_name_at_once_one_gets_it(store: AttachmentStore, tmp_path: Path) -> None:
+    contents = {f"a.pdf~{number}": bytes([number]) * (number * CHUNK) for number in range(1, 7)}
+    refused: list[str] = []
+
+    def try_to_put(key: str) -> None:
+        try:
+            put(store, tmp_path, contents[key], attachment_key=key)
+        except PathTakenError:
+            refused.append(key)
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(try_to_put, contents))
+    (winner,) = contents.keys() - set(refused)
+    assert store.metadata("claims/2026/t1/a.pdf")["attachment_key"] == winner
+    assert read(store) == contents[winner]
 
 
 def test_names_of_any_script_are_kept(store: AttachmentStore, tmp_path: Path) -> None:
