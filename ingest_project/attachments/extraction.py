@@ -1,4 +1,8 @@
-"""Events to download tasks: the addresses they declare, and those that a domain's JSONPaths find in their payload."""
+"""Events to download tasks: the addresses they declare, and those that a domain's JSONPaths find in their payload.
+
+What an event names and what cannot be an attachment becomes a task as well, one that says why it is refused: it fails
+like any other attachment, where everybody looks for those that failed.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,15 @@ import msgspec
 from ingest_project.errors import SettingsError
 from ingest_project.ledger.attachment_record import TaskArrival
 from ingest_project.logs import get_logger
-from ingest_project.messages.attachment_event import AttachmentEvent, DeclaredAttachment
+from ingest_project.messages.attachment_event import (
+    AttachmentEvent,
+    DeclaredAttachment,
+    RefusedAttachment,
+    declared_or_refused,
+    decode_attachment_event,
+)
 from ingest_project.messages.decoding import encode
-from ingest_project.messages.download import MAX_URL_LENGTH, DownloadTask, attachment_key
+from ingest_project.messages.download import MAX_TEXT_LENGTH, DownloadTask, attachment_key, refused_attachment_key
 from ingest_project.stores.destinations import Destinations, distinct_file_names
 from ingest_project.web.file_names import chosen_file_name
 
@@ -51,28 +61,46 @@ class AddressPaths:
                 yield from _declared(value)
 
 
+def named_in(event: AttachmentEvent, paths: AddressPaths) -> tuple[list[DeclaredAttachment], list[RefusedAttachment]]:
+    """Every attachment that an event names, declared ones first, and what cannot be one.
+
+    An address may occur more than once.
+    """
+    found, refused = event.sorted_out()
+    for one in paths.find(event.domain, event.payload):
+        if one.url.strip():
+            judged = declared_or_refused(msgspec.to_builtins(one), "What a path found in the payload")
+            refused.append(judged) if isinstance(judged, RefusedAttachment) else found.append(judged)
+    if len(found) > MAX_ADDRESSES:
+        left_out = found[MAX_ADDRESSES:]
+        reason = f"{len(left_out)} addresses were left out: at most {MAX_ADDRESSES} of one event are downloaded."
+        entry = msgspec.json.encode([one.url for one in left_out]).decode()
+        refused.append(RefusedAttachment(left_out[0].url, entry, reason))
+    return found[:MAX_ADDRESSES], refused
+
+
 def declared_in(event: AttachmentEvent, paths: AddressPaths) -> list[DeclaredAttachment]:
-    """Every attachment that an event names, declared ones first; an address may occur more than once."""
-    found = [*event.declared(), *paths.find(event.domain, event.payload)]
-    usable = [one for one in found if one.url.strip() and len(one.url) <= MAX_URL_LENGTH]
-    return usable[:MAX_ADDRESSES]
+    """Every attachment that an event names and that can be one."""
+    return named_in(event, paths)[0]
 
 
 def tasks_of(record: EventRecord, paths: AddressPaths, destinations: Destinations) -> list[TaskArrival]:
-    """The download tasks of one event, one for each address that it names, in their order.
+    """The download tasks of one event, one for each address that it names, in their order; refused ones at the end.
 
     Args:
         record: the event, as the ledger keeps it.
         paths: where addresses are in its payload.
         destinations: where files go.
+
+    Raises:
+        UnreadableMessage: what the ledger keeps is no event.
     """
-    event = msgspec.json.decode(record.body, type=AttachmentEvent)
-    declared = declared_in(event, paths)
+    event = decode_attachment_event(record.body.encode())
+    declared, refused = named_in(event, paths)
     occurred_at = event.occurred_at or record.intake.at or _NEVER
-    if occurred_at.tzinfo is None:
-        occurred_at = occurred_at.replace(tzinfo=UTC)
     names = distinct_names(declared)
-    return [_arrival(record, event, one, destinations, names[one.url], occurred_at=occurred_at) for one in declared]
+    tasks = [_arrival(record, event, one, destinations, names[one.url], occurred_at=occurred_at) for one in declared]
+    return tasks + [_refused_arrival(record, event, one, destinations, occurred_at) for one in refused]
 
 
 def distinct_names(declared: Sequence[DeclaredAttachment]) -> dict[str, str]:
@@ -112,6 +140,21 @@ def _arrival(  # noqa: PLR0913 - a task is made of all of them
     )
     key = attachment_key(event.trace_id, declared.url)
     return TaskArrival(key, task, encode(task).decode(), record.intake, event_key=record.event_key)
+
+
+def _refused_arrival(
+    record: EventRecord,
+    event: AttachmentEvent,
+    refused: RefusedAttachment,
+    destinations: Destinations,
+    occurred_at: datetime,
+) -> TaskArrival:
+    declared = DeclaredAttachment(url=refused.url)
+    file_name = chosen_file_name(None, None, refused.url)
+    arrival = _arrival(record, event, declared, destinations, file_name, occurred_at=occurred_at)
+    task = msgspec.structs.replace(arrival.task, refused=refused.reason[:MAX_TEXT_LENGTH])
+    key = refused_attachment_key(event.trace_id, refused.url, refused.entry)
+    return arrival._replace(attachment_key=key, task=task, raw=encode(task).decode())
 
 
 def _found(path: jsonpath.CompoundJSONPath | jsonpath.JSONPath, payload: object) -> list[Any]:

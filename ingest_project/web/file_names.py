@@ -68,7 +68,7 @@ def disposition_file_name(header: str | None) -> str | None:
 
 def path_file_name(target: str) -> str | None:
     """The last part of an address's path, decoded; None when the path ends in a slash."""
-    return unquote(target.partition("?")[0].rpartition("/")[2]) or None
+    return unquote(re.split(r"[?#]", target, maxsplit=1)[0].rpartition("/")[2]) or None
 
 
 def _printable(char: str) -> bool:
