@@ -82,6 +82,9 @@ download_outcomes = sa.Table(
     # Which commit of the Delta table holds it: given before the commit, so that a repeated one has the same rows.
     Col("commit_number", sa.BigInteger),
     Col("committed_at", UtcTime),
+    # Why a message of it is on no topic, and why it is in no commit: no other attempt waits for that.
+    Col("publish_error", sa.Text),
+    Col("commit_error", sa.Text),
     sa.Index(
         "download_outcomes_uncommitted",
         "commit_number",

@@ -134,4 +134,6 @@ outbox = sa.Table(
     Col("state", sa.Text, nullable=False),
     Col("since", Json),
     Col("created_at", UtcTime, nullable=False),
+    # Who is about to send it: whoever takes an intent over puts another name here, and the one before sends no more.
+    Col("owner", sa.Text),
 )

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ingest_project.kafka.received import Received
 
 HEADER_PREFIX = "dlq."
-FIRST_HEADER = HEADER_PREFIX + "original-topic"
 MAX_REASON_BYTES = 2_048
 MAX_HEADER_BYTES = 512
 
@@ -70,13 +69,6 @@ def dead_letter(  # noqa: PLR0913 - one argument for each header of the contract
     )
     message_id = f"dlq:{message.topic}:{generation}:{message.partition}:{message.offset}"
     return message_id, Outgoing(message.value, message.key, (*message.headers, *headers))
-
-
-def original(letter: Received) -> Outgoing:
-    """The message that a dead letter was made of, for sending it again: the same key, value and headers."""
-    # Ours were put after the original's, and a letter of a letter carries them twice: undo the last time only.
-    ours = [place for place, (name, _) in enumerate(letter.headers) if name == FIRST_HEADER]
-    return Outgoing(letter.value, letter.key, letter.headers[: ours[-1]] if ours else letter.headers)
 
 
 def _bounded(text: str, max_bytes: int) -> bytes:

@@ -1,11 +1,17 @@
 """Publication of each message exactly once, without transactions.
 
-Neither the embedded broker nor Event Hubs has transactions, and a producer that was killed does not know what it had
-written. So an intent is recorded before anything is written, with the topic's end at that time; whoever goes on after a
-crash looks through the topic from there for the ids that made it, writes the rest, and marks all of them as sent.
+Neither the embedded broker nor Event Hubs has transactions that isolate, and on Apache Kafka their markers take offsets
+of their own, which every count of what waits would show as messages. A producer that was killed does not know what it
+had written. So an intent is recorded before anything is written, with the topic's end at that time; whoever goes on
+after a crash takes the intent over, looks through the topic from there for the ids that made it, writes the rest, and
+marks all of them as sent.
 
-The guarantee holds for one publisher of an id at a time, as long as retention has not removed what a killed publisher
-wrote before its work is taken up again.
+A publisher that was suspended, its clocks too, and goes on after another one took its intents over, asks right before
+it writes whether they are still its own, and writes nothing. What is left: one that is suspended in the milliseconds
+between that question and the broker's socket, or whose request lies unread for longer than SETTLE_SECONDS. Then a
+message is on the topic twice, and whoever must not take it twice goes by its header `message-id`.
+
+The guarantee holds as long as retention has not removed what a killed publisher wrote before its work is taken up.
 """
 
 from __future__ import annotations
@@ -15,20 +21,35 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from ingest_project.errors import TransientError
 from ingest_project.kafka.positions import Positions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ingest_project.kafka.reading import TopicReader
     from ingest_project.kafka.writing import Outgoing, TopicWriter
 
 MESSAGE_ID_HEADER = "message-id"
 MESSAGES_PER_INTENT = 2_000
+# How many are handed over before the publisher asks again whether they are still its own.
+MESSAGES_PER_QUESTION = 500
 SCAN_MESSAGES = 10_000
 SCAN_BYTES = 32 * 1024**2
 # The last request of a publisher that was just killed may still lie unread in the broker's socket.
 SETTLE_SECONDS = 0.3
+
+
+class PublisherReplacedError(TransientError):
+    """Another publisher took these messages over, because this one had not written them for too long.
+
+    Args:
+        topic: they were for.
+    """
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        super().__init__(f"Messages to {topic} were taken over by another publisher: this one was suspended.")
 
 
 class Outbox(Protocol):
@@ -37,14 +58,18 @@ class Outbox(Protocol):
     def unsent(self, message_ids: Sequence[str]) -> list[str]:
         """Those of the ids that are not marked as sent."""
 
-    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> None:
+    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> Callable[[], bool] | None:
         """Remember that these are about to be written, and where the topic ended before that.
 
         An intent that exists keeps its earlier `since`.
+
+        Returns:
+            tells whether all of them are still this publisher's, for another one may have taken them over; None where
+            there is only one publisher.
         """
 
     def interrupted(self, topic: str, message_ids: Sequence[str]) -> Mapping[str, Mapping[int, int]]:
-        """Those of the ids with an intent and no mark, each with its `since`: they may have been written or not."""
+        """Take over those of the ids with an intent and no mark, each with its `since`: written they may be or not."""
 
     def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
         """Remember that these are on the topic. Marking twice changes nothing."""
@@ -73,6 +98,7 @@ def publish_once(
 
     Raises:
         BrokerUnavailable: not everything was confirmed; call again.
+        PublisherReplacedError: another publisher does the rest; nothing of it was written here.
         MessageTooLarge: the broker refuses a message for its size.
     """
     return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in _parts(messages, MESSAGES_PER_INTENT))
@@ -89,10 +115,18 @@ def _publish(
     pending = [message_id for message_id in pending if message_id not in written]
     if not pending:
         return 0
-    outbox.intend(topic, pending, reader.end_offsets(topic))
-    writer.send_all(topic, (_with_id(message_id, messages[message_id]) for message_id in pending))
+    is_ours = outbox.intend(topic, pending, reader.end_offsets(topic))
+    # Asked while they are handed over, when everything else that may take long is done.
+    writer.send_all(topic, _while_ours(topic, (_with_id(name, messages[name]) for name in pending), is_ours))
     outbox.mark_sent(topic, pending)
     return len(pending)
+
+
+def _while_ours(topic: str, messages: Iterable[Outgoing], is_ours: Callable[[], bool] | None) -> Iterator[Outgoing]:
+    for number, message in enumerate(messages):
+        if is_ours is not None and number % MESSAGES_PER_QUESTION == 0 and not is_ours():
+            raise PublisherReplacedError(topic)
+        yield message
 
 
 def _find_written(reader: TopicReader, topic: str, interrupted: Mapping[str, Mapping[int, int]]) -> set[str]:

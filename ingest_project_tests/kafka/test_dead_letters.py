@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ingest_project.kafka.dead_letters import dead_letter, original
+from ingest_project.kafka.dead_letters import dead_letter
 from ingest_project.kafka.received import Received
 from ingest_project.kafka.writing import Outgoing, TopicWriter
 
@@ -60,7 +60,6 @@ def test_a_dead_letter_carries_the_exact_bytes_and_every_header(
         "dlq.first-failed-at": b"2026-01-15T10:30:45.000+00:00",
         "dlq.last-failed-at": b"2026-01-15T10:30:45.000+00:00",
     }
-    assert original(arrived) == GARBAGE
 
 
 def message_at(offset: int) -> Received:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import random
 import signal
 import subprocess
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ingest_project.database.engine import open_engine
+from ingest_project.database.migrate import migrate
 from ingest_project.kafka.positions import Positions
 from ingest_project.kafka.publishing import MESSAGE_ID_HEADER, publish_once
+from ingest_project.ledger.outbox import MessageOutbox
 from ingest_project_tests.kafka.sqlite_outbox import SqliteOutbox, messages
 
 if TYPE_CHECKING:
@@ -75,6 +79,32 @@ def test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again(
     publish_once(writer, reader, outbox, topic, messages(COUNT))
 
     outbox.close()
+    assert ids_on(reader, topic) == once()
+
+
+@pytest.mark.parametrize("step", ["intended", "connected", "half"])
+def test_a_publisher_that_is_suspended_and_goes_on_after_its_successor_writes_nothing_twice(  # noqa: PLR0913, PLR0917 - fixtures
+    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, postgres_url: str, step: str
+) -> None:
+    broker.create_topic(topic, 2)
+    engine = open_engine(postgres_url)
+    migrate(engine)
+    module = "ingest_project_tests.kafka.suspended_publisher"
+    arguments = [broker.bootstrap_servers, postgres_url, topic, str(COUNT), step]
+    suspended = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        _, status = os.waitpid(suspended.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+
+        publish_once(writer, reader, MessageOutbox(engine), topic, messages(COUNT))
+        suspended.send_signal(signal.SIGCONT)
+        said, _ = suspended.communicate(timeout=60)
+    finally:
+        suspended.kill()
+        suspended.wait()
+        engine.dispose()
+
+    assert said.split() == ["PublisherReplacedError"]
     assert ids_on(reader, topic) == once()
 
 

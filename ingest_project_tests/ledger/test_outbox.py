@@ -37,6 +37,19 @@ def test_an_interrupted_intent_keeps_where_the_topic_ended_first(outbox: Message
     assert outbox.interrupted("another", ["a"]) == {}
 
 
+def test_an_intent_that_another_publisher_took_over_is_not_the_first_one_s_any_more(outbox: MessageOutbox) -> None:
+    successor = MessageOutbox(outbox._engine)
+    is_first_s = outbox.intend("topic", ["a", "b"], {0: 5})
+    assert is_first_s()
+    assert successor.interrupted("topic", ["b", "c"]) == {"b": {0: 5}}
+    is_successor_s = successor.intend("topic", ["b", "c"], {0: 50})
+    assert not is_first_s()
+    assert is_successor_s()
+    assert not outbox.intend("topic", ["c"], {0: 60})()
+    successor.mark_sent("topic", ["b", "c"])
+    assert not is_successor_s()
+
+
 def test_thousands_of_messages_pass_in_bulk(outbox: MessageOutbox) -> None:
     ids = [f"id-{number}" for number in range(12_000)]
     outbox.intend("topic", ids, {0: 0})
