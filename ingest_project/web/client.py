@@ -63,6 +63,11 @@ class ContactLimits:
     allow_downgrade: bool = False
 
     @property
+    def head_time(self) -> timedelta:
+        """Until the head of an answer is there: a server that sends it byte by byte is no better than a silent one."""
+        return self.connect_timeout + self.read_timeout
+
+    @property
     def timeouts(self) -> tuple[float, float]:
         """As requests takes them, in seconds."""
         return self.connect_timeout.total_seconds(), self.read_timeout.total_seconds()
@@ -167,12 +172,14 @@ class WebClient:
         )
 
     def _ask(self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> Answer:
+        head = deadline.within(self._contact.head_time)
         try:
-            response = self._send(method, address, headers)
+            with deadline_in_force(head):
+                response = self._send(method, address, headers)
         except InvalidURL:
             failure: Exception = AddressRefused(address.printable, "requests does not accept it as an address")
         except (RequestException, HTTPError, OSError) as error:
-            failure = failure_from(error, address.printable, deadline)
+            failure = failure_from(error, address.printable, head)
         else:
             return Answer(address, response.status_code, response.headers, response.raw, deadline)
         # Outside of the handler: what requests raises quotes the address with its query, and must not come along.

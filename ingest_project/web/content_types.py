@@ -142,6 +142,12 @@ def require_announced(head: bytes, announced: str | None, header: str | None, pr
     return found or announced or bare_type(header) or UNKNOWN
 
 
+def shows(head: bytes, announced: str | None) -> bool:
+    """Whether the first bytes of a file show that it is of the announced kind, or of any kind where none is."""
+    found = sniff(head)
+    return found is not None and (announced is None or _could_be(found, announced))
+
+
 def bare_type(value: str | None) -> str | None:
     """`text/html` of `Text/HTML; charset=utf-8`; None for what is not a media type."""
     media_type = (value or "").partition(";")[0].strip().lower()

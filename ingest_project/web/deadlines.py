@@ -42,6 +42,11 @@ class Deadline:
             raise TimeoutError(f"not finished within {self.total.total_seconds():g} s")
         return left
 
+    def within(self, limit: timedelta) -> Deadline:
+        """This deadline, or one so far from now if that is sooner."""
+        sooner = Deadline(limit)
+        return sooner if sooner._at < self._at else self
+
     def postpone(self, seconds: float) -> None:
         """Leave out time that was not the server's, such as waiting for a free place."""
         self._at += seconds

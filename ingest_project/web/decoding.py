@@ -15,7 +15,13 @@ _PIECE_BYTES = 1024**2
 _ALWAYS_ALLOWED_BYTES = 1024**2
 _GZIP = 16 + zlib.MAX_WBITS
 _GZIP_MAGIC = b"\x1f\x8b"
-_SUPPORTED = ("gzip", "x-gzip", "deflate")
+_SHOWN_LENGTH = 40
+SUPPORTED = frozenset({"gzip", "x-gzip", "deflate"})
+# Codings that exist and that are not undone here; all other words in the header (`utf-8`, `none`, `aws-chunked`,
+# `binary`) are none: servers that send them mean the bytes as they are.
+_UNREADABLE = frozenset(
+    {"br", "zstd", "compress", "x-compress", "bzip2", "x-bzip2", "xz", "lzma", "exi", "pack200-gzip", "dcb", "dcz"}
+)
 
 
 class Decoder:
@@ -89,22 +95,51 @@ class Decoder:
         return "gzip" if self._gzip else "deflate"
 
 
+def codings_in(header: str | None) -> str | None:
+    """The encoding that a body is sent in; one that is not SUPPORTED perhaps, or several. None where there is none.
+
+    Args:
+        header: Content-Encoding.
+    """
+    words = [word.strip().lower() for word in (header or "").split(",")]
+    codings = [word for word in words if word in SUPPORTED | _UNREADABLE]
+    return ", ".join(codings)[:_SHOWN_LENGTH] or None
+
+
 def content_encoding_of(header: str | None, printable: str) -> str | None:
     """The encoding to undo; None where there is none.
 
     Raises:
         FileRejected: one that is not supported, or several.
     """
-    encoding = (header or "").strip().lower()
-    if encoding in ("", "identity"):
-        return None
-    if encoding not in _SUPPORTED:
+    encoding = codings_in(header)
+    if encoding not in SUPPORTED:
+        require_readable(encoding, is_intact=False, printable=printable)
+    return encoding
+
+
+def contradicts(encoding: str, first: bytes) -> bool:
+    """Whether a body cannot be of this encoding by its first bytes: some servers say gzip of what is stored plain."""
+    return encoding.endswith("gzip") and not _GZIP_MAGIC.startswith(first[: len(_GZIP_MAGIC)])
+
+
+def require_readable(encoding: str | None, *, is_intact: bool, printable: str) -> None:
+    """Refuse a file that was written as it was sent, though it may be encoded.
+
+    Args:
+        encoding: that was not undone; None where there is none.
+        is_intact: whether the bytes are known to be the file's own all the same.
+        printable: the address, as it may be printed.
+
+    Raises:
+        FileRejected: nobody knows what it is.
+    """
+    if encoding and not is_intact:
         raise FileRejected(
             "unsupported_encoding",
-            f"{printable} is sent as Content-Encoding {encoding[:40]!r} although identity was asked for; "
-            "gzip and deflate can be read",
+            f"{printable} is sent as Content-Encoding {encoding!r} although identity was asked for, and nothing shows "
+            "that its bytes are the file's own; gzip and deflate can be read",
         )
-    return encoding
 
 
 def _window_of(data: bytes) -> int:

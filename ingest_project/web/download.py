@@ -13,9 +13,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ingest_project.errors import DownloadFailed, DownloadRefused, FileRejected, LimitExceeded
-from ingest_project.web.content_types import announced_type, require_announced
+from ingest_project.web.content_types import announced_type, require_announced, shows
 from ingest_project.web.deadlines import Deadline
-from ingest_project.web.decoding import Decoder, content_encoding_of
+from ingest_project.web.decoding import SUPPORTED, Decoder, codings_in, contradicts, require_readable
 from ingest_project.web.file_names import chosen_file_name, path_file_name
 from ingest_project.web.part_file import PartFile
 from ingest_project.web.urls import printable_url
@@ -158,6 +158,8 @@ class Downloader:
         return self._client.get(request.url, deadline, headers=wanted, accept=accept, forgive_breaks=forgive_breaks)
 
     def _published(self, request: DownloadRequest, to: Path, part: PartFile, answer: Answer) -> Downloaded:
+        is_intact = bool(request.checksum) or shows(part.head, _announced(request))
+        require_readable(part.undecoded, is_intact=is_intact, printable=answer.address.printable)
         found = require_announced(
             part.head, _announced(request), answer.headers.get("Content-Type"), answer.address.printable
         )
@@ -190,13 +192,17 @@ class Downloader:
             raise self._too_large(answer, announced)
         if request.expected_size is None or answer.content_length is None or part.resumed:
             return
-        if announced != request.expected_size and not answer.headers.get("Content-Encoding"):
+        if announced != request.expected_size and not codings_in(answer.headers.get("Content-Encoding")):
             raise _wrong_size(answer.address.printable, announced, request.expected_size)
 
     def _receive(self, request: DownloadRequest, answer: Answer, part: PartFile) -> None:
-        decoder = self._decoder(request, answer)
+        encoding = self._encoding(request, answer)
+        decoder = self._decoder(encoding, answer)
         pace = _Pace(self._limits, answer.address.printable)
+        part.undecoded = None if decoder else encoding
         for chunk in answer.chunks():
+            if decoder and not part.size and contradicts(encoding or "", chunk):
+                decoder, part.undecoded = None, encoding
             for data in decoder.decoded(chunk) if decoder else (chunk,):
                 part.write(data)
                 if part.size > self._limits.max_bytes:
@@ -209,13 +215,17 @@ class Downloader:
                 answer.address.printable, f"it was cut short, {part.missing_bytes} bytes are missing", cut=True
             )
 
-    def _decoder(self, request: DownloadRequest, answer: Answer) -> Decoder | None:
-        printable = answer.address.printable
-        encoding = content_encoding_of(answer.headers.get("Content-Encoding"), printable)
+    def _encoding(self, request: DownloadRequest, answer: Answer) -> str | None:
+        encoding = codings_in(answer.headers.get("Content-Encoding"))
         # Servers that call a .tar.gz "a tar in gzip encoding" mean the file that was asked for, as browsers know.
-        if encoding is None or (encoding != "deflate" and _announced(request) == "application/gzip"):
+        is_the_file = encoding in ("gzip", "x-gzip") and _announced(request) == "application/gzip"
+        return None if is_the_file else encoding
+
+    def _decoder(self, encoding: str | None, answer: Answer) -> Decoder | None:
+        if encoding not in SUPPORTED:
             return None
-        return Decoder(encoding, self._limits.max_expansion, self._limits.expansion_setting, printable)
+        limits = self._limits
+        return Decoder(encoding, limits.max_expansion, limits.expansion_setting, answer.address.printable)
 
     def _verify(self, request: DownloadRequest, part: PartFile, checksum: _Checksum, answer: Answer) -> None:
         printable = answer.address.printable

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from ingest_project.errors import DownloadFailed, StoreUnavailable
 from ingest_project.web.content_types import SNIFFED_BYTES
+from ingest_project.web.decoding import codings_in
 from ingest_project.web.seals import FileSeal
 from ingest_project.web.urls import printable_url
 from ingest_project.whole_writes import write_all
@@ -72,6 +73,8 @@ class PartFile:
         self._algorithm = algorithm
         self._noted = False
         self.resumed = False
+        # The encoding that what has arrived may still be in.
+        self.undecoded: str | None = None
         self._reset()
         self._descriptor = -1
 
@@ -105,7 +108,7 @@ class PartFile:
     def continued_by(self, answer: Answer) -> bool:
         """Whether the body of a 206 is exactly what comes next of the same version."""
         found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
-        if not found or int(found[1]) != self.size or answer.headers.get("Content-Encoding", "identity") != "identity":
+        if not found or int(found[1]) != self.size or codings_in(answer.headers.get("Content-Encoding")):
             return False
         etag = answer.headers.get("ETag")
         total = None if found[3] == "*" else int(found[3])
@@ -124,7 +127,7 @@ class PartFile:
                 self._forget_note()
         self._reset()
         self.resumed = False
-        encoded = answer is not None and answer.headers.get("Content-Encoding", "identity") != "identity"
+        encoded = answer is not None and codings_in(answer.headers.get("Content-Encoding")) is not None
         self._version = Version(
             self._version.url_sha256,
             None if encoded or answer is None else _validator(answer.headers),
@@ -266,6 +269,6 @@ def _validator(headers: Mapping[str, str]) -> str | None:
 def _moment(header: str | None) -> datetime | None:
     try:
         moment = parsedate_to_datetime(header or "")
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError, TypeError, OverflowError):
         return None
     return moment if moment.tzinfo else None

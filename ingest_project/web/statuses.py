@@ -12,6 +12,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # 202: it is being prepared. 425 and 429: too early, too often.
 _COME_AGAIN = frozenset({202, 408, 425, 429})
 _MAX_RETRY_AFTER_DIGITS = 9
+_MAX_DATE_LENGTH = 64
 
 
 def failure_of(status: int, printable: str, retry_after: timedelta | None) -> DownloadFailed | DownloadRefused:
@@ -29,16 +30,19 @@ def failure_of(status: int, printable: str, retry_after: timedelta | None) -> Do
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> timedelta | None:
-    """How long to wait, from seconds or an HTTP date; None for anything else. A moment in the past is no wait."""
+    """How long to wait, from seconds or an HTTP date; None for anything else. A moment in the past is no wait.
+
+    It may be any length: whoever keeps to it bounds it, see `limits.HostLimits.bounded`.
+    """
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
         return timedelta(seconds=int(text[:_MAX_RETRY_AFTER_DIGITS]))
     try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, IndexError, TypeError):
+        moment = parsedate_to_datetime(text[:_MAX_DATE_LENGTH])
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return max(moment - (now or datetime.now(UTC)), timedelta(0))
+    except (ValueError, IndexError, TypeError, OverflowError):
         return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(moment - (now or datetime.now(UTC)), timedelta(0))
 
 
 def _phrase(status: int) -> str:

@@ -485,6 +485,12 @@ def _bomb(handler: _Handler) -> None:
     handler.send_answer(200, _bomb_body(), {"Content-Encoding": "gzip"})
 
 
+def _encoded(handler: _Handler) -> None:
+    """`/encoded/a.pdf?as=utf-8`: the file as it is, said to be in any encoding."""
+    _, content, _ = handler.named
+    handler.send_answer(200, content, {"Content-Encoding": handler.asked.query["as"]})
+
+
 def _brotli(handler: _Handler) -> None:
     handler.send_answer(200, b"\x0b\x02\x80hello\x03", {"Content-Encoding": "br"})
 
@@ -550,6 +556,7 @@ _ROUTES: tuple[tuple[str, Callable[[_Handler], None]], ...] = (
     ("/deflated/", _deflated),
     ("/bomb", _bomb),
     ("/brotli/", _brotli),
+    ("/encoded/", _encoded),
     ("/named", _named),
     ("/private/", _private),
     ("/echo", _echo),

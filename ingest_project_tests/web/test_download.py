@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 
@@ -233,6 +234,45 @@ def test_an_encoding_that_cannot_be_read_is_refused(http_server: HttpServer, dow
     failure = _failure(downloader, DownloadRequest(http_server.url("/brotli/a.pdf")), to)
     assert isinstance(failure, FileRejected)
     assert failure.rule == "unsupported_encoding"
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-8", "UTF-8", "none", "aws-chunked", "binary", "8bit", "x-unknown", "", "identity", "aws-chunked,utf-8", "br",
+     "zstd", "gzip", "gzip, br", "identity, none"],
+)  # fmt: skip
+def test_intact_bytes_are_kept_whatever_encoding_they_are_said_to_be_in(
+    http_server: HttpServer, downloader: Downloader, to: Path, encoding: str
+) -> None:
+    url = http_server.url(f"/encoded/a.pdf?as={quote(encoding)}")
+    assert downloader.download(DownloadRequest(url), to).sha256 == _sha256(content_of("a.pdf"))
+    request = DownloadRequest(
+        http_server.url(f"/encoded/a.bin?as={quote(encoding)}"), checksum=_sha256(content_of("a.bin"))
+    )
+    assert downloader.download(request, to).sha256 == _sha256(content_of("a.bin"))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 5_000, "-1", "Fri, 31 Dec 9999 23:59:59 -1400", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT",
+     "Mon, 01 Jan 0001 00:00:00 +1400", "1e400", "soon", "120.5", "NaN"],
+)  # fmt: skip
+def test_no_retry_after_turns_a_503_into_a_permanent_failure_or_a_pause_without_end(
+    http_server: HttpServer, client: WebClient, to: Path, value: str
+) -> None:
+    url = http_server.url(f"/status/503?retry_after={quote(value)}")
+    failure = _failure(Downloader(client, SMALL), DownloadRequest(url), to)
+    assert isinstance(failure, DownloadFailed)
+    assert failure.http_status == 503
+    assert (failure.retry_after or timedelta(0)) <= timedelta(hours=1)
+
+
+def test_headers_that_trickle_are_ended_long_before_the_whole_time_is_over(http_server: HttpServer, to: Path) -> None:
+    contact = replace(CONTACT, connect_timeout=timedelta(seconds=0.5), read_timeout=timedelta(seconds=0.5))
+    with WebClient(HostRules(internal=["127.0.0.1"]), contact=contact, host_limits=HostLimits(PATIENT)) as client:
+        failure = _failure(Downloader(client, SMALL), DownloadRequest(http_server.url("/slow/headers")), to)
+    assert isinstance(failure, DownloadFailed)
+    assert "not finished within 1 s" in str(failure)
 
 
 def test_identity_is_asked_for(http_server: HttpServer, downloader: Downloader, to: Path) -> None:
