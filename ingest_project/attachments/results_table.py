@@ -7,13 +7,17 @@ at a time commits.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from ingest_project.bisection import store_bisecting
 from ingest_project.database.locks import exclusive
+from ingest_project.errors import StoreUnavailable, TransactionConflict
 from ingest_project.hours import partition_of
+from ingest_project.item_faults import is_item_fault, reason_of
 from ingest_project.logs import get_logger
 
 if TYPE_CHECKING:
@@ -28,10 +32,16 @@ logger = get_logger(__name__)
 
 APPLICATION_ID = "ingest_project/attachment_results"
 LOCK = "attachment_results"
+# Commits in a row that the table refused: so many are not the fault of single rows.
+MOST_IN_VAIN = 200
+# Full, not to be written, or too many open files.
+_OF_THE_STORE = re.compile(r"No space left|Disk quota|Read-only file system|Permission denied|Too many open files")
 
 
 def commit_results(services: Services) -> list[str]:
     """Commit every outcome that is in no commit yet, in one commit; first those that a lost run had begun.
+
+    A row that the table does not take is found by halving: it is marked with the reason, and the others are committed.
 
     Returns:
         the hours in which the committed attempts ended.
@@ -42,13 +52,64 @@ def commit_results(services: Services) -> list[str]:
     hours: set[str] = set()
     with exclusive(services.engine, LOCK):
         services.outcomes.number_next_commit()
-        for number in services.outcomes.open_commits():
-            outcomes = services.outcomes.of_commit(number)
-            services.attachment_results.append(results_table(outcomes), app_id=APPLICATION_ID, version=number)
-            services.outcomes.mark_committed(number, datetime.now(UTC))
-            hours.update(partition_of(outcome.result.completed_at) for outcome in outcomes)
-            logger.info("results_committed", commit=number, rows=len(outcomes))
+        while numbers := services.outcomes.open_commits():
+            committing = _Committing(services, numbers[0])
+            failures = committing.commit()
+            hours.update(partition_of(outcome.result.completed_at) for outcome in committing.committed)
+            for outcome, error in failures:
+                logger.error("result_not_committed", partition_key=outcome.attachment_key, exc_info=error)
+                services.outcomes.mark_uncommittable(outcome, reason_of(error))
+            if failures:
+                services.outcomes.number_next_commit()
     return sorted(hours)
+
+
+class _Committing:
+    """One numbered commit, and the smaller ones that it is cut into where the table does not take it."""
+
+    def __init__(self, services: Services, number: int) -> None:
+        self._services = services
+        self._number: int | None = number
+        self._outcomes = services.outcomes.of_commit(number)
+        self._in_vain = 0
+        self._is_row_fault = False
+        self.committed: list[Outcome] = []
+
+    def commit(self) -> list[tuple[Outcome, Exception]]:
+        """Commit; returns the rows that the table does not take, and why."""
+        failures = store_bisecting(self._outcomes, self._store, lambda _: self._is_row_fault)
+        if failures and not self.committed and any(isinstance(error, StoreUnavailable) for _, error in failures):
+            raise failures[0][1]
+        return failures
+
+    def _store(self, part: Sequence[Outcome]) -> None:
+        ledger, table = self._services.outcomes, self._services.attachment_results
+        number, self._number = self._number, None
+        if number is None:
+            number = ledger.number_commit_of(part)
+        self._is_row_fault = False
+        try:
+            table.append(results_table(part), app_id=APPLICATION_ID, version=number)
+        except Exception as error:
+            # Where the store answers it says whether the commit has landed while its answer was lost.
+            if not self._may_be_a_row_s(error) or (table.committed_version(APPLICATION_ID) or 0) >= number:
+                raise
+            ledger.withdraw_commits(number)
+            self._in_vain += 1
+            self._is_row_fault = True
+            raise
+        ledger.mark_committed(number, datetime.now(UTC))
+        self._in_vain = 0
+        self.committed += part
+        logger.info("results_committed", commit=number, rows=len(part))
+
+    def _may_be_a_row_s(self, error: Exception) -> bool:
+        """Tell what a row may be to blame for from a store that is away or full: it would refuse any other row too."""
+        if isinstance(error, TransactionConflict) or self._in_vain > MOST_IN_VAIN:
+            return False
+        if not isinstance(error, StoreUnavailable):
+            return is_item_fault(error)
+        return not _OF_THE_STORE.search(str(error))
 
 
 def results_table(outcomes: Sequence[Outcome]) -> pa.Table:

@@ -21,7 +21,7 @@ from ingest_project.ledger.statements import in_parts
 from ingest_project.messages.download import CachedDownload, DownloadResult, DownloadStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 Identity = tuple[str, int, int]
 
@@ -60,9 +60,21 @@ class OutcomeLedger:
                 found += [outcome_of(row) for row in rows]
         return tuple(sorted(found, key=lambda outcome: outcome.identity))
 
-    def mark_told(self, told: Sequence[Outcome], now: datetime) -> None:
-        """Kafka and Dagster know of these. Marking twice changes nothing."""
+    def mark_told(
+        self, told: Sequence[Outcome], now: datetime, unpublished: Mapping[Identity, str] | None = None
+    ) -> None:
+        """Kafka and Dagster know of these. Marking twice changes nothing.
+
+        Args:
+            told: the outcomes.
+            now: when.
+            unpublished: of those that the broker did not take a message of, why.
+        """
         with writing(self._engine) as connection:
+            for identity, reason in (unpublished or {}).items():
+                connection.execute(
+                    sa.update(outcomes).where(is_one_of(connection, [identity])).values(publish_error=reason)
+                )
             for part in in_parts(sorted(outcome.identity for outcome in told)):
                 untold = sa.and_(outcomes.c.told_at.is_(None), is_one_of(connection, part))
                 connection.execute(sa.update(outcomes).where(untold).values(told_at=now))
@@ -76,12 +88,35 @@ class OutcomeLedger:
         is_new = (
             outcomes.c.commit_number.is_(None),
             outcomes.c.committed_at.is_(None),
+            outcomes.c.commit_error.is_(None),
             outcomes.c.told_at.is_not(None),
         )
         statement = sa.update(outcomes).where(*is_new)
         with writing(self._engine) as connection:
             following = int(connection.execute(sa.select(highest)).scalar_one()) + 1
             connection.execute(statement.values(commit_number=following))
+
+    def withdraw_commits(self, number: int) -> None:
+        """Take back the numbers of the commits from this one on: none of them was made."""
+        given = sa.and_(outcomes.c.commit_number >= number, outcomes.c.committed_at.is_(None))
+        with writing(self._engine) as connection:
+            connection.execute(sa.update(outcomes).where(given).values(commit_number=None))
+
+    def number_commit_of(self, chosen: Sequence[Outcome]) -> int:
+        """Give these, which are in no commit, the number of the next one, and return it. One caller at a time."""
+        highest = sa.select(sa.func.coalesce(sa.func.max(outcomes.c.commit_number), 0))
+        with writing(self._engine) as connection:
+            following = int(connection.execute(highest).scalar_one()) + 1
+            for part in in_parts([outcome.identity for outcome in chosen]):
+                in_none = sa.and_(outcomes.c.committed_at.is_(None), is_one_of(connection, part))
+                connection.execute(sa.update(outcomes).where(in_none).values(commit_number=following))
+        return following
+
+    def mark_uncommittable(self, outcome: Outcome, reason: str) -> None:
+        """The Delta table does not take the row of this one: it is in no further commit."""
+        with writing(self._engine) as connection:
+            this = is_one_of(connection, [outcome.identity])
+            connection.execute(sa.update(outcomes).where(this).values(commit_error=reason, commit_number=None))
 
     def open_commits(self) -> tuple[int, ...]:
         """Numbers of commits that may not have been made yet, in order."""
@@ -131,8 +166,8 @@ class OutcomeLedger:
             return {name: int(value) for name, value in connection.execute(query).mappings().one().items()}
 
     def uncommitted(self) -> int:
-        """Outcomes that are not known to be in the Delta table."""
-        query = sa.select(sa.func.count()).where(outcomes.c.committed_at.is_(None))
+        """Outcomes that are not known to be in the Delta table, and that it may still take."""
+        query = sa.select(sa.func.count()).where(outcomes.c.committed_at.is_(None), outcomes.c.commit_error.is_(None))
         with reading(self._engine) as connection:
             return int(connection.execute(query).scalar_one())
 
