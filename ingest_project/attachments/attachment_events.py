@@ -4,14 +4,16 @@ An attachment is entered before it is announced: what comes back over the topic 
 the same address in the same trace asks for the same attachment.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
 
 from ingest_project.attachments.extraction import AddressPaths, tasks_of
 from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ATTACHMENTS, hourly_partitions
-from ingest_project.kafka.publishing import publish_once
+from ingest_project.attachments.telling import publish
+from ingest_project.bisection import store_bisecting
+from ingest_project.item_faults import error_class_of, is_item_fault, reason_of
 from ingest_project.kafka.writing import Outgoing
 from ingest_project.ledger.attachment_events import EventRecord, Extracted, HourOfEvents
 from ingest_project.ledger.attachment_record import TaskArrival
@@ -81,24 +83,65 @@ def _extract(
     batch_id: str | None,
 ) -> None:
     now = datetime.now(UTC)
-    by_event = {record.event_key: tasks_of(record, paths, services.destinations) for record in records}
+    by_event, failures = _tasks_by_event(services, records, paths)
+    owners: dict[str, str] = {}
+
+    def enter(event_keys: Sequence[str]) -> None:
+        tasks = [task for key in event_keys for task in by_event[key]]
+        owners.update(services.attachments.record_extracted(tasks, batch_id, context.run.run_id, now))
+
+    for key, error in store_bisecting(list(by_event), enter, is_item_fault):
+        failures[key] = error
+        del by_event[key]
+    _fail(services, failures, now)
     arrivals = [arrival for tasks in by_event.values() for arrival in tasks]
-    owners = services.attachments.record_extracted(arrivals, batch_id, context.run.run_id, now)
     ours = {arrival.attachment_key: arrival for arrival in arrivals if owners[arrival.attachment_key] in by_event}
-    announce(services, list(ours.values()))
+    announce(services, [arrival for arrival in ours.values() if not arrival.task.refused])
     context.instance.add_dynamic_partitions(ATTACHMENTS, list(ours))
     services.attachment_events.finish([_extracted(key, tasks, owners) for key, tasks in by_event.items()], now)
-    logger.info("events_extracted", events=len(records), addresses=len(arrivals), attachments=len(ours))
+    refused = sum(bool(arrival.task.refused) for arrival in ours.values())
+    logger.info(
+        "events_extracted", events=len(records), addresses=len(arrivals), attachments=len(ours), refused=refused
+    )
+
+
+def _tasks_by_event(
+    services: Services, records: Sequence[EventRecord], paths: AddressPaths
+) -> tuple[dict[str, list[TaskArrival]], dict[str, Exception]]:
+    """The tasks of each event; of those that none can be made of, why."""
+    tasks: list[TaskArrival] = []
+    by_event: dict[str, list[TaskArrival]] = {}
+    failures: dict[str, Exception] = {}
+    for record in records:
+        try:
+            tasks += tasks_of(record, paths, services.destinations)
+        except Exception as error:
+            if not is_item_fault(error):
+                raise
+            failures[record.event_key] = error
+        else:
+            by_event[record.event_key] = []
+    for task in services.attachments.under_known_keys(tasks):
+        by_event[task.event_key or ""].append(task)
+    return by_event, failures
+
+
+def _fail(services: Services, failures: Mapping[str, Exception], now: datetime) -> None:
+    for key, error in failures.items():
+        logger.error("event_not_extracted", event_key=key, reason=reason_of(error), exc_info=error)
+    why = {key: (error_class_of(error), reason_of(error)) for key, error in failures.items()}
+    services.attachment_events.fail(why, now)
 
 
 def announce(services: Services, arrivals: Sequence[TaskArrival]) -> None:
-    """Publish tasks on `downloads.pending`, each once."""
+    """Publish tasks on `downloads.pending`, each once. One that the broker does not take is downloaded all the same."""
     messages = [
         (f"task/{arrival.attachment_key}", Outgoing(arrival.raw.encode(), _key(arrival), _headers(arrival)))
         for arrival in arrivals
     ]
     topic = services.settings.topics.downloads_pending
-    publish_once(services.writer, services.reader, services.outbox, topic, messages)
+    for message_id, error in publish(services, topic, messages):
+        logger.warning("task_not_announced", message_id=message_id, reason=reason_of(error))
 
 
 def _key(arrival: TaskArrival) -> bytes:

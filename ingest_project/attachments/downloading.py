@@ -1,17 +1,25 @@
-"""One attempt at one attachment: download, verify, store. What went wrong decides whether there is another attempt."""
+"""One attempt at one attachment: download, verify, store. What went wrong decides whether there is another attempt.
+
+Between the two halves of an attempt everybody is told that the file lies in the cache. It stays there until its end is
+on record; what a killed run left there is brought anew by the next one, to the same place.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from concurrent.futures import ThreadPoolExecutor, wait
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import msgspec
 
 from ingest_project.attachments.retries import next_attempt_at
+from ingest_project.attachments.turns import Turns, host_of
 from ingest_project.errors import (
     HostBusy,
     IngestError,
@@ -20,18 +28,19 @@ from ingest_project.errors import (
     TransientError,
     UnforeseenFailure,
 )
+from ingest_project.item_faults import error_class_of, reason_of
 from ingest_project.ledger.attachment_record import Outcome
 from ingest_project.logs import bound, get_logger
-from ingest_project.messages.download import CachedDownload, DownloadResult, DownloadStatus
+from ingest_project.messages.download import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.onelake.failures import StoreRefused
 from ingest_project.stores.attachment_names import OWNER
 from ingest_project.web.download import DownloadRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
+    from pathlib import Path
 
     from ingest_project.ledger.attachment_record import AttachmentRecord
-    from ingest_project.messages.download import DownloadTask
     from ingest_project.resources import Services
     from ingest_project.stores.attachments import StoredAttachment
     from ingest_project.web.download import Downloaded
@@ -40,6 +49,9 @@ logger = get_logger(__name__)
 
 # Ends are entered and told in groups: a transaction and an acknowledgement for each would cost more than a download.
 GROUP_SECONDS = 1.0
+# Results that may wait to be entered, for each place; and what may lie in the cache beside what is being downloaded.
+RESULTS_PER_PLACE = 16
+MOST_UNSTORED_BYTES = 1024**3
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,39 @@ class Postponed:
     attachment_key: str
     reason: str
     until: datetime
+
+
+@dataclass(frozen=True)
+class Cached:
+    """An attempt between its halves: the file is downloaded and verified, and waits to be stored."""
+
+    record: AttachmentRecord
+    task: DownloadTask
+    downloaded: Downloaded
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file on this machine's disk."""
+        return self.downloaded.size_bytes
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """What tells this attempt from every other, as of its outcome."""
+        return (self.record.attachment_key, self.record.replays, self.task.attempt)
+
+    @property
+    def message(self) -> CachedDownload:
+        """What everybody is told."""
+        shared = {n: getattr(self.task, n) for n in CachedDownload.__struct_fields__ if hasattr(self.task, n)}
+        return CachedDownload(
+            **shared
+            | {
+                "local_path": str(self.downloaded.path),
+                "size_bytes": self.downloaded.size_bytes,
+                "sha256": self.downloaded.sha256,
+                "content_type": self.downloaded.content_type,
+            }
+        )
 
 
 End = Outcome | Postponed
@@ -69,29 +114,123 @@ class AttachmentRefusedError(PermanentError):
     """What an event names cannot be an attachment; the message is the reason."""
 
 
-def attempts(
-    records: Sequence[AttachmentRecord], attempt: Callable[[AttachmentRecord], End], concurrency: int
-) -> Iterator[list[End]]:
-    """Make an attempt at each attachment, several at a time, hosts taking turns.
+def attempts(  # noqa: PLR0913 - each is passed by name
+    records: Sequence[AttachmentRecord],
+    attempt: Callable[[AttachmentRecord], End | Cached],
+    concurrency: int,
+    *,
+    store: Callable[[Cached], End] | None = None,
+    announce: Callable[[Sequence[Cached]], None] = lambda _: None,
+    per_host: int = 8,
+    begin_within: timedelta = timedelta.max,
+) -> Generator[list[End], None, None]:
+    """Make an attempt at each attachment, several at a time, in fair shares: see `turns`.
 
     Args:
         records: in any order.
-        attempt: makes one; never raises.
+        attempt: makes one, or its first half; never raises.
         concurrency: at a time.
+        store: the second half of an attempt; never raises.
+        announce: is told of attempts between their halves.
+        per_host: most of one host at a time.
+        begin_within: after this time no attempt begins any more, so that others get their turn.
 
     Yields:
-        how those ended that have ended since the last time, about once a second.
+        how those ended that have ended since the last time, about once a second. Those that were not begun in time
+        are postponed to now.
     """
+    turns: Turns[Callable[[], End]] = Turns(
+        hosts_in_turn(records),
+        most_per_host=per_host,
+        most_unfinished=RESULTS_PER_PLACE * concurrency,
+        most_unstored_bytes=MOST_UNSTORED_BYTES,
+    )
+    results: SimpleQueue[End | Cached | BaseException] = SimpleQueue()
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="download")
     try:
-        waiting = {pool.submit(attempt, record) for record in hosts_in_turn(records)}
-        while waiting:
-            ended, waiting = wait(waiting, timeout=GROUP_SECONDS)
-            if ended:
-                yield [future.result() for future in ended]
+        for _ in range(concurrency):
+            pool.submit(_work, turns, attempt, results)
+        yield from _gathered(turns, results, len(records), store, announce, begin_within)
     finally:
         # Where the run fails, its database being away perhaps, what has not begun is left to another one.
+        turns.close()
         pool.shutdown(cancel_futures=True)
+
+
+def _work(
+    turns: Turns[Callable[[], End]],
+    attempt: Callable[[AttachmentRecord], End | Cached],
+    results: SimpleQueue[End | Cached | BaseException],
+) -> None:
+    while (job := turns.next()) is not None:
+        try:
+            if callable(job):
+                result: End | Cached = job()
+            else:
+                result = attempt(job)
+                turns.ended(job, result.size_bytes if isinstance(result, Cached) else 0)
+        except BaseException as error:  # noqa: BLE001 - raised again where the results are gathered
+            results.put(error)
+        else:
+            results.put(result)
+
+
+def _gathered(  # noqa: PLR0913, PLR0917 - the parts of `attempts`
+    turns: Turns[Callable[[], End]],
+    results: SimpleQueue[End | Cached | BaseException],
+    outstanding: int,
+    store: Callable[[Cached], End] | None,
+    announce: Callable[[Sequence[Cached]], None],
+    begin_within: timedelta,
+) -> Iterator[list[End]]:
+    begun = last = time.monotonic()
+    ends: list[End] = []
+    stored_bytes: dict[str, int] = {}
+    while outstanding:
+        found = _drained(results, max(0.0, last + GROUP_SECONDS - time.monotonic()))
+        halfway = [one for one in found if isinstance(one, Cached)]
+        if halfway and store is not None:
+            announce(halfway)
+            stored_bytes.update({one.record.attachment_key: one.size_bytes for one in halfway})
+            turns.processed(len(halfway))
+            turns.put_first([partial(store, one) for one in halfway])
+        new = [one for one in found if not isinstance(one, Cached)]
+        if time.monotonic() - begun > begin_within.total_seconds():
+            new += _not_begun(turns)
+        outstanding -= len(new)
+        ends += new
+        if ends and (not outstanding or time.monotonic() - last >= GROUP_SECONDS):
+            yield ends
+            _see_to(turns, ends, stored_bytes)
+            ends = []
+        if time.monotonic() - last >= GROUP_SECONDS:
+            last = time.monotonic()
+
+
+def _see_to(turns: Turns[Callable[[], End]], ends: Sequence[End], stored_bytes: dict[str, int]) -> None:
+    """Ends were seen to: of attempts that had a second half, the first one was seen to before."""
+    sizes = [stored_bytes.pop(end.attachment_key, None) for end in ends]
+    turns.processed(sizes.count(None), sum(size or 0 for size in sizes))
+
+
+def _drained(results: SimpleQueue[End | Cached | BaseException], seconds: float) -> list[End | Cached]:
+    """Everything that is there, waiting so long for a first result."""
+    found: list[End | Cached] = []
+    with contextlib.suppress(Empty):
+        one = results.get(timeout=seconds) if seconds > 0 else results.get_nowait()
+        while True:
+            if isinstance(one, BaseException):
+                raise one
+            found.append(one)
+            one = results.get_nowait()
+    return found
+
+
+def _not_begun(turns: Turns[Callable[[], End]]) -> list[End]:
+    left = turns.withdraw()
+    turns.processed(-len(left))
+    now = datetime.now(UTC)
+    return [Postponed(record.attachment_key, "Its run ended before its turn.", now) for record in left]
 
 
 def hosts_in_turn(records: Sequence[AttachmentRecord]) -> list[AttachmentRecord]:
@@ -99,7 +238,7 @@ def hosts_in_turn(records: Sequence[AttachmentRecord]) -> list[AttachmentRecord]
     turns: dict[str, int] = {}
     placed = []
     for place, record in enumerate(records):
-        host = _host(record.attachment_url)
+        host = host_of(record.attachment_url)
         turns[host] = turns.get(host, 0) + 1
         placed.append((turns[host], place, record))
     return [record for _, _, record in sorted(placed, key=lambda entry: entry[:2])]
@@ -107,9 +246,13 @@ def hosts_in_turn(records: Sequence[AttachmentRecord]) -> list[AttachmentRecord]
 
 def attempt_at(record: AttachmentRecord, services: Services) -> End:
     """Download and store one attachment, and say how that ended. Done twice, it leaves the same file."""
-    task = record.this_task
-    cached: CachedDownload | None = None
-    path = services.settings.cache_dir / hashlib.sha256(record.attachment_key.encode()).hexdigest()
+    half = download_at(record, services)
+    return store_at(half, services) if isinstance(half, Cached) else half
+
+
+def download_at(record: AttachmentRecord, services: Services) -> End | Cached:
+    """The first half of an attempt: the file in the cache, or how the attempt ended without it."""
+    task = _task_of(record)
     with bound(partition_key=record.attachment_key, trace_id=record.trace_id):
         try:
             if task.refused:
@@ -121,20 +264,43 @@ def attempt_at(record: AttachmentRecord, services: Services) -> End:
                 trace_id=record.trace_id,
                 attachment_url=record.attachment_url,
             )
-            downloaded = services.downloader.download(_request(task), path)
-            cached = _cached(task, downloaded)
-            stored = _store(services, record, task, downloaded)
+            downloaded = services.downloader.download(_request(task), cache_path(services, record.attachment_key))
         except HostBusy as error:
             pause = error.retry_after or timedelta(seconds=services.settings.downloads.pause_seconds)
             return Postponed(record.attachment_key, str(error), datetime.now(UTC) + pause)
-        except IngestError as error:
-            return _failed(record, task, error, services, cached)
-        except Exception as error:  # what one attachment brings to light must not take the others down
-            logger.exception("attachment_not_stored")
-            return _failed(record, task, UnforeseenFailure("Storing the attachment", error), services, cached)
-        finally:
-            path.unlink(missing_ok=True)
-        return _succeeded(record, task, downloaded, stored, cached)
+        except Exception as error:  # noqa: BLE001 - what one attachment brings to light must not take the others down
+            return _failed(record, task, error, services, None)
+        return Cached(record, task, downloaded)
+
+
+def store_at(cached: Cached, services: Services) -> Outcome:
+    """The second half of an attempt."""
+    record, task = cached.record, cached.task
+    with bound(partition_key=record.attachment_key, trace_id=record.trace_id):
+        try:
+            stored = _store(services, record, task, cached.downloaded)
+        except Exception as error:  # noqa: BLE001 - as above
+            return _failed(record, task, error, services, cached.message)
+        return _succeeded(record, task, cached.downloaded, stored, cached.message)
+
+
+def cache_path(services: Services, attachment_key: str) -> Path:
+    """Where the file of an attachment lies between download and store."""
+    return services.settings.cache_dir / hashlib.sha256(attachment_key.encode()).hexdigest()
+
+
+def _task_of(record: AttachmentRecord) -> DownloadTask:
+    """The task of this attempt; one that says why it cannot be served, where what is on record cannot be read."""
+    try:
+        return record.this_task
+    except (msgspec.MsgspecError, ValueError) as error:
+        return DownloadTask(
+            trace_id=record.trace_id,
+            domain=record.domain,
+            attachment_url=record.attachment_url,
+            attempt=record.attempt,
+            refused=f"The task on record cannot be read: {error}",
+        )
 
 
 def _require_runs_left(record: AttachmentRecord, services: Services) -> None:
@@ -177,19 +343,6 @@ def _store(
         raise StoreUnavailable(error.address, f"refused ({error.code})") from error
 
 
-def _cached(task: DownloadTask, downloaded: Downloaded) -> CachedDownload:
-    shared = {name: getattr(task, name) for name in CachedDownload.__struct_fields__ if hasattr(task, name)}
-    return CachedDownload(
-        **shared
-        | {
-            "local_path": str(downloaded.path),
-            "size_bytes": downloaded.size_bytes,
-            "sha256": downloaded.sha256,
-            "content_type": downloaded.content_type,
-        }
-    )
-
-
 def _succeeded(
     record: AttachmentRecord,
     task: DownloadTask,
@@ -210,10 +363,13 @@ def _succeeded(
 def _failed(
     record: AttachmentRecord,
     task: DownloadTask,
-    error: IngestError,
+    error: Exception,
     services: Services,
     cached: CachedDownload | None,
 ) -> Outcome:
+    if not isinstance(error, IngestError):
+        logger.error("attachment_not_stored", exc_info=error)
+        error = UnforeseenFailure("Storing the attachment", error)
     due_at = None
     if isinstance(error, TransientError):
         delays = services.settings.attachments.retry_delays
@@ -227,6 +383,24 @@ def _failed(
     )
     logger.warning("attachment_failed", reason=str(error), error_class=error.error_class, attempt=task.attempt)
     return msgspec.structs.replace(_outcome(record, task, result, cached), next_attempt_at=due_at)
+
+
+def unrecordable(outcome: Outcome, error: Exception) -> Outcome:
+    """The end of an attempt whose own end the ledger did not take: failed, and why; without what it had brought."""
+    result = DownloadResult(
+        trace_id=outcome.result.trace_id,
+        attachment_url=outcome.result.attachment_url,
+        status=DownloadStatus.FAILED_PERMANENT,
+        http_status=None,
+        error_class=error_class_of(error),
+        error=reason_of(error),
+        size_bytes=None,
+        sha256=None,
+        onelake_path=None,
+        attempt=outcome.result.attempt,
+        completed_at=outcome.result.completed_at,
+    )
+    return msgspec.structs.replace(outcome, result=result, content_type=None, cached=None, next_attempt_at=None)
 
 
 def _result(task: DownloadTask, status: DownloadStatus) -> DownloadResult:
@@ -257,10 +431,3 @@ def _outcome(
         content_type=cached.content_type if cached else None,
         cached=cached,
     )
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).netloc
-    except ValueError:
-        return ""

@@ -3,20 +3,31 @@
 The end of an attempt is entered in the ledger, then told to Kafka and to Dagster, and at the end of the run committed
 to Delta. A run that is killed in between leaves an end that was not told or not committed; the run that takes the
 attachment up next goes on there, without downloading again.
+
+Whatever cannot be entered, told or shown of one attachment costs the others nothing: see `bisection`.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.attachments.downloading import Postponed, attempt_at, attempts
+from ingest_project.attachments.downloading import (
+    Postponed,
+    attempts,
+    cache_path,
+    download_at,
+    store_at,
+    unrecordable,
+)
 from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ONELAKE_ATTACHMENTS, attachments_partitions
 from ingest_project.attachments.reports import attachment_report, results_reports
 from ingest_project.attachments.results_table import commit_results
-from ingest_project.attachments.telling import tell
+from ingest_project.attachments.telling import tell, tell_cached
 from ingest_project.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
+from ingest_project.bisection import store_bisecting
+from ingest_project.item_faults import is_item_fault
 from ingest_project.ledger.attachment_record import AttachmentRecord, Outcome
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.download import DownloadStatus
@@ -79,29 +90,70 @@ def _ends(context: Context, services: Services, records: Sequence[AttachmentReco
     ended = {outcome.identity: outcome for outcome in left_over if outcome.identity in present}
     yield list(ended.values())
     remaining = [r for r in records if (r.attachment_key, r.replays, r.attempt) not in ended]
-    concurrency = services.settings.downloads.concurrency
-    for group in attempts(remaining, lambda record: attempt_at(record, services), concurrency):
-        postponed = [end for end in group if isinstance(end, Postponed)]
-        for end in postponed:
-            services.attachments.postpone([end.attachment_key], end.reason, end.until, datetime.now(UTC))
-        yield [end for end in group if isinstance(end, Outcome)]
+    downloads = services.settings.downloads
+    groups = attempts(
+        remaining,
+        lambda record: download_at(record, services),
+        downloads.concurrency,
+        store=lambda cached: store_at(cached, services),
+        announce=lambda cached: tell_cached(services, cached),
+        per_host=downloads.concurrency_per_host,
+        begin_within=timedelta(seconds=downloads.max_seconds),
+    )
+    try:
+        for group in groups:
+            _postpone(services, [end for end in group if isinstance(end, Postponed)])
+            yield [end for end in group if isinstance(end, Outcome)]
+    finally:
+        # Of a run that failed: what it had in the cache is brought anew by the next one, perhaps on another machine.
+        groups.close()
+        _remove_cached(services, [record.attachment_key for record in remaining])
+
+
+def _postpone(services: Services, postponed: Sequence[Postponed]) -> None:
+    together: dict[tuple[str, datetime], list[str]] = {}
+    for end in postponed:
+        together.setdefault((end.reason, end.until), []).append(end.attachment_key)
+    for (reason, until), keys in together.items():
+        services.attachments.postpone(keys, reason, until, datetime.now(UTC))
+
+
+def _remove_cached(services: Services, keys: Sequence[str]) -> None:
+    for key in keys:
+        cache_path(services, key).unlink(missing_ok=True)
 
 
 def _finish(context: Context, services: Services, outcomes: Sequence[Outcome]) -> int:
     """Enter, tell and show how some attempts ended; returns how many attachments are dead after them."""
     if not outcomes:
         return 0
-    holding = services.attachments.finish(outcomes, context.run.run_id, datetime.now(UTC))
+    holding = _entered(services, outcomes, context.run.run_id)
+    _remove_cached(services, [outcome.attachment_key for outcome in outcomes])
     _announce(context, services, holding)
     ended = Counter(outcome.result.status for outcome in holding)
     logger.info("attempts_ended", **{status.value: count for status, count in ended.items()})
     return ended[DownloadStatus.FAILED_PERMANENT]
 
 
+def _entered(services: Services, outcomes: Sequence[Outcome], run_id: str) -> list[Outcome]:
+    """Enter outcomes; one that the ledger does not take is entered as the failure that it is."""
+    holding: list[Outcome] = []
+
+    def enter(part: Sequence[Outcome]) -> None:
+        holding.extend(services.attachments.finish(part, run_id, datetime.now(UTC)))
+
+    for outcome, error in store_bisecting(outcomes, enter, is_item_fault):
+        logger.error("outcome_not_entered", partition_key=outcome.attachment_key, exc_info=error)
+        enter([unrecordable(outcome, error)])
+    return holding
+
+
 def _announce(context: Context, services: Services, outcomes: Sequence[Outcome]) -> None:
     """Tell Kafka and Dagster how attempts ended. Done again, Kafka has each message once."""
     if not outcomes:
         return
-    tell(services, outcomes)
-    report(context, [attachment_report(outcome) for outcome in outcomes])
-    services.outcomes.mark_told(outcomes, datetime.now(UTC))
+    untold = tell(services, outcomes)
+    reports = [attachment_report(outcome) for outcome in outcomes]
+    for shown, error in store_bisecting(reports, lambda part: report(context, part), is_item_fault):
+        logger.error("attachment_not_shown", partition_key=shown.partition, exc_info=error)
+    services.outcomes.mark_told(outcomes, datetime.now(UTC), untold)

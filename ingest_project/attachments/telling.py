@@ -1,4 +1,4 @@
-"""What Kafka is told of attempts that ended: the cached file, the result, and where the task goes next.
+"""What Kafka is told: the cached file in the middle of an attempt; at its end the result, and where the task goes next.
 
 Every message has an id made of attachment, replay and attempt, so that telling twice tells once. What is told comes
 from the ledger alone: a run that takes up what another one left says exactly the same.
@@ -9,10 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ingest_project.attachments.retries import retry_topic
+from ingest_project.bisection import store_bisecting
+from ingest_project.errors import TransientError
+from ingest_project.item_faults import is_item_fault, reason_of
 from ingest_project.kafka.dead_letters import dead_letter
 from ingest_project.kafka.publishing import publish_once
 from ingest_project.kafka.received import Received
 from ingest_project.kafka.writing import Outgoing
+from ingest_project.logs import get_logger
 from ingest_project.messages.decoding import encode
 from ingest_project.messages.download import DownloadStatus
 
@@ -20,9 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
+    from ingest_project.attachments.downloading import Cached
     from ingest_project.ledger.attachment_record import AttachmentRecord, Outcome
+    from ingest_project.ledger.outcomes import Identity
     from ingest_project.resources import Services
     from ingest_project.settings import TopicSettings
+
+logger = get_logger(__name__)
 
 DUE_HEADER = "due-at"
 REPLAYS_HEADER = "replays"
@@ -31,8 +39,26 @@ Addressed = tuple[str, str, Outgoing]
 """Topic, message id and message."""
 
 
-def tell(services: Services, outcomes: Sequence[Outcome]) -> None:
+def tell_cached(services: Services, cached: Sequence[Cached]) -> None:
+    """Publish that these files are downloaded and wait to be stored, each once.
+
+    Raises:
+        BrokerUnavailable: not all of it was confirmed; call again.
+    """
+    messages = []
+    for one in cached:
+        headers = (("trace-id", one.record.trace_id.encode()),)
+        message = Outgoing(encode(one.message), one.record.attachment_key.encode(), headers)
+        messages.append((f"cached/{'/'.join(map(str, one.identity))}", message))
+    for message_id, error in publish(services, services.settings.topics.downloads_cached, messages):
+        logger.warning("cached_file_not_announced", message_id=message_id, reason=reason_of(error))
+
+
+def tell(services: Services, outcomes: Sequence[Outcome]) -> dict[Identity, str]:
     """Publish what follows from these outcomes, each message once.
+
+    Returns:
+        of those that something could not be published of, why.
 
     Raises:
         BrokerUnavailable: not all of it was confirmed; call again.
@@ -40,11 +66,44 @@ def tell(services: Services, outcomes: Sequence[Outcome]) -> None:
     failed = [o.attachment_key for o in outcomes if o.result.status is not DownloadStatus.SUCCESS]
     records = {record.attachment_key: record for record in services.attachments.get_many(failed)}
     by_topic: dict[str, list[tuple[str, Outgoing]]] = {}
+    identities: dict[str, Identity] = {}
+    errors: dict[Identity, Exception] = {}
     for outcome in outcomes:
-        for topic, message_id, message in messages_of(outcome, records, services.settings.topics):
+        try:
+            addressed = list(messages_of(outcome, records, services.settings.topics))
+        except Exception as error:
+            if not is_item_fault(error):
+                raise
+            errors[outcome.identity] = error
+            continue
+        for topic, message_id, message in addressed:
             by_topic.setdefault(topic, []).append((message_id, message))
+            identities[message_id] = outcome.identity
     for topic, messages in by_topic.items():
-        publish_once(services.writer, services.reader, services.outbox, topic, messages)
+        errors |= {identities[message_id]: refusal for message_id, refusal in publish(services, topic, messages)}
+    reasons = {identity: reason_of(refusal) for identity, refusal in errors.items()}
+    for (key, _, _), reason in reasons.items():
+        logger.error("outcome_not_published", partition_key=key, reason=reason)
+    return reasons
+
+
+def publish(services: Services, topic: str, messages: Sequence[tuple[str, Outgoing]]) -> list[tuple[str, Exception]]:
+    """Publish messages, each once; returns the ids of those that the broker does not take, and why.
+
+    Raises:
+        BrokerUnavailable, PublisherReplacedError: not all of it was confirmed; call again.
+    """
+
+    def publish_part(part: Sequence[tuple[str, Outgoing]]) -> None:
+        publish_once(services.writer, services.reader, services.outbox, topic, part)
+
+    failures = store_bisecting(messages, publish_part, is_message_fault)
+    return [(message_id, error) for (message_id, _), error in failures]
+
+
+def is_message_fault(error: Exception) -> bool:
+    """Tell an error that a message may be to blame for from one of the broker or of another publisher."""
+    return not isinstance(error, TransientError) and is_item_fault(error)
 
 
 def messages_of(
@@ -60,8 +119,6 @@ def messages_of(
     identity = "/".join(map(str, outcome.identity))
     key = outcome.attachment_key.encode()
     trace = ("trace-id", outcome.result.trace_id.encode())
-    if outcome.cached is not None:
-        yield topics.downloads_cached, f"cached/{identity}", Outgoing(encode(outcome.cached), key, (trace,))
     yield topics.downloads_results, f"result/{identity}", Outgoing(encode(outcome.result), key, (trace,))
     record = records.get(outcome.attachment_key)
     if outcome.result.status is DownloadStatus.SUCCESS or record is None:

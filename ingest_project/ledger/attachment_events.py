@@ -15,7 +15,7 @@ from ingest_project.ledger.states import JobState
 from ingest_project.ledger.work_ledger import WorkLedger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
 
@@ -118,6 +118,21 @@ class EventLedger(WorkLedger):
         """The addresses of these events are attachments now."""
         done = {"state": JobState.DONE, "reason": None, "error_class": None, "finished_at": now, "updated_at": now}
         rows = [{**one._asdict(), **done} for one in sorted(extracted)]
+        with writing(self._engine) as connection:
+            update_each(connection, events, events.c.event_key, rows)
+
+    def fail(self, failures: Mapping[str, tuple[str, str]], now: datetime) -> None:
+        """No addresses can be taken out of these events.
+
+        Args:
+            failures: class and reason of the error, by event.
+            now: when.
+        """
+        ended = {"state": JobState.FAILED, "finished_at": now, "updated_at": now}
+        rows = [
+            {"event_key": key, "error_class": error_class, "reason": reason, **ended}
+            for key, (error_class, reason) in sorted(failures.items())
+        ]
         with writing(self._engine) as connection:
             update_each(connection, events, events.c.event_key, rows)
 

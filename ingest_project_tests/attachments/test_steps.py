@@ -61,7 +61,7 @@ def test_a_run_that_fails_begins_no_further_download() -> None:
     groups = attempts([record(str(n)) for n in range(100)], attempt, concurrency=2)
     assert next(groups)
     go_on.set()
-    groups.close()  # type: ignore[attr-defined]  # it is a generator
+    groups.close()
     assert len(begun) < 100
 
 

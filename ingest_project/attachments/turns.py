@@ -1,0 +1,181 @@
+"""Whose download is next: fair shares of a run's places for domains, traces and hosts.
+
+The next place goes to the domain that holds the fewest, in it to the trace that does, in it to the host. A host begins
+with two places and gets one more with each download that ends soon; while one of its downloads is slow it gets no
+further place. So a few slow hosts never hold all places, and what is left over is anybody's.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ingest_project.ledger.attachment_record import AttachmentRecord
+
+FIRST_PLACES = 2
+SLOW_SECONDS = 10.0
+
+Job = TypeVar("Job")
+
+
+class Turns(Generic[Job]):
+    """The records that wait and the places they hold; threads take their next job from it.
+
+    Args:
+        records: that wait, in the order of their turns where shares are equal.
+        most_per_host: places of one host.
+        most_unfinished: results that may lie unprocessed before no further download begins.
+        most_unstored_bytes: of downloaded files that are not stored yet, before no further download begins.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[AttachmentRecord],
+        *,
+        most_per_host: int,
+        most_unfinished: int,
+        most_unstored_bytes: int,
+    ) -> None:
+        self._changed = threading.Condition()
+        self._most_per_host = most_per_host
+        self._most_unfinished = most_unfinished
+        self._most_unstored_bytes = most_unstored_bytes
+        self._waiting: dict[str, dict[str, dict[str, deque[AttachmentRecord]]]] = {}
+        self._waiting_of_host: Counter[str] = Counter()
+        self._begun: dict[str, dict[str, float]] = {}
+        self._held: Counter[tuple[str, ...]] = Counter()
+        self._places: dict[str, int] = {}
+        self._first: deque[Job] = deque()
+        self._unfinished = 0
+        self._unstored_bytes = 0
+        self._closed = False
+        for record in records:
+            traces = self._waiting.setdefault(record.domain, {})
+            hosts = traces.setdefault(record.trace_id, {})
+            hosts.setdefault(host_of(record.attachment_url), deque()).append(record)
+            self._waiting_of_host[host_of(record.attachment_url)] += 1
+
+    def next(self) -> AttachmentRecord | Job | None:
+        """What a thread does next, as soon as there is something; None once there is nothing more to do for it."""
+        with self._changed:
+            while not self._closed:
+                if self._first:
+                    return self._first.popleft()
+                record = self._chosen()
+                if record is not None:
+                    return record
+                # By itself a host only becomes slow; everything that frees a place tells.
+                self._changed.wait()
+        return None
+
+    def put_first(self, jobs: Iterable[Job]) -> None:
+        """Jobs that are done before any further download."""
+        with self._changed:
+            self._first.extend(jobs)
+            self._changed.notify_all()
+
+    def ended(self, record: AttachmentRecord, unstored_bytes: int = 0) -> None:
+        """A download is over; its place is free, and its result lies unprocessed.
+
+        Args:
+            record: of the download.
+            unstored_bytes: of the file that it brought.
+        """
+        host = host_of(record.attachment_url)
+        with self._changed:
+            took = time.monotonic() - self._begun[host].pop(record.attachment_key)
+            places = self._places.get(host, FIRST_PLACES)
+            self._places[host] = FIRST_PLACES if took > SLOW_SECONDS else min(places + 1, self._most_per_host)
+            for share in _shares(record):
+                self._held[share] -= 1
+            self._unfinished += 1
+            self._unstored_bytes += unstored_bytes
+            self._changed.notify_all()
+
+    def processed(self, results: int, stored_bytes: int = 0) -> None:
+        """So many results were seen to, and files of so many bytes are not on the disk any more."""
+        with self._changed:
+            self._unfinished -= results
+            self._unstored_bytes -= stored_bytes
+            self._changed.notify_all()
+
+    def withdraw(self) -> list[AttachmentRecord]:
+        """Take away every record that still waits."""
+        with self._changed:
+            left = [
+                record
+                for traces in self._waiting.values()
+                for hosts in traces.values()
+                for records in hosts.values()
+                for record in records
+            ]
+            self._waiting.clear()
+            self._waiting_of_host.clear()
+        return left
+
+    def close(self) -> None:
+        """Let every thread that asks go."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _chosen(self) -> AttachmentRecord | None:
+        if self._unfinished >= self._most_unfinished or self._unstored_bytes >= self._most_unstored_bytes:
+            return None
+        now = time.monotonic()
+        open_hosts = {host for host in self._waiting_of_host if self._has_place(host, now)}
+        if not open_hosts:
+            return None
+        for domain in self._by_share(self._waiting):
+            for trace in self._by_share(self._waiting[domain], domain):
+                hosts = self._waiting[domain][trace]
+                candidates = [host for host in hosts if host in open_hosts]
+                if candidates:
+                    fewest = min(candidates, key=lambda host: len(self._begun.get(host, ())))
+                    return self._taken(domain, trace, fewest, now)
+        return None
+
+    def _by_share(self, names: Iterable[str], *above: str) -> Iterator[str]:
+        return iter(sorted(names, key=lambda name: self._held[*above, name]))
+
+    def _has_place(self, host: str, now: float) -> bool:
+        begun = self._begun.get(host, {})
+        most = min(self._places.get(host, FIRST_PLACES), self._most_per_host)
+        if len(begun) < min(FIRST_PLACES, most):
+            return True
+        return len(begun) < most and now - min(begun.values()) < SLOW_SECONDS
+
+    def _taken(self, domain: str, trace: str, host: str, now: float) -> AttachmentRecord:
+        hosts = self._waiting[domain][trace]
+        record = hosts[host].popleft()
+        if not hosts[host]:
+            del hosts[host]
+        if not hosts:
+            del self._waiting[domain][trace]
+        if not self._waiting[domain]:
+            del self._waiting[domain]
+        self._waiting_of_host[host] -= 1
+        if not self._waiting_of_host[host]:
+            del self._waiting_of_host[host]
+        self._begun.setdefault(host, {})[record.attachment_key] = now
+        for share in _shares(record):
+            self._held[share] += 1
+        return record
+
+
+def host_of(url: str) -> str:
+    """Host and port as an address has them; empty where it is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
+
+
+def _shares(record: AttachmentRecord) -> tuple[tuple[str, ...], ...]:
+    return (record.domain,), (record.domain, record.trace_id)
