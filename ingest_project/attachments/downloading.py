@@ -27,6 +27,7 @@ from ingest_project.errors import (
     StoreUnavailable,
     TransientError,
     UnforeseenFailure,
+    UnreadableMessage,
 )
 from ingest_project.item_faults import error_class_of, reason_of
 from ingest_project.ledger.attachment_record import Outcome
@@ -293,7 +294,7 @@ def _task_of(record: AttachmentRecord) -> DownloadTask:
     """The task of this attempt; one that says why it cannot be served, where what is on record cannot be read."""
     try:
         return record.this_task
-    except (msgspec.MsgspecError, ValueError) as error:
+    except UnreadableMessage as error:
         return DownloadTask(
             trace_id=record.trace_id,
             domain=record.domain,

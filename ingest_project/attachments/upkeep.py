@@ -1,6 +1,9 @@
 """Keeping the Delta table of results healthy, and the stores free of what killed uploads left."""
 
+import contextlib
+import time
 from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
 
@@ -26,8 +29,28 @@ def remove_abandoned_uploads(context: dg.OpExecutionContext, services: dg.Resour
     context.log.info("%d abandoned uploads were removed.", removed)
 
 
+@dg.op(description="Removes downloaded files of runs that were killed before they were stored.")
+def remove_abandoned_downloads(context: dg.OpExecutionContext, services: dg.ResourceParam[Services]) -> None:
+    """Look through the cache of this machine; the second time nothing is left to do."""
+    removed = remove_old_files(services.settings.cache_dir, ABANDONED_AFTER)
+    context.log.info("%d abandoned downloads were removed.", removed)
+
+
+def remove_old_files(folder: Path, older_than: timedelta) -> int:
+    """Remove the files of a folder that nobody has changed for so long, and return how many."""
+    oldest = time.time() - older_than.total_seconds()
+    removed = 0
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ctime < oldest:
+                path.unlink()
+                removed += 1
+    return removed
+
+
 @dg.job(description="Keeps the Delta table of results and the attachment stores healthy.")
 def attachments_upkeep() -> None:
-    """Both parts of the upkeep."""
+    """All parts of the upkeep."""
     keep_results_healthy()
     remove_abandoned_uploads()
+    remove_abandoned_downloads()

@@ -10,7 +10,6 @@ import msgspec
 from ingest_project.cli.output import add_row, length_of, moment, say, show, show_facts, table
 from ingest_project.ledger.attachment_history import Attempt, Replay, attempts_at, replays_of
 from ingest_project.messages.decoding import encode
-from ingest_project.messages.download import DownloadTask
 from ingest_project.web.urls import printable_url
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def page_of(record: AttachmentRecord, services: Services) -> AttachmentPage:
 
 def without_secrets(record: AttachmentRecord) -> AttachmentRecord:
     """The record with its address, in the task as well, as it may be printed: a signed address is a secret."""
-    task = msgspec.json.decode(record.task, type=DownloadTask)
+    task = record.this_task
     task = msgspec.structs.replace(task, attachment_url=printable_url(task.attachment_url))
     return msgspec.structs.replace(
         record, attachment_url=printable_url(record.attachment_url), task=encode(task).decode()
@@ -117,7 +116,7 @@ def _attempts(page: AttachmentPage) -> Table:
     numbers = ("Replay", "Attempt", "HTTP", "Bytes")
     made = table("Replay", "Attempt", "Ended", "How", "HTTP", "Bytes", "Again at", "Why", numbers=numbers)
     for one in page.attempts:
-        values = (one.completed_at, one.status, one.http_status, one.size_bytes, one.next_attempt_at, one.error)
+        values = (one.completed_at, one.status, one.http_status, one.size_bytes, one.next_attempt_at, one.problems)
         add_row(made, one.replays, one.attempt, *values)
     return made
 

@@ -26,6 +26,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         next_attempt_at: when it was to be tried again; None: it was the last attempt.
         told_at: when Kafka and Dagster had been told.
         committed_at: when it was in the Delta table.
+        publish_error: why a message of it is on no topic.
+        commit_error: why it is not in the Delta table.
     """
 
     replays: int
@@ -40,6 +42,18 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     told_at: datetime | None = None
     committed_at: datetime | None = None
+    publish_error: str | None = None
+    commit_error: str | None = None
+
+    @property
+    def problems(self) -> str | None:
+        """Everything that went wrong with it, for people."""
+        said = (
+            self.error,
+            self.publish_error and f"Not published: {self.publish_error}",
+            self.commit_error and f"Not in the Delta table: {self.commit_error}",
+        )
+        return " ".join(filter(None, said)) or None
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +97,7 @@ def replays_of(engine: sa.Engine, attachment_key: str) -> tuple[Replay, ...]:
 
 
 def _attempt(row: sa.RowMapping) -> Attempt:
-    own = {name: row[name] for name in ("replays", "attempt", "completed_at", "run_id", "told_at", "committed_at")}
+    names = ("replays", "attempt", "completed_at", "run_id", "told_at", "committed_at", "publish_error", "commit_error")
+    own = {name: row[name] for name in names}
     told = {name: row["result"].get(name) for name in ("status", "http_status", "error_class", "error", "size_bytes")}
     return msgspec.convert({**told, **own, "next_attempt_at": row["result"].get("next_attempt_at")}, Attempt)

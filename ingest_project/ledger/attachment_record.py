@@ -9,6 +9,7 @@ import msgspec
 
 from ingest_project.ledger.entries import Intake
 from ingest_project.ledger.states import AttachmentState
+from ingest_project.messages.decoding import decode
 from ingest_project.messages.download import CachedDownload, DownloadResult, DownloadTask
 
 if TYPE_CHECKING:
@@ -90,8 +91,12 @@ class AttachmentRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.task_of(self.attempt)
 
     def task_of(self, attempt: int) -> DownloadTask:
-        """The task of one of the attempts, the first being 1."""
-        task = msgspec.json.decode(self.task, type=DownloadTask)
+        """The task of one of the attempts, the first being 1.
+
+        Raises:
+            UnreadableMessage: what is on record is no task.
+        """
+        task = decode(self.task.encode(), DownloadTask)
         return msgspec.structs.replace(task, destination_path=self.destination_path, attempt=attempt)
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from ingest_project.ledger.attachment_record import TaskArrival
 
+# Of those that are due, the ones that are looked through for whose turn it is: bounds what a tick costs.
+MOST_DUE = 100_000
 FINISHED = (AttachmentState.STORED, AttachmentState.FAILED)
 
 
@@ -64,6 +66,29 @@ class AttachmentLedger(WorkLedger):
     def __init__(self, engine: sa.Engine) -> None:
         super().__init__(
             engine, attachments, attachments.c.attachment_key, AttachmentState.DOWNLOADING, attachments.c.lane
+        )
+
+    def _due(self, lane: str, limit: int, now: datetime) -> sa.Select[Any]:
+        """Domains take turns, and in each its traces: one that has thousands does not keep the others waiting."""
+        columns = attachments.c
+        due = (
+            super()
+            ._due(lane, MOST_DUE, now)
+            .add_columns(columns.domain, columns.trace_id, columns.next_attempt_at)
+            .subquery()
+        )
+        of_trace = sa.func.row_number().over(
+            partition_by=[due.c.domain, due.c.trace_id], order_by=due.c.next_attempt_at
+        )
+        ranked = sa.select(due, of_trace.label("of_trace")).subquery()
+        of_domain = sa.func.row_number().over(
+            partition_by=ranked.c.domain, order_by=[ranked.c.of_trace, ranked.c.next_attempt_at]
+        )
+        turns = sa.select(ranked, of_domain.label("of_domain")).subquery()
+        return (
+            sa.select(turns.c.attachment_key, turns.c.attempts)
+            .order_by(turns.c.of_domain, turns.c.next_attempt_at)
+            .limit(limit)
         )
 
     def under_known_keys(self, arrivals: Sequence[TaskArrival]) -> list[TaskArrival]:

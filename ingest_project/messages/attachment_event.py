@@ -129,6 +129,8 @@ def _declared(entry: object) -> DeclaredAttachment:
 def _require_possible(declared: DeclaredAttachment) -> None:
     if not declared.url.strip():
         raise msgspec.ValidationError("The address is empty")
+    if "\x00" in declared.url:
+        raise msgspec.ValidationError("The address contains a NUL character")
     if len(declared.url) > MAX_URL_LENGTH:
         raise msgspec.ValidationError(f"The address is longer than {MAX_URL_LENGTH} characters")
     if declared.size_bytes is not None and not 0 <= declared.size_bytes <= LARGEST_SIZE:

@@ -114,6 +114,8 @@ def decode_download_task(raw: bytes | None) -> DownloadTask:
     require_domain(task, task.domain)
     if not task.attachment_url.strip() or len(task.attachment_url) > MAX_URL_LENGTH:
         raise UnreadableMessage(f"Not a DownloadTask: attachment_url must be 1 to {MAX_URL_LENGTH} characters.")
+    if "\x00" in task.attachment_url:
+        raise UnreadableMessage("Not a DownloadTask: attachment_url contains a NUL character.")
     if len(task.destination_path) > MAX_PATH_LENGTH:
         raise UnreadableMessage(f"Not a DownloadTask: destination_path is longer than {MAX_PATH_LENGTH} characters.")
     if not 1 <= task.attempt <= MOST_ATTEMPTS:

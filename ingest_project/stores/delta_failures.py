@@ -20,9 +20,14 @@ SIGNATURE = re.compile(r"(?i)(\b(?:sig|x-amz-signature|x-amz-credential|x-amz-se
 
 
 def reason_of(error: BaseException) -> str:
-    """One line of what happened: delta-rs draws a tree of causes, and adds the stack of its own calls."""
+    """One line of what happened: delta-rs draws a tree of causes, and adds the stack of its own calls.
+
+    A long one is cut in the middle, where paths are: what the system said is at its end.
+    """
     text = TERMINAL_COLOURS.sub("", str(error)).split("\n   0: ")[0].replace("↳", "<-")
-    return SIGNATURE.sub(r"\1***", " ".join(text.split()))[:LONGEST_REASON]
+    text = SIGNATURE.sub(r"\1***", " ".join(text.split()))
+    half = LONGEST_REASON // 2
+    return text if len(text) <= LONGEST_REASON else f"{text[:half]} … {text[-half:]}"
 
 
 @contextmanager
