@@ -13,7 +13,7 @@ from ingest_project.attachments.extraction import AddressPaths, tasks_of
 from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ATTACHMENTS, hourly_partitions
 from ingest_project.attachments.telling import publish
 from ingest_project.bisection import store_bisecting
-from ingest_project.item_faults import error_class_of, is_item_fault, reason_of
+from ingest_project.item_faults import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.kafka.writing import Outgoing
 from ingest_project.ledger.attachment_events import EventRecord, Extracted, HourOfEvents
 from ingest_project.ledger.attachment_record import TaskArrival
@@ -128,7 +128,7 @@ def _tasks_by_event(
 
 def _fail(services: Services, failures: Mapping[str, Exception], now: datetime) -> None:
     for key, error in failures.items():
-        logger.error("event_not_extracted", event_key=key, reason=reason_of(error), exc_info=error)
+        logger.error("event_not_extracted", event_key=key, reason=reason_of(error), exc_info=traceback_of(error))
     why = {key: (error_class_of(error), reason_of(error)) for key, error in failures.items()}
     services.attachment_events.fail(why, now)
 

@@ -27,7 +27,7 @@ from ingest_project.attachments.results_table import commit_results
 from ingest_project.attachments.telling import tell, tell_cached
 from ingest_project.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 from ingest_project.bisection import store_bisecting
-from ingest_project.item_faults import is_item_fault
+from ingest_project.item_faults import is_item_fault, traceback_of
 from ingest_project.ledger.attachment_record import AttachmentRecord, Outcome
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.download import DownloadStatus
@@ -143,7 +143,7 @@ def _entered(services: Services, outcomes: Sequence[Outcome], run_id: str) -> li
         holding.extend(services.attachments.finish(part, run_id, datetime.now(UTC)))
 
     for outcome, error in store_bisecting(outcomes, enter, is_item_fault):
-        logger.error("outcome_not_entered", partition_key=outcome.attachment_key, exc_info=error)
+        logger.error("outcome_not_entered", partition_key=outcome.attachment_key, exc_info=traceback_of(error))
         enter([unrecordable(outcome, error)])
     return holding
 
@@ -155,5 +155,5 @@ def _announce(context: Context, services: Services, outcomes: Sequence[Outcome])
     untold = tell(services, outcomes)
     reports = [attachment_report(outcome) for outcome in outcomes]
     for shown, error in store_bisecting(reports, lambda part: report(context, part), is_item_fault):
-        logger.error("attachment_not_shown", partition_key=shown.partition, exc_info=error)
+        logger.error("attachment_not_shown", partition_key=shown.partition, exc_info=traceback_of(error))
     services.outcomes.mark_told(outcomes, datetime.now(UTC), untold)

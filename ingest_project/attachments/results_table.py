@@ -17,7 +17,7 @@ from ingest_project.bisection import store_bisecting
 from ingest_project.database.locks import exclusive
 from ingest_project.errors import StoreUnavailable, TransactionConflict
 from ingest_project.hours import partition_of
-from ingest_project.item_faults import is_item_fault, reason_of
+from ingest_project.item_faults import is_item_fault, reason_of, traceback_of
 from ingest_project.logs import get_logger
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def commit_results(services: Services) -> list[str]:
             failures = committing.commit()
             hours.update(partition_of(outcome.result.completed_at) for outcome in committing.committed)
             for outcome, error in failures:
-                logger.error("result_not_committed", partition_key=outcome.attachment_key, exc_info=error)
+                logger.error("result_not_committed", partition_key=outcome.attachment_key, exc_info=traceback_of(error))
                 services.outcomes.mark_uncommittable(outcome, reason_of(error))
             if failures:
                 services.outcomes.number_next_commit()
