@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from ingest_project.attachments.partitions import hour_of_arrival
 from ingest_project.batches import release_abandoned, request_batches, split_evenly
 from ingest_project.intake import Arrived, Queue, take
 from ingest_project.kafka.positions import Positions
+from ingest_project.keys import digest_of
 from ingest_project.ledger.attachment_events import EventArrival
 from ingest_project.messages.attachment_event import AttachmentEvent, decode_attachment_event
 from ingest_project.ticking import ticking_sensor
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 EVENTS = "attachment_events"
 SMALLEST_BATCH_WORTH_SPLITTING = 200
 # What Dagster is never told twice: a batch has no partition of its own, also when it is of a single event.
-KEY_LENGTH = 24
 
 
 def attachment_events_sensor(job_name: str) -> dg.SensorDefinition:
@@ -83,7 +82,7 @@ def arrival_of(arrived: Arrived[AttachmentEvent], now: datetime) -> EventArrival
     """An event as the ledger keeps it, under a key made of its position: read again, it is the same event."""
     event, intake = arrived.message, arrived.intake
     return EventArrival(
-        event_key=hashlib.sha256(repr(intake.position).encode()).hexdigest()[:KEY_LENGTH],
+        event_key=digest_of(*intake.position),
         hour=hour_of_arrival(intake.at, now),
         trace_id=event.trace_id,
         domain=event.domain,

@@ -124,6 +124,7 @@ def expected_files(source_config: Mapping[str, str], settings: Settings) -> dict
             source.canonical_location(file.path),
             file.name,
             version_of(file.etag, file.size_bytes, file.modified_at),
+            settings.file_ingest.default_profile,
         ): file.name
         for file in sorted(found, key=lambda file: file.name)
     }

@@ -5,14 +5,13 @@ An origin is the place that a polling job looked in, or the folder of a file tha
 
 from __future__ import annotations
 
-import hashlib
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
-import msgspec
 import sqlalchemy as sa
 
 from ingest_project.database.tables import files
+from ingest_project.keys import digest_of
 from ingest_project.ledger.states import PENDING
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     Item = TypeVar("Item")
 
-NAME_LENGTH = 16
 # Those that wait longest; the others have their turn when these were asked for.
 MOST_ORIGINS = 500
 
@@ -37,8 +35,7 @@ def origin_of(event: FileEvent, location: str) -> str:
         location: its canonical address.
     """
     place = sorted(event.source_config.items()) or location.rpartition("/")[0]
-    encoded = msgspec.json.encode((event.source_type, place))
-    return hashlib.sha256(encoded).hexdigest()[:NAME_LENGTH]
+    return digest_of(event.source_type, place)
 
 
 def waiting_origins(connection: sa.Connection, lane: str, now: datetime) -> Sequence[str]:

@@ -6,14 +6,13 @@ place has the same key, however often and by whomever its event is sent.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ingest_project.errors import UnreadableMessage
+from ingest_project.keys import key_of
 from ingest_project.messages.decoding import (
     MAX_NAME_LENGTH,
     decode,
@@ -23,9 +22,10 @@ from ingest_project.messages.decoding import (
     without_null_values,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
-KEY_NAME_LENGTH = 80
-KEY_HASH_LENGTH = 10
 MAX_PATH_BYTES = 4_096
 LARGEST_SIZE = 2**63 - 1
 LONGEST_TEXTS = {
@@ -115,17 +115,24 @@ def require_format(message: msgspec.Struct, metadata: dict[str, Any]) -> None:
         raise UnreadableMessage(f"Not a {kind}: metadata.format must name a reader profile, in a text.")
 
 
-def file_key(location: str, file_name: str, version: str) -> str:
-    """The partition key of one version of one file: readable, short, stable.
+def file_key(location: str, file_name: str, version: str, profile: str) -> str:
+    """Make the partition key of one version of one file, read by one profile: readable, short, stable.
+
+    Everything that determines what its bytes mean is part of it. The content of the profile is not: who mends a profile
+    decides which files are read again.
 
     Args:
         location: canonical address of the file, unique over all sources, e.g. `local:/data/in/a.csv`.
-        file_name: for the readable part; characters that Dagster or a shell dislikes become `_`.
+        file_name: a profile may take a device from it, and its ending says how the file is read.
         version: what tells this version from others, see `version_of`.
+        profile: name of the reader profile, see `profile_named`.
     """
-    digest = hashlib.sha256(f"{location}\n{version}".encode("utf-8", "surrogatepass")).hexdigest()[:KEY_HASH_LENGTH]
-    readable = re.sub(r"[^\w.\-]+", "_", file_name)[-KEY_NAME_LENGTH:]
-    return f"{readable}~{digest}"
+    return key_of(file_name, location, file_name, version, profile)
+
+
+def profile_named(metadata: Mapping[str, Any], default: str) -> str:
+    """Name the reader profile that a job's or an event's metadata asks for, else the default one."""
+    return str(metadata.get("format") or default)
 
 
 def version_of(etag: str | None, size_bytes: int | None, modified_at: datetime | None) -> str:

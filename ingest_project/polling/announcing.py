@@ -1,4 +1,4 @@
-"""Files to announcements on `file-event-queue`, one for each version of a file, whoever finds it.
+"""Files to announcements on `file-event-queue`, one for each version of a file and reader profile, whoever finds it.
 
 The announcement's id is the file's key. Pollers publish one after the other: two jobs that look at the same folder at
 the same time, or at one inside the other, would both find a file that neither has announced yet.
@@ -23,7 +23,7 @@ from ingest_project.kafka.publishing import publish_once
 from ingest_project.kafka.writing import Outgoing
 from ingest_project.logs import get_logger
 from ingest_project.messages.decoding import encode
-from ingest_project.messages.file_event import FileEvent, file_key, file_type_of, version_of
+from ingest_project.messages.file_event import FileEvent, file_key, file_type_of, profile_named, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,8 +71,9 @@ def prepare(
     """
     # What was announced on a topic that is gone has to be announced again: nobody else remembers it.
     life = _life_of(services.settings.topics.file_event_queue, services)
-    found, refused = _known_by(life, source, files)
-    page_id = f"{life}/page/{_digest(source, list(found.values()))}"
+    profile = profile_named(record.job.metadata, services.settings.file_ingest.default_profile)
+    found, refused = _known_by(life, source, files, profile)
+    page_id = f"{life}/page/{_digest(source, list(found.values()), profile)}"
     if not outbox.unsent([page_id]):
         return Announcements(page_id, known=True, messages={}, paths=frozenset(), refused=refused)
     new = outbox.unsent(list(found))
@@ -86,14 +87,14 @@ def prepare(
 
 
 def _known_by(
-    life: str, source: Source, files: Sequence[SourceFile]
+    life: str, source: Source, files: Sequence[SourceFile], profile: str
 ) -> tuple[dict[str, SourceFile], list[tuple[SourceFile, str]]]:
     """Files by the id of their announcement, and those of which none can be made: they must not stop the others."""
     found: dict[str, SourceFile] = {}
     refused: list[tuple[SourceFile, str]] = []
     for file in files:
         try:
-            key = _key_of(file, source)
+            key = _key_of(file, source, profile)
             msgspec.json.encode(file)
         except Exception as error:
             if not is_item_fault(error):
@@ -122,13 +123,13 @@ def publish(services: Services, announcements: Announcements, outbox: JobOutbox)
     outbox.remember(topic, announcements.page_id)
 
 
-def _digest(source: Source, files: Sequence[SourceFile]) -> str:
-    return hashlib.sha256(msgspec.json.encode((source.location, files))).hexdigest()
+def _digest(source: Source, files: Sequence[SourceFile], profile: str) -> str:
+    return hashlib.sha256(msgspec.json.encode((source.location, files, profile))).hexdigest()
 
 
-def _key_of(file: SourceFile, source: Source) -> str:
+def _key_of(file: SourceFile, source: Source, profile: str) -> str:
     location = file.location or source.canonical_location(file.path)
-    return file_key(location, file.name, version_of(file.etag, file.size_bytes, file.modified_at))
+    return file_key(location, file.name, version_of(file.etag, file.size_bytes, file.modified_at), profile)
 
 
 def _life_of(topic: str, services: Services) -> str:

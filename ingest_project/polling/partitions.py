@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-
 import dagster as dg
+
+from ingest_project.keys import key_of
 
 POLLING_JOBS = "polling_jobs"
 polling_jobs_partitions = dg.DynamicPartitionsDefinition(name=POLLING_JOBS)
 
 DISCOVERED_FILES = dg.AssetKey("discovered_files")
-LONGEST_NAME = 80
 
 
 def job_key(job_id: str, position: tuple[str, int, int, str]) -> str:
-    """The partition key of one request: the job's id, readable, and a short hash of the message that asked.
+    """The partition key of one request: the job's id, readable, and a hash of the message that asked.
 
     Args:
         job_id: chosen by the sender; a job sent again is another request and has another key.
         position: topic, partition, offset and generation of the message.
     """
-    readable = re.sub(r"[^\w.\-]+", "_", job_id)[:LONGEST_NAME]
-    return f"{readable}~{hashlib.sha256(repr((job_id, *position)).encode()).hexdigest()[:10]}"
+    return key_of(job_id, job_id, *position, keep_end=False)

@@ -7,7 +7,6 @@ replaces both.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from ingest_project.keys import digest_of
 from ingest_project.stores.places import (
     Bucket,
     S3Options,
@@ -95,9 +95,8 @@ def safe_name(file_key: str) -> str:
     name = quote(file_key, safe="~")
     name = re.sub(r"^\.", "%2E", name)
     if len(name) > MAX_NAME_LENGTH:
-        digest = hashlib.sha256(file_key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         # Cut between escapes, not inside one.
-        name = re.sub(r"%.?$", "", name[:MAX_NAME_LENGTH]) + f"~{digest}"
+        name = re.sub(r"%.?$", "", name[:MAX_NAME_LENGTH]) + f"~{digest_of(file_key)}"
     # No name of bytes may look like another file's JSON.
     return re.sub(r"\.json$", "%2Ejson", name)
 

@@ -3,7 +3,6 @@
 A run is told its ranges in its configuration, and not by a partition: it reads just these, however often.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
+from ingest_project.keys import digest_of
 from ingest_project.ledger.range_record import OffsetRange, RangeRecord
 from ingest_project.partition_reports import Context
 from ingest_project.resources import Services
@@ -37,8 +37,7 @@ class Batch:
     @property
     def batch_id(self) -> str:
         """The same for the same attempt at the same ranges: asked for twice it is one run."""
-        attempts = [(record.range_key, record.attempts) for record in self.records]
-        return hashlib.sha256(repr(attempts).encode()).hexdigest()[:16]
+        return digest_of(*((record.range_key, record.attempts) for record in self.records))
 
 
 class RangeConfig(dg.Config):

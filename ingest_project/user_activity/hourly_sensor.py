@@ -6,7 +6,6 @@ pause, for each time costs a look at all of its events.
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from dagster import DagsterRunStatus
 
 from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
 from ingest_project.hours import partition_of
+from ingest_project.keys import digest_of
 from ingest_project.ticking import ticking_sensor
 from ingest_project.user_activity.hourly_job import HOURLY_OP
 
@@ -64,7 +64,7 @@ def tick(context: dg.SensorEvaluationContext, services: Services, job_name: str)
 def _run_request(hours: Sequence[StaleHour]) -> dg.RunRequest:
     partitions = [partition_of(one.hour) for one in hours]
     # Without a run key: an hour whose counting failed is asked for again.
-    batch_id = hashlib.sha256(repr(hours).encode()).hexdigest()[:16]
+    batch_id = digest_of(repr(hours))
     return dg.RunRequest(
         run_config={"ops": {HOURLY_OP: {"config": {"hours": partitions}}}},
         tags={BATCH_TAG: HOURLY, BATCH_ID_TAG: batch_id, BATCH_SIZE_TAG: str(len(hours))},

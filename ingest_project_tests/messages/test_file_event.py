@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.errors import UnreadableMessage
+from ingest_project.keys import digest_of
 from ingest_project.messages.decoding import encode
 from ingest_project.messages.file_event import decode_file_event, file_key, file_type_of, version_of
 
@@ -54,16 +56,33 @@ def test_an_event_that_is_not_of_the_contract_says_which_field(change: dict[str,
 def test_the_same_version_has_the_same_key_and_another_version_has_another() -> None:
     first = version_of(None, 10, datetime(2026, 1, 1, tzinfo=UTC))
     later = version_of(None, 10, datetime(2026, 1, 2, tzinfo=UTC))
-    assert file_key("local:/in/a.csv", "a.csv", first) == file_key("local:/in/a.csv", "a.csv", first)
-    assert file_key("local:/in/a.csv", "a.csv", first) != file_key("local:/in/a.csv", "a.csv", later)
-    assert file_key("local:/in/a.csv", "a.csv", first) != file_key("local:/out/a.csv", "a.csv", first)
+    key = file_key("local:/in/a.csv", "a.csv", first, "canonical")
+    assert key == file_key("local:/in/a.csv", "a.csv", first, "canonical")
+    others = [
+        file_key("local:/in/a.csv", "a.csv", later, "canonical"),
+        file_key("local:/out/a.csv", "a.csv", first, "canonical"),
+        file_key("local:/in/a.csv", "a.csv", first, "european"),
+        file_key("local:/in/a.csv", "b.csv", first, "canonical"),
+    ]
+    assert len({key, *others}) == 5
+
+
+def test_a_key_has_128_bits_and_no_two_lists_of_parts_run_together() -> None:
+    digest = file_key("l", "a.csv", "v", "p").rpartition("~")[2]
+    assert re.fullmatch(r"[a-z2-7]{26}", digest)
+    assert digest_of("a", "b\nc") != digest_of("a\nb", "c")
+    assert digest_of("a", "b") != digest_of("ab") != digest_of(["a", "b"])
+    assert digest_of("1") != digest_of(1)
+    assert digest_of("\ud800") != digest_of("\ud801")
 
 
 @given(name=st.text(max_size=300), location=st.text(max_size=50))
 def test_a_key_is_short_and_readable_whatever_the_file_is_called(name: str, location: str) -> None:
-    key = file_key(location, name, "size=1 modified=unknown")
-    assert len(key) <= 91
-    assert not set(key) & set(" /\\,'\"\n\t\x00")
+    key = file_key(location, name, "size=1 modified=unknown", "canonical")
+    assert len(key.encode()) <= 107
+    assert not set(key) & set(" /\\,'\"\n\t\x00%?#&")
+    assert "..." not in key, "Dagster takes that for a range"
+    assert key[0] not in "-.~"
 
 
 @pytest.mark.parametrize(
