@@ -15,15 +15,17 @@
     │   ├── AddressRefused        a web address that this system may not contact
     │   ├── DownloadRefused       a web server answered, and will answer the same again: 404, 403, an empty body
     │   ├── SkippedByOperator     a person had a message put aside unseen
+    │   ├── VersionSupersededError  the source has another version of a file than the one its event announced
     │   └── UnforeseenFailure     a defect of ours that one file found; the log has its traceback
     ├── TransientError            the same request may succeed later: retried with back-off
     │   ├── SourceUnreachable     a source cannot be listed or read at this moment
-    │   ├── SourceChanged         a file changed while it was read, or is not the version its event announced
+    │   ├── SourceChanged         a file changed while it was read, or is not yet the version its event announced
     │   ├── BrokerUnavailable     Kafka does not answer, or refused a write
     │   ├── EventhouseUnavailable Eventhouse does not answer, throttles, or gave an answer that cannot be trusted
     │   ├── DatabaseUnavailable   the warehouse does not answer
     │   ├── TransactionConflict   another transaction was in the way
     │   ├── StoreUnavailable      the landing or quarantine store does not answer or is full
+    │   ├── WorkerExhaustedError  this process ran out of memory, disk or file handles over one file
     │   ├── DownloadFailed        a web server did not answer, was too slow, was cut short, or asked to come again
     │   └── HostBusy              a web host that is left alone for a while; it was not contacted
     └── UnreadableMessage         a Kafka message that is not the JSON we agreed on: dead letters, stream goes on
@@ -195,6 +197,19 @@ class SkippedByOperator(PermanentError):  # noqa: N818 - the domain's word
         super().__init__(f"Skipped by {asked_by}: {reason}")
 
 
+class VersionSupersededError(PermanentError):
+    """The source has another version of a file than the one its event announced; that one can be had no more.
+
+    Args:
+        location: of the file.
+        detail: the two versions.
+    """
+
+    def __init__(self, location: str, detail: str) -> None:
+        self.location = location
+        super().__init__(f"{location} changed before it was read: {detail}. A new file event brings the new version.")
+
+
 class UnforeseenFailure(PermanentError):  # noqa: N818
     """A defect of ours that one file found.
 
@@ -203,7 +218,7 @@ class UnforeseenFailure(PermanentError):  # noqa: N818
         cause: the exception; the log has its traceback.
     """
 
-    def __init__(self, doing: str, cause: Exception) -> None:
+    def __init__(self, doing: str, cause: BaseException) -> None:
         first_line = next(iter(str(cause).splitlines()), "")
         super().__init__(f"{doing} failed unforeseen: {type(cause).__name__}: {first_line[:200]}. See the run's log.")
 
@@ -217,7 +232,7 @@ class SourceUnreachable(TransientError):  # noqa: N818
 
 
 class SourceChanged(TransientError):  # noqa: N818
-    """A file changed while it was read, or is not the version its event announced."""
+    """A file changed while it was read, or its source does not yet show the version that was announced."""
 
     def __init__(self, location: str, detail: str) -> None:
         self.location = location
@@ -300,6 +315,19 @@ class StoreUnavailable(TransientError):  # noqa: N818
         super().__init__(
             f"The store at {address} cannot be used: {cause}. Check that it exists, has room and lets us in."
         )
+
+
+class WorkerExhaustedError(TransientError):
+    """This process ran out of memory, disk or file handles; alone, or later, there may be enough.
+
+    Args:
+        doing: what was being done, e.g. "Reading the file".
+        cause: what was said.
+    """
+
+    def __init__(self, doing: str, cause: BaseException) -> None:
+        said = next(iter(str(cause).splitlines()), "") or type(cause).__name__
+        super().__init__(f"{doing} took more memory, disk or file handles than this worker has: {said[:200]}.")
 
 
 class AddressRefused(PermanentError):  # noqa: N818

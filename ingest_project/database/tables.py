@@ -48,12 +48,13 @@ quarantined_rows = sa.Table(
     sa.Index("quarantined_rows_by_file", "file_key"),
 )
 
-# Which file's rows stand for a content: the same bytes under another name, read by the same profile, count once.
+# Which file's rows stand for a content: the same bytes under another name that mean the same count once.
 contents = sa.Table(
     "contents",
     metadata,
     Col("sha256", sa.Text, primary_key=True),
-    Col("profile", sa.Text, primary_key=True),
+    # Hash of everything beside the bytes that decides which rows they are, see `file_ingest.versions.meaning_of`.
+    Col("meaning", sa.Text, primary_key=True),
     Col("file_key", sa.Text, nullable=False),
     sa.Index("contents_by_file", "file_key"),
 )
@@ -63,6 +64,8 @@ files = sa.Table(
     metadata,
     Col("file_key", sa.Text, primary_key=True),
     Col("location", sa.Text, nullable=False),
+    # Hash of the location, which is too long for an index.
+    Col("location_key", sa.Text, nullable=False, server_default=""),
     Col("source_type", sa.Text, nullable=False),
     Col("file_path", sa.Text, nullable=False),
     Col("file_name", sa.Text, nullable=False),
@@ -77,6 +80,16 @@ files = sa.Table(
     Col("metadata", Json, nullable=False),
     Col("source_config", Json, nullable=False),
     Col("profile", sa.Text, nullable=False),
+    # Of the versions of one location the one with the later pair replaces the others.
+    Col("version_at", UtcTime),
+    Col("announced_at", UtcTime),
+    # Whether the event said which version it means; else it means the one that is there.
+    Col("pinned", sa.Boolean, nullable=False, server_default=sa.true()),
+    # Whether this version is the one of its location that counts: its rows, or those it is a duplicate of.
+    Col("stands", sa.Boolean, nullable=False, server_default=sa.false()),
+    Col("replaced_by", sa.Text),
+    # Files that a lost run held are asked for again in halves: each half has a name.
+    Col("retry_group", sa.Text),
     # Whose share of a batch it takes, see `ledger.fair_shares`.
     Col("origin", sa.Text, nullable=False, server_default=""),
     *intake_columns(),
@@ -94,6 +107,13 @@ files = sa.Table(
     sa.Index("files_by_batch", "batch_id"),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),
+    # Of a file that grows every minute there are soon thousands of versions: those that were replaced are left out.
+    sa.Index(
+        "files_by_location",
+        "location_key",
+        postgresql_where=sa.text("state <> 'replaced'"),
+        sqlite_where=sa.text("state <> 'replaced'"),
+    ),
     sa.Index(
         "files_by_original",
         "duplicate_of",

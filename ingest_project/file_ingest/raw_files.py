@@ -7,19 +7,24 @@ source no more.
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
+from msgspec.structs import replace as replaced
 
-from ingest_project.errors import LimitExceeded, SourceChanged, SourceMissing, SourceUnreachable
+from ingest_project.errors import (
+    LimitExceeded,
+    SourceChanged,
+    SourceMissing,
+    SourceUnreachable,
+    VersionSupersededError,
+)
 from ingest_project.file_ingest.partitions import RAW_FILES, files_partitions
 from ingest_project.logs import get_logger
 from ingest_project.messages.file_event import FileEvent, version_of
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from ingest_project.ledger.file_record import FileRecord
     from ingest_project.resources import Services
     from ingest_project.sources.protocol import Source, SourceFile
@@ -37,28 +42,51 @@ raw_files = dg.AssetSpec(
 )
 
 
-def land(record: FileRecord, services: Services) -> Landed:
+class Taken(NamedTuple):
+    """A file whose bytes are in the landing store.
+
+    Args:
+        record: of the ledger, with the version that was read where its event named none.
+    """
+
+    record: FileRecord
+    landed: Landed
+
+
+def land(record: FileRecord, services: Services) -> Taken:
     """Copy one file into the landing store; what was landed of it before serves where its source has it no more.
 
     Raises:
-        SourceChanged: it is not, or no longer, the version that was announced.
+        VersionSupersededError: its source has another version than the one that was announced.
+        SourceChanged: it changed while it was read, or its source does not show the announced version yet.
         LimitExceeded: it is larger than INGEST_MAX_FILE_BYTES.
         SourceMissing, SourceUnreachable, ForbiddenPath: as its source says.
     """
     try:
         return _copy(record, services)
-    except (SourceMissing, SourceUnreachable, SourceChanged) as error:
+    except (SourceMissing, SourceUnreachable, SourceChanged, VersionSupersededError) as error:
         landed = _landed_before(record, services.landing)
         if landed is None:
             raise
         logger.warning("source_gone", partition_key=record.file_key, reason=str(error), landed=landed.path)
-        return landed
+        return Taken(record, landed)
 
 
-def _copy(record: FileRecord, services: Services) -> Landed:
+def _copy(record: FileRecord, services: Services) -> Taken:
     source = source_of(record.event, services)
     found = source.stat(record.event.file_path)
-    _require_announced_version(record, found, source)
+    if record.pinned:
+        _require_announced_version(record, found, source)
+    try:
+        return Taken(_with_version(record, found), _copy_found(record, found, source, services))
+    except SourceChanged:
+        if record.pinned:
+            # It may have been announced in the middle of being written: then no attempt will find that version again.
+            _require_announced_version(record, source.stat(record.event.file_path), source)
+        raise
+
+
+def _copy_found(record: FileRecord, found: SourceFile, source: Source, services: Services) -> Landed:
     limit = services.settings.file_ingest.max_file_bytes
     if found.size_bytes is not None and found.size_bytes > limit:
         raise LimitExceeded("INGEST_MAX_FILE_BYTES", f"The file has {found.size_bytes} bytes; at most {limit} are read")
@@ -66,6 +94,17 @@ def _copy(record: FileRecord, services: Services) -> Landed:
         return services.landing.land(
             stream, expected_size=found.size_bytes, location=source.canonical_location(record.event.file_path)
         )
+
+
+def _with_version(record: FileRecord, found: SourceFile) -> FileRecord:
+    """The record with the version that is there, where its event named none."""
+    if record.pinned:
+        return record
+    version = {"size_bytes": found.size_bytes, "modified_at": found.modified_at, "etag": found.etag}
+    version_at = record.version_at
+    if found.modified_at is not None:
+        version_at = max(version_at, min(found.modified_at, datetime.now(UTC)))
+    return replaced(record, event=replaced(record.event, **version), version_at=version_at)
 
 
 def _landed_before(record: FileRecord, landing: LandingStore) -> Landed | None:
@@ -89,12 +128,22 @@ def _require_announced_version(record: FileRecord, found: SourceFile, source: So
         and event.size_bytes in {None, found.size_bytes}
         and (event.modified_at is None or found.modified_at is None or _same_time(event.modified_at, found.modified_at))
     )
-    if not same:
-        announced = version_of(event.etag, event.size_bytes, event.modified_at)
-        actual = version_of(found.etag, found.size_bytes, found.modified_at)
+    if same:
+        return
+    if event.modified_at is not None and found.modified_at is not None and _older(found.modified_at, event.modified_at):
+        # A replica or a cache that is behind: the announced version is still to come.
         raise SourceChanged(
-            source.canonical_location(event.file_path), f"announced with {announced}, found with {actual}"
+            source.canonical_location(event.file_path), f"its source shows the one of {found.modified_at}"
         )
+    announced = version_of(event.etag, event.size_bytes, event.modified_at)
+    actual = version_of(found.etag, found.size_bytes, found.modified_at)
+    raise VersionSupersededError(
+        source.canonical_location(event.file_path), f"announced with {announced}, found with {actual}"
+    )
+
+
+def _older(found: datetime, announced: datetime) -> bool:
+    return found < announced and not _same_time(announced, found)
 
 
 def _same_time(announced: datetime, found: datetime) -> bool:

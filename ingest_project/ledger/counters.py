@@ -82,6 +82,9 @@ def of_file(row: RowMapping) -> Iterator[Amount]:
     """What a finished file adds."""
     state = row["state"]
     yield Amount(FILES, (state,), 1)
+    if state == FileState.REPLACED:
+        # It was counted when it was stored, if it ever was.
+        return
     yield Amount(LANDED_BYTES, (), row["landed_bytes"] or 0)
     if state == FileState.INGESTED:
         yield Amount(ROWS, ("accepted",), row["rows_accepted"] or 0)

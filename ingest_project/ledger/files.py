@@ -16,15 +16,45 @@ from ingest_project.database.engine import reading, writing
 from ingest_project.database.tables import files
 from ingest_project.ledger.entries import Intake, Recorded
 from ingest_project.ledger.fair_shares import in_turn, waiting_origins
-from ingest_project.ledger.file_record import FileRecord, file_row
+from ingest_project.ledger.file_record import FileRecord, file_row, order_of
 from ingest_project.ledger.statements import contains, in_parts, insert_missing
 from ingest_project.ledger.states import FINISHED_FILE_STATES, FileState
 from ingest_project.ledger.work_ledger import Due, WorkLedger
+from ingest_project.messages.file_event import file_key, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ingest_project.messages.file_event import FileEvent
+
+
+# What a new announcement of a known version brings.
+_ANNOUNCED_COLUMNS = (
+    "version_at",
+    "announced_at",
+    "intake_topic",
+    "intake_partition",
+    "intake_offset",
+    "intake_generation",
+    "intake_at",
+)
+_READING_COLUMNS = ("version_at", "announced_at", "pinned", "metadata", "sha256", "landed_bytes")
+
+
+def _afresh(now: datetime) -> dict[str, Any]:
+    """The columns of a finished file that is to be ingested as if for the first time."""
+    return {
+        **dict.fromkeys(("batch_id", "run_id", "retry_group", "finished_at")),
+        "state": FileState.PENDING,
+        "attempts": 0,
+        "next_attempt_at": now,
+    }
+
+
+def _is_another_reading(other: FileRecord, arrival: FileArrival, now: datetime) -> bool:
+    """Tell whether the other is of the same version and was announced before this arrival."""
+    versions = {version_of(e.etag, e.size_bytes, e.modified_at) for e in (other.event, arrival.event)}
+    return len(versions) == 1 and other.order < order_of(arrival, now)
 
 
 class FileArrival(NamedTuple):
@@ -34,6 +64,7 @@ class FileArrival(NamedTuple):
         file_key: partition key, see `messages.file_event.file_key`.
         location: canonical address of the file, unique over all sources.
         profile: name of the reader profile.
+        pinned: whether the event says which version it means; else it means the one that is there.
     """
 
     file_key: str
@@ -41,6 +72,7 @@ class FileArrival(NamedTuple):
     event: FileEvent
     profile: str
     intake: Intake
+    pinned: bool = True
 
 
 class QuarantineShare(msgspec.Struct, frozen=True):
@@ -70,14 +102,19 @@ class FileLedger(WorkLedger):
         DatabaseUnavailable, TransactionConflict: from every method.
     """
 
+    halves_lost_batches = True
+
     def __init__(self, engine: sa.Engine) -> None:
         super().__init__(engine, files, files.c.file_key, FileState.INGESTING)
 
     def record(self, arrivals: Sequence[FileArrival], now: datetime) -> Recorded:
-        """Enter files as pending. What is there already stays as it is, with one exception.
+        """Enter files as pending. What is there already stays as it is, with two exceptions.
 
         A file that is `requested` and arrives again from the very position it came from was asked for by a tick whose
         cursor was never saved: that batch does not exist. It is pending again, and that attempt is not counted.
+
+        A version that was replaced by another reading of it, and is announced anew after that one, is pending again:
+        somebody wants the former profile back.
         """
         first = {arrival.file_key: arrival for arrival in reversed(arrivals)}
         # In one order everywhere: two ticks that record the same files must not wait for each other crosswise.
@@ -88,6 +125,7 @@ class FileLedger(WorkLedger):
             new = insert_missing(connection, files, rows, files.c.file_key)
             known = {a.file_key: a.intake for a in ordered if a.file_key not in new}
             reopened = self._reopen_unsaved(connection, known, now)
+            reopened |= self._reannounce(connection, [a for a in ordered if a.file_key in known], now)
         keys = list(dict.fromkeys(arrival.file_key for arrival in arrivals))
         return Recorded(
             new=tuple(key for key in keys if key in new),
@@ -131,22 +169,53 @@ class FileLedger(WorkLedger):
             now,
         )
 
+    def keep(self, file_key: str, reason: str, now: datetime) -> None:
+        """A file that was stored could not be ingested again: it is what it was, and the reason says what was tried."""
+        was = sa.case((files.c.duplicate_of.is_(None), FileState.INGESTED), else_=FileState.DUPLICATE)
+        self._set([file_key], {"state": was, "reason": reason, "finished_at": now}, now, only=files.c.stands)
+
     def reopen(self, file_keys: Sequence[str], now: datetime) -> tuple[str, ...]:
         """A person wants finished files ingested again, as if for the first time; returns those that were finished.
 
         The version that was announced and the bytes that were landed are forgotten: a source that was mended is of
-        another version, and that is the one to ingest now, under the key the person knows.
+        another version, and that is the one to ingest now, under the key the person knows. It is the newest version of
+        its location from now on.
         """
         change = {
             **dict.fromkeys(("size_bytes", "modified_at", "etag", "sha256", "landed_bytes")),
-            "state": FileState.PENDING,
-            "attempts": 0,
-            "batch_id": None,
-            "run_id": None,
-            "next_attempt_at": now,
-            "finished_at": None,
+            **_afresh(now),
+            "version_at": now,
+            "announced_at": now,
+            "pinned": False,
         }
         return self._set(file_keys, change, now, only=files.c.state.in_(sorted(FINISHED_FILE_STATES)))
+
+    def announce_again(self, record: FileRecord, profile: str, now: datetime) -> str | None:
+        """A person wants a file read by another profile; the reading it has now counts until that is done.
+
+        It is read as its source is now; where that has it no more, from the bytes that were landed.
+
+        Returns:
+            the key of the new reading; None where one by this profile is on its way already.
+        """
+        event = record.event
+        version = version_of(event.etag, event.size_bytes, event.modified_at)
+        key = file_key(record.location, event.file_name, version, profile)
+        named = msgspec.structs.replace(event, metadata={**event.metadata, "format": profile})
+        row = file_row(FileArrival(key, record.location, named, profile, record.intake, pinned=False), now)
+        row |= {
+            "version_at": now,
+            "announced_at": now,
+            "sha256": record.sha256,
+            "landed_bytes": record.landed_bytes,
+        }
+        again = {**_afresh(now), **{name: row[name] for name in _READING_COLUMNS}}
+        with writing(self._engine) as connection:
+            if insert_missing(connection, files, [row], files.c.file_key):
+                return key
+            finished = files.c.state.in_(sorted(FINISHED_FILE_STATES))
+            statement = sa.update(files).where(files.c.file_key == key, finished).values(**again, updated_at=now)
+            return key if connection.execute(statement).rowcount else None
 
     def get(self, file_key: str) -> FileRecord | None:
         """All that is known of one file."""
@@ -190,12 +259,12 @@ class FileLedger(WorkLedger):
         return {state: counts.get(state, 0) for state in FileState}
 
     def row_totals(self) -> RowTotals:
-        """Rows of all ingested files, as each was counted when it was stored."""
+        """Rows of all files that count, as each was counted when it was stored; what is ingested again counts on."""
         sums = [
             sa.func.coalesce(sa.func.sum(column), 0)
             for column in (files.c.rows_read, files.c.rows_accepted, files.c.rows_quarantined)
         ]
-        query = sa.select(*sums).where(files.c.state == FileState.INGESTED)
+        query = sa.select(*sums).where(files.c.stands, files.c.duplicate_of.is_(None))
         with reading(self._engine) as connection:
             return RowTotals(*(int(number) for number in connection.execute(query).one()))
 
@@ -218,6 +287,22 @@ class FileLedger(WorkLedger):
         with reading(self._engine) as connection:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else FileRecord.of(row)
+
+    def _reannounce(self, connection: sa.Connection, known: Sequence[FileArrival], now: datetime) -> set[str]:
+        by_key = {arrival.file_key: arrival for arrival in known}
+        reopened: set[str] = set()
+        for part in in_parts(list(by_key)):
+            chosen = sa.and_(files.c.file_key.in_(part), files.c.state == FileState.REPLACED)
+            for key in connection.execute(sa.select(files.c.file_key).where(chosen)).scalars().all():
+                row = file_row(by_key[key], now)
+                standing = sa.select(files).where(files.c.location_key == row["location_key"], files.c.stands)
+                others = [FileRecord.of(other) for other in connection.execute(standing).mappings()]
+                if not any(_is_another_reading(other, by_key[key], now) for other in others):
+                    continue
+                again = {**_afresh(now), **{name: row[name] for name in _ANNOUNCED_COLUMNS}, "updated_at": now}
+                connection.execute(sa.update(files).where(files.c.file_key == key).values(**again))
+                reopened.add(key)
+        return reopened
 
     @staticmethod
     def _known(connection: sa.Connection, file_keys: Sequence[str]) -> set[str]:

@@ -38,7 +38,12 @@ class Kept(NamedTuple):
 
 
 KINDS = (
-    Kept("files", files, files.c.file_key, (FileState.INGESTED, FileState.DUPLICATE)),
+    Kept(
+        "files",
+        files,
+        files.c.file_key,
+        (FileState.INGESTED, FileState.DUPLICATE, FileState.REPLACED, FileState.SUPERSEDED),
+    ),
     Kept("polling_jobs", polling_jobs, polling_jobs.c.job_key, (JobState.DONE,)),
     Kept("attachments", attachments, attachments.c.attachment_key, (AttachmentState.STORED,)),
 )

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 KEYS_AT_A_TIME = 5_000
 VALUES_AT_A_TIME = 30_000
 FAILED = "failed"
+BEFORE = " Before that: "
+LONGEST_REASON = 500
 
 Key = TypeVar("Key")
 
@@ -78,7 +80,7 @@ def give_back(  # noqa: PLR0913 - the retry rule is two settings
     key: sa.Column[str],
     chosen: sa.ColumnElement[bool],
     *,
-    reason: str,
+    reason: str | sa.ColumnElement[str],
     error_class: str,
     max_attempts: int,
     delay: DelayRule,
@@ -98,6 +100,27 @@ def give_back(  # noqa: PLR0913 - the retry rule is two settings
             change = change.values(**why, state=PENDING, next_attempt_at=now + delay(max(attempts, 1)))
             pending += len(connection.execute(change).scalars().all())
     return Released(pending=pending, failed=tuple(failed))
+
+
+def add_reason(  # noqa: PLR0913, PLR0917 - which entries, and what is told of them
+    connection: sa.Connection,
+    table: sa.Table,
+    key: sa.Column[str],
+    chosen: sa.ColumnElement[bool],
+    reason: str,
+    error_class: str,
+) -> None:
+    """Write why entries came to nothing, and keep what each failed of before: a lost run says little about an entry."""
+    by_reason: dict[str, list[str]] = {}
+    for name, earlier, earlier_class in connection.execute(
+        sa.select(key, table.c.reason, table.c.error_class).where(chosen)
+    ):
+        kept = (earlier or "").partition(BEFORE)[2] if earlier_class == error_class else earlier
+        told = f"{reason}{BEFORE}{kept[:LONGEST_REASON]}" if kept else reason
+        by_reason.setdefault(told, []).append(name)
+    for told, names in by_reason.items():
+        for part in in_parts(names):
+            connection.execute(sa.update(table).where(key.in_(part)).values(reason=told, error_class=error_class))
 
 
 def in_parts(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:

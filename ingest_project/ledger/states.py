@@ -1,6 +1,7 @@
 """The lives of what the ledgers keep.
 
     file               pending -> requested -> ingesting   -> ingested | quarantined | duplicate | failed
+                                                              | superseded; each but the last may end as replaced
     polling job        pending -> requested -> running     -> done | failed
     attachment event   pending -> requested -> running     -> done | failed
     attachment         pending -> requested -> downloading -> stored | failed
@@ -24,6 +25,10 @@ class FileState(StrEnum):
     QUARANTINED = "quarantined"
     DUPLICATE = "duplicate"
     FAILED = "failed"
+    # Its source had another version by the time it was read.
+    SUPERSEDED = "superseded"
+    # A newer version of the same location, or the same one read by another profile, counts in its place.
+    REPLACED = "replaced"
 
     @property
     def finished(self) -> bool:
@@ -63,4 +68,13 @@ class AttachmentState(StrEnum):
 
 PENDING = "pending"
 REQUESTED = "requested"
-FINISHED_FILE_STATES = frozenset({FileState.INGESTED, FileState.QUARANTINED, FileState.DUPLICATE, FileState.FAILED})
+FINISHED_FILE_STATES = frozenset(
+    {
+        FileState.INGESTED,
+        FileState.QUARANTINED,
+        FileState.DUPLICATE,
+        FileState.FAILED,
+        FileState.SUPERSEDED,
+        FileState.REPLACED,
+    }
+)

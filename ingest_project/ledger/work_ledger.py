@@ -7,6 +7,7 @@ leaves its entries held, and they are done again so that what Dagster shows is w
 
 from __future__ import annotations
 
+import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 
 from ingest_project.database.engine import reading, writing
 from ingest_project.ledger.entries import DelayRule, Released
-from ingest_project.ledger.statements import give_back, in_parts
+from ingest_project.ledger.statements import add_reason, give_back, in_parts
 from ingest_project.ledger.states import PENDING, REQUESTED
 
 if TYPE_CHECKING:
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
 
 
 class Due(msgspec.Struct, frozen=True):
-    """An entry whose time has come, and how often it was tried before."""
+    """An entry whose time has come, and how often it was tried before.
+
+    Args:
+        retry_group: name of the half of a lost batch that it is to be tried with, and with nothing else.
+    """
 
     key: str
     attempts: int
+    retry_group: str | None = None
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -66,6 +72,9 @@ class WorkLedger:
 
     # Entries that wait longest first; a ledger with priorities puts them in front.
     order_of_due: tuple[str, ...] = ("next_attempt_at",)
+    # Whether what a lost run held is tried again in halves, until what takes its run down is alone. Needs the column
+    # retry_group, and whoever asks for runs has to keep to it.
+    halves_lost_batches = False
 
     def __init__(
         self,
@@ -88,8 +97,9 @@ class WorkLedger:
 
     def _due(self, lane: str, limit: int, now: datetime) -> sa.Select[Any]:
         columns = self._table.c
+        group = [columns.retry_group] if self.halves_lost_batches else []
         return (
-            sa.select(self._key, columns.attempts)
+            sa.select(self._key, columns.attempts, *group)
             .where(self._lane == lane, columns.state == sa.literal_column(f"'{PENDING}'"))
             .where(columns.next_attempt_at <= now)
             .order_by(*(columns[name] for name in self.order_of_due))
@@ -155,6 +165,8 @@ class WorkLedger:
         """Take back what a batch's dead or never started run holds; a run that started meanwhile keeps its entries.
 
         What was finished and only not reported is pending at once; with no attempt left it stays finished, unreported.
+        Where this ledger halves lost batches, what a run held together with others is tried again whatever its
+        attempts: each loss halves its company, so that it is alone soon.
         """
         columns = self._table.c
         chosen = sa.and_(
@@ -168,14 +180,32 @@ class WorkLedger:
         with writing(self._engine) as connection:
             unreported = connection.execute(finished.where(columns.attempts < max_attempts).values(**again))
             connection.execute(finished.where(columns.attempts >= max_attempts).values(reported_at=now))
+            lost = sa.and_(chosen, unfinished)
+            add_reason(connection, self._table, self._key, lost, reason, error_class)
+            halved = 0
+            if self.halves_lost_batches and run_id is not None:
+                halved = self._halve(connection, lost, {"updated_at": now, "next_attempt_at": now + delay(1)})
             released = give_back(
-                connection, self._table, self._key, sa.and_(chosen, unfinished),
-                reason=reason, error_class=error_class, max_attempts=max_attempts, delay=delay, now=now,
+                connection, self._table, self._key, lost,
+                reason=columns.reason, error_class=error_class, max_attempts=max_attempts, delay=delay, now=now,
             )  # fmt: skip
             # No run is left that could report them: unmarked, they would be found held, and tried again for ever.
             for part in in_parts(released.failed):
                 connection.execute(sa.update(self._table).where(self._key.in_(part)).values(reported_at=now))
-        return Released(pending=released.pending + unreported.rowcount, failed=released.failed)
+        return Released(pending=released.pending + unreported.rowcount + halved, failed=released.failed)
+
+    def _halve(self, connection: sa.Connection, lost: sa.ColumnElement[bool], change: Mapping[str, Any]) -> int:
+        """Make two groups of what a lost run held, pending; one entry alone stays alone, and is not given back here."""
+        keys = connection.execute(sa.select(self._key).where(lost).order_by(self._key)).scalars().all()
+        if len(keys) <= 1:
+            connection.execute(sa.update(self._table).where(lost).values(retry_group=uuid.uuid4().hex))
+            return 0
+        middle = len(keys) // 2
+        for half in (keys[:middle], keys[middle:]):
+            group = {"state": PENDING, "retry_group": uuid.uuid4().hex}
+            for part in in_parts(half):
+                connection.execute(sa.update(self._table).where(self._key.in_(part)).values(**change, **group))
+        return len(keys)
 
     def put_back(  # noqa: PLR0913, PLR0917 - as release
         self,
@@ -191,6 +221,9 @@ class WorkLedger:
         failed: list[str] = []
         with writing(self._engine) as connection:
             for part in in_parts(keys):
+                if self.halves_lost_batches:
+                    # Its run lives to tell: it is not what took the others down.
+                    connection.execute(sa.update(self._table).where(self._key.in_(part)).values(retry_group=None))
                 given_back = give_back(
                     connection, self._table, self._key, sa.and_(self._key.in_(part), self._is_held()),
                     reason=reason, error_class=error_class, max_attempts=max_attempts, delay=delay, now=now,

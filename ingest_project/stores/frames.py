@@ -32,7 +32,15 @@ METRICS: Schema = {
     "count": pl.Int64,
     "stddev": pl.Float64,
 }
-CLAIMS: Schema = {"file_key": pl.String, "sha256": pl.String, "profile": pl.String}
+CLAIMS: Schema = {"file_key": pl.String, "sha256": pl.String, "meaning": pl.String}
+# Of versions that were not known until they were read.
+VERSIONS: Schema = {
+    "file_key": pl.String,
+    "size_bytes": pl.Int64,
+    "modified_at": pl.Datetime("us", "UTC"),
+    "etag": pl.String,
+    "version_at": pl.Datetime("us", "UTC"),
+}
 FINISHED: Schema = {
     "file_key": pl.String,
     "state": pl.String,
@@ -43,6 +51,7 @@ FINISHED: Schema = {
     "landed_bytes": pl.Int64,
     "profile": pl.String,
     "duplicate_of": pl.String,
+    "replaced_by": pl.String,
     "rows_read": pl.Int64,
     "rows_accepted": pl.Int64,
     "rows_quarantined": pl.Int64,

@@ -7,6 +7,7 @@ processor time of client and server together: 1.9 s a million rows, not 2.9.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import deque
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,11 +19,12 @@ from adbc_driver_postgresql import StatementOptions, dbapi
 
 from ingest_project.database.engine import database_address, database_errors, postgres_options
 from ingest_project.errors import TransactionConflict
-from ingest_project.stores.frames import CLAIMS, FINISHED, METRICS, QUARANTINED, READINGS, fitted
+from ingest_project.stores.frames import CLAIMS, FINISHED, METRICS, QUARANTINED, READINGS, VERSIONS, fitted
+from ingest_project.stores.warehouse import REPLACEABLE_STATES, VersionRow
 from ingest_project.stores.warehouse_queries import WarehouseQueries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import polars as pl
     from adbc_driver_manager.dbapi import Connection, Cursor
@@ -37,39 +39,66 @@ DELETE_METRICS = "DELETE FROM aggregated_metrics WHERE file_key = ANY($1::text[]
 DELETE_QUARANTINED = "DELETE FROM quarantined_rows WHERE file_key = ANY($1::text[])"
 DELETE_READINGS = "DELETE FROM raw_sensor_data WHERE file_key = ANY($1::text[])"
 
-CLAIMED = "json_to_recordset($1::json) AS claim (place int, file_key text, sha256 text, profile text)"
+CLAIMED = "json_to_recordset($1::json) AS claim (place int, file_key text, sha256 text, meaning text)"
 GIVE_UP_OTHER_CONTENTS = f"""
     DELETE FROM contents USING {CLAIMED}
     WHERE contents.file_key = claim.file_key
-      AND (contents.sha256, contents.profile) <> (claim.sha256, claim.profile)
+      AND (contents.sha256, contents.meaning) <> (claim.sha256, claim.meaning)
     RETURNING contents.file_key"""
 # Sorted: two transactions that claim the same contents must not wait for each other crosswise.
 CLAIM = f"""
-    INSERT INTO contents (sha256, profile, file_key)
-    SELECT DISTINCT ON (sha256, profile) sha256, profile, file_key FROM {CLAIMED}
-    ORDER BY sha256, profile, place
+    INSERT INTO contents (sha256, meaning, file_key)
+    SELECT DISTINCT ON (sha256, meaning) sha256, meaning, file_key FROM {CLAIMED}
+    ORDER BY sha256, meaning, place
     ON CONFLICT DO NOTHING"""
 # Shared lock: whoever gives a content up waits until the duplicates of it that are being stored can be seen.
 OWNERS = f"""
     SELECT claim.file_key, contents.file_key FROM {CLAIMED}
-    JOIN contents USING (sha256, profile) ORDER BY sha256, profile FOR SHARE OF contents"""
+    JOIN contents USING (sha256, meaning) ORDER BY sha256, meaning FOR SHARE OF contents"""
 GIVE_UP_CONTENTS = "DELETE FROM contents WHERE file_key = ANY($1::text[]) RETURNING file_key"
 REOPEN_DUPLICATES = """
-    UPDATE files SET state = 'pending', attempts = 0, duplicate_of = NULL, batch_id = NULL, run_id = NULL,
-        finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz
+    UPDATE files SET state = 'pending', attempts = 0, duplicate_of = NULL, stands = FALSE, batch_id = NULL,
+        run_id = NULL, finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz
     WHERE duplicate_of = ANY($1::text[]) AND state = 'duplicate' RETURNING file_key"""
 
 FINISH = """
     UPDATE files SET state = done.state, reason = done.reason, error_class = done.error_class, run_id = done.run_id,
         sha256 = done.sha256, landed_bytes = done.landed_bytes, profile = done.profile,
-        duplicate_of = done.duplicate_of, rows_read = done.rows_read,
+        duplicate_of = done.duplicate_of, replaced_by = done.replaced_by,
+        stands = done.state IN ('ingested', 'duplicate'), retry_group = NULL, rows_read = done.rows_read,
         rows_accepted = done.rows_accepted, rows_quarantined = done.rows_quarantined,
         rule_counts = done.rule_counts::jsonb, updated_at = $2::timestamptz, finished_at = $2::timestamptz
     FROM json_to_recordset($1::json) AS done (
         file_key text, state text, reason text, error_class text, run_id text, sha256 text, landed_bytes bigint,
-        profile text, duplicate_of text, rows_read bigint, rows_accepted bigint, rows_quarantined bigint,
-        rule_counts text)
+        profile text, duplicate_of text, replaced_by text, rows_read bigint, rows_accepted bigint,
+        rows_quarantined bigint, rule_counts text)
     WHERE files.file_key = done.file_key"""
+
+# Of locations, not of rows: the rows of a version that a long transaction stores stay free for the sensors.
+TRY_LOCK_LOCATIONS = """
+    SELECT location_key FROM unnest($1::text[]) AS location_key
+    WHERE pg_try_advisory_xact_lock(hashtextextended(location_key, 0))"""
+LOCK_LOCATION = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text"
+VERSIONS_AT = """
+    SELECT location_key, state, stands, version_at, announced_at, intake_topic, intake_partition, intake_offset,
+        file_key
+    FROM files WHERE location_key = ANY($1::text[]) AND state <> 'replaced'"""
+REPLACE_VERSIONS = f"""
+    UPDATE files SET stands = FALSE, replaced_by = successor.file_key, state = 'replaced',
+        reason = successor.file_key || ' is newer and counts in its place.' ||
+            CASE WHEN files.state = 'ingested' OR files.reason IS NULL THEN ''
+                ELSE ' It was ' || files.state || ': ' || files.reason END,
+        run_id = $2, batch_id = NULL, reported_at = NULL, updated_at = $3::timestamptz
+    FROM json_each_text($1::json) AS successor (old_key, file_key)
+    WHERE files.file_key = successor.old_key AND files.state IN {REPLACEABLE_STATES}
+    RETURNING files.file_key"""
+STAND_NO_MORE = "UPDATE files SET stands = FALSE WHERE file_key = ANY($1::text[]) AND stands"
+PIN_VERSIONS = """
+    UPDATE files SET size_bytes = found.size_bytes, modified_at = found.modified_at, etag = found.etag,
+        version_at = found.version_at, pinned = TRUE
+    FROM json_to_recordset($1::json) AS found (
+        file_key text, size_bytes bigint, modified_at timestamptz, etag text, version_at timestamptz)
+    WHERE files.file_key = found.file_key"""
 
 
 class PostgresWarehouse(WarehouseQueries):
@@ -145,6 +174,32 @@ class PostgresTransaction:
         """Let the statements go; the transaction itself ends with its connection's commit or rollback."""
         self._statements.close()
         self._loads.close()
+
+    def lock_locations(self, location_keys: Sequence[str], *, wait: bool) -> set[str]:
+        """Keep other transactions from deciding about the versions of these locations until this one ends."""
+        keys = sorted(set(location_keys))
+        if not wait:
+            return {key for (key,) in self._run(TRY_LOCK_LOCATIONS, keys)}
+        for key in keys:
+            self._run(LOCK_LOCATION, key)
+        return set(keys)
+
+    def versions_at(self, location_keys: Sequence[str]) -> list[VersionRow]:
+        """The versions of these locations that are not replaced."""
+        return [VersionRow(*row) for row in self._run(VERSIONS_AT, sorted(set(location_keys)))]
+
+    def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
+        """Mark versions as replaced, those that a run or a queue holds as not standing; returns the marked ones."""
+        if not successors:
+            return ()
+        replaced = self._run(REPLACE_VERSIONS, json.dumps(dict(successors)), run_id, _now())
+        self._run(STAND_NO_MORE, sorted(successors))
+        return tuple(sorted(key for (key,) in replaced))
+
+    def pin_versions(self, versions: pl.DataFrame) -> None:
+        """Record which versions were read of files whose events named none."""
+        if not versions.is_empty():
+            self._run(PIN_VERSIONS, fitted(versions, VERSIONS).write_json())
 
     def replace_files(self, file_keys: Sequence[str]) -> None:
         """Delete what is stored of these files, and keep other transactions away from them until this one ends."""

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from ingest_project.database.engine import writing
 from ingest_project.database.tables import aggregated_metrics, contents, quarantined_rows, raw_sensor_data
 from ingest_project.database.tables import files as ledger
-from ingest_project.stores.frames import CLAIMS, FINISHED, METRICS, QUARANTINED, READINGS, fitted
+from ingest_project.stores.frames import CLAIMS, FINISHED, METRICS, QUARANTINED, READINGS, VERSIONS, fitted
+from ingest_project.stores.warehouse import REPLACEABLE_STATES, VersionRow
 from ingest_project.stores.warehouse_queries import WarehouseQueries, in_parts
 
 if TYPE_CHECKING:
@@ -44,6 +45,52 @@ class SqlTransaction:
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
+
+    def lock_locations(self, location_keys: Sequence[str], *, wait: bool) -> set[str]:
+        """All of them: SQLite has one writer at a time."""
+        del wait
+        return set(location_keys)
+
+    def versions_at(self, location_keys: Sequence[str]) -> list[VersionRow]:
+        """The versions of these locations that are not replaced."""
+        c = ledger.c
+        columns = (c.location_key, c.state, c.stands, c.version_at, c.announced_at)
+        position = (c.intake_topic, c.intake_partition, c.intake_offset, c.file_key)
+        found: list[VersionRow] = []
+        for part in in_parts(sorted(set(location_keys))):
+            chosen = sa.and_(c.location_key.in_(part), sa.literal_column("state <> 'replaced'", sa.Boolean))
+            found += [
+                VersionRow(*row) for row in self._connection.execute(sa.select(*columns, *position).where(chosen))
+            ]
+        return found
+
+    def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
+        """Mark versions as replaced, those that a run or a queue holds as not standing; returns the marked ones."""
+        now, c = datetime.now(UTC), ledger.c
+        replaced = []
+        for old_key, new_key in sorted(successors.items()):
+            self._connection.execute(sa.update(ledger).where(c.file_key == old_key).values(stands=False))
+            finished = sa.and_(c.file_key == old_key, c.state.in_(REPLACEABLE_STATES))
+            before = sa.case(
+                (sa.or_(c.state == "ingested", c.reason.is_(None)), ""),
+                else_=sa.literal(" It was ") + c.state + ": " + c.reason,
+            )
+            reason = sa.literal(f"{new_key} is newer and counts in its place.") + before
+            statement = (
+                sa.update(ledger)
+                .where(finished)
+                .values(state="replaced", replaced_by=new_key, reason=reason, run_id=run_id)
+                .values(batch_id=None, reported_at=None, updated_at=now)
+            )
+            if self._connection.execute(statement).rowcount:
+                replaced.append(old_key)
+        return tuple(replaced)
+
+    def pin_versions(self, versions: pl.DataFrame) -> None:
+        """Record which versions were read of files whose events named none."""
+        for row in fitted(versions, VERSIONS).iter_rows(named=True):
+            key = row.pop("file_key")
+            self._connection.execute(sa.update(ledger).where(ledger.c.file_key == key).values(**row, pinned=True))
 
     def replace_files(self, file_keys: Sequence[str]) -> None:
         """Delete what is stored of these files, and keep other transactions away from them until this one ends."""
@@ -91,11 +138,12 @@ class SqlTransaction:
                 sa.update(ledger)
                 .where(ledger.c.file_key == key)
                 .values(**row, rule_counts=counts, updated_at=now, finished_at=now)
+                .values(stands=row["state"] in {"ingested", "duplicate"}, retry_group=None)
             )
 
     def _claim(self, claim: Mapping[str, str]) -> str:
         query = sa.select(contents.c.file_key).where(
-            contents.c.sha256 == claim["sha256"], contents.c.profile == claim["profile"]
+            contents.c.sha256 == claim["sha256"], contents.c.meaning == claim["meaning"]
         )
         owner = self._connection.execute(query).scalar()
         if owner is None:
@@ -104,7 +152,7 @@ class SqlTransaction:
         return str(owner)
 
     def _give_up_others(self, claim: Mapping[str, str]) -> None:
-        other = sa.or_(contents.c.sha256 != claim["sha256"], contents.c.profile != claim["profile"])
+        other = sa.or_(contents.c.sha256 != claim["sha256"], contents.c.meaning != claim["meaning"])
         self._give_up(sa.and_(contents.c.file_key == claim["file_key"], other))
 
     def _give_up(self, chosen: sa.ColumnElement[bool]) -> list[str]:
@@ -117,7 +165,7 @@ class SqlTransaction:
             sa.update(ledger)
             .where(duplicates)
             .values(state="pending", attempts=0, duplicate_of=None, batch_id=None, run_id=None, finished_at=None)
-            .values(next_attempt_at=now, updated_at=now)
+            .values(next_attempt_at=now, updated_at=now, stands=False)
         )
         return reopened
 

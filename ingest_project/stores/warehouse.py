@@ -13,8 +13,13 @@ from ingest_project.database.engine import database_address
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from datetime import datetime
 
     import polars as pl
+
+
+# Of versions that a newer one replaces; one in a run's hands or in a queue finds its successor by itself.
+REPLACEABLE_STATES = ("ingested", "quarantined", "duplicate", "failed")
 
 
 class StoredCounts(NamedTuple):
@@ -50,6 +55,20 @@ class QuarantinedRow(NamedTuple):
     reasons: tuple[str, ...]
 
 
+class VersionRow(NamedTuple):
+    """One version of a location, as the ledger has it; the last six say where it stands among the others."""
+
+    location_key: str
+    state: str
+    stands: bool
+    version_at: datetime
+    announced_at: datetime
+    topic: str
+    partition: int
+    offset: int
+    file_key: str
+
+
 class WarehouseTransaction(Protocol):
     """One group of files, or one large file in many chunks. Frames are polars; NUL characters become U+FFFD.
 
@@ -60,6 +79,40 @@ class WarehouseTransaction(Protocol):
         DatabaseUnavailable: the database went away; run the transaction again later.
         TransactionConflict: another transaction was in the way; run the transaction again.
     """
+
+    def lock_locations(self, location_keys: Sequence[str], *, wait: bool) -> set[str]:
+        """Keep other transactions from deciding about the versions of these locations until this one ends.
+
+        Args:
+            location_keys: hashes of the locations.
+            wait: for whoever decides now; otherwise those locations are left out.
+
+        Returns:
+            the locations that are held.
+        """
+
+    def versions_at(self, location_keys: Sequence[str]) -> list[VersionRow]:
+        """The versions of these locations that are not replaced, those in this transaction's hands among them."""
+
+    def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
+        """Mark versions as replaced and held by this run until it has reported that; their rows are not touched.
+
+        A version that a run or a queue holds only stands no more: whoever holds it finds its successor.
+
+        Args:
+            successors: key of each version to the key of the one that counts in its place.
+            run_id: of the run that stores the successors.
+
+        Returns:
+            keys of those that were marked.
+        """
+
+    def pin_versions(self, versions: pl.DataFrame) -> None:
+        """Record which versions were read of files whose events named none.
+
+        Args:
+            versions: file_key, size_bytes, modified_at, etag, version_at.
+        """
 
     def replace_files(self, file_keys: Sequence[str]) -> None:
         """Delete what is stored of these files, and keep other transactions away from them until this one ends."""
@@ -77,7 +130,7 @@ class WarehouseTransaction(Protocol):
         """Ask which file stands for each content; the first that asks does, for good.
 
         Args:
-            claims: file_key, sha256, profile.
+            claims: file_key, sha256, meaning.
 
         Returns:
             for each file the key of the one that stands for its content: itself, or the file it is a duplicate of.
@@ -94,7 +147,7 @@ class WarehouseTransaction(Protocol):
         """End the ledger entries of these files.
 
         Args:
-            files: file_key, state, reason, error_class, run_id, sha256, profile, duplicate_of, rows_read,
+            files: file_key, state, reason, error_class, run_id, sha256, profile, duplicate_of, replaced_by, rows_read,
                 rows_accepted, rows_quarantined, rule_counts (JSON text: rule to number of rows).
         """
 

@@ -183,19 +183,58 @@ def test_what_a_dead_run_held_is_tried_again_later_and_failed_at_the_cap(ledger:
     ledger.record([arrival("a"), arrival("b")], NOW)
     now = NOW
     for attempt in (1, 2):
-        keys = ["a", "b"] if attempt == 2 else ["a"]
-        ledger.request(f"batch-{attempt}", keys, now)
-        ledger.start(keys, f"run-{attempt}", now)
+        ledger.request(f"batch-{attempt}", ["a"], now)
+        ledger.start(["a"], f"run-{attempt}", now)
         if attempt == 1:
             assert ledger.release("batch-1", "run-1", "killed", 2, delay, now) == Released(pending=1)
             assert due(ledger, now + timedelta(seconds=4)) == ("b",)
             now += timedelta(seconds=5)
             assert due(ledger, now) == ("b", "a")
-    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == Released(pending=1, failed=("a",))
+    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == Released(failed=("a",))
     record = ledger.get("a")
     assert record is not None
     assert (record.state, record.reason, record.error_class, record.finished_at) == ("failed", "killed", "RunLost", now)
     assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == Released()
+
+
+def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culprit_is_alone(ledger: FileLedger) -> None:
+    keys = [f"{number:02d}" for number in range(16)]
+    ledger.record([arrival(key) for key in keys], NOW)
+    now, sizes = NOW, []
+    while due_now := ledger.due(TOPIC, 100, now):
+        groups: dict[str | None, list[str]] = {}
+        for entry in due_now:
+            groups.setdefault(entry.retry_group, []).append(entry.key)
+        for batch in groups.values():
+            sizes.append(len(batch))
+            batch_id, run_id = f"batch-{len(sizes)}", f"run-{len(sizes)}"
+            assert len(ledger.request(batch_id, batch, now)) == len(batch)
+            ledger.start(batch, run_id, now)
+            if "05" in batch:
+                ledger.release(batch_id, run_id, "killed", 6, delay, now)
+            else:
+                ledger.fail(batch, "stands for done", "Error", now)
+                ledger.mark_reported(batch, now)
+        now += timedelta(minutes=5)
+    assert sizes == [16, 8, 8, 4, 4, 2, 2, 1, 1, 1], "alone after four losses, and then its attempts are used up"
+    reasons = {key: record.reason for key in keys if (record := ledger.get(key)) is not None}
+    assert reasons.pop("05") == "killed"
+    assert set(reasons.values()) == {"stands for done"}
+    assert state(ledger, "05") == "failed"
+
+
+def test_what_a_file_failed_of_before_its_run_was_lost_is_still_told(ledger: FileLedger) -> None:
+    ledger.record([arrival("a")], NOW)
+    ledger.request("batch-1", ["a"], NOW)
+    ledger.start(["a"], "run-1", NOW)
+    ledger.put_back(["a"], "timed out", "SourceUnreachable", 5, delay, NOW)
+    for number in (2, 3):
+        ledger.request(f"batch-{number}", ["a"], NOW)
+        ledger.start(["a"], f"run-{number}", NOW)
+        ledger.release(f"batch-{number}", f"run-{number}", f"run {number} was killed.", 9, delay, NOW)
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.reason, record.error_class) == ("run 3 was killed. Before that: timed out", "RunLost")
 
 
 def test_a_run_that_started_meanwhile_keeps_its_files(ledger: FileLedger) -> None:

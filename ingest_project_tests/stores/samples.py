@@ -66,18 +66,19 @@ def finished(
             "landed_bytes": [5_213],
             "profile": ["canonical"],
             "duplicate_of": [duplicate_of],
+            "replaced_by": [None],
             "rows_read": [accepted],
             "rows_accepted": [accepted],
             "rows_quarantined": [0],
             "rule_counts": ['{"value_not_finite": 1}'],
         },
-        schema_overrides=dict.fromkeys(("reason", "error_class", "duplicate_of"), pl.String),
+        schema_overrides=dict.fromkeys(("reason", "error_class", "duplicate_of", "replaced_by"), pl.String),
     )
 
 
 def claims(*claimed: tuple[str, str]) -> pl.DataFrame:
     """File key and content of each."""
-    return pl.DataFrame([{"file_key": key, "sha256": content, "profile": "canonical"} for key, content in claimed])
+    return pl.DataFrame([{"file_key": key, "sha256": content, "meaning": "canonical"} for key, content in claimed])
 
 
 def in_ledger(database_url: str, *file_keys: str) -> None:
@@ -85,6 +86,7 @@ def in_ledger(database_url: str, *file_keys: str) -> None:
     now = datetime.now(UTC)
     row = {
         **dict.fromkeys(("location", "file_path", "file_name", "event_id"), "x"),
+        "location_key": "x", "version_at": now, "announced_at": now,
         "source_type": "local", "metadata": {}, "source_config": {}, "profile": "canonical",
         "intake_topic": "t", "intake_partition": 0, "intake_offset": 0, "intake_generation": "",
         "state": "ingesting", "attempts": 1, "next_attempt_at": now, "created_at": now, "updated_at": now,

@@ -157,7 +157,7 @@ def test_the_first_file_stands_for_a_content_and_stays_so_when_it_comes_again(wa
 def test_the_same_bytes_read_by_another_profile_are_another_content(warehouse: Warehouse) -> None:
     with warehouse.transaction() as transaction:
         transaction.claim_contents(claims(("a", "1")))
-        other = claims(("b", "1")).with_columns(profile=pl.lit("other"))
+        other = claims(("b", "1")).with_columns(meaning=pl.lit("other"))
         assert transaction.claim_contents(other) == {"b": "b"}
 
 

@@ -2,7 +2,7 @@
 
 import { bars, columns, count, element, table } from "./charts.js";
 
-const TONES = { ingested: "good", accepted: "good", stored: "good", success: "good", duplicate: "known", quarantined: "warn", failed_transient: "warn", failed: "bad", failed_permanent: "bad" };
+const TONES = { ingested: "good", accepted: "good", stored: "good", success: "good", duplicate: "known", replaced: "known", superseded: "known", quarantined: "warn", failed_transient: "warn", failed: "bad", failed_permanent: "bad" };
 const ORDER = Object.keys(TONES);
 const KINDS = { file: "File", polling_job: "Polling job", attachment_event: "Attachment event", attachment: "Attachment", offset_range: "Offset range" };
 const WORDS = { failed_transient: "will be retried", failed_permanent: "for good" };

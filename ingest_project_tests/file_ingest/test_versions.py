@@ -1,0 +1,106 @@
+"""Which of many versions counts does not depend on the order, or the company, in which they are stored."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest_project.database.engine import writing
+from ingest_project.database.schema import metadata
+from ingest_project.database.tables import files
+from ingest_project.file_ingest.outcome import Outcome
+from ingest_project.file_ingest.storing import finish, hold_locations, settle_versions
+from ingest_project.file_ingest.versions import meaning_of
+from ingest_project.formats.profiles import load_profiles
+from ingest_project.ledger.files import FileLedger
+from ingest_project.ledger.states import FileState
+from ingest_project.stores.sql_warehouse import SqlTransaction
+from ingest_project_tests.ledger.samples import NOW, arrival
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingest_project.ledger.file_record import FileRecord
+
+LOCATIONS = ("local:/in/a.csv", "local:/in/b.csv")
+
+
+def ledger_with(places: Sequence[tuple[int, int]]) -> tuple[sa.Engine, FileLedger]:
+    """A ledger of versions: location and minute of change of each."""
+    # One connection for all: the database is in its memory.
+    engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
+    metadata.create_all(engine, tables=[files, *[t for t in metadata.sorted_tables if t.name == "contents"]])
+    ledger = FileLedger(engine)
+    arrivals = []
+    for number, (location, minute) in enumerate(places):
+        one = arrival(f"{number}.csv~{number}", number)
+        event = one.event
+        changed_at = NOW - timedelta(days=1) + timedelta(minutes=minute)
+        arrivals.append(
+            one._replace(
+                location=LOCATIONS[location],
+                event=type(event)(
+                    file_path=event.file_path, file_name=event.file_name, modified_at=changed_at, event_id="e"
+                ),
+            )
+        )
+    ledger.record(arrivals, NOW)
+    return engine, ledger
+
+
+def store(engine: sa.Engine, records: Sequence[FileRecord], refused: set[str]) -> None:
+    with writing(engine) as connection:
+        transaction = SqlTransaction(connection)
+        outcomes = [
+            Outcome(record, FileState.QUARANTINED if record.file_key in refused else FileState.INGESTED, reason="r")
+            for record in records
+        ]
+        settled, _ = settle_versions(transaction, hold_locations(transaction, outcomes, wait=True), "run")
+        finish(transaction, settled, "run")
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_the_newest_accepted_version_counts_whatever_the_order_and_the_groups(data: st.DataObject) -> None:
+    places = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=7))
+    engine, ledger = ledger_with(places)
+    keys = [f"{number}.csv~{number}" for number in range(len(places))]
+    refused = set(data.draw(st.lists(st.sampled_from(keys), unique=True)))
+    order = data.draw(st.permutations(keys))
+    again = data.draw(st.lists(st.sampled_from(keys), max_size=4))
+    size = data.draw(st.integers(1, 4))
+    todo = [*order, *again]
+    for start in range(0, len(todo), size):
+        store(engine, ledger.start(todo[start : start + size], "run", NOW), refused)
+    records = [record for key in keys if (record := ledger.get(key)) is not None]
+    for location in LOCATIONS:
+        versions = sorted((r for r in records if r.location == location), key=lambda record: record.order)
+        accepted = [record for record in versions if record.file_key not in refused]
+        newest = accepted[-1] if accepted else None
+        assert [record.file_key for record in versions if record.stands] == ([newest.file_key] if newest else [])
+        for record in versions:
+            if newest is None or record.order > newest.order:
+                assert record.state is FileState.QUARANTINED
+            elif record is newest:
+                assert record.state is FileState.INGESTED
+            else:
+                assert (record.state, record.replaced_by is None) == (FileState.REPLACED, False)
+    engine.dispose()
+
+
+def test_what_a_profile_takes_from_the_name_is_part_of_the_meaning_and_the_rest_of_the_name_is_not() -> None:
+    profile = load_profiles()["canonical"]
+    by_name = profile.model_copy(update={"from_file_name": {"device_id": "^([^_]+)_"}})
+    assert meaning_of(profile, "a.csv", "csv") == meaning_of(profile, "b.csv", "csv")
+    assert meaning_of(profile, "a.csv", "csv") != meaning_of(profile, "a.csv", "xls")
+    assert meaning_of(by_name, "f1_a.csv", "csv") == meaning_of(by_name, "f1_b.csv", "csv")
+    assert meaning_of(by_name, "f1_a.csv", "csv") != meaning_of(by_name, "f2_a.csv", "csv")
+    mended = profile.model_copy(update={"skip_lines": 1})
+    assert meaning_of(profile, "a.csv", "csv") != meaning_of(mended, "a.csv", "csv")
+    assert meaning_of(profile, "a.csv", "csv") == meaning_of(
+        profile.model_copy(update={"description": "x"}), "a.csv", "csv"
+    )
