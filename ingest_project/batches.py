@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 import dagster as dg
+from dagster._core.events import JobFailureData
+from dagster._core.execution.plan.objects import StepFailureData
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +27,21 @@ BATCH_SIZE_TAG = "ingest/batch_size"
 # Pools, whose limit is in dagster.yaml: they also bound what people start by hand, which has no batch tag.
 DATABASE_POOL = "database"
 ONELAKE_POOL = "onelake"
+LONGEST_REASON = 300
+
+
+class DueEntry(Protocol):
+    """An entry whose time has come."""
+
+    @property
+    def key(self) -> str:
+        """Of the ledger."""
+        ...
+
+    @property
+    def retry_group(self) -> str | None:
+        """The half of a lost batch that it is tried with, alone; None where it may go with any other."""
+        ...
 
 
 class RequestLedger(Protocol):
@@ -37,7 +54,7 @@ class RequestLedger(Protocol):
 
 def new_batch_id() -> str:
     """A name no batch ever had: a batch that is asked for again must not be taken for a run that already was."""
-    return uuid.uuid4().hex[:16]
+    return uuid.uuid4().hex
 
 
 def split_evenly(keys: Sequence[str], largest: int, parallel: int, worth_splitting: int) -> list[list[str]]:
@@ -54,6 +71,25 @@ def split_evenly(keys: Sequence[str], largest: int, parallel: int, worth_splitti
     wanted = max(-(-len(keys) // largest), min(parallel, len(keys) // worth_splitting), 1)
     size = -(-len(keys) // wanted)
     return [list(keys[start : start + size]) for start in range(0, len(keys), size)]
+
+
+def batches_of_due(due: Sequence[DueEntry], largest: int, parallel: int, worth_splitting: int) -> list[list[str]]:
+    """Cut due entries into batches, those that wait longest first: each retry group by itself, the others together.
+
+    Args:
+        due: in the order in which they wait.
+        largest: see `split_evenly`, as the two others.
+        parallel: see there.
+        worth_splitting: see there.
+    """
+    groups: dict[str, list[str]] = {}
+    for entry in due:
+        if entry.retry_group is not None:
+            groups.setdefault(entry.retry_group, []).append(entry.key)
+    together = [entry.key for entry in due if entry.retry_group is None]
+    batches = split_evenly(together, largest, parallel, worth_splitting) + list(groups.values())
+    place = {entry.key: number for number, entry in enumerate(due)}
+    return sorted(batches, key=lambda batch: place[batch[0]])
 
 
 def run_request(kind: str, batch_id: str, keys: Sequence[str], *, partitioned: bool = True) -> dg.RunRequest:
@@ -164,17 +200,42 @@ def release_abandoned(
     failed: list[str] = []
     for holding in ledger.held(lane, now - retries.launch_grace):
         if not _is_alive(instance, holding):
-            held_by = f"run {holding.run_id}" if holding.run_id else f"batch {holding.batch_id}"
             released = ledger.release(
                 holding.batch_id,
                 holding.run_id,
-                f"The {held_by} ended before this was done.",
+                _why_lost(instance, holding),
                 retries.max_attempts,
                 retries.delay,
                 now,
             )
             failed += released.failed
     return failed
+
+
+def _why_lost(instance: dg.DagsterInstance, holding: Holding) -> str:
+    """Say that the run is over, and what Dagster recorded of its end: an exception, or how its process died."""
+    held_by = f"run {holding.run_id}" if holding.run_id else f"batch {holding.batch_id}"
+    said = ""
+    if holding.run_id:
+        records = instance.get_records_for_run(
+            holding.run_id,
+            of_type={dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE},
+            limit=1,
+        ).records
+        said = _what_failed(records[0].event_log_entry) if records else ""
+    return f"The {held_by} ended before this was done{': ' + said if said else '.'}"
+
+
+def _what_failed(entry: dg.EventLogEntry) -> str:
+    event = entry.dagster_event
+    if event is None:
+        return entry.user_message[:LONGEST_REASON]
+    data = event.event_specific_data
+    error = data.error if isinstance(data, StepFailureData | JobFailureData) else None
+    while error is not None and error.cause is not None:
+        error = error.cause
+    told = (error.message if error else event.message) or ""
+    return " ".join(told.replace("\x00", "").split())[:LONGEST_REASON]
 
 
 def _is_alive(instance: dg.DagsterInstance, holding: Holding) -> bool:

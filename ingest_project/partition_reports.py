@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -19,6 +19,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 
+from ingest_project.bisection import store_bisecting
 from ingest_project.event_rows import CheckRows, MaterializationRows
 from ingest_project.event_storage import BulkEventLogStorage
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _POOL_RECYCLE_SECONDS = 3_600
 _STATEMENT_TIMEOUT_MILLISECONDS = 120_000
+_MAX_REASON = 300
 
 # Partitioned checks are a preview of Dagster's: known, pinned and tested, and not worth a line in every process's log.
 warnings.filterwarnings(
@@ -94,6 +96,30 @@ def report(context: Context, reports: Sequence[PartitionReport]) -> None:
     targets = _store_materializations(context, reports)
     targets |= _earlier_targets(context.instance, reports)
     _store_checks(context, reports, targets)
+
+
+def report_bisecting(context: Context, reports: Sequence[PartitionReport]) -> list[tuple[PartitionReport, Exception]]:
+    """Write the events of many partitions; of one whose events cannot be written, a bare account of the reason.
+
+    Returns:
+        the partitions of which not even that can be written, each with what was raised.
+
+    Raises:
+        Exception: no partition's events can be written: that is no partition's fault.
+    """
+    failures = store_bisecting(reports, lambda part: report(context, part), lambda _: True)
+    told = [(_bare(one, error), error) for one, error in failures]
+    left = store_bisecting([one for one, _ in told], lambda part: report(context, part), lambda _: True)
+    if left and len(left) == len(reports):
+        raise left[0][1]
+    return left
+
+
+def _bare(one: PartitionReport, error: Exception) -> PartitionReport:
+    """What can be said of a partition for certain: which assets, how each check came out, and what stood in the way."""
+    told = {"not_shown": f"{type(error).__name__}: {ascii(str(error))[:_MAX_REASON]}"}
+    checks = [replace(result, metadata=told, description=told["not_shown"]) for result in one.checks]
+    return PartitionReport(one.partition, dict.fromkeys(one.materialized, told), checks)
 
 
 def report_each(context: dg.AssetCheckExecutionContext, results: Mapping[str, CheckResult]) -> None:

@@ -34,6 +34,11 @@ class Announced(NamedTuple):
     event: FileEvent
     source: Source
 
+    @property
+    def names_its_version(self) -> bool:
+        """Whether the event says which version it means."""
+        return self.event.etag is not None or self.event.modified_at is not None
+
 
 def with_versions(
     announced: Sequence[Announced], silent_seconds: float = SILENT_SECONDS, longest_seconds: float = LONGEST_SECONDS
@@ -48,9 +53,9 @@ def with_versions(
         longest_seconds: how long to wait in all.
     """
     questions: dict[str, list[int]] = {}
-    for place, (event, source) in enumerate(announced):
-        if event.etag is None and event.modified_at is None:
-            questions.setdefault(_server_of(source.location), []).append(place)
+    for place, one in enumerate(announced):
+        if not one.names_its_version:
+            questions.setdefault(_server_of(one.source.location), []).append(place)
     answers = _Answers()
     # Threads that nobody waits for at the end of the process: what they ask may stay silent for long.
     threads = [
@@ -61,7 +66,7 @@ def with_versions(
     answers.wait_for(threads, silent_seconds, longest_seconds)
     found = answers.taken()
     return [
-        _with_version(event, found[place]) if place in found else event for place, (event, _) in enumerate(announced)
+        _with_version(one.event, found[place]) if place in found else one.event for place, one in enumerate(announced)
     ]
 
 

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from ingest_project.batches import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
-from ingest_project.errors import IngestError
+from ingest_project.errors import SettingsError
 from ingest_project.file_ingest.aggregated_metrics import aggregated_metrics
-from ingest_project.file_ingest.ingesting import ingest
-from ingest_project.file_ingest.outcome import Outcome
+from ingest_project.file_ingest.ingesting import ingest, put_back
+from ingest_project.file_ingest.outcome import Outcome, error_of, panics_as_errors, traceback_of
 from ingest_project.file_ingest.partitions import RAW_FILES
 from ingest_project.file_ingest.quarantined_files import quarantined_files
 from ingest_project.file_ingest.raw_files import land, raw_files
@@ -23,14 +23,14 @@ from ingest_project.file_ingest.reports import partition_report, raw_file_metada
 from ingest_project.file_ingest.validated_sensor_data import Contract, validated_sensor_data
 from ingest_project.ledger.states import FileState
 from ingest_project.logs import bound, get_logger
-from ingest_project.partition_reports import PartitionReport, keep_connections_open, report
+from ingest_project.partition_reports import PartitionReport, keep_connections_open, report, report_bisecting
 from ingest_project.resources import Services
 
 logger = get_logger(__name__)
 
 PARTITIONS_PER_BACKFILL_RUN = 500
 # Whatever else becomes of a file is for an operator to see.
-WENT_WELL = (FileState.INGESTED, FileState.DUPLICATE)
+WELL = frozenset({FileState.INGESTED, FileState.DUPLICATE, FileState.REPLACED, FileState.SUPERSEDED})
 
 
 @dg.multi_asset(
@@ -56,27 +56,50 @@ def file_ingest_assets(
 
 
 def _ingest(context: dg.AssetExecutionContext, services: Services, keys: Sequence[str]) -> None:
-    contract = Contract.from_settings(services.settings.file_ingest)
+    records = services.files.start(keys, context.run.run_id, datetime.now(UTC))
+    try:
+        contract = Contract.from_settings(services.settings.file_ingest)
+    except SettingsError as error:
+        # What every file needs is not as it should be: they wait until somebody mends it, and say what.
+        for record in records:
+            put_back(Outcome(record, FileState.PENDING, reason=str(error), error_class=error.error_class), services)
+        raise dg.Failure(description=str(error), allow_retries=False) from error
     unfinished: list[Outcome] = []
-    for outcomes in ingest(
-        services.files.start(keys, context.run.run_id, datetime.now(UTC)), services, contract, context.run.run_id
-    ):
-        finished = [outcome for outcome in outcomes if outcome.state.finished]
-        report(context, [partition_report(outcome) for outcome in finished])
-        services.files.mark_reported([outcome.record.file_key for outcome in finished], datetime.now(UTC))
+    for outcomes in ingest(records, services, contract, context.run.run_id):
+        _report(context, services, [outcome for outcome in outcomes if outcome.state.finished])
         for outcome in outcomes:
             _log(outcome)
         unfinished += [o for o in outcomes if o.state in {FileState.FAILED, FileState.PENDING}]
     _fail_where_nothing_went_well(keys, unfinished)
 
 
+def _report(context: dg.AssetExecutionContext, services: Services, finished: Sequence[Outcome]) -> None:
+    """Tell Dagster what became of the files; one that it does not take is logged, and told again by a later run."""
+    not_shown = {}
+    for one, error in report_bisecting(context, [_partition_report(outcome) for outcome in finished]):
+        not_shown[one.partition] = error
+        told = traceback_of(error)
+        logger.error("file_not_reported", partition_key=one.partition, reason=str(error), traceback=told)
+    shown = [outcome.record.file_key for outcome in finished if outcome.record.file_key not in not_shown]
+    services.files.mark_reported(shown, datetime.now(UTC))
+
+
+def _partition_report(outcome: Outcome) -> PartitionReport:
+    try:
+        return partition_report(outcome)
+    except Exception as error:  # noqa: BLE001 - what cannot be described is still reported
+        logger.warning("file_not_described", partition_key=outcome.record.file_key, traceback=traceback_of(error))
+        return partition_report(Outcome(outcome.record, outcome.state, reason=str(error_of("Reporting", error))))
+
+
 def _land(context: dg.AssetExecutionContext, services: Services, keys: Sequence[str]) -> None:
     troubles = []
     for record in services.files.get_many(keys):
         try:
-            landed = land(record, services)
-        except IngestError as error:
-            troubles.append(f"{record.file_key}: {error}")
+            with panics_as_errors():
+                landed = land(record, services).landed
+        except Exception as error:  # noqa: BLE001 - one file's failure is its own, whatever it is
+            troubles.append(f"{record.file_key}: {error_of('Landing the file', error)}")
             continue
         metadata = raw_file_metadata(Outcome(record, record.state, landed))
         report(context, [PartitionReport(record.file_key, {RAW_FILES: metadata})])
@@ -88,8 +111,9 @@ def _land(context: dg.AssetExecutionContext, services: Services, keys: Sequence[
 def _log(outcome: Outcome) -> None:
     record = outcome.record
     with bound(partition_key=record.file_key, job_id=record.event.job_id, trace_id=record.event.trace_id):
+        level = logging.INFO if outcome.state in WELL and not outcome.rows_quarantined else logging.WARNING
         logger.log(
-            logging.INFO if outcome.state in WENT_WELL and not outcome.rows_quarantined else logging.WARNING,
+            level,
             "file_finished" if outcome.state.finished else "file_put_back",
             state=outcome.state.value,
             rows_accepted=outcome.rows_accepted,

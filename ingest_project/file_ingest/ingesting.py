@@ -1,8 +1,8 @@
 """A list of files through all steps: land, read and check, store, and say what became of each.
 
 The next group of files is landed and checked in a second thread while this one is stored: reading is this process's
-work and storing is mostly the database's. One file never hurts another: what is wrong with a file is found before the
-transaction it shares with others, and should the database refuse a group for the sake of one, each goes alone.
+work and storing is mostly the database's. One file never hurts another: whatever is raised over one file, at any step,
+ends that file's work; where it is raised over many at once, they are halved until it is known over which.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from ingest_project.ahead import one_ahead
-from ingest_project.errors import IngestError, UnforeseenFailure
+from ingest_project.bisection import store_bisecting
 from ingest_project.file_ingest.large_file import refused_group, store_large_file
-from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
+from ingest_project.file_ingest.outcome import Outcome, error_of, outcome_of_error, panics_as_errors, traceback_of
 from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.storing import store
 from ingest_project.file_ingest.validated_sensor_data import (
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from ingest_project.ledger.file_record import FileRecord
     from ingest_project.resources import Services
+    from ingest_project.stores.landing import Landed
 
 logger = get_logger(__name__)
 
@@ -96,19 +99,12 @@ def prepare(records: Sequence[FileRecord], services: Services, contract: Contrac
     early: list[Outcome] = []
     opened: list[OpenedFile] = []
     for record in records:
-        landed = None
-        try:
-            landed = land(record, services)
-            opened.append(open_file(record, landed, services.landing, contract))
-        except IngestError as error:
-            early.append(outcome_of_error(record, error, landed))
-        except Exception as error:  # what one file brings to light must not take the others down
-            logger.exception("file_not_read", partition_key=record.file_key)
-            early.append(outcome_of_error(record, UnforeseenFailure("Reading the file", error), landed))
-    small = [file for file in opened if file.second is None]
-    for file in small:
-        file.resources.close()
-    group = check_group(small, contract)
+        read = _read(record, services, contract)
+        if isinstance(read, Outcome):
+            early.append(read)
+        else:
+            opened.append(read)
+    group = check_each([file for file in opened if file.second is None], contract)
     refused = [outcome for outcome in early if outcome.state is not FileState.PENDING]
     return PreparedGroup(
         replace(group, outcomes=[*refused, *group.outcomes]),
@@ -117,16 +113,69 @@ def prepare(records: Sequence[FileRecord], services: Services, contract: Contrac
     )
 
 
+def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
+    """Check many small files at once; where that fails, find those it fails for, and check the others."""
+    groups: list[CheckedGroup] = []
+
+    def check(part: Sequence[OpenedFile]) -> None:
+        with panics_as_errors():
+            groups.append(check_group(part, contract))
+
+    failures = store_bisecting(files, check, lambda _: True)
+    failed = [_failed(file.record, "Checking the file", error, file.landed) for file, error in failures]
+    if len(groups) == 1 and not failed:
+        return groups[0]
+    groups = groups or [check_group([], contract)]
+    return CheckedGroup(
+        [*failed, *(outcome for group in groups for outcome in group.outcomes)],
+        pl.concat([group.accepted for group in groups]),
+        pl.concat([group.quarantined for group in groups]),
+        pl.concat([group.metrics for group in groups]),
+    )
+
+
 def finish(prepared: PreparedGroup, services: Services, contract: Contract, run_id: str) -> list[Outcome]:
     """Store a prepared group, and record in the ledger what became of each file."""
     outcomes = [*prepared.put_back, *store(prepared.group, services, run_id)]
     for file in prepared.large:
         with file.resources:
-            outcomes.append(_large(file, services, contract, run_id))
-    return [_put_back(outcome, services) if outcome.state is FileState.PENDING else outcome for outcome in outcomes]
+            outcomes += _large(file, services, contract, run_id)
+    return [_without_a_result(outcome, services) for outcome in outcomes]
 
 
-def _put_back(outcome: Outcome, services: Services) -> Outcome:
+def _read(record: FileRecord, services: Services, contract: Contract) -> OpenedFile | Outcome:
+    """A landed file of which the beginning is read; where that fails, what becomes of it."""
+    landed = None
+    try:
+        with panics_as_errors():
+            record, landed = land(record, services)
+            file = open_file(record, landed, services.landing, contract)
+            if file.second is None:
+                file.resources.close()
+            return file
+    except Exception as error:  # noqa: BLE001 - one file's failure is its own, whatever it is
+        return _failed(record, "Reading the file", error, landed)
+
+
+def _failed(record: FileRecord, doing: str, cause: Exception, landed: Landed | None) -> Outcome:
+    error = error_of(doing, cause)
+    if error is not cause:
+        key = record.file_key
+        logger.warning("file_failed_unforeseen", partition_key=key, reason=str(error), traceback=traceback_of(cause))
+    return outcome_of_error(record, error, landed)
+
+
+def _without_a_result(outcome: Outcome, services: Services) -> Outcome:
+    """Settle in the ledger a file of which nothing was stored in this run."""
+    if outcome.state is FileState.PENDING:
+        outcome = put_back(outcome, services)
+    if outcome.leaves_what_is_stored:
+        reason = f"It could not be ingested again: {outcome.reason}"
+        services.files.keep(outcome.record.file_key, reason, datetime.now(UTC))
+    return outcome
+
+
+def put_back(outcome: Outcome, services: Services) -> Outcome:
     """Have a file tried again later; one with no attempt left is failed."""
     retries = services.settings.retries
     released = services.files.put_back(
@@ -140,11 +189,13 @@ def _put_back(outcome: Outcome, services: Services) -> Outcome:
     return replace(outcome, state=FileState.FAILED) if released.failed else outcome
 
 
-def _large(file: OpenedFile, services: Services, contract: Contract, run_id: str) -> Outcome:
+def _large(file: OpenedFile, services: Services, contract: Contract, run_id: str) -> list[Outcome]:
     try:
-        outcome = store_large_file(file, services, contract, run_id)
-    except IngestError as error:
-        outcome = outcome_of_error(file.record, error, file.landed, profile=file.profile.name)
-    if outcome.state in {FileState.QUARANTINED, FileState.FAILED}:
-        (outcome,) = store(refused_group(outcome, contract), services, run_id)
-    return outcome
+        with panics_as_errors():
+            outcomes = store_large_file(file, services, contract, run_id)
+    except Exception as error:  # noqa: BLE001 - one file's failure is its own, whatever it is
+        failed = _failed(file.record, "Storing the file", error, file.landed)
+        outcomes = [replace(failed, profile=file.profile.name)]
+    if outcomes[0].state in {FileState.QUARANTINED, FileState.FAILED}:
+        return store(refused_group(outcomes[0], contract), services, run_id)
+    return outcomes

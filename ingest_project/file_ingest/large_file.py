@@ -23,7 +23,13 @@ from ingest_project.file_ingest.aggregation import (
 )
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
 from ingest_project.file_ingest.quarantined_files import leave_quarantine
-from ingest_project.file_ingest.storing import finish, without_duplicates
+from ingest_project.file_ingest.storing import (
+    finish,
+    hold_locations,
+    replaced_outcomes,
+    settle_versions,
+    without_duplicates,
+)
 from ingest_project.file_ingest.validated_sensor_data import (
     SAMPLE_ROWS,
     CheckedGroup,
@@ -48,19 +54,21 @@ class _Refused(Exception):  # noqa: N818 - carries a verdict out of the transact
         self.outcome = outcome
 
 
-def store_large_file(file: OpenedFile, services: Services, contract: Contract, run_id: str) -> Outcome:
+def store_large_file(file: OpenedFile, services: Services, contract: Contract, run_id: str) -> list[Outcome]:
     """Check and store one large file.
 
     Returns:
-        what became of it; ingested and duplicate are in the ledger already, anything else is still to be stored.
+        what became of it, and of a version that it replaced; a file that is ingested, a duplicate or replaced is in the
+        ledger already, anything else is still to be stored.
     """
     try:
         with services.warehouse.transaction() as transaction:
-            return _store(transaction, file, services, contract, run_id)
+            outcome, replaced = _store(transaction, file, services, contract, run_id)
+        return [outcome, *replaced_outcomes(services, replaced)]
     except _Refused as refused:
-        return refused.outcome
+        return [refused.outcome]
     except FileRejected as error:
-        return outcome_of_error(file.record, error, file.landed, profile=file.profile.name)
+        return [outcome_of_error(file.record, error, file.landed, profile=file.profile.name)]
 
 
 def refused_group(outcome: Outcome, contract: Contract) -> CheckedGroup:
@@ -70,18 +78,20 @@ def refused_group(outcome: Outcome, contract: Contract) -> CheckedGroup:
 
 def _store(
     transaction: WarehouseTransaction, file: OpenedFile, services: Services, contract: Contract, run_id: str
-) -> Outcome:
+) -> tuple[Outcome, tuple[str, ...]]:
     key = file.record.file_key
-    claimed = Outcome(file.record, FileState.INGESTED, file.landed, file.profile.name)
-    (outcome,) = without_duplicates(transaction, [claimed])
-    transaction.replace_files([key])
+    read = Outcome(file.record, FileState.INGESTED, file.landed, file.profile.name, file.meaning)
+    # Whether it is accepted shows at its end; a version that it replaces comes back with everything else if it is not.
+    settled, replaced = settle_versions(transaction, hold_locations(transaction, [read], wait=True), run_id)
+    (outcome,) = without_duplicates(transaction, settled)
+    transaction.replace_files([key, *replaced])
     if outcome.state is FileState.INGESTED:
         outcome = _append_chunks(transaction, file, contract)
     if outcome.state is FileState.QUARANTINED:
         raise _Refused(outcome)
     leave_quarantine(outcome, services.quarantine)
     finish(transaction, [outcome], run_id)
-    return outcome
+    return outcome, replaced
 
 
 def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract: Contract) -> Outcome:
@@ -112,6 +122,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
             FileState.INGESTED,
             file.landed,
             file.profile.name,
+            file.meaning,
             rows_read=rows_read,
             rows_quarantined=rows_bad,
             summaries=counts_by_file(merged).get(key, NO_SUMMARIES),

@@ -56,9 +56,13 @@ def partition_report(outcome: Outcome) -> PartitionReport:
             "devices": outcome.summaries.devices,
             "sensor_types": outcome.summaries.sensor_types,
         }
+    if outcome.state is FileState.REPLACED:
+        # What is shown of an earlier time must not look as if it still counted.
+        nothing = {"dagster/row_count": 0, "replaced_by": outcome.replaced_by}
+        materialized |= {VALIDATED_SENSOR_DATA: nothing, AGGREGATED_METRICS: nothing}
     if outcome.state is FileState.QUARANTINED or (outcome.state is FileState.INGESTED and outcome.rows_quarantined):
         materialized[QUARANTINED_FILES] = quarantine_metadata(outcome)
-    judged = outcome.state in {FileState.INGESTED, FileState.QUARANTINED, FileState.FAILED}
+    judged = outcome.state is not FileState.DUPLICATE
     checks = [contract_result(outcome), *odd_results(outcome)] if judged else []
     return PartitionReport(outcome.record.file_key, materialized, checks)
 
@@ -100,8 +104,14 @@ def quarantine_metadata(outcome: Outcome) -> dict[str, Any]:
 
 
 def contract_result(outcome: Outcome) -> CheckResult:
-    """Whether the file kept the contract: failed with a warning for single rows, with an error for the whole file."""
+    """Whether the file kept the contract: failed with a warning for single rows, with an error for the whole file.
+
+    A version that was replaced owes nothing any more; of one that its source no longer has nothing is known.
+    """
+    if outcome.state is FileState.REPLACED:
+        return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, description=outcome.reason)
     whole = outcome.state is not FileState.INGESTED
+    harmless = not whole or outcome.state is FileState.SUPERSEDED
     if not whole and not outcome.rule_counts:
         return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True)
     reason = outcome.reason or rows_refused(outcome.rows_quarantined, outcome.rows_read)
@@ -110,7 +120,7 @@ def contract_result(outcome: Outcome) -> CheckResult:
         VALIDATED_SENSOR_DATA,
         CONTRACT_HOLDS,
         passed=False,
-        severity=dg.AssetCheckSeverity.ERROR if whole else dg.AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.WARN if harmless else dg.AssetCheckSeverity.ERROR,
         description=reason,
         metadata=broken_contract(key, reason, outcome.rule_counts, outcome.rows_read, outcome.rows_quarantined),
     )

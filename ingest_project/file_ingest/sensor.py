@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from msgspec.structs import replace as replaced
 
-from ingest_project.batches import release_abandoned, request_batches, split_evenly
+from ingest_project.batches import batches_of_due, release_abandoned, request_batches
 from ingest_project.file_ingest.announced_versions import Announced, with_versions
 from ingest_project.file_ingest.outcome import Outcome
 from ingest_project.file_ingest.partitions import FILES
@@ -23,7 +23,8 @@ from ingest_project.file_ingest.reports import contract_result
 from ingest_project.intake import Arrived, Queue, take
 from ingest_project.kafka.positions import Positions
 from ingest_project.ledger.files import FileArrival
-from ingest_project.messages.file_event import FileEvent, decode_file_event, file_key, version_of
+from ingest_project.logs import get_logger
+from ingest_project.messages.file_event import decode_file_event, file_key, profile_named, version_of
 from ingest_project.partition_reports import report_failed
 from ingest_project.settings import FileIngestSettings, TopicSettings
 from ingest_project.ticking import ticking_sensor
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 
     from ingest_project.ledger.entries import Intake
     from ingest_project.ledger.work_ledger import Due
+    from ingest_project.messages.file_event import FileEvent
     from ingest_project.resources import Services
 
+logger = get_logger(__name__)
+
 SMALLEST_BATCH_WORTH_SPLITTING = 200
-# From the third attempt on a file goes alone: it may be the one that takes its run down.
-ATTEMPTS_IN_COMPANY = 2
 
 
 def file_events_sensor(
@@ -64,10 +66,14 @@ def tick(context: dg.SensorEvaluationContext, services: Services, topic: str) ->
     given_up = release_abandoned(context.instance, services.files, topic, services.settings.retries)
     for record in services.files.get_many(given_up):
         outcome = Outcome(record, record.state, reason=record.reason, error_class=record.error_class)
-        report_failed(context.instance, contract_result(outcome), record.file_key)
+        try:
+            report_failed(context.instance, contract_result(outcome), record.file_key)
+        except Exception:
+            # The ledger knows; what the UI does not take of one file must not stop the intake of all.
+            logger.exception("file_not_reported", partition_key=record.file_key)
     most = 2 * services.settings.file_ingest.max_parallel_batches
     room = services.room_beside(services.files.in_flight_batches(topic), most)
-    requests = request_due(services, topic, room.batches)
+    requests = request_due(context.instance, services, topic, room.batches)
     skip_reason = None if requests else room.reason or f"Nothing new on {topic}."
     return dg.SensorResult(run_requests=requests, cursor=positions.to_cursor(), skip_reason=skip_reason)
 
@@ -77,44 +83,49 @@ def arrivals_of(
 ) -> list[FileArrival]:
     """File events as the ledger keeps them, each under the key of its version.
 
+    An event that does not say which version it means (the short form never does) means the one that is there when it is
+    read; its key is made of the one that is there now.
+
     Args:
         arrived: the events as they came.
-        events: the same, each with the version that it means.
+        events: the same, each with the version that is there where it names none.
         services: the settings.
     """
     arrivals = []
     for one, event in zip(arrived, events, strict=True):
         location = one.message.source.canonical_location(event.file_path)
         version = version_of(event.etag, event.size_bytes, event.modified_at)
-        profile = event.metadata.get("format") or services.settings.file_ingest.default_profile
+        profile = profile_named(event.metadata, services.settings.file_ingest.default_profile)
         arrivals.append(
             FileArrival(
-                file_key=file_key(location, event.file_name, version),
+                file_key=file_key(location, event.file_name, version, profile),
                 location=location,
                 event=event if event.trace_id is not None else replaced(event, trace_id=one.trace_id),
-                profile=str(profile),
+                profile=profile,
                 intake=one.intake,
+                pinned=one.message.names_its_version,
             )
         )
     return arrivals
 
 
-def request_due(services: Services, topic: str, free: int) -> list[dg.RunRequest]:
+def request_due(instance: dg.DagsterInstance, services: Services, topic: str, free: int) -> list[dg.RunRequest]:
     """Ask for runs over files of this topic that are due, at most so many."""
     if not free:
         return []
     settings = services.settings.file_ingest
     now = datetime.now(UTC)
     due = services.files.due(topic, limit=free * settings.batch_files, now=now)
-    return request_batches(FILES, services.files, batches_of(due, settings)[:free], now)
+    batches = batches_of(due, settings)[:free]
+    # What a person released may have no partition: by another profile it is new, after months it was removed.
+    if batches:
+        instance.add_dynamic_partitions(FILES, [key for batch in batches for key in batch])
+    return request_batches(FILES, services.files, batches, now)
 
 
 def batches_of(due: Sequence[Due], settings: FileIngestSettings) -> list[list[str]]:
-    """Cut due files into batches: fresh ones together, those that have failed repeatedly alone."""
-    fresh = [file.key for file in due if file.attempts < ATTEMPTS_IN_COMPANY]
-    suspects = [[file.key] for file in due if file.attempts >= ATTEMPTS_IN_COMPANY]
-    together = split_evenly(fresh, settings.batch_files, settings.max_parallel_batches, SMALLEST_BATCH_WORTH_SPLITTING)
-    return together + suspects
+    """Cut due files into batches: halves of a batch that was lost by themselves, all others together."""
+    return batches_of_due(due, settings.batch_files, settings.max_parallel_batches, SMALLEST_BATCH_WORTH_SPLITTING)
 
 
 def _take(instance: dg.DagsterInstance, services: Services, topic: str, saved: Positions | None) -> Positions:

@@ -28,11 +28,12 @@ def contract_of_stored(services: Services, file_key: str, rules: ValidationRules
     if record is None:
         reason = "The ledger does not know this file."
         return _broken(reason, broken_contract(file_key, reason, {"not_in_the_ledger": 1}, 0, 0))
-    if record.state is FileState.DUPLICATE:
+    if record.state in {FileState.DUPLICATE, FileState.REPLACED}:
         return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, description=record.reason)
     if record.state is not FileState.INGESTED:
         counts = record.rule_counts or {"not_ingested": 1}
-        return _broken_by(record, counts, record.reason or f"The file is {record.state.value}.")
+        severity = dg.AssetCheckSeverity.WARN if record.state is FileState.SUPERSEDED else dg.AssetCheckSeverity.ERROR
+        return _broken_by(record, counts, record.reason or f"The file is {record.state.value}.", severity)
     stored = services.warehouse.file_counts([file_key])[file_key]
     wrong = stored_violations(services, file_key, rules) + missing_rows(record, stored)
     if wrong:

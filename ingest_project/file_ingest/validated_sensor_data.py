@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import polars as pl
 
-from ingest_project.errors import FileRejected, IngestError, UnforeseenFailure
+from ingest_project.errors import FileRejected
 from ingest_project.file_ingest.aggregation import (
     NO_SUMMARIES,
     NONE_SHARED,
@@ -25,10 +25,10 @@ from ingest_project.file_ingest.aggregation import (
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
 from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA, files_partitions
 from ingest_project.file_ingest.validation import SensorTypes, ValidationRules, validate
+from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.formats.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.formats.reading import ReadingsChunk, ReadLimits, cast, read_chunks
 from ingest_project.ledger.states import FileState
-from ingest_project.logs import get_logger
 from ingest_project.stores.frames import METRICS, QUARANTINED, READINGS
 
 if TYPE_CHECKING:
@@ -39,11 +39,8 @@ if TYPE_CHECKING:
     from ingest_project.settings import FileIngestSettings
     from ingest_project.stores.landing import Landed, LandingStore
 
-logger = get_logger(__name__)
 
 SAMPLE_ROWS = 5
-# Polars' panics are no exceptions to Python; one of them must not take the other files down either.
-FORESEEN_OR_NOT = (Exception, pl.exceptions.PanicException)
 
 validated_sensor_data = dg.AssetSpec(
     VALIDATED_SENSOR_DATA,
@@ -122,6 +119,7 @@ class OpenedFile:
         record: from the ledger.
         landed: where its bytes are.
         profile: that reads it.
+        meaning: hash of what decides, beside its bytes, which rows it holds.
         first: its first chunk.
         rest: the others; holds the file open until `close`.
         resources: closes what reading needed.
@@ -130,6 +128,7 @@ class OpenedFile:
     record: FileRecord
     landed: Landed
     profile: ReaderProfile
+    meaning: str
     first: ReadingsChunk
     second: ReadingsChunk | None
     rest: Iterator[ReadingsChunk]
@@ -208,45 +207,14 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
         first = next(chunks, None)
         if first is None:
             raise FileRejected("no_rows", "The file has no rows.")
-        return OpenedFile(record, landed, profile, first, next(chunks, None), chunks, resources.pop_all())
+        meaning = meaning_of(profile, record.event.file_name, record.event.kind)
+        return OpenedFile(record, landed, profile, meaning, first, next(chunks, None), chunks, resources.pop_all())
 
 
 def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
-    """Hold the contract against the rows of several small files at once; none at all make an empty group.
-
-    What one file brings to light is its own failure: should checking all of them together fail, each is checked alone.
-    """
+    """Hold the contract against the rows of several small files at once; none at all make an empty group."""
     if not files:
         return CheckedGroup([], *(pl.DataFrame(schema=schema) for schema in (READINGS, QUARANTINED, METRICS)))
-    try:
-        return _check_together(files, contract)
-    except FORESEEN_OR_NOT as error:
-        if len(files) == 1:
-            logger.exception("file_not_checked", partition_key=files[0].record.file_key)
-            return _not_checked(files[0], error, contract)
-    alone = [check_group([file], contract) for file in files]
-    return CheckedGroup(
-        [outcome for group in alone for outcome in group.outcomes],
-        _together([group.accepted for group in alone]),
-        _together([group.quarantined for group in alone]),
-        _together([group.metrics for group in alone]),
-    )
-
-
-def _together(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    filled = [frame for frame in frames if frame.height]
-    return pl.concat(filled) if filled else frames[0]
-
-
-def _not_checked(file: OpenedFile, error: BaseException, contract: Contract) -> CheckedGroup:
-    """A group of one file whose rows could not be checked, for a reason that nobody foresaw."""
-    cause = error if isinstance(error, Exception) else RuntimeError(str(error))
-    failure = cause if isinstance(cause, IngestError) else UnforeseenFailure("Checking the rows", cause)
-    outcome = outcome_of_error(file.record, failure, file.landed, profile=file.profile.name)
-    return replace(check_group([], contract), outcomes=[outcome])
-
-
-def _check_together(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
     checked = check_rows([(file.record.file_key, file.profile, file.first) for file in files], contract)
     rejected, broken, samples = (
         checked.rejected_by_file(),
@@ -260,6 +228,7 @@ def _check_together(files: Sequence[OpenedFile], contract: Contract) -> CheckedG
                 FileState.INGESTED,
                 file.landed,
                 file.profile.name,
+                file.meaning,
                 rows_read=checked.rows_read[file.record.file_key],
                 rows_quarantined=rejected.get(file.record.file_key, 0),
                 rule_counts=broken.get(file.record.file_key, {}),

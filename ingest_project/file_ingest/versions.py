@@ -6,10 +6,10 @@ of an older version go in the moment the newer one's come; an older version that
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ingest_project.formats.profiles import first_group
 from ingest_project.keys import digest_of
 from ingest_project.ledger.file_record import VersionOrder
 from ingest_project.ledger.states import FileState
@@ -69,8 +69,7 @@ def meaning_of(profile: ReaderProfile, file_name: str, kind: str) -> str:
         file_name: what the profile takes from it counts, the rest does not.
         kind: file type, by which the bytes are read.
     """
-    found = {column: re.search(pattern, file_name) for column, pattern in profile.from_file_name.items()}
-    taken = {column: match.group(1) for column, match in found.items() if match}
+    taken = {column: first_group(file_name, pattern) for column, pattern in profile.from_file_name.items()}
     return digest_of(profile.model_dump(mode="json", exclude={"description"}), taken, kind)
 
 

@@ -67,9 +67,9 @@ KILL_POINTS = [
     KillPoint("rows replaced", f"{TRANSACTION}.replace_files"),
     KillPoint("rows appended", f"{TRANSACTION}.append_readings"),
     KillPoint("files finished, before the commit", f"{TRANSACTION}.finish_files"),
-    KillPoint("committed", "ingest_project.file_ingest.storing:_store_at_once"),
+    KillPoint("committed", "ingest_project.file_ingest.storing:store_at_once"),
     KillPoint("materialisations shown, checks not", "ingest_project.partition_reports:_store_materializations", 2),
-    KillPoint("files reported", "ingest_project.file_ingest.assets:report"),
+    KillPoint("files reported", "ingest_project.file_ingest.assets:report_bisecting"),
     KillPoint("files marked as reported", f"{LEDGER}.files:FileLedger.mark_reported"),
 ]
 FILES = {

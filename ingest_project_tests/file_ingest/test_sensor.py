@@ -11,6 +11,7 @@ from dagster import DagsterInstance, DagsterRunStatus, build_sensor_context
 from dagster._core.test_utils import create_run_for_test
 
 from ingest_project.errors import BrokerUnavailable
+from ingest_project.ledger.file_record import file_row
 from ingest_project.ledger.states import FileState
 from ingest_project.resources import Services
 from ingest_project.settings import Settings
@@ -26,8 +27,10 @@ from ingest_project_tests.journeys.system import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
     from pathlib import Path
 
+    from ingest_project.ledger.files import FileArrival
     from ingest_project_tests.services.kafka import Server
 
 
@@ -191,12 +194,67 @@ def test_abandoned_work_is_asked_for_again_and_in_the_end_failed_where_everybody
     assert system.requests() == [], "failed for good"
 
 
+def test_after_a_lost_batch_the_file_that_takes_its_run_down_is_found_by_halving(system: System) -> None:
+    system.settings = changed(system.settings, "retries", max_attempts=5, launch_grace_seconds=0.0, delay_seconds=0.0)
+    system.restart()
+    system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(16)))
+    culprit = "5.csv"
+    lost = []
+    while requests := system.requests():
+        for request in requests:
+            keys = system.services.files.batch(request.tags["ingest/batch_id"])
+            if system.file(culprit).file_key in keys:
+                lost.append(len(keys))
+                _die_with(system, request.tags)
+            else:
+                assert system.execute("file_batch", request).success
+    assert lost == [16, 8, 4, 2, 1]
+    files = system.files()
+    record = files.pop(culprit)
+    assert (record.state, record.error_class) == (FileState.FAILED, "RunLost")
+    assert "marked as failed from outside" in (record.reason or ""), "what Dagster says of the run's end"
+    assert {(file.state, file.attempts <= 5) for file in files.values()} == {(FileState.INGESTED, True)}
+
+
+def test_files_whose_source_is_away_stay_together(system: System) -> None:
+    system.settings = changed(system.settings, "retries", delay_seconds=0.0)
+    system.restart()
+    system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(6)))
+    unmounted = None
+    for _ in range(4):
+        (request,) = system.requests()
+        unmounted = unmounted or system.folder.rename(system.folder.with_name("unmounted"))
+        system.execute("file_batch", request)
+        assert request.tags["ingest/batch_size"] == "6"
+    assert unmounted is not None
+    unmounted.rename(system.folder)
+    system.drive()
+    assert set(system.states().values()) == {"ingested"}
+
+
+def test_an_event_that_the_ledger_cannot_hold_is_a_dead_letter_and_the_others_are_recorded(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = file_row
+
+    def unrecordable(arrival: FileArrival, now: datetime) -> dict[str, object]:
+        row = original(arrival, now)
+        return row | {"size_bytes": 2**70} if arrival.event.file_name == "5.csv" else row
+
+    monkeypatch.setattr("ingest_project.ledger.files.file_row", unrecordable)
+    system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(10)))
+    (request,) = system.requests()
+    assert request.tags["ingest/batch_size"] == "9"
+    (letter,) = system.on_topic(system.settings.topics.file_event_queue_dlq)
+    assert b"5.csv" in (letter.value or b"")
+    assert b"cannot be recorded" in (letter.header("dlq.reason") or b"")
+
+
 def _die_with(system: System, tags: Mapping[str, str]) -> None:
     """A run takes the batch, and its process is gone."""
     run = create_run_for_test(system.instance, job_name="file_batch", tags=dict(tags), status=DagsterRunStatus.STARTED)
     keys = system.services.files.batch(tags["ingest/batch_id"])
     system.services.files.start(keys, run.run_id, system.file("0.csv").created_at)
-    assert system.requests() == [], "the run is alive"
     system.instance.report_run_failed(run)
 
 

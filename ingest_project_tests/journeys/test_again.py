@@ -58,22 +58,22 @@ def test_the_same_content_under_another_name_is_noticed_and_not_counted_twice(sy
 
 
 def test_a_changed_file_is_a_file_of_its_own_and_the_announced_version_is_not_taken_for_it(system: System) -> None:
-    system.settings = changed(system.settings, "retries", max_attempts=2, delay_seconds=0.0)
-    system.restart()
     path = system.write("a.csv", readings(3))
     system.send_files(path)
     (request,) = system.requests()
     path.write_text(readings(6))
-    assert not system.execute("file_batch", request).success
-    assert system.file("a.csv").state is FileState.PENDING
-    assert "changed" in (system.file("a.csv").reason or "")
+    assert system.execute("file_batch", request).success, "nothing failed, and nothing is tried again"
+    superseded = system.file("a.csv")
+    assert (superseded.state, superseded.error_class) == (FileState.SUPERSEDED, "VersionSupersededError")
+    assert "changed before it was read" in (superseded.reason or "")
+    assert system.requests() == []
     system.send_files(path)
     system.drive()
     by_state = {record.state: record for record in system.services.files.list()}
-    assert set(by_state) == {FileState.FAILED, FileState.INGESTED}
+    assert set(by_state) == {FileState.SUPERSEDED, FileState.INGESTED}
     assert by_state[FileState.INGESTED].rows_accepted == 6
-    assert by_state[FileState.FAILED].error_class == "SourceChanged"
-    assert system.checks()[by_state[FileState.FAILED].file_key] == "FAILED"
+    assert by_state[FileState.SUPERSEDED].attempts == 1
+    assert system.checks()[superseded.file_key] == "FAILED"
 
 
 def test_a_file_that_has_vanished_is_failed_with_its_reason_and_the_rest_of_its_batch_is_stored(

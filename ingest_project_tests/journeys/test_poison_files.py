@@ -1,0 +1,206 @@
+"""One poison file among 99 good ones, at every step: the 99 are stored at their first attempt."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import psycopg2
+import pytest
+
+from ingest_project.errors import DatabaseUnavailable
+from ingest_project.file_ingest import ingesting, validated_sensor_data
+from ingest_project.ledger.states import FileState
+from ingest_project.messages.file_event import file_key, version_of
+from ingest_project.stores.quarantine import safe_name
+from ingest_project_tests.journeys.system import VALIDATED, System, changed, readings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+GOOD = 99
+POISON = "poison.csv"
+
+
+class PanicException(BaseException):
+    """What such a library raises when it panics: no Exception."""
+
+
+def raising(error: BaseException, where: Any, name: str) -> Callable[[System, pytest.MonkeyPatch], Any]:  # noqa: ANN401 - a module
+    """Have a function raise this where it is given the poison."""
+
+    @contextmanager
+    def poison(system: System, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        del system
+        original = getattr(where, name)
+
+        def poisoned(first: Any, *more: Any, **named: Any) -> Any:  # noqa: ANN401 - stands for any function
+            if "poison" in str(first["device_id"].to_list() if isinstance(first, pl.DataFrame) else first):
+                # A new one each time: a traceback grows with every raise.
+                raise type(error)(*error.args)
+            return original(first, *more, **named)
+
+        monkeypatch.setattr(where, name, poisoned)
+        yield
+
+    return poison
+
+
+def refusing(table: str, condition: str) -> Callable[[System, pytest.MonkeyPatch], Any]:
+    """Have the database refuse the poison by a rule of its own."""
+
+    @contextmanager
+    def poison(system: System, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        del monkeypatch
+        execute(
+            system.settings.warehouse.database_url.get_secret_value(),
+            f"ALTER TABLE {table} ADD CONSTRAINT no_poison CHECK ({condition})",
+        )
+        yield
+
+    return poison
+
+
+@contextmanager
+def killing_its_connection(system: System, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the database drop the connection of whoever stores the poison, as a crash over it would."""
+    del monkeypatch
+    execute(
+        system.settings.warehouse.database_url.get_secret_value(),
+        "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$",
+        "CREATE TRIGGER deadly BEFORE INSERT ON raw_sensor_data FOR EACH ROW "
+        "WHEN (NEW.device_id = 'poison') EXECUTE FUNCTION die()",
+    )
+    yield
+
+
+@contextmanager
+def unkept(system: System, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have something in the way of the one file that is refused."""
+    del monkeypatch
+    path = system.write(POISON, "timestamp,value\n1,2\n")
+    changed_at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=path.stat().st_mtime_ns // 1_000)
+    version = version_of(None, path.stat().st_size, changed_at)
+    key = file_key(f"local:{path.resolve()}", POISON, version, "canonical")
+    (Path(system.settings.quarantine_url) / safe_name(key)).mkdir(parents=True)
+    yield
+
+
+@contextmanager
+def not_shown(system: System, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have Dagster's database refuse what is told of the poison."""
+    del system, monkeypatch
+    url = os.environ["DAGSTER_POSTGRES_URL"]
+    execute(
+        url,
+        "CREATE FUNCTION refuse_poison() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'no poison here' USING ERRCODE = '22000'; END $$",
+        "CREATE TRIGGER refuse_poison BEFORE INSERT ON event_logs FOR EACH ROW "
+        "WHEN (NEW.partition LIKE 'poison%' AND NEW.event LIKE '%rows_read%') EXECUTE FUNCTION refuse_poison()",
+    )
+    try:
+        yield
+    finally:
+        execute(url, "DROP TRIGGER refuse_poison ON event_logs", "DROP FUNCTION refuse_poison()")
+
+
+def execute(url: str, *statements: str) -> None:
+    connection = psycopg2.connect(url.replace("postgresql+psycopg2", "postgresql"))
+    with connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+    connection.close()
+
+
+# Step, how it is poisoned, where the poison ends, and what its reason says.
+STEPS = [
+    ("landing", raising(RuntimeError("cannot land"), ingesting, "land"), FileState.FAILED, "RuntimeError: cannot land"),
+    ("reading", raising(MemoryError(), ingesting, "open_file"), FileState.PENDING, "more memory"),
+    ("reading, a panic", raising(PanicException("oh no"), ingesting, "open_file"), FileState.FAILED, "oh no"),
+    (
+        "validating",
+        raising(pl.exceptions.ComputeError("strptime says no"), validated_sensor_data, "cast"),
+        FileState.FAILED,
+        "ComputeError: strptime says no",
+    ),
+    (
+        "aggregating",
+        raising(PanicException("index out of bounds"), validated_sensor_data, "aggregate_files"),
+        FileState.FAILED,
+        "index out of bounds",
+    ),
+    ("storing readings", refusing("raw_sensor_data", "device_id <> 'poison'"), FileState.FAILED, "no_poison"),
+    ("storing metrics", refusing("aggregated_metrics", "device_id <> 'poison'"), FileState.FAILED, "no_poison"),
+    (
+        "finishing",
+        refusing("files", f"file_name <> '{POISON}' OR state <> 'ingested'"),
+        FileState.FAILED,
+        "no_poison",
+    ),
+    ("storing, a lost connection", killing_its_connection, FileState.PENDING, "terminat"),
+    ("quarantining", unkept, FileState.PENDING, "cannot be used"),
+    ("reporting", not_shown, FileState.INGESTED, ""),
+]
+
+
+@pytest.mark.parametrize(("step", "poison", "state", "reason"), STEPS, ids=[step for step, *_ in STEPS])
+def test_the_99_are_stored_at_their_first_attempt(  # noqa: PLR0913, PLR0917 - a step, and what it must come to
+    system: System,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    poison: Callable[[System, pytest.MonkeyPatch], AbstractContextManager[None]],
+    state: FileState,
+    reason: str,
+) -> None:
+    monkeypatch.setattr("ingest_project.file_ingest.storing.STORE_PAUSES_SECONDS", (0.0,))
+    system.settings = changed(system.settings, "retries", delay_seconds=3_600.0)
+    system.restart()
+    names = [f"{number}.csv" for number in range(GOOD)]
+    system.write(POISON, readings(2, "poison"))
+    with poison(system, monkeypatch):
+        for name in names:
+            system.write(name, readings(1, f"device-{name}"))
+        system.send_files(*(system.folder / name for name in [*names[:50], POISON, *names[50:]]))
+        runs = [system.execute("file_batch", request) for request in system.requests()]
+    assert [run.success for run in runs] == [True]
+    files = system.files()
+    poisoned = files.pop(POISON)
+    assert (poisoned.state, step) == (state, step)
+    assert reason in (poisoned.reason or "")
+    assert {(file.state, file.attempts) for file in files.values()} == {(FileState.INGESTED, 1)}
+    assert len(files) == GOOD
+    stored = system.services.warehouse.file_counts([file.file_key for file in files.values()])
+    assert {counts.readings for counts in stored.values()} == {1}
+    shown = system.checks()
+    assert {shown[file.file_key] for file in files.values()} == {"SUCCEEDED"}
+    if state is FileState.FAILED:
+        assert shown[poisoned.file_key] == "FAILED"
+    if step == "reporting":
+        assert "no poison here" in str(system.metadata(VALIDATED, poisoned.file_key))
+
+
+def test_a_database_that_is_away_is_no_files_fault(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ingest_project.file_ingest import storing  # noqa: PLC0415 - patched here alone
+
+    calls = []
+
+    def away(*_: Any, **__: Any) -> None:  # noqa: ANN401 - stands for any function
+        calls.append(1)
+        raise DatabaseUnavailable("somewhere", "it is away")
+
+    monkeypatch.setattr(storing, "STORE_PAUSES_SECONDS", (0.0,))
+    system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(10)))
+    (request,) = system.requests()
+    with monkeypatch.context() as patch:
+        patch.setattr(storing, "store_at_once", away)
+        patch.setattr(storing, "answers", lambda _: False)
+        assert not system.execute("file_batch", request).success
+    assert len(calls) == 2, "once, and once more after the pause: not for each file"
+    assert set(system.states().values()) == {"pending"}
+    system.drive()
+    assert set(system.states().values()) == {"ingested"}
