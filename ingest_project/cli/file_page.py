@@ -135,6 +135,7 @@ def _facts(page: FilePage) -> list[tuple[str, object]]:
         ("Reason", record.reason),
         ("Error class", record.error_class),
         ("Stands for it", record.duplicate_of),
+        ("Replaced by", record.replaced_by),
         ("Rows", _rows(record)),
         ("Broken rules", counts(record.rule_counts or {})),
         ("Source", record.location),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ingest_project.cli.file_page import FilePage
     from ingest_project.ledger.file_record import FileRecord
     from ingest_project.ledger.files import FileLedger
+    from ingest_project.settings import Settings
 
 app = typer.Typer(help="Files that were refused: why, and the way back.", no_args_is_help=True)
 
@@ -110,19 +111,26 @@ def release(
     ] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", help="Every file that was refused whole.")] = False,
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Read them by this reader profile from now on.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ingest files again, after the source, the settings or the reader profile were mended.
+    """Ingest files again, after the source, the settings or the reader profile were mended, or by another profile.
 
     Any finished file can be named, also one of which only some rows were refused. Exit code 1 when one of them is not
-    finished. It leaves the quarantine once it has been accepted.
+    finished. It leaves the quarantine once it has been accepted. Read by another profile it has another key, and
+    replaces what the former profile made of it as soon as it is accepted.
     """
     if bool(keys) == everything:
         raise typer.BadParameter("Name the files, or say --all.")
-    ledger = Services(load_settings().settings).files
+    settings = load_settings().settings
+    if profile is not None:
+        _require_profile(profile, settings)
+    ledger = Services(settings).files
     # Every key is looked up before anything changes: a misspelt one changes nothing.
     chosen = [find_file(ledger, key) for key in keys] if keys else list(quarantined(ledger))
-    done = _release(ledger, chosen)
+    done = _release(ledger, chosen) if profile is None else _announce_again(ledger, chosen, profile)
     if as_json:
         print_json(done)
     else:
@@ -143,6 +151,26 @@ def _release(ledger: FileLedger, chosen: Sequence[FileRecord]) -> Release:
     released = ledger.reopen([record.file_key for record in chosen], datetime.now(UTC))
     states = {record.file_key: record.state for record in chosen}
     return Release(released, {key: state for key, state in states.items() if key not in set(released)})
+
+
+def _announce_again(ledger: FileLedger, chosen: Sequence[FileRecord], profile: str) -> Release:
+    released, unchanged = [], {}
+    for record in chosen:
+        key = ledger.announce_again(record, profile, datetime.now(UTC)) if record.state.finished else None
+        if key is None:
+            unchanged[record.file_key] = record.state
+        else:
+            released.append(key)
+    return Release(tuple(released), unchanged)
+
+
+def _require_profile(name: str, settings: Settings) -> None:
+    """Refuse a profile that would refuse every file."""
+    from ingest_project.formats.profiles import load_profiles  # noqa: PLC0415 - the other commands need none
+
+    known = load_profiles(settings.file_ingest.profiles)
+    if name not in known:
+        raise typer.BadParameter(f"There is no usable reader profile {name!r}. Known: {', '.join(sorted(known))}.")
 
 
 def _tell(done: Release) -> None:

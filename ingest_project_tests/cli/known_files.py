@@ -25,7 +25,7 @@ TOPIC = "file-event-queue"
 SHA256 = "ab" * 32
 FINISHED_SCHEMA = {
     **dict.fromkeys(("file_key", "state", "reason", "error_class", "run_id", "sha256"), pl.String),
-    **dict.fromkeys(("profile", "duplicate_of"), pl.String),
+    **dict.fromkeys(("profile", "duplicate_of", "replaced_by"), pl.String),
     **dict.fromkeys(("landed_bytes", "rows_read", "rows_accepted", "rows_quarantined"), pl.Int64),
     "rule_counts": pl.String,
 }
@@ -103,6 +103,7 @@ def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
                         "landed_bytes": 5_213,
                         "profile": "canonical",
                         "duplicate_of": None,
+                        "replaced_by": None,
                         "rows_read": accepted + len(refused),
                         "rows_accepted": accepted,
                         "rows_quarantined": len(refused),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ingest_project.ledger.states import FileState
-from ingest_project_tests.cli.known_files import arrive, finish, take
+from ingest_project_tests.cli.known_files import SHA256, arrive, finish, take
 
 if TYPE_CHECKING:
     from ingest_project.resources import Services
@@ -94,6 +94,27 @@ def test_a_file_in_a_runs_hands_is_left_there(ingest: Ingest, services: Services
     result = ingest("quarantine", "release", WORSE, "--json")
     assert result.exit_code == 1
     assert result.json == {"released": [], "unchanged": {WORSE: "ingesting"}}
+
+
+def test_a_file_released_with_a_profile_gets_a_key_of_its_own_and_keeps_its_bytes(
+    ingest: Ingest, services: Services
+) -> None:
+    released = ingest("quarantine", "release", BAD, "--profile", "skab", "--json").json["released"]
+    assert len(released) == 1
+    record = services.files.get(released[0])
+    assert record is not None
+    assert (record.state, record.profile, record.event.metadata["format"]) == (FileState.PENDING, "skab", "skab")
+    assert (record.location, record.sha256) == ("local:/data/in/bad.csv", SHA256)
+    assert state(services, BAD) is FileState.QUARANTINED, "until the new reading is accepted"
+    again = ingest("quarantine", "release", BAD, "--profile", "skab")
+    assert (again.exit_code, state(services, BAD)) == (1, FileState.QUARANTINED)
+
+
+def test_a_profile_that_there_is_not_changes_nothing(ingest: Ingest, services: Services) -> None:
+    result = ingest("quarantine", "release", BAD, "--profile", "scab")
+    assert result.exit_code == 2
+    assert "skab" in result.err
+    assert len(services.files.list()) == 4
 
 
 @pytest.mark.parametrize("arguments", [[], ["--all", BAD]])
