@@ -22,7 +22,7 @@ from ingest_project.crm.retrying import jittered, retried
 from ingest_project.crm.storing import store
 from ingest_project.crm.unidentified_messages import UNIDENTIFIED_MESSAGES, unidentified_messages
 from ingest_project.database.engine import reading
-from ingest_project.errors import TransientError
+from ingest_project.errors import IngestError, TransientError
 from ingest_project.kafka.offset_ranges import Chunk, OpenRanges
 from ingest_project.ledger.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
@@ -31,7 +31,7 @@ from ingest_project.partition_reports import keep_connections_open
 from ingest_project.resources import Services
 from ingest_project.stores.unidentified_messages import count_open
 from ingest_project.streams.planning import lag
-from ingest_project.streams.runs import RangesConfig, take
+from ingest_project.streams.runs import RangesConfig, take, trouble_of
 
 logger = get_logger(__name__)
 
@@ -80,8 +80,8 @@ def _claim_due(services: Services, topic: str) -> list[str]:
 
 def _store_ranges(
     services: Services, records: Sequence[RangeRecord]
-) -> tuple[Progress, list[RangeRecord], TransientError | None]:
-    """Store range after range; at the first trouble that does not pass, give back what is not done."""
+) -> tuple[Progress, list[RangeRecord], IngestError | None]:
+    """Store range after range; at the first trouble that does not pass, give back what is not done, with the reason."""
     ledger, total = services.stream_ranges, Progress(0)
     done: list[RangeRecord] = []
     with services.range_reader.opened() as ranges:
@@ -90,10 +90,11 @@ def _store_ranges(
             try:
                 retried(partial(_advance, services, ranges, record.offsets, progress), services.settings.retries)
                 ledger.finish(record.range_key, progress.messages, progress.lost, progress.outcome, datetime.now(UTC))
-            except TransientError as error:
-                logger.warning("range_not_done", range=str(record.offsets), reason=str(error))
-                _give_back(services, [one.range_key for one in records if one not in done], error)
-                return total, done, error
+            except Exception as error:  # noqa: BLE001 - whatever it is, the ledger must say so
+                trouble = trouble_of(error, f"Storing {record.offsets}")
+                logger.warning("range_not_done", range=str(record.offsets), reason=str(trouble))
+                _give_back(services, [one.range_key for one in records if one not in done], trouble)
+                return total, done, trouble
             logger.info("range_done", range=str(record.offsets), messages=progress.messages, **progress.outcome)
             total.messages += progress.messages
             total.lost += progress.lost
@@ -104,7 +105,8 @@ def _store_ranges(
 
 def _advance(services: Services, ranges: OpenRanges, offsets: OffsetRange, progress: Progress) -> None:
     """Read on in a range from where it was left, and store each chunk in a transaction."""
-    with one_ahead(_identified(ranges, offsets, progress.next_offset)) as chunks:
+    epoch = services.stream_ranges.epochs(offsets.topic).get(offsets.generation, 0)
+    with one_ahead(_identified(ranges, offsets, progress.next_offset, epoch)) as chunks:
         for chunk, found in chunks:
             progress.outcome += store(services.engine, found, services.settings.logging.file)
             progress.messages += len(chunk.messages)
@@ -113,14 +115,14 @@ def _advance(services: Services, ranges: OpenRanges, offsets: OffsetRange, progr
 
 
 def _identified(
-    ranges: OpenRanges, offsets: OffsetRange, first: int
+    ranges: OpenRanges, offsets: OffsetRange, first: int, epoch: int
 ) -> Generator[tuple[Chunk, Identified], None, None]:
     """What is left of a range, and which of its messages is what."""
     for chunk in ranges.read(*offsets.lane, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES):
-        yield chunk, identify(chunk.messages, offsets.generation)
+        yield chunk, identify(chunk.messages, offsets.generation, epoch)
 
 
-def _give_back(services: Services, keys: Sequence[str], error: TransientError) -> None:
+def _give_back(services: Services, keys: Sequence[str], error: IngestError) -> None:
     retries = services.settings.retries
 
     def pause(attempts: int) -> timedelta:

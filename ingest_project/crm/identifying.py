@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ingest_project.errors import UnforeseenFailure, UnreadableMessage
 from ingest_project.logs import get_logger
 from ingest_project.messages.crm_event import CrmKind, decode_crm_event
+from ingest_project.messages.tracing import trace_id_in
 from ingest_project.stores.crm_records import PlacedEvent, Position
 from ingest_project.stores.unidentified_messages import Unidentified
 
@@ -27,24 +28,26 @@ class Identified:
     Args:
         messages: all of them, in their order.
         generation: which life of the topic they are from.
+        epoch: the number of that life.
     """
 
     messages: Sequence[Received]
     generation: str
+    epoch: int = 0
     events: dict[CrmKind, list[PlacedEvent]] = field(default_factory=lambda: {kind: [] for kind in CrmKind})
     unidentified: list[Unidentified] = field(default_factory=list)
 
 
-def identify(messages: Sequence[Received], generation: str) -> Identified:
+def identify(messages: Sequence[Received], generation: str, epoch: int = 0) -> Identified:
     """Sort messages by what they are. No message makes it fail."""
-    sorted_out = Identified(messages, generation)
+    sorted_out = Identified(messages, generation, epoch)
     for message in messages:
         found = identify_payload(message.value)
-        position = Position(message.topic, generation, message.partition, message.offset)
+        position = Position(message.topic, generation, message.partition, message.offset, epoch)
         if isinstance(found, tuple):
             sorted_out.unidentified.append(unidentified(message, position, *found))
         else:
-            sorted_out.events[found.kind].append(PlacedEvent(found, position))
+            sorted_out.events[found.kind].append(PlacedEvent(found, position, trace_id_in(message.headers)))
     return sorted_out
 
 

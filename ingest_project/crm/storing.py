@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from ingest_project.bisection import store_bisecting
 from ingest_project.crm import unidentified_log
 from ingest_project.crm.identifying import Identified, identify, unidentified
 from ingest_project.database.engine import writing
 from ingest_project.database.failures import sqlstate
+from ingest_project.errors import TransientError, UnforeseenFailure
 from ingest_project.logs import get_logger
 from ingest_project.messages.crm_event import CrmKind
 from ingest_project.stores.crm_records import Position, upsert
@@ -32,35 +34,47 @@ REFUSALS = ("22", "23", "54")
 def store(engine: sa.Engine, found: Identified, log_file: Path | None) -> Counter[str]:
     """Store messages: records by upsert, the rest whole.
 
-    Should the database refuse what the rules let through, the messages are halved until the one is found that it
-    refuses, which is then kept unidentified: one message never stops the others.
+    Should storing them together fail, for a reason that the rules did not foresee or because the database refuses a
+    value, the messages are halved until the one is found that fails alone, which is then kept unidentified with the
+    reason: one message never stops the others.
 
     Returns:
         what became of the messages, name to number.
 
     Raises:
         TransientError: nothing of the messages in question was stored; the same call may succeed later.
+        DBAPIError: the tables are not as they should be.
     """
-    messages, generation = found.messages, found.generation
-    if not messages:
-        return Counter()
-    try:
-        return _store_together(engine, found, log_file)
-    except sa.exc.DBAPIError as refusal:
-        if not _is_refusal(refusal):
-            raise
-        if len(messages) == 1:
-            return _keep_refused(engine, messages[0], generation, log_file, refusal)
-    middle = len(messages) // 2
-    halves = (identify(half, generation) for half in (messages[:middle], messages[middle:]))
-    return sum((store(engine, half, log_file) for half in halves), Counter())
+    outcome: Counter[str] = Counter()
+
+    def store_part(messages: Sequence[Received]) -> None:
+        whole = len(messages) == len(found.messages)
+        part = found if whole else identify(messages, found.generation, found.epoch)
+        outcome.update(_store_together(engine, part, log_file))
+
+    for message, error in store_bisecting(found.messages, store_part, may_be_a_messages_fault):
+        _keep_refused(engine, message, found, log_file, error)
+        outcome["unidentified"] += 1
+    return outcome
 
 
-def _is_refusal(error: sa.exc.DBAPIError) -> bool:
-    """Whether the values are what is wrong, as opposed to the tables or the connection."""
-    if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
-        return True
-    return isinstance(error.orig, BaseException) and sqlstate(error.orig).startswith(REFUSALS)
+def may_be_a_messages_fault(error: Exception) -> bool:
+    """Tell an error that one message may have caused from one of the tables, the connection or a concurrent writer."""
+    if isinstance(error, TransientError):
+        return False
+    if isinstance(error, sa.exc.DBAPIError) and not isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
+        return isinstance(error.orig, BaseException) and sqlstate(error.orig).startswith(REFUSALS)
+    return True
+
+
+def reason_of(error: Exception) -> tuple[str, str]:
+    """Why a message could not be stored, and the class of that error."""
+    if isinstance(error, sa.exc.DBAPIError):
+        cause = next(iter(str(error.orig or error).splitlines()), type(error).__name__)
+        return f"The database refuses it: {cause[:300]}", type(error).__name__
+    logger.error("storing_failed_unforeseen", exc_info=error)
+    failure = UnforeseenFailure("Storing the message", error)
+    return str(failure), failure.error_class
 
 
 def _store_together(engine: sa.Engine, found: Identified, log_file: Path | None) -> Counter[str]:
@@ -86,11 +100,9 @@ def _keep(connection: sa.Connection, messages: Sequence[Unidentified], now: date
 
 
 def _keep_refused(
-    engine: sa.Engine, message: Received, generation: str, log_file: Path | None, refusal: Exception
-) -> Counter[str]:
-    cause = next(iter(str(getattr(refusal, "orig", None) or refusal).splitlines()), type(refusal).__name__)
-    position = Position(message.topic, generation, message.partition, message.offset)
-    kept = unidentified(message, position, f"The database refuses it: {cause[:300]}", type(refusal).__name__)
+    engine: sa.Engine, message: Received, found: Identified, log_file: Path | None, error: Exception
+) -> None:
+    position = Position(message.topic, found.generation, message.partition, message.offset, found.epoch)
+    kept = unidentified(message, position, *reason_of(error))
     with writing(engine) as connection:
         _keep(connection, [kept], datetime.now(UTC), log_file)
-    return Counter({"unidentified": 1})

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
+from ingest_project.bisection import store_bisecting
 from ingest_project.crm.identifying import identify_payload
+from ingest_project.crm.storing import may_be_a_messages_fault, reason_of
 from ingest_project.database.engine import reading, writing
+from ingest_project.ledger.stream_ranges import StreamRangeLedger
 from ingest_project.messages.crm_event import CrmKind
 from ingest_project.stores import unidentified_messages as store
 from ingest_project.stores.crm_records import PlacedEvent, upsert
@@ -56,15 +59,23 @@ def retry(engine: Engine, message_ids: Sequence[str] | None = None) -> Retried:
     """
     identified: list[str] = []
     unidentified: list[str] = []
-    for ids in _open_ids(engine) if message_ids is None else _parts(message_ids):
+
+    def retry_part(ids: Sequence[str]) -> None:
         done = _retry_together(engine, ids)
-        identified += done.identified
-        unidentified += done.unidentified
+        identified.extend(done.identified)
+        unidentified.extend(done.unidentified)
+
+    for ids in _open_ids(engine) if message_ids is None else _parts(message_ids):
+        for message_id, error in store_bisecting(ids, retry_part, may_be_a_messages_fault):
+            with writing(engine) as connection:
+                store.mark_retried(connection, {message_id: reason_of(error)}, datetime.now(UTC))
+            unidentified.append(message_id)
     return Retried(tuple(identified), tuple(unidentified))
 
 
 def _retry_together(engine: Engine, message_ids: Sequence[str]) -> Retried:
-    now = datetime.now(UTC)
+    now, ledger = datetime.now(UTC), StreamRangeLedger(engine)
+    epochs: dict[str, dict[str, int]] = {}
     with writing(engine) as connection:
         events: dict[str, PlacedEvent] = {}
         reasons: dict[str, tuple[str, str]] = {}
@@ -73,7 +84,11 @@ def _retry_together(engine: Engine, message_ids: Sequence[str]) -> Retried:
             if isinstance(found, tuple):
                 reasons[message.message_id] = found
             else:
-                events[message.message_id] = PlacedEvent(found, message.position)
+                place = message.position
+                if place.topic not in epochs:
+                    epochs[place.topic] = ledger.epochs(place.topic)
+                place = place._replace(epoch=epochs[place.topic].get(place.generation, 0))
+                events[message.message_id] = PlacedEvent(found, place, message.trace_id)
         for kind in CrmKind:
             upsert(connection, kind, [one for one in events.values() if one.event.kind is kind], now)
         store.mark_identified(connection, {key: _record(one.event) for key, one in events.items()}, now)

@@ -37,13 +37,17 @@ def _origin() -> list[Col[Any]]:
     """Which version of the record this is, and the message that brought it."""
     return [
         Col("last_modified", UtcTime, nullable=False),
-        # Of the whole message: decides between two versions that claim the same moment, whichever comes first.
+        # Of the whole message.
         Col("content_sha256", sa.Text, nullable=False),
         Col("kafka_topic", sa.Text, nullable=False),
         Col("kafka_generation", sa.Text, nullable=False),
         Col("kafka_partition", sa.Integer, nullable=False),
         Col("kafka_offset", sa.BigInteger, nullable=False),
         Col("stored_at", UtcTime, nullable=False),
+        # The number of that life of the topic: of two versions of one moment the later one stays.
+        Col("kafka_epoch", sa.Integer, nullable=False, server_default="0"),
+        # Of the message that brought this version, where its headers name one.
+        Col("trace_id", sa.Text, index=True),
     ]
 
 
@@ -115,6 +119,7 @@ unidentified_messages = sa.Table(
     Col("identified_at", UtcTime),
     Col("identified_as", sa.Text),
     Col("event_id", sa.Text),
+    Col("trace_id", sa.Text, index=True),
     sa.Index(
         "unidentified_messages_open",
         "received_at",

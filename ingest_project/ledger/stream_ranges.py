@@ -87,6 +87,24 @@ class StreamRangeLedger(WorkLedger):
             return f"{UNNAMED_LIFE}{number + 1}"
         return latest
 
+    def epochs(self, topic: str) -> dict[str, int]:
+        """Number the lives of a topic in the order in which they were read: 0 for the first.
+
+        Retention keeps the newest range of every partition, so that a life keeps its number.
+        """
+        newest: dict[str, datetime] = {}
+        with reading(self._engine) as connection:
+            for lane in lanes(connection, topic):
+                created_at = connection.execute(
+                    sa.select(ranges.c.created_at)
+                    .where(ranges.c.topic == topic, ranges.c.generation == lane.generation)
+                    .where(ranges.c.partition == lane.partition)
+                    .order_by(ranges.c.end_offset.desc())
+                    .limit(1)
+                ).scalar_one()
+                newest[lane.generation] = max(created_at, newest.get(lane.generation, created_at))
+        return {life: number for number, life in enumerate(sorted(newest, key=lambda life: (newest[life], life)))}
+
     def plan(self, planned: Sequence[OffsetRange], lost: Sequence[OffsetRange], now: datetime) -> int:
         """Enter ranges as pending, and those that are gone from the topic as lost; how many were new.
 
@@ -264,6 +282,19 @@ class StreamRangeLedger(WorkLedger):
         )
         with reading(self._engine) as connection:
             return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
+
+
+def lanes(connection: sa.Connection, topic: str = "") -> Iterator[Lane]:
+    """Every partition of every life of a topic, or of all topics: each found by one look into an index."""
+    columns = (ranges.c.topic, ranges.c.generation, ranges.c.partition)
+    query = sa.select(*columns).order_by(*columns).limit(1)
+    last = Lane(topic, "", -1)
+    # Asked for the topic as well, PostgreSQL would go through all the entries of the index before the next one.
+    while row := connection.execute(query.where(sa.tuple_(*columns) > sa.tuple_(*last))).one_or_none():
+        last = Lane(*row)
+        if topic and last.topic != topic:
+            return
+        yield last
 
 
 def _generations(connection: sa.Connection, topic: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ from ingest_project.database.stream_tables import stream_stretches as stretches
 from ingest_project.ledger.activity_hours import keep_spans
 from ingest_project.ledger.range_record import Lane, OffsetRange, RangeState, offset_columns
 from ingest_project.ledger.statements import KEYS_AT_A_TIME
+from ingest_project.ledger.stream_ranges import lanes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,7 +58,7 @@ class StreamStretches:
     def seams(self, topic: str) -> tuple[Seam, ...]:
         """Where offsets are in no range, or in two. Takes as long as there are ranges in no stretch yet."""
         with snapshot(self._engine) as connection:
-            return tuple(seam for lane in _lanes(connection, topic) for seam in _seams_of(connection, lane))
+            return tuple(seam for lane in lanes(connection, topic) for seam in _seams_of(connection, lane))
 
     def extend(self, settled: datetime) -> None:
         """Let the stretches reach over every range that was planned before a moment, each partition by itself.
@@ -68,8 +69,8 @@ class StreamStretches:
             settled: no tick of before that can still be planning.
         """
         with reading(self._engine) as connection:
-            lanes = list(_lanes(connection))
-        for lane in lanes:
+            every = list(lanes(connection))
+        for lane in every:
             with writing(self._engine) as connection:
                 _become_the_only_one(connection)
                 _extend_lane(connection, lane, settled)
@@ -121,19 +122,6 @@ def _become_the_only_one(connection: sa.Connection) -> None:
     # Two that let go at once would each forget what the other remembers. On SQLite the transaction itself is alone.
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("LOCK TABLE stream_stretches IN SHARE ROW EXCLUSIVE MODE"))
-
-
-def _lanes(connection: sa.Connection, topic: str = "") -> Iterator[Lane]:
-    """Every partition of every life of a topic, or of all topics: each found by one look into an index."""
-    columns = (ranges.c.topic, ranges.c.generation, ranges.c.partition)
-    query = sa.select(*columns).order_by(*columns).limit(1)
-    last = Lane(topic, "", -1)
-    # Asked for the topic as well, PostgreSQL would go through all the entries of the index before the next one.
-    while row := connection.execute(query.where(sa.tuple_(*columns) > sa.tuple_(*last))).one_or_none():
-        last = Lane(*row)
-        if topic and last.topic != topic:
-            return
-        yield last
 
 
 def _seams_of(connection: sa.Connection, lane: Lane) -> Iterator[Seam]:
@@ -224,4 +212,4 @@ def _in_a_stretch(*where: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
 def _newest(connection: sa.Connection) -> list[str]:
     """The key of the range of each partition that ends last."""
     ordered = sa.select(ranges.c.range_key).order_by(ranges.c.end_offset.desc()).limit(1)
-    return [connection.execute(ordered.where(_of(ranges, lane))).scalar_one() for lane in _lanes(connection)]
+    return [connection.execute(ordered.where(_of(ranges, lane))).scalar_one() for lane in lanes(connection)]

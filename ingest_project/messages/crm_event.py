@@ -167,7 +167,9 @@ def _fields_of(text: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Any]]:
     except RecursionError as error:
         raise UnreadableMessage("Not JSON that can be read: nested too deeply.") from error
     except ValueError as error:  # msgspec's own errors are of this kind, and Python's of numbers with too many digits
-        raise UnreadableMessage(f"Not JSON: {str(error)[:200]}.") from error
+        # A number that no float and no 64 bits hold is JSON all the same; where it stands is not told.
+        what = "A number is too large to be read" if "out of range" in str(error) else "Not JSON"
+        raise UnreadableMessage(f"{what}: {str(error)[:200]}.") from error
 
 
 def _event_id(values: Mapping[str, object]) -> str:

@@ -1,8 +1,9 @@
 """Opportunities and projects: each record once, in its newest version, in whatever order its versions come.
 
-Of two versions the one with the later `last_modified` stays. Two that claim the same moment are ordered by their
-content, and the same content read at two positions by the positions: any order and any repetition of the same messages
-leaves the same rows.
+Of two versions the one with the later `last_modified` stays. Two that claim the same moment are ordered by where they
+stand in Kafka: by the epoch of the topic (a topic that was recreated is younger), then by topic name and topic id, by
+partition, and by offset. So the later offset of a partition wins, across partitions the higher partition number, and
+any order, any chunks and any repetition of the same messages leave the same rows.
 """
 
 from __future__ import annotations
@@ -29,12 +30,18 @@ JSON_COLUMNS = ("tags", "meta_data", "other_fields")
 
 
 class Position(NamedTuple):
-    """Where a message stands."""
+    """Where a message stands.
+
+    Args:
+        generation: which life of the topic.
+        epoch: the number of that life: 0 for the first one that was read, growing.
+    """
 
     topic: str
     generation: str
     partition: int
     offset: int
+    epoch: int = 0
 
     def __str__(self) -> str:
         """As people write it."""
@@ -42,10 +49,28 @@ class Position(NamedTuple):
 
 
 class PlacedEvent(NamedTuple):
-    """A version of a record and the message that brought it."""
+    """A version of a record and the message that brought it.
+
+    Args:
+        trace_id: the trace that the message's headers name.
+    """
 
     event: CrmEvent
     position: Position
+    trace_id: str | None = None
+
+    @property
+    def version(self) -> tuple[object, ...]:
+        """Orders all versions of a record: the greatest one stays. The same order as in `_upsert_statement`."""
+        place = self.position
+        return (
+            self.event.last_modified,
+            place.epoch,
+            place.topic.encode(),
+            place.generation.encode(),
+            place.partition,
+            place.offset,
+        )
 
 
 class Upserted(NamedTuple):
@@ -104,16 +129,9 @@ def _newest(messages: Sequence[PlacedEvent]) -> Iterable[PlacedEvent]:
     newest: dict[str, PlacedEvent] = {}
     for one in messages:
         known = newest.setdefault(one.event.event_id, one)
-        if known is not one and _supersedes(one, known):
+        if one.version > known.version:
             newest[one.event.event_id] = one
     return newest.values()
-
-
-def _supersedes(new: PlacedEvent, old: PlacedEvent) -> bool:
-    """The same rule as in `_upsert_statement`."""
-    new_version = (new.event.last_modified, new.event.content_sha256)
-    old_version = (old.event.last_modified, old.event.content_sha256)
-    return new_version > old_version or (new_version == old_version and new.position < old.position)
 
 
 def _upsert_rows(connection: sa.Connection, table: sa.Table, placed: Sequence[PlacedEvent], now: datetime) -> int:
@@ -124,34 +142,32 @@ def _upsert_rows(connection: sa.Connection, table: sa.Table, placed: Sequence[Pl
             f"SELECT {columns} FROM json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
             " ORDER BY event_id"
         )
-        statement = sa.text(_upsert_statement(table, list(rows[0]), source))
+        # Text in the order of its bytes, as Python and SQLite compare it, whatever the database's language.
+        statement = sa.text(_upsert_statement(table, list(rows[0]), source, collation=' COLLATE "C"'))
         return connection.execute(statement, {"rows": msgspec.json.encode(rows).decode()}).rowcount
     rows = [_row(one, _sqlite_time(now), _sqlite_time, str) for one in placed]
     values = ", ".join(f":{name}" for name in rows[0])
     return connection.execute(sa.text(_upsert_statement(table, list(rows[0]), f"VALUES ({values})")), rows).rowcount
 
 
-def _upsert_statement(table: sa.Table, columns: Sequence[str], source: str) -> str:
+def _upsert_statement(table: sa.Table, columns: Sequence[str], source: str, collation: str = "") -> str:
     name = table.name
     changes = ", ".join(f"{column} = excluded.{column}" for column in columns if column != "event_id")
 
-    def tuple_of(whose: str, *names: str) -> str:
-        return "(" + ", ".join(f"{whose}.{column}" for column in names) + ")"
+    def version(whose: str) -> str:
+        texts = (f"{whose}.{column}{collation}" for column in ("kafka_topic", "kafka_generation"))
+        place = (f"{whose}.{column}" for column in ("kafka_partition", "kafka_offset"))
+        return f"({', '.join((f'{whose}.last_modified', f'{whose}.kafka_epoch', *texts, *place))})"
 
-    version = ("last_modified", "content_sha256")
-    position = ("kafka_topic", "kafka_generation", "kafka_partition", "kafka_offset")
     return (
         f"INSERT INTO {name} ({', '.join(columns)}) {source}"
-        f" ON CONFLICT (event_id) DO UPDATE SET {changes}"
-        f" WHERE {tuple_of('excluded', *version)} > {tuple_of(name, *version)}"
-        f" OR ({tuple_of('excluded', *version)} = {tuple_of(name, *version)}"
-        f" AND {tuple_of('excluded', *position)} < {tuple_of(name, *position)})"
+        f" ON CONFLICT (event_id) DO UPDATE SET {changes} WHERE {version('excluded')} > {version(name)}"
     )
 
 
 def _row(placed: PlacedEvent, stored_at: str, time: Any, json: Any) -> dict[str, Any]:  # noqa: ANN401 - text makers
     """A row whose values are texts and whole numbers, as either database takes them without a loss."""
-    event, position = placed
+    event, position, trace_id = placed
     row = {
         "event_id": event.event_id,
         "name": event.name,
@@ -167,8 +183,10 @@ def _row(placed: PlacedEvent, stored_at: str, time: Any, json: Any) -> dict[str,
         "content_sha256": event.content_sha256,
         "kafka_topic": position.topic,
         "kafka_generation": position.generation,
+        "kafka_epoch": position.epoch,
         "kafka_partition": position.partition,
         "kafka_offset": position.offset,
+        "trace_id": trace_id,
         "stored_at": stored_at,
     }
     return row | {name: json(row[name]) for name in JSON_COLUMNS if row[name] is not None}

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.database.crm_tables import unidentified_messages as table
+from ingest_project.messages.tracing import trace_id_in
 from ingest_project.stores.crm_records import Position
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class KeptMessage(msgspec.Struct, frozen=True, kw_only=True):
     identified_at: datetime | None
     identified_as: str | None
     event_id: str | None
+    trace_id: str | None
 
     @property
     def position(self) -> Position:
@@ -157,7 +159,7 @@ def mark_retried(connection: sa.Connection, reasons: Mapping[str, tuple[str, str
         connection.execute(
             sa.update(table)
             .where(table.c.message_id == message_id)
-            .values(reason=reason[:MAX_REASON_LENGTH], error_class=error_class)
+            .values(reason=_storable(reason[:MAX_REASON_LENGTH]), error_class=error_class)
             .values(retries=table.c.retries + 1, retried_at=now)
         )
 
@@ -185,6 +187,7 @@ def _row(message: Unidentified, now: datetime) -> dict[str, Any]:
         "error_class": message.error_class,
         "received_at": now,
         "retries": 0,
+        "trace_id": trace_id_in(message.headers),
     }
 
 

@@ -12,10 +12,14 @@ import dagster as dg
 from pydantic import Field
 
 from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
+from ingest_project.errors import IngestError, UnforeseenFailure
 from ingest_project.keys import digest_of
 from ingest_project.ledger.range_record import OffsetRange, RangeRecord
+from ingest_project.logs import get_logger
 from ingest_project.partition_reports import Context
 from ingest_project.resources import Services
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,14 @@ def take(context: Context, services: Services, keys: Sequence[str]) -> tuple[Ran
         missing = len(keys) - len(records)
         context.log.warning("%d of %d ranges were stored long ago and are not on record any more.", missing, len(keys))
     return records
+
+
+def trouble_of(error: Exception, doing: str) -> IngestError:
+    """Name a failure as the ledger keeps it; one that nobody foresaw is logged with its traceback."""
+    if isinstance(error, IngestError):
+        return error
+    logger.error("run_failed_unforeseen", doing=doing, exc_info=error)
+    return UnforeseenFailure(doing, error)
 
 
 def run_request(what: str, op: str, batch: Batch) -> dg.RunRequest:

@@ -146,6 +146,26 @@ def test_a_topic_that_was_created_anew_is_read_from_its_beginning(
     assert crm.check("no_gap_in_offsets").passed
 
 
+def test_of_one_moment_the_later_offset_wins_and_the_recreated_topic_over_the_old_one_also_when_read_again(
+    crm: CrmSystem,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+) -> None:
+    crm.settings = changed(crm.settings, "crm", batch_messages=2)
+    crm.restart()
+    crm.put(*(opportunity(stage=f"Old {number}") for number in range(3)))
+    old = crm.requests(SENSOR)
+    for request in (*old, *reversed(old)):
+        assert crm.execute("crm_batch", request).success
+    assert crm.rows(opportunities)["opp_1"]["stage"] == "Old 2"
+    kafka_server.delete_topic(crm.topic)
+    kafka_server.create_topic(crm.topic, 2)
+    crm.restart()
+    crm.put(opportunity(stage="New"))
+    crm.drive()
+    row = crm.rows(opportunities)["opp_1"]
+    assert (row["stage"], row["kafka_offset"], row["kafka_epoch"]) == ("New", 0, 1)
+
+
 def test_all_checks_pass_where_all_is_well_and_fail_where_it_is_not(crm: CrmSystem) -> None:
     crm.put(opportunity(), project())
     crm.drive()
