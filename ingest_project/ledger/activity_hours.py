@@ -90,6 +90,12 @@ class ActivityHours:
                 counts.update((row.hour, row.changes) for row in connection.execute(query))
         return counts
 
+    def hours_of(self, range_key: str) -> list[datetime]:
+        """The hours that a range on record had events of, in order."""
+        query = sa.select(range_hours.c.hour).where(range_hours.c.range_key == range_key).order_by(range_hours.c.hour)
+        with reading(self._engine) as connection:
+            return list(connection.execute(query).scalars())
+
     def ranges_of(self, hour: datetime) -> tuple[OffsetRange, ...]:
         """The offset ranges with events of an hour, in the order of their offsets.
 

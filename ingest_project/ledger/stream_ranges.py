@@ -87,6 +87,47 @@ class StreamRangeLedger(WorkLedger):
             return f"{UNNAMED_LIFE}{number + 1}"
         return latest
 
+    def lanes(self, topic: str) -> tuple[Lane, ...]:
+        """Every partition of every life of a topic that was planned to be read."""
+        with reading(self._engine) as connection:
+            return tuple(lanes(connection, topic))
+
+    def finished_until(self, lane: Lane) -> int:
+        """The offset up to which every range of a partition is done or lost."""
+        unfinished = (
+            sa.select(sa.func.min(ranges.c.first_offset))
+            .where(ranges.c.topic == lane.topic, ranges.c.generation == lane.generation)
+            .where(ranges.c.partition == lane.partition, ranges.c.state.in_({*UNFINISHED, RangeState.FAILED}))
+        )
+        with reading(self._engine) as connection:
+            first = connection.execute(unfinished).scalar()
+        return first if first is not None else self.planned_ends(lane.topic, lane.generation, [lane.partition])[lane[2]]
+
+    def overlapping(self, offsets: OffsetRange) -> tuple[RangeRecord, ...]:
+        """The ranges on record that have some of these offsets, in their order."""
+        query = (
+            sa.select(ranges)
+            .where(ranges.c.topic == offsets.topic, ranges.c.generation == offsets.generation)
+            .where(ranges.c.partition == offsets.partition)
+            .where(ranges.c.end_offset > offsets.first, ranges.c.first_offset < offsets.end)
+            .order_by(ranges.c.first_offset)
+        )
+        with reading(self._engine) as connection:
+            return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
+
+    def mark_lost(self, key: str, reason: str, now: datetime) -> None:
+        """Rows of a range that were stored are lost for good."""
+        statement = sa.update(ranges).where(ranges.c.range_key == key, ranges.c.state == RangeState.DONE)
+        with writing(self._engine) as connection:
+            connection.execute(statement.values(state=RangeState.LOST, reason=reason, updated_at=now))
+
+    def enter_lost(self, offsets: OffsetRange, reason: str, now: datetime) -> bool:
+        """Enter offsets as lost whose ranges are not on record any more; False where they are known to be lost."""
+        row = range_row(offsets, RangeState.LOST, now)
+        gone = {"reason": reason, "finished_at": now, "reported_at": now}
+        with writing(self._engine) as connection:
+            return bool(insert_missing(connection, ranges, [row | gone], ranges.c.range_key))
+
     def epochs(self, topic: str) -> dict[str, int]:
         """Number the lives of a topic in the order in which they were read: 0 for the first.
 

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import random
 import time
-from datetime import timedelta
+from collections import Counter
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from ingest_project.errors import TransactionConflict
-from ingest_project.stores.delta_failures import delta_errors
+from ingest_project.errors import StoreUnavailable, TransactionConflict
+from ingest_project.stores.delta_failures import delta_errors, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
     import pyarrow as pa
+    from deltalake import DeltaTable
 
     from ingest_project.stores.delta_tables import DeltaStore
 
 REPLACE_TRIES = 8
 LONGEST_PAUSE_SECONDS = 2.0
+POSITION_COLUMNS = frozenset({"kafka_topic", "kafka_generation", "kafka_partition", "kafka_offset"})
 
 
 class Offsets(NamedTuple):
@@ -58,15 +61,24 @@ def ask(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
     Raises:
         StoreUnavailable: the store does not answer or refused.
     """
+    table = store.opened()
+    if table is not None:
+        yield from _answer(store, table, query)
+
+
+def _answer(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa  # noqa: PLC0415 - heavy
     from deltalake import QueryBuilder  # noqa: PLC0415
 
-    table = store.opened()
-    if table is None:
-        return
-    with delta_errors(store.place):
-        for batch in QueryBuilder().register("events", table).execute(query):
-            yield pa.record_batch(batch)
+    try:
+        with delta_errors(store.place):
+            for batch in QueryBuilder().register("events", table).execute(query):
+                yield pa.record_batch(batch)
+    except Exception as error:
+        # The query engine has no class of its own for what goes wrong in it.
+        if type(error) is not Exception:
+            raise
+        raise StoreUnavailable(store.url, reason_of(error)) from error
 
 
 def rows_by_hour(store: DeltaStore, offsets: Offsets) -> dict[datetime, int]:
@@ -75,11 +87,42 @@ def rows_by_hour(store: DeltaStore, offsets: Offsets) -> dict[datetime, int]:
     Raises:
         StoreUnavailable: the store does not answer or refused.
     """
-    query = (
-        "SELECT date_trunc('hour', \"timestamp\") AS hour, count(*) AS events"
-        f" FROM events WHERE {offsets.condition} GROUP BY 1"
-    )
-    return {row["hour"]: row["events"] for batch in ask(store, query) for row in batch.to_pylist()}
+    import pyarrow.compute as pc  # noqa: PLC0415 - heavy
+
+    found: Counter[datetime] = Counter()
+    # Not SQL's own date_trunc: it fails for the ends of the calendar, and with it for every row around them.
+    for batch in ask(store, f'SELECT "timestamp" FROM events WHERE {offsets.condition}'):
+        for count in pc.value_counts(pc.floor_temporal(batch["timestamp"], unit="hour")).to_pylist():
+            found[count["values"].astimezone(UTC)] += count["counts"]
+    return dict(found)
+
+
+def stored_offsets(store: DeltaStore, offsets: Offsets) -> list[int]:
+    """Which of some offsets have a row, in order. All of them are in memory at once.
+
+    Raises:
+        StoreUnavailable: the store does not answer or refused.
+    """
+    query = f"SELECT DISTINCT kafka_offset FROM events WHERE {offsets.condition} ORDER BY 1"
+    return [offset for batch in _ask_of_offsets(store, query) for offset in batch["kafka_offset"].to_pylist()]
+
+
+def count_offsets(store: DeltaStore, offsets: Offsets, size: int) -> dict[int, int]:
+    """How many of some offsets have a row, by pieces of so many offsets; a piece is named by its first multiple.
+
+    Raises:
+        StoreUnavailable: the store does not answer or refused.
+    """
+    counted = f"kafka_offset / {size} AS piece, count(DISTINCT kafka_offset) AS offsets"
+    query = f"SELECT {counted} FROM events WHERE {offsets.condition} GROUP BY 1"
+    return {row["piece"] * size: row["offsets"] for batch in _ask_of_offsets(store, query) for row in batch.to_pylist()}
+
+
+def _ask_of_offsets(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
+    """Ask, where the table has offsets at all: somebody else may have put another one in its place."""
+    table = store.opened()
+    if table is not None and {field.name for field in table.schema().fields} >= POSITION_COLUMNS:
+        yield from _answer(store, table, query)
 
 
 def replace(
@@ -122,7 +165,12 @@ def _replace(
     with delta_errors(store.place):
         # Raises where a batch cannot be had: nothing is committed then.
         write_deltalake(
-            table, pa.RecordBatchReader.from_batches(schema, batches), mode="overwrite", predicate=condition
+            table,
+            pa.RecordBatchReader.from_batches(schema, batches),
+            mode="overwrite",
+            predicate=condition,
+            # The table may be older than a column of ours, or have one of somebody else's.
+            schema_mode="merge",
         )
         table.update_incremental()
         return int(table.version())

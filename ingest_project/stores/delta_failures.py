@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ingest_project.errors import StoreUnavailable, TransactionConflict
+from ingest_project.errors import SchemaConflict, StoreUnavailable, TransactionConflict, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ingest_project.stores.delta_places import DeltaPlace
 
 LONGEST_REASON = 500
+# A name that a file system or an object store does not take: that of a partition's folder, made of a row's value.
+REFUSED_NAMES = ("file name too long", "os error 36", "key too long", "keytoolong", "invalid argument", "os error 22")
+NO_SPACE = ("no space left", "os error 28", "quota", "os error 122")
 TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # A signed address is as good as a password.
 SIGNATURE = re.compile(r"(?i)(\b(?:sig|x-amz-signature|x-amz-credential|x-amz-security-token)=)[^&\s\"']+")
@@ -28,6 +31,20 @@ def reason_of(error: BaseException) -> str:
     text = SIGNATURE.sub(r"\1***", " ".join(text.split()))
     half = LONGEST_REASON // 2
     return text if len(text) <= LONGEST_REASON else f"{text[:half]} … {text[-half:]}"
+
+
+def may_be_a_rows_fault(error: Exception) -> bool:
+    """Tell an error that a row may have caused from one of the store, its disk, the schema or another writer.
+
+    Of a store that is away this cannot always be told: ask it for a commit without that row before believing it.
+    """
+    if isinstance(error, StoreUnavailable):
+        cause = error.__cause__
+        text = str(cause).lower()
+        if isinstance(cause, OSError):
+            return any(sign in text for sign in REFUSED_NAMES)
+        return not any(sign in text for sign in NO_SPACE)
+    return not isinstance(error, TransientError | SchemaConflict | MemoryError)
 
 
 @contextmanager

@@ -10,6 +10,9 @@ things together:
 So a writer that was killed, one whose commit landed while the answer was lost, and two writers with the same position
 at the same time all end in one commit. Nothing of that needs a lock, and nothing reaches readers but whole commits.
 What a stream owes in return: its versions only grow, and a version stands for the same rows whenever it is written.
+
+A table can go back in time, by a restore, a removed log entry, or a dropped folder: `standings` tells a stream where
+it is and whether rows may be missing below that. The version up to which a stream was looked at is in the table too.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import TYPE_CHECKING
 from ingest_project.errors import StoreUnavailable, TransactionConflict
 from ingest_project.stores.delta_failures import delta_errors
 from ingest_project.stores.delta_figures import TableFigures, figures_of
+from ingest_project.stores.delta_history import History
 from ingest_project.stores.delta_places import (
     DeltaCredentials,
     DeltaPlace,
@@ -35,7 +39,7 @@ from ingest_project.stores.delta_places import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pyarrow as pa
     from deltalake import DeltaTable
@@ -48,6 +52,10 @@ LONGEST_PAUSE_SECONDS = 2.0
 LOG_RETENTION = "interval 1 day"
 # Each version that a handle follows makes its next commits dearer, by 0.2 ms here: after so many, opening is cheaper.
 MOST_FOLLOWED_VERSIONS = 50
+
+
+# Stands for every stream of a table where somebody has checked them all.
+EVERY_STREAM = "ingest_project"
 
 
 class Position(Enum):
@@ -79,6 +87,21 @@ class AlreadyCommitted:
     committed_version: int
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where the table is in one stream, and whether its rows can be fewer than that says.
+
+    Args:
+        position: of the stream; None: nothing of it was committed, or there is no table.
+        table_version: at which this was seen; -1: there is no table.
+        doubts: commits since the stream was last checked that may have removed rows, e.g. `RESTORE (version 12)`.
+    """
+
+    position: int | None
+    table_version: int
+    doubts: tuple[str, ...] = ()
+
+
 class DeltaStore:
     """One table, with its handle kept for a while: following its log costs what is new in it, opening costs the whole.
 
@@ -91,7 +114,7 @@ class DeltaStore:
         self._lock = threading.Lock()
         self._table: DeltaTable | None = None
         self._options = StorageOptions({})
-        self._log_inode: int | None = None
+        self._log_identity: tuple[object, ...] = ()
         self._opened_version = 0
 
     @property
@@ -105,7 +128,13 @@ class DeltaStore:
         return self._place
 
     def append(
-        self, data: pa.Table, *, app_id: str, version: int, after: int | Position | None = Position.ANY
+        self,
+        data: pa.Table,
+        *,
+        app_id: str,
+        version: int,
+        after: int | Position | None = Position.ANY,
+        checked: int | None = None,
     ) -> Committed | AlreadyCommitted:
         """Append rows in one commit, unless the table has this position; a second time is the same state.
 
@@ -118,6 +147,7 @@ class DeltaStore:
             version: the stream's position after these rows, growing.
             after: what `committed_version` said when these rows were planned. Rows are written only if the table is
                 still there, so that ranges which overlap or come out of order neither double rows nor skip any.
+            checked: the version of the table at which the stream's rows were known to be complete, see `standings`.
 
         Raises:
             SchemaConflict: a column's type is another than the table's, or none of Delta's.
@@ -125,12 +155,13 @@ class DeltaStore:
             StoreUnavailable: the store does not answer or refused. The commit may have landed: append again.
         """
         with self._lock:
-            outcome = self._tried_to_append(data, app_id, version, after)
+            transactions = {app_id: version} | ({} if checked is None else {checked_by(app_id): checked})
+            outcome = self._tried_to_append(data, app_id, after, transactions)
             for pause in _pauses():
                 if not isinstance(outcome, TransactionConflict):
                     return outcome
                 time.sleep(pause)
-                outcome = self._tried_to_append(data, app_id, version, after)
+                outcome = self._tried_to_append(data, app_id, after, transactions)
         if isinstance(outcome, TransactionConflict):
             raise outcome
         return outcome
@@ -144,6 +175,44 @@ class DeltaStore:
         with self._lock:
             table = self._refreshed()
             return None if table is None else self._position_in(table, app_id)
+
+    def standings(self, app_ids: Sequence[str]) -> dict[str, Standing]:
+        """Where the table is in some streams now, and which commits since the last check may have removed their rows.
+
+        Opens the table anew: a handle that is kept does not always notice that its table went back.
+
+        Raises:
+            StoreUnavailable: the store does not answer or refused.
+        """
+        with self._lock:
+            table = self._reopened()
+            if table is None:
+                return dict.fromkeys(app_ids, Standing(None, -1))
+            with delta_errors(self._place):
+                history, of_all = History(table), table.transaction_version(checked_by(EVERY_STREAM))
+                found = {}
+                for app_id in app_ids:
+                    looks = (of_all, table.transaction_version(checked_by(app_id)))
+                    checked = max((look for look in looks if look is not None), default=None)
+                    position = table.transaction_version(app_id)
+                    doubts = () if position is None else history.doubtful_commits(checked)
+                    found[app_id] = Standing(position, table.version(), doubts)
+                return found
+
+    def mark_checked(self, version: int, app_id: str = EVERY_STREAM) -> None:
+        """Remember that the rows of a stream, or of all, were complete at a version of the table.
+
+        Raises:
+            TransactionConflict: other writers were in the way each time.
+            StoreUnavailable: the store does not answer or refused.
+        """
+        import pyarrow as pa  # noqa: PLC0415 - heavy
+
+        with self._lock:
+            table = self._refreshed()
+        if table is not None:
+            nothing = pa.schema(table.schema()).empty_table()
+            self.append(nothing, app_id=checked_by(app_id), version=version)
 
     def figures(self) -> TableFigures | None:
         """Version, files, rows and bytes; None: there is no table yet.
@@ -168,7 +237,7 @@ class DeltaStore:
 
     def _refreshed(self) -> DeltaTable | None:
         """The kept handle at the newest version, or a new one where it cannot follow any more."""
-        if self._table is None or self._options.ended or self._log_inode != self._inode_now():
+        if self._table is None or self._options.ended or self._log_identity != self._identity_now():
             return self._reopened()
         with delta_errors(self._place):
             from deltalake.exceptions import DeltaError  # noqa: PLC0415 - heavy, and loaded already here
@@ -180,23 +249,27 @@ class DeltaStore:
                 return self._reopened()
         if self._table.version() - self._opened_version >= MOST_FOLLOWED_VERSIONS:
             return self._reopened()
+        self._log_identity = self._identity_now()
         return self._table
 
     def _reopened(self) -> DeltaTable | None:
         self._options = storage_options(self._place)
-        self._log_inode = self._inode_now()
         self._table = _open(self._place, self._options)
         self._opened_version = 0 if self._table is None else self._table.version()
+        self._log_identity = self._identity_now()
         return self._table
 
-    def _inode_now(self) -> int | None:
-        """Tells a local table from another one in the same folder: a handle would not notice that its table is gone."""
+    def _identity_now(self) -> tuple[object, ...]:
+        """Tell a local table from another one, or from its own past: a handle would not notice that its table is gone.
+
+        Returns:
+            what identifies the log and its entry of the version that the handle has.
+        """
         if not self._place.is_local:
-            return None
-        try:
-            return (Path(self.url) / "_delta_log").stat().st_ino
-        except OSError:
-            return None
+            return ()
+        log = Path(self.url) / "_delta_log"
+        entry = log / f"{-1 if self._table is None else self._table.version():020}.json"
+        return tuple(_identity_of(path) for path in (log, entry))
 
     def _created(self, data: pa.Table) -> DeltaTable:
         from deltalake import CommitProperties, DeltaTable  # noqa: PLC0415 - heavy
@@ -230,36 +303,52 @@ class DeltaStore:
             return table.transaction_version(app_id)
 
     def _tried_to_append(
-        self, data: pa.Table, app_id: str, version: int, after: int | Position | None
+        self, data: pa.Table, app_id: str, after: int | Position | None, transactions: Mapping[str, int]
     ) -> Committed | AlreadyCommitted | TransactionConflict:
         """One try; a conflict is returned when the same try may succeed next, and raised when it cannot."""
         table = self._refreshed() or self._created(data)
         there = self._position_in(table, app_id)
-        if there is not None and there >= version:
+        if there is not None and there >= transactions[app_id]:
             return AlreadyCommitted(there)
         if after is not Position.ANY and there != after:
             raise TransactionConflict(self.url, f"{app_id} is at {there}, and not at {after} as was planned")
         try:
-            self._commit(table, data, app_id, version)
+            self._commit(table, data, transactions)
         except TransactionConflict as conflict:
             return conflict
+        self._log_identity = self._identity_now()
         return Committed(table.version(), data.num_rows)
 
-    def _commit(self, table: DeltaTable, data: pa.Table, app_id: str, version: int) -> None:
+    def _commit(self, table: DeltaTable, data: pa.Table, transactions: Mapping[str, int]) -> None:
         from deltalake import CommitProperties, Transaction, write_deltalake  # noqa: PLC0415 - heavy
 
         from ingest_project.stores.delta_schema import rows_to_append  # noqa: PLC0415 - brings pyarrow
 
         rows, other_columns = rows_to_append(data, table.schema(), self.url)
-        transaction = Transaction(app_id, version, int(time.time() * 1000))
+        now_ms = int(time.time() * 1000)
+        carried = [Transaction(name, version, now_ms) for name, version in transactions.items()]
         with delta_errors(self._place):
             write_deltalake(
                 table,
                 rows,
                 mode="append",
                 schema_mode="merge" if other_columns else None,
-                commit_properties=CommitProperties(app_transactions=[transaction]),
+                commit_properties=CommitProperties(app_transactions=carried),
             )
+
+
+def checked_by(app_id: str) -> str:
+    """Name the stream that says up to which version of the table the rows of another one were checked."""
+    return f"{app_id}/checked"
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    # Of a folder, the time changes with each entry.
+    return found.st_ino, 0 if path.suffix != ".json" else found.st_mtime_ns
 
 
 @cache

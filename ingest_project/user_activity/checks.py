@@ -5,13 +5,15 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.ledger.range_record import RangeRecord, RangeState, cut
+from ingest_project.hours import partition_of
+from ingest_project.ledger.range_record import OffsetRange, RangeRecord, RangeState, cut
 from ingest_project.resources import Services
-from ingest_project.stores.activity_events import Offsets, ask
+from ingest_project.stores.activity_events import Offsets, ask, stored_offsets
 from ingest_project.streams.checks import MOST_SHOWN, RECENT, planned_twice, shown, unread
 from ingest_project.user_activity.partitions import FIRST_HOUR, USER_ACTIVITY_EVENTS
 from ingest_project.user_activity.rebuilding import OFFSETS_AT_A_TIME, joined
-from ingest_project.user_activity.storing import EVENTS, FOUND_STORED
+from ingest_project.user_activity.recovering import runs_between, stored_rows
+from ingest_project.user_activity.stream import stream_of
 
 AHEAD = timedelta(minutes=5)
 RANGES_LOOKED_AT = 100
@@ -25,15 +27,17 @@ def no_gap_in_offsets(services: dg.ResourceParam[Services]) -> dg.AssetCheckResu
     """Look for offsets between two ranges, for ranges that were not read, and for rows that should be in the table."""
     patience = services.settings.user_activity.max_unfinished_seconds
     found = unread(services, services.settings.topics.user_activity_events, patience)
-    missing = _missing_rows(services)
-    wrong = bool(found.gaps or found.given_up or found.late or missing)
+    (rows, missing), behind = _missing_rows(services), _behind(services)
+    wrong = bool(found.gaps or found.given_up or found.late or rows or behind)
     return dg.AssetCheckResult(
         passed=not (wrong or found.lost),
         # What retention has removed cannot be had back: a person should know, and that is all.
         severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
         metadata={
             "gaps": [str(gap) for gap in found.gaps],
-            "rows_missing": missing,
+            "rows_missing": rows,
+            "missing": missing,
+            "table_behind": behind,
             "given_up": shown(found.given_up),
             "waiting": shown(found.late),
             "lost": shown(found.lost),
@@ -76,11 +80,48 @@ def _last_stored(services: Services) -> tuple[RangeRecord, ...]:
     return services.stream_ranges.list(topic, [RangeState.DONE], RANGES_LOOKED_AT)
 
 
-def _missing_rows(services: Services) -> int:
-    """Rows that the ledger says were stored and the table does not have."""
+def _missing_rows(services: Services) -> tuple[int, list[str]]:
+    """How many rows the ledger says were stored and the table does not have; which offsets they are of, and hours."""
     records = _last_stored(services)
-    told = sum((record.outcome or {}).get(name, 0) for record in records for name in (EVENTS, FOUND_STORED))
-    return max(0, told - _stored(services, records)[1])
+    total = sum(map(stored_rows, records))
+    if total <= _stored(services, records)[1]:
+        return 0, []
+    rows, lines = 0, []
+    for record in sorted(records, key=lambda one: one.offsets):
+        there = stored_offsets(services.user_activity_events, Offsets(*record.offsets.lane, *_bounds(record)))
+        if (missing := stored_rows(record) - len(there)) > 0:
+            rows += missing
+            spans = [OffsetRange(*record.offsets.lane, *run) for run in runs_between(there, *_bounds(record))]
+            hours = _hours_of(services, [record])
+            lines.append(f"{missing} rows of {', '.join(map(str, spans[:MOST_SHOWN]))}; hours {hours}")
+    return rows, lines[:MOST_SHOWN]
+
+
+def _bounds(record: RangeRecord) -> tuple[int, int]:
+    return record.offsets.first, record.offsets.end
+
+
+def _behind(services: Services) -> list[str]:
+    """Partitions in which the table is not where the ledger says, and commits that may have removed rows."""
+    lanes = services.stream_ranges.lanes(services.settings.topics.user_activity_events)
+    ends = [OffsetRange(*lane, 0, services.stream_ranges.finished_until(lane)) for lane in lanes]
+    standings = services.user_activity_events.standings([stream_of(end) for end in ends])
+    found = []
+    for end in ends:
+        first, position = services.stream_ranges.first_planned(*end.lane), standings[stream_of(end)].position
+        reached = first if position is None else position
+        if reached is not None and reached < end.end:
+            lacks = OffsetRange(*end.lane, reached, end.end)
+            records = services.stream_ranges.overlapping(lacks)
+            # What was lost before it was read never was in the table.
+            if not records or any(record.state is RangeState.DONE for record in records):
+                found.append(f"the table is at {reached} and lacks {lacks}; hours {_hours_of(services, records)}")
+    return found[:MOST_SHOWN]
+
+
+def _hours_of(services: Services, records: Sequence[RangeRecord]) -> str:
+    hours = {hour for record in records[:MOST_SHOWN] for hour in services.activity_hours.hours_of(record.range_key)}
+    return ", ".join(map(partition_of, sorted(hours)[:MOST_SHOWN]))
 
 
 def _stored(services: Services, records: Sequence[RangeRecord]) -> tuple[int, int]:

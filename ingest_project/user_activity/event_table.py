@@ -15,8 +15,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest_project.errors import UnreadableMessage
+from ingest_project.bisection import store_bisecting
+from ingest_project.errors import PermanentError, UnforeseenFailure, UnreadableMessage
 from ingest_project.hours import end_of
+from ingest_project.logs import get_logger
 from ingest_project.messages.enriched_event import (
     ClientInfo,
     EnrichedEvent,
@@ -24,12 +26,15 @@ from ingest_project.messages.enriched_event import (
     ServiceInfo,
     decode_enriched_event,
 )
+from ingest_project.messages.tracing import MAX_TRACE_LENGTH, trace_id_in
 from ingest_project.user_activity.partitions import FIRST_HOUR, hours_between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ingest_project.kafka.received import Received
+
+logger = get_logger(__name__)
 
 INSTANT = pa.timestamp("us", tz="UTC")
 # What Arrow and msgspec read alike. Anything else, the ends of the calendar included, msgspec decides on by itself.
@@ -67,6 +72,7 @@ SCHEMA = pa.schema(
         ("kafka_partition", pa.int32()),
         ("kafka_offset", pa.int64()),
         ("kafka_timestamp", INSTANT),
+        ("trace_id", pa.string()),
         (DAY, pa.string()),
     ]
 )
@@ -82,20 +88,40 @@ class EventRows:
     """
 
     table: pa.Table
-    refused: list[tuple[Received, UnreadableMessage]]
+    refused: list[tuple[Received, PermanentError | UnreadableMessage]]
 
 
 def event_rows(messages: Sequence[Received], generation: str) -> EventRows:
-    """Decode messages.
+    """Decode messages. No message makes it fail: one that nobody foresaw is found by halving, and refused alone.
 
     Args:
         messages: as they were read.
         generation: which life of the topic they are from.
     """
+    found = [EventRows(SCHEMA.empty_table(), [])]
+
+    def decode(part: Sequence[Received]) -> None:
+        rows = _event_rows(part, generation)
+        # Whoever stores the rows needs their hours: what has none must be found here.
+        hours_in(rows.table)
+        found.append(rows)
+
+    for message, error in store_bisecting(messages, decode, lambda error: not isinstance(error, MemoryError)):
+        logger.error("decoding_failed_unforeseen", exc_info=error)
+        found.append(EventRows(SCHEMA.empty_table(), [(message, UnforeseenFailure("Reading the message", error))]))
+    refused = [one for rows in found for one in rows.refused]
+    return EventRows(pa.concat_tables([rows.table for rows in found]), sorted(refused, key=_place_of))
+
+
+def _place_of(refused: tuple[Received, object]) -> tuple[int, int]:
+    return refused[0].partition, refused[0].offset
+
+
+def _event_rows(messages: Sequence[Received], generation: str) -> EventRows:
     kept: list[Received] = []
     events: list[EnrichedEvent] = []
     rescued: list[str | None] = []
-    refused: list[tuple[Received, UnreadableMessage]] = []
+    refused: list[tuple[Received, PermanentError | UnreadableMessage]] = []
     for message in messages:
         try:
             event, more = decode_enriched_event(message.value)
@@ -108,12 +134,13 @@ def event_rows(messages: Sequence[Received], generation: str) -> EventRows:
     problems: dict[int, str] = {}
     columns = _event_columns(events, problems) | _position_columns(kept, generation)
     columns["_rescued"] = pa.array(rescued, pa.string())
+    columns["trace_id"] = pa.array(list(map(_trace_of, kept, events)), pa.string())
     columns[DAY] = _days(columns["timestamp"], columns["kafka_timestamp"])
     table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     if problems:
         refused += [(kept[row], UnreadableMessage(f"Not an EnrichedEvent: {problems[row]}.")) for row in problems]
         table = table.filter(pa.array([row not in problems for row in range(len(kept))]))
-    return EventRows(table, sorted(refused, key=lambda one: (one[0].partition, one[0].offset)))
+    return EventRows(table, refused)
 
 
 def with_few_days(table: pa.Table) -> pa.Table:
@@ -139,6 +166,14 @@ def of_hour(table: pa.Table, hour: datetime) -> pa.Table:
     begin, end = (pa.scalar(moment, INSTANT) for moment in (hour, end_of(hour)))
     moments = table["timestamp"]
     return table.filter(pc.and_(pc.greater_equal(moments, begin), pc.less(moments, end)))
+
+
+def _trace_of(message: Received, event: EnrichedEvent) -> str | None:
+    """The trace that the headers name, or the request that the event was part of."""
+    if message.headers and (named := trace_id_in(message.headers)) is not None:
+        return named
+    request = event.request_id
+    return request if request and len(request) <= MAX_TRACE_LENGTH and request.isprintable() else None
 
 
 def _event_columns(events: Sequence[EnrichedEvent], problems: dict[int, str]) -> dict[str, pa.Array]:

@@ -17,7 +17,13 @@ from ingest_project.intake import put_aside
 from ingest_project.ledger.range_record import OffsetRange, cut
 from ingest_project.logs import get_logger
 from ingest_project.stores.activity_events import Offsets, of_hours, replace
-from ingest_project.user_activity.storing import CHUNK_BYTES, CHUNK_MESSAGES, stream_of
+from ingest_project.user_activity.stream import (
+    CHUNK_BYTES,
+    CHUNK_MESSAGES,
+    LOCK,
+    LOCK_WAIT_SECONDS,
+    stream_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,9 +34,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-# Replacing and upkeep take turns: each rewrites files that the other may be reading.
-LOCK = "user_activity_events"
-LOCK_WAIT_SECONDS = 900.0
 OFFSETS_AT_A_TIME = 1_000_000
 
 

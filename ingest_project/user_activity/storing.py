@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ingest_project.ahead import one_ahead
-from ingest_project.errors import TransactionConflict
+from ingest_project.errors import TransactionConflict, TransientError
 from ingest_project.intake import put_aside
 from ingest_project.ledger.range_record import RangeState
 from ingest_project.logs import get_logger
 from ingest_project.stores.activity_events import Offsets, rows_by_hour
-from ingest_project.stores.delta_tables import Committed
+from ingest_project.user_activity.appending import append_bisecting
+from ingest_project.user_activity.recovering import Recovered, complete_until
+from ingest_project.user_activity.stream import CHUNK_BYTES, CHUNK_MESSAGES, EVENTS, FOUND_STORED, stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -32,13 +34,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-# What is decoded at a time: the events of a chunk live as objects, those of a commit as columns.
-CHUNK_MESSAGES = 10_000
-CHUNK_BYTES = 16 * 1024**2
 COMMIT_ROWS = 50_000
 COMMIT_BYTES = 64 * 1024**2
-
-EVENTS, FOUND_STORED = "events", "found_stored"
 
 
 @dataclass
@@ -49,12 +46,14 @@ class Stored:
         done: ranges that are finished.
         hours: rows that were stored, by the hour of their events.
         by_range: events, dead letters, lost offsets and rows that were there before, name to number, by range key.
+        recovered: rows that were missing in the table.
         table_version: of the last commit.
     """
 
     done: list[RangeRecord] = field(default_factory=list)
     hours: Counter[datetime] = field(default_factory=Counter)
     by_range: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    recovered: Recovered = field(default_factory=Recovered)
     table_version: int | None = None
     _hours_of_range: dict[str, Counter[datetime]] = field(default_factory=lambda: defaultdict(Counter))
 
@@ -78,6 +77,7 @@ class _Part:
     record: RangeRecord
     after: int | None
     next_offset: int
+    checked: int
     tables: list[pa.Table] = field(default_factory=list)
     dead_letters: int = 0
     lost: int = 0
@@ -95,13 +95,11 @@ class _Part:
         return self.rows >= COMMIT_ROWS or sum(table.nbytes for table in self.tables) >= COMMIT_BYTES
 
 
-def stream_of(offsets: OffsetRange) -> str:
-    """The name under which the table remembers how far it is in a partition; another one in each life of the topic."""
-    return f"ingest_project/user_activity/{offsets.topic}/{offsets.generation}/{offsets.partition}"
-
-
 def store_ranges(services: Services, records: Sequence[RangeRecord], stored: Stored) -> None:
     """Store ranges one after the other; while one commit is made, the rows of the next are decoded.
+
+    What the table lacks before the first of them, in each partition, is read again first. A partition where that
+    cannot be done waits, and the others are stored.
 
     Args:
         services: Kafka, the table and the ledger.
@@ -111,43 +109,72 @@ def store_ranges(services: Services, records: Sequence[RangeRecord], stored: Sto
     Raises:
         TransientError: the ranges that are not done may be tried again.
     """
-    with services.range_reader.opened() as ranges, one_ahead(_parts(services, ranges, records)) as parts:
-        for part in parts:
-            _commit(services, part, stored)
+    trouble: TransientError | None = None
+    waiting = _stretches(records)
+    while waiting:
+        # One stretch of each partition at a time: where the next one begins is seen in the table after this one.
+        now = {stretch[0].offsets.lane: stretch for stretch in reversed(waiting)}
+        waiting = [stretch for stretch in waiting if now[stretch[0].offsets.lane] is not stretch]
+        ready: list[tuple[Sequence[RangeRecord], int | None]] = []
+        firsts = {lane: now[lane][0].offsets for lane in sorted(now)}
+        standings = services.user_activity_events.standings([stream_of(first) for first in firsts.values()])
+        checked = max(0, *(one.table_version for one in standings.values()))
+        for lane, first in firsts.items():
+            try:
+                _require_turn(services, first)
+                position = complete_until(services, first, standings[stream_of(first)], stored.recovered)
+                ready.append((now[lane], position))
+            except TransientError as error:
+                trouble = trouble or error
+                waiting = [stretch for stretch in waiting if stretch[0].offsets.lane != lane]
+        with services.range_reader.opened() as ranges, one_ahead(_parts(services, ranges, ready, checked)) as parts:
+            for part in parts:
+                _commit(services, part, stored)
+    if trouble is not None:
+        raise trouble
 
 
-def _parts(services: Services, ranges: OpenRanges, records: Sequence[RangeRecord]) -> Generator[_Part, None, None]:
-    """The commits that are to be made, in order."""
-    reached: int | None = None
-    before: OffsetRange | None = None
+def _stretches(records: Sequence[RangeRecord]) -> list[list[RangeRecord]]:
+    """Ranges that follow one another."""
+    found: list[list[RangeRecord]] = []
     for record in records:
-        if not _follows(record.offsets, before):
-            _require_turn(services, record.offsets)
-            reached = services.user_activity_events.committed_version(stream_of(record.offsets))
-        for part in _parts_of_range(services, ranges, record, reached):
-            yield part
-            reached = max(part.next_offset, reached or 0)
-        before = record.offsets
+        if found and _follows(record.offsets, found[-1][-1].offsets):
+            found[-1].append(record)
+        else:
+            found.append([record])
+    return found
+
+
+def _parts(
+    services: Services, ranges: OpenRanges, ready: Sequence[tuple[Sequence[RangeRecord], int | None]], checked: int
+) -> Generator[_Part, None, None]:
+    """The commits that are to be made, in order."""
+    for stretch, position in ready:
+        reached = position
+        for record in stretch:
+            for part in _parts_of_range(services, ranges, record, reached, checked):
+                yield part
+                reached = max(part.next_offset, reached or 0)
 
 
 def _parts_of_range(
-    services: Services, ranges: OpenRanges, record: RangeRecord, reached: int | None
+    services: Services, ranges: OpenRanges, record: RangeRecord, reached: int | None, checked: int
 ) -> Iterator[_Part]:
     offsets = record.offsets
     first = max(offsets.first, reached or 0)
     if first > offsets.first:
         # A run was killed between its commit and the ledger, or somebody else was quicker.
-        yield _Part(record, reached, min(first, offsets.end))
-    part = _Part(record, reached, first)
+        yield _Part(record, reached, min(first, offsets.end), checked)
+    part = _Part(record, reached, first, checked)
     for chunk in _read(ranges, offsets, first):
         _add(services, part, chunk, offsets.generation)
         if part.is_full or part.ends_range:
             yield part
-            part = _Part(record, part.next_offset, part.next_offset)
+            part = _Part(record, part.next_offset, part.next_offset, checked)
 
 
-def _follows(offsets: OffsetRange, before: OffsetRange | None) -> bool:
-    return before is not None and (*before.lane, before.end) == (*offsets.lane, offsets.first)
+def _follows(offsets: OffsetRange, before: OffsetRange) -> bool:
+    return (*before.lane, before.end) == (*offsets.lane, offsets.first)
 
 
 def _require_turn(services: Services, offsets: OffsetRange) -> None:
@@ -178,16 +205,18 @@ def _add(services: Services, part: _Part, chunk: Chunk, generation: str) -> None
 
 def _commit(services: Services, part: _Part, stored: Stored) -> None:
     """Commit rows and tell the ledger; in this order, so that nothing is told that is not there."""
-    key, now = part.record.range_key, datetime.now(UTC)
-    outcome = Counter(dead_letters=part.dead_letters, lost=part.lost)
+    key, now, rows = part.record.range_key, datetime.now(UTC), part.rows
+    outcome = Counter(lost=part.lost)
     if part.tables:
+        decoded = part.dead_letters
         hours, of_rows = _append(services, part, stored)
-        outcome[of_rows] += part.rows
+        outcome[of_rows] += rows - (part.dead_letters - decoded)
     else:
         # The table is there already; what its rows are of can be seen in it alone.
         found = Offsets(*part.record.offsets.lane, part.record.offsets.first, part.next_offset)
         hours = rows_by_hour(services.user_activity_events, found)
         outcome[FOUND_STORED] += sum(hours.values())
+    outcome["dead_letters"] += part.dead_letters
     services.activity_hours.mark_changed(key, stored.add(key, hours, outcome), now)
     if part.ends_range:
         _finish(services, part.record, stored)
@@ -196,17 +225,19 @@ def _commit(services: Services, part: _Part, stored: Stored) -> None:
 def _append(services: Services, part: _Part, stored: Stored) -> tuple[dict[datetime, int], str]:
     """Commit the rows of a part; their hours, and as what they are counted."""
     import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow.compute as pc  # noqa: PLC0415
 
     from ingest_project.user_activity.event_table import hours_in, with_few_days  # noqa: PLC0415 - brings pyarrow
 
     table = with_few_days(pa.concat_tables(part.tables))
-    committed = services.user_activity_events.append(
-        table, app_id=stream_of(part.record.offsets), version=part.next_offset, after=part.after
-    )
+    done = append_bisecting(services, part.record.offsets, table, part.after, part.next_offset, part.checked)
+    part.dead_letters += len(done.refused)
     logger.info("events_committed", range=str(part.record.offsets), to=part.next_offset, rows=table.num_rows)
-    if not isinstance(committed, Committed):
+    if done.table_version is None:
         return hours_in(table), FOUND_STORED
-    stored.table_version = committed.table_version
+    stored.table_version = done.table_version
+    if done.refused:
+        table = table.filter(pc.invert(pc.is_in(table["kafka_offset"], pa.array(done.refused, pa.int64()))))
     return hours_in(table), EVENTS
 
 

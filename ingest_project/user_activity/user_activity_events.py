@@ -18,7 +18,7 @@ from ingest_project.logs import bound, get_logger
 from ingest_project.partition_reports import Context, PartitionReport, keep_connections_open, report
 from ingest_project.resources import Services
 from ingest_project.streams.planning import lag
-from ingest_project.streams.runs import take
+from ingest_project.streams.runs import take, trouble_of
 from ingest_project.user_activity.freshness import EVENTS_FRESHNESS
 from ingest_project.user_activity.partitions import (
     USER_ACTIVITY_EVENTS,
@@ -92,14 +92,15 @@ def _claim_due(services: Services) -> list[str]:
 
 
 def _store(services: Services, records: Sequence[RangeRecord], stored: Stored) -> IngestError | None:
-    """Store what can be stored, and give back the rest."""
+    """Store what can be stored, and give back the rest with the reason."""
     try:
         store_ranges(services, records, stored)
-    except IngestError as error:
-        logger.warning("ranges_not_done", done=len(stored.done), ranges=len(records), reason=str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the ledger must say so
+        trouble = trouble_of(error, "Storing events")
+        logger.warning("ranges_not_done", done=len(stored.done), ranges=len(records), reason=str(trouble))
         finished = {record.range_key for record in stored.done}
-        _give_back(services, [record.range_key for record in records if record.range_key not in finished], error)
-        return error
+        _give_back(services, [record.range_key for record in records if record.range_key not in finished], trouble)
+        return trouble
     return None
 
 
@@ -114,14 +115,16 @@ def _give_back(services: Services, keys: Sequence[str], error: IngestError) -> N
 
 
 def _report(context: Context, services: Services, stored: Stored) -> None:
-    if not stored.by_range:
+    recovered = stored.recovered
+    if not stored.by_range and not recovered.rows:
         return
-    common = {**stored.totals, "ranges": len(stored.done), **_state(services, stored)}
+    common = {**stored.totals, "ranges": len(stored.done), **_state(services, stored), **recovered.metadata()}
+    rows = stored.hours + recovered.hours
     report(
         context,
         [
-            PartitionReport(partition_of(hour), {USER_ACTIVITY_EVENTS: {"rows_added": stored.hours[hour], **common}})
-            for hour in hours_between(stored.hours, datetime.now(UTC))
+            PartitionReport(partition_of(hour), {USER_ACTIVITY_EVENTS: {"rows_added": rows[hour], **common}})
+            for hour in hours_between(rows, datetime.now(UTC))
         ],
     )
     services.stream_ranges.mark_reported([record.range_key for record in stored.done], datetime.now(UTC))

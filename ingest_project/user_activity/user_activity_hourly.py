@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from ingest_project.database.locks import exclusive
+from ingest_project.errors import IngestError, TransientError
 from ingest_project.hours import hour_of, partition_of
 from ingest_project.logs import bound, get_logger
 from ingest_project.partition_reports import Context, PartitionReport, keep_connections_open, report
 from ingest_project.resources import Services
 from ingest_project.stores.activity_hourly import HourOfType, replace_hours
+from ingest_project.streams.runs import trouble_of
 from ingest_project.user_activity.freshness import HOURLY_FRESHNESS
 from ingest_project.user_activity.hourly_statistics import statistics_of_hour
 from ingest_project.user_activity.partitions import (
@@ -58,17 +60,32 @@ def user_activity_hourly(
 def make_statistics(context: Context, services: Services, hours: Sequence[datetime]) -> None:
     """Make the statistics of some hours anew and report them; the second time they are the same.
 
+    An hour that cannot be counted, for whatever reason, keeps none of the others from being counted.
+
     Raises:
         TransientError: the hours that are not done stay stale, and are asked for again.
+        Failure: names the hours that are not done and why; they stay stale as well.
     """
     keep_connections_open(context.instance)
+    troubles: dict[str, IngestError] = {}
     with bound(run_id=context.run.run_id), exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
         for hour in hours:
-            changes = services.activity_hours.changes([hour])
-            found = statistics_of_hour(services.user_activity_events, hour)
-            replace_hours(services.engine, {hour: found}, changes, datetime.now(UTC))
-            logger.info("hour_counted", hour=hour.isoformat(), events=sum(one.events for one in found))
-            report(context, [PartitionReport(partition_of(hour), {USER_ACTIVITY_HOURLY: _metadata(found)})])
+            try:
+                _count_hour(context, services, hour)
+            except TransientError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other hours are counted
+                troubles[partition_of(hour)] = trouble_of(error, f"Counting {partition_of(hour)}")
+    if troubles:
+        raise dg.Failure("; ".join(f"{hour}: {trouble}" for hour, trouble in troubles.items()), allow_retries=False)
+
+
+def _count_hour(context: Context, services: Services, hour: datetime) -> None:
+    changes = services.activity_hours.changes([hour])
+    found = statistics_of_hour(services.user_activity_events, hour)
+    replace_hours(services.engine, {hour: found}, changes, datetime.now(UTC))
+    logger.info("hour_counted", hour=hour.isoformat(), events=sum(one.events for one in found))
+    report(context, [PartitionReport(partition_of(hour), {USER_ACTIVITY_HOURLY: _metadata(found)})])
 
 
 def _metadata(found: Sequence[HourOfType]) -> dict[str, object]:

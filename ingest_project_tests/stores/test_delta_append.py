@@ -191,7 +191,7 @@ def test_a_commit_that_landed_while_its_answer_was_lost_is_not_repeated(tmp_path
     assert table is not None
     assert table.transaction_version("topic-0") == 0
     with pytest.raises(TransactionConflict):
-        store._commit(table, numbers(1), "topic-0", 1)
+        store._commit(table, numbers(1), {"topic-0": 1})
     assert store.append(numbers(1), app_id="topic-0", version=1) == AlreadyCommitted(1)
     assert rows_of(tmp_path).num_rows == 2
 
