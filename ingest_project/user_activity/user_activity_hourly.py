@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from ingest_project.database.locks import exclusive
-from ingest_project.errors import IngestError, TransientError
+from ingest_project.errors import IngestError, StoreUnavailable, TransientError
 from ingest_project.hours import hour_of, partition_of
 from ingest_project.logs import bound, get_logger
 from ingest_project.partition_reports import Context, PartitionReport, keep_connections_open, report
@@ -30,6 +30,7 @@ logger = get_logger(__name__)
 LOCK = "user_activity_hourly"
 LOCK_WAIT_SECONDS = 900.0
 MOST_TYPES_SHOWN = 20
+MOST_STORE_TROUBLES = 3
 
 
 @dg.multi_asset(
@@ -72,9 +73,11 @@ def make_statistics(context: Context, services: Services, hours: Sequence[dateti
         for hour in hours:
             try:
                 _count_hour(context, services, hour)
-            except TransientError:
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other hours are counted
+            except Exception as error:
+                # One file of the table may be gone or broken; of a store that is away all are.
+                many = len(troubles) >= MOST_STORE_TROUBLES
+                if isinstance(error, TransientError) and (many or not isinstance(error, StoreUnavailable)):
+                    raise
                 troubles[partition_of(hour)] = trouble_of(error, f"Counting {partition_of(hour)}")
     if troubles:
         raise dg.Failure("; ".join(f"{hour}: {trouble}" for hour, trouble in troubles.items()), allow_retries=False)

@@ -56,3 +56,8 @@ def compact(services: Services) -> None:
 def append_rows(services: Services, **columns: list[object]) -> None:
     """Append rows of somebody else's, with columns of their own or some of ours."""
     write_deltalake(table_of(services), pa.table(columns), mode="append", schema_mode="merge")
+
+
+def log_of(services: Services) -> Path:
+    """Where the table's log lies."""
+    return Path(services.user_activity_events.url) / "_delta_log"
