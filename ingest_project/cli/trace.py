@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from ingest_project.cli import output
-from ingest_project.ledger.traces import story_of
+from ingest_project.errors import StoreUnavailable
+from ingest_project.ledger.traces import Moment, story_of
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
+from ingest_project.stores.activity_events import events_of_trace
 
 NOT_FOUND = 1
 
@@ -26,7 +28,7 @@ def show_trace(
 ) -> None:
     """Tell everything that is on record of one trace, in time order."""
     services = Services(load_settings().settings)
-    moments = story_of(services.engine, trace_id)
+    moments = sorted([*story_of(services.engine, trace_id), *_events(services, trace_id)])
     if as_json:
         output.print_json({"trace_id": trace_id, "moments": moments})
     elif moments:
@@ -37,3 +39,20 @@ def show_trace(
     if not moments:
         output.complain(f"Nothing is on record of the trace {trace_id}.")
         raise typer.Exit(NOT_FOUND)
+
+
+def _events(services: Services, trace_id: str) -> list[Moment]:
+    try:
+        rows = events_of_trace(services.user_activity_events, trace_id)
+    except StoreUnavailable as away:
+        output.complain(f"User activity could not be searched: {away}")
+        return []
+    return [
+        Moment(
+            row["kafka_timestamp"] or row["timestamp"],
+            f"event {row['event_id']}",
+            str(row["event_type"]),
+            f"{row['kafka_topic']}[{row['kafka_partition']}]@{row['kafka_offset']}",
+        )
+        for row in rows
+    ]

@@ -14,6 +14,7 @@ from ingest_project.database.attachment_tables import (
     attachments,
     download_outcomes,
 )
+from ingest_project.database.crm_tables import opportunities, projects, unidentified_messages
 from ingest_project.database.engine import reading
 from ingest_project.database.tables import files, polling_jobs
 
@@ -51,6 +52,8 @@ def story_of(engine: sa.Engine, trace_id: str) -> list[Moment]:
             *_of_files(connection, trace_id),
             *_of_events(connection, trace_id),
             *_of_attachments(connection, trace_id),
+            *_of_records(connection, trace_id),
+            *_of_unidentified(connection, trace_id),
         ]
     return sorted(moments)
 
@@ -102,6 +105,25 @@ def _of_attachments(connection: sa.Connection, trace_id: str) -> Iterator[Moment
     for row in _rows(connection, attachment_replays, attachment_replays.c.attachment_key.in_(keys)):
         subject = f"attachment {row['attachment_key']}"
         yield Moment(row["asked_at"], subject, "replayed", f"by {row['asked_by']}")
+
+
+def _of_records(connection: sa.Connection, trace_id: str) -> Iterator[Moment]:
+    for table in (opportunities, projects):
+        for row in _rows(connection, table, table.c.trace_id == trace_id):
+            version = f"version of {row['last_modified']:%Y-%m-%d %H:%M:%S} UTC from {_place_of(row)}"
+            yield Moment(row["stored_at"], f"{table.name} {row['event_id']}", "stored", version)
+
+
+def _of_unidentified(connection: sa.Connection, trace_id: str) -> Iterator[Moment]:
+    for row in _rows(connection, unidentified_messages, unidentified_messages.c.trace_id == trace_id):
+        subject = f"message {row['message_id']}"
+        yield Moment(row["received_at"], subject, "unidentified", row["reason"])
+        if row["identified_at"]:
+            yield Moment(row["identified_at"], subject, "identified", f"{row['identified_as']} {row['event_id']}")
+
+
+def _place_of(row: sa.RowMapping) -> str:
+    return f"{row['kafka_topic']}[{row['kafka_partition']}]@{row['kafka_offset']}"
 
 
 def _attempt(row: sa.RowMapping) -> Moment:

@@ -70,7 +70,7 @@ class CrmEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         meta_data: the whole of it, JSON text as it came.
         other_fields: what the contract does not know, a JSON object as text; None where there is nothing.
         last_modified: the version, UTC.
-        content_sha256: of the message; orders versions that claim the same moment.
+        content_sha256: of the message.
     """
 
     kind: CrmKind

@@ -9,13 +9,14 @@ import random
 import time
 from collections import Counter
 from datetime import UTC, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ingest_project.errors import StoreUnavailable, TransactionConflict
 from ingest_project.stores.delta_failures import delta_errors, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
     from datetime import datetime
 
     import pyarrow as pa
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 REPLACE_TRIES = 8
 LONGEST_PAUSE_SECONDS = 2.0
+MOST_OF_TRACE = 1_000
 POSITION_COLUMNS = frozenset({"kafka_topic", "kafka_generation", "kafka_partition", "kafka_offset"})
 
 
@@ -104,7 +106,7 @@ def stored_offsets(store: DeltaStore, offsets: Offsets) -> list[int]:
         StoreUnavailable: the store does not answer or refused.
     """
     query = f"SELECT DISTINCT kafka_offset FROM events WHERE {offsets.condition} ORDER BY 1"
-    return [offset for batch in _ask_of_offsets(store, query) for offset in batch["kafka_offset"].to_pylist()]
+    return [offset for batch in _ask_of(store, POSITION_COLUMNS, query) for offset in batch["kafka_offset"].to_pylist()]
 
 
 def count_offsets(store: DeltaStore, offsets: Offsets, size: int) -> dict[int, int]:
@@ -115,13 +117,31 @@ def count_offsets(store: DeltaStore, offsets: Offsets, size: int) -> dict[int, i
     """
     counted = f"kafka_offset / {size} AS piece, count(DISTINCT kafka_offset) AS offsets"
     query = f"SELECT {counted} FROM events WHERE {offsets.condition} GROUP BY 1"
-    return {row["piece"] * size: row["offsets"] for batch in _ask_of_offsets(store, query) for row in batch.to_pylist()}
+    return {
+        row["piece"] * size: row["offsets"]
+        for batch in _ask_of(store, POSITION_COLUMNS, query)
+        for row in batch.to_pylist()
+    }
 
 
-def _ask_of_offsets(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
-    """Ask, where the table has offsets at all: somebody else may have put another one in its place."""
+def events_of_trace(store: DeltaStore, trace_id: str) -> list[dict[str, Any]]:
+    """The events of a trace, at most MOST_OF_TRACE, in the order in which they were written to Kafka.
+
+    Goes through the whole table: a trace says nothing of the day.
+
+    Raises:
+        StoreUnavailable: the store does not answer or refused.
+    """
+    columns = 'event_id, event_type, "timestamp", kafka_topic, kafka_partition, kafka_offset, kafka_timestamp'
+    query = f"SELECT {columns} FROM events WHERE trace_id = {_text(trace_id)} LIMIT {MOST_OF_TRACE}"
+    found = [row for batch in _ask_of(store, {"trace_id"}, query) for row in batch.to_pylist()]
+    return sorted(found, key=lambda row: (row["kafka_timestamp"] or row["timestamp"], row["kafka_offset"]))
+
+
+def _ask_of(store: DeltaStore, columns: AbstractSet[str], query: str) -> Iterator[pa.RecordBatch]:
+    """Ask, where the table has these columns: it may be older than one, or somebody else's."""
     table = store.opened()
-    if table is not None and {field.name for field in table.schema().fields} >= POSITION_COLUMNS:
+    if table is not None and {field.name for field in table.schema().fields} >= columns:
         yield from _answer(store, table, query)
 
 

@@ -27,7 +27,7 @@ def reason_of(error: BaseException) -> str:
 
     A long one is cut in the middle, where paths are: what the system said is at its end.
     """
-    text = TERMINAL_COLOURS.sub("", str(error)).split("\n   0: ")[0].replace("↳", "<-")
+    text = TERMINAL_COLOURS.sub("", str(error)).split("\n   0: ")[0].split("\nPreview of ")[0].replace("↳", "<-")
     text = SIGNATURE.sub(r"\1***", " ".join(text.split()))
     half = LONGEST_REASON // 2
     return text if len(text) <= LONGEST_REASON else f"{text[:half]} … {text[-half:]}"

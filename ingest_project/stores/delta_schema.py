@@ -60,6 +60,7 @@ def rows_to_append(data: pa.Table, table_schema: DeltaSchema, table: str) -> tup
     """
     held, given = pa.schema(table_schema), delta_schema(data.schema, table)
     check_only_adds(held, given, table)
+    _check_required(held, given, table)
     rows = ready_to_append(data, given)
     # In one piece, a partitioned write would hold all of it once more: 830 MiB instead of 490 for a million rich rows.
     batches = rows.to_batches(max_chunksize=BATCH_ROWS)
@@ -173,6 +174,13 @@ def _check_type(old: pa.DataType, new: pa.DataType, path: str, table: str) -> No
         _check_type(old.item_type, new.item_type, f"{path}.value", table)
     elif old != new:
         raise SchemaConflict(table, path, f"the table holds {old}, the new rows {new}")
+
+
+def _check_required(held: pa.Schema, given: pa.Schema, table: str) -> None:
+    """Refuse rows that lack a column which somebody made the table require: it would refuse each of them."""
+    for field in held:
+        if not field.nullable and field.name not in given.names:
+            raise SchemaConflict(table, field.name, "the table requires a value, and the new rows have none")
 
 
 def _paths(arrow: pa.DataType, path: str) -> Iterator[str]:

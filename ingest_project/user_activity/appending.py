@@ -10,12 +10,12 @@ from ingest_project.bisection import store_bisecting
 from ingest_project.errors import BrokerUnavailable, IngestError, PermanentError, UnforeseenFailure, UnreadableMessage
 from ingest_project.intake import put_aside
 from ingest_project.logs import get_logger
-from ingest_project.stores.delta_failures import may_be_a_rows_fault
+from ingest_project.stores.delta_failures import may_be_a_rows_fault, reason_of
 from ingest_project.stores.delta_tables import Committed
 from ingest_project.user_activity.stream import CHUNK_BYTES, stream_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pyarrow as pa
 
@@ -24,23 +24,44 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+MOST_REFUSED_FROM_THE_FIRST = 10
+
 
 @dataclass
 class Appended:
     """What became of the rows of a commit.
 
     Args:
+        rows: that the table has now.
         table_version: of the last commit; None: the table had the rows already.
         refused: offsets of rows that the table refused; they are dead letters.
     """
 
+    rows: pa.Table
     table_version: int | None = None
     refused: list[int] = field(default_factory=list)
 
 
-def append_bisecting(  # noqa: PLR0913, PLR0917 - a commit is these facts
-    services: Services, offsets: OffsetRange, table: pa.Table, after: int | None, end: int, checked: int
-) -> Appended:
+@dataclass(frozen=True)
+class Place:
+    """Where rows go.
+
+    Args:
+        offsets: of the partition that they are from.
+        app_id: the stream of the table that counts them.
+        after: its position before them.
+        position_at: its position once all rows before one, given by its number, are stored.
+        checked: version of the table at which everything before was there.
+    """
+
+    offsets: OffsetRange
+    app_id: str
+    after: int | None
+    position_at: Callable[[int], int]
+    checked: int | None = None
+
+
+def append_bisecting(services: Services, table: pa.Table, place: Place) -> Appended:
     """Append rows in one commit; where they are refused, in more, until the row stands alone that the table refuses.
 
     Each commit begins where the one before it ended. The dead letter of a refused row goes out before the commit that
@@ -48,48 +69,90 @@ def append_bisecting(  # noqa: PLR0913, PLR0917 - a commit is these facts
 
     Args:
         services: Kafka and the table.
-        offsets: the range that the rows are of.
         table: rows in the order of their offsets.
-        after: the position that they follow.
-        end: the position after all of them.
-        checked: version of the table at which everything before was there.
+        place: where they go.
 
     Raises:
         IngestError: the store, its schema or another writer was in the way, and no row.
     """
-    store, stream, done = services.user_activity_events, stream_of(offsets), Appended()
-    reached = after
+    append = _Append(services, table, place)
+    if table.num_rows:
+        store_bisecting(range(table.num_rows), append.part, lambda error: isinstance(error, _RefusedRowsError))
+    else:
+        append.commit(0, 0, 0)
+    append.done.rows = _without(table, append.done.refused)
+    return append.done
 
-    def commit(first: int, count: int, version: int) -> None:
-        nonlocal reached
-        rows = table.slice(first, count)
-        committed = store.append(rows, app_id=stream, version=version, after=reached, checked=checked)
+
+class _Append:
+    """Rows on their way into the table, some of them at a time."""
+
+    def __init__(self, services: Services, table: pa.Table, place: Place) -> None:
+        self._services, self._table, self._place = services, table, place
+        self._reached, self._accepted = place.after, 0
+        self.done = Appended(table)
+
+    def commit(self, first: int, count: int, next_row: int) -> None:
+        """Commit some rows, or none, and move the position to the next one."""
+        place, position = self._place, self._place.position_at(next_row)
+        committed = self._services.user_activity_events.append(
+            self._table.slice(first, count),
+            app_id=place.app_id,
+            version=position,
+            after=self._reached,
+            checked=place.checked,
+        )
         if isinstance(committed, Committed):
-            done.table_version = committed.table_version
-        reached = version
+            self.done.table_version = committed.table_version
+        self._reached = position
+        self._accepted += count
 
-    def store_part(rows: Sequence[int]) -> None:
+    def part(self, rows: Sequence[int]) -> None:
+        """Commit neighbouring rows; a single one that is refused becomes a dead letter.
+
+        Raises:
+            _RefusedRowsError: the table refuses some of several rows.
+        """
         first, count, next_row = rows[0], len(rows), rows[-1] + 1
-        version = end if next_row == table.num_rows else table["kafka_offset"][next_row].as_py()
         try:
-            commit(first, count, version)
+            self.commit(first, count, next_row)
         except Exception as error:
-            # Of a store that is away no row is to blame: it must take a commit without these rows.
-            is_certain = 1 < count < table.num_rows
-            if not may_be_a_rows_fault(error) or not (is_certain or _takes_commits(services, offsets)):
+            if not self._is_a_rows_fault(error, count):
                 raise
             if count > 1:
                 raise _RefusedRowsError from error
-            offset = table["kafka_offset"][first].as_py()
-            _refuse(services, offsets, offset, error)
-            done.refused.append(offset)
-            commit(first, 0, version)
+            self._single(first)
 
-    if table.num_rows:
-        store_bisecting(range(table.num_rows), store_part, lambda error: isinstance(error, _RefusedRowsError))
-    else:
-        commit(0, 0, end)
-    return done
+    def _is_a_rows_fault(self, error: Exception, count: int) -> bool:
+        """Of a store that is away no row is to blame: it must take a commit without these rows."""
+        if not may_be_a_rows_fault(error):
+            return False
+        if count == 1 and not self._accepted and len(self.done.refused) >= MOST_REFUSED_FROM_THE_FIRST:
+            # It takes no row at all.
+            return False
+        is_certain = 1 < count < self._table.num_rows
+        return is_certain or _takes_commits(self._services, self._place.offsets)
+
+    def _single(self, row: int) -> None:
+        """Try a row once more, for a store that has just come back, and dead-letter it where it is refused again."""
+        try:
+            self.commit(row, 1, row + 1)
+        except Exception as error:
+            if not may_be_a_rows_fault(error):
+                raise
+            offset = self._table["kafka_offset"][row].as_py()
+            _refuse(self._services, self._place.offsets, offset, error)
+            self.done.refused.append(offset)
+            self.commit(row, 0, row + 1)
+
+
+def _without(table: pa.Table, offsets: Sequence[int]) -> pa.Table:
+    if not offsets:
+        return table
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    return table.filter(pc.invert(pc.is_in(table["kafka_offset"], pa.array(offsets, pa.int64()))))
 
 
 class _RefusedRowsError(Exception):
@@ -121,6 +184,6 @@ def _refuse(services: Services, offsets: OffsetRange, offset: int, error: Except
 
 def _reason_of(error: Exception) -> PermanentError | UnreadableMessage:
     if isinstance(error, IngestError):
-        return UnreadableMessage(f"The table refuses it: {error}")
+        return UnreadableMessage(f"The table refuses it: {reason_of(error.__cause__ or error)}.")
     logger.error("storing_failed_unforeseen", exc_info=error)
     return UnforeseenFailure("Storing the message", error)

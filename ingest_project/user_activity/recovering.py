@@ -21,7 +21,8 @@ from ingest_project.intake import put_aside
 from ingest_project.ledger.range_record import OffsetRange, RangeState, cut
 from ingest_project.logs import get_logger
 from ingest_project.stores.activity_events import Offsets, count_offsets, stored_offsets
-from ingest_project.stores.delta_tables import EVERY_STREAM, Committed, checked_by
+from ingest_project.stores.delta_tables import EVERY_STREAM, checked_by
+from ingest_project.user_activity.appending import Place, append_bisecting
 from ingest_project.user_activity.stream import (
     CHUNK_BYTES,
     CHUNK_MESSAGES,
@@ -199,9 +200,7 @@ def _read_again(
     """Store what Kafka has of the missing offsets of a piece."""
     if not missing:
         return
-    import pyarrow as pa  # noqa: PLC0415 - heavy
-
-    from ingest_project.user_activity.event_table import event_rows  # noqa: PLC0415 - brings pyarrow
+    from ingest_project.user_activity.event_table import event_rows, hours_in  # noqa: PLC0415 - brings pyarrow
 
     first, end = max(missing[0][0], retained), missing[-1][1]
     ends = [run[1] for run in missing]
@@ -217,24 +216,27 @@ def _read_again(
         rows = event_rows(wanted, piece.generation)
         put_aside(services, services.settings.topics.user_activity_events_dlq, rows.refused, piece.generation)
         if rows.table.num_rows:
-            _append(services, piece, rows.table, recovered)
-            offsets = pa.chunked_array(rows.table["kafka_offset"]).to_pylist()
-            _extend(recovered, piece, offsets, missing)
+            stored = _append(services, piece, rows.table)
+            recovered.rows += stored.num_rows
+            recovered.hours.update(hours_in(stored))
+            _extend(recovered, piece, stored["kafka_offset"].to_pylist(), missing)
 
 
-def _append(services: Services, piece: OffsetRange, table: pa.Table, recovered: Recovered) -> None:
+def _append(services: Services, piece: OffsetRange, table: pa.Table) -> pa.Table:
+    """Commit rows; those that are in the table then."""
     from ingest_project.user_activity.event_table import hours_in, with_few_days  # noqa: PLC0415 - brings pyarrow
 
     store, stream = services.user_activity_events, f"{stream_of(piece)}/recovered"
     hours, before = hours_in(table), store.committed_version(stream)
     # Before and after: killed in between, the hours are counted again all the same.
     services.activity_hours.touch(hours, datetime.now(UTC))
-    done = store.append(with_few_days(table), app_id=stream, version=(before or 0) + 1, after=before)
-    if not isinstance(done, Committed):
+    done = append_bisecting(
+        services, with_few_days(table), Place(piece, stream, before, lambda row: (before or 0) + row)
+    )
+    if done.table_version is None:
         raise TransactionConflict(store.url, f"somebody else recovers {piece}")
     services.activity_hours.touch(hours, datetime.now(UTC))
-    recovered.rows += table.num_rows
-    recovered.hours.update(hours)
+    return done.rows
 
 
 def _extend(

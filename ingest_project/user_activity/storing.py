@@ -19,7 +19,7 @@ from ingest_project.intake import put_aside
 from ingest_project.ledger.range_record import RangeState
 from ingest_project.logs import get_logger
 from ingest_project.stores.activity_events import Offsets, rows_by_hour
-from ingest_project.user_activity.appending import append_bisecting
+from ingest_project.user_activity.appending import Place, append_bisecting
 from ingest_project.user_activity.recovering import Recovered, complete_until
 from ingest_project.user_activity.stream import CHUNK_BYTES, CHUNK_MESSAGES, EVENTS, FOUND_STORED, stream_of
 
@@ -225,20 +225,23 @@ def _commit(services: Services, part: _Part, stored: Stored) -> None:
 def _append(services: Services, part: _Part, stored: Stored) -> tuple[dict[datetime, int], str]:
     """Commit the rows of a part; their hours, and as what they are counted."""
     import pyarrow as pa  # noqa: PLC0415 - heavy
-    import pyarrow.compute as pc  # noqa: PLC0415
 
     from ingest_project.user_activity.event_table import hours_in, with_few_days  # noqa: PLC0415 - brings pyarrow
 
     table = with_few_days(pa.concat_tables(part.tables))
-    done = append_bisecting(services, part.record.offsets, table, part.after, part.next_offset, part.checked)
+    offsets = part.record.offsets
+
+    def position_at(row: int) -> int:
+        return part.next_offset if row == table.num_rows else int(table["kafka_offset"][row].as_py())
+
+    place = Place(offsets, stream_of(offsets), part.after, position_at, part.checked)
+    done = append_bisecting(services, table, place)
     part.dead_letters += len(done.refused)
     logger.info("events_committed", range=str(part.record.offsets), to=part.next_offset, rows=table.num_rows)
     if done.table_version is None:
         return hours_in(table), FOUND_STORED
     stored.table_version = done.table_version
-    if done.refused:
-        table = table.filter(pc.invert(pc.is_in(table["kafka_offset"], pa.array(done.refused, pa.int64()))))
-    return hours_in(table), EVENTS
+    return hours_in(done.rows), EVENTS
 
 
 def _finish(services: Services, record: RangeRecord, stored: Stored) -> None:

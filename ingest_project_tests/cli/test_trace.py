@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from ingest_project.crm.identifying import identify
+from ingest_project.crm.storing import store
+from ingest_project.user_activity.event_table import event_rows
 from ingest_project_tests.cli.known_files import arrive, take
+from ingest_project_tests.crm.messages import encoded as crm_encoded
+from ingest_project_tests.crm.messages import opportunity
+from ingest_project_tests.user_activity.events import encoded, event, received
 
 if TYPE_CHECKING:
     from ingest_project.resources import Services
@@ -33,3 +41,18 @@ def test_a_trace_that_is_not_on_record_is_said_with_exit_code_1(ingest: Ingest, 
     told = ingest("trace", "nobody")
     assert told.exit_code == 1
     assert "nobody" in told.err
+
+
+def test_events_and_crm_records_of_a_trace_are_in_its_story(ingest: Ingest, services: Services) -> None:
+    headers = (("trace-id", b"t-9"),)
+    messages = [msgspec.structs.replace(one, headers=headers) for one in received(encoded(event("e9")), b"?")]
+    rows = event_rows(messages[:1], "g").table
+    services.user_activity_events.append(rows, app_id="test", version=1)
+    crm = [msgspec.structs.replace(messages[0], value=crm_encoded(opportunity())), messages[1]]
+    store(services.engine, identify(crm, "g"), None)
+    moments = ingest("trace", "t-9", "--json").json["moments"]
+    assert {(moment["subject"], moment["what"]) for moment in moments} == {
+        ("event e9", "page_view"),
+        ("opportunities opp_1", "stored"),
+        ("message user-activity-events-0-1~g", "unidentified"),
+    }

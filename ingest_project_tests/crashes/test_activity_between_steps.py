@@ -13,6 +13,7 @@ from dagster._serdes import serialize_value
 from ingest_project.ledger.range_record import RangeState
 from ingest_project.settings import load_settings
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
+from ingest_project_tests.user_activity import foreign
 from ingest_project_tests.user_activity.events import event
 from ingest_project_tests.user_activity.system import ActivitySystem, activity_environment
 
@@ -81,4 +82,47 @@ def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  #
     assert ledger.held(system.topic, datetime.now(UTC)) == ()
     for name in ("no_gap_in_offsets", "no_duplicate_offsets"):
         assert system.check(name).passed
+    system.close()
+
+
+RECOVERING = "ingest_project.user_activity.recovering"
+RECOVERY_POINTS = [
+    KillPoint("dead letters published again", f"{RECOVERING}:put_aside"),
+    KillPoint("missing rows appended", f"{RECOVERING}:append_bisecting"),
+    pytest.param(KillPoint("position moved", f"{RECOVERING}:_finish"), marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("point", RECOVERY_POINTS, ids=lambda point: point.step)
+def test_killed_while_rows_are_recovered_and_run_again_each_offset_is_there_exactly_once(  # noqa: PLR0913, PLR0917 - fixtures
+    point: KillPoint,
+    deadly_process: DeadlyProcess,
+    kafka_server: Server,
+    postgres_url: str,
+    instance: DagsterInstance,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    environ = activity_environment(kafka_server.bootstrap_servers, postgres_url, tmp_path) | {
+        "DAGSTER_POSTGRES_URL": os.environ["DAGSTER_POSTGRES_URL"]
+    }
+    kafka_server.create_topic(environ["KAFKA_TOPIC_USER_ACTIVITY_EVENTS"], 1)
+    system = ActivitySystem(load_settings(environ, tmp_path).settings, instance, folder)
+    system.cursors = SavedCursors(tmp_path)
+    system.put(event("e0"))
+    system.drive()
+    before = foreign.table_of(system.services).version()
+    system.put(*(event(f"e{number}") for number in range(1, EVENTS)), b"not JSON")
+    system.drive()
+    foreign.restore(system.services, before)
+    system.put(event("last"))
+    exit_code = deadly_process.drive(point, folder, serialize_value(instance.get_ref()), environ, WAY)
+    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    bury_the_dead(instance)
+    system.drive()
+    assert [row["event_id"] for row in system.rows()] == [*(f"e{number}" for number in range(EVENTS)), "last"]
+    assert [letter.value for letter in system.dead_letters] == [b"not JSON"]
+    assert system.statistics("2026-01-15-10:00")["page_view"].events == EVENTS + 1
+    assert [system.check(name).passed for name in ("no_gap_in_offsets", "no_duplicate_offsets")] == [True, True]
     system.close()

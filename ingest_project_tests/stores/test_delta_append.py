@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest_project.errors import StoreUnavailable, TransactionConflict
 from ingest_project.stores.delta_places import delta_place
-from ingest_project.stores.delta_tables import AlreadyCommitted, Committed, DeltaStore, open_delta_table
+from ingest_project.stores.delta_tables import AlreadyCommitted, Committed, DeltaStore, Standing, open_delta_table
 from ingest_project_tests.stores.delta_log_reader import live_files, rows_of
 
 if TYPE_CHECKING:
@@ -291,3 +292,59 @@ def together(*tasks: Callable[[], object]) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_a_table_that_lost_its_newest_log_entries_is_noticed_by_a_handle_that_is_kept(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    for version in (10, 20, 30):
+        store.append(numbers(version), app_id="topic-0", version=version)
+    for entry in (2, 3):
+        (tmp_path / "_delta_log" / f"{entry:020}.json").unlink()
+    with pytest.raises(TransactionConflict, match="topic-0 is at 10, and not at 30"):
+        store.append(numbers(40), app_id="topic-0", version=40, after=30)
+    assert store.standings(["topic-0"]) == {"topic-0": Standing(10, 1)}
+    # Somebody else goes on from there: the versions are the same, and not what they were.
+    other = store_at(tmp_path)
+    for version in (15, 25):
+        other.append(numbers(version), app_id="topic-0", version=version)
+    assert store.committed_version("topic-0") == 25
+
+
+def test_a_restore_between_a_plan_and_its_commit_is_seen_at_the_next_look(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    store.append(numbers(1), app_id="topic-0", version=10)
+    store.append(numbers(2), app_id="topic-0", version=20)
+    before = store.standings(["topic-0"])["topic-0"]
+    assert before == Standing(20, 2)
+    DeltaTable(tmp_path).restore(1)
+    store.append(numbers(3), app_id="topic-0", version=30, after=20, checked=before.table_version)
+    assert store.standings(["topic-0"])["topic-0"] == Standing(30, 4, ("RESTORE (version 3)",))
+    store.append(numbers(4), app_id="topic-0", version=40, after=30, checked=4)
+    assert store.standings(["topic-0"])["topic-0"].doubts == ()
+
+
+def test_a_check_of_every_stream_counts_for_each_and_merging_raises_no_doubt(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    for stream in ("topic-0", "topic-1"):
+        store.append(numbers(1), app_id=stream, version=10, checked=0)
+    DeltaTable(tmp_path).optimize.compact()
+    streams = ["topic-0", "topic-1", "new"]
+    found = store.standings(streams)
+    assert found == {"topic-0": Standing(10, 3), "topic-1": Standing(10, 3), "new": Standing(None, 3)}
+    DeltaTable(tmp_path).delete("n = 1")
+    found = store.standings(streams)
+    assert [found[stream].doubts for stream in streams] == [("DELETE (version 4)",), ("DELETE (version 4)",), ()]
+    store.mark_checked(4)
+    assert not any(one.doubts for one in store.standings(streams).values())
+
+
+def test_what_the_log_does_not_have_any_more_is_a_doubt(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    for version in range(1, 6):
+        store.append(numbers(version), app_id="topic-0", version=version, checked=0)
+    table = DeltaTable(tmp_path)
+    table.create_checkpoint()
+    for entry in (1, 2, 3):
+        (tmp_path / "_delta_log" / f"{entry:020}.json").unlink()
+    (doubt,) = store.standings(["topic-0"])["topic-0"].doubts
+    assert doubt == "version 3 and those before it were not looked at"
