@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from itertools import chain
@@ -15,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from ingest_project.confined.process import KILLED, ProcessLimits, run_confined
+from ingest_project.confined.start import OUT_OF_MEMORY
 from ingest_project.errors import FileRejected, LimitExceeded
 from ingest_project.formats import excel_worker
 from ingest_project.formats.cell_kinds import KIND_OF
@@ -39,9 +38,7 @@ ZIP_START = b"PK\x03\x04"
 OLE_START = b"\xd0\xcf\x11\xe0"
 LOCK_FILE_BYTES = 171
 LIMIT_SETTINGS = {"memory": "INGEST_MAX_EXCEL_MEMORY_BYTES", "cells": "INGEST_MAX_EXCEL_CELLS"}
-# What the process needs of our environment: nothing secret goes near a stranger's file.
-PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
-START_UP_SECONDS = 20.0
+OUTPUT_BYTES = 2 * 1024**3
 ROW_MARK = "row_mark"
 # Where the number and the kinds of the cells stand in the mark of a row, see excel_worker.
 NUMBER_PLACE, KINDS_PLACE = (4, 10), 21
@@ -84,23 +81,15 @@ def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: st
 
 def _run_worker(path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
     reason = rows.with_name("reason.json")
-    command = [sys.executable, "-P", "-m", excel_worker.__name__, str(path.resolve()), str(rows), str(reason)]
-    command += ["--kind", file_type, "--sheet", json.dumps(profile.sheet), "--skip-rows", str(profile.skip_lines)]
-    command += ["--max-cells", str(limits.max_excel_cells), "--memory-bytes", str(limits.max_excel_memory_bytes)]
-    command += ["--cpu-seconds", str(math.ceil(limits.max_excel_seconds))]
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    # One thread: every further one reserves address space, which is limited.
-    environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    with subprocess.Popen(  # noqa: S603 - our own script; the stranger's file is only an argument
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    ) as worker:
-        try:
-            code = worker.wait(limits.max_excel_seconds * 2 + START_UP_SECONDS)
-        except BaseException as error:
-            worker.kill()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise _took_too_long(limits) from None
-            raise
+    arguments = [str(path.resolve()), str(rows), str(reason)]
+    arguments += ["--kind", file_type, "--sheet", json.dumps(profile.sheet), "--skip-rows", str(profile.skip_lines)]
+    arguments += ["--max-cells", str(limits.max_excel_cells), "--memory-bytes", str(limits.max_excel_memory_bytes)]
+    cpu_seconds = math.ceil(limits.max_excel_seconds)
+    process_limits = ProcessLimits(limits.max_excel_memory_bytes, cpu_seconds, OUTPUT_BYTES)
+    try:
+        code = run_confined(excel_worker.__file__, arguments, process_limits)
+    except TimeoutError:
+        raise _took_too_long(limits) from None
     if code != 0:
         raise _refusal(code, reason, limits)
 
@@ -111,7 +100,9 @@ def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejected:
         if told["limit"]:
             return LimitExceeded(LIMIT_SETTINGS[told["limit"]], told["detail"])
         return FileRejected(told["rule"], told["detail"])
-    if -code in {9, 24}:  # SIGKILL and SIGXCPU, by which the kernel ends a process over its CPU time
+    if code == OUT_OF_MEMORY:
+        return LimitExceeded(LIMIT_SETTINGS["memory"], "Opening it needs more memory than allowed")
+    if code in KILLED:
         return _took_too_long(limits)
     return FileRejected("unreadable_container", "The workbook is damaged: the process that opened it came to an end.")
 

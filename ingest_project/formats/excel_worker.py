@@ -1,9 +1,9 @@
 """The process that opens one workbook: whatever a hostile one does, it does to this process.
 
-Run by excel.py, with little of the project imported and no secrets in its environment. Sets its own limits of memory,
-CPU time and output, then writes the sheet's rows as tab-separated text, every cell quoted, with the row's number and
-the kinds of its cells in front; or one JSON object with `rule` and `detail` that says why not. Formulas are never
-evaluated: what a spreadsheet program stored as their result is taken, where it was worked out.
+Run by excel.py as a script in a confined process, with little of the project imported, no secrets in its environment,
+and limits of memory, CPU time and output in force. Writes the sheet's rows as tab-separated text, every cell quoted, with
+the row's number and the kinds of its cells in front; or one JSON object with `rule` and `detail` that says why not.
+Formulas are never evaluated: what a spreadsheet program stored as their result is taken, where it was worked out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import resource
 import sys
 import zipfile
 from pathlib import Path
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from ingest_project.formats.workbook_cells import Cell
 
-OUTPUT_BYTES = 2 * 1024**3
 MAX_PARTS = 10_000
 # A sheet of repeated cells deflates to about a fiftieth; deflate itself cannot go beyond a thousandth.
 MAX_RATIO = 300
@@ -41,7 +39,6 @@ def main() -> int:
         0 when the rows were written, 3 when the reason was.
     """
     options = _options()
-    _limit_resources(options.memory_bytes, options.cpu_seconds)
     try:
         if options.kind == "xlsx":
             check_archive(options.workbook, options.memory_bytes)
@@ -71,15 +68,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--skip-rows", type=int, required=True)
     parser.add_argument("--max-cells", type=int, required=True)
     parser.add_argument("--memory-bytes", type=int, required=True)
-    parser.add_argument("--cpu-seconds", type=int, required=True)
     return parser.parse_args()
-
-
-def _limit_resources(memory_bytes: int, cpu_seconds: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_BYTES, OUTPUT_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def check_archive(path: Path, memory_bytes: int) -> None:
