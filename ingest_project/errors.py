@@ -8,6 +8,7 @@
     │   ├── ForbiddenPath         a path or address outside what this system may read
     │   ├── SourceMissing         the folder, bucket or file that was named does not exist
     │   ├── SourceForbidden       a source does not let us in, or is not who it should be
+    │   ├── UnreadableListingError  a source answered, and the answer is not a listing that can be read
     │   ├── UnknownCredentials    a job names a stored credential that is not configured
     │   ├── SchemaConflict        rows do not fit the table they are for
     │   ├── MessageTooLarge       the broker refuses a message for its size
@@ -111,6 +112,7 @@ class ForbiddenPath(PermanentError):  # noqa: N818
 
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
+        self.reason = reason
         super().__init__(f"Refused to read {path!r}: {reason}")
 
 
@@ -132,7 +134,22 @@ class SourceForbidden(PermanentError):  # noqa: N818
 
     def __init__(self, location: str, reason: str) -> None:
         self.location = location
+        self.reason = reason
         super().__init__(f"No access to {location}: {reason}.")
+
+
+class UnreadableListingError(PermanentError):
+    """A source answered, and the answer is not a listing that can be read: it may hold files, so it is not empty.
+
+    Args:
+        location: of the folder or page.
+        seen: what was found instead, for a person; starts in lower case, ends without a full stop.
+    """
+
+    def __init__(self, location: str, seen: str) -> None:
+        self.location = location
+        self.seen = seen
+        super().__init__(f"{location} cannot be listed: {seen}. Nothing is known about its files.")
 
 
 class UnknownCredentials(PermanentError):  # noqa: N818

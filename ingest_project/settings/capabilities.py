@@ -49,6 +49,12 @@ class PollingSettings(Section):
     source_timeout_seconds: Annotated[float, Env("INGEST_SOURCE_TIMEOUT_SECONDS")] = Field(
         30.0, gt=0, description="how long a source may be silent"
     )
+    max_listing_entries: Annotated[int, Env("INGEST_MAX_LISTING_ENTRIES")] = Field(
+        1_000_000, gt=0, description="files, folders and others that one look at a source may find"
+    )
+    max_listing_seconds: Annotated[float, Env("INGEST_MAX_LISTING_SECONDS")] = Field(
+        3_600.0, gt=0, description="how long one look at a source may take"
+    )
     source_connections: Annotated[int, Env("INGEST_SOURCE_CONNECTIONS")] = Field(
         16, gt=0, description="connections of one run to FTP and SFTP servers, and to web hosts that are listed"
     )

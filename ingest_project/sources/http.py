@@ -9,18 +9,41 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import blake2b
+from itertools import chain
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit
 
-from ingest_project.errors import AddressRefused, ForbiddenPath, PermanentError, SourceForbidden, SourceMissing
+from ingest_project.errors import (
+    AddressRefused,
+    ForbiddenPath,
+    PermanentError,
+    SourceForbidden,
+    SourceMissing,
+    SourceUnreachable,
+    UnreadableListingError,
+)
+from ingest_project.messages.file_event import INGESTIBLE_TYPES, file_type_of
 from ingest_project.sources.access import named_credential, require_for_host
-from ingest_project.sources.http_files import LONGEST_CONVERSATION, WebFileReader, described, strong_etag, web_errors
-from ingest_project.sources.http_listing import links_of
+from ingest_project.sources.http_files import (
+    WebFileReader,
+    decoded_body,
+    decoder_of,
+    described,
+    strong_etag,
+    web_errors,
+)
+from ingest_project.sources.http_listing import MAX_PAGE_BYTES, read_page
+from ingest_project.sources.http_paging import next_links, unfinished_by
+from ingest_project.sources.listing_html import is_page_query
+from ingest_project.sources.listing_page import Link, Unusable, printable
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.resumed_reading import resumed_reading
 from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.sources.source_limits import ListingBudget, Pace, SourceLimits
 from ingest_project.web.deadlines import Deadline
 
 if TYPE_CHECKING:
@@ -30,15 +53,20 @@ if TYPE_CHECKING:
 
     from ingest_project.settings import Credential
     from ingest_project.sources.access import SourceAccess
-    from ingest_project.sources.http_listing import Link
+    from ingest_project.sources.listing_page import Page
     from ingest_project.web.client import WebClient
     from ingest_project.web.urls import WebAddress
 
-MAX_LISTING_BYTES = 1024**3
 MEMORY_BYTES = 8 * 1024**2
-READ_BYTES = 256 * 1024
 MAX_FOLDERS = 10_000
 MAX_DEPTH = 32
+# Of one folder.
+MAX_PAGES = 10_000
+NO_LISTING: Mapping[type[PermanentError], str] = {
+    SourceMissing: "A folder that was removed meanwhile.",
+    SourceForbidden: "A folder that its server does not let us into.",
+    UnreadableListingError: "A folder whose page is no listing that can be read.",
+}
 
 
 def open_http(source_config: Mapping[str, Any], access: SourceAccess) -> HttpSource:
@@ -53,7 +81,44 @@ def open_http(source_config: Mapping[str, Any], access: SourceAccess) -> HttpSou
         named_credential(source_config, access.credentials),
         elsewhere=source_config.get("elsewhere") in (True, "true"),
         concurrency=access.settings.source_connections_per_host,
+        limits=SourceLimits.of(access.settings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder to look into; `below` is empty for the first one, and ends with a slash for all others."""
+
+    address: WebAddress
+    below: str
+
+
+@dataclass
+class _Look:
+    """One look at a listing.
+
+    Args:
+        root: the listing's own address.
+        waiting: folders that are still to be looked into.
+        folders: addresses of all folders so far.
+        files: how many files of a type that is ingested were linked.
+        doubt: why the first page may be no listing at all; empty without a doubt.
+        known: digests of what was linked.
+    """
+
+    root: WebAddress
+    waiting: deque[_Folder]
+    folders: set[str]
+    files: int = 0
+    doubt: str = ""
+    known: set[bytes] = field(default_factory=set)
+
+    def is_new(self, target: WebAddress) -> bool:
+        """Whether it was not met before: an index may link a name and its icon, and pages overlap."""
+        digest = blake2b(target.url.encode(), digest_size=16).digest()
+        known = digest in self.known
+        self.known.add(digest)
+        return not known
 
 
 @dataclass(frozen=True)
@@ -66,6 +131,7 @@ class HttpSource:
         credential: that the job names; the web client sends it by itself.
         elsewhere: whether files may lie outside of the listing's folder.
         concurrency: files that are asked for their version at a time.
+        limits: what it may take.
     """
 
     listing: str
@@ -73,6 +139,7 @@ class HttpSource:
     credential: Credential | None = None
     elsewhere: bool = False
     concurrency: int = 4
+    limits: SourceLimits = field(default_factory=SourceLimits)
 
     @property
     def location(self) -> str:
@@ -103,70 +170,143 @@ class HttpSource:
         self.require_allowed(self.listing)
         with ThreadPoolExecutor(self.concurrency, "http-versions") as pool:
             try:
-                yield from _in_order(self._found(parsed), pool, self.concurrency, self._versioned)
+                budget = ListingBudget(self.limits, self.location)
+                versioned = partial(self._versioned, budget)
+                yield from _in_order(self._found(parsed, budget), pool, self.concurrency, versioned)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def stat(self, path: str) -> SourceFile:
         """What the server says about the file now."""
         self.require_allowed(path)
-        return described(self.client(), path, _name(self._checked(path)))
+        return described(self.client(), path, _name(self._checked(path)), self.limits)
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
         """The file's bytes; a cut connection is replaced and the reading goes on, of the same version."""
         self.require_allowed(path)
         location = self._printable(path)
-        return resumed_reading(WebFileReader(self.client(), path, location).opened, location)
+        reader = WebFileReader(self.client(), path, location, self.limits)
+        return resumed_reading(reader.opened, location, self.limits)
 
-    def _found(self, pattern: Pattern) -> Iterator[tuple[SourceFile, bool] | Skipped]:
-        """Files, each with whether its version is known, folder by folder."""
+    def _found(self, pattern: Pattern, budget: ListingBudget) -> Iterator[tuple[SourceFile, bool] | Skipped]:
+        """Files, each with whether its version is known, folder by folder and page by page."""
         root = self._checked(self.listing)
-        waiting, seen = deque([(root, "")]), {root.url}
-        while waiting:
-            folder, below = waiting.popleft()
-            before = ""
-            for link in self._links(folder, first=not below):
-                address = self._linked(folder, link)
-                if isinstance(address, Skipped):
-                    yield address
-                # An index may link a name and its icon.
-                elif address.url != before and address.url not in seen and not _is_above(address, folder):
-                    before = address.url
-                    relative = below + _name(address)
-                    if not _is_folder(address):
-                        yield from self._file(address, link, relative, pattern, root)
-                    elif _name(address).startswith("."):
-                        yield Skipped(address.printable, "A hidden folder.", visible=False)
-                    elif _is_below(address, folder) and pattern.may_match_below(relative):
-                        seen.add(address.url)
-                        self._require_bounded(len(seen), relative)
-                        waiting.append((address, f"{relative}/"))
-
-    def _links(self, folder: WebAddress, *, first: bool) -> Iterator[Link]:
-        with SpooledTemporaryFile(MEMORY_BYTES) as page:
+        look = _Look(root, deque([_Folder(root, "")]), {root.url})
+        while look.waiting:
+            folder = look.waiting.popleft()
             try:
-                content_type = self._read(folder, page)
-            except (SourceMissing, SourceForbidden):
-                if first:
+                yield from self._looked_into(folder, look, pattern, budget)
+            except (SourceMissing, SourceForbidden, UnreadableListingError) as error:
+                if not folder.below:
                     raise
-                return  # removed meanwhile, or not for us: the rest of the listing is
-            page.seek(0)
-            yield from links_of(iter(lambda: page.read(READ_BYTES), b""), content_type, folder.printable)
+                # The rest of the listing is; one that was removed meanwhile is none of anybody's business.
+                visible = not isinstance(error, SourceMissing)
+                yield Skipped(folder.address.printable, NO_LISTING[type(error)], visible=visible)
+        if look.doubt and not look.files:
+            raise UnreadableListingError(root.printable, look.doubt)
 
-    def _read(self, folder: WebAddress, page: IO[bytes]) -> str:
-        """Copy a listing and say what kind it is: its server must not wait while its files are asked for."""
-        with web_errors(folder.printable), self.client().get(folder.url, Deadline(LONGEST_CONVERSATION)) as answer:
-            for chunk in answer.chunks():
-                page.write(chunk)
-                if page.tell() > MAX_LISTING_BYTES:
-                    raise PermanentError(f"{folder.printable} has more than {MAX_LISTING_BYTES} bytes.")
-            return answer.headers.get("Content-Type", "")
+    def _looked_into(
+        self, folder: _Folder, look: _Look, pattern: Pattern, budget: ListingBudget
+    ) -> Iterator[tuple[SourceFile, bool] | Skipped]:
+        pages, seen, doubt, files_before = deque([folder.address]), {folder.address.url}, "", look.files
+        while pages:
+            asked = pages.popleft()
+            address, base, page = self._page(asked, budget)
+            if asked == folder.address:
+                self._require_same_place(address, folder, look.root)
+            doubt = doubt or _doubt_about(page, address)
+            for entry in self._resolved(budget.counted(page.entries), base):
+                if isinstance(entry, Skipped):
+                    yield entry
+                    continue
+                link, target = entry
+                if link.leads_on or _is_page_of(target, asked):
+                    _add_page(target, address, pages, seen)
+                elif not _is_above(target, address) and look.is_new(target):
+                    yield from self._entry(target, link, folder, look, pattern)
+        # A page that is no index for certain is one if it leads to files. Without any it is not known to be empty.
+        if doubt and look.files == files_before:
+            if folder.below:
+                raise UnreadableListingError(folder.address.printable, doubt)
+            look.doubt = doubt
 
-    def _linked(self, folder: WebAddress, link: Link) -> WebAddress | Skipped:
+    def _entry(
+        self, target: WebAddress, link: Link, folder: _Folder, look: _Look, pattern: Pattern
+    ) -> Iterator[tuple[SourceFile, bool] | Skipped]:
+        relative = folder.below + _name(target)
+        if not _is_folder(target):
+            look.files += file_type_of(relative) in INGESTIBLE_TYPES and self._may_hold(target, look.root)
+            yield from self._file(target, link, relative, pattern, look.root)
+        elif _name(target).startswith("."):
+            yield Skipped(target.printable, "A hidden folder.", visible=False)
+        elif _is_below(target, folder.address) and pattern.may_match_below(relative) and target.url not in look.folders:
+            look.folders.add(target.url)
+            self._require_bounded(len(look.folders), relative)
+            look.waiting.append(_Folder(target, f"{relative}/"))
+
+    def _page(self, asked: WebAddress, budget: ListingBudget) -> tuple[WebAddress, str, Page]:
+        """One page of a listing: the address that answered in the end, what its links are relative to, and its entries.
+
+        It is copied first: its server must not wait while its files are asked for.
+        """
+        with SpooledTemporaryFile(MEMORY_BYTES) as copy:
+            try:
+                address, headers = self._read(asked, copy, budget)
+            except SourceUnreachable:
+                # Where the time of the whole was over, that is what went wrong.
+                budget.seconds_left()
+                raise
+            size = copy.tell()
+            copy.seek(0)
+            page = read_page(copy, size, headers.get("Content-Type", ""), address.printable)
+        unfinished = page.facts.unfinished or unfinished_by(headers)
+        if unfinished:
+            raise UnreadableListingError(address.printable, unfinished)
+        page.entries = chain(page.entries, next_links(headers))
         try:
-            return self.client().check(urljoin(folder.url, link.target))
-        except (AddressRefused, ValueError) as error:
-            return Skipped(self._printable(link.target), str(error), visible="://" in link.target)
+            return address, urljoin(address.url, page.facts.base or ""), page
+        except ValueError:
+            raise UnreadableListingError(address.printable, "the base of its links is no address") from None
+
+    def _read(self, asked: WebAddress, copy: IO[bytes], budget: ListingBudget) -> tuple[WebAddress, Mapping[str, str]]:
+        deadline = Deadline(budget.page_time())
+        with web_errors(asked.printable), self.client().get(asked.url, deadline) as answer:
+            location = answer.address.printable
+            pieces = decoded_body(answer, location, decoder_of(answer, location))
+            pace = Pace(self.limits, location)
+            while piece := pace.timed(lambda: next(pieces, b"")):
+                copy.write(piece)
+                if copy.tell() > MAX_PAGE_BYTES:
+                    raise UnreadableListingError(location, f"it answers with more than {MAX_PAGE_BYTES} bytes")
+            return answer.address, answer.headers
+
+    def _require_same_place(self, address: WebAddress, folder: _Folder, root: WebAddress) -> None:
+        """A redirect to another place would make every link one that leads out."""
+        if self._may_hold(address, root):
+            return
+        if folder.below:
+            raise SourceForbidden(address.printable, "it leads out of the listing's folder")
+        raise ForbiddenPath(
+            root.printable,
+            f"it redirects to {address.printable}, outside of its folder. Name that address as the path, or say "
+            '"elsewhere": true in source_config.',
+        )
+
+    def _resolved(self, entries: Iterator[Link | Unusable], base: str) -> Iterator[tuple[Link, WebAddress] | Skipped]:
+        for entry in entries:
+            if isinstance(entry, Unusable):
+                yield Skipped(entry.shown, entry.reason)
+                continue
+            try:
+                yield entry, self.client().check(urljoin(base, entry.target))
+            except AddressRefused as error:
+                shown = printable(entry.target.partition("?")[0])
+                yield Skipped(shown, f"A link that may not be followed: {error.rule}.", visible="://" in entry.target)
+            except ValueError:
+                yield Skipped(printable(entry.target), "A link that is no address.")
+
+    def _may_hold(self, address: WebAddress, root: WebAddress) -> bool:
+        return self.elsewhere or _is_below(address, root)
 
     def _file(
         self, address: WebAddress, link: Link, relative: str, pattern: Pattern, root: WebAddress
@@ -176,18 +316,21 @@ class HttpSource:
         name = _name(address)
         if (skipped := refusal(address.printable, name)) is not None:
             yield skipped
-        elif not self.elsewhere and not _is_below(address, root):
+        elif not self._may_hold(address, root):
             yield Skipped(address.printable, "A link that leads out of the listing's folder.")
         else:
             etag = link.etag if link.modified_at is None else strong_etag(link.etag)
             file = SourceFile(address.url, name, link.size_bytes, link.modified_at, etag)
             yield file, link.tells_version
 
-    def _versioned(self, file: SourceFile) -> SourceFile | Skipped:
+    def _versioned(self, budget: ListingBudget, file: SourceFile) -> SourceFile | Skipped:
+        budget.seconds_left()
         try:
-            found = described(self.client(), file.path, file.name)
-        except (SourceMissing, SourceForbidden, ForbiddenPath) as error:
-            return Skipped(self._printable(file.path), str(error))
+            found = described(self.client(), file.path, file.name, self.limits)
+        except SourceMissing:
+            return Skipped(self._printable(file.path), "It was removed while the listing was read.")
+        except (SourceForbidden, ForbiddenPath) as error:
+            return Skipped(self._printable(file.path), f"No access: {error.reason.rstrip('.')}.")
         return replace(found, size_bytes=found.size_bytes if found.size_bytes is not None else file.size_bytes)
 
     def _require_bounded(self, folders: int, relative: str) -> None:
@@ -231,6 +374,39 @@ def _in_order(
         yield waiting.popleft().result()
 
 
+def _doubt_about(page: Page, address: WebAddress) -> str:
+    """Why a page may be no listing; empty where it is one for certain.
+
+    Raises:
+        UnreadableListingError: it is none.
+    """
+    facts = page.facts
+    if facts.unusable and not facts.links:
+        raise UnreadableListingError(address.printable, f"it answers with {facts.seen}, none of which is understood")
+    doubt = "" if facts.recognised else f"it answers with {facts.seen}, which is no index of a folder"
+    if doubt and not facts.links:
+        raise UnreadableListingError(address.printable, doubt)
+    return doubt
+
+
+def _add_page(target: WebAddress, page: WebAddress, pages: deque[WebAddress], seen: set[str]) -> None:
+    """Have a further page of the same folder read, once."""
+    if target.url in seen:
+        return
+    seen.add(target.url)
+    if target.origin != page.origin:
+        raise UnreadableListingError(page.printable, f"its next page is on another host ({target.printable})")
+    if len(seen) > MAX_PAGES:
+        raise UnreadableListingError(page.printable, f"it has more than {MAX_PAGES} pages")
+    pages.append(target)
+
+
+def _is_page_of(target: WebAddress, page: WebAddress) -> bool:
+    """Whether a link leads to the same folder by another query that names a page."""
+    there, here = urlsplit(target.url), urlsplit(page.url)
+    return target.origin == page.origin and there.path == here.path and is_page_query(there.query)
+
+
 def _folder_of(address: WebAddress) -> str:
     return urlsplit(address.url).path.rpartition("/")[0] + "/"
 
@@ -249,4 +425,9 @@ def _is_folder(address: WebAddress) -> bool:
 
 
 def _name(address: WebAddress) -> str:
-    return unquote(urlsplit(address.url).path.rstrip("/").rpartition("/")[2])
+    name = urlsplit(address.url).path.rstrip("/").rpartition("/")[2]
+    try:
+        return unquote(name, errors="strict")
+    except UnicodeDecodeError:
+        # Names of servers that write latin-1; the address keeps their bytes.
+        return unquote(name, encoding="latin-1")

@@ -22,14 +22,17 @@ from ingest_project.errors import (
     SourceUnreachable,
 )
 from ingest_project.sources.protocol import SourceFile
-from ingest_project.sources.resumed_reading import NO_LEASE
-from ingest_project.web.deadlines import Deadline
+from ingest_project.sources.resumed_reading import NO_LEASE, pass_over
+from ingest_project.sources.source_limits import Pace
+from ingest_project.web.answer import whole_number
+from ingest_project.web.deadlines import Deadline, deadline_in_force
 from ingest_project.web.decoding import Decoder, content_encoding_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ingest_project.sources.resumed_reading import Releasable
+    from ingest_project.sources.source_limits import SourceLimits
     from ingest_project.web.answer import Answer
     from ingest_project.web.client import WebClient
 
@@ -65,7 +68,7 @@ def web_errors(location: str) -> Iterator[None]:
         raise SourceUnreachable(location, error) from error
 
 
-def described(web: WebClient, url: str, name: str) -> SourceFile:
+def described(web: WebClient, url: str, name: str, limits: SourceLimits) -> SourceFile:
     """What the server says about a file now, from the headers alone.
 
     Raises:
@@ -73,14 +76,14 @@ def described(web: WebClient, url: str, name: str) -> SourceFile:
     """
     with web_errors(web.check(url).printable):
         try:
-            with web.get(url, Deadline(LONGEST_CONVERSATION), method="HEAD") as answer:
+            with web.get(url, Deadline(limits.answer_time), method="HEAD") as answer:
                 return _file(url, name, answer.headers, answer.content_length)
         except DownloadRefused as error:
             if error.http_status not in ASKED_OTHERWISE:
                 raise
         # Servers that sign addresses for GET refuse HEAD: the first byte tells as much.
         asked = {"Range": "bytes=0-0"}
-        with web.get(url, Deadline(LONGEST_CONVERSATION), headers=asked, accept=(200, 206, 416)) as answer:
+        with web.get(url, Deadline(limits.answer_time), headers=asked, accept=(200, 206, 416)) as answer:
             size = answer.content_length if answer.status == HTTPStatus.OK else _total(answer.headers)
             return _file(url, name, answer.headers, size)
 
@@ -93,11 +96,13 @@ class WebFileReader:
         web: contacts hosts within the rules.
         url: of the file.
         location: for messages.
+        limits: of its source.
     """
 
     web: WebClient
     url: str
     location: str
+    limits: SourceLimits
     version: tuple[str | None, datetime | None] | None = None
 
     def opened(self, offset: int) -> tuple[Releasable, OpenedWebFile]:
@@ -142,26 +147,27 @@ class WebFileReader:
         begins_at = _range_start(answer.headers) if continued else 0
         if begins_at != offset and continued:
             raise SourceUnreachable(self.location, "it answers with another range than was asked for")
-        encoding = content_encoding_of(answer.headers.get("Content-Encoding"), self.location)
-        if encoding and continued:
+        decoder = decoder_of(answer, self.location)
+        if decoder and continued:
             raise SourceUnreachable(self.location, "it answers with a range of something compressed")
         size = _total(answer.headers) if continued else answer.content_length
-        decoder = Decoder(encoding, MAX_EXPANSION, "100 times", self.location) if encoding else None
-        opened = OpenedWebFile(answer, stack, self.location, None if encoding else size, decoder)
+        pieces = decoded_body(answer, self.location, decoder)
+        opened = OpenedWebFile(pieces, stack, self.location, self.limits, None if decoder else size)
         # A server that cannot continue sends all of it again: what is known already is passed over.
-        opened.pass_over(0 if continued else offset)
+        pass_over(opened, 0 if continued else offset, Pace(self.limits, self.location))
         return opened
 
 
 class OpenedWebFile:
-    """One answer of a web server that is being read."""
+    """One answer of a web server that is being read; closes what it was read from."""
 
     def __init__(
-        self, answer: Answer, stack: ExitStack, location: str, size_bytes: int | None, decoder: Decoder | None
+        self, pieces: Iterator[bytes], stack: ExitStack, location: str, limits: SourceLimits, size_bytes: int | None
     ) -> None:
         self._stack = stack
         self._location = location
-        self._pieces = self._decoded(answer, decoder)
+        self._limits = limits
+        self._pieces = pieces
         self._rest = memoryview(b"")
         self.size_bytes = size_bytes
         self.modified_at: datetime | None = None
@@ -169,7 +175,8 @@ class OpenedWebFile:
     def read(self, size: int) -> bytes:
         """Some of the next bytes; empty at the end."""
         while not self._rest:
-            with web_errors(self._location):
+            # What frames a piece may come byte by byte as well.
+            with web_errors(self._location), deadline_in_force(Deadline(self._limits.answer_time)):
                 piece = next(self._pieces, None)
             if piece is None:
                 return b""
@@ -177,34 +184,48 @@ class OpenedWebFile:
         block, self._rest = bytes(self._rest[:size]), self._rest[size:]
         return block
 
-    def pass_over(self, count: int) -> None:
-        """Read so many bytes and drop them."""
-        while count and (block := self.read(count)):
-            count -= len(block)
-
     def close(self) -> None:
         """Stop reading."""
         self._stack.close()
 
-    def _decoded(self, answer: Answer, decoder: Decoder | None) -> Iterator[bytes]:
-        if decoder is None:
-            yield from answer.chunks()
-            return
-        try:
-            for chunk in answer.chunks():
-                yield from decoder.decoded(chunk)
-            decoder.finish()
-        except FileRejected as error:
-            raise SourceForbidden(self._location, error.detail.rstrip(".")) from error
+
+def decoded_body(answer: Answer, location: str, decoder: Decoder | None) -> Iterator[bytes]:
+    """The body, without the compression that its server put on it.
+
+    Raises:
+        SourceForbidden: it is not what its header says, or expands too much.
+    """
+    if decoder is None:
+        yield from answer.chunks()
+        return
+    try:
+        for chunk in answer.chunks():
+            yield from decoder.decoded(chunk)
+        decoder.finish()
+    except FileRejected as error:
+        raise SourceForbidden(location, error.detail.rstrip(".")) from error
+
+
+def decoder_of(answer: Answer, location: str) -> Decoder | None:
+    """What undoes the body's Content-Encoding; None where it has none.
+
+    Raises:
+        SourceForbidden: one that is not supported.
+    """
+    try:
+        encoding = content_encoding_of(answer.headers.get("Content-Encoding"), location)
+    except FileRejected as error:
+        raise SourceForbidden(location, error.detail.rstrip(".")) from error
+    return Decoder(encoding, MAX_EXPANSION, "100 times", location) if encoding else None
 
 
 def moment_of(value: str | None) -> datetime | None:
     """An HTTP date; None for anything else."""
     try:
         moment = parsedate_to_datetime(value or "")
-    except (ValueError, IndexError, TypeError):
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, IndexError, TypeError, OverflowError):
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def strong_etag(value: str | None) -> str | None:
@@ -214,7 +235,10 @@ def strong_etag(value: str | None) -> str | None:
 
 def _file(url: str, name: str, headers: Mapping[str, str], size_bytes: int | None) -> SourceFile:
     etag, modified_at = headers.get("ETag"), moment_of(headers.get("Last-Modified"))
-    encoded = headers.get("Content-Encoding", "identity") != "identity"
+    try:
+        encoded = content_encoding_of(headers.get("Content-Encoding"), name) is not None
+    except FileRejected:
+        encoded = True
     return SourceFile(
         path=url,
         name=name,
@@ -226,10 +250,8 @@ def _file(url: str, name: str, headers: Mapping[str, str], size_bytes: int | Non
 
 
 def _total(headers: Mapping[str, str]) -> int | None:
-    total = headers.get("Content-Range", "").rpartition("/")[2]
-    return int(total) if total.isascii() and total.isdigit() else None
+    return whole_number(headers.get("Content-Range", "").rpartition("/")[2])
 
 
 def _range_start(headers: Mapping[str, str]) -> int | None:
-    start = headers.get("Content-Range", "").strip().removeprefix("bytes ").partition("-")[0]
-    return int(start) if start.isascii() and start.isdigit() else None
+    return whole_number(headers.get("Content-Range", "").strip().removeprefix("bytes ").partition("-")[0])

@@ -1,184 +1,186 @@
-"""What a listing page names: the auto-index of a web server, a JSON list, or a plain list of links.
+"""One page of a web listing: the index of a web server, a JSON list, or a plain list of links.
 
-Read piece by piece. Times and sizes of an HTML index are rounded for people: they are not taken over.
+Times and sizes of an HTML index are rounded for people: they are not taken over. A small page is parsed here, in linear
+time; a larger one in a confined process, which may be stopped without harm.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from html.parser import HTMLParser
-from typing import TYPE_CHECKING, Any
+import tempfile
+from contextlib import closing
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
-from ingest_project.errors import PermanentError
+from ingest_project.confined.process import KILLED, ProcessLimits, run_confined
+from ingest_project.confined.start import OUT_OF_MEMORY
+from ingest_project.errors import SourceForbidden, UnreadableListingError
+from ingest_project.sources import listing_worker
+from ingest_project.sources.listing_html import html_links, root_element
+from ingest_project.sources.listing_json import json_links
+from ingest_project.sources.listing_page import Link, NotAListing, Page, PageFacts, Unusable, counted, printable
+from ingest_project.sources.listing_text import text_links
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-LINK_NAMES = ("href", "url", "link", "path", "name", "file_name", "filename", "key")
-SIZE_NAMES = ("size", "size_bytes", "length", "content_length")
-TIME_NAMES = ("mtime", "mod_time", "modified", "modified_at", "last_modified", "lastModified")
-LIST_NAMES = ("files", "items", "entries", "links", "objects", "results", "data")
-FOLDER_TYPES = ("directory", "dir", "folder")
-MAX_JSON_BYTES = 64 * 1024**2
-LONGEST_LINE = 16_384
+MAX_PAGE_BYTES = 256 * 1024**2
+PARSED_HERE_BYTES = 256 * 1024
+PROCESS_LIMITS = ProcessLimits(memory_bytes=2 * 1024**3, cpu_seconds=120, output_bytes=1024**3)
 # Enough to tell the kinds of listing apart.
-HEAD_BYTES = 512
+HEAD_BYTES = 4_096
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+TEXT_TYPES = ("text/plain", "text/uri-list")
+# How servers send what they do not know; it says nothing.
+UNSAID_TYPES = ("", "application/octet-stream", "binary/octet-stream")
+# Of those that HTML is written in, the ones in which a byte below 128 is always an ASCII character.
+CHARSETS = frozenset(
+    {"ascii", "utf-8", "koi8-r", "koi8-u", "euc_jp", "euc_kr", "gb2312", "gbk", "gb18030", "big5", "shift_jis", "cp932"}
+    | {f"iso8859-{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 15, 16)}
+    | {f"cp{page}" for page in (874, 1250, 1251, 1252, 1253, 1254, 1255, 1256, 1257, 1258)}
+)
+LONGEST_CHARSET = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One entry of a listing.
-
-    Args:
-        target: as it stands there, relative or not; a folder ends with a slash.
-        size_bytes: exact; None where the listing does not say.
-        modified_at: to the second, UTC; None where the listing does not say.
-        etag: as its server sends it.
-    """
-
-    target: str
-    size_bytes: int | None = None
-    modified_at: datetime | None = None
-    etag: str | None = None
-
-    @property
-    def tells_version(self) -> bool:
-        """Whether the file need not be asked for the version it has."""
-        return self.etag is not None or (self.size_bytes is not None and self.modified_at is not None)
-
-
-def links_of(chunks: Iterable[bytes], content_type: str, location: str) -> Iterator[Link]:
-    """What a listing names, in its order.
+def read_page(page: IO[bytes], size_bytes: int, content_type: str, location: str) -> Page:
+    """What a page says.
 
     Args:
-        chunks: the body.
+        page: its bytes, from the beginning; a file of the operating system where it is large.
+        size_bytes: of the page.
         content_type: as its server calls it.
         location: for messages.
 
     Raises:
-        PermanentError: JSON that is no list of files, or is too long.
+        UnreadableListingError: it is no listing, or none that can be read.
+        SourceForbidden: it asks for a password.
     """
-    pieces = iter(chunks)
-    head = b""
-    for piece in pieces:
-        head += piece
-        if len(head) >= HEAD_BYTES:
-            break
-    body = _chained(head, pieces)
+    try:
+        if size_bytes <= PARSED_HERE_BYTES:
+            return parsed_page(page.read(), content_type)
+        return _parsed_elsewhere(page, content_type)
+    except NotAListing as error:
+        if error.login:
+            raise SourceForbidden(location, f"it answers with {error.seen}; check the credentials") from error
+        raise UnreadableListingError(location, f"it answers with {error.seen}") from error
+
+
+def parsed_page(body: bytes, content_type: str) -> Page:
+    """A page in memory.
+
+    Raises:
+        NotAListing: as `read_page` tells it.
+    """
+    facts = PageFacts()
+    entries = list(counted(page_entries(body, content_type, facts), facts))
+    return Page(facts, iter(entries))
+
+
+def page_entries(body: bytes, content_type: str, facts: PageFacts) -> Iterator[Link | Unusable]:
+    """The entries of a page one by one; the facts are complete at the end.
+
+    Raises:
+        NotAListing: as `read_page` tells it.
+    """
     media_type = content_type.partition(";")[0].strip().lower()
-    beginning = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    if media_type.endswith(("json", "+json")) or beginning in (b"[", b"{"):
-        return _of_json(body, location)
-    if media_type in ("text/html", "application/xhtml+xml") or beginning == b"<":
-        return _of_html(body, _charset(content_type))
-    return _of_lines(body)
+    beginning = body[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if not beginning:
+        raise NotAListing("an empty answer")
+    known = media_type in (*HTML_TYPES, *TEXT_TYPES, *UNSAID_TYPES)
+    if media_type.endswith(("/json", "+json")) or (known and beginning in (b"[", b"{")):
+        return json_links(body, facts)
+    if media_type in HTML_TYPES or beginning == b"<":
+        return html_links(body, _charset(content_type), facts) if _is_html(body, media_type) else iter(())
+    if known:
+        return text_links(body, facts)
+    raise NotAListing(f"Content-Type {printable(media_type)[:60]!r}")
 
 
-def _chained(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield head
-    yield from rest
+def _is_html(body: bytes, media_type: str) -> bool:
+    root = root_element(body)
+    preamble = body[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if root in ("listbucketresult", "listallmybucketsresult"):
+        raise NotAListing("the XML of an S3 bucket; read it with source_type s3 and endpoint_url")
+    if root != "html" and ("xml" in media_type or preamble.startswith(b"<?xml")):
+        raise NotAListing(f"XML whose root is {printable(root)!r}")
+    if media_type not in (*HTML_TYPES, *TEXT_TYPES, *UNSAID_TYPES) and "xml" not in media_type:
+        raise NotAListing(f"Content-Type {printable(media_type)[:60]!r}")
+    return True
 
 
 def _charset(content_type: str) -> str:
-    name = content_type.lower().partition("charset=")[2].strip(' "').partition(";")[0]
-    try:
-        b"".decode(name or "utf-8")
-    except LookupError:
+    stated = content_type.lower().partition("charset=")[2].partition(";")[0].strip(" \"'")
+    if not stated:
         return "utf-8"
-    return name or "utf-8"
-
-
-class _Anchors(HTMLParser):
-    """Collects the targets of links."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.targets: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            self.targets += [value for name, value in attrs if name == "href" and value]
-
-
-def _of_html(chunks: Iterator[bytes], charset: str) -> Iterator[Link]:
-    import codecs  # noqa: PLC0415 - of this kind alone
-
-    decoder = codecs.getincrementaldecoder(charset)(errors="replace")
-    anchors = _Anchors()
-    for chunk in chunks:
-        anchors.feed(decoder.decode(chunk))
-        targets, anchors.targets = anchors.targets, []
-        # `?C=M;O=A` sorts an index of Apache's; a fragment is a place in this page.
-        yield from (Link(target.strip()) for target in targets if not target.startswith(("?", "#")))
-    anchors.close()
-    yield from (Link(target.strip()) for target in anchors.targets if not target.startswith(("?", "#")))
-
-
-def _of_lines(chunks: Iterator[bytes]) -> Iterator[Link]:
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from map(Link, _stated(lines))
-        if len(rest) > LONGEST_LINE:
-            raise PermanentError(f"A line of this listing has more than {LONGEST_LINE} bytes: it is no list of links.")
-    yield from map(Link, _stated([rest]))
-
-
-def _stated(lines: Iterable[bytes]) -> Iterator[str]:
-    for line in lines:
-        text = line.decode("utf-8-sig", "replace").strip()
-        if text and not text.startswith("#"):
-            yield text
-
-
-def _of_json(chunks: Iterator[bytes], location: str) -> Iterator[Link]:
-    body = bytearray()
-    for chunk in chunks:
-        body += chunk
-        if len(body) > MAX_JSON_BYTES:
-            raise PermanentError(f"{location} is JSON of more than {MAX_JSON_BYTES} bytes; a plain list may be longer.")
     try:
-        found = json.loads(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise PermanentError(f"{location} is not the JSON it seems to be: {str(error)[:100]}.") from error
-    if isinstance(found, dict):
-        found = next((found[name] for name in LIST_NAMES if isinstance(found.get(name), list)), None)
-    if not isinstance(found, list):
-        raise PermanentError(f"{location} is JSON without a list of files ({', '.join(LIST_NAMES)}).")
-    yield from (link for entry in found if (link := _of_entry(entry)) is not None)
+        name = codecs.lookup(stated).name if len(stated) <= LONGEST_CHARSET and stated.isascii() else ""
+    except (LookupError, ValueError):
+        name = ""
+    if name not in CHARSETS:
+        raise NotAListing(f"text in the charset {printable(stated)[:LONGEST_CHARSET]!r}, which pages are not read in")
+    return name
 
 
-def _of_entry(entry: object) -> Link | None:
-    if isinstance(entry, str):
-        return Link(entry)
-    if not isinstance(entry, dict):
-        return None
-    target = next((value for name in LINK_NAMES if isinstance(value := entry.get(name), str) and value), None)
-    if target is None:
-        return None
-    folder = str(entry.get("type", "")).lower() in FOLDER_TYPES or entry.get("is_dir") is True
-    if folder:
-        return Link(target if target.endswith("/") else f"{target}/")
-    etag = entry.get("etag")
-    return Link(target, _size(entry), _time(entry), etag if isinstance(etag, str) and etag else None)
+def _parsed_elsewhere(page: IO[bytes], content_type: str) -> Page:
+    output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who reads the entries
+    page.fileno()  # from memory to a file of the operating system
+    page.seek(0)
+    try:
+        with tempfile.TemporaryDirectory(prefix="listing-") as folder:
+            outcome = Path(folder, "outcome.json")
+            arguments = [str(outcome), content_type[:1_000]]
+            try:
+                code = run_confined(listing_worker.__file__, arguments, PROCESS_LIMITS, stdin=page, stdout=output)
+            except TimeoutError as error:
+                raise NotAListing(f"a page that cannot be parsed: {error}") from error
+            facts = _outcome(code, outcome)
+    except BaseException:
+        output.close()
+        raise
+    output.seek(0)
+    entries = _entries_of(output)
+    # Begun, so that it closes the file however it ends.
+    next(entries)
+    return Page(facts, entries)
 
 
-def _size(entry: dict[str, Any]) -> int | None:
-    value = next((entry[name] for name in SIZE_NAMES if name in entry), None)
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+def _outcome(code: int, outcome: Path) -> PageFacts:
+    if code == OUT_OF_MEMORY:
+        raise NotAListing(f"a page that takes more than {PROCESS_LIMITS.memory_bytes} bytes of memory to parse")
+    if code in KILLED:
+        raise NotAListing(f"a page that takes more than {PROCESS_LIMITS.cpu_seconds} s to parse")
+    if code or not outcome.exists():
+        raise NotAListing("a page that cannot be parsed: the process that did came to an end")
+    told = json.loads(outcome.read_text(encoding="utf-8"))
+    if "seen" not in told["facts"]:
+        raise NotAListing(told["facts"]["not_a_listing"], login=told["facts"]["login"])
+    return PageFacts(**told["facts"])
 
 
-def _time(entry: dict[str, Any]) -> datetime | None:
-    text = next((entry[name] for name in TIME_NAMES if isinstance(entry.get(name), str)), "")
-    for read in (parsedate_to_datetime, datetime.fromisoformat):
-        try:
-            moment = read(text)
-        except (ValueError, IndexError, TypeError):
-            continue
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return None
+def _entries_of(output: IO[bytes]) -> Iterator[Link | Unusable]:
+    with closing(output):
+        yield Unusable("", "")
+        for line in output:
+            kind, *fields = json.loads(line)
+            if kind == "unusable":
+                yield Unusable(*fields)
+            else:
+                target, size, time, etag, leads_on = fields
+                yield Link(target, size, datetime.fromisoformat(time) if time else None, etag, leads_on)
+
+
+def as_line(entry: Link | Unusable) -> str:
+    """An entry as the confined process writes it."""
+    if isinstance(entry, Unusable):
+        return json.dumps(["unusable", entry.shown, entry.reason])
+    time = entry.modified_at.isoformat() if entry.modified_at else None
+    return json.dumps(["link", entry.target, entry.size_bytes, time, entry.etag, entry.leads_on])
+
+
+def as_outcome(facts: PageFacts | NotAListing) -> str:
+    """What became of a page, as the confined process writes it."""
+    told = asdict(facts) if isinstance(facts, PageFacts) else {"not_a_listing": facts.seen, "login": facts.login}
+    return json.dumps({"facts": told})

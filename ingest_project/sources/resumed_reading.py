@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from ingest_project.errors import SourceChanged, SourceUnreachable
+from ingest_project.sources.source_limits import Pace, SourceLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,24 +42,32 @@ NO_LEASE: Releasable = _NoLease()
 
 
 @contextmanager
-def resumed_reading(open_at: OpenAt, location: str) -> Iterator[BinaryIO]:
+def resumed_reading(open_at: OpenAt, location: str, limits: SourceLimits | None = None) -> Iterator[BinaryIO]:
     """A file's bytes, buffered. A cut connection is replaced up to three times without a byte in between.
 
     Args:
         open_at: opens the file at a position, on a connection of its own.
         location: of the file, for messages.
+        limits: of its source; they hold over all connections together.
     """
-    raw = _ResumedFile(open_at, location)
+    raw = _ResumedFile(open_at, location, Pace(limits or SourceLimits(), location))
     with io.BufferedReader(raw, buffer_size=BUFFER_BYTES) as file:
         # typeshed's BufferedReader is generic; to a caller it is a BinaryIO.
         yield cast("BinaryIO", file)
 
 
+def pass_over(file: OpenedFile, count: int, pace: Pace) -> None:
+    """Read so many bytes and drop them: where a server cannot begin in the middle."""
+    while count and (block := pace.timed(partial(file.read, min(count, BUFFER_BYTES)))):
+        count -= len(block)
+
+
 class _ResumedFile(io.RawIOBase):
     """The unbuffered part."""
 
-    def __init__(self, open_at: OpenAt, location: str) -> None:
+    def __init__(self, open_at: OpenAt, location: str, pace: Pace) -> None:
         super().__init__()
+        self._pace = pace
         self._open_at = open_at
         self._location = location
         self._lease, self._file = open_at(0)
@@ -70,7 +80,7 @@ class _ResumedFile(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         view = memoryview(buffer).cast("B")
-        block = self._next_block(len(view))
+        block = self._pace.timed(lambda: self._next_block(len(view)))
         view[: len(block)] = block
         return len(block)
 

@@ -11,6 +11,7 @@ from ingest_project.messages.file_event import INGESTIBLE_TYPES, file_type_of
 from ingest_project.sources.protocol import Skipped
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
     from datetime import datetime, timedelta
 
     from ingest_project.sources.protocol import SourceFile
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 ANY_DEPTH = "**"
 WILDCARDS = "*?["
 MAX_PATTERN_LENGTH = 1_000
+MAX_REASONS = 50
+OTHER_REASONS = "Further reasons."
 # Excel's owner files stand beside an open workbook; .part, .tmp and their like are uploads that have not ended.
 LOCK_PREFIX = "~$"
 UNFINISHED_TYPES = ("part", "tmp", "partial", "filepart", "crdownload")
@@ -98,6 +101,12 @@ def refusal(path: str, name: str) -> Skipped | None:
             path, f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {kind or 'files without an ending'}."
         )
     return None
+
+
+def count_reason(counts: MutableMapping[str, int], reason: str, times: int = 1) -> None:
+    """Count why something was skipped. Strangers can cause any number of reasons: the later ones are counted as one."""
+    known = reason if reason in counts or len(counts) < MAX_REASONS else OTHER_REASONS
+    counts[known] = counts.get(known, 0) + times
 
 
 def ready_at(file: SourceFile, now: datetime, min_age: timedelta) -> datetime | None:

@@ -24,6 +24,7 @@ CHUNK_BYTES = 1024**2
 # A body of this size has usually come with the headers; reading it saves the connection.
 _SMALL_BYTES = 64 * 1024
 _PATIENCE = timedelta(seconds=1)
+_MAX_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class Answer:
     @property
     def content_length(self) -> int | None:
         """Bytes of the body as declared; None where it is not, or not as a number."""
-        declared = self.headers.get("Content-Length", "")
-        return int(declared) if declared.isascii() and declared.isdigit() else None
+        return whole_number(self.headers.get("Content-Length", ""))
 
     @property
     def ends_with_connection(self) -> bool:
@@ -81,3 +81,8 @@ class Answer:
     def close(self) -> None:
         """Close the connection unless the body was read to its end, when it is already free for the next request."""
         self.raw.close()
+
+
+def whole_number(text: str) -> int | None:
+    """A number as headers state it; None for anything else, and for one that no size or position can be."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None

@@ -104,7 +104,7 @@ class ListingServer:
             case "json":
                 return json.dumps([_described(entry) for entry in entries]).encode(), "application/json"
             case "lines":
-                return "\n".join(_href(entry) for entry in entries).encode(), "text/plain"
+                return "\n".join(["# files", *map(_href, entries)]).encode(), "text/plain"
 
 
 def _href(entry: Path) -> str:
@@ -125,7 +125,8 @@ def _apache(entries: list[Path], path: str) -> str:
         for entry in entries
     ]
     return (
-        '<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 3.2 Final//EN">\n<html>\n <body>\n<table>\n'
+        '<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 3.2 Final//EN">\n<html>\n <head>\n  <title>Index of '
+        f"{html.escape(path.rstrip('/'))}</title>\n </head>\n <body>\n<h1>Index of {html.escape(path)}</h1>\n<table>\n"
         '<tr><th><a href="?C=N;O=D">Name</a></th><th><a href="?C=M;O=A">Last modified</a></th></tr>\n'
         f'<tr><td><a href="{path.rstrip("/").rpartition("/")[0]}/">Parent Directory</a></td></tr>\n'
         + "\n".join(rows)
@@ -138,4 +139,4 @@ def _described(entry: Path) -> dict[str, object]:
     mtime = format_datetime(datetime.fromtimestamp(int(status.st_mtime), UTC), usegmt=True)
     if entry.is_dir():
         return {"name": entry.name, "type": "directory", "mtime": mtime}
-    return {"name": quote(entry.name), "type": "file", "mtime": mtime, "size": status.st_size}
+    return {"name": entry.name, "type": "file", "mtime": mtime, "size": status.st_size}
