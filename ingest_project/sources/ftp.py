@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ingest_project.sources.access import SourceAccess
     from ingest_project.sources.servers import Server
+    from ingest_project.sources.source_limits import SourceLimits
 
 PORTS: dict[Tls, int] = {"explicit": 21, "implicit": 990, "none": 21}
 # What anonymous servers ask for, by custom an address to write to.
@@ -41,6 +42,7 @@ class FtpLogin:
         password: None for anonymous access.
         ca_file: authorities that are trusted beside the system's.
         zone: of the times in the server's LIST.
+        limits: what it may take.
     """
 
     server: Server
@@ -48,7 +50,7 @@ class FtpLogin:
     tls: Tls
     ca_file: Path | None
     zone: tzinfo
-    timeout_seconds: float
+    limits: SourceLimits
 
     def connect(self) -> FtpConnection:
         """A new connection, logged in.
@@ -65,10 +67,10 @@ class FtpLogin:
             if isinstance(error, ftplib.Error | OSError | EOFError | ValueError):
                 raise login_failure(error, self.server.location) from error
             raise
-        return FtpConnection(wire, features, self.server.location, self.zone)
+        return FtpConnection(wire, features, self.server.location, self.zone, self.limits)
 
     def _begun(self) -> FtpWire:
-        connection = self.server.connect(self.timeout_seconds)
+        connection = self.server.connect(self.limits.timeout_seconds)
         try:
             return FtpWire(self.server.host, connection, self.tls, self.ca_file)
         except ftplib.error_perm as error:
@@ -108,7 +110,7 @@ def open_ftp(
             f'{server.location}: a password is not sent without TLS ("tls": "none") unless its credentials have '
             "plain_http."
         )
-    login = FtpLogin(server, password, tls, servers.ca_file, _zone(source_config), servers.timeout_seconds)
+    login = FtpLogin(server, password, tls, servers.ca_file, _zone(source_config), servers.limits)
     return server_source(source_config, login, guard, servers)
 
 

@@ -11,12 +11,16 @@ import ftplib
 import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import IO, TYPE_CHECKING
 
 from ingest_project.errors import ForbiddenPath, PermanentError, SourceMissing, SourceUnreachable
 from ingest_project.sources.ftp_failures import CLOSING, NOT_UNDERSTOOD, code_of, failure_of
-from ingest_project.sources.ftp_listing import listed_entry, machine_entry, time_of
+from ingest_project.sources.ftp_listing import listed_entry, machine_entry, size_of, time_of
+from ingest_project.sources.resumed_reading import pass_over
 from ingest_project.sources.server_connection import Entry
+from ingest_project.sources.source_limits import Pace
+from ingest_project.web.deadlines import Deadline
 
 if TYPE_CHECKING:
     import socket
@@ -24,12 +28,13 @@ if TYPE_CHECKING:
     from datetime import tzinfo
 
     from ingest_project.sources.ftp_wire import FtpWire
+    from ingest_project.sources.source_limits import SourceLimits
 
     Parse = Callable[[bytes], Entry | None]
 
 READ_BYTES = 256 * 1024
 LISTING_BYTES_IN_MEMORY = 4 * 1024**2
-MAX_LISTING_BYTES = 1024**3
+MAX_LISTING_BYTES = 256 * 1024**2
 MAX_LINE_BYTES = 8_192
 
 
@@ -41,10 +46,14 @@ class FtpConnection:
         features: what the server says it can do.
         location: of the server, for messages.
         zone: of the times in its LIST.
+        limits: what it may take.
     """
 
-    def __init__(self, wire: FtpWire, features: frozenset[str], location: str, zone: tzinfo) -> None:
+    def __init__(
+        self, wire: FtpWire, features: frozenset[str], location: str, zone: tzinfo, limits: SourceLimits
+    ) -> None:
         self.usable = True
+        self._limits = limits
         self._wire = wire
         self._location = location
         self._zone = zone
@@ -88,7 +97,7 @@ class FtpConnection:
             if time is None:
                 self._tells_time = False
                 return self._listed(path)
-            return Entry(path, "file", int(size) if size.isdigit() else None, time_of(time))
+            return Entry(path, "file", size_of(size), time_of(time))
 
     def opened(self, path: bytes, offset: int) -> FtpFile:
         """RETR, from a position where the server can; where it cannot, what comes before is read and dropped."""
@@ -98,8 +107,11 @@ class FtpConnection:
         with self._failures(path):
             connection, skip = self._retrieve(path, offset)
         file = FtpFile(self, connection, found, self._at(path))
-        while skip and (block := file.read(min(skip, READ_BYTES))):
-            skip -= len(block)
+        try:
+            pass_over(file, skip, Pace(self._limits, self._at(path)))
+        except BaseException:
+            file.close()
+            raise
         return file
 
     def close(self) -> None:
@@ -128,7 +140,7 @@ class FtpConnection:
 
     def _machine_described(self, path: bytes) -> Entry:
         reply = self._wire.sendcmd(f"MLST {_text(path)}")
-        line = next((line for line in reply.splitlines() if line.startswith(" ")), "").strip("\r\n").removeprefix(" ")
+        line = next((line for line in reply.split("\n") if line.startswith(" ")), "").strip("\r\n").removeprefix(" ")
         entry = machine_entry(line.encode("latin-1"))
         if entry.kind == "unknown":
             raise SourceUnreachable(self._at(path), "the answer to MLST is not understood")
@@ -160,8 +172,10 @@ class FtpConnection:
     def _listing(self, command: str) -> IO[bytes]:
         spool = tempfile.SpooledTemporaryFile(LISTING_BYTES_IN_MEMORY)  # noqa: SIM115 - closed by who reads it
         try:
+            pace, until = Pace(self._limits, self._location), Deadline(self._limits.page_time)
             with self._wire.transfercmd(command) as connection:
-                while block := connection.recv(READ_BYTES):
+                while block := pace.timed(partial(connection.recv, READ_BYTES)):
+                    until.seconds_left()
                     spool.write(block)
                     self._require_bounded(spool.tell())
             self._wire.voidresp()

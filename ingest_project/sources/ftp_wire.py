@@ -3,7 +3,8 @@
 The standard library speaks the protocol; here is what it leaves to its caller. Every line is read and sent as latin-1,
 so that each byte has one character and names pass unchanged. Data connections go to the host of the control connection,
 whatever address the server names: behind NAT it names one that nobody outside can reach, and a hostile one names a
-third party. TLS data connections resume the session of the control connection, which many servers demand.
+third party. TLS data connections resume the session of the control connection, which many servers demand. A reply is
+complete within the time-out and has so many lines and bytes at most: ftplib would wait for its last line for ever.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import ftplib
 import ssl
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from ingest_project.sources.ftp_failures import NOT_UNDERSTOOD, code_of
+from ingest_project.web.deadlines import Deadline, DeadlineSocket, DeadlineSSLSocket, deadline_in_force
 from ingest_project.web.grammar import MAX_PORT
 
 if TYPE_CHECKING:
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 FIRST_DATA_PORT = 1_024
 
 Tls = Literal["explicit", "implicit", "none"]
+
+# Greetings and the answer to FEAT are a few lines; nothing that is asked for here has more.
+MAX_REPLY_BYTES = 64 * 1024
+MAX_REPLY_LINES = 1_000
+CODE_LENGTH = 3
 
 
 class FtpWire(ftplib.FTP_TLS):
@@ -43,7 +51,7 @@ class FtpWire(ftplib.FTP_TLS):
         super().__init__(context=_tls_context(ca_file), timeout=connection.gettimeout(), encoding="latin-1")
         self.host = host
         self.af = connection.family
-        self.sock = connection
+        self.sock = connection = _with_deadline(connection)
         try:
             if tls == "implicit":
                 self.sock = self.context.wrap_socket(connection, server_hostname=host)
@@ -55,6 +63,28 @@ class FtpWire(ftplib.FTP_TLS):
             self.close()
             raise
         self._extended_passive = True
+
+    def getmultiline(self) -> str:
+        """One reply, all of its lines.
+
+        Raises:
+            TimeoutError: it is not complete within the time-out.
+            OSError: it is longer than replies are.
+        """
+        assert self.sock is not None  # noqa: S101 - set as long as the connection is open
+        assert self.timeout is not None  # noqa: S101 - set when the connection is made
+        self.sock.settimeout(self.timeout)
+        with deadline_in_force(Deadline(timedelta(seconds=self.timeout))):
+            lines = [self.getline()]
+            size, code = len(lines[0]), lines[0][:CODE_LENGTH]
+            ended = lines[0][CODE_LENGTH : CODE_LENGTH + 1] != "-"
+            while not ended:
+                lines.append(self.getline())
+                size += len(lines[-1]) + 1
+                if len(lines) > MAX_REPLY_LINES or size > MAX_REPLY_BYTES:
+                    raise OSError(f"a reply of more than {MAX_REPLY_LINES} lines or {MAX_REPLY_BYTES} bytes")
+                ended = lines[-1].startswith(f"{code} ") or lines[-1] == code
+        return "\n".join(lines)
 
     def makepasv(self) -> tuple[str, int]:
         """Where the server waits for the data connection; the port is its word, the host is not.
@@ -75,6 +105,7 @@ class FtpWire(ftplib.FTP_TLS):
     def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
         """Begin a transfer; the data connection is protected where the control connection is."""
         connection, size = super(ftplib.FTP_TLS, self).ntransfercmd(cmd, rest)
+        connection = _with_deadline(connection)
         if not isinstance(self.sock, ssl.SSLSocket):
             return connection, size
         try:
@@ -117,6 +148,14 @@ def _data_port(port: int) -> int:
     return port
 
 
+def _with_deadline(connection: socket.socket) -> socket.socket:
+    """The same connection, which keeps to the deadline in force."""
+    timeout = connection.gettimeout()
+    bounded = DeadlineSocket(fileno=connection.detach())
+    bounded.settimeout(timeout)
+    return bounded
+
+
 def _wire_text(text: str) -> str:
     return text.encode().decode("latin-1")
 
@@ -125,6 +164,7 @@ def _wire_text(text: str) -> str:
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """One for all connections: sessions are resumed only within the context they were made in."""
     context = ssl.create_default_context()
+    context.sslsocket_class = DeadlineSSLSocket
     if ca_file is not None:
         context.load_verify_locations(ca_file)
     return context

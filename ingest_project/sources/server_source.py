@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ingest_project.sources.protocol import Skipped, SourceFile
     from ingest_project.sources.server_connection import Entry, OpenedFile, ServerConnection
     from ingest_project.sources.servers import HostGuard, Server, ServerSettings
+    from ingest_project.sources.source_limits import SourceLimits
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ServerSource:
         names: how the server writes names.
         account: makes connections.
         pool: keeps them.
+        limits: what it may take.
     """
 
     path: str
@@ -42,6 +44,7 @@ class ServerSource:
     names: NameCoding
     account: Account[ServerConnection]
     pool: ConnectionPool
+    limits: SourceLimits
 
     @property
     def location(self) -> str:
@@ -65,7 +68,7 @@ class ServerSource:
         """Walk the folder, one open folder at a time. Symbolic links to folders are not followed."""
         parsed = Pattern.parse(pattern)
         self.require_allowed(self.path)
-        yield from Walk(self.account, self.pool, self.names, parsed).below(self.names.raw_path(self.path))
+        yield from Walk(self.account, self.pool, self.names, parsed, self.limits).below(self.names.raw_path(self.path))
 
     def stat(self, path: str) -> SourceFile:
         """Size and time of change as the server says now."""
@@ -81,7 +84,7 @@ class ServerSource:
         def open_at(offset: int) -> tuple[Lease[ServerConnection], OpenedFile]:
             return self.pool.begin(self.account, lambda connection: connection.opened(raw, offset))
 
-        return resumed_reading(open_at, self.canonical_location(path))
+        return resumed_reading(open_at, self.canonical_location(path), self.limits)
 
     def _allowed(self, path: str) -> bytes:
         self.require_allowed(path)
@@ -118,7 +121,7 @@ def server_source(
     account: Account[ServerConnection] = Account(login.server.location, login, login.connect)
     names = NameCoding.of(source_config.get("encoding", "utf-8"))
     path = str(source_config.get("path", ""))
-    return ServerSource(path, login.server, guard, names, account, connection_pool(servers))
+    return ServerSource(path, login.server, guard, names, account, connection_pool(servers), servers.limits)
 
 
 def connection_pool(settings: ServerSettings) -> ConnectionPool:

@@ -6,14 +6,22 @@ followed; a server that hides that a folder is a link is met by its own folder i
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ingest_project.errors import PermanentError, SourceForbidden, SourceMissing
+from ingest_project.errors import (
+    ForbiddenPath,
+    PermanentError,
+    SourceForbidden,
+    SourceMissing,
+    UnreadableListingError,
+)
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.selection import refusal
 from ingest_project.sources.server_names import is_askable, joined
+from ingest_project.sources.source_limits import ListingBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +30,13 @@ if TYPE_CHECKING:
     from ingest_project.sources.selection import Pattern
     from ingest_project.sources.server_connection import Entry, Kind, ServerConnection
     from ingest_project.sources.server_names import NameCoding
+    from ingest_project.sources.source_limits import SourceLimits
 
 MAX_DEPTH = 32
 MAX_FOLDERS = 100_000
 PRINTED_LENGTH = 200
+CLOSED_FOLDER = "A folder that its server does not let us into."
+GONE_FOLDER = "A folder that was removed meanwhile."
 NOT_A_FILE: Mapping[Kind, str] = {
     "folder": "A symbolic link to a folder; links are not followed.",
     "link": "A symbolic link; its server does not tell where it leads.",
@@ -59,12 +70,14 @@ class Walk:
         pool: whose connections are used, one at a time.
         names: how the server writes names.
         pattern: what is asked for.
+        limits: what it may take.
     """
 
     account: Account[ServerConnection]
     pool: ConnectionPool
     names: NameCoding
     pattern: Pattern
+    limits: SourceLimits
 
     def below(self, root: bytes) -> Iterator[SourceFile | Skipped]:
         """What the pattern asks for, folder by folder.
@@ -74,6 +87,7 @@ class Walk:
         """
         waiting = [_Folder(root, "")]
         looked_into = 0
+        budget = ListingBudget(self.limits, self.account.location)
         while waiting:
             looked_into += 1
             if looked_into > MAX_FOLDERS:
@@ -81,21 +95,32 @@ class Walk:
                     f"{self.account.location} has more than {MAX_FOLDERS} folders below {self.names.path(root)}. "
                     "Name a folder further down."
                 )
-            yield from self._looked_into(waiting.pop(), waiting.append)
+            budget.seconds_left()
+            yield from self._looked_into(waiting.pop(), waiting.append, budget)
 
-    def _looked_into(self, folder: _Folder, add: Callable[[_Folder], None]) -> Iterator[SourceFile | Skipped]:
+    def _looked_into(
+        self, folder: _Folder, add: Callable[[_Folder], None], budget: ListingBudget
+    ) -> Iterator[SourceFile | Skipped]:
         try:
             lease, entries = self.pool.begin(self.account, lambda connection: connection.entries(folder.raw))
         except (SourceMissing, SourceForbidden) as error:
             if folder.parent is None:
                 raise
             # One that was removed meanwhile is none of anybody's business.
-            yield Skipped(self.names.path(folder.raw), str(error), visible=isinstance(error, SourceForbidden))
+            forbidden = isinstance(error, SourceForbidden)
+            yield Skipped(self.names.path(folder.raw), CLOSED_FOLDER if forbidden else GONE_FOLDER, visible=forbidden)
             return
+        kinds: Counter[bool] = Counter()
         # Closed in this order: a listing that is left early still has something to say to its server.
         with lease, closing(entries):
-            for entry in entries:
+            for entry in budget.counted(entries):
+                kinds[entry.kind != "unknown"] += 1
                 yield from self._looked_at(entry, folder, lease.connection, add)
+        if kinds[False] and not kinds[True]:
+            if folder.parent is None:
+                location = f"{self.account.location}{self.names.path(folder.raw)}"
+                raise UnreadableListingError(location, f"none of the {kinds[False]} lines of its listing is understood")
+            yield Skipped(self.names.path(folder.raw), "A folder whose listing is not understood.")
 
     def _looked_at(
         self, entry: Entry, folder: _Folder, connection: ServerConnection, add: Callable[[_Folder], None]
@@ -103,7 +128,7 @@ class Walk:
         name = self.names.name(entry.name)
         relative = folder.relative + name
         if entry.kind == "unknown":
-            yield Skipped(_printable(name), "A line of the listing that is not understood.")
+            yield Skipped(_printable(name), "A line of the listing that is not understood, or has an impossible value.")
         elif not is_askable(entry.name):
             if name not in ("", ".", ".."):
                 yield Skipped(_printable(relative), "Its name has characters that cannot be asked for.")
@@ -138,8 +163,10 @@ class Walk:
             found = entry if entry.exact and entry.kind == "file" else connection.described(raw)
         except SourceMissing:
             return Skipped(path, "It was removed while the folder was read, or is a link that leads nowhere.")
-        except PermanentError as error:
-            return Skipped(path, str(error))
+        except (SourceForbidden, ForbiddenPath) as error:
+            return Skipped(path, f"No access: {error.reason.rstrip('.')}.")
+        except PermanentError:
+            return Skipped(path, "Its server does not describe it.")
         return source_file(path, name, found) if found.kind == "file" else Skipped(path, NOT_A_FILE[found.kind])
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from ingest_project.errors import AddressRefused, ForbiddenPath, PermanentError, SourceUnreachable
 from ingest_project.sources.access import named_credential
+from ingest_project.sources.source_limits import SourceLimits
 from ingest_project.web.grammar import MAX_PORT, MalformedAddressError, host_and_port, parse_server
 from ingest_project.web.hosts import INTERNAL_HOSTS, NO_LISTS, HostLists, HostPattern
 from ingest_project.web.pinned import Connector
@@ -42,6 +43,8 @@ class ServerSettings:
         max_connections: open at a time in this process, all servers together.
         max_connections_per_host: open at a time in this process to one server as one user.
         idle_seconds: how long an unused connection is kept.
+        max_listing_entries: of one look at a server.
+        max_listing_seconds: of one look at a server.
     """
 
     allowed_hosts: tuple[str, ...] = ()
@@ -52,6 +55,13 @@ class ServerSettings:
     max_connections: int = 16
     max_connections_per_host: int = 4
     idle_seconds: float = 60.0
+    max_listing_entries: int = 1_000_000
+    max_listing_seconds: float = 3_600.0
+
+    @property
+    def limits(self) -> SourceLimits:
+        """What one of them may take."""
+        return SourceLimits(self.timeout_seconds, self.max_listing_entries, self.max_listing_seconds)
 
     @classmethod
     def of(cls, settings: PollingSettings, lists: HostLists) -> ServerSettings:
@@ -65,6 +75,8 @@ class ServerSettings:
             max_connections=settings.source_connections,
             max_connections_per_host=settings.source_connections_per_host,
             idle_seconds=settings.source_idle_seconds,
+            max_listing_entries=settings.max_listing_entries,
+            max_listing_seconds=settings.max_listing_seconds,
         )
 
 

@@ -69,8 +69,8 @@ class Pages:
         self.url = f"{self._http.url}/"
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._http.__exit__(*exc)
+    def __exit__(self, *_exc: object) -> None:
+        self._http.__exit__(None, None, None)
 
     def _answer(self, asked: Request) -> Answer:
         target = asked.path + "".join(f"?{name}={value}" for name, value in asked.query.items())
