@@ -6,10 +6,13 @@ of file names (utf-8). Only what the credentials say is used to log in: no agent
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import paramiko
+from paramiko.packet import Packetizer
 
 from ingest_project.errors import PermanentError, SettingsError, SourceForbidden, SourceUnreachable
 from ingest_project.sources.server_source import ServerSource, server_source
@@ -19,15 +22,20 @@ from ingest_project.sources.sftp_host_keys import DEFAULT_PORT, FINGERPRINT, Hos
 from ingest_project.sources.sftp_private_key import private_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from datetime import timedelta
     from pathlib import Path
 
     from pydantic import SecretStr
 
     from ingest_project.sources.access import SourceAccess
     from ingest_project.sources.servers import Server
+    from ingest_project.sources.source_limits import SourceLimits
 
 KEEPALIVE_SECONDS = 30
+MAX_BANNER_BYTES = 64 * 1024
+# The protocol asks for 35,000 bytes; channels here take 32 KiB at a time.
+MAX_SSH_PACKET_BYTES = 1024**2
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class SftpLogin:
     Args:
         password: also asked for after the key by servers that want both.
         private_key_file: in any format of OpenSSH's.
+        limits: what it may take.
     """
 
     server: Server
@@ -44,7 +53,7 @@ class SftpLogin:
     private_key_file: Path | None
     private_key_passphrase: SecretStr | None
     host_keys: HostKeys
-    timeout_seconds: float
+    limits: SourceLimits
 
     def connect(self) -> SftpConnection:
         """A new connection, logged in; the server is known before anything of ours is sent.
@@ -56,10 +65,11 @@ class SftpLogin:
         """
         transport = self._begun()
         try:
-            self.host_keys.require_known(self.server, transport.get_remote_server_key())
-            self._log_in(transport)
-            transport.set_keepalive(KEEPALIVE_SECONDS)
-            return SftpConnection(transport, self.server.location, self.timeout_seconds)
+            with _closed_after(transport, self.limits.page_time):
+                self.host_keys.require_known(self.server, transport.get_remote_server_key())
+                self._log_in(transport)
+                transport.set_keepalive(KEEPALIVE_SECONDS)
+                return SftpConnection(transport, self.server.location, self.limits)
         except paramiko.AuthenticationException as error:
             transport.close()
             raise SourceForbidden(self.server.location, _refused(error)) from error
@@ -71,13 +81,14 @@ class SftpLogin:
             raise
 
     def _begun(self) -> paramiko.Transport:
-        connection = self.server.connect(self.timeout_seconds)
-        transport = paramiko.Transport(connection)
+        connection = self.server.connect(self.limits.timeout_seconds)
+        transport = paramiko.Transport(connection, packetizer_class=BoundedPackets)
+        timeout = self.limits.timeout_seconds
         try:
-            transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = self.timeout_seconds
+            transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = timeout
             if key_types := self.host_keys.key_types(self.server):
                 transport.get_security_options().key_types = key_types
-            transport.start_client(timeout=self.timeout_seconds)
+            transport.start_client(timeout=timeout)
         except (paramiko.SSHException, OSError, EOFError) as error:
             transport.close()
             raise SourceUnreachable(self.server.location, error) from error
@@ -96,6 +107,37 @@ class SftpLogin:
             wanted = transport.auth_password(self.server.username, self.password.get_secret_value())
         if not transport.is_authenticated():
             raise paramiko.AuthenticationException(f"the server also wants {', '.join(wanted)}")
+
+
+class BoundedPackets(Packetizer):
+    """paramiko's reader of packets, which would read a banner without end and a packet of any size."""
+
+    _banner_bytes = 0
+
+    def read_all(self, n: int, check_rekey: bool = False) -> bytes:  # noqa: FBT001, FBT002 - as paramiko has it
+        """So many bytes, as far as a packet may have them."""
+        if n > MAX_SSH_PACKET_BYTES:
+            raise paramiko.SSHException(f"a packet of {n} bytes; at most {MAX_SSH_PACKET_BYTES} are read")
+        return super().read_all(n, check_rekey)
+
+    def _read_timeout(self, timeout: float) -> bytes:
+        piece: bytes = super()._read_timeout(timeout)  # type: ignore[misc]
+        self._banner_bytes += len(piece)
+        if self._banner_bytes > MAX_BANNER_BYTES:
+            raise paramiko.SSHException(f"a banner of more than {MAX_BANNER_BYTES} bytes")
+        return piece
+
+
+@contextmanager
+def _closed_after(transport: paramiko.Transport, time: timedelta) -> Iterator[None]:
+    """Hang up on a server that lets a login take longer: some of what paramiko waits for has no time-out."""
+    timer = threading.Timer(time.total_seconds(), transport.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def open_sftp(
@@ -120,7 +162,7 @@ def open_sftp(
         private_key_file=credential.private_key_file,
         private_key_passphrase=credential.private_key_passphrase,
         host_keys=HostKeys(_pinned(credential.host_key_fingerprints), servers.known_hosts_file),
-        timeout_seconds=servers.timeout_seconds,
+        limits=servers.limits,
     )
     return server_source(source_config, login, guard, servers)
 

@@ -9,24 +9,47 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
+import struct
+import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import paramiko
-from paramiko.sftp import CMD_CLOSE, CMD_HANDLE, CMD_NAME, CMD_OPEN, CMD_OPENDIR, CMD_READDIR, SFTP_FLAG_READ
+from paramiko.sftp import (
+    CMD_ATTRS,
+    CMD_CLOSE,
+    CMD_DATA,
+    CMD_FSTAT,
+    CMD_HANDLE,
+    CMD_NAME,
+    CMD_OPEN,
+    CMD_OPENDIR,
+    CMD_READDIR,
+    CMD_STAT,
+    SFTP_FLAG_READ,
+    SFTPError,
+)
 
 from ingest_project.errors import ForbiddenPath, IngestError, SourceForbidden, SourceMissing, SourceUnreachable
+from ingest_project.sources.listing_page import MAX_SIZE_BYTES
 from ingest_project.sources.server_connection import Entry
+from ingest_project.sources.sftp_packets import attributes_of, names_of
+from ingest_project.web.deadlines import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from ingest_project.sources.server_connection import Kind
+    from ingest_project.sources.sftp_packets import Attributes
+    from ingest_project.sources.source_limits import SourceLimits
 
 REQUEST_BYTES = 32 * 1024
 WINDOW_BYTES = 2 * 1024**2
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-SPECIAL_NAMES = (b".", b"..")
+MAX_PACKET_BYTES = 4 * 1024**2
+MOST_EMPTY_PAGES = 100
+# How long the thread that sends requests may lag behind the answers to them.
+LAG_SECONDS = 2.0
 
 
 class SftpConnection:
@@ -35,16 +58,16 @@ class SftpConnection:
     Args:
         transport: the SSH connection.
         location: of the server, for messages.
-        timeout_seconds: of every single answer.
+        limits: what it may take.
     """
 
-    def __init__(self, transport: paramiko.Transport, location: str, timeout_seconds: float) -> None:
+    def __init__(self, transport: paramiko.Transport, location: str, limits: SourceLimits) -> None:
         self.usable = True
         self._transport = transport
         self._location = location
+        self._client: _SftpClient | None = None
         with self.failures(b""):
-            self._client = _SftpClient.begun(transport)
-            self._client.settimeout(timeout_seconds)
+            self._client = _SftpClient.begun(transport, limits)
 
     def answers(self) -> bool:
         """Whether the connection is open; keepalive finds out when the other side has gone."""
@@ -53,19 +76,19 @@ class SftpConnection:
     def entries(self, folder: bytes) -> Generator[Entry]:
         """Everything in a folder, a page of the server's size at a time."""
         with self.failures(folder):
-            handle = self._client.opened_folder(folder)
+            handle = self._sftp.opened_folder(folder)
         return self._pages(handle, folder)
 
     def described(self, path: bytes) -> Entry:
         """What is there, links followed."""
         with self.failures(path):
-            return _entry(path, self._client.stat(path))
+            return _entry(path, self._sftp.attributes(CMD_STAT, path))
 
     def opened(self, path: bytes, offset: int) -> SftpFile:
         """A file from a position."""
         with self.failures(path):
-            file = self._client.opened_file(path)
-            found = _entry(path, file.stat())
+            file = self._sftp.opened_file(path)
+            found = _entry(path, self._sftp.attributes(CMD_FSTAT, cast("bytes", file.handle)))
             if found.kind != "file":
                 file.close()
                 raise ForbiddenPath(self._at(path), "it is not a regular file.")
@@ -79,33 +102,43 @@ class SftpConnection:
     @contextlib.contextmanager
     def failures(self, path: bytes) -> Iterator[None]:
         """What paramiko raises becomes a source's error; only a refusal leaves the connection usable."""
+        if self._client is not None:
+            self._client.begin_operation()
         try:
             yield
         except IngestError:
             raise
-        except (OSError, paramiko.SSHException, EOFError, UnicodeDecodeError) as error:
+        except (OSError, paramiko.SSHException, SFTPError, EOFError, ValueError, struct.error) as error:
             failure = _failure(error, self._at(path))
             if isinstance(failure, SourceUnreachable):
                 self.usable = False
             raise failure from error
 
+    @property
+    def _sftp(self) -> _SftpClient:
+        assert self._client is not None  # noqa: S101 - from the beginning on
+        return self._client
+
     def _pages(self, handle: bytes, folder: bytes) -> Generator[Entry]:
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_folder, handle)
-            while True:
+            empty = 0
+            while empty < MOST_EMPTY_PAGES:
                 with self.failures(folder):
-                    page = self._client.next_page(handle)
+                    page = self._sftp.next_page(handle)
                 if page is None:
                     return
+                empty = 0 if page else empty + 1
                 for name, attributes in page:
-                    if name not in SPECIAL_NAMES:
-                        yield _entry(name, attributes)
+                    yield _entry(name, attributes)
+            self.usable = False
+            raise SourceUnreachable(self._at(folder), "its listing goes on without any names")
 
     def _close_folder(self, handle: bytes) -> None:
         # The listing is read; a connection that fails now is thrown away, and nothing else is lost.
         if self.usable:
             with contextlib.suppress(IngestError), self.failures(b""):
-                self._client.close_handle(handle)
+                self._sftp.close_handle(handle)
 
     def _at(self, path: bytes) -> str:
         return self._location + path.decode("utf-8", "replace")
@@ -161,17 +194,23 @@ class SftpFile:
 
 
 class _SftpClient(paramiko.SFTPClient):
-    """paramiko's client, with listings whose names are bytes."""
+    """paramiko's client: an operation has a total time, a packet a size, and a listing names of bytes."""
+
+    def __init__(self, channel: paramiko.Channel, limits: SourceLimits) -> None:
+        self._limits = limits
+        self.begin_operation()
+        super().__init__(channel)
 
     @classmethod
-    def begun(cls, transport: paramiko.Transport) -> _SftpClient:
-        client = cls.from_transport(transport)
-        if not isinstance(client, cls):
-            raise paramiko.SSHException("no SFTP session")
-        return client
+    def begun(cls, transport: paramiko.Transport, limits: SourceLimits) -> _SftpClient:
+        channel = transport.open_session(timeout=limits.timeout_seconds)
+        channel.settimeout(limits.timeout_seconds)
+        channel.invoke_subsystem("sftp")
+        return cls(channel, limits)
 
-    def settimeout(self, seconds: float) -> None:
-        self.sock.settimeout(seconds)
+    def begin_operation(self) -> None:
+        """Everything that is received from here on belongs to one operation."""
+        self._deadline = Deadline(self._limits.answer_time)
 
     def opened_file(self, path: bytes) -> _File:
         kind, message = self._request(CMD_OPEN, path, SFTP_FLAG_READ, paramiko.SFTPAttributes())  # type: ignore[attr-defined]
@@ -185,7 +224,14 @@ class _SftpClient(paramiko.SFTPClient):
             raise paramiko.SSHException("no handle for a folder")
         return bytes(message.get_string())
 
-    def next_page(self, handle: bytes) -> list[tuple[bytes, paramiko.SFTPAttributes]] | None:
+    def attributes(self, command: int, subject: bytes) -> Attributes:
+        """What STAT says of a path, or FSTAT of a handle."""
+        kind, message = self._request(command, subject)  # type: ignore[attr-defined]
+        if kind != CMD_ATTRS:
+            raise paramiko.SSHException("no attributes of a file")
+        return attributes_of(message.get_remainder())
+
+    def next_page(self, handle: bytes) -> list[tuple[bytes, Attributes]] | None:
         """The next names; None after the last."""
         try:
             kind, message = self._request(CMD_READDIR, handle)  # type: ignore[attr-defined]
@@ -193,16 +239,27 @@ class _SftpClient(paramiko.SFTPClient):
             return None
         if kind != CMD_NAME:
             raise paramiko.SSHException("no names from a folder")
-        page = []
-        for _ in range(message.get_int()):
-            name, _long_name = message.get_string(), message.get_string()
-            # The only reader of attributes that there is.
-            attributes = paramiko.SFTPAttributes._from_msg(message)  # type: ignore[attr-defined]  # noqa: SLF001
-            page.append((name, attributes))
-        return page
+        return names_of(message.get_remainder())
 
     def close_handle(self, handle: bytes) -> None:
         self._request(CMD_CLOSE, handle)  # type: ignore[attr-defined]
+
+    def _read_packet(self) -> tuple[int, bytes]:
+        size = int.from_bytes(self._read_all(4), "big")
+        if not 0 < size <= MAX_PACKET_BYTES:
+            raise paramiko.SSHException(f"a packet of {size} bytes; at most {MAX_PACKET_BYTES} are read")
+        packet = self._read_all(size)
+        return packet[0], packet[1:]
+
+    def _read_all(self, size: int) -> bytes:
+        received = bytearray()
+        while len(received) < size:
+            self.sock.settimeout(min(self._limits.timeout_seconds, self._deadline.seconds_left()))
+            piece = self.sock.recv(size - len(received))
+            if not piece:
+                raise EOFError
+            received += piece
+        return bytes(received)
 
 
 class _File(paramiko.SFTPFile):
@@ -212,12 +269,23 @@ class _File(paramiko.SFTPFile):
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             super()._prefetch_thread(chunks, max_concurrent_requests)  # type: ignore[misc]
 
+    def _async_response(self, kind: int, message: paramiko.Message, number: int) -> None:
+        # paramiko waits for ever for its thread to note a request that was not sent.
+        until = time.monotonic() + LAG_SECONDS
+        while kind == CMD_DATA and number not in self._prefetch_extents:  # type: ignore[attr-defined]
+            if time.monotonic() > until:
+                raise paramiko.SSHException("an answer to something that was not asked")
+            time.sleep(0)
+        super()._async_response(kind, message, number)  # type: ignore[misc]
 
-def _entry(name: bytes, attributes: paramiko.SFTPAttributes) -> Entry:
-    kind = _kind(attributes.st_mode)
-    modified_at = None if attributes.st_mtime is None else EPOCH + timedelta(seconds=attributes.st_mtime)
+
+def _entry(name: bytes, attributes: Attributes) -> Entry:
+    if attributes.size_bytes is not None and attributes.size_bytes > MAX_SIZE_BYTES:
+        return Entry(name, "unknown")
+    kind = _kind(attributes.mode)
+    modified_at = None if attributes.modified_at is None else EPOCH + timedelta(seconds=attributes.modified_at)
     # What is said of a link is said of the link itself.
-    return Entry(name, kind, attributes.st_size, modified_at, exact=kind == "file")
+    return Entry(name, kind, attributes.size_bytes, modified_at, exact=kind == "file")
 
 
 def _kind(mode: int | None) -> Kind:

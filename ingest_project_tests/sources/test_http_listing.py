@@ -395,7 +395,7 @@ def drip(head: bytes, piece: bytes = b"x") -> Any:  # noqa: ANN401
     return behave
 
 
-QUICK = {"polling": {"source_timeout_seconds": 0.4}}
+QUICK = {"polling": {"source_timeout_seconds": 0.2}}
 
 
 @pytest.mark.parametrize(
