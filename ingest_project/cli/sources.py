@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -12,7 +11,9 @@ from ingest_project.cli.output import AsJson, add_row, complain, counted, counts
 from ingest_project.errors import IngestError, TransientError
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
+from ingest_project.sources.further_down import files_further_down
 from ingest_project.sources.protocol import Skipped
+from ingest_project.sources.selection import count_reason
 
 if TYPE_CHECKING:
     from ingest_project.settings import ConfiguredSource
@@ -107,12 +108,12 @@ def look(name: str, configured: ConfiguredSource, services: Services) -> Seen:
 
 
 def _list(source: Source, pattern: str, seen: Seen) -> None:
-    skipped: Counter[str] = Counter()
+    skipped: dict[str, int] = {}
     for number, entry in enumerate(source.list_files(pattern)):
         if number >= MOST_ENTRIES:
             break
         if isinstance(entry, Skipped):
-            skipped[entry.reason] += 1
+            count_reason(skipped, entry.reason)
         else:
             seen.files += 1
             if len(seen.first) < SHOWN_FILES:
@@ -122,7 +123,9 @@ def _list(source: Source, pattern: str, seen: Seen) -> None:
                     seen.read_bytes = len(stream.read(READ_BYTES))
     else:
         seen.complete = True
-    seen.skipped = dict(skipped)
+    if not seen.files:
+        skipped |= files_further_down(source, pattern)
+    seen.skipped = skipped
 
 
 def _described(file: SourceFile) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from ingest_project.ahead import one_ahead
 from ingest_project.item_faults import storable
 from ingest_project.ledger.outbox import JobOutbox
 from ingest_project.polling.announcing import prepare, publish
+from ingest_project.sources.further_down import files_further_down
 from ingest_project.sources.protocol import Skipped, SourceFile
-from ingest_project.sources.selection import ready_at
+from ingest_project.sources.selection import count_reason, ready_at
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -87,7 +88,7 @@ class Discovery:
 
     def _skip(self, entries: Iterable[Skipped]) -> None:
         for entry in entries:
-            self.skipped[entry.reason] += 1
+            count_reason(self.skipped, entry.reason)
             if entry.visible:
                 self.show(entry.path, entry.reason)
 
@@ -129,6 +130,8 @@ def discover(services: Services, record: JobRecord) -> Discovery:
         for announcements in prepared_ones:
             publish(services, announcements, outbox)
             discovery.announced += len(announcements.messages)
+    if not discovery.found and not record.standing:
+        discovery.skipped.update(files_further_down(source, record.job.file_pattern))
     return discovery
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ingest_project.sources.local import LocalSource
 from ingest_project.sources.roots import Roots
+from ingest_project.sources.source_limits import SourceLimits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +28,7 @@ def open_dummy(source_config: Mapping[str, Any], access: SourceAccess) -> LocalS
     def place(path: str) -> Path:
         return _place(path, root)
 
-    return LocalSource(str(source_config.get("path") or root), roots, place)
+    return LocalSource(str(source_config.get("path") or root), roots, place, SourceLimits.of(access.settings))
 
 
 def _place(path: str, root: Path) -> Path:

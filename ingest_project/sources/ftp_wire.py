@@ -17,7 +17,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from ingest_project.sources.ftp_failures import NOT_UNDERSTOOD, code_of
-from ingest_project.web.deadlines import Deadline, DeadlineSocket, DeadlineSSLSocket, deadline_in_force
+from ingest_project.sources.timed import keeping_deadline
+from ingest_project.web.deadlines import Deadline, DeadlineSSLSocket, deadline_in_force
 from ingest_project.web.grammar import MAX_PORT
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class FtpWire(ftplib.FTP_TLS):
         super().__init__(context=_tls_context(ca_file), timeout=connection.gettimeout(), encoding="latin-1")
         self.host = host
         self.af = connection.family
-        self.sock = connection = _with_deadline(connection)
+        self.sock = connection = keeping_deadline(connection)
         try:
             if tls == "implicit":
                 self.sock = self.context.wrap_socket(connection, server_hostname=host)
@@ -105,7 +106,7 @@ class FtpWire(ftplib.FTP_TLS):
     def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
         """Begin a transfer; the data connection is protected where the control connection is."""
         connection, size = super(ftplib.FTP_TLS, self).ntransfercmd(cmd, rest)
-        connection = _with_deadline(connection)
+        connection = keeping_deadline(connection)
         if not isinstance(self.sock, ssl.SSLSocket):
             return connection, size
         try:
@@ -146,14 +147,6 @@ def _data_port(port: int) -> int:
     if not FIRST_DATA_PORT <= port <= MAX_PORT:
         raise ftplib.error_proto(f"the server names port {port} for data")  # noqa: S321 - FTP is what this module is for
     return port
-
-
-def _with_deadline(connection: socket.socket) -> socket.socket:
-    """The same connection, which keeps to the deadline in force."""
-    timeout = connection.gettimeout()
-    bounded = DeadlineSocket(fileno=connection.detach())
-    bounded.settimeout(timeout)
-    return bounded
 
 
 def _wire_text(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -18,6 +18,7 @@ from ingest_project.errors import ForbiddenPath, IngestError
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.roots import MAX_PATH_BYTES, Roots, described, failure_of, require_path
 from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.sources.source_limits import ListingBudget, SourceLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
 
     from ingest_project.sources.access import SourceAccess
 
+# One folder is open for each level.
+MAX_DEPTH = 32
+
 
 def open_local(source_config: Mapping[str, Any], access: SourceAccess) -> LocalSource:
     """Folders of this host; relative paths start at the current folder."""
     roots = Roots.of(
         access.settings.local_roots, setting="INGEST_LOCAL_ROOTS", hard_links=access.settings.allow_hard_links
     )
-    return LocalSource(str(source_config.get("path", "")), roots, Path)
+    return LocalSource(str(source_config.get("path", "")), roots, Path, SourceLimits.of(access.settings))
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,13 @@ class LocalSource:
         path: as the job or event names it.
         roots: what may be read.
         place: from a path as named to one relative to the current folder.
+        limits: what it may take.
     """
 
     path: str
     roots: Roots
     place: Callable[[str], Path]
+    limits: SourceLimits = field(default_factory=SourceLimits)
 
     @property
     def location(self) -> str:
@@ -75,7 +81,7 @@ class LocalSource:
         """Walk the folder, one open folder per level. Symlinks to folders are not followed."""
         parsed = Pattern.parse(pattern)
         with self.roots.opened_folder(self._at(self.path), self.path) as folder:
-            yield from self._walk(folder, "", parsed)
+            yield from self._walk(folder, "", parsed, ListingBudget(self.limits, self.location))
 
     def stat(self, path: str) -> SourceFile:
         """Size and time of change of the file that is there now."""
@@ -92,35 +98,39 @@ class LocalSource:
             # typeshed's BufferedReader is generic; to a caller it is a BinaryIO.
             yield cast("BinaryIO", file)
 
-    def _walk(self, folder: int, below: str, pattern: Pattern) -> Iterator[SourceFile | Skipped]:
+    def _walk(self, folder: int, below: str, pattern: Pattern, budget: ListingBudget) -> Iterator[SourceFile | Skipped]:
         try:
             with os.scandir(folder) as entries:
-                for entry in entries:
-                    yield from self._look_at(entry, folder, below, pattern)
+                for entry in budget.counted(entries):
+                    yield from self._look_at(entry, folder, below, pattern, budget)
         except OSError as error:
             raise failure_of(error, self._full(below)) from error
 
     def _look_at(
-        self, entry: os.DirEntry[str], folder: int, below: str, pattern: Pattern
+        self, entry: os.DirEntry[str], folder: int, below: str, pattern: Pattern, budget: ListingBudget
     ) -> Iterator[SourceFile | Skipped]:
         relative = below + entry.name
         if _is_folder(entry):
             if pattern.may_match_below(relative):
-                yield from self._look_into(entry, folder, relative, pattern)
+                yield from self._look_into(entry, folder, relative, pattern, budget)
         elif pattern.matches(relative):
             yield refusal(self._full(relative), entry.name) or self._taken(entry, relative)
 
     def _look_into(
-        self, entry: os.DirEntry[str], folder: int, relative: str, pattern: Pattern
+        self, entry: os.DirEntry[str], folder: int, relative: str, pattern: Pattern, budget: ListingBudget
     ) -> Iterator[SourceFile | Skipped]:
         if entry.name.startswith("."):
             yield Skipped(_printable(self._full(relative)), "A hidden folder.", visible=False)
+        elif relative.count("/") >= MAX_DEPTH:
+            yield Skipped(_printable(self._full(relative)), f"A folder more than {MAX_DEPTH} levels down.")
         elif entry.is_symlink():
             yield Skipped(_printable(self._full(relative)), "A symbolic link to a folder; links are not followed.")
         else:
-            yield from self._subfolder(entry.name, folder, relative, pattern)
+            yield from self._subfolder(entry.name, folder, relative, pattern, budget)
 
-    def _subfolder(self, name: str, folder: int, relative: str, pattern: Pattern) -> Iterator[SourceFile | Skipped]:
+    def _subfolder(
+        self, name: str, folder: int, relative: str, pattern: Pattern, budget: ListingBudget
+    ) -> Iterator[SourceFile | Skipped]:
         try:
             opened = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
@@ -129,7 +139,7 @@ class LocalSource:
             yield Skipped(_printable(self._full(relative)), "A folder that this process may not read.")
             return
         try:
-            yield from self._walk(opened, f"{relative}/", pattern)
+            yield from self._walk(opened, f"{relative}/", pattern, budget)
         finally:
             os.close(opened)
 

@@ -9,8 +9,9 @@ GUIDs counts as two: the service does not say which name a GUID has.
 
 from __future__ import annotations
 
+import io
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -21,6 +22,7 @@ from ingest_project.errors import (
     SourceForbidden,
     SourceUnreachable,
     StoreUnavailable,
+    UnreadableListingError,
 )
 from ingest_project.onelake.accounts import ALLOWED_ACCOUNTS
 from ingest_project.onelake.address import OneLakeAddress, parse_address, safe_path
@@ -31,6 +33,9 @@ from ingest_project.onelake.reading import open_file
 from ingest_project.sources.access import named_credential, require_for_host
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.sources.source_limits import ListingBudget, SourceLimits
+from ingest_project.sources.timed import PacedReader, within_budget
+from ingest_project.web.deadlines import Deadline, deadline_in_force
 from ingest_project.web.urls import parse_url, printable_url
 
 if TYPE_CHECKING:
@@ -60,7 +65,7 @@ def open_onelake(source_config: Mapping[str, Any], access: SourceAccess) -> OneL
         raise PermanentError("The credentials that the job names have no sas_token and no account_key.")
     path = str(source_config.get("path") or "")
     options = access.clients.onelake_options(credential)
-    return OneLakeSource(path, options, access.clients.accounts, credential)
+    return OneLakeSource(path, options, access.clients.accounts, credential, SourceLimits.of(access.settings))
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,14 @@ class OneLakeSource:
         options: who we are, and how patient.
         accounts: that a setting names.
         credential: the stored one that the job names; None where the settings' own is used.
+        limits: what it may take.
     """
 
     path: str
     options: OneLakeOptions
     accounts: Callable[[], tuple[AllowedAccount, ...]] = tuple
     credential: Credential | None = None
+    limits: SourceLimits = field(default_factory=SourceLimits)
 
     @property
     def location(self) -> str:
@@ -129,10 +136,10 @@ class OneLakeSource:
         """Page by page of 5,000: all below the folder at once where the pattern has `**`, level by level if not."""
         parsed = Pattern.parse(pattern)
         root = self.address(self.path)
-        waiting = [root]
+        waiting, budget = [root], ListingBudget(self.limits, self.location)
         while waiting:
             folder = waiting.pop()
-            for found in self._listed(folder, recursive=parsed.recursive):
+            for found in within_budget(self._listed(folder, recursive=parsed.recursive), budget):
                 relative = _below(found.path, root)
                 if not found.is_folder:
                     yield from self._looked_at(found, relative, root, parsed)
@@ -142,7 +149,8 @@ class OneLakeSource:
     def stat(self, path: str) -> SourceFile:
         """What the service says about the file that is there now."""
         address = self.address(path)
-        with _told_as_source(address.url), onelake_errors(address.url):
+        in_time = deadline_in_force(Deadline(self.limits.page_time))
+        with _told_as_source(address.url), onelake_errors(address.url), in_time:
             found = self._files(address).get_file_client(address.path).get_file_properties()
         if (found.metadata or {}).get("hdi_isfolder") == "true":
             raise ForbiddenPath(address.url, "it is not a regular file.")
@@ -160,11 +168,16 @@ class OneLakeSource:
         address = self.address(path)
         # Around the whole block: what fails while it is read is told like what fails when it is opened.
         with _told_as_source(address.url), open_file(self._files(address), address) as file:
-            yield cast("BinaryIO", file)
+            yield cast("BinaryIO", io.BufferedReader(PacedReader(cast("BinaryIO", file), self.limits, address.url)))
 
     def _listed(self, folder: OneLakeAddress, *, recursive: bool) -> Iterator[Listed]:
-        with _told_as_source(folder.url):
-            yield from list_folder(self._files(folder), folder, recursive=recursive)
+        try:
+            with _told_as_source(folder.url):
+                yield from list_folder(self._files(folder), folder, recursive=recursive)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            # The SDK reads numbers and times without a guard.
+            said = f"it answers with an impossible value ({type(error).__name__})"
+            raise UnreadableListingError(folder.url, said) from error
 
     def _looked_at(
         self, found: Listed, relative: str, root: OneLakeAddress, pattern: Pattern

@@ -6,17 +6,20 @@ A job's `source_config`: `path` (`s3://bucket/prefix`, or a prefix beside `bucke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
-from ingest_project.errors import ForbiddenPath
+from ingest_project.errors import ForbiddenPath, UnreadableListingError
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.resumed_reading import resumed_reading
 from ingest_project.sources.s3_failures import s3_errors
 from ingest_project.sources.s3_place import place_of
 from ingest_project.sources.s3_reading import ObjectReader
 from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.sources.source_limits import ListingBudget, SourceLimits
+from ingest_project.sources.timed import within_budget
+from ingest_project.web.deadlines import Deadline, deadline_in_force
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,6 +46,7 @@ def open_s3(source_config: Mapping[str, Any], access: SourceAccess) -> S3Source:
         place_of(source_config, access),
         access.clients,
         requester_pays=source_config.get("requester_pays") in (True, "true"),
+        limits=SourceLimits.of(access.settings),
     )
 
 
@@ -55,12 +59,14 @@ class S3Source:
         place: the bucket, and who we are there.
         clients: makes the client.
         requester_pays: whether we pay for what the bucket's owner would not.
+        limits: what it may take.
     """
 
     prefix: str
     place: S3Place
     clients: Clients
     requester_pays: bool = False
+    limits: SourceLimits = field(default_factory=SourceLimits)
 
     @property
     def location(self) -> str:
@@ -85,12 +91,16 @@ class S3Source:
         parsed = Pattern.parse(pattern)
         prefix = self.place.key(self.prefix).rstrip("/")
         root = f"{prefix}/" if prefix else ""
-        waiting = [root + parsed.fixed_beginning]
+        waiting, budget = [root + parsed.fixed_beginning], ListingBudget(self.limits, self.place.location)
         while waiting:
-            for page in self._pages(waiting.pop(), parsed):
-                for found in page.get("Contents", ()):
-                    yield from self._looked_at(found, len(root), parsed)
-                for folder in page.get("CommonPrefixes", ()):
+            for page in self._pages(waiting.pop(), parsed, budget):
+                contents, folders = page.get("Contents", []), page.get("CommonPrefixes", [])
+                budget.count(len(contents) + len(folders))
+                for found in contents:
+                    with s3_errors(self.place.location):
+                        entries = list(self._looked_at(found, len(root), parsed))
+                    yield from entries
+                for folder in folders:
                     below = str(folder.get("Prefix", ""))
                     if parsed.may_match_below(below[len(root) : -1]):
                         waiting.append(below)
@@ -98,7 +108,7 @@ class S3Source:
     def stat(self, path: str) -> SourceFile:
         """What S3 says about the object that is there now."""
         key = self.place.key(path)
-        with s3_errors(self.canonical_location(path)):
+        with s3_errors(self.canonical_location(path)), deadline_in_force(Deadline(self.limits.answer_time)):
             found = self._client.head_object(Bucket=self.place.bucket, Key=key, **self._payer)
         return SourceFile(
             path=self.place.path(key),
@@ -111,23 +121,30 @@ class S3Source:
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
         """The object's bytes, all of one version; a cut connection is replaced and the reading goes on."""
         key, location = self.place.key(path), self.canonical_location(path)
-        reader = ObjectReader(self._client, self.place.bucket, key, location, self._payer)
-        return resumed_reading(reader.opened, location)
+        reader = ObjectReader(self._client, self.place.bucket, key, location, self._payer, self.limits)
+        return resumed_reading(reader.opened, location, self.limits)
 
     @property
     def _client(self) -> S3Client:
+        from ingest_project.sources.s3_bounds import bound  # noqa: PLC0415 - imports botocore
+
         with s3_errors(self.place.location):
-            return self.clients.s3(self.place.account)
+            return bound(self.clients.s3(self.place.account))
 
     @property
     def _payer(self) -> dict[str, Any]:
         return {"RequestPayer": "requester"} if self.requester_pays else {}
 
-    def _pages(self, prefix: str, pattern: Pattern) -> Iterator[ListObjectsV2OutputTypeDef]:
+    def _pages(self, prefix: str, pattern: Pattern, budget: ListingBudget) -> Iterator[ListObjectsV2OutputTypeDef]:
         delimiter: dict[str, Any] = {} if pattern.recursive else {"Delimiter": "/"}
-        with s3_errors(f"{self.place.location}/{quote(prefix, safe=SAFE_IN_KEY)}"):
+        location = f"{self.place.location}/{quote(prefix, safe=SAFE_IN_KEY)}"
+        with s3_errors(location):
             pages = self._client.get_paginator("list_objects_v2")
-            yield from pages.paginate(Bucket=self.place.bucket, Prefix=prefix, **delimiter, **self._payer)
+            found = iter(pages.paginate(Bucket=self.place.bucket, Prefix=prefix, **delimiter, **self._payer))
+            for page in within_budget(found, budget):
+                if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+                    raise UnreadableListingError(location, "S3 says that there is more, and not how to ask for it")
+                yield page
 
     def _looked_at(self, found: ObjectTypeDef, root_length: int, pattern: Pattern) -> Iterator[SourceFile | Skipped]:
         key = found["Key"]

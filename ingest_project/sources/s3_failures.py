@@ -5,7 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ingest_project.errors import SourceChanged, SourceForbidden, SourceMissing, SourceUnreachable
+from ingest_project.errors import (
+    SourceChanged,
+    SourceForbidden,
+    SourceMissing,
+    SourceUnreachable,
+    UnreadableListingError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +40,7 @@ def s3_errors(location: str) -> Iterator[None]:
         SourceForbidden: no credentials, wrong ones, no right, an archived object, another region.
         SourceChanged: the object is not the version that was asked for.
         SourceUnreachable: no answer, a cut one, or one that may be another later.
+        UnreadableListingError: an answer with a number or a time that is none.
     """
     from botocore.exceptions import (  # noqa: PLC0415 - loaded already where S3 is used
         BotoCoreError,
@@ -55,6 +62,9 @@ def s3_errors(location: str) -> Iterator[None]:
         raise SourceMissing(location) from error
     except (BotoCoreError, OSError) as error:
         raise SourceUnreachable(location, _sentence(error)) from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        # The SDK reads numbers and times without a guard.
+        raise UnreadableListingError(location, f"S3 answered with an impossible value ({_sentence(error)})") from error
 
 
 def _failure_of_answer(error: ClientError, location: str) -> IngestError:

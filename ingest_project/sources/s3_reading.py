@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ingest_project.sources.resumed_reading import NO_LEASE
 from ingest_project.sources.s3_failures import s3_errors
+from ingest_project.web.deadlines import Deadline, deadline_in_force
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from ingest_project.sources.resumed_reading import Releasable
+    from ingest_project.sources.source_limits import SourceLimits
+
+READ_BYTES = 64 * 1024
 
 
 @dataclass
@@ -25,6 +29,7 @@ class ObjectReader:
         client: of its account.
         location: for messages.
         payer: further arguments of each request.
+        limits: of its source.
     """
 
     client: S3Client
@@ -32,6 +37,7 @@ class ObjectReader:
     key: str
     location: str
     payer: dict[str, Any]
+    limits: SourceLimits
     etag: str | None = field(default=None, init=False)
     size_bytes: int = field(default=0, init=False)
 
@@ -44,17 +50,21 @@ class ObjectReader:
         wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
         if offset:
             wanted["Range"] = f"bytes={offset}-"
-        with s3_errors(self.location):
+        with s3_errors(self.location), deadline_in_force(Deadline(self.limits.answer_time)):
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key, **wanted, **self.payer)
         if self.etag is None:
             self.etag, self.size_bytes = answer["ETag"], answer["ContentLength"]
-        return NO_LEASE, OpenedObject(answer["Body"], self.location, self.size_bytes, answer["LastModified"])
+        body = answer["Body"]
+        return NO_LEASE, OpenedObject(body, self.location, self.size_bytes, answer["LastModified"], self.limits)
 
 
 class OpenedObject:
     """One answer of S3 that is being read."""
 
-    def __init__(self, body: StreamingBody, location: str, size_bytes: int, modified_at: datetime) -> None:
+    def __init__(
+        self, body: StreamingBody, location: str, size_bytes: int, modified_at: datetime, limits: SourceLimits
+    ) -> None:
+        self._limits = limits
         self._body = body
         self._location = location
         self.size_bytes: int | None = size_bytes
@@ -62,8 +72,9 @@ class OpenedObject:
 
     def read(self, size: int) -> bytes:
         """Some of the next bytes; empty at the end."""
-        with s3_errors(self._location):
-            return self._body.read(size)
+        # The body is read until all that was asked for is there: so much comes in time at the least speed.
+        with s3_errors(self._location), deadline_in_force(Deadline(self._limits.answer_time)):
+            return self._body.read(min(size, READ_BYTES))
 
     def close(self) -> None:
         """Stop reading."""

@@ -42,6 +42,12 @@ def test_a_source_is_tried_and_what_it_shows_is_said(ingest: Ingest, inbox: Path
     assert "30 s" in ingest("sources", "list").out
 
 
+def test_a_source_that_shows_nothing_says_which_pattern_would_find_something(ingest: Ingest, inbox: Path) -> None:
+    (inbox / "hall").mkdir()
+    (inbox / "hall/a.csv").write_text("x,y\n")
+    assert "'**/*' takes it" in ingest("sources", "test", "inbox").out.replace("\n", " ")
+
+
 @pytest.mark.usefixtures("inbox")
 def test_a_source_that_cannot_be_used_fails_with_the_reason(ingest: Ingest) -> None:
     result = ingest("sources", "test", "gone")

@@ -70,6 +70,16 @@ def test_a_file_that_changed_a_moment_ago_is_looked_at_again_once_it_has_settled
     assert announced(system) == 2
 
 
+def test_a_job_that_finds_nothing_says_how_many_files_lie_deeper_and_which_pattern_takes_them(system: System) -> None:
+    for number in range(3):
+        system.write(f"hall/{number}.csv", readings(1, str(number)))
+    system.send_job(system.folder, "*.csv")
+    poll(system)
+    record = only_job(system)
+    assert (record.state, record.files_found, announced(system)) == (JobState.DONE, 0, 0)
+    assert record.skipped == {"In a folder that the pattern '*.csv' does not reach; '**/*.csv' takes it.": 3}
+
+
 def test_what_is_found_is_what_was_published_and_what_was_skipped(system: System) -> None:
     for number in range(5):
         system.write(f"{number}.csv", readings(1, str(number)))

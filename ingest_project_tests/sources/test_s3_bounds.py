@@ -1,0 +1,109 @@
+"""What an S3 server may answer: a listing of a bucket, of some size, within some time, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ingest_project.connections import source_clients
+from ingest_project.errors import PermanentError, SourceUnreachable, UnreadableListingError
+from ingest_project.settings import Settings
+from ingest_project.sources.protocol import SourceFile
+from ingest_project.sources.registry import open_source
+from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
+from ingest_project_tests.services.raw_server import RawServer, request
+
+if TYPE_CHECKING:
+    import socket
+
+    from ingest_project.sources.protocol import Source
+
+XML = {"Content-Type": "application/xml"}
+KEY = '<Contents><Key>{name}</Key><LastModified>{time}</LastModified><ETag>"1"</ETag><Size>{size}</Size></Contents>'
+TIME = "2026-01-15T10:30:45.000Z"
+
+
+def source(url: str, **polling: object) -> Source:
+    fields = {"access_key_id": "key", "secret_access_key": "secret", "hosts": [url.removeprefix("http://").strip("/")]}
+    made = Settings.model_validate(
+        {"credentials": {"key": fields}, "polling": {"source_timeout_seconds": 0.3, **polling}}
+    )
+    config = {"source_type": "s3", "path": "s3://bucket/in", "endpoint_url": url.strip("/"), "region": "us-east-1"}
+    return open_source({**config, "credentials": "key"}, made.polling, made.credentials, source_clients(made))
+
+
+def bucket(*contents: str, more: str = "<IsTruncated>false</IsTruncated>") -> Answer:
+    return Answer(headers=XML, body=f"<ListBucketResult>{more}{''.join(contents)}</ListBucketResult>".encode())
+
+
+def key(name: str, time: str = TIME, size: object = 3) -> str:
+    return KEY.format(name=name, time=time, size=size)
+
+
+def answering(answer: Any) -> HttpServer:  # noqa: ANN401 - an answer, or what makes it
+    return HttpServer(answer if callable(answer) else lambda _asked: answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(headers={"Content-Type": "text/html"}, body=b"<html><title>Sign in</title></html>"), "no listing"),
+        (Answer(body=b""), "no listing"),
+        (bucket(key("in/a.csv"), more="<IsTruncated>true</IsTruncated>"), "there is more"),
+        (bucket(key("in/a.csv", size="9" * 5_000)), "impossible value"),
+        (bucket(key("in/a.csv", time="the day before")), "impossible value"),
+        (bucket("<Contents><Key>in/a.csv</Key></Contents>"), "impossible value"),
+        (bucket(key("in/" + "a" * 9_000_000)), "more than 8388608 bytes"),
+    ],
+)
+def test_an_answer_that_is_no_listing_is_a_failure_and_not_an_empty_bucket(answer: Answer, said: str) -> None:
+    with answering(answer) as server, pytest.raises(PermanentError, match=said):
+        list(source(server.url, source_timeout_seconds=10).list_files("*"))
+
+
+def test_an_empty_bucket_is_empty_and_a_listing_is_listed() -> None:
+    with answering(bucket()) as server:
+        assert list(source(server.url).list_files("*")) == []
+    with answering(bucket(key("in/a.csv"))) as server:
+        (file,) = source(server.url).list_files("*")
+        assert isinstance(file, SourceFile)
+        assert (file.name, file.size_bytes) == ("a.csv", 3)
+
+
+def test_a_listing_that_goes_on_for_ever_reaches_the_limit_of_entries() -> None:
+    pages = 0
+
+    def next_page(_asked: Request) -> Answer:
+        nonlocal pages
+        pages += 1
+        more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{pages}</NextContinuationToken>"
+        return bucket(*(key(f"in/{number}.csv") for number in range(20)), more=more)
+
+    with answering(next_page) as server, pytest.raises(PermanentError, match="INGEST_MAX_LISTING_ENTRIES"):
+        list(source(server.url, max_listing_entries=200, source_timeout_seconds=10).list_files("*"))
+    assert pages < 15
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nX-Endless: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"]
+)
+def test_an_answer_that_comes_byte_by_byte_is_given_up(head: bytes) -> None:
+    def drip(connection: socket.socket) -> None:
+        request(connection)
+        connection.sendall(head)
+        for _ in range(1_000):
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    with RawServer(drip) as slow:
+        started = time.monotonic()
+        with pytest.raises(SourceUnreachable):
+            source(slow.url, source_timeout_seconds=0.15).stat("s3://bucket/in/a.csv")
+        with pytest.raises(SourceUnreachable):
+            list(source(slow.url, source_timeout_seconds=0.15).list_files("*"))
+        opened = source(slow.url, source_timeout_seconds=0.15).open("s3://bucket/in/a.csv")
+        with pytest.raises((SourceUnreachable, UnreadableListingError)), opened as stream:
+            stream.read()
+        assert time.monotonic() - started < 60
