@@ -17,6 +17,7 @@ from ingest_project.errors import (
 )
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project_tests.services.listing_server import ListingServer
+from ingest_project_tests.services.stalling_proxy import StallingProxy
 from ingest_project_tests.sources.places import WebPlace
 
 if TYPE_CHECKING:
@@ -141,3 +142,22 @@ def test_internal_addresses_and_foreign_credentials_are_refused_before_anything_
     with pytest.raises(UnknownCredentials):
         place.open(credentials="other")
     assert not server.requests
+
+
+def test_a_connection_that_was_dropped_without_a_word_is_replaced_in_time(
+    place: WebPlace, server: ListingServer
+) -> None:
+    place.put("a.csv", CONTENT)
+    with StallingProxy(int(server.url.rstrip("/").rpartition(":")[2])) as proxy:
+        place.settings["polling"] = {"source_timeout_seconds": 0.5}
+        source = place.open(path=proxy.url)
+        with source.open(f"{proxy.url}a.csv") as stream:
+            assert stream.read(10) == CONTENT[:10]
+            proxy.stall()
+            assert stream.read() == CONTENT[10:]
+        proxy.stall()
+        proxy.stall_new = True
+        with pytest.raises(SourceUnreachable):
+            source.stat(f"{proxy.url}a.csv")
+        proxy.stall_new = False
+        assert source.stat(f"{proxy.url}a.csv").size_bytes == len(CONTENT)
