@@ -52,10 +52,10 @@ class ObjectReader:
             wanted["Range"] = f"bytes={offset}-"
         with s3_errors(self.location), deadline_in_force(Deadline(self.limits.answer_time)):
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key, **wanted, **self.payer)
-        if self.etag is None:
-            self.etag, self.size_bytes = answer["ETag"], answer["ContentLength"]
-        body = answer["Body"]
-        return NO_LEASE, OpenedObject(body, self.location, self.size_bytes, answer["LastModified"], self.limits)
+            body, modified_at = answer["Body"], answer["LastModified"]
+            if self.etag is None:
+                self.etag, self.size_bytes = answer["ETag"], answer["ContentLength"]
+        return NO_LEASE, OpenedObject(body, self.location, self.size_bytes, modified_at, self.limits)
 
 
 class OpenedObject:

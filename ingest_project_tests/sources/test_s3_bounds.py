@@ -86,6 +86,7 @@ def test_a_listing_that_goes_on_for_ever_reaches_the_limit_of_entries() -> None:
     assert pages < 15
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "head", [b"HTTP/1.1 200 OK\r\nX-Endless: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"]
 )
