@@ -247,7 +247,7 @@ def test_an_event_that_the_ledger_cannot_hold_is_a_dead_letter_and_the_others_ar
     assert request.tags["ingest/batch_size"] == "9"
     (letter,) = system.on_topic(system.settings.topics.file_event_queue_dlq)
     assert b"5.csv" in (letter.value or b"")
-    assert b"cannot be recorded" in (letter.header("dlq.reason") or b"")
+    assert b"cannot be processed" in (letter.header("dlq.reason") or b"")
 
 
 def _die_with(system: System, tags: Mapping[str, str]) -> None:

@@ -148,7 +148,12 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize(("step", "poison", "state", "reason"), STEPS, ids=[step for step, *_ in STEPS])
+# The others go the same way as one of these: they are left for the long run.
+SHORT = ("reading, a panic", "validating", "storing readings", "storing, a lost connection", "reporting")
+CASES = [pytest.param(*case, id=case[0], marks=[] if case[0] in SHORT else [pytest.mark.long]) for case in STEPS]
+
+
+@pytest.mark.parametrize(("step", "poison", "state", "reason"), CASES)
 def test_the_99_are_stored_at_their_first_attempt(  # noqa: PLR0913, PLR0917 - a step, and what it must come to
     system: System,
     monkeypatch: pytest.MonkeyPatch,
