@@ -53,6 +53,7 @@ def odd_names(names: pl.Series) -> pl.Series:
     return different.filter(~different.str.contains(PLAIN_NAME))
 
 
+@lru_cache(maxsize=4_096)
 def matched_name(name: str) -> str:
     """A name as it is compared where upper and lower case do not matter; nothing that cannot be seen counts either."""
     seen = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
