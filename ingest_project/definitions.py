@@ -4,32 +4,72 @@ from __future__ import annotations
 
 import dagster as dg
 
-import ingest_project.alerts.definitions
-import ingest_project.attachments.definitions
-import ingest_project.crm.definitions
-import ingest_project.file_ingest.definitions
-import ingest_project.polling.definitions
-import ingest_project.retention.definitions
-import ingest_project.user_activity.definitions
+from ingest_project.alerts import definitions as alerts_definitions
+from ingest_project.attachments import catalog as attachments_catalog
+from ingest_project.attachments import definitions as attachments_definitions
+from ingest_project.crm import catalog as crm_catalog
+from ingest_project.crm import definitions as crm_definitions
+from ingest_project.external_assets import broker
+from ingest_project.file_ingest import catalog as file_ingest_catalog
+from ingest_project.file_ingest import definitions as file_ingest_definitions
 from ingest_project.logs import configure_logging
+from ingest_project.polling import catalog as polling_catalog
+from ingest_project.polling import definitions as polling_definitions
 from ingest_project.private_files import keep_files_private
 from ingest_project.resources import Services
-from ingest_project.settings import current_settings
+from ingest_project.retention import definitions as retention_definitions
+from ingest_project.settings import Settings, current_settings
+from ingest_project.stored_tables import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable
+from ingest_project.user_activity import catalog as user_activity_catalog
+from ingest_project.user_activity import definitions as user_activity_definitions
+
+# What each name of INGEST_DISABLED_CAPABILITIES stands for, and what it reads, writes and stores.
+CAPABILITIES = {
+    "polling": (polling_definitions.polling, polling_catalog.external_assets),
+    "file_ingest": (file_ingest_definitions.file_ingest, file_ingest_catalog.external_assets),
+    "user_activity": (user_activity_definitions.user_activity, user_activity_catalog.external_assets),
+    "crm": (crm_definitions.crm, crm_catalog.external_assets),
+    "attachments": (attachments_definitions.attachments, attachments_catalog.external_assets),
+    "alerts": (alerts_definitions.alerts, None),
+    "retention": (retention_definitions.retention, None),
+}
+STORED: dict[dg.AssetKey, StoredTable] = {
+    **file_ingest_catalog.STORED,
+    **user_activity_catalog.STORED,
+    **crm_catalog.STORED,
+    **attachments_catalog.STORED,
+}
+
+
+def definitions(settings: Settings) -> dg.Definitions:
+    """Merge the capabilities that this host is to load."""
+    enabled = [parts for name, parts in CAPABILITIES.items() if name not in settings.dagster.disabled_capabilities]
+    own = dg.Definitions.merge(*(capability for capability, _ in enabled))
+    assets = [asset for asset in own.assets or () if isinstance(asset, dg.AssetsDefinition)]
+    outside = [spec for _, external in enabled if external for spec in external(settings)]
+    return dg.Definitions(
+        assets=dg.map_asset_specs(lambda spec: _described(spec, settings), [*assets, broker(settings), *outside]),
+        asset_checks=own.asset_checks,
+        jobs=own.jobs,
+        schedules=own.schedules,
+        sensors=own.sensors,
+        resources={"services": Services(settings), IO_MANAGER_KEY: StoredRowsIOManager(STORED)},
+        # One run is one process: a batch shares its memory and its connections between all steps.
+        executor=dg.in_process_executor,
+    )
+
+
+def _described(spec: dg.AssetSpec, settings: Settings) -> dg.AssetSpec:
+    """Add the owners, the capability, and the name, columns and reader of the asset's table."""
+    spec = spec.merge_attributes(
+        owners=settings.dagster.asset_owners, tags={"ingest/capability": spec.group_name or ""}
+    )
+    if spec.key not in STORED:
+        return spec
+    return spec.merge_attributes(metadata=STORED[spec.key].metadata()).with_io_manager_key(IO_MANAGER_KEY)
+
 
 keep_files_private()
 configure_logging(current_settings().logging)
 
-defs = dg.Definitions.merge(
-    ingest_project.polling.definitions.polling,
-    ingest_project.file_ingest.definitions.file_ingest,
-    ingest_project.user_activity.definitions.user_activity,
-    ingest_project.crm.definitions.crm,
-    ingest_project.attachments.definitions.attachments,
-    ingest_project.alerts.definitions.alerts,
-    ingest_project.retention.definitions.retention,
-    dg.Definitions(
-        resources={"services": Services(current_settings())},
-        # One run is one process: a batch shares its memory and its connections between all steps.
-        executor=dg.in_process_executor,
-    ),
-)
+defs = definitions(current_settings())

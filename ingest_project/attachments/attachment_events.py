@@ -13,6 +13,7 @@ from ingest_project.attachments.extraction import AddressPaths, tasks_of
 from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ATTACHMENTS, hourly_partitions
 from ingest_project.attachments.telling import publish
 from ingest_project.bisection import store_bisecting
+from ingest_project.external_assets import topic_key
 from ingest_project.item_faults import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.kafka.writing import Outgoing
 from ingest_project.ledger.attachment_events import EventRecord, Extracted, HourOfEvents
@@ -34,6 +35,7 @@ EVENTS_AT_A_TIME = 1_000
     specs=[
         dg.AssetSpec(
             ATTACHMENT_EVENTS,
+            deps=[topic_key("events_raw")],
             description="The events that arrived in an hour, and the download tasks made of them.",
             group_name="attachments",
             kinds={"kafka"},

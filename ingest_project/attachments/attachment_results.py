@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from ingest_project.attachments.partitions import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS, hourly_partitions
+from ingest_project.attachments.partitions import ANY_ATTACHMENT, ATTACHMENT_RESULTS, hourly_partitions
 from ingest_project.attachments.reports import results_reports
 from ingest_project.attachments.results_table import commit_results
 from ingest_project.partition_reports import keep_connections_open, report
@@ -16,7 +16,7 @@ from ingest_project.resources import Services
     specs=[
         dg.AssetSpec(
             ATTACHMENT_RESULTS,
-            deps=[ONELAKE_ATTACHMENTS],
+            deps=[ANY_ATTACHMENT],
             description="The Delta table of how each download attempt ended, by the hour in which it did.",
             group_name="attachments",
             kinds={"deltalake"},

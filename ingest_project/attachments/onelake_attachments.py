@@ -21,12 +21,17 @@ from ingest_project.attachments.downloading import (
     store_at,
     unrecordable,
 )
-from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ONELAKE_ATTACHMENTS, attachments_partitions
+from ingest_project.attachments.partitions import (
+    EVENTS_OF_ANY_HOUR,
+    ONELAKE_ATTACHMENTS,
+    attachments_partitions,
+)
 from ingest_project.attachments.reports import attachment_report, results_reports
 from ingest_project.attachments.results_table import commit_results
 from ingest_project.attachments.telling import tell, tell_cached
 from ingest_project.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 from ingest_project.bisection import store_bisecting
+from ingest_project.external_assets import topic_key
 from ingest_project.item_faults import is_item_fault, traceback_of
 from ingest_project.ledger.attachment_record import AttachmentRecord, Outcome
 from ingest_project.logs import bound, get_logger
@@ -44,7 +49,7 @@ PARTITIONS_PER_BACKFILL_RUN = 500
     specs=[
         dg.AssetSpec(
             ONELAKE_ATTACHMENTS,
-            deps=[ATTACHMENT_EVENTS],
+            deps=[EVENTS_OF_ANY_HOUR, topic_key("downloads_pending")],
             description="The downloaded file in the attachment store.",
             group_name="attachments",
             kinds={"onelake"},

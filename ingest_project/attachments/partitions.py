@@ -19,6 +19,11 @@ ATTACHMENT_EVENTS = dg.AssetKey("attachment_events")
 ONELAKE_ATTACHMENTS = dg.AssetKey("onelake_attachments")
 ATTACHMENT_RESULTS = dg.AssetKey("attachment_results")
 
+# An attachment's key does not say in which hour its event arrived, nor an hour which attachments ended in it. Without a
+# mapping of its own, Dagster would look for an hour that is called like the attachment, and reject every backfill.
+EVENTS_OF_ANY_HOUR = dg.AssetDep(ATTACHMENT_EVENTS, partition_mapping=dg.AllPartitionMapping())
+ANY_ATTACHMENT = dg.AssetDep(ONELAKE_ATTACHMENTS, partition_mapping=dg.AllPartitionMapping())
+
 
 def hour_of_arrival(moment: datetime | None, now: datetime) -> str:
     """The hourly partition of a moment; of now, where the moment lies before the first partition or in the future."""

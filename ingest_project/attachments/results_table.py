@@ -119,7 +119,14 @@ def results_table(outcomes: Sequence[Outcome]) -> pa.Table:
     """
     import pyarrow as pa  # noqa: PLC0415 - heavy
 
-    schema = pa.schema(
+    return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=results_schema())
+
+
+def results_schema() -> pa.Schema:
+    """Return the columns of the Delta table."""
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+
+    return pa.schema(
         [
             ("domain", pa.string()),
             ("day", pa.string()),
@@ -140,7 +147,6 @@ def results_table(outcomes: Sequence[Outcome]) -> pa.Table:
             ("completed_at", pa.timestamp("us", tz="UTC")),
         ]
     )
-    return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=schema)
 
 
 def _row(outcome: Outcome) -> dict[str, object]:

@@ -11,6 +11,7 @@ from ingest_project.bisection import store_bisecting
 from ingest_project.crm.identifying import identify_payload
 from ingest_project.crm.storing import may_be_a_messages_fault, reason_of
 from ingest_project.database.engine import reading, writing
+from ingest_project.external_assets import topic_key
 from ingest_project.ledger.stream_ranges import StreamRangeLedger
 from ingest_project.messages.crm_event import CrmKind
 from ingest_project.stores import unidentified_messages as store
@@ -28,6 +29,7 @@ MESSAGES_PER_TRANSACTION = 200
 
 unidentified_messages = dg.AssetSpec(
     UNIDENTIFIED_MESSAGES,
+    deps=[topic_key("sales_events")],
     description="Messages of sales_events that are neither opportunity nor project, whole, each with its reason.",
     group_name="crm",
     kinds={"postgres"},

@@ -20,6 +20,7 @@ from ingest_project.errors import (
     SourceUnreachable,
     VersionSupersededError,
 )
+from ingest_project.external_assets import topic_key
 from ingest_project.file_ingest.partitions import RAW_FILES, files_partitions
 from ingest_project.logs import get_logger
 from ingest_project.messages.file_event import FileEvent, version_of
@@ -34,6 +35,7 @@ logger = get_logger(__name__)
 
 raw_files = dg.AssetSpec(
     RAW_FILES,
+    deps=[topic_key("file_event_queue"), topic_key("file_events")],
     description="The file's bytes, unchanged, in the landing store.",
     group_name="file_ingest",
     kinds={"file"},

@@ -2,7 +2,7 @@
 
 Run by excel.py as a script in a confined process, with little of the project imported, no secrets in its environment,
 and limits of memory, CPU time and output in force. Writes the sheet's rows as tab-separated text, every cell quoted,
-with the row's number and the kinds of its cells in front; or one JSON object with `rule` and `detail` that says why not.
+with the row's number and the kinds of its cells in front; or one JSON object with `rule` and `detail` that says why.
 Formulas are never evaluated: what a spreadsheet program stored as their result is taken, where it was worked out.
 """
 

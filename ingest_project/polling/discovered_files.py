@@ -11,12 +11,13 @@ import dagster as dg
 
 from ingest_project.batches import keys_of_run
 from ingest_project.errors import TransientError
+from ingest_project.external_assets import topic_key
 from ingest_project.item_faults import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.ledger.polling_jobs import JobRecord
 from ingest_project.logs import bound, get_logger
 from ingest_project.partition_reports import PartitionReport, keep_connections_open, report
 from ingest_project.polling.discovery import Discovery, discover
-from ingest_project.polling.partitions import DISCOVERED_FILES, polling_jobs_partitions
+from ingest_project.polling.partitions import DISCOVERED_FILES, FILE_SOURCES, polling_jobs_partitions
 from ingest_project.resources import Services
 
 logger = get_logger(__name__)
@@ -27,6 +28,7 @@ logger = get_logger(__name__)
     specs=[
         dg.AssetSpec(
             DISCOVERED_FILES,
+            deps=[topic_key("polling_queue"), FILE_SOURCES],
             description="The files that a polling job found and announced.",
             group_name="polling",
             kinds={"kafka"},

@@ -10,6 +10,7 @@ POLLING_JOBS = "polling_jobs"
 polling_jobs_partitions = dg.DynamicPartitionsDefinition(name=POLLING_JOBS)
 
 DISCOVERED_FILES = dg.AssetKey("discovered_files")
+FILE_SOURCES = dg.AssetKey("file_sources")
 
 
 def job_key(job_id: str, position: tuple[str, int, int, str]) -> str:

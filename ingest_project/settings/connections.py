@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 
-from ingest_project.settings.fields import Env, Section
+from ingest_project.settings.fields import CommaList, Env, Section, as_list
 
 
 class KafkaSettings(Section):
@@ -146,6 +146,18 @@ class DagsterSettings(Section):
     )
     webserver_port: Annotated[int, Env("INGEST_WEBSERVER_PORT")] = Field(
         3000, ge=0, le=65535, description="port of the UI that `ingest dev` starts; 0 picks a free one"
+    )
+    disabled_capabilities: Annotated[
+        list[Literal["polling", "file_ingest", "attachments", "user_activity", "crm", "alerts", "retention"]],
+        BeforeValidator(as_list),
+        Env("INGEST_DISABLED_CAPABILITIES"),
+    ] = Field(
+        default_factory=list,
+        description="capabilities that this host does not load, sensors and schedules included: polling, file_ingest, "
+        "attachments, user_activity, crm, alerts, retention",
+    )
+    asset_owners: Annotated[CommaList, Env("INGEST_ASSET_OWNERS")] = Field(
+        default_factory=list, description="owners of all assets in the Dagster UI: mail addresses, or team:name"
     )
 
 

@@ -44,8 +44,8 @@ class EnvFamily:
         return variable[len(self.prefix) : len(variable) - len(self.suffix)].lower() or None
 
 
-def _as_list(value: object) -> object:
-    """A list from `a,b`, from one item a line, or from a JSON list, which alone may hold commas and quotes."""
+def as_list(value: object) -> object:
+    """Read a list from `a,b`, one item a line, or JSON, in which alone items may hold commas and quotes."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -89,8 +89,8 @@ class Section(BaseModel):
     _reasonable = field_validator("*", mode="after")(_reasonable)
 
 
-CommaList = Annotated[list[str], BeforeValidator(_as_list)]
-PathList = Annotated[list[Path], BeforeValidator(_as_list)]
-SecondsList = Annotated[list[float], BeforeValidator(_as_list)]
+CommaList = Annotated[list[str], BeforeValidator(as_list)]
+PathList = Annotated[list[Path], BeforeValidator(as_list)]
+SecondsList = Annotated[list[float], BeforeValidator(as_list)]
 # Marks a field whose value has a shape of its own: nested in config.yaml, JSON in an environment variable.
 AsJson = BeforeValidator(_read_json)

@@ -12,6 +12,7 @@ import dagster as dg
 
 from ingest_project.batches import BATCH_ID_TAG, new_batch_id
 from ingest_project.errors import IngestError, TransientError
+from ingest_project.external_assets import topic_key
 from ingest_project.hours import hour_of, partition_of
 from ingest_project.ledger.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
@@ -42,6 +43,7 @@ NO_LAST_ATTEMPT = 2**31 - 1
     specs=[
         dg.AssetSpec(
             USER_ACTIVITY_EVENTS,
+            deps=[topic_key("user_activity_events")],
             description="The Delta table of what users did, by the hour in which they did it.",
             group_name="user_activity",
             kinds={"kafka", "deltalake"},

@@ -1,0 +1,42 @@
+"""What file ingest reads and stores: the topics of file events, its tables, and the view `device_metrics`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from ingest_project.database.tables import aggregated_metrics, quarantined_rows, raw_sensor_data
+from ingest_project.external_assets import topic, topic_key
+from ingest_project.file_ingest.partitions import AGGREGATED_METRICS, QUARANTINED_FILES, VALIDATED_SENSOR_DATA
+from ingest_project.stored_tables import SqlTable, StoredTable
+
+if TYPE_CHECKING:
+    from ingest_project.settings import Settings
+
+GROUP = "file_ingest"
+DEVICE_METRICS = "device_metrics"
+
+STORED: dict[dg.AssetKey, StoredTable] = {
+    VALIDATED_SENSOR_DATA: SqlTable(raw_sensor_data, "file_key"),
+    AGGREGATED_METRICS: SqlTable(aggregated_metrics, "file_key"),
+    QUARANTINED_FILES: SqlTable(quarantined_rows, "file_key"),
+}
+
+
+def external_assets(settings: Settings) -> list[dg.AssetSpec]:
+    """Describe the topics of file events, their dead letters, and the view over the metrics of all files."""
+    queues = [topic_key("file_event_queue"), topic_key("file_events")]
+    return [
+        topic(settings, "file_event_queue", group=GROUP, deps=[dg.AssetKey("discovered_files")]),
+        topic(settings, "file_events", group=GROUP),
+        topic(settings, "file_event_queue_dlq", group=GROUP, deps=queues),
+        dg.AssetSpec(
+            DEVICE_METRICS,
+            deps=[AGGREGATED_METRICS],
+            description="View: the metrics of all files merged exactly, per device and sensor type.",
+            group_name=GROUP,
+            kinds={"view"},
+            metadata={"dagster/table_name": DEVICE_METRICS},
+        ),
+    ]
