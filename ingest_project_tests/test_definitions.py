@@ -1,0 +1,112 @@
+"""What Dagster loads: one connected graph that shows where data come from and go to, without secrets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from ingest_project.definitions import CAPABILITIES, STORED, definitions
+from ingest_project.settings import load_settings
+
+ROOT = Path(__file__).parents[1]
+SECRET = "c4n4ry-secret"  # noqa: S105 - looked for, never used
+SOURCES = f"""{{
+  "halls": {{"source_config": {{"source_type": "sftp", "host": "files.example", "path": "/halls",
+                               "password": "{SECRET}"}}}},
+  "weather service": {{"source_config": {{"source_type": "http",
+                                         "path": "https://user:{SECRET}@data.example/list?sig={SECRET}"}}}}
+}}"""
+
+
+def graph(**variables: str) -> dg.AssetGraph:
+    """The asset graph of a host with these variables."""
+    return definitions(load_settings(variables, Path("/nonexistent")).settings).resolve_asset_graph()
+
+
+def test_every_asset_is_connected_with_every_other() -> None:
+    found = graph()
+    neighbours = {key: {*found.get(key).parent_keys, *found.get(key).child_keys} for key in found.get_all_asset_keys()}
+    seen: set[dg.AssetKey] = set()
+    waiting = [next(iter(neighbours))]
+    while waiting:
+        key = waiting.pop()
+        if key not in seen:
+            seen.add(key)
+            waiting += neighbours[key]
+    assert seen == set(neighbours)
+
+
+def test_the_graph_leads_from_topic_to_asset_to_topic_to_table() -> None:
+    found = graph()
+    way = [
+        "kafka/polling_queue",
+        "discovered_files",
+        "kafka/file_event_queue",
+        "raw_files",
+        "validated_sensor_data",
+        "aggregated_metrics",
+        "device_metrics",
+    ]
+    keys = [dg.AssetKey.from_user_string(name) for name in way]
+    assert [upper in found.get(lower).parent_keys for upper, lower in pairwise(keys)] == [True] * 6
+
+
+@pytest.mark.parametrize(("source", "asset"), [("eventhouse", "eventhouse"), ("eventhub", "event_hubs")])
+def test_the_source_of_events_is_in_the_graph(source: str, asset: str) -> None:
+    found = graph(EVENT_SOURCE=source, INGEST_EVENTHOUSE_ADDRESS="https://c.kusto.fabric.microsoft.com")
+    assert dg.AssetKey(asset) in found.get(dg.AssetKey(["kafka", "events_raw"])).parent_keys
+
+
+def test_configured_sources_are_in_the_graph_with_their_address_and_without_their_secrets() -> None:
+    found = graph(INGEST_SOURCES=SOURCES, KAFKA_BOOTSTRAP_SERVERS="broker:9092", KAFKA_SASL_PASSWORD=SECRET)
+    node = found.get(dg.AssetKey(["source", "halls"]))
+    assert {"host": "files.example", "path": "/halls"}.items() <= node.metadata.items()
+    assert "sftp" in node.kinds
+    assert node.key in found.get(dg.AssetKey("file_sources")).parent_keys
+    assert dg.AssetKey(["source", "weather_service"]) in found.get(dg.AssetKey("file_sources")).parent_keys
+    shown = repr([found.get(key).metadata for key in found.get_all_asset_keys()])
+    assert SECRET not in shown
+    assert "kafka://broker:9092/polling-queue" in shown
+
+
+def test_every_asset_has_a_description_a_group_a_kind_and_an_owner() -> None:
+    found = graph(INGEST_ASSET_OWNERS="team:data, data@example.com")
+    nodes = [found.get(key) for key in found.get_all_asset_keys()]
+    assert [node.key for node in nodes if not (node.description and node.group_name and node.kinds)] == []
+    assert {tuple(node.owners) for node in nodes} == {("team:data", "data@example.com")}
+
+
+def test_every_table_shows_its_name_and_its_columns() -> None:
+    found = graph()
+    for key in STORED:
+        metadata = found.get(key).metadata
+        assert metadata["dagster/table_name"]
+        assert metadata["dagster/column_schema"].columns
+
+
+def test_a_disabled_capability_is_not_loaded_and_neither_are_its_sensors_and_schedules() -> None:
+    settings = load_settings({"INGEST_DISABLED_CAPABILITIES": "crm, attachments"}, Path("/nonexistent")).settings
+    repository = definitions(settings).get_repository_def()
+    sensors = {sensor.name for sensor in repository.sensor_defs}
+    assert "file_event_queue_sensor" in sensors
+    assert not {name for name in sensors if "sales" in name or "attachment" in name or "download" in name}
+    assert not {schedule.name for schedule in repository.schedule_defs if schedule.name.startswith("attachment")}
+    assert dg.AssetKey("opportunities") not in repository.asset_graph.materializable_asset_keys
+
+
+def test_every_capability_can_be_disabled_alone() -> None:
+    for name in CAPABILITIES:
+        assert graph(INGEST_DISABLED_CAPABILITIES=name).get_all_asset_keys()
+
+
+@pytest.mark.parametrize("command", [["check", "defs"], ["list", "defs", "--json"]], ids=lambda words: words[0])
+def test_dg_works_in_the_project_folder(command: list[str]) -> None:
+    dg_program = Path(sys.executable).with_name("dg")
+    done = subprocess.run([dg_program, *command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert command[0] == "check" or "validated_sensor_data" in done.stdout
