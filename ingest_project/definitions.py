@@ -40,6 +40,8 @@ STORED: dict[dg.AssetKey, StoredTable] = {
     **attachments_catalog.STORED,
 }
 
+stored_rows = StoredRowsIOManager(STORED)
+
 
 def definitions(settings: Settings) -> dg.Definitions:
     """Merge the capabilities that this host is to load."""
@@ -53,7 +55,7 @@ def definitions(settings: Settings) -> dg.Definitions:
         jobs=own.jobs,
         schedules=own.schedules,
         sensors=own.sensors,
-        resources={"services": Services(settings), IO_MANAGER_KEY: StoredRowsIOManager(STORED)},
+        resources={"services": Services(settings), IO_MANAGER_KEY: stored_rows},
         # One run is one process: a batch shares its memory and its connections between all steps.
         executor=dg.in_process_executor,
     )
@@ -67,6 +69,19 @@ def _described(spec: dg.AssetSpec, settings: Settings) -> dg.AssetSpec:
     if spec.key not in STORED:
         return spec
     return spec.merge_attributes(metadata=STORED[spec.key].metadata()).with_io_manager_key(IO_MANAGER_KEY)
+
+
+def stored_assets(*keys: dg.AssetKey) -> list[dg.AssetSpec]:
+    """Return assets whose rows can be loaded, to be named in the definitions of another code location.
+
+    Args:
+        keys: of the assets; their partitions and the I/O manager that reads them come along.
+    """
+    graph = defs.resolve_asset_graph()
+    return [
+        dg.AssetSpec(key, partitions_def=graph.get(key).partitions_def).with_io_manager_key(IO_MANAGER_KEY)
+        for key in keys
+    ]
 
 
 keep_files_private()

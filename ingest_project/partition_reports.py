@@ -16,6 +16,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluation,
     AssetCheckEvaluationTargetMaterializationData,
 )
+from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 
@@ -24,7 +25,7 @@ from ingest_project.event_rows import CheckRows, MaterializationRows
 from ingest_project.event_storage import BulkEventLogStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _POOL_RECYCLE_SECONDS = 3_600
 _STATEMENT_TIMEOUT_MILLISECONDS = 120_000
@@ -120,6 +121,16 @@ def _bare(one: PartitionReport, error: Exception) -> PartitionReport:
     told = {"not_shown": f"{type(error).__name__}: {ascii(str(error))[:_MAX_REASON]}"}
     checks = [replace(result, metadata=told, description=told["not_shown"]) for result in one.checks]
     return PartitionReport(one.partition, dict.fromkeys(one.materialized, told), checks)
+
+
+def outputs_without_events(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+    """Yield the output of each asset of the run, so that the steps below it go on, without an event of its own.
+
+    Dagster would report an output for every partition of the run, also for those that failed: `report` has reported
+    each. It leaves the event out for outputs that it takes to have reported themselves.
+    """
+    for asset in context.selected_asset_keys:
+        yield dg.MaterializeResult(asset_key=asset, metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
 
 
 def report_each(context: dg.AssetCheckExecutionContext, results: Mapping[str, CheckResult]) -> None:

@@ -19,7 +19,13 @@ from ingest_project.kafka.writing import Outgoing
 from ingest_project.ledger.attachment_events import EventRecord, Extracted, HourOfEvents
 from ingest_project.ledger.attachment_record import TaskArrival
 from ingest_project.logs import bound, get_logger
-from ingest_project.partition_reports import Context, PartitionReport, keep_connections_open, report
+from ingest_project.partition_reports import (
+    Context,
+    PartitionReport,
+    keep_connections_open,
+    outputs_without_events,
+    report,
+)
 from ingest_project.resources import Services
 
 logger = get_logger(__name__)
@@ -49,13 +55,18 @@ def attachment_events(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Take the addresses out of the selected hours' events again: a mended path may find what was missed."""
-    # A generator that yields nothing: an output would stand for every partition of the run.
-    yield from ()
     keys = [key for hour in context.partition_keys for key in services.attachment_events.of_hour(hour)]
-    extract(context, services, keys)
+    extract(context, services, keys, hours=context.partition_keys)
+    yield from outputs_without_events(context)
 
 
-def extract(context: Context, services: Services, keys: Sequence[str], batch_id: str | None = None) -> None:
+def extract(
+    context: Context,
+    services: Services,
+    keys: Sequence[str],
+    batch_id: str | None = None,
+    hours: Sequence[str] = (),
+) -> None:
     """Take the addresses out of events, announce the tasks, and report the hours.
 
     Args:
@@ -63,17 +74,18 @@ def extract(context: Context, services: Services, keys: Sequence[str], batch_id:
         services: ledger and Kafka.
         keys: of the events.
         batch_id: of a run that goes on to download what it finds; None leaves that to whoever is asked next.
+        hours: reported in any case, also where no event arrived in them.
     """
     keep_connections_open(context.instance)
     paths = AddressPaths(services.settings.attachments.url_paths)
     with bound(run_id=context.run.run_id, batch_id=batch_id):
-        hours: set[str] = set()
+        touched = set(hours)
         for start in range(0, len(keys), EVENTS_AT_A_TIME):
             part = keys[start : start + EVENTS_AT_A_TIME]
             records = services.attachment_events.start(part, context.run.run_id, datetime.now(UTC))
             _extract(context, services, records, paths, batch_id)
-            hours.update(record.hour for record in records)
-        report(context, [_hour_report(hour) for hour in services.attachment_events.hours(sorted(hours))])
+            touched.update(record.hour for record in records)
+        report(context, [_hour_report(hour) for hour in services.attachment_events.hours(sorted(touched))])
         services.attachment_events.mark_reported(keys, datetime.now(UTC))
 
 

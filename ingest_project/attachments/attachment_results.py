@@ -7,7 +7,7 @@ import dagster as dg
 from ingest_project.attachments.partitions import ANY_ATTACHMENT, ATTACHMENT_RESULTS, hourly_partitions
 from ingest_project.attachments.reports import results_reports
 from ingest_project.attachments.results_table import commit_results
-from ingest_project.partition_reports import keep_connections_open, report
+from ingest_project.partition_reports import keep_connections_open, outputs_without_events, report
 from ingest_project.resources import Services
 
 
@@ -30,8 +30,7 @@ def attachment_results(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Commit what is in no commit yet, and show the selected hours as they are now."""
-    # A generator that yields nothing: an output would stand for every partition of the run.
-    yield from ()
     keep_connections_open(context.instance)
     hours = {*commit_results(services), *context.partition_keys}
     report(context, results_reports(services, sorted(hours)))
+    yield from outputs_without_events(context)

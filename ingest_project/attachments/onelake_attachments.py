@@ -36,7 +36,7 @@ from ingest_project.item_faults import is_item_fault, traceback_of
 from ingest_project.ledger.attachment_record import AttachmentRecord, Outcome
 from ingest_project.logs import bound, get_logger
 from ingest_project.messages.download import DownloadStatus
-from ingest_project.partition_reports import Context, keep_connections_open, report
+from ingest_project.partition_reports import Context, keep_connections_open, outputs_without_events, report
 from ingest_project.resources import Services
 
 logger = get_logger(__name__)
@@ -64,9 +64,8 @@ def onelake_attachments(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Download and store every attachment of this run, and report each on its own partition."""
-    # A generator that yields nothing: an output would stand for every partition of the run.
-    yield from ()
     download(context, services, keys_of_run(context, services.attachments.batch))
+    yield from outputs_without_events(context)
 
 
 def download(context: Context, services: Services, keys: Sequence[str]) -> None:

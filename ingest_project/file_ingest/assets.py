@@ -23,7 +23,13 @@ from ingest_project.file_ingest.reports import partition_report, raw_file_metada
 from ingest_project.file_ingest.validated_sensor_data import Contract, validated_sensor_data
 from ingest_project.ledger.states import FileState
 from ingest_project.logs import bound, get_logger
-from ingest_project.partition_reports import PartitionReport, keep_connections_open, report, report_bisecting
+from ingest_project.partition_reports import (
+    PartitionReport,
+    keep_connections_open,
+    outputs_without_events,
+    report,
+    report_bisecting,
+)
 from ingest_project.resources import Services
 
 logger = get_logger(__name__)
@@ -44,8 +50,6 @@ def file_ingest_assets(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Land, read, check and store every file of this run, and report each on its own partition."""
-    # A generator that yields nothing: an output would stand for every partition of the run.
-    yield from ()
     keep_connections_open(context.instance)
     keys = keys_of_run(context, services.files.batch)
     with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
@@ -53,6 +57,7 @@ def file_ingest_assets(
             _land(context, services, keys)
         else:
             _ingest(context, services, keys)
+    yield from outputs_without_events(context)
 
 
 def _ingest(context: dg.AssetExecutionContext, services: Services, keys: Sequence[str]) -> None:

@@ -22,9 +22,10 @@ from ingest_project.file_ingest.partitions import (
     VALIDATED_SENSOR_DATA,
     files_partitions,
 )
-from ingest_project.file_ingest.reports import CONTRACT_HOLDS
+from ingest_project.file_ingest.reports import CONTRACT_HOLDS, FILE_ACCEPTED, file_accepted
 from ingest_project.file_ingest.stored_contract import contract_of_stored
 from ingest_project.file_ingest.validated_sensor_data import Contract
+from ingest_project.ledger.states import FileState
 from ingest_project.partition_reports import CheckResult, report_each
 from ingest_project.resources import Services
 
@@ -74,14 +75,35 @@ def _of_each(context: dg.AssetCheckExecutionContext, result_of: Callable[[str], 
     keys = list(context.partition_keys)
     results = {key: result_of(key) for key in keys}
     report_each(context, results)
-    failed = [key for key, result in results.items() if not result.passed]
-    first = results[failed[0] if failed else keys[0]]
+    failed = [result for result in results.values() if not result.passed]
+    first = failed[0] if failed else next(iter(results.values()))
     return dg.AssetCheckResult(
         passed=not failed,
         severity=first.severity,
         description=first.description,
-        metadata=first.metadata if len(keys) == 1 else {"files": len(keys), "failed": len(failed)},
+        metadata=first.metadata if len(results) == 1 else {"partitions": len(results), "failed": len(failed)},
     )
+
+
+@dg.asset_check(
+    asset=VALIDATED_SENSOR_DATA,
+    name=FILE_ACCEPTED,
+    partitions_def=files_partitions,
+    blocking=True,
+    description="The file was ingested. Assets that are made of its rows wait for this.",
+)
+def file_was_accepted(
+    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[Services]
+) -> dg.AssetCheckResult:
+    """Look at where each selected file ended."""
+    records = {record.file_key: record for record in services.files.get_many(list(context.partition_keys))}
+
+    def result_of(key: str) -> CheckResult:
+        if key not in records:
+            return file_accepted(key, FileState.FAILED, "The ledger does not know this file.")
+        return file_accepted(key, records[key].state, records[key].reason)
+
+    return _of_each(context, result_of)
 
 
 @dg.asset_check(
@@ -148,4 +170,4 @@ def nothing_waits_too_long(services: dg.ResourceParam[Services]) -> dg.AssetChec
 
 
 CHECKS_OF_ALL_FILES = [rows_add_up, quarantine_share_acceptable, nothing_waits_too_long]
-CHECKS = [contract_holds, every_column_read, one_reading_an_instant, *CHECKS_OF_ALL_FILES]
+CHECKS = [contract_holds, file_was_accepted, every_column_read, one_reading_an_instant, *CHECKS_OF_ALL_FILES]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ingest_project.file_ingest.outcome import Outcome
 
 CONTRACT_HOLDS = "contract_holds"
+FILE_ACCEPTED = "file_accepted"
 
 # The aspects of the contract, each with the beginnings of its rules' names; what matches none is about the whole file.
 ASPECTS = {
@@ -37,47 +38,61 @@ _MAX_RAW_TEXT_SHOWN = 200
 
 
 def partition_report(outcome: Outcome) -> PartitionReport:
-    """The events of one file."""
+    """Return the events of one file.
+
+    Every asset of a file that came to an end has a materialisation, also one without rows: Dagster counts a partition
+    that was asked for and not reported as failed. A file that failed has none but what was landed of it.
+    """
+    ended = outcome.state.finished and outcome.state is not FileState.FAILED
     materialized: dict[dg.AssetKey, Mapping[str, Any]] = {}
-    if outcome.landed is not None:
+    if outcome.landed is not None or ended:
         materialized[RAW_FILES] = raw_file_metadata(outcome)
-    if outcome.state is FileState.INGESTED:
-        materialized[VALIDATED_SENSOR_DATA] = {
-            "dagster/row_count": outcome.rows_accepted,
-            "rows_read": outcome.rows_read,
-            "rows_quarantined": outcome.rows_quarantined,
-            "profile": outcome.profile,
-            "source": outcome.record.location,
-            **odd_metadata(outcome),
-            **_seconds_from_event(outcome),
+    if ended:
+        materialized |= {
+            VALIDATED_SENSOR_DATA: validated_metadata(outcome),
+            AGGREGATED_METRICS: metrics_metadata(outcome),
+            QUARANTINED_FILES: quarantine_metadata(outcome),
         }
-        materialized[AGGREGATED_METRICS] = {
-            "dagster/row_count": outcome.summaries.rows,
-            "devices": outcome.summaries.devices,
-            "sensor_types": outcome.summaries.sensor_types,
-        }
-    if outcome.state is FileState.REPLACED:
-        # What is shown of an earlier time must not look as if it still counted.
-        nothing = {"dagster/row_count": 0, "replaced_by": outcome.replaced_by}
-        materialized |= {VALIDATED_SENSOR_DATA: nothing, AGGREGATED_METRICS: nothing}
-    if outcome.state is FileState.QUARANTINED or (outcome.state is FileState.INGESTED and outcome.rows_quarantined):
-        materialized[QUARANTINED_FILES] = quarantine_metadata(outcome)
-    judged = outcome.state is not FileState.DUPLICATE
-    checks = [contract_result(outcome), *odd_results(outcome)] if judged else []
+    checks = [accepted_result(outcome)]
+    if outcome.state is not FileState.DUPLICATE:
+        checks += [contract_result(outcome), *odd_results(outcome)]
     return PartitionReport(outcome.record.file_key, materialized, checks)
 
 
-def raw_file_metadata(outcome: Outcome) -> dict[str, Any]:
-    """Where a file's bytes came from and what they are."""
-    if outcome.landed is None:
-        return {}
-    record = outcome.record
-    metadata: dict[str, Any] = {
-        "size_bytes": outcome.landed.size_bytes,
-        "sha256": outcome.landed.sha256,
-        "source": record.location,
-        "kafka_position": str(record.intake),
+def validated_metadata(outcome: Outcome) -> dict[str, Any]:
+    """Return how many rows were accepted, and why where there are none."""
+    return {
+        "dagster/row_count": outcome.rows_accepted,
+        "rows_read": outcome.rows_read,
+        "rows_quarantined": outcome.rows_quarantined,
+        "rejected_share": round(outcome.rows_quarantined / outcome.rows_read, 4) if outcome.rows_read else 0.0,
+        "profile": outcome.profile,
+        "source": outcome.record.location,
+        **_reason(outcome),
+        **({"replaced_by": outcome.replaced_by} if outcome.replaced_by else {}),
+        **odd_metadata(outcome),
+        **_seconds_from_event(outcome),
     }
+
+
+def metrics_metadata(outcome: Outcome) -> dict[str, Any]:
+    """Return how many summaries a file has: none where its rows are not stored."""
+    stored = outcome.state is FileState.INGESTED
+    return {
+        "dagster/row_count": outcome.summaries.rows if stored else 0,
+        "devices": outcome.summaries.devices if stored else 0,
+        "sensor_types": outcome.summaries.sensor_types if stored else 0,
+        **_reason(outcome),
+    }
+
+
+def raw_file_metadata(outcome: Outcome) -> dict[str, Any]:
+    """Return where a file's bytes came from and what they are, or why none of them was kept."""
+    record = outcome.record
+    metadata: dict[str, Any] = {"source": record.location, "kafka_position": str(record.intake)}
+    if outcome.landed is None:
+        return {**metadata, "size_bytes": 0, **_reason(outcome)}
+    metadata |= {"size_bytes": outcome.landed.size_bytes, "sha256": outcome.landed.sha256}
     if record.event.trace_id:
         metadata["trace_id"] = record.event.trace_id
     if outcome.duplicate_of:
@@ -92,9 +107,8 @@ def quarantine_metadata(outcome: Outcome) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "dagster/row_count": outcome.rows_quarantined,
         "whole_file": outcome.state is FileState.QUARANTINED,
+        **_reason(outcome),
     }
-    if outcome.reason:
-        metadata["reason"] = outcome.reason
     metadata["rules"] = dict(outcome.rule_counts)
     if outcome.kept_at:
         metadata["location"] = outcome.kept_at
@@ -123,6 +137,24 @@ def contract_result(outcome: Outcome) -> CheckResult:
         severity=dg.AssetCheckSeverity.WARN if harmless else dg.AssetCheckSeverity.ERROR,
         description=reason,
         metadata=broken_contract(key, reason, outcome.rule_counts, outcome.rows_read, outcome.rows_quarantined),
+    )
+
+
+def accepted_result(outcome: Outcome) -> CheckResult:
+    """Return whether the file's rows are stored: assets that are made of them wait for this."""
+    return file_accepted(outcome.record.file_key, outcome.state, outcome.reason)
+
+
+def file_accepted(file_key: str, state: FileState, reason: str | None) -> CheckResult:
+    """Judge a file by where it ended: an error where it was refused or failed, a warning where others stand for it."""
+    refused = state in {FileState.QUARANTINED, FileState.FAILED}
+    return CheckResult(
+        VALIDATED_SENSOR_DATA,
+        FILE_ACCEPTED,
+        passed=state is FileState.INGESTED,
+        severity=dg.AssetCheckSeverity.ERROR if refused else dg.AssetCheckSeverity.WARN,
+        description=None if state is FileState.INGESTED else reason or f"The file is {state.value}.",
+        metadata={"file": file_key, "state": state.value},
     )
 
 
@@ -163,6 +195,10 @@ def broken_by_aspect(rule_counts: Mapping[str, int]) -> dict[str, int]:
         aspect = next((name for name, beginnings in ASPECTS.items() if rule.startswith(beginnings)), WHOLE_FILE)
         counts[aspect] = counts.get(aspect, 0) + count
     return counts
+
+
+def _reason(outcome: Outcome) -> dict[str, str]:
+    return {"reason": outcome.reason} if outcome.reason else {}
 
 
 def _seconds_from_event(outcome: Outcome) -> dict[str, float]:

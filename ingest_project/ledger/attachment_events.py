@@ -66,11 +66,11 @@ class HourOfEvents(msgspec.Struct, frozen=True):
     """What one hour brought, over all its finished events."""
 
     hour: str
-    events: int
-    addresses: int
-    duplicates: int
-    unfinished: int
-    failed: int
+    events: int = 0
+    addresses: int = 0
+    duplicates: int = 0
+    unfinished: int = 0
+    failed: int = 0
 
     @property
     def tasks(self) -> int:
@@ -143,7 +143,7 @@ class EventLedger(WorkLedger):
             return tuple(connection.execute(query).scalars())
 
     def hours(self, hours: Sequence[str]) -> tuple[HourOfEvents, ...]:
-        """What each of these hours brought; hours without events are left out."""
+        """Return what each of these hours brought, zeros where that is nothing, in the order of the hours."""
         done = events.c.state == JobState.DONE
         query = (
             sa.select(
@@ -159,7 +159,8 @@ class EventLedger(WorkLedger):
             .order_by(events.c.hour)
         )
         with reading(self._engine) as connection:
-            return tuple(HourOfEvents(**row) for row in connection.execute(query).mappings())
+            found = {row["hour"]: HourOfEvents(**row) for row in connection.execute(query).mappings()}
+        return tuple(found.get(hour) or HourOfEvents(hour) for hour in sorted(hours))
 
     def counts_by_state(self) -> dict[JobState, int]:
         """Number of events in every state, also those with none."""

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.batches import keys_of_run
+from ingest_project.batches import BATCH_ID_TAG, keys_of_run
 from ingest_project.errors import TransientError
 from ingest_project.external_assets import topic_key
 from ingest_project.item_faults import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.ledger.polling_jobs import JobRecord
 from ingest_project.logs import bound, get_logger
-from ingest_project.partition_reports import PartitionReport, keep_connections_open, report
+from ingest_project.partition_reports import PartitionReport, keep_connections_open, outputs_without_events, report
 from ingest_project.polling.discovery import Discovery, discover
 from ingest_project.polling.partitions import DISCOVERED_FILES, FILE_SOURCES, polling_jobs_partitions
 from ingest_project.resources import Services
@@ -42,8 +42,6 @@ def discovered_files(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """List the source of every job of this run and announce what is new."""
-    # A generator that yields nothing: an output would stand for every partition of the run.
-    yield from ()
     keep_connections_open(context.instance)
     keys = services.polling_jobs.by_urgency(keys_of_run(context, services.polling_jobs.batch))
     troubles = []
@@ -57,6 +55,7 @@ def discovered_files(
                 _set_aside(services, key, error)
     if troubles and len(troubles) == len(keys):
         raise dg.Failure(description=troubles[0], allow_retries=False)
+    yield from outputs_without_events(context)
 
 
 def _start_and_poll(context: dg.AssetExecutionContext, services: Services, key: str) -> None:
@@ -77,8 +76,8 @@ def _poll(context: dg.AssetExecutionContext, services: Services, record: JobReco
         logger.info("job_waits", young=discovery.young, until=discovery.ready_at.isoformat())
         return
     done = ledger.finish(record.job_key, discovery.found, skipped, now)
-    if discovery.announced or not record.standing:
-        # A standing job that found nothing new leaves no event: there would be thousands a day.
+    if discovery.announced or not record.standing or BATCH_ID_TAG not in context.run.tags:
+        # A standing job that found nothing new leaves no event, unless a person asked: there would be thousands a day.
         report(context, [PartitionReport(record.job_key, {DISCOVERED_FILES: _metadata(done, discovery)})])
     ledger.mark_reported([record.job_key], now)
     logger.info("job_done", found=done.files_found, published=done.files_published, skipped=skipped)

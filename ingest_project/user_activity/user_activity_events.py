@@ -16,7 +16,13 @@ from ingest_project.external_assets import topic_key
 from ingest_project.hours import hour_of, partition_of
 from ingest_project.ledger.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.logs import bound, get_logger
-from ingest_project.partition_reports import Context, PartitionReport, keep_connections_open, report
+from ingest_project.partition_reports import (
+    Context,
+    PartitionReport,
+    keep_connections_open,
+    outputs_without_events,
+    report,
+)
 from ingest_project.resources import Services
 from ingest_project.streams.planning import lag
 from ingest_project.streams.runs import take, trouble_of
@@ -58,12 +64,11 @@ def user_activity_events(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Rebuild the selected hours, from Kafka as far as it has them."""
-    # A generator that yields nothing: an output would stand for every partition of the run.
-    yield from ()
     keep_connections_open(context.instance)
     for partition in context.partition_keys:
         rebuilt = rebuild_hour(services, hour_of(partition))
         report(context, [PartitionReport(partition, {USER_ACTIVITY_EVENTS: rebuilt.metadata()})])
+    yield from outputs_without_events(context)
 
 
 def store_batch(context: Context, services: Services, ranges: Sequence[OffsetRange]) -> None:

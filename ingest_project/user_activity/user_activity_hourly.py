@@ -13,7 +13,13 @@ from ingest_project.database.locks import exclusive
 from ingest_project.errors import IngestError, StoreUnavailable, TransientError
 from ingest_project.hours import hour_of, partition_of
 from ingest_project.logs import bound, get_logger
-from ingest_project.partition_reports import Context, PartitionReport, keep_connections_open, report
+from ingest_project.partition_reports import (
+    Context,
+    PartitionReport,
+    keep_connections_open,
+    outputs_without_events,
+    report,
+)
 from ingest_project.resources import Services
 from ingest_project.stores.activity_hourly import HourOfType, replace_hours
 from ingest_project.streams.runs import trouble_of
@@ -53,9 +59,8 @@ def user_activity_hourly(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Make the statistics of the selected hours anew from the Delta table."""
-    # A generator that yields nothing: an output would stand for every partition of the run.
-    yield from ()
     make_statistics(context, services, [hour_of(partition) for partition in context.partition_keys])
+    yield from outputs_without_events(context)
 
 
 def make_statistics(context: Context, services: Services, hours: Sequence[datetime]) -> None:

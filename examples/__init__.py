@@ -1,0 +1,1 @@
+"""Projects that build on ingest_project."""

@@ -1,0 +1,1 @@
+"""The mean of each device by day, materialised as files arrive."""

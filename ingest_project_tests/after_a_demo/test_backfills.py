@@ -1,0 +1,69 @@
+"""Backfills, launched as the UI launches them, with the real webserver, daemon and code server.
+
+All of them are launched at once: Dagster looks at its backfills only now and then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, partitions_of, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ingest_project_tests.after_a_demo.finished_demo import Demo
+
+pytestmark = pytest.mark.timeout(900)
+
+FILE_ASSETS = ("raw_files", "validated_sensor_data", "quarantined_files", "aggregated_metrics")
+ACTIVITY_ASSETS = ("user_activity_events", "user_activity_hourly")
+CLEAN, SOME_BAD_ROWS, REFUSED = "sample_data_2.csv", "some_bad_rows.csv", "missing_column.csv"
+HOURS = ["2026-01-15-10:00", "2026-01-15-11:00", "2026-02-01-03:00"]
+
+Asked = tuple["Sequence[str]", "Sequence[str]"]
+
+
+def selections(demo: Demo) -> dict[str, Asked]:
+    """Assets and partitions of each backfill. No file is in two of them: they would wait for each other."""
+    mixed = [demo.file(name).file_key for name in (CLEAN, SOME_BAD_ROWS, REFUSED)]
+    others = [file.file_key for file in demo.report.files if file.file_key not in mixed]
+    return {
+        "files of every kind": (FILE_ASSETS, mixed),
+        **{asset: ([asset], others[place :: len(FILE_ASSETS)]) for place, asset in enumerate(FILE_ASSETS)},
+        "stored attachments": (["onelake_attachments"], [one.attachment_key for one in demo.report.attachments]),
+        "attachment_events": (["attachment_events"], HOURS),
+        "attachment_results": (["attachment_results"], HOURS),
+        "user activity": (ACTIVITY_ASSETS, HOURS),
+        "polling jobs": (["discovered_files"], partitions_of(demo.site, "discovered_files")),
+    }
+
+
+@pytest.fixture(scope="module")
+def ended(demo: Demo) -> Mapping[str, tuple[Asked, EndedBackfill]]:
+    """How each backfill ended, and what it was asked for."""
+    asked = selections(demo)
+    ids = {name: launch(demo.site, *selection) for name, selection in asked.items()}
+    return {name: (asked[name], wait_for(demo.site, one)) for name, one in ids.items()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "files of every kind",
+        *FILE_ASSETS,
+        "stored attachments",
+        "attachment_events",
+        "attachment_results",
+        "user activity",
+        "polling jobs",
+    ],
+)
+def test_a_backfill_reports_every_asset_for_every_partition(
+    name: str, ended: Mapping[str, tuple[Asked, EndedBackfill]]
+) -> None:
+    (assets, partitions), end = ended[name]
+    count = len(partitions)
+    assert end == EndedBackfill("COMPLETED_SUCCESS", dict.fromkeys(assets, (count, count, 0)))
