@@ -129,7 +129,9 @@ def outputs_without_events(context: dg.AssetExecutionContext) -> Iterator[dg.Mat
     Dagster would report an output for every partition of the run, also for those that failed: `report` has reported
     each. It leaves the event out for outputs that it takes to have reported themselves.
     """
-    for asset in context.selected_asset_keys:
+    for asset in context.job_def.asset_layer.asset_graph.toposorted_asset_keys:
+        if asset not in context.selected_asset_keys:
+            continue
         yield dg.MaterializeResult(asset_key=asset, metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
 
 
