@@ -41,8 +41,11 @@ def partition_report(outcome: Outcome) -> PartitionReport:
     """Return the events of one file.
 
     Every asset of a file that came to an end has a materialisation, also one without rows: Dagster counts a partition
-    that was asked for and not reported as failed. A file that failed has none but what was landed of it.
+    that was asked for and not reported as failed. A file that failed has none but what was landed of it. One whose rows
+    stay because it cannot be had again keeps its materialisations; its check tells of the attempt.
     """
+    if outcome.stays:
+        return PartitionReport(outcome.record.file_key, {}, [accepted_result(outcome)])
     ended = outcome.state.finished and outcome.state is not FileState.FAILED
     materialized: dict[dg.AssetKey, Mapping[str, Any]] = {}
     if outcome.landed is not None or ended:
@@ -142,6 +145,9 @@ def contract_result(outcome: Outcome) -> CheckResult:
 
 def accepted_result(outcome: Outcome) -> CheckResult:
     """Return whether the file's rows are stored: assets that are made of them wait for this."""
+    if outcome.stays:
+        note = f"What was stored of it stays. It could not be ingested again: {outcome.reason}"
+        return file_accepted(outcome.record.file_key, FileState.INGESTED, note)
     return file_accepted(outcome.record.file_key, outcome.state, outcome.reason)
 
 
@@ -153,7 +159,7 @@ def file_accepted(file_key: str, state: FileState, reason: str | None) -> CheckR
         FILE_ACCEPTED,
         passed=state is FileState.INGESTED,
         severity=dg.AssetCheckSeverity.ERROR if refused else dg.AssetCheckSeverity.WARN,
-        description=None if state is FileState.INGESTED else reason or f"The file is {state.value}.",
+        description=reason if state is FileState.INGESTED else reason or f"The file is {state.value}.",
         metadata={"file": file_key, "state": state.value},
     )
 

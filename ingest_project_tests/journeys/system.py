@@ -203,7 +203,14 @@ class System:
 
     def checks(self) -> dict[str, str]:
         """What Dagster shows of `contract_holds`, by file key."""
-        infos = self.instance.event_log_storage.get_asset_check_partition_info([CONTRACT])
+        return self._check_results(CONTRACT)
+
+    def accepted(self) -> dict[str, str]:
+        """What Dagster shows of `file_accepted`, by file key."""
+        return self._check_results(dg.AssetCheckKey(CONTRACT.asset_key, "file_accepted"))
+
+    def _check_results(self, check: dg.AssetCheckKey) -> dict[str, str]:
+        infos = self.instance.event_log_storage.get_asset_check_partition_info([check])
         return {str(info.partition_key): info.latest_execution_status.value for info in infos}
 
     def metadata(self, asset: dg.AssetKey, key: str) -> dict[str, Any]:

@@ -108,10 +108,14 @@ def _shown_in_dagster(system: System, ingested: set[str], refused: set[str], twi
 
     instance = system.instance
     assert set(instance.get_dynamic_partitions("files")) == set(keys.values())
-    assert instance.get_materialized_partitions(RAW) == set(keys.values())
-    assert instance.get_materialized_partitions(VALIDATED) == partitions(ingested)
-    assert instance.get_materialized_partitions(METRICS) == partitions(ingested)
-    assert instance.get_materialized_partitions(QUARANTINED) == partitions(refused | {"some_bad_rows.csv"})
+    for asset in (RAW, VALIDATED, METRICS, QUARANTINED):
+        assert instance.get_materialized_partitions(asset) == set(keys.values()), asset
+    rows = {name: system.metadata(VALIDATED, keys[name])["dagster/row_count"] for name in keys}
+    assert {name for name, count in rows.items() if count} == ingested
+    for name in refused | {twin}:
+        assert system.metadata(VALIDATED, keys[name])["reason"] == system.files()[name].reason
+    assert {key for key, status in system.accepted().items() if status == "SUCCEEDED"} == partitions(ingested)
+    assert {key for key, status in system.accepted().items() if status == "FAILED"} == partitions(refused | {twin})
     checks = system.checks()
     assert {key for key, status in checks.items() if status == "SUCCEEDED"} == partitions(
         ingested - {"some_bad_rows.csv"}
