@@ -34,7 +34,7 @@ def below(system: System) -> dg.Definitions:
     )
 
 
-def requested(system: System, definitions: dg.Definitions, cursor: Any) -> tuple[set[str], Any]:
+def requested(system: System, definitions: dg.Definitions, cursor: Any) -> tuple[set[str], Any]:  # noqa: ANN401 - Dagster does not export its type
     """The partitions of the example that the daemon would ask for now."""
     result = dg.evaluate_automation_conditions(
         definitions, system.instance, asset_selection=dg.AssetSelection.assets(device_days), cursor=cursor
