@@ -44,7 +44,7 @@ def partition_report(outcome: Outcome) -> PartitionReport:
     that was asked for and not reported as failed. A file that failed has none but what was landed of it. One whose rows
     stay because it cannot be had again keeps its materialisations; its check tells of the attempt.
     """
-    if outcome.stays:
+    if outcome.leaves_what_is_stored:
         return PartitionReport(outcome.record.file_key, {}, [accepted_result(outcome)])
     ended = outcome.state.finished and outcome.state is not FileState.FAILED
     materialized: dict[dg.AssetKey, Mapping[str, Any]] = {}
@@ -145,7 +145,7 @@ def contract_result(outcome: Outcome) -> CheckResult:
 
 def accepted_result(outcome: Outcome) -> CheckResult:
     """Return whether the file's rows are stored: assets that are made of them wait for this."""
-    if outcome.stays:
+    if outcome.leaves_what_is_stored:
         note = f"What was stored of it stays. It could not be ingested again: {outcome.reason}"
         return file_accepted(outcome.record.file_key, FileState.INGESTED, note)
     return file_accepted(outcome.record.file_key, outcome.state, outcome.reason)

@@ -44,9 +44,7 @@ def test_an_ingested_file_is_a_green_partition_that_tells_its_rows(demo: Demo, w
     window.keep("partition-materialized", height=700)
 
 
-def test_a_quarantined_file_is_a_partition_without_rows_whose_checks_are_red_and_say_why(
-    demo: Demo, window: Window
-) -> None:
+def test_a_quarantined_file_is_a_partition_without_rows_whose_checks_say_why(demo: Demo, window: Window) -> None:
     file = demo.file(REFUSED)
     window.open(partition_page("validated_sensor_data", file.file_key))
     window.wait_for(
