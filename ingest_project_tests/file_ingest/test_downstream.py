@@ -39,7 +39,7 @@ def requested(system: System, definitions: dg.Definitions, cursor: Any) -> tuple
     result = dg.evaluate_automation_conditions(
         definitions, system.instance, asset_selection=dg.AssetSelection.assets(device_days), cursor=cursor
     )
-    return set(result.get_requested_partitions(device_days.key)), result.cursor
+    return {str(key) for key in result.get_requested_partitions(device_days.key)}, result.cursor
 
 
 def stored_days(path: Path) -> Sequence[tuple[object, ...]]:
