@@ -371,6 +371,9 @@ def _failed(
     if not isinstance(error, IngestError):
         logger.error("attachment_not_stored", exc_info=error)
         error = UnforeseenFailure("Storing the attachment", error)
+    logger.warning("attachment_failed", reason=str(error), error_class=error.error_class, attempt=task.attempt)
+    if _is_still_stored(record, services):
+        return _kept(record, task, error)
     due_at = None
     if isinstance(error, TransientError):
         delays = services.settings.attachments.retry_delays
@@ -382,8 +385,32 @@ def _failed(
         error_class=error.error_class,
         error=str(error),
     )
-    logger.warning("attachment_failed", reason=str(error), error_class=error.error_class, attempt=task.attempt)
     return msgspec.structs.replace(_outcome(record, task, result, cached), next_attempt_at=due_at)
+
+
+def _is_still_stored(record: AttachmentRecord, services: Services) -> bool:
+    """Tell an attachment that was stored before a person asked for it again; assume it where the store is away."""
+    if record.stored_path is None:
+        return False
+    try:
+        found = services.attachment_store(record.domain).stat(record.destination_path)
+    except IngestError:
+        return True
+    return found is not None and (found.size_bytes, found.sha256) == (record.size_bytes, record.sha256)
+
+
+def _kept(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> Outcome:
+    """A failed attempt at an attachment whose bytes are stored: they stay, and so does its state."""
+    result = msgspec.structs.replace(
+        _result(task, DownloadStatus.FAILED_TRANSIENT),
+        http_status=getattr(error, "http_status", None),
+        error_class=error.error_class,
+        error=str(error),
+        size_bytes=record.size_bytes,
+        sha256=record.sha256,
+        onelake_path=record.stored_path,
+    )
+    return msgspec.structs.replace(_outcome(record, task, result, None), content_type=record.content_type)
 
 
 def unrecordable(outcome: Outcome, error: Exception) -> Outcome:

@@ -24,7 +24,7 @@ ATTACHMENT_STORED = "attachment_stored"
 def attachment_report(outcome: Outcome) -> PartitionReport:
     """The events of one attachment after an attempt: stored, or a failed check that says why and what follows."""
     materialized = {}
-    if outcome.result.status is DownloadStatus.SUCCESS:
+    if outcome.result.status is DownloadStatus.SUCCESS or outcome.leaves_stored_bytes:
         materialized[ONELAKE_ATTACHMENTS] = stored_metadata(outcome)
     return PartitionReport(outcome.attachment_key, materialized, [stored_result(outcome)])
 
@@ -37,26 +37,32 @@ def stored_metadata(outcome: Outcome) -> dict[str, Any]:
         "sha256": result.sha256,
         "content_type": outcome.content_type,
         "stored_at": result.onelake_path,
+        "dagster/uri": result.onelake_path,
         "source": printable_url(result.attachment_url),
         "trace_id": result.trace_id,
         "domain": outcome.domain,
         "attempt": result.attempt,
         "replays": outcome.replays,
+        **({"not_downloaded_again": result.error} if outcome.leaves_stored_bytes else {}),
     }
 
 
 def stored_result(outcome: Outcome) -> CheckResult:
-    """Whether the attachment is stored: a warning while it waits for another attempt, an error when it is dead."""
+    """Judge an attempt: a warning while it is tried again or what was stored stays, an error when it is dead."""
     result = outcome.result
     if result.status is DownloadStatus.SUCCESS:
         return CheckResult(ONELAKE_ATTACHMENTS, ATTACHMENT_STORED, passed=True)
     waits = outcome.next_attempt_at
-    follows = f"Tried again at {waits:%Y-%m-%d %H:%M:%S} UTC." if waits else "In the dead letters."
+    harmless = waits is not None or outcome.leaves_stored_bytes
+    if outcome.leaves_stored_bytes:
+        follows = "What was stored before stays."
+    else:
+        follows = f"Tried again at {waits:%Y-%m-%d %H:%M:%S} UTC." if waits else "In the dead letters."
     return CheckResult(
         ONELAKE_ATTACHMENTS,
         ATTACHMENT_STORED,
         passed=False,
-        severity=dg.AssetCheckSeverity.WARN if waits else dg.AssetCheckSeverity.ERROR,
+        severity=dg.AssetCheckSeverity.WARN if harmless else dg.AssetCheckSeverity.ERROR,
         description=f"{result.error} {follows}",
         metadata={
             "attachment": outcome.attachment_key,

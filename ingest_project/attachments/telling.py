@@ -121,7 +121,7 @@ def messages_of(
     trace = ("trace-id", outcome.result.trace_id.encode())
     yield topics.downloads_results, f"result/{identity}", Outgoing(encode(outcome.result), key, (trace,))
     record = records.get(outcome.attachment_key)
-    if outcome.result.status is DownloadStatus.SUCCESS or record is None:
+    if outcome.result.status is DownloadStatus.SUCCESS or outcome.leaves_stored_bytes or record is None:
         return
     if outcome.next_attempt_at is not None:
         topic = retry_topic(outcome.result.attempt, topics.downloads_retry)

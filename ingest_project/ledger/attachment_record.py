@@ -10,7 +10,7 @@ import msgspec
 from ingest_project.ledger.entries import Intake
 from ingest_project.ledger.states import AttachmentState
 from ingest_project.messages.decoding import decode
-from ingest_project.messages.download import CachedDownload, DownloadResult, DownloadTask
+from ingest_project.messages.download import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
@@ -122,6 +122,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     def identity(self) -> tuple[str, int, int]:
         """What tells this attempt from every other."""
         return (self.attachment_key, self.replays, self.result.attempt)
+
+    @property
+    def leaves_stored_bytes(self) -> bool:
+        """Whether the attempt failed and what an earlier one had stored stays."""
+        return self.result.status is not DownloadStatus.SUCCESS and self.result.onelake_path is not None
 
 
 def task_row(arrival: TaskArrival, now: datetime) -> dict[str, Any]:

@@ -208,8 +208,17 @@ class AttachmentLedger(WorkLedger):
             holding = [earlier.get(key, mine[key]) for key in sorted(mine)]
             followed = [outcome for outcome in holding if outcome.identity in present]
             stored = [one for one in followed if one.result.status is DownloadStatus.SUCCESS]
-            failed = [one for one in followed if one.result.status is not DownloadStatus.SUCCESS]
-            for changes in ([_stored(o, now) for o in stored], [_failed(o, now) for o in failed]):
+            kept = [one for one in followed if one.leaves_stored_bytes]
+            failed = [
+                one
+                for one in followed
+                if one.result.status is not DownloadStatus.SUCCESS and not one.leaves_stored_bytes
+            ]
+            for changes in (
+                [_stored(o, now) for o in stored],
+                [_kept(o, now) for o in kept],
+                [_failed(o, now) for o in failed],
+            ):
                 update_each(connection, attachments, attachments.c.attachment_key, changes)
             if failed:
                 connection.execute(_first_failure([outcome.attachment_key for outcome in failed], now))
@@ -407,6 +416,22 @@ def _stored(outcome: Outcome, now: datetime) -> dict[str, Any]:
         "sha256": result.sha256,
         "content_type": outcome.content_type,
         "stored_path": result.onelake_path,
+        "finished_at": now,
+        "updated_at": now,
+    }
+
+
+def _kept(outcome: Outcome, now: datetime) -> dict[str, Any]:
+    """Return what changes where an attempt failed and the stored bytes stay: what it said, and nothing else."""
+    result = outcome.result
+    return {
+        "attachment_key": outcome.attachment_key,
+        "state": AttachmentState.STORED,
+        "attempt": result.attempt,
+        "attempts": 0,
+        "reason": f"Stored; the last attempt to download it again failed: {result.error}",
+        "error_class": result.error_class,
+        "http_status": result.http_status,
         "finished_at": now,
         "updated_at": now,
     }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest_project.attachments.partitions import ATTACHMENTS, hour_of_arrival
 from ingest_project.ledger.attachments import FailedFilter
 from ingest_project.ledger.states import AttachmentState
-from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED
+from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED, STORED_CHECK
 from ingest_project_tests.journeys.check_results import behind_its_back
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.services.http_server import content_of
@@ -82,6 +83,63 @@ def test_a_selection_of_dead_and_stored_attachments_is_downloaded_again_with_an_
         ("stored.pdf", 1, "success"),
     ]
     assert set(system.shown_checks().values()) == {"SUCCEEDED"}
+
+
+def test_a_stored_attachment_that_cannot_be_downloaded_again_stays_stored(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    path = "/published/signed.pdf"
+    http_server.publish(path, content_of("signed.pdf", 5_000))
+    system.send_event(http_server.url(path))
+    system.drive_attachments()
+    (key,) = system.instance.get_dynamic_partitions(ATTACHMENTS)
+    dead_before = len(system.on_topic(system.settings.topics.downloads_dlq))
+
+    http_server.withdraw(path)  # as a signed address does that has expired
+    assert system.materialize_selected(STORED, key).success
+    system.drive_attachments()
+
+    record = system.services.attachments.get(key)
+    assert record is not None
+    assert record.state is AttachmentState.STORED
+    assert "the last attempt to download it again failed" in (record.reason or "")
+    assert system.stored_bytes("signed.pdf") == content_of("signed.pdf", 5_000)
+    assert len(system.on_topic(system.settings.topics.downloads_dlq)) == dead_before
+    assert [row["status"] for row in system.results()] == ["success", "failed_transient"]
+    shown = system.metadata(STORED, key)
+    assert (shown["size_bytes"], "404" in shown["not_downloaded_again"]) == (5_000, True)
+    (execution,) = system.instance.event_log_storage.get_asset_check_execution_history(STORED_CHECK, limit=1)
+    assert execution.event is not None
+    evaluation = execution.event.dagster_event.asset_check_evaluation_data  # type: ignore[union-attr]
+    assert (evaluation.passed, evaluation.severity.value) == (False, "WARN")
+    assert system.check("attachment_stored", key).passed, "the bytes are there"
+    assert system.check("every_event_accounted").passed
+
+    http_server.publish(path, content_of("signed.pdf", 7_000))
+    assert system.materialize_selected(STORED, key).success
+    assert system.stored_bytes("signed.pdf") == content_of("signed.pdf", 7_000)
+    mended = system.services.attachments.get(key)
+    assert mended is not None
+    assert (mended.state, mended.reason, mended.size_bytes) == (AttachmentState.STORED, None, 7_000)
+
+
+def test_a_stored_attachment_whose_bytes_are_gone_and_cannot_be_had_again_is_dead(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system = attachment_system
+    path = "/published/lost.pdf"
+    http_server.publish(path, content_of("lost.pdf", 500))
+    system.send_event(http_server.url(path))
+    system.drive_attachments()
+    (key,) = system.instance.get_dynamic_partitions(ATTACHMENTS)
+    http_server.withdraw(path)
+    Path(system.attachment("lost.pdf").stored_path or "").unlink()
+
+    assert not system.materialize_selected(STORED, key).success
+    record = system.services.attachments.get(key)
+    assert record is not None
+    assert record.state is AttachmentState.FAILED
 
 
 def test_replays_are_let_go_at_the_rate_that_was_asked_for_and_each_has_its_last(
