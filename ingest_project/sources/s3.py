@@ -108,15 +108,15 @@ class S3Source:
     def stat(self, path: str) -> SourceFile:
         """What S3 says about the object that is there now."""
         key = self.place.key(path)
-        with s3_errors(self.canonical_location(path)), deadline_in_force(Deadline(self.limits.answer_time)):
+        with s3_errors(self.canonical_location(path)), deadline_in_force(Deadline(self.limits.attempts_time)):
             found = self._client.head_object(Bucket=self.place.bucket, Key=key, **self._payer)
-        return SourceFile(
-            path=self.place.path(key),
-            name=key.rpartition("/")[2],
-            size_bytes=found["ContentLength"],
-            modified_at=found["LastModified"],
-            etag=found["ETag"].strip('"'),
-        )
+            return SourceFile(
+                path=self.place.path(key),
+                name=key.rpartition("/")[2],
+                size_bytes=found["ContentLength"],
+                modified_at=found["LastModified"],
+                etag=found["ETag"].strip('"'),
+            )
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
         """The object's bytes, all of one version; a cut connection is replaced and the reading goes on."""

@@ -9,9 +9,10 @@ from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool, AWSHTT
 from botocore.exceptions import HTTPClientError
 from urllib3.exceptions import HTTPError
 
-from ingest_project.errors import PermanentError, UnreadableListingError
+from ingest_project.errors import PermanentError, SourceForbidden, UnreadableListingError
 from ingest_project.sources.timed import keeping_deadline
 from ingest_project.web.deadlines import DeadlineSSLSocket
+from ingest_project.web.statuses import REDIRECTS
 
 if TYPE_CHECKING:
     import socket
@@ -25,7 +26,8 @@ MAX_ANSWER_BYTES = 8 * 1024**2
 PIECE_BYTES = 64 * 1024
 ROOT = b"ListBucketResult"
 ROOT_WITHIN = 1_024
-SERVER_ERRORS, REFUSALS = 500, 300
+REFUSALS = 300
+REGION = "x-amz-bucket-region"
 
 
 def bound(client: S3Client) -> S3Client:
@@ -65,6 +67,10 @@ def _send(session: Any, request: AWSPreparedRequest, event_name: str = "", **_: 
     """Send a request in botocore's place, and read the answer as far as it may go."""
     is_file, request.stream_output = request.stream_output, True
     response: Any = session.send(request)
+    if event_name.endswith("HeadBucket") and response.status_code in REDIRECTS and REGION not in response.headers:
+        response.raw.close()
+        # botocore asks this to find the region of a bucket, and for each redirect once more, without an end.
+        raise SourceForbidden(_place(request), "it redirects to another server, and does not say which region it is in")
     if is_file and response.status_code < REFUSALS:
         return response
     body = _body(response.raw, _place(request))
@@ -84,6 +90,7 @@ def _body(raw: HTTPResponse, place: str) -> bytes:
                 raw.close()
                 raise PermanentError(f"{place} answers with more than {MAX_ANSWER_BYTES} bytes.")
     except (HTTPError, OSError) as error:
+        raw.close()
         raise HTTPClientError(error=error) from error
     return bytes(body)
 

@@ -50,7 +50,8 @@ class ObjectReader:
         wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
         if offset:
             wanted["Range"] = f"bytes={offset}-"
-        with s3_errors(self.location), deadline_in_force(Deadline(self.limits.answer_time)):
+        # The SDK's own attempts are within this time.
+        with s3_errors(self.location), deadline_in_force(Deadline(self.limits.attempts_time)):
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key, **wanted, **self.payer)
             body, modified_at = answer["Body"], answer["LastModified"]
             if self.etag is None:

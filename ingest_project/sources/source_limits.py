@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Item = TypeVar("Item")
 
 LEAST_BYTES_PER_SECOND = 1_024
+PAUSES = timedelta(seconds=10)
 ENTRIES_SETTING = "INGEST_MAX_LISTING_ENTRIES"
 SECONDS_SETTING = "INGEST_MAX_LISTING_SECONDS"
 
@@ -55,6 +56,11 @@ class SourceLimits:
     def page_time(self) -> timedelta:
         """For one page of a listing."""
         return timedelta(seconds=10 * self.timeout_seconds)
+
+    @property
+    def attempts_time(self) -> timedelta:
+        """For an answer that a client library asks for several times, its pauses included."""
+        return self.page_time + PAUSES
 
 
 class ListingBudget:
