@@ -332,6 +332,18 @@ def test_pages_that_never_end_come_to_an_end(server: Pages) -> None:
         listed(source(f"{server.url}many/?page=0", limits))
 
 
+@pytest.mark.parametrize("word", ["utf-8", "none", "aws-chunked"])
+def test_a_word_that_is_no_encoding_says_nothing_about_the_bytes(server: Pages, word: str) -> None:
+    server.pages["/in/"] = page("<title>Index of /</title><a href=a.csv>a</a>", **{"Content-Encoding": word})
+    server.pages["/in/a.csv"] = Answer(headers={"ETag": '"1"', "Content-Encoding": word}, body=b"1,2")
+    opened = source(f"{server.url}in/")
+    (file,) = opened.list_files("*")
+    assert isinstance(file, SourceFile)
+    assert file.size_bytes == 3
+    with opened.open(file.path) as stream:
+        assert stream.read() == b"1,2"
+
+
 def test_a_listing_and_files_that_are_compressed_although_nobody_asked_are_read(server: Pages) -> None:
     body = gzip.compress(b"<title>Index of /</title><a href=a.csv>a</a>")
     server.pages["/in/"] = page(body, **{"Content-Encoding": "gzip"})
