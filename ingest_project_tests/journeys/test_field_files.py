@@ -20,9 +20,6 @@ FIELD = DATA / "field"
 MANIFEST = FIELD / "manifest.jsonl"
 NINE = datetime(2026, 1, 15, 9, tzinfo=UTC)
 TEN = datetime(2026, 1, 15, 10, tzinfo=UTC)
-NEEDS_NEW_IDENTITY = pytest.mark.xfail(
-    strict=True, reason="What a file is known by does not yet include its profile and what that takes from the name."
-)
 
 
 @pytest.fixture
@@ -149,7 +146,6 @@ def test_f10_bom_mid_makes_no_device(field: System) -> None:
     assert stored(field) == each_at(TEN, range(4), "dev-h", (20.1, 20.2, 20.3, 20.4))
 
 
-@NEEDS_NEW_IDENTITY
 def test_f11_dup_by_name_is_no_duplicate(field: System) -> None:
     take(field, "f11_dup_by_name", "f11")
     field.drive()
@@ -158,7 +154,6 @@ def test_f11_dup_by_name_is_no_duplicate(field: System) -> None:
     assert stored(field) == expected
 
 
-@NEEDS_NEW_IDENTITY
 def test_f12_growing_counts_each_reading_once(field: System) -> None:
     take(field, "f12_growing")
     field.drive()
@@ -171,7 +166,6 @@ def test_f12_growing_counts_each_reading_once(field: System) -> None:
     assert stored(field) == each_at(TEN, range(4), "dev-k", (20.1, 20.2, 20.3, 20.4))
 
 
-@NEEDS_NEW_IDENTITY
 def test_f40_wrong_format_first_is_mended_by_the_next_job(field: System) -> None:
     take(field, "f40_wrong_format_first")
     field.drive()

@@ -80,7 +80,8 @@ def test_a_file_that_grew_counts_each_reading_once_and_its_older_version_is_mark
     assert (older.state, older.replaced_by) == (FileState.REPLACED, newer.file_key)
     assert newer.file_key in (older.reason or "")
     assert counted(system) == 4
-    assert system.metadata(VALIDATED, older.file_key) == {"dagster/row_count": 0, "replaced_by": newer.file_key}
+    shown = system.metadata(VALIDATED, older.file_key)
+    assert (shown["dagster/row_count"], shown["replaced_by"]) == (0, newer.file_key)
     assert system.metadata(METRICS, older.file_key)["dagster/row_count"] == 0
     assert system.checks() == {older.file_key: "SUCCEEDED", newer.file_key: "SUCCEEDED"}
     assert system.check("contract_holds", older.file_key).passed
@@ -322,4 +323,4 @@ def test_a_stored_file_that_cannot_be_had_again_stays_stored(system: System) -> 
     assert kept.state is FileState.INGESTED
     assert "could not be ingested again" in (kept.reason or "")
     assert counted(system) == 4
-    assert system.checks() == {record.file_key: "FAILED"}
+    assert system.checks() == {record.file_key: "SUCCEEDED"}, "of what is stored"
