@@ -31,6 +31,7 @@ from ingest_project.file_ingest.storing import (
     without_duplicates,
 )
 from ingest_project.file_ingest.validated_sensor_data import (
+    METRICS_SHOWN,
     SAMPLE_ROWS,
     CheckedGroup,
     CheckedRows,
@@ -38,6 +39,7 @@ from ingest_project.file_ingest.validated_sensor_data import (
     OpenedFile,
     check_group,
     check_rows,
+    first_rows,
     verdict,
 )
 from ingest_project.ledger.states import FileState
@@ -99,6 +101,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     rows_read = rows_bad = 0
     rule_counts: dict[str, int] = {}
     sample: list[dict[str, object]] = []
+    preview: list[dict[str, object]] = []
     metrics: list[pl.DataFrame] = []
     shared: list[pl.DataFrame] = []
     with one_ahead(_checked(file, contract)) as chunks:
@@ -112,6 +115,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
             rows_bad += checked.quarantined.height
             for rule, count in checked.broken_rules_by_file().get(key, {}).items():
                 rule_counts[rule] = rule_counts.get(rule, 0) + count
+            preview = preview or first_rows(checked.accepted, SAMPLE_ROWS).get(key, [])
             if len(sample) < SAMPLE_ROWS:
                 sample += checked.sample_by_file().get(key, [])
     merged = merge(metrics)
@@ -128,6 +132,8 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
             summaries=counts_by_file(merged).get(key, NO_SUMMARIES),
             rule_counts=rule_counts,
             sample=sample[:SAMPLE_ROWS],
+            preview=preview,
+            metrics_shown=first_rows(merged, METRICS_SHOWN).get(key, []),
             unknown_columns=file.first.unknown_columns,
             instants=instants_by_file(pl.concat(shared)).get(key, NONE_SHARED),
         ),

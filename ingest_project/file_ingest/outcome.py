@@ -51,6 +51,8 @@ class Outcome:
         duplicate_of: key of the file with the same content whose rows stand for this one's.
         replaced_by: key of the newer version that counts in this one's place.
         sample: some quarantined rows, for the UI: line_number, raw_text, reasons.
+        preview: the first accepted rows, for the UI: timestamp, device_id, sensor_type, value, unit, line_number.
+        metrics_shown: the first summaries, for the UI: device_id, sensor_type, min, max, mean, count, stddev.
         unknown_columns: columns of the file that its profile does not know, and that were left out.
         instants: how many of its accepted readings share device, sensor type and time with another.
         kept_at: where the quarantine keeps the bytes of a file that was refused whole.
@@ -70,6 +72,8 @@ class Outcome:
     duplicate_of: str | None = None
     replaced_by: str | None = None
     sample: Sequence[Mapping[str, Any]] = ()
+    preview: Sequence[Mapping[str, Any]] = ()
+    metrics_shown: Sequence[Mapping[str, Any]] = ()
     unknown_columns: Sequence[str] = ()
     instants: SharedInstants = NONE_SHARED
     kept_at: str | None = None

@@ -18,7 +18,7 @@ from ingest_project.ledger.states import FileState
 from ingest_project.partition_reports import CheckResult, PartitionReport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ingest_project.file_ingest.outcome import Outcome
 
@@ -35,6 +35,23 @@ ASPECTS = {
 }
 WHOLE_FILE = "whole_file"
 _MAX_RAW_TEXT_SHOWN = 200
+PREVIEW_COLUMNS = {
+    "line_number": "int",
+    "timestamp": "string",
+    "device_id": "string",
+    "sensor_type": "string",
+    "value": "float",
+    "unit": "string",
+}
+METRIC_COLUMNS = {
+    "device_id": "string",
+    "sensor_type": "string",
+    "min": "float",
+    "max": "float",
+    "mean": "float",
+    "count": "int",
+    "stddev": "float",
+}
 
 
 def partition_report(outcome: Outcome) -> PartitionReport:
@@ -75,6 +92,7 @@ def validated_metadata(outcome: Outcome) -> dict[str, Any]:
         **({"replaced_by": outcome.replaced_by} if outcome.replaced_by else {}),
         **odd_metadata(outcome),
         **_seconds_from_event(outcome),
+        **_table("first_rows", outcome.preview, PREVIEW_COLUMNS),
     }
 
 
@@ -86,6 +104,7 @@ def metrics_metadata(outcome: Outcome) -> dict[str, Any]:
         "devices": outcome.summaries.devices if stored else 0,
         "sensor_types": outcome.summaries.sensor_types if stored else 0,
         **_reason(outcome),
+        **(_table("metrics", outcome.metrics_shown, METRIC_COLUMNS) if stored else {}),
     }
 
 
@@ -96,6 +115,7 @@ def raw_file_metadata(outcome: Outcome) -> dict[str, Any]:
     if outcome.landed is None:
         return {**metadata, "size_bytes": 0, **_reason(outcome)}
     metadata |= {"size_bytes": outcome.landed.size_bytes, "sha256": outcome.landed.sha256}
+    metadata["dagster/uri"] = outcome.landed.path
     if record.event.trace_id:
         metadata["trace_id"] = record.event.trace_id
     if outcome.duplicate_of:
@@ -201,6 +221,25 @@ def broken_by_aspect(rule_counts: Mapping[str, int]) -> dict[str, int]:
         aspect = next((name for name, beginnings in ASPECTS.items() if rule.startswith(beginnings)), WHOLE_FILE)
         counts[aspect] = counts.get(aspect, 0) + count
     return counts
+
+
+def _table(
+    name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
+) -> dict[str, dg.TableMetadataValue]:
+    """Return rows as a table for the UI; nothing where there are none."""
+    if not rows:
+        return {}
+    records = [dg.TableRecord({column: _shown(row[column]) for column in columns}) for row in rows]
+    schema = dg.TableSchema([dg.TableColumn(column, kind) for column, kind in columns.items()])
+    return {name: dg.TableMetadataValue(records, schema)}
+
+
+def _shown(value: object) -> str | float | int:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if value is None:
+        return ""
+    return value if isinstance(value, str | float | int) else str(value)
 
 
 def _reason(outcome: Outcome) -> dict[str, str]:

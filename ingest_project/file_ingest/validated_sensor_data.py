@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 
 SAMPLE_ROWS = 5
+METRICS_SHOWN = 20
 
 validated_sensor_data = dg.AssetSpec(
     VALIDATED_SENSOR_DATA,
@@ -171,10 +172,20 @@ class CheckedRows:
 
     def sample_by_file(self) -> dict[str, list[dict[str, object]]]:
         """The first few bad rows of each file."""
-        samples: dict[str, list[dict[str, object]]] = {}
-        for row in self.quarantined.group_by("file_key", maintain_order=True).head(SAMPLE_ROWS).iter_rows(named=True):
-            samples.setdefault(row.pop("file_key"), []).append(row)
-        return samples
+        return first_rows(self.quarantined, SAMPLE_ROWS)
+
+
+def first_rows(rows: pl.DataFrame, most: int) -> dict[str, list[dict[str, object]]]:
+    """Return the first rows of each file, by file key; files without any are absent.
+
+    Args:
+        rows: of many files, with their `file_key`.
+        most: of one file.
+    """
+    first: dict[str, list[dict[str, object]]] = {}
+    for row in rows.group_by("file_key", maintain_order=True).head(most).iter_rows(named=True):
+        first.setdefault(row.pop("file_key"), []).append(row)
+    return first
 
 
 @dataclass(frozen=True)
@@ -246,9 +257,12 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
         quarantined = quarantined.filter(~pl.col("file_key").is_in(refused))
     metrics, shared = aggregate_files(accepted)
     counts, instants = counts_by_file(metrics), instants_by_file(shared)
+    previews, metrics_shown = first_rows(accepted, SAMPLE_ROWS), first_rows(metrics, METRICS_SHOWN)
     counted = [
         replace(
             outcome,
+            preview=previews.get(outcome.record.file_key, []),
+            metrics_shown=metrics_shown.get(outcome.record.file_key, []),
             summaries=counts.get(outcome.record.file_key, NO_SUMMARIES),
             instants=instants.get(outcome.record.file_key, NONE_SHARED),
         )

@@ -75,7 +75,9 @@ def test_the_example_files_end_as_their_names_say(system: System) -> None:
         assert (shown["dagster/row_count"], shown["source"]) == (expected[0], file.location)
         assert 0 < shown["seconds_from_event"] < 600
         measured = system.services.warehouse.metrics_of(keys[name])
-        assert system.metadata(METRICS, keys[name]) == {
+        summed = system.metadata(METRICS, keys[name])
+        assert summed.pop("metrics")[0]["mean"] == measured[0].mean
+        assert summed == {
             "dagster/row_count": len(measured),
             "devices": len({metric.device_id for metric in measured}),
             "sensor_types": len({metric.sensor_type for metric in measured}),
@@ -112,6 +114,15 @@ def _shown_in_dagster(system: System, ingested: set[str], refused: set[str], twi
         assert instance.get_materialized_partitions(asset) == set(keys.values()), asset
     rows = {name: system.metadata(VALIDATED, keys[name])["dagster/row_count"] for name in keys}
     assert {name for name, count in rows.items() if count} == ingested
+    first = system.metadata(VALIDATED, keys["sample_data_1.csv"])["first_rows"]
+    assert [sorted(row) for row in first] == [
+        ["device_id", "line_number", "sensor_type", "timestamp", "unit", "value"]
+    ] * 5
+    shown = system.metadata(METRICS, keys["sample_data_1.csv"])["metrics"]
+    stored = system.services.warehouse.metrics_of(keys["sample_data_1.csv"])
+    assert [(row["device_id"], row["sensor_type"], row["mean"], row["count"]) for row in shown] == [
+        (one.device_id, one.sensor_type, one.mean, one.count) for one in stored[: len(shown)]
+    ]
     for name in refused | {twin}:
         assert system.metadata(VALIDATED, keys[name])["reason"] == system.files()[name].reason
     assert {key for key, status in system.accepted().items() if status == "SUCCEEDED"} == partitions(ingested)
