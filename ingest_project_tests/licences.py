@@ -20,6 +20,7 @@ SPELLINGS = {
     "Apache License Version 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "BSD": "BSD-3-Clause",
+    "BSD 3-Clause OR Apache-2.0": "Apache-2.0 OR BSD-3-Clause",
     "BSD License": "BSD-3-Clause",
     "Dual License": "Apache-2.0 OR BSD-3-Clause",
     "ISC License": "ISC",

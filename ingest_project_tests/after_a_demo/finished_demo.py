@@ -77,6 +77,7 @@ def finished_demo(folder: Path) -> Iterator[Demo]:
         "INGEST_WEBSERVER_PORT": "0",
         "INGEST_DUMMY_ROOT": str(dummy_data),
         "INGEST_LOCAL_ROOTS": str(dummy_data),
+        "INGEST_ALLOWED_INTERNAL_HOSTS": "127.0.0.1",
     }
     with ExitStack() as running:
         # Set no longer than it starts: the demo stays up while other tests look for settings of their own.

@@ -121,10 +121,12 @@ def test_after_the_demo_the_checks_of_all_files_have_been_evaluated(demo: Demo, 
         window.wait_for(rf"^{check}$.*^Latest execution$(?!.*^None$)")
 
 
-def test_the_graph_shows_the_way_of_a_file(demo: Demo, window: Window) -> None:
+def test_the_graph_shows_the_way_of_a_file_from_topic_to_view(demo: Demo, window: Window) -> None:
     del demo
     window.open("/locations/ingest_project/asset-groups/file_ingest")
-    window.wait_for(r"^raw_files$.*^100% filled$")
+    for name in ("file_event_queue", "file_events", "raw_files", "aggregated_metrics", "device_metrics"):
+        window.wait_for(rf"^{name}$")
+    window.keep("lineage")
     for asset in ASSETS:
         window.wait_for(rf"^{asset}$")
     window.keep("asset-graph", height=850)

@@ -21,7 +21,7 @@ from ingest_project.monitor.dagster_records import DagsterRecords
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, wait_for
-from ingest_project_tests.after_a_demo.test_backfills import FILE_ASSETS
+from ingest_project_tests.after_a_demo.test_repeated_partitions import FILE_ASSETS
 from ingest_project_tests.journeys.system import readings
 from ingest_project_tests.services.http_server import content_of
 

@@ -20,7 +20,7 @@ from ingest_project.messages.polling_job import PollingJob
 from ingest_project.resources import Services
 from ingest_project.settings import load_settings
 from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, wait_for
-from ingest_project_tests.after_a_demo.test_backfills import FILE_ASSETS
+from ingest_project_tests.after_a_demo.test_repeated_partitions import FILE_ASSETS
 from ingest_project_tests.journeys.system import readings
 
 ROOT = Path(__file__).parents[2]
