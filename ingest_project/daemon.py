@@ -3,8 +3,9 @@
     python -m ingest_project.daemon run --workspace workspace.yaml
 
 takes what `dagster-daemon` takes and is the same daemon. Only, it looks for sensors that are due every second and not
-every five: a sensor listens to its topic inside its tick, and in between nobody does. Without this module
-(`dagster dev`, `dagster-daemon run`) everything works as well, each message seen up to four seconds later.
+every five: a sensor listens to its topic inside its tick, and in between nobody does. And it looks at backfills every
+five seconds and not every thirty, for a person waits for them. Without this module (`dagster dev`,
+`dagster-daemon run`) everything works as well, each message seen up to four seconds later.
 
 Where the clock is set back, Dagster's loops sleep until it is where it was. This daemon notices, repairs what is on
 record (see `clock_repair`) and begins anew in the same process; so it does with what an earlier one has left.
@@ -22,7 +23,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from dagster import DagsterInstance
-from dagster._daemon import sensor
+from dagster._daemon import controller, sensor
 from dagster._daemon.cli import create_dagster_daemon_cli
 
 from ingest_project.clock_repair import LARGEST_SKEW_SECONDS, repair
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 LOOK_EVERY_SECONDS = 1
+BACKFILLS_EVERY_SECONDS = 5
 # How often what is on record is looked at: another machine's clock, or a restored database, shows there alone.
 REPAIR_EVERY_SECONDS = 10.0
 
@@ -46,6 +48,7 @@ def main() -> None:
     keep_files_private()
     # Not a setting of Dagster's, which says "checks every five seconds" whatever a sensor asks for.
     sensor.MIN_INTERVAL_LOOP_TIME = LOOK_EVERY_SECONDS
+    controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILLS_EVERY_SECONDS
     if sys.argv[1:2] == ["run"] and "--help" not in sys.argv:
         repair_records()
         threading.Thread(target=watch_clock, args=(begin_anew,), name="clock", daemon=True).start()

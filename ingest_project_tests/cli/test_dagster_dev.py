@@ -46,7 +46,7 @@ def test_dagster_dev_ingests_files_and_backfills_them(tmp_path: Path) -> None:
     }
     loaded = load_settings(environ, tmp_path)
     port = free_port()
-    command = [Path(sys.executable).with_name("dagster"), "dev", "--port", str(port)]
+    command = [str(Path(sys.executable).with_name("dagster")), "dev", "--port", str(port)]
     with (
         running_stack(loaded, lambda _step, _state: None, dagster=False, monitor=False) as stack,
         subprocess.Popen(
