@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, settings
@@ -57,6 +58,11 @@ class OneProcessForEachFile(LoadFileScheduling):  # type: ignore[misc]  # pytest
 
     def _split_scope(self, nodeid: str) -> str:
         return "whole systems" if _whole_system(nodeid) else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one process for each core, and one more than two cores: tests wait for servers a good part of their time."""
+    return max(3, min(4, os.cpu_count() or 1))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessForEachFile:  # noqa: ANN401 - its own
