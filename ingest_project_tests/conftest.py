@@ -61,7 +61,7 @@ class OneProcessForEachFile(LoadFileScheduling):  # type: ignore[misc]  # pytest
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return one process for each core, and one more than two cores: tests wait for servers a good part of their time."""
+    """Return three processes on two cores, four on more: tests wait for servers a good part of their time."""
     return max(3, min(4, os.cpu_count() or 1))
 
 
