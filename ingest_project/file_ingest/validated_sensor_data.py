@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 SAMPLE_ROWS = 5
-METRICS_SHOWN = 20
+METRICS_SHOWN = 10
 
 validated_sensor_data = dg.AssetSpec(
     VALIDATED_SENSOR_DATA,
