@@ -16,13 +16,12 @@ import dagster as dg
 import sqlalchemy as sa
 
 from ingest_project.column_schemas import delta_metadata, table_metadata
-from ingest_project.database.column_types import Texts, UtcTime
-from ingest_project.database.crm_tables import ExactDecimal
+from ingest_project.database.column_types import ExactDecimal, Texts, UtcTime
 from ingest_project.database.engine import reading
 from ingest_project.hours import end_of, hour_of
 from ingest_project.resources import Services
 from ingest_project.settings import current_settings
-from ingest_project.stores.activity_events import ask
+from ingest_project.stores.delta_tables import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

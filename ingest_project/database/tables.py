@@ -121,39 +121,3 @@ files = sa.Table(
         sqlite_where=sa.text("duplicate_of IS NOT NULL"),
     ),
 )
-
-polling_jobs = sa.Table(
-    "polling_jobs",
-    metadata,
-    Col("job_key", sa.Text, primary_key=True),
-    Col("job_id", sa.Text, nullable=False),
-    Col("source_type", sa.Text, nullable=False),
-    Col("request", Json, nullable=False),
-    Col("priority", sa.Text, nullable=False),
-    # 0 before 1 before 2: high, normal, low.
-    Col("urgency", sa.Integer, nullable=False),
-    Col("trace_id", sa.Text),
-    *intake_columns(),
-    *work_columns(),
-    Col("files_found", sa.BigInteger),
-    Col("files_published", sa.BigInteger),
-    Col("files_skipped", sa.BigInteger),
-    Col("skipped", Json),
-    pending_index("polling_jobs", "intake_topic", "urgency"),
-    held_index("polling_jobs", "intake_topic"),
-    sa.Index("polling_jobs_by_batch", "batch_id"),
-    sa.Index("polling_jobs_by_state", "state", "updated_at"),
-)
-
-# What a producer was about to send, written before it is sent; a row still `intended` after a crash may have been sent.
-outbox = sa.Table(
-    "outbox",
-    metadata,
-    Col("message_id", sa.Text, primary_key=True),
-    Col("topic", sa.Text, primary_key=True),
-    Col("state", sa.Text, nullable=False),
-    Col("since", Json),
-    Col("created_at", UtcTime, nullable=False),
-    # Who is about to send it: whoever takes an intent over puts another name here, and the one before sends no more.
-    Col("owner", sa.Text),
-)

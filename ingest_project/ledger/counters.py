@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ingest_project.database.attachment_tables import attachment_events, attachments, download_outcomes
+from ingest_project.database.polling_tables import polling_jobs
 from ingest_project.database.stream_tables import stream_ranges
-from ingest_project.database.tables import files, polling_jobs
+from ingest_project.database.tables import files
 from ingest_project.ledger.range_record import RangeState
 from ingest_project.ledger.states import AttachmentState, FileState, JobState
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from ingest_project.database.engine import reading, writing
-from ingest_project.database.tables import outbox, polling_jobs
+from ingest_project.database.outbox_tables import outbox
 from ingest_project.ledger.statements import in_parts, insert_missing
 
 if TYPE_CHECKING:
@@ -134,29 +134,3 @@ class MessageOutbox:
             # One parameter, however many there are: `IN` would be spelt out anew each time.
             return outbox.c.message_id == sa.any_(sa.cast(list(message_ids), ARRAY(sa.Text)))
         return outbox.c.message_id.in_(message_ids)
-
-
-class JobOutbox(MessageOutbox):
-    """The outbox in the hands of a polling job, whose count of published files grows with what is marked as sent.
-
-    Both in one transaction: what a killed attempt had sent is counted when it is found on the topic, and once.
-
-    Args:
-        engine: of the database.
-        job_key: of the job.
-    """
-
-    def __init__(self, engine: sa.Engine, job_key: str) -> None:
-        super().__init__(engine)
-        self._job_key = job_key
-
-    def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
-        """Remember that these are on the topic, and count those that were not marked before."""
-        published = polling_jobs.c.files_published
-        with writing(self._engine) as connection:
-            marked = self._mark(connection, topic, message_ids)
-            connection.execute(
-                sa.update(polling_jobs)
-                .where(polling_jobs.c.job_key == self._job_key)
-                .values(files_published=sa.func.coalesce(published, 0) + marked)
-            )

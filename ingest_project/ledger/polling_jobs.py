@@ -8,8 +8,9 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.database.engine import reading, writing
-from ingest_project.database.tables import polling_jobs as jobs
+from ingest_project.database.polling_tables import polling_jobs as jobs
 from ingest_project.ledger.entries import Intake, Recorded
+from ingest_project.ledger.outbox import MessageOutbox
 from ingest_project.ledger.statements import contains, insert_missing
 from ingest_project.ledger.states import JobState
 from ingest_project.ledger.work_ledger import WorkLedger
@@ -279,3 +280,29 @@ def _row(arrival: JobArrival, now: datetime) -> dict[str, Any]:
         "created_at": now,
         "updated_at": now,
     }
+
+
+class JobOutbox(MessageOutbox):
+    """The outbox in the hands of a polling job, whose count of published files grows with what is marked as sent.
+
+    Both in one transaction: what a killed attempt had sent is counted when it is found on the topic, and once.
+
+    Args:
+        engine: of the database.
+        job_key: of the job.
+    """
+
+    def __init__(self, engine: sa.Engine, job_key: str) -> None:
+        super().__init__(engine)
+        self._job_key = job_key
+
+    def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
+        """Remember that these are on the topic, and count those that were not marked before."""
+        published = jobs.c.files_published
+        with writing(self._engine) as connection:
+            marked = self._mark(connection, topic, message_ids)
+            connection.execute(
+                sa.update(jobs)
+                .where(jobs.c.job_key == self._job_key)
+                .values(files_published=sa.func.coalesce(published, 0) + marked)
+            )

@@ -11,7 +11,9 @@ import sqlalchemy as sa
 
 from ingest_project.database.attachment_tables import attachment_events, attachments
 from ingest_project.database.engine import reading, writing
-from ingest_project.database.tables import files, outbox, polling_jobs
+from ingest_project.database.outbox_tables import outbox
+from ingest_project.database.polling_tables import polling_jobs
+from ingest_project.database.tables import files
 from ingest_project.ledger.outbox import SENT
 from ingest_project.ledger.statements import in_parts
 from ingest_project.ledger.states import AttachmentState, FileState, JobState

@@ -16,7 +16,8 @@ from ingest_project.database.attachment_tables import (
 )
 from ingest_project.database.crm_tables import opportunities, projects, unidentified_messages
 from ingest_project.database.engine import reading
-from ingest_project.database.tables import files, polling_jobs
+from ingest_project.database.polling_tables import polling_jobs
+from ingest_project.database.tables import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

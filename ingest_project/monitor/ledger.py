@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from ingest_project.database.attachment_tables import attachment_events, attachments
 from ingest_project.database.crm_tables import unidentified_messages
 from ingest_project.database.engine import reading
+from ingest_project.database.polling_tables import polling_jobs
 from ingest_project.database.stream_tables import stream_ranges
-from ingest_project.database.tables import files, polling_jobs
+from ingest_project.database.tables import files
 from ingest_project.ledger.counting import RunningTotals, Series
 
 if TYPE_CHECKING:

@@ -28,8 +28,7 @@ from ingest_project.messages.file_event import FileEvent, file_key, file_type_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ingest_project.ledger.outbox import JobOutbox
-    from ingest_project.ledger.polling_jobs import JobRecord
+    from ingest_project.ledger.polling_jobs import JobOutbox, JobRecord
     from ingest_project.resources import Services
     from ingest_project.sources.protocol import Source, SourceFile
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ingest_project.ahead import one_ahead
 from ingest_project.item_faults import storable
-from ingest_project.ledger.outbox import JobOutbox
+from ingest_project.ledger.polling_jobs import JobOutbox
 from ingest_project.polling.announcing import prepare, publish
 from ingest_project.sources.further_down import files_further_down
 from ingest_project.sources.protocol import Skipped, SourceFile

@@ -11,8 +11,9 @@ from collections import Counter
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ingest_project.errors import StoreUnavailable, TransactionConflict
-from ingest_project.stores.delta_failures import delta_errors, reason_of
+from ingest_project.errors import TransactionConflict
+from ingest_project.stores.delta_failures import delta_errors
+from ingest_project.stores.delta_tables import answer, ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import pyarrow as pa
-    from deltalake import DeltaTable
 
     from ingest_project.stores.delta_tables import DeltaStore
 
@@ -55,32 +55,6 @@ def of_hours(first: datetime, end: datetime) -> str:
         f"(event_day IN ({days}) OR event_day IS NULL)"
         f' AND "timestamp" >= {_text(first.isoformat())} AND "timestamp" < {_text(end.isoformat())}'
     )
-
-
-def ask(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
-    """The answer to a query over `events`, a few thousand rows at a time; nothing where there is no table yet.
-
-    Raises:
-        StoreUnavailable: the store does not answer or refused.
-    """
-    table = store.opened()
-    if table is not None:
-        yield from _answer(store, table, query)
-
-
-def _answer(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa  # noqa: PLC0415 - heavy
-    from deltalake import QueryBuilder  # noqa: PLC0415
-
-    try:
-        with delta_errors(store.place):
-            for batch in QueryBuilder().register("events", table).execute(query):
-                yield pa.record_batch(batch)
-    except Exception as error:
-        # The query engine has no class of its own for what goes wrong in it.
-        if type(error) is not Exception:
-            raise
-        raise StoreUnavailable(store.url, reason_of(error)) from error
 
 
 def rows_by_hour(store: DeltaStore, offsets: Offsets) -> dict[datetime, int]:
@@ -142,7 +116,7 @@ def _ask_of(store: DeltaStore, columns: AbstractSet[str], query: str) -> Iterato
     """Ask, where the table has these columns: it may be older than one, or somebody else's."""
     table = store.opened()
     if table is not None and {field.name for field in table.schema().fields} >= columns:
-        yield from _answer(store, table, query)
+        yield from answer(store, table, query)
 
 
 def replace(

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest_project.errors import StoreUnavailable, TransactionConflict
-from ingest_project.stores.delta_failures import delta_errors
+from ingest_project.stores.delta_failures import delta_errors, reason_of
 from ingest_project.stores.delta_figures import TableFigures, figures_of
 from ingest_project.stores.delta_history import History
 from ingest_project.stores.delta_places import (
@@ -384,3 +384,34 @@ def _pauses() -> Iterator[float]:
     for attempt in range(COMMIT_RETRIES):
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)
         yield random.uniform(longest / 2, longest)  # noqa: S311 - no secret
+
+
+def ask(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
+    """The answer to a query over `events`, a few thousand rows at a time; nothing where there is no table yet.
+
+    Raises:
+        StoreUnavailable: the store does not answer or refused.
+    """
+    table = store.opened()
+    if table is not None:
+        yield from answer(store, table, query)
+
+
+def answer(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.RecordBatch]:
+    """Query one version of the table, registered as `events`.
+
+    Raises:
+        StoreUnavailable: the store does not answer or refused.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+    from deltalake import QueryBuilder  # noqa: PLC0415
+
+    try:
+        with delta_errors(store.place):
+            for batch in QueryBuilder().register("events", table).execute(query):
+                yield pa.record_batch(batch)
+    except Exception as error:
+        # The query engine has no class of its own for what goes wrong in it.
+        if type(error) is not Exception:
+            raise
+        raise StoreUnavailable(store.url, reason_of(error)) from error

@@ -8,7 +8,8 @@ import dagster as dg
 from ingest_project.hours import partition_of
 from ingest_project.ledger.range_record import OffsetRange, RangeRecord, RangeState, cut
 from ingest_project.resources import Services
-from ingest_project.stores.activity_events import Offsets, ask, stored_offsets
+from ingest_project.stores.activity_events import Offsets, stored_offsets
+from ingest_project.stores.delta_tables import ask
 from ingest_project.streams.checks import MOST_SHOWN, RECENT, planned_twice, shown, unread
 from ingest_project.user_activity.partitions import FIRST_HOUR, USER_ACTIVITY_EVENTS
 from ingest_project.user_activity.rebuilding import OFFSETS_AT_A_TIME, joined

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ingest_project.hours import end_of
-from ingest_project.stores.activity_events import ask, of_hours
+from ingest_project.stores.activity_events import of_hours
 from ingest_project.stores.activity_hourly import HourOfType
+from ingest_project.stores.delta_tables import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

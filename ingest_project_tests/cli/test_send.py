@@ -13,8 +13,7 @@ import pytest
 
 from ingest_project.kafka.reading import TopicReader
 from ingest_project.ledger.entries import Intake
-from ingest_project.ledger.outbox import JobOutbox
-from ingest_project.ledger.polling_jobs import JobArrival
+from ingest_project.ledger.polling_jobs import JobArrival, JobOutbox
 from ingest_project.messages.attachment_event import decode_attachment_event
 from ingest_project.messages.download import attachment_key, decode_download_task
 from ingest_project.messages.file_event import decode_file_event

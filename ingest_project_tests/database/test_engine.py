@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.database.engine import open_engine, printable, reading, writing
-from ingest_project.database.tables import outbox
+from ingest_project.database.outbox_tables import outbox
 from ingest_project.errors import DatabaseUnavailable, SettingsError, TransactionConflict
 
 if TYPE_CHECKING:

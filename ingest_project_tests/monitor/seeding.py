@@ -10,8 +10,9 @@ import sqlalchemy as sa
 
 from ingest_project.database.attachment_tables import attachments, download_outcomes
 from ingest_project.database.engine import writing
+from ingest_project.database.polling_tables import polling_jobs
 from ingest_project.database.stream_tables import stream_ranges
-from ingest_project.database.tables import files, polling_jobs
+from ingest_project.database.tables import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from ingest_project.database.attachment_tables import attachments, download_outcomes
 from ingest_project.database.engine import open_engine, writing
 from ingest_project.database.metric_tables import metric_minutes
+from ingest_project.database.polling_tables import polling_jobs
 from ingest_project.database.stream_tables import stream_ranges
-from ingest_project.database.tables import files, polling_jobs
+from ingest_project.database.tables import files
 from ingest_project.ledger import counting
 from ingest_project.ledger.counters import LATENCY_BUCKET, LATENCY_SUM, bucket_of
 from ingest_project.ledger.counting import MOST_SERIES, RunningTotals

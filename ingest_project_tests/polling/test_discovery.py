@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ingest_project.errors import BrokerUnavailable
-from ingest_project.ledger.outbox import JobOutbox
+from ingest_project.ledger.polling_jobs import JobOutbox
 from ingest_project.ledger.states import JobState
 from ingest_project.polling import standing_jobs
 from ingest_project.polling.discovery import ANNOUNCED_BEFORE, TOO_YOUNG, discover

@@ -10,8 +10,8 @@ import pyarrow as pa
 import ingest_project.user_activity.definitions
 from ingest_project.hours import hour_of
 from ingest_project.kafka.writing import Outgoing
-from ingest_project.stores.activity_events import ask
 from ingest_project.stores.activity_hourly import HourOfType, statistics_of
+from ingest_project.stores.delta_tables import ask
 from ingest_project_tests.journeys.system import environment
 from ingest_project_tests.streams.system import StreamSystem
 from ingest_project_tests.user_activity.events import encoded
