@@ -10,7 +10,8 @@ import argparse
 import random
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -26,10 +27,6 @@ from benchmarks.peer import measure_peer
 from benchmarks.results import differences
 from benchmarks.system import running_system
 from benchmarks.workload import Workload, write_workload
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 PEER_FILES = 2_000
 MAX_DIFFERENCES_SHOWN = 5

@@ -8,13 +8,15 @@ offset range is stored and reported: it includes the daemon's wait for its next 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 from uuid import UUID
 
 import pyarrow as pa
@@ -24,16 +26,11 @@ from deltalake import DeltaTable, QueryBuilder
 from benchmarks.memory import PeakMemory
 from benchmarks.sensors import switch_sensor
 from benchmarks.system import NOT_OURS, System
-from ingest_project.cli.stack.supervisor import running_stack
-from ingest_project.database.engine import open_engine
-from ingest_project.database.migrate import migrate
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack.supervisor import running_stack
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database.migrate import migrate
 from ingest_project_tests.services.kafka import start_server, why_not_apache_kafka
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator
-    from pathlib import Path
 
 SENSOR = "user_activity_events_sensor"
 EVENTS = 1_000_000

@@ -6,26 +6,21 @@ once, so the upkeep comes after as many of them. The table is local; Kafka and t
 
 from __future__ import annotations
 
+import argparse
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from benchmarks.activity import _messages
-from benchmarks.measurement import say
-from ingest_project.kafka.received import Received
-from ingest_project.stores.delta_places import delta_place
-from ingest_project.stores.delta_tables import DeltaStore
-from ingest_project.stores.delta_upkeep import keep_healthy
-from ingest_project.user_activity.event_table import event_rows, with_few_days
-
-if TYPE_CHECKING:
-    import argparse
-    from pathlib import Path
-
-    import pyarrow as pa
-
-    from benchmarks.measurement import Result
+from benchmarks.measurement import Result, say
+from ingest_project.platform.delta.location import delta_place
+from ingest_project.platform.delta.maintenance import keep_healthy
+from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.kafka.records import Received
+from ingest_project.streams.user_activity.event_table import event_rows, with_few_days
 
 COMMITS = 1_000
 EVENTS = 100

@@ -18,12 +18,12 @@ import pyarrow as pa
 from confluent_kafka import Consumer, TopicPartition
 from deltalake import write_deltalake
 
-from ingest_project.kafka.received import received
-from ingest_project.ledger.range_record import cut
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-from ingest_project.user_activity.event_table import event_rows
-from ingest_project.user_activity.storing import Stored, store_ranges
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.records import received
+from ingest_project.streams.range_record import cut
+from ingest_project.streams.user_activity.event_table import event_rows
+from ingest_project.streams.user_activity.load import Stored, store_ranges
 
 ROWS_PER_COMMIT = 50_000
 MESSAGES_PER_CALL = 10_000
@@ -37,7 +37,7 @@ def run(brokers: str, topic: str, folder: Path, events: int) -> None:
         "DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}",
         "INGEST_STATE_DIR": str(folder),
     }
-    services = Services(load_settings(environ, folder).settings)
+    services = SystemResources(load_settings(environ, folder).settings)
     backlog = services.range_reader.backlog(topic, None, 0)
     assert backlog is not None
     now = datetime.now(UTC)

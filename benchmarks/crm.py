@@ -8,30 +8,25 @@ or in the embedded broker where that cannot run, which may not keep as many: the
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from confluent_kafka import Producer
 
 from benchmarks.memory import PeakMemory
 from benchmarks.sensors import switch_sensor
 from benchmarks.system import System, _connect, running_system
-from ingest_project.kafka.topic_state import TopicStates
-from ingest_project.settings import load_settings
-from ingest_project_tests.services.kafka import start_server
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from ingest_project_tests.services.kafka import Server
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.kafka.topics import TopicStates
+from ingest_project_tests.services.kafka import Server, start_server
 
 SENSOR = "sales_events_sensor"
 MESSAGES = 100_000

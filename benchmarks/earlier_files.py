@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import psycopg2.extensions
+import psycopg2.extensions
 
 _COPIES = "generate_series(1, %(count)s) AS number, lpad(number::text, 8, '0') AS digits"
 _NEW_KEY = "'earlier-' || digits || '.csv~' || right(md5(digits), 10)"

@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import adbc_driver_postgresql.dbapi
 import polars as pl
@@ -20,9 +19,7 @@ import psycopg2
 from benchmarks.peer import running_postgres
 from benchmarks.peer_celery import HIGHEST, LOWEST, MAX_REJECTED_SHARE, REQUIRED, TABLES
 from benchmarks.results import differences
-
-if TYPE_CHECKING:
-    from benchmarks.workload import Workload
+from benchmarks.workload import Workload
 
 PROCESSES = 2
 FILES_PER_TRANSACTION = 64

@@ -7,6 +7,7 @@ newest announcements, so that they are counted, by id, as they come.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -14,27 +15,24 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import Self
 
 from confluent_kafka import Consumer, TopicPartition
 
 from benchmarks.memory import PeakMemory
-from ingest_project.cli.stack.broker import PARTITIONS, start_broker, wait_for_broker
-from ingest_project.cli.stack.postgres import start_postgres, wait_for_postgres
-from ingest_project.kafka.publishing import MESSAGE_ID_HEADER
-from ingest_project.ledger.entries import Intake
-from ingest_project.ledger.polling_jobs import JobArrival
-from ingest_project.messages.polling_job import PollingJob
+from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.core.settings import TopicSettings, load_settings
+from ingest_project.devstack.broker import PARTITIONS, start_broker, wait_for_broker
+from ingest_project.devstack.postgres import start_postgres, wait_for_postgres
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER
+from ingest_project.platform.work_queue.types import Intake
 from ingest_project.polling.discovery import discover
-from ingest_project.resources import Services
-from ingest_project.settings import TopicSettings, load_settings
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator
-    from pathlib import Path
+from ingest_project.polling.job_queue import JobArrival
 
 FILES = 100_000
 FILES_IN_A_FOLDER = 1_000
@@ -138,7 +136,7 @@ def _write(inbox: Path, files: int) -> None:
 
 def _look(folder: str) -> dict[str, object]:
     """List, look, look again; seconds of each."""
-    services = Services(load_settings().settings)
+    services = SystemResources(load_settings().settings)
     jobs = [_job(folder, number) for number in range(LOOKS * REPETITIONS)]
     services.polling_jobs.record(jobs, datetime.now(UTC))
     _ = services.writer
@@ -160,7 +158,7 @@ def _look(folder: str) -> dict[str, object]:
     }
 
 
-def _seconds(services: Services, folder: str) -> float:
+def _seconds(services: SystemResources, folder: str) -> float:
     began = time.monotonic()
     for _ in services.open_source({"source_type": "local", "path": folder}).list_files("**"):
         pass

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from types import TracebackType
+from types import TracebackType
+from typing import Self
 
 SAMPLE_SECONDS = 0.25
 PROC = Path("/proc")

@@ -13,23 +13,19 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psycopg2
 
 from benchmarks.memory import PeakMemory
 from benchmarks.peer_celery import QUEUE, TABLES, app, ingest_file
 from benchmarks.results import differences
-from ingest_project.cli.stack import postgres
-from ingest_project.cli.stack.child import Child, Command, start
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from benchmarks.workload import Workload
+from benchmarks.workload import Workload
+from ingest_project.devstack import postgres
+from ingest_project.devstack.child import Child, Command, start
 
 WORKERS = 2
 START_SECONDS = 60.0

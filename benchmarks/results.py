@@ -6,13 +6,10 @@ questions go.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import adbc_driver_postgresql.dbapi
 import polars as pl
 
-if TYPE_CHECKING:
-    from benchmarks.workload import Workload
+from benchmarks.workload import Workload
 
 RELATIVE_TOLERANCE = 1e-9
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import psycopg2
+import psycopg2
 
 ANSWER_SECONDS = 60.0
 POLL_SECONDS = 0.1

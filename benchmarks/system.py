@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg2
@@ -23,18 +25,12 @@ from confluent_kafka import Producer
 
 from benchmarks.earlier_files import copy_file
 from benchmarks.sensors import switch_sensor, wait_for_tick
-from benchmarks.workload import write_workload
-from ingest_project.cli.stack.supervisor import running_stack
-from ingest_project.database.engine import open_engine
-from ingest_project.database.migrate import migrate
-from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from benchmarks.workload import Workload
-    from ingest_project.cli.stack.system import Stack, StepState
+from benchmarks.workload import Workload, write_workload
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack.supervisor import running_stack
+from ingest_project.devstack.system import Stack, StepState
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database.migrate import migrate
 
 SENSOR = "file_event_queue_sensor"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

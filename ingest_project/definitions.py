@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import dagster as dg
 
-from ingest_project.alerts import definitions as alerts_definitions
 from ingest_project.attachments import catalog as attachments_catalog
 from ingest_project.attachments import definitions as attachments_definitions
-from ingest_project.crm import catalog as crm_catalog
-from ingest_project.crm import definitions as crm_definitions
-from ingest_project.external_assets import broker
+from ingest_project.core.logging import configure_logging
+from ingest_project.core.private_files import keep_files_private
+from ingest_project.core.settings import Settings, current_settings
 from ingest_project.file_ingest import catalog as file_ingest_catalog
 from ingest_project.file_ingest import definitions as file_ingest_definitions
-from ingest_project.logs import configure_logging
+from ingest_project.operations import alerts as alerts_definitions
+from ingest_project.operations import retention as retention_definitions
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.dagster.external_assets import broker
+from ingest_project.platform.dagster.stored_tables import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable
 from ingest_project.polling import catalog as polling_catalog
 from ingest_project.polling import definitions as polling_definitions
-from ingest_project.private_files import keep_files_private
-from ingest_project.resources import Services
-from ingest_project.retention import definitions as retention_definitions
-from ingest_project.settings import Settings, current_settings
-from ingest_project.stored_tables import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable
-from ingest_project.user_activity import catalog as user_activity_catalog
-from ingest_project.user_activity import definitions as user_activity_definitions
+from ingest_project.streams.crm import catalog as crm_catalog
+from ingest_project.streams.crm import definitions as crm_definitions
+from ingest_project.streams.user_activity import catalog as user_activity_catalog
+from ingest_project.streams.user_activity import definitions as user_activity_definitions
 
 # What each name of INGEST_DISABLED_CAPABILITIES stands for, and what it reads, writes and stores.
 CAPABILITIES = {
@@ -40,7 +42,7 @@ STORED: dict[dg.AssetKey, StoredTable] = {
     **attachments_catalog.STORED,
 }
 
-stored_rows = StoredRowsIOManager(STORED)
+stored_rows = StoredRowsIOManager(STORED, cache(lambda: SystemResources(current_settings())))
 
 
 def definitions(settings: Settings) -> dg.Definitions:
@@ -55,7 +57,7 @@ def definitions(settings: Settings) -> dg.Definitions:
         jobs=own.jobs,
         schedules=own.schedules,
         sensors=own.sensors,
-        resources={"services": Services(settings), IO_MANAGER_KEY: stored_rows},
+        resources={"services": SystemResources(settings), IO_MANAGER_KEY: stored_rows},
         # One run is one process: a batch shares its memory and its connections between all steps.
         executor=dg.in_process_executor,
     )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 from ingest_project_tests.fuzz import PROFILE
-
-if TYPE_CHECKING:
-    import pytest
 
 # Tests that state their own number of examples keep it: new seeds, round after round, are what finds more.
 settings.register_profile(PROFILE, max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,25 +30,7 @@ pytest_plugins = [
 
 # These start the whole system. They begin first, and one after the other in one process: side by side they would take
 # each other's time, and at the end they would keep the other processes waiting.
-WHOLE_SYSTEMS = ("after_a_demo/test_", "cli/test_demo.py", "cli/test_stack_dagster.py")
-# What waits for brokers to come back, for servers to be installed, or starts the whole system once more.
-LONG = (
-    "crashes/test_killed_daemon.py",
-    "crashes/test_killed_listing.py",
-    "crashes/test_worker_limits.py",
-    "journeys/test_resource_faults.py",
-    "attachments/test_committing.py",
-    "benchmarks/test_results.py",
-    "kafka/test_faults.py",
-    "crm/test_retrying.py",
-    "attachments/test_intake.py",
-    "attachments/test_onelake.py",
-    "monitor/test_page.py",
-    "deploy/test_processes.py",
-    "stores/test_delta_upkeep.py",
-    "stores/test_delta_places.py",
-    "user_activity/test_side_by_side.py",
-)
+WHOLE_SYSTEMS = ("after_a_demo/test_", "cli/test_demo.py", "devstack/test_stack_dagster.py")
 
 
 class OneProcessForEachFile(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist is not typed
@@ -71,10 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessFo
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is left for the long run, and put the longest files in front; the others stay in their order."""
-    for item in items:
-        if item.path.as_posix().endswith(LONG):
-            item.add_marker("long")
+    """Put the longest files first; the others stay in their order."""
     items.sort(key=lambda item: not _whole_system(item.nodeid))
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from ingest_project.core.settings import load_settings
 from ingest_project.definitions import CAPABILITIES, STORED, definitions
-from ingest_project.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 SECRET = "c4n4ry-secret"  # noqa: S105 - looked for, never used

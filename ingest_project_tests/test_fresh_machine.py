@@ -6,17 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.cli.stack import postgres
-from ingest_project.errors import PermanentError
+from ingest_project.core.errors import PermanentError
+from ingest_project.devstack import postgres
 from ingest_project_tests.services.first_use import one_at_a_time
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 USER_FILES = ("passwd", "group", "shadow", "gshadow")
 # The user files of this machine are replaced for the processes of the namespace alone.

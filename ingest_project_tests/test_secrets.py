@@ -6,31 +6,26 @@ import json
 import logging
 import re
 import traceback
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psycopg2
 import pytest
-from dagster import DagsterError, build_sensor_context
+from dagster import DagsterError, DagsterInstance, build_sensor_context
+from pydantic.fields import FieldInfo
 
 from ingest_project.cli.main import run
-from ingest_project.errors import IngestError, SettingsError
-from ingest_project.logs import configure_logging
-from ingest_project.resources import Services
-from ingest_project.settings import Credential, Settings, current_settings, load_settings
-from ingest_project.settings.inventory import leaves, variables_of
+from ingest_project.core.errors import IngestError, SettingsError
+from ingest_project.core.logging import configure_logging
+from ingest_project.core.settings import Credential, Settings, current_settings, load_settings
+from ingest_project.core.settings.inventory import leaves, variables_of
+from ingest_project.operations.resources import SystemResources
 from ingest_project_tests.journeys.system import FILE_EVENTS, POLLING, System, changed, environment
-from ingest_project_tests.monitor.conftest import running
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from dagster import DagsterInstance
-    from pydantic.fields import FieldInfo
-
-    from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.operations.conftest import running
+from ingest_project_tests.services.kafka import Server
 
 # Lower case, so that it can stand in a host name, and base64, as keys of storage accounts are.
 CANARY = "canary"
@@ -228,7 +223,7 @@ def test_a_config_file_that_is_wrong_is_refused_without_its_secrets(tmp_path: Pa
 
 def test_no_service_that_is_away_says_a_secret(tmp_path: Path, log_file: Path) -> None:
     settings = load_settings({**variables(), "INGEST_STATE_DIR": str(tmp_path)}, tmp_path).settings
-    services = Services(settings)
+    services = SystemResources(settings)
     ways: dict[str, Callable[[], object]] = {
         "warehouse": lambda: services.files.get("a.csv~1"),
         "rows": lambda: services.warehouse.transaction().__enter__(),
@@ -258,7 +253,7 @@ def test_no_tick_that_fails_says_a_secret(instance: DagsterInstance, tmp_path: P
     for sensor in repository.sensor_defs:
         # Without room the sensors only say so, and what alerts are sent is an address that does not answer.
         room = 2**62 if sensor.name == "alerts_sensor" else 0
-        services = Services(changed(settings, "backpressure", min_free_disk_bytes=room))
+        services = SystemResources(changed(settings, "backpressure", min_free_disk_bytes=room))
         with build_sensor_context(
             instance=instance, resources={"services": services}, repository_def=repository
         ) as context:

@@ -11,19 +11,16 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from benchmarks.attachments.file_host import expected_sha256, file_host
 from benchmarks.attachments.system import AttachmentSystem, Timing, running_attachments
 from benchmarks.measurement import Result, measured_once, say
 from benchmarks.memory import PeakMemory
-from ingest_project.resources import Services
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+from ingest_project.operations.resources import SystemResources
 
 SMALL_BYTES, LARGE_BYTES = 100_000, 100_000_000
 MEGABYTE = 1_000_000
@@ -91,7 +88,7 @@ def _store(options: argparse.Namespace, folder: Path) -> Iterator[Mapping[str, s
 def _wrong(system: AttachmentSystem, size: int, names: list[str], prefix: str) -> list[str]:
     """How what is stored differs from what was served; empty when it does not."""
     expected = expected_sha256(size, names)
-    services = Services(system.settings)
+    services = SystemResources(system.settings)
     found = system.results(prefix)
     problems = [] if len(found) == len(names) else [f"{len(found)} of {len(names)} {prefix} ones are in the ledger"]
     if sorted(digest for _, digest in found) != sorted(expected.values()):

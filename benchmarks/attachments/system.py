@@ -10,25 +10,22 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import psycopg2
 from confluent_kafka import Producer
 
 from benchmarks.sensors import switch_sensor, wait_for_tick
 from benchmarks.system import NOT_DAGSTER, NOT_OURS
-from ingest_project.cli.stack.supervisor import running_stack
-from ingest_project.database.engine import open_engine
-from ingest_project.database.migrate import migrate
-from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from ingest_project.cli.stack.system import Stack, StepState
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack.supervisor import running_stack
+from ingest_project.devstack.system import Stack, StepState
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database.migrate import migrate
 
 SENSOR = "attachment_events_sensor"
 POLL_SECONDS = 0.1

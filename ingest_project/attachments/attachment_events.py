@@ -11,22 +11,22 @@ import dagster as dg
 
 from ingest_project.attachments.extraction import AddressPaths, tasks_of
 from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ATTACHMENTS, hourly_partitions
-from ingest_project.attachments.telling import publish
-from ingest_project.bisection import store_bisecting
-from ingest_project.external_assets import topic_key
-from ingest_project.item_faults import error_class_of, is_item_fault, reason_of, traceback_of
-from ingest_project.kafka.writing import Outgoing
-from ingest_project.ledger.attachment_events import EventRecord, Extracted, HourOfEvents
-from ingest_project.ledger.attachment_record import TaskArrival
-from ingest_project.logs import bound, get_logger
-from ingest_project.partition_reports import (
+from ingest_project.attachments.publish_outcomes import publish
+from ingest_project.attachments.queue.events import EventRecord, Extracted, HourOfEvents
+from ingest_project.attachments.queue.record import TaskArrival
+from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.logging import bound, get_logger
+from ingest_project.platform.dagster.asset_events import (
     Context,
     PartitionReport,
     keep_connections_open,
     outputs_without_events,
     report,
 )
-from ingest_project.resources import Services
+from ingest_project.platform.dagster.external_assets import topic_key
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 
 logger = get_logger(__name__)
 
@@ -52,7 +52,7 @@ EVENTS_AT_A_TIME = 1_000
     backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def attachment_events(
-    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Take the addresses out of the selected hours' events again: a mended path may find what was missed."""
     keys = [key for hour in context.partition_keys for key in services.attachment_events.of_hour(hour)]
@@ -62,7 +62,7 @@ def attachment_events(
 
 def extract(
     context: Context,
-    services: Services,
+    services: AttachmentResources,
     keys: Sequence[str],
     batch_id: str | None = None,
     hours: Sequence[str] = (),
@@ -91,7 +91,7 @@ def extract(
 
 def _extract(
     context: Context,
-    services: Services,
+    services: AttachmentResources,
     records: Sequence[EventRecord],
     paths: AddressPaths,
     batch_id: str | None,
@@ -120,7 +120,7 @@ def _extract(
 
 
 def _tasks_by_event(
-    services: Services, records: Sequence[EventRecord], paths: AddressPaths
+    services: AttachmentResources, records: Sequence[EventRecord], paths: AddressPaths
 ) -> tuple[dict[str, list[TaskArrival]], dict[str, Exception]]:
     """The tasks of each event; of those that none can be made of, why."""
     tasks: list[TaskArrival] = []
@@ -140,14 +140,14 @@ def _tasks_by_event(
     return by_event, failures
 
 
-def _fail(services: Services, failures: Mapping[str, Exception], now: datetime) -> None:
+def _fail(services: AttachmentResources, failures: Mapping[str, Exception], now: datetime) -> None:
     for key, error in failures.items():
         logger.error("event_not_extracted", event_key=key, reason=reason_of(error), exc_info=traceback_of(error))
     why = {key: (error_class_of(error), reason_of(error)) for key, error in failures.items()}
     services.attachment_events.fail(why, now)
 
 
-def announce(services: Services, arrivals: Sequence[TaskArrival]) -> None:
+def announce(services: AttachmentResources, arrivals: Sequence[TaskArrival]) -> None:
     """Publish tasks on `downloads.pending`, each once. One that the broker does not take is downloaded all the same."""
     messages = [
         (f"task/{arrival.attachment_key}", Outgoing(arrival.raw.encode(), _key(arrival), _headers(arrival)))

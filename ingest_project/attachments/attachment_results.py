@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from ingest_project.attachments.asset_events import results_reports
 from ingest_project.attachments.partitions import ANY_ATTACHMENT, ATTACHMENT_RESULTS, hourly_partitions
-from ingest_project.attachments.reports import results_reports
+from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.results_table import commit_results
-from ingest_project.partition_reports import keep_connections_open, outputs_without_events, report
-from ingest_project.resources import Services
+from ingest_project.platform.dagster.asset_events import keep_connections_open, outputs_without_events, report
 
 
 @dg.multi_asset(
@@ -27,7 +27,7 @@ from ingest_project.resources import Services
     backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def attachment_results(
-    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Commit what is in no commit yet, and show the selected hours as they are now."""
     keep_connections_open(context.instance)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import dagster as dg
 
 from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS
 from ingest_project.attachments.results_table import results_schema
-from ingest_project.external_assets import KAFKA, topic, topic_key
-from ingest_project.stored_tables import HourlyDeltaTable, StoredTable
-from ingest_project.web.urls import printable_url
-
-if TYPE_CHECKING:
-    from ingest_project.settings import Settings
+from ingest_project.core.settings import Settings
+from ingest_project.platform.dagster.external_assets import KAFKA, topic, topic_key
+from ingest_project.platform.dagster.stored_tables import HourlyDeltaTable, StoredTable
+from ingest_project.platform.http.urls import printable_url
 
 GROUP = "attachments"
 STORED: dict[dg.AssetKey, StoredTable] = {

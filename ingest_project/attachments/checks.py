@@ -4,17 +4,17 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from ingest_project.attachments.asset_events import ATTACHMENT_STORED, kept_result
 from ingest_project.attachments.partitions import (
     ATTACHMENT_EVENTS,
     ATTACHMENT_RESULTS,
     ONELAKE_ATTACHMENTS,
     attachments_partitions,
 )
-from ingest_project.attachments.reports import ATTACHMENT_STORED, kept_result
-from ingest_project.ledger.attachment_record import RETRY_LANE, AttachmentRecord
-from ingest_project.ledger.states import AttachmentState, JobState
-from ingest_project.partition_reports import CheckResult, report_each
-from ingest_project.resources import Services
+from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord
+from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.platform.dagster.asset_events import CheckResult, report_each
+from ingest_project.platform.work_queue.states import AttachmentState, JobState
 
 RECENT = timedelta(hours=24)
 
@@ -26,7 +26,7 @@ RECENT = timedelta(hours=24)
     description="The file is in the store, with the length and the SHA-256 that it was downloaded with.",
 )
 def attachment_stored(
-    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[Services]
+    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> dg.AssetCheckResult:
     """Look at the stored file of each selected attachment."""
     records = services.attachments.get_many(list(context.partition_keys))
@@ -41,7 +41,7 @@ def attachment_stored(
     )
 
 
-def stored_bytes_match(services: Services, record: AttachmentRecord) -> CheckResult:
+def stored_bytes_match(services: AttachmentResources, record: AttachmentRecord) -> CheckResult:
     """Whether what is stored of one attachment is what was downloaded."""
     if record.state is not AttachmentState.STORED:
         return kept_result(record, passed=False, description=f"Not stored: {record.reason or f'{record.state.value}.'}")
@@ -58,7 +58,7 @@ def stored_bytes_match(services: Services, record: AttachmentRecord) -> CheckRes
     asset=ATTACHMENT_EVENTS,
     description="Every task that was made of an event is an attachment that is stored, waiting or dead.",
 )
-def every_event_accounted(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+def every_event_accounted(services: dg.ResourceParam[AttachmentResources]) -> dg.AssetCheckResult:
     """Compare what events say with the attachments there are, and those with how attempts ended."""
     states = services.attachments.counts_by_state()
     stored, dead = states[AttachmentState.STORED], states[AttachmentState.FAILED]
@@ -85,7 +85,7 @@ def every_event_accounted(services: dg.ResourceParam[Services]) -> dg.AssetCheck
     asset=ATTACHMENT_RESULTS,
     description="The Delta table has one row for each attempt that the ledger says is in it.",
 )
-def stored_results_match(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+def stored_results_match(services: dg.ResourceParam[AttachmentResources]) -> dg.AssetCheckResult:
     """Compare the ledger's committed attempts with the table's rows."""
     committed = services.outcomes.totals()["committed"]
     figures = services.attachment_results.figures()
@@ -97,7 +97,7 @@ def stored_results_match(services: dg.ResourceParam[Services]) -> dg.AssetCheckR
     asset=ONELAKE_ATTACHMENTS,
     description="No download whose time has come has been waiting longer than INGEST_MAX_OVERDUE_SECONDS.",
 )
-def nothing_overdue(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+def nothing_overdue(services: dg.ResourceParam[AttachmentResources]) -> dg.AssetCheckResult:
     """Look at the retry that has been due longest."""
     limit_seconds = services.settings.attachments.max_overdue_seconds
     oldest = services.attachments.most_overdue(RETRY_LANE)
@@ -112,7 +112,7 @@ def nothing_overdue(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult
     asset=ONELAKE_ATTACHMENTS,
     description="Of the attachments finished in the last day, the share that is dead is below INGEST_MAX_DEAD_SHARE.",
 )
-def dead_share_acceptable(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+def dead_share_acceptable(services: dg.ResourceParam[AttachmentResources]) -> dg.AssetCheckResult:
     """Look at the attachments of the last day."""
     finished = services.attachments.finished_since(datetime.now(UTC) - RECENT)
     dead, total = finished[AttachmentState.FAILED], sum(finished.values())

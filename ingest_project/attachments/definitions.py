@@ -6,15 +6,14 @@ import dagster as dg
 
 from ingest_project.attachments.attachment_events import attachment_events
 from ingest_project.attachments.attachment_results import attachment_results
-from ingest_project.attachments.batch_job import attachment_events_batch, attachments_batch
 from ingest_project.attachments.checks import CHECKS, CHECKS_OF_ALL_ATTACHMENTS
 from ingest_project.attachments.downloads_sensor import downloads_sensor
-from ingest_project.attachments.eventhouse_sensor import eventhouse_sensor
+from ingest_project.attachments.eventhouse.sensor import eventhouse_sensor
+from ingest_project.attachments.events_sensor import attachment_events_sensor
+from ingest_project.attachments.jobs import attachment_events_batch, attachments_batch, attachments_upkeep
 from ingest_project.attachments.onelake_attachments import onelake_attachments
 from ingest_project.attachments.partitions import ONELAKE_ATTACHMENTS
-from ingest_project.attachments.sensor import attachment_events_sensor
-from ingest_project.attachments.upkeep import attachments_upkeep
-from ingest_project.ledger.attachment_record import PENDING_LANE, RETRY_LANE
+from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
 
 # Without the checks: a batch reports on each attachment itself, see `reports`.
 downloads_batch = dg.define_asset_job(

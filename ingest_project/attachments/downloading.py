@@ -9,18 +9,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from ingest_project.attachments.retries import next_attempt_at
+from ingest_project.attachments.queue.record import AttachmentRecord, Outcome
+from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.attachments.retry_schedule import next_attempt_at
+from ingest_project.attachments.storage.metadata import OWNER
+from ingest_project.attachments.storage.store import StoredAttachment
 from ingest_project.attachments.turns import Turns, host_of
-from ingest_project.errors import (
+from ingest_project.contracts.download import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
+from ingest_project.core.errors import (
     HostBusy,
     IngestError,
     PermanentError,
@@ -29,22 +35,10 @@ from ingest_project.errors import (
     UnforeseenFailure,
     UnreadableMessage,
 )
-from ingest_project.item_faults import error_class_of, reason_of
-from ingest_project.ledger.attachment_record import Outcome
-from ingest_project.logs import bound, get_logger
-from ingest_project.messages.download import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
-from ingest_project.onelake.failures import StoreRefused
-from ingest_project.stores.attachment_names import OWNER
-from ingest_project.web.download import DownloadRequest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
-    from pathlib import Path
-
-    from ingest_project.ledger.attachment_record import AttachmentRecord
-    from ingest_project.resources import Services
-    from ingest_project.stores.attachments import StoredAttachment
-    from ingest_project.web.download import Downloaded
+from ingest_project.core.logging import bound, get_logger
+from ingest_project.platform.azure.errors import StoreRefused
+from ingest_project.platform.http.download import Downloaded, DownloadRequest
+from ingest_project.platform.work_queue.item_errors import error_class_of, reason_of
 
 logger = get_logger(__name__)
 
@@ -245,13 +239,13 @@ def hosts_in_turn(records: Sequence[AttachmentRecord]) -> list[AttachmentRecord]
     return [record for _, _, record in sorted(placed, key=lambda entry: entry[:2])]
 
 
-def attempt_at(record: AttachmentRecord, services: Services) -> End:
+def attempt_at(record: AttachmentRecord, services: AttachmentResources) -> End:
     """Download and store one attachment, and say how that ended. Done twice, it leaves the same file."""
     half = download_at(record, services)
     return store_at(half, services) if isinstance(half, Cached) else half
 
 
-def download_at(record: AttachmentRecord, services: Services) -> End | Cached:
+def download_at(record: AttachmentRecord, services: AttachmentResources) -> End | Cached:
     """The first half of an attempt: the file in the cache, or how the attempt ended without it."""
     task = _task_of(record)
     with bound(partition_key=record.attachment_key, trace_id=record.trace_id):
@@ -274,7 +268,7 @@ def download_at(record: AttachmentRecord, services: Services) -> End | Cached:
         return Cached(record, task, downloaded)
 
 
-def store_at(cached: Cached, services: Services) -> Outcome:
+def store_at(cached: Cached, services: AttachmentResources) -> Outcome:
     """The second half of an attempt."""
     record, task = cached.record, cached.task
     with bound(partition_key=record.attachment_key, trace_id=record.trace_id):
@@ -285,7 +279,7 @@ def store_at(cached: Cached, services: Services) -> Outcome:
         return _succeeded(record, task, cached.downloaded, stored, cached.message)
 
 
-def cache_path(services: Services, attachment_key: str) -> Path:
+def cache_path(services: AttachmentResources, attachment_key: str) -> Path:
     """Where the file of an attachment lies between download and store."""
     return services.settings.cache_dir / hashlib.sha256(attachment_key.encode()).hexdigest()
 
@@ -304,7 +298,7 @@ def _task_of(record: AttachmentRecord) -> DownloadTask:
         )
 
 
-def _require_runs_left(record: AttachmentRecord, services: Services) -> None:
+def _require_runs_left(record: AttachmentRecord, services: AttachmentResources) -> None:
     if record.attempts > services.settings.retries.max_attempts:
         raise RunLost(record.attempts - 1)
 
@@ -320,7 +314,7 @@ def _request(task: DownloadTask) -> DownloadRequest:
 
 
 def _store(
-    services: Services, record: AttachmentRecord, task: DownloadTask, downloaded: Downloaded
+    services: AttachmentResources, record: AttachmentRecord, task: DownloadTask, downloaded: Downloaded
 ) -> StoredAttachment:
     store = services.attachment_store(record.domain)
     metadata = {
@@ -365,7 +359,7 @@ def _failed(
     record: AttachmentRecord,
     task: DownloadTask,
     error: Exception,
-    services: Services,
+    services: AttachmentResources,
     cached: CachedDownload | None,
 ) -> Outcome:
     if not isinstance(error, IngestError):
@@ -388,7 +382,7 @@ def _failed(
     return msgspec.structs.replace(_outcome(record, task, result, cached), next_attempt_at=due_at)
 
 
-def _is_still_stored(record: AttachmentRecord, services: Services) -> bool:
+def _is_still_stored(record: AttachmentRecord, services: AttachmentResources) -> bool:
     """Tell an attachment that was stored before a person asked for it again; assume it where the store is away."""
     if record.stored_path is None:
         return False

@@ -6,31 +6,27 @@ due yet holds nobody up, and ten thousand that wait cost a tick no more than non
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING
 
 import dagster as dg
 import msgspec
 
 from ingest_project.attachments.attachment_events import ORIGIN, ORIGIN_HEADER
 from ingest_project.attachments.partitions import ATTACHMENTS
-from ingest_project.attachments.telling import DUE_HEADER
-from ingest_project.batches import release_abandoned, request_batches, split_evenly
-from ingest_project.intake import Arrived, Queue, take
-from ingest_project.kafka.positions import Positions
-from ingest_project.ledger.attachment_record import RETRY_LANE, TaskArrival
-from ingest_project.messages.download import DownloadTask, attachment_key, decode_download_task
-from ingest_project.ticking import ticking_sensor
-from ingest_project.web.file_names import chosen_file_name
-from ingest_project.web.limits import LONGEST_RETRY_AFTER
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ingest_project.ledger.work_ledger import Due
-    from ingest_project.resources import Services
-    from ingest_project.settings import AttachmentSettings
+from ingest_project.attachments.publish_outcomes import DUE_HEADER
+from ingest_project.attachments.queue.record import RETRY_LANE, TaskArrival
+from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.contracts.download import DownloadTask, attachment_key, decode_download_task
+from ingest_project.core.settings import AttachmentSettings
+from ingest_project.platform.http.file_names import chosen_file_name
+from ingest_project.platform.http.limits import LONGEST_RETRY_AFTER
+from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.work_queue.batches import release_abandoned, request_batches, split_evenly
+from ingest_project.platform.work_queue.consume import Arrived, Queue, take
+from ingest_project.platform.work_queue.queue import Due
+from ingest_project.platform.work_queue.sensor import ticking_sensor
 
 SMALLEST_BATCH_WORTH_SPLITTING = 200
 # One attachment may be what takes its run down: each run that is lost makes the next ones so much smaller, until it is
@@ -62,7 +58,9 @@ def downloads_sensor(name: str, lane: str, job_name: str) -> dg.SensorDefinition
     )
 
 
-def tick(context: dg.SensorEvaluationContext, services: Services, lane: str) -> dg.SensorResult | dg.SkipReason:
+def tick(
+    context: dg.SensorEvaluationContext, services: AttachmentResources, lane: str
+) -> dg.SensorResult | dg.SkipReason:
     """Take what has arrived on the lane's topics, and ask for runs over what is due in it."""
     settings = services.settings
     cursors = _cursors(context.cursor)
@@ -80,13 +78,13 @@ def tick(context: dg.SensorEvaluationContext, services: Services, lane: str) -> 
     )
 
 
-def topics_of(services: Services, lane: str) -> Sequence[str]:
+def topics_of(services: AttachmentResources, lane: str) -> Sequence[str]:
     """The topics whose tasks go into a lane."""
     topics = services.settings.topics
     return topics.downloads_retry if lane == RETRY_LANE else (topics.downloads_pending,)
 
 
-def arrival_of(arrived: Arrived[DownloadTask], services: Services) -> TaskArrival:
+def arrival_of(arrived: Arrived[DownloadTask], services: AttachmentResources) -> TaskArrival:
     """A task as the ledger keeps it; one without a destination gets its domain's."""
     task, received = arrived.message, arrived.received
     key = attachment_key(task.trace_id, task.attachment_url)
@@ -123,7 +121,7 @@ def due_at(header: bytes | None, delays: Sequence[timedelta], now: datetime) -> 
     return min(moment, now + max(*delays, LONGEST_RETRY_AFTER) + CLOCKS_APART) if moment > now else None
 
 
-def request_due(services: Services, lane: str, free: int) -> list[dg.RunRequest]:
+def request_due(services: AttachmentResources, lane: str, free: int) -> list[dg.RunRequest]:
     """Ask for runs over attachments of a lane that are due, at most so many."""
     if not free:
         return []
@@ -147,7 +145,7 @@ def batches_of(due: Sequence[Due], settings: AttachmentSettings) -> list[list[st
     return batches
 
 
-def _take(instance: dg.DagsterInstance, services: Services, topic: str, saved: str | None) -> str:
+def _take(instance: dg.DagsterInstance, services: AttachmentResources, topic: str, saved: str | None) -> str:
     settings = services.settings
     waits = topic == settings.topics.downloads_pending
     queue = Queue(
@@ -160,7 +158,9 @@ def _take(instance: dg.DagsterInstance, services: Services, topic: str, saved: s
     return take(services, queue, Positions.from_cursor(saved), partial(_store, instance, services)).to_cursor()
 
 
-def _store(instance: dg.DagsterInstance, services: Services, arrived: Sequence[Arrived[DownloadTask]]) -> None:
+def _store(
+    instance: dg.DagsterInstance, services: AttachmentResources, arrived: Sequence[Arrived[DownloadTask]]
+) -> None:
     arrivals = services.attachments.under_known_keys([arrival_of(one, services) for one in arrived])
     most_replays = services.settings.attachments.max_replays
     services.attachments.record(arrivals, most_replays, datetime.now(UTC))
@@ -172,7 +172,7 @@ def _cursors(text: str | None) -> dict[str, str]:
     return msgspec.json.decode(text, type=dict[str, str]) if text else {}
 
 
-def _destination(task: DownloadTask, arrived: Arrived[DownloadTask], services: Services) -> str:
+def _destination(task: DownloadTask, arrived: Arrived[DownloadTask], services: AttachmentResources) -> str:
     occurred_at = task.occurred_at or arrived.intake.at or datetime(1970, 1, 1, tzinfo=UTC)
     return services.destinations.path(
         domain=task.domain,

@@ -6,31 +6,28 @@ like any other attachment, where everybody looks for those that failed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jsonpath
 import msgspec
 
-from ingest_project.errors import SettingsError
-from ingest_project.ledger.attachment_record import TaskArrival
-from ingest_project.logs import get_logger
-from ingest_project.messages.attachment_event import (
+from ingest_project.attachments.queue.events import EventRecord
+from ingest_project.attachments.queue.record import TaskArrival
+from ingest_project.attachments.storage.destinations import Destinations, distinct_file_names
+from ingest_project.contracts.attachment_event import (
     AttachmentEvent,
     DeclaredAttachment,
     RefusedAttachment,
     declared_or_refused,
     decode_attachment_event,
 )
-from ingest_project.messages.decoding import encode
-from ingest_project.messages.download import MAX_TEXT_LENGTH, DownloadTask, attachment_key, refused_attachment_key
-from ingest_project.stores.destinations import Destinations, distinct_file_names
-from ingest_project.web.file_names import chosen_file_name
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from ingest_project.ledger.attachment_events import EventRecord
+from ingest_project.contracts.decoding import encode
+from ingest_project.contracts.download import MAX_TEXT_LENGTH, DownloadTask, attachment_key, refused_attachment_key
+from ingest_project.core.errors import SettingsError
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.http.file_names import chosen_file_name
 
 logger = get_logger(__name__)
 

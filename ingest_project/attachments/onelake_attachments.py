@@ -13,31 +13,20 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.attachments.downloading import (
-    Postponed,
-    attempts,
-    cache_path,
-    download_at,
-    store_at,
-    unrecordable,
-)
-from ingest_project.attachments.partitions import (
-    EVENTS_OF_ANY_HOUR,
-    ONELAKE_ATTACHMENTS,
-    attachments_partitions,
-)
-from ingest_project.attachments.reports import attachment_report, results_reports
+from ingest_project.attachments.asset_events import attachment_report, results_reports
+from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
+from ingest_project.attachments.partitions import EVENTS_OF_ANY_HOUR, ONELAKE_ATTACHMENTS, attachments_partitions
+from ingest_project.attachments.publish_outcomes import tell, tell_cached
+from ingest_project.attachments.queue.record import AttachmentRecord, Outcome
+from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.results_table import commit_results
-from ingest_project.attachments.telling import tell, tell_cached
-from ingest_project.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
-from ingest_project.bisection import store_bisecting
-from ingest_project.external_assets import topic_key
-from ingest_project.item_faults import is_item_fault, traceback_of
-from ingest_project.ledger.attachment_record import AttachmentRecord, Outcome
-from ingest_project.logs import bound, get_logger
-from ingest_project.messages.download import DownloadStatus
-from ingest_project.partition_reports import Context, keep_connections_open, outputs_without_events, report
-from ingest_project.resources import Services
+from ingest_project.contracts.download import DownloadStatus
+from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.logging import bound, get_logger
+from ingest_project.platform.dagster.asset_events import Context, keep_connections_open, outputs_without_events, report
+from ingest_project.platform.dagster.external_assets import topic_key
+from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
+from ingest_project.platform.work_queue.item_errors import is_item_fault, traceback_of
 
 logger = get_logger(__name__)
 
@@ -61,14 +50,14 @@ PARTITIONS_PER_BACKFILL_RUN = 500
     backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_BACKFILL_RUN),
 )
 def onelake_attachments(
-    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Download and store every attachment of this run, and report each on its own partition."""
     download(context, services, keys_of_run(context, services.attachments.batch))
     yield from outputs_without_events(context)
 
 
-def download(context: Context, services: Services, keys: Sequence[str]) -> None:
+def download(context: Context, services: AttachmentResources, keys: Sequence[str]) -> None:
     """Download and store attachments, and say how each ended.
 
     Raises:
@@ -86,7 +75,9 @@ def download(context: Context, services: Services, keys: Sequence[str]) -> None:
         )
 
 
-def _ends(context: Context, services: Services, records: Sequence[AttachmentRecord]) -> Iterator[list[Outcome]]:
+def _ends(
+    context: Context, services: AttachmentResources, records: Sequence[AttachmentRecord]
+) -> Iterator[list[Outcome]]:
     """How attempts ended: first those that a lost run had made, then new ones."""
     left_over = services.outcomes.left_over([record.attachment_key for record in records])
     present = {(record.attachment_key, record.replays, record.attempt) for record in records}
@@ -114,7 +105,7 @@ def _ends(context: Context, services: Services, records: Sequence[AttachmentReco
         _remove_cached(services, [record.attachment_key for record in remaining])
 
 
-def _postpone(services: Services, postponed: Sequence[Postponed]) -> None:
+def _postpone(services: AttachmentResources, postponed: Sequence[Postponed]) -> None:
     together: dict[tuple[str, datetime], list[str]] = {}
     for end in postponed:
         together.setdefault((end.reason, end.until), []).append(end.attachment_key)
@@ -122,12 +113,12 @@ def _postpone(services: Services, postponed: Sequence[Postponed]) -> None:
         services.attachments.postpone(keys, reason, until, datetime.now(UTC))
 
 
-def _remove_cached(services: Services, keys: Sequence[str]) -> None:
+def _remove_cached(services: AttachmentResources, keys: Sequence[str]) -> None:
     for key in keys:
         cache_path(services, key).unlink(missing_ok=True)
 
 
-def _finish(context: Context, services: Services, outcomes: Sequence[Outcome]) -> int:
+def _finish(context: Context, services: AttachmentResources, outcomes: Sequence[Outcome]) -> int:
     """Enter, tell and show how some attempts ended; returns how many attachments are dead after them."""
     if not outcomes:
         return 0
@@ -139,7 +130,7 @@ def _finish(context: Context, services: Services, outcomes: Sequence[Outcome]) -
     return ended[DownloadStatus.FAILED_PERMANENT]
 
 
-def _entered(services: Services, outcomes: Sequence[Outcome], run_id: str) -> list[Outcome]:
+def _entered(services: AttachmentResources, outcomes: Sequence[Outcome], run_id: str) -> list[Outcome]:
     """Enter outcomes; one that the ledger does not take is entered as the failure that it is."""
     holding: list[Outcome] = []
 
@@ -152,7 +143,7 @@ def _entered(services: Services, outcomes: Sequence[Outcome], run_id: str) -> li
     return holding
 
 
-def _announce(context: Context, services: Services, outcomes: Sequence[Outcome]) -> None:
+def _announce(context: Context, services: AttachmentResources, outcomes: Sequence[Outcome]) -> None:
     """Tell Kafka and Dagster how attempts ended. Done again, Kafka has each message once."""
     if not outcomes:
         return

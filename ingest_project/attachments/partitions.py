@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.hours import partition_of
+from ingest_project.core.hours import partition_of
 
 ATTACHMENTS = "attachments"
 FIRST_HOUR = datetime(2026, 1, 1, tzinfo=UTC)

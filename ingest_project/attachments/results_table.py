@@ -8,25 +8,20 @@ at a time commits.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
+import pyarrow as pa
 
-from ingest_project.bisection import store_bisecting
-from ingest_project.database.locks import exclusive
-from ingest_project.errors import StoreUnavailable, TransactionConflict
-from ingest_project.hours import partition_of
-from ingest_project.item_faults import is_item_fault, reason_of, traceback_of
-from ingest_project.logs import get_logger
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pyarrow as pa
-
-    from ingest_project.ledger.attachment_record import Outcome
-    from ingest_project.resources import Services
+from ingest_project.attachments.queue.record import Outcome
+from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.errors import StoreUnavailable, TransactionConflict
+from ingest_project.core.hours import partition_of
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.database.locks import exclusive
+from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, traceback_of
 
 logger = get_logger(__name__)
 
@@ -38,7 +33,7 @@ MOST_IN_VAIN = 200
 _OF_THE_STORE = re.compile(r"No space left|Disk quota|Read-only file system|Permission denied|Too many open files")
 
 
-def commit_results(services: Services) -> list[str]:
+def commit_results(services: AttachmentResources) -> list[str]:
     """Commit every outcome that is in no commit yet, in one commit; first those that a lost run had begun.
 
     A row that the table does not take is found by halving: it is marked with the reason, and the others are committed.
@@ -67,7 +62,7 @@ def commit_results(services: Services) -> list[str]:
 class _Committing:
     """One numbered commit, and the smaller ones that it is cut into where the table does not take it."""
 
-    def __init__(self, services: Services, number: int) -> None:
+    def __init__(self, services: AttachmentResources, number: int) -> None:
         self._services = services
         self._number: int | None = number
         self._outcomes = services.outcomes.of_commit(number)

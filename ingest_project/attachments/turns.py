@@ -10,13 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from ingest_project.ledger.attachment_record import AttachmentRecord
+from ingest_project.attachments.queue.record import AttachmentRecord
 
 FIRST_PLACES = 2
 SLOW_SECONDS = 10.0

@@ -8,12 +8,12 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ingest_project.cli.output import AsJson, add_row, complain, counted, print_json, say, show, table
-from ingest_project.errors import PermanentError
-from ingest_project.hours import hour_of, partition_of
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-from ingest_project.stores.activity_hourly import HourOfType, statistics_of
+from ingest_project.core.console import AsJson, add_row, complain, counted, print_json, say, show, table
+from ingest_project.core.errors import PermanentError
+from ingest_project.core.hours import hour_of, partition_of
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.streams.user_activity.hourly_table import HourOfType, statistics_of
 
 app = typer.Typer(help="What arrived on user-activity-events.", no_args_is_help=True)
 
@@ -61,7 +61,7 @@ def from_beginning(
 
     Turn the sensor user_activity_events_sensor off before, and on again afterwards.
     """
-    from ingest_project.user_activity.rebuilding import read_again_from_beginning  # noqa: PLC0415 - imports dagster
+    from ingest_project.streams.user_activity.recompute_hours import read_again_from_beginning  # noqa: PLC0415 - imports dagster
 
     services = _services()
     topic = services.settings.topics.user_activity_events
@@ -78,8 +78,8 @@ def from_beginning(
         say(f"{counted(sum(read.offsets.values()), 'offset')} of {counted(len(read.offsets), 'partition')}.")
 
 
-def _services() -> Services:
-    return Services(load_settings().settings)
+def _services() -> SystemResources:
+    return SystemResources(load_settings().settings)
 
 
 def _parsed(hour: str) -> datetime:

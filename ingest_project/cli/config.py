@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from ingest_project.cli.output import add_row, print_json
-from ingest_project.settings import Setting, load_settings
+from ingest_project.core.console import add_row, print_json
+from ingest_project.core.settings import Setting, load_settings
 
 PIPE_WIDTH = 200
 

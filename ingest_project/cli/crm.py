@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 import typer
 
-from ingest_project.cli.output import (
+from ingest_project.core.console import (
     AsJson,
     add_row,
     ago,
@@ -21,14 +22,11 @@ from ingest_project.cli.output import (
     stdout,
     table,
 )
-from ingest_project.database.engine import reading
-from ingest_project.errors import PermanentError
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-from ingest_project.stores.unidentified_messages import KeptMessage, find, get
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from ingest_project.core.errors import PermanentError
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.database.engine import reading
+from ingest_project.streams.crm.unidentified_store import KeptMessage, find, get
 
 app = typer.Typer(help="What arrived on sales_events.", no_args_is_help=True)
 unidentified_app = typer.Typer(help="Messages that are neither opportunity nor project.", no_args_is_help=True)
@@ -110,7 +108,7 @@ def retry_unidentified(
     services = _services()
     # Every id is looked up before anything changes: a misspelt one changes nothing.
     chosen = [_find(services, message_id).message_id for message_id in message_ids] if message_ids else None
-    from ingest_project.crm.unidentified_messages import retry as try_again  # noqa: PLC0415 - imports dagster
+    from ingest_project.streams.crm.unidentified import retry as try_again  # noqa: PLC0415 - imports dagster
 
     done = try_again(services.engine, chosen)
     if as_json:
@@ -121,11 +119,11 @@ def retry_unidentified(
         raise typer.Exit(1)
 
 
-def _services() -> Services:
-    return Services(load_settings().settings)
+def _services() -> SystemResources:
+    return SystemResources(load_settings().settings)
 
 
-def _find(services: Services, message_id: str) -> KeptMessage:
+def _find(services: SystemResources, message_id: str) -> KeptMessage:
     with reading(services.engine) as connection:
         message = get(connection, message_id)
     if message is None:

@@ -10,37 +10,33 @@ import shutil
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from ingest_project.cli.demo_attachments import DemoAttachments, serving
 from ingest_project.cli.demo_report import DemoReport, expected_files, report_of, show_report
-from ingest_project.cli.demo_streams import streaming
-from ingest_project.cli.output import AsJson, complain, counted, print_json, say, show_facts, stdout
+from ingest_project.cli.demo_streams import DemoStreams, streaming
 from ingest_project.cli.progress import printed
+from ingest_project.cli.send_messages import deliver
 from ingest_project.cli.send_polling import DUMMY_PATH
-from ingest_project.cli.sending import deliver
-from ingest_project.cli.stack.job_run import JobNotDone, run_jobs
-from ingest_project.cli.stack.supervisor import running_stack
 from ingest_project.cli.status import wait_for_idle
-from ingest_project.errors import PermanentError, SourceMissing
-from ingest_project.hours import partition_of
-from ingest_project.ledger.states import FileState
-from ingest_project.messages.decoding import encode
-from ingest_project.messages.polling_job import PollingJob
-from ingest_project.monitor.dagster_records import DagsterRecords
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ingest_project.cli.demo_streams import DemoStreams
-    from ingest_project.cli.stack.system import Stack
+from ingest_project.contracts.decoding import encode
+from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.core.console import AsJson, complain, counted, print_json, say, show_facts, stdout
+from ingest_project.core.errors import PermanentError, SourceMissing
+from ingest_project.core.hours import partition_of
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack.job_run import JobNotDone, run_jobs
+from ingest_project.devstack.supervisor import running_stack
+from ingest_project.devstack.system import Stack
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.dagster.run_records import DagsterRecords
+from ingest_project.platform.work_queue.states import FileState
 
 SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}
 GENEROUS_SECONDS = 300.0
@@ -107,7 +103,7 @@ def ingest_samples(
     Raises:
         ServiceFailed: a part of the stack ended meanwhile.
     """
-    services, records = Services(stack.settings), DagsterRecords(stack.settings)
+    services, records = SystemResources(stack.settings), DagsterRecords(stack.settings)
     earlier = {record.file_key for record in services.files.get_many(list(expected)) if record.state.finished}
     job = PollingJob(
         job_id=f"demo_{datetime.now(UTC):%Y%m%d_%H%M%S}", source_config=dict(SOURCE), trace_id=str(uuid.uuid4())

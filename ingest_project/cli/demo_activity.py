@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
+from rich.table import Table
 
-from ingest_project.cli.output import add_row, counted, say, show, table
-from ingest_project.errors import UnreadableMessage
-from ingest_project.hours import hour_of, partition_of
-from ingest_project.kafka.writing import Outgoing
-from ingest_project.ledger.range_record import FINISHED
-from ingest_project.messages.enriched_event import decode_enriched_event
-from ingest_project.stores.activity_hourly import HourOfType, statistics_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    from rich.table import Table
-
-    from ingest_project.resources import Services
+from ingest_project.contracts.enriched_event import decode_enriched_event
+from ingest_project.core.console import add_row, counted, say, show, table
+from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.hours import hour_of, partition_of
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.streams.range_record import FINISHED
+from ingest_project.streams.user_activity.hourly_table import HourOfType, statistics_of
 
 MOST_RANGES = 1_000
 
@@ -60,16 +55,16 @@ class ActivitySample:
         """The hours in which the events happened."""
         return sorted({hour for hour, _ in self._expected})
 
-    def is_stored(self, services: Services) -> bool:
+    def is_stored(self, services: SystemResources) -> bool:
         """Whether all events are counted in their hours."""
         return not self._missing(self._statistics(services))
 
-    def send(self, services: Services) -> None:
+    def send(self, services: SystemResources) -> None:
         """Put the messages on their topic."""
         topic = services.settings.topics.user_activity_events
         services.writer.send_all(topic, [Outgoing(message) for message in self._messages])
 
-    def report(self, services: Services, *, earlier: bool) -> DemoActivity:
+    def report(self, services: SystemResources, *, earlier: bool) -> DemoActivity:
         """What is stored now."""
         found = self._statistics(services)
         topic = services.settings.topics.user_activity_events
@@ -81,7 +76,7 @@ class ActivitySample:
             missing=tuple(self._missing(found)),
         )
 
-    def _statistics(self, services: Services) -> tuple[HourOfType, ...]:
+    def _statistics(self, services: SystemResources) -> tuple[HourOfType, ...]:
         return tuple(one for hour in self.hours for one in statistics_of(services.engine, hour_of(hour)))
 
     def _missing(self, found: Iterable[HourOfType]) -> list[str]:
@@ -111,7 +106,7 @@ def _hours_table(report: DemoActivity) -> Table:
     return made
 
 
-def _dead_letters(services: Services, topic: str) -> int:
+def _dead_letters(services: SystemResources, topic: str) -> int:
     """As the ledger counts them: the embedded broker forgets its topics when it stops."""
     finished = services.stream_ranges.list(topic, tuple(FINISHED), MOST_RANGES)
     return sum((record.outcome or {}).get("dead_letters", 0) for record in finished)

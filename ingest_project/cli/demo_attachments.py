@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
+from ingest_project.attachments.queue.attachments import FailedFilter
+from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord
+from ingest_project.cli.dead_letters import replay
 from ingest_project.cli.demo_server import FileServer
-from ingest_project.cli.output import complain, counted
-from ingest_project.cli.replaying import replay
-from ingest_project.cli.sending import deliver
-from ingest_project.cli.stack.effective import with_addresses
-from ingest_project.errors import AddressRefused
-from ingest_project.ledger.attachment_record import RETRY_LANE
-from ingest_project.ledger.attachments import FailedFilter
-from ingest_project.ledger.states import AttachmentState
-from ingest_project.messages.attachment_event import AttachmentEvent
-from ingest_project.messages.decoding import encode
-from ingest_project.messages.download import attachment_key
-from ingest_project.web.hosts import HostRules
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from ingest_project.ledger.attachment_record import AttachmentRecord
-    from ingest_project.resources import Services
-    from ingest_project.settings import LoadedSettings, Settings
+from ingest_project.cli.send_messages import deliver
+from ingest_project.contracts.attachment_event import AttachmentEvent
+from ingest_project.contracts.decoding import encode
+from ingest_project.contracts.download import attachment_key
+from ingest_project.core.console import complain, counted
+from ingest_project.core.errors import AddressRefused
+from ingest_project.core.settings import LoadedSettings, Settings
+from ingest_project.devstack.runtime_settings import with_addresses
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.http.host_policy import HostRules
+from ingest_project.platform.work_queue.states import AttachmentState
 
 FOLDER = "attachments"
 EVENTS = {
@@ -71,14 +66,14 @@ class DemoAttachments:
             for name in EVENTS[event.domain][1]
         }
 
-    def send(self, services: Services) -> None:
+    def send(self, services: SystemResources) -> None:
         """Put the events on their topic."""
         for event in self._events:
             deliver(services, services.settings.topics.events_raw, event.trace_id, encode(event), event.trace_id)
         events, files = counted(len(self._events), "event"), counted(len(self.expected), "attachment")
         complain(f"Sent {events} with {files}; the server at {self._server.host_and_port} does not have {WITHHELD}.")
 
-    def mend_and_replay(self, services: Services, deadline: float, check: Callable[[], None]) -> bool:
+    def mend_and_replay(self, services: SystemResources, deadline: float, check: Callable[[], None]) -> bool:
         """Wait until each attachment is stored, dead or waiting for another attempt; mend the server, replay the dead.
 
         Args:

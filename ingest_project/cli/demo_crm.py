@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from pathlib import Path
 
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.cli.output import add_row, show, table
-from ingest_project.database.crm_tables import unidentified_messages
-from ingest_project.database.engine import reading
-from ingest_project.errors import UnreadableMessage
-from ingest_project.kafka.writing import Outgoing
-from ingest_project.messages.crm_event import CrmKind, decode_crm_event
-from ingest_project.stores.crm_records import TABLES
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from pathlib import Path
-
-    from ingest_project.resources import Services
+from ingest_project.contracts.crm_event import CrmKind, decode_crm_event
+from ingest_project.core.console import add_row, show, table
+from ingest_project.core.errors import UnreadableMessage
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.database.engine import reading
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.streams.crm.records import TABLES
+from ingest_project.streams.crm.tables import unidentified_messages
 
 
 class DemoTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,16 +70,16 @@ class CrmSample:
         """How many messages."""
         return len(self._messages)
 
-    def is_stored(self, services: Services) -> bool:
+    def is_stored(self, services: SystemResources) -> bool:
         """Whether each record and each message that is neither is in its table."""
         return not self.report(services, earlier=True).missing
 
-    def send(self, services: Services) -> None:
+    def send(self, services: SystemResources) -> None:
         """Put the messages on their topic."""
         topic = services.settings.topics.sales_events
         services.writer.send_all(topic, [Outgoing(message) for message in self._messages])
 
-    def report(self, services: Services, *, earlier: bool) -> DemoCrm:
+    def report(self, services: SystemResources, *, earlier: bool) -> DemoCrm:
         """What is stored now."""
         with reading(services.engine) as connection:
             found = [_table(connection, TABLES[kind].c.event_id, ids, len(set(ids))) for kind, ids in self._ids.items()]

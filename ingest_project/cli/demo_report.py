@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
+from rich.table import Table
 from rich.text import Text
 
-from ingest_project.cli.demo_streams import StreamsReport, show_streams
-from ingest_project.cli.output import add_row, counts, say, shortened, show, table
-from ingest_project.ledger.attachment_history import attempts_at
-from ingest_project.ledger.states import AttachmentState, FileState
-from ingest_project.messages.file_event import file_key, version_of
+from ingest_project.attachments.queue.history import Attempt, attempts_at
+from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.cli.demo_streams import DemoStreams, StreamsReport, show_streams
+from ingest_project.contracts.file_event import file_key, version_of
+from ingest_project.core.console import add_row, counts, say, shortened, show, table
+from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.warehouse.protocol import DeviceMetric
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.work_queue.states import AttachmentState, FileState
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.registry import open_source
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
-
-    from rich.table import Table
-
-    from ingest_project.cli.demo_streams import DemoStreams
-    from ingest_project.ledger.attachment_history import Attempt
-    from ingest_project.ledger.attachment_record import AttachmentRecord
-    from ingest_project.ledger.file_record import FileRecord
-    from ingest_project.resources import Services
-    from ingest_project.settings import Settings
-    from ingest_project.stores.warehouse import DeviceMetric
 
 MAX_SHOWN_REASON = 70
 STYLES = {FileState.INGESTED: "green", FileState.QUARANTINED: "yellow", FileState.DUPLICATE: "cyan"}
@@ -131,7 +124,7 @@ def expected_files(source_config: Mapping[str, str], settings: Settings) -> dict
 
 
 def report_of(  # noqa: PLR0913, PLR0917 - three capabilities
-    services: Services,
+    services: SystemResources,
     expected: Mapping[str, str],
     earlier: Collection[str],
     going_on: Sequence[str],
@@ -240,7 +233,7 @@ def _file(key: str, name: str, record: FileRecord | None, earlier: bool) -> Demo
     )
 
 
-def _attachments(services: Services, expected: Mapping[str, str]) -> Iterator[DemoAttachment]:
+def _attachments(services: SystemResources, expected: Mapping[str, str]) -> Iterator[DemoAttachment]:
     records = {record.attachment_key: record for record in services.attachments.get_many(list(expected))}
     attempts = attempts_at(services.engine, list(expected))
     for key, name in expected.items():

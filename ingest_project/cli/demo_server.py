@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
+from collections.abc import Collection
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from urllib.parse import quote
-
-if TYPE_CHECKING:
-    import io
-    from collections.abc import Collection
 
 HOST = "127.0.0.1"
 

@@ -5,18 +5,14 @@ Ids and times in the files are fixed. A second demo finds their messages stored,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from ingest_project.cli.demo_activity import ActivitySample, DemoActivity, show_activity
 from ingest_project.cli.demo_crm import CrmSample, DemoCrm, show_crm
-from ingest_project.cli.output import complain, counted
-from ingest_project.cli.stack.effective import is_chosen, with_addresses
-
-if TYPE_CHECKING:
-    from ingest_project.resources import Services
-    from ingest_project.settings import LoadedSettings
+from ingest_project.core.console import complain, counted
+from ingest_project.core.settings import LoadedSettings
+from ingest_project.devstack.runtime_settings import is_chosen, with_addresses
+from ingest_project.operations.resources import SystemResources
 
 FOLDER = "streams"
 ACTIVITY_FILE, CRM_FILE = "user_activity_events.jsonl", "sales_events.jsonl"
@@ -54,7 +50,7 @@ class DemoStreams:
         self._crm = crm
         self._earlier = {"activity": False, "crm": False}
 
-    def send(self, services: Services) -> None:
+    def send(self, services: SystemResources) -> None:
         """Put on their topics what no earlier demo has stored."""
         self._earlier = {"activity": self._activity.is_stored(services), "crm": self._crm.is_stored(services)}
         sent = []
@@ -67,7 +63,7 @@ class DemoStreams:
         if sent:
             complain(f"Sent {' and '.join(sent)}.")
 
-    def report(self, services: Services) -> StreamsReport:
+    def report(self, services: SystemResources) -> StreamsReport:
         """What is stored now."""
         return StreamsReport(
             user_activity=self._activity.report(services, earlier=self._earlier["activity"]),

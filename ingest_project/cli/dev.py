@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from ingest_project.cli.progress import printed
-from ingest_project.cli.stack.supervisor import running_stack
-from ingest_project.settings import load_settings
-from ingest_project.terminal_text import printable
-
-if TYPE_CHECKING:
-    from ingest_project.cli.stack.system import Stack
+from ingest_project.core.settings import load_settings
+from ingest_project.core.terminal_text import printable
+from ingest_project.devstack.supervisor import running_stack
+from ingest_project.devstack.system import Stack
 
 
 def register(app: typer.Typer) -> None:

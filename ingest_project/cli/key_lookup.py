@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from ingest_project.cli.output import counted
-from ingest_project.errors import PermanentError
-from ingest_project.terminal_text import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from ingest_project.ledger.attachment_record import AttachmentRecord
-    from ingest_project.ledger.attachments import AttachmentLedger
-    from ingest_project.ledger.file_record import FileRecord
-    from ingest_project.ledger.files import FileLedger
+from ingest_project.attachments.queue.attachments import AttachmentLedger
+from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.core.console import counted
+from ingest_project.core.errors import PermanentError
+from ingest_project.core.terminal_text import printable
+from ingest_project.file_ingest.file_queue import FileLedger
+from ingest_project.file_ingest.file_record import FileRecord
 
 SEARCHED = 1_000
 SHOWN = 5

@@ -10,17 +10,15 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from ingest_project.errors import IngestError, SettingsError
-from ingest_project.private_files import keep_files_private
-from ingest_project.terminal_text import printable, printable_lines
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from ingest_project.core.errors import IngestError, SettingsError
+from ingest_project.core.private_files import keep_files_private
+from ingest_project.core.terminal_text import printable, printable_lines
 
 COMMANDS = (
     "demo",

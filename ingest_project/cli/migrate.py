@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import sqlalchemy as sa
 import typer
@@ -17,19 +18,14 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from ingest_project.cli.output import counted, say
-from ingest_project.database.engine import open_engine, reading
-from ingest_project.database.locks import exclusive
-from ingest_project.database.migrate import HEAD
-from ingest_project.database.migrate import migrate as migrate_warehouse
-from ingest_project.errors import TransientError
-from ingest_project.kafka.client import client_config, error_code, unavailable
-from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from ingest_project.settings import KafkaSettings, Settings
+from ingest_project.core.console import counted, say
+from ingest_project.core.errors import TransientError
+from ingest_project.core.settings import KafkaSettings, Settings, load_settings
+from ingest_project.platform.database.engine import open_engine, reading
+from ingest_project.platform.database.locks import exclusive
+from ingest_project.platform.database.migrate import HEAD
+from ingest_project.platform.database.migrate import migrate as migrate_warehouse
+from ingest_project.platform.kafka.client import client_config, error_code, unavailable
 
 PAUSE_SECONDS = 1.0
 # Of another job that migrates at this moment; large event logs take their time.
@@ -102,7 +98,13 @@ def _upgrade_dagster() -> None:
     from dagster import DagsterInstance, __version__  # noqa: PLC0415 - the other commands need not load it
     from dagster._core.instance.ref import InstanceRef  # noqa: PLC0415
 
-    storage = {"custom": {"module": "ingest_project.event_storage", "class": "InstanceStorage", "config": {}}}
+    storage = {
+        "custom": {
+            "module": "ingest_project.platform.dagster.event_log_storage",
+            "class": "InstanceStorage",
+            "config": {},
+        }
+    }
     with tempfile.TemporaryDirectory() as folder:
         reference = InstanceRef.from_dir(folder, overrides={"storage": storage, "telemetry": {"enabled": False}})
         with DagsterInstance.from_ref(reference) as instance:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ingest_project.cli.output import complain
-from ingest_project.settings import load_settings
+from ingest_project.core.console import complain
+from ingest_project.core.settings import load_settings
 
 
 def register(app: typer.Typer) -> None:
@@ -29,8 +29,8 @@ def monitor(
 
     Beyond this machine it asks for INGEST_MONITOR_TOKEN, and does not start without one.
     """
-    from ingest_project.logs import configure_logging  # noqa: PLC0415 - with the next
-    from ingest_project.monitor.serving import serve  # noqa: PLC0415 - no other command serves
+    from ingest_project.core.logging import configure_logging  # noqa: PLC0415 - with the next
+    from ingest_project.operations.dashboard.serving import serve  # noqa: PLC0415 - no other command serves
 
     settings = load_settings().settings
     configure_logging(settings.logging)

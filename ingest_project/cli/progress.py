@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.markup import escape
 
-from ingest_project.cli.stack.system import Report, StepState
-from ingest_project.terminal_text import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from ingest_project.core.terminal_text import printable
+from ingest_project.devstack.system import Report, StepState
 
 
 def printed(console: Console) -> Report:

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ingest_project.errors import PermanentError, SettingsError
-from ingest_project.settings import load_settings
+from ingest_project.core.errors import PermanentError, SettingsError
+from ingest_project.core.settings import load_settings
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,7 @@ def connection(database_url: str, setting: str) -> tuple[str, str]:
     Raises:
         SettingsError: no address is set, or it is none of PostgreSQL.
     """
-    from ingest_project.database.engine import database_address  # noqa: PLC0415 - `ingest` starts without SQLAlchemy
+    from ingest_project.platform.database.engine import database_address  # noqa: PLC0415 - `ingest` starts without SQLAlchemy
 
     if not database_url:
         raise SettingsError(f"{setting} is not set. Start `ingest dev`, or set it.")
@@ -63,7 +63,7 @@ def find_psql() -> str:
     Raises:
         PermanentError: there is none.
     """
-    from ingest_project.cli.stack.postgres import binaries  # noqa: PLC0415 - with the engine
+    from ingest_project.devstack.postgres import binaries  # noqa: PLC0415 - with the engine
 
     with suppress(PermanentError):
         shipped = binaries() / "psql"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
 
-from ingest_project.cli.file_page import page_of, show_quarantined_rows
-from ingest_project.cli.files import Key, Limit, Rows, listed
+from ingest_project.cli.files import FilePage, Key, Limit, Rows, listed, page_of, show_quarantined_rows
 from ingest_project.cli.key_lookup import find_file
-from ingest_project.cli.output import (
+from ingest_project.core.console import (
     AsJson,
     add_row,
     ago,
@@ -26,17 +26,11 @@ from ingest_project.cli.output import (
     stdout,
     table,
 )
-from ingest_project.ledger.states import FileState
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from ingest_project.cli.file_page import FilePage
-    from ingest_project.ledger.file_record import FileRecord
-    from ingest_project.ledger.files import FileLedger
-    from ingest_project.settings import Settings
+from ingest_project.core.settings import Settings, load_settings
+from ingest_project.file_ingest.file_queue import FileLedger
+from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.work_queue.states import FileState
 
 app = typer.Typer(help="Files that were refused: why, and the way back.", no_args_is_help=True)
 
@@ -71,7 +65,7 @@ def list_quarantined(
     as_json: AsJson = False,
 ) -> None:
     """List the files that were refused whole, the last first."""
-    found = listed(Services(load_settings().settings), FileState.QUARANTINED, search, limit)
+    found = listed(SystemResources(load_settings().settings), FileState.QUARANTINED, search, limit)
     if as_json:
         print_json(found)
         return
@@ -91,7 +85,7 @@ def list_quarantined(
 @app.command("show")
 def show_quarantined(key: Key, *, rows: Rows = 20, as_json: AsJson = False) -> None:
     """Show why a file, or some of its rows, were refused. Exit code 1 when nothing of it was."""
-    services = Services(load_settings().settings)
+    services = SystemResources(load_settings().settings)
     page = page_of(find_file(services.files, key), services, rows)
     refused = page.file.state is FileState.QUARANTINED or bool(page.quarantined_rows)
     if as_json:
@@ -127,7 +121,7 @@ def release(
     settings = load_settings().settings
     if profile is not None:
         _require_profile(profile, settings)
-    ledger = Services(settings).files
+    ledger = SystemResources(settings).files
     # Every key is looked up before anything changes: a misspelt one changes nothing.
     chosen = [find_file(ledger, key) for key in keys] if keys else list(quarantined(ledger))
     done = _release(ledger, chosen) if profile is None else _announce_again(ledger, chosen, profile)
@@ -166,7 +160,7 @@ def _announce_again(ledger: FileLedger, chosen: Sequence[FileRecord], profile: s
 
 def _require_profile(name: str, settings: Settings) -> None:
     """Refuse a profile that would refuse every file."""
-    from ingest_project.formats.profiles import load_profiles  # noqa: PLC0415 - the other commands need none
+    from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415 - the other commands need none
 
     known = load_profiles(settings.file_ingest.profiles)
     if name not in known:

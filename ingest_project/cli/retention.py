@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import dagster as dg
 import typer
 
-from ingest_project.cli import output
-from ingest_project.errors import SettingsError
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import dagster as dg
-
-    from ingest_project.settings import Settings
+from ingest_project.core import console as output
+from ingest_project.core.errors import SettingsError
+from ingest_project.core.settings import Settings, load_settings
+from ingest_project.operations.resources import SystemResources
 
 
 def register(app: typer.Typer) -> None:
@@ -33,11 +28,11 @@ def let_go(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Remove partitions, runs, landed bytes, message ids and ranges that are long done; a job does it every night."""
-    from ingest_project.retention.letting_go import removals  # noqa: PLC0415 - imports dagster: one second
+    from ingest_project.operations.retention import removals  # noqa: PLC0415 - imports dagster: one second
 
     settings = load_settings().settings
     with _instance(settings) as instance:
-        found = removals(Services(settings), instance, datetime.now(UTC))
+        found = removals(SystemResources(settings), instance, datetime.now(UTC))
         if not dry_run:
             for removal in found:
                 removal.remove()

@@ -5,21 +5,18 @@ from __future__ import annotations
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from ingest_project.cli import send_attachments, send_polling
-from ingest_project.cli.output import AsJson  # noqa: TC001 - Typer reads the annotations
-from ingest_project.cli.sending import Profile, TraceId, absolute_if_here, checked, deliver, tell
-from ingest_project.messages.file_event import FileEvent, decode_file_event, file_type_of
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
+from ingest_project.cli.send_messages import Profile, TraceId, absolute_if_here, checked, deliver, tell
+from ingest_project.contracts.file_event import FileEvent, decode_file_event, file_type_of
+from ingest_project.core.console import AsJson
+from ingest_project.core.settings import Settings, load_settings
+from ingest_project.operations.resources import SystemResources
 from ingest_project.sources.registry import open_source
-
-if TYPE_CHECKING:
-    from ingest_project.settings import Settings
 
 
 def register(to: typer.Typer) -> None:
@@ -49,7 +46,7 @@ def send_file_event(
     if short:
         raw = msgspec.json.encode({"file_path": event.file_path, "file_name": event.file_name})
     sent = deliver(
-        Services(settings),
+        SystemResources(settings),
         topics.file_events if short else topics.file_event_queue,
         event.file_path,
         raw,

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from ingest_project.cli.output import AsJson, counted
-from ingest_project.cli.sending import TraceId, checked, deliver, tell
-from ingest_project.messages.attachment_event import AttachmentEvent, decode_attachment_event
-from ingest_project.messages.download import DownloadTask, attachment_key, decode_download_task
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-from ingest_project.web.urls import printable_url
+from ingest_project.cli.send_messages import TraceId, checked, deliver, tell
+from ingest_project.contracts.attachment_event import AttachmentEvent, decode_attachment_event
+from ingest_project.contracts.download import DownloadTask, attachment_key, decode_download_task
+from ingest_project.core.console import AsJson, counted
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.http.urls import printable_url
 
 Domain = Annotated[str, typer.Option(help="Business domain; decides where files are stored.")]
 EventType = Annotated[str, typer.Option(help="What happened, e.g. claim.documents.received.")]
@@ -52,7 +52,7 @@ def send_attachment_event(  # noqa: PLR0913 - one for each part of the message
     )
     raw = checked(event, decode_attachment_event)
     settings = load_settings().settings
-    sent = deliver(Services(settings), settings.topics.events_raw, event.trace_id, raw, event.trace_id)
+    sent = deliver(SystemResources(settings), settings.topics.events_raw, event.trace_id, raw, event.trace_id)
     # The payload may have signed addresses anywhere.
     shown = msgspec.structs.replace(event, attachments=[printable_url(one) for one in urls or ()], payload=None)
     sent = msgspec.structs.replace(sent, message=shown)
@@ -90,7 +90,7 @@ def send_download_task(  # noqa: PLR0913 - one for each part of the message
     raw = checked(task, decode_download_task)
     settings = load_settings().settings
     key = attachment_key(task.trace_id, url)
-    sent = deliver(Services(settings), settings.topics.downloads_pending, key, raw, task.trace_id)
+    sent = deliver(SystemResources(settings), settings.topics.downloads_pending, key, raw, task.trace_id)
     shown = msgspec.structs.replace(task, attachment_url=printable_url(url))
     sent = msgspec.structs.replace(sent, message=shown)
     tell(sent, f"the task to download {printable_url(url)}, attachment {key}", as_json=as_json)

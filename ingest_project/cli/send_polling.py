@@ -5,21 +5,19 @@ from __future__ import annotations
 import time
 import uuid
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 import typer
 
-from ingest_project.cli.output import AsJson, complain, counted, counts, print_json, say
-from ingest_project.cli.sending import Profile, TraceId, absolute_if_here, checked, deliver, pairs_of, tell
-from ingest_project.ledger.states import JobState
-from ingest_project.messages.polling_job import PollingJob, Priority, decode_polling_job
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
+from ingest_project.cli.send_messages import Profile, TraceId, absolute_if_here, checked, deliver, pairs_of, tell
+from ingest_project.contracts.polling_job import PollingJob, Priority, decode_polling_job
+from ingest_project.core.console import AsJson, complain, counted, counts, print_json, say
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.work_queue.states import JobState
+from ingest_project.polling.job_queue import JobRecord
 from ingest_project.sources.registry import known_source_types
-
-if TYPE_CHECKING:
-    from ingest_project.ledger.polling_jobs import JobRecord
 
 DUMMY_PATH = "./dummy_data"
 POLL_SECONDS = 0.5
@@ -89,7 +87,7 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
         metadata=pairs_of(metadata, "--metadata") | ({"format": profile} if profile else {}),
         trace_id=trace_id or str(uuid.uuid4()),
     )
-    services = Services(load_settings().settings)
+    services = SystemResources(load_settings().settings)
     raw = checked(job, decode_polling_job)
     sent = deliver(services, services.settings.topics.polling_queue, job.job_id, raw, job.trace_id)
     if not (wait and as_json):
@@ -135,7 +133,7 @@ def config_of(kind: str, address: str) -> dict[str, Any]:
     return config | ({"username": unquote(parts.username)} if parts.username else {})
 
 
-def _finished(services: Services, job: PollingJob, timeout_seconds: float) -> JobRecord | None:
+def _finished(services: SystemResources, job: PollingJob, timeout_seconds: float) -> JobRecord | None:
     """The job once nothing more happens to it by itself; None where that takes too long."""
     until = time.monotonic() + timeout_seconds
     while time.monotonic() < until:

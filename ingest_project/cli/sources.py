@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from ingest_project.cli.output import AsJson, add_row, complain, counted, counts, print_json, say, stdout, table
-from ingest_project.errors import IngestError, TransientError
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-from ingest_project.sources.further_down import files_further_down
-from ingest_project.sources.protocol import Skipped
+from ingest_project.core.console import AsJson, add_row, complain, counted, counts, print_json, say, stdout, table
+from ingest_project.core.errors import IngestError, TransientError
+from ingest_project.core.settings import ConfiguredSource, load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.sources.directory_walk import files_further_down
+from ingest_project.sources.protocol import Skipped, Source, SourceFile
 from ingest_project.sources.selection import count_reason
-
-if TYPE_CHECKING:
-    from ingest_project.settings import ConfiguredSource
-    from ingest_project.sources.protocol import Source, SourceFile
 
 app = typer.Typer(help="Sources that are configured by name.", no_args_is_help=True)
 
@@ -85,7 +81,7 @@ def try_source(
     if name not in settings.sources:
         known = ", ".join(settings.sources) or "none"
         raise typer.BadParameter(f"{name!r} is not configured. Configured are: {known}.")
-    seen = look(name, settings.sources[name], Services(settings))
+    seen = look(name, settings.sources[name], SystemResources(settings))
     if as_json:
         print_json(seen)
     else:
@@ -94,7 +90,7 @@ def try_source(
         raise typer.Exit(1)
 
 
-def look(name: str, configured: ConfiguredSource, services: Services) -> Seen:
+def look(name: str, configured: ConfiguredSource, services: SystemResources) -> Seen:
     """What a source shows; a failure is part of it."""
     seen = Seen(source=name, location="")
     try:

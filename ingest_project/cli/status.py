@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, TypeVar
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
-from ingest_project.cli.output import (
+from ingest_project.cli.capability_status import Rung
+from ingest_project.cli.system_status import SystemStatus, described, for_scripts, look
+from ingest_project.core.console import (
     AsJson,
     add_row,
     complain,
@@ -22,24 +26,15 @@ from ingest_project.cli.output import (
     stdout,
     table,
 )
-from ingest_project.cli.system_status import described, for_scripts, look
-from ingest_project.ledger.stream_ranges import MOST_COUNTED
-from ingest_project.monitor.dagster_records import DagsterRecords
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-from ingest_project.terminal_text import printable
+from ingest_project.core.settings import load_settings
+from ingest_project.core.terminal_text import printable
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.dagster.run_records import DagsterRecords
+from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
+from ingest_project.streams.range_record import RangeState
+from ingest_project.streams.ranges import MOST_COUNTED
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from rich.table import Table
-
-    from ingest_project.cli.attachment_status import Rung
-    from ingest_project.cli.system_status import SystemStatus
-    from ingest_project.ledger.range_record import RangeState
-    from ingest_project.ledger.states import AttachmentState, FileState, JobState
-
-    State = TypeVar("State", FileState, JobState, AttachmentState, RangeState)
+State = TypeVar("State", FileState, JobState, AttachmentState, RangeState)
 
 PAUSE_SECONDS = 0.5
 # Without a terminal, what goes on is said again at this distance even if it stays the same.
@@ -64,7 +59,7 @@ def status(
     Exit code 1 when some part does not answer, when a disk is nearly full, and when it is not idle in time.
     """
     settings = load_settings().settings
-    services, records = Services(settings), DagsterRecords(settings)
+    services, records = SystemResources(settings), DagsterRecords(settings)
     seen = look(services, records) if wait_until_idle is None else wait_for_idle(services, records, wait_until_idle)
     if as_json:
         print_json(for_scripts(seen))
@@ -78,7 +73,7 @@ def status(
 
 
 def wait_for_idle(
-    services: Services,
+    services: SystemResources,
     records: DagsterRecords,
     seconds: float,
     check: Callable[[], None] = lambda: None,

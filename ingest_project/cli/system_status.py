@@ -7,27 +7,28 @@ own: those are looked at once more.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from ingest_project.backpressure import fullest_disk
-from ingest_project.cli.attachment_status import AttachmentStatus, attachment_status, going_on_with
-from ingest_project.cli.output import counted, length_of
-from ingest_project.cli.stream_status import StreamStatus, stream_status
-from ingest_project.errors import IngestError
-from ingest_project.ledger.attachment_record import PENDING_LANE, RETRY_LANE
-from ingest_project.ledger.states import PENDING
-from ingest_project.monitor.intakes import events_intake, intakes
-from ingest_project.monitor.topic_lag import LagMeter, TopicLag, place_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from ingest_project.ledger.states import FileState, JobState
-    from ingest_project.monitor.dagster_records import DagsterRecords, RunsInFlight
-    from ingest_project.resources import Services
+from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
+from ingest_project.cli.capability_status import (
+    AttachmentStatus,
+    StreamStatus,
+    attachment_status,
+    going_on_with,
+    stream_status,
+)
+from ingest_project.core.console import counted, length_of
+from ingest_project.core.errors import IngestError
+from ingest_project.operations.resources import SystemResources
+from ingest_project.operations.topic_lag import LagMeter, TopicLag, place_of
+from ingest_project.operations.topics import events_intake, intakes
+from ingest_project.platform.dagster.run_records import DagsterRecords, RunsInFlight
+from ingest_project.platform.work_queue.capacity import fullest_disk
+from ingest_project.platform.work_queue.states import PENDING, FileState, JobState
 
 Answer = TypeVar("Answer")
 
@@ -75,11 +76,11 @@ class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
         return not self.going_on
 
 
-def look(services: Services, records: DagsterRecords) -> SystemStatus:
+def look(services: SystemResources, records: DagsterRecords) -> SystemStatus:
     """Ask every part; one that does not answer leaves the others be."""
     problems: list[str] = []
 
-    def asked(question: Callable[[Services], Answer]) -> Answer | None:
+    def asked(question: Callable[[SystemResources], Answer]) -> Answer | None:
         try:
             return question(services)
         except IngestError as error:
@@ -123,7 +124,7 @@ def look(services: Services, records: DagsterRecords) -> SystemStatus:
     return seen
 
 
-def held_entries(services: Services) -> int:
+def held_entries(services: SystemResources) -> int:
     """Entries of every ledger that are asked for, in a run's hands, or finished and not yet shown in Dagster."""
     topics = intakes(services.settings)
     whenever = datetime.now(UTC) + timedelta(days=1)
@@ -137,7 +138,7 @@ def held_entries(services: Services) -> int:
     return sum(holding.entries for holding in held)
 
 
-def oldest_unfinished(services: Services) -> Waiting | None:
+def oldest_unfinished(services: SystemResources) -> Waiting | None:
     """The file that has waited longest; None when none waits."""
     record = services.files.oldest_unfinished()
     if record is None:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import getpass
 import os
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from ingest_project.cli.output import AsJson, add_row, ago, complain, counted, print_json, say, show_list, table
-from ingest_project.errors import IngestError
-from ingest_project.ledger.skipped_offsets import SkippedOffsets
-from ingest_project.monitor.dagster_records import DagsterRecords, DagsterRecordsUnavailable
-from ingest_project.monitor.intakes import intakes
-from ingest_project.monitor.topic_lag import place_of, saved_positions
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from ingest_project.kafka.positions import Positions
-    from ingest_project.monitor.intakes import Intake
+from ingest_project.core.console import AsJson, add_row, ago, complain, counted, print_json, say, show_list, table
+from ingest_project.core.errors import IngestError
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.operations.topic_lag import Intake, place_of, saved_positions
+from ingest_project.operations.topics import intakes
+from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailable
+from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.work_queue.skipped_offsets import SkippedOffsets
 
 MOST_AT_A_TIME = 100_000
 
@@ -46,7 +43,7 @@ def skip(topic: Topic, partition: Partition, offset: Offset, *, reason: Reason, 
     Safe while everything runs: the next tick of the topic's sensor that reads them does it. Exit code 1 when one of
     them has been taken already or is not there yet; nothing changes then.
     """
-    services = Services(load_settings().settings)
+    services = SystemResources(load_settings().settings)
     intake = _intake_of(services, topic)
     place = place_of(intake, services)
     generation = place.reader.generation(place.topic)
@@ -71,7 +68,7 @@ def skip(topic: Topic, partition: Partition, offset: Offset, *, reason: Reason, 
 @app.command("skipped")
 def skipped(*, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List what was asked to be skipped, the newest first."""
-    services = Services(load_settings().settings)
+    services = SystemResources(load_settings().settings)
     found = services.skipped_offsets.list(limit + 1)
     if as_json:
         print_json({"skipped": found[:limit], "more": len(found) > limit})
@@ -83,7 +80,7 @@ def skipped(*, limit: Limit = 50, as_json: AsJson = False) -> None:
     show_list(made, "requests", more=len(found) > limit)
 
 
-def _intake_of(services: Services, topic: str) -> Intake:
+def _intake_of(services: SystemResources, topic: str) -> Intake:
     topics = intakes(services.settings)
     if topic in {intake.topic for intake in topics.streams}:
         raise IngestError(
@@ -97,7 +94,7 @@ def _intake_of(services: Services, topic: str) -> Intake:
     return found
 
 
-def _require_ahead(services: Services, intake: Intake, topic: str, partition: int, offset: int) -> None:
+def _require_ahead(services: SystemResources, intake: Intake, topic: str, partition: int, offset: int) -> None:
     """Refuse what the saved cursor has passed."""
     try:
         sensors = DagsterRecords(services.settings).sensors()

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from ingest_project.cli import output
-from ingest_project.errors import StoreUnavailable
-from ingest_project.ledger.traces import Moment, story_of
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-from ingest_project.stores.activity_events import events_of_trace
+from ingest_project.core import console as output
+from ingest_project.core.errors import StoreUnavailable
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.operations.traces import Moment, story_of
+from ingest_project.streams.user_activity.events_schema import events_of_trace
 
 NOT_FOUND = 1
 
@@ -27,7 +27,7 @@ def show_trace(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Tell everything that is on record of one trace, in time order."""
-    services = Services(load_settings().settings)
+    services = SystemResources(load_settings().settings)
     moments = sorted([*story_of(services.engine, trace_id), *_events(services, trace_id)])
     if as_json:
         output.print_json({"trace_id": trace_id, "moments": moments})
@@ -41,7 +41,7 @@ def show_trace(
         raise typer.Exit(NOT_FOUND)
 
 
-def _events(services: Services, trace_id: str) -> list[Moment]:
+def _events(services: SystemResources, trace_id: str) -> list[Moment]:
     try:
         rows = events_of_trace(services.user_activity_events, trace_id)
     except StoreUnavailable as away:

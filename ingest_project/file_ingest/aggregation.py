@@ -1,13 +1,29 @@
-"""Accepted readings to one summary per device and sensor type, and summaries of parts to those of the whole."""
+"""`aggregated_metrics`: each file's readings summarised per device and sensor type; how is in `aggregation`.
+
+They are stored in the transaction that stores the rows, and replaced with them. The view `device_metrics` merges the
+summaries of all files exactly, without reading any row again.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import dagster as dg
 import polars as pl
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from ingest_project.file_ingest.partitions import AGGREGATED_METRICS, VALIDATED_SENSOR_DATA, files_partitions
+
+aggregated_metrics = dg.AssetSpec(
+    AGGREGATED_METRICS,
+    deps=[VALIDATED_SENSOR_DATA],
+    description="Min, max, mean, count and standard deviation of the file's readings per device and sensor type.",
+    group_name="file_ingest",
+    kinds={"table", "polars"},
+    partitions_def=files_partitions,
+    skippable=True,
+)
+
 
 SUMMARY_COLUMNS = ("min", "max", "mean", "count", "stddev")
 

@@ -11,26 +11,26 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.batches import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
-from ingest_project.errors import SettingsError
-from ingest_project.file_ingest.aggregated_metrics import aggregated_metrics
-from ingest_project.file_ingest.ingesting import ingest, put_back
-from ingest_project.file_ingest.outcome import Outcome, error_of, panics_as_errors, traceback_of
+from ingest_project.core.errors import SettingsError
+from ingest_project.core.logging import bound, get_logger
+from ingest_project.file_ingest.aggregation import aggregated_metrics
+from ingest_project.file_ingest.asset_events import partition_report, raw_file_metadata
 from ingest_project.file_ingest.partitions import RAW_FILES
-from ingest_project.file_ingest.quarantined_files import quarantined_files
+from ingest_project.file_ingest.pipeline import ingest, put_back
+from ingest_project.file_ingest.quarantine import quarantined_files
 from ingest_project.file_ingest.raw_files import land, raw_files
-from ingest_project.file_ingest.reports import partition_report, raw_file_metadata
-from ingest_project.file_ingest.validated_sensor_data import Contract, validated_sensor_data
-from ingest_project.ledger.states import FileState
-from ingest_project.logs import bound, get_logger
-from ingest_project.partition_reports import (
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.result import Outcome, error_of, panics_as_errors, traceback_of
+from ingest_project.file_ingest.validate_files import Contract, validated_sensor_data
+from ingest_project.platform.dagster.asset_events import (
     PartitionReport,
     keep_connections_open,
     outputs_without_events,
     report,
     report_bisecting,
 )
-from ingest_project.resources import Services
+from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
+from ingest_project.platform.work_queue.states import FileState
 
 logger = get_logger(__name__)
 
@@ -47,7 +47,7 @@ WELL = frozenset({FileState.INGESTED, FileState.DUPLICATE, FileState.REPLACED, F
     backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_BACKFILL_RUN),
 )
 def file_ingest_assets(
-    context: dg.AssetExecutionContext, services: dg.ResourceParam[Services]
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[FileIngestResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Land, read, check and store every file of this run, and report each on its own partition."""
     keep_connections_open(context.instance)
@@ -60,7 +60,7 @@ def file_ingest_assets(
     yield from outputs_without_events(context)
 
 
-def _ingest(context: dg.AssetExecutionContext, services: Services, keys: Sequence[str]) -> None:
+def _ingest(context: dg.AssetExecutionContext, services: FileIngestResources, keys: Sequence[str]) -> None:
     records = services.files.start(keys, context.run.run_id, datetime.now(UTC))
     try:
         contract = Contract.from_settings(services.settings.file_ingest)
@@ -78,7 +78,7 @@ def _ingest(context: dg.AssetExecutionContext, services: Services, keys: Sequenc
     _fail_where_nothing_went_well(keys, unfinished)
 
 
-def _report(context: dg.AssetExecutionContext, services: Services, finished: Sequence[Outcome]) -> None:
+def _report(context: dg.AssetExecutionContext, services: FileIngestResources, finished: Sequence[Outcome]) -> None:
     """Tell Dagster what became of the files; one that it does not take is logged, and told again by a later run."""
     not_shown = {}
     for one, error in report_bisecting(context, [_partition_report(outcome) for outcome in finished]):
@@ -97,7 +97,7 @@ def _partition_report(outcome: Outcome) -> PartitionReport:
         return partition_report(Outcome(outcome.record, outcome.state, reason=str(error_of("Reporting", error))))
 
 
-def _land(context: dg.AssetExecutionContext, services: Services, keys: Sequence[str]) -> None:
+def _land(context: dg.AssetExecutionContext, services: FileIngestResources, keys: Sequence[str]) -> None:
     troubles = []
     for record in services.files.get_many(keys):
         try:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import dagster as dg
 
-from ingest_project.database.tables import aggregated_metrics, quarantined_rows, raw_sensor_data
-from ingest_project.external_assets import topic, topic_key
+from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.partitions import AGGREGATED_METRICS, QUARANTINED_FILES, VALIDATED_SENSOR_DATA
-from ingest_project.stored_tables import SqlTable, StoredTable
-
-if TYPE_CHECKING:
-    from ingest_project.settings import Settings
+from ingest_project.file_ingest.tables import aggregated_metrics, quarantined_rows, raw_sensor_data
+from ingest_project.platform.dagster.external_assets import topic, topic_key
+from ingest_project.platform.dagster.stored_tables import SqlTable, StoredTable
 
 GROUP = "file_ingest"
 DEVICE_METRICS = "device_metrics"

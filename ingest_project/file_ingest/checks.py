@@ -4,30 +4,101 @@
 them (see `reports`), and running the check by itself asks the database again. The others are about all files at once.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
+from ingest_project.file_ingest.asset_events import (
+    CONTRACT_HOLDS,
+    FILE_ACCEPTED,
+    broken_contract,
+    file_accepted,
+    rows_refused,
+)
+from ingest_project.file_ingest.contract import ValidationRules, validate
+from ingest_project.file_ingest.file_record import FileRecord
 from ingest_project.file_ingest.odd_files import (
     EVERY_COLUMN_READ,
     ONE_READING_AN_INSTANT,
     columns_of_landed,
     instants_of_stored,
 )
-from ingest_project.file_ingest.partitions import (
-    QUARANTINED_FILES,
-    RAW_FILES,
-    VALIDATED_SENSOR_DATA,
-    files_partitions,
-)
-from ingest_project.file_ingest.reports import CONTRACT_HOLDS, FILE_ACCEPTED, file_accepted
-from ingest_project.file_ingest.stored_contract import contract_of_stored
-from ingest_project.file_ingest.validated_sensor_data import Contract
-from ingest_project.ledger.states import FileState
-from ingest_project.partition_reports import CheckResult, report_each
-from ingest_project.resources import Services
+from ingest_project.file_ingest.partitions import QUARANTINED_FILES, RAW_FILES, VALIDATED_SENSOR_DATA, files_partitions
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.validate_files import Contract
+from ingest_project.file_ingest.warehouse.protocol import StoredCounts
+from ingest_project.platform.dagster.asset_events import CheckResult, report_each
+from ingest_project.platform.work_queue.states import FileState
+
+
+def contract_of_stored(services: FileIngestResources, file_key: str, rules: ValidationRules) -> CheckResult:
+    """The result of `contract_holds` for one file: its stored rows keep the rules, and none is missing or refused."""
+    record = services.files.get(file_key)
+    if record is None:
+        reason = "The ledger does not know this file."
+        return _broken(reason, broken_contract(file_key, reason, {"not_in_the_ledger": 1}, 0, 0))
+    if record.state in {FileState.DUPLICATE, FileState.REPLACED}:
+        return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, description=record.reason)
+    if record.state is not FileState.INGESTED:
+        counts = record.rule_counts or {"not_ingested": 1}
+        severity = dg.AssetCheckSeverity.WARN if record.state is FileState.SUPERSEDED else dg.AssetCheckSeverity.ERROR
+        return _broken_by(record, counts, record.reason or f"The file is {record.state.value}.", severity)
+    stored = services.warehouse.file_counts([file_key])[file_key]
+    wrong = stored_violations(services, file_key, rules) + missing_rows(record, stored)
+    if wrong:
+        return _broken_by(record, wrong, "What is stored is not what was accepted.")
+    if stored.quarantined:
+        reason = rows_refused(stored.quarantined, record.rows_read or 0)
+        return _broken_by(record, record.rule_counts or {}, reason, dg.AssetCheckSeverity.WARN)
+    return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, metadata={"rows_stored": stored.readings})
+
+
+def stored_violations(services: FileIngestResources, file_key: str, rules: ValidationRules) -> Counter[str]:
+    """How often each rule is broken by a stored reading of the file; none should be."""
+    broken: Counter[str] = Counter()
+    for readings in services.warehouse.readings_of(file_key):
+        # The rules ask the text only where the typed value is null, which no stored value can be.
+        text = readings.with_columns(pl.lit("").alias("timestamp_text"), pl.lit("").alias("value_text"))
+        for (reason,) in validate(text, rules).rejected.select(pl.col("reasons").explode()).iter_rows():
+            broken[reason] += 1
+    return broken
+
+
+def missing_rows(record: FileRecord, stored: StoredCounts) -> Counter[str]:
+    """Rows that the ledger says were stored and that are not there, or the other way round."""
+    differences = {
+        "accepted_rows_not_stored": abs((record.rows_accepted or 0) - stored.readings),
+        "quarantined_rows_not_stored": abs((record.rows_quarantined or 0) - stored.quarantined),
+    }
+    return Counter({rule: count for rule, count in differences.items() if count})
+
+
+def _broken_by(
+    record: FileRecord,
+    rule_counts: Mapping[str, int],
+    reason: str,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> CheckResult:
+    rows = (record.rows_read or 0, record.rows_quarantined or 0)
+    return _broken(reason, broken_contract(record.file_key, reason, rule_counts, *rows), severity)
+
+
+def _broken(
+    reason: str, metadata: Mapping[str, Any], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+) -> CheckResult:
+    return CheckResult(
+        VALIDATED_SENSOR_DATA,
+        CONTRACT_HOLDS,
+        passed=False,
+        severity=severity,
+        description=reason,
+        metadata=metadata,
+    )
+
 
 RECENT = timedelta(hours=24)
 
@@ -38,7 +109,9 @@ RECENT = timedelta(hours=24)
     partitions_def=files_partitions,
     description="The stored rows of the file keep every rule of the contract, and none of its rows was refused.",
 )
-def contract_holds(context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+def contract_holds(
+    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
+) -> dg.AssetCheckResult:
     """Hold the contract against what is stored of each selected file."""
     rules = Contract.from_settings(services.settings.file_ingest).rules()
     return _of_each(context, lambda key: contract_of_stored(services, key, rules))
@@ -51,7 +124,7 @@ def contract_holds(context: dg.AssetCheckExecutionContext, services: dg.Resource
     description="The file has no column that its reader profile neither reads nor leaves out on purpose.",
 )
 def every_column_read(
-    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[Services]
+    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
 ) -> dg.AssetCheckResult:
     """Look at the header of each selected file."""
     contract = Contract.from_settings(services.settings.file_ingest)
@@ -65,7 +138,7 @@ def every_column_read(
     description="No device has two readings of one sensor type at one time in the file.",
 )
 def one_reading_an_instant(
-    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[Services]
+    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
 ) -> dg.AssetCheckResult:
     """Count the stored readings of each selected file by device, type and time."""
     return _of_each(context, lambda key: instants_of_stored(services, key))
@@ -93,7 +166,7 @@ def _of_each(context: dg.AssetCheckExecutionContext, result_of: Callable[[str], 
     description="The file was ingested. Assets that are made of its rows wait for this.",
 )
 def file_was_accepted(
-    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[Services]
+    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
 ) -> dg.AssetCheckResult:
     """Look at where each selected file ended."""
     records = {record.file_key: record for record in services.files.get_many(list(context.partition_keys))}
@@ -110,7 +183,7 @@ def file_was_accepted(
     asset=VALIDATED_SENSOR_DATA,
     description="Of all ingested files: rows read are rows accepted and rows quarantined, and all of them are stored.",
 )
-def rows_add_up(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+def rows_add_up(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
     """Compare the ledger's counts with the tables."""
     said, stored = services.files.row_totals(), services.warehouse.totals()
     metadata = {
@@ -132,7 +205,7 @@ def rows_add_up(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
     asset=QUARANTINED_FILES,
     description="Of the files finished in the last day, the share in quarantine is below INGEST_MAX_QUARANTINE_SHARE.",
 )
-def quarantine_share_acceptable(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+def quarantine_share_acceptable(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
     """Look at the files of the last day."""
     recent = services.files.quarantine_share(datetime.now(UTC) - RECENT)
     limit = services.settings.file_ingest.max_quarantine_share
@@ -152,7 +225,7 @@ def quarantine_share_acceptable(services: dg.ResourceParam[Services]) -> dg.Asse
     asset=RAW_FILES,
     description="No file has been waiting for its end longer than INGEST_MAX_WAITING_SECONDS.",
 )
-def nothing_waits_too_long(services: dg.ResourceParam[Services]) -> dg.AssetCheckResult:
+def nothing_waits_too_long(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
     """Look at the file that has waited longest."""
     limit_seconds = services.settings.file_ingest.max_waiting_seconds
     oldest = services.files.oldest_unfinished()

@@ -12,7 +12,7 @@ from ingest_project.file_ingest.partitions import (
     RAW_FILES,
     VALIDATED_SENSOR_DATA,
 )
-from ingest_project.file_ingest.sensor import file_events_sensor
+from ingest_project.file_ingest.sensors import file_events_sensor
 
 # Without the checks: the batch reports the contract of each file itself, see `reports`.
 file_batch = dg.define_asset_job(

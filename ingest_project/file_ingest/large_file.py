@@ -5,13 +5,13 @@ Whether it is acceptable is known only at its end; then a refused one is rolled 
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import polars as pl
 
-from ingest_project.ahead import one_ahead
-from ingest_project.errors import FileRejected
+from ingest_project.core.errors import FileRejected
+from ingest_project.core.prefetch import one_ahead
 from ingest_project.file_ingest.aggregation import (
     NO_SUMMARIES,
     NONE_SHARED,
@@ -21,16 +21,17 @@ from ingest_project.file_ingest.aggregation import (
     merge,
     standing_alone,
 )
-from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
-from ingest_project.file_ingest.quarantined_files import leave_quarantine
-from ingest_project.file_ingest.storing import (
+from ingest_project.file_ingest.load import (
     finish,
     hold_locations,
     replaced_outcomes,
     settle_versions,
     without_duplicates,
 )
-from ingest_project.file_ingest.validated_sensor_data import (
+from ingest_project.file_ingest.quarantine import leave_quarantine
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.result import Outcome, outcome_of_error
+from ingest_project.file_ingest.validate_files import (
     METRICS_SHOWN,
     SAMPLE_ROWS,
     CheckedGroup,
@@ -42,13 +43,8 @@ from ingest_project.file_ingest.validated_sensor_data import (
     first_rows,
     verdict,
 )
-from ingest_project.ledger.states import FileState
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    from ingest_project.resources import Services
-    from ingest_project.stores.warehouse import WarehouseTransaction
+from ingest_project.file_ingest.warehouse.protocol import WarehouseTransaction
+from ingest_project.platform.work_queue.states import FileState
 
 
 class _Refused(Exception):  # noqa: N818 - carries a verdict out of the transaction, is never seen by anyone
@@ -56,7 +52,7 @@ class _Refused(Exception):  # noqa: N818 - carries a verdict out of the transact
         self.outcome = outcome
 
 
-def store_large_file(file: OpenedFile, services: Services, contract: Contract, run_id: str) -> list[Outcome]:
+def store_large_file(file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str) -> list[Outcome]:
     """Check and store one large file.
 
     Returns:
@@ -79,7 +75,7 @@ def refused_group(outcome: Outcome, contract: Contract) -> CheckedGroup:
 
 
 def _store(
-    transaction: WarehouseTransaction, file: OpenedFile, services: Services, contract: Contract, run_id: str
+    transaction: WarehouseTransaction, file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str
 ) -> tuple[Outcome, tuple[str, ...]]:
     key = file.record.file_key
     read = Outcome(file.record, FileState.INGESTED, file.landed, file.profile.name, file.meaning)

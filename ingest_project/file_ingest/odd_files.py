@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from ingest_project.file_ingest.aggregation import NONE_SHARED, aggregate_files, instants_by_file
+from ingest_project.file_ingest.aggregation import NONE_SHARED, SharedInstants, aggregate_files, instants_by_file
 from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA
-from ingest_project.file_ingest.validated_sensor_data import open_file
-from ingest_project.ledger.states import FileState
-from ingest_project.partition_reports import CheckResult
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ingest_project.file_ingest.aggregation import SharedInstants
-    from ingest_project.file_ingest.outcome import Outcome
-    from ingest_project.file_ingest.validated_sensor_data import Contract
-    from ingest_project.resources import Services
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.result import Outcome
+from ingest_project.file_ingest.validate_files import Contract, open_file
+from ingest_project.platform.dagster.asset_events import CheckResult
+from ingest_project.platform.work_queue.states import FileState
 
 EVERY_COLUMN_READ = "every_column_read"
 ONE_READING_AN_INSTANT = "one_reading_an_instant"
@@ -46,7 +41,7 @@ def odd_results(outcome: Outcome) -> list[CheckResult]:
     return [result for result in results if ingested_before or not result.passed]
 
 
-def columns_of_landed(services: Services, file_key: str, contract: Contract) -> CheckResult:
+def columns_of_landed(services: FileIngestResources, file_key: str, contract: Contract) -> CheckResult:
     """The result of `every_column_read` for one file, by its header as it was landed."""
     record = services.files.get(file_key)
     landed = services.landing.find(record.sha256) if record and record.sha256 else None
@@ -58,7 +53,7 @@ def columns_of_landed(services: Services, file_key: str, contract: Contract) -> 
         return columns_result(file.first.unknown_columns)
 
 
-def instants_of_stored(services: Services, file_key: str) -> CheckResult:
+def instants_of_stored(services: FileIngestResources, file_key: str) -> CheckResult:
     """The result of `one_reading_an_instant` for one file, by its stored readings."""
     key = pl.lit(file_key).alias("file_key")
     parts = [aggregate_files(part.with_columns(key))[1] for part in services.warehouse.readings_of(file_key)]

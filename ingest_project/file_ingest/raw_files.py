@@ -8,28 +8,26 @@ source no more.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import dagster as dg
 from msgspec.structs import replace as replaced
 
-from ingest_project.errors import (
+from ingest_project.contracts.file_event import FileEvent, version_of
+from ingest_project.core.errors import (
     LimitExceeded,
     SourceChanged,
     SourceMissing,
     SourceUnreachable,
     VersionSupersededError,
 )
-from ingest_project.external_assets import topic_key
+from ingest_project.core.logging import get_logger
+from ingest_project.file_ingest.file_record import FileRecord
 from ingest_project.file_ingest.partitions import RAW_FILES, files_partitions
-from ingest_project.logs import get_logger
-from ingest_project.messages.file_event import FileEvent, version_of
-
-if TYPE_CHECKING:
-    from ingest_project.ledger.file_record import FileRecord
-    from ingest_project.resources import Services
-    from ingest_project.sources.protocol import Source, SourceFile
-    from ingest_project.stores.landing import Landed, LandingStore
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.platform.dagster.external_assets import topic_key
+from ingest_project.platform.object_store.content_store import Landed, LandingStore
+from ingest_project.sources.protocol import Source, SourceFile
 
 logger = get_logger(__name__)
 
@@ -55,7 +53,7 @@ class Taken(NamedTuple):
     landed: Landed
 
 
-def land(record: FileRecord, services: Services) -> Taken:
+def land(record: FileRecord, services: FileIngestResources) -> Taken:
     """Copy one file into the landing store; what was landed of it before serves where its source has it no more.
 
     Raises:
@@ -74,7 +72,7 @@ def land(record: FileRecord, services: Services) -> Taken:
         return Taken(record, landed)
 
 
-def _copy(record: FileRecord, services: Services) -> Taken:
+def _copy(record: FileRecord, services: FileIngestResources) -> Taken:
     source = source_of(record.event, services)
     found = source.stat(record.event.file_path)
     if record.pinned:
@@ -88,7 +86,7 @@ def _copy(record: FileRecord, services: Services) -> Taken:
         raise
 
 
-def _copy_found(record: FileRecord, found: SourceFile, source: Source, services: Services) -> Landed:
+def _copy_found(record: FileRecord, found: SourceFile, source: Source, services: FileIngestResources) -> Landed:
     limit = services.settings.file_ingest.max_file_bytes
     if found.size_bytes is not None and found.size_bytes > limit:
         raise LimitExceeded("INGEST_MAX_FILE_BYTES", f"The file has {found.size_bytes} bytes; at most {limit} are read")
@@ -117,7 +115,7 @@ def _landed_before(record: FileRecord, landing: LandingStore) -> Landed | None:
     return landed
 
 
-def source_of(event: FileEvent, services: Services) -> Source:
+def source_of(event: FileEvent, services: FileIngestResources) -> Source:
     """The source that a file comes from."""
     return services.open_source({**event.source_config, "source_type": event.source_type})
 

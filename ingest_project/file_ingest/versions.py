@@ -6,21 +6,15 @@ of an older version go in the moment the newer one's come; an older version that
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from ingest_project.formats.profiles import first_group
-from ingest_project.keys import digest_of
-from ingest_project.ledger.file_record import VersionOrder
-from ingest_project.ledger.states import FileState
-from ingest_project.stores.warehouse import REPLACEABLE_STATES
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ingest_project.file_ingest.outcome import Outcome
-    from ingest_project.formats.profiles import ReaderProfile
-    from ingest_project.stores.warehouse import VersionRow
+from ingest_project.core.keys import digest_of
+from ingest_project.file_ingest.file_record import VersionOrder
+from ingest_project.file_ingest.result import Outcome
+from ingest_project.file_ingest.warehouse.protocol import REPLACEABLE_STATES, VersionRow
+from ingest_project.platform.work_queue.states import FileState
+from ingest_project.readers.profiles import ReaderProfile, first_group
 
 
 @dataclass(frozen=True)

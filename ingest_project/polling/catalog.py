@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ingest_project.external_assets import topic, topic_key
+from ingest_project.core.settings import ConfiguredSource, Settings
+from ingest_project.platform.dagster.external_assets import topic, topic_key
+from ingest_project.platform.http.urls import printable_url
 from ingest_project.polling.partitions import FILE_SOURCES
-from ingest_project.web.urls import printable_url
-
-if TYPE_CHECKING:
-    from ingest_project.settings import ConfiguredSource, Settings
 
 GROUP = "polling"
 NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_]")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ingest_project.polling.discovered_files import discovered_files
+from ingest_project.polling.assets import discovered_files
 from ingest_project.polling.partitions import DISCOVERED_FILES
-from ingest_project.polling.sensor import polling_queue_sensor
-from ingest_project.polling.standing_jobs import standing_jobs_sensor
+from ingest_project.polling.scheduled_polls import standing_jobs_sensor
+from ingest_project.polling.sensors import polling_queue_sensor
 
 polling_batch = dg.define_asset_job(
     "polling_batch",

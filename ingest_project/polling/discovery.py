@@ -6,25 +6,20 @@ The next page is listed and written while this one is sent; two pages are in mem
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from ingest_project.ahead import one_ahead
-from ingest_project.item_faults import storable
-from ingest_project.ledger.polling_jobs import JobOutbox
-from ingest_project.polling.announcing import prepare, publish
-from ingest_project.sources.further_down import files_further_down
+from ingest_project.core.prefetch import one_ahead
+from ingest_project.platform.work_queue.item_errors import storable
+from ingest_project.polling.job_queue import JobOutbox, JobRecord
+from ingest_project.polling.publish_file_events import Announcements, prepare, publish
+from ingest_project.polling.resources import PollingResources
+from ingest_project.sources.directory_walk import files_further_down
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.selection import count_reason, ready_at
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
-
-    from ingest_project.ledger.polling_jobs import JobRecord
-    from ingest_project.polling.announcing import Announcements
-    from ingest_project.resources import Services
 
 SHOWN_FILES = 50
 TOO_YOUNG = "It changed a moment ago and may still be being written."
@@ -102,7 +97,7 @@ class Discovery:
                 self.show(file.path, TOO_YOUNG)
 
 
-def discover(services: Services, record: JobRecord) -> Discovery:
+def discover(services: PollingResources, record: JobRecord) -> Discovery:
     """List one job's source and announce each file version that has not been announced.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ingest_project.keys import key_of
+from ingest_project.core.keys import key_of
 
 POLLING_JOBS = "polling_jobs"
 polling_jobs_partitions = dg.DynamicPartitionsDefinition(name=POLLING_JOBS)

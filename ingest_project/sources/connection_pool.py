@@ -11,14 +11,12 @@ import os
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
-from ingest_project.errors import SourceUnreachable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+from ingest_project.core.errors import SourceUnreachable
 
 # A connection that rested for less is taken as it is: to ask whether it is there costs as much as most commands.
 TRUSTED_IDLE_SECONDS = 5.0

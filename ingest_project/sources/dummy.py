@@ -7,17 +7,14 @@ well, so that the same job works wherever the process was started.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ingest_project.sources.allowed_roots import Roots
+from ingest_project.sources.context import SourceAccess
+from ingest_project.sources.limits import SourceLimits
 from ingest_project.sources.local import LocalSource
-from ingest_project.sources.roots import Roots
-from ingest_project.sources.source_limits import SourceLimits
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ingest_project.sources.access import SourceAccess
 
 
 def open_dummy(source_config: Mapping[str, Any], access: SourceAccess) -> LocalSource:

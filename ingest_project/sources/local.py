@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from ingest_project.errors import ForbiddenPath, IngestError
+from ingest_project.core.errors import ForbiddenPath, IngestError
+from ingest_project.sources.allowed_roots import MAX_PATH_BYTES, Roots, described, failure_of, require_path
+from ingest_project.sources.context import SourceAccess
+from ingest_project.sources.limits import ListingBudget, SourceLimits
 from ingest_project.sources.protocol import Skipped, SourceFile
-from ingest_project.sources.roots import MAX_PATH_BYTES, Roots, described, failure_of, require_path
 from ingest_project.sources.selection import Pattern, refusal
-from ingest_project.sources.source_limits import ListingBudget, SourceLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
     from _typeshed import WriteableBuffer
-
-    from ingest_project.sources.access import SourceAccess
 
 # One folder is open for each level.
 MAX_DEPTH = 32

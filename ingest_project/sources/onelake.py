@@ -10,12 +10,15 @@ GUIDs counts as two: the service does not say which name a GUID has.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from ingest_project.errors import (
+from azure.storage.filedatalake import FileSystemClient
+
+from ingest_project.core.errors import (
     ForbiddenPath,
     PermanentError,
     SettingsError,
@@ -24,30 +27,18 @@ from ingest_project.errors import (
     StoreUnavailable,
     UnreadableListingError,
 )
-from ingest_project.onelake.accounts import ALLOWED_ACCOUNTS
-from ingest_project.onelake.address import OneLakeAddress, parse_address, safe_path
-from ingest_project.onelake.client import open_file_system
-from ingest_project.onelake.failures import StoreRefused, onelake_errors
-from ingest_project.onelake.listing import list_folder
-from ingest_project.onelake.reading import open_file
-from ingest_project.sources.access import named_credential, require_for_host
+from ingest_project.core.settings import Credential
+from ingest_project.platform.azure.accounts import ALLOWED_ACCOUNTS, AllowedAccount
+from ingest_project.platform.azure.address import OneLakeAddress, parse_address, safe_path
+from ingest_project.platform.azure.client import Listed, list_folder, open_file, open_file_system
+from ingest_project.platform.azure.errors import StoreRefused, onelake_errors
+from ingest_project.platform.azure.identity import OneLakeOptions
+from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
+from ingest_project.platform.http.urls import parse_url, printable_url
+from ingest_project.sources.context import SourceAccess, named_credential, require_for_host
+from ingest_project.sources.limits import ListingBudget, PacedReader, SourceLimits, within_budget
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.selection import Pattern, refusal
-from ingest_project.sources.source_limits import ListingBudget, SourceLimits
-from ingest_project.sources.timed import PacedReader, within_budget
-from ingest_project.web.deadlines import Deadline, deadline_in_force
-from ingest_project.web.urls import parse_url, printable_url
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from azure.storage.filedatalake import FileSystemClient
-
-    from ingest_project.onelake.accounts import AllowedAccount
-    from ingest_project.onelake.listing import Listed
-    from ingest_project.onelake.options import OneLakeOptions
-    from ingest_project.settings import Credential
-    from ingest_project.sources.access import SourceAccess
 
 # Which file system is asked for is a message's word, and a client takes megabytes.
 KEPT_CLIENTS = 32

@@ -7,14 +7,12 @@ listing, stat or open does. A package of its own adds a kind of source by an ent
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from datetime import datetime
+from typing import Any, BinaryIO, Protocol
 
-from ingest_project.sources.access import SourceAccess
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-    from datetime import datetime
+from ingest_project.sources.context import SourceAccess
 
 
 @dataclass(frozen=True, slots=True)

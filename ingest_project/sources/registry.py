@@ -9,31 +9,28 @@ value a `SourceFactory`:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from ingest_project.errors import PermanentError
-from ingest_project.messages.polling_job import SECRET_NAMES
-from ingest_project.sources.access import NO_CREDENTIALS, Clients, SourceAccess
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ingest_project.settings import Credential, PollingSettings
-    from ingest_project.sources.protocol import Source, SourceFactory
+from ingest_project.contracts.polling_job import SECRET_NAMES
+from ingest_project.core.errors import PermanentError
+from ingest_project.core.settings import Credential, PollingSettings
+from ingest_project.sources.context import NO_CREDENTIALS, Clients, SourceAccess
+from ingest_project.sources.protocol import Source, SourceFactory
 
 ENTRY_POINT_GROUP = "ingest_project.sources"
 # By address and not by import: a run that reads local files need not load every other source's client library.
 SHIPPED = {
     "dummy": "ingest_project.sources.dummy:open_dummy",
-    "ftp": "ingest_project.sources.ftp:open_ftp",
-    "http": "ingest_project.sources.http:open_http",
+    "ftp": "ingest_project.sources.ftp.source:open_ftp",
+    "http": "ingest_project.sources.http.source:open_http",
     "local": "ingest_project.sources.local:open_local",
     "onelake": "ingest_project.sources.onelake:open_onelake",
-    "s3": "ingest_project.sources.s3:open_s3",
-    "sftp": "ingest_project.sources.sftp:open_sftp",
+    "s3": "ingest_project.sources.s3.source:open_s3",
+    "sftp": "ingest_project.sources.sftp.source:open_sftp",
 }
 NO_CLIENTS = Clients()
 

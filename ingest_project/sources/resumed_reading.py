@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
-from ingest_project.errors import SourceChanged, SourceUnreachable
-from ingest_project.sources.source_limits import Pace, SourceLimits
+from ingest_project.core.errors import SourceChanged, SourceUnreachable
+from ingest_project.sources.limits import Pace, SourceLimits
+from ingest_project.sources.server_connection import OpenedFile
+
+OpenAt = Callable[[int], tuple["Releasable", OpenedFile]]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from _typeshed import WriteableBuffer
-
-    from ingest_project.sources.server_connection import OpenedFile
-
-    OpenAt = Callable[[int], tuple["Releasable", OpenedFile]]
 
 BUFFER_BYTES = 1024**2
 ATTEMPTS_WITHOUT_PROGRESS = 3

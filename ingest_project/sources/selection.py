@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
-from ingest_project.errors import PermanentError
-from ingest_project.messages.file_event import INGESTIBLE_TYPES, file_type_of
-from ingest_project.sources.protocol import Skipped
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping
-    from datetime import datetime, timedelta
-
-    from ingest_project.sources.protocol import SourceFile
+from ingest_project.contracts.file_event import INGESTIBLE_TYPES, file_type_of
+from ingest_project.core.errors import PermanentError
+from ingest_project.sources.protocol import Skipped, SourceFile
 
 ANY_DEPTH = "**"
 WILDCARDS = "*?["

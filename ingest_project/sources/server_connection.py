@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-    from datetime import datetime
+from datetime import datetime
+from typing import Literal, Protocol
 
 Kind = Literal["file", "folder", "link", "other", "unknown"]
 

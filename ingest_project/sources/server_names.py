@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from ingest_project.errors import ForbiddenPath, PermanentError
+from ingest_project.core.errors import ForbiddenPath, PermanentError
 
 BY_BYTES = "bytes:"
 ENCODINGS = (

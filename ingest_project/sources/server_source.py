@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import quote_from_bytes
 
-from ingest_project.errors import ForbiddenPath
-from ingest_project.sources.connection_pool import Account, Limits, pool_of
+from ingest_project.core.errors import ForbiddenPath
+from ingest_project.sources.connection_pool import Account, ConnectionPool, Lease, Limits, pool_of
+from ingest_project.sources.directory_walk import Walk, source_file
+from ingest_project.sources.limits import SourceLimits
+from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.resumed_reading import resumed_reading
 from ingest_project.sources.selection import Pattern
+from ingest_project.sources.server_config import HostGuard, Server, ServerSettings
+from ingest_project.sources.server_connection import Entry, OpenedFile, ServerConnection
 from ingest_project.sources.server_names import NameCoding
-from ingest_project.sources.server_walk import Walk, source_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from contextlib import AbstractContextManager
-
-    from ingest_project.sources.connection_pool import ConnectionPool, Lease
-    from ingest_project.sources.protocol import Skipped, SourceFile
-    from ingest_project.sources.server_connection import Entry, OpenedFile, ServerConnection
-    from ingest_project.sources.servers import HostGuard, Server, ServerSettings
-    from ingest_project.sources.source_limits import SourceLimits
 
 
 @dataclass(frozen=True)

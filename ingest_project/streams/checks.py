@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ingest_project.ledger.range_record import RangeState
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ingest_project.ledger.range_record import OffsetRange, RangeRecord
-    from ingest_project.resources import Services
+from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState
+from ingest_project.streams.resources import StreamResources
 
 RECENT = timedelta(hours=24)
 MOST_SHOWN = 20
@@ -33,7 +29,7 @@ class Unread(NamedTuple):
     lost: tuple[RangeRecord, ...]
 
 
-def unread(services: Services, topic: str, max_unfinished_seconds: float) -> Unread:
+def unread(services: StreamResources, topic: str, max_unfinished_seconds: float) -> Unread:
     """Look for offsets between two ranges, and for ranges that were not read.
 
     Args:
@@ -51,7 +47,7 @@ def unread(services: Services, topic: str, max_unfinished_seconds: float) -> Unr
     )
 
 
-def planned_twice(services: Services, topic: str) -> list[str]:
+def planned_twice(services: StreamResources, topic: str) -> list[str]:
     """Offsets that are in two ranges."""
     return [str(seam.offsets) for seam in services.stream_stretches.seams(topic) if not seam.is_gap]
 

@@ -6,19 +6,16 @@ before Dagster has saved its requests, the next tick finds the ranges planned.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ingest_project.errors import BrokerUnavailable
-from ingest_project.kafka.positions import Positions
-from ingest_project.ledger.range_record import OffsetRange, cut
-from ingest_project.logs import get_logger
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ingest_project.kafka.offset_ranges import Backlog
-    from ingest_project.resources import Services
+from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.kafka.offset_ranges import Backlog
+from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.streams.range_record import OffsetRange, cut
+from ingest_project.streams.resources import StreamResources
 
 logger = get_logger(__name__)
 
@@ -66,7 +63,7 @@ def plan(  # noqa: PLR0913, PLR0917 - what waits, and two bounds
 
 
 def plan_backlog(  # noqa: PLR0913 - two bounds and a pause
-    services: Services, topic: str, saved: Positions | None, *, size: int, most: int, wait_seconds: float
+    services: StreamResources, topic: str, saved: Positions | None, *, size: int, most: int, wait_seconds: float
 ) -> Positions | None:
     """Enter in the ledger what is to be read; again, nothing is entered twice.
 
@@ -101,7 +98,7 @@ def plan_backlog(  # noqa: PLR0913 - two bounds and a pause
     return Positions(backlog.generation, planned.next_offsets)
 
 
-def lag(services: Services, topic: str, generation: str) -> int | None:
+def lag(services: StreamResources, topic: str, generation: str) -> int | None:
     """How many offsets wait on the topic or in the ledger; None where the broker cannot be asked now."""
     ledger = services.stream_ranges
     try:

@@ -11,13 +11,13 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from ingest_project.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
-from ingest_project.errors import IngestError, UnforeseenFailure
-from ingest_project.keys import digest_of
-from ingest_project.ledger.range_record import OffsetRange, RangeRecord
-from ingest_project.logs import get_logger
-from ingest_project.partition_reports import Context
-from ingest_project.resources import Services
+from ingest_project.core.errors import IngestError, UnforeseenFailure
+from ingest_project.core.keys import digest_of
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.dagster.asset_events import Context
+from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
+from ingest_project.streams.range_record import OffsetRange, RangeRecord
+from ingest_project.streams.resources import StreamResources
 
 logger = get_logger(__name__)
 
@@ -67,7 +67,7 @@ class RangesConfig(dg.Config):
         ]
 
 
-def take(context: Context, services: Services, keys: Sequence[str]) -> tuple[RangeRecord, ...]:
+def take(context: Context, services: StreamResources, keys: Sequence[str]) -> tuple[RangeRecord, ...]:
     """Ranges into a run's hands, ordered by partition and offset; those that were let go are left out, and said."""
     records = services.stream_ranges.start(keys, context.run.run_id, datetime.now(UTC))
     if len(records) < len(keys):

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ingest_project.batches import release_abandoned
-from ingest_project.kafka.positions import Positions
+from ingest_project.core.settings import RetrySettings
+from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.work_queue.batches import release_abandoned
 from ingest_project.streams.planning import plan_backlog
-from ingest_project.streams.runs import run_request
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from ingest_project.resources import Services
-    from ingest_project.settings import RetrySettings
-    from ingest_project.streams.runs import Batch
+from ingest_project.streams.resources import StreamResources
+from ingest_project.streams.runs import Batch, run_request
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,9 @@ class Intake:
     batches: Callable[[datetime], Sequence[Batch]]
 
 
-def tick(context: dg.SensorEvaluationContext, services: Services, intake: Intake) -> dg.SensorResult | dg.SkipReason:
+def tick(
+    context: dg.SensorEvaluationContext, services: StreamResources, intake: Intake
+) -> dg.SensorResult | dg.SkipReason:
     """Plan what waits, and ask for runs over what is due."""
     positions = plan_backlog(
         services,
@@ -65,7 +62,7 @@ def tick(context: dg.SensorEvaluationContext, services: Services, intake: Intake
     return dg.SensorResult(run_requests=requests, cursor=positions.to_cursor(), skip_reason=skip_reason)
 
 
-def _requests(services: Services, intake: Intake, free: int) -> list[dg.RunRequest]:
+def _requests(services: StreamResources, intake: Intake, free: int) -> list[dg.RunRequest]:
     """Ask for runs over ranges that are due, at most so many."""
     if not free:
         return []

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from ingest_project_tests.after_a_demo.finished_demo import Demo, finished_demo
+from ingest_project_tests.browser.programs import BrowserPrograms
 from ingest_project_tests.browser.window import Window, open_browser
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ingest_project_tests.browser.programs import BrowserPrograms
 
 KEEP_SCREENSHOTS = "KEEP_SCREENSHOTS"
 

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from ingest_project.cli.demo import SOURCE, ingest_samples
 from ingest_project.cli.demo_attachments import serving
-from ingest_project.cli.demo_report import expected_files
+from ingest_project.cli.demo_report import DemoAttachment, DemoFile, DemoReport, expected_files
 from ingest_project.cli.demo_streams import streaming
-from ingest_project.cli.sending import deliver
-from ingest_project.cli.stack.supervisor import running_stack
+from ingest_project.cli.send_messages import deliver
 from ingest_project.cli.status import wait_for_idle
-from ingest_project.ledger.states import AttachmentState
-from ingest_project.messages.decoding import encode
-from ingest_project.messages.download import DownloadTask, attachment_key
-from ingest_project.monitor.dagster_records import DagsterRecords
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from ingest_project.cli.demo_report import DemoAttachment, DemoFile, DemoReport
-    from ingest_project.settings import Settings
+from ingest_project.contracts.decoding import encode
+from ingest_project.contracts.download import DownloadTask, attachment_key
+from ingest_project.core.settings import Settings, load_settings
+from ingest_project.devstack.supervisor import running_stack
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.dagster.run_records import DagsterRecords
+from ingest_project.platform.work_queue.states import AttachmentState
 
 DUMMY_DATA = Path(__file__).parents[2] / "dummy_data"
 DEMO_SECONDS = 180.0
@@ -93,7 +87,7 @@ def finished_demo(folder: Path) -> Iterator[Demo]:
 
 
 def _dead_attachment(settings: Settings) -> str:
-    services = Services(settings)
+    services = SystemResources(settings)
     task = DownloadTask(trace_id=str(uuid.uuid4()), domain="legal", attachment_url=REFUSED_ADDRESS)
     key = attachment_key(task.trace_id, task.attachment_url)
     deliver(services, settings.topics.downloads_pending, key, encode(task), task.trace_id)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.ledger.states import FileState
-
-if TYPE_CHECKING:
-    from ingest_project_tests.after_a_demo.finished_demo import Demo
-    from ingest_project_tests.browser.window import Window
+from ingest_project.platform.work_queue.states import FileState
+from ingest_project_tests.after_a_demo.finished_demo import Demo
+from ingest_project_tests.browser.window import Window
 
 # Starting the system and, on a clean machine, installing a browser count as part of the first test.
 pytestmark = pytest.mark.timeout(900)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from typing import TYPE_CHECKING
+from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from ingest_project.cli.main import run
+from ingest_project_tests.after_a_demo.finished_demo import Demo
 from ingest_project_tests.test_documentation import PAGES, ROOT, blocks
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ingest_project_tests.after_a_demo.finished_demo import Demo
 
 
 def commands(page: Path) -> list[str]:

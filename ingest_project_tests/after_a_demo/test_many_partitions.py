@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
 
-from ingest_project.cli.sending import deliver
-from ingest_project.cli.stack.job_run import run_jobs
+from ingest_project.cli.send_messages import deliver
 from ingest_project.cli.status import wait_for_idle
-from ingest_project.ledger.states import AttachmentState, FileState
-from ingest_project.messages.decoding import encode
-from ingest_project.messages.download import DownloadTask, attachment_key
-from ingest_project.messages.polling_job import PollingJob
-from ingest_project.monitor.dagster_records import DagsterRecords
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
+from ingest_project.contracts.decoding import encode
+from ingest_project.contracts.download import DownloadTask, attachment_key
+from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack.job_run import run_jobs
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.dagster.run_records import DagsterRecords
+from ingest_project.platform.work_queue.states import AttachmentState, FileState
 from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, wait_for
+from ingest_project_tests.after_a_demo.finished_demo import Demo
 from ingest_project_tests.after_a_demo.test_repeated_partitions import FILE_ASSETS
 from ingest_project_tests.journeys.system import readings
-from ingest_project_tests.services.http_server import content_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ingest_project_tests.after_a_demo.finished_demo import Demo
-    from ingest_project_tests.services.http_server import HttpServer
+from ingest_project_tests.services.http_server import HttpServer, content_of
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -38,13 +33,13 @@ GOOD, REFUSED, TWINS = 590, 5, 5
 
 
 @pytest.fixture
-def services(demo: Demo) -> Iterator[Services]:
+def services(demo: Demo) -> Iterator[SystemResources]:
     """The services of the demo."""
     with mock.patch.dict(os.environ, demo.environment):
-        yield Services(load_settings().settings)
+        yield SystemResources(load_settings().settings)
 
 
-def settle(services: Services) -> None:
+def settle(services: SystemResources) -> None:
     """Wait until nothing is going on."""
     seen = wait_for_idle(services, DagsterRecords(services.settings), IDLE_SECONDS)
     assert seen.idle, seen
@@ -62,7 +57,9 @@ def write_files(folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_six_hundred_files_with_refused_ones_duplicates_and_one_that_is_gone(demo: Demo, services: Services) -> None:
+def test_six_hundred_files_with_refused_ones_duplicates_and_one_that_is_gone(
+    demo: Demo, services: SystemResources
+) -> None:
     folder = Path(demo.environment["INGEST_DUMMY_ROOT"]) / "many"
     write_files(folder)
     job = PollingJob(job_id="many", source_config={"source_type": "local", "path": str(folder)}, trace_id="many")
@@ -89,7 +86,7 @@ def test_six_hundred_files_with_refused_ones_duplicates_and_one_that_is_gone(dem
 
 
 def test_ten_dead_attachments_are_replayed_by_one_backfill(
-    demo: Demo, services: Services, http_server: HttpServer
+    demo: Demo, services: SystemResources, http_server: HttpServer
 ) -> None:
     addresses = [http_server.url(f"/published/dead-{number}.pdf") for number in range(10)]
     keys = [attachment_key("ten-dead", address) for address in addresses]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ingest_project_tests.after_a_demo.finished_demo import Demo
+from ingest_project_tests.after_a_demo.finished_demo import Demo
 
 
 def test_folders_and_files_of_the_state_folder_are_for_one_user_alone(demo: Demo) -> None:

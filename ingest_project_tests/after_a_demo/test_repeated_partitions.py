@@ -5,16 +5,12 @@ All of them are launched at once: Dagster looks at its backfills only now and th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, partitions_of, wait_for
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ingest_project_tests.after_a_demo.finished_demo import Demo
+from ingest_project_tests.after_a_demo.finished_demo import Demo
 
 pytestmark = pytest.mark.timeout(900)
 

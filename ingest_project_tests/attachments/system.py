@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import pytest
+from dagster import DagsterInstance, ExecuteInProcessResult
 
 import ingest_project.attachments.definitions
-from ingest_project.ledger.states import AttachmentState, JobState
-from ingest_project.settings import load_settings
+from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.work_queue.states import AttachmentState, JobState
 from ingest_project_tests.journeys.system import System, environment
-from ingest_project_tests.stores.delta_log_reader import rows_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from dagster import DagsterInstance, ExecuteInProcessResult
-
-    from ingest_project.ledger.attachment_record import AttachmentRecord
-    from ingest_project_tests.services.http_server import HttpServer
-    from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.platform.delta.delta_log_reader import rows_of
+from ingest_project_tests.services.http_server import HttpServer
+from ingest_project_tests.services.kafka import Server
 
 EVENTS, PENDING, RETRY = "attachment_events_sensor", "downloads_pending_sensor", "downloads_retry_sensor"
 JOBS = {EVENTS: "attachment_events_batch", PENDING: "attachments_batch", RETRY: "attachments_batch"}

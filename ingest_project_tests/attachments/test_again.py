@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ingest_project.attachments.partitions import ATTACHMENTS, hour_of_arrival
-from ingest_project.ledger.attachments import FailedFilter
-from ingest_project.ledger.states import AttachmentState
-from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED, STORED_CHECK
+from ingest_project.attachments.queue.attachments import FailedFilter
+from ingest_project.platform.work_queue.states import AttachmentState
+from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED, STORED_CHECK, AttachmentSystem
 from ingest_project_tests.journeys.check_results import behind_its_back
 from ingest_project_tests.journeys.system import changed
-from ingest_project_tests.services.http_server import content_of
-
-if TYPE_CHECKING:
-    from ingest_project_tests.attachments.system import AttachmentSystem
-    from ingest_project_tests.services.http_server import HttpServer
+from ingest_project_tests.services.http_server import HttpServer, content_of
 
 
 def hours_ago(hours: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import dagster as dg
 import pyarrow as pa
@@ -11,15 +10,12 @@ import pytest
 
 from ingest_project.attachments.definitions import attachment_checks
 from ingest_project.attachments.partitions import ATTACHMENTS
+from ingest_project.attachments.queue.record import AttachmentRecord
 from ingest_project.attachments.results_table import APPLICATION_ID
-from ingest_project_tests.attachments.system import RETRY
+from ingest_project_tests.attachments.system import RETRY, AttachmentSystem
 from ingest_project_tests.journeys.check_results import behind_its_back, numbers
 from ingest_project_tests.journeys.system import changed
-
-if TYPE_CHECKING:
-    from ingest_project.ledger.attachment_record import AttachmentRecord
-    from ingest_project_tests.attachments.system import AttachmentSystem
-    from ingest_project_tests.services.http_server import HttpServer
+from ingest_project_tests.services.http_server import HttpServer
 
 STORED, DEAD = "stored.pdf", "missing.pdf"
 

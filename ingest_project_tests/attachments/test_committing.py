@@ -6,27 +6,26 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-from ingest_project_tests.ledger.attachment_samples import NOW, arrival, dead, stored
-from ingest_project_tests.stores.delta_log_reader import rows_of
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project_tests.attachments.queue.samples import NOW, arrival, dead, stored
+from ingest_project_tests.platform.delta.delta_log_reader import rows_of
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+pytestmark = pytest.mark.long
 
 COMMIT = """
 import sys
 from ingest_project.attachments.results_table import commit_results
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-services = Services(load_settings().settings)
+from ingest_project.operations.resources import SystemResources
+from ingest_project.core.settings import load_settings
+services = SystemResources(load_settings().settings)
 import deltalake, pyarrow
 print("ready", flush=True)
 for line in sys.stdin:
@@ -45,8 +44,8 @@ def environ(postgres_url: str, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def services(environ: dict[str, str], tmp_path: Path) -> Iterator[Services]:
-    services = Services(load_settings(environ, tmp_path).settings)
+def services(environ: dict[str, str], tmp_path: Path) -> Iterator[SystemResources]:
+    services = SystemResources(load_settings(environ, tmp_path).settings)
     yield services
     services.engine.dispose()
 
@@ -68,7 +67,7 @@ def committer(environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def end(services: Services, keys: Sequence[str]) -> None:
+def end(services: SystemResources, keys: Sequence[str]) -> None:
     """Attempts at these have ended, well or badly, and everybody was told but the table."""
     services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], 3, NOW)
     services.attachments.start(keys, "run", NOW)
@@ -77,7 +76,9 @@ def end(services: Services, keys: Sequence[str]) -> None:
     services.outcomes.mark_told(outcomes, NOW + timedelta(seconds=1))
 
 
-def test_two_processes_that_commit_at_once_commit_each_result_once(services: Services, environ: dict[str, str]) -> None:
+def test_two_processes_that_commit_at_once_commit_each_result_once(
+    services: SystemResources, environ: dict[str, str]
+) -> None:
     with ExitStack() as stack:
         processes = [stack.enter_context(committer(environ)) for _ in range(2)]
         for process in processes:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 
 from ingest_project.attachments.extraction import AddressPaths, declared_in, distinct_names, tasks_of
-from ingest_project.errors import SettingsError, UnreadableMessage
-from ingest_project.ledger.attachment_events import EventRecord
-from ingest_project.ledger.entries import Intake
-from ingest_project.messages.attachment_event import AttachmentEvent, DeclaredAttachment, decode_attachment_event
-from ingest_project.stores.destinations import Destinations
-from ingest_project_tests.messages.test_download import EVENTS, JSON
+from ingest_project.attachments.queue.events import EventRecord
+from ingest_project.attachments.storage.destinations import Destinations
+from ingest_project.contracts.attachment_event import AttachmentEvent, DeclaredAttachment, decode_attachment_event
+from ingest_project.core.errors import SettingsError, UnreadableMessage
+from ingest_project.platform.work_queue.types import Intake
+from ingest_project_tests.contracts.test_download import EVENTS, JSON
 
 NOW = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 DESTINATIONS = Destinations("{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{file_name}", {})

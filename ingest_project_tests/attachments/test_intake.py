@@ -5,44 +5,41 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
+from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 from pydantic import SecretStr
 
-from ingest_project.attachments.eventhouse_sensor import is_due
-from ingest_project.kafka.event_hubs import EventHub, event_hub
-from ingest_project.kafka.reading import TopicReader
-from ingest_project.ledger.states import AttachmentState
-from ingest_project.settings import load_settings
+from ingest_project.attachments.eventhouse.sensor import is_due
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.kafka.event_hubs import EventHub, event_hub
+from ingest_project.platform.work_queue.states import AttachmentState
 from ingest_project_tests.attachments.system import AttachmentSystem, attachment_environment
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors
 from ingest_project_tests.journeys.system import changed
-from ingest_project_tests.services.kafka import CONNECTION_STRING, KafkaServer
+from ingest_project_tests.services.http_server import HttpServer
+from ingest_project_tests.services.kafka import CONNECTION_STRING, KafkaServer, Server
+from ingest_project_tests.services.kusto_server import KustoServer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from dagster import DagsterInstance
-
-    from ingest_project_tests.services.http_server import HttpServer
-    from ingest_project_tests.services.kafka import Server
-    from ingest_project_tests.services.kusto_server import KustoServer
+pytestmark = pytest.mark.long
 
 TABLE = "ClaimDocuments"
 ROWS = 25
 QUERY = f"domain: claims\ndatabase: events\ntable: {TABLE}\nkey: [EventId]\npage_rows: 10\n"
 WAY = "ingest_project_tests.attachments.system:AttachmentSystem.look_at_eventhouse"
-POSITIONS = "ingest_project.ledger.eventhouse_positions:EventhousePositions"
+POSITIONS = "ingest_project.attachments.eventhouse.positions:EventhousePositions"
 KILL_POINTS = [
-    KillPoint("page intended", "ingest_project.ledger.outbox:MessageOutbox.intend"),
-    KillPoint("page sent", "ingest_project.kafka.writing:TopicWriter.send_all"),
-    KillPoint("page marked as sent", "ingest_project.ledger.outbox:MessageOutbox.mark_sent"),
+    KillPoint("page intended", "ingest_project.platform.kafka.outbox:MessageOutbox.intend"),
+    KillPoint("page sent", "ingest_project.platform.kafka.producer:TopicWriter.send_all"),
+    KillPoint("page marked as sent", "ingest_project.platform.kafka.outbox:MessageOutbox.mark_sent"),
     KillPoint("position saved", f"{POSITIONS}.advance"),
-    KillPoint("second page sent", "ingest_project.kafka.writing:TopicWriter.send_all", 2),
+    KillPoint("second page sent", "ingest_project.platform.kafka.producer:TopicWriter.send_all", 2),
 ]
 
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 import pytest
 
 from ingest_project.attachments.partitions import ATTACHMENTS
-from ingest_project.kafka.writing import Outgoing
-from ingest_project.ledger.attachments import FailedFilter
-from ingest_project.ledger.states import AttachmentState
-from ingest_project.messages.download import DownloadResult, DownloadTask, attachment_hash
-from ingest_project_tests.attachments.system import HOURS, PENDING, RESULTS, STORED
+from ingest_project.attachments.queue.attachments import FailedFilter
+from ingest_project.contracts.download import DownloadResult, DownloadTask, attachment_hash
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.work_queue.states import AttachmentState
+from ingest_project_tests.attachments.system import HOURS, PENDING, RESULTS, STORED, AttachmentSystem
 from ingest_project_tests.journeys.system import changed
-from ingest_project_tests.services.http_server import content_of
-
-if TYPE_CHECKING:
-    from ingest_project.kafka.received import Received
-    from ingest_project_tests.attachments.system import AttachmentSystem
-    from ingest_project_tests.services.http_server import HttpServer
+from ingest_project_tests.services.http_server import HttpServer, content_of
 
 
 def topic(system: AttachmentSystem, kind: str) -> list[Received]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.ledger.states import AttachmentState
+from ingest_project.platform.work_queue.states import AttachmentState
+from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.services.dfs_calls import SAS
-from ingest_project_tests.services.http_server import content_of
+from ingest_project_tests.services.dfs_server import DfsServer
+from ingest_project_tests.services.http_server import HttpServer, content_of
 
-if TYPE_CHECKING:
-    from ingest_project_tests.attachments.system import AttachmentSystem
-    from ingest_project_tests.services.dfs_server import DfsServer
-    from ingest_project_tests.services.http_server import HttpServer
+pytestmark = pytest.mark.long
 
 # More than one append.
 LARGE = 20 * 1024**2

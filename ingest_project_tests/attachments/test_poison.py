@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
-from ingest_project_tests.attachments.system import EVENTS, PENDING
+from ingest_project_tests.attachments.system import EVENTS, PENDING, AttachmentSystem
 from ingest_project_tests.journeys.test_poison import DEEP, GOOD, among, change_table, poisoned, reasons
-
-if TYPE_CHECKING:
-    from ingest_project_tests.attachments.system import AttachmentSystem
 
 
 def test_ninety_nine_events_are_taken_at_their_first_attempt_beside_every_kind_of_poison(

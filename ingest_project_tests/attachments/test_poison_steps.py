@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
 import sqlalchemy as sa
 
 from ingest_project.attachments.onelake_attachments import _entered
+from ingest_project.attachments.queue.history import attempts_at
+from ingest_project.attachments.queue.record import AttachmentRecord, Outcome
 from ingest_project.attachments.results_table import commit_results
-from ingest_project.database.attachment_tables import attachment_events
-from ingest_project.database.engine import writing
-from ingest_project.errors import StoreUnavailable
-from ingest_project.kafka.writing import Outgoing
-from ingest_project.ledger.attachment_history import attempts_at
-from ingest_project.ledger.states import AttachmentState, JobState
-from ingest_project.messages.download import DownloadStatus
-from ingest_project_tests.attachments.system import EVENTS, JOBS
+from ingest_project.attachments.tables import attachment_events
+from ingest_project.contracts.download import DownloadStatus
+from ingest_project.core.errors import StoreUnavailable
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.database.engine import writing
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.work_queue.states import AttachmentState, JobState
+from ingest_project_tests.attachments.queue.samples import NOW, arrival, stored
+from ingest_project_tests.attachments.system import EVENTS, JOBS, AttachmentSystem
 from ingest_project_tests.attachments.test_committing import environ, services
-from ingest_project_tests.ledger.attachment_samples import NOW, arrival, stored
-from ingest_project_tests.services.kafka import KafkaServer
-from ingest_project_tests.stores.delta_log_reader import rows_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ingest_project.ledger.attachment_record import AttachmentRecord, Outcome
-    from ingest_project.resources import Services
-    from ingest_project_tests.attachments.system import AttachmentSystem
-    from ingest_project_tests.services.http_server import HttpServer
-    from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.platform.delta.delta_log_reader import rows_of
+from ingest_project_tests.services.http_server import HttpServer
+from ingest_project_tests.services.kafka import KafkaServer, Server
 
 GOOD = 99
 __all__ = ["environ", "services"]  # fixtures
@@ -187,7 +182,7 @@ def test_a_message_that_the_broker_does_not_take_costs_the_others_nothing(
     assert system.services.outcomes.untold() == 0
 
 
-def ended(services: Services, outcomes: Sequence[Outcome]) -> None:
+def ended(services: SystemResources, outcomes: Sequence[Outcome]) -> None:
     """These attempts have ended and everybody was told but the table."""
     keys = [outcome.attachment_key for outcome in outcomes]
     services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], 3, NOW)
@@ -196,7 +191,9 @@ def ended(services: Services, outcomes: Sequence[Outcome]) -> None:
     services.outcomes.mark_told(outcomes, NOW)
 
 
-def test_a_row_that_the_delta_table_refuses_is_marked_and_all_others_are_committed_at_once(services: Services) -> None:
+def test_a_row_that_the_delta_table_refuses_is_marked_and_all_others_are_committed_at_once(
+    services: SystemResources,
+) -> None:
     outcomes = [stored(f"k-{number:02}") for number in range(GOOD + 1)]
     outcomes[41] = msgspec.structs.replace(outcomes[41], domain="é" * 60)
     ended(services, outcomes)
@@ -215,7 +212,7 @@ def test_a_row_that_the_delta_table_refuses_is_marked_and_all_others_are_committ
     assert len(rows_of(Path(services.attachment_results.url))) == GOOD + 1
 
 
-def test_rows_of_two_open_commits_are_all_committed_where_the_first_has_a_bad_one(services: Services) -> None:
+def test_rows_of_two_open_commits_are_all_committed_where_the_first_has_a_bad_one(services: SystemResources) -> None:
     first = [stored(f"a-{number}") for number in range(5)]
     first[2] = msgspec.structs.replace(first[2], domain="é" * 60)
     ended(services, first)
@@ -230,7 +227,7 @@ def test_rows_of_two_open_commits_are_all_committed_where_the_first_has_a_bad_on
     assert sorted(rows) == sorted([f"a-{n}" for n in (0, 1, 3, 4)] + [f"b-{n}" for n in range(5)])
 
 
-def test_a_table_that_cannot_be_written_costs_no_row_its_place(services: Services) -> None:
+def test_a_table_that_cannot_be_written_costs_no_row_its_place(services: SystemResources) -> None:
     ended(services, [stored(f"k-{number}") for number in range(10)])
     folder = Path(services.attachment_results.url)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +242,7 @@ def test_a_table_that_cannot_be_written_costs_no_row_its_place(services: Service
     assert len(rows_of(folder)) == 10
 
 
-def test_an_end_that_the_ledger_does_not_take_is_entered_as_the_failure_that_it_is(services: Services) -> None:
+def test_an_end_that_the_ledger_does_not_take_is_entered_as_the_failure_that_it_is(services: SystemResources) -> None:
     outcomes = [stored(f"k-{number:02}") for number in range(GOOD + 1)]
     result = msgspec.structs.replace(outcomes[7].result, http_status=10**12)
     outcomes[7] = msgspec.structs.replace(outcomes[7], result=result)

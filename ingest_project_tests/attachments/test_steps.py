@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 
 from ingest_project.attachments.downloading import Postponed, attempts, hosts_in_turn
 from ingest_project.attachments.downloads_sensor import batches_of
 from ingest_project.attachments.partitions import hour_of_arrival
-from ingest_project.attachments.retries import next_attempt_at, retry_topic
-from ingest_project.ledger.work_ledger import Due
-from ingest_project.settings import AttachmentSettings
-from ingest_project_tests.ledger.attachment_samples import NOW, record
-
-if TYPE_CHECKING:
-    from ingest_project.ledger.attachment_record import AttachmentRecord
+from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.attachments.retry_schedule import next_attempt_at, retry_topic
+from ingest_project.core.settings import AttachmentSettings
+from ingest_project.platform.work_queue.queue import Due
+from ingest_project_tests.attachments.queue.samples import NOW, record
 
 DELAYS = tuple(timedelta(minutes=minutes) for minutes in (5, 10, 20, 40))
 

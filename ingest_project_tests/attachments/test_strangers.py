@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from ingest_project.attachments.downloads_sensor import due_at
-from ingest_project.kafka.writing import Outgoing
-from ingest_project.ledger.states import AttachmentState
-from ingest_project_tests.services.http_server import content_of
-
-if TYPE_CHECKING:
-    from ingest_project_tests.attachments.system import AttachmentSystem
-    from ingest_project_tests.services.http_server import HttpServer
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.work_queue.states import AttachmentState
+from ingest_project_tests.attachments.system import AttachmentSystem
+from ingest_project_tests.services.http_server import HttpServer, content_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DELAYS = tuple(timedelta(minutes=minutes) for minutes in (5, 10, 20, 40))

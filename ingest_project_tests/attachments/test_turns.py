@@ -6,26 +6,21 @@ import hashlib
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from ingest_project.attachments.downloading import Cached, Postponed, attempts, cache_path, download_at, store_at
-from ingest_project.attachments.telling import tell_cached
-from ingest_project.attachments.upkeep import remove_old_files
-from ingest_project.ledger.attachment_record import PENDING_LANE, Outcome
-from ingest_project.messages.download import CachedDownload
-from ingest_project_tests.ledger.attachment_samples import NOW, arrival, record
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from ingest_project.ledger.attachment_record import AttachmentRecord
-    from ingest_project_tests.attachments.system import AttachmentSystem
-    from ingest_project_tests.services.http_server import HttpServer
+from ingest_project.attachments.jobs import remove_old_files
+from ingest_project.attachments.publish_outcomes import tell_cached
+from ingest_project.attachments.queue.record import PENDING_LANE, AttachmentRecord, Outcome
+from ingest_project.contracts.download import CachedDownload
+from ingest_project_tests.attachments.queue.samples import NOW, arrival, record
+from ingest_project_tests.attachments.system import AttachmentSystem
+from ingest_project_tests.services.http_server import HttpServer
 
 
 def of(host: str, number: int, trace: str = "trace", domain: str = "claims") -> AttachmentRecord:

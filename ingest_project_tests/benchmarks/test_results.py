@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -11,13 +12,9 @@ import pytest
 from benchmarks import peer_celery
 from benchmarks.peer_celery import TABLES, ingest_file
 from benchmarks.results import differences
-from benchmarks.workload import write_workload
+from benchmarks.workload import Workload, write_workload
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from benchmarks.workload import Workload
+pytestmark = pytest.mark.long
 
 FILES, ROWS = 100, 100
 

@@ -7,14 +7,11 @@ import math
 import statistics
 from collections import defaultdict
 from datetime import datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from benchmarks.workload import FILE_FLAWS, Workload, write_workload
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FILES, ROWS = 300, 100
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ingest_project_tests.services.first_use import one_at_a_time
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 PACKAGES = ("chromium", "chromium-driver")
 BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import os
 import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import psutil
 from selenium import webdriver
@@ -22,15 +23,10 @@ from selenium.common.exceptions import (
 )
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-    from selenium.webdriver.remote.webelement import WebElement
-
-    from ingest_project_tests.browser.programs import BrowserPrograms
+from ingest_project_tests.browser.programs import BrowserPrograms
 
 PAGE_SECONDS = 40.0
 POLL_SECONDS = 0.2

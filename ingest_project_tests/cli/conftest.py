@@ -6,17 +6,15 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
 from ingest_project.cli.main import run
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,11 @@ def ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 @pytest.fixture
-def services(ingest: Ingest, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+def services(ingest: Ingest, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SystemResources]:
     """Ledger and stores on a database of this test alone, which the commands use as well."""
     del ingest
     monkeypatch.setenv("DATABASE_URL", postgres_url)
-    services = Services(load_settings().settings)
+    services = SystemResources(load_settings().settings)
     yield services
     services.warehouse.close()
     services.engine.dispose()

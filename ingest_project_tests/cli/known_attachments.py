@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
-from ingest_project.ledger.attachment_record import Outcome, TaskArrival
-from ingest_project.ledger.entries import Intake
-from ingest_project.messages.decoding import encode
-from ingest_project.messages.download import DownloadResult, DownloadStatus, DownloadTask, attachment_key
-
-if TYPE_CHECKING:
-    from ingest_project.resources import Services
+from ingest_project.attachments.queue.record import Outcome, TaskArrival
+from ingest_project.contracts.decoding import encode
+from ingest_project.contracts.download import DownloadResult, DownloadStatus, DownloadTask, attachment_key
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.work_queue.types import Intake
 
 ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 SIGNATURE = "sig=hunter2"
@@ -19,7 +16,9 @@ SHA256 = "ab" * 32
 NOT_FOUND = "Cannot download https://files.example/x: the server answered 404 Not Found."
 
 
-def arrive(services: Services, name: str, *, trace_id: str = "t-1", domain: str = "claims", attempt: int = 1) -> str:
+def arrive(
+    services: SystemResources, name: str, *, trace_id: str = "t-1", domain: str = "claims", attempt: int = 1
+) -> str:
     """A task has come and waits; returns the attachment's key."""
     url = f"https://files.example/in/{name}?{SIGNATURE}"
     task = DownloadTask(
@@ -38,7 +37,7 @@ def arrive(services: Services, name: str, *, trace_id: str = "t-1", domain: str 
 
 
 def finish(  # noqa: PLR0913 - one for each thing that an attempt may end in
-    services: Services,
+    services: SystemResources,
     key: str,
     *,
     error_class: str | None = None,
@@ -81,7 +80,7 @@ def finish(  # noqa: PLR0913 - one for each thing that an attempt may end in
 
 
 def dead(  # noqa: PLR0913 - one for each way to choose it
-    services: Services,
+    services: SystemResources,
     name: str,
     *,
     trace_id: str = "t-1",

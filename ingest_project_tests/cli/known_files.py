@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import polars as pl
 
-from ingest_project.ledger.entries import Intake
-from ingest_project.ledger.files import FileArrival
-from ingest_project.ledger.polling_jobs import JobArrival
-from ingest_project.ledger.states import FileState
-from ingest_project.messages.file_event import FileEvent
-from ingest_project.messages.polling_job import PollingJob
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ingest_project.resources import Services
+from ingest_project.contracts.file_event import FileEvent
+from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.file_ingest.file_record import FileArrival
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.work_queue.states import FileState
+from ingest_project.platform.work_queue.types import Intake
+from ingest_project.polling.job_queue import JobArrival
 
 ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 TOPIC = "file-event-queue"
@@ -31,7 +27,7 @@ FINISHED_SCHEMA = {
 }
 
 
-def arrive(services: Services, *file_keys: str) -> None:
+def arrive(services: SystemResources, *file_keys: str) -> None:
     """Files are announced and wait."""
     arrivals = [
         FileArrival(
@@ -52,7 +48,7 @@ def arrive(services: Services, *file_keys: str) -> None:
     services.files.record(arrivals, ARRIVED)
 
 
-def take(services: Services, *file_keys: str) -> None:
+def take(services: SystemResources, *file_keys: str) -> None:
     """A run has them in its hands."""
     now = datetime.now(UTC)
     services.files.request("batch-1", file_keys, now)
@@ -60,7 +56,7 @@ def take(services: Services, *file_keys: str) -> None:
 
 
 def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
-    services: Services,
+    services: SystemResources,
     file_key: str,
     state: FileState,
     *,
@@ -117,7 +113,7 @@ def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
         services.files.mark_reported([file_key], datetime.now(UTC))
 
 
-def job_arrives(services: Services, job_key: str) -> None:
+def job_arrives(services: SystemResources, job_key: str) -> None:
     """A polling job is asked for and waits."""
     job = PollingJob(job_id=job_key, source_config={"source_type": "dummy", "path": "./dummy_data"})
     intake = Intake("polling-queue", 0, 0, "g", ARRIVED)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import signal
-    from collections.abc import Iterator
+from typing import Any
 
 START_SECONDS = 90
 END_SECONDS = 40
@@ -38,7 +36,7 @@ class StackProcess:
 def started_stack(state_dir: Path, *arguments: str, environ: dict[str, str] | None = None) -> Iterator[StackProcess]:
     """Start it and wait until it says that everything runs; killed at the end if it still does."""
     with subprocess.Popen(
-        [sys.executable, "-m", "ingest_project_tests.cli.stack_process", *arguments],
+        [sys.executable, "-m", "ingest_project_tests.devstack.stack_process", *arguments],
         env={**os.environ, "INGEST_STATE_DIR": str(state_dir), "INGEST_WEBSERVER_PORT": "0", **(environ or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

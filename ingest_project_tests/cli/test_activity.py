@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.hours import hour_of, partition_of
-from ingest_project.kafka.writing import Outgoing, TopicWriter
-from ingest_project.ledger.range_record import OffsetRange, RangeState
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
-from ingest_project.stores.activity_hourly import HourOfType, replace_hours
+from ingest_project.core.hours import hour_of, partition_of
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack.embedded_kafka import EmbeddedBroker
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.streams.range_record import OffsetRange, RangeState
+from ingest_project.streams.user_activity.hourly_table import HourOfType, replace_hours
+from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.journeys.system import close
-from ingest_project_tests.user_activity.events import event
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ingest_project.kafka.embedded import EmbeddedBroker
-    from ingest_project_tests.cli.conftest import Ingest
+from ingest_project_tests.streams.user_activity.events import event
 
 HOUR = "2026-01-15-10:00"
 TOPIC = "user-activity-events"
 
 
-def count(services: Services, hour: datetime, **events: int) -> None:
+def count(services: SystemResources, hour: datetime, **events: int) -> None:
     """Store figures as a run does."""
     figures = [
         HourOfType(
@@ -45,7 +41,7 @@ def count(services: Services, hour: datetime, **events: int) -> None:
     replace_hours(services.engine, {hour: figures}, {hour: 1}, datetime.now(UTC))
 
 
-def test_an_hour_is_shown_by_type_the_one_with_most_events_first(ingest: Ingest, services: Services) -> None:
+def test_an_hour_is_shown_by_type_the_one_with_most_events_first(ingest: Ingest, services: SystemResources) -> None:
     count(services, hour_of(HOUR), click=1, page_view=12)
     shown = ingest("activity", "hour", HOUR)
     assert shown.exit_code == 0, shown.err
@@ -58,7 +54,7 @@ def test_an_hour_is_shown_by_type_the_one_with_most_events_first(ingest: Ingest,
     assert [(one["event_type"], one["events"]) for one in found["types"]] == [("page_view", 12), ("click", 1)]
 
 
-def test_without_an_hour_it_is_the_present_one(ingest: Ingest, services: Services) -> None:
+def test_without_an_hour_it_is_the_present_one(ingest: Ingest, services: SystemResources) -> None:
     before = partition_of(datetime.now(UTC))
     count(services, hour_of(before), click=3)
     found = ingest("activity", "hour", "--json").json
@@ -66,7 +62,7 @@ def test_without_an_hour_it_is_the_present_one(ingest: Ingest, services: Service
     assert [one["events"] for one in found["types"]] == ([3] if found["hour"] == before else [])
 
 
-def test_an_hour_without_events_and_one_that_is_none_are_told_apart(ingest: Ingest, services: Services) -> None:
+def test_an_hour_without_events_and_one_that_is_none_are_told_apart(ingest: Ingest, services: SystemResources) -> None:
     del services
     empty = ingest("activity", "hour", HOUR)
     assert (empty.exit_code, empty.out) == (0, "")
@@ -78,12 +74,14 @@ def test_an_hour_without_events_and_one_that_is_none_are_told_apart(ingest: Inge
 
 
 @pytest.fixture
-def stream(services: Services, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+def stream(
+    services: SystemResources, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SystemResources]:
     """The services, with a topic that has three events, two of which were planned to be read."""
     del services
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
     embedded_broker.create_topic(TOPIC, 1)
-    system = Services(load_settings().settings)
+    system = SystemResources(load_settings().settings)
     writer = TopicWriter(system.settings.kafka)
     writer.send_all(TOPIC, [Outgoing(json.dumps(event(f"e{number}")).encode()) for number in range(3)])
     writer.close()
@@ -93,7 +91,7 @@ def stream(services: Services, embedded_broker: EmbeddedBroker, monkeypatch: pyt
     close(system)
 
 
-def test_from_the_beginning_plans_what_was_left_out_once_however_often(ingest: Ingest, stream: Services) -> None:
+def test_from_the_beginning_plans_what_was_left_out_once_however_often(ingest: Ingest, stream: SystemResources) -> None:
     for _ in range(2):
         done = ingest("activity", "from-beginning", "--yes", "--json")
         assert done.exit_code == 0, done.err
@@ -103,7 +101,7 @@ def test_from_the_beginning_plans_what_was_left_out_once_however_often(ingest: I
     assert "of 1 partition" in ingest("activity", "from-beginning", "--yes").out
 
 
-def test_while_events_are_being_stored_nothing_is_read_again(ingest: Ingest, stream: Services) -> None:
+def test_while_events_are_being_stored_nothing_is_read_again(ingest: Ingest, stream: SystemResources) -> None:
     (record,) = stream.stream_ranges.list(TOPIC)
     stream.stream_ranges.request("batch", [record.range_key], datetime.now(UTC))
     refused = ingest("activity", "from-beginning", "--yes")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+from ingest_project.operations.resources import SystemResources
+from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_attachments import NOT_FOUND, SIGNATURE, arrive, dead, finish
-
-if TYPE_CHECKING:
-    from ingest_project.resources import Services
-    from ingest_project_tests.cli.conftest import Ingest
 
 
 def test_attachments_are_listed_the_last_changed_first_and_found_by_state_and_text(
-    ingest: Ingest, services: Services
+    ingest: Ingest, services: SystemResources
 ) -> None:
     gone = dead(services, "a.pdf", trace_id="t-gone")
     waiting = arrive(services, "b.pdf")
@@ -27,7 +24,9 @@ def test_attachments_are_listed_the_last_changed_first_and_found_by_state_and_te
     assert SIGNATURE not in ingest("attachments", "list", "--json").out
 
 
-def test_a_stored_one_is_shown_with_where_it_is_and_where_it_came_from(ingest: Ingest, services: Services) -> None:
+def test_a_stored_one_is_shown_with_where_it_is_and_where_it_came_from(
+    ingest: Ingest, services: SystemResources
+) -> None:
     key = arrive(services, "b.pdf")
     finish(services, key, error_class="DownloadFailed", error="too slow", again_in=timedelta(0))
     finish(services, key)
@@ -42,7 +41,7 @@ def test_a_stored_one_is_shown_with_where_it_is_and_where_it_came_from(ingest: I
     assert page["ui"].endswith(f"/assets/onelake_attachments?view=partitions&partition={key}")
 
 
-def test_a_replayed_one_shows_attempts_and_what_had_been_wrong(ingest: Ingest, services: Services) -> None:
+def test_a_replayed_one_shows_attempts_and_what_had_been_wrong(ingest: Ingest, services: SystemResources) -> None:
     key = dead(services, "a.pdf")
     ingest("dlq", "replay", key)
     finish(services, key)
@@ -55,7 +54,7 @@ def test_a_replayed_one_shows_attempts_and_what_had_been_wrong(ingest: Ingest, s
     assert "What had been wrong" in ingest("attachments", "show", key).out
 
 
-def test_a_misspelt_key_proposes_the_nearest_one(ingest: Ingest, services: Services) -> None:
+def test_a_misspelt_key_proposes_the_nearest_one(ingest: Ingest, services: SystemResources) -> None:
     key = arrive(services, "contract.pdf")
     result = ingest("attachments", "show", "contrakt.pdf")
     assert result.exit_code == 1

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import typer
@@ -14,9 +14,6 @@ import typer
 from ingest_project.cli.dev import without_password
 from ingest_project.cli.main import COMMANDS, build_app, run
 from ingest_project_tests.cli.running import END_SECONDS, wait_until_nothing_is_left
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)

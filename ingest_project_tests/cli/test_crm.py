@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.crm.identifying import identify_payload
-from ingest_project.database.engine import reading, writing
-from ingest_project.messages.crm_event import CrmKind
-from ingest_project.stores.crm_records import Position, count
-from ingest_project.stores.unidentified_messages import Unidentified, keep
-from ingest_project_tests.crm.messages import encoded, opportunity
-
-if TYPE_CHECKING:
-    from ingest_project.resources import Services
-    from ingest_project_tests.cli.conftest import Ingest
+from ingest_project.contracts.crm_event import CrmKind
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.database.engine import reading, writing
+from ingest_project.streams.crm.classify import identify_payload
+from ingest_project.streams.crm.records import Position, count
+from ingest_project.streams.crm.unidentified_store import Unidentified, keep
+from ingest_project_tests.cli.conftest import Ingest
+from ingest_project_tests.streams.crm.messages import encoded, opportunity
 
 NOW = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 # The first as if a fix had come since: the rules of today know it.
@@ -26,7 +23,7 @@ MENDED, TEXT, BYTES = (f"sales_events-0-{offset}" for offset in range(3))
 
 
 @pytest.fixture(autouse=True)
-def _three_messages(services: Services) -> None:
+def _three_messages(services: SystemResources) -> None:
     messages = []
     for offset, payload in enumerate(PAYLOADS):
         found = identify_payload(payload)
@@ -67,7 +64,7 @@ def test_a_message_is_shown_whole_and_cannot_reach_the_terminal(ingest: Ingest) 
     assert base64.b64decode(as_json["payload"]) == PAYLOADS[2]
 
 
-def test_a_retry_stores_what_is_identified_now_and_says_what_is_not(ingest: Ingest, services: Services) -> None:
+def test_a_retry_stores_what_is_identified_now_and_says_what_is_not(ingest: Ingest, services: SystemResources) -> None:
     done = ingest("crm", "unidentified", "retry", "--all", "--json")
     assert done.exit_code == 0
     assert done.json == {"identified": [MENDED], "unidentified": [TEXT, BYTES]}
@@ -85,7 +82,7 @@ def test_a_named_message_that_is_still_not_identified_is_exit_code_1(ingest: Ing
     assert ingest("crm", "unidentified", "retry", MENDED).out.startswith(f"{MENDED} is identified and stored.")
 
 
-def test_a_misspelt_id_changes_nothing(ingest: Ingest, services: Services) -> None:
+def test_a_misspelt_id_changes_nothing(ingest: Ingest, services: SystemResources) -> None:
     result = ingest("crm", "unidentified", "retry", MENDED, "sales_events-7")
     assert result.exit_code == 1
     assert "sales_events-7" in result.err

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 
-from ingest_project.errors import UnreadableMessage
-from ingest_project.intake import put_aside
-from ingest_project.kafka.dead_letter_reading import OFFSETS_AT_A_TIME
-from ingest_project.kafka.received import Received
-from ingest_project.kafka.writing import Outgoing
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
+from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.dead_letters import OFFSETS_AT_A_TIME
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.work_queue.consume import put_aside
+from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.journeys.system import close
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ingest_project_tests.cli.conftest import Ingest
-    from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.services.kafka import Server
 
 EVIL = b"\x1b[2J\xff not JSON \xe2\x80\xae"
 TASK = b'{"trace_id": "t-1", "domain": "claims", "attachment_url": "https://files.example/a.pdf"}'
@@ -29,14 +25,14 @@ TASK = b'{"trace_id": "t-1", "domain": "claims", "attachment_url": "https://file
 @pytest.fixture
 def aside(
     ingest: Ingest, kafka_server: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch, topics: dict[str, str]
-) -> Iterator[Services]:
+) -> Iterator[SystemResources]:
     """What puts messages aside, on topics of this test alone."""
     del ingest
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka_server.bootstrap_servers)
     monkeypatch.setenv("DATABASE_URL", postgres_url)
     for name, topic in topics.items():
         monkeypatch.setenv(f"KAFKA_TOPIC_{name}", topic)
-    services = Services(load_settings().settings)
+    services = SystemResources(load_settings().settings)
     yield services
     close(services)
 
@@ -47,14 +43,14 @@ def topics(request: pytest.FixtureRequest) -> dict[str, str]:
     return {f"{name}_DLQ": f"{request.node.name.lower()[:80]}.{name.lower()}.dlq" for name in names}
 
 
-def put(services: Services, topic: str, value: bytes | None, offset: int, reason: str = "not JSON") -> None:
+def put(services: SystemResources, topic: str, value: bytes | None, offset: int, reason: str = "not JSON") -> None:
     """A message that could not be read has been put aside."""
     message = Received(topic.removesuffix(".dlq"), 3, offset, 1_700_000_000_000, b"k", value, ())
     put_aside(services, topic, [(message, UnreadableMessage(reason))], "g1")
 
 
 def test_those_of_every_topic_are_listed_with_where_they_were_and_why_the_newest_first(
-    ingest: Ingest, aside: Services, topics: dict[str, str]
+    ingest: Ingest, aside: SystemResources, topics: dict[str, str]
 ) -> None:
     for number, topic in enumerate(topics.values()):
         put(aside, topic, EVIL, number)
@@ -77,7 +73,7 @@ def test_those_of_every_topic_are_listed_with_where_they_were_and_why_the_newest
 
 
 def test_of_very_many_the_newest_are_listed_also_behind_the_dead_tasks(
-    ingest: Ingest, aside: Services, topics: dict[str, str]
+    ingest: Ingest, aside: SystemResources, topics: dict[str, str]
 ) -> None:
     topic = topics["DOWNLOADS_DLQ"]
     put(aside, topic, b"old", 1)
@@ -90,7 +86,7 @@ def test_of_very_many_the_newest_are_listed_also_behind_the_dead_tasks(
 
 
 def test_one_is_shown_safely_and_written_as_its_very_bytes(
-    ingest: Ingest, aside: Services, topics: dict[str, str]
+    ingest: Ingest, aside: SystemResources, topics: dict[str, str]
 ) -> None:
     text = "\x1b[2J[é" + "x" * 5_000
     put(aside, topics["EVENTS_RAW_DLQ"], text.encode(), 7)
@@ -104,7 +100,7 @@ def test_one_is_shown_safely_and_written_as_its_very_bytes(
     assert base64.b64decode(ingest("dlq", "message", listed["place"], "--json").json["value"]) == text.encode()
 
 
-def test_with_none_there_or_no_such_place_that_is_said(ingest: Ingest, aside: Services) -> None:
+def test_with_none_there_or_no_such_place_that_is_said(ingest: Ingest, aside: SystemResources) -> None:
     topic = aside.settings.topics.events_raw_dlq
     none = ingest("dlq", "messages")
     assert (none.exit_code, none.out, none.err) == (0, "", "No such messages.\n")

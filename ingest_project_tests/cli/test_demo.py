@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,16 +20,14 @@ from ingest_project.cli.demo_attachments import serving
 from ingest_project.cli.demo_report import DemoAttachment, DemoFile, DemoReport, expected_files, summaries
 from ingest_project.cli.demo_server import FileServer
 from ingest_project.cli.demo_streams import streaming
-from ingest_project.cli.stack import graphql
-from ingest_project.cli.stack.effective import child_environment
-from ingest_project.cli.stack.supervisor import running_stack
-from ingest_project.ledger.states import FileState
-from ingest_project.settings import load_settings
-from ingest_project.stores.warehouse import DeviceMetric
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack import dagster_processes as graphql
+from ingest_project.devstack.runtime_settings import child_environment
+from ingest_project.devstack.supervisor import running_stack
+from ingest_project.file_ingest.warehouse.protocol import DeviceMetric
+from ingest_project.platform.work_queue.states import FileState
+from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.running import wait_until_nothing_is_left
-
-if TYPE_CHECKING:
-    from ingest_project_tests.cli.conftest import Ingest
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO_SECONDS = 240

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.cli.replaying import asked_by
-from ingest_project.cli.times import moment_of
-from ingest_project.ledger.states import AttachmentState
+from ingest_project.cli.dead_letters import asked_by, moment_of
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.work_queue.states import AttachmentState
+from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_attachments import NOT_FOUND, SIGNATURE, arrive, dead, finish
-
-if TYPE_CHECKING:
-    from ingest_project.resources import Services
-    from ingest_project_tests.cli.conftest import Ingest
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=3)
 
 
-def state(services: Services, key: str) -> AttachmentState:
+def state(services: SystemResources, key: str) -> AttachmentState:
     record = services.attachments.get(key)
     assert record is not None
     return record.state
@@ -30,7 +26,7 @@ def listed(ingest: Ingest, *arguments: str) -> set[str]:
 
 
 def test_dead_attachments_are_listed_with_their_reasons_and_without_signatures(
-    ingest: Ingest, services: Services
+    ingest: Ingest, services: SystemResources
 ) -> None:
     key = dead(services, "a.pdf")
     stored = arrive(services, "b.pdf")
@@ -43,13 +39,13 @@ def test_dead_attachments_are_listed_with_their_reasons_and_without_signatures(
     assert SIGNATURE not in ingest("dlq", "list", "--json").out + shown.out
 
 
-def test_with_nothing_dead_the_list_is_empty_and_that_is_no_failure(ingest: Ingest, services: Services) -> None:
+def test_with_nothing_dead_the_list_is_empty_and_that_is_no_failure(ingest: Ingest, services: SystemResources) -> None:
     del services
     result = ingest("dlq", "list")
     assert (result.exit_code, result.out, result.err) == (0, "", "No such attachments.\n")
 
 
-def test_they_are_found_by_trace_domain_error_class_and_time(ingest: Ingest, services: Services) -> None:
+def test_they_are_found_by_trace_domain_error_class_and_time(ingest: Ingest, services: SystemResources) -> None:
     old = dead(services, "old.pdf", at=LONG_AGO, trace_id="t-1", domain="claims")
     new = dead(services, "new.pdf", trace_id="t-2", domain="billing", error_class="AddressRefused")
     assert listed(ingest) == {old, new}
@@ -61,7 +57,7 @@ def test_they_are_found_by_trace_domain_error_class_and_time(ingest: Ingest, ser
     assert listed(ingest, "--since", "4d", "--until", LONG_AGO.isoformat()) == set()
 
 
-def test_one_is_shown_with_every_attempt_and_the_way_back(ingest: Ingest, services: Services) -> None:
+def test_one_is_shown_with_every_attempt_and_the_way_back(ingest: Ingest, services: SystemResources) -> None:
     key = arrive(services, "a.pdf")
     finish(services, key, error_class="DownloadFailed", error="too slow", again_in=timedelta(0))
     finish(services, key, error_class="DownloadRefused")
@@ -78,14 +74,14 @@ def test_one_is_shown_with_every_attempt_and_the_way_back(ingest: Ingest, servic
     assert SIGNATURE not in page.out
 
 
-def test_showing_one_that_is_not_dead_is_exit_code_1(ingest: Ingest, services: Services) -> None:
+def test_showing_one_that_is_not_dead_is_exit_code_1(ingest: Ingest, services: SystemResources) -> None:
     shown = ingest("dlq", "show", arrive(services, "a.pdf"))
     assert shown.exit_code == 1
     assert "pending" in shown.err
 
 
 def test_a_replayed_attachment_waits_to_be_tried_and_the_ledger_says_who_asked(
-    ingest: Ingest, services: Services
+    ingest: Ingest, services: SystemResources
 ) -> None:
     key = dead(services, "a.pdf")
     replayed = ingest("dlq", "replay", "a.pdf")
@@ -99,7 +95,7 @@ def test_a_replayed_attachment_waits_to_be_tried_and_the_ledger_says_who_asked(
     assert audit["earlier_reason"] == NOT_FOUND
 
 
-def test_a_dry_run_says_the_same_and_changes_nothing(ingest: Ingest, services: Services) -> None:
+def test_a_dry_run_says_the_same_and_changes_nothing(ingest: Ingest, services: SystemResources) -> None:
     key = dead(services, "a.pdf")
     result = ingest("dlq", "replay", "--all", "--dry-run", "--json")
     assert result.exit_code == 0
@@ -110,7 +106,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(ingest: Ingest, services: S
 
 
 def test_many_are_let_go_one_after_another_and_it_says_when_the_last_one_is_due(
-    ingest: Ingest, services: Services
+    ingest: Ingest, services: SystemResources
 ) -> None:
     first, second, third = (dead(services, f"{n}.pdf", at=LONG_AGO + timedelta(hours=n)) for n in range(3))
     done = ingest("dlq", "replay", "--all", "--per-second", "0.1", "--json").json
@@ -120,7 +116,7 @@ def test_many_are_let_go_one_after_another_and_it_says_when_the_last_one_is_due(
     assert datetime.fromisoformat(done["last_due_at"]) == due[-1]
 
 
-def test_one_that_was_replayed_too_often_stays_dead_and_is_named(ingest: Ingest, services: Services) -> None:
+def test_one_that_was_replayed_too_often_stays_dead_and_is_named(ingest: Ingest, services: SystemResources) -> None:
     key = dead(services, "a.pdf")
     for _ in range(5):
         assert ingest("dlq", "replay", key).exit_code == 0
@@ -137,7 +133,9 @@ def test_one_that_was_replayed_too_often_stays_dead_and_is_named(ingest: Ingest,
 
 
 @pytest.mark.parametrize("arguments", [["--all"], ["--domain", "nowhere"]])
-def test_when_nothing_is_found_it_is_exit_code_1(ingest: Ingest, services: Services, arguments: list[str]) -> None:
+def test_when_nothing_is_found_it_is_exit_code_1(
+    ingest: Ingest, services: SystemResources, arguments: list[str]
+) -> None:
     finish(services, arrive(services, "a.pdf"))
     result = ingest("dlq", "replay", *arguments)
     assert result.exit_code == 1
@@ -145,7 +143,7 @@ def test_when_nothing_is_found_it_is_exit_code_1(ingest: Ingest, services: Servi
     assert "No dead attachments" in result.err
 
 
-def test_one_that_is_not_dead_is_named_and_left_alone(ingest: Ingest, services: Services) -> None:
+def test_one_that_is_not_dead_is_named_and_left_alone(ingest: Ingest, services: SystemResources) -> None:
     key = arrive(services, "a.pdf")
     finish(services, key)
     result = ingest("dlq", "replay", key)
@@ -154,7 +152,7 @@ def test_one_that_is_not_dead_is_named_and_left_alone(ingest: Ingest, services: 
     assert state(services, key) is AttachmentState.STORED
 
 
-def test_a_misspelt_key_among_others_changes_nothing(ingest: Ingest, services: Services) -> None:
+def test_a_misspelt_key_among_others_changes_nothing(ingest: Ingest, services: SystemResources) -> None:
     key = dead(services, "contract.pdf")
     result = ingest("dlq", "replay", key, "contrct.pdf")
     assert result.exit_code == 1
@@ -162,7 +160,9 @@ def test_a_misspelt_key_among_others_changes_nothing(ingest: Ingest, services: S
     assert state(services, key) is AttachmentState.FAILED
 
 
-def test_more_than_the_limit_are_left_for_another_time_and_that_is_said(ingest: Ingest, services: Services) -> None:
+def test_more_than_the_limit_are_left_for_another_time_and_that_is_said(
+    ingest: Ingest, services: SystemResources
+) -> None:
     first = dead(services, "a.pdf", at=LONG_AGO)
     second = dead(services, "b.pdf")
     result = ingest("dlq", "replay", "--all", "--limit", "1")

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from ingest_project.cli.key_lookup import nearest_keys
-from ingest_project.ledger.states import FileState
-from ingest_project.stores.landing import object_name
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.object_store.content_store import object_name
+from ingest_project.platform.work_queue.states import FileState
+from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import SHA256, arrive, finish
-
-if TYPE_CHECKING:
-    from ingest_project.resources import Services
-    from ingest_project_tests.cli.conftest import Ingest
 
 CLEAN, BAD, WAITING = "clean.csv~aaaaaaaaaa", "bad.csv~bbbbbbbbbb", "waiting.csv~cccccccccc"
 NASTY = "\x1b[2J[red]raw"
 
 
 @pytest.fixture(autouse=True)
-def _three_files(services: Services) -> None:
+def _three_files(services: SystemResources) -> None:
     arrive(services, CLEAN, BAD, WAITING)
     finish(services, CLEAN, FileState.INGESTED, rules={"value_out_of_range": 1}, refused={7: NASTY})
     finish(services, BAD, FileState.QUARANTINED, reason="missing_column: There is no column [value].")
@@ -78,7 +74,7 @@ def test_the_page_is_one_json_object(ingest: Ingest) -> None:
     assert page["quarantine"] is None
 
 
-def test_the_beginning_of_a_key_is_enough_where_it_is_unique(ingest: Ingest, services: Services) -> None:
+def test_the_beginning_of_a_key_is_enough_where_it_is_unique(ingest: Ingest, services: SystemResources) -> None:
     assert ingest("files", "show", "wait").exit_code == 0
     arrive(services, "clean.csv~dddddddddd")
     result = ingest("files", "show", "clean.csv")

@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from ingest_project.cli.main import run
 from ingest_project.cli.psql import connection
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project_tests.services.postgres import PostgresServer
 
 
 def psql(tmp_path: Path, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:

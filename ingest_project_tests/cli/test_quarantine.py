@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.ledger.states import FileState
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.work_queue.states import FileState
+from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import SHA256, arrive, finish, take
-
-if TYPE_CHECKING:
-    from ingest_project.resources import Services
-    from ingest_project_tests.cli.conftest import Ingest
 
 CLEAN, SOME, BAD, WORSE = "clean.csv~1", "some.csv~2", "bad.csv~3", "worse.csv~4"
 REASON = "missing_column: There is no column 'value'."
 
 
 @pytest.fixture(autouse=True)
-def _four_files(services: Services) -> None:
+def _four_files(services: SystemResources) -> None:
     arrive(services, CLEAN, SOME, BAD, WORSE)
     finish(services, CLEAN, FileState.INGESTED)
     finish(services, SOME, FileState.INGESTED, rules={"value_out_of_range": 2}, refused={3: "x,y", 9: "z"})
@@ -28,7 +25,7 @@ def _four_files(services: Services) -> None:
     services.quarantine.put(BAD, BytesIO(b"bytes"), {"reason": REASON})
 
 
-def state(services: Services, key: str) -> FileState:
+def state(services: SystemResources, key: str) -> FileState:
     record = services.files.get(key)
     assert record is not None
     return record.state
@@ -66,7 +63,7 @@ def test_a_file_with_nothing_in_quarantine_is_exit_code_1(ingest: Ingest) -> Non
     assert "ingested" in shown.err
 
 
-def test_a_released_file_waits_to_be_ingested_again(ingest: Ingest, services: Services) -> None:
+def test_a_released_file_waits_to_be_ingested_again(ingest: Ingest, services: SystemResources) -> None:
     released = ingest("quarantine", "release", "bad", SOME)
     assert released.exit_code == 0
     assert f"{BAD} will be ingested again." in released.out
@@ -75,21 +72,21 @@ def test_a_released_file_waits_to_be_ingested_again(ingest: Ingest, services: Se
     assert services.quarantine.get(BAD) is not None
 
 
-def test_all_releases_every_file_that_was_refused_whole_and_no_other(ingest: Ingest, services: Services) -> None:
+def test_all_releases_every_file_that_was_refused_whole_and_no_other(ingest: Ingest, services: SystemResources) -> None:
     assert set(ingest("quarantine", "release", "--all", "--json").json["released"]) == {BAD, WORSE}
     assert state(services, SOME) is FileState.INGESTED
     again = ingest("quarantine", "release", "--all")
     assert (again.exit_code, again.out) == (0, "Nothing is in quarantine.\n")
 
 
-def test_a_misspelt_key_among_others_changes_nothing(ingest: Ingest, services: Services) -> None:
+def test_a_misspelt_key_among_others_changes_nothing(ingest: Ingest, services: SystemResources) -> None:
     result = ingest("quarantine", "release", BAD, "wrose.csv")
     assert result.exit_code == 1
     assert WORSE in result.err
     assert state(services, BAD) is FileState.QUARANTINED
 
 
-def test_a_file_in_a_runs_hands_is_left_there(ingest: Ingest, services: Services) -> None:
+def test_a_file_in_a_runs_hands_is_left_there(ingest: Ingest, services: SystemResources) -> None:
     take(services, WORSE)
     result = ingest("quarantine", "release", WORSE, "--json")
     assert result.exit_code == 1
@@ -97,7 +94,7 @@ def test_a_file_in_a_runs_hands_is_left_there(ingest: Ingest, services: Services
 
 
 def test_a_file_released_with_a_profile_gets_a_key_of_its_own_and_keeps_its_bytes(
-    ingest: Ingest, services: Services
+    ingest: Ingest, services: SystemResources
 ) -> None:
     released = ingest("quarantine", "release", BAD, "--profile", "skab", "--json").json["released"]
     assert len(released) == 1
@@ -110,7 +107,7 @@ def test_a_file_released_with_a_profile_gets_a_key_of_its_own_and_keeps_its_byte
     assert (again.exit_code, state(services, BAD)) == (1, FileState.QUARANTINED)
 
 
-def test_a_profile_that_there_is_not_changes_nothing(ingest: Ingest, services: Services) -> None:
+def test_a_profile_that_there_is_not_changes_nothing(ingest: Ingest, services: SystemResources) -> None:
     result = ingest("quarantine", "release", BAD, "--profile", "scab")
     assert result.exit_code == 2
     assert "skab" in result.err

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.ledger.range_record import cut
-
-if TYPE_CHECKING:
-    from ingest_project.resources import Services
-    from ingest_project_tests.cli.conftest import Ingest
+from ingest_project.operations.resources import SystemResources
+from ingest_project.streams.range_record import cut
+from ingest_project_tests.cli.conftest import Ingest
 
 DAGSTER_YAML = Path(__file__).parents[2] / "dagster.yaml"
 TOPIC = "user-activity-events"
@@ -30,7 +27,7 @@ def dagster_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def done_long_ago(services: Services) -> int:
+def done_long_ago(services: SystemResources) -> int:
     """Ten ranges one after the other, all done and reported a year ago."""
     moment, ranges = datetime.now(UTC) - timedelta(days=365), services.stream_ranges
     planned = cut(TOPIC, "life", 0, 0, 1_000, 100)
@@ -45,7 +42,7 @@ def done_long_ago(services: Services) -> int:
 
 @pytest.mark.usefixtures("dagster_home")
 def test_what_would_go_is_said_and_stays_and_goes_when_it_is_meant(
-    ingest: Ingest, services: Services, done_long_ago: int
+    ingest: Ingest, services: SystemResources, done_long_ago: int
 ) -> None:
     def number(*options: str) -> int:
         told = ingest("retention", "--json", *options)
@@ -69,7 +66,7 @@ def test_it_is_a_table_for_people(ingest: Ingest) -> None:
     assert "offset ranges" in said.out
 
 
-def test_without_dagsters_folder_it_says_what_to_do(ingest: Ingest, services: Services) -> None:
+def test_without_dagsters_folder_it_says_what_to_do(ingest: Ingest, services: SystemResources) -> None:
     del services
     refused = ingest("retention")
     assert refused.exit_code != 0

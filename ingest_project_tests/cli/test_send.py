@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from ingest_project.kafka.reading import TopicReader
-from ingest_project.ledger.entries import Intake
-from ingest_project.ledger.polling_jobs import JobArrival, JobOutbox
-from ingest_project.messages.attachment_event import decode_attachment_event
-from ingest_project.messages.download import attachment_key, decode_download_task
-from ingest_project.messages.file_event import decode_file_event
-from ingest_project.messages.polling_job import decode_polling_job
-from ingest_project.settings import load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from ingest_project.kafka.embedded import EmbeddedBroker
-    from ingest_project.kafka.received import Received
-    from ingest_project.resources import Services
-    from ingest_project_tests.cli.conftest import Ingest
+from ingest_project.contracts.attachment_event import decode_attachment_event
+from ingest_project.contracts.download import attachment_key, decode_download_task
+from ingest_project.contracts.file_event import decode_file_event
+from ingest_project.contracts.polling_job import decode_polling_job
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack.embedded_kafka import EmbeddedBroker
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.work_queue.types import Intake
+from ingest_project.polling.job_queue import JobArrival, JobOutbox
+from ingest_project_tests.cli.conftest import Ingest
 
 
 @pytest.fixture
@@ -96,7 +92,7 @@ def as_soon_as_it_is_there(only_message: Callable[[str], Received], topic: str) 
 )
 def test_a_polling_job_that_is_waited_for_says_how_it_ended(  # noqa: PLR0913, PLR0917 - fixtures
     ingest: Ingest,
-    services: Services,
+    services: SystemResources,
     only_message: Callable[[str], Received],
     ended: str,
     said: str,

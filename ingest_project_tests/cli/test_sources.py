@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import typer
 
 from ingest_project.cli.send_polling import config_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ingest_project_tests.cli.conftest import Ingest
+from ingest_project_tests.cli.conftest import Ingest
 
 
 @pytest.fixture

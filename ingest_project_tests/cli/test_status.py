@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -21,26 +22,21 @@ from dagster._core.remote_origin import (
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from ingest_project.cli.attachment_status import AttachmentStatus
-from ingest_project.cli.stream_status import StreamStatus
+from ingest_project.attachments.tables import attachments as table
+from ingest_project.cli.capability_status import AttachmentStatus, StreamStatus
 from ingest_project.cli.system_status import SystemStatus
-from ingest_project.database.attachment_tables import attachments as table
-from ingest_project.database.engine import writing
-from ingest_project.kafka.positions import Positions
-from ingest_project.kafka.writing import Outgoing, TopicWriter
-from ingest_project.ledger.range_record import OffsetRange, RangeState
-from ingest_project.ledger.states import AttachmentState, FileState, JobState
-from ingest_project.monitor.topic_lag import TopicLag
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack.embedded_kafka import EmbeddedBroker
+from ingest_project.operations.resources import SystemResources
+from ingest_project.operations.topic_lag import TopicLag
+from ingest_project.platform.database.engine import writing
+from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
+from ingest_project.streams.range_record import OffsetRange, RangeState
 from ingest_project_tests.cli import known_attachments as attachments
+from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import arrive, finish, job_arrives, take
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ingest_project.kafka.embedded import EmbeddedBroker
-    from ingest_project_tests.cli.conftest import Ingest
 
 SENSORS = {
     "polling_queue_sensor": "polling-queue",
@@ -52,19 +48,21 @@ STREAMS = {"user_activity_events_sensor": "user-activity-events", "sales_events_
 
 
 @pytest.fixture
-def system(services: Services, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+def system(
+    services: SystemResources, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SystemResources]:
     """Ledger, stores and a broker whose topics are empty."""
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
     for topic in (*SENSORS.values(), *OTHER_TOPICS, *STREAMS.values()):
         embedded_broker.create_topic(topic, 2)
     del services
-    system = Services(load_settings().settings)
+    system = SystemResources(load_settings().settings)
     yield system
     system.warehouse.close()
     system.engine.dispose()
 
 
-def send(services: Services, topic: str, count: int) -> None:
+def send(services: SystemResources, topic: str, count: int) -> None:
     writer = TopicWriter(services.settings.kafka)
     writer.send_all(topic, [Outgoing(b"{}") for _ in range(count)])
     writer.close()
@@ -82,7 +80,9 @@ def topic_of(status: Any, topic: str) -> Any:  # noqa: ANN401 - JSON
     return next(lag for lag in status["topics"] if lag["topic"] == topic)
 
 
-def test_an_idle_system_is_said_to_be_idle(ingest: Ingest, system: Services, any_instance: DagsterInstance) -> None:
+def test_an_idle_system_is_said_to_be_idle(
+    ingest: Ingest, system: SystemResources, any_instance: DagsterInstance
+) -> None:
     del system, any_instance
     shown = ingest("status")
     assert shown.exit_code == 0, shown.err
@@ -94,7 +94,7 @@ def test_an_idle_system_is_said_to_be_idle(ingest: Ingest, system: Services, any
 
 
 def test_lag_is_measured_from_the_cursor_that_ticked_last(
-    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
+    ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     send(system, "file-event-queue", 5)
     ends = system.reader.end_offsets("file-event-queue")
@@ -109,7 +109,7 @@ def test_lag_is_measured_from_the_cursor_that_ticked_last(
 
 
 def test_without_dagsters_records_lag_is_measured_from_the_committed_offsets_and_it_says_so(
-    ingest: Ingest, system: Services
+    ingest: Ingest, system: SystemResources
 ) -> None:
     send(system, "polling-queue", 3)
     ends = system.reader.end_offsets("polling-queue")
@@ -126,7 +126,7 @@ def test_without_dagsters_records_lag_is_measured_from_the_committed_offsets_and
 
 
 def test_files_jobs_and_runs_that_are_not_finished_are_told(
-    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
+    ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     for run_id, state in (("r1", RunState.NOT_STARTED), ("r2", RunState.STARTED), ("r3", RunState.SUCCESS)):
         dagster_instance.add_run(DagsterRun(job_name="j", run_id=run_id, status=state))
@@ -152,7 +152,7 @@ def test_files_jobs_and_runs_that_are_not_finished_are_told(
 
 
 def test_waiting_ends_as_soon_as_the_system_is_idle(
-    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
+    ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance
     arrive(system, "a.csv~1")
@@ -165,7 +165,7 @@ def test_waiting_ends_as_soon_as_the_system_is_idle(
 
 
 def test_lag_of_every_topic_of_attachments_is_measured_from_its_part_of_the_cursor(
-    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
+    ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     counts = {topic: number for number, topic in enumerate(OTHER_TOPICS, start=2)}
     for topic, number in counts.items():
@@ -192,7 +192,7 @@ def test_lag_of_every_topic_of_attachments_is_measured_from_its_part_of_the_curs
 
 
 def test_attachments_are_told_by_state_and_the_ladder_by_rung(
-    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
+    ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance
     attachments.finish(system, attachments.arrive(system, "stored.pdf"))
@@ -220,7 +220,7 @@ def test_attachments_are_told_by_state_and_the_ladder_by_rung(
 
 
 def test_a_stream_is_busy_until_its_ranges_are_stored_shown_and_its_hours_counted(
-    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
+    ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance
     for topic in STREAMS.values():
@@ -257,7 +257,7 @@ def test_a_stream_is_busy_until_its_ranges_are_stored_shown_and_its_hours_counte
 
 def test_a_broker_that_is_away_is_asked_once_and_every_topic_says_so(
     ingest: Ingest,
-    system: Services,
+    system: SystemResources,
     dagster_instance: DagsterInstance,
     embedded_broker: EmbeddedBroker,
     monkeypatch: pytest.MonkeyPatch,
@@ -272,7 +272,7 @@ def test_a_broker_that_is_away_is_asked_once_and_every_topic_says_so(
 
 
 def test_what_waits_for_its_time_is_no_work_and_is_said(
-    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
+    ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance
     key = attachments.arrive(system, "a.pdf")
@@ -284,7 +284,7 @@ def test_what_waits_for_its_time_is_no_work_and_is_said(
 
 
 def test_an_attachment_in_a_runs_hands_is_work_and_one_that_dagster_does_not_show_yet_too(
-    ingest: Ingest, system: Services, dagster_instance: DagsterInstance
+    ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance
     now = datetime.now(UTC)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
+from dagster import DagsterInstance
 
-from ingest_project.intake import Queue, take
-from ingest_project.kafka.writing import Outgoing
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.work_queue.consume import Queue, take
+from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.test_status import save_cursor
 from ingest_project_tests.journeys.system import close
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from dagster import DagsterInstance
-
-    from ingest_project_tests.cli.conftest import Ingest
-    from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.services.kafka import Server
 
 VALUES = [f"message {number}".encode() for number in range(6)]
 
@@ -32,7 +27,7 @@ def services(  # noqa: PLR0913, PLR0917 - fixtures
     postgres_url: str,
     dagster_instance: DagsterInstance,
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Services]:
+) -> Iterator[SystemResources]:
     """A topic of this test alone, of one partition with six messages."""
     del ingest, dagster_instance
     name = request.node.name.lower()[:80]
@@ -40,7 +35,7 @@ def services(  # noqa: PLR0913, PLR0917 - fixtures
     monkeypatch.setenv("DATABASE_URL", postgres_url)
     monkeypatch.setenv("KAFKA_TOPIC_POLLING_QUEUE", f"{name}.polling")
     monkeypatch.setenv("KAFKA_TOPIC_POLLING_QUEUE_DLQ", f"{name}.polling.dlq")
-    opened = Services(load_settings().settings)
+    opened = SystemResources(load_settings().settings)
     kafka_server.create_topic(f"{name}.polling", 1)
     opened.writer.send_all(
         opened.settings.topics.polling_queue, [Outgoing(value, b"k", (("trace-id", b"t"),)) for value in VALUES]
@@ -49,7 +44,7 @@ def services(  # noqa: PLR0913, PLR0917 - fixtures
     close(opened)
 
 
-def taken(services: Services) -> list[bytes]:
+def taken(services: SystemResources) -> list[bytes]:
     """The messages that a tick of a sensor takes."""
     topics = services.settings.topics
     found: list[bytes] = []
@@ -62,7 +57,7 @@ def taken(services: Services) -> list[bytes]:
 
 
 def test_a_skipped_message_is_a_dead_letter_as_it_is_and_the_others_are_taken(
-    ingest: Ingest, services: Services
+    ingest: Ingest, services: SystemResources
 ) -> None:
     topic = services.settings.topics.polling_queue
     asked = ingest("topics", "skip", topic, "0", "2", "--count", "2", "--reason", "it hangs the sensor")
@@ -84,7 +79,7 @@ def test_a_skipped_message_is_a_dead_letter_as_it_is_and_the_others_are_taken(
 
 
 def test_what_is_taken_or_not_there_or_not_read_cannot_be_skipped(
-    ingest: Ingest, services: Services, dagster_instance: DagsterInstance
+    ingest: Ingest, services: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     topics = services.settings.topics
     positions = take(

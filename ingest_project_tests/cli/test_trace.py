@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
-from ingest_project.crm.identifying import identify
-from ingest_project.crm.storing import store
-from ingest_project.user_activity.event_table import event_rows
+from ingest_project.operations.resources import SystemResources
+from ingest_project.streams.crm.classify import identify
+from ingest_project.streams.crm.upsert import store
+from ingest_project.streams.user_activity.event_table import event_rows
+from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import arrive, take
-from ingest_project_tests.crm.messages import encoded as crm_encoded
-from ingest_project_tests.crm.messages import opportunity
-from ingest_project_tests.user_activity.events import encoded, event, received
-
-if TYPE_CHECKING:
-    from ingest_project.resources import Services
-    from ingest_project_tests.cli.conftest import Ingest
+from ingest_project_tests.streams.crm.messages import encoded as crm_encoded
+from ingest_project_tests.streams.crm.messages import opportunity
+from ingest_project_tests.streams.user_activity.events import encoded, event, received
 
 KEY = "clean.csv~aaaaaaaaaa"
 
 
-def test_the_story_of_a_trace_is_told_in_the_order_of_time(ingest: Ingest, services: Services) -> None:
+def test_the_story_of_a_trace_is_told_in_the_order_of_time(ingest: Ingest, services: SystemResources) -> None:
     arrive(services, KEY, "other.csv~bbbbbbbbbb")
     take(services, KEY)
 
@@ -36,14 +32,14 @@ def test_the_story_of_a_trace_is_told_in_the_order_of_time(ingest: Ingest, servi
     ]
 
 
-def test_a_trace_that_is_not_on_record_is_said_with_exit_code_1(ingest: Ingest, services: Services) -> None:
+def test_a_trace_that_is_not_on_record_is_said_with_exit_code_1(ingest: Ingest, services: SystemResources) -> None:
     del services
     told = ingest("trace", "nobody")
     assert told.exit_code == 1
     assert "nobody" in told.err
 
 
-def test_events_and_crm_records_of_a_trace_are_in_its_story(ingest: Ingest, services: Services) -> None:
+def test_events_and_crm_records_of_a_trace_are_in_its_story(ingest: Ingest, services: SystemResources) -> None:
     headers = (("trace-id", b"t-9"),)
     messages = [msgspec.structs.replace(one, headers=headers) for one in received(encoded(event("e9")), b"?")]
     rows = event_rows(messages[:1], "g").table

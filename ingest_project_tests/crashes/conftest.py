@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # Every so many of them, the first included.
 TAKEN = 8

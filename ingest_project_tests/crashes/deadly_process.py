@@ -14,14 +14,12 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from dagster import DagsterInstance
+from dagster import DagsterInstance
 
 CURSORS = "cursors.json"
 FILES = "ingest_project_tests.journeys.system:System.drive"
@@ -120,10 +118,10 @@ def main() -> None:
 
 def _import_all() -> None:
     for name in (
-        "ingest_project_tests.crm.system",
-        "ingest_project_tests.user_activity.system",
+        "ingest_project_tests.streams.crm.system",
+        "ingest_project_tests.streams.user_activity.system",
         "ingest_project_tests.journeys.system",
-        "ingest_project.stores.postgres_warehouse",
+        "ingest_project.file_ingest.warehouse.postgres",
         "pandera.polars",
     ):
         importlib.import_module(name)
@@ -144,7 +142,7 @@ def _drive(order: dict[str, Any]) -> None:
     from dagster._core.instance import InstanceRef  # noqa: PLC0415
     from dagster._serdes import deserialize_value  # noqa: PLC0415
 
-    from ingest_project.settings import load_settings  # noqa: PLC0415
+    from ingest_project.core.settings import load_settings  # noqa: PLC0415
 
     os.environ.update(order["environ"])
     folder = Path(order["folder"])

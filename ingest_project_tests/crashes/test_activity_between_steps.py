@@ -5,29 +5,24 @@ from __future__ import annotations
 import os
 import signal
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
-from ingest_project.ledger.range_record import RangeState
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
+from ingest_project.streams.range_record import RangeState
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
-from ingest_project_tests.user_activity import foreign
-from ingest_project_tests.user_activity.events import event
-from ingest_project_tests.user_activity.system import ActivitySystem, activity_environment
+from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.streams.user_activity import foreign
+from ingest_project_tests.streams.user_activity.events import event
+from ingest_project_tests.streams.user_activity.system import ActivitySystem, activity_environment
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dagster import DagsterInstance
-
-    from ingest_project_tests.services.kafka import Server
-
-WAY = "ingest_project_tests.user_activity.system:ActivitySystem.drive"
-LEDGER = "ingest_project.ledger.stream_ranges:StreamRangeLedger"
-HOURS = "ingest_project.ledger.activity_hours:ActivityHours"
-STORING = "ingest_project.user_activity.storing"
+WAY = "ingest_project_tests.streams.user_activity.system:ActivitySystem.drive"
+LEDGER = "ingest_project.streams.ranges:StreamRangeLedger"
+HOURS = "ingest_project.streams.user_activity.changed_hours:ActivityHours"
+STORING = "ingest_project.streams.user_activity.load"
 EVENTS = 25
 
 # In the order in which they come.
@@ -37,13 +32,13 @@ KILL_POINTS = [
     KillPoint("cursor saved", "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"),
     KillPoint("ranges started", f"{LEDGER}.start"),
     KillPoint("dead letters published, before the commit", f"{STORING}:put_aside"),
-    KillPoint("first commit made", "ingest_project.stores.delta_tables:DeltaStore.append"),
+    KillPoint("first commit made", "ingest_project.platform.delta.table:DeltaStore.append"),
     KillPoint("hours marked", f"{HOURS}.mark_changed"),
     KillPoint("first range finished", f"{LEDGER}.finish"),
-    KillPoint("second commit made", "ingest_project.stores.delta_tables:DeltaStore.append", 2),
+    KillPoint("second commit made", "ingest_project.platform.delta.table:DeltaStore.append", 2),
     KillPoint("ranges marked as reported", f"{LEDGER}.mark_reported"),
-    KillPoint("statistics made", "ingest_project.user_activity.user_activity_hourly:statistics_of_hour"),
-    KillPoint("statistics stored", "ingest_project.user_activity.user_activity_hourly:replace_hours"),
+    KillPoint("statistics made", "ingest_project.streams.user_activity.hourly_asset:statistics_of_hour"),
+    KillPoint("statistics stored", "ingest_project.streams.user_activity.hourly_asset:replace_hours"),
 ]
 
 
@@ -85,7 +80,7 @@ def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  #
     system.close()
 
 
-RECOVERING = "ingest_project.user_activity.recovering"
+RECOVERING = "ingest_project.streams.user_activity.recovery"
 RECOVERY_POINTS = [
     KillPoint("dead letters published again", f"{RECOVERING}:put_aside"),
     KillPoint("missing rows appended", f"{RECOVERING}:append_bisecting"),

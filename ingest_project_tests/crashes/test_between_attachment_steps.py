@@ -6,40 +6,34 @@ import os
 import signal
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 import pytest
+from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
 from ingest_project.attachments.partitions import ATTACHMENTS
-from ingest_project.ledger.attachment_record import PENDING_LANE, RETRY_LANE
-from ingest_project.ledger.states import AttachmentState, JobState
-from ingest_project.messages.download import DownloadResult
-from ingest_project.settings import load_settings
+from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
+from ingest_project.contracts.download import DownloadResult
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.work_queue.states import AttachmentState, JobState
 from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED, AttachmentSystem, attachment_environment
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
-from ingest_project_tests.services.http_server import content_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dagster import DagsterInstance
-
-    from ingest_project_tests.services.http_server import HttpServer
-    from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.services.http_server import HttpServer, content_of
+from ingest_project_tests.services.kafka import Server
 
 WAY = "ingest_project_tests.attachments.system:AttachmentSystem.drive_to_the_end"
-EVENTS = "ingest_project.ledger.attachment_events:EventLedger"
-LEDGER = "ingest_project.ledger.attachments:AttachmentLedger"
-OUTCOMES = "ingest_project.ledger.outcomes:OutcomeLedger"
+EVENTS = "ingest_project.attachments.queue.events:EventLedger"
+LEDGER = "ingest_project.attachments.queue.attachments:AttachmentLedger"
+OUTCOMES = "ingest_project.attachments.queue.outcomes:OutcomeLedger"
 STEPS = "ingest_project.attachments"
-STORE = "ingest_project.stores.attachment_folder:FolderAttachments"
+STORE = "ingest_project.attachments.storage.folder:FolderAttachments"
 CURSOR_SAVED = "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"
-INTENDED = "ingest_project.ledger.outbox:MessageOutbox.intend"
-SENT = "ingest_project.kafka.writing:TopicWriter.send_all"
-MARKED_SENT = "ingest_project.ledger.outbox:MessageOutbox.mark_sent"
-APPENDED = "ingest_project.stores.delta_tables:DeltaStore.append"
+INTENDED = "ingest_project.platform.kafka.outbox:MessageOutbox.intend"
+SENT = "ingest_project.platform.kafka.producer:TopicWriter.send_all"
+MARKED_SENT = "ingest_project.platform.kafka.outbox:MessageOutbox.mark_sent"
+APPENDED = "ingest_project.platform.delta.table:DeltaStore.append"
 
 # In the order in which they come. The second call of a step on attachments is of the one that is tried again.
 KILL_POINTS = [
@@ -56,7 +50,7 @@ KILL_POINTS = [
     KillPoint("hour shown", f"{STEPS}.attachment_events:report"),
     KillPoint("events marked as reported", f"{EVENTS}.mark_reported"),
     KillPoint("attachments started", f"{LEDGER}.start"),
-    KillPoint("first file downloaded", "ingest_project.web.download:Downloader.download"),
+    KillPoint("first file downloaded", "ingest_project.platform.http.download:Downloader.download"),
     KillPoint("cached files told", f"{STEPS}.onelake_attachments:tell_cached"),
     KillPoint("first file uploaded", f"{STORE}._bring"),
     KillPoint("first file described", f"{STORE}._describe"),

@@ -6,13 +6,14 @@ import os
 import signal
 from collections import Counter
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
-from ingest_project.ledger.states import JobState
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.work_queue.states import JobState
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.journeys.system import (
     DISCOVERED,
@@ -24,53 +25,50 @@ from ingest_project_tests.journeys.system import (
     environment,
     readings,
 )
+from ingest_project_tests.services.kafka import Server
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dagster import DagsterInstance
-
-    from ingest_project_tests.services.kafka import Server
-
-LEDGER = "ingest_project.ledger"
-KAFKA = "ingest_project.kafka"
+JOBS = "ingest_project.polling.job_queue"
+FILES_QUEUE = "ingest_project.file_ingest.file_queue:FileLedger"
+OUTBOX = "ingest_project.platform.kafka.outbox:MessageOutbox"
 CURSOR_SAVED = "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"
 PARTITIONS_ADDED = "dagster:DagsterInstance.add_dynamic_partitions"
-INTENDED = f"{LEDGER}.outbox:MessageOutbox.intend"
-SENT = f"{KAFKA}.writing:TopicWriter.send_all"
-MARKED_SENT = f"{LEDGER}.outbox:MessageOutbox.mark_sent"
-TRANSACTION = "ingest_project.stores.postgres_warehouse:PostgresTransaction"
+INTENDED = f"{OUTBOX}.intend"
+SENT = "ingest_project.platform.kafka.producer:TopicWriter.send_all"
+MARKED_SENT = f"{OUTBOX}.mark_sent"
+TRANSACTION = "ingest_project.file_ingest.warehouse.postgres:PostgresTransaction"
 
 # In the order in which they come. The first publication is of a dead letter, the second of the file events.
 KILL_POINTS = [
     KillPoint("dead letter intended", INTENDED),
     KillPoint("dead letter sent", SENT),
     KillPoint("dead letter marked as sent", MARKED_SENT),
-    KillPoint("jobs recorded", f"{LEDGER}.polling_jobs:JobLedger.record"),
+    KillPoint("jobs recorded", f"{JOBS}:JobLedger.record"),
     KillPoint("job partitions added", PARTITIONS_ADDED),
-    KillPoint("jobs requested", f"{LEDGER}.polling_jobs:JobLedger.request"),
+    KillPoint("jobs requested", f"{JOBS}:JobLedger.request"),
     KillPoint("polling cursor saved", CURSOR_SAVED),
-    KillPoint("jobs started", f"{LEDGER}.polling_jobs:JobLedger.start"),
+    KillPoint("jobs started", f"{JOBS}:JobLedger.start"),
     KillPoint("file events intended", INTENDED, 2),
     KillPoint("file events sent", SENT, 2),
-    KillPoint("file events marked as sent", f"{LEDGER}.outbox:JobOutbox.mark_sent"),
-    KillPoint("job finished", f"{LEDGER}.polling_jobs:JobLedger.finish"),
-    KillPoint("job reported", "ingest_project.polling.discovered_files:report"),
-    KillPoint("job marked as reported", f"{LEDGER}.polling_jobs:JobLedger.mark_reported"),
-    KillPoint("files recorded", f"{LEDGER}.files:FileLedger.record"),
+    KillPoint("file events marked as sent", f"{JOBS}:JobOutbox.mark_sent"),
+    KillPoint("job finished", f"{JOBS}:JobLedger.finish"),
+    KillPoint("job reported", "ingest_project.polling.assets:report"),
+    KillPoint("job marked as reported", f"{JOBS}:JobLedger.mark_reported"),
+    KillPoint("files recorded", f"{FILES_QUEUE}.record"),
     KillPoint("file partitions added", PARTITIONS_ADDED, 2),
-    KillPoint("files requested", f"{LEDGER}.files:FileLedger.request"),
+    KillPoint("files requested", f"{FILES_QUEUE}.request"),
     KillPoint("file cursor saved", CURSOR_SAVED, 2),
-    KillPoint("files started", f"{LEDGER}.files:FileLedger.start"),
-    KillPoint("second file landed", "ingest_project.file_ingest.ingesting:land", 2),
-    KillPoint("refused file put into quarantine", "ingest_project.file_ingest.storing:quarantine_file"),
+    KillPoint("files started", f"{FILES_QUEUE}.start"),
+    KillPoint("second file landed", "ingest_project.file_ingest.pipeline:land", 2),
+    KillPoint("refused file put into quarantine", "ingest_project.file_ingest.load:quarantine_file"),
     KillPoint("rows replaced", f"{TRANSACTION}.replace_files"),
     KillPoint("rows appended", f"{TRANSACTION}.append_readings"),
     KillPoint("files finished, before the commit", f"{TRANSACTION}.finish_files"),
-    KillPoint("committed", "ingest_project.file_ingest.storing:store_at_once"),
-    KillPoint("materialisations shown, checks not", "ingest_project.partition_reports:_store_materializations", 2),
+    KillPoint("committed", "ingest_project.file_ingest.load:store_at_once"),
+    KillPoint(
+        "materialisations shown, checks not", "ingest_project.platform.dagster.asset_events:_store_materializations", 2
+    ),
     KillPoint("files reported", "ingest_project.file_ingest.assets:report_bisecting"),
-    KillPoint("files marked as reported", f"{LEDGER}.files:FileLedger.mark_reported"),
+    KillPoint("files marked as reported", f"{FILES_QUEUE}.mark_reported"),
 ]
 FILES = {
     "good.csv": readings(5),

@@ -5,27 +5,22 @@ from __future__ import annotations
 import os
 import signal
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
-from ingest_project.database.crm_tables import opportunities, projects
-from ingest_project.ledger.range_record import RangeState
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
+from ingest_project.streams.crm.tables import opportunities, projects
+from ingest_project.streams.range_record import RangeState
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
-from ingest_project_tests.crm.messages import opportunity, project
-from ingest_project_tests.crm.system import CrmSystem, crm_environment
+from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.streams.crm.messages import opportunity, project
+from ingest_project_tests.streams.crm.system import CrmSystem, crm_environment
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dagster import DagsterInstance
-
-    from ingest_project_tests.services.kafka import Server
-
-WAY = "ingest_project_tests.crm.system:CrmSystem.drive"
-LEDGER = "ingest_project.ledger.stream_ranges:StreamRangeLedger"
+WAY = "ingest_project_tests.streams.crm.system:CrmSystem.drive"
+LEDGER = "ingest_project.streams.ranges:StreamRangeLedger"
 RECORDS = 25
 
 # In the order in which they come.
@@ -34,12 +29,12 @@ KILL_POINTS = [
     KillPoint("ranges requested", f"{LEDGER}.request"),
     KillPoint("cursor saved", "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"),
     KillPoint("ranges started", f"{LEDGER}.start"),
-    KillPoint("opportunities upserted, before the commit", "ingest_project.crm.storing:upsert"),
-    KillPoint("unidentified messages kept, before the commit", "ingest_project.crm.storing:keep"),
-    KillPoint("first range committed", "ingest_project.crm.assets:store"),
+    KillPoint("opportunities upserted, before the commit", "ingest_project.streams.crm.upsert:upsert"),
+    KillPoint("unidentified messages kept, before the commit", "ingest_project.streams.crm.upsert:keep"),
+    KillPoint("first range committed", "ingest_project.streams.crm.assets:store"),
     KillPoint("first range finished", f"{LEDGER}.finish"),
-    KillPoint("second range committed", "ingest_project.crm.assets:store", 2),
-    KillPoint("materialisations about to be shown", "ingest_project.crm.assets:_metadata"),
+    KillPoint("second range committed", "ingest_project.streams.crm.assets:store", 2),
+    KillPoint("materialisations about to be shown", "ingest_project.streams.crm.assets:_metadata"),
     KillPoint("ranges marked as reported", f"{LEDGER}.mark_reported"),
 ]
 

@@ -7,23 +7,21 @@ import re
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
 
-from ingest_project.ledger.states import FileState
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.cli.running import left_behind, started_stack, wait_until_nothing_is_left
 from ingest_project_tests.journeys.system import RAW, VALIDATED, System, environment, readings
 from ingest_project_tests.services.dagster import instance_on
+from ingest_project_tests.services.kafka import Server
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from ingest_project_tests.services.kafka import Server
+pytestmark = pytest.mark.long
 
 FILES = 200
 ROWS = 20

@@ -5,28 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
-from ingest_project.ledger.states import JobState
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.work_queue.states import JobState
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.journeys.system import POLLING, System, environment
+from ingest_project_tests.services.kafka import Server
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dagster import DagsterInstance
-
-    from ingest_project_tests.services.kafka import Server
+pytestmark = pytest.mark.long
 
 FILES = 6_000
 WAY = "ingest_project_tests.crashes.test_killed_listing:PollingSystem.poll"
 KILL_POINTS = [
-    KillPoint("third page sent, not marked", "ingest_project.kafka.writing:TopicWriter.send_all", 3),
-    KillPoint("third page marked as sent", "ingest_project.ledger.outbox:JobOutbox.mark_sent", 3),
+    KillPoint("third page sent, not marked", "ingest_project.platform.kafka.producer:TopicWriter.send_all", 3),
+    KillPoint("third page marked as sent", "ingest_project.platform.kafka.outbox:JobOutbox.mark_sent", 3),
 ]
 
 

@@ -5,33 +5,28 @@ from __future__ import annotations
 import os
 import signal
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
-from ingest_project.ledger.states import FileState
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.journeys.system import VALIDATED, System, environment, readings
+from ingest_project_tests.services.kafka import Server
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dagster import DagsterInstance
-
-    from ingest_project_tests.services.kafka import Server
-
-TRANSACTION = "ingest_project.stores.postgres_warehouse:PostgresTransaction"
+TRANSACTION = "ingest_project.file_ingest.warehouse.postgres:PostgresTransaction"
 KILL_POINTS = [
-    KillPoint("committed, and nothing reported", "ingest_project.file_ingest.storing:store_at_once"),
+    KillPoint("committed, and nothing reported", "ingest_project.file_ingest.load:store_at_once"),
     KillPoint("locations held", f"{TRANSACTION}.lock_locations"),
     KillPoint("older version marked", f"{TRANSACTION}.replace_versions"),
     KillPoint("its rows removed", f"{TRANSACTION}.replace_files"),
     KillPoint("newer rows appended", f"{TRANSACTION}.append_readings"),
     KillPoint("finished, before the commit", f"{TRANSACTION}.finish_files"),
     KillPoint("reported", "ingest_project.file_ingest.assets:report_bisecting"),
-    KillPoint("marked as reported", "ingest_project.ledger.files:FileLedger.mark_reported"),
+    KillPoint("marked as reported", "ingest_project.file_ingest.file_queue:FileLedger.mark_reported"),
 ]
 
 

@@ -6,25 +6,23 @@ import os
 import resource
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.journeys.system import System, environment, readings
+from ingest_project_tests.services.kafka import Server
 
-if TYPE_CHECKING:
-    from dagster import DagsterInstance
-
-    from ingest_project_tests.services.kafka import Server
+pytestmark = pytest.mark.long
 
 FILES, ROWS = 5, 3_000
 PATIENCE_SECONDS = 30
 WAY = f"{__name__}:LimitedSystem.one_batch"
 # No process lives to see so many calls.
-NEVER = KillPoint("nothing", "ingest_project.ledger.files:FileLedger.record", 10**9)
+NEVER = KillPoint("nothing", "ingest_project.file_ingest.file_queue:FileLedger.record", 10**9)
 
 
 class LimitedSystem(System):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 
-from ingest_project.settings import current_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from ingest_project.core.settings import current_settings
 
 
 @pytest.fixture(autouse=True)

@@ -9,21 +9,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
-from ingest_project.cli.stack import guard
-from ingest_project.cli.stack.processes import free_port
-from ingest_project.settings import TopicSettings
+from ingest_project.core.settings import TopicSettings
+from ingest_project.devstack import process_guard as guard
+from ingest_project.devstack.processes import free_port
 from ingest_project_tests.deploy.compose_file import ROOT, services
 from ingest_project_tests.services.postgres import BECOME
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 # The user of the image.
 IMAGE_USER = 10_001

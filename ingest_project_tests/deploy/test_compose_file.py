@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from ingest_project.cli.main import build_app
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
 from ingest_project_tests.deploy.compose_file import (
     COMPOSE_FILE,
     REQUIRED,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import boto3
 import pytest
@@ -15,12 +17,8 @@ from dagster._core.instance.ref import InstanceRef
 from dagster_aws.ecs import EcsRunLauncher
 from moto import mock_aws
 
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
 from ingest_project_tests.deploy.compose_file import ROOT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 FOLDER = ROOT / "deploy" / "ecs"
 SERVICES = ("migrate", "code-server", "daemon", "webserver", "monitor", "run")

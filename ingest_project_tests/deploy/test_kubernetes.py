@@ -6,7 +6,9 @@ import inspect
 import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import kubernetes.client
 import pytest
@@ -15,12 +17,8 @@ from dagster import DagsterInstance
 from dagster._core.instance.ref import InstanceRef
 from dagster_k8s import K8sRunLauncher
 
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
 from ingest_project_tests.deploy.compose_file import ROOT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 SERVED = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -11,19 +12,13 @@ from confluent_kafka.admin import AdminClient
 
 from ingest_project.cli.main import run
 from ingest_project.cli.migrate import make_missing_topics
-from ingest_project.cli.stack.processes import free_port
-from ingest_project.database.engine import open_engine
-from ingest_project.database.migrate import HEAD, schema_version
-from ingest_project.errors import BrokerUnavailable
-from ingest_project.settings import KafkaSettings
-from ingest_project_tests.services.kafka import EmbeddedServer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from ingest_project_tests.services.kafka import Server
-    from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.settings import KafkaSettings
+from ingest_project.devstack.processes import free_port
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database.migrate import HEAD, schema_version
+from ingest_project_tests.services.kafka import EmbeddedServer, Server
+from ingest_project_tests.services.postgres import PostgresServer
 
 
 @pytest.fixture

@@ -7,22 +7,19 @@ import json
 import os
 import time
 import urllib.request
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg2
 import pytest
 
-from ingest_project.kafka.writing import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
 from ingest_project_tests.deploy.separate_processes import Deployment
 from ingest_project_tests.journeys.system import readings
-from ingest_project_tests.services.kafka import EmbeddedServer
+from ingest_project_tests.services.kafka import EmbeddedServer, Server
+from ingest_project_tests.services.postgres import PostgresServer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from ingest_project_tests.services.kafka import Server
-    from ingest_project_tests.services.postgres import PostgresServer
+pytestmark = pytest.mark.long
 
 DONE_SECONDS = 60.0
 # Much less than the grace periods of the compose file.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,10 +15,6 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 
 from ingest_project.definitions import defs
 from ingest_project_tests.deploy.compose_file import ROOT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 PARTS = ("storage", "run_coordinator", "concurrency", "telemetry")
 

@@ -7,24 +7,20 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg2
 import pytest
 
-from ingest_project.cli.stack.processes import free_port
-from ingest_project.kafka.writing import Outgoing, TopicWriter
+from ingest_project.devstack.processes import free_port
+from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
 from ingest_project_tests.deploy.network_hosts import TwoHosts, why_not
 from ingest_project_tests.deploy.separate_processes import Deployment
 from ingest_project_tests.journeys.system import readings
-from ingest_project_tests.services.kafka import EmbeddedServer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ingest_project_tests.services.kafka import Server
-    from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project_tests.services.kafka import EmbeddedServer, Server
+from ingest_project_tests.services.postgres import PostgresServer
 
 REASON = why_not()
 FILES, ROWS = 60, 200

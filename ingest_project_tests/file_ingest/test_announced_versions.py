@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from ingest_project.connections import source_clients
-from ingest_project.file_ingest.announced_versions import Announced, with_versions
-from ingest_project.messages.file_event import FileEvent
-from ingest_project.settings import Settings
+from ingest_project.contracts.file_event import FileEvent
+from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.resolve_versions import Announced, with_versions
+from ingest_project.sources.clients import source_clients
 from ingest_project.sources.registry import open_source
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 LONG_SECONDS = 120.0
 

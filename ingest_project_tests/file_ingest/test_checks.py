@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import pytest
 
+from ingest_project.file_ingest.file_record import FileRecord
 from ingest_project_tests.journeys.check_results import behind_its_back, numbers
 from ingest_project_tests.journeys.system import CONTRACT, VALIDATED, System, changed, readings
-
-if TYPE_CHECKING:
-    from ingest_project.ledger.file_record import FileRecord
 
 
 def metadata_reported(system: System, key: str) -> dict[str, Any]:

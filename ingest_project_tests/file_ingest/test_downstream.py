@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pytest
 
 from examples.device_days.assets import device_days
 from ingest_project.file_ingest import catalog
-from ingest_project.stored_tables import IO_MANAGER_KEY, StoredRowsIOManager
+from ingest_project.platform.dagster.stored_tables import IO_MANAGER_KEY, StoredRowsIOManager
 from ingest_project_tests.journeys.system import System, readings
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    import pytest
 
 
 def below(system: System) -> dg.Definitions:
     """The project's file assets, and the example's asset that is made of them."""
-    resources = {IO_MANAGER_KEY: StoredRowsIOManager(catalog.STORED, system.services)}
+    resources = {IO_MANAGER_KEY: StoredRowsIOManager(catalog.STORED, lambda: system.services)}
     assets = dg.map_asset_specs(
         lambda spec: spec.with_io_manager_key(IO_MANAGER_KEY) if spec.key in catalog.STORED else spec,
         [asset for asset in system.definitions.assets or () if isinstance(asset, dg.AssetsDefinition)],

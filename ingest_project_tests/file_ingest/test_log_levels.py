@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 import pytest
 from structlog.testing import capture_logs
 
-from ingest_project.database.engine import open_engine
 from ingest_project.file_ingest import assets
-from ingest_project.file_ingest.outcome import Outcome
-from ingest_project.ledger.files import FileLedger
-from ingest_project.ledger.states import FileState
-from ingest_project_tests.ledger.samples import arrival
+from ingest_project.file_ingest.file_queue import FileLedger
+from ingest_project.file_ingest.result import Outcome
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.work_queue.states import FileState
+from ingest_project_tests.file_ingest.samples import arrival
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import dagster as dg
+import polars as pl
+import pytest
 
-from ingest_project.file_ingest import validated_sensor_data
-from ingest_project.formats.casting import cast as real
+from ingest_project.file_ingest import validate_files as validated_sensor_data
+from ingest_project.readers.casting import cast as real
+from ingest_project.readers.profiles import ReaderProfile
 from ingest_project_tests.journeys.check_results import numbers
 from ingest_project_tests.journeys.system import HEADER, VALIDATED, System, readings
-
-if TYPE_CHECKING:
-    import polars as pl
-    import pytest
-
-    from ingest_project.formats.profiles import ReaderProfile
 
 
 def failed_checks(system: System, key: str) -> dict[str, dg.AssetCheckEvaluation]:

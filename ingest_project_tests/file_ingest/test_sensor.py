@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus, build_sensor_context
 from dagster._core.test_utils import create_run_for_test
 
-from ingest_project.errors import BrokerUnavailable
-from ingest_project.ledger.file_record import file_row
-from ingest_project.ledger.states import FileState
-from ingest_project.resources import Services
-from ingest_project.settings import Settings
+from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.file_record import FileArrival, file_row
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.journeys.system import (
     FILE_EVENTS,
     SHORT_FILE_EVENTS,
@@ -24,14 +26,7 @@ from ingest_project_tests.journeys.system import (
     paused,
     readings,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-    from pathlib import Path
-
-    from ingest_project.ledger.files import FileArrival
-    from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.services.kafka import Server
 
 
 def test_what_is_no_file_event_is_a_dead_letter_with_its_reason_and_the_stream_goes_on(
@@ -128,7 +123,7 @@ def test_with_nothing_configured_a_tick_says_in_one_line_what_to_set(instance: D
     for name in (FILE_EVENTS, SHORT_FILE_EVENTS, "polling_queue_sensor"):
         repository = defs.get_repository_def()
         with build_sensor_context(
-            instance=instance, resources={"services": Services(Settings())}, repository_def=repository
+            instance=instance, resources={"services": SystemResources(Settings())}, repository_def=repository
         ) as context:
             tick = repository.get_sensor_def(name).evaluate_tick(context)
         assert tick.skip_message == (
@@ -241,7 +236,7 @@ def test_an_event_that_the_ledger_cannot_hold_is_a_dead_letter_and_the_others_ar
         row = original(arrival, now)
         return row | {"size_bytes": 2**70} if arrival.event.file_name == "5.csv" else row
 
-    monkeypatch.setattr("ingest_project.ledger.files.file_row", unrecordable)
+    monkeypatch.setattr("ingest_project.file_ingest.file_queue.file_row", unrecordable)
     system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(10)))
     (request,) = system.requests()
     assert request.tags["ingest/batch_size"] == "9"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.errors import SettingsError
-from ingest_project.file_ingest.validation import SensorType, SensorTypes, ValidationRules, row_rules, validate
-from ingest_project.formats.casting import cast
-from ingest_project.formats.profiles import READING_COLUMNS, load_profiles
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from ingest_project.core.errors import SettingsError
+from ingest_project.file_ingest.contract import SensorType, SensorTypes, ValidationRules, row_rules, validate
+from ingest_project.readers.casting import cast
+from ingest_project.readers.profiles import READING_COLUMNS, load_profiles
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
 TYPES = {"temperature": SensorType(units=("C", "°C"), min=-50, max=60), "level": SensorType(min=0)}

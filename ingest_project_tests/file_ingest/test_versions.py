@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.database.engine import writing
-from ingest_project.database.schema import metadata
-from ingest_project.database.tables import files
-from ingest_project.file_ingest.outcome import Outcome
-from ingest_project.file_ingest.storing import finish, hold_locations, settle_versions
+from ingest_project.file_ingest.file_queue import FileLedger
+from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.load import finish, hold_locations, settle_versions
+from ingest_project.file_ingest.result import Outcome
+from ingest_project.file_ingest.tables import files
 from ingest_project.file_ingest.versions import meaning_of
-from ingest_project.formats.profiles import load_profiles
-from ingest_project.ledger.files import FileLedger
-from ingest_project.ledger.states import FileState
-from ingest_project.stores.sql_warehouse import SqlTransaction
-from ingest_project_tests.ledger.samples import NOW, arrival
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ingest_project.ledger.file_record import FileRecord
+from ingest_project.file_ingest.warehouse.sql import SqlTransaction
+from ingest_project.platform.database.columns import metadata
+from ingest_project.platform.database.engine import writing
+from ingest_project.platform.work_queue.states import FileState
+from ingest_project.readers.profiles import load_profiles
+from ingest_project_tests.file_ingest.samples import NOW, arrival
 
 LOCATIONS = ("local:/in/a.csv", "local:/in/b.csv")
 

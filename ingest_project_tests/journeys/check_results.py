@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg2
+from dagster import AssetCheckEvaluation
 
-if TYPE_CHECKING:
-    from dagster import AssetCheckEvaluation
-
-    from ingest_project_tests.journeys.system import System
+from ingest_project_tests.journeys.system import System
 
 
 def behind_its_back(system: System, statement: str, *values: object) -> None:

@@ -6,32 +6,28 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import pytest
+from dagster import AssetCheckEvaluation, DagsterInstance, ExecuteInProcessResult
 from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 import ingest_project.file_ingest.definitions
 import ingest_project.polling.definitions
-from ingest_project.errors import BrokerUnavailable
-from ingest_project.kafka.writing import Outgoing
-from ingest_project.resources import Services
-from ingest_project.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from dagster import AssetCheckEvaluation, DagsterInstance, ExecuteInProcessResult
-    from dagster._core.definitions.sensor_definition import SensorExecutionData
-
-    from ingest_project.kafka.received import Received
-    from ingest_project.ledger.file_record import FileRecord
-    from ingest_project_tests.services.kafka import Server
+from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.settings import Settings, load_settings
+from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.records import Received
+from ingest_project_tests.services.kafka import Server
 
 POLLING, FILE_EVENTS, SHORT_FILE_EVENTS = "polling_queue_sensor", "file_event_queue_sensor", "file_events_sensor"
 SENSORS = (POLLING, FILE_EVENTS, SHORT_FILE_EVENTS)
@@ -72,7 +68,7 @@ class System:
         self._open()
 
     def _open(self) -> None:
-        self.services = Services(self.settings)
+        self.services = SystemResources(self.settings)
         self.definitions = dg.Definitions.merge(
             self._definitions(),
             dg.Definitions(resources={"services": self.services}, executor=dg.in_process_executor),
@@ -254,7 +250,7 @@ class System:
         return dg.Definitions.merge(self.definitions, dg.Definitions(jobs=[job])).resolve_job_def("one_check")
 
 
-def close(services: Services) -> None:
+def close(services: SystemResources) -> None:
     """Give the connections of those services back that were used."""
     opened = services.__dict__
     if "warehouse" in opened:

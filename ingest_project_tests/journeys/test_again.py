@@ -7,16 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.ledger.states import FileState
-from ingest_project_tests.journeys.system import (
-    METRICS,
-    QUARANTINED,
-    RAW,
-    VALIDATED,
-    System,
-    changed,
-    readings,
-)
+from ingest_project.platform.work_queue.states import FileState
+from ingest_project_tests.journeys.system import METRICS, QUARANTINED, RAW, VALIDATED, System, changed, readings
 
 SEMICOLONS = (
     "name: semicolons\ndelimiter: ';'\ncolumns: {when: timestamp, who: device_id, what: sensor_type, value: value}\n"

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ingest_project_tests.journeys.system import (
-    METRICS,
-    QUARANTINED,
-    RAW,
-    VALIDATED,
-    System,
-    changed,
-)
+from ingest_project_tests.journeys.system import METRICS, QUARANTINED, RAW, VALIDATED, System, changed
 
 DUMMY_DATA = Path(__file__).parents[2] / "dummy_data"
 TWINS = {"sample_data_1.csv", "the_same_as_sample_data_1.csv"}

@@ -5,19 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.errors import DatabaseUnavailable
-from ingest_project.ledger.states import FileState, JobState
+from ingest_project.core.errors import DatabaseUnavailable
+from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction
+from ingest_project.platform.work_queue.states import FileState, JobState
 from ingest_project_tests.journeys.system import POLLING, System, changed, paused, readings
-
-if TYPE_CHECKING:
-    from ingest_project.stores.postgres_warehouse import PostgresTransaction
-    from ingest_project_tests.services.kafka import Server
-    from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.services.postgres import PostgresServer
 
 ROWS = 4
 
@@ -44,7 +41,7 @@ def assert_all_stored_once(system: System, count: int = 3) -> None:
 def test_a_database_connection_cut_in_the_middle_of_storing_is_made_anew(
     impatient: System, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ingest_project.stores.postgres_warehouse import PostgresTransaction  # noqa: PLC0415 - loads the driver
+    from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction  # noqa: PLC0415 - loads the driver
 
     system = impatient
     database = system.settings.warehouse.database_url.get_secret_value().rpartition("/")[2]
@@ -72,7 +69,7 @@ def test_while_the_database_is_down_runs_and_ticks_fail_and_afterwards_they_go_o
     announce(system)
     (request,) = system.requests()
     own_postgres_server.kill()
-    monkeypatch.setattr("ingest_project.file_ingest.storing.STORE_PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_PAUSES_SECONDS", (0.0,))
     assert not system.execute("file_batch", request).success
     with pytest.raises(DatabaseUnavailable, match="does not answer"):
         system.tick()
@@ -84,7 +81,7 @@ def test_while_the_database_is_down_runs_and_ticks_fail_and_afterwards_they_go_o
 def test_a_database_that_is_killed_while_a_batch_is_stored_gets_all_of_it_when_it_is_back(
     impatient: System, own_postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ingest_project.stores.postgres_warehouse import PostgresTransaction  # noqa: PLC0415 - loads the driver
+    from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction  # noqa: PLC0415 - loads the driver
 
     system = impatient
     system.settings = changed(system.settings, "warehouse", database_url=SecretStr(own_postgres_server.url()))
@@ -98,7 +95,7 @@ def test_a_database_that_is_killed_while_a_batch_is_stored_gets_all_of_it_when_i
             threading.Timer(0.3, own_postgres_server.start).start()
 
     monkeypatch.setattr(PostgresTransaction, "finish_files", crash)
-    monkeypatch.setattr("ingest_project.file_ingest.storing.STORE_PAUSES_SECONDS", (2.0, 2.0, 2.0))
+    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_PAUSES_SECONDS", (2.0, 2.0, 2.0))
     announce(system)
     assert all(run.success for run in system.drive())
     assert_all_stored_once(system)

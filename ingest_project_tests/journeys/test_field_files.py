@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from ingest_project_tests.formats.real_files import DATA
 from ingest_project_tests.journeys.system import System, changed
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from ingest_project_tests.readers.real_files import DATA
 
 FIELD = DATA / "field"
 MANIFEST = FIELD / "manifest.jsonl"

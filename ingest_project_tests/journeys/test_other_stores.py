@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.stores.places import Bucket, place_of, s3_client
+from ingest_project.platform.object_store.locations import Bucket, S3Options, place_of, s3_client
 from ingest_project_tests.journeys.system import RAW, VALIDATED, System, changed, readings
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ingest_project.stores.places import S3Options
 
 FILES = {
     "good.csv": readings(5),
@@ -92,7 +87,7 @@ def test_a_file_in_many_chunks_ends_as_it_would_in_one(
     whole = system.file("once.csv")
     metrics = system.services.warehouse.metrics_of(whole.file_key)
 
-    from ingest_project.formats.reading import ReadLimits  # noqa: PLC0415
+    from ingest_project.readers.reading import ReadLimits  # noqa: PLC0415
 
     monkeypatch.setattr(ReadLimits, "from_settings", lambda _settings: ReadLimits(chunk_bytes=1_000))
     with system.services.warehouse.transaction() as transaction:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.database.engine import writing
-from ingest_project.errors import DatabaseUnavailable
-from ingest_project.ledger.states import FileState, JobState
+from ingest_project.core.errors import DatabaseUnavailable
+from ingest_project.platform.database.engine import writing
+from ingest_project.platform.work_queue.states import FileState, JobState
+from ingest_project.sources.protocol import Source, SourceFile
 from ingest_project_tests.journeys.system import FILE_EVENTS, POLLING, System, changed, file_event, readings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ingest_project.sources.protocol import Source, SourceFile
 
 GOOD = 99
 DEEP = "[" * 400 + "]" * 400

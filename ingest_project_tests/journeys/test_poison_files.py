@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 import psycopg2
 import pytest
 
-from ingest_project.errors import DatabaseUnavailable
-from ingest_project.file_ingest import ingesting, validated_sensor_data
-from ingest_project.ledger.states import FileState
-from ingest_project.messages.file_event import file_key, version_of
-from ingest_project.stores.quarantine import safe_name
+from ingest_project.contracts.file_event import file_key, version_of
+from ingest_project.core.errors import DatabaseUnavailable
+from ingest_project.file_ingest import pipeline as ingesting
+from ingest_project.file_ingest import validate_files as validated_sensor_data
+from ingest_project.platform.object_store.quarantine import safe_name
+from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.journeys.system import VALIDATED, System, changed, readings
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 GOOD = 99
 POISON = "poison.csv"
 
@@ -162,7 +161,7 @@ def test_the_99_are_stored_at_their_first_attempt(  # noqa: PLR0913, PLR0917 - a
     state: FileState,
     reason: str,
 ) -> None:
-    monkeypatch.setattr("ingest_project.file_ingest.storing.STORE_PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_PAUSES_SECONDS", (0.0,))
     system.settings = changed(system.settings, "retries", delay_seconds=3_600.0)
     system.restart()
     names = [f"{number}.csv" for number in range(GOOD)]
@@ -190,7 +189,7 @@ def test_the_99_are_stored_at_their_first_attempt(  # noqa: PLR0913, PLR0917 - a
 
 
 def test_a_database_that_is_away_is_no_files_fault(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ingest_project.file_ingest import storing  # noqa: PLC0415 - patched here alone
+    from ingest_project.file_ingest import load as storing  # noqa: PLC0415 - patched here alone
 
     calls = []
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project_tests.formats.real_files import (
+from ingest_project_tests.journeys.system import QUARANTINED, System, changed, readings
+from ingest_project_tests.readers.real_files import (
     DATA,
     Reading,
     nasty_files,
@@ -17,7 +18,6 @@ from ingest_project_tests.formats.real_files import (
     profile_name_of,
     sensor_files,
 )
-from ingest_project_tests.journeys.system import QUARANTINED, System, changed, readings
 
 # What such a sensor can mean, as its makers say.
 LIMITS = {

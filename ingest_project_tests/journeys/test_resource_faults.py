@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import dagster as dg
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.database.engine import open_engine
-from ingest_project.database.migrate import migrate
-from ingest_project.settings import load_settings
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database.migrate import migrate
 from ingest_project_tests.journeys.system import System, changed, environment, readings
 from ingest_project_tests.services.dagster import instance_on
+from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.services.postgres import PostgresServer
 from ingest_project_tests.services.slow_network import SlowWay, slow_way
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from ingest_project_tests.services.kafka import Server
-    from ingest_project_tests.services.postgres import PostgresServer
+pytestmark = pytest.mark.long
 
 ROWS = 4
 MANY_FILES, MANY_ROWS = 30, 3_000
@@ -75,7 +73,7 @@ def test_a_disk_of_the_database_that_is_full_stops_only_as_long_as_it_is_full(
     impatient: System, own_postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system, server = impatient, own_postgres_server
-    monkeypatch.setattr("ingest_project.file_ingest.storing.STORE_PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_PAUSES_SECONDS", (0.0,))
     with small_disk(server.folder / "small") as disk:
         owner = server.data.stat()
         os.chown(disk, owner.st_uid, owner.st_gid)

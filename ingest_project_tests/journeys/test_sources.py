@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from ingest_project.settings import Settings
+from ingest_project.core.settings import Settings
 from ingest_project_tests.journeys.system import System, readings
 from ingest_project_tests.services.listing_server import ListingServer
 from ingest_project_tests.sources.places import OneLakePlace, Place, S3Place, WebPlace
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(params=["s3", "onelake", "http"])

@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from ingest_project.ledger.states import FileState
+from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.journeys.system import METRICS, RAW, VALIDATED, System, changed, file_event, readings
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ingest_project.ledger.file_record import FileRecord
 
 SEMICOLONS = """
 name: semicolons

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
-from ingest_project.errors import BrokerUnavailable
-from ingest_project.ledger.polling_jobs import JobOutbox
-from ingest_project.ledger.states import JobState
-from ingest_project.polling import standing_jobs
+import pytest
+
+from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.settings import ConfiguredSource
+from ingest_project.platform.work_queue.states import JobState
+from ingest_project.polling import scheduled_polls as standing_jobs
 from ingest_project.polling.discovery import ANNOUNCED_BEFORE, TOO_YOUNG, discover
-from ingest_project.settings import ConfiguredSource
+from ingest_project.polling.job_queue import JobOutbox, JobRecord
 from ingest_project_tests.journeys.system import DISCOVERED, POLLING, System, changed, readings
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pytest
-
-    from ingest_project.ledger.polling_jobs import JobRecord
 
 STANDING = "standing_jobs_sensor"
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from ingest_project.ledger.states import JobState
+from ingest_project.platform.work_queue.states import JobState
 from ingest_project_tests.journeys.system import DISCOVERED, POLLING, System, readings
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_what_is_no_polling_job_is_a_dead_letter_with_its_reason_and_the_stream_goes_on(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance, instance_for_test
 
-from ingest_project.settings import current_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project.core.settings import current_settings
+from ingest_project_tests.services.postgres import PostgresServer
 
 
 @contextmanager
@@ -23,7 +19,13 @@ def instance_on(postgres_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", postgres_url)
     monkeypatch.setenv("INGEST_STATE_DIR", str(folder))
     current_settings.cache_clear()
-    storage = {"custom": {"module": "ingest_project.event_storage", "class": "InstanceStorage", "config": {}}}
+    storage = {
+        "custom": {
+            "module": "ingest_project.platform.dagster.event_log_storage",
+            "class": "InstanceStorage",
+            "config": {},
+        }
+    }
     try:
         with instance_for_test(overrides={"storage": storage, "telemetry": {"enabled": False}}) as instance:
             yield instance

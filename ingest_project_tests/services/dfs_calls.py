@@ -7,15 +7,11 @@ import email.utils
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from ingest_project_tests.services.dfs_faults import Fault
 from ingest_project_tests.services.dfs_tree import Entry, FileSystem, Refusal
 from ingest_project_tests.services.http_exchange import Answer, Cut, Request
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ingest_project_tests.services.dfs_faults import Fault
 
 SAS = "sv=2024-11-04&ss=b&srt=sco&sp=rwdlac&se=2099-01-01T00:00:00Z&sig=dGVzdC1zaWduYXR1cmU%3D"
 SIGNATURE = "dGVzdC1zaWduYXR1cmU="

@@ -15,15 +15,17 @@ import json
 import signal
 import uuid
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import unquote
 
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.onelake.options import OneLakeCredential, OneLakeOptions
+from ingest_project.platform.azure.identity import OneLakeCredential, OneLakeOptions
 from ingest_project_tests.services.dfs_calls import (
     ON_ENTRY,
     ON_FILE_SYSTEM,
@@ -40,11 +42,6 @@ from ingest_project_tests.services.dfs_calls import (
 from ingest_project_tests.services.dfs_faults import Fault, Faults
 from ingest_project_tests.services.dfs_tree import Entry, FileSystem, Refusal
 from ingest_project_tests.services.http_exchange import Answer, Cut, HttpServer, Request
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import TracebackType
-    from typing import Self
 
 ACCOUNT_KEY = base64.b64encode(b"a key that signs nothing of value").decode()
 ITEM = "lake.Lakehouse"

@@ -10,13 +10,11 @@ import itertools
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+from typing import Protocol
 
 
 class Refusal(Exception):  # noqa: N818 - an answer of the protocol, not a failure of the server

@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 with warnings.catch_warnings():
     # pyftpdlib stands on asyncore, which Python 3.11 still has and warns about.
@@ -25,8 +25,7 @@ with warnings.catch_warnings():
     from pyftpdlib.ioloop import IOLoop  # type: ignore[import-untyped]
     from pyftpdlib.servers import FTPServer  # type: ignore[import-untyped]
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 USER = "collector"
 PASSWORD = "correct horse"  # noqa: S105 - of a server that lives for one test

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import socket
 import socketserver
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import Self
 from urllib.parse import parse_qsl, unquote
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
 
 REASONS = {200: "OK", 201: "Created", 202: "Accepted", 206: "Partial Content"}
 

@@ -19,21 +19,19 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Self, cast
+from typing import Self, cast
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pytest
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Iterator, Mapping
 
 DEFAULT_SIZE = 100_000
 # Of every file here, in seconds since 1970.

@@ -9,16 +9,14 @@ import base64
 import json
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from ingest_project.onelake.identity import default_credential
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from ingest_project.platform.azure.identity import default_credential
 
 # Each of these makes the default credential try something else, or somebody's own account.
 VARIABLES_OF_OTHER_CREDENTIALS = (

@@ -19,21 +19,18 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
-from ingest_project.cli.stack.processes import free_port
-from ingest_project.kafka.embedded import EmbeddedBroker
-from ingest_project.settings import KafkaSettings
+from ingest_project.core.settings import KafkaSettings
+from ingest_project.devstack.embedded_kafka import EmbeddedBroker
+from ingest_project.devstack.processes import free_port
 from ingest_project_tests.services.first_use import cache_folder, one_at_a_time
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
 
 KAFKA_VERSION = "4.1.1"
 LOGGING_VERSION = "2.24.3"

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from ingest_project_tests.services.kusto_tables import Database, KqlError, Row, seven_digits
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MAX_ROWS = 500_000
 MAX_BYTES = 64 * 1024**2

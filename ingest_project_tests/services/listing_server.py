@@ -8,14 +8,12 @@ import re
 from collections import Counter
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from typing import TYPE_CHECKING, Literal, Self
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
 from urllib.parse import quote
 
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
-
-if TYPE_CHECKING:
-    from pathlib import Path
-    from types import TracebackType
 
 Style = Literal["nginx", "apache", "json", "lines"]
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import asyncssh
 
 from ingest_project_tests.services.sftp_server import SftpServer, _Login
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Answer = Callable[[int, bytes], bytes | None]
+Answer = Callable[[int, bytes], bytes | None]
 
 INIT, VERSION, STATUS, HANDLE, DATA, NAME, ATTRS = 1, 2, 101, 102, 103, 104, 105
 OPEN, CLOSE, READ, OPENDIR, READDIR, STAT, FSTAT = 3, 4, 5, 11, 12, 17, 8

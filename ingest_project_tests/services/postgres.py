@@ -15,23 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 
-from ingest_project.cli.stack import guard
-from ingest_project.cli.stack.postgres import server_user
-from ingest_project.cli.stack.processes import free_port
-from ingest_project.database.engine import open_engine
-from ingest_project.database.migrate import migrate
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ingest_project.cli.stack.child import RunAs
+from ingest_project.devstack import process_guard as guard
+from ingest_project.devstack.child import RunAs
+from ingest_project.devstack.postgres import server_user
+from ingest_project.devstack.processes import free_port
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database.migrate import migrate
 
 # Becomes another user and then the command that follows.
 BECOME = """

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 from moto.server import ThreadedMotoServer
 
-from ingest_project.stores.places import S3Options, s3_client
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from ingest_project.platform.object_store.locations import S3Options, s3_client
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -13,27 +15,22 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 from pydantic import SecretStr
 
-from ingest_project.connections import source_clients
-from ingest_project.onelake.address import parse_address
-from ingest_project.onelake.client import open_file_system
-from ingest_project.settings import Settings
+from ingest_project.core.settings import Settings
+from ingest_project.platform.azure.address import parse_address
+from ingest_project.platform.azure.client import open_file_system
+from ingest_project.platform.object_store.locations import S3Options, s3_client
+from ingest_project.sources.clients import source_clients
+from ingest_project.sources.protocol import Source
 from ingest_project.sources.registry import open_source
 from ingest_project.sources.server_source import ServerSource
-from ingest_project.stores.places import s3_client
 from ingest_project_tests.services.dfs_calls import SAS
+from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
+from ingest_project_tests.services.listing_server import ListingServer
 from ingest_project_tests.services.sftp_server import SftpServer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from mypy_boto3_s3 import S3Client
-
-    from ingest_project.sources.protocol import Source
-    from ingest_project.stores.places import S3Options
-    from ingest_project_tests.services.dfs_server import DfsServer
-    from ingest_project_tests.services.listing_server import ListingServer
 
 LONG_AGO = 1_700_000_000.0
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ingest_project.sources.protocol import Skipped, SourceFile
-
-if TYPE_CHECKING:
-    from ingest_project.sources.server_source import ServerSource
+from ingest_project.sources.server_source import ServerSource
 
 # Their connections are closed at the end of each test, see conftest.py.
 OPENED: list[ServerSource] = []

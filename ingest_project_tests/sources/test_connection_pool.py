@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ingest_project.errors import SourceMissing, SourceUnreachable
+from ingest_project.core.errors import SourceMissing, SourceUnreachable
 from ingest_project.sources.connection_pool import Account, ConnectionPool, Limits
 
 

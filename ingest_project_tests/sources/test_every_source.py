@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from ingest_project.errors import ForbiddenPath, PermanentError, SourceMissing
+from ingest_project.core.errors import ForbiddenPath, PermanentError, SourceMissing
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project_tests.services.ftp_server import FtpServer
 from ingest_project_tests.services.listing_server import ListingServer
 from ingest_project_tests.services.sftp_server import SftpServer
 from ingest_project_tests.sources.places import FileServerPlace, LocalPlace, OneLakePlace, Place, S3Place, WebPlace
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 KINDS = ("local", "s3", "onelake", "ftp", "sftp", "nginx", "apache", "json", "lines")
 MANY = 10_000

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ingest_project.errors import (
+from ingest_project.core.errors import (
     ForbiddenPath,
     PermanentError,
     SourceChanged,
@@ -18,20 +19,16 @@ from ingest_project.errors import (
     SourceUnreachable,
     UnknownCredentials,
 )
-from ingest_project.settings import Credential, PollingSettings
-from ingest_project.sources.access import SourceAccess
-from ingest_project.sources.ftp import open_ftp
+from ingest_project.core.settings import Credential, PollingSettings
+from ingest_project.sources.context import SourceAccess
+from ingest_project.sources.ftp.source import open_ftp
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.registry import open_source
-from ingest_project.sources.servers import ServerSettings
+from ingest_project.sources.server_config import ServerSettings
+from ingest_project.sources.server_source import ServerSource
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
 from ingest_project_tests.services.ftps_server import CHANGED_AT, Certificates, FtpsServer, made_certificates
 from ingest_project_tests.sources.served import OPENED, skipped, taken
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ingest_project.sources.server_source import ServerSource
 
 WITHOUT_MLSD = frozenset({"MLSD", "MLST"})
 LIST_ONLY = frozenset({"MLSD", "MLST", "MDTM", "SIZE", "EPSV", "FEAT"})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.sources.ftp_listing import listed_entry, machine_entry, time_of
+from ingest_project.sources.ftp.listing import listed_entry, machine_entry, time_of
 from ingest_project.sources.server_connection import Entry
 from ingest_project.sources.server_names import NameCoding, is_askable
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from ingest_project.errors import (
+from ingest_project.core.errors import (
     ForbiddenPath,
     SourceChanged,
     SourceForbidden,
@@ -19,10 +20,6 @@ from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project_tests.services.listing_server import ListingServer
 from ingest_project_tests.services.stalling_proxy import StallingProxy
 from ingest_project_tests.sources.places import WebPlace
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 CONTENT = os.urandom(5_000_000)
 

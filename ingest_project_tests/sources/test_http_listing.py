@@ -5,30 +5,26 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import socket
 import time
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator
+from typing import Any, Self
 
 import pytest
 
-from ingest_project.connections import source_clients
-from ingest_project.errors import (
+from ingest_project.core.errors import (
     ForbiddenPath,
     PermanentError,
     SourceForbidden,
     SourceUnreachable,
     UnreadableListingError,
 )
-from ingest_project.settings import Settings
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.core.settings import Settings
+from ingest_project.sources.clients import source_clients
+from ingest_project.sources.protocol import Skipped, Source, SourceFile
 from ingest_project.sources.registry import open_source
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 from ingest_project_tests.services.raw_server import RawServer, request, silent
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Iterator
-
-    from ingest_project.sources.protocol import Source
 
 HTML = {"Content-Type": "text/html"}
 JSON = {"Content-Type": "application/json"}

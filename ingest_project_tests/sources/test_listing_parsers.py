@@ -6,7 +6,6 @@ import contextlib
 import json
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import paramiko
@@ -14,15 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.sources.ftp_listing import listed_entry, machine_entry, size_of, time_of
-from ingest_project.sources.http_listing import parsed_page
-from ingest_project.sources.http_paging import next_links, unfinished_by
-from ingest_project.sources.listing_page import Link, NotAListing
+from ingest_project.sources.ftp.listing import listed_entry, machine_entry, size_of, time_of
+from ingest_project.sources.http.listing import parsed_page
+from ingest_project.sources.http.listing_page import Link, NotAListing, Page
+from ingest_project.sources.http.paging import next_links, unfinished_by
 from ingest_project.sources.selection import MAX_REASONS, count_reason
-from ingest_project.sources.sftp_packets import attributes_of, names_of
-
-if TYPE_CHECKING:
-    from ingest_project.sources.listing_page import Page
+from ingest_project.sources.sftp.packets import attributes_of, names_of
 
 NOW = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
 ZONES = [ZoneInfo("UTC"), ZoneInfo("Pacific/Kiritimati"), ZoneInfo("Europe/Berlin")]

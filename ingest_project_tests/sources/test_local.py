@@ -8,21 +8,18 @@ import socket
 import stat
 import time
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from ingest_project.errors import ForbiddenPath, PermanentError, SourceMissing, SourceUnreachable
-from ingest_project.settings import PollingSettings
+from ingest_project.core.errors import ForbiddenPath, PermanentError, SourceMissing, SourceUnreachable
+from ingest_project.core.settings import PollingSettings
 from ingest_project.sources.local import _LocalFile
 from ingest_project.sources.protocol import Skipped, Source, SourceFile
 from ingest_project.sources.registry import canonical_location, known_source_types, open_source
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @pytest.fixture

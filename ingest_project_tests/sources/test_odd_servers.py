@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ingest_project.errors import PermanentError, SourceUnreachable, UnreadableListingError
-from ingest_project.settings import Credential
-from ingest_project.sources.access import SourceAccess
-from ingest_project.sources.ftp import open_ftp
+from ingest_project.core.errors import PermanentError, SourceUnreachable, UnreadableListingError
+from ingest_project.core.settings import Credential
+from ingest_project.sources.context import SourceAccess
+from ingest_project.sources.ftp.source import open_ftp
 from ingest_project.sources.protocol import Skipped
-from ingest_project.sources.servers import ServerSettings
-from ingest_project.sources.sftp import open_sftp
+from ingest_project.sources.server_config import ServerSettings
+from ingest_project.sources.server_source import ServerSource
+from ingest_project.sources.sftp.source import open_sftp
 from ingest_project_tests.services import odd_sftp
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
 from ingest_project_tests.services.odd_ftp import WITH_MLSD, speaking
@@ -23,13 +27,6 @@ from ingest_project_tests.services.raw_server import RawServer, silent
 from ingest_project_tests.services.sftp_server import SftpServer
 from ingest_project_tests.services.stalling_proxy import StallingProxy
 from ingest_project_tests.sources.served import OPENED, skipped, taken
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from ingest_project.sources.server_source import ServerSource
 
 # The total time of an answer is twice this, of a listing ten times.
 QUICK = ServerSettings(timeout_seconds=0.5)

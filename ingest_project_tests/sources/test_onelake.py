@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from ingest_project.errors import PermanentError, SourceForbidden, SourceUnreachable
-from ingest_project.sources.protocol import SourceFile
+from ingest_project.core.errors import PermanentError, SourceForbidden, SourceUnreachable
+from ingest_project.sources.protocol import Source, SourceFile
 from ingest_project_tests.services.dfs_server import ITEM, DfsServer, guid_of
 from ingest_project_tests.sources.places import OneLakePlace
-
-if TYPE_CHECKING:
-    from ingest_project.sources.protocol import Source
 
 
 @pytest.fixture

@@ -5,22 +5,18 @@ from __future__ import annotations
 import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 
-from ingest_project.connections import source_clients
-from ingest_project.errors import ForbiddenPath, PermanentError, SourceChanged, SourceMissing, SourceUnreachable
-from ingest_project.settings import Settings
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.core.errors import ForbiddenPath, PermanentError, SourceChanged, SourceMissing, SourceUnreachable
+from ingest_project.core.settings import Settings
+from ingest_project.platform.object_store.locations import S3Options
+from ingest_project.sources.clients import source_clients
+from ingest_project.sources.protocol import Skipped, Source, SourceFile
 from ingest_project.sources.registry import open_source
 from ingest_project_tests.services.cutting_proxy import CuttingProxy
 from ingest_project_tests.sources.places import S3Place
-
-if TYPE_CHECKING:
-    from ingest_project.sources.protocol import Source
-    from ingest_project.stores.places import S3Options
 
 
 @pytest.fixture

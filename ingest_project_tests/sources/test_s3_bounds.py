@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from ingest_project.connections import source_clients
-from ingest_project.errors import PermanentError, SourceUnreachable, UnreadableListingError
-from ingest_project.settings import Settings
-from ingest_project.sources.protocol import SourceFile
+from ingest_project.core.errors import PermanentError, SourceUnreachable, UnreadableListingError
+from ingest_project.core.settings import Settings
+from ingest_project.sources.clients import source_clients
+from ingest_project.sources.protocol import Source, SourceFile
 from ingest_project.sources.registry import open_source
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 from ingest_project_tests.services.raw_server import RawServer, request
-
-if TYPE_CHECKING:
-    import socket
-
-    from ingest_project.sources.protocol import Source
 
 XML = {"Content-Type": "application/xml"}
 KEY = '<Contents><Key>{name}</Key><LastModified>{time}</LastModified><ETag>"1"</ETag><Size>{size}</Size></Contents>'

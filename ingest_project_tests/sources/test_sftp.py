@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
 
-from ingest_project.errors import (
+from ingest_project.core.errors import (
     ForbiddenPath,
     PermanentError,
     SettingsError,
@@ -19,20 +21,15 @@ from ingest_project.errors import (
     SourceMissing,
     SourceUnreachable,
 )
-from ingest_project.settings import Credential
-from ingest_project.sources import sftp_connection
-from ingest_project.sources.access import SourceAccess
+from ingest_project.core.settings import Credential
+from ingest_project.sources.context import SourceAccess
 from ingest_project.sources.protocol import SourceFile
-from ingest_project.sources.servers import ServerSettings
-from ingest_project.sources.sftp import open_sftp
+from ingest_project.sources.server_config import ServerSettings
+from ingest_project.sources.server_source import ServerSource
+from ingest_project.sources.sftp import connection as sftp_connection
+from ingest_project.sources.sftp.source import open_sftp
 from ingest_project_tests.services.sftp_server import PASSWORD, USER, SftpServer
 from ingest_project_tests.sources.served import OPENED, skipped, taken
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from ingest_project.sources.server_source import ServerSource
 
 CHANGED = datetime(2023, 11, 14, 22, 13, 35, tzinfo=UTC)
 CONTENT = os.urandom(9_000_001)

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import socketserver
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.connections import s3_client, source_clients
-from ingest_project.errors import AddressRefused, ForbiddenPath, IngestError, PermanentError, SourceUnreachable
-from ingest_project.file_ingest.announced_versions import Announced, with_versions
-from ingest_project.messages.file_event import FileEvent
-from ingest_project.settings import Credential, Settings
-from ingest_project.sources.access import S3Account, SourceAccess
-from ingest_project.sources.ftp import open_ftp
+from ingest_project.contracts.file_event import FileEvent
+from ingest_project.core.errors import AddressRefused, ForbiddenPath, IngestError, PermanentError, SourceUnreachable
+from ingest_project.core.settings import Credential, Settings
+from ingest_project.file_ingest.resolve_versions import Announced, with_versions
+from ingest_project.platform.http.host_policy import HostLists
+from ingest_project.platform.http.pinned_s3 import pin
+from ingest_project.platform.http.pinned_transport import Connector
+from ingest_project.platform.object_store.locations import S3Options
+from ingest_project.platform.object_store.locations import s3_client as store_client
+from ingest_project.sources.clients import s3_client, source_clients
+from ingest_project.sources.context import S3Account, SourceAccess
+from ingest_project.sources.ftp.source import open_ftp
+from ingest_project.sources.protocol import Source
 from ingest_project.sources.registry import open_source
-from ingest_project.sources.servers import ServerSettings
-from ingest_project.stores.places import s3_client as store_client
-from ingest_project.web.hosts import HostLists
-from ingest_project.web.pinned import Connector
-from ingest_project.web.pinned_s3 import pin
+from ingest_project.sources.server_config import ServerSettings
+from ingest_project_tests.services.dfs_server import DfsServer
+from ingest_project_tests.services.identity import IdentityServer
 from ingest_project_tests.services.listener import Listener, Redirecting
 from ingest_project_tests.sources.places import S3Place
 from ingest_project_tests.sources.served import OPENED
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ingest_project.sources.protocol import Source
-    from ingest_project.stores.places import S3Options
-    from ingest_project_tests.services.dfs_server import DfsServer
-    from ingest_project_tests.services.identity import IdentityServer
 
 SAS = "sv=2024-01-01&sig=the-signature"
 PLACE = "w/i.Lakehouse/Files/a.csv"

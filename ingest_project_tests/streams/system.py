@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ingest_project.ledger.range_record import RangeState
+import dagster as dg
+from dagster import ExecuteInProcessResult
+
+from ingest_project.streams.range_record import RangeState
 from ingest_project_tests.journeys.system import System
-
-if TYPE_CHECKING:
-    import dagster as dg
-    from dagster import ExecuteInProcessResult
 
 
 class StreamSystem(System, ABC):

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from ingest_project.database.migrate import migrate
-from ingest_project.errors import BrokerUnavailable
-from ingest_project.kafka.offset_ranges import Backlog
-from ingest_project.kafka.writing import Outgoing
-from ingest_project.ledger.range_record import OffsetRange
-from ingest_project.resources import Services
-from ingest_project.settings import load_settings
+from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack.embedded_kafka import EmbeddedBroker
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.database.migrate import migrate
+from ingest_project.platform.kafka.offset_ranges import Backlog
+from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.kafka.producer import Outgoing
 from ingest_project.streams.planning import plan, plan_backlog
+from ingest_project.streams.range_record import OffsetRange
 from ingest_project_tests.journeys.system import close
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from ingest_project.kafka.embedded import EmbeddedBroker
-    from ingest_project.kafka.positions import Positions
 
 TOPIC = "stream"
 
 
 @pytest.fixture
-def services(embedded_broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Services]:
+def services(embedded_broker: EmbeddedBroker, tmp_path: Path) -> Iterator[SystemResources]:
     """A topic of one partition and a ledger."""
     embedded_broker.create_topic(TOPIC, 1)
     environ = {
@@ -35,20 +31,20 @@ def services(embedded_broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Servic
         "KAFKA_REQUEST_TIMEOUT_SECONDS": "3",
         "DATABASE_URL": f"sqlite:///{tmp_path / 'ledger.db'}",
     }
-    services = Services(load_settings(environ, tmp_path).settings)
+    services = SystemResources(load_settings(environ, tmp_path).settings)
     migrate(services.engine)
     yield services
     close(services)
 
 
-def tick(services: Services, saved: Positions | None) -> Positions:
+def tick(services: SystemResources, saved: Positions | None) -> Positions:
     positions = plan_backlog(services, TOPIC, saved, size=10, most=100, wait_seconds=0)
     assert positions is not None
     return positions
 
 
 def test_ticks_outlive_a_broker_that_is_away_and_plan_on_when_it_is_back(
-    services: Services, embedded_broker: EmbeddedBroker
+    services: SystemResources, embedded_broker: EmbeddedBroker
 ) -> None:
     services.writer.send_all(TOPIC, [Outgoing(b"before")])
     saved = tick(services, None)

@@ -5,26 +5,24 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.database.activity_tables import activity_range_hours
-from ingest_project.database.engine import open_engine, reading, writing
-from ingest_project.database.migrate import migrate
-from ingest_project.database.stream_tables import stream_ranges, stream_stretches
-from ingest_project.ledger.activity_hours import ActivityHours
-from ingest_project.ledger.range_record import OffsetRange, RangeState, cut
-from ingest_project.ledger.stream_ranges import StreamRangeLedger
-from ingest_project.ledger.stream_stretches import Bounds, StreamStretches, holes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from ingest_project.platform.database.engine import open_engine, reading, writing
+from ingest_project.platform.database.migrate import migrate
+from ingest_project.streams.contiguous_intervals import Bounds, StreamStretches, holes
+from ingest_project.streams.range_record import OffsetRange, RangeState, cut
+from ingest_project.streams.ranges import StreamRangeLedger
+from ingest_project.streams.tables import stream_ranges, stream_stretches
+from ingest_project.streams.user_activity.changed_hours import ActivityHours
+from ingest_project.streams.user_activity.tables import activity_range_hours
 
 TOPIC, LIFE = "stream", "life"
 LONG_AGO = datetime(2026, 1, 15, 10, tzinfo=UTC)
@@ -36,8 +34,8 @@ KILLED_WHILE_LETTING_GO = """
 import os, signal, sys
 from datetime import datetime
 import sqlalchemy as sa
-from ingest_project.database.engine import open_engine
-from ingest_project.ledger.stream_stretches import StreamStretches
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.streams.contiguous_intervals import StreamStretches
 
 engine = open_engine(sys.argv[1])
 

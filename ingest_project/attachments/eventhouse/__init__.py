@@ -1,0 +1,1 @@
+"""Eventhouse (Kusto) as a source of attachment events."""

@@ -1,0 +1,201 @@
+"""New events of a domain, page by page, so that each is published exactly once.
+
+Everything lies in the position, which the caller saves in the same transaction as a page's events:
+
+- By cursor: a window reaches from the saved cursor to the one that the window's first answer tells. Kusto gives a row
+  its cursor value after it has become visible, and no row gets one that lies in a window already told.
+- By ingestion time: a row becomes visible some time after the ingestion time it bears. So a window reaches from where
+  the last one ended to the server's present, and every `overlap_seconds` one reaches back by twice that, which brings
+  the late rows and repeats others. The ids of events make the repetition harmless: they are the same for the same
+  row, and the caller's outbox lets each out once. It is the outbox and not the position that remembers them,
+  because it does so anyway, has room, and stays right however many rows the overlap holds.
+
+Within a window the order is total (ingestion time, then a hash of the key) and both bounds stand still, so a page
+begins right after the row where the last one ended, also in another process: nothing is skipped, nothing comes twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from ingest_project.attachments.eventhouse.client import Answer, AnswerTooLargeError, EventhouseClient
+from ingest_project.attachments.eventhouse.events import PolledEvent, RefusedRow, event_of
+from ingest_project.attachments.eventhouse.queries import INGESTED_AT, KEY, DomainQuery, page_text, server_time_text
+from ingest_project.core.errors import QueryRefused
+
+BEGINNING_OF_TIME = "1900-01-01T00:00:00Z"
+_NO_CURSOR = "Set `mode: window` for this domain, or enable the table's IngestionTime policy."
+_NO_TIMES = "Enable it: `.alter table {table} policy ingestiontime true`."
+
+_logger = logging.getLogger(__name__)
+
+
+class Position(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far a domain has been read. Opaque to whoever saves it; see `to_json` and `position_from_json`.
+
+    Args:
+        source: mode, database and table it refers to.
+        after: everything up to here is done: a cursor, or an ingestion time.
+        swept: window only: until when late rows have been looked for.
+        until: end of the window whose pages are being read; empty between windows.
+        since: window only: where that window begins.
+        page_at: ingestion time of the last row of the last page, with seven digits of a second.
+        page_key: key of that row.
+        rows: how many rows fit into a page of this window; 0 where nothing was too large.
+    """
+
+    source: str
+    after: str = ""
+    swept: str = ""
+    until: str = ""
+    since: str = ""
+    page_at: str = ""
+    page_key: str = ""
+    rows: int = 0
+
+    def to_json(self) -> str:
+        """The position as text to save, of a few hundred bytes."""
+        return msgspec.json.encode(self).decode()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What one poll brought.
+
+    Args:
+        events: in the order of their ingestion. In window mode some may have come before, see `PolledEvent.event_id`.
+        refused: rows that cannot become events, to be counted and shown.
+        position: to save with the events, and to poll from next.
+        more: whether more is waiting, so that the next poll need not wait.
+    """
+
+    events: list[PolledEvent]
+    refused: list[RefusedRow]
+    position: Position
+    more: bool
+
+
+def position_from_json(text: str) -> Position:
+    """A position that was saved.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    return msgspec.json.decode(text, type=Position)
+
+
+def poll(client: EventhouseClient, query: DomainQuery, position: Position | None) -> Page:
+    """Read the next page of a domain's events. The same position brings the same events, and perhaps newer ones.
+
+    Args:
+        client: of the cluster.
+        query: of the domain.
+        position: what the last poll returned; None begins with the table's first row. One of another table or mode
+            begins anew too: events that were published before have the same ids.
+
+    Raises:
+        EventhouseUnavailable: try again later from the same position.
+        QueryRefused: the query, its permissions or the table must be changed.
+    """
+    if position is not None and position.source != query.source:
+        _logger.warning("%s is read from its beginning: it was %s before.", query.source, position.source)
+        position = None
+    begin = position or Position(query.source)
+    if query.mode == "window" and not begin.until:
+        window = _time_window(client, query, begin)
+        if window is None:
+            return Page([], [], begin, more=False)
+        begin = window
+    answer, rows = _read(client, query, begin)
+    return _page(query, begin, answer, rows)
+
+
+def _time_window(client: EventhouseClient, query: DomainQuery, begin: Position) -> Position | None:
+    """The next window of ingestion times; None while the table is empty."""
+    found = client.query(query.database, server_time_text(query)).rows
+    if not found:
+        return None
+    server_time, is_timed = found[0]
+    if not is_timed:
+        cause = f"rows of {query.table} have no ingestion time"
+        raise QueryRefused(f"Polling {query.source}", cause, _NO_TIMES.format(table=query.table))
+    return next_window(begin, _moment(server_time), timedelta(seconds=query.overlap_seconds))
+
+
+def next_window(done: Position, now: datetime, overlap: timedelta) -> Position:
+    """The window of ingestion times to read after another.
+
+    A row that becomes visible at most `overlap` after its ingestion time is in a window that begins after it has: the
+    window that first looks for late rows after that begins an overlap before the last one that did had ended.
+
+    Args:
+        done: the position at the end of the last window.
+        now: the server's clock.
+        overlap: how long after its ingestion time a row may become visible.
+    """
+    until = _iso(now)
+    if not done.after:
+        return msgspec.structs.replace(done, since=BEGINNING_OF_TIME, until=until, swept=until)
+    last_swept = _moment(done.swept)
+    if now - last_swept < overlap:
+        return msgspec.structs.replace(done, since=done.after, until=until)
+    return msgspec.structs.replace(done, since=_iso(last_swept - overlap), until=until, swept=until)
+
+
+def _read(client: EventhouseClient, query: DomainQuery, begin: Position) -> tuple[Answer, int]:
+    """The next rows, and how many were asked for: half as many each time that they were too large together."""
+    rows = begin.rows or query.page_rows
+    parameters = {
+        "_after": begin.since or begin.after,
+        "_until": begin.until,
+        "_page_at": begin.page_at,
+        "_page_key": begin.page_key,
+    }
+    while True:
+        text = page_text(query, rows, until_is_known=bool(begin.until), goes_on=bool(begin.page_at))
+        try:
+            return client.query(query.database, text, parameters), rows
+        except AnswerTooLargeError as error:
+            if rows == 1:
+                remedy = "Leave large columns out in its steps."
+                raise QueryRefused(f"Polling {query.source}", f"a single row is too large: {error}", remedy) from error
+            rows //= 2
+            _logger.info("A page of %s is too large; asking for %d rows.", query.source, rows)
+
+
+def _page(query: DomainQuery, begin: Position, answer: Answer, rows: int) -> Page:
+    found = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+    made = [event_of(query, row) for row in found]
+    until = begin.until or answer.cursor
+    if not until:
+        raise QueryRefused(f"Polling {query.source}", "the database tells no cursor", _NO_CURSOR)
+    more = len(found) >= rows
+    if more:
+        last = found[-1]
+        position = msgspec.structs.replace(
+            begin,
+            until=until,
+            page_at=last[INGESTED_AT],
+            page_key=last[KEY],
+            rows=0 if rows == query.page_rows else rows,
+        )
+    else:
+        position = Position(query.source, after=until, swept=begin.swept)
+    return Page(
+        [event for event in made if isinstance(event, PolledEvent)],
+        [row for row in made if isinstance(row, RefusedRow)],
+        position,
+        more,
+    )
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,150 @@
+"""The sensor that polls Eventhouse: each new row of a domain's query becomes an event on `events.raw`, once.
+
+A page is published under the ids of its events before the position behind it is saved: killed in between, the next look
+reads the same page and publishes what is missing of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from ingest_project.attachments.eventhouse.events import PolledEvent, RefusedRow
+from ingest_project.attachments.eventhouse.polling import Page, poll, position_from_json
+from ingest_project.attachments.eventhouse.queries import DomainQuery, load_queries
+from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.errors import PermanentError, SettingsError
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.publisher import publish_once
+from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.work_queue.consume import put_aside
+from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
+
+logger = get_logger(__name__)
+
+# A query may take 35 seconds, a tick 60: none is begun later than this.
+SECONDS_TO_BEGIN_IN = 15.0
+
+
+@dg.sensor(
+    name="eventhouse_sensor",
+    minimum_interval_seconds=5,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Reads new events from Eventhouse and publishes them on events.raw, where EVENT_SOURCE=eventhouse.",
+)
+def eventhouse_sensor(
+    context: dg.SensorEvaluationContext, services: dg.ResourceParam[AttachmentResources]
+) -> dg.SensorResult:
+    """Look for new events of every domain, where a look is due."""
+    settings = services.settings
+    if settings.attachments.event_source != "eventhouse":
+        return dg.SensorResult(skip_reason="EVENT_SOURCE is not eventhouse.")
+    if hindrance := services.what_hinders():
+        return dg.SensorResult(skip_reason=hindrance)
+    now = datetime.now(UTC)
+    if not is_due(context.cursor, now, settings.eventhouse.poll_seconds):
+        return dg.SensorResult(skip_reason="The next look is not due yet.", cursor=context.cursor)
+    problems: list[SettingsError] = []
+    queries = load_queries(settings.eventhouse.queries, problems)
+    for problem in problems:
+        logger.error("eventhouse_query_left_out", reason=str(problem))
+    if problems and not queries:
+        raise problems[0]
+    published, more = look(services, queries.values())
+    told = " ".join([f"{published} events published.", *(f"Left out: {problem}" for problem in problems)])
+    return dg.SensorResult(skip_reason=told, cursor=None if more else str(now.timestamp()))
+
+
+def is_due(cursor: str | None, now: datetime, poll_seconds: float) -> bool:
+    """Tell whether it is time for the next look; a last one that lies in the future was by a clock set back since."""
+    since = now.timestamp() - float(cursor) if cursor else poll_seconds
+    return since >= poll_seconds or since < 0
+
+
+def look(services: AttachmentResources, queries: Iterable[DomainQuery]) -> tuple[int, bool]:
+    """Publish what is new in each domain, as long as there is time.
+
+    Returns:
+        how many events were read, and whether more are known to be there.
+
+    Raises:
+        Exception: no domain could be read; the last reason.
+    """
+    stop_at = time.monotonic() + SECONDS_TO_BEGIN_IN
+    waiting, failures, published, more = list(queries), [], 0, False
+    looked_at = len(waiting)
+    while waiting:
+        if time.monotonic() > stop_at:
+            more = True
+            break
+        query = waiting.pop(0)
+        try:
+            page = next_page(services, query)
+        except Exception as error:
+            logger.warning(
+                "eventhouse_not_read", domain=query.domain, reason=reason_of(error), exc_info=traceback_of(error)
+            )
+            services.eventhouse_positions.fail(query.domain, reason_of(error), datetime.now(UTC))
+            failures.append(error)
+            continue
+        published += len(page.events)
+        if page.more:
+            waiting.append(query)  # the domains take turns
+    if failures and len(failures) == looked_at:
+        raise failures[-1]
+    return published, more
+
+
+def next_page(services: AttachmentResources, query: DomainQuery) -> Page:
+    """Read and publish one page of a domain, and save the position behind it."""
+    saved = services.eventhouse_positions.get(query.domain)
+    page = poll(services.eventhouse, query, position_from_json(saved) if saved else None)
+    refused = [*page.refused, *_publish(services, page.events)]
+    for row in refused:
+        logger.warning("eventhouse_row_refused", domain=query.domain, event_id=row.event_id, reason=row.reason)
+        _put_aside(services, query, row)
+    published = len(page.events) + len(page.refused) - len(refused)
+    services.eventhouse_positions.advance(
+        query.domain, page.position.to_json(), published, len(refused), datetime.now(UTC)
+    )
+    return page
+
+
+def _publish(services: AttachmentResources, events: Sequence[PolledEvent]) -> list[RefusedRow]:
+    """Publish events, each once; those that no topic takes."""
+    topic = services.settings.topics.events_raw
+
+    def send(part: Sequence[PolledEvent]) -> None:
+        messages = [
+            (one.event_id, Outgoing(one.value, (id_ := one.trace_id.encode()), (("trace-id", id_),))) for one in part
+        ]
+        publish_once(services.writer, services.reader, services.outbox, topic, messages)
+
+    return [
+        RefusedRow(event.event_id, reason_of(error), error_class_of(error), event.value)
+        for event, error in store_bisecting(events, send, is_item_fault)
+    ]
+
+
+def _put_aside(services: AttachmentResources, query: DomainQuery, row: RefusedRow) -> None:
+    """Make a dead letter of a row, once however often it is read."""
+    received = Received(f"eventhouse:{query.domain}", 0, 0, None, None, row.value, ())
+    put_aside(services, services.settings.topics.events_raw_dlq, [(received, RowRefused(row))], row.event_id)
+
+
+class RowRefused(PermanentError):  # noqa: N818 - the domain's word
+    """A row of Eventhouse that cannot become an event."""
+
+    def __init__(self, row: RefusedRow) -> None:
+        self._error_class = row.error_class
+        super().__init__(row.reason)
+
+    @property
+    def error_class(self) -> str:
+        """What the row's own failure is called."""
+        return self._error_class

@@ -1,0 +1,1 @@
+"""The state of attachment events, attachments and download attempts."""

@@ -1,0 +1,226 @@
+"""The ledger of download attempts: how each ended, who was told, and which commit of the Delta table holds it.
+
+A commit's rows are chosen and numbered before it is made, so that a commit that is repeated has the same rows under the
+same number, and the table can tell that it has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from ingest_project.attachments.queue.record import Outcome
+from ingest_project.attachments.tables import attachments
+from ingest_project.attachments.tables import download_outcomes as outcomes
+from ingest_project.contracts.download import CachedDownload, DownloadResult, DownloadStatus
+from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.work_queue.sql_helpers import in_parts
+
+Identity = tuple[str, int, int]
+
+
+class HourOfResults(msgspec.Struct, frozen=True):
+    """How the attempts of a time ended."""
+
+    success: int
+    failed_transient: int
+    failed_permanent: int
+
+
+class OutcomeLedger:
+    """Reads and writes the table `download_outcomes`. Every method is one transaction.
+
+    Raises:
+        DatabaseUnavailable, TransactionConflict: from every method.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def left_over(self, keys: Sequence[str]) -> tuple[Outcome, ...]:
+        """What lost runs left of these attachments: ends that nobody was told of, and that of the present attempt.
+
+        In the order of the attempts. An attachment whose present attempt has ended is not to be downloaded again.
+        """
+        columns = attachments.c
+        present = sa.and_(outcomes.c.replays == columns.replays, outcomes.c.attempt == columns.attempt)
+        query = sa.select(outcomes).join(attachments, columns.attachment_key == outcomes.c.attachment_key)
+        query = query.where(sa.or_(outcomes.c.told_at.is_(None), present))
+        found: list[Outcome] = []
+        with reading(self._engine) as connection:
+            for part in in_parts(keys):
+                rows = connection.execute(query.where(outcomes.c.attachment_key.in_(part))).mappings()
+                found += [outcome_of(row) for row in rows]
+        return tuple(sorted(found, key=lambda outcome: outcome.identity))
+
+    def mark_told(
+        self, told: Sequence[Outcome], now: datetime, unpublished: Mapping[Identity, str] | None = None
+    ) -> None:
+        """Kafka and Dagster know of these. Marking twice changes nothing.
+
+        Args:
+            told: the outcomes.
+            now: when.
+            unpublished: of those that the broker did not take a message of, why.
+        """
+        with writing(self._engine) as connection:
+            for identity, reason in (unpublished or {}).items():
+                connection.execute(
+                    sa.update(outcomes).where(is_one_of(connection, [identity])).values(publish_error=reason)
+                )
+            for part in in_parts(sorted(outcome.identity for outcome in told)):
+                untold = sa.and_(outcomes.c.told_at.is_(None), is_one_of(connection, part))
+                connection.execute(sa.update(outcomes).where(untold).values(told_at=now))
+
+    def number_next_commit(self) -> None:
+        """Give what everybody was told of and is in no commit yet the number of the next one. One caller at a time.
+
+        What is not told is in the hands of another run: two that update the same rows could wait for each other.
+        """
+        highest = sa.select(sa.func.coalesce(sa.func.max(outcomes.c.commit_number), 0)).scalar_subquery()
+        is_new = (
+            outcomes.c.commit_number.is_(None),
+            outcomes.c.committed_at.is_(None),
+            outcomes.c.commit_error.is_(None),
+            outcomes.c.told_at.is_not(None),
+        )
+        statement = sa.update(outcomes).where(*is_new)
+        with writing(self._engine) as connection:
+            following = int(connection.execute(sa.select(highest)).scalar_one()) + 1
+            connection.execute(statement.values(commit_number=following))
+
+    def withdraw_commits(self, number: int) -> None:
+        """Take back the numbers of the commits from this one on: none of them was made."""
+        given = sa.and_(outcomes.c.commit_number >= number, outcomes.c.committed_at.is_(None))
+        with writing(self._engine) as connection:
+            connection.execute(sa.update(outcomes).where(given).values(commit_number=None))
+
+    def number_commit_of(self, chosen: Sequence[Outcome]) -> int:
+        """Give these, which are in no commit, the number of the next one, and return it. One caller at a time."""
+        highest = sa.select(sa.func.coalesce(sa.func.max(outcomes.c.commit_number), 0))
+        with writing(self._engine) as connection:
+            following = int(connection.execute(highest).scalar_one()) + 1
+            for part in in_parts([outcome.identity for outcome in chosen]):
+                in_none = sa.and_(outcomes.c.committed_at.is_(None), is_one_of(connection, part))
+                connection.execute(sa.update(outcomes).where(in_none).values(commit_number=following))
+        return following
+
+    def mark_uncommittable(self, outcome: Outcome, reason: str) -> None:
+        """The Delta table does not take the row of this one: it is in no further commit."""
+        with writing(self._engine) as connection:
+            this = is_one_of(connection, [outcome.identity])
+            connection.execute(sa.update(outcomes).where(this).values(commit_error=reason, commit_number=None))
+
+    def open_commits(self) -> tuple[int, ...]:
+        """Numbers of commits that may not have been made yet, in order."""
+        query = (
+            sa.select(outcomes.c.commit_number)
+            .where(outcomes.c.committed_at.is_(None), outcomes.c.commit_number.is_not(None))
+            .distinct()
+            .order_by(outcomes.c.commit_number)
+        )
+        with reading(self._engine) as connection:
+            return tuple(connection.execute(query).scalars())
+
+    def of_commit(self, number: int) -> tuple[Outcome, ...]:
+        """The rows of a commit that may not have been made yet."""
+        query = sa.select(outcomes).where(outcomes.c.commit_number == number, outcomes.c.committed_at.is_(None))
+        with reading(self._engine) as connection:
+            found = [outcome_of(row) for row in connection.execute(query).mappings()]
+        return tuple(sorted(found, key=lambda outcome: outcome.identity))
+
+    def mark_committed(self, number: int, now: datetime) -> None:
+        """The Delta table holds this commit."""
+        statement = sa.update(outcomes).where(outcomes.c.commit_number == number, outcomes.c.committed_at.is_(None))
+        with writing(self._engine) as connection:
+            connection.execute(statement.values(committed_at=now))
+
+    def untold(self) -> int:
+        """Outcomes that Kafka or Dagster may not know of."""
+        query = sa.select(sa.func.count()).where(outcomes.c.told_at.is_(None))
+        with reading(self._engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def ended_between(self, since: datetime, until: datetime) -> HourOfResults:
+        """How the attempts that ended in a time ended."""
+        status = outcomes.c.result["status"].as_string()
+        counted = [
+            sa.func.count().filter(status == kind.value).label(kind.value)
+            for kind in (DownloadStatus.SUCCESS, DownloadStatus.FAILED_TRANSIENT, DownloadStatus.FAILED_PERMANENT)
+        ]
+        query = sa.select(*counted).where(outcomes.c.completed_at >= since, outcomes.c.completed_at < until)
+        with reading(self._engine) as connection:
+            return HourOfResults(**connection.execute(query).mappings().one())
+
+    def totals(self) -> dict[str, int]:
+        """All outcomes, and of those the ones that are in the Delta table."""
+        query = sa.select(sa.func.count().label("outcomes"), sa.func.count(outcomes.c.committed_at).label("committed"))
+        with reading(self._engine) as connection:
+            return {name: int(value) for name, value in connection.execute(query).mappings().one().items()}
+
+    def uncommitted(self) -> int:
+        """Outcomes that are not known to be in the Delta table, and that it may still take."""
+        query = sa.select(sa.func.count()).where(outcomes.c.committed_at.is_(None), outcomes.c.commit_error.is_(None))
+        with reading(self._engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
+
+def is_one_of(connection: sa.Connection, identities: Sequence[Identity]) -> sa.ColumnElement[bool]:
+    """Whether a row of the table is one of these attempts; not more than one statement takes, see `in_parts`."""
+    identity = sa.tuple_(outcomes.c.attachment_key, outcomes.c.replays, outcomes.c.attempt)
+    if connection.dialect.name != "postgresql":
+        return identity.in_(identities)
+    # Three parameters, however many there are: SQLAlchemy takes longer to spell out thousands than the update takes.
+    keys, replays, attempts = (list(column) for column in zip(*identities, strict=True))
+    wanted = sa.select(
+        sa.func.unnest(sa.cast(sa.literal(keys, postgresql.ARRAY(sa.Text)), postgresql.ARRAY(sa.Text))),
+        sa.func.unnest(sa.cast(sa.literal(replays, postgresql.ARRAY(sa.Integer)), postgresql.ARRAY(sa.Integer))),
+        sa.func.unnest(sa.cast(sa.literal(attempts, postgresql.ARRAY(sa.Integer)), postgresql.ARRAY(sa.Integer))),
+    )
+    return identity.in_(wanted)
+
+
+def outcome_row(outcome: Outcome, run_id: str) -> dict[str, Any]:
+    """The row of an outcome."""
+    return {
+        "attachment_key": outcome.attachment_key,
+        "replays": outcome.replays,
+        "attempt": outcome.result.attempt,
+        "domain": outcome.domain,
+        "event_type": outcome.event_type,
+        # What is needed to tell it again, beside the result.
+        "result": {**msgspec.to_builtins(outcome.result), **msgspec.to_builtins(_Beside.of(outcome))},
+        "completed_at": outcome.result.completed_at,
+        "run_id": run_id,
+    }
+
+
+class _Beside(msgspec.Struct, frozen=True):
+    content_type: str | None
+    cached: CachedDownload | None
+    next_attempt_at: datetime | None
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> _Beside:
+        return cls(outcome.content_type, outcome.cached, outcome.next_attempt_at)
+
+
+def outcome_of(row: sa.RowMapping) -> Outcome:
+    """The outcome that a row keeps."""
+    kept = row["result"]
+    beside = msgspec.convert(kept, _Beside)
+    return Outcome(
+        attachment_key=row["attachment_key"],
+        replays=row["replays"],
+        domain=row["domain"],
+        event_type=row["event_type"],
+        content_type=beside.content_type,
+        cached=beside.cached,
+        next_attempt_at=beside.next_attempt_at,
+        result=msgspec.convert(kept, DownloadResult),
+    )

@@ -1,0 +1,121 @@
+"""What attachments use."""
+
+from __future__ import annotations
+
+import threading
+from functools import cached_property
+
+from ingest_project.attachments.eventhouse.client import EventhouseClient
+from ingest_project.attachments.eventhouse.clusters import cluster_access
+from ingest_project.attachments.eventhouse.positions import EventhousePositions
+from ingest_project.attachments.queue.attachments import AttachmentLedger
+from ingest_project.attachments.queue.events import EventLedger
+from ingest_project.attachments.queue.outcomes import OutcomeLedger
+from ingest_project.attachments.storage.destinations import Destinations
+from ingest_project.attachments.storage.open_store import open_attachment_store
+from ingest_project.attachments.storage.store import AttachmentStore
+from ingest_project.core.settings import Settings
+from ingest_project.platform.azure.identity import options_of
+from ingest_project.platform.delta.credentials import delta_credentials
+from ingest_project.platform.delta.table import DeltaStore, open_delta_table
+from ingest_project.platform.http.client_factory import download_limits, web_client
+from ingest_project.platform.http.download import Downloader
+from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.kafka.event_hubs import EventHub, event_hub
+from ingest_project.platform.runtime import Runtime
+
+
+class AttachmentResources(Runtime):
+    """The queues of events and attachments, their stores, the web and Eventhouse."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._attachment_stores: dict[str, AttachmentStore] = {}
+        self._opening = threading.Lock()
+
+    @cached_property
+    def attachment_events(self) -> EventLedger:
+        """What is known of every attachment event."""
+        return EventLedger(self.engine)
+
+    @cached_property
+    def attachments(self) -> AttachmentLedger:
+        """What is known of every attachment."""
+        return AttachmentLedger(self.engine)
+
+    @cached_property
+    def outcomes(self) -> OutcomeLedger:
+        """How every download attempt ended."""
+        return OutcomeLedger(self.engine)
+
+    @cached_property
+    def eventhouse_positions(self) -> EventhousePositions:
+        """How far Eventhouse has been read."""
+        return EventhousePositions(self.engine)
+
+    @cached_property
+    def destinations(self) -> Destinations:
+        """Where attachments go.
+
+        Raises:
+            SettingsError: the template is malformed.
+        """
+        attachments = self.settings.attachments
+        return Destinations(attachments.destination_template, attachments.destinations)
+
+    def attachment_store(self, domain: str) -> AttachmentStore:
+        """The store that keeps a domain's attachments, opened once a process.
+
+        Raises:
+            SettingsError, ForbiddenPath: its address is none.
+        """
+        return self._attachment_store_at(self.destinations.store_url(domain, self.settings.attachments_url))
+
+    def attachment_stores(self) -> list[AttachmentStore]:
+        """Every store that keeps attachments, the default one first."""
+        default = self.settings.attachments_url
+        urls = [self.destinations.store_url(domain, default) for domain in self.settings.attachments.destinations]
+        return [self._attachment_store_at(url) for url in dict.fromkeys([default, *urls])]
+
+    @cached_property
+    def attachment_results(self) -> DeltaStore:
+        """The Delta table of download results."""
+        credentials = delta_credentials(self.settings)
+        return open_delta_table(self.settings.attachment_results_url, credentials, partition_by=("domain", "day"))
+
+    @cached_property
+    def downloader(self) -> Downloader:
+        """Downloads from web hosts within the rules."""
+        return Downloader(web_client(self.settings), download_limits(self.settings.downloads))
+
+    @cached_property
+    def eventhouse(self) -> EventhouseClient:
+        """Queries to Eventhouse.
+
+        Raises:
+            SettingsError: its address or credentials are missing, or it is not trusted.
+        """
+        return EventhouseClient(cluster_access(self.settings.eventhouse))
+
+    @cached_property
+    def event_hub(self) -> EventHub:
+        """The event hub that is read in place of `events.raw`.
+
+        Raises:
+            SettingsError: not enough is set to reach it.
+        """
+        hub = self.settings.eventhubs
+        return event_hub(
+            self.settings.kafka, connection_string=hub.connection_string, namespace=hub.namespace, topic=hub.topic
+        )
+
+    @cached_property
+    def event_hub_reader(self) -> TopicReader:
+        """Bounded reads from Event Hubs."""
+        return TopicReader(self.event_hub.settings)
+
+    def _attachment_store_at(self, url: str) -> AttachmentStore:
+        with self._opening:
+            if url not in self._attachment_stores:
+                self._attachment_stores[url] = open_attachment_store(url, options_of(self.settings.onelake))
+            return self._attachment_stores[url]

@@ -1,0 +1,1 @@
+"""Where the bytes of attachments are kept: a folder or OneLake."""

@@ -1,0 +1,128 @@
+"""Tables of the attachments capability, as the code sees them. The migrations create them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import Column as Col
+
+from ingest_project.platform.database.columns import (
+    Json,
+    UtcTime,
+    held_index,
+    intake_columns,
+    metadata,
+    pending_index,
+    work_columns,
+)
+
+# An event as it was read, kept whole: taking its addresses out again after a mended setting finds what was missed.
+attachment_events = sa.Table(
+    "attachment_events",
+    metadata,
+    Col("event_key", sa.Text, primary_key=True),
+    # The hour it arrived, as Dagster names hourly partitions.
+    Col("hour", sa.Text, nullable=False),
+    Col("trace_id", sa.Text, nullable=False),
+    Col("domain", sa.Text, nullable=False),
+    Col("event_type", sa.Text, nullable=False),
+    Col("body", sa.Text, nullable=False),
+    *intake_columns(),
+    *work_columns(),
+    # Addresses found in it, and of those the ones that were attachments already.
+    Col("addresses", sa.Integer),
+    Col("duplicates", sa.Integer),
+    pending_index("attachment_events", "intake_topic"),
+    held_index("attachment_events", "intake_topic"),
+    sa.Index("attachment_events_by_batch", "batch_id"),
+    sa.Index("attachment_events_by_hour", "hour"),
+    sa.Index("attachment_events_by_state", "state", "updated_at"),
+    sa.Index("attachment_events_by_trace", "trace_id"),
+)
+
+attachments = sa.Table(
+    "attachments",
+    metadata,
+    Col("attachment_key", sa.Text, primary_key=True),
+    Col("trace_id", sa.Text, nullable=False),
+    Col("domain", sa.Text, nullable=False),
+    Col("attachment_url", sa.Text, nullable=False),
+    # The task as it came, JSON: dead letters and replays carry it unchanged.
+    Col("task", sa.Text, nullable=False),
+    Col("destination_path", sa.Text, nullable=False),
+    # The event it was found in; null for a task that came over Kafka.
+    Col("event_key", sa.Text),
+    *intake_columns(),
+    # Which sensor looks after it: `pending` for a first attempt, `retry` for the others.
+    Col("lane", sa.Text, nullable=False),
+    *work_columns(),
+    # Which attempt comes next or was last, the first being 1; and how often it began anew.
+    Col("attempt", sa.Integer, nullable=False),
+    Col("replays", sa.Integer, nullable=False),
+    Col("first_failed_at", UtcTime),
+    Col("http_status", sa.Integer),
+    Col("size_bytes", sa.BigInteger),
+    Col("sha256", sa.Text),
+    Col("content_type", sa.Text),
+    Col("stored_path", sa.Text),
+    pending_index("attachments", "lane"),
+    held_index("attachments", "lane"),
+    sa.Index("attachments_by_batch", "batch_id"),
+    sa.Index("attachments_by_state", "state", "updated_at"),
+    sa.Index("attachments_by_trace", "trace_id"),
+    sa.Index("attachments_by_event", "event_key"),
+)
+
+# How each attempt ended: what is published, shown and committed to Delta is made of these, also after a crash.
+download_outcomes = sa.Table(
+    "download_outcomes",
+    metadata,
+    Col("attachment_key", sa.Text, primary_key=True),
+    Col("replays", sa.Integer, primary_key=True),
+    Col("attempt", sa.Integer, primary_key=True),
+    Col("domain", sa.Text, nullable=False),
+    Col("event_type", sa.Text, nullable=False),
+    Col("result", Json, nullable=False),
+    Col("completed_at", UtcTime, nullable=False),
+    Col("run_id", sa.Text, nullable=False),
+    # When Kafka and Dagster had been told.
+    Col("told_at", UtcTime),
+    # Which commit of the Delta table holds it: given before the commit, so that a repeated one has the same rows.
+    Col("commit_number", sa.BigInteger),
+    Col("committed_at", UtcTime),
+    # Why a message of it is on no topic, and why it is in no commit: no other attempt waits for that.
+    Col("publish_error", sa.Text),
+    Col("commit_error", sa.Text),
+    sa.Index(
+        "download_outcomes_uncommitted",
+        "commit_number",
+        postgresql_where=sa.text("committed_at IS NULL"),
+        sqlite_where=sa.text("committed_at IS NULL"),
+    ),
+    sa.Index("download_outcomes_by_commit", "commit_number"),
+    sa.Index("download_outcomes_by_time", "completed_at"),
+)
+
+# Who had which attachment tried again, and when.
+attachment_replays = sa.Table(
+    "attachment_replays",
+    metadata,
+    Col("attachment_key", sa.Text, primary_key=True),
+    Col("replays", sa.Integer, primary_key=True),
+    Col("asked_by", sa.Text, nullable=False),
+    Col("asked_at", UtcTime, nullable=False),
+    Col("earlier_error_class", sa.Text),
+    Col("earlier_reason", sa.Text),
+    sa.Index("attachment_replays_by_time", "asked_at"),
+)
+
+# How far each domain of Eventhouse has been read.
+eventhouse_positions = sa.Table(
+    "eventhouse_positions",
+    metadata,
+    Col("domain", sa.Text, primary_key=True),
+    Col("position", sa.Text, nullable=False),
+    Col("events", sa.BigInteger, nullable=False),
+    Col("refused", sa.BigInteger, nullable=False),
+    Col("reason", sa.Text),
+    Col("updated_at", UtcTime, nullable=False),
+)

@@ -1,0 +1,1 @@
+"""The contract of every topic: one module per message, decoded strictly, encoded canonically."""

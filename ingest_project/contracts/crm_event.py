@@ -1,0 +1,317 @@
+"""OpportunityEvent and ProjectEvent: a record changed in a CRM (topic `sales_events`).
+
+Which of the two a message is follows from what it carries. Each kind has fields of its own, and a message is of a kind
+when it has all of them; `event_id` begins with `opp_` or `proj_` where the sender numbers that way, and must not
+contradict. A record replaces the stored one as a whole, so that a field that is left out could be a loss: a field may
+be null, but it must be there.
+
+Numbers are taken from the JSON text as decimals, never through a float. Fields the contract does not know are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
+from ingest_project.core.errors import UnreadableMessage
+
+LONGEST_ID = 200
+# Room for every amount of money there is; a bound keeps 1e999999 from becoming a million digits.
+MAX_WHOLE_DIGITS = 30
+MAX_FRACTION_DIGITS = 20
+
+UTF8_BOM = b"\xef\xbb\xbf"
+# The escape of NUL, which PostgreSQL cannot keep. Behind another backslash it is no escape.
+_NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+_NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4})?")
+_RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ANYTHING = msgspec.json.Decoder()
+
+
+class CrmKind(StrEnum):
+    """What a message is about."""
+
+    OPPORTUNITY = "opportunity"
+    PROJECT = "project"
+
+
+OWN_FIELDS: Mapping[CrmKind, tuple[str, ...]] = {
+    CrmKind.OPPORTUNITY: ("stage", "amount", "probability", "expected_close_date"),
+    CrmKind.PROJECT: ("status", "start_date", "end_date", "budget"),
+}
+COMMON_FIELDS = ("event_id", "name", "account_id", "owner_id", "meta_data")
+_OWN_NAMES = {kind: frozenset(names) for kind, names in OWN_FIELDS.items()}
+_KNOWN_NAMES = {kind: names.union(COMMON_FIELDS) for kind, names in _OWN_NAMES.items()}
+ID_PREFIXES = {"opp_": CrmKind.OPPORTUNITY, "proj_": CrmKind.PROJECT}
+# A value that is there twice could be either of the two.
+_UNAMBIGUOUS = (*COMMON_FIELDS, *(name for names in OWN_FIELDS.values() for name in names))
+_UNAMBIGUOUS_META = ("last_modified", "source", "tags", "notes")
+_QUOTED = re.compile(f'"({"|".join((*_UNAMBIGUOUS, *_UNAMBIGUOUS_META))})"'.encode())
+
+
+class CrmEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One version of one record.
+
+    Args:
+        own: the fields of its kind: text, exact decimals, dates; None where the message says null.
+        source: of `meta_data`, like `tags` and `notes`; None where it is not there.
+        tags: a JSON list as text.
+        meta_data: the whole of it, JSON text as it came.
+        other_fields: what the contract does not know, a JSON object as text; None where there is nothing.
+        last_modified: the version, UTC.
+        content_sha256: of the message.
+    """
+
+    kind: CrmKind
+    event_id: str
+    name: str
+    own: dict[str, str | Decimal | date | None]
+    account_id: str | None
+    owner_id: str | None
+    source: str | None
+    tags: str | None
+    notes: str | None
+    meta_data: str
+    other_fields: str | None
+    last_modified: datetime
+    content_sha256: str
+
+
+def decode_crm_event(raw: bytes | None) -> CrmEvent:
+    """One message of `sales_events`.
+
+    Raises:
+        UnreadableMessage: neither an opportunity nor a project, or one with a field that cannot be taken as it is.
+    """
+    text = _text_of(raw)
+    fields, values = _fields_of(text)
+    kind = kind_of(values)
+    _refuse_ambiguous(text)
+    name = _text(values, "name")
+    if not name:
+        raise UnreadableMessage("name must not be empty.")
+    others = {name: value for name, value in fields.items() if name not in _KNOWN_NAMES[kind]}
+    meta = _object(values, "meta_data")
+    raw_tags = _list(meta, "tags")
+    return CrmEvent(
+        kind=kind,
+        event_id=str(values["event_id"]),
+        name=name,
+        own=_opportunity(fields, values) if kind is CrmKind.OPPORTUNITY else _project(fields, values),
+        account_id=_text(values, "account_id"),
+        owner_id=_text(values, "owner_id"),
+        source=_text(meta, "source", "meta_data."),
+        tags=None if raw_tags is None else msgspec.json.encode(raw_tags).decode(),
+        notes=_text(meta, "notes", "meta_data."),
+        meta_data=bytes(fields["meta_data"]).decode(),
+        other_fields=msgspec.json.encode(others).decode() if others else None,
+        last_modified=_last_modified(meta),
+        content_sha256=hashlib.sha256(text).hexdigest(),
+    )
+
+
+def kind_of(values: Mapping[str, object]) -> CrmKind:
+    """Which kind a message is, by the fields it has and how its id begins.
+
+    Raises:
+        UnreadableMessage: it is neither, or fields and id contradict each other.
+    """
+    event_id = _event_id(values)
+    by_prefix = next((kind for prefix, kind in ID_PREFIXES.items() if event_id.startswith(prefix)), None)
+    complete = [kind for kind, names in _OWN_NAMES.items() if names <= values.keys()]
+    if by_prefix in complete or (by_prefix is None and len(complete) == 1):
+        kind = by_prefix or complete[0]
+    elif by_prefix is not None and complete:
+        raise UnreadableMessage(f"It has the fields of {_a(complete[0])} and the event_id of {_a(by_prefix)}.")
+    elif len(complete) > 1:
+        raise UnreadableMessage("It has all fields of an opportunity and all of a project, and its event_id tells not.")
+    else:
+        raise UnreadableMessage(f"Neither an opportunity nor a project: {_nearest_miss(values, by_prefix)}.")
+    if not _KNOWN_NAMES[kind] <= values.keys():
+        missing = [name for name in COMMON_FIELDS if name not in values]
+        raise UnreadableMessage(f"It is {_a(kind)} without {', '.join(missing)}.")
+    return kind
+
+
+def _text_of(raw: bytes | None) -> bytes:
+    if not raw:
+        raise UnreadableMessage("The message is empty.")
+    if len(raw) > MAX_MESSAGE_BYTES:
+        raise UnreadableMessage(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
+    raw = raw.removeprefix(UTF8_BOM)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise UnreadableMessage(f"Not UTF-8: {error.reason} at byte {error.start}.") from error
+    return _NUL_ESCAPE.sub(r"\1\\ufffd", text).encode() if "\\u0000" in text else raw
+
+
+def _fields_of(text: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Any]]:
+    """The top-level fields twice: as the text they are, and decoded, which also proves the text to be JSON."""
+    try:
+        values = _ANYTHING.decode(text)
+        if not isinstance(values, dict):
+            raise UnreadableMessage(f"Not a JSON object but {_named(values)}.")
+        return _RAW_FIELDS.decode(text), values
+    except RecursionError as error:
+        raise UnreadableMessage("Not JSON that can be read: nested too deeply.") from error
+    except ValueError as error:  # msgspec's own errors are of this kind, and Python's of numbers with too many digits
+        # A number that no float and no 64 bits hold is JSON all the same; where it stands is not told.
+        what = "A number is too large to be read" if "out of range" in str(error) else "Not JSON"
+        raise UnreadableMessage(f"{what}: {str(error)[:200]}.") from error
+
+
+def _event_id(values: Mapping[str, object]) -> str:
+    event_id = values.get("event_id")
+    if not isinstance(event_id, str) or not event_id.strip():
+        raise UnreadableMessage("event_id must be a text that is not empty.")
+    if len(event_id) > LONGEST_ID:
+        raise UnreadableMessage(f"event_id has {len(event_id)} characters; at most {LONGEST_ID} are kept.")
+    return event_id
+
+
+def _nearest_miss(values: Mapping[str, object], by_prefix: CrmKind | None) -> str:
+    missing = {kind: [name for name in names if name not in values] for kind, names in OWN_FIELDS.items()}
+    kind = by_prefix or min(missing, key=lambda kind: len(missing[kind]))
+    if len(missing[kind]) == len(OWN_FIELDS[kind]) and by_prefix is None:
+        return "it has none of their fields"
+    return f"for {_a(kind)} it lacks {', '.join(missing[kind])}"
+
+
+def _refuse_ambiguous(text: bytes) -> None:
+    """Two values under one name, of which every reader takes the one it likes."""
+    found = _QUOTED.findall(text)
+    if len(found) == len(set(found)) and b"\\u" not in text:
+        return
+    pairs = _PAIRS.decode(text.decode())
+    _refuse_twice(pairs, _UNAMBIGUOUS, "")
+    for name, value in pairs:
+        if name == "meta_data" and isinstance(value, _Pairs):
+            _refuse_twice(value, _UNAMBIGUOUS_META, "meta_data.")
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with everything that was written in it."""
+
+
+# Numbers are not looked at: they may have more digits than Python converts.
+_PAIRS = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=str, parse_float=str)
+
+
+def _refuse_twice(pairs: _Pairs, names: tuple[str, ...], place: str) -> None:
+    found = [name for name, _ in pairs]
+    if len(found) == len(set(found)):
+        return
+    for name in names:
+        if found.count(name) > 1:
+            raise UnreadableMessage(f"{place}{name} is there {found.count(name)} times.")
+
+
+def _opportunity(
+    fields: Mapping[str, msgspec.Raw], values: Mapping[str, Any]
+) -> dict[str, str | Decimal | date | None]:
+    return {
+        "stage": _required_text(values, "stage"),
+        "amount": _number(fields, "amount"),
+        "probability": _number(fields, "probability"),
+        "expected_close_date": _date(values, "expected_close_date"),
+    }
+
+
+def _project(fields: Mapping[str, msgspec.Raw], values: Mapping[str, Any]) -> dict[str, str | Decimal | date | None]:
+    return {
+        "status": _required_text(values, "status"),
+        "start_date": _date(values, "start_date"),
+        "end_date": _date(values, "end_date"),
+        "budget": _number(fields, "budget"),
+    }
+
+
+def _text(values: Mapping[str, Any], name: str, place: str = "") -> str | None:
+    value = values.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UnreadableMessage(f"{place}{name} must be a text, not {_named(value)}.")
+    return value
+
+
+def _required_text(values: Mapping[str, Any], name: str) -> str:
+    value = _text(values, name)
+    if value is None:
+        raise UnreadableMessage(f"{name} must not be null.")
+    return value
+
+
+def _object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = values[name]
+    if not isinstance(value, dict):
+        raise UnreadableMessage(f"{name} must be an object, not {_named(value)}.")
+    return value
+
+
+def _list(values: Mapping[str, Any], name: str) -> list[str] | None:
+    value = values.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UnreadableMessage(f"meta_data.{name} must be a list of texts.")
+    return value
+
+
+def _number(fields: Mapping[str, msgspec.Raw], name: str) -> Decimal | None:
+    """The number as it was written, without its exponent."""
+    text = bytes(fields[name]).strip()
+    if text == b"null":
+        return None
+    if not _NUMBER.fullmatch(text):
+        raise UnreadableMessage(f"{name} must be a number, not {text[:40].decode(errors='replace')}.")
+    number = Decimal(text.decode())
+    exponent = int(number.as_tuple().exponent)
+    too_fine = -exponent > MAX_FRACTION_DIGITS
+    if too_fine or (number and number.adjusted() >= MAX_WHOLE_DIGITS):
+        limits = f"{MAX_WHOLE_DIGITS} digits before and {MAX_FRACTION_DIGITS} after the point"
+        raise UnreadableMessage(f"{name} has more than {limits}.")
+    if not number:
+        return number.copy_abs() if exponent <= 0 else Decimal(0)
+    return number if exponent <= 0 else Decimal(format(number, "f"))
+
+
+def _date(values: Mapping[str, Any], name: str) -> date | None:
+    text = _text(values, name)
+    if text is None:
+        return None
+    try:
+        return msgspec.convert(text, date)
+    except msgspec.ValidationError:
+        raise UnreadableMessage(f"{name} must be a date like 2024-06-30, not {text[:40]!r}.") from None
+
+
+def _last_modified(meta: Mapping[str, Any]) -> datetime:
+    """The version; a time without zone is taken as UTC, as everywhere in this system."""
+    text = meta.get("last_modified")
+    if not isinstance(text, str):
+        raise UnreadableMessage("meta_data.last_modified must be a time: without it there is no telling old from new.")
+    try:
+        moment = msgspec.convert(text, datetime)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):
+        raise UnreadableMessage(
+            f"meta_data.last_modified must be a time like 2024-03-24T20:40:35Z, not {text[:40]!r}."
+        ) from None
+
+
+def _a(kind: CrmKind) -> str:
+    return f"an {kind}" if kind is CrmKind.OPPORTUNITY else f"a {kind}"
+
+
+def _named(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

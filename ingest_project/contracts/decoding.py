@@ -1,0 +1,179 @@
+"""Bytes from a topic to a typed message, or one clear reason why not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+
+from ingest_project.core.errors import UnreadableMessage
+
+MAX_MESSAGE_BYTES = 1024**2
+MAX_NAME_LENGTH = 200
+# What a sender may say about a file or a job beside the contract's own fields.
+MAX_DETAIL_BYTES = 64 * 1024
+MAX_DETAIL_DEPTH = 32
+MAX_REASON_LENGTH = 300
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+
+def decode(raw: bytes | None, message_type: type[Message]) -> Message:
+    """Decode one message strictly: types are not coerced, required fields must be there, extra fields are ignored.
+
+    A field that may be left out may be null as well, which means the same.
+
+    Raises:
+        UnreadableMessage: empty, larger than MAX_MESSAGE_BYTES, not JSON, or not of this shape; names the field.
+    """
+    if not raw:
+        raise UnreadableMessage("The message is empty.")
+    if len(raw) > MAX_MESSAGE_BYTES:
+        raise UnreadableMessage(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
+    try:
+        try:
+            return msgspec.json.decode(raw, type=message_type)
+        except msgspec.ValidationError:
+            without = _without_nulls(raw, message_type)
+            if without == raw:
+                raise
+            return msgspec.json.decode(without, type=message_type)
+    except msgspec.ValidationError as error:
+        raise UnreadableMessage(f"Not a {message_type.__name__}: {_shortened(str(error))}.") from error
+    except RecursionError as error:
+        raise UnreadableMessage("Not JSON that can be read: nested too deeply.") from error
+    except (ValueError, OverflowError) as error:  # what msgspec says of JSON, and Python of numbers, is of these kinds
+        raise UnreadableMessage(f"Not JSON: {str(error)[:200]}.") from error
+
+
+def _shortened(text: str) -> str:
+    """A reason without the middle of a long value that it quotes; where it stood is at the end."""
+    if len(text) <= MAX_REASON_LENGTH:
+        return text
+    half = MAX_REASON_LENGTH // 2
+    return f"{text[:half]} … {text[-half:]}"
+
+
+def _without_nulls(raw: bytes, message_type: type[msgspec.Struct]) -> bytes:
+    """The message without those of its null fields that may be left out; the same where it has none."""
+    fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    optional = {field.encode_name for field in msgspec.structs.fields(message_type) if not field.required}
+    nulls = [name for name, value in fields.items() if name in optional and bytes(value) == b"null"]
+    if not nulls:
+        return raw
+    return msgspec.json.encode({name: value for name, value in fields.items() if name not in nulls})
+
+
+def require_names(message: msgspec.Struct, *fields: str) -> None:
+    """Refuse a message without these names: they become parts of keys, paths and pages.
+
+    Raises:
+        UnreadableMessage: one is blank, longer than MAX_NAME_LENGTH, or not printable; names the field.
+    """
+    for field in fields:
+        text = getattr(message, field)
+        if not text.strip() or len(text) > MAX_NAME_LENGTH or not text.isprintable():
+            raise UnreadableMessage(
+                f"Not a {type(message).__name__}: {field} must be 1 to {MAX_NAME_LENGTH} printable characters."
+            )
+
+
+def require_texts(message: msgspec.Struct, longest: Mapping[str, int]) -> None:
+    """Refuse a message with a text that is too long or cannot be stored.
+
+    Args:
+        message: decoded.
+        longest: most bytes of UTF-8, by field.
+
+    Raises:
+        UnreadableMessage: a text is longer, or has a NUL character; names the field.
+    """
+    for field, most in longest.items():
+        text = getattr(message, field)
+        if text is None:
+            continue
+        if len(text.encode()) > most:
+            raise UnreadableMessage(f"Not a {type(message).__name__}: {field} is longer than {most} bytes.")
+        if "\x00" in text:
+            raise UnreadableMessage(f"Not a {type(message).__name__}: {field} contains a NUL character.")
+
+
+def require_details(message: msgspec.Struct, *fields: str) -> None:
+    """Refuse a message whose free-form fields are too large, nested too deeply or cannot be stored.
+
+    Raises:
+        UnreadableMessage: more than MAX_DETAIL_BYTES, deeper than MAX_DETAIL_DEPTH, or a NUL character; names the
+            field.
+    """
+    for field in fields:
+        named = f"Not a {type(message).__name__}: {field}"
+        value = getattr(message, field)
+        if not value:
+            continue
+        if _depth(value) > MAX_DETAIL_DEPTH:
+            raise UnreadableMessage(f"{named} is nested more than {MAX_DETAIL_DEPTH} levels deep.")
+        text = msgspec.json.encode(value)
+        if len(text) > MAX_DETAIL_BYTES:
+            raise UnreadableMessage(f"{named} has {len(text)} bytes; at most {MAX_DETAIL_BYTES} are kept.")
+        # The escape of NUL; behind another backslash it is no escape.
+        if b"\\u0000" in text.replace(b"\\\\", b""):
+            raise UnreadableMessage(f"{named} contains a NUL character.")
+
+
+def without_null_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping without the names whose value is null: for whoever reads it they are not there."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def utc(moment: datetime | None, message_type: type[msgspec.Struct], field: str) -> datetime | None:
+    """A time in UTC; one without a zone is taken as UTC.
+
+    Raises:
+        UnreadableMessage: in UTC it lies outside the calendar, e.g. 0001-01-01T00:00:00+14:00; names the field.
+    """
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise UnreadableMessage(f"Not a {message_type.__name__}: {field} lies outside the years 1 to 9999.") from error
+
+
+def _depth(value: object) -> int:
+    """How deep objects and lists are nested; 0 for anything else. Looks no further than one level too deep."""
+    level, depth = [value], 0
+    while depth <= MAX_DETAIL_DEPTH:
+        nested = [one for one in level if isinstance(one, dict | list)]
+        if not nested:
+            break
+        depth += 1
+        level = [part for one in nested for part in (one.values() if isinstance(one, dict) else one)]
+    return depth
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The message as JSON, UTF-8, fields in the order of the contract."""
+    return msgspec.json.encode(message)
+
+
+TRACE_HEADER = "trace-id"
+TRACEPARENT = "traceparent"
+MAX_TRACE_LENGTH = 200
+
+# version - trace id - parent id - flags (W3C Trace Context); a trace id of zeros is none.
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+def trace_id_in(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
+    """The trace id in a message's headers; None where there is none that can be used."""
+    texts = {name.lower(): (value or b"").decode("utf-8", "replace").strip() for name, value in headers}
+    own = texts.get(TRACE_HEADER, "")
+    if own and len(own) <= MAX_TRACE_LENGTH and own.isprintable():
+        return own
+    found = _TRACEPARENT.fullmatch(texts.get(TRACEPARENT, ""))
+    return found[1] if found else None

@@ -1,0 +1,140 @@
+"""EnrichedEvent: something that a user did (topic `user-activity-events`).
+
+Types are strict: a number is no text. Fields that the contract does not know are not an error: they are set apart as
+JSON, so that a producer may add one before we learn of it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw
+
+from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
+from ingest_project.core.errors import UnreadableMessage
+
+MAX_NAME_LENGTH = 200
+MAX_ID_LENGTH = 512
+NO_JSON = Raw(b"")
+
+
+class ClientInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """What the user's browser says of itself."""
+
+    user_agent: str | None = None
+    screen_resolution: str | None = None
+    language: str | None = None
+
+
+class ServiceInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """Who sent the event."""
+
+    service_name: str | None = None
+    service_version: str | None = None
+    environment: str | None = None
+
+
+class ProcessingInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """What enriching the event took; both times are ISO 8601 as they were sent."""
+
+    received_at: str | None = None
+    processed_at: str | None = None
+    processing_ms: float | None = None
+
+
+class EnrichedEvent(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """One event. Times are texts here: parsing a column of them at once is many times faster.
+
+    Args:
+        event_id: names the event; one that is delivered again has the same.
+        event_type: what happened, e.g. `page_view`.
+        timestamp: when it happened, ISO 8601; without zone it is UTC.
+        event_data: a JSON object as it was sent, for its shape depends on the type; empty bytes where there is none.
+    """
+
+    event_id: str
+    event_type: str
+    timestamp: str
+    request_id: str | None = None
+    user_id: str | None = None
+    session_id: str | None = None
+    page_url: str | None = None
+    event_data: Raw = NO_JSON
+    client_info: ClientInfo | None = None
+    service_info: ServiceInfo | None = None
+    processing_info: ProcessingInfo | None = None
+
+
+KNOWN_FIELDS = frozenset(EnrichedEvent.__struct_fields__)
+KNOWN_NESTED_FIELDS = {
+    "client_info": frozenset(ClientInfo.__struct_fields__),
+    "service_info": frozenset(ServiceInfo.__struct_fields__),
+    "processing_info": frozenset(ProcessingInfo.__struct_fields__),
+}
+MOST_GOOD_TYPES = 10_000
+
+_encoder = msgspec.json.Encoder()
+_exactly_ours = msgspec.json.Decoder(EnrichedEvent)
+_fields = msgspec.json.Decoder(dict[str, Raw])
+# Types that were found to be good: there are few of them, and events without end.
+_good_types: set[str] = set()
+
+
+def decode_enriched_event(raw: bytes | None) -> tuple[EnrichedEvent, str | None]:
+    """One message of `user-activity-events`.
+
+    Its times and the inside of `event_data` are not looked at.
+
+    Returns:
+        the event, and as a JSON object the fields that the contract does not know, where there are any.
+
+    Raises:
+        UnreadableMessage: not an event; names the field.
+    """
+    if not raw:
+        raise UnreadableMessage("The message is empty.")
+    if len(raw) > MAX_MESSAGE_BYTES:
+        raise UnreadableMessage(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
+    rescued = None
+    try:
+        event = _exactly_ours.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        event, rescued = _decode_with_more(raw)
+    if event.event_type not in _good_types:
+        _check_type(event.event_type)
+    if not 0 < len(event.event_id) <= MAX_ID_LENGTH or event.event_id.isspace():
+        raise UnreadableMessage(f"Not an EnrichedEvent: event_id must have 1 to {MAX_ID_LENGTH} characters.")
+    return event, rescued
+
+
+def _decode_with_more(raw: bytes) -> tuple[EnrichedEvent, str | None]:
+    """The event without the fields that are not in the contract, and these; or why it is none."""
+    try:
+        known = _fields.decode(raw)
+        unknown = _taken_out(known, KNOWN_FIELDS)
+        for name, fields in KNOWN_NESTED_FIELDS.items():
+            if bytes(known.get(name, NO_JSON)).startswith(b"{"):
+                inside = _fields.decode(known[name])
+                if more := _taken_out(inside, fields):
+                    known[name] = Raw(_encoder.encode(inside))
+                    unknown[name] = Raw(_encoder.encode(more))
+        event = _exactly_ours.decode(_encoder.encode(known))
+        return event, _encoder.encode(unknown).decode() if unknown else None
+    except msgspec.ValidationError as error:
+        raise UnreadableMessage(f"Not an EnrichedEvent: {error}.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UnreadableMessage(f"Not JSON: {error}.") from error
+    except RecursionError as error:
+        raise UnreadableMessage("Not JSON that can be read: nested too deeply.") from error
+
+
+def _taken_out(fields: dict[str, Raw], known: frozenset[str]) -> dict[str, Raw]:
+    return {name: fields.pop(name) for name in sorted(fields.keys() - known)}
+
+
+def _check_type(event_type: str) -> None:
+    if not event_type.strip() or len(event_type) > MAX_NAME_LENGTH or not event_type.isprintable():
+        raise UnreadableMessage(
+            f"Not an EnrichedEvent: event_type must be 1 to {MAX_NAME_LENGTH} printable characters."
+        )
+    if len(_good_types) < MOST_GOOD_TYPES:
+        _good_types.add(event_type)

@@ -1,0 +1,172 @@
+"""What commands print: tables and sentences for a person, or one JSON object for a script, and nothing else on stdout.
+
+File names, reasons and raw rows come from strangers. They are never read as markup, and every character that could move
+the cursor, change colours or reverse the text is shown as an escape instead of being sent to the terminal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ingest_project.core.terminal_text import printable, to_json
+
+# Without a terminal nothing is cut or wrapped: lines are for grep.
+UNBOUNDED_WIDTH = 10_000
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def stdout() -> Console:
+    """Where the result of a command goes."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """Where progress, hints and complaints go."""
+    return _console(stderr=True)
+
+
+def shortened(value: object, length: int) -> str:
+    """The printable text; on a terminal cut to a length, with an ellipsis where something is missing."""
+    text = printable(value)
+    return text if len(text) <= length or not stdout().is_terminal else text[: length - 1] + "…"
+
+
+def cell(value: object, style: str = "") -> Text:
+    """A value as table cells show it: nothing for None, thousands separated, times in UTC."""
+    if value is None:
+        return Text("")
+    if isinstance(value, datetime):
+        return Text(moment(value), style)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Text(f"{value:,}", style)
+    if isinstance(value, float):
+        return Text(f"{value:,.6g}", style)
+    return Text(printable(value), style)
+
+
+def moment(time: datetime) -> str:
+    """A time to the second, in UTC."""
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def ago(time: datetime) -> str:
+    """How long ago a time is, roughly, e.g. `3 min ago`."""
+    number, unit, *_ = length_of(datetime.now(UTC) - time).split()
+    return f"{number} {unit} ago"
+
+
+def length_of(time: timedelta) -> str:
+    """A length of time in its two largest units, e.g. `3 min 5 s`."""
+    seconds = max(0, round(time.total_seconds()))
+    units = [("d", seconds // 86_400), ("h", seconds // 3_600 % 24), ("min", seconds // 60 % 60), ("s", seconds % 60)]
+    first = next((place for place, (_, count) in enumerate(units) if count), len(units) - 1)
+    return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2] if count or unit == "s")
+
+
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """A number with its noun, e.g. `1 file`, `2,000 files`."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+    """Names with their numbers, the largest first, e.g. `value_out_of_range 3, device_id_missing 1`."""
+    ordered = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{printable(name)} {number:,}" for name, number in ordered if number)
+
+
+def table(*headings: str, numbers: Collection[str] = ()) -> Table:
+    """An empty table.
+
+    Args:
+        headings: of its columns.
+        numbers: those of the headings whose columns hold numbers.
+    """
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
+    return made
+
+
+def add_row(to: Table, *values: object) -> None:
+    """Add a row of any values, made safe to print."""
+    to.add_row(*(value if isinstance(value, Text) else cell(value) for value in values))
+
+
+def say(text: str, *, style: str = "") -> None:
+    """One line of result for a person. The text is made safe to print."""
+    stdout().print(Text(printable(text), style))
+
+
+def complain(text: str) -> None:
+    """One line on stderr. The text is made safe to print."""
+    stderr().print(Text(printable(text)))
+
+
+def show(made: Table, title: str = "") -> None:
+    """Print a table for a person, below an empty line and its title where it has one."""
+    _show_title(title)
+    console = stdout()
+    if console.is_terminal:
+        console.print(made)
+        return
+    with console.capture() as rendered:
+        console.print(made)
+    # Columns are padded to their width, the last one too.
+    typer.echo("\n".join(line.rstrip() for line in rendered.get().splitlines()))
+
+
+def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> None:
+    """Print a table of what was asked for, which may be nothing, or not all there is.
+
+    Args:
+        made: the table.
+        things: what it lists, e.g. `files`.
+        more: whether there are others.
+        which: part of them it is.
+    """
+    if not made.row_count:
+        complain(f"No such {things}.")
+        return
+    show(made)
+    if more:
+        complain(f"The {which} {made.row_count:,}; --limit shows more.")
+
+
+def show_facts(pairs: Sequence[tuple[str, object]], title: str = "") -> None:
+    """Print names and values below each other; those without a value are left out.
+
+    Long values are not wrapped here: an address that the terminal itself wraps can still be copied.
+    """
+    _show_title(title)
+    known = [(name, value) for name, value in pairs if value is not None and value != ""]
+    width = max((len(name) for name, _ in known), default=0)
+    for name, value in known:
+        stdout().print(Text.assemble((f"{name:<{width}}  ", "bold"), cell(value)), soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """The value as the one JSON object of this command; structs, times and enums included."""
+    typer.echo(to_json(value, indent=2))
+
+
+def _show_title(title: str) -> None:
+    # Not the table's own title: that is wrapped at the table's width.
+    if title:
+        stdout().print()
+        stdout().print(Text(printable(title), "bold"))
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNBOUNDED_WIDTH
+    return console

@@ -1,0 +1,155 @@
+"""Structured logs: one JSON object a line (or text for a person), with what is being worked on bound to every line.
+
+`bound(...)` adds fields such as job_id, trace_id, run_id and partition_key to everything logged inside it, from any
+module and thread that runs within its context.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from ingest_project.core.private_files import make_private_folder
+from ingest_project.core.settings import LoggingSettings
+from ingest_project.core.terminal_text import printable, printable_json
+
+_OWN_LOGGER = "ingest_project"
+
+
+def configure_logging(settings: LoggingSettings) -> None:
+    """Send this project's log to stderr, and to LOG_FILE where one is set. Calling it again replaces the set-up."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    on_screen = logging.StreamHandler(sys.stderr)
+    on_screen.setFormatter(_formatter(shared, as_json=settings.format == "json"))
+    logger = logging.getLogger(_OWN_LOGGER)
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers = [on_screen]
+    logger.setLevel(settings.level)
+    logger.propagate = False
+    if settings.file:
+        try:
+            in_file = _LogFile(settings.file)
+        except OSError as error:
+            get_logger(__name__).warning(*_LogFile.failure(settings.file, error))
+            return
+        # A file is read by programs, whatever a person prefers on the screen.
+        in_file.setFormatter(_formatter(shared, as_json=True))
+        logger.addHandler(in_file)
+
+
+class _LogFile(WatchedFileHandler):
+    """A log file that programs may rotate, and whose failures never reach whoever logs.
+
+    Args:
+        path: its folder is made; lines are appended, also those of other processes.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fails = False
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+
+    @staticmethod
+    def failure(path: Path, error: OSError) -> tuple[str]:
+        """Say that the file is not written, in one event."""
+        return (f"LOG_FILE {path} is not written: {error.strerror or error}. The log goes on on standard error alone.",)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; a full disk or a folder that went away is said once on standard error."""
+        line = self.format(record) + self.terminator
+        try:
+            if self.stream is None:
+                self.stream = self._open()
+            self.reopenIfNeeded()
+            self.stream.write(line)
+            self.flush()
+        except OSError as error:
+            self._let_go()
+            if not self._fails:
+                sys.stderr.write(f"{printable(self.failure(Path(self.baseFilename), error)[0])}\n")
+            self._fails = True
+        else:
+            self._fails = False
+
+    def close(self) -> None:
+        """Close it; what cannot be written any more is lost."""
+        self._let_go()
+        super().close()
+
+    def _open(self) -> TextIOWrapper:
+        make_private_folder(Path(self.baseFilename).parent)
+        return super()._open()
+
+    def _let_go(self) -> None:
+        stream, self.stream = self.stream, None
+        # Closing it tries to write what is left once more.
+        with suppress(OSError):
+            if stream is not None:
+                stream.close()
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """The logger of one module, called with its `__name__`."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger
+
+
+@contextmanager
+def bound(**fields: Any) -> Iterator[None]:  # noqa: ANN401 - any value that JSON can show
+    """Add these fields to every line logged inside; fields that are None are left out."""
+    with structlog.contextvars.bound_contextvars(
+        **{name: value for name, value in fields.items() if value is not None}
+    ):
+        yield
+
+
+def _formatter(shared: list[structlog.typing.Processor], *, as_json: bool) -> logging.Formatter:
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer(_dump)]
+        if as_json
+        else [_printable_values, structlog.dev.ConsoleRenderer(colors=False)]
+    )
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+    )
+
+
+def _dump(event: Any, **options: Any) -> str:  # noqa: ANN401 - what structlog hands over
+    return printable_json(json.dumps(event, ensure_ascii=False, **options))
+
+
+def _printable_values(
+    _logger: structlog.typing.WrappedLogger, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Make every value safe for a terminal, and set off a traceback's lines, which could pass for others'."""
+    for name, value in event.items():
+        if name in {"exception", "stack"}:
+            event[name] = "\n".join(f"    {printable(line)}" for line in str(value).split("\n"))
+        elif not isinstance(value, bool | int | float | None):
+            event[name] = printable(value)
+    return event

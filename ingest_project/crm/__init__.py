@@ -1,1 +1,0 @@
-"""CRM messages to relational tables: opportunities, projects, and what could not be identified."""

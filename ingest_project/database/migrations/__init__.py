@@ -1,1 +1,0 @@
-"""Alembic's environment and every revision of the schema."""

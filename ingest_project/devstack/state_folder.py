@@ -1,0 +1,186 @@
+"""The folder that holds the embedded services' state: who uses it, where its sockets and addresses are."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import pwd
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ingest_project.core.errors import IngestError, PermanentError
+from ingest_project.core.private_files import FOLDER_MODE, make_private_folder
+
+# A socket's address holds 107 bytes on Linux and 103 on macOS, the name of the socket included.
+MAX_SOCKET_PATH_BYTES = 103
+LOCK, LOGS, SERVICES = "lock", "logs", "services.json"
+LONGEST_SOCKET_NAME = ".s.PGSQL.5432.lock"
+
+
+class StateFolderInUse(IngestError):  # noqa: N818
+    """Another process runs the services of this folder."""
+
+    def __init__(self, folder: Path, pid: str) -> None:
+        super().__init__(
+            f"The services of {folder} are run by another `ingest dev` or `ingest demo`"
+            f"{f' (process {pid})' if pid else ''}. Use that one, stop it, or set INGEST_STATE_DIR to another folder."
+        )
+
+
+class StateFolderUnusable(PermanentError):  # noqa: N818 - as its sibling
+    """The state folder, or something in it, cannot be read or written.
+
+    Args:
+        folder: as it is set.
+        reason: what is wrong; starts in lower case, ends without a full stop.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(
+            f"The state folder {folder} cannot be used: {reason}. "
+            "Mend that, or set INGEST_STATE_DIR to a folder that this user can write to."
+        )
+
+
+@contextmanager
+def folder_failures(folder: Path) -> Iterator[None]:
+    """Tell what the operating system refuses in the state folder in one sentence.
+
+    Raises:
+        StateFolderUnusable: something in it cannot be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        places = [
+            Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+        ]
+        if not any(place == folder or folder in place.parents or place in folder.parents for place in places):
+            raise
+        raise StateFolderUnusable(folder, _reason(places[0], error)) from error
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder for this user alone where it is missing, and close an older one of ours to others.
+
+    Raises:
+        StateFolderUnusable: it is a file, belongs to another user, or cannot be written to.
+    """
+    with folder_failures(folder):
+        make_private_folder(folder)
+        status = folder.stat()
+        user = os.geteuid()
+        if user not in (0, status.st_uid):
+            raise StateFolderUnusable(folder, f"it belongs to {_name_of(status.st_uid)}, and this is {_name_of(user)}")
+        # Never a folder that others have a use for, /tmp say: only one in which this system has been at work.
+        if status.st_uid == user and not status.st_mode & stat.S_ISVTX and (folder / LOCK).exists():
+            folder.chmod(FOLDER_MODE)
+        make_private_folder(folder / LOGS)
+
+
+def _reason(place: Path, error: OSError) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{_file_on_the_way_to(place)} is a file"
+    if isinstance(error, PermissionError):
+        return f"{_name_of(os.geteuid())} may not use {place}{_owner_of(place)}"
+    return f"{place}: {error.strerror or error}"
+
+
+def _file_on_the_way_to(place: Path) -> Path:
+    return next((one for one in (*reversed(place.parents), place) if one.exists() and not one.is_dir()), place)
+
+
+def _owner_of(place: Path) -> str:
+    with suppress(OSError):
+        return f", which belongs to {_name_of(place.stat().st_uid)}"
+    return ""
+
+
+def _name_of(user: int) -> str:
+    with suppress(KeyError):
+        return f"user {pwd.getpwuid(user).pw_name}"
+    return f"user id {user}"
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; a process that was killed holds nothing.
+
+    Raises:
+        StateFolderInUse: another process holds it.
+    """
+    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise StateFolderInUse(folder, lock.read().strip()) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+@contextmanager
+def announced(folder: Path, addresses: Mapping[str, object]) -> Iterator[None]:
+    """Tell other commands on this machine where the services are (`services.json`), as long as they run."""
+    announce(folder, addresses)
+    try:
+        yield
+    finally:
+        (folder / SERVICES).unlink(missing_ok=True)
+
+
+def announce(folder: Path, addresses: Mapping[str, object]) -> None:
+    """Write `services.json`; what it said before is replaced in one step."""
+    fresh = folder / f".{SERVICES}.{os.getpid()}"
+    # It holds the database's password.
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
+        json.dump({"pid": os.getpid(), "settings": dict(addresses)}, file, indent=1)
+    fresh.replace(folder / SERVICES)
+
+
+def socket_folder(folder: Path, name: str, owner: int | None = None) -> Path:
+    """Make a folder for sockets that only its owner may enter, with a path short enough for them.
+
+    Args:
+        folder: the state folder, in which it is made where that is short enough.
+        name: tells it from others of the same state folder.
+        owner: user id; this process's own by default.
+
+    Raises:
+        PermanentError: somebody else made a folder of that name.
+    """
+    return _private(_socket_folder(folder, name), owner)
+
+
+def remove_socket_folder(folder: Path, name: str) -> None:
+    """Remove it with what is in it; it need not be there."""
+    shutil.rmtree(_socket_folder(folder, name), ignore_errors=True)
+
+
+def _socket_folder(folder: Path, name: str) -> Path:
+    inside = folder / name
+    if len(os.fsencode(inside / LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES:
+        return inside
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"ingest-{os.getuid()}-{digest}-{name}"
+
+
+def _private(folder: Path, owner: int | None) -> Path:
+    try:
+        folder.mkdir(mode=0o700)
+        if owner is not None and owner != os.getuid():
+            os.chown(folder, owner, -1)
+    except FileExistsError:
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != (os.getuid() if owner is None else owner):
+            raise PermanentError(f"{folder} belongs to somebody else. Remove it, or set INGEST_STATE_DIR.") from None
+        folder.chmod(0o700)
+    return folder

@@ -1,0 +1,257 @@
+"""What the UI shows of one file: metadata of its assets and the result of its contract, from what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+
+from ingest_project.file_ingest.odd_files import odd_metadata, odd_results
+from ingest_project.file_ingest.partitions import (
+    AGGREGATED_METRICS,
+    QUARANTINED_FILES,
+    RAW_FILES,
+    VALIDATED_SENSOR_DATA,
+)
+from ingest_project.file_ingest.result import Outcome
+from ingest_project.platform.dagster.asset_events import CheckResult, PartitionReport
+from ingest_project.platform.work_queue.states import FileState
+
+CONTRACT_HOLDS = "contract_holds"
+FILE_ACCEPTED = "file_accepted"
+
+# The aspects of the contract, each with the beginnings of its rules' names; what matches none is about the whole file.
+ASPECTS = {
+    "timestamps": ("timestamp_",),
+    "ids": ("device_id_", "sensor_type_"),
+    "ranges": ("value_out_of_range",),
+    "numbers": ("value_", "unit_"),
+    "columns": ("missing_column", "duplicate_column", "too_few_cells", "too_many_cells"),
+}
+WHOLE_FILE = "whole_file"
+_MAX_RAW_TEXT_SHOWN = 200
+PREVIEW_COLUMNS = {
+    "line_number": "int",
+    "timestamp": "string",
+    "device_id": "string",
+    "sensor_type": "string",
+    "value": "float",
+    "unit": "string",
+}
+METRIC_COLUMNS = {
+    "device_id": "string",
+    "sensor_type": "string",
+    "min": "float",
+    "max": "float",
+    "mean": "float",
+    "count": "int",
+    "stddev": "float",
+}
+
+
+def partition_report(outcome: Outcome) -> PartitionReport:
+    """Return the events of one file.
+
+    Every asset of a file that came to an end has a materialisation, also one without rows: Dagster counts a partition
+    that was asked for and not reported as failed. A file that failed has none but what was landed of it. One whose rows
+    stay because it cannot be had again keeps its materialisations; its check tells of the attempt.
+    """
+    if outcome.leaves_what_is_stored:
+        return PartitionReport(outcome.record.file_key, {}, [accepted_result(outcome)])
+    ended = outcome.state.finished and outcome.state is not FileState.FAILED
+    materialized: dict[dg.AssetKey, Mapping[str, Any]] = {}
+    if outcome.landed is not None or ended:
+        materialized[RAW_FILES] = raw_file_metadata(outcome)
+    if ended:
+        materialized |= {
+            VALIDATED_SENSOR_DATA: validated_metadata(outcome),
+            AGGREGATED_METRICS: metrics_metadata(outcome),
+            QUARANTINED_FILES: quarantine_metadata(outcome),
+        }
+    checks = [accepted_result(outcome)]
+    if outcome.state is not FileState.DUPLICATE:
+        checks += [contract_result(outcome), *odd_results(outcome)]
+    return PartitionReport(outcome.record.file_key, materialized, checks)
+
+
+def validated_metadata(outcome: Outcome) -> dict[str, Any]:
+    """Return how many rows were accepted, and why where there are none."""
+    return {
+        "dagster/row_count": outcome.rows_accepted,
+        "rows_read": outcome.rows_read,
+        "rows_quarantined": outcome.rows_quarantined,
+        "rejected_share": round(outcome.rows_quarantined / outcome.rows_read, 4) if outcome.rows_read else 0.0,
+        "profile": outcome.profile,
+        "source": outcome.record.location,
+        **_reason(outcome),
+        **({"replaced_by": outcome.replaced_by} if outcome.replaced_by else {}),
+        **odd_metadata(outcome),
+        **_seconds_from_event(outcome),
+        **_table("first_rows", outcome.preview, PREVIEW_COLUMNS),
+    }
+
+
+def metrics_metadata(outcome: Outcome) -> dict[str, Any]:
+    """Return how many summaries a file has: none where its rows are not stored."""
+    stored = outcome.state is FileState.INGESTED
+    return {
+        "dagster/row_count": outcome.summaries.rows if stored else 0,
+        "devices": outcome.summaries.devices if stored else 0,
+        "sensor_types": outcome.summaries.sensor_types if stored else 0,
+        **_reason(outcome),
+        **(_table("metrics", outcome.metrics_shown, METRIC_COLUMNS) if stored else {}),
+    }
+
+
+def raw_file_metadata(outcome: Outcome) -> dict[str, Any]:
+    """Return where a file's bytes came from and what they are, or why none of them was kept."""
+    record = outcome.record
+    metadata: dict[str, Any] = {"source": record.location, "kafka_position": str(record.intake)}
+    if outcome.landed is None:
+        return {**metadata, "size_bytes": 0, **_reason(outcome)}
+    metadata |= {"size_bytes": outcome.landed.size_bytes, "sha256": outcome.landed.sha256}
+    metadata["dagster/uri"] = outcome.landed.path
+    if record.event.trace_id:
+        metadata["trace_id"] = record.event.trace_id
+    if outcome.duplicate_of:
+        metadata["duplicate_of"] = outcome.duplicate_of
+    if outcome.landed.landed_before:
+        metadata["source_gone"] = True
+    return metadata
+
+
+def quarantine_metadata(outcome: Outcome) -> dict[str, Any]:
+    """What was refused and why, with a sample of the rows."""
+    metadata: dict[str, Any] = {
+        "dagster/row_count": outcome.rows_quarantined,
+        "whole_file": outcome.state is FileState.QUARANTINED,
+        **_reason(outcome),
+    }
+    metadata["rules"] = dict(outcome.rule_counts)
+    if outcome.kept_at:
+        metadata["location"] = outcome.kept_at
+    if outcome.sample:
+        metadata["sample"] = dg.MetadataValue.table([_sample_record(row) for row in outcome.sample])
+    return metadata
+
+
+def contract_result(outcome: Outcome) -> CheckResult:
+    """Whether the file kept the contract: failed with a warning for single rows, with an error for the whole file.
+
+    A version that was replaced owes nothing any more; of one that its source no longer has nothing is known.
+    """
+    if outcome.state is FileState.REPLACED:
+        return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, description=outcome.reason)
+    whole = outcome.state is not FileState.INGESTED
+    harmless = not whole or outcome.state is FileState.SUPERSEDED
+    if not whole and not outcome.rule_counts:
+        return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True)
+    reason = outcome.reason or rows_refused(outcome.rows_quarantined, outcome.rows_read)
+    key = outcome.record.file_key
+    return CheckResult(
+        VALIDATED_SENSOR_DATA,
+        CONTRACT_HOLDS,
+        passed=False,
+        severity=dg.AssetCheckSeverity.WARN if harmless else dg.AssetCheckSeverity.ERROR,
+        description=reason,
+        metadata=broken_contract(key, reason, outcome.rule_counts, outcome.rows_read, outcome.rows_quarantined),
+    )
+
+
+def accepted_result(outcome: Outcome) -> CheckResult:
+    """Return whether the file's rows are stored: assets that are made of them wait for this."""
+    if outcome.leaves_what_is_stored:
+        note = f"What was stored of it stays. It could not be ingested again: {outcome.reason}"
+        return file_accepted(outcome.record.file_key, FileState.INGESTED, note)
+    return file_accepted(outcome.record.file_key, outcome.state, outcome.reason)
+
+
+def file_accepted(file_key: str, state: FileState, reason: str | None) -> CheckResult:
+    """Judge a file by where it ended: an error where it was refused or failed, a warning where others stand for it."""
+    refused = state in {FileState.QUARANTINED, FileState.FAILED}
+    return CheckResult(
+        VALIDATED_SENSOR_DATA,
+        FILE_ACCEPTED,
+        passed=state is FileState.INGESTED,
+        severity=dg.AssetCheckSeverity.ERROR if refused else dg.AssetCheckSeverity.WARN,
+        description=reason if state is FileState.INGESTED else reason or f"The file is {state.value}.",
+        metadata={"file": file_key, "state": state.value},
+    )
+
+
+def rows_refused(rows_rejected: int, rows_read: int) -> str:
+    """The reason of a file that was accepted without some of its rows."""
+    return f"{rows_rejected:,} of {rows_read:,} rows are in quarantine."
+
+
+def broken_contract(
+    file_key: str, reason: str, rule_counts: Mapping[str, int], rows_read: int, rows_rejected: int
+) -> dict[str, Any]:
+    """What a failed result tells: the file and why, how often each aspect and rule was broken, the share refused.
+
+    Args:
+        file_key: of the file.
+        reason: one sentence.
+        rule_counts: broken rule to how often.
+        rows_read: readings found in the file; nothing is said of shares where there were none.
+        rows_rejected: those of them that broke a rule.
+    """
+    share = {"rejected_share": round(rows_rejected / rows_read, 4)} if rows_read else {}
+    return {
+        "file": file_key,
+        "reason": reason,
+        **share,
+        "rows_read": rows_read,
+        "rows_rejected": rows_rejected,
+        **dict.fromkeys((*ASPECTS, WHOLE_FILE), 0),
+        **broken_by_aspect(rule_counts),
+        "rules": dict(rule_counts),
+    }
+
+
+def broken_by_aspect(rule_counts: Mapping[str, int]) -> dict[str, int]:
+    """How often each aspect of the contract was broken."""
+    counts: dict[str, int] = {}
+    for rule, count in rule_counts.items():
+        aspect = next((name for name, beginnings in ASPECTS.items() if rule.startswith(beginnings)), WHOLE_FILE)
+        counts[aspect] = counts.get(aspect, 0) + count
+    return counts
+
+
+def _table(
+    name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
+) -> dict[str, dg.TableMetadataValue]:
+    """Return rows as a table for the UI; nothing where there are none."""
+    if not rows:
+        return {}
+    records = [dg.TableRecord({column: _shown(row[column]) for column in columns}) for row in rows]
+    schema = dg.TableSchema([dg.TableColumn(column, kind) for column, kind in columns.items()])
+    return {name: dg.TableMetadataValue(records, schema)}
+
+
+def _shown(value: object) -> str | float | int:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if value is None:
+        return ""
+    return value if isinstance(value, str | float | int) else str(value)
+
+
+def _reason(outcome: Outcome) -> dict[str, str]:
+    return {"reason": outcome.reason} if outcome.reason else {}
+
+
+def _seconds_from_event(outcome: Outcome) -> dict[str, float]:
+    """From the Kafka message to now; less than nothing where the clock of its producer is ahead."""
+    event_at = outcome.record.intake.at
+    return {"seconds_from_event": round((datetime.now(UTC) - event_at).total_seconds(), 3)} if event_at else {}
+
+
+def _sample_record(row: Mapping[str, Any]) -> dg.TableRecord:
+    raw_text = str(row["raw_text"])
+    shown = raw_text if len(raw_text) <= _MAX_RAW_TEXT_SHOWN else raw_text[:_MAX_RAW_TEXT_SHOWN] + " …"
+    return dg.TableRecord(
+        {"line_number": int(row["line_number"]), "raw_text": shown, "reasons": ", ".join(row["reasons"])}
+    )

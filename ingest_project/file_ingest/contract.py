@@ -1,0 +1,374 @@
+"""Typed readings to accepted ones and rejected ones, each rejected one with all of its reasons.
+
+The rules are written once, as Polars expressions. A pandera schema, lazy and vectorised, decides column by column
+whether they hold; only the rules of a column that failed are then asked which rows broke them. So a batch without bad
+rows costs one check a column, and one with bad rows does not pay for pandera's own, much dearer, failure cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import polars as pl
+from pandera.api.polars.types import PolarsData
+from pandera.polars import DataFrameSchema
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+
+from ingest_project.core.errors import SettingsError
+from ingest_project.core.yaml_models import mistakes, yaml_content
+from ingest_project.readers.casting import FORMULA, KIND_OF, NUMBER, TEXT
+from ingest_project.readers.names import clean_name, is_suspicious, matched_name, odd_names
+
+SHIPPED_SENSOR_TYPES = Path(__file__).with_name("sensor_types.yaml")
+LONGEST_TEXT_BYTES = 200
+ACCEPTED_COLUMNS = ("line_number", "timestamp", "device_id", "sensor_type", "value", "unit")
+NAME_COLUMNS = ("device_id", "sensor_type", "unit")
+NOT_STORED = frozenset({"timestamp_text", "value_text", *map(KIND_OF, ACCEPTED_COLUMNS)})
+
+
+class SensorType(BaseModel):
+    """What is known of one type of sensor.
+
+    Args:
+        units: spellings of the one unit its readings come in; empty allows any.
+        min, max: the least and greatest possible reading, in that unit; None for no limit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    units: tuple[str, ...] = ()
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> SensorType:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("min is greater than max")
+        return self
+
+
+@dataclass(frozen=True)
+class SensorTypes:
+    """The known sensor types, and what happens to readings of any other.
+
+    Args:
+        types: by name, in which upper and lower case do not matter; readings are stored under the name given here.
+        unknown: whether readings of other types are accepted, without limits, or rejected.
+    """
+
+    types: Mapping[str, SensorType]
+    unknown: Literal["accept", "quarantine"] = "accept"
+
+    @classmethod
+    def load(cls, path: Path | None = None, unknown: Literal["accept", "quarantine"] = "accept") -> SensorTypes:
+        """Read the types from a YAML file.
+
+        Args:
+            path: None reads the shipped ones.
+            unknown: see the class.
+
+        Raises:
+            SettingsError: the file is missing, or not of this shape; names the place.
+        """
+        path = path or SHIPPED_SENSOR_TYPES
+        content = yaml_content(path, "sensor types")
+        try:
+            types = TypeAdapter(dict[str, SensorType]).validate_python(content)
+        except ValidationError as error:
+            raise SettingsError(f"{path} does not hold sensor types: {mistakes(error, SensorType)}") from None
+        same = [names for names in _same_names(types).values() if len(names) > 1]
+        if same:
+            raise SettingsError(f"{path}: {' and '.join(same[0])} are the same sensor type: case does not matter.")
+        return cls(types, unknown)
+
+    @cached_property
+    def by_matched_name(self) -> Mapping[str, str]:
+        """The names of the types by what they are compared by."""
+        return {matched: names[0] for matched, names in _same_names(self.types).items()}
+
+    @cached_property
+    def lookup(self) -> LimitLookup:
+        """The same as columns to look things up in."""
+        names = list(self.types)
+        units = sorted({unit for known in self.types.values() for unit in known.units})
+        return LimitLookup(
+            type_codes=pl.Enum(names),
+            unit_codes=pl.Enum(units),
+            lowest=pl.Series([known.min for known in self.types.values()], dtype=pl.Float64),
+            highest=pl.Series([known.max for known in self.types.values()], dtype=pl.Float64),
+            any_unit=pl.Series([not known.units for known in self.types.values()], dtype=pl.Boolean),
+            units=pl.Series([unit in self.types[name].units for name in names for unit in units], dtype=pl.Boolean),
+        )
+
+
+def _same_names(types: Mapping[str, SensorType]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in types:
+        found.setdefault(matched_name(name), []).append(name)
+    return found
+
+
+class LimitLookup(NamedTuple):
+    """Sensor types by code: a code is the place of a name in its enumeration.
+
+    Args:
+        type_codes, unit_codes: names of types and units.
+        lowest, highest, any_unit: by type code.
+        units: whether a unit belongs to a type, by type code * number of units + unit code.
+    """
+
+    type_codes: pl.Enum
+    unit_codes: pl.Enum
+    lowest: pl.Series
+    highest: pl.Series
+    any_unit: pl.Series
+    units: pl.Series
+
+
+@dataclass(frozen=True)
+class ValidationRules:
+    """What readings are held against.
+
+    Args:
+        sensor_types: units and limits.
+        now: the time of validation, UTC.
+        future_tolerance: how far ahead of that a timestamp may be.
+        earliest: no reading is older: a wrong century and a clock that was never set are told by it.
+    """
+
+    sensor_types: SensorTypes
+    now: datetime
+    future_tolerance: timedelta = timedelta(minutes=5)
+    earliest: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class ValidatedRows:
+    """The outcome for every row, in the order they came in.
+
+    Args:
+        accepted: line_number, timestamp, device_id, sensor_type, value, unit.
+        rejected: line_number and `reasons`, the sorted names of all rules the row broke.
+            Both keep whatever further columns came in (`file_index`), in front.
+    """
+
+    accepted: pl.DataFrame
+    rejected: pl.DataFrame
+
+
+class Rule(NamedTuple):
+    """One thing that can be wrong with a row.
+
+    Args:
+        column: the column of a reading it is about.
+        broken: true for a row that breaks the rule; null counts as unbroken.
+    """
+
+    column: str
+    broken: pl.Expr
+
+
+def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
+    """Tell the good rows from the bad ones.
+
+    Args:
+        rows: as `formats.casting.cast` gives them, of any number of files.
+        rules: what to hold them against.
+    """
+    extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, *NOT_STORED}]
+    kept = [*extra, *ACCEPTED_COLUMNS]
+    rows, suspicious, codes = with_clean_names(rows, rules.sensor_types)
+    checked = _with_limits(rows, rules.sensor_types.lookup, codes)
+    named = row_rules(rules, suspicious, typed=KIND_OF("value") in rows.columns)
+    columns = _columns_that_fail(checked, named)
+    suspects = {name: rule.broken for name, rule in sorted(named.items()) if rule.column in columns}
+    if not suspects:
+        return ValidatedRows(rows.select(kept), _reasons(checked.clear(), extra, {}))
+    is_bad = checked.select(
+        pl.any_horizontal(broken.fill_null(value=False) for broken in suspects.values())
+    ).to_series()
+    return ValidatedRows(rows.filter(~is_bad).select(kept), _reasons(checked.filter(is_bad), extra, suspects))
+
+
+def row_rules(
+    rules: ValidationRules, suspicious: Mapping[str, Sequence[str]] | None = None, *, typed: bool = False
+) -> dict[str, Rule]:
+    """Every rule by its stable name, which is what reports and metrics count by.
+
+    Args:
+        rules: limits and times.
+        suspicious: by column, the names in it that are not to be trusted.
+        typed: whether the rows tell the kinds of the cells that they come from.
+    """
+    found = _rules_of_values(rules) | {
+        f"{column}_invalid": Rule(column, _too_long(pl.col(column)) | pl.col(column).is_in(list(names)))
+        for column, names in (dict.fromkeys(NAME_COLUMNS, ()) | dict(suspicious or {})).items()
+    }
+    unknown_type = pl.col("sensor_type").is_not_null() & ~pl.col("known_type")
+    found["sensor_type_invalid"] = Rule("sensor_type", unknown_type & found["sensor_type_invalid"].broken)
+    return found | _rules_of_cells(found) if typed else found
+
+
+def _rules_of_cells(found: Mapping[str, Rule]) -> dict[str, Rule]:
+    """The rules for readings from a workbook: a cell is of a kind that its column can have, and has been calculated."""
+    changed: dict[str, Rule] = {}
+    for column in ("timestamp", "value", *NAME_COLUMNS):
+        is_formula = (pl.col(KIND_OF(column)) == FORMULA).fill_null(value=False)
+        changed[f"{column}_not_calculated"] = Rule(
+            column, is_formula & pl.col(column if column in NAME_COLUMNS else f"{column}_text").is_not_null()
+        )
+        if column in NAME_COLUMNS:
+            # A date, a truth value or an error is no name, though it can be written as one.
+            strange = ~pl.col(KIND_OF(column)).is_in([TEXT, NUMBER, FORMULA]) & pl.col(column).is_not_null()
+            rule = found[f"{column}_invalid"]
+            changed[f"{column}_invalid"] = Rule(column, rule.broken | strange)
+    for name in ("timestamp_unparseable", "value_not_a_number"):
+        column = found[name].column
+        is_formula = (pl.col(KIND_OF(column)) == FORMULA).fill_null(value=False)
+        changed[name] = Rule(column, found[name].broken & ~is_formula)
+    return changed
+
+
+def _rules_of_values(rules: ValidationRules) -> dict[str, Rule]:
+    timestamp, value = pl.col("timestamp"), pl.col("value")
+    unknown_type = pl.col("sensor_type").is_not_null() & ~pl.col("known_type")
+    return {
+        "timestamp_missing": Rule("timestamp", pl.col("timestamp_text").is_null()),
+        "timestamp_unparseable": Rule("timestamp", timestamp.is_null() & pl.col("timestamp_text").is_not_null()),
+        "timestamp_in_future": Rule("timestamp", timestamp > rules.now + rules.future_tolerance),
+        "timestamp_too_early": Rule("timestamp", timestamp < rules.earliest),
+        "device_id_missing": Rule("device_id", pl.col("device_id").is_null()),
+        "sensor_type_missing": Rule("sensor_type", pl.col("sensor_type").is_null()),
+        "sensor_type_unknown": Rule("sensor_type", unknown_type & pl.lit(rules.sensor_types.unknown == "quarantine")),
+        "value_missing": Rule("value", pl.col("value_text").is_null()),
+        "value_not_a_number": Rule("value", value.is_null() & pl.col("value_text").is_not_null()),
+        "value_not_finite": Rule("value", ~value.is_finite()),
+        "value_out_of_range": Rule(
+            "value", value.is_finite() & ((value < pl.col("lowest")) | (value > pl.col("highest")))
+        ),
+        "unit_unknown": Rule("unit", ~pl.col("known_unit")),
+    }
+
+
+def with_clean_names(
+    rows: pl.DataFrame, types: SensorTypes
+) -> tuple[pl.DataFrame, dict[str, list[str]], dict[str, pl.Series]]:
+    """Take off names what cannot be seen at their ends, and give known sensor types their own spelling.
+
+    Returns:
+        the rows; by column the names that are not to be trusted for what is inside them; and the codes of types and
+        units.
+    """
+    columns: list[pl.Series] = []
+    codes = _codes(rows, types.lookup)
+    suspicious: dict[str, list[str]] = {}
+    for name in NAME_COLUMNS:
+        texts = rows[name]
+        # Spellings of known types and units need no look, and hardly any file has others.
+        known = codes.get(name)
+        if known is not None and known.null_count() == texts.null_count():
+            continue
+        unknown = texts if known is None else texts.filter(known.is_null())
+        spelling = types.by_matched_name if name == "sensor_type" else {}
+        odd = unknown.unique().drop_nulls() if spelling else odd_names(unknown)
+        changed = {}
+        for text in odd.to_list():
+            clean = clean_name(text)
+            changed[text] = spelling.get(matched_name(clean), clean) or None
+            if clean and changed[text] == clean and is_suspicious(clean):
+                suspicious.setdefault(name, []).append(clean)
+        changed = {text: clean for text, clean in changed.items() if clean != text}
+        if changed:
+            columns.append(texts.replace(changed))
+    if not columns:
+        return rows, suspicious, codes
+    cleaned = rows.with_columns(columns)
+    return cleaned, suspicious, _codes(cleaned, types.lookup)
+
+
+def _codes(rows: pl.DataFrame, lookup: LimitLookup) -> dict[str, pl.Series]:
+    """The codes of sensor types and units; null for those that are not known."""
+    return {
+        "sensor_type": rows["sensor_type"].cast(lookup.type_codes, strict=False).to_physical().cast(pl.Int64),
+        "unit": rows["unit"].cast(lookup.unit_codes, strict=False).to_physical().cast(pl.Int64),
+    }
+
+
+def _too_long(text: pl.Expr) -> pl.Expr:
+    """Longer than any name is. That text has no NUL, which PostgreSQL cannot hold, is what the readers see to."""
+    return text.str.len_bytes() > LONGEST_TEXT_BYTES
+
+
+def _with_limits(rows: pl.DataFrame, lookup: LimitLookup, codes: Mapping[str, pl.Series]) -> pl.DataFrame:
+    """Put what is known of each row's sensor type beside the row."""
+    types, units = codes["sensor_type"], codes["unit"]
+    belongs = lookup.units.gather(types * len(lookup.unit_codes.categories) + units)
+    return rows.with_columns(
+        types.is_not_null().alias("known_type"),
+        lookup.lowest.gather(types).alias("lowest"),
+        lookup.highest.gather(types).alias("highest"),
+        # No unit, any unit, a unit of an unknown type: there is nothing to hold it against.
+        (
+            rows["unit"].is_null() | types.is_null() | lookup.any_unit.gather(types) | belongs.fill_null(value=False)
+        ).alias("known_unit"),
+    )
+
+
+def _columns_that_fail(checked: pl.DataFrame, named: Mapping[str, Rule]) -> set[str]:
+    """The columns of a reading for which some rule is broken in some row.
+
+    Raises:
+        pandera.errors.SchemaErrors: the frame lacks a column or has one of another type: a fault of the caller.
+    """
+    from pandera.errors import SchemaErrors  # noqa: PLC0415 - a second of import that most processes never need
+
+    schema = _schema(named)
+    try:
+        schema.validate(checked, lazy=True)
+    except SchemaErrors as errors:
+        failed = {str(error.check.name) for error in errors.schema_errors if getattr(error.check, "name", None)}
+        if failed <= {rule.column for rule in named.values()} and len(failed) == len(errors.schema_errors):
+            return failed
+        raise
+    return set()
+
+
+def _schema(named: Mapping[str, Rule]) -> DataFrameSchema:
+    import pandera.polars as pa  # noqa: PLC0415 - as above
+
+    columns = dict.fromkeys(rule.column for rule in named.values())
+    types: dict[str, Any] = {
+        "line_number": pl.Int64,
+        "timestamp": pl.Datetime("us", "UTC"),
+        "device_id": pl.String,
+        "sensor_type": pl.String,
+        "value": pl.Float64,
+        "unit": pl.String,
+    }
+    return pa.DataFrameSchema(
+        # Null is for the rules to judge: pandera's own refusal would stop short of naming the row.
+        {name: pa.Column(dtype, nullable=True) for name, dtype in types.items()},
+        checks=[
+            pa.Check(_holds([rule.broken for rule in named.values() if rule.column == column]), name=column)
+            for column in columns
+        ],
+    )
+
+
+def _holds(broken: Sequence[pl.Expr]) -> Callable[[PolarsData], pl.LazyFrame]:
+    def check(data: PolarsData) -> pl.LazyFrame:
+        return data.lazyframe.select(~pl.any_horizontal(expression.any() for expression in broken))
+
+    return check
+
+
+def _reasons(bad: pl.DataFrame, extra: Sequence[str], suspects: Mapping[str, pl.Expr]) -> pl.DataFrame:
+    named: list[pl.Expr] = [pl.when(broken).then(pl.lit(name)) for name, broken in suspects.items()]
+    if not named:
+        named = [pl.lit(None, pl.String)]
+    return bad.select(*extra, "line_number", pl.concat_list(named).list.drop_nulls().alias("reasons"))

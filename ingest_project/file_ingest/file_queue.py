@@ -1,0 +1,306 @@
+"""The ledger of files: what must be ingested, what a run holds, what became of it.
+
+The sensors and the runs share nothing else: a file is pending until a tick asks for it in a batch, held by that batch's
+run until it is finished, and pending again when its run came to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.contracts.file_event import file_key, version_of
+from ingest_project.file_ingest.fair_scheduling import in_turn, waiting_origins
+from ingest_project.file_ingest.file_record import FileArrival, FileRecord, file_row, order_of
+from ingest_project.file_ingest.tables import files
+from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.work_queue.queue import Due, WorkLedger
+from ingest_project.platform.work_queue.sql_helpers import contains, in_parts, insert_missing
+from ingest_project.platform.work_queue.states import FINISHED_FILE_STATES, FileState
+from ingest_project.platform.work_queue.types import Recorded
+
+# What a new announcement of a known version brings.
+_ANNOUNCED_COLUMNS = (
+    "version_at",
+    "announced_at",
+    "intake_topic",
+    "intake_partition",
+    "intake_offset",
+    "intake_generation",
+    "intake_at",
+)
+_READING_COLUMNS = ("version_at", "announced_at", "pinned", "metadata", "sha256", "landed_bytes")
+
+
+def _afresh(now: datetime) -> dict[str, Any]:
+    """The columns of a finished file that is to be ingested as if for the first time."""
+    return {
+        **dict.fromkeys(("batch_id", "run_id", "retry_group", "finished_at")),
+        "state": FileState.PENDING,
+        "attempts": 0,
+        "next_attempt_at": now,
+    }
+
+
+def _is_another_reading(other: FileRecord, arrival: FileArrival, now: datetime) -> bool:
+    """Tell whether the other is of the same version and was announced before this arrival."""
+    versions = {version_of(e.etag, e.size_bytes, e.modified_at) for e in (other.event, arrival.event)}
+    return len(versions) == 1 and other.order < order_of(arrival, now)
+
+
+class QuarantineShare(msgspec.Struct, frozen=True):
+    """How many of the files finished in a time were quarantined."""
+
+    finished: int
+    quarantined: int
+
+    @property
+    def share(self) -> float:
+        """0 to 1; 0 when nothing was finished."""
+        return self.quarantined / self.finished if self.finished else 0.0
+
+
+class RowTotals(NamedTuple):
+    """Rows of many files."""
+
+    read: int
+    accepted: int
+    quarantined: int
+
+
+class FileLedger(WorkLedger):
+    """Reads and writes the table `files`. Times are UTC-aware; every method is one transaction.
+
+    Raises:
+        DatabaseUnavailable, TransactionConflict: from every method.
+    """
+
+    halves_lost_batches = True
+
+    def __init__(self, engine: sa.Engine) -> None:
+        super().__init__(engine, files, files.c.file_key, FileState.INGESTING)
+
+    def record(self, arrivals: Sequence[FileArrival], now: datetime) -> Recorded:
+        """Enter files as pending. What is there already stays as it is, with two exceptions.
+
+        A file that is `requested` and arrives again from the very position it came from was asked for by a tick whose
+        cursor was never saved: that batch does not exist. It is pending again, and that attempt is not counted.
+
+        A version that was replaced by another reading of it, and is announced anew after that one, is pending again:
+        somebody wants the former profile back.
+        """
+        first = {arrival.file_key: arrival for arrival in reversed(arrivals)}
+        # In one order everywhere: two ticks that record the same files must not wait for each other crosswise.
+        ordered = sorted(first.values(), key=lambda arrival: arrival.file_key)
+        with writing(self._engine) as connection:
+            there = self._known(connection, [arrival.file_key for arrival in ordered])
+            rows = [file_row(arrival, now) for arrival in ordered if arrival.file_key not in there]
+            new = insert_missing(connection, files, rows, files.c.file_key)
+            known = {a.file_key: a.intake for a in ordered if a.file_key not in new}
+            reopened = self._reopen_unsaved(connection, known, now)
+            reopened |= self._reannounce(connection, [a for a in ordered if a.file_key in known], now)
+        keys = list(dict.fromkeys(arrival.file_key for arrival in arrivals))
+        return Recorded(
+            new=tuple(key for key in keys if key in new),
+            reopened=tuple(key for key in keys if key in reopened),
+            known=tuple(key for key in keys if key not in new and key not in reopened),
+        )
+
+    def due(self, lane: str, limit: int, now: datetime) -> tuple[Due, ...]:
+        """Pending files whose time has come: of each origin the same number, by turns; then those that wait longest."""
+        with reading(self._engine) as connection:
+            longest = [Due(*row) for row in connection.execute(self._due(lane, limit, now))]
+            origins = waiting_origins(connection, lane, now) if len(longest) == limit else ()
+            share = limit // max(1, len(origins))
+            shares = []
+            for origin in origins[:limit] if len(origins) > 1 else ():
+                own = self._due(lane, max(1, share), now).where(files.c.origin == origin)
+                shares.append([Due(*row) for row in connection.execute(own)])
+        return tuple(dict.fromkeys([*in_turn(shares), *longest]))[:limit]
+
+    def start(self, file_keys: Sequence[str], run_id: str, now: datetime) -> tuple[FileRecord, ...]:
+        """A run takes files into its hands, in whatever state they are: a person may repeat any file.
+
+        Returns:
+            the full records in the order asked for; keys that are not in the ledger are left out.
+        """
+        change = {"state": FileState.INGESTING, "run_id": run_id, "started_at": now, "updated_at": now}
+        change |= {"finished_at": None, "reported_at": None}
+        found: dict[str, FileRecord] = {}
+        with writing(self._engine) as connection:
+            for part in in_parts(file_keys):
+                statement = sa.update(files).where(files.c.file_key.in_(part)).values(**change)
+                rows = connection.execute(statement.returning(*files.c)).mappings()
+                found.update((row["file_key"], FileRecord.of(row)) for row in rows)
+        return tuple(found[key] for key in dict.fromkeys(file_keys) if key in found)
+
+    def fail(self, file_keys: Sequence[str], reason: str, error_class: str, now: datetime) -> None:
+        """Nothing more is tried by itself; the reason says why."""
+        self._set(
+            file_keys,
+            {"state": FileState.FAILED, "reason": reason, "error_class": error_class, "finished_at": now},
+            now,
+        )
+
+    def keep(self, file_key: str, reason: str, now: datetime) -> None:
+        """A file that was stored could not be ingested again: it is what it was, and the reason says what was tried."""
+        was = sa.case((files.c.duplicate_of.is_(None), FileState.INGESTED), else_=FileState.DUPLICATE)
+        self._set([file_key], {"state": was, "reason": reason, "finished_at": now}, now, only=files.c.stands)
+
+    def reopen(self, file_keys: Sequence[str], now: datetime) -> tuple[str, ...]:
+        """A person wants finished files ingested again, as if for the first time; returns those that were finished.
+
+        The version that was announced and the bytes that were landed are forgotten: a source that was mended is of
+        another version, and that is the one to ingest now, under the key the person knows. It is the newest version of
+        its location from now on.
+        """
+        change = {
+            **dict.fromkeys(("size_bytes", "modified_at", "etag", "sha256", "landed_bytes")),
+            **_afresh(now),
+            "version_at": now,
+            "announced_at": now,
+            "pinned": False,
+        }
+        return self._set(file_keys, change, now, only=files.c.state.in_(sorted(FINISHED_FILE_STATES)))
+
+    def announce_again(self, record: FileRecord, profile: str, now: datetime) -> str | None:
+        """A person wants a file read by another profile; the reading it has now counts until that is done.
+
+        It is read as its source is now; where that has it no more, from the bytes that were landed.
+
+        Returns:
+            the key of the new reading; None where one by this profile is on its way already.
+        """
+        event = record.event
+        version = version_of(event.etag, event.size_bytes, event.modified_at)
+        key = file_key(record.location, event.file_name, version, profile)
+        named = msgspec.structs.replace(event, metadata={**event.metadata, "format": profile})
+        row = file_row(FileArrival(key, record.location, named, profile, record.intake, pinned=False), now)
+        row |= {
+            "version_at": now,
+            "announced_at": now,
+            "sha256": record.sha256,
+            "landed_bytes": record.landed_bytes,
+        }
+        again = {**_afresh(now), **{name: row[name] for name in _READING_COLUMNS}}
+        with writing(self._engine) as connection:
+            if insert_missing(connection, files, [row], files.c.file_key):
+                return key
+            finished = files.c.state.in_(sorted(FINISHED_FILE_STATES))
+            statement = sa.update(files).where(files.c.file_key == key, finished).values(**again, updated_at=now)
+            return key if connection.execute(statement).rowcount else None
+
+    def get(self, file_key: str) -> FileRecord | None:
+        """All that is known of one file."""
+        found = self.get_many([file_key])
+        return found[0] if found else None
+
+    def get_many(self, file_keys: Sequence[str]) -> tuple[FileRecord, ...]:
+        """All that is known of these files, in the order asked for; unknown keys are left out."""
+        found: dict[str, FileRecord] = {}
+        with reading(self._engine) as connection:
+            for part in in_parts(file_keys):
+                rows = connection.execute(sa.select(files).where(files.c.file_key.in_(part))).mappings()
+                found.update((row["file_key"], FileRecord.of(row)) for row in rows)
+        return tuple(found[key] for key in dict.fromkeys(file_keys) if key in found)
+
+    def list(
+        self, state: FileState | None = None, text: str | None = None, limit: int = 100, offset: int = 0
+    ) -> tuple[FileRecord, ...]:
+        """Files, the last changed first.
+
+        Args:
+            state: only those in this state.
+            text: part of the key, path, job id, trace id or reason, upper and lower case alike.
+            limit: at most so many.
+            offset: so many are passed over first.
+        """
+        query = sa.select(files).order_by(files.c.updated_at.desc(), files.c.file_key).limit(limit).offset(offset)
+        if state is not None:
+            query = query.where(files.c.state == state)
+        if text:
+            searched = (files.c.file_key, files.c.file_path, files.c.job_id, files.c.trace_id, files.c.reason)
+            query = query.where(contains(text, *searched))
+        with reading(self._engine) as connection:
+            return tuple(FileRecord.of(row) for row in connection.execute(query).mappings())
+
+    def counts_by_state(self) -> dict[FileState, int]:
+        """Number of files in every state, also those with none."""
+        query = sa.select(files.c.state, sa.func.count()).group_by(files.c.state)
+        with reading(self._engine) as connection:
+            counts = {row[0]: int(row[1]) for row in connection.execute(query)}
+        return {state: counts.get(state, 0) for state in FileState}
+
+    def row_totals(self) -> RowTotals:
+        """Rows of all files that count, as each was counted when it was stored; what is ingested again counts on."""
+        sums = [
+            sa.func.coalesce(sa.func.sum(column), 0)
+            for column in (files.c.rows_read, files.c.rows_accepted, files.c.rows_quarantined)
+        ]
+        query = sa.select(*sums).where(files.c.stands, files.c.duplicate_of.is_(None))
+        with reading(self._engine) as connection:
+            return RowTotals(*(int(number) for number in connection.execute(query).one()))
+
+    def quarantine_share(self, since: datetime) -> QuarantineShare:
+        """How many of the files finished since then were quarantined."""
+        quarantined = sa.func.count().filter(files.c.state == FileState.QUARANTINED)
+        query = sa.select(sa.func.count().label("finished"), quarantined.label("quarantined")).where(
+            files.c.state.in_(sorted(FINISHED_FILE_STATES)),
+            # Found by index; finishing changes both at once.
+            files.c.updated_at >= since,
+            files.c.finished_at >= since,
+        )
+        with reading(self._engine) as connection:
+            return QuarantineShare(**connection.execute(query).mappings().one())
+
+    def oldest_unfinished(self) -> FileRecord | None:
+        """The file that has been waiting longest for its end."""
+        unfinished = [state for state in FileState if not state.finished]
+        query = sa.select(files).where(files.c.state.in_(unfinished)).order_by(files.c.created_at).limit(1)
+        with reading(self._engine) as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        return None if row is None else FileRecord.of(row)
+
+    def _reannounce(self, connection: sa.Connection, known: Sequence[FileArrival], now: datetime) -> set[str]:
+        by_key = {arrival.file_key: arrival for arrival in known}
+        reopened: set[str] = set()
+        for part in in_parts(list(by_key)):
+            chosen = sa.and_(files.c.file_key.in_(part), files.c.state == FileState.REPLACED)
+            for key in connection.execute(sa.select(files.c.file_key).where(chosen)).scalars().all():
+                row = file_row(by_key[key], now)
+                standing = sa.select(files).where(files.c.location_key == row["location_key"], files.c.stands)
+                others = [FileRecord.of(other) for other in connection.execute(standing).mappings()]
+                if not any(_is_another_reading(other, by_key[key], now) for other in others):
+                    continue
+                again = {**_afresh(now), **{name: row[name] for name in _ANNOUNCED_COLUMNS}, "updated_at": now}
+                connection.execute(sa.update(files).where(files.c.file_key == key).values(**again))
+                reopened.add(key)
+        return reopened
+
+    @staticmethod
+    def _known(connection: sa.Connection, file_keys: Sequence[str]) -> set[str]:
+        """Those of the keys that are in the ledger."""
+        found: set[str] = set()
+        for part in in_parts(file_keys):
+            found.update(connection.execute(sa.select(files.c.file_key).where(files.c.file_key.in_(part))).scalars())
+        return found
+
+    def _set(
+        self,
+        file_keys: Sequence[str],
+        change: dict[str, Any],
+        now: datetime,
+        only: sa.ColumnElement[bool] | None = None,
+    ) -> tuple[str, ...]:
+        changed: set[str] = set()
+        with writing(self._engine) as connection:
+            for part in in_parts(file_keys):
+                statement = sa.update(files).where(files.c.file_key.in_(part)).values(**change, updated_at=now)
+                if only is not None:
+                    statement = statement.where(only)
+                changed.update(connection.execute(statement.returning(files.c.file_key)).scalars())
+        return tuple(key for key in dict.fromkeys(file_keys) if key in changed)

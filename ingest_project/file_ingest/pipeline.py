@@ -1,0 +1,191 @@
+"""A list of files through all steps: land, read and check, store, and say what became of each.
+
+The next group of files is landed and checked in a second thread while this one is stored: reading is this process's
+work and storing is mostly the database's. One file never hurts another: whatever is raised over one file, at any step,
+ends that file's work; where it is raised over many at once, they are halved until it is known over which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import polars as pl
+
+from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.logging import get_logger
+from ingest_project.core.prefetch import one_ahead
+from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.large_file import refused_group, store_large_file
+from ingest_project.file_ingest.load import store
+from ingest_project.file_ingest.raw_files import land
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.result import Outcome, error_of, outcome_of_error, panics_as_errors, traceback_of
+from ingest_project.file_ingest.validate_files import CheckedGroup, Contract, OpenedFile, check_group, open_file
+from ingest_project.platform.object_store.content_store import Landed
+from ingest_project.platform.work_queue.states import FileState
+
+logger = get_logger(__name__)
+
+# What one transaction and one call of the validation are given. Larger groups gain little and hold more memory.
+GROUP_FILES = 128
+# Groups grow to that size by doubling: storing starts as soon as a few files are read, not after the first hundred.
+FIRST_GROUP_FILES = 16
+GROUP_BYTES = 16 * 1024**2
+
+
+@dataclass(frozen=True)
+class PreparedGroup:
+    """A group after landing and checking.
+
+    Args:
+        group: the small files, and those that were refused before any row was read.
+        large: files to be read in chunks while they are stored.
+        put_back: files whose source is away at the moment.
+    """
+
+    group: CheckedGroup
+    large: Sequence[OpenedFile]
+    put_back: Sequence[Outcome]
+
+
+def ingest(
+    records: Sequence[FileRecord], services: FileIngestResources, contract: Contract, run_id: str
+) -> Iterator[list[Outcome]]:
+    """Take files through all steps.
+
+    Args:
+        records: from the ledger, in the order to work in.
+        services: where to read from and store to.
+        contract: what files must be.
+        run_id: of the Dagster run, for the ledger and the quarantine.
+
+    Yields:
+        what became of each group of files, as soon as it is stored.
+    """
+    made = (prepare(group, services, contract) for group in split_into_groups(records))
+    with one_ahead(made) as prepared_groups:
+        for prepared in prepared_groups:
+            yield finish(prepared, services, contract, run_id)
+
+
+def split_into_groups(records: Sequence[FileRecord]) -> Iterator[list[FileRecord]]:
+    """Cut a batch into groups of bounded count and size; a file of unknown size counts as nothing."""
+    group: list[FileRecord] = []
+    size_bytes, most_files = 0, FIRST_GROUP_FILES
+    for record in records:
+        if group and (len(group) == most_files or size_bytes + (record.event.size_bytes or 0) > GROUP_BYTES):
+            yield group
+            group, size_bytes, most_files = [], 0, min(2 * most_files, GROUP_FILES)
+        group.append(record)
+        size_bytes += record.event.size_bytes or 0
+    if group:
+        yield group
+
+
+def prepare(records: Sequence[FileRecord], services: FileIngestResources, contract: Contract) -> PreparedGroup:
+    """Land the files of a group, and read and check the small ones."""
+    early: list[Outcome] = []
+    opened: list[OpenedFile] = []
+    for record in records:
+        read = _read(record, services, contract)
+        if isinstance(read, Outcome):
+            early.append(read)
+        else:
+            opened.append(read)
+    group = check_each([file for file in opened if file.second is None], contract)
+    refused = [outcome for outcome in early if outcome.state is not FileState.PENDING]
+    return PreparedGroup(
+        replace(group, outcomes=[*refused, *group.outcomes]),
+        [file for file in opened if file.second is not None],
+        [outcome for outcome in early if outcome.state is FileState.PENDING],
+    )
+
+
+def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
+    """Check many small files at once; where that fails, find those it fails for, and check the others."""
+    groups: list[CheckedGroup] = []
+
+    def check(part: Sequence[OpenedFile]) -> None:
+        with panics_as_errors():
+            groups.append(check_group(part, contract))
+
+    failures = store_bisecting(files, check, lambda _: True)
+    failed = [_failed(file.record, "Checking the file", error, file.landed) for file, error in failures]
+    if len(groups) == 1 and not failed:
+        return groups[0]
+    groups = groups or [check_group([], contract)]
+    return CheckedGroup(
+        [*failed, *(outcome for group in groups for outcome in group.outcomes)],
+        pl.concat([group.accepted for group in groups]),
+        pl.concat([group.quarantined for group in groups]),
+        pl.concat([group.metrics for group in groups]),
+    )
+
+
+def finish(prepared: PreparedGroup, services: FileIngestResources, contract: Contract, run_id: str) -> list[Outcome]:
+    """Store a prepared group, and record in the ledger what became of each file."""
+    outcomes = [*prepared.put_back, *store(prepared.group, services, run_id)]
+    for file in prepared.large:
+        with file.resources:
+            outcomes += _large(file, services, contract, run_id)
+    return [_without_a_result(outcome, services) for outcome in outcomes]
+
+
+def _read(record: FileRecord, services: FileIngestResources, contract: Contract) -> OpenedFile | Outcome:
+    """A landed file of which the beginning is read; where that fails, what becomes of it."""
+    landed = None
+    try:
+        with panics_as_errors():
+            record, landed = land(record, services)
+            file = open_file(record, landed, services.landing, contract)
+            if file.second is None:
+                file.resources.close()
+            return file
+    except Exception as error:  # noqa: BLE001 - one file's failure is its own, whatever it is
+        return _failed(record, "Reading the file", error, landed)
+
+
+def _failed(record: FileRecord, doing: str, cause: Exception, landed: Landed | None) -> Outcome:
+    error = error_of(doing, cause)
+    if error is not cause:
+        key = record.file_key
+        logger.warning("file_failed_unforeseen", partition_key=key, reason=str(error), traceback=traceback_of(cause))
+    return outcome_of_error(record, error, landed)
+
+
+def _without_a_result(outcome: Outcome, services: FileIngestResources) -> Outcome:
+    """Settle in the ledger a file of which nothing was stored in this run."""
+    if outcome.state is FileState.PENDING:
+        outcome = put_back(outcome, services)
+    if outcome.leaves_what_is_stored:
+        reason = f"It could not be ingested again: {outcome.reason}"
+        services.files.keep(outcome.record.file_key, reason, datetime.now(UTC))
+    return outcome
+
+
+def put_back(outcome: Outcome, services: FileIngestResources) -> Outcome:
+    """Have a file tried again later; one with no attempt left is failed."""
+    retries = services.settings.retries
+    released = services.files.put_back(
+        [outcome.record.file_key],
+        outcome.reason or "",
+        outcome.error_class or "",
+        retries.max_attempts,
+        retries.delay,
+        datetime.now(UTC),
+    )
+    return replace(outcome, state=FileState.FAILED) if released.failed else outcome
+
+
+def _large(file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str) -> list[Outcome]:
+    try:
+        with panics_as_errors():
+            outcomes = store_large_file(file, services, contract, run_id)
+    except Exception as error:  # noqa: BLE001 - one file's failure is its own, whatever it is
+        failed = _failed(file.record, "Storing the file", error, file.landed)
+        outcomes = [replace(failed, profile=file.profile.name)]
+    if outcomes[0].state in {FileState.QUARANTINED, FileState.FAILED}:
+        return store(refused_group(outcomes[0], contract), services, run_id)
+    return outcomes

@@ -1,0 +1,33 @@
+"""What file ingest uses."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ingest_project.file_ingest.file_queue import FileLedger
+from ingest_project.file_ingest.warehouse.open_warehouse import open_warehouse
+from ingest_project.file_ingest.warehouse.protocol import Warehouse
+from ingest_project.platform.object_store.content_store import LandingStore
+from ingest_project.platform.object_store.open_content_store import open_landing
+from ingest_project.platform.object_store.s3 import s3_options
+from ingest_project.sources.resources import SourceResources
+
+
+class FileIngestResources(SourceResources):
+    """The file queue, the warehouse and the stores of file contents."""
+
+    @cached_property
+    def files(self) -> FileLedger:
+        """What is known of every file."""
+        return FileLedger(self.engine)
+
+    @cached_property
+    def warehouse(self) -> Warehouse:
+        """Readings, metrics and quarantined rows, in tables that are up to date."""
+        _ = self.engine
+        return open_warehouse(self._database_url, self.settings.warehouse.connect_timeout_seconds)
+
+    @cached_property
+    def landing(self) -> LandingStore:
+        """The bytes of every file, by content."""
+        return open_landing(self.settings.landing_url, s3_options(self.settings.storage))

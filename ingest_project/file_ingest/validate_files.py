@@ -1,0 +1,339 @@
+"""Step 2, `validated_sensor_data`: landed bytes to accepted readings, rejected rows and a verdict on each file.
+
+Small files are read one by one and checked together: checking costs some milliseconds a call, whatever it is given.
+A file too large for that goes the same way chunk by chunk, in `large_file`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from ingest_project.core.errors import FileRejected
+from ingest_project.core.settings import FileIngestSettings
+from ingest_project.file_ingest.aggregation import (
+    NO_SUMMARIES,
+    NONE_SHARED,
+    aggregate_files,
+    counts_by_file,
+    instants_by_file,
+)
+from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
+from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA, files_partitions
+from ingest_project.file_ingest.result import Outcome, outcome_of_error
+from ingest_project.file_ingest.versions import meaning_of
+from ingest_project.file_ingest.warehouse.frames import METRICS, QUARANTINED, READINGS
+from ingest_project.platform.object_store.content_store import Landed, LandingStore
+from ingest_project.platform.work_queue.states import FileState
+from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
+from ingest_project.readers.reading import ReadingsChunk, ReadLimits, cast, read_chunks
+
+SAMPLE_ROWS = 5
+METRICS_SHOWN = 10
+
+validated_sensor_data = dg.AssetSpec(
+    VALIDATED_SENSOR_DATA,
+    deps=["raw_files"],
+    description="The accepted rows of the file in `raw_sensor_data`.",
+    group_name="file_ingest",
+    kinds={"table", "polars"},
+    partitions_def=files_partitions,
+    skippable=True,
+)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a file must be: the profiles that can read it, the rules for its rows, and the limits.
+
+    Args:
+        profiles: reader profiles by name.
+        sensor_types: known types with their units and limits.
+        limits: of sizes and counts.
+        settings: the thresholds.
+    """
+
+    profiles: Profiles
+    sensor_types: SensorTypes
+    limits: ReadLimits
+    settings: FileIngestSettings
+
+    @classmethod
+    def from_settings(cls, settings: FileIngestSettings) -> Contract:
+        """Read the profiles and sensor types that the settings name.
+
+        Raises:
+            SettingsError: the file of sensor types is malformed; a broken profile is told by the files that use it.
+        """
+        return cls(
+            load_profiles(settings.profiles),
+            SensorTypes.load(settings.sensor_types, settings.unknown_sensor_types),
+            ReadLimits.from_settings(settings),
+            settings,
+        )
+
+    def profile_of(self, record: FileRecord) -> ReaderProfile:
+        """The profile that a file's event names, or the default one.
+
+        Raises:
+            FileRejected: there is no profile of that name, or it is broken.
+        """
+        return self.profiles.named(record.profile)
+
+    def rules(self) -> ValidationRules:
+        """The rules as of now: a timestamp's future begins when it is checked."""
+        settings = self.settings
+        return ValidationRules(self.sensor_types, datetime.now(UTC), settings.future_tolerance, settings.earliest_time)
+
+    def require_acceptable(self, rows_read: int, rows_rejected: int) -> None:
+        """Refuse a file as a whole.
+
+        Raises:
+            FileRejected: it has no rows, or too great a share of bad ones.
+        """
+        if rows_read == 0:
+            raise FileRejected("no_rows", "The file has a header but no rows.")
+        share, most = rows_rejected / rows_read, self.settings.max_rejected_share
+        if share > most:
+            raise FileRejected(
+                "too_many_bad_rows", f"{rows_rejected} of {rows_read} rows are bad ({share:.0%}; at most {most:.0%})."
+            )
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """A landed file whose first chunk has been read.
+
+    Args:
+        record: from the ledger.
+        landed: where its bytes are.
+        profile: that reads it.
+        meaning: hash of what decides, beside its bytes, which rows it holds.
+        first: its first chunk.
+        rest: the others; holds the file open until `close`.
+        resources: closes what reading needed.
+    """
+
+    record: FileRecord
+    landed: Landed
+    profile: ReaderProfile
+    meaning: str
+    first: ReadingsChunk
+    second: ReadingsChunk | None
+    rest: Iterator[ReadingsChunk]
+    resources: ExitStack
+
+    @property
+    def chunks(self) -> Iterator[ReadingsChunk]:
+        """All chunks from the first on; may be walked once."""
+        yield self.first
+        if self.second is not None:
+            yield self.second
+            yield from self.rest
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows after the contract was held against them.
+
+    Args:
+        accepted: file_key, line_number, timestamp (UTC), device_id, sensor_type, value, unit.
+        quarantined: file_key, line_number, raw_text, reasons.
+        rows_read: readings by file key, malformed rows among them.
+    """
+
+    accepted: pl.DataFrame
+    quarantined: pl.DataFrame
+    rows_read: Mapping[str, int]
+
+    def rejected_by_file(self) -> dict[str, int]:
+        """Bad rows by file key; files without any are absent."""
+        return dict(self.quarantined.group_by("file_key").len().iter_rows())
+
+    def broken_rules_by_file(self) -> dict[str, dict[str, int]]:
+        """How often each rule was broken, by file key; files that broke none are absent."""
+        counts: dict[str, dict[str, int]] = {}
+        broken = self.quarantined.select("file_key", rule="reasons").explode("rule").group_by("file_key", "rule").len()
+        for file_key, rule, count in broken.sort("file_key", "rule").iter_rows():
+            counts.setdefault(file_key, {})[rule] = count
+        return counts
+
+    def sample_by_file(self) -> dict[str, list[dict[str, object]]]:
+        """The first few bad rows of each file."""
+        return first_rows(self.quarantined, SAMPLE_ROWS)
+
+
+def first_rows(rows: pl.DataFrame, most: int) -> dict[str, list[dict[str, object]]]:
+    """Return the first rows of each file, by file key; files without any are absent.
+
+    Args:
+        rows: of many files, with their `file_key`.
+        most: of one file.
+    """
+    first: dict[str, list[dict[str, object]]] = {}
+    for row in rows.group_by("file_key", maintain_order=True).head(most).iter_rows(named=True):
+        first.setdefault(row.pop("file_key"), []).append(row)
+    return first
+
+
+@dataclass(frozen=True)
+class CheckedGroup:
+    """A group of small files, ready to be stored in one transaction.
+
+    Args:
+        outcomes: one for each file, in order.
+        accepted: readings of the ingested files only.
+        quarantined: bad rows of the ingested files only.
+        metrics: of the ingested files: file_key, device_id, sensor_type, min, max, mean, count, stddev.
+    """
+
+    outcomes: Sequence[Outcome]
+    accepted: pl.DataFrame
+    quarantined: pl.DataFrame
+    metrics: pl.DataFrame
+
+
+def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contract: Contract) -> OpenedFile:
+    """Begin to read a landed file.
+
+    Raises:
+        FileRejected: it cannot be read under its profile at all.
+    """
+    profile = contract.profile_of(record)
+    with ExitStack() as resources:
+        path: Path = resources.enter_context(landing.local_path(landed.sha256))
+        chunks = read_chunks(path, record.event.kind, profile, contract.limits, record.event.file_name)
+        first = next(chunks, None)
+        if first is None:
+            raise FileRejected("no_rows", "The file has no rows.")
+        meaning = meaning_of(profile, record.event.file_name, record.event.kind)
+        return OpenedFile(record, landed, profile, meaning, first, next(chunks, None), chunks, resources.pop_all())
+
+
+def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
+    """Hold the contract against the rows of several small files at once; none at all make an empty group."""
+    if not files:
+        return CheckedGroup([], *(pl.DataFrame(schema=schema) for schema in (READINGS, QUARANTINED, METRICS)))
+    checked = check_rows([(file.record.file_key, file.profile, file.first) for file in files], contract)
+    rejected, broken, samples = (
+        checked.rejected_by_file(),
+        checked.broken_rules_by_file(),
+        checked.sample_by_file(),
+    )
+    outcomes = [
+        verdict(
+            Outcome(
+                file.record,
+                FileState.INGESTED,
+                file.landed,
+                file.profile.name,
+                file.meaning,
+                rows_read=checked.rows_read[file.record.file_key],
+                rows_quarantined=rejected.get(file.record.file_key, 0),
+                rule_counts=broken.get(file.record.file_key, {}),
+                sample=samples.get(file.record.file_key, []),
+                unknown_columns=file.first.unknown_columns,
+            ),
+            contract,
+        )
+        for file in files
+    ]
+    refused = [outcome.record.file_key for outcome in outcomes if outcome.state is not FileState.INGESTED]
+    accepted, quarantined = checked.accepted, checked.quarantined
+    if refused:
+        accepted = accepted.filter(~pl.col("file_key").is_in(refused))
+        quarantined = quarantined.filter(~pl.col("file_key").is_in(refused))
+    metrics, shared = aggregate_files(accepted)
+    counts, instants = counts_by_file(metrics), instants_by_file(shared)
+    previews, metrics_shown = first_rows(accepted, SAMPLE_ROWS), first_rows(metrics, METRICS_SHOWN)
+    counted = [
+        replace(
+            outcome,
+            preview=previews.get(outcome.record.file_key, []),
+            metrics_shown=metrics_shown.get(outcome.record.file_key, []),
+            summaries=counts.get(outcome.record.file_key, NO_SUMMARIES),
+            instants=instants.get(outcome.record.file_key, NONE_SHARED),
+        )
+        for outcome in outcomes
+    ]
+    return CheckedGroup(counted, accepted, quarantined, metrics)
+
+
+def verdict(outcome: Outcome, contract: Contract) -> Outcome:
+    """The outcome of a file all of whose rows have been checked: as it is, or quarantined as a whole."""
+    try:
+        contract.require_acceptable(outcome.rows_read, outcome.rows_quarantined)
+    except FileRejected as error:
+        counts = {error.rule: 1, **outcome.rule_counts}
+        refused = outcome_of_error(outcome.record, error, outcome.landed, rule_counts=counts)
+        return replace(
+            refused,
+            profile=outcome.profile,
+            rows_read=outcome.rows_read,
+            rows_quarantined=outcome.rows_quarantined,
+            sample=outcome.sample,
+        )
+    return outcome
+
+
+def check_rows(chunks: Sequence[tuple[str, ReaderProfile, ReadingsChunk]], contract: Contract) -> CheckedRows:
+    """Hold the contract against chunks of one or many files.
+
+    Args:
+        chunks: file key, profile and rows of each.
+        contract: the rules.
+    """
+    keys = [file_key for file_key, _, _ in chunks]
+    accepted, rejected = [], []
+    for profile in {profile.name: profile for _, profile, _ in chunks}.values():
+        rows = pl.concat(
+            [
+                chunk.rows.with_columns(pl.lit(index, pl.UInt32).alias("file_index"))
+                for index, (_, used, chunk) in enumerate(chunks)
+                if used.name == profile.name
+            ],
+            # Rows of workbooks have the kinds of their cells beside them, those of text do not.
+            how="diagonal",
+        )
+        checked = validate(cast(rows, profile), contract.rules())
+        accepted.append(checked.accepted)
+        rejected.append(checked.rejected)
+    key_of = pl.Series("file_key", keys, pl.String)
+    readings = pl.concat(accepted)
+    readings = readings.with_columns(key_of.gather(readings["file_index"])).drop("file_index")
+    rows_read: dict[str, int] = {}
+    for file_key, _, chunk in chunks:
+        rows_read[file_key] = rows_read.get(file_key, 0) + chunk.rows.height + chunk.malformed.height
+    return CheckedRows(readings, _quarantined_rows(chunks, pl.concat(rejected)), rows_read)
+
+
+def _quarantined_rows(
+    chunks: Sequence[tuple[str, ReaderProfile, ReadingsChunk]], rejected: pl.DataFrame
+) -> pl.DataFrame:
+    parts = [pl.DataFrame(schema=QUARANTINED)]
+    for (index,), rows in rejected.group_by("file_index", maintain_order=True):
+        file_key, _, chunk = chunks[int(index)]
+        raw_text = chunk.raw_text(rows["line_number"].to_list())
+        parts.append(
+            rows.select(
+                pl.lit(file_key).alias("file_key"), "line_number", pl.Series("raw_text", raw_text, pl.String), "reasons"
+            )
+        )
+    parts.extend(
+        chunk.malformed.select(
+            pl.lit(file_key).alias("file_key"),
+            "line_number",
+            "raw_text",
+            pl.concat_list("reason").alias("reasons"),
+        )
+        for file_key, _, chunk in chunks
+        if chunk.malformed.height
+    )
+    return pl.concat(parts).sort("file_key", "line_number", maintain_order=True)

@@ -1,0 +1,1 @@
+"""Readings, metrics and quarantined rows in PostgreSQL or SQLite."""

@@ -1,1 +1,0 @@
-"""Kafka as the rest of the project sees it: bounded reads at a known position, confirmed writes, dead letters."""

@@ -1,1 +1,0 @@
-"""The contract of every topic: one module a message, decoded strictly, encoded canonically."""

@@ -1,1 +1,0 @@
-"""What the system does, for people and for Prometheus: metrics, health and a page, from the ledger and the broker."""

@@ -1,0 +1,1 @@
+"""What capabilities are built on. Nothing here knows a capability by name."""

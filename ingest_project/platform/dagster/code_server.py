@@ -1,0 +1,83 @@
+"""Dagster's code server, with run workers that start warm.
+
+    python -m ingest_project.platform.dagster.code_server --module-name ingest_project.definitions --port 4000
+
+takes what `dagster api grpc` takes and is the same server. Only, a run worker is not a new interpreter that imports
+Dagster, Polars and pandera for two seconds, but a fork of a process that did so once, before any run was asked for.
+That process has no threads and no connections, which is what makes forking it safe. Without this module (`dagster dev`,
+`dagster api grpc`) everything works as well, each run two seconds later.
+
+Written against and tested with dagster 1.13.27, whose server asks `multiprocessing` for its "spawn" way of starting
+processes and only that.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from ingest_project.core.private_files import keep_files_private
+from ingest_project.core.settings import current_settings
+
+# What every run worker needs beside the definitions, and what takes long to import.
+HEAVY_MODULES = (
+    "adbc_driver_postgresql.dbapi",
+    "dagster._grpc.impl",
+    "ingest_project.sources.local",
+    "ingest_project.platform.object_store.content_folder",
+    "ingest_project.file_ingest.warehouse.postgres",
+    "pandera.backends.polars.register",
+    "pandera.polars",
+    "pandera.strategies.base_strategies",
+    "psycopg2.extras",
+)
+
+# Sees to it that no worker survives this server.
+WORKERS_PARENT = "ingest_project.platform.dagster.workers_parent"
+
+# Each sensor waits for a first message inside its tick, and keeps a thread of the server's meanwhile: by default there
+# are four more than cores, and launching a run would have to wait for one, too.
+THREADS = ("--max-workers", "32")
+
+
+def share_cores(parallel_runs: int) -> None:
+    """Give each run worker its share of the cores: more Polars threads than cores only take turns.
+
+    Args:
+        parallel_runs: run workers that are busy at a time. POLARS_MAX_THREADS, where it is set, is left as it is.
+    """
+    os.environ.setdefault("POLARS_MAX_THREADS", str(max(1, (os.cpu_count() or 1) // parallel_runs)))
+
+
+def warm_workers(modules: Sequence[str]) -> None:
+    """Have this process start its workers as forks of one in which these modules are imported, from now on."""
+    warm = multiprocessing.get_context("forkserver")
+    warm.set_forkserver_preload([WORKERS_PARENT, *modules, *HEAVY_MODULES])
+    cold_context = multiprocessing.get_context
+
+    def context(method: str | None = None) -> BaseContext:
+        return warm if method == "spawn" else cold_context(method)
+
+    multiprocessing.get_context = context  # type: ignore[assignment]
+    forkserver.ensure_running()
+
+
+def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it ends the process
+    """Serve until told to stop."""
+    keep_files_private()
+    share_cores(current_settings().file_ingest.max_parallel_batches)
+    if "--module-name" in arguments:
+        warm_workers([arguments[arguments.index("--module-name") + 1]])
+    from dagster._cli.api import grpc_command  # noqa: PLC0415 - the workers' parent should be on its way first
+
+    threads = () if THREADS[0] in arguments else THREADS
+    return grpc_command(args=[*arguments, *threads], prog_name="ingest_project.platform.dagster.code_server")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,67 @@
+"""Runs as processes of the code server, and the knowledge which of them are gone.
+
+Dagster's own launcher of this kind cannot be asked: a run whose code server was killed with it (a power cut, a
+container that was replaced) would count as started for ever, and with it the files it holds. This one asks the server.
+
+Written against and tested with dagster 1.13.27; it relies on the default launcher's `_get_grpc_client_for_termination`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from dagster import DagsterRun
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.types import GetCurrentRunsResult
+from dagster._serdes import ConfigurableClassData, deserialize_value
+
+# A code server that is being replaced is away for some seconds; the runs of one that stays away are gone with it.
+PATIENCE_SECONDS = 60.0
+
+
+class WatchedRunLauncher(DefaultRunLauncher):
+    """Dagster's default launcher, whose runs the daemon's run monitoring can check.
+
+    Monitoring fails a run whose process is gone; the ledger then gives its files to another one. Should the process
+    live after all (its code server alone was killed), both store the same state.
+    """
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(inst_data)
+        self._away_since: dict[str, float] = {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> WatchedRunLauncher:
+        """Without configuration, as the default launcher."""
+        del config_value
+        return cls(inst_data)
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """It does."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Whether the code server that started a run still has its process."""
+        client: DagsterGrpcClient | None = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
+        if client is None:
+            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "No code server is on record for it.")
+        try:
+            current = deserialize_value(client.get_current_runs(), GetCurrentRunsResult).current_runs
+        except DagsterUserCodeUnreachableError:
+            return self._while_away(run.run_id)
+        self._away_since.pop(run.run_id, None)
+        if run.run_id in current:
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its process ended without a word.")
+
+    def _while_away(self, run_id: str) -> CheckRunHealthResult:
+        now = time.monotonic()
+        if now - self._away_since.setdefault(run_id, now) < PATIENCE_SECONDS:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "Its code server does not answer at the moment.")
+        del self._away_since[run_id]
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its code server is gone.")

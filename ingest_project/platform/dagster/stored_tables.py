@@ -1,0 +1,260 @@
+"""Give stored rows to downstream assets: as pandas, Polars or Arrow, for one partition, several or all.
+
+An asset that takes one of this project's assets as an argument gets its rows; the annotation of the argument says in
+which shape. Each capability lists its tables in its `catalog`. Reading is all this does: the project's own assets store
+their rows themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy import Engine
+from sqlalchemy.dialects import postgresql
+
+from ingest_project.core.hours import end_of, hour_of
+from ingest_project.platform.database.columns import ExactDecimal, Texts, UtcTime
+from ingest_project.platform.database.engine import reading
+from ingest_project.platform.delta.table import DeltaStore, ask
+from ingest_project.platform.runtime import Runtime
+
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's dialects have no annotations
+
+
+def table_metadata(table: sa.Table) -> dict[str, Any]:
+    """Return the name and the columns of a warehouse table, types as PostgreSQL calls them, as an asset's metadata."""
+    columns = [
+        dg.TableColumn(
+            column.name,
+            column.type.compile(_DIALECT).lower(),
+            description=column.doc,
+            constraints=dg.TableColumnConstraints(nullable=bool(column.nullable)),
+        )
+        for column in table.columns
+    ]
+    return {"dagster/table_name": table.name, "dagster/column_schema": dg.TableSchema(columns)}
+
+
+def delta_metadata(name: str, schema: pa.Schema) -> dict[str, Any]:
+    """Return the name and the columns of a Delta table, as an asset's metadata."""
+    columns = [dg.TableColumn(field.name, str(field.type)) for field in schema]
+    return {"dagster/table_name": name, "dagster/column_schema": dg.TableSchema(columns)}
+
+
+IO_MANAGER_KEY = "stored_rows"
+KEYS_AT_A_TIME = 1_000
+ROWS_AT_A_TIME = 50_000
+
+
+@dataclass(frozen=True)
+class SqlTable:
+    """Where an asset's rows are in the warehouse.
+
+    Args:
+        table: that holds them.
+        partition_column: tells partitions apart; None where the asset has no partitions.
+        partition_value: partition key to the column's value.
+    """
+
+    table: sa.Table
+    partition_column: str | None = None
+    partition_value: Callable[[str], Any] = str
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the table's name and columns for the asset's page."""
+        return table_metadata(self.table)
+
+    def read(self, services: Runtime, partitions: Sequence[str] | None) -> pl.DataFrame:
+        """Read the rows of some partitions; of all of them for None.
+
+        Raises:
+            DatabaseUnavailable: the warehouse does not answer.
+        """
+        import polars as pl  # noqa: PLC0415 - heavy
+
+        frames = [_frame(rows, self.table) for rows in self._rows(services.engine, partitions)]
+        return exact_decimals(pl.concat(frames) if frames else _frame([], self.table), self.table)
+
+    def _rows(self, engine: Engine, partitions: Sequence[str] | None) -> Iterator[Sequence[sa.Row[Any]]]:
+        with reading(engine) as connection:
+            streamed = connection.execution_options(stream_results=True)
+            for query in self._queries(partitions):
+                yield from streamed.execute(query).partitions(ROWS_AT_A_TIME)
+
+    def _queries(self, partitions: Sequence[str] | None) -> Iterator[sa.Select[Any]]:
+        query = sa.select(self.table)
+        if partitions is None or self.partition_column is None:
+            yield query
+            return
+        column = self.table.c[self.partition_column]
+        for start in range(0, len(partitions), KEYS_AT_A_TIME):
+            part = partitions[start : start + KEYS_AT_A_TIME]
+            yield query.where(column.in_([self.partition_value(key) for key in part]))
+
+
+@dataclass(frozen=True)
+class HourlyDeltaTable:
+    """Where the rows of an asset with a partition for each hour are in a Delta table.
+
+    Args:
+        name: of the table.
+        store: of the table.
+        schema: its columns.
+        time_column: says in which hour a row belongs.
+        day_column: `yyyy-mm-dd` of that time, by which the table's files are sorted.
+    """
+
+    name: str
+    store: Callable[[Any], DeltaStore]
+    schema: Callable[[], pa.Schema]
+    time_column: str
+    day_column: str
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the table's name and columns for the asset's page."""
+        return delta_metadata(self.name, self.schema())
+
+    def read(self, services: Runtime, partitions: Sequence[str] | None) -> pl.DataFrame:
+        """Read the rows of some hours; of all of them for None.
+
+        Raises:
+            StoreUnavailable: the table cannot be read.
+        """
+        import polars as pl  # noqa: PLC0415 - heavy
+
+        where = "true" if partitions is None else " OR ".join(self._of_hour(key) for key in partitions) or "false"
+        batches = list(ask(self.store(services), f"SELECT * FROM events WHERE {where}"))
+        found: list[pa.Table | pa.RecordBatch] = [*batches] or [self.schema().empty_table()]
+        return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in found])
+
+    def _of_hour(self, partition: str) -> str:
+        begin = hour_of(partition)
+        return (
+            f"({self.day_column} = '{begin.date().isoformat()}' AND \"{self.time_column}\" >= '{begin.isoformat()}'"
+            f" AND \"{self.time_column}\" < '{end_of(begin).isoformat()}')"
+        )
+
+
+StoredTable = SqlTable | HourlyDeltaTable
+
+
+class StoredRowsIOManager(dg.IOManager):
+    """Loads the rows of this project's assets as inputs of other assets.
+
+    The annotation of the input says in which shape: `pandas.DataFrame` (also without an annotation),
+    `polars.DataFrame`, `polars.LazyFrame` or `pyarrow.Table`.
+
+    Args:
+        tables: by asset key.
+        services: opens the warehouse and the Delta tables; those of the process's settings by default.
+    """
+
+    def __init__(self, tables: Mapping[dg.AssetKey, StoredTable], services: Callable[[], Runtime]) -> None:
+        self._tables = tables
+        self._services = services
+
+    def load_input(self, context: dg.InputContext) -> Any:  # noqa: ANN401 - what the annotation asks for
+        """Read the rows of the partitions that the input maps to; of all of them where it has none.
+
+        Raises:
+            Failure: the asset has no rows to load.
+            TypeError: the annotation names a type that rows cannot be given as.
+        """
+        table = self._tables.get(context.asset_key)
+        if table is None:
+            loadable = ", ".join(sorted(key.to_user_string() for key in self._tables))
+            raise dg.Failure(f"{context.asset_key.to_user_string()} has no rows to load. These have: {loadable}.")
+        partitions = list(context.asset_partition_keys) if context.has_asset_partitions else None
+        return shaped(table.read(self._services(), partitions), context.dagster_type.typing_type)
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        """Refuse to store: this only reads.
+
+        Raises:
+            Failure: always.
+        """
+        del obj
+        raise dg.Failure(
+            f"The I/O manager {IO_MANAGER_KEY!r} only reads this project's own tables. Give "
+            f"{context.asset_key.to_user_string()} an I/O manager of its own."
+        )
+
+
+def shaped(frame: pl.DataFrame, wanted: Any) -> Any:  # noqa: ANN401 - a type, and a value of it
+    """Return the rows as the wanted type: pandas, Polars (eager or lazy) or Arrow; pandas where it is not said.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    name = f"{getattr(wanted, '__module__', '').split('.')[0]}.{getattr(wanted, '__name__', '')}"
+    if name == "polars.DataFrame":
+        return frame
+    if name == "polars.LazyFrame":
+        return frame.lazy()
+    if name == "pyarrow.Table":
+        return frame.to_arrow()
+    if wanted is Any or name == "pandas.DataFrame":
+        return frame.to_pandas()
+    raise TypeError(f"Rows cannot be given as {name}. Annotate the input as a DataFrame or a pyarrow.Table.")
+
+
+def _frame(rows: Sequence[sa.Row[Any]], table: sa.Table) -> pl.DataFrame:
+    """Build a frame whose columns are those of the table: JSON as its text, exact decimals as their digits."""
+    import polars as pl  # noqa: PLC0415 - heavy
+
+    forms = [_form(column.type) for column in table.columns]
+    schema = {column.name: form.polars_type() for column, form in zip(table.columns, forms, strict=True)}
+    converted = [[form.convert(value) for form, value in zip(forms, row, strict=True)] for row in rows]
+    return pl.DataFrame(converted, schema=schema, orient="row")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a column's values are given: as which Polars type, and what is done to each before."""
+
+    polars_type: Callable[[], Any]
+    convert: Callable[[Any], Any] = lambda value: value
+
+
+def _text_of(value: Any) -> str | None:  # noqa: ANN401 - any value of a column
+    return None if value is None else str(value)
+
+
+def _json_of(value: Any) -> str | None:  # noqa: ANN401 - any JSON
+    return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _form(column_type: sa.types.TypeEngine[Any]) -> _Form:
+    import polars as pl  # noqa: PLC0415 - heavy
+
+    if column_type is Texts:
+        return _Form(lambda: pl.List(pl.String))
+    forms: list[tuple[type[sa.types.TypeEngine[Any]], _Form]] = [
+        (UtcTime, _Form(lambda: pl.Datetime("us", "UTC"))),
+        (ExactDecimal, _Form(lambda: pl.String, _text_of)),
+        (sa.Integer, _Form(lambda: pl.Int64)),
+        (sa.Double, _Form(lambda: pl.Float64)),
+        (sa.Date, _Form(lambda: pl.Date)),
+        (sa.LargeBinary, _Form(lambda: pl.Binary)),
+        (sa.JSON, _Form(lambda: pl.String, _json_of)),
+    ]
+    return next((form for kind, form in forms if isinstance(column_type, kind)), _Form(lambda: pl.String))
+
+
+def exact_decimals(frame: pl.DataFrame, table: sa.Table) -> pl.DataFrame:
+    """Turn digits of exact decimals into decimals with as many places as the longest of them has."""
+    import polars as pl  # noqa: PLC0415 - heavy
+
+    for column in table.columns:
+        if isinstance(column.type, ExactDecimal):
+            places = [-int(Decimal(digits).as_tuple().exponent) for digits in frame[column.name].drop_nulls()]
+            frame = frame.with_columns(pl.col(column.name).cast(pl.Decimal(38, max([0, *places]))))
+    return frame

@@ -1,0 +1,1 @@
+"""The warehouse database: engine, locks, errors, column types, migrations."""

@@ -1,0 +1,203 @@
+"""One small engine per process, and database failures told as what to do next.
+
+Every read and write of the ledger and the generic warehouse goes through `reading` and `writing`: one transaction each,
+and a database that is away is always a `DatabaseUnavailable` with an address that shows no password.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+
+from ingest_project.core.errors import DatabaseUnavailable, SettingsError
+from ingest_project.core.private_files import make_private_folder
+from ingest_project.platform.database.errors import failure_of
+
+# SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, which is not installed.
+POSTGRES_DRIVER = "postgresql+psycopg2"
+# A lock that is held this long belongs to a stuck writer: better an error that is tried again than a run that hangs.
+LOCK_TIMEOUT_SECONDS = 60
+SQLITE_BUSY_TIMEOUT_SECONDS = 30
+BEGIN_OPTION = "ingest_sqlite_begin"
+
+
+def open_engine(database_url: str, connect_timeout_seconds: float = 10, *, pool_size: int = 2) -> sa.Engine:
+    """An engine for the ledger and the generic warehouse; nothing is connected yet.
+
+    Args:
+        database_url: any SQLAlchemy URL; `postgresql://` means psycopg2, `sqlite:////absolute/path` a file.
+        connect_timeout_seconds: how long one connection attempt may take.
+        pool_size: connections kept open; a few more are opened when needed.
+
+    Raises:
+        SettingsError: the URL is empty or cannot be understood.
+    """
+    url = database_address(database_url)
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(url)
+    arguments: dict[str, Any] = {}
+    if url.get_backend_name() == "postgresql":
+        given = url.query
+        arguments = {
+            name: value for name, value in postgres_options(connect_timeout_seconds).items() if name not in given
+        }
+    return sa.create_engine(
+        url, pool_size=pool_size, max_overflow=4, pool_pre_ping=True, pool_recycle=1800, connect_args=arguments
+    )
+
+
+def postgres_options(connect_timeout_seconds: float) -> dict[str, Any]:
+    """Connection options, as libpq names them, of every PostgreSQL session of this project."""
+    return {
+        # libpq counts whole seconds and takes 0 for "for ever".
+        "connect_timeout": max(2, round(connect_timeout_seconds)),
+        "application_name": "ingest_project",
+        "options": f"-c lock_timeout={LOCK_TIMEOUT_SECONDS}s -c timezone=UTC",
+        # A peer that vanished without a word is noticed within a minute, not in two hours.
+        "keepalives_idle": 20,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    }
+
+
+def database_address(database_url: str) -> URL:
+    """The URL with the driver this project ships.
+
+    Raises:
+        SettingsError: the URL is empty or cannot be understood.
+    """
+    if not database_url:
+        raise SettingsError("No database is configured. Start one (ingest dev) or set DATABASE_URL.")
+    try:
+        url = make_url(database_url)
+    except sa.exc.ArgumentError:
+        # The text may hold a password: it is not repeated.
+        raise SettingsError("DATABASE_URL is not a URL. Example: postgresql://user:password@host/database.") from None
+    if url.drivername in {"postgres", "postgresql"}:
+        return url.set(drivername=POSTGRES_DRIVER)
+    return url
+
+
+def printable(database_url: str | URL) -> str:
+    """The address without the password, for messages."""
+    try:
+        url = make_url(database_url)
+    except sa.exc.ArgumentError:
+        return "(not a URL)"
+    shown = url.set(drivername=url.get_backend_name(), query={})
+    return shown.render_as_string(hide_password=True)
+
+
+@contextmanager
+def database_errors(database_url: str | URL) -> Iterator[None]:
+    """Tell a driver's failure as one of ours.
+
+    Raises:
+        DatabaseUnavailable: no connection, or it was cut, or the server shuts down.
+        TransactionConflict: a deadlock, a lock that did not come free, a busy SQLite file.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = failure_of(error, printable(database_url))
+        if failure is None:
+            raise
+        raise failure from error
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection that only reads.
+
+    Raises:
+        DatabaseUnavailable: see `database_errors`.
+    """
+    with database_errors(engine.url), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection that only reads, and whose questions all see the same moment.
+
+    Raises:
+        DatabaseUnavailable: see `database_errors`.
+    """
+    with reading(engine) as connection:
+        # A SQLite transaction sees the moment of its first question anyway.
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield connection
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One write transaction: committed at the end, rolled back when anything is raised.
+
+    Raises:
+        DatabaseUnavailable, TransactionConflict: see `database_errors`.
+    """
+    with database_errors(engine.url), engine.connect() as connection:
+        # A SQLite transaction that starts by reading cannot wait for a writer when it wants to write: it fails at once.
+        writer = connection.execution_options(**{BEGIN_OPTION: "IMMEDIATE"})
+        with writer.begin():
+            yield writer
+
+
+def _sqlite_engine(url: URL) -> sa.Engine:
+    if url.database and url.database != ":memory:":
+        with folder_of(url):
+            make_private_folder(Path(url.database).absolute().parent)
+    engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS})
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+@contextmanager
+def folder_of(url: URL) -> Iterator[None]:
+    """Tell that a database file's folder cannot be made.
+
+    Raises:
+        DatabaseUnavailable: with what is in the way.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = "Check that this user may make the folder of the file, or correct DATABASE_URL."
+        cause = f"{error.strerror}: {error.filename}"
+        raise DatabaseUnavailable(printable(url), cause, remedy, "cannot be opened") from error
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - a driver's connection
+    # The driver would begin transactions by itself, late, and never for DDL: a half-made schema after a crash.
+    connection.isolation_level = None
+    _write_ahead(connection)
+    for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _write_ahead(connection: Any) -> None:  # noqa: ANN401 - a driver's connection
+    """Let readers and a writer work side by side. The file remembers it: only its first user switches."""
+    deadline = time.monotonic() + SQLITE_BUSY_TIMEOUT_SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            # A file system that cannot do it leaves the mode as it was: slower, and as correct.
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:
+            # The switch needs the file for itself and, unlike any other statement, does not wait for it.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get(BEGIN_OPTION, 'DEFERRED')}")

@@ -1,0 +1,1 @@
+"""Delta tables: idempotent appends, locations, schemas, maintenance."""

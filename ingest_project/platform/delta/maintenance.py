@@ -1,0 +1,206 @@
+"""Keeping a Delta table healthy: few files, a short log, and nothing on the disk that no reader needs.
+
+Every commit adds files and one entry to the log, and each later commit pays for the number of them. Upkeep may run
+beside appenders: merging small files does not conflict with appending. Where two upkeeps meet, one gives way.
+
+That last one is our own doing: delta-rs lets two merges of the same files both commit, and then every row is there
+twice. But it refuses a merge when the table's metadata changed since the state it began with. So each upkeep first
+writes a claim of its own into the table's properties, and merges from no state that has another's: a later claim stops
+whatever an earlier one still has under way. An append that a claim runs into is tried again by its writer.
+
+A merge by another program (Spark's or Fabric's OPTIMIZE) makes no claim: let either it or this one keep a table.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from deltalake import DeltaTable
+
+from ingest_project.core.errors import TransactionConflict
+from ingest_project.platform.delta.errors import delta_errors
+from ingest_project.platform.delta.statistics import TableFigures, figures_of
+from ingest_project.platform.delta.table import DeltaStore
+
+CLAIM_PROPERTY = "ingest_project.upkeep"
+# Delta's own protection: a reader of an old version, and a writer that is still busy, are done after a week.
+SHORTEST_SAFE_RETENTION = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class UpkeepLimits:
+    """How much one upkeep may do.
+
+    Args:
+        min_small_files: a partition with fewer than these is left alone.
+        target_bytes: files are merged up to this size on disk; one half of it and more does not count as small.
+        time_limit: no further partition is begun after this; the next upkeep goes on.
+        retention: how long files stay that are part of old versions only, or of none.
+        allow_short_retention: take a retention that can break running readers and writers; for tests.
+        concurrent_merges: files merged at the same time; each holds a few row groups in memory.
+    """
+
+    min_small_files: int = 10
+    target_bytes: int = 128 * 1024**2
+    time_limit: timedelta = timedelta(minutes=10)
+    retention: timedelta = SHORTEST_SAFE_RETENTION
+    allow_short_retention: bool = False
+    concurrent_merges: int = 1
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What an upkeep did; with `dry_run`, what it would do.
+
+    Args:
+        merged: partitions whose small files were merged, as `column=value/...`; the whole table is the empty text.
+        given_way: partitions left alone because somebody else changed the table: another upkeep, or a new column.
+        put_off: partitions that there was no time for.
+        removed: files deleted, relative to the table.
+    """
+
+    before: TableFigures
+    after: TableFigures
+    merged: list[str] = field(default_factory=list)
+    given_way: list[str] = field(default_factory=list)
+    put_off: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    dry_run: bool = False
+
+
+def summary(upkeep: Upkeep | None) -> str:
+    """One line about an upkeep, or about a table that is not there yet."""
+    if upkeep is None:
+        return "There is no table yet."
+    return f"{upkeep.before.files} files became {upkeep.after.files}; {len(upkeep.removed)} were removed."
+
+
+@dataclass(frozen=True)
+class _Partition:
+    values: tuple[tuple[str, str | None], ...]
+
+    @property
+    def name(self) -> str:
+        return "/".join(f"{column}={value}" for column, value in self.values)
+
+    @property
+    def filters(self) -> list[tuple[str, str, str]] | None:
+        # delta-rs writes a missing value as the empty text.
+        return [(column, "=", value or "") for column, value in self.values] or None
+
+
+def keep_healthy(store: DeltaStore, limits: UpkeepLimits | None = None, *, dry_run: bool = False) -> Upkeep | None:
+    """Merge small files, write a checkpoint, shorten the log, delete what is out of retention. Again: the same state.
+
+    Args:
+        store: of the table; it stays free for appending meanwhile.
+        limits: how much to do.
+        dry_run: change nothing.
+
+    Returns:
+        None when there is no table yet.
+
+    Raises:
+        StoreUnavailable: the store does not answer or refused; what was done until then stays done.
+        TransactionConflict: another upkeep deleted files at the same time.
+    """
+    table = store.opened()
+    if table is None:
+        return None
+    limits = limits or UpkeepLimits()
+    with delta_errors(store.place):
+        before = figures_of(table)
+        partitions = _partitions_to_merge(table, limits)
+        if dry_run:
+            removed = _vacuum(table, limits, dry_run=True)
+            return Upkeep(before, before, merged=[part.name for part in partitions], removed=removed, dry_run=True)
+    merged, given_way, put_off = _merge_all(store, table, partitions, limits)
+    with delta_errors(store.place):
+        table.update_incremental()
+        removed = _vacuum(table, limits, dry_run=False)
+        table.create_checkpoint()
+        table.cleanup_metadata()
+        return Upkeep(before, figures_of(table), merged, given_way, put_off, removed)
+
+
+def _partitions_to_merge(table: DeltaTable, limits: UpkeepLimits) -> list[_Partition]:
+    """Those with many small files, the ones with the most first."""
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    columns = list(table.metadata().partition_columns)
+    adds = pa.table(table.get_add_actions(flatten=True))
+    small = adds.filter(pc.less(adds["size_bytes"], limits.target_bytes // 2))
+    keys = [f"partition.{column}" for column in columns]
+    counted = small.group_by(keys).aggregate([("path", "count")]).sort_by([("path_count", "descending")])
+    return [
+        _Partition(tuple((column, _as_written(row[f"partition.{column}"])) for column in columns))
+        for row in counted.to_pylist()
+        if row["path_count"] >= limits.min_small_files
+    ]
+
+
+def _as_written(value: object) -> str | None:
+    """A partition's value as the log has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S.%f")
+    return None if value is None else str(value)
+
+
+def _merge_all(
+    store: DeltaStore, table: DeltaTable, partitions: list[_Partition], limits: UpkeepLimits
+) -> tuple[list[str], list[str], list[str]]:
+    """The names of the partitions that were merged, that somebody else was at, and that are put off."""
+    names = [partition.name for partition in partitions]
+    give_up_at = time.monotonic() + limits.time_limit.total_seconds()
+    done = 0
+    try:
+        with delta_errors(store.place):
+            claim = _claimed(table) if partitions else ""
+            for partition in partitions:
+                if time.monotonic() > give_up_at:
+                    break
+                _merge(store, table, partition, claim, limits)
+                done += 1
+    except TransactionConflict:
+        return names[:done], names[done:], []
+    return names[:done], [], names[done:]
+
+
+def _claimed(table: DeltaTable) -> str:
+    """The claim that is now in the table's properties."""
+    claim = uuid.uuid4().hex
+    table.update_incremental()
+    table.alter.set_table_properties({CLAIM_PROPERTY: claim}, raise_if_not_exists=False)
+    return claim
+
+
+def _merge(store: DeltaStore, table: DeltaTable, partition: _Partition, claim: str, limits: UpkeepLimits) -> None:
+    from deltalake import PostCommitHookProperties  # noqa: PLC0415 - heavy
+
+    table.update_incremental()
+    if table.metadata().configuration.get(CLAIM_PROPERTY) != claim:
+        raise TransactionConflict(store.url, "another upkeep has begun")
+    table.optimize.compact(
+        partition_filters=partition.filters,
+        target_size=limits.target_bytes,
+        max_concurrent_tasks=limits.concurrent_merges,
+        # One checkpoint at the end of the upkeep is enough.
+        post_commithook_properties=PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
+    )
+
+
+def _vacuum(table: DeltaTable, limits: UpkeepLimits, *, dry_run: bool) -> list[str]:
+    """Files out of retention, also those that a killed writer left and no version ever had."""
+    return table.vacuum(
+        retention_hours=math.ceil(limits.retention / timedelta(hours=1)),
+        dry_run=dry_run,
+        enforce_retention_duration=not limits.allow_short_retention,
+        full=True,
+    )

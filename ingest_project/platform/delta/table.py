@@ -1,0 +1,414 @@
+"""Delta tables, each position exactly once.
+
+A commit carries a Delta transaction: `app_id`, the name of one ordered stream of data, and `version`, how far into it
+the table is after the commit. The table remembers the last version of each stream, and the guarantee comes of two
+things together:
+
+- a version that the table has reached already is not written again;
+- delta-rs refuses a commit when another one with the same `app_id` landed after the state it was prepared from.
+
+So a writer that was killed, one whose commit landed while the answer was lost, and two writers with the same position
+at the same time all end in one commit. Nothing of that needs a lock, and nothing reaches readers but whole commits.
+What a stream owes in return: its versions only grow, and a version stands for the same rows whenever it is written.
+
+A table can go back in time, by a restore, a removed log entry, or a dropped folder: `standings` tells a stream where
+it is and whether rows may be missing below that. The version up to which a stream was looked at is in the table too.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from ingest_project.core.errors import StoreUnavailable, TransactionConflict
+from ingest_project.platform.delta.errors import delta_errors, reason_of
+from ingest_project.platform.delta.history import History
+from ingest_project.platform.delta.location import (
+    DeltaCredentials,
+    DeltaPlace,
+    StorageOptions,
+    delta_place,
+    storage_options,
+)
+from ingest_project.platform.delta.statistics import TableFigures, figures_of
+
+COMMIT_RETRIES = 8
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 2.0
+# A commit costs more with every entry that the log still has. Positions live in the checkpoints and never expire; what
+# a shorter log takes away is looking back, and readers of the table as a stream that stay away for longer.
+LOG_RETENTION = "interval 1 day"
+# Each version that a handle follows makes its next commits dearer, by 0.2 ms here: after so many, opening is cheaper.
+MOST_FOLLOWED_VERSIONS = 50
+
+
+# Stands for every stream of a table where somebody has checked them all.
+EVERY_STREAM = "ingest_project"
+
+
+class Position(Enum):
+    """Where a stream may be in the table when rows are appended to it."""
+
+    ANY = "any"
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Rows were written.
+
+    Args:
+        table_version: the version of the table that holds them.
+    """
+
+    table_version: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class AlreadyCommitted:
+    """Nothing was written: the table had this position, or one beyond it.
+
+    Args:
+        committed_version: the position of the stream in the table.
+    """
+
+    committed_version: int
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the table is in one stream, and whether its rows can be fewer than that says.
+
+    Args:
+        position: of the stream; None: nothing of it was committed, or there is no table.
+        table_version: at which this was seen; -1: there is no table.
+        doubts: commits since the stream was last checked that may have removed rows, e.g. `RESTORE (version 12)`.
+    """
+
+    position: int | None
+    table_version: int
+    doubts: tuple[str, ...] = ()
+
+
+class DeltaStore:
+    """One table, with its handle kept for a while: following its log costs what is new in it, opening costs the whole.
+
+    Threads may share a store. A process forked after its first use must not use deltalake any more: spawn instead.
+    """
+
+    def __init__(self, place: DeltaPlace, partition_by: Sequence[str] = ()) -> None:
+        self._place = place
+        self._partition_by = list(partition_by)
+        self._lock = threading.Lock()
+        self._table: DeltaTable | None = None
+        self._options = StorageOptions({})
+        self._log_identity: tuple[object, ...] = ()
+        self._opened_version = 0
+
+    @property
+    def url(self) -> str:
+        """Where the table lies."""
+        return self._place.url
+
+    @property
+    def place(self) -> DeltaPlace:
+        """Where the table lies, and who is let in."""
+        return self._place
+
+    def append(
+        self,
+        data: pa.Table,
+        *,
+        app_id: str,
+        version: int,
+        after: int | Position | None = Position.ANY,
+        checked: int | None = None,
+    ) -> Committed | AlreadyCommitted:
+        """Append rows in one commit, unless the table has this position; a second time is the same state.
+
+        Creates the table when it is not there. New columns are added, columns that are missing are null. No rows at all
+        still move the position. Takes about as much memory again as the rows do: a million rich ones are a lot.
+
+        Args:
+            data: nested columns, any zone of time, and polars' own string types are welcome.
+            app_id: the ordered stream of data that the rows come from, e.g. one partition of one topic.
+            version: the stream's position after these rows, growing.
+            after: what `committed_version` said when these rows were planned. Rows are written only if the table is
+                still there, so that ranges which overlap or come out of order neither double rows nor skip any.
+            checked: the version of the table at which the stream's rows were known to be complete, see `standings`.
+
+        Raises:
+            SchemaConflict: a column's type is another than the table's, or none of Delta's.
+            TransactionConflict: other writers were in the way each time, or the table is not at `after`.
+            StoreUnavailable: the store does not answer or refused. The commit may have landed: append again.
+        """
+        with self._lock:
+            transactions = {app_id: version} | ({} if checked is None else {checked_by(app_id): checked})
+            outcome = self._tried_to_append(data, app_id, after, transactions)
+            for pause in _pauses():
+                if not isinstance(outcome, TransactionConflict):
+                    return outcome
+                time.sleep(pause)
+                outcome = self._tried_to_append(data, app_id, after, transactions)
+        if isinstance(outcome, TransactionConflict):
+            raise outcome
+        return outcome
+
+    def committed_version(self, app_id: str) -> int | None:
+        """How far the table is in a stream; None: nothing of it was committed, or there is no table yet.
+
+        Raises:
+            StoreUnavailable: the store does not answer or refused.
+        """
+        with self._lock:
+            table = self._refreshed()
+            return None if table is None else self._position_in(table, app_id)
+
+    def standings(self, app_ids: Sequence[str]) -> dict[str, Standing]:
+        """Where the table is in some streams now, and which commits since the last check may have removed their rows.
+
+        Opens the table anew: a handle that is kept does not always notice that its table went back.
+
+        Raises:
+            StoreUnavailable: the store does not answer or refused.
+        """
+        with self._lock:
+            table = self._reopened()
+            if table is None:
+                return dict.fromkeys(app_ids, Standing(None, -1))
+            with delta_errors(self._place):
+                history, of_all = History(table), table.transaction_version(checked_by(EVERY_STREAM))
+                found = {}
+                for app_id in app_ids:
+                    looks = (of_all, table.transaction_version(checked_by(app_id)))
+                    checked = max((look for look in looks if look is not None), default=None)
+                    position = table.transaction_version(app_id)
+                    doubts = () if position is None else history.doubtful_commits(checked)
+                    found[app_id] = Standing(position, table.version(), doubts)
+                return found
+
+    def mark_checked(self, version: int, app_id: str = EVERY_STREAM) -> None:
+        """Remember that the rows of a stream, or of all, were complete at a version of the table.
+
+        Raises:
+            TransactionConflict: other writers were in the way each time.
+            StoreUnavailable: the store does not answer or refused.
+        """
+        import pyarrow as pa  # noqa: PLC0415 - heavy
+
+        with self._lock:
+            table = self._refreshed()
+        if table is not None:
+            nothing = pa.schema(table.schema()).empty_table()
+            self.append(nothing, app_id=checked_by(app_id), version=version)
+
+    def figures(self) -> TableFigures | None:
+        """Version, files, rows and bytes; None: there is no table yet.
+
+        Raises:
+            StoreUnavailable: the store does not answer or refused.
+        """
+        with self._lock:
+            table = self._refreshed()
+            return None if table is None else figures_of(table)
+
+    def opened(self) -> DeltaTable | None:
+        """A handle of one's own at the newest version, for reading and for upkeep; None: there is no table yet.
+
+        Read with its `scan`, or with deltalake's `QueryBuilder`: a process that used `to_pyarrow_table` or
+        `to_pyarrow_dataset` at times aborts when it ends.
+
+        Raises:
+            StoreUnavailable: the store does not answer or refused.
+        """
+        return _open(self._place, storage_options(self._place))
+
+    def _refreshed(self) -> DeltaTable | None:
+        """The kept handle at the newest version, or a new one where it cannot follow any more."""
+        if self._table is None or self._options.ended or self._log_identity != self._identity_now():
+            return self._reopened()
+        with delta_errors(self._place):
+            from deltalake.exceptions import DeltaError  # noqa: PLC0415 - heavy, and loaded already here
+
+            try:
+                self._table.update_incremental()
+            except DeltaError:
+                # The log between its version and the newest was cleaned away.
+                return self._reopened()
+        if self._table.version() - self._opened_version >= MOST_FOLLOWED_VERSIONS:
+            return self._reopened()
+        self._log_identity = self._identity_now()
+        return self._table
+
+    def _reopened(self) -> DeltaTable | None:
+        self._options = storage_options(self._place)
+        self._table = _open(self._place, self._options)
+        self._opened_version = 0 if self._table is None else self._table.version()
+        self._log_identity = self._identity_now()
+        return self._table
+
+    def _identity_now(self) -> tuple[object, ...]:
+        """Tell a local table from another one, or from its own past: a handle would not notice that its table is gone.
+
+        Returns:
+            what identifies the log and its entry of the version that the handle has.
+        """
+        if not self._place.is_local:
+            return ()
+        log = Path(self.url) / "_delta_log"
+        entry = log / f"{-1 if self._table is None else self._table.version():020}.json"
+        return tuple(_identity_of(path) for path in (log, entry))
+
+    def _created(self, data: pa.Table) -> DeltaTable:
+        from deltalake import CommitProperties, DeltaTable  # noqa: PLC0415 - heavy
+        from deltalake.exceptions import DeltaError  # noqa: PLC0415
+
+        from ingest_project.platform.delta.schema import delta_schema  # noqa: PLC0415 - brings pyarrow
+
+        schema = delta_schema(data.schema, self.url)
+        with delta_errors(self._place):
+            try:
+                DeltaTable.create(
+                    self.url,
+                    schema,
+                    partition_by=self._partition_by,
+                    configuration={"delta.logRetentionDuration": LOG_RETENTION},
+                    storage_options=storage_options(self._place).values,
+                    # Without further tries, a second creator cannot put its own schema over the first one's.
+                    commit_properties=CommitProperties(max_commit_retries=0),
+                )
+            except DeltaError:
+                # Somebody else was quicker; if not, the store is in trouble and this error is what to say.
+                if self._reopened() is None:
+                    raise
+            table = self._reopened()
+        if table is None:
+            raise StoreUnavailable(self.url, "the table that was just created is not there")
+        return table
+
+    def _position_in(self, table: DeltaTable, app_id: str) -> int | None:
+        with delta_errors(self._place):
+            return table.transaction_version(app_id)
+
+    def _tried_to_append(
+        self, data: pa.Table, app_id: str, after: int | Position | None, transactions: Mapping[str, int]
+    ) -> Committed | AlreadyCommitted | TransactionConflict:
+        """One try; a conflict is returned when the same try may succeed next, and raised when it cannot."""
+        table = self._refreshed() or self._created(data)
+        there = self._position_in(table, app_id)
+        if there is not None and there >= transactions[app_id]:
+            return AlreadyCommitted(there)
+        if after is not Position.ANY and there != after:
+            raise TransactionConflict(self.url, f"{app_id} is at {there}, and not at {after} as was planned")
+        try:
+            self._commit(table, data, transactions)
+        except TransactionConflict as conflict:
+            return conflict
+        self._log_identity = self._identity_now()
+        return Committed(table.version(), data.num_rows)
+
+    def _commit(self, table: DeltaTable, data: pa.Table, transactions: Mapping[str, int]) -> None:
+        from deltalake import CommitProperties, Transaction, write_deltalake  # noqa: PLC0415 - heavy
+
+        from ingest_project.platform.delta.schema import rows_to_append  # noqa: PLC0415 - brings pyarrow
+
+        rows, other_columns = rows_to_append(data, table.schema(), self.url)
+        now_ms = int(time.time() * 1000)
+        carried = [Transaction(name, version, now_ms) for name, version in transactions.items()]
+        with delta_errors(self._place):
+            write_deltalake(
+                table,
+                rows,
+                mode="append",
+                schema_mode="merge" if other_columns else None,
+                commit_properties=CommitProperties(app_transactions=carried),
+            )
+
+
+def checked_by(app_id: str) -> str:
+    """Name the stream that says up to which version of the table the rows of another one were checked."""
+    return f"{app_id}/checked"
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    # Of a folder, the time changes with each entry.
+    return found.st_ino, 0 if path.suffix != ".json" else found.st_mtime_ns
+
+
+@cache
+def open_delta_table(
+    url: str, credentials: DeltaCredentials | None = None, *, partition_by: tuple[str, ...] = ()
+) -> DeltaStore:
+    """The table's store: one per process and set of arguments, with its handle kept. Touches no storage yet.
+
+    Args:
+        url: a folder, or see `delta_places`.
+        credentials: for S3 and Azure; the same object each time, for it tells one store from another.
+        partition_by: columns whose values make the folders of the table; counts when the table is created.
+
+    Raises:
+        SettingsError: no address of a table, or credentials that do not go with it.
+    """
+    return DeltaStore(delta_place(url, credentials), partition_by)
+
+
+def _open(place: DeltaPlace, options: StorageOptions) -> DeltaTable | None:
+    from deltalake import DeltaTable  # noqa: PLC0415 - heavy
+    from deltalake.exceptions import TableNotFoundError  # noqa: PLC0415
+
+    with delta_errors(place):
+        try:
+            return DeltaTable(place.url, storage_options=options.values)
+        except TableNotFoundError:
+            return None
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between the tries of one commit: growing, and never the same in two writers."""
+    for attempt in range(COMMIT_RETRIES):
+        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)
+        yield random.uniform(longest / 2, longest)  # noqa: S311 - no secret
+
+
+def ask(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
+    """The answer to a query over `events`, a few thousand rows at a time; nothing where there is no table yet.
+
+    Raises:
+        StoreUnavailable: the store does not answer or refused.
+    """
+    table = store.opened()
+    if table is not None:
+        yield from answer(store, table, query)
+
+
+def answer(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.RecordBatch]:
+    """Query one version of the table, registered as `events`.
+
+    Raises:
+        StoreUnavailable: the store does not answer or refused.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+    from deltalake import QueryBuilder  # noqa: PLC0415
+
+    try:
+        with delta_errors(store.place):
+            for batch in QueryBuilder().register("events", table).execute(query):
+                yield pa.record_batch(batch)
+    except Exception as error:
+        # The query engine has no class of its own for what goes wrong in it.
+        if type(error) is not Exception:
+            raise
+        raise StoreUnavailable(store.url, reason_of(error)) from error

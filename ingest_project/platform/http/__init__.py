@@ -1,0 +1,1 @@
+"""Outbound HTTP to untrusted addresses: host rules, pinned connections, limits, downloads."""

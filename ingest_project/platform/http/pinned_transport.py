@@ -1,0 +1,257 @@
+"""Connections that go to the address that was checked, and to no other.
+
+To check a name and then let a library connect to that name resolves it twice, and whoever owns the name may answer
+differently the second time. Here the name is resolved once, every address it has is judged, and the socket is connected
+to one of these. The name stays in the Host header, in TLS's SNI and in the check of the certificate. A pooled
+connection is one that was made this way for the same host and port.
+
+Proxies are not used, whatever the environment says: a proxy would resolve the name again, by itself.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import certifi
+from requests import PreparedRequest, Response, Session
+from requests.adapters import HTTPAdapter
+from urllib3 import PoolManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from ingest_project.core.errors import AddressRefused
+from ingest_project.platform.http.deadlines import DeadlineSocket, DeadlineSSLSocket, shortened
+from ingest_project.platform.http.host_grammar import split_address
+from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostRules
+from ingest_project.platform.http.ip_rules import Address, parse_address
+from ingest_project.platform.http.urls import WebAddress, parse_url, printable_url
+
+Resolver = Callable[[str, int], Sequence[str]]
+
+
+def system_addresses(host: str, port: int) -> list[str]:
+    """The addresses that this system knows for a host, best first, each once.
+
+    Raises:
+        socket.gaierror: it knows none.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+class Connector:
+    """Makes connections to hosts that the rules allow.
+
+    Args:
+        rules: what may be contacted.
+        resolver: from host and port to IP addresses.
+    """
+
+    def __init__(self, rules: HostRules, resolver: Resolver = system_addresses) -> None:
+        self._rules = rules
+        self._resolver = resolver
+
+    def checked_addresses(self, host: str, port: int) -> list[Address]:
+        """Resolve once; one address that is refused refuses the host.
+
+        Raises:
+            AddressRefused: the name or one of its addresses may not be contacted.
+            socket.gaierror: the name has no address.
+        """
+        self._rules.check_name(host, port, host)
+        addresses = []
+        for text in self._resolver(host, port):
+            address = parse_address(text)
+            if address is None:
+                raise AddressRefused(host, "its name resolves to something that is not an IP address")
+            self._rules.check_address(host, address, port, host)
+            addresses.append(address)
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
+        return addresses
+
+    def connect(self, host: str, port: int, timeout: float | None) -> socket.socket:
+        """A connected socket: the first of the host's addresses that accepts.
+
+        Raises:
+            AddressRefused: see `checked_addresses`.
+            OSError: none accepts; the error of the last one.
+        """
+        failure = OSError("the name has no address")
+        for address in self.checked_addresses(host, port):
+            try:
+                return _connected(address, port, shortened(timeout))
+            except OSError as error:
+                failure = error
+        raise failure
+
+
+def _connected(address: Address, port: int, timeout: float | None) -> socket.socket:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004 - the version's name
+    connection = DeadlineSocket(family, socket.SOCK_STREAM)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(timeout)
+        connection.connect((str(address), port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def new_connection(connection: HTTPConnection, connector: Connector) -> socket.socket:
+    """Connect, with failures in the terms that urllib3 has for them."""
+    timeout = connection.timeout if isinstance(connection.timeout, (int, float)) else None
+    try:
+        return connector.connect(connection.host, connection.port, timeout)
+    except socket.gaierror as error:
+        raise NameResolutionError(connection.host, connection, error) from error
+    except TimeoutError as error:
+        raise ConnectTimeoutError(connection, f"no connection to {connection.host} in time") from error
+    except OSError as error:
+        raise NewConnectionError(connection, f"no connection to {connection.host}: {error}") from error
+
+
+class PinnedHTTPConnection(HTTPConnection):
+    """A connection over plain HTTP to a checked address."""
+
+    def __init__(self, *args: Any, connector: Connector, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
+        super().__init__(*args, **kwargs)
+        self._connector = connector
+
+    def _new_conn(self) -> socket.socket:
+        return new_connection(self, self._connector)
+
+
+class PinnedHTTPSConnection(HTTPSConnection):
+    """A connection over TLS to a checked address; the certificate is checked against the name."""
+
+    def __init__(self, *args: Any, connector: Connector, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
+        super().__init__(*args, **kwargs)
+        self._connector = connector
+
+    def _new_conn(self) -> socket.socket:
+        return new_connection(self, self._connector)
+
+
+class _PinnedPools(PoolManager):
+    def __init__(self, connector: Connector, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
+        super().__init__(**kwargs)
+        self._connector = connector
+
+    def _new_pool(
+        self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
+    ) -> HTTPConnectionPool:
+        pool = super()._new_pool(scheme, host, port, request_context)
+        pool.ConnectionCls = PinnedHTTPSConnection if scheme == "https" else PinnedHTTPConnection
+        pool.conn_kw["connector"] = self._connector
+        return pool
+
+
+class PinnedAdapter(HTTPAdapter):
+    """A transport for a requests session; see the module.
+
+    Args:
+        connector: what makes the connections.
+        pool_hosts: hosts whose idle connections are kept.
+        pool_connections: idle connections kept per host.
+        ca_file: certificate authorities to trust besides the public ones; a file, or a folder of them.
+    """
+
+    def __init__(
+        self, connector: Connector, pool_hosts: int, pool_connections: int, ca_file: Path | None = None
+    ) -> None:
+        self._connector = connector
+        self._tls = ssl.create_default_context(cafile=certifi.where())
+        if ca_file:
+            self._tls.load_verify_locations(**{"capath" if ca_file.is_dir() else "cafile": str(ca_file)})
+        self._tls.sslsocket_class = DeadlineSSLSocket
+        super().__init__(pool_hosts, pool_connections)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:  # noqa: ANN401, FBT001, FBT002 - as requests has it
+        """Pools whose connections are pinned."""
+        self.poolmanager = _PinnedPools(
+            self._connector, num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._tls, **pool_kwargs
+        )
+
+    def get_connection_with_tls_context(
+        self,
+        request: PreparedRequest,
+        verify: Any,  # noqa: ANN401, ARG002 - as requests has it
+        proxies: Any = None,  # noqa: ANN401, ARG002
+        cert: Any = None,  # noqa: ANN401, ARG002
+    ) -> HTTPConnectionPool:
+        """The pool of the address's host. How requests finds it is meant for settings that differ between requests."""
+        parts = split_address(str(request.url), ("http", "https"))
+        pool: HTTPConnectionPool = self.poolmanager.connection_from_host(parts.host, parts.port, parts.scheme)
+        return pool
+
+    def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ANN401, ARG002 - as requests has it
+        """Path and query: there is no proxy that would want more."""
+        return request.path_url
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # noqa: ANN401, ARG002 - as requests has it
+        """Certificates are always checked; the authorities were loaded once, not for each connection."""
+        conn.cert_reqs = "CERT_REQUIRED"
+
+    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:  # noqa: ANN401, ARG002 - as requests has it
+        """Refuse: a proxy would resolve the name again."""
+        raise AddressRefused(proxy, "proxies are not used, they would resolve names by themselves")
+
+
+class BoundSession(Session):
+    """A session whose every request goes to one of its servers.
+
+    Args:
+        servers: what may be asked; the environment's proxy and certificates are those for the first.
+        pool_connections: idle connections kept for each.
+        lists: hosts that nobody contacts.
+    """
+
+    def __init__(self, servers: Sequence[WebAddress], pool_connections: int = 1, lists: HostLists = NO_LISTS) -> None:
+        super().__init__()
+        self._origins = frozenset(server.origin for server in servers)
+        # Found once: requests looks for them in the whole environment at every request, which takes a quarter of the
+        # time of a small one, and would let ~/.netrc replace our credential.
+        found = self.merge_environment_settings(servers[0].origin, {}, False, True, None)
+        self.trust_env = False
+        self.proxies.update(found["proxies"])
+        self.verify = found["verify"]
+        adapter: HTTPAdapter
+        if self.proxies:
+            adapter = HTTPAdapter(pool_connections=len(servers), pool_maxsize=pool_connections)
+        else:
+            own = [(server.host, server.port) for server in servers]
+            rules = lists.rules_for(*own, internal_allowed=True)
+            authorities = Path(self.verify) if isinstance(self.verify, str) else None
+            adapter = PinnedAdapter(Connector(rules), len(servers), pool_connections, authorities)
+        self.mount("http://", adapter)
+        self.mount("https://", adapter)
+
+    def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # noqa: ANN401 - handed through
+        """Send a request, also one that follows a redirect.
+
+        Raises:
+            AddressRefused: it is for another server; nothing was sent.
+        """
+        require_origin(str(request.url), self._origins)
+        return super().send(request, **kwargs)
+
+
+def require_origin(url: str, origins: frozenset[str]) -> None:
+    """Refuse to send a request to any server but these; the last check before credentials leave.
+
+    Args:
+        url: as it is about to be requested.
+        origins: `WebAddress.origin` of the servers.
+
+    Raises:
+        AddressRefused: another server, or an address that is not read alike by everybody.
+    """
+    if parse_url(url).origin not in origins:
+        raise AddressRefused(printable_url(url), "its server is not the one that this client is for")

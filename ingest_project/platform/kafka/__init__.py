@@ -1,0 +1,1 @@
+"""Kafka: bounded reads at a known position, confirmed writes, exactly-once publishing, dead letters."""

@@ -1,0 +1,113 @@
+"""How every Kafka client of this project connects: one configuration for reading, writing and asking.
+
+librdkafka's own messages go to the logger `ingest_project.platform.kafka.librdkafka`. They are detail: what matters to
+the project is raised as an error by the call that failed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+
+from ingest_project.core.errors import BrokerUnavailable, SettingsError
+from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.kafka.authentication import TokenSource
+
+LIBRARY_LOGGER = logging.getLogger("ingest_project.platform.kafka.librdkafka")
+CLIENT_ID = "ingest-project"
+CONNECTION_FAILURE = "FAIL "
+EVENT_HUBS_DOMAIN = ".servicebus."
+
+# Event Hubs (and many load balancers) drop idle connections after four minutes: be first, and reconnect quietly.
+MAX_IDLE_MS = 180_000
+# What Microsoft recommends for Event Hubs: its slowest answers take longer than our patience elsewhere.
+EVENT_HUBS_REQUEST_MS = 60_000
+# A broker that comes back is used again within this time.
+MAX_RECONNECT_BACKOFF_MS = 1_000
+
+
+class _ConnectionFailuresAreDetail(logging.Filter):
+    """A broker that is away would fill the log, several lines a second and client; the failed call says it once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.getMessage().startswith(CONNECTION_FAILURE):
+            record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+            return LIBRARY_LOGGER.isEnabledFor(logging.DEBUG)
+        return True
+
+
+LIBRARY_LOGGER.addFilter(_ConnectionFailuresAreDetail())
+
+
+def client_config(settings: KafkaSettings) -> dict[str, Any]:
+    """The librdkafka configuration that consumers, producers and admin clients share.
+
+    Raises:
+        BrokerUnavailable: no address is configured, or no token is to be had for it.
+        SettingsError: the security settings do not fit together.
+    """
+    if not settings.bootstrap_servers:
+        raise BrokerUnavailable("", "no address is set")
+    timeout_ms = round(settings.request_timeout_seconds * 1000)
+    return {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "client.id": CLIENT_ID,
+        "security.protocol": settings.security_protocol,
+        "socket.timeout.ms": EVENT_HUBS_REQUEST_MS if is_event_hubs(settings) else timeout_ms,
+        "socket.connection.setup.timeout.ms": max(1_000, timeout_ms),
+        "socket.keepalive.enable": True,
+        "metadata.max.age.ms": MAX_IDLE_MS,
+        "connections.max.idle.ms": MAX_IDLE_MS,
+        "reconnect.backoff.max.ms": MAX_RECONNECT_BACKOFF_MS,
+        "log.connection.close": False,
+        "logger": LIBRARY_LOGGER,
+        **_tls(settings),
+        **_sasl(settings),
+    }
+
+
+def is_event_hubs(settings: KafkaSettings) -> bool:
+    """Whether the address is Azure Event Hubs, whose Kafka endpoint knows gzip only and has no topic ids."""
+    return EVENT_HUBS_DOMAIN in settings.bootstrap_servers
+
+
+def unavailable(settings: KafkaSettings, cause: KafkaException | KafkaError | str) -> BrokerUnavailable:
+    """The error to raise for what the client library reported, with the library's own words as the cause."""
+    if isinstance(cause, KafkaException):
+        cause = cause.args[0]
+    return BrokerUnavailable(settings.bootstrap_servers, cause.str() if isinstance(cause, KafkaError) else cause)
+
+
+def error_code(error: KafkaException) -> int:
+    """The `KafkaError` code inside an exception."""
+    inner: KafkaError = error.args[0]
+    return inner.code()
+
+
+def _tls(settings: KafkaSettings) -> dict[str, Any]:
+    if settings.ssl_ca_location is None:
+        return {}
+    return {"ssl.ca.location": str(settings.ssl_ca_location)}
+
+
+def _sasl(settings: KafkaSettings) -> dict[str, Any]:
+    if not settings.security_protocol.startswith("SASL_"):
+        return {}
+    mechanism = settings.sasl_mechanism or "PLAIN"
+    if mechanism == "OAUTHBEARER":
+        tokens = TokenSource(settings.bootstrap_servers)
+        # The library would swallow the reason, and wait ten seconds for a token before it says that there is none.
+        tokens.check()
+        return {"sasl.mechanism": mechanism, "oauth_cb": tokens}
+    if settings.sasl_username is None or settings.sasl_password is None:
+        raise SettingsError(
+            f"KAFKA_SECURITY_PROTOCOL={settings.security_protocol} with {mechanism} needs KAFKA_SASL_USERNAME and "
+            "KAFKA_SASL_PASSWORD."
+        )
+    return {
+        "sasl.mechanism": mechanism,
+        "sasl.username": settings.sasl_username,
+        "sasl.password": settings.sasl_password.get_secret_value(),
+    }

@@ -1,0 +1,205 @@
+"""Dead letters: a message that cannot be processed, unchanged, with the reason beside it.
+
+Key, value and headers are the original's, so that a replay is exact. What went wrong is in further headers:
+
+    dlq.original-topic        dlq.original-partition      dlq.original-offset     dlq.original-timestamp
+    dlq.error-class           dlq.reason                  dlq.attempt             dlq.trace-id (where known)
+    dlq.first-failed-at       dlq.last-failed-at
+
+All are UTF-8 text; times are ISO 8601 in UTC, with milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+
+import msgspec
+
+from ingest_project.platform.kafka.offset_ranges import Backlog, RangeReader
+from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.records import Received
+
+HEADER_PREFIX = "dlq."
+MAX_REASON_BYTES = 2_048
+MAX_HEADER_BYTES = 512
+
+
+def dead_letter(  # noqa: PLR0913 - one argument for each header of the contract
+    message: Received,
+    *,
+    error_class: str,
+    reason: str,
+    first_failed_at: datetime,
+    last_failed_at: datetime,
+    generation: str,
+    attempt: int = 1,
+    trace_id: str | None = None,
+) -> tuple[str, Outgoing]:
+    """The dead letter of one message, ready for `publish_once`.
+
+    Args:
+        message: as it was read.
+        error_class: name of the error, e.g. `UnreadableMessage`.
+        reason: what is wrong, for a person; cut at 2 KiB.
+        first_failed_at: when it failed for the first time, UTC-aware.
+        last_failed_at: when it failed for the last time, UTC-aware.
+        generation: life of the topic it was read from, see `Positions`.
+        attempt: how many times it was tried.
+        trace_id: where the message has one.
+
+    Returns:
+        an id that is the same for the same place on the same topic, and the message.
+    """
+    facts = {
+        "original-topic": message.topic,
+        "original-partition": str(message.partition),
+        "original-offset": str(message.offset),
+        "original-timestamp": _iso(message.timestamp) if message.timestamp else "",
+        "error-class": error_class,
+        "reason": reason,
+        "attempt": str(attempt),
+        "trace-id": trace_id or "",
+        "first-failed-at": _iso(first_failed_at),
+        "last-failed-at": _iso(last_failed_at),
+    }
+    headers = tuple(
+        (HEADER_PREFIX + name, _bounded(text, MAX_REASON_BYTES if name == "reason" else MAX_HEADER_BYTES))
+        for name, text in facts.items()
+        if text
+    )
+    message_id = f"dlq:{message.topic}:{generation}:{message.partition}:{message.offset}"
+    return message_id, Outgoing(message.value, message.key, (*message.headers, *headers))
+
+
+def _bounded(text: str, max_bytes: int) -> bytes:
+    """UTF-8 of at most this length, cut between characters."""
+    encoded = text.encode("utf-8", "replace")
+    return encoded if len(encoded) <= max_bytes else encoded[:max_bytes].decode("utf-8", "ignore").encode()
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+# Read backwards in parts of this size: a topic may hold millions, and only the newest are asked for.
+OFFSETS_AT_A_TIME = 500
+MAX_BYTES_AT_A_TIME = 32 * 1024**2
+BEGINNING_BYTES = 60
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that was put aside, and what its headers say of it; None where they say nothing.
+
+    Args:
+        place: where it is now, `topic/partition/offset`.
+        original_place: where it had been, in the same form.
+        failed_at: when it failed for the last time; without that, when it was put aside.
+        key: as text, see `as_text`.
+        size_bytes: of its value.
+        begins: the beginning of its value as text, see `as_text`; None is a tombstone.
+        value: its bytes, unchanged, where it was asked for alone.
+    """
+
+    place: str
+    original_place: str | None
+    failed_at: datetime | None
+    error_class: str | None
+    reason: str | None
+    attempt: str | None
+    trace_id: str | None
+    key: str | None
+    size_bytes: int
+    begins: str | None
+    value: bytes | None = None
+
+
+def newest_letters(
+    reader: RangeReader, topic: str, limit: int, wanted: Callable[[bytes | None], bool]
+) -> Iterator[DeadLetter]:
+    """The newest letters of each partition of a topic, a topic that does not exist having none.
+
+    Args:
+        reader: of the cluster.
+        topic: of dead letters.
+        limit: most of one partition.
+        wanted: whether a letter of this value is meant.
+
+    Raises:
+        BrokerUnavailable: the broker does not answer.
+    """
+    backlog = _everything(reader, topic)
+    if backlog is None:
+        return
+    for partition in sorted(backlog.ends):
+        letters = _newest_first(reader, topic, backlog, partition)
+        yield from map(letter_of, islice((letter for letter in letters if wanted(letter.value)), limit))
+
+
+def letter_at(reader: RangeReader, topic: str, partition: int, offset: int) -> DeadLetter | None:
+    """The letter at a place; None where there is none, or none any more.
+
+    Raises:
+        BrokerUnavailable: the broker does not answer.
+    """
+    backlog = _everything(reader, topic)
+    if backlog is None or not backlog.log_starts.get(partition, 0) <= offset < backlog.ends.get(partition, 0):
+        return None
+    found = _between(reader, topic, backlog, partition, offset, offset + 1)
+    return msgspec.structs.replace(letter_of(found[0]), value=found[0].value) if found else None
+
+
+def letter_of(received: Received) -> DeadLetter:
+    """What is known of a message on a topic of dead letters; without its value, which may be large."""
+    said = {name: _said(received, name) for name in ("error-class", "reason", "attempt", "trace-id")}
+    original = [_said(received, f"original-{part}") for part in ("topic", "partition", "offset")]
+    return DeadLetter(
+        place=f"{received.topic}/{received.partition}/{received.offset}",
+        original_place="/".join(map(str, original)) if None not in original else None,
+        failed_at=_moment(_said(received, "last-failed-at")) or received.timestamp,
+        error_class=said["error-class"],
+        reason=said["reason"],
+        attempt=said["attempt"],
+        trace_id=said["trace-id"],
+        key=as_text(received.key),
+        size_bytes=len(received.value or b""),
+        begins=as_text(received.value and received.value[:BEGINNING_BYTES]),
+    )
+
+
+def as_text(content: bytes | None) -> str | None:
+    """Any bytes as text: UTF-8, and an escape for each byte that is none."""
+    return None if content is None else content.decode("utf-8", "backslashreplace")
+
+
+def _everything(reader: RangeReader, topic: str) -> Backlog | None:
+    return reader.backlog(topic, Positions("", {}), 0)
+
+
+def _newest_first(reader: RangeReader, topic: str, backlog: Backlog, partition: int) -> Iterator[Received]:
+    start, end = backlog.log_starts[partition], backlog.ends[partition]
+    while end > start:
+        first = max(start, end - OFFSETS_AT_A_TIME)
+        yield from reversed(_between(reader, topic, backlog, partition, first, end))
+        end = first
+
+
+def _between(  # noqa: PLR0913, PLR0917 - a range is four facts
+    reader: RangeReader, topic: str, backlog: Backlog, partition: int, first: int, end: int
+) -> list[Received]:
+    chunks = reader.read(topic, backlog.generation, partition, first, end, OFFSETS_AT_A_TIME, MAX_BYTES_AT_A_TIME)
+    return [message for chunk in chunks for message in chunk.messages]
+
+
+def _said(received: Received, name: str) -> str | None:
+    return as_text(received.header(HEADER_PREFIX + name))
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

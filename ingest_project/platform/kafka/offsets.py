@@ -1,0 +1,86 @@
+"""Where a topic has been read to, as it is kept in a sensor's cursor.
+
+The saved cursor owns the positions; the consumer group's committed offsets only follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated
+
+import msgspec
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from ingest_project.core.errors import IngestError
+from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.kafka.client import client_config, unavailable
+
+
+class Positions(msgspec.Struct, frozen=True):
+    """The next offset to read of each partition, valid within one life of the topic.
+
+    Args:
+        generation: which life of the topic: its topic id where the broker tells it. Empty: unknown, never compared.
+        next_offsets: partition to the offset of the first message not yet read.
+    """
+
+    generation: str
+    next_offsets: Mapping[int, int]
+
+    def to_cursor(self) -> str:
+        """Compact JSON, the same text for the same positions."""
+        return msgspec.json.encode(
+            {"generation": self.generation, "next_offsets": dict(sorted(self.next_offsets.items()))}
+        ).decode()
+
+    @classmethod
+    def from_cursor(cls, text: str | None) -> Positions | None:
+        """The positions that a cursor holds, or None where nothing has been saved yet.
+
+        Raises:
+            IngestError: the cursor is not one of ours. Starting again silently would read everything twice, so a
+                person decides.
+        """
+        if not text:
+            return None
+        try:
+            positions = msgspec.json.decode(text, type=_Cursor)
+        except (msgspec.MsgspecError, UnicodeEncodeError) as error:
+            raise IngestError(
+                f"The saved cursor {text[:80]!r} holds no Kafka positions: {error}. "
+                "Reset the sensor's cursor to read the topic from its first message again."
+            ) from error
+        return cls(positions.generation, positions.next_offsets)
+
+
+class _Cursor(msgspec.Struct, forbid_unknown_fields=True):
+    generation: str
+    next_offsets: dict[int, Annotated[int, msgspec.Meta(ge=0)]]
+
+
+def committed_positions(settings: KafkaSettings, topic: str, partitions: Iterable[int]) -> Positions | None:
+    """What the group committed for a topic; None where it committed nothing.
+
+    Args:
+        settings: name the group.
+        topic: to ask about.
+        partitions: of the topic; brokers differ in what they answer when none are named.
+
+    Raises:
+        BrokerUnavailable: no answer.
+    """
+    places = [TopicPartition(topic, partition) for partition in partitions]
+    if not places:
+        return None
+    admin = AdminClient(client_config(settings))
+    try:
+        answers = admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(settings.group_id, places)], request_timeout=settings.request_timeout_seconds
+        )
+        committed = answers[settings.group_id].result().topic_partitions
+    except KafkaException as error:
+        raise unavailable(settings, error) from error
+    # A negative offset says that nothing was committed.
+    offsets = {place.partition: place.offset for place in committed if place.offset >= 0}
+    return Positions("", offsets) if offsets else None

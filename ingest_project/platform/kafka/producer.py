@@ -1,0 +1,217 @@
+"""Writes that are confirmed: a message counts as sent once the brokers that must have it say so."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from ingest_project.core.errors import BrokerUnavailable, MessageTooLarge
+from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.kafka.client import EVENT_HUBS_REQUEST_MS, client_config, is_event_hubs, unavailable
+from ingest_project.platform.kafka.records import Headers
+
+LINGER_MS = 5
+# Bounds the memory of messages under way, however many are sent in one call.
+MAX_UNDER_WAY_KIB = 64 * 1024
+MAX_UNDER_WAY_MESSAGES = 50_000
+# The broker is the one to say what is too large; this only keeps the library from saying it first.
+MAX_MESSAGE_BYTES = 64 * 1024**2
+EVENT_HUBS_MESSAGE_BYTES = 1_046_528
+MESSAGES_BETWEEN_REPORTS = 500
+CLOSE_SECONDS = 2.0
+
+_TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
+
+
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """A message to send: its bytes, the key that chooses the partition, its headers."""
+
+    value: bytes | None
+    key: bytes | None = None
+    headers: Headers = ()
+
+
+class TopicWriter:
+    """Writes to topics for any number of threads, over one idempotent producer that stays connected.
+
+    The producer never writes a message twice by its own retries. A call that failed may still have written some or all
+    of its messages: `publish_once` is for those that must not be there twice.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._producer: Producer | None = None
+        self._lock = threading.Lock()
+        atexit.register(self.close)
+
+    def send_all(self, topic: str, messages: Iterable[Outgoing]) -> int:
+        """Send messages and wait until every one of them is confirmed by all in-sync replicas.
+
+        Args:
+            topic: to write to.
+            messages: any number; only a bounded part of them is held in memory.
+
+        Returns:
+            how many were sent.
+
+        Raises:
+            BrokerUnavailable: not all were confirmed; names the first failure and the counts.
+            MessageTooLarge: the broker refuses a message for its size.
+        """
+        with self._lock:
+            call = _Call(self._connected(topic), topic, self._settings.request_timeout_seconds)
+            try:
+                call.send(messages)
+                call.wait()
+            except BaseException:
+                self._discard()
+                raise
+            if call.failure is not None or call.confirmed < call.handed_over:
+                self._discard()
+                raise self._error(call)
+            return call.confirmed
+
+    def require_topic(self, topic: str) -> None:
+        """Wait until a topic can be written to; most brokers create one that is asked for.
+
+        Raises:
+            BrokerUnavailable: the broker does not answer, or leaves the creation of topics to people.
+        """
+        give_up_at = time.monotonic() + self._settings.request_timeout_seconds
+        with self._lock:
+            while not self._has_partitions(topic):
+                if time.monotonic() > give_up_at:
+                    raise unavailable(self._settings, f"there is no topic {topic}, and it creates none. Create it")
+                time.sleep(0.05)
+
+    def close(self) -> None:
+        """Disconnect. A later write connects again."""
+        with self._lock:
+            self._discard()
+
+    def _has_partitions(self, topic: str) -> bool:
+        try:
+            found = self._connected(topic).list_topics(topic, timeout=self._settings.request_timeout_seconds)
+        except KafkaException as error:
+            raise unavailable(self._settings, error) from error
+        return found.topics[topic].error is None and bool(found.topics[topic].partitions)
+
+    def _connected(self, topic: str) -> Producer:
+        if self._producer is None:
+            producer = Producer(_producer_config(self._settings))
+            try:
+                # An idempotent producer that is used before it is connected sits idle for half a second. The first
+                # answer may come over the connection to the bootstrap address, the second over the broker's own.
+                for _ in range(2):
+                    producer.list_topics(topic, timeout=self._settings.request_timeout_seconds)
+            except KafkaException as error:
+                raise unavailable(self._settings, error) from error
+            self._producer = producer
+        return self._producer
+
+    def _discard(self) -> None:
+        """Forget the producer and what it has not sent: nothing more is written after a failure was reported."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.purge(in_queue=True, in_flight=True, blocking=False)
+            producer.flush(CLOSE_SECONDS)
+
+    def _error(self, call: _Call) -> BrokerUnavailable | MessageTooLarge:
+        counts = f"{call.confirmed} of {call.handed_over} messages to {call.topic} were confirmed"
+        if call.failure is None:
+            return unavailable(self._settings, f"{counts} in time")
+        if call.failure.code() in _TOO_LARGE:
+            return MessageTooLarge(call.topic, f"{counts}: {call.failure.str()}")
+        return unavailable(self._settings, f"{counts}, the first failure: {call.failure.str()}")
+
+
+class _Call:
+    """One call of send_all: what was handed to the producer and what became of it."""
+
+    def __init__(self, producer: Producer, topic: str, patience_seconds: float) -> None:
+        self.topic = topic
+        self.handed_over = 0
+        self.confirmed = 0
+        self.failure: KafkaError | None = None
+        self._producer = producer
+        self._patience_seconds = patience_seconds
+        self._reported_at = time.monotonic()
+
+    def send(self, messages: Iterable[Outgoing]) -> None:
+        for message in messages:
+            if self.failure is not None or not self._hand_over(message):
+                return
+            if self.handed_over % MESSAGES_BETWEEN_REPORTS == 0:
+                self._producer.poll(0)
+
+    def wait(self) -> None:
+        """Wait until every message has been reported on, or no report comes for too long."""
+        while self._under_way and self._patient():
+            self._producer.flush(0.1)
+
+    @property
+    def _under_way(self) -> bool:
+        return len(self._producer) > 0
+
+    def _patient(self) -> bool:
+        # The producer itself gives a message up after this time; a little later all reports are in.
+        return time.monotonic() - self._reported_at < self._patience_seconds + 1
+
+    def _hand_over(self, message: Outgoing) -> bool:
+        while True:
+            try:
+                self._producer.produce(
+                    self.topic,
+                    message.value,
+                    message.key,
+                    headers=list(message.headers),
+                    on_delivery=self._report,
+                )
+            except BufferError:
+                if not self._patient():
+                    return False
+                self._producer.poll(0.1)
+            except KafkaException as error:
+                self.failure = error.args[0]
+                return False
+            else:
+                self.handed_over += 1
+                return True
+
+    def _report(self, error: KafkaError | None, _message: Message) -> None:
+        self._reported_at = time.monotonic()
+        if error is None:
+            self.confirmed += 1
+        elif self.failure is None:
+            self.failure = error
+
+
+def _producer_config(settings: KafkaSettings) -> dict[str, Any]:
+    return {
+        **client_config(settings),
+        **_limits(settings),
+        "acks": "all",
+        "enable.idempotence": True,
+        "linger.ms": LINGER_MS,
+        "message.timeout.ms": round(settings.request_timeout_seconds * 1000),
+        "queue.buffering.max.kbytes": MAX_UNDER_WAY_KIB,
+        "queue.buffering.max.messages": MAX_UNDER_WAY_MESSAGES,
+    }
+
+
+def _limits(settings: KafkaSettings) -> dict[str, Any]:
+    if is_event_hubs(settings):
+        # It knows no other compression, and its limit is the same for every topic.
+        return {
+            "compression.type": "gzip",
+            "message.max.bytes": EVENT_HUBS_MESSAGE_BYTES,
+            "request.timeout.ms": EVENT_HUBS_REQUEST_MS,
+        }
+    # Where there is a choice lz4 costs least.
+    return {"compression.type": "lz4", "message.max.bytes": MAX_MESSAGE_BYTES}

@@ -1,0 +1,1 @@
+"""Bytes in folders and buckets, and the addresses of such places."""

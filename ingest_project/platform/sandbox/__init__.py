@@ -1,0 +1,1 @@
+"""Run code on untrusted bytes in a limited, killable process without our secrets."""

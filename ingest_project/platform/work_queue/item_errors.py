@@ -1,0 +1,65 @@
+"""Whose fault an exception is: that of one item, which is put aside, or that of a service, which is waited for.
+
+An item's fault must never hold up its neighbours, and a service that is away must never cost an item its place.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ingest_project.core.errors import (
+    BrokerUnavailable,
+    DatabaseUnavailable,
+    IngestError,
+    SettingsError,
+    StoreUnavailable,
+    TransactionConflict,
+)
+from ingest_project.platform.database.errors import failure_of, is_database_failure, refuses_values
+
+SERVICES = (BrokerUnavailable, DatabaseUnavailable, StoreUnavailable, TransactionConflict)
+# This process or its disk is what is short of something.
+SHORTAGES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+LONGEST_REASON = 2_000
+
+
+def is_item_fault(error: Exception) -> bool:
+    """Tell an error that an item may be to blame for from one of a service, a setting or this machine.
+
+    What nobody foresaw is the item's: nothing else has changed since the item before it.
+    """
+    if isinstance(error, (*SERVICES, SettingsError)):
+        return False
+    if isinstance(error, IngestError):
+        return True
+    if is_database_failure(error):
+        return failure_of(error, "") is None and refuses_values(error)
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        return False
+    return not type(error).__module__.startswith(("dagster_postgres", "grpc"))
+
+
+def error_class_of(error: BaseException) -> str:
+    """The name under which a failure is stored and counted."""
+    return error.error_class if isinstance(error, IngestError) else type(error).__name__
+
+
+def traceback_of(error: BaseException) -> BaseException | None:
+    """What to log with a failure: an error of ours and a database's say everything, and the latter also quote rows."""
+    return None if isinstance(error, IngestError) or is_database_failure(error) else error
+
+
+def reason_of(error: BaseException) -> str:
+    """One line that any database and any header takes: what an error of ours says, and of another its class too."""
+    text = str(getattr(error, "orig", None) or error).strip()
+    # What a database says further on quotes the whole row.
+    text = text.partition("\n")[0] if is_database_failure(error) else " ".join(text.split())
+    if not isinstance(error, IngestError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        text = f"It cannot be processed: {text}"
+    return storable(text[:LONGEST_REASON])
+
+
+def storable(text: str) -> str:
+    """The text with what neither UTF-8 nor PostgreSQL can hold (lone surrogates, NUL) replaced by U+FFFD."""
+    return text.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")

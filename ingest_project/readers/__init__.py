@@ -1,0 +1,1 @@
+"""Bytes to rows: csv and Excel, in the layout that a reader profile describes."""

@@ -1,0 +1,1 @@
+"""The readers of xlsx and xls workbooks."""

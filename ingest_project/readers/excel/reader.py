@@ -1,0 +1,147 @@
+"""Workbooks to canonical readings, by way of a process that may die without harm (excel_worker.py)."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import polars as pl
+
+from ingest_project.core.errors import FileRejected, LimitExceeded
+from ingest_project.platform.sandbox.process import KILLED, ProcessLimits, run_confined
+from ingest_project.platform.sandbox.start import OUT_OF_MEMORY
+from ingest_project.readers.casting import KIND_OF
+from ingest_project.readers.csv.blocks import text_blocks
+from ingest_project.readers.csv.header import HeaderSearch, find_header
+from ingest_project.readers.csv.table import TableChunk, split_blocks
+from ingest_project.readers.excel import worker as excel_worker
+from ingest_project.readers.layout import Layout
+from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reading import ReadingsChunk, ReadLimits, dialect_of, layout_of, readings_chunk
+
+ZIP_START = b"PK\x03\x04"
+OLE_START = b"\xd0\xcf\x11\xe0"
+LOCK_FILE_BYTES = 171
+LIMIT_SETTINGS = {"memory": "INGEST_MAX_EXCEL_MEMORY_BYTES", "cells": "INGEST_MAX_EXCEL_CELLS"}
+OUTPUT_BYTES = 2 * 1024**3
+ROW_MARK = "row_mark"
+# Where the number and the kinds of the cells stand in the mark of a row, see excel_worker.
+NUMBER_PLACE, KINDS_PLACE = (4, 10), 21
+
+
+def read_workbook(
+    path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, file_name: str
+) -> Iterator[ReadingsChunk]:
+    """Read one sheet; line numbers are the sheet's row numbers, raw text is its cells, quoted and tab-separated.
+
+    Raises:
+        FileRejected, LimitExceeded: see `reading.read_chunks`.
+    """
+    _check_outside(path, file_type, limits, file_name)
+    with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
+        rows = Path(folder, "rows.tsv")
+        _run_worker(path, file_type, profile, limits, rows)
+        yield from _read_rows(rows, profile, limits, file_name)
+
+
+def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: str) -> None:
+    size = path.stat().st_size
+    if size == 0:
+        raise FileRejected("empty_file", "The file has no bytes.")
+    if size > limits.max_excel_bytes:
+        raise LimitExceeded("INGEST_MAX_EXCEL_BYTES", f"The workbook has {size} bytes, over {limits.max_excel_bytes}")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if file_name.startswith("~$") and start not in {ZIP_START, OLE_START}:
+        raise FileRejected("unreadable_container", "This is the lock file that Excel keeps beside an open workbook.")
+    if file_type == "xlsx" and start == OLE_START:
+        raise FileRejected(
+            "unreadable_container", "The workbook is protected by a password, or an xls file called xlsx."
+        )
+    if file_type == "xlsx" and start != ZIP_START:
+        raise FileRejected("unreadable_container", "The file is not an xlsx workbook.")
+    if file_type == "xls" and start == ZIP_START:
+        raise FileRejected("unreadable_container", "The file is an xlsx workbook or another archive called xls.")
+
+
+def _run_worker(path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
+    reason = rows.with_name("reason.json")
+    arguments = [str(path.resolve()), str(rows), str(reason)]
+    arguments += ["--kind", file_type, "--sheet", json.dumps(profile.sheet), "--skip-rows", str(profile.skip_lines)]
+    arguments += ["--max-cells", str(limits.max_excel_cells), "--memory-bytes", str(limits.max_excel_memory_bytes)]
+    cpu_seconds = math.ceil(limits.max_excel_seconds)
+    process_limits = ProcessLimits(limits.max_excel_memory_bytes, cpu_seconds, OUTPUT_BYTES)
+    try:
+        code = run_confined(excel_worker.__file__, arguments, process_limits)
+    except TimeoutError:
+        raise _took_too_long(limits) from None
+    if code != 0:
+        raise _refusal(code, reason, limits)
+
+
+def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejected:
+    if reason.exists() and reason.stat().st_size:
+        told = json.loads(reason.read_text(encoding="utf-8"))
+        if told["limit"]:
+            return LimitExceeded(LIMIT_SETTINGS[told["limit"]], told["detail"])
+        return FileRejected(told["rule"], told["detail"])
+    if code == OUT_OF_MEMORY:
+        return LimitExceeded(LIMIT_SETTINGS["memory"], "Opening it needs more memory than allowed")
+    if code in KILLED:
+        return _took_too_long(limits)
+    return FileRejected("unreadable_container", "The workbook is damaged: the process that opened it came to an end.")
+
+
+def _took_too_long(limits: ReadLimits) -> LimitExceeded:
+    return LimitExceeded("INGEST_MAX_EXCEL_SECONDS", f"Opening it took over {limits.max_excel_seconds:g} s")
+
+
+def _read_rows(rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Iterator[ReadingsChunk]:
+    if not rows.stat().st_size:
+        raise FileRejected("empty_file", "The sheet has no cell with a value.")
+    blocks = text_blocks(rows, "utf-8", limits.chunk_bytes)
+    header, text, final = find_header(blocks, HeaderSearch("\t", frozenset(), 0, limits.max_row_bytes))
+    row = int(header.names[1])
+    header = header._replace(names=header.names[2:])
+    if profile.header and row != profile.skip_lines + 1:
+        detail = f"Row {profile.skip_lines + 1} of the sheet, where the header should be, is empty"
+        raise FileRejected(
+            "missing_header", f"{detail}. The first row with text is {row}: see skip_lines in the profile."
+        )
+    if not profile.header:
+        header = header.as_first_record()
+    layout = layout_of(header, profile, limits, file_name)
+    dialect = dialect_of(header, layout, profile, limits)
+    # The mark and the number of the row stand before the sheet's own columns.
+    wanted = {ROW_MARK: 0} | {name: index + 2 for name, index in layout.wanted.items()}
+    dialect = replace(dialect, wanted=wanted, width=dialect.width + 2)
+    rest = chain([(text[header.start :], final)], blocks)
+    for table in split_blocks(rest, dialect, header.line_number):
+        yield readings_chunk(_without_marks(table, layout), layout, profile)
+
+
+def _without_marks(table: TableChunk, layout: Layout) -> TableChunk:
+    """A chunk in which the marks of rows have become line numbers and the kinds of the wanted cells."""
+    mark = pl.col(ROW_MARK)
+    kinds = [mark.str.slice(KINDS_PLACE + index, 1).alias(KIND_OF(name)) for name, index in layout.wanted.items()]
+    number = mark.str.slice(*NUMBER_PLACE).str.strip_chars().cast(pl.Int64).alias("line_number")
+    columns = table.columns.with_columns(number, *kinds).drop(ROW_MARK)
+    # Quotes and a tab stand around and after the mark.
+    mark_bytes = table.columns[ROW_MARK].str.len_bytes().cast(pl.Int64).to_numpy() + 3
+    raw_text = pl.col("raw_text")
+    row = raw_text.str.slice(NUMBER_PLACE[0] + 1, NUMBER_PLACE[1]).str.strip_chars().cast(pl.Int64, strict=False)
+    malformed = table.malformed.with_columns(
+        row.fill_null(0).alias("line_number"), raw_text.str.replace('^"row[^"]*"\t', "")
+    )
+    return replace(
+        table,
+        columns=columns,
+        line_numbers=columns["line_number"].to_numpy(),
+        malformed=malformed,
+        starts=table.starts + mark_bytes,
+    )

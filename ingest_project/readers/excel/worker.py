@@ -1,0 +1,123 @@
+"""The process that opens one workbook: whatever a hostile one does, it does to this process.
+
+Run by excel.py as a script in a confined process, with little of the project imported, no secrets in its environment,
+and limits of memory, CPU time and output in force. Writes the sheet's rows as tab-separated text, every cell quoted,
+with the row's number and the kinds of its cells in front; or one JSON object with `rule` and `detail` that says why.
+Formulas are never evaluated: what a spreadsheet program stored as their result is taken, where it was worked out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+from ingest_project.readers.excel.cells import Cell, Refused
+
+MAX_PARTS = 10_000
+# A sheet of repeated cells deflates to about a fiftieth; deflate itself cannot go beyond a thousandth.
+MAX_RATIO = 300
+SMALL_PART_BYTES = 4 * 1024**2
+PROLOG_BYTES = 64 * 1024
+# In front of each row: too long for a spelling of "missing", with the row's number at a fixed place.
+ROW_MARK = "row {:>10} cells {}"
+
+
+def main() -> int:
+    """Read the workbook named on the command line.
+
+    Returns:
+        0 when the rows were written, 3 when the reason was.
+    """
+    options = _options()
+    try:
+        if options.kind == "xlsx":
+            check_archive(options.workbook, options.memory_bytes)
+        rows = _rows(options)
+        with options.rows.open("w", encoding="utf-8", errors="replace", newline="") as file:
+            _write(rows, options.skip_rows, file)
+    except Refused as refused:
+        reason = refused.reason
+    except MemoryError:
+        reason = {"rule": "limit_exceeded", "detail": "Opening it needs more memory than allowed", "limit": "memory"}
+    except Exception as error:  # noqa: BLE001 - the libraries raise anything at all on crafted files
+        kind = type(error).__name__
+        reason = {"rule": "unreadable_container", "detail": f"The workbook is damaged ({kind}).", "limit": None}
+    else:
+        return 0
+    options.reason.write_text(json.dumps(reason), encoding="utf-8")
+    return 3
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workbook", type=Path)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("reason", type=Path)
+    parser.add_argument("--kind", choices=("xlsx", "xls"), required=True)
+    parser.add_argument("--sheet", type=json.loads, required=True)
+    parser.add_argument("--skip-rows", type=int, required=True)
+    parser.add_argument("--max-cells", type=int, required=True)
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    return parser.parse_args()
+
+
+def check_archive(path: Path, memory_bytes: int) -> None:
+    """Refuse archives that would grow out of proportion, and XML that declares entities, before anything is unpacked.
+
+    Raises:
+        Refused: says which.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise Refused("unreadable_container", "The file is not a workbook, or its end is missing.") from error
+    with archive:
+        parts = archive.infolist()
+        size = sum(part.file_size for part in parts)
+        if len(parts) > MAX_PARTS:
+            raise Refused("limit_exceeded", f"The workbook has {len(parts)} parts, over {MAX_PARTS}", "memory")
+        if size > memory_bytes:
+            raise Refused("limit_exceeded", f"The workbook unpacks to {size} bytes, over {memory_bytes}", "memory")
+        for part in parts:
+            if part.file_size > SMALL_PART_BYTES and part.file_size > MAX_RATIO * max(part.compress_size, 1):
+                detail = (
+                    f"A part of the workbook unpacks to {part.file_size // max(part.compress_size, 1)} times its size"
+                )
+                raise Refused("limit_exceeded", detail, "memory")
+            if part.filename.endswith((".xml", ".rels")):
+                _check_prolog(archive, part)
+
+
+def _check_prolog(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
+    with archive.open(part) as file:
+        # Without the NUL bytes, UTF-16 reads like ASCII here.
+        prolog = file.read(PROLOG_BYTES).replace(b"\0", b"")
+    if b"<!DOCTYPE" in prolog or b"<!ENTITY" in prolog:
+        raise Refused("unreadable_container", "The workbook declares XML entities, which no spreadsheet program does.")
+
+
+def _rows(options: argparse.Namespace) -> Iterable[list[Cell]]:
+    # After the limits are in force: whatever these libraries take, they take of what is allowed.
+    if options.kind == "xlsx":
+        from ingest_project.readers.excel.xlsx import sheet_rows  # noqa: PLC0415
+    else:
+        from ingest_project.readers.excel.xls import sheet_rows  # noqa: PLC0415
+    return sheet_rows(options.workbook, options.sheet, options.max_cells)
+
+
+def _write(rows: Iterable[list[Cell]], skip_rows: int, file: TextIO) -> None:
+    writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
+    for number, row in enumerate(rows, start=1):
+        if number > skip_rows and any(cell.text for cell in row):
+            kinds = "".join(cell.kind for cell in row)
+            writer.writerow([ROW_MARK.format(number, kinds), number, *(cell.text for cell in row)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Cells of an xlsx workbook: values by calamine, and what calamine does not tell from the sheet's own XML.
+
+That is: which number is shown in per cent, which cell holds an error, and which formula was never calculated. Most
+sheets have none of these, and are not looked at twice.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+from xml.etree import ElementTree as ET
+from xml.parsers import expat
+
+from python_calamine import CalamineWorkbook
+
+from ingest_project.readers.casting import ERROR, FORMULA
+from ingest_project.readers.excel.cells import PLAIN, Cell, Refused, Style, cell_of, style_of
+
+BLOCK_BYTES = 1024**2
+# What a sheet with formulas or errors has somewhere, and hardly any other.
+SIGNS = (b"<f", b":f", b'"e"', b"'e'", b"\0")
+REFERENCE = re.compile(r"^\$?([A-Z]{1,3})\$?([0-9]{1,7})$")
+FORMULA_SHOWN = 200
+MOST_RANGES = 1_000
+TRUE = {"1", "true"}
+FALSE = {"0", "false"}
+
+
+def sheet_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cell]]:
+    """The rows of one sheet from its first one on, blank ones too.
+
+    Raises:
+        Refused: there is no such sheet, or it has more cells than allowed.
+    """
+    with CalamineWorkbook.from_path(path) as workbook:
+        name = chosen_sheet(workbook.sheet_names, sheet)
+        values = workbook.get_sheet_by_name(name)
+        require_cells(values.total_height * values.total_width, max_cells)
+        with zipfile.ZipFile(path) as archive:
+            marks = Marks(archive, name)
+        for row, cells in enumerate(values.to_python(skip_empty_area=False)):
+            yield [marks.cell(row, column, value) for column, value in enumerate(cells)]
+
+
+def chosen_sheet(names: list[str], sheet: int | str) -> str:
+    """The name of the sheet that a profile asks for, by name or by number.
+
+    Raises:
+        Refused: there is none.
+    """
+    if not names:
+        raise Refused("unreadable_container", "The workbook has no sheet that can be read.")
+    if isinstance(sheet, int) and 0 <= sheet < len(names):
+        return names[sheet]
+    if isinstance(sheet, str) and sheet in names:
+        return sheet
+    shown = ", ".join(repr(str(name)[:40]) for name in names[:12])
+    raise Refused("missing_sheet", f"The workbook has no sheet {sheet!r}; it has {shown}.")
+
+
+def require_cells(cells: int, most: int) -> None:
+    """Refuse a sheet that is too large.
+
+    Raises:
+        Refused: it has more cells than that.
+    """
+    if cells > most:
+        raise Refused("limit_exceeded", f"The sheet has {cells} cells, over {most}", "cells")
+
+
+class Marks:
+    """What is special about single cells of a sheet."""
+
+    def __init__(self, archive: zipfile.ZipFile, sheet: str) -> None:
+        self._archive = archive
+        self._parts = {name.lower(): name for name in archive.namelist()}
+        self._special: dict[tuple[int, int], Cell] = {}
+        self._styles: dict[tuple[int, int], Style] = {}
+        workbook = self._target("", "officeDocument") or "xl/workbook.xml"
+        root = self._tree(workbook)
+        part = self._sheet_part(root, workbook, sheet)
+        styles = self._number_styles(self._target(workbook, "styles"))
+        if styles or self._has_signs(part):
+            with archive.open(part) as file:
+                _SheetParser(self._special, self._styles, styles, awaits_calculation=_awaits_calculation(root)).parse(
+                    file
+                )
+
+    def cell(self, row: int, column: int, value: object) -> Cell:
+        """The cell at this place, counted from 0."""
+        return self._special.get((row, column)) or cell_of(value, self._styles.get((row, column), PLAIN))
+
+    def _tree(self, part: str) -> ET.Element:
+        try:
+            with self._archive.open(self._parts[part.lower()]) as file:
+                return ET.parse(file).getroot()  # noqa: S314 - checked to declare no entities, in a process of its own
+        except KeyError:
+            raise Refused("unreadable_container", f"The workbook has no part {part}.") from None
+
+    def _target(self, part: str, kind: str) -> str | None:
+        """The part that another one is related to in this way."""
+        return next((target for _, ending, target in self._relations(part) if ending == kind), None)
+
+    def _relations(self, part: str) -> Iterator[tuple[str, str, str]]:
+        folder, name = posixpath.split(part)
+        own = posixpath.join(folder, "_rels", f"{name}.rels")
+        if own.lower() not in self._parts:
+            return
+        for relation in self._tree(own):
+            target = posixpath.normpath(posixpath.join("/", folder, relation.get("Target", "")))
+            yield relation.get("Id", ""), relation.get("Type", "").rpartition("/")[2], target.lstrip("/")
+
+    def _sheet_part(self, root: ET.Element, workbook: str, sheet: str) -> str:
+        parts = {identity: target for identity, _, target in self._relations(workbook)}
+        for element in root.iter():
+            if _local(element.tag) == "sheet" and element.get("name") == sheet:
+                identity = next((value for name, value in element.items() if _local(name) == "id"), "")
+                found = self._parts.get(parts.get(identity, "").lower())
+                if found:
+                    return found
+        raise Refused("unreadable_container", "The workbook does not say where its sheet is.")
+
+    def _number_styles(self, part: str | None) -> dict[str, Style]:
+        """The styles of cells that change what a number says, by their index as it is written in cells."""
+        if part is None or part.lower() not in self._parts:
+            return {}
+        root = self._tree(part)
+        codes = {e.get("numFmtId"): e.get("formatCode", "") for e in root.iter() if _local(e.tag) == "numFmt"}
+        formats = next((element for element in root if _local(element.tag) == "cellXfs"), ())
+        found = {}
+        for index, element in enumerate(formats):
+            identity = element.get("numFmtId", "0")
+            style = style_of(int(identity) if identity.isdecimal() else 0, codes.get(identity, ""))
+            if style != PLAIN:
+                found[str(index)] = style
+        return found
+
+    def _has_signs(self, part: str) -> bool:
+        tail = b""
+        with self._archive.open(part) as file:
+            while block := file.read(BLOCK_BYTES):
+                if any(sign in tail + block for sign in SIGNS):
+                    return True
+                tail = block[-4:]
+        return False
+
+
+def _local(name: str) -> str:
+    """A name without its namespace."""
+    return name.rpartition("}")[2]
+
+
+def _awaits_calculation(root: ET.Element) -> bool:
+    """Whether the workbook asks to be calculated when opened: what stands beside formulas is not to be trusted."""
+    settings = next((element for element in root if _local(element.tag) == "calcPr"), None)
+    if settings is None:
+        return False
+    return settings.get("fullCalcOnLoad") in TRUE or settings.get("calcCompleted") in FALSE
+
+
+class _SheetParser:
+    """Goes through a sheet's XML for what calamine leaves out."""
+
+    def __init__(
+        self,
+        special: dict[tuple[int, int], Cell],
+        styled: dict[tuple[int, int], Style],
+        styles: Mapping[str, Style],
+        *,
+        awaits_calculation: bool,
+    ) -> None:
+        self._special, self._styled, self._styles = special, styled, styles
+        self._awaits_calculation = awaits_calculation
+        self._row, self._column = -1, -1
+        self._type: str | None = None
+        self._is_formula = self._has_value = False
+        self._text: dict[str, str] = {}
+        self._inside = ""
+        self._ranges: list[tuple[int, int, int, int]] = []
+
+    def parse(self, file: IO[bytes]) -> None:
+        """Read it to its end."""
+        parser = expat.ParserCreate()
+        parser.buffer_text = True
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._characters
+        try:
+            parser.ParseFile(file)
+        except expat.ExpatError as error:
+            raise Refused("unreadable_container", f"The sheet is damaged: {error}.") from None
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        name = name.rpartition(":")[2]
+        if name == "c":
+            self._begin_cell(attributes)
+        elif name == "f":
+            self._inside, self._is_formula = name, True
+            if attributes.get("t") in {"array", "dataTable"}:
+                self._remember_range(attributes.get("ref", ""))
+        elif name == "v":
+            self._inside, self._has_value = name, True
+        elif name == "row":
+            number = attributes.get("r", "")
+            self._row = int(number) - 1 if number.isdecimal() else self._row + 1
+            self._column = -1
+
+    def _begin_cell(self, attributes: dict[str, str]) -> None:
+        match = REFERENCE.match(attributes.get("r", ""))
+        self._column = _column(match[1]) if match else self._column + 1
+        if match:
+            self._row = int(match[2]) - 1
+        self._type = attributes.get("t")
+        self._is_formula = self._has_value = False
+        self._text = {"f": "", "v": ""}
+        style = self._styles.get(attributes.get("s", ""))
+        if style:
+            self._styled[self._row, self._column] = style
+
+    def _characters(self, text: str) -> None:
+        if self._inside and len(self._text[self._inside]) <= FORMULA_SHOWN:
+            self._text[self._inside] += text
+
+    def _end(self, name: str) -> None:
+        name = name.rpartition(":")[2]
+        if name == "c":
+            self._finish_cell()
+        if name == self._inside:
+            self._inside = ""
+
+    def _finish_cell(self) -> None:
+        place = (self._row, self._column)
+        if self._type == "e":
+            self._special[place] = Cell(ERROR, self._text["v"] or "#ERROR")
+        elif (self._is_formula or (self._ranges and self._in_range())) and not self._is_calculated():
+            self._special[place] = Cell(FORMULA, f"={self._text['f'][:FORMULA_SHOWN]}")
+
+    def _is_calculated(self) -> bool:
+        """Whether there is a result to trust: writers that do not calculate leave it out, or put a zero."""
+        result = self._text["v"].strip()
+        if not result:
+            # An empty text is what many a formula is meant to give.
+            return self._has_value and self._type == "str" and not self._awaits_calculation
+        return not (self._awaits_calculation and self._type in {None, "n"} and _is_zero(result))
+
+    def _remember_range(self, reference: str) -> None:
+        corners = [REFERENCE.match(corner) for corner in reference.split(":")]
+        if len(corners) != 2 or None in corners:  # noqa: PLR2004 - the two corners of a range
+            return
+        if len(self._ranges) == MOST_RANGES:
+            raise Refused("limit_exceeded", f"The sheet has more than {MOST_RANGES} ranges of one formula", "cells")
+        (first, last) = ((int(match[2]) - 1, _column(match[1])) for match in corners if match)
+        self._ranges.append((*first, *last))
+
+    def _in_range(self) -> bool:
+        return any(
+            top <= self._row <= bottom and left <= self._column <= right for top, left, bottom, right in self._ranges
+        )
+
+
+def _column(letters: str) -> int:
+    number = 0
+    for letter in letters:
+        number = number * 26 + ord(letter) - ord("A") + 1
+    return number - 1
+
+
+def _is_zero(text: str) -> bool:
+    try:
+        return float(text) == 0
+    except ValueError:
+        return False

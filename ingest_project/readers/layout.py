@@ -1,0 +1,143 @@
+"""The columns of one file to the columns of a reading, as its profile says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from ingest_project.core.errors import FileRejected
+from ingest_project.readers.casting import KIND_OF
+from ingest_project.readers.names import matched_name
+from ingest_project.readers.profiles import READING_COLUMNS, Quantity, ReaderProfile, first_group
+
+NAMES_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each column of a reading comes from in one file.
+
+    Args:
+        wanted: name in the table that is read, to index in the file.
+        constants: column of a reading to its text, the same for all rows; None for a column the file leaves out.
+        quantities: wide files: name in the table to what it measures.
+        unknown: columns of the file that the profile does not know, as they are called there.
+    """
+
+    wanted: Mapping[str, int]
+    constants: Mapping[str, str | None]
+    quantities: Mapping[str, Quantity]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def numbers(self) -> Sequence[str]:
+        """The names in the table of the columns that hold numbers."""
+        return [*self.quantities] or [name for name in self.wanted if name == "value"]
+
+
+def known_names(profile: ReaderProfile) -> frozenset[str]:
+    """Every column name the profile knows, for telling a delimiter that makes sense from one that does not."""
+    return frozenset(matched_name(name) for name in (*profile.columns, *profile.quantities))
+
+
+def unknown_columns(names: Sequence[str], profile: ReaderProfile) -> tuple[str, ...]:
+    """The columns of a file that a profile neither reads nor leaves out on purpose, in the file's order."""
+    known = known_names(profile) | {matched_name(name) for name in profile.ignored}
+    shown = ((matched_name(name), name or f"column {place}, without a name") for place, name in enumerate(names, 1))
+    return tuple(name for matched, name in shown if matched not in known)
+
+
+def match_columns(names: Sequence[str], profile: ReaderProfile, file_name: str) -> Layout:
+    """Find the profile's columns in a header.
+
+    Raises:
+        FileRejected: `missing_column`, `duplicate_column` or `file_name` (it lacks what the profile takes from it).
+    """
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        places.setdefault(matched_name(name), []).append(index)
+    wanted: dict[str, int] = {}
+    for source, column in profile.columns.items():
+        for index in places.get(matched_name(source), []):
+            if column in wanted:
+                raise FileRejected("duplicate_column", f"More than one column of the file is {column}.")
+            wanted[column] = index
+    quantities = _match_quantities(places, profile)
+    constants: dict[str, str | None] = {}
+    constants.update(profile.constants.items())
+    constants |= {column: _from_file_name(file_name, p, column) for column, p in profile.from_file_name.items()}
+    given = {"sensor_type", "value", "unit"} if profile.quantities else set()
+    missing = [column for column in READING_COLUMNS if column not in {*wanted, *constants, *given}]
+    required = [column for column in missing if column not in profile.optional]
+    if required:
+        raise FileRejected("missing_column", _missing(required, names, profile))
+    return Layout(
+        wanted | quantities[0], constants | dict.fromkeys(missing), quantities[1], unknown_columns(names, profile)
+    )
+
+
+def _match_quantities(
+    places: Mapping[str, list[int]], profile: ReaderProfile
+) -> tuple[dict[str, int], dict[str, Quantity]]:
+    indexes: dict[str, int] = {}
+    found: dict[str, Quantity] = {}
+    for number, (source, quantity) in enumerate(profile.quantities.items()):
+        indices = places.get(matched_name(source), [])
+        if not indices:
+            raise FileRejected("missing_column", f"The header has no column {source!r} (profile {profile.name}).")
+        if len(indices) > 1:
+            raise FileRejected("duplicate_column", f"More than one column of the file is called {source!r}.")
+        indexes[f"quantity_{number}"], found[f"quantity_{number}"] = indices[0], quantity
+    return indexes, found
+
+
+def _from_file_name(file_name: str, pattern: str, column: str) -> str:
+    found = first_group(file_name, pattern)
+    if not found:
+        raise FileRejected("file_name", f"The file's name, {file_name!r}, does not tell its {column}.")
+    return found
+
+
+def _missing(columns: Sequence[str], names: Sequence[str], profile: ReaderProfile) -> str:
+    expected = [_named(column, profile) for column in columns]
+    found = ", ".join(repr(name[:40]) for name in names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+    return f"The header has no column {', '.join(expected)} (profile {profile.name}). It has {found}."
+
+
+def _named(column: str, profile: ReaderProfile) -> str:
+    source = next((source for source, target in profile.columns.items() if target == column), column)
+    return repr(source) if source == column else f"{source!r} ({column})"
+
+
+def to_readings(table: pl.DataFrame, layout: Layout) -> pl.DataFrame:
+    """A table's rows as readings: line_number and the columns of a reading, all of them text.
+
+    In a wide file one row becomes as many readings as it has quantities that are not empty, in the profile's order.
+    The kinds of cells, where the table has them, go with the cells.
+    """
+    if not layout.quantities:
+        return _ordered(table, layout.constants)
+    parts = [
+        _ordered(
+            table.filter(pl.col(name).is_not_null()).rename(
+                {name: "value", KIND_OF(name): KIND_OF("value")}, strict=False
+            ),
+            {**layout.constants, "sensor_type": quantity.sensor_type, "unit": quantity.unit},
+        )
+        for name, quantity in layout.quantities.items()
+    ]
+    return pl.concat(parts).sort("line_number", maintain_order=True)
+
+
+def _ordered(table: pl.DataFrame, constants: Mapping[str, str | None]) -> pl.DataFrame:
+    columns = ["line_number", *READING_COLUMNS]
+    if table.columns == columns:
+        return table
+    if any(KIND_OF(name) in table.columns for name in READING_COLUMNS):
+        columns += [KIND_OF(name) for name in READING_COLUMNS]
+        constants = dict.fromkeys(map(KIND_OF, constants)) | dict(constants)
+    return table.select(
+        pl.lit(constants[name], pl.String).alias(name) if name in constants else pl.col(name) for name in columns
+    )

@@ -1,0 +1,301 @@
+"""Reader profiles: how one kind of file says what a reading is.
+
+A profile is a YAML file. The shipped ones are in profiles/; a user's own are named in INGEST_READER_PROFILES and
+replace a shipped one of the same name. A file is read by the profile that its event's metadata names as `format`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import polars as pl
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ingest_project.core.errors import FileRejected, SettingsError
+from ingest_project.core.logging import get_logger
+from ingest_project.core.yaml_models import line_of, mistakes, yaml_content, yaml_files
+from ingest_project.readers.time_formats import time_format
+
+logger = get_logger(__name__)
+
+SHIPPED_PROFILES = Path(__file__).parent / "shipped_profiles"
+READING_COLUMNS = ("timestamp", "device_id", "sensor_type", "value", "unit")
+DEFAULT_NULLS = ("", "NA", "N/A", "n/a", "null", "NULL", "None")
+LONGEST_NULL_BYTES = 12
+NAME_LINE = re.compile(r"""^\s*["']?name["']?\s*:\s*["']?([a-z0-9][a-z0-9_-]*)""", re.MULTILINE)
+NAMED_TIME_FORMATS = ("iso8601", "unix_seconds", "unix_milliseconds")
+
+ReadingColumn = Literal["timestamp", "device_id", "sensor_type", "value", "unit"]
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        codecs.getincrementaldecoder(codecs.lookup(name).name)
+    except LookupError:
+        raise ValueError(f"there is no text encoding {name!r}") from None
+    return name
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"there is no time zone {name!r}; write it like Europe/Berlin") from None
+    return name
+
+
+def _one_group(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError("the regular expression needs exactly one group, which is the text to take")
+    try:
+        first_group("", pattern)
+    except pl.exceptions.ComputeError:
+        raise ValueError("the regular expression looks ahead, behind or back, which can take for ever") from None
+    return pattern
+
+
+def first_group(text: str, pattern: str) -> str | None:
+    """The text of a regular expression's one group, found in linear time: file names come from strangers."""
+    found: str | None = pl.Series([text]).str.extract(pattern, 1).item()
+    return found
+
+
+def _plain_delimiter(delimiter: str) -> str:
+    if not delimiter.isascii() or delimiter in '"\r\n\0 ':
+        raise ValueError("a delimiter is one ASCII character, not a quote, space or line end")
+    return delimiter
+
+
+def _short_nulls(spellings: tuple[str, ...]) -> tuple[str, ...]:
+    for spelling in spellings:
+        if len(spelling.encode()) > LONGEST_NULL_BYTES:
+            raise ValueError(f"{spelling!r} is longer than {LONGEST_NULL_BYTES} bytes")
+    return spellings
+
+
+def _time_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
+    for name in formats:
+        if name not in NAMED_TIME_FORMATS:
+            time_format(name)
+    return formats
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Quantity(_Part):
+    """What one column of a wide file measures.
+
+    Args:
+        sensor_type: type of its readings.
+        unit: unit of its readings, if known.
+    """
+
+    sensor_type: str = Field(min_length=1)
+    unit: str | None = None
+
+
+class TimestampLayout(_Part):
+    """How times are written.
+
+    Args:
+        formats: `iso8601`, `unix_seconds`, `unix_milliseconds`, or strptime patterns; the first that fits a text wins.
+        zone: IANA name of the zone of times that carry no offset.
+        ambiguous: which of the two times a clock time means that occurs twice, when clocks go back.
+    """
+
+    formats: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_time_formats)] = ("iso8601",)
+    zone: Annotated[str, AfterValidator(_known_zone)] = "UTC"
+    ambiguous: Literal["reject", "earliest", "latest"] = "reject"
+
+
+class NumberLayout(_Part):
+    """How numbers are written.
+
+    Args:
+        decimal: the decimal mark.
+        thousands: the mark between groups of three digits, if there is one.
+    """
+
+    decimal: Literal[".", ","] = "."
+    thousands: Literal[".", ",", " ", "'", "_"] | None = None
+
+    @model_validator(mode="after")
+    def _marks_differ(self) -> Self:
+        if self.decimal == self.thousands:
+            raise ValueError("decimal and thousands must be different marks")
+        return self
+
+
+class ReaderProfile(_Part):
+    """How to read one kind of file.
+
+    Args:
+        name: what a polling job's metadata says as `format`.
+        description: for people.
+        encoding: of text without a byte order mark.
+        delimiter: None finds it: the one of comma, semicolon, tab and bar that makes sense of the header.
+        header: whether there is one; without it columns are called "1", "2", ...
+        skip_lines: lines (in a workbook, rows) above the header.
+        sheet: name or index of the sheet in a workbook.
+        columns: column of the file to column of a reading. Names match without regard to case and spacing.
+        optional: columns of a reading that a file may leave out.
+        ignored: columns of the file that are left out on purpose; any other that is not read is reported.
+        quantities: wide files: column of the file to what it measures. An empty cell there is no reading.
+        constants: column of a reading to a text that holds for the whole file.
+        from_file_name: column of a reading to a regular expression with one group, searched in the file's name.
+        timestamps: how times are written.
+        numbers: how numbers are written.
+        nulls: texts that mean "missing", as written, at most 12 bytes each.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_\-]{0,63}$")
+    description: str = ""
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
+    delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(_plain_delimiter)] | None = None
+    header: bool = True
+    skip_lines: int = Field(0, ge=0, le=1_000)
+    sheet: int | str = 0
+    columns: dict[str, ReadingColumn] = {}
+    optional: tuple[ReadingColumn, ...] = ("unit",)
+    ignored: tuple[str, ...] = ()
+    quantities: dict[str, Quantity] = {}
+    constants: dict[ReadingColumn, str] = {}
+    from_file_name: dict[ReadingColumn, Annotated[str, AfterValidator(_one_group)]] = {}
+    timestamps: TimestampLayout = TimestampLayout()
+    numbers: NumberLayout = NumberLayout()
+    nulls: Annotated[tuple[str, ...], AfterValidator(_short_nulls)] = DEFAULT_NULLS
+
+    @model_validator(mode="after")
+    def _every_column_has_one_source(self) -> Self:
+        sources = [*self.columns.values(), *self.constants, *self.from_file_name]
+        if self.quantities:
+            sources += ["sensor_type", "value", "unit"]
+        if not self.columns and not self.quantities:
+            raise ValueError("columns and quantities are empty: nothing of the file would be read")
+        for column in READING_COLUMNS:
+            if column not in sources and column not in self.optional:
+                raise ValueError(f"nothing says where {column} comes from")
+            if column in {*self.constants, *self.from_file_name} and sources.count(column) > 1:
+                raise ValueError(f"{column} comes from more than one place")
+        if self.quantities and {"sensor_type", "value", "unit"} & set(self.columns.values()):
+            raise ValueError("with quantities, sensor_type, value and unit are not columns of the file")
+        return self
+
+
+@dataclass(frozen=True)
+class BrokenProfile:
+    """A profile that cannot be used.
+
+    Args:
+        name: that files would ask for it by; None where not even that can be told.
+        problem: which file, which line, and what is wrong.
+    """
+
+    name: str | None
+    problem: str
+
+
+class Profiles(Mapping[str, ReaderProfile]):
+    """Reader profiles by name, and what is known of those that are broken.
+
+    A broken one stops the files that ask for it and no other: it does not even give way to a shipped one of its name.
+    """
+
+    def __init__(self, usable: Mapping[str, ReaderProfile], broken: Sequence[BrokenProfile] = ()) -> None:
+        self.broken = tuple(broken)
+        unusable = {profile.name for profile in broken}
+        self._usable = {name: profile for name, profile in usable.items() if name not in unusable}
+
+    def __getitem__(self, name: str) -> ReaderProfile:
+        return self._usable[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._usable)
+
+    def __len__(self) -> int:
+        return len(self._usable)
+
+    def named(self, name: str) -> ReaderProfile:
+        """The profile that a file asks for.
+
+        Raises:
+            FileRejected: `broken_profile` or `unknown_profile`; ingested again it is read, once the profile is mended.
+        """
+        if name in self._usable:
+            return self._usable[name]
+        broken = [profile.problem for profile in self.broken if profile.name == name]
+        if broken:
+            raise FileRejected("broken_profile", f"The reader profile {name!r} cannot be used: {' '.join(broken)}")
+        nameless = "".join(f" Not usable: {profile.problem}" for profile in self.broken if profile.name is None)
+        raise FileRejected("unknown_profile", f"No reader profile {name!r}. Known: {', '.join(self)}.{nameless}")
+
+
+def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
+    """The shipped profiles and a user's own, by name. A broken one of a user's is logged as a warning, and kept apart.
+
+    Args:
+        paths: YAML files with one profile each, or folders of such files.
+    """
+    shipped = {profile.name: profile for path in yaml_files([SHIPPED_PROFILES]) for profile in [read_profile(path)]}
+    own: dict[str, ReaderProfile] = {}
+    places: dict[str, Path] = {}
+    broken: list[BrokenProfile] = []
+    for path in yaml_files(paths):
+        try:
+            profile = read_profile(path)
+        except SettingsError as error:
+            broken.append(BrokenProfile(_name_in(path), str(error)))
+            continue
+        if profile.name in own:
+            problem = f"{path}: there already is a reader profile named {profile.name!r}, in {places[profile.name]}."
+            broken.append(BrokenProfile(profile.name, problem))
+        own[profile.name], places[profile.name] = profile, path
+    for each in broken:
+        logger.warning("reader_profile_broken", profile=each.name, problem=each.problem)
+    return Profiles(shipped | own, broken)
+
+
+def read_profile(path: Path) -> ReaderProfile:
+    """The profile in one YAML file.
+
+    Raises:
+        SettingsError: it cannot be read, or is not a profile; names the file, the line and what is wrong.
+    """
+    content = yaml_content(path, "reader profile")
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold names and values, like the profiles in {SHIPPED_PROFILES}.")
+    try:
+        return ReaderProfile.model_validate(_texts_as_written(content))
+    except ValidationError as error:
+        said = mistakes(error, ReaderProfile, TimestampLayout, NumberLayout, Quantity)
+        line = min(line_of(path, problem["loc"]) for problem in error.errors())
+        raise SettingsError(f"{path}, line {line}: this is not a reader profile: {said}") from None
+
+
+def _name_in(path: Path) -> str | None:
+    """The name in a file that is no profile, and maybe not even YAML."""
+    try:
+        match = NAME_LINE.search(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+    return match[1] if match else None
+
+
+def _texts_as_written(content: dict[str, Any]) -> dict[str, Any]:
+    """Column names that YAML takes for numbers (`1: timestamp`) are names all the same."""
+    return {
+        key: {str(name): value for name, value in part.items()} if isinstance(part, dict) else part
+        for key, part in content.items()
+    }

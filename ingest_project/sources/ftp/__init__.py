@@ -1,0 +1,1 @@
+"""FTP and FTPS servers as a source."""

@@ -1,0 +1,1 @@
+"""Web listings as a source."""

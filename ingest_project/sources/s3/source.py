@@ -1,0 +1,164 @@
+"""Objects in S3, `source_type` s3: Amazon's, or another server's that speaks its protocol.
+
+A job's `source_config`: `path` (`s3://bucket/prefix`, or a prefix beside `bucket`), `credentials`, `endpoint_url`,
+`region`, `requester_pays`. S3 has no folders: a prefix that nothing starts with is an empty listing, not a missing one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote
+
+from ingest_project.core.errors import ForbiddenPath, UnreadableListingError
+from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
+from ingest_project.sources.context import Clients, SourceAccess
+from ingest_project.sources.limits import ListingBudget, SourceLimits, within_budget
+from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.resumed_reading import resumed_reading
+from ingest_project.sources.s3.errors import s3_errors
+from ingest_project.sources.s3.location import S3Place, place_of
+from ingest_project.sources.s3.reading import ObjectReader
+from ingest_project.sources.selection import Pattern, refusal
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
+
+ARCHIVED = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+SAFE_IN_KEY = "/!*'()=,;:@&+$"
+
+
+def open_s3(source_config: Mapping[str, Any], access: SourceAccess) -> S3Source:
+    """Objects of one bucket whose keys start with a prefix.
+
+    Raises:
+        UnknownCredentials, PermanentError, ForbiddenPath: as `s3_place.place_of` says.
+    """
+    return S3Source(
+        str(source_config.get("path") or ""),
+        place_of(source_config, access),
+        access.clients,
+        requester_pays=source_config.get("requester_pays") in (True, "true"),
+        limits=SourceLimits.of(access.settings),
+    )
+
+
+@dataclass(frozen=True)
+class S3Source:
+    """One prefix of a bucket.
+
+    Args:
+        prefix: as the job names it.
+        place: the bucket, and who we are there.
+        clients: makes the client.
+        requester_pays: whether we pay for what the bucket's owner would not.
+        limits: what it may take.
+    """
+
+    prefix: str
+    place: S3Place
+    clients: Clients
+    requester_pays: bool = False
+    limits: SourceLimits = field(default_factory=SourceLimits)
+
+    @property
+    def location(self) -> str:
+        """`s3://bucket/prefix`, or with another server's address in front."""
+        return self.canonical_location(self.prefix)
+
+    def canonical_location(self, path: str) -> str:
+        """The bucket's address and the key, percent-encoded."""
+        try:
+            key = self.place.key(path)
+        except ForbiddenPath:
+            # A path that no object can have still needs a stable name in reports.
+            key = path
+        return f"{self.place.location}/{quote(key, safe=SAFE_IN_KEY, errors='replace')}"
+
+    def require_allowed(self, path: str) -> None:
+        """Refuse another bucket than the source's, and a key that no object can have."""
+        self.place.key(path)
+
+    def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
+        """Page by page of 1,000 keys: all below a prefix at once where the pattern has `**`, level by level if not."""
+        parsed = Pattern.parse(pattern)
+        prefix = self.place.key(self.prefix).rstrip("/")
+        root = f"{prefix}/" if prefix else ""
+        waiting, budget = [root + parsed.fixed_beginning], ListingBudget(self.limits, self.place.location)
+        while waiting:
+            for page in self._pages(waiting.pop(), parsed, budget):
+                contents, folders = page.get("Contents", []), page.get("CommonPrefixes", [])
+                budget.count(len(contents) + len(folders))
+                for found in contents:
+                    with s3_errors(self.place.location):
+                        entries = list(self._looked_at(found, len(root), parsed))
+                    yield from entries
+                for folder in folders:
+                    below = str(folder.get("Prefix", ""))
+                    if parsed.may_match_below(below[len(root) : -1]):
+                        waiting.append(below)
+
+    def stat(self, path: str) -> SourceFile:
+        """What S3 says about the object that is there now."""
+        key = self.place.key(path)
+        with s3_errors(self.canonical_location(path)), deadline_in_force(Deadline(self.limits.attempts_time)):
+            found = self._client.head_object(Bucket=self.place.bucket, Key=key, **self._payer)
+            return SourceFile(
+                path=self.place.path(key),
+                name=key.rpartition("/")[2],
+                size_bytes=found["ContentLength"],
+                modified_at=found["LastModified"],
+                etag=found["ETag"].strip('"'),
+            )
+
+    def open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """The object's bytes, all of one version; a cut connection is replaced and the reading goes on."""
+        key, location = self.place.key(path), self.canonical_location(path)
+        reader = ObjectReader(self._client, self.place.bucket, key, location, self._payer, self.limits)
+        return resumed_reading(reader.opened, location, self.limits)
+
+    @property
+    def _client(self) -> S3Client:
+        from ingest_project.sources.s3.bounds import bound  # noqa: PLC0415 - imports botocore
+
+        with s3_errors(self.place.location):
+            return bound(self.clients.s3(self.place.account))
+
+    @property
+    def _payer(self) -> dict[str, Any]:
+        return {"RequestPayer": "requester"} if self.requester_pays else {}
+
+    def _pages(self, prefix: str, pattern: Pattern, budget: ListingBudget) -> Iterator[ListObjectsV2OutputTypeDef]:
+        delimiter: dict[str, Any] = {} if pattern.recursive else {"Delimiter": "/"}
+        location = f"{self.place.location}/{quote(prefix, safe=SAFE_IN_KEY)}"
+        with s3_errors(location):
+            pages = self._client.get_paginator("list_objects_v2")
+            found = iter(pages.paginate(Bucket=self.place.bucket, Prefix=prefix, **delimiter, **self._payer))
+            for page in within_budget(found, budget):
+                if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+                    raise UnreadableListingError(location, "S3 says that there is more, and not how to ask for it")
+                yield page
+
+    def _looked_at(self, found: ObjectTypeDef, root_length: int, pattern: Pattern) -> Iterator[SourceFile | Skipped]:
+        key = found["Key"]
+        relative = key[root_length:]
+        # What ends with a slash is how some tools note that a folder is there; it holds nothing.
+        if not relative or key.endswith("/") or not pattern.matches(relative):
+            return
+        path, (*folders, name) = self.place.path(key), relative.split("/")
+        if any(folder.startswith(".") for folder in folders):
+            yield Skipped(path, "A file in a hidden folder.", visible=False)
+        elif found.get("StorageClass") in ARCHIVED:
+            yield Skipped(path, "It is archived (Glacier); restored, it is taken.")
+        else:
+            yield refusal(path, name) or SourceFile(
+                path=path,
+                name=name,
+                size_bytes=found["Size"],
+                modified_at=found["LastModified"],
+                etag=found["ETag"].strip('"'),
+                location=self.canonical_location(path),
+            )

@@ -1,0 +1,1 @@
+"""SFTP servers as a source."""

@@ -1,1 +1,0 @@
-"""Where data are kept: bytes as they came, rows in the warehouse, and what was refused."""

@@ -1,0 +1,1 @@
+"""CRM messages to relational tables: opportunities, projects, and unidentified messages."""

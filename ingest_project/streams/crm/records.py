@@ -1,0 +1,207 @@
+"""Opportunities and projects: each record once, in its newest version, in whatever order its versions come.
+
+Of two versions the one with the later `last_modified` stays. Two that claim the same moment are ordered by where they
+stand in Kafka: by the epoch of the topic (a topic that was recreated is younger), then by topic name and topic id, by
+partition, and by offset. So the later offset of a partition wins, across partitions the higher partition number, and
+any order, any chunks and any repetition of the same messages leave the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.contracts.crm_event import CrmEvent, CrmKind
+from ingest_project.streams.crm.tables import opportunities, projects
+
+TABLES: Mapping[CrmKind, sa.Table] = {CrmKind.OPPORTUNITY: opportunities, CrmKind.PROJECT: projects}
+# PostgreSQL plans the whole of one parameter at once; a few thousand rows are as fast as more.
+ROWS_AT_A_TIME = 5_000
+JSON_COLUMNS = ("tags", "meta_data", "other_fields")
+
+
+class Position(NamedTuple):
+    """Where a message stands.
+
+    Args:
+        generation: which life of the topic.
+        epoch: the number of that life: 0 for the first one that was read, growing.
+    """
+
+    topic: str
+    generation: str
+    partition: int
+    offset: int
+    epoch: int = 0
+
+    def __str__(self) -> str:
+        """As people write it."""
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+
+class PlacedEvent(NamedTuple):
+    """A version of a record and the message that brought it.
+
+    Args:
+        trace_id: the trace that the message's headers name.
+    """
+
+    event: CrmEvent
+    position: Position
+    trace_id: str | None = None
+
+    @property
+    def version(self) -> tuple[object, ...]:
+        """Orders all versions of a record: the greatest one stays. The same order as in `_upsert_statement`."""
+        place = self.position
+        return (
+            self.event.last_modified,
+            place.epoch,
+            place.topic.encode(),
+            place.generation.encode(),
+            place.partition,
+            place.offset,
+        )
+
+
+class Upserted(NamedTuple):
+    """What an upsert did.
+
+    Args:
+        messages: versions that were given.
+        changed: rows that are new or have a newer version now.
+    """
+
+    messages: int
+    changed: int
+
+    @property
+    def unchanged(self) -> int:
+        """Versions that were older than, or the same as, another one."""
+        return self.messages - self.changed
+
+
+def upsert(connection: sa.Connection, kind: CrmKind, placed: Iterable[PlacedEvent], now: datetime) -> Upserted:
+    """Store versions of records of one kind, in the caller's transaction.
+
+    Upserts on event_id; an older version never overwrites a newer one, and doing it again changes nothing.
+    """
+    messages = list(placed)
+    # In one order everywhere: two transactions that touch the same records wait for each other, and never in a circle.
+    newest = sorted(_newest(messages), key=lambda one: one.event.event_id)
+    changed = 0
+    for start in range(0, len(newest), ROWS_AT_A_TIME):
+        changed += _upsert_rows(connection, TABLES[kind], newest[start : start + ROWS_AT_A_TIME], now)
+    return Upserted(len(messages), changed)
+
+
+def out_of_range(connection: sa.Connection, kind: CrmKind) -> int:
+    """Stored records with a negative amount, or a probability outside 0 to 100."""
+    table = TABLES[kind]
+    number: Any = sa.REAL if connection.dialect.name == "sqlite" else sa.Numeric
+
+    def below(name: str, limit: int) -> sa.ColumnElement[bool]:
+        return sa.cast(table.c[name], number) < limit
+
+    if kind is CrmKind.PROJECT:
+        wrong = below("budget", 0)
+    else:
+        wrong = sa.or_(below("amount", 0), below("probability", 0), sa.cast(table.c.probability, number) > 100)  # noqa: PLR2004 - per cent
+    return int(connection.execute(sa.select(sa.func.count()).select_from(table).where(wrong)).scalar_one())
+
+
+def count(connection: sa.Connection, kind: CrmKind) -> int:
+    """How many records are stored."""
+    return int(connection.execute(sa.select(sa.func.count()).select_from(TABLES[kind])).scalar_one())
+
+
+def _newest(messages: Sequence[PlacedEvent]) -> Iterable[PlacedEvent]:
+    """Of each record the version that would be left in the end: one statement touches a row only once."""
+    newest: dict[str, PlacedEvent] = {}
+    for one in messages:
+        known = newest.setdefault(one.event.event_id, one)
+        if one.version > known.version:
+            newest[one.event.event_id] = one
+    return newest.values()
+
+
+def _upsert_rows(connection: sa.Connection, table: sa.Table, placed: Sequence[PlacedEvent], now: datetime) -> int:
+    if connection.dialect.name == "postgresql":
+        rows = [_row(one, now.isoformat(), _iso, _raw) for one in placed]
+        columns = ", ".join(rows[0])
+        source = (
+            f"SELECT {columns} FROM json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
+            " ORDER BY event_id"
+        )
+        # Text in the order of its bytes, as Python and SQLite compare it, whatever the database's language.
+        statement = sa.text(_upsert_statement(table, list(rows[0]), source, collation=' COLLATE "C"'))
+        return connection.execute(statement, {"rows": msgspec.json.encode(rows).decode()}).rowcount
+    rows = [_row(one, _sqlite_time(now), _sqlite_time, str) for one in placed]
+    values = ", ".join(f":{name}" for name in rows[0])
+    return connection.execute(sa.text(_upsert_statement(table, list(rows[0]), f"VALUES ({values})")), rows).rowcount
+
+
+def _upsert_statement(table: sa.Table, columns: Sequence[str], source: str, collation: str = "") -> str:
+    name = table.name
+    changes = ", ".join(f"{column} = excluded.{column}" for column in columns if column != "event_id")
+
+    def version(whose: str) -> str:
+        texts = (f"{whose}.{column}{collation}" for column in ("kafka_topic", "kafka_generation"))
+        place = (f"{whose}.{column}" for column in ("kafka_partition", "kafka_offset"))
+        return f"({', '.join((f'{whose}.last_modified', f'{whose}.kafka_epoch', *texts, *place))})"
+
+    return (
+        f"INSERT INTO {name} ({', '.join(columns)}) {source}"
+        f" ON CONFLICT (event_id) DO UPDATE SET {changes} WHERE {version('excluded')} > {version(name)}"
+    )
+
+
+def _row(placed: PlacedEvent, stored_at: str, time: Any, json: Any) -> dict[str, Any]:  # noqa: ANN401 - text makers
+    """A row whose values are texts and whole numbers, as either database takes them without a loss."""
+    event, position, trace_id = placed
+    row = {
+        "event_id": event.event_id,
+        "name": event.name,
+        **{name: _exact(value) for name, value in event.own.items()},
+        "account_id": event.account_id,
+        "owner_id": event.owner_id,
+        "source": event.source,
+        "tags": event.tags,
+        "notes": event.notes,
+        "meta_data": event.meta_data,
+        "other_fields": event.other_fields,
+        "last_modified": time(event.last_modified),
+        "content_sha256": event.content_sha256,
+        "kafka_topic": position.topic,
+        "kafka_generation": position.generation,
+        "kafka_epoch": position.epoch,
+        "kafka_partition": position.partition,
+        "kafka_offset": position.offset,
+        "trace_id": trace_id,
+        "stored_at": stored_at,
+    }
+    return row | {name: json(row[name]) for name in JSON_COLUMNS if row[name] is not None}
+
+
+def _exact(value: str | Decimal | date | None) -> str | None:
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _raw(text: str) -> msgspec.Raw:
+    return msgspec.Raw(text.encode())
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat()
+
+
+def _sqlite_time(moment: datetime) -> str:
+    """As SQLAlchemy writes times there: of fixed width, so that text order is time order."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")

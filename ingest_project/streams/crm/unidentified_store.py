@@ -1,0 +1,204 @@
+"""Messages that are neither opportunity nor project: each kept whole, once, with its position and the reason."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ingest_project.contracts.crm_event import CrmKind
+from ingest_project.contracts.decoding import trace_id_in
+from ingest_project.streams.crm.records import Position
+from ingest_project.streams.crm.tables import unidentified_messages as table
+
+MAX_REASON_LENGTH = 1_000
+
+
+class Unidentified(msgspec.Struct, frozen=True, kw_only=True):
+    """A message to be kept.
+
+    Args:
+        payload: the bytes as they were sent; None for a message without any.
+        headers: in the order they were sent.
+    """
+
+    position: Position
+    timestamp: datetime | None
+    key: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    payload: bytes | None
+    reason: str
+    error_class: str
+
+    @property
+    def message_id(self) -> str:
+        """Its position, as people write it, and where topics have lives, in which."""
+        life = f"~{self.position.generation}" if self.position.generation else ""
+        return f"{self.position.topic}-{self.position.partition}-{self.position.offset}{life}"
+
+
+class KeptMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that is kept; `messages.encode` makes JSON of it, bytes in base64.
+
+    Args:
+        payload_text: the payload where it is UTF-8.
+        retries: how often it was tried again.
+        identified_at: when it was identified after all; None while it is not.
+        event_id: of the record that it became then.
+    """
+
+    message_id: str
+    kafka_topic: str
+    kafka_generation: str
+    kafka_partition: int
+    kafka_offset: int
+    kafka_timestamp: datetime | None
+    message_key: bytes | None
+    headers: list[list[str | None]] | None
+    payload: bytes | None
+    payload_text: str | None
+    size_bytes: int
+    reason: str
+    error_class: str
+    received_at: datetime
+    retries: int
+    retried_at: datetime | None
+    identified_at: datetime | None
+    identified_as: str | None
+    event_id: str | None
+    trace_id: str | None
+
+    @property
+    def position(self) -> Position:
+        """Where it stood."""
+        return Position(self.kafka_topic, self.kafka_generation, self.kafka_partition, self.kafka_offset)
+
+    @classmethod
+    def of(cls, row: sa.RowMapping) -> KeptMessage:
+        """Of a row of the table `unidentified_messages`."""
+        return cls(**{name: row[name] for name in cls.__struct_fields__})
+
+
+def keep(connection: sa.Connection, messages: Sequence[Unidentified], now: datetime) -> list[Unidentified]:
+    """Keep messages, in the caller's transaction; returns those that were not kept before.
+
+    What is there stays as it is: a range that is read again changes nothing.
+    """
+    if not messages:
+        return []
+    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+    statement = insert.on_conflict_do_nothing().returning(table.c.message_id)
+    rows = [_row(message, now) for message in messages]
+    new = set(connection.execute(statement, rows).scalars())
+    return [message for message in messages if message.message_id in new]
+
+
+def find(
+    connection: sa.Connection, *, open_only: bool = True, text: str | None = None, limit: int = 100, after: str = ""
+) -> tuple[KeptMessage, ...]:
+    """Kept messages in the order of their ids.
+
+    Args:
+        connection: to read with.
+        open_only: only those that are not identified yet.
+        text: part of the id, the reason or the message, upper and lower case alike.
+        limit: at most so many.
+        after: only those whose id comes after this one.
+    """
+    query = sa.select(table).where(table.c.message_id > after).order_by(table.c.message_id).limit(limit)
+    if open_only:
+        query = query.where(table.c.identified_at.is_(None))
+    if text:
+        searched = (table.c.message_id, table.c.reason, table.c.payload_text)
+        query = query.where(sa.or_(*(column.icontains(text, autoescape=True) for column in searched)))
+    return tuple(KeptMessage.of(row) for row in connection.execute(query).mappings())
+
+
+def get(connection: sa.Connection, message_id: str) -> KeptMessage | None:
+    """One message by its id, or by the beginning of it where no other begins so."""
+    query = sa.select(table).where(table.c.message_id.startswith(message_id, autoescape=True)).limit(2)
+    found = [KeptMessage.of(row) for row in connection.execute(query).mappings()]
+    exact = [message for message in found if message.message_id == message_id]
+    candidates = exact or found
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def take_open(connection: sa.Connection, message_ids: Sequence[str]) -> tuple[KeptMessage, ...]:
+    """Those of the messages that are still open, in the hands of this transaction alone until it ends."""
+    query = (
+        sa.select(table)
+        .where(table.c.message_id.in_(message_ids), table.c.identified_at.is_(None))
+        .order_by(table.c.message_id)
+        .with_for_update(skip_locked=True)
+    )
+    return tuple(KeptMessage.of(row) for row in connection.execute(query).mappings())
+
+
+def mark_identified(connection: sa.Connection, records: Mapping[str, tuple[CrmKind, str]], now: datetime) -> None:
+    """Messages that became records after all: by id, the kind and the event_id of the record."""
+    for message_id, (kind, event_id) in records.items():
+        connection.execute(
+            sa.update(table)
+            .where(table.c.message_id == message_id)
+            .values(identified_at=now, identified_as=kind.value, event_id=event_id)
+            .values(retries=table.c.retries + 1, retried_at=now)
+        )
+
+
+def mark_retried(connection: sa.Connection, reasons: Mapping[str, tuple[str, str]], now: datetime) -> None:
+    """Messages that are still not identified: by id, the reason of today and its error class."""
+    for message_id, (reason, error_class) in reasons.items():
+        connection.execute(
+            sa.update(table)
+            .where(table.c.message_id == message_id)
+            .values(reason=_storable(reason[:MAX_REASON_LENGTH]), error_class=error_class)
+            .values(retries=table.c.retries + 1, retried_at=now)
+        )
+
+
+def count_open(connection: sa.Connection) -> int:
+    """How many messages are not identified."""
+    query = sa.select(sa.func.count()).select_from(table).where(table.c.identified_at.is_(None))
+    return int(connection.execute(query).scalar_one())
+
+
+def _row(message: Unidentified, now: datetime) -> dict[str, Any]:
+    return {
+        "message_id": message.message_id,
+        "kafka_topic": message.position.topic,
+        "kafka_generation": message.position.generation,
+        "kafka_partition": message.position.partition,
+        "kafka_offset": message.position.offset,
+        "kafka_timestamp": message.timestamp,
+        "message_key": message.key,
+        "headers": [[_storable(name), _base64(value)] for name, value in message.headers],
+        "payload": message.payload,
+        "payload_text": text_of(message.payload),
+        "size_bytes": len(message.payload or b""),
+        "reason": _storable(message.reason[:MAX_REASON_LENGTH]),
+        "error_class": message.error_class,
+        "received_at": now,
+        "retries": 0,
+        "trace_id": trace_id_in(message.headers),
+    }
+
+
+def text_of(payload: bytes | None) -> str | None:
+    """A payload as text where it is UTF-8; NUL, which PostgreSQL cannot keep in a text, becomes U+FFFD."""
+    try:
+        return None if payload is None else _storable(payload.decode())
+    except UnicodeDecodeError:
+        return None
+
+
+def _storable(text: str) -> str:
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _base64(value: bytes | None) -> str | None:
+    return None if value is None else base64.b64encode(value).decode()

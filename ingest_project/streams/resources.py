@@ -1,0 +1,23 @@
+"""What every stream uses."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ingest_project.platform.runtime import Runtime
+from ingest_project.streams.contiguous_intervals import StreamStretches
+from ingest_project.streams.ranges import StreamRangeLedger
+
+
+class StreamResources(Runtime):
+    """The offset ranges of streams."""
+
+    @cached_property
+    def stream_ranges(self) -> StreamRangeLedger:
+        """What is known of every offset range of the topics that are read in ranges."""
+        return StreamRangeLedger(self.engine)
+
+    @cached_property
+    def stream_stretches(self) -> StreamStretches:
+        """Offset ranges that follow one another, and what stays of those that are let go."""
+        return StreamStretches(self.engine)

@@ -1,0 +1,191 @@
+"""Rows to commits: where the table refuses a row, it alone becomes a dead letter, and the rows around it are stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.errors import (
+    BrokerUnavailable,
+    IngestError,
+    PermanentError,
+    UnforeseenFailure,
+    UnreadableMessage,
+)
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.delta.errors import may_be_a_rows_fault, reason_of
+from ingest_project.platform.delta.table import Committed
+from ingest_project.platform.work_queue.consume import put_aside
+from ingest_project.streams.range_record import OffsetRange
+from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.user_activity.stream import CHUNK_BYTES, stream_of
+
+logger = get_logger(__name__)
+
+MOST_REFUSED_FROM_THE_FIRST = 10
+
+
+@dataclass
+class Appended:
+    """What became of the rows of a commit.
+
+    Args:
+        rows: that the table has now.
+        table_version: of the last commit; None: the table had the rows already.
+        refused: offsets of rows that the table refused; they are dead letters.
+    """
+
+    rows: pa.Table
+    table_version: int | None = None
+    refused: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where rows go.
+
+    Args:
+        offsets: of the partition that they are from.
+        app_id: the stream of the table that counts them.
+        after: its position before them.
+        position_at: its position once all rows before one, given by its number, are stored.
+        checked: version of the table at which everything before was there.
+    """
+
+    offsets: OffsetRange
+    app_id: str
+    after: int | None
+    position_at: Callable[[int], int]
+    checked: int | None = None
+
+
+def append_bisecting(services: UserActivityResources, table: pa.Table, place: Place) -> Appended:
+    """Append rows in one commit; where they are refused, in more, until the row stands alone that the table refuses.
+
+    Each commit begins where the one before it ended. The dead letter of a refused row goes out before the commit that
+    passes its offset: killed anywhere, the same call goes on.
+
+    Args:
+        services: Kafka and the table.
+        table: rows in the order of their offsets.
+        place: where they go.
+
+    Raises:
+        IngestError: the store, its schema or another writer was in the way, and no row.
+    """
+    append = _Append(services, table, place)
+    if table.num_rows:
+        store_bisecting(range(table.num_rows), append.part, lambda error: isinstance(error, _RefusedRowsError))
+    else:
+        append.commit(0, 0, 0)
+    append.done.rows = _without(table, append.done.refused)
+    return append.done
+
+
+class _Append:
+    """Rows on their way into the table, some of them at a time."""
+
+    def __init__(self, services: UserActivityResources, table: pa.Table, place: Place) -> None:
+        self._services, self._table, self._place = services, table, place
+        self._reached, self._accepted = place.after, 0
+        self.done = Appended(table)
+
+    def commit(self, first: int, count: int, next_row: int) -> None:
+        """Commit some rows, or none, and move the position to the next one."""
+        place, position = self._place, self._place.position_at(next_row)
+        committed = self._services.user_activity_events.append(
+            self._table.slice(first, count),
+            app_id=place.app_id,
+            version=position,
+            after=self._reached,
+            checked=place.checked,
+        )
+        if isinstance(committed, Committed):
+            self.done.table_version = committed.table_version
+        self._reached = position
+        self._accepted += count
+
+    def part(self, rows: Sequence[int]) -> None:
+        """Commit neighbouring rows; a single one that is refused becomes a dead letter.
+
+        Raises:
+            _RefusedRowsError: the table refuses some of several rows.
+        """
+        first, count, next_row = rows[0], len(rows), rows[-1] + 1
+        try:
+            self.commit(first, count, next_row)
+        except Exception as error:
+            if not self._is_a_rows_fault(error, count):
+                raise
+            if count > 1:
+                raise _RefusedRowsError from error
+            self._single(first)
+
+    def _is_a_rows_fault(self, error: Exception, count: int) -> bool:
+        """Of a store that is away no row is to blame: it must take a commit without these rows."""
+        if not may_be_a_rows_fault(error):
+            return False
+        if count == 1 and not self._accepted and len(self.done.refused) >= MOST_REFUSED_FROM_THE_FIRST:
+            # It takes no row at all.
+            return False
+        is_certain = 1 < count < self._table.num_rows
+        return is_certain or _takes_commits(self._services, self._place.offsets)
+
+    def _single(self, row: int) -> None:
+        """Try a row once more, for a store that has just come back, and dead-letter it where it is refused again."""
+        try:
+            self.commit(row, 1, row + 1)
+        except Exception as error:
+            if not may_be_a_rows_fault(error):
+                raise
+            offset = self._table["kafka_offset"][row].as_py()
+            _refuse(self._services, self._place.offsets, offset, error)
+            self.done.refused.append(offset)
+            self.commit(row, 0, row + 1)
+
+
+def _without(table: pa.Table, offsets: Sequence[int]) -> pa.Table:
+    if not offsets:
+        return table
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    return table.filter(pc.invert(pc.is_in(table["kafka_offset"], pa.array(offsets, pa.int64()))))
+
+
+class _RefusedRowsError(Exception):
+    """Some of the rows cannot be stored."""
+
+
+def _takes_commits(services: UserActivityResources, offsets: OffsetRange) -> bool:
+    """Whether the table takes a commit that has no rows."""
+    from ingest_project.streams.user_activity.event_table import SCHEMA  # noqa: PLC0415 - brings pyarrow
+
+    probe = f"{stream_of(offsets)}/probe"
+    try:
+        services.user_activity_events.append(SCHEMA.empty_table(), app_id=probe, version=time.time_ns() // 1_000)
+    except IngestError:
+        return False
+    return True
+
+
+def _refuse(services: UserActivityResources, offsets: OffsetRange, offset: int, error: Exception) -> None:
+    """Publish the message of a row as a dead letter, with the reason of the table."""
+    for chunk in services.range_reader.read(*offsets.lane, offset, offset + 1, 1, CHUNK_BYTES):
+        if chunk.lost:
+            # Without its bytes there is no dead letter: it waits where a person sees it, and is lost only knowingly.
+            reason = f"the message at {offset} is gone, and the table refuses its row"
+            raise BrokerUnavailable(services.settings.kafka.bootstrap_servers, reason) from error
+        refused = [(message, _reason_of(error)) for message in chunk.messages]
+        put_aside(services, services.settings.topics.user_activity_events_dlq, refused, offsets.generation)
+
+
+def _reason_of(error: Exception) -> PermanentError | UnreadableMessage:
+    if isinstance(error, IngestError):
+        return UnreadableMessage(f"The table refuses it: {reason_of(error.__cause__ or error)}.")
+    logger.error("storing_failed_unforeseen", exc_info=error)
+    return UnforeseenFailure("Storing the message", error)

@@ -1,0 +1,280 @@
+"""Messages to the rows of the Delta table, a column at a time: dictionaries of events would cost more than decoding.
+
+Each message becomes a row, or is refused with its reason; which of the two depends on its own bytes alone, never on
+the messages around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest_project.contracts.decoding import MAX_TRACE_LENGTH, trace_id_in
+from ingest_project.contracts.enriched_event import (
+    ClientInfo,
+    EnrichedEvent,
+    ProcessingInfo,
+    ServiceInfo,
+    decode_enriched_event,
+)
+from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.errors import PermanentError, UnforeseenFailure, UnreadableMessage
+from ingest_project.core.hours import end_of
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.kafka.records import Received
+from ingest_project.streams.user_activity.partitions import FIRST_HOUR, hours_between
+
+logger = get_logger(__name__)
+
+INSTANT = pa.timestamp("us", tz="UTC")
+# What Arrow and msgspec read alike. Anything else, the ends of the calendar included, msgspec decides on by itself.
+PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
+# The clock of a sender may be wrong; a day ahead of when the broker got the event is no partition of its own.
+MOST_AHEAD = timedelta(days=1)
+# Each day of a commit is a file, and senders choose the days.
+MOST_DAYS_PER_COMMIT = 32
+NOTHING = (b"", b"null")
+SHORTEST = 5
+TEXTS = ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
+LAST_MILLISECOND = 253_402_300_799_999
+
+DAY = "event_day"
+_client = pa.struct([(name, pa.string()) for name in ClientInfo.__struct_fields__])
+_service = pa.struct([(name, pa.string()) for name in ServiceInfo.__struct_fields__])
+_processing = pa.struct([("received_at", INSTANT), ("processed_at", INSTANT), ("processing_ms", pa.float64())])
+
+SCHEMA = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("request_id", pa.string()),
+        ("event_type", pa.string()),
+        ("timestamp", INSTANT),
+        ("user_id", pa.string()),
+        ("session_id", pa.string()),
+        ("page_url", pa.string()),
+        ("event_data", pa.string()),
+        ("client_info", _client),
+        ("service_info", _service),
+        ("processing_info", _processing),
+        ("_rescued", pa.string()),
+        ("kafka_topic", pa.string()),
+        ("kafka_generation", pa.string()),
+        ("kafka_partition", pa.int32()),
+        ("kafka_offset", pa.int64()),
+        ("kafka_timestamp", INSTANT),
+        ("trace_id", pa.string()),
+        (DAY, pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class EventRows:
+    """What messages became.
+
+    Args:
+        table: a row each for the readable ones, see SCHEMA.
+        refused: the others, with the reason.
+    """
+
+    table: pa.Table
+    refused: list[tuple[Received, PermanentError | UnreadableMessage]]
+
+
+def event_rows(messages: Sequence[Received], generation: str) -> EventRows:
+    """Decode messages. No message makes it fail: one that nobody foresaw is found by halving, and refused alone.
+
+    Args:
+        messages: as they were read.
+        generation: which life of the topic they are from.
+    """
+    found = [EventRows(SCHEMA.empty_table(), [])]
+
+    def decode(part: Sequence[Received]) -> None:
+        rows = _event_rows(part, generation)
+        # Whoever stores the rows needs their hours: what has none must be found here.
+        hours_in(rows.table)
+        found.append(rows)
+
+    for message, error in store_bisecting(messages, decode, lambda error: not isinstance(error, MemoryError)):
+        logger.error("decoding_failed_unforeseen", exc_info=error)
+        found.append(EventRows(SCHEMA.empty_table(), [(message, UnforeseenFailure("Reading the message", error))]))
+    refused = [one for rows in found for one in rows.refused]
+    return EventRows(pa.concat_tables([rows.table for rows in found]), sorted(refused, key=_place_of))
+
+
+def _place_of(refused: tuple[Received, object]) -> tuple[int, int]:
+    return refused[0].partition, refused[0].offset
+
+
+def _event_rows(messages: Sequence[Received], generation: str) -> EventRows:
+    kept: list[Received] = []
+    events: list[EnrichedEvent] = []
+    rescued: list[str | None] = []
+    refused: list[tuple[Received, PermanentError | UnreadableMessage]] = []
+    for message in messages:
+        try:
+            event, more = decode_enriched_event(message.value)
+        except UnreadableMessage as error:
+            refused.append((message, error))
+        else:
+            kept.append(message)
+            events.append(event)
+            rescued.append(more)
+    problems: dict[int, str] = {}
+    columns = _event_columns(events, problems) | _position_columns(kept, generation)
+    columns["_rescued"] = pa.array(rescued, pa.string())
+    columns["trace_id"] = pa.array(list(map(_trace_of, kept, events)), pa.string())
+    columns[DAY] = _days(columns["timestamp"], columns["kafka_timestamp"])
+    table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    if problems:
+        refused += [(kept[row], UnreadableMessage(f"Not an EnrichedEvent: {problems[row]}.")) for row in problems]
+        table = table.filter(pa.array([row not in problems for row in range(len(kept))]))
+    return EventRows(table, refused)
+
+
+def with_few_days(table: pa.Table) -> pa.Table:
+    """The rows of one commit, those of its rarest days without a day where there are too many."""
+    days = pc.value_counts(table[DAY].combine_chunks())
+    if len(days) <= MOST_DAYS_PER_COMMIT:
+        return table
+    common = days.take(pc.sort_indices(days.field("counts"), sort_keys=[("", "descending")])[:MOST_DAYS_PER_COMMIT])
+    is_common = pc.is_in(table[DAY], value_set=common.field("values"))
+    kept = pc.if_else(is_common, table[DAY], pa.scalar(None, pa.string()))
+    return table.set_column(table.schema.get_field_index(DAY), SCHEMA.field(DAY), kept)
+
+
+def hours_in(table: pa.Table) -> dict[datetime, int]:
+    """The hours of which there is, or soon will be, a partition; each with its number of rows."""
+    counts = pc.value_counts(pc.floor_temporal(table["timestamp"].combine_chunks(), unit="hour"))
+    found = {count["values"].astimezone(UTC): count["counts"] for count in counts.to_pylist()}
+    return {hour: found[hour] for hour in hours_between(found, datetime.now(UTC) + MOST_AHEAD)}
+
+
+def of_hour(table: pa.Table, hour: datetime) -> pa.Table:
+    """The rows of the events that happened in an hour."""
+    begin, end = (pa.scalar(moment, INSTANT) for moment in (hour, end_of(hour)))
+    moments = table["timestamp"]
+    return table.filter(pc.and_(pc.greater_equal(moments, begin), pc.less(moments, end)))
+
+
+def _trace_of(message: Received, event: EnrichedEvent) -> str | None:
+    """The trace that the headers name, or the request that the event was part of."""
+    if message.headers and (named := trace_id_in(message.headers)) is not None:
+        return named
+    request = event.request_id
+    return request if request and len(request) <= MAX_TRACE_LENGTH and request.isprintable() else None
+
+
+def _event_columns(events: Sequence[EnrichedEvent], problems: dict[int, str]) -> dict[str, pa.Array]:
+    values = _columns(events, EnrichedEvent)
+    return {name: pa.array(values[name], pa.string()) for name in TEXTS} | {
+        "timestamp": _instants(values["timestamp"], "timestamp", problems),
+        "event_data": _objects(list(map(bytes, values["event_data"])), "event_data", problems),
+        "client_info": _struct(values["client_info"], ClientInfo(), _client, problems),
+        "service_info": _struct(values["service_info"], ServiceInfo(), _service, problems),
+        "processing_info": _struct(values["processing_info"], ProcessingInfo(), _processing, problems),
+    }
+
+
+def _columns(structs: Sequence[msgspec.Struct], shape: type[msgspec.Struct]) -> dict[str, list[Any]]:
+    """The values of each field."""
+    return {name: list(map(attrgetter(name), structs)) for name in shape.__struct_fields__}
+
+
+def _struct(
+    values: Sequence[msgspec.Struct | None], nothing: msgspec.Struct, struct: pa.StructType, problems: dict[int, str]
+) -> pa.StructArray:
+    """A column of structs; a missing one is null and not a struct of nulls."""
+    columns = _columns([nothing if value is None else value for value in values], type(nothing))
+    fields = [
+        _instants(columns[field.name], f"processing_info.{field.name}", problems)
+        if field.type == INSTANT
+        else pa.array(columns[field.name], field.type)
+        for field in struct
+    ]
+    is_missing = pa.array([value is None for value in values], pa.bool_()) if None in values else None
+    return pa.StructArray.from_arrays(fields, fields=list(struct), mask=is_missing)
+
+
+def _objects(values: Sequence[bytes], path: str, problems: dict[int, str]) -> pa.Array:
+    """JSON objects as text; none where there is nothing or null."""
+    # Most are long, and hashing or comparing them would take longer than looking at their length.
+    texts = pa.array([None if len(value) < SHORTEST and value in NOTHING else value for value in values], pa.binary())
+    try:
+        if pc.all(pc.starts_with(texts, "{")).as_py() is not False:
+            return texts.cast(pa.string())
+    except pa.ArrowInvalid:
+        pass
+    return _one_by_one(texts.to_pylist(), _object_text, path, problems, pa.string())
+
+
+def _object_text(value: bytes) -> str:
+    if not value.startswith(b"{"):
+        raise ValueError("must be an object")
+    return value.decode()
+
+
+def _instants(texts: Sequence[str | None], path: str, problems: dict[int, str]) -> pa.Array:
+    """Times in UTC. Those without zone are taken as UTC, as everywhere in this system."""
+    column = pa.array(texts, pa.string())
+    try:
+        if pc.all(pc.match_substring_regex(column, PLAIN_INSTANT)).as_py() is not False:
+            return column.cast(INSTANT)
+    except pa.ArrowInvalid:
+        pass
+    return _one_by_one(texts, _instant, path, problems, INSTANT)
+
+
+def _instant(text: str) -> datetime:
+    try:
+        moment = msgspec.convert(text, datetime)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):
+        raise ValueError(f"must be a time like 2024-01-15T10:30:45Z, not {text[:40]!r}") from None
+
+
+def _one_by_one(
+    values: Iterable[Any], convert: Callable[[Any], Any], path: str, problems: dict[int, str], to: pa.DataType
+) -> pa.Array:
+    """The slow way to the same column, which finds out whose fault it is."""
+    converted: list[Any] = []
+    for row, value in enumerate(values):
+        try:
+            converted.append(None if value is None else convert(value))
+        except ValueError as error:
+            problems.setdefault(row, f"{path} {error}")
+            converted.append(None)
+    return pa.array(converted, to)
+
+
+def _position_columns(messages: Sequence[Received], generation: str) -> dict[str, pa.Array]:
+    count = len(messages)
+    written = [
+        None if (ms := message.timestamp_ms) is None or not 0 <= ms <= LAST_MILLISECOND else ms for message in messages
+    ]
+    return {
+        "kafka_topic": pa.array([message.topic for message in messages], pa.string()),
+        "kafka_generation": pa.repeat(pa.scalar(generation, pa.string()), count),
+        "kafka_partition": pa.array([message.partition for message in messages], pa.int32()),
+        "kafka_offset": pa.array([message.offset for message in messages], pa.int64()),
+        "kafka_timestamp": pa.array(written, pa.timestamp("ms", tz="UTC")).cast(INSTANT),
+    }
+
+
+def _days(moments: pa.Array, written: pa.Array) -> pa.Array:
+    """The day of each event, `yyyy-mm-dd`; none where its time cannot be: before the first partition, or tomorrow."""
+    not_before = pc.greater_equal(moments, pa.scalar(FIRST_HOUR, INSTANT))
+    latest = pc.add(pc.fill_null(written, datetime.now(UTC)), pa.scalar(MOST_AHEAD, pa.duration("us")))
+    return pc.if_else(
+        pc.and_(not_before, pc.less_equal(moments, latest)),
+        moments.cast(pa.date32()).cast(pa.string()),
+        pa.scalar(None, pa.string()),
+    )

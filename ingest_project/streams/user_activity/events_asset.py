@@ -1,0 +1,139 @@
+"""`user_activity_events`: the Delta table of events, by the hour in which they happened.
+
+A run that a tick asks for is told its offset ranges in its configuration and stores just these, however often. A person
+who materialises hours has them rebuilt from what Kafka still has of them. A person who names neither gets what is due.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+
+from ingest_project.core.errors import IngestError, TransientError
+from ingest_project.core.hours import hour_of, partition_of
+from ingest_project.core.logging import bound, get_logger
+from ingest_project.platform.dagster.asset_events import (
+    Context,
+    PartitionReport,
+    keep_connections_open,
+    outputs_without_events,
+    report,
+)
+from ingest_project.platform.dagster.external_assets import topic_key
+from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, new_batch_id
+from ingest_project.streams.planning import lag
+from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState
+from ingest_project.streams.runs import take, trouble_of
+from ingest_project.streams.user_activity.checks import EVENTS_FRESHNESS
+from ingest_project.streams.user_activity.load import Stored, store_ranges
+from ingest_project.streams.user_activity.partitions import USER_ACTIVITY_EVENTS, hourly_partitions, hours_between
+from ingest_project.streams.user_activity.range_batches import ready
+from ingest_project.streams.user_activity.recompute_hours import rebuild_hour
+from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.user_activity.stream import MOST_UNFINISHED, NO_LAST_ATTEMPT
+
+logger = get_logger(__name__)
+
+
+@dg.multi_asset(
+    name="user_activity_intake",
+    specs=[
+        dg.AssetSpec(
+            USER_ACTIVITY_EVENTS,
+            deps=[topic_key("user_activity_events")],
+            description="The Delta table of what users did, by the hour in which they did it.",
+            group_name="user_activity",
+            kinds={"kafka", "deltalake"},
+            partitions_def=hourly_partitions,
+            freshness_policy=EVENTS_FRESHNESS,
+            skippable=True,
+        )
+    ],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def user_activity_events(
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[UserActivityResources]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Rebuild the selected hours, from Kafka as far as it has them."""
+    keep_connections_open(context.instance)
+    for partition in context.partition_keys:
+        rebuilt = rebuild_hour(services, hour_of(partition))
+        report(context, [PartitionReport(partition, {USER_ACTIVITY_EVENTS: rebuilt.metadata()})])
+    yield from outputs_without_events(context)
+
+
+def store_batch(context: Context, services: UserActivityResources, ranges: Sequence[OffsetRange]) -> None:
+    """Store ranges, or everything that is due where none is named, and report the hours.
+
+    Raises:
+        Failure: not all of it is stored; what is left will be asked for again.
+    """
+    keep_connections_open(context.instance)
+    with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
+        keys = [one.key for one in ranges] or _claim_due(services)
+        records = take(context, services, keys)
+        stored = Stored()
+        trouble = _store(services, records, stored)
+        _report(context, services, stored)
+    if trouble is not None:
+        raise dg.Failure(description=str(trouble), metadata={"error_class": trouble.error_class}, allow_retries=False)
+
+
+def _claim_due(services: UserActivityResources) -> list[str]:
+    """What a person who names no ranges gets."""
+    ledger, topic, now = services.stream_ranges, services.settings.topics.user_activity_events, datetime.now(UTC)
+    ledger.reopen(topic, [RangeState.FAILED], now)
+    due = frozenset(entry.key for entry in ledger.due(topic, MOST_UNFINISHED, now))
+    unfinished = ledger.unfinished(topic, MOST_UNFINISHED)
+    keys = [record.range_key for lane in ready(unfinished, due) for record in lane]
+    return list(ledger.request(new_batch_id(), keys, now))
+
+
+def _store(services: UserActivityResources, records: Sequence[RangeRecord], stored: Stored) -> IngestError | None:
+    """Store what can be stored, and give back the rest with the reason."""
+    try:
+        store_ranges(services, records, stored)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the ledger must say so
+        trouble = trouble_of(error, "Storing events")
+        logger.warning("ranges_not_done", done=len(stored.done), ranges=len(records), reason=str(trouble))
+        finished = {record.range_key for record in stored.done}
+        _give_back(services, [record.range_key for record in records if record.range_key not in finished], trouble)
+        return trouble
+    return None
+
+
+def _give_back(services: UserActivityResources, keys: Sequence[str], error: IngestError) -> None:
+    try:
+        services.stream_ranges.put_back(
+            keys, str(error), error.error_class, NO_LAST_ATTEMPT, services.settings.retries.delay, datetime.now(UTC)
+        )
+    except TransientError as away:
+        # The database itself is what is away: a tick takes back what this run holds once it is there again.
+        logger.warning("ranges_not_given_back", reason=str(away))
+
+
+def _report(context: Context, services: UserActivityResources, stored: Stored) -> None:
+    recovered = stored.recovered
+    if not stored.by_range and not recovered.rows:
+        return
+    common = {**stored.totals, "ranges": len(stored.done), **_state(services, stored), **recovered.metadata()}
+    rows = stored.hours + recovered.hours
+    report(
+        context,
+        [
+            PartitionReport(partition_of(hour), {USER_ACTIVITY_EVENTS: {"rows_added": rows[hour], **common}})
+            for hour in hours_between(rows, datetime.now(UTC))
+        ],
+    )
+    services.stream_ranges.mark_reported([record.range_key for record in stored.done], datetime.now(UTC))
+
+
+def _state(services: UserActivityResources, stored: Stored) -> dict[str, Any]:
+    shown: dict[str, Any] = {} if stored.table_version is None else {"table_version": stored.table_version}
+    if stored.done:
+        last = stored.done[-1].offsets
+        waiting = lag(services, last.topic, last.generation)
+        shown |= {"offsets": ", ".join(str(record.offsets) for record in stored.done[:20])}
+        shown |= {} if waiting is None else {"consumer_lag": waiting}
+    return shown

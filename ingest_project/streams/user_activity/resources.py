@@ -1,0 +1,25 @@
+"""What user activity uses."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ingest_project.platform.delta.credentials import delta_credentials
+from ingest_project.platform.delta.table import DeltaStore, open_delta_table
+from ingest_project.streams.resources import StreamResources
+from ingest_project.streams.user_activity.changed_hours import ActivityHours
+
+
+class UserActivityResources(StreamResources):
+    """The Delta table of events and the hours that changed."""
+
+    @cached_property
+    def activity_hours(self) -> ActivityHours:
+        """Which hours of user activity changed."""
+        return ActivityHours(self.engine)
+
+    @cached_property
+    def user_activity_events(self) -> DeltaStore:
+        """The Delta table of user activity."""
+        credentials = delta_credentials(self.settings)
+        return open_delta_table(self.settings.user_activity_url, credentials, partition_by=("event_day",))

@@ -1,1 +1,0 @@
-"""Outbound HTTP to addresses that come from strangers: what may be contacted, how, and one file downloaded."""

@@ -1,0 +1,260 @@
+"""What the ledger of attachments and of their attempts promises, the same on PostgreSQL and SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from ingest_project.attachments.queue.attachments import AttachmentLedger, FailedFilter
+from ingest_project.attachments.queue.outcomes import OutcomeLedger
+from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.work_queue.states import AttachmentState
+from ingest_project_tests.attachments.queue.samples import NOW, arrival, dead, stored, waiting
+from ingest_project_tests.file_ingest.samples import delay
+
+LATER = NOW + timedelta(minutes=1)
+MANY = 3
+PAST_ATTEMPTS = """
+    INSERT INTO download_outcomes (attachment_key, replays, attempt, domain, event_type, result, completed_at, run_id,
+                                   told_at, commit_number, committed_at)
+    SELECT 'past-' || n, 0, 1, 'd', '', '{}', now(), 'run', now(), n / 100, now() FROM generate_series(1, 10000) AS n
+"""
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def ledger(engine: sa.Engine) -> AttachmentLedger:
+    return AttachmentLedger(engine)
+
+
+@pytest.fixture
+def outcomes(engine: sa.Engine) -> OutcomeLedger:
+    return OutcomeLedger(engine)
+
+
+def state(ledger: AttachmentLedger, key: str) -> tuple[str, str, int, int]:
+    record = ledger.get(key)
+    assert record is not None
+    return record.state.value, record.lane, record.attempt, record.replays
+
+
+def begun(ledger: AttachmentLedger, *keys: str) -> None:
+    """Attachments in the hands of a run."""
+    ledger.record([arrival(key, offset) for offset, key in enumerate(keys)], MANY, NOW)
+    ledger.request("batch", keys, NOW)
+    ledger.start(keys, "run", NOW)
+
+
+def test_a_task_comes_back_as_it_was_sent(ledger: AttachmentLedger) -> None:
+    sent = arrival("a", 5)
+    assert ledger.record([sent, sent], MANY, NOW).new == ("a",)
+    assert ledger.record([arrival("a", 9)], MANY, NOW).known == ("a",)
+    record = ledger.get("a")
+    assert record is not None
+    assert (record.task, record.this_task, record.intake) == (sent.raw, sent.task, sent.intake)
+
+
+def test_an_attachment_belongs_to_the_event_that_named_it_first(ledger: AttachmentLedger) -> None:
+    assert ledger.record_extracted([arrival("a", event="e1"), arrival("b", event="e1")], "b1", "r1", NOW) == {
+        "a": "e1",
+        "b": "e1",
+    }
+    assert ledger.record_extracted([arrival("a", event="e2"), arrival("c", event="e2")], "b2", "r2", NOW) == {
+        "a": "e1",
+        "c": "e2",
+    }
+    assert ledger.batch("b1") == ("a", "b")
+    assert ledger.found_in_events() == 3
+    assert state(ledger, "a")[0] == "requested"
+
+
+def test_what_is_found_by_a_run_that_does_no_more_waits_for_the_next_one(ledger: AttachmentLedger) -> None:
+    ledger.record_extracted([arrival("a", event="e1")], None, "r1", NOW)
+    assert [(due.key, due.attempts) for due in ledger.due(PENDING_LANE, 10, NOW)] == [("a", 0)]
+
+
+def test_success_is_stored_and_a_failure_waits_in_the_retry_lane_until_it_is_due(ledger: AttachmentLedger) -> None:
+    begun(ledger, "a", "b", "c")
+    ledger.finish([stored("a"), waiting("b"), dead("c")], "run", NOW)
+    assert state(ledger, "a") == ("stored", PENDING_LANE, 1, 0)
+    assert state(ledger, "b") == ("pending", RETRY_LANE, 2, 0)
+    assert state(ledger, "c") == ("failed", RETRY_LANE, 1, 0)
+    assert ledger.due(RETRY_LANE, 10, NOW) == ()
+    assert [due.key for due in ledger.due(RETRY_LANE, 10, NOW + timedelta(minutes=6))] == ["b"]
+    assert ledger.finished_since(NOW) == {AttachmentState.STORED: 1, AttachmentState.FAILED: 1}
+
+
+def test_those_that_are_due_come_in_the_order_of_their_times(ledger: AttachmentLedger) -> None:
+    begun(ledger, "a", "b", "c")
+    ledger.finish([waiting("a", minutes=3), waiting("b", minutes=1), waiting("c", minutes=2)], "run", NOW)
+    due = ledger.due(RETRY_LANE, 10, NOW + timedelta(hours=1))
+    assert [one.key for one in due] == ["b", "c", "a"]
+    first = ledger.most_overdue(RETRY_LANE)
+    assert first is not None
+    assert first.attachment_key == "b"
+
+
+def test_of_two_runs_at_the_same_attempt_the_first_end_holds(ledger: AttachmentLedger) -> None:
+    begun(ledger, "a", "b")
+    assert ledger.finish([stored("a"), dead("b")], "run", NOW) == (stored("a"), dead("b"))
+    assert ledger.finish([dead("a"), stored("b")], "other", LATER) == (stored("a"), dead("b"))
+    assert (state(ledger, "a")[0], state(ledger, "b")[0]) == ("stored", "failed")
+
+
+def test_a_late_end_of_an_earlier_attempt_does_not_disturb_the_present_one(ledger: AttachmentLedger) -> None:
+    begun(ledger, "a")
+    ledger.finish([waiting("a")], "run", NOW)
+    ledger.start(["a"], "second", LATER)
+    assert ledger.finish([stored("a")], "run", LATER) == (waiting("a"),)
+    assert state(ledger, "a") == ("downloading", RETRY_LANE, 2, 0)
+
+
+def test_what_a_lost_run_left_is_found_told_or_not(ledger: AttachmentLedger, outcomes: OutcomeLedger) -> None:
+    begun(ledger, "a", "b", "c")
+    ledger.finish([stored("a"), stored("b"), waiting("c")], "run", NOW)
+    assert outcomes.untold() == 3
+    outcomes.mark_told([stored("a")], NOW)
+    assert outcomes.left_over(["a", "b", "c"]) == (stored("a"), stored("b"), waiting("c"))
+    outcomes.mark_told([waiting("c")], NOW)
+    assert outcomes.left_over(["a", "b", "c"]) == (stored("a"), stored("b"))
+
+
+def test_a_lost_run_is_no_attempt_of_the_servers(ledger: AttachmentLedger) -> None:
+    begun(ledger, "a")
+    released = ledger.release("batch", "run", "It ended.", 2**31 - 1, delay, NOW)
+    assert released.pending == 1
+    assert state(ledger, "a") == ("pending", PENDING_LANE, 1, 0)
+
+
+def test_a_replay_begins_anew_leaves_an_audit_and_has_an_end(ledger: AttachmentLedger) -> None:
+    begun(ledger, "a", "b", "good")
+    ledger.finish([dead("a"), dead("b"), stored("good")], "run", NOW)
+    replayed = ledger.replay(["b", "a", "good", "unknown"], "anna", 1, per_second=2, now=LATER)
+    assert (replayed.keys, replayed.exhausted) == (("b", "a"), ())
+    assert state(ledger, "a") == ("pending", PENDING_LANE, 1, 1)
+    assert [due.key for due in ledger.due(PENDING_LANE, 10, LATER)] == ["b"]
+    assert [due.key for due in ledger.due(PENDING_LANE, 10, LATER + timedelta(seconds=1))] == ["b", "a"]
+    ledger.start(["a", "b"], "again", LATER)
+    ledger.finish([dead("a", replays=1), stored("b", replays=1)], "again", LATER)
+    assert ledger.replay(["a", "b"], "anna", 1, per_second=2, now=LATER) == ((), ("a",))
+
+
+def test_a_failed_task_that_is_sent_again_by_somebody_else_is_tried_anew_and_our_own_is_not(
+    ledger: AttachmentLedger,
+) -> None:
+    begun(ledger, "a")
+    ledger.finish([dead("a")], "run", NOW)
+    assert ledger.record([arrival("a", 7)], MANY, LATER).known == ("a",)
+    assert ledger.record([arrival("a", 8, repeat=True)], MANY, LATER).reopened == ("a",)
+    assert state(ledger, "a") == ("pending", PENDING_LANE, 1, 1)
+
+
+def test_a_finished_attachment_that_a_person_starts_is_a_replay(ledger: AttachmentLedger) -> None:
+    begun(ledger, "a")
+    ledger.finish([stored("a")], "run", NOW)
+    (record,) = ledger.start(["a", "unknown"], "by-hand", LATER)
+    assert (record.state, record.replays, record.attempt) == (AttachmentState.DOWNLOADING, 1, 1)
+
+
+def test_a_host_that_is_left_alone_costs_no_attempt(ledger: AttachmentLedger) -> None:
+    begun(ledger, "a")
+    ledger.postpone(["a"], "The host is busy.", LATER, NOW)
+    assert state(ledger, "a") == ("pending", PENDING_LANE, 1, 0)
+    assert ledger.due(PENDING_LANE, 10, NOW) == ()
+    assert [(due.key, due.attempts) for due in ledger.due(PENDING_LANE, 10, LATER)] == [("a", 0)]
+
+
+def test_the_dead_are_found_by_what_is_known_of_them(ledger: AttachmentLedger) -> None:
+    begun(ledger, "a", "b", "c")
+    ledger.finish([dead("a"), dead("b"), stored("c")], "run", NOW)
+
+    def found(**wanted: object) -> list[str]:
+        return [record.attachment_key for record in ledger.failed(FailedFilter(**wanted))]  # type: ignore[arg-type]
+
+    assert found() == found(domain="claims") == found(trace_id="trace", error_class="DownloadFailed") == ["a", "b"]
+    assert found(domain="other") == found(until=NOW) == found(since=LATER) == []
+    assert found(keys=("b", "c")) == ["b"]
+    assert [record.attachment_key for record in ledger.list(AttachmentState.STORED, "EXAMPLE")] == ["c"]
+
+
+def test_every_end_is_in_one_numbered_commit(ledger: AttachmentLedger, outcomes: OutcomeLedger) -> None:
+    begun(ledger, "a", "b", "untold")
+    ledger.finish([stored("a"), stored("untold")], "run", NOW)
+    outcomes.mark_told([stored("a")], NOW)
+    outcomes.number_next_commit()
+    ledger.finish([dead("b")], "run", NOW)
+    outcomes.mark_told([dead("b")], NOW)
+    outcomes.number_next_commit()
+    assert outcomes.open_commits() == (1, 2)
+    assert (outcomes.of_commit(1), outcomes.of_commit(2)) == ((stored("a"),), (dead("b"),))
+    outcomes.mark_committed(1, LATER)
+    outcomes.number_next_commit()
+    assert outcomes.open_commits() == (2,)
+    assert (outcomes.uncommitted(), outcomes.totals()) == (2, {"outcomes": 3, "committed": 1})
+    ended = outcomes.ended_between(NOW, LATER)
+    assert (ended.success, ended.failed_transient, ended.failed_permanent) == (2, 0, 1)
+
+
+def test_an_end_without_its_outcome_is_noticed(ledger: AttachmentLedger) -> None:
+    begun(ledger, "a", "b")
+    ledger.finish([stored("a"), dead("b")], "run", NOW)
+    assert ledger.ends_without_outcome() == 0
+    ledger.start(["a"], "run", NOW)
+    ledger.finish([stored("a")], "run", NOW)
+    assert ledger.ends_without_outcome() == 0
+
+
+def test_what_the_sensors_ask_every_few_seconds_is_answered_by_an_index_among_ten_thousand_that_wait(
+    postgres_url: str,
+) -> None:
+    engine = open_engine(postgres_url)
+    ledger, outcomes = AttachmentLedger(engine), OutcomeLedger(engine)
+    asleep = [arrival(str(n), n)._replace(due_at=LATER) for n in range(10_000)]
+    retries = [one._replace(task=msgspec.structs.replace(one.task, attempt=2)) for one in asleep]
+    ledger.record(retries, MANY, NOW)
+    with engine.begin() as connection:
+        # As if there had been as many attempts before; the database's own housekeeping does the rest after a while.
+        connection.exec_driver_sql(PAST_ATTEMPTS)
+        connection.exec_driver_sql("ANALYZE attachments, download_outcomes")
+    asked: dict[Callable[[], object], str] = {
+        lambda: ledger.due(RETRY_LANE, 5_000, NOW): "attachments_due",
+        lambda: ledger.most_overdue(RETRY_LANE): "attachments_due",
+        lambda: ledger.held(RETRY_LANE, NOW): "attachments_held",
+        lambda: ledger.in_flight_batches(RETRY_LANE): "attachments_held",
+        outcomes.open_commits: "download_outcomes_uncommitted",
+        outcomes.number_next_commit: "download_outcomes_by_commit",
+    }
+    for question, index in asked.items():
+        assert index in plan(engine, question)
+    engine.dispose()
+
+
+def plan(engine: sa.Engine, question: Callable[[], object]) -> str:
+    """How PostgreSQL goes about what a question asks it."""
+    statements: list[tuple[str, Any]] = []
+
+    def note(*execution: Any) -> None:  # noqa: ANN401 - connection, cursor, statement, parameters and more
+        statements.append((execution[2], execution[3]))
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    question()
+    sa.event.remove(engine, "before_cursor_execute", note)
+    with engine.connect() as connection:
+        explained = [
+            connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).all()
+            for statement, parameters in statements
+            if statement.startswith("SELECT")
+        ]
+    return str(explained)

@@ -1,0 +1,203 @@
+"""OpportunityEvent and ProjectEvent: told apart by what they carry, exact, and nothing taken that is in doubt."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest_project.contracts.crm_event import CrmKind, decode_crm_event
+from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
+from ingest_project.core.errors import UnreadableMessage
+from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
+
+
+def without(message: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key != name}
+
+
+def refused(raw: bytes | None) -> str:
+    with pytest.raises(UnreadableMessage) as caught:
+        decode_crm_event(raw)
+    return str(caught.value)
+
+
+def test_the_contracts_examples_are_taken_as_they_are() -> None:
+    deal = decode_crm_event(encoded(opportunity("opp_123456789"), amount="50000.00"))
+    assert (deal.kind, deal.event_id) == (CrmKind.OPPORTUNITY, "opp_123456789")
+    assert deal.own["expected_close_date"] == date(2024, 6, 30)
+    assert str(deal.own["amount"]) == "50000.00"
+    assert deal.last_modified == datetime(2024, 3, 24, 20, 40, 35, tzinfo=UTC)
+    assert (deal.source, deal.tags, deal.notes) == ("Salesforce", '["enterprise"]', "…")
+    assert deal.other_fields is None
+    work = decode_crm_event(encoded(project(), budget="150000.00"))
+    assert (work.kind, str(work.own["budget"])) == (CrmKind.PROJECT, "150000.00")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.1", "0.1"),
+        ("12345678901234567890.12345678901234567890", "12345678901234567890.12345678901234567890"),
+        ("1.5e3", "1500"),
+        ("2E-2", "0.02"),
+        ("-17.50", "-17.50"),
+        ("-0", "0"),
+        ("0.00", "0.00"),
+        ("0e9999", "0"),
+        ("123123123123123123123123123123", "123123123123123123123123123123"),
+        ("null", None),
+    ],
+)
+def test_an_amount_is_the_number_that_is_written(text: str, value: str | None) -> None:
+    amount = decode_crm_event(encoded(opportunity(), amount=text)).own["amount"]
+    assert amount == (None if value is None else Decimal(value))
+    assert value is None or str(amount) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["NaN", "Infinity", '"50000.00"', "true", "[1]", "{}", "1e400", "1e-400", "1e30", "9" * 31, "1" * 5_000, '"NaN"'],
+)
+def test_an_amount_that_is_no_number_or_beyond_every_limit_is_refused(text: str) -> None:
+    refused(encoded(opportunity(), amount=text))
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (without(opportunity(), "amount"), "for an opportunity it lacks amount"),
+        (without(project(), "status"), "for a project it lacks status"),
+        (without(opportunity(), "account_id"), "It is an opportunity without account_id"),
+        (without(opportunity(), "meta_data"), "without meta_data"),
+        (opportunity("proj_7"), "the fields of an opportunity and the event_id of a project"),
+        (project("opp_7"), "the fields of a project and the event_id of an opportunity"),
+        (project("7") | opportunity("7"), "all fields of an opportunity and all of a project"),
+        ({"event_id": "7", "name": "x"}, "none of their fields"),
+        (opportunity() | {"event_id": None}, "event_id"),
+        (opportunity(event_id=" "), "event_id"),
+        (opportunity("x" * 201), "at most 200"),
+        (opportunity(name=5), "name must be a text, not a number"),
+        (opportunity(name=""), "name must not be empty"),
+        (opportunity(stage=None), "stage must not be null"),
+        (opportunity(owner_id=["x"]), "owner_id must be a text, not a list"),
+        (opportunity(expected_close_date="2024-02-30"), "expected_close_date must be a date"),
+        (opportunity(expected_close_date="30.06.2024"), "expected_close_date must be a date"),
+        (opportunity(meta_data=[]), "meta_data must be an object, not a list"),
+        (opportunity(meta_data={}), "last_modified must be a time"),
+        (opportunity(last_modified="yesterday"), "last_modified must be a time"),
+        (opportunity(last_modified="0001-01-01T00:00:00+23:59"), "last_modified must be a time"),
+        (opportunity(meta_data={"last_modified": 1711312835}), "last_modified must be a time"),
+        (opportunity(meta_data={"last_modified": "2024-03-24T20:40:35Z", "tags": "one"}), "tags must be a list"),
+        (opportunity(meta_data={"last_modified": "2024-03-24T20:40:35Z", "tags": [1]}), "tags must be a list"),
+    ],
+)
+def test_what_is_in_doubt_is_refused_with_a_reason_that_names_it(message: dict[str, Any], reason: str) -> None:
+    assert reason in refused(json.dumps(message).encode())
+
+
+def test_an_id_decides_where_the_fields_would_allow_both() -> None:
+    both = project("x") | opportunity("x")
+    for event_id, kind, others in (
+        ("opp_x", CrmKind.OPPORTUNITY, {"status", "start_date", "end_date", "budget"}),
+        ("proj_x", CrmKind.PROJECT, {"stage", "amount", "probability", "expected_close_date"}),
+    ):
+        event = decode_crm_event(json.dumps(both | {"event_id": event_id}).encode())
+        assert event.kind is kind
+        assert set(json.loads(event.other_fields or "")) == others
+
+
+def test_the_fields_decide_where_the_id_says_nothing() -> None:
+    assert decode_crm_event(encoded(opportunity("42"))).kind is CrmKind.OPPORTUNITY
+    assert decode_crm_event(encoded(project("42"))).kind is CrmKind.PROJECT
+
+
+def test_what_the_contract_does_not_know_is_kept() -> None:
+    message = opportunity(region="EMEA", custom={"a": [1, None]})
+    message["meta_data"] |= {"score": 0.1, "nested": {"ü": [1]}}
+    event = decode_crm_event(json.dumps(message).encode())
+    assert json.loads(event.other_fields or "") == {"region": "EMEA", "custom": {"a": [1, None]}}
+    assert json.loads(event.meta_data) == message["meta_data"]
+
+
+def test_an_amount_that_is_there_twice_is_refused_however_it_is_written() -> None:
+    raw = encoded(opportunity())
+    for twin in (b'"amount":1,"amount"', b'"\\u0061mount":1,"amount"'):
+        assert "amount is there 2 times" in refused(raw.replace(b'"amount"', twin))
+    assert "last_modified is there 2 times" in refused(
+        raw.replace(b'"last_modified"', b'"last_modified":"2020-01-01T00:00:00Z","last_modified"')
+    )
+
+
+def test_names_that_occur_twice_at_other_places_do_no_harm() -> None:
+    raw = encoded(opportunity(custom="<custom>")).replace(b'"<custom>"', b'{"amount":1,"amount":2}')
+    assert decode_crm_event(raw).own["amount"] == 50000
+
+
+def test_a_time_without_zone_is_utc_and_one_with_a_zone_is_made_so() -> None:
+    naive = decode_crm_event(encoded(opportunity(last_modified="2024-03-24T20:40:35")))
+    offset = decode_crm_event(encoded(opportunity(last_modified="2024-03-24T22:40:35+02:00")))
+    assert naive.last_modified == offset.last_modified == datetime(2024, 3, 24, 20, 40, 35, tzinfo=UTC)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_message() -> None:
+    assert decode_crm_event(b"\xef\xbb\xbf" + encoded(opportunity())).event_id == "opp_1"
+
+
+def test_nul_characters_become_a_character_that_every_database_keeps() -> None:
+    event = decode_crm_event(encoded(opportunity(name="a\x00b", notes=r"\u0000")))
+    assert event.name == "a\ufffdb"
+    assert json.loads(event.other_fields or "") == {"notes": r"\u0000"}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        None,
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"5",
+        b'"text"',
+        b"{",
+        b"[" * 100_000,
+        b"{}" * 2,
+        b" " * (MAX_MESSAGE_BYTES + 1),
+    ],
+    ids=lambda raw: str(raw)[:12],
+)
+def test_what_is_no_json_object_is_refused(raw: bytes | None) -> None:
+    refused(raw)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
+    max_leaves=8,
+)
+FIELDS = sorted({*opportunity(), *project(), "other"})
+
+
+@given(raw=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_are_decoded_or_refused(raw: bytes) -> None:
+    with pytest.raises(UnreadableMessage):
+        decode_crm_event(raw)
+
+
+@given(
+    changes=st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES, max_size=6), dropped=st.sets(st.sampled_from(FIELDS))
+)
+def test_any_object_is_decoded_or_refused(changes: dict[str, Any], dropped: set[str]) -> None:
+    for message in (opportunity(), project(), opportunity() | project("7")):
+        changed = {name: value for name, value in (message | changes).items() if name not in dropped}
+        try:
+            event = decode_crm_event(json.dumps(changed).encode())
+        except UnreadableMessage:
+            continue
+        assert event.event_id == changed["event_id"]

@@ -1,1 +1,0 @@
-"""CRM: from messages on a topic to rows, exactly once, whatever the messages are."""

@@ -1,0 +1,146 @@
+"""Dagster as part of the stack: it starts, it ticks, and what it runs ends with it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from ingest_project.core.settings import load_settings
+from ingest_project.devstack.child import ServiceFailed
+from ingest_project.devstack.dagster_processes import wait_until_ready
+from ingest_project.devstack.job_run import JobNotDone, run_jobs
+from ingest_project.devstack.processes import free_port
+from ingest_project.devstack.supervisor import running_stack
+from ingest_project.devstack.system import StepState
+from ingest_project_tests.cli.running import StackProcess, started_stack, wait_until_nothing_is_left
+
+TINY = "ingest_project_tests.devstack.tiny_definitions"
+
+
+@pytest.mark.long
+def test_a_run_in_flight_ends_with_a_killed_stack_and_with_a_stopped_one_and_the_second_start_is_quick(
+    tmp_path: Path,
+) -> None:
+    state_dir, started = tmp_path / "state", tmp_path / "started"
+    environ = {"TINY_STARTED": str(started)}
+    with started_stack(state_dir, TINY, environ=environ) as stack:
+        with urllib.request.urlopen(f"{stack.addresses['webserver']}/server_info", timeout=10) as answer:  # noqa: S310 - loopback
+            assert "dagster_version" in json.load(answer)
+        _wait_for_file(started)
+        stack.end(signal.SIGKILL)
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+    begun = time.monotonic()
+    with started_stack(state_dir, TINY, environ=environ) as stack:
+        assert time.monotonic() - begun < 30  # half of that on a machine that does nothing else
+        with pytest.raises(JobNotDone, match=r"no_such_job was not launched: PipelineNotFoundError"):
+            run_jobs(urlsplit(stack.addresses["webserver"]).port or 0, ["no_such_job"], 30, lambda: None)
+        assert stack.end(signal.SIGINT) == 130
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+@pytest.mark.long
+def test_ctrl_c_interrupts_a_run_in_flight_and_lets_it_write_its_failure(tmp_path: Path) -> None:
+    state_dir, started = tmp_path / "state", tmp_path / "started"
+    with started_stack(state_dir, TINY, environ={"TINY_STARTED": str(started)}) as stack:
+        _wait_for_file(started)
+        assert stack.end(signal.SIGINT) == 130
+    assert wait_until_nothing_is_left(state_dir) == {}
+    assert "DagsterExecutionInterruptedError" in (state_dir / "logs" / "code-server.log").read_text()
+
+
+@pytest.mark.long
+def test_a_run_ends_at_once_with_the_guard_of_its_code_server_which_is_started_again(tmp_path: Path) -> None:
+    state_dir, started = tmp_path / "state", tmp_path / "started"
+    with started_stack(state_dir, TINY, environ={"TINY_STARTED": str(started)}) as stack:
+        _wait_for_file(started)
+        worker = psutil.Process(int(started.read_text()))
+        guards = {child.pid: child for child in psutil.Process(stack.process.pid).children()}
+        guard = next(guards[parent.pid] for parent in worker.parents() if parent.pid in guards)
+        daemon = next(
+            child for child in guards.values() if "ingest_project.operations.daemon" in " ".join(child.cmdline())
+        )
+        guard.kill()
+        worker.wait(10)
+        # Both are there again, the daemon so that it finds the new code server.
+        _wait_until(lambda: not daemon.is_running() and len(_guards(stack, "ingest_project.operations.daemon")) == 1)
+        assert len(_guards(stack, "ingest_project.platform.dagster.code_server")) == 1
+        assert stack.process.poll() is None
+        assert stack.end(signal.SIGINT) == 130
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+@pytest.mark.long
+def test_a_run_ends_with_all_guards_killed_at_once(tmp_path: Path) -> None:
+    state_dir, started = tmp_path / "state", tmp_path / "started"
+    with started_stack(state_dir, TINY, environ={"TINY_STARTED": str(started)}) as stack:
+        _wait_for_file(started)
+        family = psutil.Process(stack.process.pid)
+        for process in (*family.children(), family):
+            process.kill()
+    assert wait_until_nothing_is_left(state_dir) == {}
+
+
+@pytest.mark.long
+def test_whichever_part_of_dagster_or_broker_is_killed_runs_again_and_the_sensors_tick(tmp_path: Path) -> None:
+    notes: list[str] = []
+    loaded = load_settings({"INGEST_STATE_DIR": str(tmp_path / "state"), "INGEST_WEBSERVER_PORT": "0"}, tmp_path)
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        running_stack(loaded, lambda step, _state: notes.append(step), definitions_module=TINY) as stack,
+    ):
+        environment.setenv("TINY_STARTED", str(tmp_path / "started"))
+        for name in ("webserver", "daemon", "code server", "broker"):
+            command = psutil.Process(next(one for one in stack.children if one.name == name).guard.pid).children()[0]
+            command.kill()
+            command.wait(10)
+            stack.wait(3)
+            assert stack.home is not None
+            webserver = next(child for child in stack.children if child.name == "webserver")
+            wait_until_ready(stack.home, webserver, stack.children)
+            assert any(f"The {name} ended and is started again" in note for note in notes)
+    assert wait_until_nothing_is_left(tmp_path / "state") == {}
+
+
+def _guards(stack: StackProcess, module: str) -> list[psutil.Process]:
+    children = psutil.Process(stack.process.pid).children()
+    return [child for child in children if child.is_running() and module in " ".join(child.cmdline())]
+
+
+def test_definitions_that_do_not_load_are_shown_with_their_error(tmp_path: Path) -> None:
+    loaded = load_settings({"INGEST_STATE_DIR": str(tmp_path / "state"), "INGEST_WEBSERVER_PORT": "0"}, tmp_path)
+    with (
+        pytest.raises(ServiceFailed, match=r"(?s)code server.*No module named 'no_such_definitions'"),
+        running_stack(loaded, _silent, definitions_module="no_such_definitions"),
+    ):
+        pass
+    assert wait_until_nothing_is_left(tmp_path / "state") == {}
+
+
+def test_a_job_that_nobody_is_there_to_launch_is_said_at_once() -> None:
+    with pytest.raises(JobNotDone, match=r"some_job was not launched: .*refused"):
+        run_jobs(free_port(), ["some_job"], 30, lambda: None)
+
+
+def _silent(_step: str, _state: StepState) -> None:
+    pass
+
+
+def _wait_for_file(path: Path) -> None:
+    # Until it has its content, too.
+    _wait_until(lambda: path.exists() and bool(path.read_text()))
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,45 @@
+"""Arrivals as a sensor makes them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from ingest_project.contracts.file_event import FileEvent
+from ingest_project.contracts.polling_job import PollingJob, Priority
+from ingest_project.file_ingest.file_record import FileArrival
+from ingest_project.platform.work_queue.types import Intake
+from ingest_project.polling.job_queue import JobArrival
+
+NOW = datetime(2026, 1, 15, 10, 30, 45, 123456, tzinfo=UTC)
+TOPIC = "file-event-queue"
+
+
+def delay(attempts: int) -> timedelta:
+    """5, 10, 20 … seconds."""
+    return timedelta(seconds=5 * 2 ** (attempts - 1))
+
+
+def arrival(key: str, offset: int = 0, *, topic: str = TOPIC, generation: str = "g1") -> FileArrival:
+    event = FileEvent(
+        file_path=f"/in/{key}",
+        file_name=key.partition("~")[0],
+        event_id=f"event-{key}",
+        job_id="job_123",
+        size_bytes=5_213,
+        modified_at=NOW - timedelta(days=1),
+        metadata={"format": "canonical", "nested": {"ü": [1, None, 2.5]}},
+        source_config={"source_type": "local", "path": "/in"},
+    )
+    return FileArrival(key, f"local:/in/{key}", event, "canonical", Intake(topic, 3, offset, generation, NOW))
+
+
+def job(key: str, offset: int = 0, priority: Priority = "normal") -> JobArrival:
+    request = PollingJob(
+        job_id=f"id-{key}",
+        source_config={"source_type": "dummy", "path": "./dummy_data"},
+        file_pattern="*.csv",
+        priority=priority,
+        metadata={"a": 1},
+        trace_id="trace",
+    )
+    return JobArrival(key, request, Intake("polling-queue", 0, offset, "g1", NOW))

@@ -1,0 +1,17 @@
+"""Stores in every kind of place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ingest_project.file_ingest.warehouse.open_warehouse import open_warehouse
+from ingest_project.file_ingest.warehouse.protocol import Warehouse
+
+
+@pytest.fixture
+def warehouse(database_url: str) -> Iterator[Warehouse]:
+    opened = open_warehouse(database_url)
+    yield opened
+    opened.close()

@@ -1,0 +1,194 @@
+"""Killed processes, cut connections and rivals: the files of a group are stored wholly or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ingest_project.core.errors import DatabaseUnavailable, TransactionConflict
+from ingest_project.file_ingest.warehouse.open_warehouse import open_warehouse
+from ingest_project.file_ingest.warehouse.protocol import StoredCounts, Warehouse
+from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, in_ledger, metrics, readings, states
+from ingest_project_tests.services.postgres import PostgresServer
+
+HALF_A_TRANSACTION = """
+import sys
+from ingest_project.file_ingest.warehouse.protocol import open_warehouse
+from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, metrics, readings
+warehouse = open_warehouse(sys.argv[1])
+with warehouse.transaction() as transaction:
+    transaction.replace_files(["a"])
+    transaction.claim_contents(claims(("a", "1")))
+    rows = readings("a", range(1_000))
+    transaction.append_readings(rows)
+    transaction.put_metrics(metrics(rows))
+    transaction.finish_files(finished("a", accepted=1_000))
+    print("half-way", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def postgres_warehouse(postgres_url: str) -> Iterator[Warehouse]:
+    warehouse = open_warehouse(postgres_url)
+    yield warehouse
+    warehouse.close()
+
+
+def store(warehouse: Warehouse, file_key: str, values: range) -> None:
+    rows = readings(file_key, values)
+    with warehouse.transaction() as transaction:
+        transaction.replace_files([file_key])
+        transaction.append_readings(rows)
+        transaction.put_metrics(metrics(rows))
+        transaction.finish_files(finished(file_key, accepted=len(values)))
+
+
+def cut_everybody_off(server: PostgresServer, url: str) -> None:
+    name = url.rpartition("/")[2]
+    server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+
+
+def test_a_process_killed_in_the_middle_leaves_the_file_as_it_was(database_url: str) -> None:
+    in_ledger(database_url, "a")
+    warehouse = open_warehouse(database_url)
+    store(warehouse, "a", range(3))
+    with subprocess.Popen(
+        [sys.executable, "-c", HALF_A_TRANSACTION, database_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"half-way\n"
+        child.kill()
+    assert warehouse.file_counts(["a"]) == {"a": StoredCounts(3, 0, 1)}
+    store(warehouse, "a", range(5))
+    assert warehouse.file_counts(["a"]) == {"a": StoredCounts(5, 0, 1)}
+    with warehouse.transaction() as transaction:
+        assert transaction.claim_contents(claims(("b", "1"))) == {"b": "b"}
+    warehouse.close()
+
+
+def test_a_connection_cut_in_the_middle_is_unavailable_and_the_same_warehouse_goes_on(
+    postgres_warehouse: Warehouse, postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    in_ledger(postgres_url, "a")
+    store(postgres_warehouse, "a", range(3))
+
+    def store_and_be_cut_off() -> None:
+        with postgres_warehouse.transaction() as transaction:
+            transaction.replace_files(["a"])
+            cut_everybody_off(postgres_server, postgres_url)
+            transaction.append_readings(readings("a", range(9)))
+
+    with pytest.raises(DatabaseUnavailable):
+        store_and_be_cut_off()
+    assert postgres_warehouse.file_counts(["a"]) == {"a": StoredCounts(3, 0, 1)}
+    store(postgres_warehouse, "a", range(4))
+    assert postgres_warehouse.totals().readings == 4
+
+
+def test_a_connection_cut_between_transactions_is_not_noticed(
+    postgres_warehouse: Warehouse, postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    store(postgres_warehouse, "a", range(3))
+    cut_everybody_off(postgres_server, postgres_url)
+    store(postgres_warehouse, "b", range(3))
+    assert postgres_warehouse.totals().readings == 6
+
+
+def test_a_server_that_was_away_is_used_again(own_postgres_server: PostgresServer) -> None:
+    warehouse = open_warehouse(own_postgres_server.url(), connect_timeout_seconds=2)
+    with warehouse.transaction():
+        pass
+    own_postgres_server.kill()
+    with pytest.raises(DatabaseUnavailable), warehouse.transaction():
+        pass
+    own_postgres_server.start()
+    with warehouse.transaction():
+        pass
+    warehouse.close()
+
+
+def test_two_transactions_on_one_file_leave_it_stored_once(database_url: str) -> None:
+    in_ledger(database_url, "a")
+    at_once = threading.Barrier(4)
+
+    def run(_: int) -> None:
+        warehouse = open_warehouse(database_url)
+        at_once.wait(timeout=10)
+        for _repetition in range(3):
+            store(warehouse, "a", range(50))
+        warehouse.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    warehouse = open_warehouse(database_url)
+    assert warehouse.file_counts(["a"]) == {"a": StoredCounts(50, 0, 1)}
+    warehouse.close()
+
+
+def test_of_two_transactions_that_claim_one_content_at_once_only_one_stands_for_it(database_url: str) -> None:
+    at_once = threading.Barrier(4)
+
+    def claim(name: str) -> dict[str, str]:
+        warehouse = open_warehouse(database_url)
+        at_once.wait(timeout=10)
+        with warehouse.transaction() as transaction:
+            # Each names the contents in another order: only their own order keeps them from waiting crosswise.
+            contents = [(f"{name}-{number}", str(number)) for number in range(20)]
+            owners = transaction.claim_contents(claims(*(contents if name in "ac" else reversed(contents))))
+        warehouse.close()
+        return owners
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(claim, "abcd"))
+    for number in range(20):
+        owners = {owner for owners in found for owner in owners.values() if owner.endswith(f"-{number}")}
+        assert len(owners) == 1
+
+
+def test_a_content_given_up_while_its_duplicate_is_stored_finds_the_duplicate(
+    postgres_warehouse: Warehouse, postgres_url: str
+) -> None:
+    in_ledger(postgres_url, "a", "b")
+    with postgres_warehouse.transaction() as transaction:
+        transaction.claim_contents(claims(("a", "1")))
+        transaction.finish_files(finished("a"))
+
+    def give_up() -> tuple[str, ...]:
+        with postgres_warehouse.transaction() as transaction:
+            reopened = transaction.release_contents(["a"])
+            transaction.finish_files(finished("a", "quarantined"))
+            return reopened
+
+    with ThreadPoolExecutor(1) as pool:
+        with postgres_warehouse.transaction() as transaction:
+            assert transaction.claim_contents(claims(("b", "1"))) == {"b": "a"}
+            given_up = pool.submit(give_up)
+            transaction.finish_files(finished("b", "duplicate", duplicate_of="a"))
+        assert given_up.result(timeout=20) == ("b",)
+    assert states(postgres_url) == {"a": "quarantined", "b": "pending"}
+
+
+def test_a_deadlock_is_a_conflict_that_may_be_tried_again(postgres_warehouse: Warehouse, postgres_url: str) -> None:
+    in_ledger(postgres_url, "a", "b")
+    at_once = threading.Barrier(2)
+
+    def lock(first: str, second: str) -> str:
+        try:
+            with postgres_warehouse.transaction() as transaction:
+                transaction.replace_files([first])
+                at_once.wait(timeout=10)
+                transaction.replace_files([second])
+        except TransactionConflict as conflict:
+            return type(conflict).__name__
+        return "stored"
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lock, "ab", "ba"))
+    assert sorted(outcomes) == ["TransactionConflict", "stored"]
+    store(postgres_warehouse, "a", range(2))

@@ -1,1 +1,0 @@
-"""Kafka against Apache Kafka itself and against the embedded broker."""

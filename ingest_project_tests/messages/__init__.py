@@ -1,1 +1,0 @@
-"""What each topic carries, and what it must not."""

@@ -1,0 +1,68 @@
+"""What is long done goes; what failed, is in quarantine or is held stays."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from ingest_project.file_ingest.partitions import FILES
+from ingest_project.operations.retention import Removal, removals
+from ingest_project_tests.journeys.system import RAW, System, readings
+
+LATER = timedelta(days=1_000)
+
+
+def in_a_thousand_days(system: System) -> dict[str, Removal]:
+    found = removals(system.services, system.instance, datetime.now(UTC) + LATER)
+    return {removal.what: removal for removal in found}
+
+
+def test_partitions_and_bytes_of_ingested_files_go_and_those_of_refused_and_waiting_ones_stay(system: System) -> None:
+    system.send_files(system.write("good.csv", readings()), system.write("bad.csv", "nothing,of,this\n1,2,3\n"))
+    system.drive()
+    system.send_files(system.write("waits.csv", readings(4)))
+    (request,) = system.requests()
+    good, bad, waits = (system.file(name).file_key for name in ("good.csv", "bad.csv", "waits.csv"))
+
+    found = in_a_thousand_days(system)
+    assert found["partitions of files"].examples == [good]
+    assert found["landed contents"].number == 1
+    for removal in found.values():
+        removal.remove()
+
+    assert set(system.instance.get_dynamic_partitions(FILES)) == {bad, waits}
+    sha256 = system.file("good.csv").sha256
+    assert sha256 is not None
+    assert system.services.landing.find(sha256) is None
+    again = in_a_thousand_days(system)
+    assert again["partitions of files"].number == again["landed contents"].number == 0
+    assert system.execute("file_batch", request).success
+    assert system.states() == {"good.csv": "ingested", "bad.csv": "quarantined", "waits.csv": "ingested"}
+
+
+def test_a_run_stays_as_long_as_something_it_worked_on_is_not_long_done(system: System) -> None:
+    system.send_files(system.write("bad.csv", "nothing,of,this\n1,2,3\n"))
+    system.drive()
+    assert in_a_thousand_days(system)["finished runs"].number == 0
+    system.send_files(system.write("good.csv", readings()))
+    system.drive()
+    assert system.times_materialized(RAW) == 2
+    runs = in_a_thousand_days(system)["finished runs"]
+    assert list(runs.examples) == [system.file("good.csv").run_id]
+    runs.remove()
+    assert system.times_materialized(RAW) == 1
+
+
+def test_nothing_goes_before_its_time(system: System) -> None:
+    system.send_files(system.write("good.csv", readings()))
+    system.drive()
+    assert [removal.number for removal in removals(system.services, system.instance, datetime.now(UTC))] == [0] * 8
+
+
+def test_published_ids_are_forgotten_after_their_time(system: System) -> None:
+    system.write("a.csv", readings())
+    system.send_job(system.folder)
+    system.drive()
+    published = in_a_thousand_days(system)["ids of published messages"]
+    assert published.number >= 1
+    published.remove()
+    assert in_a_thousand_days(system)["ids of published messages"].number == 0

@@ -1,0 +1,58 @@
+"""Run workers as forks of a warm process: none of them survives the code server, however that ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+# Starts a worker as the code server does, says which process it is, and waits for it.
+SERVER = """
+import os, time
+from ingest_project import code_server
+
+def work():
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    code_server.HEAVY_MODULES = ()
+    code_server.warm_workers([])
+    import multiprocessing
+    worker = multiprocessing.get_context("spawn").Process(target=work)
+    worker.start()
+    worker.join()
+"""
+
+
+@pytest.mark.parametrize("victim", ["the code server", "the process that workers are forks of"])
+def test_a_worker_ends_at_once_when_nobody_can_see_it_any_more(victim: str, tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    with subprocess.Popen([sys.executable, str(tmp_path / "server.py")], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        worker = psutil.Process(int(server.stdout.readline()))
+        parent = worker.parent()
+        assert parent is not None
+        (server if victim == "the code server" else parent).kill()
+        psutil.wait_procs([worker, parent], timeout=10)
+        assert not worker.is_running()
+        assert not parent.is_running()
+        server.kill()
+
+
+def test_a_request_to_stop_is_for_the_workers_alone(tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    with subprocess.Popen([sys.executable, str(tmp_path / "server.py")], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        worker = psutil.Process(int(server.stdout.readline()))
+        parent = worker.parent()
+        assert parent is not None
+        parent.send_signal(signal.SIGTERM)
+        with pytest.raises(psutil.TimeoutExpired):
+            parent.wait(0.3)
+        worker.send_signal(signal.SIGTERM)
+        assert server.wait(10) == 0

@@ -1,0 +1,70 @@
+"""A named lock keeps other processes out, and comes free with the process that holds it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+
+from ingest_project.core.errors import TransactionConflict
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database.locks import exclusive
+
+HOLD = """
+import sys
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database.locks import exclusive
+with exclusive(open_engine(sys.argv[1]), sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+LONG_SECONDS = 120.0
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@contextmanager
+def held_elsewhere(url: str, name: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock, until its input ends or it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, url, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.communicate()
+
+
+def test_who_waits_too_long_is_told_and_other_locks_are_free(engine: sa.Engine, database_url: str) -> None:
+    with held_elsewhere(database_url, "one"):
+        with pytest.raises(TransactionConflict), exclusive(engine, "one", wait_seconds=0.1):
+            pass
+        with exclusive(engine, "another", wait_seconds=0.1):
+            pass
+    with exclusive(engine, "one", wait_seconds=LONG_SECONDS):
+        pass
+
+
+def test_a_lock_comes_free_when_its_process_is_killed(engine: sa.Engine, database_url: str) -> None:
+    with held_elsewhere(database_url, "one") as process:
+        process.kill()
+        with exclusive(engine, "one", wait_seconds=LONG_SECONDS):
+            pass
+
+
+def test_a_lock_comes_free_when_what_was_done_under_it_failed(engine: sa.Engine) -> None:
+    with pytest.raises(ZeroDivisionError), exclusive(engine, "one"):
+        raise ZeroDivisionError
+    with exclusive(engine, "one", wait_seconds=LONG_SECONDS):
+        pass

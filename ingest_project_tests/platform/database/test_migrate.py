@@ -1,0 +1,127 @@
+"""The database brings itself to this version's tables."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from ingest_project.attachments import tables as attachment_tables
+from ingest_project.file_ingest import tables
+from ingest_project.operations import metric_rollup as metric_tables
+from ingest_project.platform.database.columns import metadata
+from ingest_project.platform.database.engine import open_engine, writing
+from ingest_project.platform.database.migrate import HEAD, migrate, schema_version
+from ingest_project.streams import tables as stream_tables
+from ingest_project.streams.crm import tables as crm_tables
+from ingest_project.streams.user_activity import tables as activity_tables
+
+# Importing them registers them.
+DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables, activity_tables)
+
+MIGRATE = """
+import sys
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database.migrate import migrate
+engine = open_engine(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+migrate(engine)
+"""
+
+
+@pytest.fixture(params=["postgres", "sqlite"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'new folder' / 'empty.db'}"
+    url: str = request.getfixturevalue("empty_postgres_url")
+    return url
+
+
+def test_the_migrations_make_the_tables_that_the_code_sees(database_url: str) -> None:
+    engine = open_engine(database_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences = compare_metadata(context, metadata)
+    engine.dispose()
+    # The one index that is written in PostgreSQL's own words is not in the tables' description.
+    assert [d for d in differences if getattr(d[1], "name", "") != "raw_sensor_data_by_file"] == []
+
+
+def test_the_newest_revision_is_the_one_that_is_looked_for() -> None:
+    config = Config()
+    config.set_main_option("script_location", "ingest_project.platform.database:migrations")
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+
+
+def test_a_current_database_costs_one_quick_query(database_url: str) -> None:
+    engine = open_engine(database_url)
+    migrate(engine)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        migrate(engine)
+        times.append(time.perf_counter() - started)
+    engine.dispose()
+    assert min(times) < 0.02
+
+
+def test_processes_that_start_at_once_all_find_a_migrated_database(empty_url: str) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", MIGRATE, empty_url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    outcomes = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outcomes
+    engine = open_engine(empty_url)
+    assert schema_version(engine) == HEAD
+    engine.dispose()
+
+
+def test_a_migration_that_fails_half_way_leaves_nothing(empty_url: str) -> None:
+    engine = open_engine(empty_url)
+    with writing(engine) as connection:
+        # Stands in the way of a table that is made late.
+        connection.exec_driver_sql("CREATE TABLE outbox (id INTEGER)")
+    with pytest.raises(sa.exc.DBAPIError):
+        migrate(engine)
+    assert sa.inspect(engine).get_table_names() == ["outbox"]
+    with writing(engine) as connection:
+        connection.exec_driver_sql("DROP TABLE outbox")
+    migrate(engine)
+    assert schema_version(engine) == HEAD
+    engine.dispose()
+
+
+def test_going_back_to_nothing_and_forth_again_works(database_url: str) -> None:
+    engine = open_engine(database_url)
+    config = Config()
+    config.set_main_option("script_location", "ingest_project.platform.database:migrations")
+    with writing(engine) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    assert set(sa.inspect(engine).get_table_names()) == {"alembic_version"}
+    migrate(engine)
+    assert "files" in sa.inspect(engine).get_table_names()
+    engine.dispose()

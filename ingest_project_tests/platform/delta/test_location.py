@@ -1,0 +1,301 @@
+"""Delta tables on S3 and on Azure's storage: the same promises, kept by conditional requests."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pytest
+from azure.storage.blob import ContainerClient, ContainerSasPermissions, generate_container_sas
+
+from ingest_project.core.errors import SettingsError, StoreUnavailable
+from ingest_project.devstack.processes import free_port
+from ingest_project.platform.delta.location import (
+    AzureCredential,
+    BearerToken,
+    DeltaCredentials,
+    delta_place,
+    storage_options,
+)
+from ingest_project.platform.delta.maintenance import UpkeepLimits, keep_healthy
+from ingest_project.platform.delta.table import AlreadyCommitted, Committed, DeltaStore
+from ingest_project.platform.object_store.locations import S3Options, s3_client
+from ingest_project_tests.platform.delta.test_append import numbers, together
+from ingest_project_tests.services.azurite import ACCOUNT, KEY, Azurite, why_not_azurite
+from ingest_project_tests.services.kafka import wait_until
+
+pytestmark = pytest.mark.long
+
+ONELAKE = "https://onelake.dfs.fabric.microsoft.com/11111111-1111-1111-1111-111111111111/2222/Tables/results"
+Place = tuple[str, DeltaCredentials]
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    if reason := why_not_azurite():
+        pytest.skip(reason)
+    server = Azurite()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def distant_s3() -> Iterator[S3Options]:
+    """An S3 server in a process of its own: delta-rs keeps the interpreter to itself while it changes properties."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_until(lambda: answers(port), 30)
+            yield S3Options(f"http://127.0.0.1:{port}", "us-east-1", "test-key", "test-secret")
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def s3_place(distant_s3: S3Options) -> Place:
+    """A prefix in a bucket of this test alone."""
+    name = f"test-{uuid.uuid4().hex}"
+    s3_client(distant_s3).create_bucket(Bucket=name)
+    return f"s3://{name}/some/prefix", DeltaCredentials(s3=distant_s3)
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def azure_place(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A container of this test alone, entered with the account's key."""
+    monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", azurite.server_url)
+    name = f"test-{uuid.uuid4().hex}"
+    with ContainerClient(azurite.endpoint_url, name, credential=KEY) as container:
+        container.create_container()
+    credential = AzureCredential(account_key=KEY, emulator=True)
+    return f"abfss://{name}@{ACCOUNT}.dfs.core.windows.net/some/table", DeltaCredentials(azure=credential)
+
+
+@pytest.fixture(params=["s3", "azure"])
+def place(request: pytest.FixtureRequest) -> Place:
+    found: Place = request.getfixturevalue(f"{request.param}_place")
+    return found
+
+
+def store_at(place: Place) -> DeltaStore:
+    return DeltaStore(delta_place(*place))
+
+
+def read(store: DeltaStore) -> list[int]:
+    table = store.opened()
+    assert table is not None
+    return sorted(pa.table(table.scan().read_all())["n"].to_pylist())
+
+
+def test_a_position_is_committed_once_there_too(place: Place) -> None:
+    store = store_at(place)
+    assert store.committed_version("topic-0") is None
+    assert isinstance(store.append(numbers(1, 2), app_id="topic-0", version=2), Committed)
+    assert store.append(numbers(1, 2), app_id="topic-0", version=2) == AlreadyCommitted(2)
+    assert store_at(place).append(numbers(1, 2), app_id="topic-0", version=2) == AlreadyCommitted(2)
+    assert read(store) == [1, 2]
+
+
+def test_writers_at_once_keep_each_position_once_there_too(place: Place) -> None:
+    def append_all() -> None:
+        store = store_at(place)
+        for version in range(1, 6):
+            store.append(numbers(version), app_id="topic-0", version=version)
+
+    together(append_all, append_all, append_all)
+    assert read(store_at(place)) == [1, 2, 3, 4, 5]
+
+
+def test_upkeep_works_there_too(place: Place) -> None:
+    store = store_at(place)
+    for version in range(12):
+        store.append(numbers(version), app_id="topic-0", version=version)
+    done = keep_healthy(store, UpkeepLimits(retention=timedelta(0), allow_short_retention=True))
+    assert done is not None
+    assert (done.before.files, done.after.files, len(done.removed)) == (12, 1, 12)
+    assert read(store) == list(range(12))
+
+
+def test_a_commit_whose_answer_is_lost_is_found_and_not_repeated(s3_place: Place) -> None:
+    store_at(s3_place).append(numbers(0), app_id="topic-0", version=0)
+    url, credentials = s3_place
+    assert credentials.s3.endpoint_url is not None
+    with proxy_to(credentials.s3.endpoint_url, lambda method, path: method == "PUT" and "02.json" in path) as proxy:
+        options = S3Options(proxy.url, "us-east-1", "test-key", "test-secret")
+        store = store_at((url, DeltaCredentials(s3=options)))
+        try:
+            store.append(numbers(1), app_id="topic-0", version=1)
+        except StoreUnavailable:
+            assert store.append(numbers(1), app_id="topic-0", version=1) == AlreadyCommitted(1)
+        assert proxy.lost > 0
+    assert read(store_at(s3_place)) == [0, 1]
+
+
+def test_a_sas_lets_in_and_one_that_does_not_is_not_shown(azurite: Azurite, azure_place: Place) -> None:
+    url, _ = azure_place
+    container = urlsplit(url).username
+    assert container is not None
+    sas = generate_container_sas(
+        ACCOUNT,
+        container,
+        account_key=KEY,
+        permission=ContainerSasPermissions(read=True, write=True, list=True, delete=True, create=True),
+        expiry=datetime.now(UTC) + timedelta(hours=1),
+    )
+
+    def append_with(sas: str) -> None:
+        credential = AzureCredential(sas=sas, endpoint_url=azurite.endpoint_url)
+        store_at((url, DeltaCredentials(azure=credential))).append(numbers(1), app_id="topic-0", version=1)
+
+    append_with(sas)
+    secret = base64.b64encode(b"not the signature at all").decode().rstrip("=")
+    with pytest.raises(StoreUnavailable) as caught:
+        append_with(sas.split("&sig=")[0] + f"&sig={secret}")
+    assert secret not in str(caught.value)
+
+
+def test_a_token_is_asked_for_again_before_it_ends() -> None:
+    asked: list[datetime] = []
+
+    def token() -> BearerToken:
+        asked.append(datetime.now(UTC))
+        return BearerToken(f"token-{len(asked)}", datetime.now(UTC) + timedelta(minutes=4 if len(asked) == 1 else 60))
+
+    place = delta_place(ONELAKE, DeltaCredentials(azure=AzureCredential(tokens=token)))
+    assert (
+        place.url == "abfss://11111111-1111-1111-1111-111111111111@onelake.dfs.fabric.microsoft.com/2222/Tables/results"
+    )
+    first, second = storage_options(place), storage_options(place)
+    assert (first.values["azure_storage_token"], first.ended) == ("token-1", True)
+    assert (second.values["azure_storage_token"], second.ended) == ("token-2", False)
+    assert "token-" not in repr(first) + repr(place)
+
+
+def test_the_token_of_the_moment_is_what_the_service_is_shown() -> None:
+    tokens = iter(["first", "second"])
+    shown: set[str | None] = set()
+
+    class Service(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            shown.add(self.headers.get("Authorization"))
+            listing = b"<EnumerationResults><Blobs/><NextMarker/></EnumerationResults>"
+            self.send_response_only(200 if "comp=list" in self.path else 404)
+            self.send_header("Content-Length", str(len(listing)))
+            self.end_headers()
+            self.wfile.write(listing)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    credential = AzureCredential(
+        tokens=lambda: BearerToken(next(tokens), datetime.now(UTC) + timedelta(minutes=1)),
+        endpoint_url=f"http://127.0.0.1:{server.server_address[1]}",
+    )
+    store = store_at((ONELAKE, DeltaCredentials(azure=credential)))
+    try:
+        for token in ("first", "second"):
+            shown.clear()
+            assert store.committed_version("topic-0") is None
+            assert shown == {f"Bearer {token}"}
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("url", "credential"),
+    [
+        ("s3://", None),
+        ("gopher://x/y", None),
+        ("https://example.com/table", None),
+        ("abfss://table", AzureCredential(sas="x")),
+        ("https://account.dfs.core.windows.net/filesystem", AzureCredential(sas="x")),
+        (ONELAKE, None),
+        (ONELAKE, AzureCredential()),
+        (ONELAKE, AzureCredential(sas="x", account_key="y")),
+    ],
+)
+def test_addresses_and_credentials_that_lead_to_no_table_are_settings_to_mend(
+    url: str, credential: AzureCredential | None
+) -> None:
+    with pytest.raises(SettingsError):
+        delta_place(url, DeltaCredentials(azure=credential))
+
+
+def test_a_server_that_is_away_says_so_soon() -> None:
+    options = S3Options("http://127.0.0.1:1", "us-east-1", "key", "secret")
+    with pytest.raises(StoreUnavailable, match="Connection refused"):
+        store_at(("s3://bucket/x", DeltaCredentials(s3=options))).committed_version("topic-0")
+
+
+class proxy_to:  # noqa: N801 - reads as the function it is used as
+    """Hands requests on to a server, and cuts the connection in place of some of its answers."""
+
+    def __init__(self, url: str, loses_answer: Callable[[str, str], bool]) -> None:
+        self.lost = 0
+        proxy, target = self, urlsplit(url).netloc
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                connection = http.client.HTTPConnection(target)
+                connection.request(self.command, self.path, body, dict(self.headers))
+                answer = connection.getresponse()
+                content = answer.read()
+                connection.close()
+                if answer.status < 300 and loses_answer(self.command, self.path):
+                    proxy.lost += 1
+                    self.close_connection = True
+                    return
+                self.send_response_only(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in {"content-length", "transfer-encoding", "connection"}:
+                        self.send_header(name, value)
+                length = answer.getheader("Content-Length") if self.command == "HEAD" else len(content)
+                self.send_header("Content-Length", str(length or 0))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer  # noqa: N815 - http.server's names
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()

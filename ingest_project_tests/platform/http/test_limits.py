@@ -1,0 +1,169 @@
+"""How much is asked of hosts, and when they are left alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ingest_project.core.errors import DownloadFailed, DownloadRefused, HostBusy
+from ingest_project.platform.http.errors import failure_of, parse_retry_after
+from ingest_project.platform.http.limits import HostLimits, LoadLimits
+
+HOST = "example.com"
+SHORT = timedelta(milliseconds=60)
+
+
+def _fail(
+    limits: HostLimits,
+    retry_after: timedelta | None = None,
+    *,
+    cut: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    with pytest.raises(DownloadFailed), limits.conversation(HOST, forgive_breaks=True):  # noqa: PT012 - the block is the conversation
+        meanwhile()
+        raise DownloadFailed("https://example.com/a", "503", 503, retry_after, cut=cut)
+
+
+def _succeed(limits: HostLimits) -> None:
+    with limits.conversation(HOST):
+        pass
+
+
+def test_no_more_conversations_at_a_time_than_allowed_in_total_and_with_one_host() -> None:
+    limits = HostLimits(LoadLimits(total=4, per_host=3))
+    lock, now, most = threading.Lock(), {"a": 0, "b": 0}, {"a": 0, "b": 0, "total": 0}
+
+    def talk(host: str) -> None:
+        with limits.conversation(host):
+            with lock:
+                now[host] += 1
+                most[host] = max(most[host], now[host])
+                most["total"] = max(most["total"], sum(now.values()))
+            time.sleep(0.005)
+            with lock:
+                now[host] -= 1
+
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(talk, ["a", "b"] * 40))
+    assert most == {"a": 3, "b": 3, "total": 4} or (most["total"] == 4 and max(most["a"], most["b"]) == 3)
+    assert not limits._hosts
+
+
+def test_who_gets_no_place_in_time_hears_that_the_host_is_busy() -> None:
+    limits = HostLimits(LoadLimits(per_host=1, longest_wait=SHORT))
+    with limits.conversation(HOST), pytest.raises(HostBusy), limits.conversation(HOST):
+        pass
+    _succeed(limits)
+
+
+def test_a_host_that_fails_in_a_row_is_left_alone_and_then_tried_by_one() -> None:
+    limits = HostLimits(LoadLimits(failures_to_pause=2, pause=SHORT))
+    _fail(limits)
+    _succeed(limits)
+    _fail(limits)
+    _fail(limits)
+    with pytest.raises(HostBusy) as busy, limits.conversation(HOST):
+        pass
+    assert timedelta(0) < busy.value.retry_after <= SHORT
+    time.sleep(SHORT.total_seconds())
+    # One is trying it: no other may.
+    with limits.conversation(HOST), pytest.raises(HostBusy, match="trying it now"), limits.conversation(HOST):
+        pass
+    _succeed(limits)
+    assert not limits._hosts
+
+
+def test_a_host_that_fails_its_trial_is_left_alone_again() -> None:
+    limits = HostLimits(LoadLimits(failures_to_pause=1, pause=SHORT))
+    _fail(limits)
+    time.sleep(SHORT.total_seconds())
+    _fail(limits)
+    with pytest.raises(HostBusy), limits.conversation(HOST):
+        pass
+
+
+def test_other_hosts_are_not_affected() -> None:
+    limits = HostLimits(LoadLimits(failures_to_pause=1))
+    _fail(limits)
+    with limits.conversation("other.example.com"):
+        pass
+
+
+def test_a_host_that_asks_to_be_left_alone_is_and_at_most_so_long() -> None:
+    limits = HostLimits(LoadLimits(longest_retry_after=SHORT))
+    _fail(limits, timedelta(days=30))
+    with pytest.raises(HostBusy, match="asked to be left alone") as busy, limits.conversation(HOST):
+        pass
+    assert busy.value.retry_after <= SHORT
+    time.sleep(SHORT.total_seconds())
+    _succeed(limits)
+
+
+def test_a_refusal_and_a_forgiven_break_are_not_held_against_a_host() -> None:
+    limits = HostLimits(LoadLimits(failures_to_pause=1))
+    _fail(limits, cut=True)
+    with pytest.raises(DownloadRefused), limits.conversation(HOST):
+        raise DownloadRefused("https://example.com/a", "404", 404)
+    _succeed(limits)
+
+
+def test_those_who_wait_for_a_place_hear_that_the_host_failed() -> None:
+    limits = HostLimits(LoadLimits(per_host=1, failures_to_pause=1, longest_wait=timedelta(seconds=20)))
+    inside = threading.Event()
+    heard: list[HostBusy] = []
+
+    def meanwhile() -> None:
+        inside.set()
+        time.sleep(0.05)
+
+    def wait_for_place() -> None:
+        inside.wait()
+        try:
+            _succeed(limits)
+        except HostBusy as busy:
+            heard.append(busy)
+
+    threads = [threading.Thread(target=wait_for_place) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    _fail(limits, meanwhile=meanwhile)
+    for thread in threads:
+        thread.join(timeout=5)
+    assert len(heard) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("120", 120),
+        (" 0 ", 0),
+        ("Wed, 21 Oct 2026 07:28:30 GMT", 30),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("soon", None),
+        ("-5", None),
+        ("9" * 400, 999_999_999),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_date(value: str | None, seconds: int | None) -> None:
+    now = datetime(2026, 10, 21, 7, 28, tzinfo=UTC)
+    assert parse_retry_after(value, now) == (None if seconds is None else timedelta(seconds=seconds))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451, 204, 300, 999_9])
+def test_a_status_that_stays_is_permanent(status: int) -> None:
+    assert isinstance(failure_of(status, "u", None), DownloadRefused if status < 500 else DownloadFailed)
+
+
+@pytest.mark.parametrize("status", [202, 408, 425, 429, 500, 502, 503, 504])
+def test_a_status_that_passes_is_transient(status: int) -> None:
+    failure = failure_of(status, "u", timedelta(seconds=7))
+    assert isinstance(failure, DownloadFailed)
+    assert (failure.http_status, failure.retry_after) == (status, timedelta(seconds=7))

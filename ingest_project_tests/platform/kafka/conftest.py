@@ -1,0 +1,48 @@
+"""Both brokers, a fresh topic name for each test, and the reader and writer under test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.kafka.producer import TopicWriter
+from ingest_project_tests.services.kafka import EmbeddedServer, Server
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def embedded_server() -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["kafka_server", "embedded_server"])
+def broker(request: pytest.FixtureRequest) -> Server:
+    """Apache Kafka, then the embedded broker; both are shared, so tests leave them running."""
+    server: Server = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture
+def topic() -> str:
+    """A name that no other test uses."""
+    return f"events-{next(_numbers)}"
+
+
+@pytest.fixture
+def reader(broker: Server) -> Iterator[TopicReader]:
+    reader = TopicReader(broker.settings)
+    yield reader
+    reader.close()
+
+
+@pytest.fixture
+def writer(broker: Server) -> Iterator[TopicWriter]:
+    writer = TopicWriter(broker.settings)
+    yield writer
+    writer.close()

@@ -1,0 +1,77 @@
+"""A publisher that a test starts as a process of its own, and that is suspended as a laptop or a virtual machine is.
+
+`python -m ingest_project_tests.platform.kafka.suspended_publisher SERVERS DATABASE TOPIC COUNT STEP` publishes COUNT
+messages and stops itself (SIGSTOP) at a step: `intended`, `connected` or `half`. Continued, it says how its call ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.kafka.outbox import MessageOutbox
+from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.publisher import publish_once
+from ingest_project_tests.platform.kafka.sqlite_outbox import messages
+from ingest_project_tests.services.kafka import settings_for
+
+HALF = 500
+
+
+def suspend() -> None:
+    """Stop this process; it goes on when it gets SIGCONT."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class SuspendedOutbox(MessageOutbox):
+    """Stops when the intent is on record."""
+
+    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> Callable[[], bool]:
+        """Record it, and stop."""
+        is_ours = super().intend(topic, message_ids, since)
+        suspend()
+        return is_ours
+
+
+class SuspendedWriter(TopicWriter):
+    """Stops when it is connected, or when the first half of the messages is on the topic."""
+
+    def __init__(self, settings: KafkaSettings, before: int) -> None:
+        super().__init__(settings)
+        self._before = before
+
+    def send_all(self, topic: str, messages: Iterable[Outgoing]) -> int:
+        """Send some, and stop."""
+        return super().send_all(topic, self._suspended(topic, messages))
+
+    def _suspended(self, topic: str, messages: Iterable[Outgoing]) -> Iterator[Outgoing]:
+        if not self._before:
+            suspend()
+        for number, message in enumerate(messages, 1):
+            yield message
+            if number == self._before:
+                self._connected(topic).flush(10)
+                suspend()
+
+
+def main() -> None:
+    """Publish, and say `published` or the name of the error."""
+    servers, database_url, topic, count, step = sys.argv[1:]
+    settings, engine = settings_for(servers), open_engine(database_url)
+    writer = TopicWriter(settings) if step == "intended" else SuspendedWriter(settings, HALF if step == "half" else 0)
+    outbox = SuspendedOutbox(engine) if step == "intended" else MessageOutbox(engine)
+    try:
+        publish_once(writer, TopicReader(settings), outbox, topic, messages(int(count)))
+    except Exception as error:  # noqa: BLE001 - its name is the answer
+        print(type(error).__name__, flush=True)  # noqa: T201 - to the test
+    else:
+        print("published", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What the outbox promises, the same on PostgreSQL and SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.kafka.outbox import MessageOutbox
+
+
+@pytest.fixture
+def outbox(database_url: str) -> Iterator[MessageOutbox]:
+    engine = open_engine(database_url)
+    yield MessageOutbox(engine)
+    engine.dispose()
+
+
+def test_what_nobody_sent_is_unsent_in_order(outbox: MessageOutbox) -> None:
+    assert outbox.unsent(["b", "a"]) == ["b", "a"]
+    outbox.intend("topic", ["a", "b"], {0: 5})
+    assert outbox.unsent(["b", "a"]) == ["b", "a"]
+    outbox.mark_sent("topic", ["b"])
+    outbox.mark_sent("topic", ["b"])
+    assert outbox.unsent(["b", "a"]) == ["a"]
+
+
+def test_an_interrupted_intent_keeps_where_the_topic_ended_first(outbox: MessageOutbox) -> None:
+    outbox.intend("topic", ["a", "b"], {0: 5, 11: 7})
+    outbox.mark_sent("topic", ["b"])
+    outbox.intend("topic", ["a", "b", "c"], {0: 50, 11: 70})
+    assert outbox.interrupted("topic", ["a", "b", "c", "d"]) == {"a": {0: 5, 11: 7}, "c": {0: 50, 11: 70}}
+    assert outbox.interrupted("another", ["a"]) == {}
+
+
+def test_an_intent_that_another_publisher_took_over_is_not_the_first_one_s_any_more(outbox: MessageOutbox) -> None:
+    successor = MessageOutbox(outbox._engine)
+    is_first_s = outbox.intend("topic", ["a", "b"], {0: 5})
+    assert is_first_s()
+    assert successor.interrupted("topic", ["b", "c"]) == {"b": {0: 5}}
+    is_successor_s = successor.intend("topic", ["b", "c"], {0: 50})
+    assert not is_first_s()
+    assert is_successor_s()
+    assert not outbox.intend("topic", ["c"], {0: 60})()
+    successor.mark_sent("topic", ["b", "c"])
+    assert not is_successor_s()
+
+
+def test_thousands_of_messages_pass_in_bulk(outbox: MessageOutbox) -> None:
+    ids = [f"id-{number}" for number in range(12_000)]
+    outbox.intend("topic", ids, {0: 0})
+    assert len(outbox.interrupted("topic", ids)) == 12_000
+    outbox.mark_sent("topic", ids)
+    assert outbox.unsent(ids) == []

@@ -1,0 +1,113 @@
+"""The fast way and the careful way through CSV text agree with each other, and with Python's csv module."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ingest_project.readers.csv.arrow_strings import TextBlock
+from ingest_project.readers.csv.fallback_tokenizer import split_carefully
+from ingest_project.readers.csv.rejects import Dialect
+from ingest_project.readers.csv.row_index import index_records
+from ingest_project.readers.csv.table import TableChunk, split_blocks
+
+Cell = st.text(st.sampled_from("ab é€😀,;\"\r\n\t'\\=0123456789"), max_size=20)
+AWKWARD = st.lists(
+    st.sampled_from(['"', '""', ",", "\n", "\r", "\r\n", " ", "a", "long text of a cell", "é", "\0"])
+).map("".join)
+
+
+def dialect(width: int, max_row_bytes: int = 10_000) -> Dialect:
+    return Dialect(",", width, {f"c{i}": i for i in range(width)}, frozenset(), max_row_bytes)
+
+
+def pieces(text: bytes, size: int) -> list[tuple[bytes, bool]]:
+    """Text cut into blocks, none of which ends between CR and LF."""
+    cut = []
+    while len(text) > size:
+        end = size + (text[size - 1 : size + 1] == b"\r\n")
+        cut.append((text[:end], False))
+        text = text[end:]
+    return [*cut, (text, True)]
+
+
+def everything(chunks: list[TableChunk]) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+    rows = [row for chunk in chunks for row in chunk.columns.rows()]
+    return rows, [row for chunk in chunks for row in chunk.malformed.rows()]
+
+
+def expected_cell(cell: str) -> str | None:
+    return cell.strip(" \t") or None
+
+
+@given(st.integers(2, 5).flatmap(lambda n: st.lists(st.lists(Cell, min_size=n, max_size=n), min_size=1, max_size=12)))
+@settings(max_examples=300, deadline=None)
+def test_any_table_that_python_writes_is_read_back_equal(table: list[list[str]]) -> None:
+    file = io.StringIO()
+    csv.writer(file, quoting=csv.QUOTE_ALL).writerows(table)
+    text = file.getvalue().encode()
+    rows, malformed = everything(list(split_blocks([(text, True)], dialect(len(table[0])), 1)))
+    assert malformed == []
+    assert [row[1:] for row in rows] == [tuple(expected_cell(cell) for cell in record) for record in table]
+
+
+@given(AWKWARD)
+@settings(max_examples=500, deadline=None)
+@example('"a""b",c\nd,e')
+@example('a,"b\r\nc"\rd,"e"\r\n')
+@example('"a,b\nc,d\n')
+def test_where_the_fast_way_goes_it_agrees_with_the_careful_way(text: str) -> None:
+    raw = text.encode()
+    index = index_records(TextBlock.of(raw), ord(","), final=True)
+    if index is None or index.consumed < len(raw):
+        return
+    records = list(split_carefully(raw, b",", final=True, max_row_bytes=10_000))
+    assert all(record.cells is not None for record in records)
+    assert index.starts.tolist() == [record.start for record in records]
+    assert index.ends.tolist() == [record.end for record in records]
+    assert index.lines.tolist() == [record.line for record in records]
+    assert index.cell_counts.tolist() == [len(record.cells or []) for record in records]
+
+
+@given(AWKWARD, st.integers(1, 40), st.integers(1, 3))
+@settings(max_examples=500, deadline=None)
+@example('a,"' + "b\n" * 30 + '",c\n', 7, 2)
+def test_the_cut_into_blocks_makes_no_difference(text: str, size: int, width: int) -> None:
+    raw = text.encode()
+    whole = everything(list(split_blocks([(raw, True)], dialect(width), 1)))
+    assert everything(list(split_blocks(pieces(raw, size), dialect(width), 1))) == whole
+
+
+@given(AWKWARD, st.integers(1, 3))
+@settings(max_examples=500, deadline=None)
+def test_every_line_is_read_or_reported_and_raw_text_is_what_was_written(text: str, width: int) -> None:
+    chunks = list(split_blocks([(text.encode(), True)], dialect(width), 1))
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    seen = 0
+    for chunk in chunks:
+        numbers = chunk.columns["line_number"].to_list()
+        raws = chunk.raw_text(numbers)
+        for number, raw in [*zip(numbers, raws, strict=True), *((bad[0], bad[1]) for bad in chunk.malformed.rows())]:
+            shown = raw.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+            assert [line.replace("\0", "\\x00") for line in lines[number - 1 : number - 1 + len(shown)]] == shown
+            seen += len(shown)
+    assert seen + sum(not line.strip(" \t,") for line in lines) >= len(lines)
+
+
+@given(AWKWARD)
+@settings(max_examples=300, deadline=None)
+def test_columns_hold_the_cells_that_the_careful_way_finds(text: str) -> None:
+    raw = text.encode()
+    careful = [
+        tuple(expected_cell(cell.decode()) for cell in record.cells)
+        for record in split_carefully(raw, b",", final=True, max_row_bytes=10_000)
+        if record.cells is not None
+        and len(record.cells) == 2
+        and raw[record.start : record.end].strip(b" \t,")
+        and b"\0" not in raw[record.start : record.end]
+    ]
+    rows, _ = everything(list(split_blocks([(raw, True)], dialect(2), 1)))
+    assert [row[1:] for row in rows] == careful

@@ -1,0 +1,110 @@
+"""Reader profiles: what is shipped, what a user writes, and what is said when one is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ingest_project.core.errors import FileRejected, SettingsError
+from ingest_project.readers.profiles import load_profiles, read_profile
+
+OWN = """
+name: greenhouse
+delimiter: ";"
+columns: {Zeit: timestamp, 7: device_id}
+quantities:
+  T1: {sensor_type: temperature, unit: °C}
+timestamps: {formats: ["%d.%m.%Y %H:%M"], zone: Europe/Berlin}
+numbers: {decimal: ","}
+"""
+
+
+def write(folder: Path, text: str, name: str = "own.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_shipped_profiles_are_there() -> None:
+    assert {"canonical", "luftdaten", "skab", "nab"} <= set(load_profiles())
+
+
+def test_a_users_profiles_come_from_files_and_folders(tmp_path: Path) -> None:
+    write(tmp_path, OWN)
+    for paths in ([tmp_path], [tmp_path / "own.yaml"]):
+        profile = load_profiles(paths)["greenhouse"]
+        assert profile.timestamps.zone == "Europe/Berlin"
+        assert profile.columns == {"Zeit": "timestamp", "7": "device_id"}
+
+
+def test_a_users_profile_replaces_a_shipped_one(tmp_path: Path) -> None:
+    own = load_profiles([write(tmp_path, OWN.replace("greenhouse", "canonical"))])
+    assert own["canonical"].delimiter == ";"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("delimiter:", "delimeter:"), "did you mean delimiter"),
+        (("zone: Europe/Berlin", "zon: UTC"), "timestamps.zon is unknown, did you mean zone"),
+        (("Europe/Berlin", "Europe/Berln"), "there is no time zone 'Europe/Berln'"),
+        (("7: device_id", "x: unit"), "nothing says where device_id comes from"),
+        (('decimal: ","', 'decimal: ",", thousands: ","'), "different marks"),
+        (('delimiter: ";"', 'delimiter: ";;"'), "delimiter"),
+        (('delimiter: ";"', "delimiter: '\"'"), "not a quote"),
+        (("name: greenhouse", "name: green house"), "name"),
+        (('delimiter: ";"', "encoding: utf-88"), "no text encoding 'utf-88'"),
+        (('delimiter: ";"', "from_file_name: {device_id: '('}"), "not a regular expression"),
+        (('delimiter: ";"', "from_file_name: {device_id: 'a(b)'}"), "more than one place"),
+        (('delimiter: ";"', "from_file_name: {device_id: '(a)(?=b)'}"), "looks ahead"),
+        (('delimiter: ";"', "nulls: [not available at all]"), "longer than 12 bytes"),
+        (('decimal: ","', "decimal: x"), "line 8:"),
+        ((OWN, "a: 2026-13-45"), "is not YAML"),
+        (("%d.%m.%Y %H:%M", "%Q"), "'%Q' is not a time format"),
+        ((OWN, "- a list"), "must hold names and values"),
+        ((OWN, "a: [1"), "is not YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    path = write(tmp_path, OWN.replace(*change))
+    with pytest.raises(SettingsError, match=r"own\.yaml") as error:
+        read_profile(path)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_two_profiles_of_one_name_stop_what_asks_for_that_name(tmp_path: Path) -> None:
+    write(tmp_path, OWN)
+    write(tmp_path, OWN, "other.yaml")
+    profiles = load_profiles([tmp_path])
+    with pytest.raises(FileRejected, match=r"there already is a reader profile named 'greenhouse', in .*\.yaml"):
+        profiles.named("greenhouse")
+    assert profiles.named("canonical").name == "canonical"
+
+
+def test_a_broken_profile_stops_what_asks_for_it_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path, OWN)
+    write(tmp_path, OWN.replace("greenhouse", "nab").replace("columns:", "colums:"), "broken.yaml")
+    write(tmp_path, "name: torn\ncolumns: {a", "torn.yaml")
+    profiles = load_profiles([tmp_path, tmp_path / "nowhere.yaml"])
+    assert profiles.named("greenhouse").delimiter == ";"
+    with pytest.raises(
+        FileRejected, match=r"broken\.yaml, line 4: .*colums is unknown, did you mean columns"
+    ) as refused:
+        profiles.named("nab")
+    assert refused.value.rule == "broken_profile"
+    with pytest.raises(FileRejected, match=r"torn\.yaml is not YAML.*line 2"):
+        profiles.named("torn")
+    with pytest.raises(FileRejected, match=r"No reader profile 'other'.*nowhere\.yaml"):
+        profiles.named("other")
+
+
+def test_a_broken_profile_is_told_in_the_log_with_its_file_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, OWN.replace("columns:", "colums:"))
+    load_profiles([tmp_path])
+    told = capsys.readouterr()
+    # Where the log goes depends on what another test of this process has set up.
+    assert "own.yaml, line 4" in told.out + told.err + caplog.text

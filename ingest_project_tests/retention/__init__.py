@@ -1,1 +1,0 @@
-"""Letting go of what is long done."""

@@ -1,1 +1,0 @@
-"""Promises of the stores, on every kind of place they can be in."""

@@ -1,0 +1,75 @@
+"""Sensor, runs and tables of crm, driven as the daemon would drive them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+from dagster import ExecuteInProcessResult
+
+import ingest_project.streams.crm.definitions
+from ingest_project.platform.database.engine import reading
+from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.streams.crm.tables import opportunities, projects, unidentified_messages
+from ingest_project.streams.crm.unidentified_store import KeptMessage, find
+from ingest_project_tests.journeys.system import environment
+from ingest_project_tests.streams.system import StreamSystem
+
+SENSOR = "sales_events_sensor"
+TABLES = (opportunities, projects, unidentified_messages)
+# What is not a function of the messages alone.
+TIMES = ("stored_at", "received_at")
+
+
+class CrmSystem(StreamSystem):
+    """Sensor, runs and stores of one test."""
+
+    def _definitions(self) -> dg.Definitions:
+        return ingest_project.streams.crm.definitions.crm
+
+    @property
+    def topic(self) -> str:
+        """The topic of the messages."""
+        return self.settings.topics.sales_events
+
+    def put(self, *messages: Mapping[str, Any] | bytes | None) -> None:
+        """Send messages, in the order given, to one partition."""
+        values = [json.dumps(one).encode() if isinstance(one, dict) else one for one in messages]
+        self.services.writer.send_all(
+            self.topic,
+            [Outgoing(value if value is None else bytes(value), key=b"one") for value in values],  # type: ignore[arg-type]
+        )
+
+    def drive(self) -> list[ExecuteInProcessResult]:
+        """Tick, and do what is asked for, until every range is finished."""
+        done: list[ExecuteInProcessResult] = []
+        for _ in range(30):
+            requests = self.requests(SENSOR)
+            done += [self.execute("crm_batch", request) for request in requests]
+            if not requests and self.is_idle:
+                return done
+        raise AssertionError(f"Still busy: {self.services.stream_ranges.counts_by_state(self.topic)}")
+
+    def rows(self, table: sa.Table) -> dict[str, dict[str, Any]]:
+        """All rows of a table by key, without the time they were stored."""
+        (key,) = table.primary_key.columns
+        with reading(self.services.engine) as connection:
+            found = connection.execute(sa.select(table)).mappings().all()
+        return {row[key.name]: {name: row[name] for name in row if name not in TIMES} for row in found}
+
+    @property
+    def unidentified(self) -> list[KeptMessage]:
+        """Every message that is kept, in the order of their offsets."""
+        with reading(self.services.engine) as connection:
+            return sorted(find(connection, open_only=False, limit=10_000), key=lambda kept: kept.kafka_offset)
+
+
+def crm_environment(bootstrap_servers: str, database_url: str, folder: Path) -> dict[str, str]:
+    """The settings of a test's own system: a topic of its own, no waiting."""
+    environ = environment(bootstrap_servers, database_url, folder)
+    name = environ["KAFKA_GROUP_ID"]
+    return environ | {"KAFKA_TOPIC_SALES_EVENTS": f"{name}.sales", "INGEST_LAUNCH_GRACE_SECONDS": "0"}

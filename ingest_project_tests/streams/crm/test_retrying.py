@@ -1,0 +1,167 @@
+"""Trouble that passes is waited for, what does not is given back, and what a fix identifies becomes a record once."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from dagster import DagsterInstance
+
+from ingest_project.core.errors import BrokerUnavailable, DatabaseUnavailable, TransientError
+from ingest_project.core.settings import RetrySettings, load_settings
+from ingest_project.platform.database.engine import writing
+from ingest_project.streams.crm.tables import opportunities, unidentified_messages
+from ingest_project.streams.crm.unidentified import Retried, retry
+from ingest_project.streams.crm.upsert import PATIENCE_SECONDS, retried
+from ingest_project.streams.range_record import RangeState
+from ingest_project_tests.journeys.system import paused
+from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project_tests.streams.crm.messages import encoded, opportunity
+from ingest_project_tests.streams.crm.system import SENSOR, CrmSystem, crm_environment
+
+pytestmark = pytest.mark.long
+
+
+def failing(times: int) -> tuple[list[int], object]:
+    calls: list[int] = []
+
+    def action() -> str:
+        calls.append(1)
+        if len(calls) <= times:
+            raise DatabaseUnavailable("somewhere", "away")
+        return "done"
+
+    return calls, action
+
+
+def test_pauses_double_with_jitter_and_stay_within_their_bounds() -> None:
+    pauses: list[float] = []
+    _, action = failing(4)
+    retries = RetrySettings(max_attempts=8, delay_seconds=1)
+    assert retried(action, retries, pauses.append) == "done"  # type: ignore[arg-type]
+    for pause, delay in zip(pauses, (1, 2, 4, 8), strict=True):
+        assert delay * 0.5 <= pause <= delay * 1.5
+
+
+@pytest.mark.parametrize(("delay", "attempts", "most"), [(0.0, 3, 3), (100.0, 8, 2)])
+def test_there_is_an_end_to_trying_again(delay: float, attempts: int, most: int) -> None:
+    pauses: list[float] = []
+    calls, action = failing(99)
+    with pytest.raises(TransientError):
+        retried(action, RetrySettings(max_attempts=attempts, delay_seconds=delay), pauses.append)  # type: ignore[arg-type]
+    assert len(calls) <= most
+    assert sum(pauses) <= PATIENCE_SECONDS
+
+
+def test_what_is_not_transient_is_not_tried_again() -> None:
+    with pytest.raises(ZeroDivisionError):
+        retried(lambda: 1 / 0, RetrySettings(), lambda _: pytest.fail("it waited"))
+
+
+def test_a_database_that_goes_away_loses_nothing(
+    kafka_server: Server, own_postgres_server: PostgresServer, instance: DagsterInstance, tmp_path: Path
+) -> None:
+    database = own_postgres_server.url(own_postgres_server.create_database())
+    environ = crm_environment(kafka_server.bootstrap_servers, database, tmp_path) | {"MAX_RETRIES": "2"}
+    kafka_server.create_topic(environ["KAFKA_TOPIC_SALES_EVENTS"], 1)
+    crm = CrmSystem(load_settings(environ, tmp_path).settings, instance, tmp_path)
+    crm.put(*(opportunity(f"opp_{number}") for number in range(20)), b"?")
+    (request,) = crm.requests(SENSOR)
+    own_postgres_server.kill()
+    assert not crm.execute("crm_batch", request).success
+    with pytest.raises(DatabaseUnavailable):
+        crm.requests(SENSOR)
+    own_postgres_server.start()
+    crm.drive()
+    assert len(crm.rows(opportunities)) == 20
+    assert len(crm.unidentified) == 1
+    crm.close()
+
+
+def test_a_broker_that_goes_away_gives_the_ranges_back(crm: CrmSystem, kafka_server: Server) -> None:
+    crm.settings = crm.settings.model_copy(
+        update={"retries": crm.settings.retries.model_copy(update={"max_attempts": 3, "delay_seconds": 0.01})}
+    )
+    crm.restart()
+    crm.put(opportunity())
+    (request,) = crm.requests(SENSOR)
+    with paused(kafka_server, crm):
+        assert not crm.execute("crm_batch", request).success
+        with pytest.raises(BrokerUnavailable):
+            crm.requests(SENSOR)
+    (record,) = crm.services.stream_ranges.list(crm.topic)
+    assert record.state is RangeState.PENDING
+    assert "does not answer" in (record.reason or "")
+    crm.services.stream_ranges.reopen(crm.topic, [RangeState.FAILED], record.created_at)
+    crm.drive()
+    assert set(crm.rows(opportunities)) == {"opp_1"}
+
+
+def spoil(crm: CrmSystem, *messages: bytes) -> list[str]:
+    """Keep messages as if the rules had not known them when they came; their ids."""
+    crm.put(*(b"?" + message for message in messages))
+    crm.drive()
+    kept = crm.unidentified
+    with writing(crm.services.engine) as connection:
+        for message in kept:
+            mended = (message.payload or b"").removeprefix(b"?")
+            connection.execute(
+                sa.update(unidentified_messages)
+                .where(unidentified_messages.c.message_id == message.message_id)
+                .values(payload=mended)
+            )
+    return [message.message_id for message in kept]
+
+
+def test_what_is_identified_after_a_fix_becomes_a_record_once(crm: CrmSystem) -> None:
+    ids = spoil(
+        crm,
+        encoded(opportunity(stage="Old", last_modified="2020-01-01T00:00:00Z")),
+        b"never",
+        encoded(opportunity("opp_2")),
+    )
+    crm.put(opportunity(stage="New"))
+    crm.drive()
+    assert retry(crm.services.engine) == Retried((ids[0], ids[2]), (ids[1],))
+    assert {key: row["stage"] for key, row in crm.rows(opportunities).items()} == {
+        "opp_1": "New",
+        "opp_2": "Negotiation",
+    }
+    kept = crm.unidentified
+    assert [(one.identified_as, one.event_id, one.retries) for one in kept] == [
+        ("opportunity", "opp_1", 1),
+        (None, None, 1),
+        ("opportunity", "opp_2", 1),
+    ]
+    before = crm.rows(opportunities)
+    assert retry(crm.services.engine) == Retried((), (ids[1],))
+    assert crm.rows(opportunities) == before
+
+
+def test_two_retries_at_once_identify_each_message_once(crm: CrmSystem) -> None:
+    ids = spoil(crm, *(encoded(opportunity(f"opp_{number}")) for number in range(30)))
+    done: list[Retried] = []
+    threads = [threading.Thread(target=lambda: done.append(retry(crm.services.engine))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(message_id for one in done for message_id in one.identified) == sorted(ids)
+    assert len(crm.rows(opportunities)) == 30
+
+
+def test_a_job_in_the_ui_tries_again_all_or_those_that_are_named(crm: CrmSystem) -> None:
+    ids = spoil(crm, encoded(opportunity()), encoded(opportunity("opp_2")))
+    config = {"ops": {"retry_unidentified_messages": {"config": {"message_ids": [ids[1]]}}}}
+    assert crm.run("crm_retry_unidentified", config).success
+    assert set(crm.rows(opportunities)) == {"opp_2"}
+    assert crm.run("crm_retry_unidentified").success
+    assert set(crm.rows(opportunities)) == {"opp_1", "opp_2"}
+    event = crm.instance.get_latest_materialization_event(dg.AssetKey("unidentified_messages"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["retried_and_identified"].value == 1

@@ -1,0 +1,168 @@
+"""Messages to rows: typed, bounded in days, and the same whatever messages are around."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest_project.platform.kafka.records import Received
+from ingest_project.streams.user_activity.event_table import (
+    MOST_DAYS_PER_COMMIT,
+    SCHEMA,
+    event_rows,
+    hours_in,
+    of_hour,
+    with_few_days,
+)
+from ingest_project_tests.streams.user_activity.events import encoded, event, received
+
+DATA = Path(__file__).parents[3] / ".." / "shared" / "data" / "json"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+MOMENTS = st.sampled_from(
+    [
+        "2026-01-15T10:30:45Z",
+        "2026-01-15 10:30:45.123456Z",
+        "2026-01-15T10:30:45.1234567Z",
+        "2026-01-15T10:30:45",
+        "2026-01-15T10:30:45+05:30",
+        "2026-01-15T10:30:60Z",
+        "2026-02-30T10:30:45Z",
+        "2026-01-15",
+        "2026-01-15T10Z",
+        "0000-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+14:00",
+        "9999-12-31T23:59:59-14:00",
+        "soon",
+        "",
+    ]
+)
+MESSAGES = st.one_of(
+    st.builds(lambda moment: encoded(event(timestamp=moment)), MOMENTS),
+    st.builds(lambda moment: encoded(event(processing_info={"received_at": moment})), MOMENTS),
+    st.sampled_from([b"", b"{}", b"\xff", encoded(event(event_data=[1])), encoded(event(event_data={}))]),
+    st.just(encoded(event()).replace(b"submit", b"\xff")),
+    st.just(encoded(event(colour="red"))),
+    st.just(encoded(event(user_id=None, session_id=None, client_info=None, service_info={}))),
+)
+
+
+def rows_of(messages: list[Received]) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    found = event_rows(messages, "g")
+    assert found.table.schema == SCHEMA
+    return found.table.to_pylist(), {message.offset: str(error) for message, error in found.refused}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(MESSAGES, max_size=12))
+def test_each_message_is_a_row_or_refused_whatever_is_around_it(payloads: list[bytes]) -> None:
+    messages = received(*payloads)
+    rows, reasons = rows_of(messages)
+    alone = [rows_of([message]) for message in messages]
+    assert rows == [row for found, _ in alone for row in found]
+    assert reasons == {offset: reason for _, refused in alone for offset, reason in refused.items()}
+    assert len(rows) + len(reasons) == len(messages)
+
+
+def test_times_without_zone_are_utc_and_others_are_brought_to_it() -> None:
+    texts = ["2026-01-15T10:30:45", "2026-01-15T12:30:45+02:00", "2026-01-15T10:30:45.000Z"]
+    rows, _ = rows_of(received(*(encoded(event(timestamp=text)) for text in texts)))
+    assert {row["timestamp"] for row in rows} == {datetime(2026, 1, 15, 10, 30, 45, tzinfo=UTC)}
+
+
+@pytest.mark.parametrize("data", [None, "null"])
+def test_no_data_is_null_and_an_object_stays_as_it_was_written(data: str | None) -> None:
+    raw = encoded(event(event_data=None))
+    if data is not None:
+        raw = raw[:-1] + b', "event_data": null}'
+    written = raw[:-1] + b', "event_data": {"big": 12345678901234567890123, "a": 1.50}}'
+    rows, _ = rows_of(received(raw, written))
+    assert [row["event_data"] for row in rows] == [None, '{"big": 12345678901234567890123, "a": 1.50}']
+
+
+def test_an_event_whose_time_cannot_be_has_no_day() -> None:
+    sent = datetime.fromtimestamp(1_768_473_045, UTC)
+    moments = [datetime(1970, 1, 1, tzinfo=UTC), sent, sent + timedelta(hours=23), sent + timedelta(hours=25)]
+    rows, _ = rows_of(received(*(encoded(event(timestamp=moment.isoformat())) for moment in moments)))
+    assert [row["event_day"] is None for row in rows] == [True, False, False, True]
+
+
+def test_the_days_of_one_commit_are_bounded() -> None:
+    days = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=number) for number in range(100)]
+    payloads = [encoded(event(timestamp=day.isoformat())) for day in days]
+    payloads += [encoded(event(timestamp=days[50].isoformat()))] * 3
+    table = with_few_days(event_rows(received(*payloads), "g").table)
+    assert table.num_rows == 103
+    named = [day for day in table["event_day"].to_pylist() if day]
+    assert len(set(named)) == MOST_DAYS_PER_COMMIT
+    assert named.count(days[50].date().isoformat()) == 4
+
+
+def test_hours_are_those_that_have_a_partition_now_or_soon() -> None:
+    now = datetime.now(UTC)
+    moments = ["1969-12-31T23:00:00Z", "2026-01-15T10:59:59.999999Z", "2026-01-15T11:00:00Z"]
+    moments += [(now + timedelta(days=3)).isoformat()]
+    table = event_rows(received(*(encoded(event(timestamp=moment)) for moment in moments)), "g").table
+    ten = datetime(2026, 1, 15, 10, tzinfo=UTC)
+    assert hours_in(table) == {ten: 1, ten + timedelta(hours=1): 1}
+    assert of_hour(table, ten).num_rows == 1
+    assert hours_in(table.slice(0, 0)) == {}
+
+
+def test_a_time_of_the_broker_outside_the_calendar_is_none() -> None:
+    messages = [
+        Received("t", 0, offset, moment, None, encoded(event()), ())
+        for offset, moment in enumerate([-1, 2**62, None, 0])
+    ]
+    rows, _ = rows_of(messages)
+    assert [row["kafka_timestamp"] for row in rows] == [None, None, None, datetime(1970, 1, 1, tzinfo=UTC)]
+
+
+def entries(*kinds: str) -> list[dict[str, Any]]:
+    if not (DATA / "manifest.jsonl").exists():
+        pytest.skip("the shared JSON data is not beside this repository")
+    lines = (DATA / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if not kinds or entry["kind"] in kinds]
+
+
+def test_no_real_input_is_an_event_and_each_is_refused_to_the_byte() -> None:
+    payloads = [(DATA / entry["file"]).read_bytes() for entry in entries()]
+    lines = [line for payload in payloads for line in payload.splitlines()]
+    inputs = received(*payloads, *dict.fromkeys(lines))
+    found = event_rows(inputs, "g")
+    assert [message.value for message, _ in found.refused] == [message.value for message in inputs]
+
+
+def test_a_json_text_inside_an_event_is_taken_or_refused_as_the_manifest_says() -> None:
+    cases = [case for case in entries("json_syntax", "json_file") if not case["file"].endswith(".ndjson")]
+    for place in ("custom", "event_data"):
+        payloads = []
+        for case in cases:
+            text = (DATA / case["file"]).read_bytes().removeprefix(BYTE_ORDER_MARK)
+            value = text if place == "custom" else b'{"inside": ' + text + b"}"
+            payloads.append(encoded(event(**{place: "<here>"})).replace(b'"<here>"', value))
+        rows, refused = rows_of(received(*payloads))
+        assert len(rows) + len(refused) == len(cases)
+        for number, case in enumerate(cases):
+            if case["expect"] == "accept":
+                assert number not in refused, (case["file"], refused[number])
+            elif case["expect"] == "reject":
+                assert number in refused, case["file"]
+
+
+def test_every_naughty_string_comes_back_as_it_was_sent() -> None:
+    (entry,) = entries("naughty_strings")
+    lines = (DATA / entry["file"]).read_text(encoding="utf-8").split("\n")
+    naughty = [line for line in lines if line and not line.startswith("#")]
+    payloads = [encoded(event(user_id=text, event_data={"text": text}, custom=text)) for text in naughty]
+    rows, refused = rows_of(received(*payloads))
+    assert refused == {}
+    assert [row["user_id"] for row in rows] == naughty
+    assert [json.loads(row["event_data"])["text"] for row in rows] == naughty
+    assert [json.loads(row["_rescued"])["custom"] for row in rows] == naughty

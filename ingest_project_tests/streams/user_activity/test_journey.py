@@ -1,0 +1,291 @@
+"""From events on `user-activity-events` to rows and statistics."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+from confluent_kafka import Producer
+
+from ingest_project.core.settings import load_settings
+from ingest_project.streams.range_record import RangeState
+from ingest_project.streams.user_activity.partitions import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
+from ingest_project.streams.user_activity.recompute_hours import read_again_from_beginning
+from ingest_project_tests.journeys.system import changed
+from ingest_project_tests.streams.user_activity.events import event
+from ingest_project_tests.streams.user_activity.system import BATCH, HOURLY_BATCH, HOURLY_SENSOR, SENSOR, ActivitySystem
+
+CHECKS = ("no_gap_in_offsets", "no_duplicate_offsets", "event_time_plausible")
+HOUR, NEXT_HOUR = "2026-01-15-10:00", "2026-01-15-11:00"
+
+
+def all_done(activity: ActivitySystem) -> bool:
+    counts = activity.services.stream_ranges.counts_by_state(activity.topic)
+    return counts[RangeState.DONE] == sum(counts.values())
+
+
+def partitions_of(request: dg.RunRequest) -> list[int]:
+    return [told["partition"] for told in request.run_config["ops"]["store_user_activity"]["config"]["ranges"]]
+
+
+def test_an_event_becomes_a_row_with_its_types_and_its_position(activity: ActivitySystem) -> None:
+    activity.put(event(), event("e2", client_info=None, processing_info=None, page_url=None, colour="red"))
+    assert all(run.success for run in activity.drive())
+    first, second = activity.rows()
+    assert first["timestamp"] == datetime(2026, 1, 15, 10, 30, 45, tzinfo=UTC)
+    assert json.loads(first["event_data"])["form_data"] == {"field1": "value1"}
+    assert first["client_info"]["screen_resolution"] == "1920x1080"
+    assert first["processing_info"]["received_at"] == datetime(2026, 1, 15, 10, 30, 45, 100_000, tzinfo=UTC)
+    assert (first["kafka_topic"], first["kafka_offset"], first["_rescued"]) == (activity.topic, 0, None)
+    assert abs(first["kafka_timestamp"] - datetime.now(UTC)) < timedelta(minutes=5)
+    assert (second["client_info"], second["processing_info"], second["page_url"]) == (None, None, None)
+    assert json.loads(second["_rescued"]) == {"colour": "red"}
+    shown = activity.metadata(USER_ACTIVITY_EVENTS, HOUR)
+    assert (shown["rows_added"], shown["events"], shown["consumer_lag"]) == (2, 2, 0)
+    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+
+
+def test_what_is_no_event_goes_to_the_dead_letters_once_as_it_was_sent(activity: ActivitySystem) -> None:
+    bad = [
+        b"\xff\x00",
+        None,
+        b"{}",
+        json.dumps(event(user_id=5)).encode(),
+        json.dumps(event(timestamp="soon")).encode(),
+    ]
+    activity.put(event(), *bad, event("e2"))
+    (request,) = activity.requests(SENSOR)
+    for _ in range(2):
+        assert activity.execute(BATCH, request).success
+    letters = activity.dead_letters
+    assert [letter.value for letter in letters] == bad
+    assert b"event_id" in (letters[2].header("dlq.reason") or b"")
+    assert b"$.user_id" in (letters[3].header("dlq.reason") or b"")
+    assert [row["event_id"] for row in activity.rows()] == ["e1", "e2"]
+    assert activity.check("no_gap_in_offsets").passed
+
+
+def test_a_quiet_topic_asks_for_nothing_and_one_that_is_not_there_yet_is_no_failure(activity: ActivitySystem) -> None:
+    assert activity.requests(SENSOR) == activity.requests(HOURLY_SENSOR) == []
+    missing = changed(activity.settings, "topics", user_activity_events=f"{activity.topic}.other")
+    other = ActivitySystem(missing, activity.instance, activity.folder)
+    assert other.requests(SENSOR) == []
+    assert [other.check(name).passed for name in CHECKS] == [True] * 3
+    assert other.run("user_activity_upkeep").success
+    other.close()
+
+
+@pytest.mark.parametrize("codec", ["snappy", "gzip", "lz4", "zstd"])
+def test_every_compression_is_read(activity: ActivitySystem, codec: str) -> None:
+    producer = Producer(
+        {"bootstrap.servers": activity.settings.kafka.bootstrap_servers, "compression.type": codec, "linger.ms": 50}
+    )
+    for number in range(50):
+        producer.produce(activity.topic, json.dumps(event(f"e{number}")).encode(), key=b"one")
+    producer.flush()
+    activity.drive()
+    assert len(activity.rows()) == 50
+
+
+def test_a_range_that_is_planned_and_read_twice_leaves_each_offset_once(activity: ActivitySystem) -> None:
+    activity.put(*(event(f"e{number}") for number in range(30)))
+    (lost,) = activity.requests(SENSOR, save=False)
+    assert activity.execute(BATCH, lost).success
+    (again, *_) = [*activity.requests(SENSOR), lost]
+    assert activity.execute(BATCH, again).success
+    activity.drive()
+    assert [offset for _, offset in activity.offsets()] == list(range(30))
+    assert activity.services.stream_stretches.seams(activity.topic) == ()
+    assert activity.statistics(HOUR)["page_view"].events == 30
+
+
+def test_far_behind_ranges_are_cut_each_partition_in_order_and_different_ones_side_by_side(
+    activity: ActivitySystem,
+) -> None:
+    activity.settings = changed(activity.settings, "user_activity", range_messages=10, batch_messages=40)
+    activity.restart()
+    for partition_key in (b"one", b"three", b"a", b"b", b"c"):
+        activity.put(*(event(f"{partition_key!r}{number}") for number in range(20)), key=partition_key)
+    while requests := activity.requests(SENSOR):
+        partitions = [set(partitions_of(request)) for request in requests]
+        assert len(set().union(*partitions)) == sum(len(some) for some in partitions)
+        for request in requests:
+            assert activity.execute(BATCH, request).success
+    assert len(set(activity.offsets())) == len(activity.offsets()) == 100
+    assert all_done(activity)
+
+
+def test_a_range_that_comes_before_its_turn_waits_and_nothing_is_lost(activity: ActivitySystem) -> None:
+    activity.settings = changed(activity.settings, "user_activity", range_messages=10)
+    activity.restart()
+    activity.put(*(event(f"e{number}") for number in range(30)))
+    (request,) = activity.requests(SENSOR)
+    config = json.loads(json.dumps(request.run_config))
+    told = config["ops"]["store_user_activity"]["config"]
+    told["ranges"] = told["ranges"][2:]
+    assert not activity.run(BATCH, config).success
+    activity.execute(BATCH, request)
+    activity.drive()
+    assert [offset for _, offset in activity.offsets()] == list(range(30))
+
+
+def test_messages_that_were_removed_before_they_were_read_are_said_to_be_lost(
+    activity: ActivitySystem,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+) -> None:
+    activity.put(*(event(f"e{number}") for number in range(4)))
+    (request,) = activity.requests(SENSOR)
+    (told,) = request.run_config["ops"]["store_user_activity"]["config"]["ranges"]
+    kafka_server.delete_records(activity.topic, told["partition"], 3)
+    assert activity.execute(BATCH, request).success
+    activity.put(event("e4"))
+    activity.drive()
+    assert [row["event_id"] for row in activity.rows()] == ["e3", "e4"]
+    check = activity.check("no_gap_in_offsets")
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+
+
+def test_a_topic_that_was_created_anew_is_another_stream(
+    activity: ActivitySystem,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+) -> None:
+    activity.put(event("e1"), event("e2"))
+    activity.drive()
+    kafka_server.delete_topic(activity.topic)
+    kafka_server.create_topic(activity.topic, 2)
+    activity.restart()
+    activity.put(event("e3"), event("e4"))
+    activity.drive()
+    assert {row["event_id"] for row in activity.rows()} == {"e1", "e2", "e3", "e4"}
+    assert len({row["kafka_generation"] for row in activity.rows()}) == 2
+    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+
+
+def test_an_hour_counts_distinct_events_users_and_sessions_by_type(activity: ActivitySystem) -> None:
+    def took(milliseconds: float) -> dict[str, float]:
+        return {"processing_ms": milliseconds}
+
+    activity.put(
+        *(event(f"e{n}", user_id=f"u{n % 3}", session_id=f"s{n % 5}", processing_info=took(n)) for n in range(10)),
+        event("e0", user_id="u0", session_id="s0", processing_info=took(0)),
+        event("c1", event_type="click", user_id=None, processing_info=None),
+        event("n1", timestamp="2026-01-15T12:59:59.999+01:00"),
+    )
+    activity.drive()
+    views, clicks = activity.statistics(HOUR)["page_view"], activity.statistics(HOUR)["click"]
+    assert (views.events, views.deliveries, views.users, views.sessions) == (10, 11, 3, 5)
+    assert views.processing_ms_p50 == pytest.approx(4.5)
+    assert views.processing_ms_p95 == pytest.approx(8.55)
+    assert (clicks.events, clicks.users, clicks.sessions, clicks.processing_ms_p50) == (1, 0, 1, None)
+    assert set(activity.statistics(NEXT_HOUR)) == {"page_view"}
+    assert activity.metadata(USER_ACTIVITY_HOURLY, HOUR)["events"] == 11
+
+
+def test_late_events_change_their_hour_and_events_of_the_future_wait_for_theirs(activity: ActivitySystem) -> None:
+    soon = datetime.now(UTC) + timedelta(hours=2)
+    activity.put(event("e1"), event("f1", timestamp=soon.isoformat()), event("x", timestamp="1970-01-01T00:00:00Z"))
+    activity.drive()
+    assert activity.statistics(HOUR)["page_view"].events == 1
+    assert not activity.check("event_time_plausible").passed
+    activity.put(event("late"))
+    activity.drive()
+    assert activity.statistics(HOUR)["page_view"].events == 2
+    (waiting,) = activity.services.activity_hours.stale(until=soon, limit=10)
+    assert (waiting.hour.hour, waiting.computed_at) == (soon.hour, None)
+    assert len(activity.rows()) == 4
+
+
+def test_an_hour_is_rebuilt_from_kafka_and_where_kafka_has_it_no_more_from_the_table(
+    activity: ActivitySystem,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+) -> None:
+    activity.put(event("e1"), event("e2"), event("n1", timestamp="2026-01-15T11:00:00Z"), event("e3"))
+    activity.drive()
+    before = activity.rows()
+    table = activity.services.user_activity_events.opened()
+    assert table is not None
+    table.update({"page_url": "'spoilt'"})
+    kafka_server.delete_records(activity.topic, before[0]["kafka_partition"], 1)
+    assert activity.materialize_hour(USER_ACTIVITY_EVENTS, HOUR).success
+    after = {row["event_id"]: row["page_url"] for row in activity.rows()}
+    assert after == {"e1": "spoilt", "e2": "https://example.com", "n1": "spoilt", "e3": "https://example.com"}
+    shown = activity.metadata(USER_ACTIVITY_EVENTS, HOUR)
+    assert (shown["offsets_read_again"], shown["offsets_kept"]) == (3, 1)
+    assert activity.materialize_hour(USER_ACTIVITY_HOURLY, HOUR).success
+    assert activity.statistics(HOUR)["page_view"].events == 3
+    assert activity.check("no_duplicate_offsets").passed
+
+
+def test_latest_leaves_out_what_was_there_and_reading_from_the_beginning_brings_it(activity: ActivitySystem) -> None:
+    activity.settings = changed(activity.settings, "kafka", auto_offset_reset="latest")
+    activity.restart()
+    activity.put(event("old"))
+    assert activity.requests(SENSOR) == []
+    activity.put(event("new"))
+    activity.drive()
+    assert [row["event_id"] for row in activity.rows()] == ["new"]
+    for _ in range(2):
+        read_again_from_beginning(activity.services)
+        activity.drive()
+        assert [row["event_id"] for row in activity.rows()] == ["old", "new"]
+    activity.put(event("newer"))
+    activity.drive()
+    assert [row["event_id"] for row in activity.rows()] == ["old", "new", "newer"]
+    assert activity.statistics(HOUR)["page_view"].events == 3
+    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+
+
+def test_a_store_that_is_away_fails_the_run_and_the_events_are_stored_later(activity: ActivitySystem) -> None:
+    (activity.folder / "state").mkdir(exist_ok=True)
+    in_the_way = activity.folder / "state" / "delta"
+    in_the_way.write_text("a file where the folder should be")
+    activity.put(event("e1"), b"bad", event("e2"))
+    (request,) = activity.requests(SENSOR)
+    assert not activity.execute(BATCH, request).success
+    in_the_way.unlink()
+    activity.drive()
+    assert [row["event_id"] for row in activity.rows()] == ["e1", "e2"]
+    assert len(activity.dead_letters) == 1
+
+
+def test_a_person_who_names_no_ranges_gets_what_is_due(activity: ActivitySystem) -> None:
+    activity.put(event())
+    activity.requests(SENSOR)
+    ledger = activity.services.stream_ranges
+    (record,) = ledger.list(activity.topic)
+    ledger.put_back([record.range_key], "broken", "X", 1, lambda _: timedelta(0), record.created_at)
+    assert activity.run(BATCH).success
+    assert len(activity.rows()) == 1
+    assert activity.run(BATCH).success
+    assert activity.run(HOURLY_BATCH).success
+
+
+@pytest.mark.long
+def test_many_small_commits_are_merged_and_the_rows_stay(activity: ActivitySystem) -> None:
+    for number in range(12):
+        activity.put(event(f"e{number}"))
+        activity.drive()
+    assert activity.run("user_activity_upkeep").success
+    figures = activity.services.user_activity_events.figures()
+    assert figures is not None
+    assert (figures.files, figures.rows) == (1, 12)
+    activity.put(event("after"))
+    activity.drive()
+    assert len(activity.rows()) == 13
+
+
+def test_another_engine_reads_the_table(activity: ActivitySystem) -> None:
+    activity.put(*(event(f"e{number}", colour="red") for number in range(5)))
+    activity.drive()
+    import polars as pl  # noqa: PLC0415 - heavy
+
+    found = pl.read_delta(activity.settings.user_activity_url)
+    assert found["client_info"].struct.field("language").to_list() == ["en-US"] * 5
+
+
+def test_settings_without_services_ask_for_nothing(activity: ActivitySystem) -> None:
+    bare = ActivitySystem(load_settings({}, activity.folder).settings, activity.instance, activity.folder)
+    assert bare.requests(SENSOR) == bare.requests(HOURLY_SENSOR) == []

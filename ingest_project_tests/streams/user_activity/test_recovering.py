@@ -1,0 +1,257 @@
+"""A Delta table that went back in time: what it lacks is read from Kafka again, once, and reported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.streams.planning import plan_backlog
+from ingest_project.streams.range_record import RangeState
+from ingest_project.streams.user_activity.load import Stored, store_ranges
+from ingest_project.streams.user_activity.partitions import USER_ACTIVITY_EVENTS
+from ingest_project.streams.user_activity.recovery import complete_all, runs_between
+from ingest_project_tests.journeys.system import changed
+from ingest_project_tests.streams.user_activity import foreign
+from ingest_project_tests.streams.user_activity.events import event
+from ingest_project_tests.streams.user_activity.system import ActivitySystem
+
+HOUR, NEXT_HOUR = "2026-01-15-10:00", "2026-01-15-11:00"
+BACK: dict[str, Callable[[ActivitySystem, int], None]] = {
+    "removed log entries": lambda activity, version: foreign.remove_log_after(activity.services, version),
+    "a restore": lambda activity, version: foreign.restore(activity.services, version),
+    "a dropped table": lambda activity, _: foreign.drop(activity.services),
+    "an overwrite": lambda activity, _: foreign.empty(activity.services),
+    "a delete": lambda activity, _: foreign.delete(activity.services, "kafka_offset >= 10 AND kafka_offset < 17"),
+}
+
+
+def numbered(first: int, end: int, **more: object) -> list[dict[str, Any]]:
+    return [event(f"e{number}", **more) for number in range(first, end)]
+
+
+def version(activity: ActivitySystem) -> int:
+    return foreign.table_of(activity.services).version()
+
+
+def partition_of(activity: ActivitySystem) -> int:
+    return activity.offsets()[0][0]
+
+
+def went_back(activity: ActivitySystem, how: str) -> int:
+    """Ten events, ten more of which two are none, and the table as it was after the first ten; their partition."""
+    activity.put(*numbered(0, 10))
+    activity.drive()
+    before, partition = version(activity), partition_of(activity)
+    activity.put(*numbered(10, 14), b"no event", *numbered(14, 17, timestamp="2026-01-15T11:00:00Z"), b"nor this")
+    activity.put(event("e17"))
+    activity.drive()
+    assert len(activity.offsets()) == 18
+    BACK[how](activity, before)
+    assert len(activity.offsets()) < 18
+    return partition
+
+
+def is_whole(activity: ActivitySystem) -> bool:
+    return [row["event_id"] for row in activity.rows()] == [f"e{number}" for number in range(len(activity.rows()))]
+
+
+LONG = {"a dropped table", "an overwrite", "a delete"}
+
+
+@pytest.mark.parametrize("how", [pytest.param(how, marks=pytest.mark.long if how in LONG else ()) for how in BACK])
+def test_what_the_table_lost_is_read_again_once_before_new_events_are_stored_and_reported(
+    activity: ActivitySystem, how: str
+) -> None:
+    partition = went_back(activity, how)
+    activity.put(event("e18"))
+    assert all(run.success for run in activity.drive())
+    assert len(activity.rows()) == 19
+    assert is_whole(activity)
+    assert len(activity.dead_letters) == 2
+    shown = activity.metadata(USER_ACTIVITY_EVENTS, NEXT_HOUR)
+    assert shown["rows_recovered"] >= 6
+    assert f"{activity.topic}[{partition}]" in shown["recovered"]
+    assert [activity.statistics(hour)["page_view"].events for hour in (HOUR, NEXT_HOUR)] == [16, 3]
+    assert [activity.check(name).passed for name in ("no_gap_in_offsets", "no_duplicate_offsets")] == [True, True]
+    # Looked at once, the same commits are no reason to look again.
+    assert complete_all(activity.services).rows == 0
+    activity.put(event("e19"))
+    activity.drive()
+    assert is_whole(activity)
+    assert "recovered" not in activity.metadata(USER_ACTIVITY_EVENTS, HOUR)
+
+
+def test_the_span_that_is_reported_is_that_of_the_missing_rows(activity: ActivitySystem) -> None:
+    partition = went_back(activity, "removed log entries")
+    found = complete_all(activity.services)
+    assert [str(span) for span in found.spans] == [f"{activity.topic}[{partition}] 10 to 19"]
+    assert (found.rows, sorted(found.hours.values()), found.lost) == (8, [3, 5], [])
+
+
+@pytest.mark.parametrize("how", ["a restore", pytest.param("a dropped table", marks=pytest.mark.long)])
+def test_upkeep_recovers_what_is_missing_though_nothing_new_arrives(activity: ActivitySystem, how: str) -> None:
+    went_back(activity, how)
+    assert activity.run("user_activity_upkeep").success
+    assert len(activity.rows()) == 18
+    assert is_whole(activity)
+    activity.drive()
+    assert activity.statistics(NEXT_HOUR)["page_view"].events == 3
+
+
+@pytest.mark.parametrize("how", ["removed log entries", "a restore"])
+def test_until_then_the_check_names_partition_offsets_and_hours(activity: ActivitySystem, how: str) -> None:
+    partition = went_back(activity, how)
+    check = activity.check("no_gap_in_offsets")
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    (line,) = check.metadata["missing"].value  # type: ignore[misc]
+    assert line == f"8 rows of {activity.topic}[{partition}] 10 to 19; hours {HOUR}, {NEXT_HOUR}"
+    assert check.metadata["rows_missing"].value == 8
+    behind = check.metadata["table_behind"].value
+    assert behind == (
+        [f"the table is at 10 and lacks {activity.topic}[{partition}] 10 to 19; hours {HOUR}, {NEXT_HOUR}"]
+        if how == "removed log entries"
+        else []
+    )
+
+
+@pytest.mark.parametrize("how", ["removed log entries", pytest.param("a restore", marks=pytest.mark.long)])
+def test_what_kafka_has_no_more_is_lost_with_partition_offsets_and_hours(
+    activity: ActivitySystem,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+    how: str,
+) -> None:
+    partition = went_back(activity, how)
+    kafka_server.delete_records(activity.topic, partition, 16)
+    activity.put(event("e18"))
+    assert all(run.success for run in activity.drive())
+    gone = {f"e{number}" for number in range(10, 15)}
+    assert {row["event_id"] for row in activity.rows()} == {f"e{number}" for number in range(19)} - gone
+    check = activity.check("no_gap_in_offsets")
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    (line,) = check.metadata["lost"].value  # type: ignore[misc]
+    assert "5 rows are missing in the table" in str(line)
+    assert f"{activity.topic}[{partition}] 10 to 15; hours {HOUR}, {NEXT_HOUR}" in str(line)
+    assert "10 to 15 (5 rows)" in activity.metadata(USER_ACTIVITY_EVENTS, HOUR)["lost_from_table"]
+    assert complete_all(activity.services).lost == []
+
+
+def test_what_was_lost_of_ranges_that_were_let_go_is_said_as_well(
+    activity: ActivitySystem,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+) -> None:
+    activity.settings = changed(activity.settings, "user_activity", range_messages=5)
+    activity.restart()
+    partition = went_back(activity, "a dropped table")
+    now = datetime.now(UTC)
+    activity.services.stream_stretches.extend(now)
+    assert activity.services.stream_stretches.let_go(now, 2) == 2
+    kafka_server.delete_records(activity.topic, partition, 15)
+    found = complete_all(activity.services)
+    assert [(str(span).split("] ")[1], rows) for span, rows in found.lost] == [("10 to 14", 4), ("0 to 9", 10)]
+    assert len(activity.rows()) == 4
+    lost = activity.services.stream_ranges.list(activity.topic, [RangeState.LOST])
+    assert sorted((record.reason or "")[:10] for record in lost) == ["4 rows are", "At most 10"]
+    assert activity.services.stream_stretches.seams(activity.topic) == ()
+    assert complete_all(activity.services).lost == []
+
+
+def test_a_table_that_is_older_than_the_column_of_traces_goes_on(activity: ActivitySystem) -> None:
+    activity.put(*numbered(0, 3))
+    activity.drive()
+    rows = activity.table().drop_columns(["trace_id"])
+    foreign.drop(activity.services)
+    activity.services.user_activity_events.append(rows, app_id="earlier", version=1)
+    activity.put(event("e3", request_id="r-3"))
+    activity.drive()
+    assert is_whole(activity)
+    assert [row["trace_id"] for row in activity.rows()] == [None, None, None, "r-3"]
+    assert activity.materialize_hour(USER_ACTIVITY_EVENTS, HOUR).success
+    assert [row["trace_id"] for row in activity.rows()] == ["r1", "r1", "r1", "r-3"]
+
+
+@given(st.sets(st.integers(0, 30)), st.integers(0, 30), st.integers(0, 30))
+def test_runs_and_present_offsets_make_up_the_whole(present: set[int], first: int, length: int) -> None:
+    inside = sorted(number for number in present if first <= number < first + length)
+    runs = runs_between(inside, first, first + length)
+    missing = [number for begin, end in runs for number in range(begin, end)]
+    assert sorted([*inside, *missing]) == list(range(first, first + length))
+    assert all(begin < end for begin, end in runs)
+
+
+def store_everything(activity: ActivitySystem) -> None:
+    """Plan and store as a tick and a run do, without Dagster around them."""
+    services, ledger = activity.services, activity.services.stream_ranges
+    plan_backlog(services, activity.topic, Positions("", {}), size=4, most=100, wait_seconds=0)
+    keys = [record.range_key for record in ledger.unfinished(activity.topic, 1_000)]
+    store_ranges(services, ledger.start(keys, "a run", datetime.now(UTC)), Stored())
+
+
+def happen(activity: ActivitySystem, what: str, number: int) -> None:
+    services, before = activity.services, max(0, version(activity) - number)
+    match what:
+        case "put":
+            activity.put(*numbered(0, number), key=b"one" if number % 2 else b"three")
+            store_everything(activity)
+        case "poison":
+            activity.put(b"no event")
+            store_everything(activity)
+        case "remove":
+            foreign.remove_log_after(services, before)
+        case "restore":
+            foreign.restore(services, before)
+        case "delete":
+            foreign.delete(services, f"kafka_offset % 21 = {number}")
+        case "drop":
+            foreign.drop(services)
+            complete_all(services)
+        case "append":
+            foreign.append_rows(services, event_id=["foreign"], colour=["red"])
+        case "upkeep":
+            complete_all(services)
+        case _:
+            {"empty": foreign.empty, "compact": foreign.compact}[what](services)
+
+
+OPERATIONS = st.one_of(
+    st.tuples(st.just("put"), st.integers(1, 9)),
+    st.tuples(st.sampled_from(["remove", "restore"]), st.integers(1, 6)),
+    st.tuples(st.just("delete"), st.integers(0, 20)),
+    st.tuples(st.sampled_from(["drop", "empty", "compact", "append", "poison", "upkeep"]), st.just(0)),
+)
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(history=st.lists(OPERATIONS, min_size=1, max_size=6))
+def test_after_any_history_the_table_holds_each_offset_exactly_once(
+    activity: ActivitySystem, history: Sequence[tuple[str, int]]
+) -> None:
+    services = activity.services
+    activity.put(event("first"), key=b"one")
+    activity.put(event("first"), key=b"three")
+    store_everything(activity)
+    for what, number in history:
+        happen(activity, what, number)
+    activity.put(event("last"))
+    store_everything(activity)
+    complete_all(services)
+    of_ours = Counter((row["kafka_partition"], row["kafka_offset"]) for row in activity.rows() if row["kafka_topic"])
+    letters = {
+        (int(one.header("dlq.original-partition") or 0), int(one.header("dlq.original-offset") or 0))
+        for one in activity.dead_letters
+    }
+    backlog = services.range_reader.backlog(activity.topic, None, 0)
+    assert backlog is not None
+    every = {(partition, offset) for partition, end in backlog.ends.items() for offset in range(end)}
+    assert set(of_ours) == every - letters
+    assert set(of_ours.values()) == {1}
+    assert len(letters) == len(activity.dead_letters)
