@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from ingest_project.core.settings import TopicSettings
-from ingest_project.devstack import process_guard as guard
+from ingest_project.devstack import process_guard
 from ingest_project.devstack.processes import free_port
 from ingest_project_tests.deploy.compose_file import ROOT, services
 from ingest_project_tests.services.postgres import BECOME
@@ -234,7 +234,7 @@ def as_image_user() -> list[str]:
     python = Path(sys.executable).resolve()
     closed = any(not place.stat().st_mode & 0o001 for place in (*ROOT.parents, ROOT, *python.parents))
     whom = {"uid": IMAGE_USER, "gid": IMAGE_USER, "reach_all_folders": closed}
-    return [sys.executable, "-c", BECOME, str(Path(guard.__file__).parent), json.dumps(whom)]
+    return [sys.executable, "-c", BECOME, str(Path(process_guard.__file__).parent), json.dumps(whom)]
 
 
 def _program(name: str) -> list[str]:

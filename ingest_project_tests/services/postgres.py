@@ -22,7 +22,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from ingest_project.devstack import process_guard as guard
+from ingest_project.devstack import process_guard
 from ingest_project.devstack.child import RunAs
 from ingest_project.devstack.postgres import server_user
 from ingest_project.devstack.processes import free_port
@@ -33,8 +33,8 @@ from ingest_project.platform.database.migrate import migrate
 BECOME = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-import guard
-guard.become(json.loads(sys.argv[2]))
+import process_guard
+process_guard.become(json.loads(sys.argv[2]))
 os.execv(sys.argv[3], sys.argv[3:])
 """
 START_TIMEOUT_SECONDS = 30.0
@@ -175,7 +175,7 @@ def _prefix(user: RunAs | None) -> list[str]:
     if user is None:
         return []
     whom = {**asdict(user), "reach_all_folders": True}
-    return [sys.executable, "-c", BECOME, str(Path(guard.__file__).parent), json.dumps(whom)]
+    return [sys.executable, "-c", BECOME, str(Path(process_guard.__file__).parent), json.dumps(whom)]
 
 
 @pytest.fixture(scope="session")
