@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from ingest_project.attachments.extraction import AddressPaths, tasks_of
+from ingest_project.attachments.freshness import ATTACHMENTS_FRESHNESS
 from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ATTACHMENTS, hourly_partitions
 from ingest_project.attachments.telling import publish
 from ingest_project.bisection import store_bisecting
@@ -46,6 +47,7 @@ EVENTS_AT_A_TIME = 1_000
             group_name="attachments",
             kinds={"kafka"},
             partitions_def=hourly_partitions,
+            freshness_policy=ATTACHMENTS_FRESHNESS,
             skippable=True,
         )
     ],

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from ingest_project.attachments.freshness import ATTACHMENTS_FRESHNESS
 from ingest_project.attachments.partitions import ANY_ATTACHMENT, ATTACHMENT_RESULTS, hourly_partitions
 from ingest_project.attachments.reports import results_reports
 from ingest_project.attachments.results_table import commit_results
@@ -21,6 +22,7 @@ from ingest_project.resources import Services
             group_name="attachments",
             kinds={"deltalake"},
             partitions_def=hourly_partitions,
+            freshness_policy=ATTACHMENTS_FRESHNESS,
             skippable=True,
         )
     ],

@@ -21,6 +21,7 @@ from ingest_project.attachments.downloading import (
     store_at,
     unrecordable,
 )
+from ingest_project.attachments.freshness import ATTACHMENTS_FRESHNESS
 from ingest_project.attachments.partitions import (
     EVENTS_OF_ANY_HOUR,
     ONELAKE_ATTACHMENTS,
@@ -54,6 +55,7 @@ PARTITIONS_PER_BACKFILL_RUN = 500
             group_name="attachments",
             kinds={"onelake"},
             partitions_def=attachments_partitions,
+            freshness_policy=ATTACHMENTS_FRESHNESS,
             skippable=True,
         )
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dagster as dg
 
+from ingest_project.file_ingest.freshness import FILES_FRESHNESS
 from ingest_project.file_ingest.partitions import AGGREGATED_METRICS, VALIDATED_SENSOR_DATA, files_partitions
 
 aggregated_metrics = dg.AssetSpec(
@@ -17,5 +18,6 @@ aggregated_metrics = dg.AssetSpec(
     group_name="file_ingest",
     kinds={"table", "polars"},
     partitions_def=files_partitions,
+    freshness_policy=FILES_FRESHNESS,
     skippable=True,
 )

@@ -21,6 +21,7 @@ from ingest_project.errors import (
     VersionSupersededError,
 )
 from ingest_project.external_assets import topic_key
+from ingest_project.file_ingest.freshness import FILES_FRESHNESS
 from ingest_project.file_ingest.partitions import RAW_FILES, files_partitions
 from ingest_project.logs import get_logger
 from ingest_project.messages.file_event import FileEvent, version_of
@@ -40,6 +41,7 @@ raw_files = dg.AssetSpec(
     group_name="file_ingest",
     kinds={"file"},
     partitions_def=files_partitions,
+    freshness_policy=FILES_FRESHNESS,
     skippable=True,
 )
 

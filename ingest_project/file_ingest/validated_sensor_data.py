@@ -22,6 +22,7 @@ from ingest_project.file_ingest.aggregation import (
     counts_by_file,
     instants_by_file,
 )
+from ingest_project.file_ingest.freshness import FILES_FRESHNESS
 from ingest_project.file_ingest.outcome import Outcome, outcome_of_error
 from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA, files_partitions
 from ingest_project.file_ingest.validation import SensorTypes, ValidationRules, validate
@@ -50,6 +51,7 @@ validated_sensor_data = dg.AssetSpec(
     group_name="file_ingest",
     kinds={"table", "polars"},
     partitions_def=files_partitions,
+    freshness_policy=FILES_FRESHNESS,
     skippable=True,
 )
 

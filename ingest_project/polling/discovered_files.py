@@ -17,6 +17,7 @@ from ingest_project.ledger.polling_jobs import JobRecord
 from ingest_project.logs import bound, get_logger
 from ingest_project.partition_reports import PartitionReport, keep_connections_open, outputs_without_events, report
 from ingest_project.polling.discovery import Discovery, discover
+from ingest_project.polling.freshness import POLLING_FRESHNESS
 from ingest_project.polling.partitions import DISCOVERED_FILES, FILE_SOURCES, polling_jobs_partitions
 from ingest_project.resources import Services
 
@@ -33,6 +34,7 @@ logger = get_logger(__name__)
             group_name="polling",
             kinds={"kafka"},
             partitions_def=polling_jobs_partitions,
+            freshness_policy=POLLING_FRESHNESS,
             skippable=True,
         )
     ],
