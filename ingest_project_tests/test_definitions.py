@@ -74,11 +74,18 @@ def test_configured_sources_are_in_the_graph_with_their_address_and_without_thei
     assert "kafka://broker:9092/polling-queue" in shown
 
 
-def test_every_asset_has_a_description_a_group_a_kind_and_an_owner() -> None:
+def test_every_asset_has_a_description_a_group_a_capability_a_kind_and_an_owner() -> None:
     found = graph(INGEST_ASSET_OWNERS="team:data, data@example.com")
     nodes = [found.get(key) for key in found.get_all_asset_keys()]
     assert [node.key for node in nodes if not (node.description and node.group_name and node.kinds)] == []
+    assert [node.key for node in nodes if node.tags["ingest/capability"] != node.group_name] == []
     assert {tuple(node.owners) for node in nodes} == {("team:data", "data@example.com")}
+
+
+def test_every_asset_but_those_of_what_went_wrong_says_how_old_it_may_become() -> None:
+    found = graph()
+    without = {key for key in found.materializable_asset_keys if found.get(key).freshness_policy is None}
+    assert without == {dg.AssetKey("quarantined_files"), dg.AssetKey("unidentified_messages")}
 
 
 def test_every_table_shows_its_name_and_its_columns() -> None:

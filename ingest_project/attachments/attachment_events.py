@@ -10,7 +10,12 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from ingest_project.attachments.extraction import AddressPaths, tasks_of
-from ingest_project.attachments.partitions import ATTACHMENT_EVENTS, ATTACHMENTS, hourly_partitions
+from ingest_project.attachments.partitions import (
+    ATTACHMENT_EVENTS,
+    ATTACHMENTS,
+    ATTACHMENTS_FRESHNESS,
+    hourly_partitions,
+)
 from ingest_project.attachments.publish_outcomes import publish
 from ingest_project.attachments.queue.events import EventRecord, Extracted, HourOfEvents
 from ingest_project.attachments.queue.record import TaskArrival
@@ -46,6 +51,7 @@ EVENTS_AT_A_TIME = 1_000
             group_name="attachments",
             kinds={"kafka"},
             partitions_def=hourly_partitions,
+            freshness_policy=ATTACHMENTS_FRESHNESS,
             skippable=True,
         )
     ],

@@ -5,7 +5,12 @@ from collections.abc import Iterator
 import dagster as dg
 
 from ingest_project.attachments.asset_events import results_reports
-from ingest_project.attachments.partitions import ANY_ATTACHMENT, ATTACHMENT_RESULTS, hourly_partitions
+from ingest_project.attachments.partitions import (
+    ANY_ATTACHMENT,
+    ATTACHMENT_RESULTS,
+    ATTACHMENTS_FRESHNESS,
+    hourly_partitions,
+)
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.results_table import commit_results
 from ingest_project.platform.dagster.asset_events import keep_connections_open, outputs_without_events, report
@@ -21,6 +26,7 @@ from ingest_project.platform.dagster.asset_events import keep_connections_open, 
             group_name="attachments",
             kinds={"deltalake"},
             partitions_def=hourly_partitions,
+            freshness_policy=ATTACHMENTS_FRESHNESS,
             skippable=True,
         )
     ],

@@ -15,7 +15,12 @@ import dagster as dg
 
 from ingest_project.attachments.asset_events import attachment_report, results_reports
 from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
-from ingest_project.attachments.partitions import EVENTS_OF_ANY_HOUR, ONELAKE_ATTACHMENTS, attachments_partitions
+from ingest_project.attachments.partitions import (
+    ATTACHMENTS_FRESHNESS,
+    EVENTS_OF_ANY_HOUR,
+    ONELAKE_ATTACHMENTS,
+    attachments_partitions,
+)
 from ingest_project.attachments.publish_outcomes import tell, tell_cached
 from ingest_project.attachments.queue.record import AttachmentRecord, Outcome
 from ingest_project.attachments.resources import AttachmentResources
@@ -43,6 +48,7 @@ PARTITIONS_PER_BACKFILL_RUN = 500
             group_name="attachments",
             kinds={"onelake"},
             partitions_def=attachments_partitions,
+            freshness_policy=ATTACHMENTS_FRESHNESS,
             skippable=True,
         )
     ],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from ingest_project.core.hours import partition_of
+
+ATTACHMENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
+
 
 ATTACHMENTS = "attachments"
 FIRST_HOUR = datetime(2026, 1, 1, tzinfo=UTC)

@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 import dagster as dg
 import polars as pl
 
-from ingest_project.file_ingest.partitions import AGGREGATED_METRICS, VALIDATED_SENSOR_DATA, files_partitions
+from ingest_project.file_ingest.partitions import (
+    AGGREGATED_METRICS,
+    FILES_FRESHNESS,
+    VALIDATED_SENSOR_DATA,
+    files_partitions,
+)
 
 aggregated_metrics = dg.AssetSpec(
     AGGREGATED_METRICS,
@@ -21,6 +26,7 @@ aggregated_metrics = dg.AssetSpec(
     group_name="file_ingest",
     kinds={"table", "polars"},
     partitions_def=files_partitions,
+    freshness_policy=FILES_FRESHNESS,
     skippable=True,
 )
 

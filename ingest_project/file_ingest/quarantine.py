@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 quarantined_files = dg.AssetSpec(
     QUARANTINED_FILES,
     deps=["raw_files"],
-    description="What was refused of the file, whole or by row, with reasons. Missing where nothing was.",
+    description="What was refused of the file, whole or by row, with reasons; 0 rows where nothing was.",
     group_name="file_ingest",
     kinds={"file", "table"},
     partitions_def=files_partitions,

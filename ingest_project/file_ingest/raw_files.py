@@ -23,7 +23,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.file_record import FileRecord
-from ingest_project.file_ingest.partitions import RAW_FILES, files_partitions
+from ingest_project.file_ingest.partitions import FILES_FRESHNESS, RAW_FILES, files_partitions
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.platform.dagster.external_assets import topic_key
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
@@ -38,6 +38,7 @@ raw_files = dg.AssetSpec(
     group_name="file_ingest",
     kinds={"file"},
     partitions_def=files_partitions,
+    freshness_policy=FILES_FRESHNESS,
     skippable=True,
 )
 

@@ -26,7 +26,7 @@ from ingest_project.file_ingest.aggregation import (
 )
 from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.file_record import FileRecord
-from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA, files_partitions
+from ingest_project.file_ingest.partitions import FILES_FRESHNESS, VALIDATED_SENSOR_DATA, files_partitions
 from ingest_project.file_ingest.result import Outcome, outcome_of_error
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.frames import METRICS, QUARANTINED, READINGS
@@ -45,6 +45,7 @@ validated_sensor_data = dg.AssetSpec(
     group_name="file_ingest",
     kinds={"table", "polars"},
     partitions_def=files_partitions,
+    freshness_policy=FILES_FRESHNESS,
     skippable=True,
 )
 

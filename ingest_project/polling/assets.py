@@ -22,7 +22,7 @@ from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, keys_of_run
 from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.polling.discovery import Discovery, discover
 from ingest_project.polling.job_queue import JobRecord
-from ingest_project.polling.partitions import DISCOVERED_FILES, FILE_SOURCES, polling_jobs_partitions
+from ingest_project.polling.partitions import DISCOVERED_FILES, FILE_SOURCES, POLLING_FRESHNESS, polling_jobs_partitions
 from ingest_project.polling.resources import PollingResources
 
 logger = get_logger(__name__)
@@ -38,6 +38,7 @@ logger = get_logger(__name__)
             group_name="polling",
             kinds={"kafka"},
             partitions_def=polling_jobs_partitions,
+            freshness_policy=POLLING_FRESHNESS,
             skippable=True,
         )
     ],

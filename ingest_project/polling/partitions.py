@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import dagster as dg
 
 from ingest_project.core.keys import key_of
+
+POLLING_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
+
 
 POLLING_JOBS = "polling_jobs"
 polling_jobs_partitions = dg.DynamicPartitionsDefinition(name=POLLING_JOBS)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from ingest_project.core.settings import load_settings
+from ingest_project.operations.resources import SystemResources
 from ingest_project_tests.after_a_demo.finished_demo import Demo, finished_demo
 from ingest_project_tests.browser.programs import BrowserPrograms
 from ingest_project_tests.browser.window import Window, open_browser
@@ -20,6 +23,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The whole system in a folder of its own, with the sample files ingested, attachments and streams stored."""
     with finished_demo(tmp_path_factory.mktemp("demo")) as demo:
         yield demo
+
+
+@pytest.fixture
+def services(demo: Demo) -> Iterator[SystemResources]:
+    """The services of the demo."""
+    with mock.patch.dict(os.environ, demo.environment):
+        yield SystemResources(load_settings().settings)
 
 
 @pytest.fixture(scope="package")

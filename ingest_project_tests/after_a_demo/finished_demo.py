@@ -86,12 +86,18 @@ def finished_demo(folder: Path) -> Iterator[Demo]:
         yield Demo(stack.webserver_url, variables, report, _dead_attachment(stack.settings))
 
 
+def settle(services: SystemResources) -> None:
+    """Wait until nothing is going on."""
+    seen = wait_for_idle(services, DagsterRecords(services.settings), DEMO_SECONDS)
+    assert seen.idle, seen
+
+
 def _dead_attachment(settings: Settings) -> str:
     services = SystemResources(settings)
     task = DownloadTask(trace_id=str(uuid.uuid4()), domain="legal", attachment_url=REFUSED_ADDRESS)
     key = attachment_key(task.trace_id, task.attachment_url)
     deliver(services, settings.topics.downloads_pending, key, encode(task), task.trace_id)
-    assert wait_for_idle(services, DagsterRecords(settings), DEMO_SECONDS).idle
+    settle(services)
     (record,) = services.attachments.get_many([key])
     assert record.state is AttachmentState.FAILED, record
     return key

@@ -6,9 +6,12 @@ import re
 
 import pytest
 
-from ingest_project.platform.work_queue.states import FileState
+from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.work_queue.states import AttachmentState, FileState
+from ingest_project_tests.after_a_demo.dead_attachments import ledger_of, ten_dead
 from ingest_project_tests.after_a_demo.finished_demo import Demo
 from ingest_project_tests.browser.window import Window
+from ingest_project_tests.services.http_server import HttpServer
 
 # Starting the system and, on a clean machine, installing a browser count as part of the first test.
 pytestmark = pytest.mark.timeout(900)
@@ -38,7 +41,9 @@ def test_an_ingested_file_is_a_green_partition_that_tells_its_rows(demo: Demo, w
         rf".*^dagster/row_count\n{file.rows_accepted}$.*^rows_quarantined\n0$"
     )
     assert window.tone_of("Materialized") == "green"
-    window.keep("partition-materialized", height=700)
+    # Its first rows are below what is known of it as a whole.
+    window.wait_for(r"^line_number timestamp device_id sensor_type value unit$")
+    window.keep("partition-materialized")
 
 
 def test_a_quarantined_file_is_a_partition_without_rows_whose_checks_say_why(demo: Demo, window: Window) -> None:
@@ -86,7 +91,6 @@ def test_a_stored_attachment_is_a_green_partition_that_tells_where_it_is(demo: D
         rf".*^size_bytes\n{attachment.size_bytes}$.*^stored_at\n[^\n]*/signed_contract\.pdf$.*^replays\n1$"
     )
     assert window.tone_of("Materialized") == "green"
-    window.keep("attachment-stored", height=700)
 
 
 def test_a_dead_attachment_is_a_partition_whose_check_is_red_and_says_why(demo: Demo, window: Window) -> None:
@@ -99,7 +103,7 @@ def test_a_dead_attachment_is_a_partition_whose_check_is_red_and_says_why(demo: 
         r".*^Description\n[^\n]*Refused to contact http://10\.0\.0\.8/late_contract\.pdf[^\n]*In the dead letters\."
     )
     assert window.tone_of("Failed") == "red"
-    window.keep("attachment-dead")
+    window.keep("attachment-dead", height=848)
 
 
 def test_the_partition_leads_to_the_run_that_made_it_and_the_run_to_its_batch(demo: Demo, window: Window) -> None:
@@ -126,3 +130,29 @@ def test_the_graph_shows_the_way_of_a_file_from_topic_to_view(demo: Demo, window
     for name in (*shown, "quarantined_files", "device_metrics"):
         window.wait_for(rf"^{name}$")
     window.keep("asset-graph", height=850)
+
+
+def test_ten_dead_attachments_are_replayed_by_one_backfill_that_is_clicked_together(
+    services: SystemResources, http_server: HttpServer, window: Window
+) -> None:
+    dead = ten_dead(services, http_server, "outage")
+    window.open("/assets/onelake_attachments")
+    window.click("//button[starts-with(normalize-space(), 'Materialize')]")
+    window.click("//*[normalize-space(text())='Select a partition or create one']")
+    for key in dead:
+        window.click(f"//*[text()='{key}']")
+    window.click("//*[starts-with(normalize-space(text()), 'Launch runs to materialize')]")  # closes the list
+    window.wait_for(rf"^{len(dead)} partitions selected$")
+    window.click("//button[normalize-space()='Launch backfill']")
+
+    window.wait_for(r"^Created backfill")
+    window.click("//*[self::a or self::button][normalize-space()='View']")
+    window.wait_for(
+        rf"^Partition selection\n{len(dead)} partitions\nStatus\nSucceeded$"
+        rf".*^onelake_attachments$.*^100% completed\n{len(dead)}\n0\n{len(dead)}\n0$"
+    )
+    window.keep("backfill", height=330)
+    assert ledger_of(services, dead) == {(AttachmentState.STORED, 1)}
+
+    window.open("/runs?view=backfills")
+    window.wait_for(rf"^{len(dead)} partitions$.*^Success$")

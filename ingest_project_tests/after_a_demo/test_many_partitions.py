@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
 from ingest_project.cli.send_messages import deliver
-from ingest_project.cli.status import wait_for_idle
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.download import DownloadTask, attachment_key
 from ingest_project.contracts.polling_job import PollingJob
-from ingest_project.core.settings import load_settings
 from ingest_project.devstack.job_run import run_jobs
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.work_queue.states import AttachmentState, FileState
-from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, wait_for
-from ingest_project_tests.after_a_demo.finished_demo import Demo
+from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, partitions_of, wait_for
+from ingest_project_tests.after_a_demo.dead_attachments import ledger_of, ten_dead
+from ingest_project_tests.after_a_demo.finished_demo import Demo, settle
 from ingest_project_tests.after_a_demo.test_repeated_partitions import FILE_ASSETS
 from ingest_project_tests.journeys.system import readings
-from ingest_project_tests.services.http_server import HttpServer, content_of
+from ingest_project_tests.services.http_server import HttpServer
 
 pytestmark = pytest.mark.timeout(900)
 
-IDLE_SECONDS = 240.0
 GOOD, REFUSED, TWINS = 590, 5, 5
-
-
-@pytest.fixture
-def services(demo: Demo) -> Iterator[SystemResources]:
-    """The services of the demo."""
-    with mock.patch.dict(os.environ, demo.environment):
-        yield SystemResources(load_settings().settings)
-
-
-def settle(services: SystemResources) -> None:
-    """Wait until nothing is going on."""
-    seen = wait_for_idle(services, DagsterRecords(services.settings), IDLE_SECONDS)
-    assert seen.idle, seen
 
 
 def write_files(folder: Path) -> None:
@@ -85,21 +65,18 @@ def test_six_hundred_files_with_refused_ones_duplicates_and_one_that_is_gone(
     run_jobs(int(demo.site.rpartition(":")[2]), ["file_checks"], 120, lambda: None)
 
 
-def test_ten_dead_attachments_are_replayed_by_one_backfill(
+def test_only_the_dead_attachments_of_a_selection_are_replayed(
     demo: Demo, services: SystemResources, http_server: HttpServer
 ) -> None:
-    addresses = [http_server.url(f"/published/dead-{number}.pdf") for number in range(10)]
-    keys = [attachment_key("ten-dead", address) for address in addresses]
-    for key, address in zip(keys, addresses, strict=True):
-        task = DownloadTask(trace_id="ten-dead", domain="claims", attachment_url=address)
-        deliver(services, services.settings.topics.downloads_pending, key, encode(task), "ten-dead")
-    settle(services)
-    assert {record.state for record in services.attachments.get_many(keys)} == {AttachmentState.FAILED}
+    dead = ten_dead(services, http_server, "partly")
+    arrived = [key for key in partitions_of(demo.site, "onelake_attachments") if key in dead]
+    left_alone, scattered, adjacent = arrived[0:6:2], arrived[1:6:2], arrived[6:]
+    ids = [launch(demo.site, ["onelake_attachments"], keys) for keys in (scattered, adjacent)]
 
-    for number in range(10):
-        http_server.publish(f"/published/dead-{number}.pdf", content_of(f"dead-{number}.pdf", 1_000))
-    end = wait_for(demo.site, launch(demo.site, ["onelake_attachments"], keys))
-
-    assert end == EndedBackfill("COMPLETED_SUCCESS", {"onelake_attachments": (10, 10, 0)})
-    records = services.attachments.get_many(keys)
-    assert {(record.state, record.replays) for record in records} == {(AttachmentState.STORED, 1)}
+    ends = [wait_for(demo.site, one) for one in ids]
+    assert ends == [
+        EndedBackfill("COMPLETED_SUCCESS", {"onelake_attachments": (len(keys), len(keys), 0)})
+        for keys in (scattered, adjacent)
+    ]
+    assert ledger_of(services, scattered + adjacent) == {(AttachmentState.STORED, 1)}
+    assert ledger_of(services, left_alone) == {(AttachmentState.FAILED, 0)}

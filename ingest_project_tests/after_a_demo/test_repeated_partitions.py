@@ -23,9 +23,10 @@ Asked = tuple["Sequence[str]", "Sequence[str]"]
 
 
 def selections(demo: Demo) -> dict[str, Asked]:
-    """Assets and partitions of each backfill. No file is in two of them: they would wait for each other."""
+    """Return assets and partitions of each backfill. No file is in two of them: they would wait for each other."""
     mixed = [demo.file(name).file_key for name in (CLEAN, SOME_BAD_ROWS, REFUSED)]
-    others = [file.file_key for file in demo.report.files if file.file_key not in mixed]
+    # Every fourth in order of arrival: none is beside another.
+    others = [key for key in partitions_of(demo.site, "raw_files") if key not in mixed]
     return {
         "files of every kind": (FILE_ASSETS, mixed),
         **{asset: ([asset], others[place :: len(FILE_ASSETS)]) for place, asset in enumerate(FILE_ASSETS)},
