@@ -1,7 +1,7 @@
-"""Seconds that one small commit of user activity takes, from the first to the thousandth, with the upkeep in between.
+"""Seconds that one small commit of user activity takes, from the first to the thousandth, with maintenance between.
 
 A busy system commits once a second and looks after its table every ten minutes. Here commits follow one another at
-once, so the upkeep comes after as many of them. The table is local; Kafka and the ledger have no part in it.
+once, so the maintenance comes after as many of them. The table is local; Kafka and the ledger have no part in it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from benchmarks.activity import _messages
 from benchmarks.measurement import Result, say
-from ingest_project.platform.delta.location import delta_place
-from ingest_project.platform.delta.maintenance import keep_healthy
+from ingest_project.platform.delta.location import delta_location
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum
 from ingest_project.platform.delta.table import DeltaStore
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.user_activity.event_table import event_rows, with_few_days
 
 COMMITS = 1_000
@@ -31,7 +31,7 @@ STREAM = "benchmark/0"
 
 def measure_commits(options: argparse.Namespace, folder: Path) -> Result:
     """Many small commits of user activity events to one Delta table."""
-    store = DeltaStore(delta_place(str(folder / "events"), None), ("event_day",))
+    store = DeltaStore(delta_location(str(folder / "events"), None), ("event_day",))
     events, seconds, upkeeps = _events(), [], []
     for number in range(1, options.commits + 1):
         began = time.perf_counter()
@@ -40,7 +40,7 @@ def measure_commits(options: argparse.Namespace, folder: Path) -> Result:
         seconds.append(time.perf_counter() - began)
         if number % COMMITS_BETWEEN_UPKEEPS == 0:
             began = time.perf_counter()
-            keep_healthy(store)
+            optimize_and_vacuum(store)
             upkeeps.append(time.perf_counter() - began)
         if number % SHOWN == 0:
             say(f"{number} commits: {mean(seconds[-SHOWN:]) * 1e3:.1f} ms each")
@@ -60,6 +60,6 @@ def measure_commits(options: argparse.Namespace, folder: Path) -> Result:
 def _events() -> pa.Table:
     now_ms = int(datetime.now(UTC).timestamp() * 1_000)
     messages = [
-        Received("events", 0, offset, now_ms, None, value, ()) for offset, value in enumerate(_messages(EVENTS))
+        ConsumerRecord("events", 0, offset, now_ms, None, value, ()) for offset, value in enumerate(_messages(EVENTS))
     ]
     return with_few_days(event_rows(messages, "life").table)

@@ -44,7 +44,7 @@ def run(brokers: str, topic: str, folder: Path, events: int) -> None:
     ranges = [
         one
         for partition, end in backlog.ends.items()
-        for one in cut(topic, backlog.generation, partition, backlog.starts[partition], end, ROWS_PER_COMMIT)
+        for one in cut(topic, backlog.topic_id, partition, backlog.starts[partition], end, ROWS_PER_COMMIT)
     ]
     services.stream_ranges.plan(ranges, [], now)
     records = services.stream_ranges.start([one.key for one in ranges], "benchmark", now)

@@ -30,7 +30,7 @@ from ingest_project.devstack.broker import PARTITIONS, start_broker, wait_for_br
 from ingest_project.devstack.postgres import start_postgres, wait_for_postgres
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.types import KafkaPosition
 from ingest_project.polling.discovery import discover
 from ingest_project.polling.job_queue import JobArrival
 
@@ -167,7 +167,7 @@ def _seconds(services: SystemResources, folder: str) -> float:
 
 def _job(folder: str, number: int) -> JobArrival:
     job = PollingJob(job_id=f"look-{number}", source_config={"source_type": "local", "path": folder}, file_pattern="**")
-    return JobArrival(job.job_id, job, Intake("benchmark", 0, number))
+    return JobArrival(job.job_id, job, KafkaPosition("benchmark", 0, number))
 
 
 if __name__ == "__main__":

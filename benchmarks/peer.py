@@ -66,7 +66,7 @@ def measure_peer(workload: Workload, folder: Path) -> PeerResult:
         folder: is made; holds the database and the logs.
 
     Raises:
-        ServiceFailed: PostgreSQL, Valkey or the worker did not start, or ended.
+        ServiceFailedError: PostgreSQL, Valkey or the worker did not start, or ended.
         TimeoutError: it takes longer than any sane worker would.
     """
     (folder / "logs").mkdir(parents=True)

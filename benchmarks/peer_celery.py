@@ -59,7 +59,7 @@ app.conf.update(
 )
 
 
-class RefusedFile(Exception):  # noqa: N818 - the domain's word
+class RejectedFileError(Exception):
     """The file as a whole breaks the contract."""
 
 
@@ -72,7 +72,7 @@ def ingest_file(path: str) -> None:
         try:
             rows = read(path)
             accepted, rejected = validate(rows)
-        except RefusedFile as refusal:
+        except RejectedFileError as refusal:
             _finish(cursor, key, "quarantined", reason=str(refusal))
             return
         _copy_readings(cursor, key, accepted)
@@ -86,11 +86,11 @@ def read(path: str) -> pd.DataFrame:
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise RefusedFile(f"unreadable: {error}") from error
+        raise RejectedFileError(f"unreadable: {error}") from error
     if missing := [name for name in REQUIRED if name not in rows.columns]:
-        raise RefusedFile(f"missing columns: {', '.join(missing)}")
+        raise RejectedFileError(f"missing columns: {', '.join(missing)}")
     if rows.empty:
-        raise RefusedFile("no rows")
+        raise RejectedFileError("no rows")
     return rows
 
 
@@ -112,7 +112,7 @@ def validate(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     masks = np.column_stack(list(failed.values()))
     bad = pd.Series(masks.any(axis=1), rows.index)
     if bad.mean() > MAX_REJECTED_SHARE:
-        raise RefusedFile(f"{bad.sum()} of {len(rows)} rows are bad")
+        raise RejectedFileError(f"{bad.sum()} of {len(rows)} rows are bad")
     reasons = [[rule for rule, fails in zip(failed, mask, strict=True) if fails] for mask in masks[bad]]
     rejected = rows[bad].assign(reasons=pd.Series(reasons, rows.index[bad], dtype=object))
     return rows[~bad].assign(number=numbers[~bad]), rejected

@@ -192,7 +192,7 @@ def running_system(
         brokers: of a Kafka that has the topics; the embedded one by default.
 
     Raises:
-        ServiceFailed: a part did not start.
+        ServiceFailedError: a part did not start.
     """
     state_dir, warm_up = folder / "state", folder / "warm-up"
     state_dir.mkdir(parents=True)

@@ -238,7 +238,7 @@ def test_no_service_that_is_away_says_a_secret(tmp_path: Path, log_file: Path) -
     }
     said = {name: told(action) for name, action in ways.items()}
     assert [name for name, text in said.items() if not text] == [], "each of them is to fail"
-    assert [name for name in source_configs() if "SourceUnreachable" not in said[name]] == []
+    assert [name for name in source_configs() if "SourceUnreachableError" not in said[name]] == []
     assert {name: leaks(text) for name, text in said.items() if leaks(text)} == {}
     assert leaks(repr(settings) + str(settings.model_dump()) + settings.model_dump_json()) == []
     assert leaks(log_file.read_text() if log_file.exists() else "") == []

@@ -128,7 +128,7 @@ class AttachmentSystem:
 
     def _unfinished(self) -> bool:
         waiting = "SELECT 1 FROM attachment_events WHERE state <> 'done' OR reported_at IS NULL LIMIT 1"
-        uncommitted = "SELECT 1 FROM download_outcomes WHERE committed_at IS NULL OR told_at IS NULL LIMIT 1"
+        uncommitted = "SELECT 1 FROM download_outcomes WHERE committed_at IS NULL OR published_at IS NULL LIMIT 1"
         return bool(self._ask(self._ledger, waiting) or self._ask(self._ledger, uncommitted))
 
     def _send(self, addresses: Sequence[str], trace_prefix: str) -> None:

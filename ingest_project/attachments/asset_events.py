@@ -8,25 +8,25 @@ from typing import Any
 import dagster as dg
 
 from ingest_project.attachments.partitions import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS
-from ingest_project.attachments.queue.record import AttachmentRecord, Outcome
+from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.contracts.download import DownloadStatus
-from ingest_project.core.hours import end_of, hour_of
-from ingest_project.platform.dagster.asset_events import CheckResult, PartitionReport
+from ingest_project.core.hours import end_of, parse_hour_key
+from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
 from ingest_project.platform.http.urls import printable_url
 
 ATTACHMENT_STORED = "attachment_stored"
 
 
-def attachment_report(outcome: Outcome) -> PartitionReport:
+def attachment_report(outcome: AttemptResult) -> PartitionEvents:
     """The events of one attachment after an attempt: stored, or a failed check that says why and what follows."""
     materialized = {}
     if outcome.result.status is DownloadStatus.SUCCESS or outcome.leaves_stored_bytes:
         materialized[ONELAKE_ATTACHMENTS] = stored_metadata(outcome)
-    return PartitionReport(outcome.attachment_key, materialized, [stored_result(outcome)])
+    return PartitionEvents(outcome.attachment_key, materialized, [stored_result(outcome)])
 
 
-def stored_metadata(outcome: Outcome) -> dict[str, Any]:
+def stored_metadata(outcome: AttemptResult) -> dict[str, Any]:
     """Where an attachment came from and where it is; the address without its query, which may be a secret."""
     result = outcome.result
     return {
@@ -44,7 +44,7 @@ def stored_metadata(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def stored_result(outcome: Outcome) -> CheckResult:
+def stored_result(outcome: AttemptResult) -> CheckResult:
     """Judge an attempt: a warning while it is tried again or what was stored stays, an error when it is dead."""
     result = outcome.result
     if result.status is DownloadStatus.SUCCESS:
@@ -80,7 +80,7 @@ def kept_result(record: AttachmentRecord, *, passed: bool, description: str | No
     )
 
 
-def results_reports(services: AttachmentResources, hours: Sequence[str]) -> list[PartitionReport]:
+def results_reports(services: AttachmentResources, hours: Sequence[str]) -> list[PartitionEvents]:
     """One materialisation of the Delta table for each of these hours."""
     if not hours:
         return []
@@ -88,11 +88,11 @@ def results_reports(services: AttachmentResources, hours: Sequence[str]) -> list
     shared: dict[str, Any] = {"table": services.attachment_results.url}
     if table is not None:
         shared |= {"table_version": table.table_version, "table_files": table.files, "table_rows": table.rows or 0}
-    return [PartitionReport(hour, {ATTACHMENT_RESULTS: {**_hour(services, hour), **shared}}) for hour in hours]
+    return [PartitionEvents(hour, {ATTACHMENT_RESULTS: {**_hour(services, hour), **shared}}) for hour in hours]
 
 
 def _hour(services: AttachmentResources, hour: str) -> dict[str, int]:
-    begin = hour_of(hour)
+    begin = parse_hour_key(hour)
     ended = services.outcomes.ended_between(begin, end_of(begin))
     return {
         "dagster/row_count": ended.success + ended.failed_transient + ended.failed_permanent,

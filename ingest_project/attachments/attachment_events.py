@@ -24,13 +24,13 @@ from ingest_project.core.bisection import store_bisecting
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     Context,
-    PartitionReport,
+    PartitionEvents,
     keep_connections_open,
     outputs_without_events,
     report,
 )
 from ingest_project.platform.dagster.external_assets import topic_key
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 
 logger = get_logger(__name__)
@@ -156,7 +156,7 @@ def _fail(services: AttachmentResources, failures: Mapping[str, Exception], now:
 def announce(services: AttachmentResources, arrivals: Sequence[TaskArrival]) -> None:
     """Publish tasks on `downloads.pending`, each once. One that the broker does not take is downloaded all the same."""
     messages = [
-        (f"task/{arrival.attachment_key}", Outgoing(arrival.raw.encode(), _key(arrival), _headers(arrival)))
+        (f"task/{arrival.attachment_key}", ProducerRecord(arrival.raw.encode(), _key(arrival), _headers(arrival)))
         for arrival in arrivals
     ]
     topic = services.settings.topics.downloads_pending
@@ -177,7 +177,7 @@ def _extracted(event_key: str, tasks: Sequence[TaskArrival], owners: dict[str, s
     return Extracted(event_key, addresses=len(tasks), duplicates=len(tasks) - len(own))
 
 
-def _hour_report(hour: HourOfEvents) -> PartitionReport:
+def _hour_report(hour: HourOfEvents) -> PartitionEvents:
     metadata = {
         "events": hour.events,
         "addresses": hour.addresses,
@@ -185,4 +185,4 @@ def _hour_report(hour: HourOfEvents) -> PartitionReport:
         "duplicates": hour.duplicates,
         "events_unfinished": hour.unfinished,
     }
-    return PartitionReport(hour.hour, {ATTACHMENT_EVENTS: metadata})
+    return PartitionEvents(hour.hour, {ATTACHMENT_EVENTS: metadata})

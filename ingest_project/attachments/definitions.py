@@ -10,7 +10,7 @@ from ingest_project.attachments.checks import CHECKS, CHECKS_OF_ALL_ATTACHMENTS
 from ingest_project.attachments.downloads_sensor import downloads_sensor
 from ingest_project.attachments.eventhouse.sensor import eventhouse_sensor
 from ingest_project.attachments.events_sensor import attachment_events_sensor
-from ingest_project.attachments.jobs import attachment_events_batch, attachments_batch, attachments_upkeep
+from ingest_project.attachments.jobs import attachment_events_batch, attachments_batch, attachments_maintenance
 from ingest_project.attachments.onelake_attachments import onelake_attachments
 from ingest_project.attachments.partitions import ONELAKE_ATTACHMENTS
 from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
@@ -30,7 +30,7 @@ attachment_checks = dg.define_asset_job(
 attachments = dg.Definitions(
     assets=[attachment_events, onelake_attachments, attachment_results],
     asset_checks=CHECKS,
-    jobs=[attachment_events_batch, attachments_batch, downloads_batch, attachment_checks, attachments_upkeep],
+    jobs=[attachment_events_batch, attachments_batch, downloads_batch, attachment_checks, attachments_maintenance],
     schedules=[
         dg.ScheduleDefinition(
             name="attachment_checks_every_quarter_hour",
@@ -39,8 +39,8 @@ attachments = dg.Definitions(
             default_status=dg.DefaultScheduleStatus.RUNNING,
         ),
         dg.ScheduleDefinition(
-            name="attachments_upkeep_every_night",
-            job=attachments_upkeep,
+            name="attachments_maintenance_every_night",
+            job=attachments_maintenance,
             cron_schedule="20 3 * * *",
             default_status=dg.DefaultScheduleStatus.RUNNING,
         ),

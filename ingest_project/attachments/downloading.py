@@ -1,7 +1,7 @@
 """One attempt at one attachment: download, verify, store. What went wrong decides whether there is another attempt.
 
 Between the two halves of an attempt everybody is told that the file lies in the cache. It stays there until its end is
-on record; what a killed run left there is brought anew by the next one, to the same place.
+on record; what a killed run left there is brought again by the next one, to the same place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
-from ingest_project.attachments.queue.record import AttachmentRecord, Outcome
+from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.retry_schedule import next_attempt_at
 from ingest_project.attachments.storage.metadata import OWNER
@@ -27,16 +27,16 @@ from ingest_project.attachments.storage.store import StoredAttachment
 from ingest_project.attachments.turns import Turns, host_of
 from ingest_project.contracts.download import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.core.errors import (
-    HostBusy,
+    HostThrottledError,
     IngestError,
     PermanentError,
-    StoreUnavailable,
+    StoreUnavailableError,
     TransientError,
-    UnforeseenFailure,
-    UnreadableMessage,
+    UnexpectedError,
+    UnreadableMessageError,
 )
 from ingest_project.core.logging import bound, get_logger
-from ingest_project.platform.azure.errors import StoreRefused
+from ingest_project.platform.azure.errors import StoreRejectedError
 from ingest_project.platform.http.download import Downloaded, DownloadRequest
 from ingest_project.platform.work_queue.item_errors import error_class_of, reason_of
 
@@ -95,10 +95,10 @@ class Cached:
         )
 
 
-End = Outcome | Postponed
+End = AttemptResult | Postponed
 
 
-class RunLost(PermanentError):  # noqa: N818
+class RunLostError(PermanentError):
     """Every run that took this attachment up was lost."""
 
     def __init__(self, runs: int) -> None:
@@ -260,7 +260,7 @@ def download_at(record: AttachmentRecord, services: AttachmentResources) -> End 
                 attachment_url=record.attachment_url,
             )
             downloaded = services.downloader.download(_request(task), cache_path(services, record.attachment_key))
-        except HostBusy as error:
+        except HostThrottledError as error:
             pause = error.retry_after or timedelta(seconds=services.settings.downloads.pause_seconds)
             return Postponed(record.attachment_key, str(error), datetime.now(UTC) + pause)
         except Exception as error:  # noqa: BLE001 - what one attachment brings to light must not take the others down
@@ -268,7 +268,7 @@ def download_at(record: AttachmentRecord, services: AttachmentResources) -> End 
         return Cached(record, task, downloaded)
 
 
-def store_at(cached: Cached, services: AttachmentResources) -> Outcome:
+def store_at(cached: Cached, services: AttachmentResources) -> AttemptResult:
     """The second half of an attempt."""
     record, task = cached.record, cached.task
     with bound(partition_key=record.attachment_key, trace_id=record.trace_id):
@@ -288,7 +288,7 @@ def _task_of(record: AttachmentRecord) -> DownloadTask:
     """The task of this attempt; one that says why it cannot be served, where what is on record cannot be read."""
     try:
         return record.this_task
-    except UnreadableMessage as error:
+    except UnreadableMessageError as error:
         return DownloadTask(
             trace_id=record.trace_id,
             domain=record.domain,
@@ -300,7 +300,7 @@ def _task_of(record: AttachmentRecord) -> DownloadTask:
 
 def _require_runs_left(record: AttachmentRecord, services: AttachmentResources) -> None:
     if record.attempts > services.settings.retries.max_attempts:
-        raise RunLost(record.attempts - 1)
+        raise RunLostError(record.attempts - 1)
 
 
 def _request(task: DownloadTask) -> DownloadRequest:
@@ -333,9 +333,9 @@ def _store(
             metadata=metadata,
             seal=downloaded.seal,
         )
-    except StoreRefused as error:
+    except StoreRejectedError as error:
         # A permission that is missing is given in minutes; the file's own server may not have it for ever.
-        raise StoreUnavailable(error.address, f"refused ({error.code})") from error
+        raise StoreUnavailableError(error.address, f"refused ({error.code})") from error
 
 
 def _succeeded(
@@ -344,7 +344,7 @@ def _succeeded(
     downloaded: Downloaded,
     stored: StoredAttachment,
     cached: CachedDownload,
-) -> Outcome:
+) -> AttemptResult:
     result = msgspec.structs.replace(
         _result(task, DownloadStatus.SUCCESS),
         http_status=downloaded.http_status,
@@ -361,10 +361,10 @@ def _failed(
     error: Exception,
     services: AttachmentResources,
     cached: CachedDownload | None,
-) -> Outcome:
+) -> AttemptResult:
     if not isinstance(error, IngestError):
         logger.error("attachment_not_stored", exc_info=error)
-        error = UnforeseenFailure("Storing the attachment", error)
+        error = UnexpectedError("Storing the attachment", error)
     logger.warning("attachment_failed", reason=str(error), error_class=error.error_class, attempt=task.attempt)
     if _is_still_stored(record, services):
         return _kept(record, task, error)
@@ -393,7 +393,7 @@ def _is_still_stored(record: AttachmentRecord, services: AttachmentResources) ->
     return found is not None and (found.size_bytes, found.sha256) == (record.size_bytes, record.sha256)
 
 
-def _kept(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> Outcome:
+def _kept(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> AttemptResult:
     """A failed attempt at an attachment whose bytes are stored: they stay, and so does its state."""
     result = msgspec.structs.replace(
         _result(task, DownloadStatus.FAILED_TRANSIENT),
@@ -407,7 +407,7 @@ def _kept(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> O
     return msgspec.structs.replace(_outcome(record, task, result, None), content_type=record.content_type)
 
 
-def unrecordable(outcome: Outcome, error: Exception) -> Outcome:
+def unrecordable(outcome: AttemptResult, error: Exception) -> AttemptResult:
     """The end of an attempt whose own end the ledger did not take: failed, and why; without what it had brought."""
     result = DownloadResult(
         trace_id=outcome.result.trace_id,
@@ -443,8 +443,8 @@ def _result(task: DownloadTask, status: DownloadStatus) -> DownloadResult:
 
 def _outcome(
     record: AttachmentRecord, task: DownloadTask, result: DownloadResult, cached: CachedDownload | None
-) -> Outcome:
-    return Outcome(
+) -> AttemptResult:
+    return AttemptResult(
         attachment_key=record.attachment_key,
         replays=record.replays,
         domain=record.domain,

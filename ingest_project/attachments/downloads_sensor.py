@@ -23,16 +23,17 @@ from ingest_project.core.settings import AttachmentSettings
 from ingest_project.platform.http.file_names import chosen_file_name
 from ingest_project.platform.http.limits import LONGEST_RETRY_AFTER
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.work_queue.batches import release_abandoned, request_batches, split_evenly
-from ingest_project.platform.work_queue.consume import Arrived, Queue, take
+from ingest_project.platform.work_queue.batches import request_batches, requeue_orphaned, split_evenly
+from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, consume
 from ingest_project.platform.work_queue.queue import Due
-from ingest_project.platform.work_queue.sensor import ticking_sensor
+from ingest_project.platform.work_queue.sensor import queue_sensor
 
 SMALLEST_BATCH_WORTH_SPLITTING = 200
 # One attachment may be what takes its run down: each run that is lost makes the next ones so much smaller, until it is
 # alone. At once alone would make thousands of runs of one batch that a database's hiccup took down.
 SMALLER_AFTER_A_LOST_RUN = 8
-# A lost run is no attempt of the server's: how often that may happen is for the run to say, see `downloading.RunLost`.
+# A lost run is no attempt of the server's: how often that may happen is for the run to say, see
+# `downloading.RunLostError`.
 NEVER = 2**31 - 1
 # How much the clock of whoever sent a task may be ahead of ours.
 CLOCKS_APART = timedelta(minutes=10)
@@ -40,56 +41,56 @@ CLOCKS_APART = timedelta(minutes=10)
 LONGEST_TIME = 40
 
 
-def downloads_sensor(name: str, lane: str, job_name: str) -> dg.SensorDefinition:
-    """A sensor that serves one lane of downloads.
+def downloads_sensor(name: str, queue_name: str, job_name: str) -> dg.SensorDefinition:
+    """A sensor that serves one queue of downloads.
 
     Args:
         name: of the sensor.
-        lane: `pending` for first attempts, `retry` for the others.
+        queue_name: `pending` for first attempts, `retry` for the others.
         job_name: of the job that downloads and stores a batch.
     """
-    return ticking_sensor(
+    return queue_sensor(
         name,
         job_name,
-        f"Asks for runs over downloads that are {'due again' if lane == RETRY_LANE else 'new'}.",
-        lambda context, services: tick(context, services, lane),
+        f"Asks for runs over downloads that are {'due again' if queue_name == RETRY_LANE else 'new'}.",
+        lambda context, services: tick(context, services, queue_name),
         # Those that wait for a first message inside the tick take longer than a second anyway.
-        every_seconds=5 if lane == RETRY_LANE else 1,
+        every_seconds=5 if queue_name == RETRY_LANE else 1,
     )
 
 
 def tick(
-    context: dg.SensorEvaluationContext, services: AttachmentResources, lane: str
+    context: dg.SensorEvaluationContext, services: AttachmentResources, queue_name: str
 ) -> dg.SensorResult | dg.SkipReason:
     """Take what has arrived on the lane's topics, and ask for runs over what is due in it."""
     settings = services.settings
     cursors = _cursors(context.cursor)
-    for topic in topics_of(services, lane):
+    for topic in topics_of(services, queue_name):
         cursors[topic] = _take(context.instance, services, topic, cursors.get(topic))
     patient = settings.retries.model_copy(update={"max_attempts": NEVER})
-    release_abandoned(context.instance, services.attachments, lane, patient)
+    requeue_orphaned(context.instance, services.attachments, queue_name, patient)
     most = 2 * settings.attachments.max_parallel_batches
-    room = services.room_beside(services.attachments.in_flight_batches(lane), most)
-    requests = request_due(services, lane, room.batches)
+    room = services.available_slots(services.attachments.in_flight_batches(queue_name), most)
+    requests = request_due(services, queue_name, room.batches)
     return dg.SensorResult(
         run_requests=requests,
         cursor=msgspec.json.encode(cursors).decode(),
-        skip_reason=None if requests else room.reason or f"Nothing due among {lane} downloads.",
+        skip_reason=None if requests else room.reason or f"Nothing due among {queue_name} downloads.",
     )
 
 
-def topics_of(services: AttachmentResources, lane: str) -> Sequence[str]:
+def topics_of(services: AttachmentResources, queue_name: str) -> Sequence[str]:
     """The topics whose tasks go into a lane."""
     topics = services.settings.topics
-    return topics.downloads_retry if lane == RETRY_LANE else (topics.downloads_pending,)
+    return topics.downloads_retry if queue_name == RETRY_LANE else (topics.downloads_pending,)
 
 
-def arrival_of(arrived: Arrived[DownloadTask], services: AttachmentResources) -> TaskArrival:
+def arrival_of(arrived: ConsumedMessage[DownloadTask], services: AttachmentResources) -> TaskArrival:
     """A task as the ledger keeps it; one without a destination gets its domain's."""
     task, received = arrived.message, arrived.received
     key = attachment_key(task.trace_id, task.attachment_url)
     delays = services.settings.attachments.retry_delays
-    # As far as the ladder of retries goes: a stranger may say any number.
+    # As far as the retry tiers of retries goes: a stranger may say any number.
     task = msgspec.structs.replace(task, attempt=min(task.attempt, len(delays) + 1))
     if not task.destination_path:
         task = msgspec.structs.replace(task, destination_path=_destination(task, arrived, services))
@@ -121,13 +122,13 @@ def due_at(header: bytes | None, delays: Sequence[timedelta], now: datetime) -> 
     return min(moment, now + max(*delays, LONGEST_RETRY_AFTER) + CLOCKS_APART) if moment > now else None
 
 
-def request_due(services: AttachmentResources, lane: str, free: int) -> list[dg.RunRequest]:
-    """Ask for runs over attachments of a lane that are due, at most so many."""
+def request_due(services: AttachmentResources, queue_name: str, free: int) -> list[dg.RunRequest]:
+    """Ask for runs over attachments of a queue that are due, at most so many."""
     if not free:
         return []
     settings = services.settings.attachments
     now = datetime.now(UTC)
-    due = services.attachments.due(lane, limit=free * settings.batch_downloads, now=now)
+    due = services.attachments.due(queue_name, limit=free * settings.batch_downloads, now=now)
     batches = batches_of(due, settings)[:free]
     # Without a partition also where it is a single one: see `batch_job`.
     return request_batches(ATTACHMENTS, services.attachments, batches, now, partitioned=False)
@@ -155,11 +156,11 @@ def _take(instance: dg.DagsterInstance, services: AttachmentResources, topic: st
         max_messages=settings.attachments.tick_max_messages,
         wait_seconds=settings.file_ingest.tick_wait_seconds if waits else 0,
     )
-    return take(services, queue, Positions.from_cursor(saved), partial(_store, instance, services)).to_cursor()
+    return consume(services, queue, Positions.from_cursor(saved), partial(_store, instance, services)).to_cursor()
 
 
 def _store(
-    instance: dg.DagsterInstance, services: AttachmentResources, arrived: Sequence[Arrived[DownloadTask]]
+    instance: dg.DagsterInstance, services: AttachmentResources, arrived: Sequence[ConsumedMessage[DownloadTask]]
 ) -> None:
     arrivals = services.attachments.under_known_keys([arrival_of(one, services) for one in arrived])
     most_replays = services.settings.attachments.max_replays
@@ -172,7 +173,7 @@ def _cursors(text: str | None) -> dict[str, str]:
     return msgspec.json.decode(text, type=dict[str, str]) if text else {}
 
 
-def _destination(task: DownloadTask, arrived: Arrived[DownloadTask], services: AttachmentResources) -> str:
+def _destination(task: DownloadTask, arrived: ConsumedMessage[DownloadTask], services: AttachmentResources) -> str:
     occurred_at = task.occurred_at or arrived.intake.at or datetime(1970, 1, 1, tzinfo=UTC)
     return services.destinations.path(
         domain=task.domain,

@@ -15,9 +15,9 @@ from ingest_project.contracts.attachment_event import AttachmentEvent, decode_at
 from ingest_project.core.keys import digest_of
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.work_queue.batches import release_abandoned, request_batches, split_evenly
-from ingest_project.platform.work_queue.consume import Arrived, Queue, take
-from ingest_project.platform.work_queue.sensor import ticking_sensor
+from ingest_project.platform.work_queue.batches import request_batches, requeue_orphaned, split_evenly
+from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, consume
+from ingest_project.platform.work_queue.sensor import queue_sensor
 
 EVENTS = "attachment_events"
 SMALLEST_BATCH_WORTH_SPLITTING = 200
@@ -30,7 +30,7 @@ def attachment_events_sensor(job_name: str) -> dg.SensorDefinition:
     Args:
         job_name: of the job that takes their addresses out, downloads and stores.
     """
-    return ticking_sensor(
+    return queue_sensor(
         "attachment_events_sensor",
         job_name,
         "Asks for runs over the events that arrive on events.raw, or on the event hub in its place.",
@@ -50,10 +50,10 @@ def tick(context: dg.SensorEvaluationContext, services: AttachmentResources) -> 
         wait_seconds=settings.file_ingest.tick_wait_seconds,
         reader=reader,
     )
-    positions = take(services, queue, Positions.from_cursor(context.cursor), partial(_store, services))
-    release_abandoned(context.instance, services.attachment_events, topic, settings.retries)
+    positions = consume(services, queue, Positions.from_cursor(context.cursor), partial(_store, services))
+    requeue_orphaned(context.instance, services.attachment_events, topic, settings.retries)
     most = 2 * settings.attachments.max_parallel_batches
-    room = services.room_beside(services.attachment_events.in_flight_batches(topic), most)
+    room = services.available_slots(services.attachment_events.in_flight_batches(topic), most)
     requests = request_due(services, topic, room.batches)
     return dg.SensorResult(
         run_requests=requests,
@@ -62,7 +62,7 @@ def tick(context: dg.SensorEvaluationContext, services: AttachmentResources) -> 
     )
 
 
-def _store(services: AttachmentResources, arrived: Sequence[Arrived[AttachmentEvent]]) -> None:
+def _store(services: AttachmentResources, arrived: Sequence[ConsumedMessage[AttachmentEvent]]) -> None:
     now = datetime.now(UTC)
     services.attachment_events.record([arrival_of(one, now) for one in arrived], now)
 
@@ -74,7 +74,7 @@ def topic_and_reader(services: AttachmentResources) -> tuple[str, TopicReader]:
     return services.settings.topics.events_raw, services.reader
 
 
-def arrival_of(arrived: Arrived[AttachmentEvent], now: datetime) -> EventArrival:
+def arrival_of(arrived: ConsumedMessage[AttachmentEvent], now: datetime) -> EventArrival:
     """An event as the ledger keeps it, under a key made of its position: read again, it is the same event."""
     event, intake = arrived.message, arrived.intake
     return EventArrival(

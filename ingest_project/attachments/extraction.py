@@ -90,7 +90,7 @@ def tasks_of(record: EventRecord, paths: AddressPaths, destinations: Destination
         destinations: where files go.
 
     Raises:
-        UnreadableMessage: what the ledger keeps is no event.
+        UnreadableMessageError: what the ledger keeps is no event.
     """
     event = decode_attachment_event(record.body.encode())
     declared, refused = named_in(event, paths)

@@ -15,8 +15,8 @@ import dagster as dg
 from ingest_project.attachments.attachment_events import extract
 from ingest_project.attachments.onelake_attachments import download
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.platform.delta.credentials import upkeep_limits
-from ingest_project.platform.delta.maintenance import keep_healthy, summary
+from ingest_project.platform.delta.credentials import maintenance_limits
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 
 
@@ -55,14 +55,14 @@ ABANDONED_AFTER = timedelta(days=1)
 @dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
 def keep_results_healthy(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Look after the Delta table of results; the second time nothing is left to do."""
-    upkeep = keep_healthy(services.attachment_results, upkeep_limits(services.settings.delta))
-    context.log.info(summary(upkeep))
+    maintenance = optimize_and_vacuum(services.attachment_results, maintenance_limits(services.settings.delta))
+    context.log.info(summary(maintenance))
 
 
 @dg.op(description="Removes temporary files of uploads that were killed.")
 def remove_abandoned_uploads(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Look through every store that a domain has."""
-    removed = sum(store.remove_abandoned(ABANDONED_AFTER) for store in services.attachment_stores())
+    removed = sum(store.remove_orphaned(ABANDONED_AFTER) for store in services.attachment_stores())
     context.log.info("%d abandoned uploads were removed.", removed)
 
 
@@ -86,7 +86,7 @@ def remove_old_files(folder: Path, older_than: timedelta) -> int:
 
 
 @dg.job(description="Keeps the Delta table of results and the attachment stores healthy.")
-def attachments_upkeep() -> None:
+def attachments_maintenance() -> None:
     """All parts of the upkeep."""
     keep_results_healthy()
     remove_abandoned_uploads()

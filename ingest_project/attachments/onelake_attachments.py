@@ -21,8 +21,8 @@ from ingest_project.attachments.partitions import (
     ONELAKE_ATTACHMENTS,
     attachments_partitions,
 )
-from ingest_project.attachments.publish_outcomes import tell, tell_cached
-from ingest_project.attachments.queue.record import AttachmentRecord, Outcome
+from ingest_project.attachments.publish_outcomes import publish_outcomes, tell_cached
+from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.results_table import commit_results
 from ingest_project.contracts.download import DownloadStatus
@@ -83,12 +83,12 @@ def download(context: Context, services: AttachmentResources, keys: Sequence[str
 
 def _ends(
     context: Context, services: AttachmentResources, records: Sequence[AttachmentRecord]
-) -> Iterator[list[Outcome]]:
+) -> Iterator[list[AttemptResult]]:
     """How attempts ended: first those that a lost run had made, then new ones."""
-    left_over = services.outcomes.left_over([record.attachment_key for record in records])
+    recovered = services.outcomes.recovered([record.attachment_key for record in records])
     present = {(record.attachment_key, record.replays, record.attempt) for record in records}
-    _announce(context, services, [outcome for outcome in left_over if outcome.identity not in present])
-    ended = {outcome.identity: outcome for outcome in left_over if outcome.identity in present}
+    _announce(context, services, [outcome for outcome in recovered if outcome.identity not in present])
+    ended = {outcome.identity: outcome for outcome in recovered if outcome.identity in present}
     yield list(ended.values())
     remaining = [r for r in records if (r.attachment_key, r.replays, r.attempt) not in ended]
     downloads = services.settings.downloads
@@ -104,9 +104,9 @@ def _ends(
     try:
         for group in groups:
             _postpone(services, [end for end in group if isinstance(end, Postponed)])
-            yield [end for end in group if isinstance(end, Outcome)]
+            yield [end for end in group if isinstance(end, AttemptResult)]
     finally:
-        # Of a run that failed: what it had in the cache is brought anew by the next one, perhaps on another machine.
+        # Of a run that failed: what it had in the cache is brought again by the next one, perhaps on another machine.
         groups.close()
         _remove_cached(services, [record.attachment_key for record in remaining])
 
@@ -124,7 +124,7 @@ def _remove_cached(services: AttachmentResources, keys: Sequence[str]) -> None:
         cache_path(services, key).unlink(missing_ok=True)
 
 
-def _finish(context: Context, services: AttachmentResources, outcomes: Sequence[Outcome]) -> int:
+def _finish(context: Context, services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> int:
     """Enter, tell and show how some attempts ended; returns how many attachments are dead after them."""
     if not outcomes:
         return 0
@@ -136,11 +136,11 @@ def _finish(context: Context, services: AttachmentResources, outcomes: Sequence[
     return ended[DownloadStatus.FAILED_PERMANENT]
 
 
-def _entered(services: AttachmentResources, outcomes: Sequence[Outcome], run_id: str) -> list[Outcome]:
+def _entered(services: AttachmentResources, outcomes: Sequence[AttemptResult], run_id: str) -> list[AttemptResult]:
     """Enter outcomes; one that the ledger does not take is entered as the failure that it is."""
-    holding: list[Outcome] = []
+    holding: list[AttemptResult] = []
 
-    def enter(part: Sequence[Outcome]) -> None:
+    def enter(part: Sequence[AttemptResult]) -> None:
         holding.extend(services.attachments.finish(part, run_id, datetime.now(UTC)))
 
     for outcome, error in store_bisecting(outcomes, enter, is_item_fault):
@@ -149,12 +149,12 @@ def _entered(services: AttachmentResources, outcomes: Sequence[Outcome], run_id:
     return holding
 
 
-def _announce(context: Context, services: AttachmentResources, outcomes: Sequence[Outcome]) -> None:
+def _announce(context: Context, services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> None:
     """Tell Kafka and Dagster how attempts ended. Done again, Kafka has each message once."""
     if not outcomes:
         return
-    untold = tell(services, outcomes)
+    unpublished = publish_outcomes(services, outcomes)
     reports = [attachment_report(outcome) for outcome in outcomes]
     for shown, error in store_bisecting(reports, lambda part: report(context, part), is_item_fault):
         logger.error("attachment_not_shown", partition_key=shown.partition, exc_info=traceback_of(error))
-    services.outcomes.mark_told(outcomes, datetime.now(UTC), untold)
+    services.outcomes.mark_published(outcomes, datetime.now(UTC), unpublished)

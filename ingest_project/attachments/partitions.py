@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.core.hours import partition_of
+from ingest_project.core.hours import hour_key
 
 ATTACHMENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
 
@@ -30,4 +30,4 @@ ANY_ATTACHMENT = dg.AssetDep(ONELAKE_ATTACHMENTS, partition_mapping=dg.AllPartit
 
 def hour_of_arrival(moment: datetime | None, now: datetime) -> str:
     """The hourly partition of a moment; of now, where the moment lies before the first partition or in the future."""
-    return partition_of(moment if moment is not None and FIRST_HOUR <= moment <= now else now)
+    return hour_key(moment if moment is not None and FIRST_HOUR <= moment <= now else now)

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from ingest_project.attachments.downloading import Cached
 from ingest_project.attachments.queue.outcomes import Identity
-from ingest_project.attachments.queue.record import AttachmentRecord, Outcome
+from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.retry_schedule import retry_topic
 from ingest_project.contracts.decoding import encode
@@ -21,9 +21,9 @@ from ingest_project.core.errors import TransientError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings
 from ingest_project.platform.kafka.dead_letters import dead_letter
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of
 
 logger = get_logger(__name__)
@@ -31,7 +31,7 @@ logger = get_logger(__name__)
 DUE_HEADER = "due-at"
 REPLAYS_HEADER = "replays"
 
-Addressed = tuple[str, str, Outgoing]
+Addressed = tuple[str, str, ProducerRecord]
 """Topic, message id and message."""
 
 
@@ -39,29 +39,29 @@ def tell_cached(services: AttachmentResources, cached: Sequence[Cached]) -> None
     """Publish that these files are downloaded and wait to be stored, each once.
 
     Raises:
-        BrokerUnavailable: not all of it was confirmed; call again.
+        BrokerUnavailableError: not all of it was confirmed; call again.
     """
     messages = []
     for one in cached:
         headers = (("trace-id", one.record.trace_id.encode()),)
-        message = Outgoing(encode(one.message), one.record.attachment_key.encode(), headers)
+        message = ProducerRecord(encode(one.message), one.record.attachment_key.encode(), headers)
         messages.append((f"cached/{'/'.join(map(str, one.identity))}", message))
     for message_id, error in publish(services, services.settings.topics.downloads_cached, messages):
         logger.warning("cached_file_not_announced", message_id=message_id, reason=reason_of(error))
 
 
-def tell(services: AttachmentResources, outcomes: Sequence[Outcome]) -> dict[Identity, str]:
+def publish_outcomes(services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> dict[Identity, str]:
     """Publish what follows from these outcomes, each message once.
 
     Returns:
         of those that something could not be published of, why.
 
     Raises:
-        BrokerUnavailable: not all of it was confirmed; call again.
+        BrokerUnavailableError: not all of it was confirmed; call again.
     """
     failed = [o.attachment_key for o in outcomes if o.result.status is not DownloadStatus.SUCCESS]
     records = {record.attachment_key: record for record in services.attachments.get_many(failed)}
-    by_topic: dict[str, list[tuple[str, Outgoing]]] = {}
+    by_topic: dict[str, list[tuple[str, ProducerRecord]]] = {}
     identities: dict[str, Identity] = {}
     errors: dict[Identity, Exception] = {}
     for outcome in outcomes:
@@ -84,15 +84,15 @@ def tell(services: AttachmentResources, outcomes: Sequence[Outcome]) -> dict[Ide
 
 
 def publish(
-    services: AttachmentResources, topic: str, messages: Sequence[tuple[str, Outgoing]]
+    services: AttachmentResources, topic: str, messages: Sequence[tuple[str, ProducerRecord]]
 ) -> list[tuple[str, Exception]]:
     """Publish messages, each once; returns the ids of those that the broker does not take, and why.
 
     Raises:
-        BrokerUnavailable, PublisherReplacedError: not all of it was confirmed; call again.
+        BrokerUnavailableError, PublisherReplacedError: not all of it was confirmed; call again.
     """
 
-    def publish_part(part: Sequence[tuple[str, Outgoing]]) -> None:
+    def publish_part(part: Sequence[tuple[str, ProducerRecord]]) -> None:
         publish_once(services.writer, services.reader, services.outbox, topic, part)
 
     failures = store_bisecting(messages, publish_part, is_message_fault)
@@ -105,7 +105,7 @@ def is_message_fault(error: Exception) -> bool:
 
 
 def messages_of(
-    outcome: Outcome, records: Mapping[str, AttachmentRecord], topics: TopicSettings
+    outcome: AttemptResult, records: Mapping[str, AttachmentRecord], topics: TopicSettings
 ) -> Iterator[Addressed]:
     """The messages that one outcome calls for.
 
@@ -117,7 +117,7 @@ def messages_of(
     identity = "/".join(map(str, outcome.identity))
     key = outcome.attachment_key.encode()
     trace = ("trace-id", outcome.result.trace_id.encode())
-    yield topics.downloads_results, f"result/{identity}", Outgoing(encode(outcome.result), key, (trace,))
+    yield topics.downloads_results, f"result/{identity}", ProducerRecord(encode(outcome.result), key, (trace,))
     record = records.get(outcome.attachment_key)
     if outcome.result.status is DownloadStatus.SUCCESS or outcome.leaves_stored_bytes or record is None:
         return
@@ -128,7 +128,7 @@ def messages_of(
         yield topics.downloads_dlq, f"dead/{identity}", _dead_task(record, outcome)
 
 
-def _waiting_task(record: AttachmentRecord, outcome: Outcome, due_at: datetime) -> Outgoing:
+def _waiting_task(record: AttachmentRecord, outcome: AttemptResult, due_at: datetime) -> ProducerRecord:
     headers = {
         "trace-id": record.trace_id,
         "origin": "ingest_project",
@@ -139,13 +139,15 @@ def _waiting_task(record: AttachmentRecord, outcome: Outcome, due_at: datetime) 
         "error-class": outcome.result.error_class or "",
     }
     task = record.task_of(outcome.result.attempt + 1)
-    return Outgoing(encode(task), record.attachment_key.encode(), tuple((n, v.encode()) for n, v in headers.items()))
+    return ProducerRecord(
+        encode(task), record.attachment_key.encode(), tuple((n, v.encode()) for n, v in headers.items())
+    )
 
 
-def _dead_task(record: AttachmentRecord, outcome: Outcome) -> Outgoing:
+def _dead_task(record: AttachmentRecord, outcome: AttemptResult) -> ProducerRecord:
     """The task as it came, with what went wrong in its headers."""
     intake = record.intake
-    came_as = Received(
+    came_as = ConsumerRecord(
         topic=intake.topic,
         partition=intake.partition,
         offset=intake.offset,
@@ -160,7 +162,7 @@ def _dead_task(record: AttachmentRecord, outcome: Outcome) -> Outgoing:
         reason=outcome.result.error or "",
         first_failed_at=record.first_failed_at or outcome.result.completed_at,
         last_failed_at=outcome.result.completed_at,
-        generation=intake.generation,
+        topic_id=intake.topic_id,
         attempt=outcome.result.attempt,
         trace_id=record.trace_id,
     )

@@ -67,7 +67,7 @@ class AttachmentResources(Runtime):
         """The store that keeps a domain's attachments, opened once a process.
 
         Raises:
-            SettingsError, ForbiddenPath: its address is none.
+            SettingsError, ForbiddenPathError: its address is none.
         """
         return self._attachment_store_at(self.destinations.store_url(domain, self.settings.attachments_url))
 

@@ -10,18 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
-import pyarrow as pa
 
-from ingest_project.attachments.queue.record import Outcome
+from ingest_project.attachments.queue.record import AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.core.bisection import store_bisecting
-from ingest_project.core.errors import StoreUnavailable, TransactionConflict
-from ingest_project.core.hours import partition_of
+from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
+from ingest_project.core.hours import hour_key
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.locks import exclusive
 from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, traceback_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = get_logger(__name__)
 
@@ -42,7 +45,7 @@ def commit_results(services: AttachmentResources) -> list[str]:
         the hours in which the committed attempts ended.
 
     Raises:
-        StoreUnavailable, TransactionConflict: not everything was committed; call again.
+        StoreUnavailableError, TransactionConflictError: not everything was committed; call again.
     """
     hours: set[str] = set()
     with exclusive(services.engine, LOCK):
@@ -50,7 +53,7 @@ def commit_results(services: AttachmentResources) -> list[str]:
         while numbers := services.outcomes.open_commits():
             committing = _Committing(services, numbers[0])
             failures = committing.commit()
-            hours.update(partition_of(outcome.result.completed_at) for outcome in committing.committed)
+            hours.update(hour_key(outcome.result.completed_at) for outcome in committing.committed)
             for outcome, error in failures:
                 logger.error("result_not_committed", partition_key=outcome.attachment_key, exc_info=traceback_of(error))
                 services.outcomes.mark_uncommittable(outcome, reason_of(error))
@@ -68,16 +71,16 @@ class _Committing:
         self._outcomes = services.outcomes.of_commit(number)
         self._in_vain = 0
         self._is_row_fault = False
-        self.committed: list[Outcome] = []
+        self.committed: list[AttemptResult] = []
 
-    def commit(self) -> list[tuple[Outcome, Exception]]:
+    def commit(self) -> list[tuple[AttemptResult, Exception]]:
         """Commit; returns the rows that the table does not take, and why."""
         failures = store_bisecting(self._outcomes, self._store, lambda _: self._is_row_fault)
-        if failures and not self.committed and any(isinstance(error, StoreUnavailable) for _, error in failures):
+        if failures and not self.committed and any(isinstance(error, StoreUnavailableError) for _, error in failures):
             raise failures[0][1]
         return failures
 
-    def _store(self, part: Sequence[Outcome]) -> None:
+    def _store(self, part: Sequence[AttemptResult]) -> None:
         ledger, table = self._services.outcomes, self._services.attachment_results
         number, self._number = self._number, None
         if number is None:
@@ -100,14 +103,14 @@ class _Committing:
 
     def _may_be_a_row_s(self, error: Exception) -> bool:
         """Tell what a row may be to blame for from a store that is away or full: it would refuse any other row too."""
-        if isinstance(error, TransactionConflict) or self._in_vain > MOST_IN_VAIN:
+        if isinstance(error, TransactionConflictError) or self._in_vain > MOST_IN_VAIN:
             return False
-        if not isinstance(error, StoreUnavailable):
+        if not isinstance(error, StoreUnavailableError):
             return is_item_fault(error)
         return not _OF_THE_STORE.search(str(error))
 
 
-def results_table(outcomes: Sequence[Outcome]) -> pa.Table:
+def results_table(outcomes: Sequence[AttemptResult]) -> pa.Table:
     """Rows of the Delta table: the fields of DownloadResult, and what tells where they belong.
 
     Times are UTC; `day` is the day on which the attempt ended, `yyyy-mm-dd`.
@@ -144,7 +147,7 @@ def results_schema() -> pa.Schema:
     )
 
 
-def _row(outcome: Outcome) -> dict[str, object]:
+def _row(outcome: AttemptResult) -> dict[str, object]:
     result = outcome.result
     completed_at = result.completed_at.astimezone(UTC)
     return {

@@ -41,7 +41,7 @@ class Pending(msgspec.Struct, frozen=True):
         attempt: which one comes next, the first being 1.
     """
 
-    lane: str
+    queue_name: str
     attempt: int
     waiting: int
     due: int
@@ -49,16 +49,16 @@ class Pending(msgspec.Struct, frozen=True):
 
 
 def pending_at(engine: sa.Engine, now: datetime) -> tuple[Pending, ...]:
-    """Attachments that wait, by lane and attempt. `next_due_at` is the first time after now, where there is one.
+    """Attachments that wait, by queue and attempt. `next_due_at` is the first time after now, where there is one.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: it could not be asked.
+        DatabaseUnavailableError, TransactionConflictError: it could not be asked.
     """
     columns = attachments.c
     is_due = columns.next_attempt_at <= now
     query = (
         sa.select(
-            columns.lane,
+            columns.queue_name,
             columns.attempt,
             sa.func.count().label("waiting"),
             sa.func.count().filter(is_due).label("due"),
@@ -69,8 +69,8 @@ def pending_at(engine: sa.Engine, now: datetime) -> tuple[Pending, ...]:
             ).label("next_due_at"),
         )
         .where(columns.state == AttachmentState.PENDING)
-        .group_by(columns.lane, columns.attempt)
-        .order_by(columns.lane, columns.attempt)
+        .group_by(columns.queue_name, columns.attempt)
+        .order_by(columns.queue_name, columns.attempt)
     )
     with reading(engine) as connection:
         return tuple(Pending(**row) for row in connection.execute(query).mappings())

@@ -9,7 +9,7 @@ from ingest_project.platform.database.columns import (
     Json,
     UtcTime,
     held_index,
-    intake_columns,
+    kafka_columns,
     metadata,
     pending_index,
     work_columns,
@@ -26,13 +26,13 @@ attachment_events = sa.Table(
     Col("domain", sa.Text, nullable=False),
     Col("event_type", sa.Text, nullable=False),
     Col("body", sa.Text, nullable=False),
-    *intake_columns(),
+    *kafka_columns(),
     *work_columns(),
     # Addresses found in it, and of those the ones that were attachments already.
     Col("addresses", sa.Integer),
     Col("duplicates", sa.Integer),
-    pending_index("attachment_events", "intake_topic"),
-    held_index("attachment_events", "intake_topic"),
+    pending_index("attachment_events", "kafka_topic"),
+    held_index("attachment_events", "kafka_topic"),
     sa.Index("attachment_events_by_batch", "batch_id"),
     sa.Index("attachment_events_by_hour", "hour"),
     sa.Index("attachment_events_by_state", "state", "updated_at"),
@@ -51,9 +51,9 @@ attachments = sa.Table(
     Col("destination_path", sa.Text, nullable=False),
     # The event it was found in; null for a task that came over Kafka.
     Col("event_key", sa.Text),
-    *intake_columns(),
+    *kafka_columns(),
     # Which sensor looks after it: `pending` for a first attempt, `retry` for the others.
-    Col("lane", sa.Text, nullable=False),
+    Col("queue_name", sa.Text, nullable=False),
     *work_columns(),
     # Which attempt comes next or was last, the first being 1; and how often it began anew.
     Col("attempt", sa.Integer, nullable=False),
@@ -64,8 +64,8 @@ attachments = sa.Table(
     Col("sha256", sa.Text),
     Col("content_type", sa.Text),
     Col("stored_path", sa.Text),
-    pending_index("attachments", "lane"),
-    held_index("attachments", "lane"),
+    pending_index("attachments", "queue_name"),
+    held_index("attachments", "queue_name"),
     sa.Index("attachments_by_batch", "batch_id"),
     sa.Index("attachments_by_state", "state", "updated_at"),
     sa.Index("attachments_by_trace", "trace_id"),
@@ -85,7 +85,7 @@ download_outcomes = sa.Table(
     Col("completed_at", UtcTime, nullable=False),
     Col("run_id", sa.Text, nullable=False),
     # When Kafka and Dagster had been told.
-    Col("told_at", UtcTime),
+    Col("published_at", UtcTime),
     # Which commit of the Delta table holds it: given before the commit, so that a repeated one has the same rows.
     Col("commit_number", sa.BigInteger),
     Col("committed_at", UtcTime),

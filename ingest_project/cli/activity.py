@@ -10,7 +10,7 @@ import typer
 
 from ingest_project.core.console import AsJson, add_row, complain, counted, print_json, say, show, table
 from ingest_project.core.errors import PermanentError
-from ingest_project.core.hours import hour_of, partition_of
+from ingest_project.core.hours import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.streams.user_activity.hourly_table import HourOfType, statistics_of
@@ -42,7 +42,7 @@ def register(to: typer.Typer) -> None:
 def show_hour(hour: Hour = None, *, as_json: AsJson = False) -> None:
     """Show the events, users and sessions of an hour by type of event; of the present one where none is named."""
     begin = _parsed(hour) if hour else datetime.now(UTC)
-    found = HourFigures(partition_of(begin), statistics_of(_services().engine, hour_of(partition_of(begin))))
+    found = HourFigures(hour_key(begin), statistics_of(_services().engine, parse_hour_key(hour_key(begin))))
     if as_json:
         print_json(found)
     elif not found.types:
@@ -84,7 +84,7 @@ def _services() -> SystemResources:
 
 def _parsed(hour: str) -> datetime:
     try:
-        return hour_of(hour)
+        return parse_hour_key(hour)
     except ValueError:
         raise typer.BadParameter(f"{hour!r} is no hour. Write it like 2026-01-15-10:00.") from None
 

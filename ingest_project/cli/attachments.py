@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import msgspec
 import typer
-from rich.table import Table
 
 from ingest_project.attachments.queue.history import Attempt, Replay, attempts_at, replays_of
 from ingest_project.attachments.queue.record import AttachmentRecord
@@ -32,6 +31,9 @@ from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.http.urls import printable_url
 from ingest_project.platform.work_queue.states import AttachmentState
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class AttachmentPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +104,7 @@ def _facts(page: AttachmentPage) -> list[tuple[str, object]]:
         ("Attempt", record.attempt),
         ("Replays", record.replays or None),
         ("Next attempt", None if finished else record.next_attempt_at),
-        ("Arrived", record.intake.at or record.created_at),
+        ("ConsumedMessage", record.intake.at or record.created_at),
         ("Failed first", record.first_failed_at),
         ("Finished", _finished(record)),
         ("Bytes", record.size_bytes),

@@ -53,7 +53,7 @@ def stream_status(services: SystemResources) -> StreamStatus:
     """Count ranges and hours.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: they could not be counted.
+        DatabaseUnavailableError, TransactionConflictError: they could not be counted.
     """
     settings = services.settings
     pause = timedelta(seconds=settings.user_activity.hourly_refresh_seconds)
@@ -64,7 +64,7 @@ def stream_status(services: SystemResources) -> StreamStatus:
     )
 
 
-class Rung(msgspec.Struct, frozen=True):
+class RetryTier(msgspec.Struct, frozen=True):
     """What waits in one retry topic, as the ledger has it.
 
     Args:
@@ -85,7 +85,7 @@ class AttachmentStatus(msgspec.Struct, frozen=True, kw_only=True):
         due: attachments that wait and whose time has come: they are work.
         later: attachments that wait for a time to come: they are none.
         next_due_at: when the first of the latter is due.
-        ladder: the retry topics, the shortest pause first.
+        retry tiers: the retry topics, the shortest pause first.
         uncommitted_results: ends of attempts that the Delta table does not have yet.
     """
 
@@ -94,7 +94,7 @@ class AttachmentStatus(msgspec.Struct, frozen=True, kw_only=True):
     due: int = 0
     later: int = 0
     next_due_at: datetime | None = None
-    ladder: tuple[Rung, ...] = ()
+    retry_tiers: tuple[RetryTier, ...] = ()
     uncommitted_results: int = 0
 
     @property
@@ -108,7 +108,7 @@ def attachment_status(services: SystemResources) -> AttachmentStatus:
     """Count events and attachments.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: they could not be counted.
+        DatabaseUnavailableError, TransactionConflictError: they could not be counted.
     """
     now = datetime.now(UTC)
     events = services.attachment_events.counts_by_state()
@@ -122,31 +122,33 @@ def attachment_status(services: SystemResources) -> AttachmentStatus:
         due=due,
         later=sum(one.waiting for one in pending) - due,
         next_due_at=min((one.next_due_at for one in later), default=None),
-        ladder=ladder_of(pending, services.settings.topics.downloads_retry),
+        retry_tiers=retry_tiers_of(pending, services.settings.topics.downloads_retry),
         uncommitted_results=services.outcomes.uncommitted(),
     )
 
 
-def ladder_of(pending: Sequence[Pending], topics: Sequence[str]) -> tuple[Rung, ...]:
+def retry_tiers_of(pending: Sequence[Pending], topics: Sequence[str]) -> tuple[RetryTier, ...]:
     """The retry topics with what waits in each.
 
     Args:
-        pending: by lane and attempt.
+        pending: by queue and attempt.
         topics: the one after the first failed attempt first.
     """
-    rungs = []
+    tiers = []
     for place, topic in enumerate(topics):
         # Attempt 2 comes after the first topic; what has more attempts than there are topics waits in the last one.
-        there = [p for p in pending if p.lane == RETRY_LANE and min(max(p.attempt - 2, 0), len(topics) - 1) == place]
-        rungs.append(
-            Rung(
+        there = [
+            p for p in pending if p.queue_name == RETRY_LANE and min(max(p.attempt - 2, 0), len(topics) - 1) == place
+        ]
+        tiers.append(
+            RetryTier(
                 topic,
                 waiting=sum(one.waiting for one in there),
                 due=sum(one.due for one in there),
                 next_due_at=min((one.next_due_at for one in there), default=None),
             )
         )
-    return tuple(rungs)
+    return tuple(tiers)
 
 
 def going_on_with(status: AttachmentStatus) -> Iterator[tuple[int, str, str]]:

@@ -132,7 +132,7 @@ def _find(services: SystemResources, message_id: str) -> KeptMessage:
 
 
 def _show_list(found: MessageList) -> None:
-    made = table("Id", "Received", "Bytes", "Reason", numbers=["Bytes"])
+    made = table("Id", "ConsumerRecord", "Bytes", "Reason", numbers=["Bytes"])
     for message in found.messages:
         state = f"became {message.identified_as} {message.event_id}" if message.identified_at else message.reason
         reason = shortened(state, MAX_SHOWN_REASON)
@@ -149,7 +149,7 @@ def _show(message: KeptMessage) -> None:
             ("Became", became),
             ("Position", str(message.position)),
             ("Written", message.kafka_timestamp),
-            ("Received", message.received_at),
+            ("ConsumerRecord", message.received_at),
             ("Tried again", f"{message.retries} times" if message.retries else None),
             ("Bytes", message.size_bytes),
         ]

@@ -28,10 +28,10 @@ from ingest_project.cli.status import wait_for_idle
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.polling_job import PollingJob
 from ingest_project.core.console import AsJson, complain, counted, print_json, say, show_facts, stdout
-from ingest_project.core.errors import PermanentError, SourceMissing
-from ingest_project.core.hours import partition_of
+from ingest_project.core.errors import PermanentError, SourceNotFoundError
+from ingest_project.core.hours import hour_key
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.job_run import JobNotDone, run_jobs
+from ingest_project.devstack.job_run import JobIncompleteError, run_jobs
 from ingest_project.devstack.supervisor import running_stack
 from ingest_project.devstack.system import Stack
 from ingest_project.operations.resources import SystemResources
@@ -67,7 +67,7 @@ def demo(
     loaded = load_settings()
     try:
         expected = expected_files(SOURCE, loaded.settings)
-    except SourceMissing as error:
+    except SourceNotFoundError as error:
         raise PermanentError(f"{error} Run this in the project's folder, or set INGEST_DUMMY_ROOT.") from error
     started = printed(Console(stderr=True))
     loaded, streams = streaming(loaded)
@@ -101,7 +101,7 @@ def ingest_samples(
         streams: the same.
 
     Raises:
-        ServiceFailed: a part of the stack ended meanwhile.
+        ServiceFailedError: a part of the stack ended meanwhile.
     """
     services, records = SystemResources(stack.settings), DagsterRecords(stack.settings)
     earlier = {record.file_key for record in services.files.get_many(list(expected)) if record.state.finished}
@@ -128,7 +128,7 @@ def _unchecked(stack: Stack) -> list[str]:
     complain("Evaluating the checks of all that is stored …")
     try:
         run_jobs(stack.webserver_port, CHECKS_JOBS, CHECKS_SECONDS, stack.require_running)
-    except JobNotDone as error:
+    except JobIncompleteError as error:
         return [error.what]
     return []
 
@@ -171,7 +171,7 @@ def _where_to_look(report: DemoReport, stack: Stack, *, keep: bool) -> list[tupl
 def _streams_to_look_at(report: DemoReport, command: str) -> list[tuple[str, object]]:
     if report.streams is None or not report.streams.user_activity.hours:
         return []
-    hour = partition_of(report.streams.user_activity.hours[0].hour)
+    hour = hour_key(report.streams.user_activity.hours[0].hour)
     return [
         ("What users did", f"{command} activity hour {hour}"),
         ("What is no CRM record", f"{command} crm unidentified list"),

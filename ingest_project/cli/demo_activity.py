@@ -6,18 +6,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from rich.table import Table
 
 from ingest_project.contracts.enriched_event import decode_enriched_event
 from ingest_project.core.console import add_row, counted, say, show, table
-from ingest_project.core.errors import UnreadableMessage
-from ingest_project.core.hours import hour_of, partition_of
+from ingest_project.core.errors import UnreadableMessageError
+from ingest_project.core.hours import hour_key, parse_hour_key
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.range_record import FINISHED
 from ingest_project.streams.user_activity.hourly_table import HourOfType, statistics_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MOST_RANGES = 1_000
 
@@ -62,7 +65,7 @@ class ActivitySample:
     def send(self, services: SystemResources) -> None:
         """Put the messages on their topic."""
         topic = services.settings.topics.user_activity_events
-        services.writer.send_all(topic, [Outgoing(message) for message in self._messages])
+        services.writer.send_all(topic, [ProducerRecord(message) for message in self._messages])
 
     def report(self, services: SystemResources, *, earlier: bool) -> DemoActivity:
         """What is stored now."""
@@ -77,10 +80,10 @@ class ActivitySample:
         )
 
     def _statistics(self, services: SystemResources) -> tuple[HourOfType, ...]:
-        return tuple(one for hour in self.hours for one in statistics_of(services.engine, hour_of(hour)))
+        return tuple(one for hour in self.hours for one in statistics_of(services.engine, parse_hour_key(hour)))
 
     def _missing(self, found: Iterable[HourOfType]) -> list[str]:
-        counts = {(partition_of(one.hour), one.event_type): one.events for one in found}
+        counts = {(hour_key(one.hour), one.event_type): one.events for one in found}
         return [
             f"{len(ids) - counts.get(place, 0)} of {counted(len(ids), f'event {place[1]}', f'events {place[1]}')}"
             f" of {place[0]}"
@@ -102,7 +105,7 @@ def _hours_table(report: DemoActivity) -> Table:
     numbers = ("Events", "Deliveries", "Users", "Sessions")
     made = table("Hour", "Type", *numbers, numbers=numbers)
     for one in report.hours:
-        add_row(made, partition_of(one.hour), one.event_type, one.events, one.deliveries, one.users, one.sessions)
+        add_row(made, hour_key(one.hour), one.event_type, one.events, one.deliveries, one.users, one.sessions)
     return made
 
 
@@ -118,7 +121,7 @@ def _events_by_hour(messages: Iterable[bytes]) -> Mapping[tuple[str, str], set[s
     for message in messages:
         try:
             event, _ = decode_enriched_event(message)
-        except UnreadableMessage:
+        except UnreadableMessageError:
             continue
-        found[partition_of(datetime.fromisoformat(event.timestamp)), event.event_type].add(event.event_id)
+        found[hour_key(datetime.fromisoformat(event.timestamp)), event.event_type].add(event.event_id)
     return dict(sorted(found.items()))

@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 
 from ingest_project.attachments.queue.attachments import FailedFilter
 from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord
-from ingest_project.cli.dead_letters import replay
 from ingest_project.cli.demo_server import FileServer
+from ingest_project.cli.dlq import replay
 from ingest_project.cli.send_messages import deliver
 from ingest_project.contracts.attachment_event import AttachmentEvent
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.download import attachment_key
 from ingest_project.core.console import complain, counted
-from ingest_project.core.errors import AddressRefused
+from ingest_project.core.errors import AddressRejectedError
 from ingest_project.core.settings import LoadedSettings, Settings
 from ingest_project.devstack.runtime_settings import with_addresses
 from ingest_project.operations.resources import SystemResources
@@ -99,7 +99,7 @@ class DemoAttachments:
 
 
 def _is_settled(record: AttachmentRecord) -> bool:
-    return record.state.finished or (record.state is AttachmentState.PENDING and record.lane == RETRY_LANE)
+    return record.state.finished or (record.state is AttachmentState.PENDING and record.queue_name == RETRY_LANE)
 
 
 @contextmanager
@@ -132,6 +132,6 @@ def why_not(settings: Settings, urls: Sequence[str]) -> str | None:
     try:
         for url in urls:
             rules.check(url)
-    except AddressRefused as error:
+    except AddressRejectedError as error:
         return str(error)
     return None

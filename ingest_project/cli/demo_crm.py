@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from ingest_project.contracts.crm_event import CrmKind, decode_crm_event
 from ingest_project.core.console import add_row, show, table
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.crm.records import TABLES
 from ingest_project.streams.crm.tables import unidentified_messages
 
@@ -61,7 +61,7 @@ class CrmSample:
         for message in self._messages:
             try:
                 event = decode_crm_event(message)
-            except UnreadableMessage:
+            except UnreadableMessageError:
                 self._neither.append(message)
             else:
                 self._ids[event.kind].append(event.event_id)
@@ -77,7 +77,7 @@ class CrmSample:
     def send(self, services: SystemResources) -> None:
         """Put the messages on their topic."""
         topic = services.settings.topics.sales_events
-        services.writer.send_all(topic, [Outgoing(message) for message in self._messages])
+        services.writer.send_all(topic, [ProducerRecord(message) for message in self._messages])
 
     def report(self, services: SystemResources, *, earlier: bool) -> DemoCrm:
         """What is stored now."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
-from rich.table import Table
 from rich.text import Text
 
 from ingest_project.attachments.queue.history import Attempt, attempts_at
@@ -20,6 +20,9 @@ from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import AttachmentState, FileState
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.registry import open_source
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MAX_SHOWN_REASON = 70
 STYLES = {FileState.INGESTED: "green", FileState.QUARANTINED: "yellow", FileState.DUPLICATE: "cyan"}
@@ -108,7 +111,7 @@ def expected_files(source_config: Mapping[str, str], settings: Settings) -> dict
     """The files that a polling job for this source must bring: partition key to name, by name.
 
     Raises:
-        SourceMissing: the folder is not there.
+        SourceNotFoundError: the folder is not there.
     """
     source = open_source(source_config, settings.polling, settings.credentials)
     found = [file for file in source.list_files("*") if isinstance(file, SourceFile)]

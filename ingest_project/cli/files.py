@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import msgspec
 import typer
-from rich.table import Table
 
 from ingest_project.cli.key_lookup import find_file
 from ingest_project.core.console import (
@@ -33,7 +32,10 @@ from ingest_project.file_ingest.file_record import FileRecord
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.object_store.content_store import object_name
 from ingest_project.platform.work_queue.states import FileState
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.types import KafkaPosition
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MAX_SHOWN_TEXT = 160
 
@@ -126,7 +128,7 @@ def show_quarantined_rows(page: FilePage) -> None:
     show(made, title)
 
 
-def position_of(intake: Intake) -> str:
+def position_of(intake: KafkaPosition) -> str:
     """The Kafka position, as tools for topics write it."""
     return f"{intake.topic}[{intake.partition}]@{intake.offset}"
 
@@ -149,7 +151,7 @@ def _facts(page: FilePage) -> list[tuple[str, object]]:
         ("Kafka", position_of(record.intake)),
         ("Attempts", record.attempts),
         ("Next attempt", None if record.state.finished else record.next_attempt_at),
-        ("Arrived", record.intake.at or record.created_at),
+        ("ConsumedMessage", record.intake.at or record.created_at),
         ("Finished", _finished(record)),
         ("Run", record.run_id),
         ("Batch", record.batch_id),

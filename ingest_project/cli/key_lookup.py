@@ -23,7 +23,7 @@ Record_co = TypeVar("Record_co", covariant=True)
 Record = TypeVar("Record")
 
 
-class NoSuchKey(PermanentError):  # noqa: N818 - the domain's word
+class UnknownKeyError(PermanentError):
     """Nothing, or more than one thing, has a key that begins like this.
 
     Args:
@@ -47,7 +47,7 @@ def find_file(ledger: FileLedger, key: str) -> FileRecord:
     """The file with this key, or the only one whose key begins with it.
 
     Raises:
-        NoSuchKey: there is none, or more than one; the message proposes the nearest keys.
+        UnknownKeyError: there is none, or more than one; the message proposes the nearest keys.
     """
     return _find(ledger, key, attrgetter("file_key"), "file", "ingest files list")
 
@@ -56,7 +56,7 @@ def find_attachment(ledger: AttachmentLedger, key: str) -> AttachmentRecord:
     """The attachment with this key, or the only one whose key begins with it.
 
     Raises:
-        NoSuchKey: there is none, or more than one; the message proposes the nearest keys.
+        UnknownKeyError: there is none, or more than one; the message proposes the nearest keys.
     """
     return _find(ledger, key, attrgetter("attachment_key"), "attachment", "ingest attachments list")
 
@@ -82,9 +82,9 @@ def _find(ledger: _Ledger[Record], key: str, key_of: Callable[[Record], str], no
     if beginning:
         keys = [key_of(record) for record in beginning[:SHOWN]]
         message = f"{counted(len(beginning), 'key')} begin with {key!r}: {', '.join(keys)}"
-        raise NoSuchKey(key, message + (", ..." if len(beginning) > SHOWN else "."), keys)
+        raise UnknownKeyError(key, message + (", ..." if len(beginning) > SHOWN else "."), keys)
     nearest = [key_of(record) for record in containing[:SHOWN]] or nearest_keys(
         key, [key_of(record) for record in ledger.list(limit=SEARCHED)]
     )
     hint = f" Nearest: {', '.join(nearest)}." if nearest else f" `{listing}` shows those there are."
-    raise NoSuchKey(key, f"No {noun} has the key {key!r}.{hint}", nearest)
+    raise UnknownKeyError(key, f"No {noun} has the key {key!r}.{hint}", nearest)

@@ -125,7 +125,7 @@ def make_missing_topics(
     """Make the topics that are not there; those that are keep their partitions. Returns the ones made.
 
     Raises:
-        BrokerUnavailable: Kafka does not answer, or refuses.
+        BrokerUnavailableError: Kafka does not answer, or refuses.
     """
     admin = AdminClient(client_config(kafka))
     wanted = [NewTopic(name, partitions, replication) for name in names]

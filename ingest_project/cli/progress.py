@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 
 from ingest_project.core.terminal_text import printable
 from ingest_project.devstack.system import Report, StepState
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def printed(console: Console) -> Report:

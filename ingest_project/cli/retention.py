@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import dagster as dg
 import typer
 
 from ingest_project.core import console as output
@@ -16,29 +15,32 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations.resources import SystemResources
 
+if TYPE_CHECKING:
+    import dagster as dg
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("retention")(let_go)
+    app.command("retention")(purge)
 
 
-def let_go(
+def purge(
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Remove partitions, runs, landed bytes, message ids and ranges that are long done; a job does it every night."""
-    from ingest_project.operations.retention import removals  # noqa: PLC0415 - imports dagster: one second
+    from ingest_project.operations.retention import plan_purge  # noqa: PLC0415 - imports dagster: one second
 
     settings = load_settings().settings
     with _instance(settings) as instance:
-        found = removals(SystemResources(settings), instance, datetime.now(UTC))
+        found = plan_purge(SystemResources(settings), instance, datetime.now(UTC))
         if not dry_run:
             for removal in found:
                 removal.remove()
     if as_json:
         told = [{"what": one.what, "number": one.number, "examples": list(one.examples)} for one in found]
-        output.print_json({"dry_run": dry_run, "removals": told})
+        output.print_json({"dry_run": dry_run, "plan_purge": told})
         return
     number = "Would be removed" if dry_run else "Removed"
     table = output.table(number, "What", "For example", numbers=[number])

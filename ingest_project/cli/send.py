@@ -59,7 +59,7 @@ def file_event(path: str, settings: Settings, metadata: dict[str, Any], trace_id
     """The announcement of one local file, of the version that is there now where this host can see it.
 
     Raises:
-        ForbiddenPath: it is there, outside the folders that may be read.
+        ForbiddenPathError: it is there, outside the folders that may be read.
     """
     located = absolute_if_here("local", path)
     name = Path(located).name

@@ -12,9 +12,9 @@ import typer
 
 from ingest_project.contracts.decoding import encode
 from ingest_project.core.console import print_json, say
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 
 Profile = Annotated[str | None, typer.Option("--format", metavar="PROFILE", help="Reader profile of the files.")]
 TraceId = Annotated[str | None, typer.Option(help="Follows the message through logs and ledger; made up if absent.")]
@@ -38,10 +38,10 @@ def deliver(services: SystemResources, topic: str, key: str, raw: bytes, trace_i
     """Write one message and wait for the broker's confirmation.
 
     Raises:
-        BrokerUnavailable: it was not confirmed.
+        BrokerUnavailableError: it was not confirmed.
     """
     headers = (("trace-id", trace_id.encode()),) if trace_id else ()
-    services.writer.send_all(topic, [Outgoing(raw, key=key.encode(), headers=headers)])
+    services.writer.send_all(topic, [ProducerRecord(raw, key=key.encode(), headers=headers)])
     return Sent(topic=topic, trace_id=trace_id, message=msgspec.json.decode(raw))
 
 
@@ -50,7 +50,7 @@ def checked(message: msgspec.Struct, decode: Callable[[bytes], object]) -> bytes
     try:
         raw = encode(message)
         decode(raw)
-    except UnreadableMessage as error:
+    except UnreadableMessageError as error:
         raise typer.BadParameter(str(error)) from error
     except UnicodeEncodeError as error:
         raise typer.BadParameter("Messages are UTF-8, and one of the values is not.") from error

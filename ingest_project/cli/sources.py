@@ -28,7 +28,7 @@ def register(to: typer.Typer) -> None:
     to.add_typer(app, name="sources")
 
 
-class Seen(msgspec.Struct, kw_only=True):
+class SourceSample(msgspec.Struct, kw_only=True):
     """What was seen in a source.
 
     Args:
@@ -90,9 +90,9 @@ def try_source(
         raise typer.Exit(1)
 
 
-def look(name: str, configured: ConfiguredSource, services: SystemResources) -> Seen:
+def look(name: str, configured: ConfiguredSource, services: SystemResources) -> SourceSample:
     """What a source shows; a failure is part of it."""
-    seen = Seen(source=name, location="")
+    seen = SourceSample(source=name, location="")
     try:
         source = services.open_source(configured.source_config)
         seen.location = source.location
@@ -103,7 +103,7 @@ def look(name: str, configured: ConfiguredSource, services: SystemResources) -> 
     return seen
 
 
-def _list(source: Source, pattern: str, seen: Seen) -> None:
+def _list(source: Source, pattern: str, seen: SourceSample) -> None:
     skipped: dict[str, int] = {}
     for number, entry in enumerate(source.list_files(pattern)):
         if number >= MOST_ENTRIES:
@@ -129,7 +129,7 @@ def _described(file: SourceFile) -> dict[str, Any]:
     return {"path": file.path, "size_bytes": file.size_bytes, "modified_at": modified_at, "etag": file.etag}
 
 
-def _show(seen: Seen) -> None:
+def _show(seen: SourceSample) -> None:
     say(f"{seen.source}: {seen.location}")
     if seen.first:
         files = table("file", "bytes", "changed", numbers={"bytes"})

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from ingest_project.cli.capability_status import Rung
+from ingest_project.cli.capability_status import RetryTier
 from ingest_project.cli.system_status import SystemStatus, described, for_scripts, look
 from ingest_project.core.console import (
     AsJson,
@@ -34,6 +33,9 @@ from ingest_project.platform.work_queue.states import AttachmentState, FileState
 from ingest_project.streams.range_record import RangeState
 from ingest_project.streams.ranges import MOST_COUNTED
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 State = TypeVar("State", FileState, JobState, AttachmentState, RangeState)
 
 PAUSE_SECONDS = 0.5
@@ -54,7 +56,7 @@ def status(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what waits on the topics, everything by state, the retry ladder, and runs in flight.
+    """Show what waits on the topics, everything by state, the retry retry tiers, and runs in flight.
 
     Exit code 1 when some part does not answer, when a disk is nearly full, and when it is not idle in time.
     """
@@ -128,8 +130,8 @@ def print_status(seen: SystemStatus) -> None:
             ("Runs", f"{runs.queued:,} queued, {runs.started:,} started" if runs else "unknown"),
         ]
     )
-    if found and any(rung.waiting for rung in found.ladder):
-        show(_ladder(found.ladder), "Downloads to be tried again")
+    if found and any(tier.waiting for tier in found.retry_tiers):
+        show(_retry_tiers(found.retry_tiers), "Downloads to be tried again")
     problems = dict.fromkeys([*(lag.problem for lag in seen.topics if lag.problem), *seen.problems])
     for problem in problems:
         complain(problem)
@@ -144,10 +146,10 @@ def _topics(seen: SystemStatus) -> Table:
     return made
 
 
-def _ladder(rungs: Sequence[Rung]) -> Table:
+def _retry_tiers(tiers: Sequence[RetryTier]) -> Table:
     made = table("Retry topic", "Waiting", "Due", "Next at", numbers=["Waiting", "Due"])
-    for rung in rungs:
-        add_row(made, rung.topic, rung.waiting, rung.due, rung.next_due_at)
+    for tier in tiers:
+        add_row(made, tier.topic, tier.waiting, tier.due, tier.next_due_at)
     return made
 
 

@@ -24,7 +24,7 @@ from ingest_project.cli.capability_status import (
 from ingest_project.core.console import counted, length_of
 from ingest_project.core.errors import IngestError
 from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.topic_lag import LagMeter, TopicLag, place_of
+from ingest_project.operations.topic_lag import LagMeter, TopicLag, consumed_position
 from ingest_project.operations.topics import events_intake, intakes
 from ingest_project.platform.dagster.run_records import DagsterRecords, RunsInFlight
 from ingest_project.platform.work_queue.capacity import fullest_disk
@@ -131,8 +131,12 @@ def held_entries(services: SystemResources) -> int:
     held = [
         *(holding for intake in topics.polling for holding in services.polling_jobs.held(intake.topic, whenever)),
         *(holding for intake in topics.files for holding in services.files.held(intake.topic, whenever)),
-        *services.attachment_events.held(place_of(events_intake(services.settings), services).topic, whenever),
-        *(holding for lane in (PENDING_LANE, RETRY_LANE) for holding in services.attachments.held(lane, whenever)),
+        *services.attachment_events.held(consumed_position(events_intake(services.settings), services).topic, whenever),
+        *(
+            holding
+            for queue_name in (PENDING_LANE, RETRY_LANE)
+            for holding in services.attachments.held(queue_name, whenever)
+        ),
         *(holding for intake in topics.streams for holding in services.stream_ranges.held(intake.topic, whenever)),
     ]
     return sum(holding.entries for holding in held)

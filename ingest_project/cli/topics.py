@@ -13,9 +13,9 @@ from ingest_project.core.console import AsJson, add_row, ago, complain, counted,
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.topic_lag import Intake, place_of, saved_positions
+from ingest_project.operations.topic_lag import ConsumedTopic, consumed_position, saved_positions
 from ingest_project.operations.topics import intakes
-from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailable
+from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailableError
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.work_queue.skipped_offsets import SkippedOffsets
 
@@ -45,13 +45,13 @@ def skip(topic: Topic, partition: Partition, offset: Offset, *, reason: Reason, 
     """
     services = SystemResources(load_settings().settings)
     intake = _intake_of(services, topic)
-    place = place_of(intake, services)
-    generation = place.reader.generation(place.topic)
+    place = consumed_position(intake, services)
+    topic_id = place.reader.topic_id(place.topic)
     _require_ahead(services, intake, place.topic, partition, offset)
     _require_there(place.reader.end_offsets(place.topic), topic, partition, offset + count)
     asked = SkippedOffsets(
         topic=place.topic,
-        generation=generation,
+        topic_id=topic_id,
         partition=partition,
         first_offset=offset,
         end_offset=offset + count,
@@ -80,7 +80,7 @@ def skipped(*, limit: Limit = 50, as_json: AsJson = False) -> None:
     show_list(made, "requests", more=len(found) > limit)
 
 
-def _intake_of(services: SystemResources, topic: str) -> Intake:
+def _intake_of(services: SystemResources, topic: str) -> ConsumedTopic:
     topics = intakes(services.settings)
     if topic in {intake.topic for intake in topics.streams}:
         raise IngestError(
@@ -94,11 +94,11 @@ def _intake_of(services: SystemResources, topic: str) -> Intake:
     return found
 
 
-def _require_ahead(services: SystemResources, intake: Intake, topic: str, partition: int, offset: int) -> None:
+def _require_ahead(services: SystemResources, intake: ConsumedTopic, topic: str, partition: int, offset: int) -> None:
     """Refuse what the saved cursor has passed."""
     try:
         sensors = DagsterRecords(services.settings).sensors()
-    except DagsterRecordsUnavailable as error:
+    except DagsterRecordsUnavailableError as error:
         complain(f"{error} Whether these messages have been taken already is not known.")
         return
     positions: Positions | None = saved_positions(intake.sensor, topic, sensors)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ingest_project.core import console as output
-from ingest_project.core.errors import StoreUnavailable
+from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.operations.traces import Moment, story_of
@@ -44,7 +44,7 @@ def show_trace(
 def _events(services: SystemResources, trace_id: str) -> list[Moment]:
     try:
         rows = events_of_trace(services.user_activity_events, trace_id)
-    except StoreUnavailable as away:
+    except StoreUnavailableError as away:
         output.complain(f"User activity could not be searched: {away}")
         return []
     return [

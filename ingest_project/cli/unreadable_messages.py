@@ -71,7 +71,7 @@ def list_messages(
     for one in found.messages:
         failed = ago(one.failed_at) if one.failed_at else None
         reason = shortened(one.reason or "", MAX_SHOWN_REASON)
-        add_row(made, one.place, failed, one.original_place, one.error_class, one.size_bytes, reason, one.begins)
+        add_row(made, one.place, failed, one.original_location, one.error_class, one.size_bytes, reason, one.begins)
     show_list(made, "messages", more=found.more, which="newest")
 
 
@@ -126,7 +126,7 @@ def _show(letter: DeadLetter) -> None:
     show_facts(
         [
             ("place", letter.place),
-            ("was", letter.original_place),
+            ("was", letter.original_location),
             ("failed", letter.failed_at),
             ("error class", letter.error_class),
             ("reason", letter.reason),

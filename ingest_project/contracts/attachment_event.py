@@ -13,7 +13,7 @@ import msgspec
 
 from ingest_project.contracts.decoding import decode, require_names, utc
 from ingest_project.contracts.download import LARGEST_SIZE, MAX_TEXT_LENGTH, MAX_URL_LENGTH, require_domain
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 
 MAX_ATTACHMENTS = 10_000
 SHOWN_LENGTH = 200
@@ -105,15 +105,15 @@ def decode_attachment_event(raw: bytes | None) -> AttachmentEvent:
     """One message of `events.raw`.
 
     Raises:
-        UnreadableMessage: not an attachment event.
+        UnreadableMessageError: not an attachment event.
     """
     event = decode(raw, AttachmentEvent)
     require_names(event, "trace_id", "domain")
     require_domain(event, event.domain)
     if len(event.event_type) > MAX_TEXT_LENGTH:
-        raise UnreadableMessage(f"Not an AttachmentEvent: event_type is longer than {MAX_TEXT_LENGTH} characters.")
+        raise UnreadableMessageError(f"Not an AttachmentEvent: event_type is longer than {MAX_TEXT_LENGTH} characters.")
     if len(event.attachments) > MAX_ATTACHMENTS:
-        raise UnreadableMessage(f"Not an AttachmentEvent: more than {MAX_ATTACHMENTS} attachments.")
+        raise UnreadableMessageError(f"Not an AttachmentEvent: more than {MAX_ATTACHMENTS} attachments.")
     return msgspec.structs.replace(event, occurred_at=utc(event.occurred_at, AttachmentEvent, "occurred_at"))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 
 LONGEST_ID = 200
 # Room for every amount of money there is; a bound keeps 1e999999 from becoming a million digits.
@@ -90,7 +90,7 @@ def decode_crm_event(raw: bytes | None) -> CrmEvent:
     """One message of `sales_events`.
 
     Raises:
-        UnreadableMessage: neither an opportunity nor a project, or one with a field that cannot be taken as it is.
+        UnreadableMessageError: neither an opportunity nor a project, or one with a field that cannot be taken as it is.
     """
     text = _text_of(raw)
     fields, values = _fields_of(text)
@@ -98,7 +98,7 @@ def decode_crm_event(raw: bytes | None) -> CrmEvent:
     _refuse_ambiguous(text)
     name = _text(values, "name")
     if not name:
-        raise UnreadableMessage("name must not be empty.")
+        raise UnreadableMessageError("name must not be empty.")
     others = {name: value for name, value in fields.items() if name not in _KNOWN_NAMES[kind]}
     meta = _object(values, "meta_data")
     raw_tags = _list(meta, "tags")
@@ -123,7 +123,7 @@ def kind_of(values: Mapping[str, object]) -> CrmKind:
     """Which kind a message is, by the fields it has and how its id begins.
 
     Raises:
-        UnreadableMessage: it is neither, or fields and id contradict each other.
+        UnreadableMessageError: it is neither, or fields and id contradict each other.
     """
     event_id = _event_id(values)
     by_prefix = next((kind for prefix, kind in ID_PREFIXES.items() if event_id.startswith(prefix)), None)
@@ -131,27 +131,29 @@ def kind_of(values: Mapping[str, object]) -> CrmKind:
     if by_prefix in complete or (by_prefix is None and len(complete) == 1):
         kind = by_prefix or complete[0]
     elif by_prefix is not None and complete:
-        raise UnreadableMessage(f"It has the fields of {_a(complete[0])} and the event_id of {_a(by_prefix)}.")
+        raise UnreadableMessageError(f"It has the fields of {_a(complete[0])} and the event_id of {_a(by_prefix)}.")
     elif len(complete) > 1:
-        raise UnreadableMessage("It has all fields of an opportunity and all of a project, and its event_id tells not.")
+        raise UnreadableMessageError(
+            "It has all fields of an opportunity and all of a project, and its event_id tells not."
+        )
     else:
-        raise UnreadableMessage(f"Neither an opportunity nor a project: {_nearest_miss(values, by_prefix)}.")
+        raise UnreadableMessageError(f"Neither an opportunity nor a project: {_nearest_miss(values, by_prefix)}.")
     if not _KNOWN_NAMES[kind] <= values.keys():
         missing = [name for name in COMMON_FIELDS if name not in values]
-        raise UnreadableMessage(f"It is {_a(kind)} without {', '.join(missing)}.")
+        raise UnreadableMessageError(f"It is {_a(kind)} without {', '.join(missing)}.")
     return kind
 
 
 def _text_of(raw: bytes | None) -> bytes:
     if not raw:
-        raise UnreadableMessage("The message is empty.")
+        raise UnreadableMessageError("The message is empty.")
     if len(raw) > MAX_MESSAGE_BYTES:
-        raise UnreadableMessage(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
+        raise UnreadableMessageError(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
     raw = raw.removeprefix(UTF8_BOM)
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        raise UnreadableMessage(f"Not UTF-8: {error.reason} at byte {error.start}.") from error
+        raise UnreadableMessageError(f"Not UTF-8: {error.reason} at byte {error.start}.") from error
     return _NUL_ESCAPE.sub(r"\1\\ufffd", text).encode() if "\\u0000" in text else raw
 
 
@@ -160,22 +162,22 @@ def _fields_of(text: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Any]]:
     try:
         values = _ANYTHING.decode(text)
         if not isinstance(values, dict):
-            raise UnreadableMessage(f"Not a JSON object but {_named(values)}.")
+            raise UnreadableMessageError(f"Not a JSON object but {_named(values)}.")
         return _RAW_FIELDS.decode(text), values
     except RecursionError as error:
-        raise UnreadableMessage("Not JSON that can be read: nested too deeply.") from error
+        raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
     except ValueError as error:  # msgspec's own errors are of this kind, and Python's of numbers with too many digits
         # A number that no float and no 64 bits hold is JSON all the same; where it stands is not told.
         what = "A number is too large to be read" if "out of range" in str(error) else "Not JSON"
-        raise UnreadableMessage(f"{what}: {str(error)[:200]}.") from error
+        raise UnreadableMessageError(f"{what}: {str(error)[:200]}.") from error
 
 
 def _event_id(values: Mapping[str, object]) -> str:
     event_id = values.get("event_id")
     if not isinstance(event_id, str) or not event_id.strip():
-        raise UnreadableMessage("event_id must be a text that is not empty.")
+        raise UnreadableMessageError("event_id must be a text that is not empty.")
     if len(event_id) > LONGEST_ID:
-        raise UnreadableMessage(f"event_id has {len(event_id)} characters; at most {LONGEST_ID} are kept.")
+        raise UnreadableMessageError(f"event_id has {len(event_id)} characters; at most {LONGEST_ID} are kept.")
     return event_id
 
 
@@ -213,7 +215,7 @@ def _refuse_twice(pairs: _Pairs, names: tuple[str, ...], place: str) -> None:
         return
     for name in names:
         if found.count(name) > 1:
-            raise UnreadableMessage(f"{place}{name} is there {found.count(name)} times.")
+            raise UnreadableMessageError(f"{place}{name} is there {found.count(name)} times.")
 
 
 def _opportunity(
@@ -239,21 +241,21 @@ def _project(fields: Mapping[str, msgspec.Raw], values: Mapping[str, Any]) -> di
 def _text(values: Mapping[str, Any], name: str, place: str = "") -> str | None:
     value = values.get(name)
     if value is not None and not isinstance(value, str):
-        raise UnreadableMessage(f"{place}{name} must be a text, not {_named(value)}.")
+        raise UnreadableMessageError(f"{place}{name} must be a text, not {_named(value)}.")
     return value
 
 
 def _required_text(values: Mapping[str, Any], name: str) -> str:
     value = _text(values, name)
     if value is None:
-        raise UnreadableMessage(f"{name} must not be null.")
+        raise UnreadableMessageError(f"{name} must not be null.")
     return value
 
 
 def _object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = values[name]
     if not isinstance(value, dict):
-        raise UnreadableMessage(f"{name} must be an object, not {_named(value)}.")
+        raise UnreadableMessageError(f"{name} must be an object, not {_named(value)}.")
     return value
 
 
@@ -262,7 +264,7 @@ def _list(values: Mapping[str, Any], name: str) -> list[str] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UnreadableMessage(f"meta_data.{name} must be a list of texts.")
+        raise UnreadableMessageError(f"meta_data.{name} must be a list of texts.")
     return value
 
 
@@ -272,13 +274,13 @@ def _number(fields: Mapping[str, msgspec.Raw], name: str) -> Decimal | None:
     if text == b"null":
         return None
     if not _NUMBER.fullmatch(text):
-        raise UnreadableMessage(f"{name} must be a number, not {text[:40].decode(errors='replace')}.")
+        raise UnreadableMessageError(f"{name} must be a number, not {text[:40].decode(errors='replace')}.")
     number = Decimal(text.decode())
     exponent = int(number.as_tuple().exponent)
     too_fine = -exponent > MAX_FRACTION_DIGITS
     if too_fine or (number and number.adjusted() >= MAX_WHOLE_DIGITS):
         limits = f"{MAX_WHOLE_DIGITS} digits before and {MAX_FRACTION_DIGITS} after the point"
-        raise UnreadableMessage(f"{name} has more than {limits}.")
+        raise UnreadableMessageError(f"{name} has more than {limits}.")
     if not number:
         return number.copy_abs() if exponent <= 0 else Decimal(0)
     return number if exponent <= 0 else Decimal(format(number, "f"))
@@ -291,19 +293,21 @@ def _date(values: Mapping[str, Any], name: str) -> date | None:
     try:
         return msgspec.convert(text, date)
     except msgspec.ValidationError:
-        raise UnreadableMessage(f"{name} must be a date like 2024-06-30, not {text[:40]!r}.") from None
+        raise UnreadableMessageError(f"{name} must be a date like 2024-06-30, not {text[:40]!r}.") from None
 
 
 def _last_modified(meta: Mapping[str, Any]) -> datetime:
     """The version; a time without zone is taken as UTC, as everywhere in this system."""
     text = meta.get("last_modified")
     if not isinstance(text, str):
-        raise UnreadableMessage("meta_data.last_modified must be a time: without it there is no telling old from new.")
+        raise UnreadableMessageError(
+            "meta_data.last_modified must be a time: without it there is no telling old from new."
+        )
     try:
         moment = msgspec.convert(text, datetime)
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (msgspec.ValidationError, OverflowError):
-        raise UnreadableMessage(
+        raise UnreadableMessageError(
             f"meta_data.last_modified must be a time like 2024-03-24T20:40:35Z, not {text[:40]!r}."
         ) from None
 

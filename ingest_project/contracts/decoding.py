@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 
 MAX_MESSAGE_BYTES = 1024**2
 MAX_NAME_LENGTH = 200
@@ -27,12 +27,12 @@ def decode(raw: bytes | None, message_type: type[Message]) -> Message:
     A field that may be left out may be null as well, which means the same.
 
     Raises:
-        UnreadableMessage: empty, larger than MAX_MESSAGE_BYTES, not JSON, or not of this shape; names the field.
+        UnreadableMessageError: empty, larger than MAX_MESSAGE_BYTES, not JSON, or not of this shape; names the field.
     """
     if not raw:
-        raise UnreadableMessage("The message is empty.")
+        raise UnreadableMessageError("The message is empty.")
     if len(raw) > MAX_MESSAGE_BYTES:
-        raise UnreadableMessage(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
+        raise UnreadableMessageError(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
     try:
         try:
             return msgspec.json.decode(raw, type=message_type)
@@ -42,11 +42,11 @@ def decode(raw: bytes | None, message_type: type[Message]) -> Message:
                 raise
             return msgspec.json.decode(without, type=message_type)
     except msgspec.ValidationError as error:
-        raise UnreadableMessage(f"Not a {message_type.__name__}: {_shortened(str(error))}.") from error
+        raise UnreadableMessageError(f"Not a {message_type.__name__}: {_shortened(str(error))}.") from error
     except RecursionError as error:
-        raise UnreadableMessage("Not JSON that can be read: nested too deeply.") from error
+        raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
     except (ValueError, OverflowError) as error:  # what msgspec says of JSON, and Python of numbers, is of these kinds
-        raise UnreadableMessage(f"Not JSON: {str(error)[:200]}.") from error
+        raise UnreadableMessageError(f"Not JSON: {str(error)[:200]}.") from error
 
 
 def _shortened(text: str) -> str:
@@ -71,12 +71,12 @@ def require_names(message: msgspec.Struct, *fields: str) -> None:
     """Refuse a message without these names: they become parts of keys, paths and pages.
 
     Raises:
-        UnreadableMessage: one is blank, longer than MAX_NAME_LENGTH, or not printable; names the field.
+        UnreadableMessageError: one is blank, longer than MAX_NAME_LENGTH, or not printable; names the field.
     """
     for field in fields:
         text = getattr(message, field)
         if not text.strip() or len(text) > MAX_NAME_LENGTH or not text.isprintable():
-            raise UnreadableMessage(
+            raise UnreadableMessageError(
                 f"Not a {type(message).__name__}: {field} must be 1 to {MAX_NAME_LENGTH} printable characters."
             )
 
@@ -89,23 +89,23 @@ def require_texts(message: msgspec.Struct, longest: Mapping[str, int]) -> None:
         longest: most bytes of UTF-8, by field.
 
     Raises:
-        UnreadableMessage: a text is longer, or has a NUL character; names the field.
+        UnreadableMessageError: a text is longer, or has a NUL character; names the field.
     """
     for field, most in longest.items():
         text = getattr(message, field)
         if text is None:
             continue
         if len(text.encode()) > most:
-            raise UnreadableMessage(f"Not a {type(message).__name__}: {field} is longer than {most} bytes.")
+            raise UnreadableMessageError(f"Not a {type(message).__name__}: {field} is longer than {most} bytes.")
         if "\x00" in text:
-            raise UnreadableMessage(f"Not a {type(message).__name__}: {field} contains a NUL character.")
+            raise UnreadableMessageError(f"Not a {type(message).__name__}: {field} contains a NUL character.")
 
 
 def require_details(message: msgspec.Struct, *fields: str) -> None:
     """Refuse a message whose free-form fields are too large, nested too deeply or cannot be stored.
 
     Raises:
-        UnreadableMessage: more than MAX_DETAIL_BYTES, deeper than MAX_DETAIL_DEPTH, or a NUL character; names the
+        UnreadableMessageError: more than MAX_DETAIL_BYTES, deeper than MAX_DETAIL_DEPTH, or a NUL character; names the
             field.
     """
     for field in fields:
@@ -114,13 +114,13 @@ def require_details(message: msgspec.Struct, *fields: str) -> None:
         if not value:
             continue
         if _depth(value) > MAX_DETAIL_DEPTH:
-            raise UnreadableMessage(f"{named} is nested more than {MAX_DETAIL_DEPTH} levels deep.")
+            raise UnreadableMessageError(f"{named} is nested more than {MAX_DETAIL_DEPTH} levels deep.")
         text = msgspec.json.encode(value)
         if len(text) > MAX_DETAIL_BYTES:
-            raise UnreadableMessage(f"{named} has {len(text)} bytes; at most {MAX_DETAIL_BYTES} are kept.")
+            raise UnreadableMessageError(f"{named} has {len(text)} bytes; at most {MAX_DETAIL_BYTES} are kept.")
         # The escape of NUL; behind another backslash it is no escape.
         if b"\\u0000" in text.replace(b"\\\\", b""):
-            raise UnreadableMessage(f"{named} contains a NUL character.")
+            raise UnreadableMessageError(f"{named} contains a NUL character.")
 
 
 def without_null_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def utc(moment: datetime | None, message_type: type[msgspec.Struct], field: str)
     """A time in UTC; one without a zone is taken as UTC.
 
     Raises:
-        UnreadableMessage: in UTC it lies outside the calendar, e.g. 0001-01-01T00:00:00+14:00; names the field.
+        UnreadableMessageError: in UTC it lies outside the calendar, e.g. 0001-01-01T00:00:00+14:00; names the field.
     """
     if moment is None:
         return None
@@ -141,7 +141,9 @@ def utc(moment: datetime | None, message_type: type[msgspec.Struct], field: str)
     try:
         return moment.astimezone(UTC)
     except OverflowError as error:
-        raise UnreadableMessage(f"Not a {message_type.__name__}: {field} lies outside the years 1 to 9999.") from error
+        raise UnreadableMessageError(
+            f"Not a {message_type.__name__}: {field} lies outside the years 1 to 9999."
+        ) from error
 
 
 def _depth(value: object) -> int:

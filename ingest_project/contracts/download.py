@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from ingest_project.contracts.decoding import decode, require_names, utc
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 
 MAX_URL_LENGTH = 8_192
 MAX_PATH_LENGTH = 2_048
@@ -107,24 +107,26 @@ def decode_download_task(raw: bytes | None) -> DownloadTask:
     """One message of `downloads.pending` or a retry topic.
 
     Raises:
-        UnreadableMessage: not a download task.
+        UnreadableMessageError: not a download task.
     """
     task = decode(raw, DownloadTask)
     require_names(task, "trace_id", "domain")
     require_domain(task, task.domain)
     if not task.attachment_url.strip() or len(task.attachment_url) > MAX_URL_LENGTH:
-        raise UnreadableMessage(f"Not a DownloadTask: attachment_url must be 1 to {MAX_URL_LENGTH} characters.")
+        raise UnreadableMessageError(f"Not a DownloadTask: attachment_url must be 1 to {MAX_URL_LENGTH} characters.")
     if "\x00" in task.attachment_url:
-        raise UnreadableMessage("Not a DownloadTask: attachment_url contains a NUL character.")
+        raise UnreadableMessageError("Not a DownloadTask: attachment_url contains a NUL character.")
     if len(task.destination_path) > MAX_PATH_LENGTH:
-        raise UnreadableMessage(f"Not a DownloadTask: destination_path is longer than {MAX_PATH_LENGTH} characters.")
+        raise UnreadableMessageError(
+            f"Not a DownloadTask: destination_path is longer than {MAX_PATH_LENGTH} characters."
+        )
     if not 1 <= task.attempt <= MOST_ATTEMPTS:
-        raise UnreadableMessage(f"Not a DownloadTask: attempt must be between 1 and {MOST_ATTEMPTS}.")
+        raise UnreadableMessageError(f"Not a DownloadTask: attempt must be between 1 and {MOST_ATTEMPTS}.")
     if task.expected_size is not None and not 0 <= task.expected_size <= LARGEST_SIZE:
-        raise UnreadableMessage(f"Not a DownloadTask: expected_size must be between 0 and {LARGEST_SIZE}.")
+        raise UnreadableMessageError(f"Not a DownloadTask: expected_size must be between 0 and {LARGEST_SIZE}.")
     for field in ("event_type", "checksum", "file_name", "content_type", "refused"):
         if len(getattr(task, field) or "") > MAX_TEXT_LENGTH:
-            raise UnreadableMessage(f"Not a DownloadTask: {field} is longer than {MAX_TEXT_LENGTH} characters.")
+            raise UnreadableMessageError(f"Not a DownloadTask: {field} is longer than {MAX_TEXT_LENGTH} characters.")
     return msgspec.structs.replace(task, occurred_at=utc(task.occurred_at, DownloadTask, "occurred_at"))
 
 
@@ -132,12 +134,12 @@ def require_domain(message: msgspec.Struct, domain: str) -> None:
     """Refuse a message whose domain no folder can be named after.
 
     Raises:
-        UnreadableMessage: it is longer than MAX_ENCODED_DOMAIN_LENGTH when it is percent-encoded.
+        UnreadableMessageError: it is longer than MAX_ENCODED_DOMAIN_LENGTH when it is percent-encoded.
     """
     length = len(quote(domain, safe=""))
     if length > MAX_ENCODED_DOMAIN_LENGTH:
         kind = type(message).__name__
-        raise UnreadableMessage(
+        raise UnreadableMessageError(
             f"Not a {kind}: domain has {length} characters when it is percent-encoded, as the name of a folder is; "
             f"at most {MAX_ENCODED_DOMAIN_LENGTH} are taken."
         )

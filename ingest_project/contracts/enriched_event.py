@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 
 MAX_NAME_LENGTH = 200
 MAX_ID_LENGTH = 512
@@ -88,12 +88,12 @@ def decode_enriched_event(raw: bytes | None) -> tuple[EnrichedEvent, str | None]
         the event, and as a JSON object the fields that the contract does not know, where there are any.
 
     Raises:
-        UnreadableMessage: not an event; names the field.
+        UnreadableMessageError: not an event; names the field.
     """
     if not raw:
-        raise UnreadableMessage("The message is empty.")
+        raise UnreadableMessageError("The message is empty.")
     if len(raw) > MAX_MESSAGE_BYTES:
-        raise UnreadableMessage(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
+        raise UnreadableMessageError(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
     rescued = None
     try:
         event = _exactly_ours.decode(raw)
@@ -102,7 +102,7 @@ def decode_enriched_event(raw: bytes | None) -> tuple[EnrichedEvent, str | None]
     if event.event_type not in _good_types:
         _check_type(event.event_type)
     if not 0 < len(event.event_id) <= MAX_ID_LENGTH or event.event_id.isspace():
-        raise UnreadableMessage(f"Not an EnrichedEvent: event_id must have 1 to {MAX_ID_LENGTH} characters.")
+        raise UnreadableMessageError(f"Not an EnrichedEvent: event_id must have 1 to {MAX_ID_LENGTH} characters.")
     return event, rescued
 
 
@@ -120,11 +120,11 @@ def _decode_with_more(raw: bytes) -> tuple[EnrichedEvent, str | None]:
         event = _exactly_ours.decode(_encoder.encode(known))
         return event, _encoder.encode(unknown).decode() if unknown else None
     except msgspec.ValidationError as error:
-        raise UnreadableMessage(f"Not an EnrichedEvent: {error}.") from error
+        raise UnreadableMessageError(f"Not an EnrichedEvent: {error}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UnreadableMessage(f"Not JSON: {error}.") from error
+        raise UnreadableMessageError(f"Not JSON: {error}.") from error
     except RecursionError as error:
-        raise UnreadableMessage("Not JSON that can be read: nested too deeply.") from error
+        raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
 
 
 def _taken_out(fields: dict[str, Raw], known: frozenset[str]) -> dict[str, Raw]:
@@ -133,7 +133,7 @@ def _taken_out(fields: dict[str, Raw], known: frozenset[str]) -> dict[str, Raw]:
 
 def _check_type(event_type: str) -> None:
     if not event_type.strip() or len(event_type) > MAX_NAME_LENGTH or not event_type.isprintable():
-        raise UnreadableMessage(
+        raise UnreadableMessageError(
             f"Not an EnrichedEvent: event_type must be 1 to {MAX_NAME_LENGTH} printable characters."
         )
     if len(_good_types) < MOST_GOOD_TYPES:

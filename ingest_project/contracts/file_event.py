@@ -20,7 +20,7 @@ from ingest_project.contracts.decoding import (
     utc,
     without_null_values,
 )
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.keys import key_of
 
 INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
@@ -81,18 +81,20 @@ def decode_file_event(raw: bytes | None) -> FileEvent:
     """One message of `file-event-queue` or `file_events`.
 
     Raises:
-        UnreadableMessage: not a file event, or not of a file type that is ingested.
+        UnreadableMessageError: not a file event, or not of a file type that is ingested.
     """
     event = decode(raw, FileEvent)
     if not event.file_path.strip() or not event.file_name.strip():
-        raise UnreadableMessage("Not a FileEvent: file_path and file_name must not be empty.")
+        raise UnreadableMessageError("Not a FileEvent: file_path and file_name must not be empty.")
     require_texts(event, LONGEST_TEXTS)
     require_details(event, "metadata", "source_config")
     require_format(event, event.metadata)
     if event.size_bytes is not None and not 0 <= event.size_bytes <= LARGEST_SIZE:
-        raise UnreadableMessage(f"Not a FileEvent: size_bytes must be between 0 and {LARGEST_SIZE}.")
+        raise UnreadableMessageError(f"Not a FileEvent: size_bytes must be between 0 and {LARGEST_SIZE}.")
     if event.kind not in INGESTIBLE_TYPES:
-        raise UnreadableMessage(f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {event.kind or 'no type'!r}.")
+        raise UnreadableMessageError(
+            f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {event.kind or 'no type'!r}."
+        )
     return msgspec.structs.replace(
         event,
         modified_at=utc(event.modified_at, FileEvent, "modified_at"),
@@ -105,12 +107,12 @@ def require_format(message: msgspec.Struct, metadata: dict[str, Any]) -> None:
     """Refuse a message whose metadata names no reader profile where it should.
 
     Raises:
-        UnreadableMessage: `format` is there and is no name.
+        UnreadableMessageError: `format` is there and is no name.
     """
     name = metadata.get("format")
     if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME_LENGTH):
         kind = type(message).__name__
-        raise UnreadableMessage(f"Not a {kind}: metadata.format must name a reader profile, in a text.")
+        raise UnreadableMessageError(f"Not a {kind}: metadata.format must name a reader profile, in a text.")
 
 
 def file_key(location: str, file_name: str, version: str, profile: str) -> str:

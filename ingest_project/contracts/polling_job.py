@@ -14,7 +14,7 @@ from ingest_project.contracts.decoding import (
     without_null_values,
 )
 from ingest_project.contracts.file_event import MAX_PATH_BYTES, require_format
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 
 Priority = Literal["low", "normal", "high"]
 
@@ -63,29 +63,31 @@ def decode_polling_job(raw: bytes | None) -> PollingJob:
     """One message of `polling-queue`.
 
     Raises:
-        UnreadableMessage: not a polling job; also when it carries a secret, which must not travel in messages.
+        UnreadableMessageError: not a polling job; also when it carries a secret, which must not travel in messages.
     """
     job = decode(raw, PollingJob)
     if not job.job_id.strip() or len(job.job_id) > 200:  # noqa: PLR2004 - the bound is said in the reason
-        raise UnreadableMessage("Not a PollingJob: job_id must have 1 to 200 characters.")
+        raise UnreadableMessageError("Not a PollingJob: job_id must have 1 to 200 characters.")
     require_texts(job, LONGEST_TEXTS)
     require_details(job, "metadata", "source_config")
     require_format(job, job.metadata)
     trace_id = job.metadata.get("trace_id")
     if trace_id is not None and not (isinstance(trace_id, str) and len(trace_id) <= MAX_NAME_LENGTH):
-        raise UnreadableMessage(f"Not a PollingJob: metadata.trace_id must be a text of at most {MAX_NAME_LENGTH}.")
+        raise UnreadableMessageError(
+            f"Not a PollingJob: metadata.trace_id must be a text of at most {MAX_NAME_LENGTH}."
+        )
     job = msgspec.structs.replace(job, source_config=without_null_values(job.source_config))
     try:
         config = msgspec.convert(job.source_config, _SourceConfig)
     except msgspec.ValidationError as error:
-        raise UnreadableMessage(f"Not a PollingJob: {error} (in source_config).") from error
+        raise UnreadableMessageError(f"Not a PollingJob: {error} (in source_config).") from error
     if len(config.source_type) > MAX_NAME_LENGTH:
-        raise UnreadableMessage(f"Not a PollingJob: source_type is longer than {MAX_NAME_LENGTH} characters.")
+        raise UnreadableMessageError(f"Not a PollingJob: source_type is longer than {MAX_NAME_LENGTH} characters.")
     if len(config.path.encode()) > MAX_PATH_BYTES:
-        raise UnreadableMessage(f"Not a PollingJob: source_config.path is longer than {MAX_PATH_BYTES} bytes.")
+        raise UnreadableMessageError(f"Not a PollingJob: source_config.path is longer than {MAX_PATH_BYTES} bytes.")
     for name in job.source_config:
         if name.lower() in SECRET_NAMES:
-            raise UnreadableMessage(
+            raise UnreadableMessageError(
                 f'source_config carries {name!r}: name stored credentials instead ("credentials": "…").'
             )
     return job

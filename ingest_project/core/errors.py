@@ -3,33 +3,33 @@
     IngestError
     ├── PermanentError            trying again cannot help: quarantine, dead-letter or refuse, with the reason
     │   ├── SettingsError         a setting is unknown, malformed or missing
-    │   ├── FileRejected          a file breaks the contract as a whole
-    │   ├── LimitExceeded         an input is larger than a configured limit (a FileRejected)
-    │   ├── ForbiddenPath         a path or address outside what this system may read
-    │   ├── SourceMissing         the folder, bucket or file that was named does not exist
-    │   ├── SourceForbidden       a source does not let us in, or is not who it should be
+    │   ├── FileRejectedError          a file breaks the contract as a whole
+    │   ├── LimitExceededError         an input is larger than a configured limit (a FileRejectedError)
+    │   ├── ForbiddenPathError         a path or address outside what this system may read
+    │   ├── SourceNotFoundError         the folder, bucket or file that was named does not exist
+    │   ├── SourceAccessDeniedError       a source does not let us in, or is not who it should be
     │   ├── UnreadableListingError  a source answered, and the answer is not a listing that can be read
-    │   ├── UnknownCredentials    a job names a stored credential that is not configured
-    │   ├── SchemaConflict        rows do not fit the table they are for
-    │   ├── MessageTooLarge       the broker refuses a message for its size
-    │   ├── QueryRefused          Eventhouse refuses a query: not KQL it can run, not allowed, or not to be paged
-    │   ├── AddressRefused        a web address that this system may not contact
-    │   ├── DownloadRefused       a web server answered, and will answer the same again: 404, 403, an empty body
-    │   ├── SkippedByOperator     a person had a message put aside unseen
+    │   ├── UnknownCredentialsError    a job names a stored credential that is not configured
+    │   ├── SchemaConflictError        rows do not fit the table they are for
+    │   ├── MessageTooLargeError       the broker refuses a message for its size
+    │   ├── QueryRejectedError          Eventhouse refuses a query: not KQL it can run, not allowed, or not to be paged
+    │   ├── AddressRejectedError        a web address that this system may not contact
+    │   ├── DownloadRejectedError       a web server answered, and will answer the same again: 404, 403, an empty body
+    │   ├── SkippedByOperatorError     a person had a message put aside unseen
     │   ├── VersionSupersededError  the source has another version of a file than the one its event announced
-    │   └── UnforeseenFailure     a defect of ours that one file found; the log has its traceback
+    │   └── UnexpectedError     a defect of ours that one file found; the log has its traceback
     ├── TransientError            the same request may succeed later: retried with back-off
-    │   ├── SourceUnreachable     a source cannot be listed or read at this moment
-    │   ├── SourceChanged         a file changed while it was read, or is not yet the version its event announced
-    │   ├── BrokerUnavailable     Kafka does not answer, or refused a write
-    │   ├── EventhouseUnavailable Eventhouse does not answer, throttles, or gave an answer that cannot be trusted
-    │   ├── DatabaseUnavailable   the warehouse does not answer
-    │   ├── TransactionConflict   another transaction was in the way
-    │   ├── StoreUnavailable      the landing or quarantine store does not answer or is full
+    │   ├── SourceUnreachableError     a source cannot be listed or read at this moment
+    │   ├── SourceChangedError         a file changed while it was read, or is not yet the version its event announced
+    │   ├── BrokerUnavailableError     Kafka does not answer, or refused a write
+    │   ├── EventhouseUnavailableError Eventhouse does not answer, throttles, or gave an answer that cannot be trusted
+    │   ├── DatabaseUnavailableError   the warehouse does not answer
+    │   ├── TransactionConflictError   another transaction was in the way
+    │   ├── StoreUnavailableError      the landing or quarantine store does not answer or is full
     │   ├── WorkerExhaustedError  this process ran out of memory, disk or file handles over one file
-    │   ├── DownloadFailed        a web server did not answer, was too slow, was cut short, or asked to come again
-    │   └── HostBusy              a web host that is left alone for a while; it was not contacted
-    └── UnreadableMessage         a Kafka message that is not the JSON we agreed on: dead letters, stream goes on
+    │   ├── DownloadFailedError        a web server did not answer, was too slow, was cut short, or asked to come again
+    │   └── HostThrottledError              a web host that is left alone for a while; it was not contacted
+    └── UnreadableMessageError         a Kafka message that is not the JSON we agreed on: dead letters, stream goes on
 
 Catch the narrowest class that has an answer, and raise `from` what was caught.
 """
@@ -56,7 +56,7 @@ class TransientError(IngestError):
     """The same request may succeed later."""
 
 
-class UnreadableMessage(IngestError):  # noqa: N818 - named for the message, not for the failure
+class UnreadableMessageError(IngestError):
     """A message that is not what its topic's contract says.
 
     Args:
@@ -72,7 +72,7 @@ class SettingsError(PermanentError):
     """A setting is unknown, malformed or missing. The message names it and where it was found."""
 
 
-class FileRejected(PermanentError):  # noqa: N818 - the domain's word
+class FileRejectedError(PermanentError):
     """A file that breaks the contract as a whole.
 
     Args:
@@ -86,7 +86,7 @@ class FileRejected(PermanentError):  # noqa: N818 - the domain's word
         super().__init__(f"{rule}: {detail}")
 
 
-class LimitExceeded(FileRejected):
+class LimitExceededError(FileRejectedError):
     """An input is larger than a configured limit.
 
     Args:
@@ -99,7 +99,7 @@ class LimitExceeded(FileRejected):
         super().__init__("limit_exceeded", f"{detail} (limit: {limit})")
 
 
-class ForbiddenPath(PermanentError):  # noqa: N818
+class ForbiddenPathError(PermanentError):
     """A path or address outside what this system may read.
 
     Args:
@@ -113,7 +113,7 @@ class ForbiddenPath(PermanentError):  # noqa: N818
         super().__init__(f"Refused to read {path!r}: {reason}")
 
 
-class SourceMissing(PermanentError):  # noqa: N818
+class SourceNotFoundError(PermanentError):
     """The folder, bucket or file that was named does not exist."""
 
     def __init__(self, location: str) -> None:
@@ -121,7 +121,7 @@ class SourceMissing(PermanentError):  # noqa: N818
         super().__init__(f"{location} does not exist. Check the path and that this host can see it.")
 
 
-class SourceForbidden(PermanentError):  # noqa: N818
+class SourceAccessDeniedError(PermanentError):
     """A source does not let us in, or is not who it should be.
 
     Args:
@@ -149,7 +149,7 @@ class UnreadableListingError(PermanentError):
         super().__init__(f"{location} cannot be listed: {seen}. Nothing is known about its files.")
 
 
-class UnknownCredentials(PermanentError):  # noqa: N818
+class UnknownCredentialsError(PermanentError):
     """A job names a stored credential that is not configured."""
 
     def __init__(self, name: str) -> None:
@@ -157,7 +157,7 @@ class UnknownCredentials(PermanentError):  # noqa: N818
         super().__init__(f"No credentials named {name!r} are configured. Add them under 'credentials' in the settings.")
 
 
-class SchemaConflict(PermanentError):  # noqa: N818
+class SchemaConflictError(PermanentError):
     """Rows do not fit the table they are for.
 
     Args:
@@ -172,7 +172,7 @@ class SchemaConflict(PermanentError):  # noqa: N818
         super().__init__(f"Column {column!r} does not fit {table}: {reason}. Nothing was written.")
 
 
-class MessageTooLarge(PermanentError):  # noqa: N818
+class MessageTooLargeError(PermanentError):
     """The broker refuses a message for its size.
 
     Args:
@@ -185,7 +185,7 @@ class MessageTooLarge(PermanentError):  # noqa: N818
         super().__init__(f"A message to {topic} is too large: {cause}. Raise max.message.bytes of the topic.")
 
 
-class QueryRefused(PermanentError):  # noqa: N818
+class QueryRejectedError(PermanentError):
     """Eventhouse refuses a query, or its answer cannot be used however often it is asked.
 
     Args:
@@ -199,7 +199,7 @@ class QueryRefused(PermanentError):  # noqa: N818
         super().__init__(f"{subject} was refused: {cause}. {remedy}")
 
 
-class SkippedByOperator(PermanentError):  # noqa: N818 - the domain's word
+class SkippedByOperatorError(PermanentError):
     """A person had a message put aside unseen.
 
     Args:
@@ -224,7 +224,7 @@ class VersionSupersededError(PermanentError):
         super().__init__(f"{location} changed before it was read: {detail}. A new file event brings the new version.")
 
 
-class UnforeseenFailure(PermanentError):  # noqa: N818
+class UnexpectedError(PermanentError):
     """A defect of ours that one file found.
 
     Args:
@@ -237,7 +237,7 @@ class UnforeseenFailure(PermanentError):  # noqa: N818
         super().__init__(f"{doing} failed unforeseen: {type(cause).__name__}: {first_line[:200]}. See the run's log.")
 
 
-class SourceUnreachable(TransientError):  # noqa: N818
+class SourceUnreachableError(TransientError):
     """A source cannot be listed or read at this moment."""
 
     def __init__(self, location: str, cause: object) -> None:
@@ -245,7 +245,7 @@ class SourceUnreachable(TransientError):  # noqa: N818
         super().__init__(f"Cannot read {location}: {cause}. Check that it is reachable from this host.")
 
 
-class SourceChanged(TransientError):  # noqa: N818
+class SourceChangedError(TransientError):
     """A file changed while it was read, or its source does not yet show the version that was announced."""
 
     def __init__(self, location: str, detail: str) -> None:
@@ -253,7 +253,7 @@ class SourceChanged(TransientError):  # noqa: N818
         super().__init__(f"{location} changed: {detail}. A new file event brings the new version.")
 
 
-class BrokerUnavailable(TransientError):  # noqa: N818
+class BrokerUnavailableError(TransientError):
     """Kafka does not answer, or refused a write.
 
     Args:
@@ -269,7 +269,7 @@ class BrokerUnavailable(TransientError):  # noqa: N818
         super().__init__(f"Kafka at {servers or '(not configured)'} does not answer: {cause}. {remedy}")
 
 
-class EventhouseUnavailable(TransientError):  # noqa: N818
+class EventhouseUnavailableError(TransientError):
     """Eventhouse does not answer, throttles, or gave an answer that cannot be trusted.
 
     Args:
@@ -282,7 +282,7 @@ class EventhouseUnavailable(TransientError):  # noqa: N818
         super().__init__(f"Eventhouse at {cluster} cannot be asked: {cause}. Asked again by itself.")
 
 
-class DatabaseUnavailable(TransientError):  # noqa: N818
+class DatabaseUnavailableError(TransientError):
     """The warehouse cannot be used at this moment.
 
     Args:
@@ -303,7 +303,7 @@ class DatabaseUnavailable(TransientError):  # noqa: N818
         super().__init__(f"The database at {address or '(not configured)'} {state}: {cause}. {remedy}")
 
 
-class TransactionConflict(TransientError):  # noqa: N818
+class TransactionConflictError(TransientError):
     """Another transaction was in the way; the same transaction may succeed when it is run again.
 
     Args:
@@ -316,7 +316,7 @@ class TransactionConflict(TransientError):  # noqa: N818
         super().__init__(f"Another writer of {address} was in the way: {cause}. Tried again by itself.")
 
 
-class StoreUnavailable(TransientError):  # noqa: N818
+class StoreUnavailableError(TransientError):
     """The store of bytes does not answer or cannot be written: unreachable, refused, or full.
 
     Args:
@@ -344,7 +344,7 @@ class WorkerExhaustedError(TransientError):
         super().__init__(f"{doing} took more memory, disk or file handles than this worker has: {said[:200]}.")
 
 
-class AddressRefused(PermanentError):  # noqa: N818
+class AddressRejectedError(PermanentError):
     """A web address that this system may not contact.
 
     Args:
@@ -361,7 +361,7 @@ class AddressRefused(PermanentError):  # noqa: N818
         super().__init__(f"Refused to contact {url}: {rule}.{remedy}")
 
 
-class DownloadRefused(PermanentError):  # noqa: N818
+class DownloadRejectedError(PermanentError):
     """A web server answered, and there is no reason to expect another answer later.
 
     Args:
@@ -376,7 +376,7 @@ class DownloadRefused(PermanentError):  # noqa: N818
         super().__init__(f"Cannot download {url}: {reason}.")
 
 
-class DownloadFailed(TransientError):  # noqa: N818
+class DownloadFailedError(TransientError):
     """A web server did not answer, was too slow, was cut short, or asked to come again later.
 
     Args:
@@ -403,7 +403,7 @@ class DownloadFailed(TransientError):  # noqa: N818
         super().__init__(f"Downloading {url} failed: {cause}.")
 
 
-class HostBusy(TransientError):  # noqa: N818
+class HostThrottledError(TransientError):
     """A web host that is left alone for a while: it asked for that, keeps failing, or has no free place.
 
     Args:

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 _KEY = "%Y-%m-%d-%H:00"
 
 
-def partition_of(moment: datetime) -> str:
+def hour_key(moment: datetime) -> str:
     """The key of the hour that a moment is in."""
     return moment.astimezone(UTC).strftime(_KEY)
 
 
-def hour_of(partition: str) -> datetime:
+def parse_hour_key(partition: str) -> datetime:
     """When the hour of a key begins.
 
     Raises:

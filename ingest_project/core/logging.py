@@ -88,7 +88,7 @@ class _LogFile(WatchedFileHandler):
             self.stream.write(line)
             self.flush()
         except OSError as error:
-            self._let_go()
+            self._purge()
             if not self._fails:
                 sys.stderr.write(f"{printable(self.failure(Path(self.baseFilename), error)[0])}\n")
             self._fails = True
@@ -97,14 +97,14 @@ class _LogFile(WatchedFileHandler):
 
     def close(self) -> None:
         """Close it; what cannot be written any more is lost."""
-        self._let_go()
+        self._purge()
         super().close()
 
     def _open(self) -> TextIOWrapper:
         make_private_folder(Path(self.baseFilename).parent)
         return super()._open()
 
-    def _let_go(self) -> None:
+    def _purge(self) -> None:
         stream, self.stream = self.stream, None
         # Closing it tries to write what is left once more.
         with suppress(OSError):

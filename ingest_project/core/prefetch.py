@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 @contextmanager
-def one_ahead(made: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
+def prefetch(made: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
     """What a generator makes, each next thing in a thread of its own while the caller works on the one before.
 
     What the generator raises is raised where its next item is asked for. When the block is left, it is closed, and

@@ -28,7 +28,7 @@ def wait_for_broker(broker: Child) -> str:
     """Its address, host:port, once it serves.
 
     Raises:
-        ServiceFailed: it ended, or said nothing for START_SECONDS.
+        ServiceFailedError: it ended, or said nothing for START_SECONDS.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

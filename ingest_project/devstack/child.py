@@ -57,7 +57,7 @@ TAIL_BYTES = 8_192
 GUARD_GRACE_SECONDS = 10.0
 
 
-class ServiceFailed(IngestError):  # noqa: N818 - the domain's word
+class ServiceFailedError(IngestError):
     """A part of the stack did not start, or ended by itself.
 
     Args:
@@ -74,9 +74,9 @@ class ServiceFailed(IngestError):  # noqa: N818 - the domain's word
         self.tail = tail
         super().__init__(f"{name} {what}. Its log is {log_path}" + (f" and ends with:\n{tail}" if tail else "."))
 
-    def repeated(self, times: int) -> ServiceFailed:
+    def repeated(self, times: int) -> ServiceFailedError:
         """Say the same of a part that was started again in vain."""
-        return ServiceFailed(self.name, f"{self.what}, {times} times in a short while", self.log_path, self.tail)
+        return ServiceFailedError(self.name, f"{self.what}, {times} times in a short while", self.log_path, self.tail)
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,13 @@ class Child:
         return self.guard.poll() is None
 
     def require_running(self) -> None:
-        """Raise ServiceFailed, with the end of its log, when it has ended."""
+        """Raise ServiceFailedError, with the end of its log, when it has ended."""
         if not self.running:
             raise self.failed(f"ended with exit code {self.guard.returncode}")
 
-    def failed(self, what: str) -> ServiceFailed:
+    def failed(self, what: str) -> ServiceFailedError:
         """The error that says so, with the end of the log."""
-        return ServiceFailed(self.name, what, self.log_path, log_tail(self.log_path))
+        return ServiceFailedError(self.name, what, self.log_path, log_tail(self.log_path))
 
     def ask_to_stop(self) -> None:
         """Tell the guard; does not wait."""

@@ -117,7 +117,7 @@ def migrate_storage(home: DagsterHome, environ: Mapping[str, str], log_folder: P
     """Bring Dagster's tables to the installed version's form.
 
     Raises:
-        ServiceFailed: it did not work.
+        ServiceFailedError: it did not work.
     """
     migration = start(
         Command("dagster migration", [sys.executable, "-m", "dagster", "instance", "migrate"], environ), log_folder
@@ -170,7 +170,7 @@ def wait_for_code_server(home: DagsterHome, code_server: Child) -> None:
     """Return once the definitions are loaded: the socket appears after that.
 
     Raises:
-        ServiceFailed: it ended (the definitions do not load), or took longer than START_SECONDS.
+        ServiceFailedError: it ended (the definitions do not load), or took longer than START_SECONDS.
     """
     deadline = time.monotonic() + START_SECONDS
     while not home.socket.exists():
@@ -184,7 +184,7 @@ def wait_until_ready(home: DagsterHome, webserver: Child, others: list[Child]) -
     """Return once the UI answers, shows the definitions, and the sensors tick.
 
     Raises:
-        ServiceFailed: one of the processes ended, or it took longer than START_SECONDS.
+        ServiceFailedError: one of the processes ended, or it took longer than START_SECONDS.
     """
     deadline = time.monotonic() + START_SECONDS
     while not _is_ready(home.port):

@@ -20,7 +20,7 @@ _LAUNCH = """mutation ($selector: JobOrPipelineSelector!) {
 _STATUS = "query ($id: ID!) { runOrError(runId: $id) { __typename ... on Run { status } } }"
 
 
-class JobNotDone(TransientError):  # noqa: N818 - named for what is missing
+class JobIncompleteError(TransientError):
     """A run did not come to a good end.
 
     Args:
@@ -43,7 +43,7 @@ def run_jobs(port: int, job_names: Sequence[str], timeout_seconds: float, check:
         check: called again and again; what it raises ends the wait.
 
     Raises:
-        JobNotDone: one was not launched, did not succeed, or took longer than that.
+        JobIncompleteError: one was not launched, did not succeed, or took longer than that.
     """
     deadline = time.monotonic() + timeout_seconds
     launched = [(job_name, _launch(port, job_name)) for job_name in job_names]
@@ -55,10 +55,10 @@ def _wait(port: int, job_name: str, run_id: str, deadline: float, check: Callabl
     while (status := _status(port, run_id)) not in ENDS:
         check()
         if time.monotonic() > deadline:
-            raise JobNotDone(job_name, f"was not done in time, run {run_id} is {status}")
+            raise JobIncompleteError(job_name, f"was not done in time, run {run_id} is {status}")
         time.sleep(POLL_SECONDS)
     if status != "SUCCESS":
-        raise JobNotDone(job_name, f"ended with {status}, run {run_id}")
+        raise JobIncompleteError(job_name, f"ended with {status}, run {run_id}")
 
 
 def _launch(port: int, job_name: str) -> str:
@@ -68,8 +68,8 @@ def _launch(port: int, job_name: str) -> str:
         if "run" in answer:
             return str(answer["run"]["runId"])
     except NO_ANSWER as error:
-        raise JobNotDone(job_name, f"was not launched: {error}") from error
-    raise JobNotDone(job_name, f"was not launched: {answer.get('message', answer['__typename'])}")
+        raise JobIncompleteError(job_name, f"was not launched: {error}") from error
+    raise JobIncompleteError(job_name, f"was not launched: {answer.get('message', answer['__typename'])}")
 
 
 def _status(port: int, run_id: str) -> str:

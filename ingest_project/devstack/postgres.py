@@ -16,14 +16,16 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
-
-import psycopg2.extensions
 
 from ingest_project.core.errors import PermanentError
 from ingest_project.devstack.child import Child, Command, RunAs, start
 from ingest_project.devstack.processes import command_of, wait_until_gone
 from ingest_project.devstack.state_folder import socket_folder
+
+if TYPE_CHECKING:
+    import psycopg2.extensions
 
 NAME = "postgres"
 MAJOR_VERSION = "18"
@@ -80,7 +82,7 @@ def start_postgres(state_dir: Path, log_folder: Path) -> Postgres:
     A server that an earlier, killed process left running is ended before.
 
     Raises:
-        ServiceFailed: the data could not be made.
+        ServiceFailedError: the data could not be made.
         PermanentError: the data is another major version's, or no user is there to run it.
     """
     data = state_dir / "postgres"
@@ -108,7 +110,7 @@ def wait_for_postgres(postgres: Postgres) -> None:
     """Return once it answers and has its databases.
 
     Raises:
-        ServiceFailed: it ended, or did not answer for START_SECONDS.
+        ServiceFailedError: it ended, or did not answer for START_SECONDS.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

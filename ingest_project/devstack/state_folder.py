@@ -23,7 +23,7 @@ LOCK, LOGS, SERVICES = "lock", "logs", "services.json"
 LONGEST_SOCKET_NAME = ".s.PGSQL.5432.lock"
 
 
-class StateFolderInUse(IngestError):  # noqa: N818
+class StateFolderInUseError(IngestError):
     """Another process runs the services of this folder."""
 
     def __init__(self, folder: Path, pid: str) -> None:
@@ -33,7 +33,7 @@ class StateFolderInUse(IngestError):  # noqa: N818
         )
 
 
-class StateFolderUnusable(PermanentError):  # noqa: N818 - as its sibling
+class StateFolderUnusableError(PermanentError):
     """The state folder, or something in it, cannot be read or written.
 
     Args:
@@ -53,7 +53,7 @@ def folder_failures(folder: Path) -> Iterator[None]:
     """Tell what the operating system refuses in the state folder in one sentence.
 
     Raises:
-        StateFolderUnusable: something in it cannot be read or written.
+        StateFolderUnusableError: something in it cannot be read or written.
     """
     try:
         yield
@@ -63,21 +63,23 @@ def folder_failures(folder: Path) -> Iterator[None]:
         ]
         if not any(place == folder or folder in place.parents or place in folder.parents for place in places):
             raise
-        raise StateFolderUnusable(folder, _reason(places[0], error)) from error
+        raise StateFolderUnusableError(folder, _reason(places[0], error)) from error
 
 
 def prepare(folder: Path) -> None:
     """Make the folder for this user alone where it is missing, and close an older one of ours to others.
 
     Raises:
-        StateFolderUnusable: it is a file, belongs to another user, or cannot be written to.
+        StateFolderUnusableError: it is a file, belongs to another user, or cannot be written to.
     """
     with folder_failures(folder):
         make_private_folder(folder)
         status = folder.stat()
         user = os.geteuid()
         if user not in (0, status.st_uid):
-            raise StateFolderUnusable(folder, f"it belongs to {_name_of(status.st_uid)}, and this is {_name_of(user)}")
+            raise StateFolderUnusableError(
+                folder, f"it belongs to {_name_of(status.st_uid)}, and this is {_name_of(user)}"
+            )
         # Never a folder that others have a use for, /tmp say: only one in which this system has been at work.
         if status.st_uid == user and not status.st_mode & stat.S_ISVTX and (folder / LOCK).exists():
             folder.chmod(FOLDER_MODE)
@@ -113,14 +115,14 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Hold the folder for this process; a process that was killed holds nothing.
 
     Raises:
-        StateFolderInUse: another process holds it.
+        StateFolderInUseError: another process holds it.
     """
     with (folder / LOCK).open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise StateFolderInUse(folder, lock.read().strip()) from None
+            raise StateFolderInUseError(folder, lock.read().strip()) from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()

@@ -59,10 +59,10 @@ def running_stack(
         definitions_module: what the code server loads.
 
     Raises:
-        StateFolderInUse: another stack runs on the same state folder.
-        StateFolderUnusable: that folder is a file, is another user's or cannot be written to.
+        StateFolderInUseError: another stack runs on the same state folder.
+        StateFolderUnusableError: that folder is a file, is another user's or cannot be written to.
         SettingsError: the port that was asked for is taken.
-        ServiceFailed: something did not start; what had been started is ended.
+        ServiceFailedError: something did not start; what had been started is ended.
     """
     keep_files_private()
     stack = Stack(loaded, report)

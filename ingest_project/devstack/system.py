@@ -14,7 +14,7 @@ from typing import Any
 
 from ingest_project.core.settings import LoadedSettings, Settings
 from ingest_project.devstack import broker, dagster_processes, postgres
-from ingest_project.devstack.child import Child, Restarts, ServiceFailed, start
+from ingest_project.devstack.child import Child, Restarts, ServiceFailedError, start
 from ingest_project.devstack.processes import HOST, start_monitor
 from ingest_project.devstack.runtime_settings import child_environment, is_chosen, with_addresses
 from ingest_project.devstack.state_folder import LOGS, announce, folder_failures
@@ -89,7 +89,7 @@ class Stack:
         """Start again what has ended; returns when everything runs.
 
         Raises:
-            ServiceFailed: a part ended again and again.
+            ServiceFailedError: a part ended again and again.
         """
         for child in list(self.children):
             # To mend one part may have replaced others.
@@ -101,7 +101,7 @@ class Stack:
         """Return after that time; without one, only an error ends it.
 
         Raises:
-            ServiceFailed: a part ended again and again.
+            ServiceFailedError: a part ended again and again.
             KeyboardInterrupt: this process was told to stop.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -177,7 +177,7 @@ def _mend(stack: Stack, ended: Child) -> None:
     """Start a part again that has ended by itself, with a pause that grows.
 
     Raises:
-        ServiceFailed: it ended too often, or could not be started as often.
+        ServiceFailedError: it ended too often, or could not be started as often.
     """
     failure = ended.failed(f"ended with exit code {ended.guard.returncode}")
     ended.stop()
@@ -191,7 +191,7 @@ def _mend(stack: Stack, ended: Child) -> None:
         time.sleep(pause)
         try:
             _start_again(stack, ended)
-        except ServiceFailed as again:
+        except ServiceFailedError as again:
             failure = again
             continue
         stack.report(ended.name, StepState.READY)
@@ -222,7 +222,7 @@ def _replace(stack: Stack, ended: Child, child: Child, wait: Callable[[], None])
 
 
 def _start_broker_again(stack: Stack, ended: Child) -> None:
-    """Start the broker on the port it had, empty, and anew whoever read from the one before.
+    """Start the broker on the port it had, empty, and again whoever read from the one before.
 
     They stop first: to a reader that took the new log for the old one, offsets would mean other messages.
     """

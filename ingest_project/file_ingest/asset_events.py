@@ -15,8 +15,8 @@ from ingest_project.file_ingest.partitions import (
     RAW_FILES,
     VALIDATED_SENSOR_DATA,
 )
-from ingest_project.file_ingest.result import Outcome
-from ingest_project.platform.dagster.asset_events import CheckResult, PartitionReport
+from ingest_project.file_ingest.result import FileResult
+from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
 from ingest_project.platform.work_queue.states import FileState
 
 CONTRACT_HOLDS = "contract_holds"
@@ -51,7 +51,7 @@ METRIC_COLUMNS = {
 }
 
 
-def partition_report(outcome: Outcome) -> PartitionReport:
+def partition_report(outcome: FileResult) -> PartitionEvents:
     """Return the events of one file.
 
     Every asset of a file that came to an end has a materialisation, also one without rows: Dagster counts a partition
@@ -59,7 +59,7 @@ def partition_report(outcome: Outcome) -> PartitionReport:
     stay because it cannot be had again keeps its materialisations; its check tells of the attempt.
     """
     if outcome.leaves_what_is_stored:
-        return PartitionReport(outcome.record.file_key, {}, [accepted_result(outcome)])
+        return PartitionEvents(outcome.record.file_key, {}, [accepted_result(outcome)])
     ended = outcome.state.finished and outcome.state is not FileState.FAILED
     materialized: dict[dg.AssetKey, Mapping[str, Any]] = {}
     if outcome.landed is not None or ended:
@@ -73,10 +73,10 @@ def partition_report(outcome: Outcome) -> PartitionReport:
     checks = [accepted_result(outcome)]
     if outcome.state is not FileState.DUPLICATE:
         checks += [contract_result(outcome), *odd_results(outcome)]
-    return PartitionReport(outcome.record.file_key, materialized, checks)
+    return PartitionEvents(outcome.record.file_key, materialized, checks)
 
 
-def validated_metadata(outcome: Outcome) -> dict[str, Any]:
+def validated_metadata(outcome: FileResult) -> dict[str, Any]:
     """Return how many rows were accepted, and why where there are none."""
     return {
         "dagster/row_count": outcome.rows_accepted,
@@ -93,7 +93,7 @@ def validated_metadata(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def metrics_metadata(outcome: Outcome) -> dict[str, Any]:
+def metrics_metadata(outcome: FileResult) -> dict[str, Any]:
     """Return how many summaries a file has: none where its rows are not stored."""
     stored = outcome.state is FileState.INGESTED
     return {
@@ -105,7 +105,7 @@ def metrics_metadata(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def raw_file_metadata(outcome: Outcome) -> dict[str, Any]:
+def raw_file_metadata(outcome: FileResult) -> dict[str, Any]:
     """Return where a file's bytes came from and what they are, or why none of them was kept."""
     record = outcome.record
     metadata: dict[str, Any] = {"source": record.location, "kafka_position": str(record.intake)}
@@ -122,7 +122,7 @@ def raw_file_metadata(outcome: Outcome) -> dict[str, Any]:
     return metadata
 
 
-def quarantine_metadata(outcome: Outcome) -> dict[str, Any]:
+def quarantine_metadata(outcome: FileResult) -> dict[str, Any]:
     """What was refused and why, with a sample of the rows."""
     metadata: dict[str, Any] = {
         "dagster/row_count": outcome.rows_quarantined,
@@ -137,7 +137,7 @@ def quarantine_metadata(outcome: Outcome) -> dict[str, Any]:
     return metadata
 
 
-def contract_result(outcome: Outcome) -> CheckResult:
+def contract_result(outcome: FileResult) -> CheckResult:
     """Whether the file kept the contract: failed with a warning for single rows, with an error for the whole file.
 
     A version that was replaced owes nothing any more; of one that its source no longer has nothing is known.
@@ -160,7 +160,7 @@ def contract_result(outcome: Outcome) -> CheckResult:
     )
 
 
-def accepted_result(outcome: Outcome) -> CheckResult:
+def accepted_result(outcome: FileResult) -> CheckResult:
     """Return whether the file's rows are stored: assets that are made of them wait for this."""
     if outcome.leaves_what_is_stored:
         note = f"What was stored of it stays. It could not be ingested again: {outcome.reason}"
@@ -239,11 +239,11 @@ def _shown(value: object) -> str | float | int:
     return value if isinstance(value, str | float | int) else str(value)
 
 
-def _reason(outcome: Outcome) -> dict[str, str]:
+def _reason(outcome: FileResult) -> dict[str, str]:
     return {"reason": outcome.reason} if outcome.reason else {}
 
 
-def _seconds_from_event(outcome: Outcome) -> dict[str, float]:
+def _seconds_from_event(outcome: FileResult) -> dict[str, float]:
     """From the Kafka message to now; less than nothing where the clock of its producer is ahead."""
     event_at = outcome.record.intake.at
     return {"seconds_from_event": round((datetime.now(UTC) - event_at).total_seconds(), 3)} if event_at else {}

@@ -16,14 +16,14 @@ from ingest_project.core.logging import bound, get_logger
 from ingest_project.file_ingest.aggregation import aggregated_metrics
 from ingest_project.file_ingest.asset_events import partition_report, raw_file_metadata
 from ingest_project.file_ingest.partitions import RAW_FILES
-from ingest_project.file_ingest.pipeline import ingest, put_back
+from ingest_project.file_ingest.pipeline import ingest, requeue_later
 from ingest_project.file_ingest.quarantine import quarantined_files
 from ingest_project.file_ingest.raw_files import land, raw_files
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.result import Outcome, error_of, panics_as_errors, traceback_of
+from ingest_project.file_ingest.result import FileResult, error_of, panics_as_errors, traceback_of
 from ingest_project.file_ingest.validate_files import Contract, validated_sensor_data
 from ingest_project.platform.dagster.asset_events import (
-    PartitionReport,
+    PartitionEvents,
     keep_connections_open,
     outputs_without_events,
     report,
@@ -67,9 +67,11 @@ def _ingest(context: dg.AssetExecutionContext, services: FileIngestResources, ke
     except SettingsError as error:
         # What every file needs is not as it should be: they wait until somebody mends it, and say what.
         for record in records:
-            put_back(Outcome(record, FileState.PENDING, reason=str(error), error_class=error.error_class), services)
+            requeue_later(
+                FileResult(record, FileState.PENDING, reason=str(error), error_class=error.error_class), services
+            )
         raise dg.Failure(description=str(error), allow_retries=False) from error
-    unfinished: list[Outcome] = []
+    unfinished: list[FileResult] = []
     for outcomes in ingest(records, services, contract, context.run.run_id):
         _report(context, services, [outcome for outcome in outcomes if outcome.state.finished])
         for outcome in outcomes:
@@ -78,7 +80,7 @@ def _ingest(context: dg.AssetExecutionContext, services: FileIngestResources, ke
     _fail_where_nothing_went_well(keys, unfinished)
 
 
-def _report(context: dg.AssetExecutionContext, services: FileIngestResources, finished: Sequence[Outcome]) -> None:
+def _report(context: dg.AssetExecutionContext, services: FileIngestResources, finished: Sequence[FileResult]) -> None:
     """Tell Dagster what became of the files; one that it does not take is logged, and told again by a later run."""
     not_shown = {}
     for one, error in report_bisecting(context, [_partition_report(outcome) for outcome in finished]):
@@ -89,31 +91,33 @@ def _report(context: dg.AssetExecutionContext, services: FileIngestResources, fi
     services.files.mark_reported(shown, datetime.now(UTC))
 
 
-def _partition_report(outcome: Outcome) -> PartitionReport:
+def _partition_report(outcome: FileResult) -> PartitionEvents:
     try:
         return partition_report(outcome)
     except Exception as error:  # noqa: BLE001 - what cannot be described is still reported
         logger.warning("file_not_described", partition_key=outcome.record.file_key, traceback=traceback_of(error))
-        return partition_report(Outcome(outcome.record, outcome.state, reason=str(error_of("Reporting", error))))
+        return partition_report(FileResult(outcome.record, outcome.state, reason=str(error_of("Reporting", error))))
 
 
 def _land(context: dg.AssetExecutionContext, services: FileIngestResources, keys: Sequence[str]) -> None:
-    troubles = []
+    alert_conditions = []
     for record in services.files.get_many(keys):
         try:
             with panics_as_errors():
                 landed = land(record, services).landed
         except Exception as error:  # noqa: BLE001 - one file's failure is its own, whatever it is
-            troubles.append(f"{record.file_key}: {error_of('Landing the file', error)}")
+            alert_conditions.append(f"{record.file_key}: {error_of('Landing the file', error)}")
             continue
-        metadata = raw_file_metadata(Outcome(record, record.state, landed))
-        report(context, [PartitionReport(record.file_key, {RAW_FILES: metadata})])
+        metadata = raw_file_metadata(FileResult(record, record.state, landed))
+        report(context, [PartitionEvents(record.file_key, {RAW_FILES: metadata})])
     # The ledger keeps what is known of each file's rows, so that this run is the only place to see it.
-    if troubles:
-        raise dg.Failure(description=troubles[0], metadata={"files": len(troubles)}, allow_retries=False)
+    if alert_conditions:
+        raise dg.Failure(
+            description=alert_conditions[0], metadata={"files": len(alert_conditions)}, allow_retries=False
+        )
 
 
-def _log(outcome: Outcome) -> None:
+def _log(outcome: FileResult) -> None:
     record = outcome.record
     with bound(partition_key=record.file_key, job_id=record.event.job_id, trace_id=record.event.trace_id):
         level = logging.INFO if outcome.state in WELL and not outcome.rows_quarantined else logging.WARNING
@@ -127,7 +131,7 @@ def _log(outcome: Outcome) -> None:
         )
 
 
-def _fail_where_nothing_went_well(keys: Sequence[str], unfinished: Sequence[Outcome]) -> None:
+def _fail_where_nothing_went_well(keys: Sequence[str], unfinished: Sequence[FileResult]) -> None:
     """Turn the run red where it did nothing it was asked for; a batch in which others went well stays green."""
     if unfinished and len(unfinished) == len(keys):
         first = unfinished[0]

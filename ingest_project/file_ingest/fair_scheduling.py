@@ -34,12 +34,12 @@ def origin_of(event: FileEvent, location: str) -> str:
     return digest_of(event.source_type, place)
 
 
-def waiting_origins(connection: sa.Connection, lane: str, now: datetime) -> Sequence[str]:
+def waiting_origins(connection: sa.Connection, queue_name: str, now: datetime) -> Sequence[str]:
     """Origins with files that are due, those first whose first file waits longest.
 
     The index is asked for one origin after the other: what it costs grows with the origins, not with the files.
     """
-    is_waiting = sa.and_(files.c.intake_topic == lane, files.c.state == sa.literal_column(f"'{PENDING}'"))
+    is_waiting = sa.and_(files.c.kafka_topic == queue_name, files.c.state == sa.literal_column(f"'{PENDING}'"))
     first = sa.select(sa.func.min(files.c.origin).label("origin")).where(is_waiting)
     origins = first.cte("origins", recursive=True)
     after = sa.select(sa.func.min(files.c.origin)).where(is_waiting, files.c.origin > origins.c.origin)

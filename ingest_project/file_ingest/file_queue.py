@@ -27,11 +27,11 @@ from ingest_project.platform.work_queue.types import Recorded
 _ANNOUNCED_COLUMNS = (
     "version_at",
     "announced_at",
-    "intake_topic",
-    "intake_partition",
-    "intake_offset",
-    "intake_generation",
-    "intake_at",
+    "kafka_topic",
+    "kafka_partition",
+    "kafka_offset",
+    "kafka_topic_id",
+    "kafka_timestamp",
 )
 _READING_COLUMNS = ("version_at", "announced_at", "pinned", "metadata", "sha256", "landed_bytes")
 
@@ -76,7 +76,7 @@ class FileLedger(WorkLedger):
     """Reads and writes the table `files`. Times are UTC-aware; every method is one transaction.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     halves_lost_batches = True
@@ -90,7 +90,7 @@ class FileLedger(WorkLedger):
         A file that is `requested` and arrives again from the very position it came from was asked for by a tick whose
         cursor was never saved: that batch does not exist. It is pending again, and that attempt is not counted.
 
-        A version that was replaced by another reading of it, and is announced anew after that one, is pending again:
+        A version that was replaced by another reading of it, and is announced again after that one, is pending again:
         somebody wants the former profile back.
         """
         first = {arrival.file_key: arrival for arrival in reversed(arrivals)}
@@ -110,15 +110,15 @@ class FileLedger(WorkLedger):
             known=tuple(key for key in keys if key not in new and key not in reopened),
         )
 
-    def due(self, lane: str, limit: int, now: datetime) -> tuple[Due, ...]:
+    def due(self, queue_name: str, limit: int, now: datetime) -> tuple[Due, ...]:
         """Pending files whose time has come: of each origin the same number, by turns; then those that wait longest."""
         with reading(self._engine) as connection:
-            longest = [Due(*row) for row in connection.execute(self._due(lane, limit, now))]
-            origins = waiting_origins(connection, lane, now) if len(longest) == limit else ()
+            longest = [Due(*row) for row in connection.execute(self._due(queue_name, limit, now))]
+            origins = waiting_origins(connection, queue_name, now) if len(longest) == limit else ()
             share = limit // max(1, len(origins))
             shares = []
             for origin in origins[:limit] if len(origins) > 1 else ():
-                own = self._due(lane, max(1, share), now).where(files.c.origin == origin)
+                own = self._due(queue_name, max(1, share), now).where(files.c.origin == origin)
                 shares.append([Due(*row) for row in connection.execute(own)])
         return tuple(dict.fromkeys([*in_turn(shares), *longest]))[:limit]
 

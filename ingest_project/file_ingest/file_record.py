@@ -12,7 +12,7 @@ from ingest_project.contracts.file_event import FileEvent
 from ingest_project.core.keys import digest_of
 from ingest_project.file_ingest.fair_scheduling import origin_of
 from ingest_project.platform.work_queue.states import FileState
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.types import KafkaPosition
 
 
 class FileArrival(NamedTuple):
@@ -29,7 +29,7 @@ class FileArrival(NamedTuple):
     location: str
     event: FileEvent
     profile: str
-    intake: Intake
+    intake: KafkaPosition
     pinned: bool = True
 
 
@@ -71,7 +71,7 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     location_key: str
     event: FileEvent
     profile: str
-    intake: Intake
+    intake: KafkaPosition
     version_at: datetime
     announced_at: datetime
     pinned: bool
@@ -107,7 +107,7 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
         """Of a row of the table `files`."""
         own = {name: row[name] for name in _OWN_COLUMNS}
         event = FileEvent(**{name: row[name] for name in _EVENT_COLUMNS}, event_id=row["event_id"])
-        return cls(**own, state=FileState(row["state"]), event=event, intake=Intake.of(row))
+        return cls(**own, state=FileState(row["state"]), event=event, intake=KafkaPosition.of(row))
 
 
 _EVENT_COLUMNS = (

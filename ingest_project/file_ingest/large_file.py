@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import polars as pl
 
-from ingest_project.core.errors import FileRejected
-from ingest_project.core.prefetch import one_ahead
+from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.prefetch import prefetch
 from ingest_project.file_ingest.aggregation import (
     NO_SUMMARIES,
     NONE_SHARED,
@@ -30,7 +30,7 @@ from ingest_project.file_ingest.load import (
 )
 from ingest_project.file_ingest.quarantine import leave_quarantine
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.result import Outcome, outcome_of_error
+from ingest_project.file_ingest.result import FileResult, outcome_of_error
 from ingest_project.file_ingest.validate_files import (
     METRICS_SHOWN,
     SAMPLE_ROWS,
@@ -47,12 +47,14 @@ from ingest_project.file_ingest.warehouse.protocol import WarehouseTransaction
 from ingest_project.platform.work_queue.states import FileState
 
 
-class _Refused(Exception):  # noqa: N818 - carries a verdict out of the transaction, is never seen by anyone
-    def __init__(self, outcome: Outcome) -> None:
+class _RejectedError(Exception):
+    def __init__(self, outcome: FileResult) -> None:
         self.outcome = outcome
 
 
-def store_large_file(file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str) -> list[Outcome]:
+def store_large_file(
+    file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str
+) -> list[FileResult]:
     """Check and store one large file.
 
     Returns:
@@ -63,22 +65,22 @@ def store_large_file(file: OpenedFile, services: FileIngestResources, contract: 
         with services.warehouse.transaction() as transaction:
             outcome, replaced = _store(transaction, file, services, contract, run_id)
         return [outcome, *replaced_outcomes(services, replaced)]
-    except _Refused as refused:
+    except _RejectedError as refused:
         return [refused.outcome]
-    except FileRejected as error:
+    except FileRejectedError as error:
         return [outcome_of_error(file.record, error, file.landed, profile=file.profile.name)]
 
 
-def refused_group(outcome: Outcome, contract: Contract) -> CheckedGroup:
+def refused_group(outcome: FileResult, contract: Contract) -> CheckedGroup:
     """A group of one file of which nothing is stored but its outcome."""
     return replace(check_group([], contract), outcomes=[outcome])
 
 
 def _store(
     transaction: WarehouseTransaction, file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str
-) -> tuple[Outcome, tuple[str, ...]]:
+) -> tuple[FileResult, tuple[str, ...]]:
     key = file.record.file_key
-    read = Outcome(file.record, FileState.INGESTED, file.landed, file.profile.name, file.meaning)
+    read = FileResult(file.record, FileState.INGESTED, file.landed, file.profile.name, file.meaning)
     # Whether it is accepted shows at its end; a version that it replaces comes back with everything else if it is not.
     settled, replaced = settle_versions(transaction, hold_locations(transaction, [read], wait=True), run_id)
     (outcome,) = without_duplicates(transaction, settled)
@@ -86,13 +88,13 @@ def _store(
     if outcome.state is FileState.INGESTED:
         outcome = _append_chunks(transaction, file, contract)
     if outcome.state is FileState.QUARANTINED:
-        raise _Refused(outcome)
+        raise _RejectedError(outcome)
     leave_quarantine(outcome, services.quarantine)
     finish(transaction, [outcome], run_id)
     return outcome, replaced
 
 
-def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract: Contract) -> Outcome:
+def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract: Contract) -> FileResult:
     key = file.record.file_key
     rows_read = rows_bad = 0
     rule_counts: dict[str, int] = {}
@@ -100,7 +102,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     preview: list[dict[str, object]] = []
     metrics: list[pl.DataFrame] = []
     shared: list[pl.DataFrame] = []
-    with one_ahead(_checked(file, contract)) as chunks:
+    with prefetch(_checked(file, contract)) as chunks:
         for checked in chunks:
             transaction.append_readings(checked.accepted)
             transaction.append_quarantined(checked.quarantined)
@@ -117,7 +119,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     merged = merge(metrics)
     transaction.put_metrics(merged)
     return verdict(
-        Outcome(
+        FileResult(
             file.record,
             FileState.INGESTED,
             file.landed,

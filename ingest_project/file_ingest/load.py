@@ -19,11 +19,11 @@ from typing import TypeVar
 import polars as pl
 
 from ingest_project.core.bisection import store_bisecting
-from ingest_project.core.errors import DatabaseUnavailable, IngestError, StoreUnavailable, TransientError
+from ingest_project.core.errors import DatabaseUnavailableError, IngestError, StoreUnavailableError, TransientError
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.quarantine import leave_quarantine, quarantine_file
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.result import Outcome, error_of, outcome_of_error, panics_as_errors, traceback_of
+from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of
 from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.versions import settle
 from ingest_project.file_ingest.warehouse.frames import CLAIMS, FINISHED, VERSIONS
@@ -58,11 +58,11 @@ class Storing:
     group: CheckedGroup
     services: FileIngestResources
     run_id: str
-    done: list[Outcome] = field(default_factory=list)
-    busy: list[Outcome] = field(default_factory=list)
+    done: list[FileResult] = field(default_factory=list)
+    busy: list[FileResult] = field(default_factory=list)
     _failed_before: bool = False
 
-    def store(self, outcomes: Sequence[Outcome]) -> None:
+    def store(self, outcomes: Sequence[FileResult]) -> None:
         """Store these files, all or none. The first failure is waited out, the others are worth no pause."""
         pauses = () if self._failed_before else STORE_PAUSES_SECONDS
         try:
@@ -75,23 +75,23 @@ class Storing:
         self.done += stored
         self.busy += [outcome for outcome in outcomes if outcome.record.file_key not in settled]
 
-    def store_busy(self, outcomes: Sequence[Outcome]) -> None:
+    def store_busy(self, outcomes: Sequence[FileResult]) -> None:
         """Store one file once the other version of its location is stored."""
         with panics_as_errors():
             self.done += self._store_at_once(outcomes, wait=True)
 
-    def _store_at_once(self, outcomes: Sequence[Outcome], *, wait: bool) -> list[Outcome]:
+    def _store_at_once(self, outcomes: Sequence[FileResult], *, wait: bool) -> list[FileResult]:
         return store_at_once(only(self.group, outcomes), self.services, self.run_id, wait=wait)
 
     def is_file_fault(self, error: Exception) -> bool:
         """Tell a file that cannot be stored from a database that stores nothing."""
-        if isinstance(error, DatabaseUnavailable):
+        if isinstance(error, DatabaseUnavailableError):
             # One file may cost the server a connection; a server that is away answers nobody.
             return answers(self.services)
         return not blames_the_tables(error)
 
 
-def store(group: CheckedGroup, services: FileIngestResources, run_id: str) -> list[Outcome]:
+def store(group: CheckedGroup, services: FileIngestResources, run_id: str) -> list[FileResult]:
     """Store a group of files and finish them in the ledger.
 
     Args:
@@ -108,7 +108,7 @@ def store(group: CheckedGroup, services: FileIngestResources, run_id: str) -> li
     """
     kept = keep_refused(group.outcomes, services, run_id)
     storing = Storing(group, services, run_id)
-    put_back = [o for o in kept if o.state is FileState.PENDING or o.leaves_what_is_stored]
+    requeue_later = [o for o in kept if o.state is FileState.PENDING or o.leaves_what_is_stored]
     to_store = [o for o in kept if not (o.state is FileState.PENDING or o.leaves_what_is_stored)]
     try:
         failures = store_bisecting(to_store, storing.store, storing.is_file_fault)
@@ -117,8 +117,10 @@ def store(group: CheckedGroup, services: FileIngestResources, run_id: str) -> li
     except TransientError as error:
         settled = {outcome.record.file_key for outcome in storing.done}
         left = [outcome for outcome in to_store if outcome.record.file_key not in settled]
-        return put_back + storing.done + [outcome_of_error(outcome.record, error, outcome.landed) for outcome in left]
-    return put_back + storing.done + [not_stored(outcome, error, services, run_id) for outcome, error in failures]
+        return (
+            requeue_later + storing.done + [outcome_of_error(outcome.record, error, outcome.landed) for outcome in left]
+        )
+    return requeue_later + storing.done + [not_stored(outcome, error, services, run_id) for outcome, error in failures]
 
 
 def blames_the_tables(error: Exception) -> bool:
@@ -147,7 +149,7 @@ def retrying(action: Callable[[], Stored], pauses_seconds: Sequence[float] | Non
     return action()
 
 
-def not_stored(outcome: Outcome, cause: Exception, services: FileIngestResources, run_id: str) -> Outcome:
+def not_stored(outcome: FileResult, cause: Exception, services: FileIngestResources, run_id: str) -> FileResult:
     """Record why one file cannot be stored: for good, or for now."""
     error = error_of("Storing the file", cause)
     key = outcome.record.file_key
@@ -163,7 +165,7 @@ def not_stored(outcome: Outcome, cause: Exception, services: FileIngestResources
     return refused
 
 
-def only(group: CheckedGroup, outcomes: Sequence[Outcome]) -> CheckedGroup:
+def only(group: CheckedGroup, outcomes: Sequence[FileResult]) -> CheckedGroup:
     """The part of a group that belongs to some of its files."""
     if len(outcomes) == len(group.outcomes):
         return replace(group, outcomes=outcomes)
@@ -177,7 +179,7 @@ def only(group: CheckedGroup, outcomes: Sequence[Outcome]) -> CheckedGroup:
     )
 
 
-def store_at_once(group: CheckedGroup, services: FileIngestResources, run_id: str, *, wait: bool) -> list[Outcome]:
+def store_at_once(group: CheckedGroup, services: FileIngestResources, run_id: str, *, wait: bool) -> list[FileResult]:
     """Store a group in one transaction.
 
     Args:
@@ -204,15 +206,17 @@ def store_at_once(group: CheckedGroup, services: FileIngestResources, run_id: st
     return outcomes + replaced_outcomes(services, replaced)
 
 
-def hold_locations(transaction: WarehouseTransaction, outcomes: Sequence[Outcome], *, wait: bool) -> list[Outcome]:
+def hold_locations(
+    transaction: WarehouseTransaction, outcomes: Sequence[FileResult], *, wait: bool
+) -> list[FileResult]:
     """Decide about the versions of these files alone until the transaction ends; returns those it can decide about."""
     held = transaction.lock_locations([outcome.record.location_key for outcome in outcomes], wait=wait)
     return [outcome for outcome in outcomes if outcome.record.location_key in held]
 
 
 def settle_versions(
-    transaction: WarehouseTransaction, outcomes: Sequence[Outcome], run_id: str
-) -> tuple[list[Outcome], tuple[str, ...]]:
+    transaction: WarehouseTransaction, outcomes: Sequence[FileResult], run_id: str
+) -> tuple[list[FileResult], tuple[str, ...]]:
     """Let the newest version of each location count.
 
     Returns:
@@ -226,17 +230,17 @@ def settle_versions(
     return list(settled.outcomes), tuple(settled.replaced)
 
 
-def replaced_outcomes(services: FileIngestResources, file_keys: Sequence[str]) -> list[Outcome]:
+def replaced_outcomes(services: FileIngestResources, file_keys: Sequence[str]) -> list[FileResult]:
     """What became of the versions that were replaced; those that a run or a queue holds come to their end there."""
     records = services.files.get_many(file_keys) if file_keys else ()
     return [
-        Outcome(record, record.state, profile=record.profile, reason=record.reason, replaced_by=record.replaced_by)
+        FileResult(record, record.state, profile=record.profile, reason=record.reason, replaced_by=record.replaced_by)
         for record in records
         if record.state is FileState.REPLACED
     ]
 
 
-def stored_frames(group: CheckedGroup, outcomes: Sequence[Outcome]) -> Iterable[pl.DataFrame]:
+def stored_frames(group: CheckedGroup, outcomes: Sequence[FileResult]) -> Iterable[pl.DataFrame]:
     """Readings, refused rows and metrics of the files that are ingested, and of no others."""
     frames = (group.accepted, group.quarantined, group.metrics)
     ingested = [outcome.record.file_key for outcome in outcomes if outcome.state is FileState.INGESTED]
@@ -246,7 +250,7 @@ def stored_frames(group: CheckedGroup, outcomes: Sequence[Outcome]) -> Iterable[
     return tuple(frame.filter(pl.col("file_key").is_in(ingested)) for frame in frames)
 
 
-def without_duplicates(transaction: WarehouseTransaction, outcomes: Sequence[Outcome]) -> list[Outcome]:
+def without_duplicates(transaction: WarehouseTransaction, outcomes: Sequence[FileResult]) -> list[FileResult]:
     """Claim the content of each ingested file; where another file already stands for it, this one is a duplicate."""
     claims = [
         (outcome.record.file_key, outcome.landed.sha256, outcome.meaning)
@@ -264,7 +268,7 @@ def without_duplicates(transaction: WarehouseTransaction, outcomes: Sequence[Out
     ]
 
 
-def finish(transaction: WarehouseTransaction, outcomes: Sequence[Outcome], run_id: str) -> None:
+def finish(transaction: WarehouseTransaction, outcomes: Sequence[FileResult], run_id: str) -> None:
     """Record in the ledger what became of each file, inside the transaction that stores its rows."""
     transaction.release_contents(
         [o.record.file_key for o in outcomes if o.state not in {FileState.INGESTED, FileState.DUPLICATE}]
@@ -278,7 +282,7 @@ def finish(transaction: WarehouseTransaction, outcomes: Sequence[Outcome], run_i
     )
 
 
-def _finished(outcome: Outcome, run_id: str) -> Mapping[str, object]:
+def _finished(outcome: FileResult, run_id: str) -> Mapping[str, object]:
     return {
         "file_key": outcome.record.file_key,
         "state": outcome.state.value,
@@ -297,7 +301,7 @@ def _finished(outcome: Outcome, run_id: str) -> Mapping[str, object]:
     }
 
 
-def _version(outcome: Outcome) -> Mapping[str, object]:
+def _version(outcome: FileResult) -> Mapping[str, object]:
     event = outcome.record.event
     return {
         "file_key": outcome.record.file_key,
@@ -313,9 +317,9 @@ def _storable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "replace").decode()
 
 
-def keep_refused(outcomes: Sequence[Outcome], services: FileIngestResources, run_id: str) -> list[Outcome]:
+def keep_refused(outcomes: Sequence[FileResult], services: FileIngestResources, run_id: str) -> list[FileResult]:
     """Put the bytes of refused files into quarantine; a file that cannot be kept there is put back, or failed."""
-    kept: list[Outcome] = []
+    kept: list[FileResult] = []
     misses_in_a_row = 0
     trouble: IngestError | None = None
     for outcome in outcomes:
@@ -332,7 +336,7 @@ def keep_refused(outcomes: Sequence[Outcome], services: FileIngestResources, run
                 continue
             except Exception as cause:  # noqa: BLE001 - one file's failure is its own
                 trouble = error_of("Quarantining the file", cause)
-                misses_in_a_row = misses_in_a_row + 1 if isinstance(trouble, StoreUnavailable) else 0
+                misses_in_a_row = misses_in_a_row + 1 if isinstance(trouble, StoreUnavailableError) else 0
                 key = outcome.record.file_key
                 told = traceback_of(cause)
                 logger.warning("file_not_quarantined", partition_key=key, reason=str(trouble), traceback=told)

@@ -12,7 +12,7 @@ import polars as pl
 from ingest_project.file_ingest.aggregation import NONE_SHARED, SharedInstants, aggregate_files, instants_by_file
 from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.result import Outcome
+from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.validate_files import Contract, open_file
 from ingest_project.platform.dagster.asset_events import CheckResult
 from ingest_project.platform.work_queue.states import FileState
@@ -22,7 +22,7 @@ ONE_READING_AN_INSTANT = "one_reading_an_instant"
 MOST_COLUMNS_SHOWN = 50
 
 
-def odd_metadata(outcome: Outcome) -> dict[str, Any]:
+def odd_metadata(outcome: FileResult) -> dict[str, Any]:
     """The same for the file's metadata: nothing where there is nothing odd."""
     metadata: dict[str, Any] = {}
     if outcome.unknown_columns:
@@ -32,7 +32,7 @@ def odd_metadata(outcome: Outcome) -> dict[str, Any]:
     return metadata
 
 
-def odd_results(outcome: Outcome) -> list[CheckResult]:
+def odd_results(outcome: FileResult) -> list[CheckResult]:
     """The checks that find something odd in an ingested file; all of them where an earlier result may be in the way."""
     if outcome.state is not FileState.INGESTED:
         return []

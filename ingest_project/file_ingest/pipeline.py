@@ -15,13 +15,13 @@ import polars as pl
 
 from ingest_project.core.bisection import store_bisecting
 from ingest_project.core.logging import get_logger
-from ingest_project.core.prefetch import one_ahead
+from ingest_project.core.prefetch import prefetch
 from ingest_project.file_ingest.file_record import FileRecord
 from ingest_project.file_ingest.large_file import refused_group, store_large_file
 from ingest_project.file_ingest.load import store
 from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.result import Outcome, error_of, outcome_of_error, panics_as_errors, traceback_of
+from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of
 from ingest_project.file_ingest.validate_files import CheckedGroup, Contract, OpenedFile, check_group, open_file
 from ingest_project.platform.object_store.content_store import Landed
 from ingest_project.platform.work_queue.states import FileState
@@ -42,17 +42,17 @@ class PreparedGroup:
     Args:
         group: the small files, and those that were refused before any row was read.
         large: files to be read in chunks while they are stored.
-        put_back: files whose source is away at the moment.
+        requeue_later: files whose source is away at the moment.
     """
 
     group: CheckedGroup
     large: Sequence[OpenedFile]
-    put_back: Sequence[Outcome]
+    requeue_later: Sequence[FileResult]
 
 
 def ingest(
     records: Sequence[FileRecord], services: FileIngestResources, contract: Contract, run_id: str
-) -> Iterator[list[Outcome]]:
+) -> Iterator[list[FileResult]]:
     """Take files through all steps.
 
     Args:
@@ -65,7 +65,7 @@ def ingest(
         what became of each group of files, as soon as it is stored.
     """
     made = (prepare(group, services, contract) for group in split_into_groups(records))
-    with one_ahead(made) as prepared_groups:
+    with prefetch(made) as prepared_groups:
         for prepared in prepared_groups:
             yield finish(prepared, services, contract, run_id)
 
@@ -86,11 +86,11 @@ def split_into_groups(records: Sequence[FileRecord]) -> Iterator[list[FileRecord
 
 def prepare(records: Sequence[FileRecord], services: FileIngestResources, contract: Contract) -> PreparedGroup:
     """Land the files of a group, and read and check the small ones."""
-    early: list[Outcome] = []
+    early: list[FileResult] = []
     opened: list[OpenedFile] = []
     for record in records:
         read = _read(record, services, contract)
-        if isinstance(read, Outcome):
+        if isinstance(read, FileResult):
             early.append(read)
         else:
             opened.append(read)
@@ -124,16 +124,16 @@ def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
     )
 
 
-def finish(prepared: PreparedGroup, services: FileIngestResources, contract: Contract, run_id: str) -> list[Outcome]:
+def finish(prepared: PreparedGroup, services: FileIngestResources, contract: Contract, run_id: str) -> list[FileResult]:
     """Store a prepared group, and record in the ledger what became of each file."""
-    outcomes = [*prepared.put_back, *store(prepared.group, services, run_id)]
+    outcomes = [*prepared.requeue_later, *store(prepared.group, services, run_id)]
     for file in prepared.large:
         with file.resources:
             outcomes += _large(file, services, contract, run_id)
     return [_without_a_result(outcome, services) for outcome in outcomes]
 
 
-def _read(record: FileRecord, services: FileIngestResources, contract: Contract) -> OpenedFile | Outcome:
+def _read(record: FileRecord, services: FileIngestResources, contract: Contract) -> OpenedFile | FileResult:
     """A landed file of which the beginning is read; where that fails, what becomes of it."""
     landed = None
     try:
@@ -147,7 +147,7 @@ def _read(record: FileRecord, services: FileIngestResources, contract: Contract)
         return _failed(record, "Reading the file", error, landed)
 
 
-def _failed(record: FileRecord, doing: str, cause: Exception, landed: Landed | None) -> Outcome:
+def _failed(record: FileRecord, doing: str, cause: Exception, landed: Landed | None) -> FileResult:
     error = error_of(doing, cause)
     if error is not cause:
         key = record.file_key
@@ -155,20 +155,20 @@ def _failed(record: FileRecord, doing: str, cause: Exception, landed: Landed | N
     return outcome_of_error(record, error, landed)
 
 
-def _without_a_result(outcome: Outcome, services: FileIngestResources) -> Outcome:
+def _without_a_result(outcome: FileResult, services: FileIngestResources) -> FileResult:
     """Settle in the ledger a file of which nothing was stored in this run."""
     if outcome.state is FileState.PENDING:
-        outcome = put_back(outcome, services)
+        outcome = requeue_later(outcome, services)
     if outcome.leaves_what_is_stored:
         reason = f"It could not be ingested again: {outcome.reason}"
         services.files.keep(outcome.record.file_key, reason, datetime.now(UTC))
     return outcome
 
 
-def put_back(outcome: Outcome, services: FileIngestResources) -> Outcome:
+def requeue_later(outcome: FileResult, services: FileIngestResources) -> FileResult:
     """Have a file tried again later; one with no attempt left is failed."""
     retries = services.settings.retries
-    released = services.files.put_back(
+    released = services.files.requeue_later(
         [outcome.record.file_key],
         outcome.reason or "",
         outcome.error_class or "",
@@ -179,7 +179,7 @@ def put_back(outcome: Outcome, services: FileIngestResources) -> Outcome:
     return replace(outcome, state=FileState.FAILED) if released.failed else outcome
 
 
-def _large(file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str) -> list[Outcome]:
+def _large(file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str) -> list[FileResult]:
     try:
         with panics_as_errors():
             outcomes = store_large_file(file, services, contract, run_id)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ingest_project.file_ingest.partitions import QUARANTINED_FILES, files_partitions
-from ingest_project.file_ingest.result import Outcome
+from ingest_project.file_ingest.result import FileResult
 from ingest_project.platform.object_store.content_store import LandingStore
 from ingest_project.platform.object_store.quarantine import QuarantineStore
 from ingest_project.platform.work_queue.states import FileState
@@ -34,7 +34,7 @@ quarantined_files = dg.AssetSpec(
 )
 
 
-def quarantine_file(outcome: Outcome, landing: LandingStore, quarantine: QuarantineStore, run_id: str) -> Outcome:
+def quarantine_file(outcome: FileResult, landing: LandingStore, quarantine: QuarantineStore, run_id: str) -> FileResult:
     """Keep a refused file's bytes and the reason; the outcome then says where the bytes are."""
     note = reason_note(outcome, run_id)
     if outcome.landed is None:
@@ -46,7 +46,7 @@ def quarantine_file(outcome: Outcome, landing: LandingStore, quarantine: Quarant
     return replace(outcome, kept_at=kept.location)
 
 
-def leave_quarantine(outcome: Outcome, quarantine: QuarantineStore) -> None:
+def leave_quarantine(outcome: FileResult, quarantine: QuarantineStore) -> None:
     """Forget an earlier refusal of a file that is accepted now.
 
     Done before its rows are stored: where that comes to nothing, the file is taken or refused again.
@@ -56,7 +56,7 @@ def leave_quarantine(outcome: Outcome, quarantine: QuarantineStore) -> None:
         quarantine.remove(outcome.record.file_key)
 
 
-def reason_note(outcome: Outcome, run_id: str) -> dict[str, Any]:
+def reason_note(outcome: FileResult, run_id: str) -> dict[str, Any]:
     """What the JSON beside a refused file says."""
     record = outcome.record
     return {

@@ -15,10 +15,10 @@ from msgspec.structs import replace as replaced
 
 from ingest_project.contracts.file_event import FileEvent, version_of
 from ingest_project.core.errors import (
-    LimitExceeded,
-    SourceChanged,
-    SourceMissing,
-    SourceUnreachable,
+    LimitExceededError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
     VersionSupersededError,
 )
 from ingest_project.core.logging import get_logger
@@ -59,13 +59,13 @@ def land(record: FileRecord, services: FileIngestResources) -> Taken:
 
     Raises:
         VersionSupersededError: its source has another version than the one that was announced.
-        SourceChanged: it changed while it was read, or its source does not show the announced version yet.
-        LimitExceeded: it is larger than INGEST_MAX_FILE_BYTES.
-        SourceMissing, SourceUnreachable, ForbiddenPath: as its source says.
+        SourceChangedError: it changed while it was read, or its source does not show the announced version yet.
+        LimitExceededError: it is larger than INGEST_MAX_FILE_BYTES.
+        SourceNotFoundError, SourceUnreachableError, ForbiddenPathError: as its source says.
     """
     try:
         return _copy(record, services)
-    except (SourceMissing, SourceUnreachable, SourceChanged, VersionSupersededError) as error:
+    except (SourceNotFoundError, SourceUnreachableError, SourceChangedError, VersionSupersededError) as error:
         landed = _landed_before(record, services.landing)
         if landed is None:
             raise
@@ -80,7 +80,7 @@ def _copy(record: FileRecord, services: FileIngestResources) -> Taken:
         _require_announced_version(record, found, source)
     try:
         return Taken(_with_version(record, found), _copy_found(record, found, source, services))
-    except SourceChanged:
+    except SourceChangedError:
         if record.pinned:
             # It may have been announced in the middle of being written: then no attempt will find that version again.
             _require_announced_version(record, source.stat(record.event.file_path), source)
@@ -90,7 +90,9 @@ def _copy(record: FileRecord, services: FileIngestResources) -> Taken:
 def _copy_found(record: FileRecord, found: SourceFile, source: Source, services: FileIngestResources) -> Landed:
     limit = services.settings.file_ingest.max_file_bytes
     if found.size_bytes is not None and found.size_bytes > limit:
-        raise LimitExceeded("INGEST_MAX_FILE_BYTES", f"The file has {found.size_bytes} bytes; at most {limit} are read")
+        raise LimitExceededError(
+            "INGEST_MAX_FILE_BYTES", f"The file has {found.size_bytes} bytes; at most {limit} are read"
+        )
     with source.open(record.event.file_path) as stream:
         return services.landing.land(
             stream, expected_size=found.size_bytes, location=source.canonical_location(record.event.file_path)
@@ -133,7 +135,7 @@ def _require_announced_version(record: FileRecord, found: SourceFile, source: So
         return
     if event.modified_at is not None and found.modified_at is not None and _older(found.modified_at, event.modified_at):
         # A replica or a cache that is behind: the announced version is still to come.
-        raise SourceChanged(
+        raise SourceChangedError(
             source.canonical_location(event.file_path), f"its source shows the one of {found.modified_at}"
         )
     announced = version_of(event.etag, event.size_bytes, event.modified_at)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingest_project.core.errors import (
-    FileRejected,
+    FileRejectedError,
     IngestError,
     TransientError,
-    UnforeseenFailure,
+    UnexpectedError,
     VersionSupersededError,
     WorkerExhaustedError,
 )
@@ -29,7 +29,7 @@ LONGEST_TRACEBACK = 4_000
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FileResult:
     """What became of one file.
 
     Args:
@@ -104,7 +104,7 @@ def error_of(doing: str, cause: BaseException) -> IngestError:
     if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in SHORTAGES):
         return WorkerExhaustedError(doing, cause)
     if isinstance(cause, Exception) or type(cause).__name__ == PANIC:
-        return UnforeseenFailure(doing, cause)
+        return UnexpectedError(doing, cause)
     raise cause
 
 
@@ -124,7 +124,7 @@ def panics_as_errors() -> Iterator[None]:
         raise error_of("It", error) from error
 
 
-def outcome_of_error(record: FileRecord, error: IngestError, landed: Landed | None = None, **known: Any) -> Outcome:  # noqa: ANN401
+def outcome_of_error(record: FileRecord, error: IngestError, landed: Landed | None = None, **known: Any) -> FileResult:  # noqa: ANN401
     """Where an error leaves a file: tried again, quarantined for what it holds, or failed for where it is.
 
     Args:
@@ -135,11 +135,11 @@ def outcome_of_error(record: FileRecord, error: IngestError, landed: Landed | No
     """
     if isinstance(error, TransientError):
         state = FileState.PENDING
-    elif isinstance(error, FileRejected):
+    elif isinstance(error, FileRejectedError):
         state = FileState.QUARANTINED
         known.setdefault("rule_counts", {error.rule: 1})
     elif isinstance(error, VersionSupersededError):
         state = FileState.SUPERSEDED
     else:
         state = FileState.FAILED
-    return Outcome(record, state, landed, reason=str(error), error_class=error.error_class, **known)
+    return FileResult(record, state, landed, reason=str(error), error_class=error.error_class, **known)

@@ -23,14 +23,14 @@ from ingest_project.file_ingest.partitions import FILES
 from ingest_project.file_ingest.raw_files import source_of
 from ingest_project.file_ingest.resolve_versions import Announced, with_versions
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.result import Outcome
+from ingest_project.file_ingest.result import FileResult
 from ingest_project.platform.dagster.asset_events import report_failed
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.work_queue.batches import batches_of_due, release_abandoned, request_batches
-from ingest_project.platform.work_queue.consume import Arrived, Queue, take
+from ingest_project.platform.work_queue.batches import batches_of_due, request_batches, requeue_orphaned
+from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, consume
 from ingest_project.platform.work_queue.queue import Due
-from ingest_project.platform.work_queue.sensor import ticking_sensor
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.sensor import queue_sensor
+from ingest_project.platform.work_queue.types import KafkaPosition
 
 logger = get_logger(__name__)
 
@@ -47,7 +47,7 @@ def file_events_sensor(
         topic_of: which of the topics.
         job: that ingests a batch.
     """
-    return ticking_sensor(
+    return queue_sensor(
         name,
         job.name,
         f"Asks for runs over the files announced on {topic_of(TopicSettings())}.",
@@ -60,23 +60,23 @@ def tick(
 ) -> dg.SensorResult | dg.SkipReason:
     """Take what has arrived, and ask for runs over what is due."""
     positions = _take(context.instance, services, topic, Positions.from_cursor(context.cursor))
-    given_up = release_abandoned(context.instance, services.files, topic, services.settings.retries)
+    given_up = requeue_orphaned(context.instance, services.files, topic, services.settings.retries)
     for record in services.files.get_many(given_up):
-        outcome = Outcome(record, record.state, reason=record.reason, error_class=record.error_class)
+        outcome = FileResult(record, record.state, reason=record.reason, error_class=record.error_class)
         try:
             report_failed(context.instance, contract_result(outcome), record.file_key)
         except Exception:
             # The ledger knows; what the UI does not take of one file must not stop the intake of all.
             logger.exception("file_not_reported", partition_key=record.file_key)
     most = 2 * services.settings.file_ingest.max_parallel_batches
-    room = services.room_beside(services.files.in_flight_batches(topic), most)
+    room = services.available_slots(services.files.in_flight_batches(topic), most)
     requests = request_due(context.instance, services, topic, room.batches)
     skip_reason = None if requests else room.reason or f"Nothing new on {topic}."
     return dg.SensorResult(run_requests=requests, cursor=positions.to_cursor(), skip_reason=skip_reason)
 
 
 def arrivals_of(
-    arrived: Sequence[Arrived[Announced]], events: Sequence[FileEvent], services: FileIngestResources
+    arrived: Sequence[ConsumedMessage[Announced]], events: Sequence[FileEvent], services: FileIngestResources
 ) -> list[FileArrival]:
     """File events as the ledger keeps them, each under the key of its version.
 
@@ -132,7 +132,7 @@ def _take(
 ) -> Positions:
     settings = services.settings.file_ingest
     # Asking a source takes long, and where one event is refused its neighbours are stored again.
-    versions: dict[Intake, FileEvent] = {}
+    versions: dict[KafkaPosition, FileEvent] = {}
 
     def decode(raw: bytes | None) -> Announced:
         event = decode_file_event(raw)
@@ -140,7 +140,7 @@ def _take(
         source.require_allowed(event.file_path)
         return Announced(event, source)
 
-    def store(arrived: Sequence[Arrived[Announced]]) -> None:
+    def store(arrived: Sequence[ConsumedMessage[Announced]]) -> None:
         unasked = [one for one in arrived if one.intake not in versions]
         asked = with_versions([one.message for one in unasked])
         versions.update(zip((one.intake for one in unasked), asked, strict=True))
@@ -155,4 +155,4 @@ def _take(
         max_messages=settings.tick_max_messages,
         wait_seconds=settings.tick_wait_seconds,
     )
-    return take(services, queue, saved, store)
+    return consume(services, queue, saved, store)

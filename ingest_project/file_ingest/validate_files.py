@@ -15,7 +15,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from ingest_project.core.errors import FileRejected
+from ingest_project.core.errors import FileRejectedError
 from ingest_project.core.settings import FileIngestSettings
 from ingest_project.file_ingest.aggregation import (
     NO_SUMMARIES,
@@ -27,7 +27,7 @@ from ingest_project.file_ingest.aggregation import (
 from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.file_record import FileRecord
 from ingest_project.file_ingest.partitions import FILES_FRESHNESS, VALIDATED_SENSOR_DATA, files_partitions
-from ingest_project.file_ingest.result import Outcome, outcome_of_error
+from ingest_project.file_ingest.result import FileResult, outcome_of_error
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.frames import METRICS, QUARANTINED, READINGS
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
@@ -84,7 +84,7 @@ class Contract:
         """The profile that a file's event names, or the default one.
 
         Raises:
-            FileRejected: there is no profile of that name, or it is broken.
+            FileRejectedError: there is no profile of that name, or it is broken.
         """
         return self.profiles.named(record.profile)
 
@@ -97,13 +97,13 @@ class Contract:
         """Refuse a file as a whole.
 
         Raises:
-            FileRejected: it has no rows, or too great a share of bad ones.
+            FileRejectedError: it has no rows, or too great a share of bad ones.
         """
         if rows_read == 0:
-            raise FileRejected("no_rows", "The file has a header but no rows.")
+            raise FileRejectedError("no_rows", "The file has a header but no rows.")
         share, most = rows_rejected / rows_read, self.settings.max_rejected_share
         if share > most:
-            raise FileRejected(
+            raise FileRejectedError(
                 "too_many_bad_rows", f"{rows_rejected} of {rows_read} rows are bad ({share:.0%}; at most {most:.0%})."
             )
 
@@ -195,7 +195,7 @@ class CheckedGroup:
         metrics: of the ingested files: file_key, device_id, sensor_type, min, max, mean, count, stddev.
     """
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[FileResult]
     accepted: pl.DataFrame
     quarantined: pl.DataFrame
     metrics: pl.DataFrame
@@ -205,7 +205,7 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
     """Begin to read a landed file.
 
     Raises:
-        FileRejected: it cannot be read under its profile at all.
+        FileRejectedError: it cannot be read under its profile at all.
     """
     profile = contract.profile_of(record)
     with ExitStack() as resources:
@@ -213,7 +213,7 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
         chunks = read_chunks(path, record.event.kind, profile, contract.limits, record.event.file_name)
         first = next(chunks, None)
         if first is None:
-            raise FileRejected("no_rows", "The file has no rows.")
+            raise FileRejectedError("no_rows", "The file has no rows.")
         meaning = meaning_of(profile, record.event.file_name, record.event.kind)
         return OpenedFile(record, landed, profile, meaning, first, next(chunks, None), chunks, resources.pop_all())
 
@@ -230,7 +230,7 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
     )
     outcomes = [
         verdict(
-            Outcome(
+            FileResult(
                 file.record,
                 FileState.INGESTED,
                 file.landed,
@@ -267,11 +267,11 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
     return CheckedGroup(counted, accepted, quarantined, metrics)
 
 
-def verdict(outcome: Outcome, contract: Contract) -> Outcome:
+def verdict(outcome: FileResult, contract: Contract) -> FileResult:
     """The outcome of a file all of whose rows have been checked: as it is, or quarantined as a whole."""
     try:
         contract.require_acceptable(outcome.rows_read, outcome.rows_quarantined)
-    except FileRejected as error:
+    except FileRejectedError as error:
         counts = {error.rule: 1, **outcome.rule_counts}
         refused = outcome_of_error(outcome.record, error, outcome.landed, rule_counts=counts)
         return replace(

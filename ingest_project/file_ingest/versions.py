@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ingest_project.core.keys import digest_of
 from ingest_project.file_ingest.file_record import VersionOrder
-from ingest_project.file_ingest.result import Outcome
+from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.warehouse.protocol import REPLACEABLE_STATES, VersionRow
 from ingest_project.platform.work_queue.states import FileState
 from ingest_project.readers.profiles import ReaderProfile, first_group
@@ -26,11 +26,11 @@ class Settled:
         replaced: key of each version that counted, or waited for somebody to mend it, to the key of its successor.
     """
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[FileResult]
     replaced: Mapping[str, str]
 
 
-def settle(outcomes: Sequence[Outcome], stored: Sequence[VersionRow]) -> Settled:
+def settle(outcomes: Sequence[FileResult], stored: Sequence[VersionRow]) -> Settled:
     """Let the newest accepted version of each location count, and no other.
 
     Args:
@@ -67,7 +67,7 @@ def meaning_of(profile: ReaderProfile, file_name: str, kind: str) -> str:
     return digest_of(profile.model_dump(mode="json", exclude={"description"}), taken, kind)
 
 
-def _judged(outcome: Outcome, newest: VersionOrder | None) -> Outcome:
+def _judged(outcome: FileResult, newest: VersionOrder | None) -> FileResult:
     if newest is None or outcome.record.order >= newest or outcome.state not in REPLACEABLE_STATES:
         return outcome
     before = "" if outcome.state is FileState.INGESTED else f" It would have been {outcome.state}: {outcome.reason}"

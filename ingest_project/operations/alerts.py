@@ -14,12 +14,12 @@ import msgspec
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
 from pydantic import SecretStr
 
-from ingest_project.core.errors import AddressRefused, TransientError
+from ingest_project.core.errors import AddressRejectedError, TransientError
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.capacity import fullest_disk
 
 
-class Trouble(NamedTuple):
+class AlertCondition(NamedTuple):
     """Something that is wrong now.
 
     Args:
@@ -58,19 +58,19 @@ class Alert(msgspec.Struct, frozen=True):
 
 
 def compare(
-    known: Mapping[str, Incident], troubles: Sequence[Trouble], now: datetime
+    known: Mapping[str, Incident], alert_conditions: Sequence[AlertCondition], now: datetime
 ) -> tuple[dict[str, Incident], list[Alert]]:
     """What is to be remembered from now on, and what is to be told.
 
     Args:
         known: incidents that somebody was told of.
-        troubles: what is wrong now.
+        alert_conditions: what is wrong now.
         now: when that was seen.
 
     Returns:
         the incidents of now, each since it began, and an alert for each that began or is over.
     """
-    found = {trouble.incident: trouble for trouble in troubles}
+    found = {trouble.incident: trouble for trouble in alert_conditions}
     incidents = {
         name: known.get(name) or Incident(trouble.summary, trouble.link, now) for name, trouble in found.items()
     }
@@ -90,7 +90,7 @@ LONGEST_REASON = 300
 
 def troubles_of(
     instance: dg.DagsterInstance, job_names: Sequence[str], failures_in_a_row: int, site: str
-) -> list[Trouble]:
+) -> list[AlertCondition]:
     """Everything that is wrong now.
 
     Args:
@@ -102,14 +102,14 @@ def troubles_of(
     return [*_failing_ticks(instance, failures_in_a_row, site), *_failed_jobs(instance, job_names, site)]
 
 
-def _failing_ticks(instance: dg.DagsterInstance, failures_in_a_row: int, site: str) -> Iterator[Trouble]:
+def _failing_ticks(instance: dg.DagsterInstance, failures_in_a_row: int, site: str) -> Iterator[AlertCondition]:
     for state in instance.all_instigator_state():
         if state.status is InstigatorStatus.STOPPED:
             continue
         reason = _failure_of(instance, state, failures_in_a_row)
         if reason is not None:
             kind = state.instigator_type.value.lower()
-            yield Trouble(
+            yield AlertCondition(
                 f"{kind}/{state.name}",
                 f"The {kind} {state.name} failed {failures_in_a_row} times in a row: {reason}",
                 f"{site}/overview/{kind}s",
@@ -127,19 +127,19 @@ def _failure_of(instance: dg.DagsterInstance, state: InstigatorState, failures_i
     return " ".join(message.split())[:LONGEST_REASON]
 
 
-def _failed_jobs(instance: dg.DagsterInstance, job_names: Sequence[str], site: str) -> Iterator[Trouble]:
+def _failed_jobs(instance: dg.DagsterInstance, job_names: Sequence[str], site: str) -> Iterator[AlertCondition]:
     for job_name in job_names:
         runs = instance.get_runs(filters=dg.RunsFilter(job_name=job_name, statuses=ENDED_RUNS), limit=1)
         if runs and runs[0].status is dg.DagsterRunStatus.FAILURE:
             run_id = runs[0].run_id
-            yield Trouble(f"job/{job_name}", f"The last run of {job_name} failed.", f"{site}/runs/{run_id}")
+            yield AlertCondition(f"job/{job_name}", f"The last run of {job_name} failed.", f"{site}/runs/{run_id}")
 
 
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 10.0
 FIRST_GOOD, LAST_GOOD = 200, 299
 
 
-class AlertNotDelivered(TransientError):  # noqa: N818
+class AlertDeliveryError(TransientError):
     """The webhook did not take the alerts. Its address is not repeated: it usually is a secret."""
 
     def __init__(self, cause: str) -> None:
@@ -150,7 +150,7 @@ def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
     """Post alerts in one request; `text` is what chat programs show.
 
     Raises:
-        AlertNotDelivered: no answer, or one that says no.
+        AlertDeliveryError: no answer, or one that says no.
     """
     import requests  # noqa: PLC0415 - most ticks have nothing to tell
 
@@ -164,12 +164,12 @@ def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
             timeouts = (CONNECT_SECONDS, ANSWER_SECONDS)
             # Unread: nothing in the answer matters but its status, and it may be endless.
             answer = session.post(address.url, json=body, timeout=timeouts, allow_redirects=False, stream=True)
-    except AddressRefused as error:
-        raise AlertNotDelivered(error.rule) from None
+    except AddressRejectedError as error:
+        raise AlertDeliveryError(error.rule) from None
     except requests.RequestException as error:
-        raise AlertNotDelivered(type(error).__name__) from None
+        raise AlertDeliveryError(type(error).__name__) from None
     if not FIRST_GOOD <= answer.status_code <= LAST_GOOD:
-        raise AlertNotDelivered(f"it answered {answer.status_code}")
+        raise AlertDeliveryError(f"it answered {answer.status_code}")
 
 
 def text_of(environment: str, alerts: Sequence[Alert]) -> str:
@@ -196,11 +196,11 @@ def alerts_sensor(context: dg.SensorEvaluationContext, services: dg.ResourcePara
         return dg.SensorResult(skip_reason="INGEST_ALERT_WEBHOOK_URL is not set: nobody is told of failures.")
     jobs = [job.name for job in context.repository_def.get_all_jobs()] if context.repository_def else []
     site = settings.dagster.webserver_url.rstrip("/")
-    troubles = troubles_of(context.instance, jobs, settings.alerts.failures_in_a_row, site)
-    others = [trouble for trouble in troubles if trouble.incident != f"sensor/{NAME}"]
+    alert_conditions = troubles_of(context.instance, jobs, settings.alerts.failures_in_a_row, site)
+    others = [trouble for trouble in alert_conditions if trouble.incident != f"sensor/{NAME}"]
     disk = fullest_disk(settings)
     if disk.is_nearly_full:
-        others.append(Trouble("disk", str(disk), f"{site}/automation"))
+        others.append(AlertCondition("disk", str(disk), f"{site}/automation"))
     incidents, alerts = compare(_told(context.cursor), others, datetime.now(UTC))
     if alerts:
         deliver(settings.alerts.webhook_url, settings.environment, alerts)

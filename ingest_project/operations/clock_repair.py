@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-from dagster import DagsterInstance
 from dagster._core.scheduler.instigation import (
     InstigatorState,
     InstigatorTick,
@@ -20,6 +20,9 @@ from dagster._core.scheduler.instigation import (
 
 from ingest_project.core.logging import get_logger
 from ingest_project.operations.resources import SystemResources
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 logger = get_logger(__name__)
 
@@ -41,7 +44,7 @@ def repair(instance: DagsterInstance, services: SystemResources, now: datetime) 
         the names of the sensors and schedules that waited.
 
     Raises:
-        DatabaseUnavailable: the ledgers cannot be asked; call again.
+        DatabaseUnavailableError: the ledgers cannot be asked; call again.
     """
     ahead = [state for state in instance.all_instigator_state() if _waits(instance, state, now.timestamp())]
     if not ahead:

@@ -52,7 +52,7 @@ class Amount(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class CountedTable:
     """Entries of the ledger that are counted once they have come to an end.
 
     Args:
@@ -130,7 +130,7 @@ def of_range(row: RowMapping) -> Iterator[Amount]:
         yield Amount(STREAM_MESSAGES, (row["topic"], outcome), messages)
 
 
-def sources() -> Iterator[Source]:
+def sources() -> Iterator[CountedTable]:
     """Everything that is counted. One source a state, so that an index leads straight to what is new."""
     columns = files.c
     told = (columns.state, columns.landed_bytes, columns.rows_accepted, columns.rows_quarantined, columns.rule_counts)
@@ -145,7 +145,7 @@ def sources() -> Iterator[Source]:
     yield from _by_state(stream_ranges, read, (ranges.topic, ranges.outcome), of_range)
     outcome = download_outcomes.c
     attempts = (outcome.attempt, outcome.domain, outcome.result)
-    yield Source(download_outcomes.name, download_outcomes, None, outcome.completed_at, attempts, of_download)
+    yield CountedTable(download_outcomes.name, download_outcomes, None, outcome.completed_at, attempts, of_download)
 
 
 def _by_state(
@@ -153,10 +153,10 @@ def _by_state(
     states: tuple[str, ...],
     columns: tuple[sa.Column[Any], ...],
     amounts: Callable[[RowMapping], Iterator[Amount]],
-) -> Iterator[Source]:
+) -> Iterator[CountedTable]:
     # Ending changes both times at once, and this one is indexed.
     for state in states:
-        yield Source(f"{table.name}/{state}", table, state, table.c.updated_at, columns, amounts)
+        yield CountedTable(f"{table.name}/{state}", table, state, table.c.updated_at, columns, amounts)
 
 
 def _ends(states: type[FileState | JobState | AttachmentState]) -> tuple[str, ...]:
@@ -164,12 +164,12 @@ def _ends(states: type[FileState | JobState | AttachmentState]) -> tuple[str, ..
 
 
 def _times(table: sa.Table) -> tuple[sa.Column[Any], ...]:
-    return (table.c.intake_at, table.c.created_at, table.c.finished_at)
+    return (table.c.kafka_timestamp, table.c.created_at, table.c.finished_at)
 
 
 def _latency(pipeline: str, row: RowMapping) -> Iterator[Amount]:
     # A message without a timestamp of its own counts from when it was read.
-    began = row["intake_at"] or row["created_at"]
+    began = row["kafka_timestamp"] or row["created_at"]
     if row["finished_at"] is None:
         return
     # Clocks of producers may be ahead of ours.

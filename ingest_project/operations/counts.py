@@ -28,7 +28,7 @@ class DeltaFigures(msgspec.Struct, frozen=True):
     """One table that exists.
 
     Args:
-        commits: ever made to it, upkeep included.
+        commits: ever made to it, maintenance included.
         rows: None where a writer left its files uncounted.
     """
 
@@ -86,7 +86,7 @@ KINDS: Mapping[str, tuple[sa.Table, sa.Column[str], tuple[str, ...], str | None]
 }
 
 
-class Rung(msgspec.Struct, frozen=True):
+class RetryTier(msgspec.Struct, frozen=True):
     """Attachments that wait for the same attempt."""
 
     attempt: int
@@ -118,7 +118,7 @@ class LedgerSeen(msgspec.Struct, frozen=True):
         totals: counters since the beginning.
         unfinished: number of entries by kind and state; only those with any.
         oldest_untouched: by kind, since when the one waits that nothing has happened to for longest.
-        ladder: the retries of downloads, the next attempt first.
+        retry tiers: the retries of downloads, the next attempt first.
         unidentified: CRM messages that are kept apart.
         failures: the last ones, newest first.
     """
@@ -126,7 +126,7 @@ class LedgerSeen(msgspec.Struct, frozen=True):
     totals: Mapping[Series, float]
     unfinished: Mapping[str, Mapping[str, int]]
     oldest_untouched: Mapping[str, datetime]
-    ladder: tuple[Rung, ...]
+    retry_tiers: tuple[RetryTier, ...]
     unidentified: int
     failures: tuple[Failure, ...]
 
@@ -138,7 +138,7 @@ class LedgerLook:
         self._services = services
 
     def __call__(self) -> LedgerSeen:
-        """Raises DatabaseUnavailable where the database does not answer."""
+        """Raises DatabaseUnavailableError where the database does not answer."""
         engine = self._services.engine
         totals = RunningTotals(engine)
         totals.count(datetime.now(UTC))
@@ -148,7 +148,7 @@ class LedgerLook:
                 totals=counters,
                 unfinished={kind: _unfinished(connection, KINDS[kind][0]) for kind in KINDS},
                 oldest_untouched=dict(_oldest(connection)),
-                ladder=_ladder(connection),
+                retry_tiers=_retry_tiers(connection),
                 unidentified=_unidentified(connection),
                 failures=_failures(connection),
             )
@@ -171,16 +171,16 @@ def _first_of(table: sa.Table, state: str) -> sa.Select[Any]:
     return sa.select(table.c.updated_at).where(table.c.state == state).order_by(table.c.updated_at).limit(1)
 
 
-def _ladder(connection: sa.Connection) -> tuple[Rung, ...]:
+def _retry_tiers(connection: sa.Connection) -> tuple[RetryTier, ...]:
     columns = attachments.c
     first_due = sa.func.min(columns.next_attempt_at, type_=columns.next_attempt_at.type)
     query = (
         sa.select(columns.attempt, sa.func.count(), first_due)
-        .where(columns.lane == "retry", columns.state == "pending")
+        .where(columns.queue_name == "retry", columns.state == "pending")
         .group_by(columns.attempt)
         .order_by(columns.attempt)
     )
-    return tuple(Rung(attempt, waiting, due) for attempt, waiting, due in connection.execute(query))
+    return tuple(RetryTier(attempt, waiting, due) for attempt, waiting, due in connection.execute(query))
 
 
 def _unidentified(connection: sa.Connection) -> int:

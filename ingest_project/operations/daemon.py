@@ -8,7 +8,7 @@ five seconds and not every thirty, for a person waits for them. Without this mod
 `dagster-daemon run`) everything works as well, each message seen up to four seconds later.
 
 Where the clock is set back, Dagster's loops sleep until it is where it was. This daemon notices, repairs what is on
-record (see `clock_repair`) and begins anew in the same process; so it does with what an earlier one has left.
+record (see `clock_repair`) and begins again in the same process; so it does with what an earlier one has left.
 
 Written against and tested with dagster 1.13.27.
 """

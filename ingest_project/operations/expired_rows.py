@@ -20,7 +20,7 @@ from ingest_project.platform.work_queue.states import AttachmentState, FileState
 from ingest_project.polling.tables import polling_jobs
 
 
-class Kept(NamedTuple):
+class RetentionPolicy(NamedTuple):
     """A kind of ledger entry that is a partition in Dagster.
 
     Args:
@@ -37,14 +37,14 @@ class Kept(NamedTuple):
 
 
 KINDS = (
-    Kept(
+    RetentionPolicy(
         "files",
         files,
         files.c.file_key,
         (FileState.INGESTED, FileState.DUPLICATE, FileState.REPLACED, FileState.SUPERSEDED),
     ),
-    Kept("polling_jobs", polling_jobs, polling_jobs.c.job_key, (JobState.DONE,)),
-    Kept("attachments", attachments, attachments.c.attachment_key, (AttachmentState.STORED,)),
+    RetentionPolicy("polling_jobs", polling_jobs, polling_jobs.c.job_key, (JobState.DONE,)),
+    RetentionPolicy("attachments", attachments, attachments.c.attachment_key, (AttachmentState.STORED,)),
 )
 
 
@@ -52,13 +52,13 @@ class RetentionLedger:
     """Looks for what is long done, over all ledgers. Every method is one transaction.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def long_done(self, kind: Kept, keys: Sequence[str], before: datetime) -> list[str]:
+    def long_done(self, kind: RetentionPolicy, keys: Sequence[str], before: datetime) -> list[str]:
         """Those of the keys whose entries ended well before then and were reported, in order."""
         found: set[str] = set()
         with reading(self._engine) as connection:
@@ -124,7 +124,7 @@ class RetentionLedger:
             return int(connection.execute(statement).rowcount)
 
 
-def _is_long_done(kind: Kept, before: datetime) -> sa.ColumnElement[bool]:
+def _is_long_done(kind: RetentionPolicy, before: datetime) -> sa.ColumnElement[bool]:
     columns = kind.table.c
     return sa.and_(
         columns.state.in_(kind.ended_well),

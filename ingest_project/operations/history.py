@@ -93,7 +93,7 @@ class Histories:
 
         Raises:
             KeyError: there is none of that name.
-            DatabaseUnavailable: the database does not answer.
+            DatabaseUnavailableError: the database does not answer.
         """
         window = WINDOWS[name]
         with self._lock:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest_project.operations.counters import Source, sources
+from ingest_project.operations.counters import CountedTable, sources
 from ingest_project.platform.database.columns import Double, UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
 
@@ -81,7 +81,7 @@ class RunningTotals:
     """Reads and writes the tables of the counters. Every method is one transaction, or several that may be repeated.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -163,7 +163,9 @@ def _progress(connection: sa.Connection) -> dict[str, datetime]:
     return {row.source: row.counted_until for row in connection.execute(sa.select(metric_progress))}
 
 
-def _count_source(connection: sa.Connection, source: Source, progress: Mapping[str, datetime], until: datetime) -> int:
+def _count_source(
+    connection: sa.Connection, source: CountedTable, progress: Mapping[str, datetime], until: datetime
+) -> int:
     after = progress.get(source.name, BEGINNING)
     if until <= after:
         return 0
@@ -178,7 +180,7 @@ def _count_source(connection: sa.Connection, source: Source, progress: Mapping[s
 
 
 def _ends_between(
-    connection: sa.Connection, source: Source, after: datetime, until: datetime
+    connection: sa.Connection, source: CountedTable, after: datetime, until: datetime
 ) -> tuple[Sequence[sa.RowMapping], datetime]:
     """The oldest ends in between, all those of the same moment together, and up to when these reach."""
     ended_at = source.ended_at.label("ended_at")
@@ -192,7 +194,7 @@ def _ends_between(
     return connection.execute(query.where(source.ended_at <= until)).mappings().all(), until
 
 
-def _add(connection: sa.Connection, source: Source, rows: Iterable[sa.RowMapping]) -> None:
+def _add(connection: sa.Connection, source: CountedTable, rows: Iterable[sa.RowMapping]) -> None:
     added: dict[tuple[int, Series], float] = defaultdict(float)
     for row in rows:
         minute = int(row["ended_at"].timestamp() // 60)

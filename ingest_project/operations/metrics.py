@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ingest_project.operations import counters as of
 from ingest_project.operations.counts import LedgerSeen, TablesSeen
 from ingest_project.operations.metric_rollup import Series
 from ingest_project.operations.orchestration import DagsterSeen
-from ingest_project.operations.snapshot import System
+from ingest_project.operations.snapshot import SystemSnapshot
 from ingest_project.operations.topics import BrokerSeen
 from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 __all__ = ["CONTENT_TYPE_LATEST", "exposition"]
 
@@ -60,7 +63,7 @@ IN_HAND_JOBS = ("requested", "running")
 class SystemCollector(Collector):
     """Turns what was seen last into metrics."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: SystemSnapshot) -> None:
         self._system = system
 
     def collect(self) -> Iterator[Metric]:
@@ -82,14 +85,14 @@ class SystemCollector(Collector):
             yield GaugeMetricFamily("ingest_disk_free_bytes", meaning, value=disk.free_bytes)
 
 
-def exposition(system: System) -> bytes:
+def exposition(system: SystemSnapshot) -> bytes:
     """The text of `/metrics`."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SystemCollector(system))
     return generate_latest(registry)
 
 
-def _parts(system: System) -> Iterator[Metric]:
+def _parts(system: SystemSnapshot) -> Iterator[Metric]:
     up = GaugeMetricFamily("ingest_part_up", "Whether a part answered the last time.", labels=["part"])
     looks = GaugeMetricFamily(
         "ingest_part_look_seconds", "How long the last look at a part took that worked.", labels=["part"]
@@ -145,10 +148,12 @@ def _unfinished(ledger: LedgerSeen) -> Iterator[Metric]:
     for kind, since in sorted(ledger.oldest_untouched.items()):
         oldest.add_metric([kind], max(0.0, (now - since).total_seconds()))
     yield oldest
-    ladder = GaugeMetricFamily("ingest_downloads_waiting", "Downloads that wait to be retried.", labels=["attempt"])
-    for rung in ledger.ladder:
-        ladder.add_metric([str(rung.attempt)], rung.waiting)
-    yield ladder
+    retry_tiers = GaugeMetricFamily(
+        "ingest_downloads_waiting", "Downloads that wait to be retried.", labels=["attempt"]
+    )
+    for tier in ledger.retry_tiers:
+        retry_tiers.add_metric([str(tier.attempt)], tier.waiting)
+    yield retry_tiers
     yield GaugeMetricFamily(
         "ingest_unidentified_messages", "CRM messages kept apart and not identified.", value=ledger.unidentified
     )

@@ -44,7 +44,7 @@ class DagsterLook:
         self._records = DagsterRecords(settings)
 
     def __call__(self) -> DagsterSeen:
-        """Raises DagsterRecordsUnavailable where its storage cannot be read."""
+        """Raises DagsterRecordsUnavailableError where its storage cannot be read."""
         records = self._records
         return DagsterSeen(
             sensors=records.sensors(),

@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Seen(Generic[Value]):
+class Sample(Generic[Value]):
     """What the last look at a part brought.
 
     Args:
@@ -47,7 +47,7 @@ class Seen(Generic[Value]):
         return None if self.at is None else max(0.0, (now - self.at).total_seconds())
 
 
-class Part(Generic[Value]):
+class Poller(Generic[Value]):
     """A part and the thread that looks at it.
 
     Args:
@@ -60,14 +60,14 @@ class Part(Generic[Value]):
         self.name = name
         self.every_seconds = every_seconds
         self._look = look
-        self._seen: Seen[Value] = Seen()
+        self._seen: Sample[Value] = Sample()
         self._looked = threading.Event()
         self._stop = threading.Event()
         # A look that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._keep_looking, name=f"monitor-{name}", daemon=True)
 
     @property
-    def seen(self) -> Seen[Value]:
+    def seen(self) -> Sample[Value]:
         """What the last look brought; a problem where nobody looks any more."""
         if self._thread.ident is None or self._thread.is_alive() or self._stop.is_set():
             return self._seen
@@ -102,11 +102,11 @@ class Part(Generic[Value]):
             logger.exception("look_failed", part=self.name)
             problem = f"{type(error).__name__}: {error}"
         if problem is None:
-            self._seen = Seen(value, datetime.now(UTC), time.monotonic() - began)
+            self._seen = Sample(value, datetime.now(UTC), time.monotonic() - began)
         else:
             if problem != self._seen.problem:
                 logger.warning("part_away", part=self.name, reason=problem)
-            self._seen = Seen(self._seen.value, self._seen.at, self._seen.took_seconds, problem)
+            self._seen = Sample(self._seen.value, self._seen.at, self._seen.took_seconds, problem)
         self._looked.set()
 
     def _keep_looking(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from ingest_project.operations.orchestration import SENSOR_DAEMON, DagsterSeen
-from ingest_project.operations.poller import Part, Seen
-from ingest_project.operations.snapshot import System
+from ingest_project.operations.poller import Poller, Sample
+from ingest_project.operations.snapshot import SystemSnapshot
 from ingest_project.operations.topics import BrokerSeen
 from ingest_project.platform.work_queue.capacity import Disk
 
@@ -42,7 +42,7 @@ class Line(msgspec.Struct, frozen=True):
         return f"{'ok  ' if self.ok else 'down'} {self.name}: {self.detail}"
 
 
-def readiness(system: System, now: datetime) -> tuple[Line, ...]:
+def readiness(system: SystemSnapshot, now: datetime) -> tuple[Line, ...]:
     """Broker, warehouse, Dagster's storage, its daemon, sensors, topics, and room on the disks of this machine."""
     dagster = system.dagster
     return (
@@ -56,7 +56,7 @@ def readiness(system: System, now: datetime) -> tuple[Line, ...]:
     )
 
 
-def daemon_line(seen: Seen[DagsterSeen], now: datetime) -> Line:
+def daemon_line(seen: Sample[DagsterSeen], now: datetime) -> Line:
     """Whether the daemon that ticks sensors is alive."""
     name = "daemon"
     found = seen.present
@@ -71,7 +71,7 @@ def daemon_line(seen: Seen[DagsterSeen], now: datetime) -> Line:
     return Line(name, silence <= LONGEST_SILENCE_SECONDS, f"last heartbeat {max(0.0, silence):.0f} s ago")
 
 
-def sensors_line(seen: Seen[DagsterSeen], now: datetime) -> Line:
+def sensors_line(seen: Sample[DagsterSeen], now: datetime) -> Line:
     """Whether every sensor that nobody has stopped ticks, and its last tick did not fail."""
     name = "sensors"
     found = seen.present
@@ -92,7 +92,7 @@ def sensors_line(seen: Seen[DagsterSeen], now: datetime) -> Line:
     return Line(name, not (quiet or ahead or found.failing), "; ".join(parts))
 
 
-def topics_line(broker: Seen[BrokerSeen], dagster: Seen[DagsterSeen]) -> Line:
+def topics_line(broker: Sample[BrokerSeen], dagster: Sample[DagsterSeen]) -> Line:
     """Whether every topic with messages moves, unless a person has stopped its sensor."""
     name = "topics"
     found = broker.present
@@ -107,7 +107,7 @@ def topics_line(broker: Seen[BrokerSeen], dagster: Seen[DagsterSeen]) -> Line:
     return Line(name, ok=True, detail=f"all of {len(found.topics)} move, {waiting} messages wait")
 
 
-def disk_line(seen: Seen[Disk]) -> Line:
+def disk_line(seen: Sample[Disk]) -> Line:
     """Whether there is room for what is written on this machine."""
     disk = seen.present
     if disk is None:
@@ -139,7 +139,7 @@ def _told(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{name} for {one:.0f} s" for name, one in sorted(seconds.items()))
 
 
-def _answers(name: str, part: Part[Any], now: datetime) -> Line:
+def _answers(name: str, part: Poller[Any], now: datetime) -> Line:
     seen = part.seen
     age = seen.age_seconds(now)
     if seen.problem:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.operations.expired_rows import KINDS, Kept, RetentionLedger
+from ingest_project.operations.expired_rows import KINDS, RetentionLedger, RetentionPolicy
 from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.batches import BATCH_TAG
@@ -23,7 +23,7 @@ ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRun
 
 
 @dataclass(frozen=True)
-class Removal:
+class PurgeStep:
     """What one part of the retention removes.
 
     Args:
@@ -39,7 +39,7 @@ class Removal:
     remove: Callable[[], object]
 
 
-def removals(services: SystemResources, instance: dg.DagsterInstance, now: datetime) -> list[Removal]:
+def plan_purge(services: SystemResources, instance: dg.DagsterInstance, now: datetime) -> list[PurgeStep]:
     """Everything that is to be removed now; nothing is removed yet.
 
     Args:
@@ -53,13 +53,17 @@ def removals(services: SystemResources, instance: dg.DagsterInstance, now: datet
         *(_partitions(ledger, instance, kind, now - kept.partitions) for kind in KINDS),
         _runs(ledger, instance, now - timedelta(days=kept.run_days), now - kept.partitions),
         _contents(services, ledger, now - timedelta(days=kept.landing_days)),
-        Removal("bodies of attachment events", ledger.old_bodies(bodies), [], lambda: ledger.drop_bodies(bodies)),
-        Removal("ids of published messages", ledger.old_messages(messages), [], lambda: ledger.drop_messages(messages)),
+        PurgeStep("bodies of attachment events", ledger.old_bodies(bodies), [], lambda: ledger.drop_bodies(bodies)),
+        PurgeStep(
+            "ids of published messages", ledger.old_messages(messages), [], lambda: ledger.drop_messages(messages)
+        ),
         _ranges(services, now, now - timedelta(days=kept.range_days)),
     ]
 
 
-def _partitions(ledger: RetentionLedger, instance: dg.DagsterInstance, kind: Kept, before: datetime) -> Removal:
+def _partitions(
+    ledger: RetentionLedger, instance: dg.DagsterInstance, kind: RetentionPolicy, before: datetime
+) -> PurgeStep:
     known = list(instance.get_dynamic_partitions(kind.partitions))
     keys = ledger.long_done(kind, known, before)[:MOST_PARTITIONS]
 
@@ -67,10 +71,10 @@ def _partitions(ledger: RetentionLedger, instance: dg.DagsterInstance, kind: Kep
         for key in keys:
             instance.delete_dynamic_partition(kind.partitions, key)
 
-    return Removal(f"partitions of {kind.partitions}", len(keys), keys[:SHOWN], remove)
+    return PurgeStep(f"partitions of {kind.partitions}", len(keys), keys[:SHOWN], remove)
 
 
-def _runs(ledger: RetentionLedger, instance: dg.DagsterInstance, before: datetime, partitions: datetime) -> Removal:
+def _runs(ledger: RetentionLedger, instance: dg.DagsterInstance, before: datetime, partitions: datetime) -> PurgeStep:
     """Runs without partitions after their days; runs that made partitions when all of those are long done."""
     records = instance.get_run_records(
         filters=dg.RunsFilter(statuses=ENDED, updated_before=before), limit=MOST_RUNS, ascending=True
@@ -87,10 +91,10 @@ def _runs(ledger: RetentionLedger, instance: dg.DagsterInstance, before: datetim
         for run_id in run_ids:
             instance.delete_run(run_id)
 
-    return Removal("finished runs", len(run_ids), run_ids[:SHOWN], remove)
+    return PurgeStep("finished runs", len(run_ids), run_ids[:SHOWN], remove)
 
 
-def _contents(services: SystemResources, ledger: RetentionLedger, before: datetime) -> Removal:
+def _contents(services: SystemResources, ledger: RetentionLedger, before: datetime) -> PurgeStep:
     sha256s = ledger.unneeded_contents(before, MOST_CONTENTS)
 
     def remove() -> None:
@@ -98,19 +102,19 @@ def _contents(services: SystemResources, ledger: RetentionLedger, before: dateti
             services.landing.remove(sha256)
         ledger.forget_contents(sha256s)
 
-    return Removal("landed contents", len(sha256s), sha256s[:SHOWN], remove)
+    return PurgeStep("landed contents", len(sha256s), sha256s[:SHOWN], remove)
 
 
-def _ranges(services: SystemResources, now: datetime, before: datetime) -> Removal:
-    stretches = services.stream_stretches
+def _ranges(services: SystemResources, now: datetime, before: datetime) -> PurgeStep:
+    intervals = services.stream_intervals
 
     def remove() -> None:
         totals = RunningTotals(services.engine)
         totals.catch_up(datetime.now(UTC))
-        stretches.extend(now - SETTLED)
-        stretches.let_go(min(before, totals.counted_until()), MOST_RANGES)
+        intervals.extend(now - SETTLED)
+        intervals.purge(min(before, totals.counted_until()), MOST_RANGES)
 
-    return Removal("offset ranges", stretches.count_old(before, MOST_RANGES), [], remove)
+    return PurgeStep("offset ranges", intervals.count_old(before, MOST_RANGES), [], remove)
 
 
 class RetentionConfig(dg.Config):
@@ -120,11 +124,9 @@ class RetentionConfig(dg.Config):
 
 
 @dg.op(description="Removes what is long done; see the settings under `retention`.")
-def let_go(
-    context: dg.OpExecutionContext, config: RetentionConfig, services: dg.ResourceParam[SystemResources]
-) -> None:
+def purge(context: dg.OpExecutionContext, config: RetentionConfig, services: dg.ResourceParam[SystemResources]) -> None:
     """One part after the other, each said in the log."""
-    for removal in removals(services, context.instance, datetime.now(UTC)):
+    for removal in plan_purge(services, context.instance, datetime.now(UTC)):
         if not config.dry_run:
             removal.remove()
         verb = "would be removed" if config.dry_run else "removed"
@@ -134,7 +136,7 @@ def let_go(
 @dg.job(name="retention", description="Lets go of partitions, runs and bytes that are long done.")
 def retention_job() -> None:
     """All parts."""
-    let_go()
+    purge()
 
 
 retention = dg.Definitions(

@@ -9,7 +9,7 @@ from typing import Any
 from ingest_project.core.settings import Settings
 from ingest_project.operations.counts import LedgerLook, LedgerSeen, TablesLook, TablesSeen
 from ingest_project.operations.orchestration import DagsterLook, DagsterSeen
-from ingest_project.operations.poller import Part
+from ingest_project.operations.poller import Poller
 from ingest_project.operations.resources import SystemResources
 from ingest_project.operations.topics import BrokerLook, BrokerSeen
 from ingest_project.platform.dagster.run_records import DagsterRecords
@@ -22,7 +22,7 @@ TABLES_SECONDS = 60.0
 STOP_SECONDS = 3.0
 
 
-class System:
+class SystemSnapshot:
     """The parts of a system, and the connections that they are looked at through.
 
     Args:
@@ -35,14 +35,14 @@ class System:
         records = DagsterRecords(self.services.settings)
         seconds = settings.monitor.refresh_seconds
         self.started_at = datetime.now(UTC)
-        self.ledger: Part[LedgerSeen] = Part("ledger", LedgerLook(self.services), seconds)
-        self.broker: Part[BrokerSeen] = Part("broker", BrokerLook(self.services, records), seconds)
-        self.dagster: Part[DagsterSeen] = Part("dagster", DagsterLook(self.services.settings), seconds)
-        self.tables: Part[TablesSeen] = Part("tables", TablesLook(self.services), TABLES_SECONDS)
-        self.disk: Part[Disk] = Part("disk", lambda: fullest_disk(settings), seconds)
+        self.ledger: Poller[LedgerSeen] = Poller("ledger", LedgerLook(self.services), seconds)
+        self.broker: Poller[BrokerSeen] = Poller("broker", BrokerLook(self.services, records), seconds)
+        self.dagster: Poller[DagsterSeen] = Poller("dagster", DagsterLook(self.services.settings), seconds)
+        self.tables: Poller[TablesSeen] = Poller("tables", TablesLook(self.services), TABLES_SECONDS)
+        self.disk: Poller[Disk] = Poller("disk", lambda: fullest_disk(settings), seconds)
 
     @property
-    def parts(self) -> tuple[Part[Any], ...]:
+    def parts(self) -> tuple[Poller[Any], ...]:
         """All of them."""
         return (self.ledger, self.broker, self.dagster, self.tables, self.disk)
 

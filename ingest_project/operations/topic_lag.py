@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from ingest_project.core.errors import BrokerUnavailable, IngestError
+from ingest_project.core.errors import BrokerUnavailableError, IngestError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailable, SensorOnRecord
+from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailableError, SensorOnRecord
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.offsets import Positions, committed_positions
 
 
-class Intake(NamedTuple):
+class ConsumedTopic(NamedTuple):
     """A topic and the sensor that reads it.
 
     Args:
@@ -87,7 +87,7 @@ class LagMeter:
         self._records = records
         self._away: str | None = None
 
-    def lags_of(self, intakes: Iterable[Intake]) -> tuple[TopicLag, ...]:
+    def lags_of(self, intakes: Iterable[ConsumedTopic]) -> tuple[TopicLag, ...]:
         """How many messages of each topic are not taken yet, as exactly as can be told.
 
         The cursors are read before the topics: what a tick takes meanwhile counts as waiting, never the other way
@@ -96,31 +96,31 @@ class LagMeter:
         on_record = _on_record(self._records)
         return tuple(self._lag_of(intake, on_record) for intake in intakes)
 
-    def _lag_of(self, intake: Intake, on_record: _OnRecord) -> TopicLag:
+    def _lag_of(self, intake: ConsumedTopic, on_record: _OnRecord) -> TopicLag:
         problem = None if intake.on_event_hub else self._away
         if problem is None:
             try:
-                return _lag(intake, place_of(intake, self._services), on_record)
+                return _lag(intake, consumed_position(intake, self._services), on_record)
             except IngestError as error:
                 problem = str(error)
-                if isinstance(error, BrokerUnavailable) and not intake.on_event_hub:
+                if isinstance(error, BrokerUnavailableError) and not intake.on_event_hub:
                     # It will not answer for the other topics either, and each would take its time.
                     self._away = problem
         return TopicLag(topic=intake.topic, sensor=intake.sensor, problem=problem)
 
 
-def place_of(intake: Intake, services: SystemResources) -> Place:
+def consumed_position(intake: ConsumedTopic, services: SystemResources) -> Place:
     """Where a topic is.
 
     Raises:
-        SettingsError, BrokerUnavailable: not enough is set to reach it.
+        SettingsError, BrokerUnavailableError: not enough is set to reach it.
     """
     if intake.on_event_hub:
         return Place(services.event_hub.topic, services.event_hub_reader, services.event_hub.settings)
     return Place(intake.topic, services.reader, services.settings.kafka)
 
 
-def _lag(intake: Intake, place: Place, on_record: _OnRecord) -> TopicLag:
+def _lag(intake: ConsumedTopic, place: Place, on_record: _OnRecord) -> TopicLag:
     topic, reader, kafka = place
     if on_record.problem is None:
         positions, measured_from = saved_positions(intake.sensor, topic, on_record.sensors), MeasuredFrom.SAVED_CURSOR
@@ -142,7 +142,7 @@ def _lag(intake: Intake, place: Place, on_record: _OnRecord) -> TopicLag:
 def _on_record(records: DagsterRecords) -> _OnRecord:
     try:
         return _OnRecord(records.sensors())
-    except DagsterRecordsUnavailable as error:
+    except DagsterRecordsUnavailableError as error:
         return _OnRecord({}, str(error))
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from ingest_project.core.settings import Settings
 from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.topic_lag import Intake, LagMeter, TopicLag
+from ingest_project.operations.topic_lag import ConsumedTopic, LagMeter, TopicLag
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.kafka.topics import TopicStates
 
@@ -19,13 +19,13 @@ from ingest_project.platform.kafka.topics import TopicStates
 class Intakes(NamedTuple):
     """Every topic that is read, by what its messages become, in the order the data goes."""
 
-    polling: tuple[Intake, ...]
-    files: tuple[Intake, ...]
-    attachments: tuple[Intake, ...]
-    streams: tuple[Intake, ...]
+    polling: tuple[ConsumedTopic, ...]
+    files: tuple[ConsumedTopic, ...]
+    attachments: tuple[ConsumedTopic, ...]
+    streams: tuple[ConsumedTopic, ...]
 
     @property
-    def all(self) -> tuple[Intake, ...]:
+    def all(self) -> tuple[ConsumedTopic, ...]:
         """Of every capability."""
         return tuple(chain(*self))
 
@@ -34,29 +34,29 @@ def intakes(settings: Settings) -> Intakes:
     """The topics that these settings name."""
     topics = settings.topics
     return Intakes(
-        polling=(Intake(topics.polling_queue, "polling_queue_sensor"),),
+        polling=(ConsumedTopic(topics.polling_queue, "polling_queue_sensor"),),
         files=(
-            Intake(topics.file_event_queue, "file_event_queue_sensor"),
-            Intake(topics.file_events, "file_events_sensor"),
+            ConsumedTopic(topics.file_event_queue, "file_event_queue_sensor"),
+            ConsumedTopic(topics.file_events, "file_events_sensor"),
         ),
         attachments=(
             events_intake(settings),
-            Intake(topics.downloads_pending, "downloads_pending_sensor"),
-            *(Intake(topic, "downloads_retry_sensor") for topic in topics.downloads_retry),
+            ConsumedTopic(topics.downloads_pending, "downloads_pending_sensor"),
+            *(ConsumedTopic(topic, "downloads_retry_sensor") for topic in topics.downloads_retry),
         ),
         streams=(
-            Intake(topics.user_activity_events, "user_activity_events_sensor"),
-            Intake(topics.sales_events, "sales_events_sensor"),
+            ConsumedTopic(topics.user_activity_events, "user_activity_events_sensor"),
+            ConsumedTopic(topics.sales_events, "sales_events_sensor"),
         ),
     )
 
 
-def events_intake(settings: Settings) -> Intake:
+def events_intake(settings: Settings) -> ConsumedTopic:
     """Where the events with attachments come from."""
     sensor = "attachment_events_sensor"
     if settings.attachments.event_source == "eventhub":
-        return Intake(settings.eventhubs.topic or "Event Hubs", sensor, on_event_hub=True)
-    return Intake(settings.topics.events_raw, sensor)
+        return ConsumedTopic(settings.eventhubs.topic or "Event Hubs", sensor, on_event_hub=True)
+    return ConsumedTopic(settings.topics.events_raw, sensor)
 
 
 Place = tuple[str, int]
@@ -148,7 +148,7 @@ class BrokerLook:
         self._movement = Movement()
 
     def __call__(self) -> BrokerSeen:
-        """Raises BrokerUnavailable where it does not answer; the main one: an event hub may be away."""
+        """Raises BrokerUnavailableError where it does not answer; the main one: an event hub may be away."""
         settings = self._services.settings
         # These first: they find out whether the broker answers.
         letters = tuple(self._dead_letters(topic) for topic in settings.topics.dead_letters)

@@ -38,7 +38,7 @@ def story_of(engine: sa.Engine, trace_id: str) -> list[Moment]:
     """What happened in a trace, oldest first; empty for a trace that is not on record.
 
     Raises:
-        DatabaseUnavailable: the database does not answer.
+        DatabaseUnavailableError: the database does not answer.
     """
     with reading(engine) as connection:
         moments = [
@@ -58,7 +58,7 @@ def _rows(connection: sa.Connection, table: sa.Table, chosen: sa.ColumnElement[b
 
 def _life(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment]:
     """What every ledger says of an entry: when it arrived, when a run took it, when it was finished."""
-    position = f"{row['intake_topic']}[{row['intake_partition']}]@{row['intake_offset']}"
+    position = f"{row['kafka_topic']}[{row['kafka_partition']}]@{row['kafka_offset']}"
     yield Moment(row["created_at"], subject, "arrived", position)
     if row["started_at"]:
         yield Moment(row["started_at"], subject, "taken by a run", f"run {row['run_id']}")

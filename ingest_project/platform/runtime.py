@@ -9,7 +9,7 @@ from functools import cached_property
 
 from sqlalchemy import Engine
 
-from ingest_project.core.errors import BrokerUnavailable, DatabaseUnavailable
+from ingest_project.core.errors import BrokerUnavailableError, DatabaseUnavailableError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.platform.database.engine import open_engine
@@ -18,9 +18,9 @@ from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.offset_ranges import RangeReader
 from ingest_project.platform.kafka.outbox import MessageOutbox
 from ingest_project.platform.kafka.producer import TopicWriter
+from ingest_project.platform.object_store.locations import s3_options
 from ingest_project.platform.object_store.quarantine import QuarantineStore, open_quarantine
-from ingest_project.platform.object_store.s3 import s3_options
-from ingest_project.platform.work_queue.capacity import Room, commit_seconds, fullest_disk, room_beside
+from ingest_project.platform.work_queue.capacity import Capacity, available_slots, commit_seconds, fullest_disk
 from ingest_project.platform.work_queue.skipped_offsets import SkipLedger
 
 logger = get_logger(__name__)
@@ -57,7 +57,7 @@ class Runtime:
         disk = fullest_disk(self.settings)
         return str(disk) if disk.is_nearly_full else None
 
-    def room_beside(self, in_flight: int, most: int) -> Room:
+    def available_slots(self, in_flight: int, most: int) -> Capacity:
         """How many more batches a sensor may ask for, see `backpressure`.
 
         Args:
@@ -65,13 +65,13 @@ class Runtime:
             most: of them at a time.
 
         Raises:
-            DatabaseUnavailable, TransactionConflict: the warehouse does not answer.
+            DatabaseUnavailableError, TransactionConflictError: the warehouse does not answer.
         """
         slow = self.settings.backpressure.slow_warehouse_seconds
         took = commit_seconds(self.engine, slow)
         if took <= slow:
-            return room_beside(in_flight, most)
-        room = room_beside(in_flight, most, took)
+            return available_slots(in_flight, most)
+        room = available_slots(in_flight, most, took)
         logger.warning("intake_narrowed", reason=room.reason)
         return room
 
@@ -80,7 +80,7 @@ class Runtime:
         """The warehouse database, its tables brought up to date.
 
         Raises:
-            DatabaseUnavailable: DATABASE_URL is not set, or nothing answers there.
+            DatabaseUnavailableError: DATABASE_URL is not set, or nothing answers there.
         """
         engine = open_engine(self._database_url, self.settings.warehouse.connect_timeout_seconds)
         migrate(engine)
@@ -106,7 +106,7 @@ class Runtime:
         """Bounded reads from Kafka.
 
         Raises:
-            BrokerUnavailable: KAFKA_BOOTSTRAP_SERVERS is not set.
+            BrokerUnavailableError: KAFKA_BOOTSTRAP_SERVERS is not set.
         """
         self._require_broker()
         return TopicReader(self.settings.kafka)
@@ -116,7 +116,7 @@ class Runtime:
         """Exact ranges of offsets from Kafka.
 
         Raises:
-            BrokerUnavailable: KAFKA_BOOTSTRAP_SERVERS is not set.
+            BrokerUnavailableError: KAFKA_BOOTSTRAP_SERVERS is not set.
         """
         self._require_broker()
         return RangeReader(self.settings.kafka)
@@ -126,7 +126,7 @@ class Runtime:
         """Confirmed writes to Kafka.
 
         Raises:
-            BrokerUnavailable: KAFKA_BOOTSTRAP_SERVERS is not set.
+            BrokerUnavailableError: KAFKA_BOOTSTRAP_SERVERS is not set.
         """
         self._require_broker()
         return TopicWriter(self.settings.kafka)
@@ -135,9 +135,9 @@ class Runtime:
     def _database_url(self) -> str:
         url = self.settings.warehouse.database_url.get_secret_value()
         if not url:
-            raise DatabaseUnavailable("", "no address is set")
+            raise DatabaseUnavailableError("", "no address is set")
         return url
 
     def _require_broker(self) -> None:
         if not self.settings.kafka.bootstrap_servers:
-            raise BrokerUnavailable("", "no address is set")
+            raise BrokerUnavailableError("", "no address is set")

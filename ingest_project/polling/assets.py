@@ -12,7 +12,7 @@ import dagster as dg
 from ingest_project.core.errors import TransientError
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
-    PartitionReport,
+    PartitionEvents,
     keep_connections_open,
     outputs_without_events,
     report,
@@ -50,17 +50,17 @@ def discovered_files(
     """List the source of every job of this run and announce what is new."""
     keep_connections_open(context.instance)
     keys = services.polling_jobs.by_urgency(keys_of_run(context, services.polling_jobs.batch))
-    troubles = []
+    alert_conditions = []
     for key in keys:
         # One by one: only the job whose source is being looked at counts as running.
         with bound(run_id=context.run.run_id, partition_key=key):
             try:
                 _start_and_poll(context, services, key)
             except Exception as error:  # noqa: BLE001 - whatever one job causes is that job's
-                troubles.append(f"{key}: {reason_of(error)}")
+                alert_conditions.append(f"{key}: {reason_of(error)}")
                 _set_aside(services, key, error)
-    if troubles and len(troubles) == len(keys):
-        raise dg.Failure(description=troubles[0], allow_retries=False)
+    if alert_conditions and len(alert_conditions) == len(keys):
+        raise dg.Failure(description=alert_conditions[0], allow_retries=False)
     yield from outputs_without_events(context)
 
 
@@ -84,7 +84,7 @@ def _poll(context: dg.AssetExecutionContext, services: PollingResources, record:
     done = ledger.finish(record.job_key, discovery.found, skipped, now)
     if discovery.announced or not record.standing or BATCH_ID_TAG not in context.run.tags:
         # A standing job that found nothing new leaves no event, unless a person asked: there would be thousands a day.
-        report(context, [PartitionReport(record.job_key, {DISCOVERED_FILES: _metadata(done, discovery)})])
+        report(context, [PartitionEvents(record.job_key, {DISCOVERED_FILES: _metadata(done, discovery)})])
     ledger.mark_reported([record.job_key], now)
     logger.info("job_done", found=done.files_found, published=done.files_published, skipped=skipped)
 
@@ -95,7 +95,7 @@ def _set_aside(services: PollingResources, key: str, error: Exception) -> None:
     now, retries = datetime.now(UTC), services.settings.retries
     if isinstance(error, TransientError) or not is_item_fault(error):
         reason = f"{reason} Tried again by itself, {retries.max_attempts} times at most."
-        services.polling_jobs.put_back([key], reason, error_class, retries.max_attempts, retries.delay, now)
+        services.polling_jobs.requeue_later([key], reason, error_class, retries.max_attempts, retries.delay, now)
     else:
         services.polling_jobs.fail(key, f"{reason} Not tried again by itself.", error_class, now)
     services.polling_jobs.mark_reported([key], now)

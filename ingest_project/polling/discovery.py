@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
-from ingest_project.core.prefetch import one_ahead
+from ingest_project.core.prefetch import prefetch
 from ingest_project.platform.work_queue.item_errors import storable
 from ingest_project.polling.job_queue import JobOutbox, JobRecord
 from ingest_project.polling.publish_file_events import Announcements, prepare, publish
@@ -110,7 +110,7 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
     discovery = Discovery()
 
     def prepared() -> Generator[Announcements, None, None]:
-        with one_ahead(_pages(source.list_files(record.job.file_pattern), settings.page_files)) as pages:
+        with prefetch(_pages(source.list_files(record.job.file_pattern), settings.page_files)) as pages:
             for page in pages:
                 ready = discovery.take(page, datetime.now(UTC), settings.min_age)
                 if ready:
@@ -121,7 +121,7 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
                         discovery.show(file.path, "announced" if was_new else "announced before")
                     yield announcements
 
-    with one_ahead(prepared()) as prepared_ones:
+    with prefetch(prepared()) as prepared_ones:
         for announcements in prepared_ones:
             publish(services, announcements, outbox)
             discovery.announced += len(announcements.messages)

@@ -15,7 +15,7 @@ from ingest_project.platform.kafka.outbox import MessageOutbox
 from ingest_project.platform.work_queue.queue import WorkLedger
 from ingest_project.platform.work_queue.sql_helpers import contains, insert_missing
 from ingest_project.platform.work_queue.states import JobState
-from ingest_project.platform.work_queue.types import Intake, Recorded
+from ingest_project.platform.work_queue.types import KafkaPosition, Recorded
 from ingest_project.polling.tables import polling_jobs as jobs
 
 URGENCY = {"high": 0, "normal": 1, "low": 2}
@@ -34,7 +34,7 @@ class JobArrival(NamedTuple):
 
     job_key: str
     job: PollingJob
-    intake: Intake
+    intake: KafkaPosition
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +49,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     job_key: str
     job: PollingJob
-    intake: Intake
+    intake: KafkaPosition
     state: JobState
     attempts: int
     reason: str | None
@@ -75,18 +75,18 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
         """Of a row of the table `polling_jobs`."""
         own = {name: row[name] for name in cls.__struct_fields__ if name not in {"job", "intake", "state"}}
         job = msgspec.convert(row["request"], PollingJob)
-        return cls(**own, state=JobState(row["state"]), job=job, intake=Intake.of(row))
+        return cls(**own, state=JobState(row["state"]), job=job, intake=KafkaPosition.of(row))
 
 
 class JobLedger(WorkLedger):
     """Reads and writes the table `polling_jobs`. Times are UTC-aware; every method is one transaction.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     # High priority first, then normal, then low; the oldest of each first.
-    order_of_due = ("urgency", "created_at", "intake_partition", "intake_offset")
+    order_of_due = ("urgency", "created_at", "kafka_partition", "kafka_offset")
 
     def __init__(self, engine: sa.Engine) -> None:
         super().__init__(engine, jobs, jobs.c.job_key, JobState.RUNNING)
@@ -166,7 +166,7 @@ class JobLedger(WorkLedger):
         ahead = int(now.timestamp()) + LARGEST_SKEW_SECONDS
 
         def has_begun(interval: int) -> sa.ColumnElement[bool]:
-            return sa.or_(jobs.c.intake_offset < interval, jobs.c.intake_offset > ahead)
+            return sa.or_(jobs.c.kafka_offset < interval, jobs.c.kafka_offset > ahead)
 
         ordered = sorted(arrivals, key=lambda arrival: arrival.job_key)
         pending: list[str] = []

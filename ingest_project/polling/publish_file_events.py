@@ -21,7 +21,7 @@ from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.file_event import FileEvent, file_key, file_type_of, profile_named, version_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.locks import exclusive
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, storable
 from ingest_project.polling.job_queue import JobOutbox, JobRecord
@@ -47,7 +47,7 @@ class Announcements:
 
     page_id: str
     known: bool
-    messages: Mapping[str, Outgoing]
+    messages: Mapping[str, ProducerRecord]
     paths: frozenset[str]
     refused: Sequence[tuple[SourceFile, str]] = ()
 
@@ -107,7 +107,7 @@ def publish(services: PollingResources, announcements: Announcements, outbox: Jo
     Killed anywhere and called again, by this or another job, it leaves each version on the topic once.
 
     Raises:
-        BrokerUnavailable, DatabaseUnavailable, TransactionConflict: call again.
+        BrokerUnavailableError, DatabaseUnavailableError, TransactionConflictError: call again.
     """
     topic = services.settings.topics.file_event_queue
     if announcements.known:
@@ -129,15 +129,15 @@ def _key_of(file: SourceFile, source: Source, profile: str) -> str:
 
 def _life_of(topic: str, services: PollingResources) -> str:
     """What tells this life of the topic from the next; a topic that is not there yet is created first."""
-    if not services.reader.generation(topic):
+    if not services.reader.topic_id(topic):
         services.writer.require_topic(topic)
-    return services.reader.generation(topic)
+    return services.reader.topic_id(topic)
 
 
-def _message(record: JobRecord, file: SourceFile, message_id: str) -> Outgoing:
+def _message(record: JobRecord, file: SourceFile, message_id: str) -> ProducerRecord:
     event = file_event(record, file)
     headers = (("trace-id", event.trace_id.encode()),) if event.trace_id else ()
-    return Outgoing(encode(event), key=message_id.rpartition("/")[2].encode(), headers=headers)
+    return ProducerRecord(encode(event), key=message_id.rpartition("/")[2].encode(), headers=headers)
 
 
 def file_event(record: JobRecord, file: SourceFile) -> FileEvent:

@@ -14,13 +14,13 @@ import dagster as dg
 
 from ingest_project.contracts.polling_job import PollingJob
 from ingest_project.core.settings import ConfiguredSource
-from ingest_project.platform.work_queue.batches import release_abandoned
-from ingest_project.platform.work_queue.sensor import ticking_sensor
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.batches import requeue_orphaned
+from ingest_project.platform.work_queue.sensor import queue_sensor
+from ingest_project.platform.work_queue.types import KafkaPosition
 from ingest_project.polling.job_queue import STANDING, JobArrival
 from ingest_project.polling.partitions import POLLING_JOBS, job_key
 from ingest_project.polling.resources import PollingResources
-from ingest_project.polling.sensors import request_due, room_for_jobs
+from ingest_project.polling.sensors import request_due, slots_for_jobs
 
 NO_PARTITION = 0
 
@@ -31,7 +31,7 @@ def standing_jobs_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefin
     Args:
         job: that looks in the sources of a batch.
     """
-    return ticking_sensor(
+    return queue_sensor(
         "standing_jobs_sensor",
         job.name,
         "Asks for runs over the configured sources whose next interval has begun.",
@@ -53,8 +53,8 @@ def tick(
     ]
     if services.polling_jobs.stand(arrivals, now):
         context.instance.add_dynamic_partitions(POLLING_JOBS, [arrival.job_key for arrival in arrivals])
-    release_abandoned(context.instance, services.polling_jobs, STANDING, services.settings.retries)
-    room = room_for_jobs(services, STANDING)
+    requeue_orphaned(context.instance, services.polling_jobs, STANDING, services.settings.retries)
+    room = slots_for_jobs(services, STANDING)
     requests = request_due(services, STANDING, room.batches)
     skip_reason = None if requests else room.reason or "No interval has begun."
     return dg.SensorResult(run_requests=requests, skip_reason=skip_reason)
@@ -74,4 +74,4 @@ def standing_job(name: str, source: ConfiguredSource, every_seconds: float, now:
         # Made of the interval: entered again after a crash, the same look has the same trace.
         trace_id=str(uuid.uuid5(uuid.NAMESPACE_URL, f"{key}/{interval}")),
     )
-    return JobArrival(key, job, Intake(STANDING, NO_PARTITION, interval, at=now))
+    return JobArrival(key, job, KafkaPosition(STANDING, NO_PARTITION, interval, at=now))

@@ -15,11 +15,11 @@ from msgspec.structs import replace
 
 from ingest_project.contracts.polling_job import PollingJob, decode_polling_job
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.work_queue.batches import release_abandoned, request_batches
-from ingest_project.platform.work_queue.capacity import Room
-from ingest_project.platform.work_queue.consume import Arrived, Queue, take
+from ingest_project.platform.work_queue.batches import request_batches, requeue_orphaned
+from ingest_project.platform.work_queue.capacity import Capacity
+from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, consume
 from ingest_project.platform.work_queue.queue import Due
-from ingest_project.platform.work_queue.sensor import ticking_sensor
+from ingest_project.platform.work_queue.sensor import queue_sensor
 from ingest_project.polling.job_queue import JobArrival
 from ingest_project.polling.partitions import POLLING_JOBS, job_key
 from ingest_project.polling.resources import PollingResources
@@ -36,7 +36,7 @@ def polling_queue_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefin
     Args:
         job: that looks in the sources of a batch.
     """
-    return ticking_sensor(
+    return queue_sensor(
         "polling_queue_sensor",
         job.name,
         "Asks for runs over the polling jobs that arrive on polling-queue.",
@@ -55,9 +55,9 @@ def tick(context: dg.SensorEvaluationContext, services: PollingResources) -> dg.
         max_messages=settings.polling.max_jobs_per_tick,
         wait_seconds=settings.file_ingest.tick_wait_seconds,
     )
-    positions = take(services, queue, Positions.from_cursor(context.cursor), partial(_store, context, services))
-    release_abandoned(context.instance, services.polling_jobs, topic, settings.retries)
-    room = room_for_jobs(services, topic)
+    positions = consume(services, queue, Positions.from_cursor(context.cursor), partial(_store, context, services))
+    requeue_orphaned(context.instance, services.polling_jobs, topic, settings.retries)
+    room = slots_for_jobs(services, topic)
     requests = request_due(services, topic, room.batches)
     return dg.SensorResult(
         run_requests=requests,
@@ -67,14 +67,14 @@ def tick(context: dg.SensorEvaluationContext, services: PollingResources) -> dg.
 
 
 def _store(
-    context: dg.SensorEvaluationContext, services: PollingResources, arrived: Sequence[Arrived[PollingJob]]
+    context: dg.SensorEvaluationContext, services: PollingResources, arrived: Sequence[ConsumedMessage[PollingJob]]
 ) -> None:
     arrivals = [arrival_of(one) for one in arrived]
     services.polling_jobs.record(arrivals, datetime.now(UTC))
     context.instance.add_dynamic_partitions(POLLING_JOBS, list(dict.fromkeys(one.job_key for one in arrivals)))
 
 
-def arrival_of(arrived: Arrived[PollingJob]) -> JobArrival:
+def arrival_of(arrived: ConsumedMessage[PollingJob]) -> JobArrival:
     """A job as the ledger keeps it; one without a trace id gets one."""
     job = arrived.message
     key = job_key(job.job_id, arrived.intake.position)
@@ -85,9 +85,9 @@ def arrival_of(arrived: Arrived[PollingJob]) -> JobArrival:
     return JobArrival(key, replace(job, trace_id=trace_id), arrived.intake)
 
 
-def room_for_jobs(services: PollingResources, lane: str) -> Room:
+def slots_for_jobs(services: PollingResources, queue_name: str) -> Capacity:
     """How many more batches of jobs may be asked for."""
-    return services.room_beside(services.polling_jobs.in_flight_batches(lane), BATCHES_IN_FLIGHT)
+    return services.available_slots(services.polling_jobs.in_flight_batches(queue_name), BATCHES_IN_FLIGHT)
 
 
 def request_due(services: PollingResources, topic: str, free: int) -> list[dg.RunRequest]:

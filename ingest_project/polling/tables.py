@@ -8,7 +8,7 @@ from sqlalchemy import Column as Col
 from ingest_project.platform.database.columns import (
     Json,
     held_index,
-    intake_columns,
+    kafka_columns,
     metadata,
     pending_index,
     work_columns,
@@ -25,14 +25,14 @@ polling_jobs = sa.Table(
     # 0 before 1 before 2: high, normal, low.
     Col("urgency", sa.Integer, nullable=False),
     Col("trace_id", sa.Text),
-    *intake_columns(),
+    *kafka_columns(),
     *work_columns(),
     Col("files_found", sa.BigInteger),
     Col("files_published", sa.BigInteger),
     Col("files_skipped", sa.BigInteger),
     Col("skipped", Json),
-    pending_index("polling_jobs", "intake_topic", "urgency"),
-    held_index("polling_jobs", "intake_topic"),
+    pending_index("polling_jobs", "kafka_topic", "urgency"),
+    held_index("polling_jobs", "kafka_topic"),
     sa.Index("polling_jobs_by_batch", "batch_id"),
     sa.Index("polling_jobs_by_state", "state", "updated_at"),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from ingest_project.core.errors import FileRejected
+from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.names import matched_name
 from ingest_project.readers.profiles import READING_COLUMNS, Quantity, ReaderProfile, first_group
@@ -53,7 +53,8 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, file_name: str) 
     """Find the profile's columns in a header.
 
     Raises:
-        FileRejected: `missing_column`, `duplicate_column` or `file_name` (it lacks what the profile takes from it).
+        FileRejectedError: `missing_column`, `duplicate_column` or `file_name` (it lacks what the profile takes from
+    it).
     """
     places: dict[str, list[int]] = {}
     for index, name in enumerate(names):
@@ -62,7 +63,7 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, file_name: str) 
     for source, column in profile.columns.items():
         for index in places.get(matched_name(source), []):
             if column in wanted:
-                raise FileRejected("duplicate_column", f"More than one column of the file is {column}.")
+                raise FileRejectedError("duplicate_column", f"More than one column of the file is {column}.")
             wanted[column] = index
     quantities = _match_quantities(places, profile)
     constants: dict[str, str | None] = {}
@@ -72,7 +73,7 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, file_name: str) 
     missing = [column for column in READING_COLUMNS if column not in {*wanted, *constants, *given}]
     required = [column for column in missing if column not in profile.optional]
     if required:
-        raise FileRejected("missing_column", _missing(required, names, profile))
+        raise FileRejectedError("missing_column", _missing(required, names, profile))
     return Layout(
         wanted | quantities[0], constants | dict.fromkeys(missing), quantities[1], unknown_columns(names, profile)
     )
@@ -86,9 +87,9 @@ def _match_quantities(
     for number, (source, quantity) in enumerate(profile.quantities.items()):
         indices = places.get(matched_name(source), [])
         if not indices:
-            raise FileRejected("missing_column", f"The header has no column {source!r} (profile {profile.name}).")
+            raise FileRejectedError("missing_column", f"The header has no column {source!r} (profile {profile.name}).")
         if len(indices) > 1:
-            raise FileRejected("duplicate_column", f"More than one column of the file is called {source!r}.")
+            raise FileRejectedError("duplicate_column", f"More than one column of the file is called {source!r}.")
         indexes[f"quantity_{number}"], found[f"quantity_{number}"] = indices[0], quantity
     return indexes, found
 
@@ -96,7 +97,7 @@ def _match_quantities(
 def _from_file_name(file_name: str, pattern: str, column: str) -> str:
     found = first_group(file_name, pattern)
     if not found:
-        raise FileRejected("file_name", f"The file's name, {file_name!r}, does not tell its {column}.")
+        raise FileRejectedError("file_name", f"The file's name, {file_name!r}, does not tell its {column}.")
     return found
 
 

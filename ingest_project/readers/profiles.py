@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ingest_project.core.errors import FileRejected, SettingsError
+from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import line_of, mistakes, yaml_content, yaml_files
 from ingest_project.readers.time_formats import time_format
@@ -231,15 +231,16 @@ class Profiles(Mapping[str, ReaderProfile]):
         """The profile that a file asks for.
 
         Raises:
-            FileRejected: `broken_profile` or `unknown_profile`; ingested again it is read, once the profile is mended.
+            FileRejectedError: `broken_profile` or `unknown_profile`; ingested again it is read, once the profile is
+        mended.
         """
         if name in self._usable:
             return self._usable[name]
         broken = [profile.problem for profile in self.broken if profile.name == name]
         if broken:
-            raise FileRejected("broken_profile", f"The reader profile {name!r} cannot be used: {' '.join(broken)}")
+            raise FileRejectedError("broken_profile", f"The reader profile {name!r} cannot be used: {' '.join(broken)}")
         nameless = "".join(f" Not usable: {profile.problem}" for profile in self.broken if profile.name is None)
-        raise FileRejected("unknown_profile", f"No reader profile {name!r}. Known: {', '.join(self)}.{nameless}")
+        raise FileRejectedError("unknown_profile", f"No reader profile {name!r}. Known: {', '.join(self)}.{nameless}")
 
 
 def load_profiles(paths: Sequence[Path] = ()) -> Profiles:

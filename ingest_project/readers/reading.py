@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ingest_project.core.errors import FileRejected, LimitExceeded, SettingsError
+from ingest_project.core.errors import FileRejectedError, LimitExceededError, SettingsError
 from ingest_project.core.settings import FileIngestSettings
 from ingest_project.readers.casting import cast, without_null_numbers
 from ingest_project.readers.csv.blocks import text_blocks
@@ -103,10 +103,10 @@ def read_chunks(
         chunks in the order of the file; a file of up to `limits.chunk_bytes` usually is one chunk.
 
     Raises:
-        FileRejected: it breaks the contract as a whole. Rules: `empty_file`, `no_rows`, `encoding`,
+        FileRejectedError: it breaks the contract as a whole. Rules: `empty_file`, `no_rows`, `encoding`,
             `unreadable_container`, `unreadable_header`, `missing_header`, `missing_column`,
             `duplicate_column`, `missing_sheet`, `file_name`.
-        LimitExceeded: it is larger than a limit.
+        LimitExceededError: it is larger than a limit.
     """
     name = file_name or path.name
     if file_type == "csv":
@@ -120,7 +120,7 @@ def read_chunks(
         found = found or chunk.rows.height > 0 or chunk.malformed.height > 0
         yield chunk
     if not found:
-        raise FileRejected("no_rows", "The file has a header and no readings.")
+        raise FileRejectedError("no_rows", "The file has a header and no readings.")
 
 
 def _read_text(
@@ -146,7 +146,7 @@ def readings_chunk(table: TableChunk, layout: Layout, profile: ReaderProfile) ->
 def layout_of(header: Header, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Layout:
     """Match a header with the profile, within the limit of columns."""
     if len(header.names) > limits.max_columns:
-        raise LimitExceeded(
+        raise LimitExceededError(
             "INGEST_MAX_COLUMNS", f"The file has {len(header.names)} columns, over {limits.max_columns}"
         )
     return match_columns(header.names, profile, file_name)

@@ -87,10 +87,10 @@ def _first_fit(texts: pl.Series, steps: list[str], layout: TimestampLayout) -> p
     """Try each parser on what the ones before it left over."""
     found = _parse(texts, steps[0], layout)
     for step in steps[1:]:
-        left_over = (found.is_null() & texts.is_not_null()).arg_true()
-        if not len(left_over):
+        recovered = (found.is_null() & texts.is_not_null()).arg_true()
+        if not len(recovered):
             break
-        found = found.scatter(left_over, _parse(texts.gather(left_over), step, layout))
+        found = found.scatter(recovered, _parse(texts.gather(recovered), step, layout))
     return found
 
 

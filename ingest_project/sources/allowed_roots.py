@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ingest_project.core.errors import ForbiddenPath, IngestError, SourceMissing, SourceUnreachable
+from ingest_project.core.errors import ForbiddenPathError, IngestError, SourceNotFoundError, SourceUnreachableError
 from ingest_project.sources.protocol import SourceFile
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -47,13 +47,13 @@ class Roots:
         """Refuse a path outside the roots; nothing is opened, and it need not be there.
 
         Raises:
-            ForbiddenPath: outside the roots, or a URL.
+            ForbiddenPathError: outside the roots, or a URL.
         """
         require_path(named)
         try:
             self._require_inside(os.path.realpath(place), named)
         except (OSError, ValueError) as error:
-            raise ForbiddenPath(named, "no file can have such a name.") from error
+            raise ForbiddenPathError(named, "no file can have such a name.") from error
 
     @contextmanager
     def opened_file(self, place: Path, named: str) -> Iterator[int]:
@@ -64,14 +64,14 @@ class Roots:
             named: as it was asked for, for messages.
 
         Raises:
-            ForbiddenPath: outside the roots, not a regular file, or not readable for this process.
-            SourceMissing: not there.
-            SourceUnreachable: the file system failed.
+            ForbiddenPathError: outside the roots, not a regular file, or not readable for this process.
+            SourceNotFoundError: not there.
+            SourceUnreachableError: the file system failed.
         """
         with self._opened(place, named) as descriptor:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise ForbiddenPath(named, "it is not a regular file.")
+                raise ForbiddenPathError(named, "it is not a regular file.")
             self.require_one_name(status, named)
             yield descriptor
 
@@ -79,10 +79,10 @@ class Roots:
         """Refuse a file with a further name: no path tells whether that is a file outside of the folders.
 
         Raises:
-            ForbiddenPath: it has one, and the setting does not allow it.
+            ForbiddenPathError: it has one, and the setting does not allow it.
         """
         if status.st_nlink > 1 and not self.hard_links:
-            raise ForbiddenPath(
+            raise ForbiddenPathError(
                 named,
                 f"it has {status.st_nlink} names (hard links), of which some may be elsewhere. {HARD_LINKS} allows it.",
             )
@@ -110,35 +110,35 @@ class Roots:
             mode = os.lstat(resolved).st_mode
             # Opening some devices has effects of its own (tapes rewind), so that it is not even tried.
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise ForbiddenPath(named, "it is not a regular file.")
+                raise ForbiddenPathError(named, "it is not a regular file.")
             return os.open(resolved, _OPEN_FLAGS | more_flags)
         except OSError as error:
             self._require_mounted(os.path.realpath(place), named)
             raise failure_of(error, named) from error
         except ValueError as error:
-            raise ForbiddenPath(named, "no file can have such a name.") from error
+            raise ForbiddenPathError(named, "no file can have such a name.") from error
 
     def _require_inside(self, resolved: str, named: str) -> None:
         if not any(_is_inside(folder, resolved) for folder in self.folders):
             allowed = ", ".join(self.folders)
-            raise ForbiddenPath(named, f"it is outside the folders that {self.setting} allows ({allowed}).")
+            raise ForbiddenPathError(named, f"it is outside the folders that {self.setting} allows ({allowed}).")
 
     def _require_mounted(self, resolved: str, named: str) -> None:
         """Tell a drive that is not mounted, whose files are not gone for good, from a file that is missing."""
         for folder in self.folders:
             if _is_inside(folder, resolved) and not os.path.isdir(folder):  # noqa: PTH112 - text, as the rest of this module
-                raise SourceUnreachable(named, f"{folder}, which {self.setting} names, is not there")
+                raise SourceUnreachableError(named, f"{folder}, which {self.setting} names, is not there")
 
 
 def failure_of(error: OSError, named: str) -> IngestError:
     """What a failed file operation means for the job that asked for it."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-        return SourceMissing(named)
+        return SourceNotFoundError(named)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return ForbiddenPath(named, "the user of this process may not read it. Check its owner and mode.")
+        return ForbiddenPathError(named, "the user of this process may not read it. Check its owner and mode.")
     if error.errno == errno.ELOOP:
-        return ForbiddenPath(named, "its symbolic links lead nowhere.")
-    return SourceUnreachable(named, error.strerror or error)
+        return ForbiddenPathError(named, "its symbolic links lead nowhere.")
+    return SourceUnreachableError(named, error.strerror or error)
 
 
 def described(path: str, status: os.stat_result, location: str | None = None) -> SourceFile:
@@ -160,14 +160,14 @@ def require_path(named: str) -> str:
     """The path itself, if it may be resolved at all: its cost is bounded.
 
     Raises:
-        ForbiddenPath: a URL, or longer than a path can be.
+        ForbiddenPathError: a URL, or longer than a path can be.
     """
     if len(named.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES or named.count("/") > MAX_PATH_PARTS:
-        raise ForbiddenPath(
+        raise ForbiddenPathError(
             named[:SHOWN_CHARACTERS], f"a path has at most {MAX_PATH_BYTES} bytes and {MAX_PATH_PARTS} parts."
         )
     if "://" in named or named.startswith("file:"):
-        raise ForbiddenPath(named, "a local path is needed, not a URL.")
+        raise ForbiddenPathError(named, "a local path is needed, not a URL.")
     return named
 
 

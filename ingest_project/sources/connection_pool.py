@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Generic, Protocol, Self, TypeVar
 
-from ingest_project.core.errors import SourceUnreachable
+from ingest_project.core.errors import SourceUnreachableError
 
 # A connection that rested for less is taken as it is: to ask whether it is there costs as much as most commands.
 TRUSTED_IDLE_SECONDS = 5.0
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Limits:
+class PoolLimits:
     """How many connections there may be, and for how long.
 
     Args:
@@ -64,7 +64,7 @@ class Account(Generic[C]):
     Args:
         location: server and user, for messages.
         key: of two accounts with the same key the connections are the same.
-        connect: makes one; raises SourceUnreachable and the permanent errors of a source.
+        connect: makes one; raises SourceUnreachableError and the permanent errors of a source.
     """
 
     location: str
@@ -92,7 +92,7 @@ class Lease(Generic[C]):
         """Give it back; a second time does nothing."""
         if not self._released:
             self._released = True
-            self._pool._give_back(self._key, self.connection)  # noqa: SLF001 - the two are one
+            self._pool._requeue(self._key, self.connection)  # noqa: SLF001 - the two are one
 
 
 @dataclass
@@ -108,7 +108,7 @@ class ConnectionPool:
         limits: how many, how long.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: PoolLimits) -> None:
         self._limits = limits
         self._forget()
 
@@ -116,18 +116,18 @@ class ConnectionPool:
         """An idle connection that answers, or a new one.
 
         Raises:
-            SourceUnreachable: none became free in time, or no new one can be made.
+            SourceUnreachableError: none became free in time, or no new one can be made.
         """
         while (idle := self._taken_idle(account)) is not None:
             if time.monotonic() - idle.since < TRUSTED_IDLE_SECONDS or idle.connection.answers():
                 # What is kept under a key was made by that key's account.
                 return Lease(self, account.key, idle.connection, reused=True)  # type: ignore[arg-type]
             idle.connection.usable = False
-            self._give_back(account.key, idle.connection)
+            self._requeue(account.key, idle.connection)
         try:
             return Lease(self, account.key, account.connect(), reused=False)
         except BaseException:
-            self._give_back(account.key, None)
+            self._requeue(account.key, None)
             raise
 
     def begin(self, account: Account[C], operation: Callable[[C], T]) -> tuple[Lease[C], T]:
@@ -139,7 +139,7 @@ class ConnectionPool:
             lease = self.lease(account)
             try:
                 return lease, operation(lease.connection)
-            except SourceUnreachable:
+            except SourceUnreachableError:
                 lease.release()
                 if not lease.reused or lease.connection.usable:
                     raise
@@ -176,13 +176,13 @@ class ConnectionPool:
                         self._open[account.key] += 1
                         return None
                     if not self._changed.wait(until - time.monotonic()):
-                        raise SourceUnreachable(
+                        raise SourceUnreachableError(
                             account.location, f"all {self._open[account.key]} connections to it are in use"
                         )
         finally:
             _close(closing)
 
-    def _give_back(self, key: Hashable, connection: Poolable | None) -> None:
+    def _requeue(self, key: Hashable, connection: Poolable | None) -> None:
         keep = connection is not None and connection.usable
         with self._changed:
             if connection is not None and keep:
@@ -224,7 +224,7 @@ class ConnectionPool:
 
 
 @cache
-def pool_of(limits: Limits) -> ConnectionPool:
+def pool_of(limits: PoolLimits) -> ConnectionPool:
     """The pool of this process with these limits."""
     pool = ConnectionPool(limits)
     atexit.register(pool.close_idle)

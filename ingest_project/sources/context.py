@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pydantic import SecretStr
 
-from ingest_project.core.errors import ForbiddenPath, SettingsError, UnknownCredentials
+from ingest_project.core.errors import ForbiddenPathError, SettingsError, UnknownCredentialsError
 from ingest_project.core.settings import Credential, OneLakeSettings, PollingSettings
 from ingest_project.platform.azure.accounts import AllowedAccount
 from ingest_project.platform.azure.identity import OneLakeOptions, options_of
@@ -107,7 +107,7 @@ class Clients:
 
 
 @dataclass(frozen=True)
-class SourceAccess:
+class SourceContext:
     """What sources are opened with.
 
     Args:
@@ -125,13 +125,13 @@ def named_credential(source_config: Mapping[str, Any], credentials: Mapping[str,
     """The stored credential that a job names; None when it names none.
 
     Raises:
-        UnknownCredentials: there is none of that name.
+        UnknownCredentialsError: there is none of that name.
     """
     name = source_config.get("credentials")
     if name is None:
         return None
     if not isinstance(name, str) or name not in credentials:
-        raise UnknownCredentials(str(name)[:100])
+        raise UnknownCredentialsError(str(name)[:100])
     return credentials[name]
 
 
@@ -139,10 +139,10 @@ def require_for_host(credential: Credential, host: str, port: int, location: str
     """Refuse to show a credential to a host that it does not list.
 
     Raises:
-        ForbiddenPath: the host is not one of its `hosts`.
+        ForbiddenPathError: the host is not one of its `hosts`.
         SettingsError: an entry of its `hosts` is not a host pattern.
     """
     if not any(HostPattern.parse(listed).matches_name(host, port) for listed in credential.hosts):
-        raise ForbiddenPath(
+        raise ForbiddenPathError(
             location, "the credentials that the job names are not for this host; list it in their 'hosts'."
         )

@@ -9,11 +9,11 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from ingest_project.core.errors import (
-    ForbiddenPath,
+    ForbiddenPathError,
     IngestError,
     PermanentError,
-    SourceForbidden,
-    SourceMissing,
+    SourceAccessDeniedError,
+    SourceNotFoundError,
     UnreadableListingError,
 )
 from ingest_project.sources.connection_pool import Account, ConnectionPool
@@ -98,7 +98,8 @@ class Walk:
         """What the pattern asks for, folder by folder.
 
         Raises:
-            SourceMissing: there is no such folder. And what else a source raises; nothing that failed is left out.
+            SourceNotFoundError: there is no such folder. And what else a source raises; nothing that failed is left
+        out.
         """
         waiting = [_Folder(root, "")]
         looked_into = 0
@@ -118,11 +119,11 @@ class Walk:
     ) -> Iterator[SourceFile | Skipped]:
         try:
             lease, entries = self.pool.begin(self.account, lambda connection: connection.entries(folder.raw))
-        except (SourceMissing, SourceForbidden) as error:
+        except (SourceNotFoundError, SourceAccessDeniedError) as error:
             if folder.parent is None:
                 raise
             # One that was removed meanwhile is none of anybody's business.
-            forbidden = isinstance(error, SourceForbidden)
+            forbidden = isinstance(error, SourceAccessDeniedError)
             yield Skipped(self.names.path(folder.raw), CLOSED_FOLDER if forbidden else GONE_FOLDER, visible=forbidden)
             return
         kinds: Counter[bool] = Counter()
@@ -176,9 +177,9 @@ class Walk:
             return Skipped(path, NOT_A_FILE["other"])
         try:
             found = entry if entry.exact and entry.kind == "file" else connection.described(raw)
-        except SourceMissing:
+        except SourceNotFoundError:
             return Skipped(path, "It was removed while the folder was read, or is a link that leads nowhere.")
-        except (SourceForbidden, ForbiddenPath) as error:
+        except (SourceAccessDeniedError, ForbiddenPathError) as error:
             return Skipped(path, f"No access: {error.reason.rstrip('.')}.")
         except PermanentError:
             return Skipped(path, "Its server does not describe it.")

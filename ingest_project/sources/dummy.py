@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ingest_project.sources.allowed_roots import Roots
-from ingest_project.sources.context import SourceAccess
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.limits import SourceLimits
 from ingest_project.sources.local import LocalSource
 
 
-def open_dummy(source_config: Mapping[str, Any], access: SourceAccess) -> LocalSource:
+def open_dummy(source_config: Mapping[str, Any], access: SourceContext) -> LocalSource:
     """The folder of INGEST_DUMMY_ROOT; without a path, all of it."""
     root = access.settings.dummy_root
     roots = Roots.of([root], setting="INGEST_DUMMY_ROOT", hard_links=access.settings.allow_hard_links)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
-from ingest_project.core.errors import PermanentError, SourceUnreachable
+from ingest_project.core.errors import PermanentError, SourceUnreachableError
 from ingest_project.core.settings import PollingSettings
 from ingest_project.platform.http.deadlines import Deadline, DeadlineSocket, deadline_in_force
 
@@ -84,7 +84,7 @@ class ListingBudget:
 
         Raises:
             PermanentError: there are too many.
-            SourceUnreachable: it has taken too long.
+            SourceUnreachableError: it has taken too long.
         """
         self._entries += entries
         if self._entries > self._limits.max_entries:
@@ -104,11 +104,11 @@ class ListingBudget:
         """More than zero.
 
         Raises:
-            SourceUnreachable: it has taken too long.
+            SourceUnreachableError: it has taken too long.
         """
         left = self._until - time.monotonic()
         if left <= 0:
-            raise SourceUnreachable(
+            raise SourceUnreachableError(
                 self._location,
                 f"listing it took more than {self._limits.max_listing_seconds:g} s (limit: {SECONDS_SETTING})",
             )
@@ -128,7 +128,7 @@ class Pace:
     """
 
     def __init__(self, limits: SourceLimits, location: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stretch = 2 * limits.timeout_seconds
+        self._interval = 2 * limits.timeout_seconds
         self._location = location
         self._clock = clock
         self._seconds = 0.0
@@ -138,15 +138,15 @@ class Pace:
         """One piece, read now; what its user does in between is not the server's time.
 
         Raises:
-            SourceUnreachable: the last stretch brought too little.
+            SourceUnreachableError: the last stretch brought too little.
         """
         before = self._clock()
         piece = read()
         self._seconds += self._clock() - before
         self._bytes += len(piece)
-        if self._seconds >= self._stretch and piece:
+        if self._seconds >= self._interval and piece:
             if self._bytes < LEAST_BYTES_PER_SECOND * self._seconds:
-                raise SourceUnreachable(
+                raise SourceUnreachableError(
                     self._location,
                     f"it is too slow: {self._bytes} bytes in {self._seconds:.0f} s, under {LEAST_BYTES_PER_SECOND} "
                     "bytes a second",

@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from ingest_project.core.errors import ForbiddenPath, IngestError
+from ingest_project.core.errors import ForbiddenPathError, IngestError
 from ingest_project.sources.allowed_roots import MAX_PATH_BYTES, Roots, described, failure_of, require_path
-from ingest_project.sources.context import SourceAccess
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.limits import ListingBudget, SourceLimits
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.selection import Pattern, refusal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_DEPTH = 32
 
 
-def open_local(source_config: Mapping[str, Any], access: SourceAccess) -> LocalSource:
+def open_local(source_config: Mapping[str, Any], access: SourceContext) -> LocalSource:
     """Folders of this host; relative paths start at the current folder."""
     roots = Roots.of(
         access.settings.local_roots, setting="INGEST_LOCAL_ROOTS", hard_links=access.settings.allow_hard_links
@@ -62,7 +62,7 @@ class LocalSource:
         """`local:` and the absolute path, symlinks resolved."""
         try:
             return f"local:{os.path.realpath(self._at(path))}"
-        except (ForbiddenPath, OSError, ValueError):
+        except (ForbiddenPathError, OSError, ValueError):
             # A path that no file can have still needs a stable name in reports.
             return f"local:{path[:MAX_PATH_BYTES]}"
 

@@ -19,23 +19,23 @@ from typing import Any, BinaryIO, cast
 from azure.storage.filedatalake import FileSystemClient
 
 from ingest_project.core.errors import (
-    ForbiddenPath,
+    ForbiddenPathError,
     PermanentError,
     SettingsError,
-    SourceForbidden,
-    SourceUnreachable,
-    StoreUnavailable,
+    SourceAccessDeniedError,
+    SourceUnreachableError,
+    StoreUnavailableError,
     UnreadableListingError,
 )
 from ingest_project.core.settings import Credential
 from ingest_project.platform.azure.accounts import ALLOWED_ACCOUNTS, AllowedAccount
 from ingest_project.platform.azure.address import OneLakeAddress, parse_address, safe_path
 from ingest_project.platform.azure.client import Listed, list_folder, open_file, open_file_system
-from ingest_project.platform.azure.errors import StoreRefused, onelake_errors
+from ingest_project.platform.azure.errors import StoreRejectedError, onelake_errors
 from ingest_project.platform.azure.identity import OneLakeOptions
 from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
 from ingest_project.platform.http.urls import parse_url, printable_url
-from ingest_project.sources.context import SourceAccess, named_credential, require_for_host
+from ingest_project.sources.context import SourceContext, named_credential, require_for_host
 from ingest_project.sources.limits import ListingBudget, PacedReader, SourceLimits, within_budget
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.selection import Pattern, refusal
@@ -44,11 +44,11 @@ from ingest_project.sources.selection import Pattern, refusal
 KEPT_CLIENTS = 32
 
 
-def open_onelake(source_config: Mapping[str, Any], access: SourceAccess) -> OneLakeSource:
+def open_onelake(source_config: Mapping[str, Any], access: SourceContext) -> OneLakeSource:
     """One folder of a file system.
 
     Raises:
-        UnknownCredentials: it names some that are not stored.
+        UnknownCredentialsError: it names some that are not stored.
         PermanentError: its credentials are for something else.
     """
     credential = named_credential(source_config, access.credentials)
@@ -87,14 +87,14 @@ class OneLakeSource:
 
         Raises:
             PermanentError: it names none.
-            ForbiddenPath: one that gets no credential of ours.
+            ForbiddenPathError: one that gets no credential of ours.
         """
         address = self._parsed(path)
         if self.credential is not None and self.credential.hosts:
             account = parse_url(address.account_url)
             require_for_host(self.credential, account.host, account.port, address.url)
         elif not any(account.allows(address) for account in self.accounts()):
-            raise ForbiddenPath(
+            raise ForbiddenPathError(
                 address.url,
                 f"no setting names this account or workspace. List it in {ALLOWED_ACCOUNTS}, as "
                 f"{parse_url(address.account_url).host_and_port}/{address.file_system}.",
@@ -121,7 +121,7 @@ class OneLakeSource:
         found = self.address(path)
         own = self.address(self.path) if self.path else found
         if (found.account_url, found.file_system) != (own.account_url, own.file_system):
-            raise ForbiddenPath(found.url, "it is not in the file system that its source names.")
+            raise ForbiddenPathError(found.url, "it is not in the file system that its source names.")
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
         """Page by page of 5,000: all below the folder at once where the pattern has `**`, level by level if not."""
@@ -144,7 +144,7 @@ class OneLakeSource:
         with _told_as_source(address.url), onelake_errors(address.url), in_time:
             found = self._files(address).get_file_client(address.path).get_file_properties()
         if (found.metadata or {}).get("hdi_isfolder") == "true":
-            raise ForbiddenPath(address.url, "it is not a regular file.")
+            raise ForbiddenPathError(address.url, "it is not a regular file.")
         return SourceFile(
             path=address.url,
             name=address.path.rpartition("/")[2],
@@ -176,7 +176,7 @@ class OneLakeSource:
         if not pattern.matches(relative):
             return
         *folders, name = relative.split("/")
-        with suppress(ForbiddenPath):
+        with suppress(ForbiddenPathError):
             path = root.child(safe_path(relative)).url
             if any(folder.startswith(".") for folder in folders):
                 yield Skipped(path, "A file in a hidden folder.", visible=False)
@@ -200,11 +200,11 @@ def _file_system(account_url: str, file_system: str, options: OneLakeOptions) ->
 def _told_as_source(location: str) -> Iterator[None]:
     try:
         yield
-    except StoreRefused as error:
+    except StoreRejectedError as error:
         said = f"{error.status or ''} {error.code}".strip()
-        raise SourceForbidden(location, f"{said}; check the credential and its rights on this place") from error
-    except StoreUnavailable as error:
-        raise SourceUnreachable(location, str(error).partition(": ")[2] or error) from error
+        raise SourceAccessDeniedError(location, f"{said}; check the credential and its rights on this place") from error
+    except StoreUnavailableError as error:
+        raise SourceUnreachableError(location, str(error).partition(": ")[2] or error) from error
 
 
 def _below(path: str, root: OneLakeAddress) -> str:

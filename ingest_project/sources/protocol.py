@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, BinaryIO, Protocol
 
-from ingest_project.sources.context import SourceAccess
+from ingest_project.sources.context import SourceContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,9 @@ class Skipped:
 class Source(Protocol):
     """One place that files come from.
 
-    Every method raises from the same few classes: ForbiddenPath (not allowed, now or later), SourceForbidden (the
-    source does not let us in), SourceMissing (not there), SourceUnreachable (may work later).
+    Every method raises from the same few classes: ForbiddenPathError (not allowed, now or later),
+    SourceAccessDeniedError (the
+    source does not let us in), SourceNotFoundError (not there), SourceUnreachableError (may work later).
     """
 
     @property
@@ -68,7 +69,7 @@ class Source(Protocol):
         """Refuse a path that may not be read, now or later, without asking the source: a message that names it is bad.
 
         Raises:
-            ForbiddenPath: outside what this system may read.
+            ForbiddenPathError: outside what this system may read.
         """
         ...
 
@@ -101,5 +102,5 @@ class Source(Protocol):
         ...
 
 
-SourceFactory = Callable[[Mapping[str, Any], SourceAccess], Source]
+SourceFactory = Callable[[Mapping[str, Any], SourceContext], Source]
 """Makes a source from a job's `source_config` and what this system lets it use."""

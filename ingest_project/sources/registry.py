@@ -18,7 +18,7 @@ from typing import Any, cast
 from ingest_project.contracts.polling_job import SECRET_NAMES
 from ingest_project.core.errors import PermanentError
 from ingest_project.core.settings import Credential, PollingSettings
-from ingest_project.sources.context import NO_CREDENTIALS, Clients, SourceAccess
+from ingest_project.sources.context import NO_CREDENTIALS, Clients, SourceContext
 from ingest_project.sources.protocol import Source, SourceFactory
 
 ENTRY_POINT_GROUP = "ingest_project.sources"
@@ -50,13 +50,13 @@ def open_source(
         clients: for the kinds of source that need one.
 
     Raises:
-        UnknownCredentials: the config names some that are not stored.
+        UnknownCredentialsError: the config names some that are not stored.
         PermanentError: no such source_type; the message lists those there are. Or the config lacks something, or it
             carries a secret.
     """
     _refuse_secrets(source_config)
     factory = _factory(str(source_config.get("source_type", "")))
-    return factory(source_config, SourceAccess(settings, credentials, clients))
+    return factory(source_config, SourceContext(settings, credentials, clients))
 
 
 def canonical_location(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
-from ingest_project.core.errors import SourceChanged, SourceUnreachable
+from ingest_project.core.errors import SourceChangedError, SourceUnreachableError
 from ingest_project.sources.limits import Pace, SourceLimits
 from ingest_project.sources.server_connection import OpenedFile
 
@@ -84,7 +84,7 @@ class _ResumedFile(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
-            self._let_go()
+            self._purge()
         super().close()
 
     def _next_block(self, size: int) -> bytes:
@@ -93,7 +93,7 @@ class _ResumedFile(io.RawIOBase):
                 block = self._file.read(size)
                 if not block:
                     self._require_complete()
-            except SourceUnreachable as error:
+            except SourceUnreachableError as error:
                 self._resume(error)
             else:
                 self._position += len(block)
@@ -103,18 +103,18 @@ class _ResumedFile(io.RawIOBase):
     def _require_complete(self) -> None:
         size, _ = self._version
         if size is not None and self._position < size:
-            raise SourceUnreachable(self._location, f"it ended after {self._position} of {size} bytes")
+            raise SourceUnreachableError(self._location, f"it ended after {self._position} of {size} bytes")
 
-    def _resume(self, error: SourceUnreachable) -> None:
+    def _resume(self, error: SourceUnreachableError) -> None:
         while True:
-            self._let_go()
+            self._purge()
             self._failures += 1
             if self._failures > ATTEMPTS_WITHOUT_PROGRESS:
                 raise error
             time.sleep(FIRST_PAUSE_SECONDS * 2.0 ** (self._failures - 1))
             try:
                 self._lease, self._file = self._open_at(self._position)
-            except SourceUnreachable as again:
+            except SourceUnreachableError as again:
                 error = again
                 continue
             self._require_same()
@@ -123,8 +123,8 @@ class _ResumedFile(io.RawIOBase):
     def _require_same(self) -> None:
         found = (self._file.size_bytes, self._file.modified_at)
         if found != self._version:
-            raise SourceChanged(self._location, "the connection was cut, and by then it was another version")
+            raise SourceChangedError(self._location, "the connection was cut, and by then it was another version")
 
-    def _let_go(self) -> None:
+    def _purge(self) -> None:
         self._file.close()
         self._lease.release()

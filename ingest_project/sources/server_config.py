@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ingest_project.core.errors import AddressRefused, ForbiddenPath, PermanentError, SourceUnreachable
+from ingest_project.core.errors import AddressRejectedError, ForbiddenPathError, PermanentError, SourceUnreachableError
 from ingest_project.core.settings import Credential, PollingSettings
 from ingest_project.platform.http.host_grammar import MAX_PORT, MalformedAddressError, host_and_port, parse_server
 from ingest_project.platform.http.host_policy import INTERNAL_HOSTS, NO_LISTS, HostLists, HostPattern
@@ -106,18 +106,18 @@ class Server:
         """A connection to this host, at an address that it may have.
 
         Raises:
-            ForbiddenPath: one of its addresses is denied, or internal and no setting names the host.
-            SourceUnreachable: its name is not known, or nothing answers.
+            ForbiddenPathError: one of its addresses is denied, or internal and no setting names the host.
+            SourceUnreachableError: its name is not known, or nothing answers.
         """
         rules = self.lists.rules_for((self.host, self.port), internal_allowed=self.internal_allowed)
         try:
             connection = Connector(rules).connect(self.host, self.port, timeout_seconds)
-        except AddressRefused as error:
-            raise ForbiddenPath(self.location, _refusal(error)) from error
+        except AddressRejectedError as error:
+            raise ForbiddenPathError(self.location, _refusal(error)) from error
         except socket.gaierror as error:
-            raise SourceUnreachable(self.location, f"its name cannot be resolved ({error})") from error
+            raise SourceUnreachableError(self.location, f"its name cannot be resolved ({error})") from error
         except OSError as error:
-            raise SourceUnreachable(self.location, error) from error
+            raise SourceUnreachableError(self.location, error) from error
         # A transfer of hours leaves the control connection silent; firewalls forget silent connections.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection
@@ -152,7 +152,7 @@ def server_for(
     """What a job's `source_config` means: the server, whether it may be contacted, and who we are there.
 
     Raises:
-        UnknownCredentials, PermanentError: as `named_credential` and `server_of` say.
+        UnknownCredentialsError, PermanentError: as `named_credential` and `server_of` say.
         SettingsError: an entry of a list of hosts is not a host pattern.
     """
     credential = named_credential(source_config, credentials)
@@ -192,14 +192,14 @@ class HostGuard:
         """Judge a server by its name and port.
 
         Raises:
-            ForbiddenPath: it is not listed, or the credential is not for it.
+            ForbiddenPathError: it is not listed, or the credential is not for it.
         """
         if self.credential is not None and not _matches(self.credential, server):
-            raise ForbiddenPath(
+            raise ForbiddenPathError(
                 server.location, "the credentials that the job names are not for this host; list it in their 'hosts'."
             )
         if not _matches((*self.allowed, *self.listed), server):
-            raise ForbiddenPath(
+            raise ForbiddenPathError(
                 server.location,
                 f"its host is not allowed. List it in {ALLOWED_SOURCE_HOSTS}, or in the 'hosts' of stored credentials.",
             )
@@ -231,7 +231,7 @@ def _host(text: str, scheme: str) -> str:
     return host
 
 
-def _refusal(error: AddressRefused) -> str:
+def _refusal(error: AddressRejectedError) -> str:
     remedy = f" Name the host in {ALLOWED_SOURCE_HOSTS}, or it or its network in {INTERNAL_HOSTS}."
     return f"{error.rule}.{remedy if error.setting else ''}"
 

@@ -40,7 +40,7 @@ class OpenedFile(Protocol):
         """Some of the next bytes, at most `size`; empty at the end.
 
         Raises:
-            SourceUnreachable: the connection broke.
+            SourceUnreachableError: the connection broke.
         """
         ...
 
@@ -52,8 +52,8 @@ class OpenedFile(Protocol):
 class ServerConnection(Protocol):
     """One logged-in connection, for one user at a time.
 
-    Every method raises SourceMissing, SourceForbidden, ForbiddenPath or SourceUnreachable; after the last one
-    `usable` tells whether the connection can be used again.
+    Every method raises SourceNotFoundError, SourceAccessDeniedError, ForbiddenPathError or SourceUnreachableError;
+    after the last one `usable` tells whether the connection can be used again.
     """
 
     usable: bool

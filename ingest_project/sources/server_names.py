@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from ingest_project.core.errors import ForbiddenPath, PermanentError
+from ingest_project.core.errors import ForbiddenPathError, PermanentError
 
 BY_BYTES = "bytes:"
 ENCODINGS = (
@@ -56,11 +56,11 @@ class NameCoding:
         start of others differs by user and changes, and one file must have one name.
 
         Raises:
-            ForbiddenPath: no server can have such a path, or it cannot be asked for.
+            ForbiddenPathError: no server can have such a path, or it cannot be asked for.
         """
         raw = self._encoded(path)
         if any(byte <= _LAST_CONTROL or byte == _DELETE for byte in raw):
-            raise ForbiddenPath(path, "it has control characters.")
+            raise ForbiddenPathError(path, "it has control characters.")
         parts: list[bytes] = []
         for part in raw.split(b"/"):
             if part == b"..":
@@ -75,7 +75,9 @@ class NameCoding:
                 return unquote_to_bytes(path.removeprefix(BY_BYTES))
             return path.encode(self.encoding)
         except UnicodeEncodeError:
-            raise ForbiddenPath(path, f"it cannot be written in {self.encoding}, this server's encoding.") from None
+            raise ForbiddenPathError(
+                path, f"it cannot be written in {self.encoding}, this server's encoding."
+            ) from None
 
     def _exact(self, raw: bytes) -> str | None:
         try:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import quote_from_bytes
 
-from ingest_project.core.errors import ForbiddenPath
-from ingest_project.sources.connection_pool import Account, ConnectionPool, Lease, Limits, pool_of
+from ingest_project.core.errors import ForbiddenPathError
+from ingest_project.sources.connection_pool import Account, ConnectionPool, Lease, PoolLimits, pool_of
 from ingest_project.sources.directory_walk import Walk, source_file
 from ingest_project.sources.limits import SourceLimits
 from ingest_project.sources.protocol import Skipped, SourceFile
@@ -51,7 +51,7 @@ class ServerSource:
         """`ftp://` or `sftp://`, user, host, port and absolute path, its bytes percent-encoded."""
         try:
             return self.server.location + quote_from_bytes(self.names.raw_path(path))
-        except ForbiddenPath:
+        except ForbiddenPathError:
             # A path that no file can have still needs a stable name in reports.
             return f"{self.server.location}/{quote_from_bytes(path.encode('utf-8', 'surrogatepass'))}"
 
@@ -88,7 +88,7 @@ class ServerSource:
 
     def _require_file(self, found: Entry, path: str) -> None:
         if found.kind != "file":
-            raise ForbiddenPath(path, "it is not a regular file.")
+            raise ForbiddenPathError(path, "it is not a regular file.")
 
 
 class ServerLogin(Protocol):
@@ -123,7 +123,7 @@ def server_source(
 def connection_pool(settings: ServerSettings) -> ConnectionPool:
     """The pool that all sources with these settings share."""
     return pool_of(
-        Limits(
+        PoolLimits(
             total=settings.max_connections,
             per_server=settings.max_connections_per_host,
             idle_seconds=settings.idle_seconds,

@@ -38,7 +38,7 @@ def unread(services: StreamResources, topic: str, max_unfinished_seconds: float)
         max_unfinished_seconds: how long a range may take from its planning to its end.
     """
     ledger, now = services.stream_ranges, datetime.now(UTC)
-    gaps = [seam.offsets for seam in services.stream_stretches.seams(topic) if seam.is_gap]
+    gaps = [seam.offsets for seam in services.stream_intervals.seams(topic) if seam.is_gap]
     return Unread(
         gaps=gaps[:MOST_SHOWN],
         given_up=ledger.list(topic, [RangeState.FAILED], MOST_SHOWN),
@@ -49,7 +49,7 @@ def unread(services: StreamResources, topic: str, max_unfinished_seconds: float)
 
 def planned_twice(services: StreamResources, topic: str) -> list[str]:
     """Offsets that are in two ranges."""
-    return [str(seam.offsets) for seam in services.stream_stretches.seams(topic) if not seam.is_gap]
+    return [str(seam.offsets) for seam in services.stream_intervals.seams(topic) if not seam.is_gap]
 
 
 def shown(ranges: Sequence[RangeRecord]) -> list[str]:

@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from ingest_project.platform.database.engine import reading, snapshot, writing
 from ingest_project.platform.work_queue.sql_helpers import KEYS_AT_A_TIME
 from ingest_project.streams.range_record import Lane, OffsetRange, RangeState, offset_columns
-from ingest_project.streams.ranges import lanes
+from ingest_project.streams.ranges import topic_partitions
+from ingest_project.streams.tables import stream_intervals as intervals
 from ingest_project.streams.tables import stream_ranges as ranges
-from ingest_project.streams.tables import stream_stretches as stretches
 from ingest_project.streams.user_activity.changed_hours import keep_spans
 
 BEYOND = 2**63 - 1
@@ -43,11 +43,11 @@ class Seam(NamedTuple):
     is_gap: bool
 
 
-class StreamStretches:
-    """Reads and writes the table `stream_stretches`, and removes what it stands for. Times are UTC-aware.
+class StreamIntervals:
+    """Reads and writes the table `stream_intervals`, and removes what it stands for. Times are UTC-aware.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -56,7 +56,11 @@ class StreamStretches:
     def seams(self, topic: str) -> tuple[Seam, ...]:
         """Where offsets are in no range, or in two. Takes as long as there are ranges in no stretch yet."""
         with snapshot(self._engine) as connection:
-            return tuple(seam for lane in lanes(connection, topic) for seam in _seams_of(connection, lane))
+            return tuple(
+                seam
+                for topic_partition in topic_partitions(connection, topic)
+                for seam in _seams_of(connection, topic_partition)
+            )
 
     def extend(self, settled: datetime) -> None:
         """Let the stretches reach over every range that was planned before a moment, each partition by itself.
@@ -67,21 +71,21 @@ class StreamStretches:
             settled: no tick of before that can still be planning.
         """
         with reading(self._engine) as connection:
-            every = list(lanes(connection))
-        for lane in every:
+            every = list(topic_partitions(connection))
+        for topic_partition in every:
             with writing(self._engine) as connection:
                 _become_the_only_one(connection)
-                _extend_lane(connection, lane, settled)
+                _extend_lane(connection, topic_partition, settled)
 
     def count_old(self, before: datetime, most: int) -> int:
         """How many ranges may go, of those that were done before a moment; counted up to so many."""
-        ends_one = _in_a_stretch(stretches.c.end_offset == ranges.c.end_offset)
+        ends_one = _in_a_stretch(intervals.c.end_offset == ranges.c.end_offset)
         with snapshot(self._engine) as connection:
             stays = sa.or_(ranges.c.range_key.in_(_newest(connection)), ends_one)
             found = sa.select(ranges.c.range_key).where(_long_done(before), ~stays).limit(most).subquery()
             return int(connection.execute(sa.select(sa.func.count()).select_from(found)).scalar_one())
 
-    def let_go(self, before: datetime, most: int) -> int:
+    def purge(self, before: datetime, most: int) -> int:
         """Remove ranges that were done and reported before a moment and lie in a stretch, the oldest first.
 
         The newest of every partition stays, and whatever failed, got lost, waits or is in a run's hands. Which hours
@@ -109,37 +113,37 @@ class StreamStretches:
 def holes(known: Sequence[Bounds]) -> list[Bounds]:
     """The offsets that are in none of these stretches, which come in the order in which they begin."""
     found, reached = [], 0
-    for stretch in known:
-        if stretch.first > reached:
-            found.append(Bounds(reached, stretch.first))
-        reached = max(reached, stretch.end)
+    for interval in known:
+        if interval.first > reached:
+            found.append(Bounds(reached, interval.first))
+        reached = max(reached, interval.end)
     return [*found, Bounds(reached, BEYOND)]
 
 
 def _become_the_only_one(connection: sa.Connection) -> None:
     # Two that let go at once would each forget what the other remembers. On SQLite the transaction itself is alone.
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("LOCK TABLE stream_stretches IN SHARE ROW EXCLUSIVE MODE"))
+        connection.execute(sa.text("LOCK TABLE stream_intervals IN SHARE ROW EXCLUSIVE MODE"))
 
 
-def _seams_of(connection: sa.Connection, lane: Lane) -> Iterator[Seam]:
-    each = _in_order(lane, _in_holes(lane, _known(connection, lane))).subquery()
+def _seams_of(connection: sa.Connection, topic_partition: Lane) -> Iterator[Seam]:
+    each = _in_order(topic_partition, _in_holes(topic_partition, _known(connection, topic_partition))).subquery()
     query = sa.select(each).where(each.c.first != each.c.reached).order_by(each.c.first)
     for row in connection.execute(query):
         if row.first > row.reached:
-            yield Seam(OffsetRange(*lane, row.reached, row.first), is_gap=True)
+            yield Seam(OffsetRange(*topic_partition, row.reached, row.first), is_gap=True)
         else:
-            yield Seam(OffsetRange(*lane, row.first, min(row.end, row.reached)), is_gap=False)
+            yield Seam(OffsetRange(*topic_partition, row.first, min(row.end, row.reached)), is_gap=False)
 
 
-def _extend_lane(connection: sa.Connection, lane: Lane, settled: datetime) -> None:
+def _extend_lane(connection: sa.Connection, topic_partition: Lane, settled: datetime) -> None:
     # What is planned twice may reach back: nothing from the first range on that has not settled.
-    known = _known(connection, lane)
-    in_holes = _in_holes(lane, known)
+    known = _known(connection, topic_partition)
+    in_holes = _in_holes(topic_partition, known)
     query = sa.select(sa.func.min(ranges.c.first_offset)).where(in_holes, ranges.c.created_at >= settled)
     until = connection.execute(query).scalar()
     has_settled = sa.and_(ranges.c.created_at < settled, ranges.c.end_offset <= (BEYOND if until is None else until))
-    each = _in_order(lane, sa.and_(in_holes, has_settled)).subquery()
+    each = _in_order(topic_partition, sa.and_(in_holes, has_settled)).subquery()
     begins = sa.case((sa.and_(each.c.first == each.c.before, each.c.first == each.c.reached), 0), else_=1)
     numbered = sa.select(each, sa.func.sum(begins).over(order_by=(each.c.first, each.c.end)).label("number")).subquery()
     first, end = sa.func.min(numbered.c.first), sa.func.max(numbered.c.end)
@@ -148,17 +152,17 @@ def _extend_lane(connection: sa.Connection, lane: Lane, settled: datetime) -> No
     ]
     if found == known:
         return
-    rows = [{**lane._asdict(), "first_offset": one.first, "end_offset": one.end} for one in found]
-    connection.execute(sa.delete(stretches).where(_of(stretches, lane)))
-    connection.execute(sa.insert(stretches), rows)
+    rows = [{**topic_partition._asdict(), "first_offset": one.first, "end_offset": one.end} for one in found]
+    connection.execute(sa.delete(intervals).where(_of(intervals, topic_partition)))
+    connection.execute(sa.insert(intervals), rows)
 
 
-def _in_order(lane: Lane, others: sa.ColumnElement[bool]) -> sa.Select[tuple[int, ...]]:
+def _in_order(topic_partition: Lane, others: sa.ColumnElement[bool]) -> sa.Select[tuple[int, ...]]:
     """Stretches of a partition and some ranges in none of them: where each begins, and where those before it end.
 
     Columns: first, end, before (the end of the last one before it), reached (the highest end of all before it).
     """
-    known = sa.select(stretches.c.first_offset, stretches.c.end_offset).where(_of(stretches, lane))
+    known = sa.select(intervals.c.first_offset, intervals.c.end_offset).where(_of(intervals, topic_partition))
     both = sa.union_all(known, sa.select(ranges.c.first_offset, ranges.c.end_offset).where(others)).subquery()
     first, end = both.c.first_offset, both.c.end_offset
     in_turn = (first, end)
@@ -167,20 +171,24 @@ def _in_order(lane: Lane, others: sa.ColumnElement[bool]) -> sa.Select[tuple[int
     return sa.select(first.label("first"), end.label("end"), before, reached)
 
 
-def _in_holes(lane: Lane, known: Sequence[Bounds]) -> sa.ColumnElement[bool]:
+def _in_holes(topic_partition: Lane, known: Sequence[Bounds]) -> sa.ColumnElement[bool]:
     """Whether a range of a partition is in none of its stretches; an index over the ends answers."""
     end, found = ranges.c.end_offset, holes(known)
-    return sa.and_(_of(ranges, lane), sa.or_(*(sa.and_(end > hole.first, end <= hole.end) for hole in found)))
-
-
-def _known(connection: sa.Connection, lane: Lane) -> list[Bounds]:
-    query = sa.select(stretches.c.first_offset, stretches.c.end_offset).where(_of(stretches, lane))
-    return [Bounds(*row) for row in connection.execute(query.order_by(stretches.c.first_offset))]
-
-
-def _of(table: sa.Table, lane: Lane) -> sa.ColumnElement[bool]:
     return sa.and_(
-        table.c.topic == lane.topic, table.c.generation == lane.generation, table.c.partition == lane.partition
+        _of(ranges, topic_partition), sa.or_(*(sa.and_(end > hole.first, end <= hole.end) for hole in found))
+    )
+
+
+def _known(connection: sa.Connection, topic_partition: Lane) -> list[Bounds]:
+    query = sa.select(intervals.c.first_offset, intervals.c.end_offset).where(_of(intervals, topic_partition))
+    return [Bounds(*row) for row in connection.execute(query.order_by(intervals.c.first_offset))]
+
+
+def _of(table: sa.Table, topic_partition: Lane) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        table.c.topic == topic_partition.topic,
+        table.c.topic_id == topic_partition.topic_id,
+        table.c.partition == topic_partition.partition,
     )
 
 
@@ -192,7 +200,7 @@ def _long_done(before: datetime) -> sa.ColumnElement[bool]:
 def _remove(connection: sa.Connection, before: datetime, most: int) -> int:
     key, oldest_first = ranges.c.range_key, ranges.c.updated_at
     # What a stretch ends with stays: one of them is the newest of its partition, after which the next plan begins.
-    goes_on = (stretches.c.first_offset <= ranges.c.first_offset, stretches.c.end_offset > ranges.c.end_offset)
+    goes_on = (intervals.c.first_offset <= ranges.c.first_offset, intervals.c.end_offset > ranges.c.end_offset)
     chosen = sa.select(key).where(_long_done(before), _in_a_stretch(*goes_on)).order_by(oldest_first).limit(most)
     # The state once more, beside the inner query: PostgreSQL asks it again of a row that a run has just taken.
     statement = sa.delete(ranges).where(key.in_(chosen), _long_done(before)).returning(key, *offset_columns(ranges))
@@ -203,11 +211,14 @@ def _remove(connection: sa.Connection, before: datetime, most: int) -> int:
 
 def _in_a_stretch(*where: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     """Whether a stretch of the same partition is like this."""
-    same_topic = (stretches.c.topic == ranges.c.topic, stretches.c.generation == ranges.c.generation)
-    return sa.exists().where(*same_topic, stretches.c.partition == ranges.c.partition, *where)
+    same_topic = (intervals.c.topic == ranges.c.topic, intervals.c.topic_id == ranges.c.topic_id)
+    return sa.exists().where(*same_topic, intervals.c.partition == ranges.c.partition, *where)
 
 
 def _newest(connection: sa.Connection) -> list[str]:
     """The key of the range of each partition that ends last."""
     ordered = sa.select(ranges.c.range_key).order_by(ranges.c.end_offset.desc()).limit(1)
-    return [connection.execute(ordered.where(_of(ranges, lane))).scalar_one() for lane in lanes(connection)]
+    return [
+        connection.execute(ordered.where(_of(ranges, topic_partition))).scalar_one()
+        for topic_partition in topic_partitions(connection)
+    ]

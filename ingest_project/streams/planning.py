@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.offset_ranges import Backlog
 from ingest_project.platform.kafka.offsets import Positions
@@ -35,13 +35,13 @@ class Plan(NamedTuple):
 
 
 def plan(  # noqa: PLR0913, PLR0917 - what waits, and two bounds
-    topic: str, generation: str, backlog: Backlog, planned_ends: Mapping[int, int], size: int, most: int
+    topic: str, topic_id: str, backlog: Backlog, planned_ends: Mapping[int, int], size: int, most: int
 ) -> Plan:
     """Decide what is read next.
 
     Args:
         topic: which.
-        generation: of the topic, as the ledger knows it.
+        topic_id: of the topic, as the ledger knows it.
         backlog: what waits.
         planned_ends: where the ledger's last range of each partition ends; goes before the cursor, which a crash may
             have left behind.
@@ -54,9 +54,9 @@ def plan(  # noqa: PLR0913, PLR0917 - what waits, and two bounds
         log_start, planned_end = backlog.log_starts[partition], planned_ends.get(partition)
         if planned_end is not None:
             if log_start > planned_end:
-                found.lost.append(OffsetRange(topic, generation, partition, planned_end, log_start))
+                found.lost.append(OffsetRange(topic, topic_id, partition, planned_end, log_start))
             start = max(planned_end, log_start)  # noqa: PLW2901 - a better start than the cursor's
-        pieces = cut(topic, generation, partition, start, backlog.ends[partition], size)[:share]
+        pieces = cut(topic, topic_id, partition, start, backlog.ends[partition], size)[:share]
         found.ranges.extend(pieces)
         found.next_offsets[partition] = pieces[-1].end if pieces else start
     return found
@@ -79,7 +79,7 @@ def plan_backlog(  # noqa: PLR0913 - two bounds and a pause
         the positions to save; None where there is no such topic.
 
     Raises:
-        BrokerUnavailable, DatabaseUnavailable: nothing was planned.
+        BrokerUnavailableError, DatabaseUnavailableError: nothing was planned.
     """
     backlog = services.range_reader.backlog(topic, saved, wait_seconds)
     if backlog is None:
@@ -90,22 +90,22 @@ def plan_backlog(  # noqa: PLR0913 - two bounds and a pause
     for notice in backlog.notices:
         logger.warning("topic_notice", topic=topic, notice=notice)
     ledger, now = services.stream_ranges, datetime.now(UTC)
-    generation = backlog.generation or ledger.latest_life(topic, backlog.ends)
-    same_life = saved is not None and saved.generation == backlog.generation
-    ledger.reopen_unsaved(topic, generation, saved.next_offsets if saved and same_life else {}, now)
-    planned = plan(topic, generation, backlog, ledger.planned_ends(topic, generation, backlog.starts), size, most)
+    topic_id = backlog.topic_id or ledger.latest_life(topic, backlog.ends)
+    same_life = saved is not None and saved.topic_id == backlog.topic_id
+    ledger.recover_uncommitted(topic, topic_id, saved.next_offsets if saved and same_life else {}, now)
+    planned = plan(topic, topic_id, backlog, ledger.planned_ends(topic, topic_id, backlog.starts), size, most)
     ledger.plan(planned.ranges, planned.lost, now)
-    return Positions(backlog.generation, planned.next_offsets)
+    return Positions(backlog.topic_id, planned.next_offsets)
 
 
-def lag(services: StreamResources, topic: str, generation: str) -> int | None:
+def lag(services: StreamResources, topic: str, topic_id: str) -> int | None:
     """How many offsets wait on the topic or in the ledger; None where the broker cannot be asked now."""
     ledger = services.stream_ranges
     try:
         partitions = services.reader.end_offsets(topic)
         # Without a generation: the ledger may have a name of its own for this life of the topic.
-        planned = Positions("", ledger.planned_ends(topic, generation, partitions))
+        planned = Positions("", ledger.planned_ends(topic, topic_id, partitions))
         backlog = services.range_reader.backlog(topic, planned, 0)
-    except BrokerUnavailable:
+    except BrokerUnavailableError:
         return None
-    return (backlog.waiting if backlog else 0) + ledger.unread(topic, generation)
+    return (backlog.waiting if backlog else 0) + ledger.unread(topic, topic_id)

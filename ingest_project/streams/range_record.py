@@ -34,7 +34,7 @@ class Lane(NamedTuple):
     """A partition in one life of its topic: offsets in it follow one another."""
 
     topic: str
-    generation: str
+    topic_id: str
     partition: int
 
 
@@ -42,25 +42,25 @@ class OffsetRange(msgspec.Struct, frozen=True, order=True):
     """Offsets of one partition.
 
     Args:
-        generation: tells one life of a topic from the next.
+        topic_id: tells one life of a topic from the next.
         end: the first offset that is not in it.
     """
 
     topic: str
-    generation: str
+    topic_id: str
     partition: int
     first: int
     end: int
 
     @property
-    def lane(self) -> Lane:
+    def topic_partition(self) -> Lane:
         """Whose offsets these are."""
-        return Lane(self.topic, self.generation, self.partition)
+        return Lane(self.topic, self.topic_id, self.partition)
 
     @property
     def key(self) -> str:
         """Its name in the ledger. Where it ends is not in it: the first plan decides that."""
-        return f"{self.topic}/{self.generation}/{self.partition}/{self.first}"
+        return f"{self.topic}/{self.topic_id}/{self.partition}/{self.first}"
 
     def __len__(self) -> int:
         """How many offsets."""
@@ -93,12 +93,10 @@ class RangeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cut(  # noqa: PLR0913, PLR0917 - a range is four facts
-    topic: str, generation: str, partition: int, start: int, end: int, size: int
+    topic: str, topic_id: str, partition: int, start: int, end: int, size: int
 ) -> list[OffsetRange]:
     """Divide offsets into ranges of at most this size."""
-    return [
-        OffsetRange(topic, generation, partition, first, min(first + size, end)) for first in range(start, end, size)
-    ]
+    return [OffsetRange(topic, topic_id, partition, first, min(first + size, end)) for first in range(start, end, size)]
 
 
 def range_row(entry: OffsetRange, state: RangeState, now: datetime) -> dict[str, Any]:
@@ -106,7 +104,7 @@ def range_row(entry: OffsetRange, state: RangeState, now: datetime) -> dict[str,
     return {
         "range_key": entry.key,
         "topic": entry.topic,
-        "generation": entry.generation,
+        "topic_id": entry.topic_id,
         "partition": entry.partition,
         "first_offset": entry.first,
         "end_offset": entry.end,
@@ -120,8 +118,8 @@ def range_row(entry: OffsetRange, state: RangeState, now: datetime) -> dict[str,
 
 def offset_columns(table: sa.Table) -> list[sa.Column[Any]]:
     """The columns from which an `OffsetRange` is made, in its order."""
-    return [table.c[name] for name in ("topic", "generation", "partition", "first_offset", "end_offset")]
+    return [table.c[name] for name in ("topic", "topic_id", "partition", "first_offset", "end_offset")]
 
 
 def _offsets(row: sa.RowMapping) -> OffsetRange:
-    return OffsetRange(row["topic"], row["generation"], row["partition"], row["first_offset"], row["end_offset"])
+    return OffsetRange(row["topic"], row["topic_id"], row["partition"], row["first_offset"], row["end_offset"])

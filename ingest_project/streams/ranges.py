@@ -25,8 +25,8 @@ from ingest_project.streams.range_record import (
     offset_columns,
     range_row,
 )
+from ingest_project.streams.tables import stream_intervals as intervals
 from ingest_project.streams.tables import stream_ranges as ranges
-from ingest_project.streams.tables import stream_stretches as stretches
 
 UNNAMED_LIFE = "life-"
 # Of the ranges that are done there are ever more: nobody needs to know whether it is one million or two.
@@ -38,23 +38,23 @@ class StreamRangeLedger(WorkLedger):
     """Reads and writes the table `stream_ranges`. Times are UTC-aware; every method is one transaction.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     # Oldest offsets first, all partitions in turn.
     order_of_due = ("first_offset", "partition", "created_at")
 
     def __init__(self, engine: sa.Engine) -> None:
-        super().__init__(engine, ranges, ranges.c.range_key, RangeState.RUNNING, lane=ranges.c.topic)
+        super().__init__(engine, ranges, ranges.c.range_key, RangeState.RUNNING, queue_name=ranges.c.topic)
 
-    def planned_ends(self, topic: str, generation: str, partitions: Iterable[int]) -> dict[int, int]:
+    def planned_ends(self, topic: str, topic_id: str, partitions: Iterable[int]) -> dict[int, int]:
         """Where the last planned range of each partition ends; partitions without any are left out."""
         found: dict[int, int] = {}
         with reading(self._engine) as connection:
             for partition in partitions:
                 end = connection.execute(
                     sa.select(ranges.c.end_offset)
-                    .where(ranges.c.topic == topic, ranges.c.generation == generation)
+                    .where(ranges.c.topic == topic, ranges.c.topic_id == topic_id)
                     .where(ranges.c.partition == partition)
                     .order_by(ranges.c.end_offset.desc())
                     .limit(1)
@@ -72,9 +72,9 @@ class StreamRangeLedger(WorkLedger):
         """
         with reading(self._engine) as connection:
             lives = [
-                int(generation.removeprefix(UNNAMED_LIFE))
-                for generation in _generations(connection, topic)
-                if generation.startswith(UNNAMED_LIFE)
+                int(topic_id.removeprefix(UNNAMED_LIFE))
+                for topic_id in _topic_ids(connection, topic)
+                if topic_id.startswith(UNNAMED_LIFE)
             ]
         number = max(lives, default=1)
         latest = f"{UNNAMED_LIFE}{number}"
@@ -83,27 +83,35 @@ class StreamRangeLedger(WorkLedger):
             return f"{UNNAMED_LIFE}{number + 1}"
         return latest
 
-    def lanes(self, topic: str) -> tuple[Lane, ...]:
+    def topic_partitions(self, topic: str) -> tuple[Lane, ...]:
         """Every partition of every life of a topic that was planned to be read."""
         with reading(self._engine) as connection:
-            return tuple(lanes(connection, topic))
+            return tuple(topic_partitions(connection, topic))
 
-    def finished_until(self, lane: Lane) -> int:
+    def finished_until(self, topic_partition: Lane) -> int:
         """The offset up to which every range of a partition is done or lost."""
         unfinished = (
             sa.select(sa.func.min(ranges.c.first_offset))
-            .where(ranges.c.topic == lane.topic, ranges.c.generation == lane.generation)
-            .where(ranges.c.partition == lane.partition, ranges.c.state.in_({*UNFINISHED, RangeState.FAILED}))
+            .where(ranges.c.topic == topic_partition.topic, ranges.c.topic_id == topic_partition.topic_id)
+            .where(
+                ranges.c.partition == topic_partition.partition, ranges.c.state.in_({*UNFINISHED, RangeState.FAILED})
+            )
         )
         with reading(self._engine) as connection:
             first = connection.execute(unfinished).scalar()
-        return first if first is not None else self.planned_ends(lane.topic, lane.generation, [lane.partition])[lane[2]]
+        return (
+            first
+            if first is not None
+            else self.planned_ends(topic_partition.topic, topic_partition.topic_id, [topic_partition.partition])[
+                topic_partition[2]
+            ]
+        )
 
     def overlapping(self, offsets: OffsetRange) -> tuple[RangeRecord, ...]:
         """The ranges on record that have some of these offsets, in their order."""
         query = (
             sa.select(ranges)
-            .where(ranges.c.topic == offsets.topic, ranges.c.generation == offsets.generation)
+            .where(ranges.c.topic == offsets.topic, ranges.c.topic_id == offsets.topic_id)
             .where(ranges.c.partition == offsets.partition)
             .where(ranges.c.end_offset > offsets.first, ranges.c.first_offset < offsets.end)
             .order_by(ranges.c.first_offset)
@@ -131,15 +139,15 @@ class StreamRangeLedger(WorkLedger):
         """
         newest: dict[str, datetime] = {}
         with reading(self._engine) as connection:
-            for lane in lanes(connection, topic):
+            for topic_partition in topic_partitions(connection, topic):
                 created_at = connection.execute(
                     sa.select(ranges.c.created_at)
-                    .where(ranges.c.topic == topic, ranges.c.generation == lane.generation)
-                    .where(ranges.c.partition == lane.partition)
+                    .where(ranges.c.topic == topic, ranges.c.topic_id == topic_partition.topic_id)
+                    .where(ranges.c.partition == topic_partition.partition)
                     .order_by(ranges.c.end_offset.desc())
                     .limit(1)
                 ).scalar_one()
-                newest[lane.generation] = max(created_at, newest.get(lane.generation, created_at))
+                newest[topic_partition.topic_id] = max(created_at, newest.get(topic_partition.topic_id, created_at))
         return {life: number for number, life in enumerate(sorted(newest, key=lambda life: (newest[life], life)))}
 
     def plan(self, planned: Sequence[OffsetRange], lost: Sequence[OffsetRange], now: datetime) -> int:
@@ -155,7 +163,7 @@ class StreamRangeLedger(WorkLedger):
             new = insert_missing(connection, ranges, rows, ranges.c.range_key)
             return len(new | insert_missing(connection, ranges, lost_rows, ranges.c.range_key))
 
-    def reopen_unsaved(self, topic: str, generation: str, saved: Mapping[int, int], now: datetime) -> int:
+    def recover_uncommitted(self, topic: str, topic_id: str, saved: Mapping[int, int], now: datetime) -> int:
         """Ranges beyond the saved cursor that were asked for: by a tick that was never saved, hence never really.
 
         They are pending again, and that attempt is not counted. Returns how many.
@@ -163,7 +171,7 @@ class StreamRangeLedger(WorkLedger):
         with writing(self._engine) as connection:
             found = connection.execute(
                 sa.select(ranges.c.range_key, ranges.c.partition, ranges.c.first_offset)
-                .where(ranges.c.topic == topic, ranges.c.generation == generation)
+                .where(ranges.c.topic == topic, ranges.c.topic_id == topic_id)
                 .where(ranges.c.state == RangeState.REQUESTED, ranges.c.reported_at.is_(None))
             ).all()
             unsaved = [row.range_key for row in found if row.first_offset >= saved.get(row.partition, 0)]
@@ -263,23 +271,23 @@ class StreamRangeLedger(WorkLedger):
             counts[RangeState.DONE] = int(connection.execute(done).scalar_one())
         return {state: counts.get(state, 0) for state in RangeState}
 
-    def unread(self, topic: str, generation: str) -> int:
+    def unread(self, topic: str, topic_id: str) -> int:
         """Offsets that are planned and not done."""
         unfinished = [RangeState.PENDING, RangeState.REQUESTED, RangeState.RUNNING, RangeState.FAILED]
         query = sa.select(sa.func.coalesce(sa.func.sum(ranges.c.end_offset - ranges.c.first_offset), 0)).where(
-            ranges.c.topic == topic, ranges.c.generation == generation, ranges.c.state.in_(unfinished)
+            ranges.c.topic == topic, ranges.c.topic_id == topic_id, ranges.c.state.in_(unfinished)
         )
         with reading(self._engine) as connection:
             return int(connection.execute(query).scalar_one())
 
-    def first_planned(self, topic: str, generation: str, partition: int) -> int | None:
+    def first_planned(self, topic: str, topic_id: str, partition: int) -> int | None:
         """The first offset of a partition that was ever planned to be read."""
         firsts = sa.union_all(
             *(
                 sa.select(sa.func.min(table.c.first_offset).label("first")).where(
-                    table.c.topic == topic, table.c.generation == generation, table.c.partition == partition
+                    table.c.topic == topic, table.c.topic_id == topic_id, table.c.partition == partition
                 )
-                for table in (ranges, stretches)
+                for table in (ranges, intervals)
             )
         ).subquery()
         with reading(self._engine) as connection:
@@ -289,7 +297,7 @@ class StreamRangeLedger(WorkLedger):
         """The range before this one in the same partition and life of the topic."""
         query = (
             sa.select(ranges)
-            .where(ranges.c.topic == offsets.topic, ranges.c.generation == offsets.generation)
+            .where(ranges.c.topic == offsets.topic, ranges.c.topic_id == offsets.topic_id)
             .where(ranges.c.partition == offsets.partition, ranges.c.end_offset <= offsets.first)
             .order_by(ranges.c.end_offset.desc())
             .limit(1)
@@ -321,9 +329,9 @@ class StreamRangeLedger(WorkLedger):
             return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
 
 
-def lanes(connection: sa.Connection, topic: str = "") -> Iterator[Lane]:
+def topic_partitions(connection: sa.Connection, topic: str = "") -> Iterator[Lane]:
     """Every partition of every life of a topic, or of all topics: each found by one look into an index."""
-    columns = (ranges.c.topic, ranges.c.generation, ranges.c.partition)
+    columns = (ranges.c.topic, ranges.c.topic_id, ranges.c.partition)
     query = sa.select(*columns).order_by(*columns).limit(1)
     last = Lane(topic, "", -1)
     # Asked for the topic as well, PostgreSQL would go through all the entries of the index before the next one.
@@ -334,11 +342,11 @@ def lanes(connection: sa.Connection, topic: str = "") -> Iterator[Lane]:
         yield last
 
 
-def _generations(connection: sa.Connection, topic: str) -> Iterator[str]:
+def _topic_ids(connection: sa.Connection, topic: str) -> Iterator[str]:
     """Every life of a topic that is on record: each found by one look into an index, however many ranges it has."""
-    query, last = sa.select(sa.func.min(ranges.c.generation)).where(ranges.c.topic == topic), ""
+    query, last = sa.select(sa.func.min(ranges.c.topic_id)).where(ranges.c.topic == topic), ""
     # One without a name is never one of those that the ledger has named.
-    while (found := connection.execute(query.where(ranges.c.generation > last)).scalar()) is not None:
+    while (found := connection.execute(query.where(ranges.c.topic_id > last)).scalar()) is not None:
         last = found
         yield last
 
@@ -347,11 +355,13 @@ def _in_stretches(connection: sa.Connection, entries: Sequence[OffsetRange]) -> 
     """Those that begin where ranges were planned and looked at before."""
     if not entries:
         return set()
-    query = sa.select(*offset_columns(stretches)).where(
-        stretches.c.topic.in_({entry.topic for entry in entries}),
-        stretches.c.generation.in_({entry.generation for entry in entries}),
+    query = sa.select(*offset_columns(intervals)).where(
+        intervals.c.topic.in_({entry.topic for entry in entries}),
+        intervals.c.topic_id.in_({entry.topic_id for entry in entries}),
     )
     known: dict[Lane, list[tuple[int, int]]] = defaultdict(list)
-    for *lane, first_offset, end_offset in connection.execute(query):
-        known[Lane(*lane)].append((first_offset, end_offset))
-    return {entry for entry in entries if any(first <= entry.first < end for first, end in known[entry.lane])}
+    for *topic_partition, first_offset, end_offset in connection.execute(query):
+        known[Lane(*topic_partition)].append((first_offset, end_offset))
+    return {
+        entry for entry in entries if any(first <= entry.first < end for first, end in known[entry.topic_partition])
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from ingest_project.platform.runtime import Runtime
-from ingest_project.streams.contiguous_intervals import StreamStretches
+from ingest_project.streams.contiguous_intervals import StreamIntervals
 from ingest_project.streams.ranges import StreamRangeLedger
 
 
@@ -18,6 +18,6 @@ class StreamResources(Runtime):
         return StreamRangeLedger(self.engine)
 
     @cached_property
-    def stream_stretches(self) -> StreamStretches:
+    def stream_intervals(self) -> StreamIntervals:
         """Offset ranges that follow one another, and what stays of those that are let go."""
-        return StreamStretches(self.engine)
+        return StreamIntervals(self.engine)

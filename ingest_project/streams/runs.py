@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from ingest_project.core.errors import IngestError, UnforeseenFailure
+from ingest_project.core.errors import IngestError, UnexpectedError
 from ingest_project.core.keys import digest_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.dagster.asset_events import Context
@@ -56,18 +56,18 @@ class RangesConfig(dg.Config):
     """What a run is to read; nothing named means everything that is due."""
 
     topic: str = ""
-    generation: str = ""
+    topic_id: str = ""
     ranges: list[RangeConfig] = Field(default_factory=list)
 
     def offsets(self) -> list[OffsetRange]:
         """The ranges, as the ledger names them."""
         return [
-            OffsetRange(self.topic, self.generation, one.partition, one.first_offset, one.end_offset)
+            OffsetRange(self.topic, self.topic_id, one.partition, one.first_offset, one.end_offset)
             for one in self.ranges
         ]
 
 
-def take(context: Context, services: StreamResources, keys: Sequence[str]) -> tuple[RangeRecord, ...]:
+def claim(context: Context, services: StreamResources, keys: Sequence[str]) -> tuple[RangeRecord, ...]:
     """Ranges into a run's hands, ordered by partition and offset; those that were let go are left out, and said."""
     records = services.stream_ranges.start(keys, context.run.run_id, datetime.now(UTC))
     if len(records) < len(keys):
@@ -81,7 +81,7 @@ def trouble_of(error: Exception, doing: str) -> IngestError:
     if isinstance(error, IngestError):
         return error
     logger.error("run_failed_unforeseen", doing=doing, exc_info=error)
-    return UnforeseenFailure(doing, error)
+    return UnexpectedError(doing, error)
 
 
 def run_request(what: str, op: str, batch: Batch) -> dg.RunRequest:
@@ -100,4 +100,4 @@ def run_request(what: str, op: str, batch: Batch) -> dg.RunRequest:
 def _told(ranges: Sequence[OffsetRange]) -> dict[str, Any]:
     first = ranges[0]
     told = [{"partition": one.partition, "first_offset": one.first, "end_offset": one.end} for one in ranges]
-    return {"topic": first.topic, "generation": first.generation, "ranges": told}
+    return {"topic": first.topic, "topic_id": first.topic_id, "ranges": told}

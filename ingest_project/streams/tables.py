@@ -13,7 +13,7 @@ stream_ranges = sa.Table(
     metadata,
     Col("range_key", sa.Text, primary_key=True),
     Col("topic", sa.Text, nullable=False),
-    Col("generation", sa.Text, nullable=False),
+    Col("topic_id", sa.Text, nullable=False),
     Col("partition", sa.Integer, nullable=False),
     Col("first_offset", sa.BigInteger, nullable=False),
     # Of the first message that is not in it.
@@ -27,16 +27,16 @@ stream_ranges = sa.Table(
     held_index("stream_ranges", "topic"),
     sa.Index("stream_ranges_by_batch", "batch_id"),
     sa.Index("stream_ranges_by_state", "state", "updated_at"),
-    sa.Index("stream_ranges_by_end", "topic", "generation", "partition", "end_offset"),
+    sa.Index("stream_ranges_by_end", "topic", "topic_id", "partition", "end_offset"),
 )
 
 # Offsets of a partition that were planned one range after the other, without a gap: what stays of ranges that are let
 # go. Whatever lies in one was looked at; most partitions have one.
-stream_stretches = sa.Table(
-    "stream_stretches",
+stream_intervals = sa.Table(
+    "stream_intervals",
     metadata,
     Col("topic", sa.Text, primary_key=True),
-    Col("generation", sa.Text, primary_key=True),
+    Col("topic_id", sa.Text, primary_key=True),
     Col("partition", sa.Integer, primary_key=True, autoincrement=False),
     Col("first_offset", sa.BigInteger, primary_key=True, autoincrement=False),
     # Of the first message that is not in it.

@@ -10,14 +10,14 @@ import dagster as dg
 
 from ingest_project.core.settings import RetrySettings
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.work_queue.batches import release_abandoned
+from ingest_project.platform.work_queue.batches import requeue_orphaned
 from ingest_project.streams.planning import plan_backlog
 from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.runs import Batch, run_request
 
 
 @dataclass(frozen=True)
-class Intake:
+class StreamConfig:
     """What is particular to one topic.
 
     Args:
@@ -42,7 +42,7 @@ class Intake:
 
 
 def tick(
-    context: dg.SensorEvaluationContext, services: StreamResources, intake: Intake
+    context: dg.SensorEvaluationContext, services: StreamResources, intake: StreamConfig
 ) -> dg.SensorResult | dg.SkipReason:
     """Plan what waits, and ask for runs over what is due."""
     positions = plan_backlog(
@@ -55,14 +55,14 @@ def tick(
     )
     if positions is None:
         return dg.SkipReason(f"Topic {intake.topic} does not exist yet.")
-    release_abandoned(context.instance, services.stream_ranges, intake.topic, intake.retries)
-    room = services.room_beside(services.stream_ranges.in_flight_batches(intake.topic), intake.most_batches)
+    requeue_orphaned(context.instance, services.stream_ranges, intake.topic, intake.retries)
+    room = services.available_slots(services.stream_ranges.in_flight_batches(intake.topic), intake.most_batches)
     requests = _requests(services, intake, room.batches)
     skip_reason = None if requests else room.reason or f"Nothing new on {intake.topic}."
     return dg.SensorResult(run_requests=requests, cursor=positions.to_cursor(), skip_reason=skip_reason)
 
 
-def _requests(services: StreamResources, intake: Intake, free: int) -> list[dg.RunRequest]:
+def _requests(services: StreamResources, intake: StreamConfig, free: int) -> list[dg.RunRequest]:
     """Ask for runs over ranges that are due, at most so many."""
     if not free:
         return []

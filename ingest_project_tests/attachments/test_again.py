@@ -20,7 +20,7 @@ def hours_ago(hours: int) -> str:
 
 
 def mend(system: AttachmentSystem, **paths: list[str]) -> None:
-    """Set other paths to addresses, and begin anew with them."""
+    """Set other paths to addresses, and begin again with them."""
     system.settings = changed(system.settings, "attachments", url_paths=paths)
     system.restart()
 

@@ -73,7 +73,7 @@ def end(services: SystemResources, keys: Sequence[str]) -> None:
     services.attachments.start(keys, "run", NOW)
     outcomes = [dead(key) if number % 3 else stored(key) for number, key in enumerate(keys)]
     services.attachments.finish(outcomes, "run", NOW)
-    services.outcomes.mark_told(outcomes, NOW + timedelta(seconds=1))
+    services.outcomes.mark_published(outcomes, NOW + timedelta(seconds=1))
 
 
 def test_two_processes_that_commit_at_once_commit_each_result_once(

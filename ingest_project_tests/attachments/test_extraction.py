@@ -12,8 +12,8 @@ from ingest_project.attachments.extraction import AddressPaths, declared_in, dis
 from ingest_project.attachments.queue.events import EventRecord
 from ingest_project.attachments.storage.destinations import Destinations
 from ingest_project.contracts.attachment_event import AttachmentEvent, DeclaredAttachment, decode_attachment_event
-from ingest_project.core.errors import SettingsError, UnreadableMessage
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.core.errors import SettingsError, UnreadableMessageError
+from ingest_project.platform.work_queue.types import KafkaPosition
 from ingest_project_tests.contracts.test_download import EVENTS, JSON
 
 NOW = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
@@ -24,7 +24,7 @@ PATHS = AddressPaths({"claims": ["$.docs[*].href"], "*": ["$..scan", "$.list[?(@
 def record_of(body: bytes) -> EventRecord:
     return EventRecord(
         event_key="e", hour="2026-01-15-10:00", trace_id="t", domain="d", event_type="", attempts=1,
-        body=body.decode("utf-8", "replace"), intake=Intake("events.raw", 0, 1, "g", NOW),
+        body=body.decode("utf-8", "replace"), intake=KafkaPosition("events.raw", 0, 1, "g", NOW),
     )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def addresses(payload: object, domain: str = "claims", **more: object) -> list[s
 def test_every_readable_event_gives_tasks(raw: bytes) -> None:
     try:
         decode_attachment_event(raw)
-    except UnreadableMessage:
+    except UnreadableMessageError:
         return
     for arrival in tasks_of(record_of(raw), PATHS, DESTINATIONS):
         assert arrival.task.attachment_url.strip()

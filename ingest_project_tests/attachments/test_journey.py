@@ -8,15 +8,15 @@ import pytest
 from ingest_project.attachments.partitions import ATTACHMENTS
 from ingest_project.attachments.queue.attachments import FailedFilter
 from ingest_project.contracts.download import DownloadResult, DownloadTask, attachment_hash
-from ingest_project.platform.kafka.producer import Outgoing
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.work_queue.states import AttachmentState
 from ingest_project_tests.attachments.system import HOURS, PENDING, RESULTS, STORED, AttachmentSystem
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.services.http_server import HttpServer, content_of
 
 
-def topic(system: AttachmentSystem, kind: str) -> list[Received]:
+def topic(system: AttachmentSystem, kind: str) -> list[ConsumerRecord]:
     """Everything on one of the topics `downloads.*`."""
     return system.on_topic(getattr(system.settings.topics, f"downloads_{kind}"))
 
@@ -105,7 +105,7 @@ def test_what_fails_for_a_reason_that_may_pass_climbs_the_ladder_and_then_is_dea
     (dead,) = topic(system, "dlq")
     assert dead.value == record.task.encode()
     assert dead.header("dlq.attempt") == b"5"
-    assert dead.header("dlq.error-class") == b"DownloadFailed"
+    assert dead.header("dlq.error-class") == b"DownloadFailedError"
     assert system.shown_checks() == {record.attachment_key: "FAILED"}
 
 
@@ -153,12 +153,12 @@ def test_a_task_that_somebody_else_sends_is_served_and_a_broken_one_is_put_aside
     system = attachment_system
     task = {"trace_id": "t-9", "domain": "claims", "attachment_url": http_server.url("/files/own.pdf?size=10")}
     pending = system.settings.topics.downloads_pending
-    system.services.writer.send_all(pending, [Outgoing(msgspec.json.encode(task)), Outgoing(b"not a task")])
+    system.services.writer.send_all(pending, [ProducerRecord(msgspec.json.encode(task)), ProducerRecord(b"not a task")])
     system.drive_attachments()
 
     assert system.attachment("own.pdf").state is AttachmentState.STORED
     assert [(letter.value, letter.header("dlq.error-class")) for letter in topic(system, "dlq")] == [
-        (b"not a task", b"UnreadableMessage")
+        (b"not a task", b"UnreadableMessageError")
     ]
 
 
@@ -195,12 +195,12 @@ def test_a_task_that_is_dead_and_sent_again_is_tried_anew_but_not_for_ever(
 @pytest.mark.parametrize(
     ("path", "error_class"),
     [
-        ("/error-page/report.pdf", "FileRejected"),
-        ("/redirect?to=http://169.254.169.254/latest/meta-data", "AddressRefused"),
-        ("/redirect?to=file:///etc/passwd", "AddressRefused"),
-        ("/redirect-loop", "DownloadRefused"),
-        ("/endless", "LimitExceeded"),
-        ("/status/451", "DownloadRefused"),
+        ("/error-page/report.pdf", "FileRejectedError"),
+        ("/redirect?to=http://169.254.169.254/latest/meta-data", "AddressRejectedError"),
+        ("/redirect?to=file:///etc/passwd", "AddressRejectedError"),
+        ("/redirect-loop", "DownloadRejectedError"),
+        ("/endless", "LimitExceededError"),
+        ("/status/451", "DownloadRejectedError"),
     ],
 )
 def test_what_a_hostile_server_does_is_dead_at_once_with_its_reason(
@@ -225,7 +225,7 @@ def test_ten_thousand_that_wait_do_not_hold_up_the_few_that_are_due(
     system = attachment_system
     address = http_server.url("/files/a.pdf?size=10&n=")
     tasks = [
-        Outgoing(
+        ProducerRecord(
             msgspec.json.encode({"trace_id": f"t-{n}", "domain": "d", "attachment_url": f"{address}{n}", "attempt": 5}),
             headers=(("due-at", b"2026-01-01T00:00:00Z" if n % 1_000 == 999 else b"2099-01-01T00:00:00Z"),),
         )

@@ -90,7 +90,7 @@ def test_a_store_that_fails_for_a_while_is_tried_again_and_then_holds_the_whole_
     system.drive_events_once()
     waiting = system.attachment("a.pdf")
     assert (waiting.state, waiting.attempt) == (AttachmentState.PENDING, 2)
-    assert waiting.error_class in {"StoreUnavailable", "StoreBusy"}
+    assert waiting.error_class in {"StoreUnavailableError", "StoreThrottledError"}
     assert stored_files(dfs, below) == [], "no half file, and no temporary one"
     if "retry_after" in fault:
         assert waiting.next_attempt_at - waiting.updated_at > timedelta(minutes=59), "what the service asked for"

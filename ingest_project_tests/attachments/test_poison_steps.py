@@ -13,14 +13,14 @@ import sqlalchemy as sa
 
 from ingest_project.attachments.onelake_attachments import _entered
 from ingest_project.attachments.queue.history import attempts_at
-from ingest_project.attachments.queue.record import AttachmentRecord, Outcome
+from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.results_table import commit_results
 from ingest_project.attachments.tables import attachment_events
 from ingest_project.contracts.download import DownloadStatus
-from ingest_project.core.errors import StoreUnavailable
+from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import writing
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.work_queue.states import AttachmentState, JobState
 from ingest_project_tests.attachments.queue.samples import NOW, arrival, stored
 from ingest_project_tests.attachments.system import EVENTS, JOBS, AttachmentSystem
@@ -73,7 +73,7 @@ def test_bad_entries_among_99_good_addresses_of_one_event_are_failed_attachments
     failed = records_by_state(system)[AttachmentState.FAILED]
     assert len(failed) == len(BAD_ENTRIES)
     assert all(record.reason for record in failed)
-    assert {record.error_class for record in failed} == {"AttachmentRefusedError", "AddressRefused"}
+    assert {record.error_class for record in failed} == {"AttachmentRefusedError", "AddressRejectedError"}
     assert any("attachments[0] cannot be an attachment" in (record.reason or "") for record in failed)
     assert system.services.attachment_events.counts_by_state()[JobState.DONE] == 1
     told = system.on_topic(system.settings.topics.downloads_results)
@@ -167,7 +167,9 @@ def test_a_message_that_the_broker_does_not_take_costs_the_others_nothing(
     missing = http_server.url("/status/404")
     tasks = [{"trace_id": f"t-{n}", "domain": "claims", "attachment_url": missing} for n in range(20)]
     tasks[7] |= {"note": os.urandom(150_000).hex()}
-    system.services.writer.send_all(topics.downloads_pending, [Outgoing(msgspec.json.encode(task)) for task in tasks])
+    system.services.writer.send_all(
+        topics.downloads_pending, [ProducerRecord(msgspec.json.encode(task)) for task in tasks]
+    )
     for url in good_urls(http_server, 20):
         system.send_event(url)
     system.drive_attachments()
@@ -179,16 +181,16 @@ def test_a_message_that_the_broker_does_not_take_costs_the_others_nothing(
     attempts = attempts_at(system.services.engine, [record.attachment_key for record in failed])
     unpublished = {key for key, ended in attempts.items() if ended[-1].publish_error}
     assert unpublished == {record.attachment_key for record in failed if record.trace_id == "t-7"}
-    assert system.services.outcomes.untold() == 0
+    assert system.services.outcomes.unpublished() == 0
 
 
-def ended(services: SystemResources, outcomes: Sequence[Outcome]) -> None:
+def ended(services: SystemResources, outcomes: Sequence[AttemptResult]) -> None:
     """These attempts have ended and everybody was told but the table."""
     keys = [outcome.attachment_key for outcome in outcomes]
     services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], 3, NOW)
     services.attachments.start(keys, "run", NOW)
     services.attachments.finish(outcomes, "run", NOW)
-    services.outcomes.mark_told(outcomes, NOW)
+    services.outcomes.mark_published(outcomes, NOW)
 
 
 def test_a_row_that_the_delta_table_refuses_is_marked_and_all_others_are_committed_at_once(
@@ -233,7 +235,7 @@ def test_a_table_that_cannot_be_written_costs_no_row_its_place(services: SystemR
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text("a file where the table should be")
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         commit_results(services)
 
     assert services.outcomes.uncommitted() == 10

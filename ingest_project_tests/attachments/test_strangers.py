@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from ingest_project.attachments.downloads_sensor import due_at
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.work_queue.states import AttachmentState
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.services.http_server import HttpServer, content_of
@@ -63,7 +63,7 @@ def test_a_task_cannot_store_over_another_attachment_s_file(
     failed = [record for record in system.services.attachments.list() if record.trace_id.startswith("evil")]
     assert {record.state for record in failed} == {AttachmentState.FAILED}
     assert all(record.reason for record in failed)
-    assert {record.error_class for record in failed} == {"ForbiddenPath", "PathTakenError"}
+    assert {record.error_class for record in failed} == {"ForbiddenPathError", "PathTakenError"}
     # Nothing that they left is in the way of what comes next.
     system.send_event(http_server.url("/files/next.pdf?size=10"))
     system.drive_attachments()
@@ -97,7 +97,7 @@ def test_an_event_has_its_attachment_downloaded_now_whatever_a_retry_task_said_o
     system = attachment_system
     url = http_server.url("/files/wanted.pdf?size=10")
     task = {"trace_id": "wanted", "domain": "claims", "attachment_url": url, "attempt": 1_000}
-    late = Outgoing(msgspec.json.encode(task), headers=(("due-at", b"9999-12-31T23:59:59Z"), ("attempt", b"-1")))
+    late = ProducerRecord(msgspec.json.encode(task), headers=(("due-at", b"9999-12-31T23:59:59Z"), ("attempt", b"-1")))
     system.services.writer.send_all(system.settings.topics.downloads_retry_5m, [late])
     system.drive_attachments()
     waiting = system.attachment("wanted.pdf")

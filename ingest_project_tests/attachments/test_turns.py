@@ -16,7 +16,7 @@ import pytest
 from ingest_project.attachments.downloading import Cached, Postponed, attempts, cache_path, download_at, store_at
 from ingest_project.attachments.jobs import remove_old_files
 from ingest_project.attachments.publish_outcomes import tell_cached
-from ingest_project.attachments.queue.record import PENDING_LANE, AttachmentRecord, Outcome
+from ingest_project.attachments.queue.record import PENDING_LANE, AttachmentRecord, AttemptResult
 from ingest_project.contracts.download import CachedDownload
 from ingest_project_tests.attachments.queue.samples import NOW, arrival, record
 from ingest_project_tests.attachments.system import AttachmentSystem
@@ -33,14 +33,14 @@ class Hosts:
 
     def __init__(self, is_slow: Callable[[AttachmentRecord], bool]) -> None:
         self._is_slow = is_slow
-        self.let_go = threading.Event()
+        self.purge = threading.Event()
         self.held: Counter[str] = Counter()
 
     def attempt(self, one: AttachmentRecord) -> Postponed:
         """One download."""
         if self._is_slow(one):
             self.held[one.attachment_url.split("/")[2]] += 1
-            self.let_go.wait(30)
+            self.purge.wait(30)
         return Postponed(one.attachment_key, "", NOW)
 
 
@@ -65,7 +65,7 @@ def test_slow_hosts_leave_places_to_all_others(slow: list[AttachmentRecord], fas
         while len(ended) < len(fast) and time.monotonic() < give_up_at:
             ended += [one.attachment_key for one in next(groups)]
     finally:
-        hosts.let_go.set()
+        hosts.purge.set()
         groups.close()
     assert sorted(ended) == sorted(one.attachment_key for one in fast)
 
@@ -91,7 +91,7 @@ def test_a_host_that_is_quick_gets_more_places_and_never_more_than_it_may_have()
 
 def test_a_run_begins_nothing_after_its_time_and_hands_the_rest_back() -> None:
     hosts = Hosts(lambda _: True)
-    threading.Timer(1.5, hosts.let_go.set).start()
+    threading.Timer(1.5, hosts.purge.set).start()
     records = [of(f"slow{n}", n) for n in range(100)]
     ends = [
         end
@@ -158,7 +158,7 @@ def test_a_cached_file_is_announced_before_it_is_stored_and_is_there_until_its_e
     ends = [end for group in groups for end in group]
 
     assert len(announced) == len(urls)
-    assert all(isinstance(end, Outcome) and end.result.onelake_path for end in ends)
+    assert all(isinstance(end, AttemptResult) and end.result.onelake_path for end in ends)
     assert all(cache_path(services, key).exists() for key in keys)
 
 

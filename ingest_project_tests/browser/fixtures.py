@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from ingest_project_tests.browser.programs import BrowserMissing, BrowserPrograms, browser_programs
+from ingest_project_tests.browser.programs import BrowserMissingError, BrowserPrograms, browser_programs
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def programs(pytestconfig: pytest.Config) -> BrowserPrograms:
     """Where the browser is. Without one the test fails in continuous integration, and is skipped elsewhere."""
     try:
         return browser_programs(partial(_say, pytestconfig))
-    except BrowserMissing as missing:
+    except BrowserMissingError as missing:
         reason = str(missing)
     if os.environ.get("CI", "").lower() in {"1", "true"}:
         pytest.fail(reason, pytrace=False)

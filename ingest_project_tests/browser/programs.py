@@ -18,7 +18,7 @@ LOCK_SECONDS = 60
 REMEDY = f"Install {' and '.join(PACKAGES)}, or put chromium and chromedriver on PATH."
 
 
-class BrowserMissing(Exception):  # noqa: N818 - the sentence that a test fails or is skipped with
+class BrowserMissingError(Exception):
     """There is no browser here, and it cannot be installed; the message says why and what to do."""
 
 
@@ -37,12 +37,12 @@ def browser_programs(say: Callable[[str], None]) -> BrowserPrograms:
         say: is told, in one sentence, when packages are installed on this machine.
 
     Raises:
-        BrowserMissing: they are not here and cannot be installed.
+        BrowserMissingError: they are not here and cannot be installed.
     """
     if found := _on_path():
         return found
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise BrowserMissing(f"No Chromium for the browser test, and only root with apt-get installs it. {REMEDY}")
+        raise BrowserMissingError(f"No Chromium for the browser test, and only root with apt-get installs it. {REMEDY}")
     # apt-get waits for the lock of its packages, and not for that of its lists.
     with one_at_a_time("apt"):
         if found := _on_path():
@@ -52,7 +52,7 @@ def browser_programs(say: Callable[[str], None]) -> BrowserPrograms:
         _apt_get("install", "--yes", "--no-install-recommends", *PACKAGES)
     if found := _on_path():
         return found
-    raise BrowserMissing(f"The packages {', '.join(PACKAGES)} are installed but bring no programs. {REMEDY}")
+    raise BrowserMissingError(f"The packages {', '.join(PACKAGES)} are installed but bring no programs. {REMEDY}")
 
 
 def _on_path() -> BrowserPrograms | None:
@@ -69,7 +69,9 @@ def _apt_get(*arguments: str) -> None:
             command, env=environ, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise BrowserMissing(f"apt-get {arguments[0]} took longer than {INSTALL_SECONDS:.0f} s. {REMEDY}") from error
+        raise BrowserMissingError(
+            f"apt-get {arguments[0]} took longer than {INSTALL_SECONDS:.0f} s. {REMEDY}"
+        ) from error
     if done.returncode != 0:
         last_words = " ".join(done.stderr.split()[-30:])
-        raise BrowserMissing(f"apt-get {arguments[0]} failed ({last_words}). {REMEDY}")
+        raise BrowserMissingError(f"apt-get {arguments[0]} failed ({last_words}). {REMEDY}")

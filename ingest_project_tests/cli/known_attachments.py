@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from ingest_project.attachments.queue.record import Outcome, TaskArrival
+from ingest_project.attachments.queue.record import AttemptResult, TaskArrival
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.download import DownloadResult, DownloadStatus, DownloadTask, attachment_key
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.types import KafkaPosition
 
 ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 SIGNATURE = "sig=hunter2"
@@ -30,7 +30,10 @@ def arrive(
         attempt=attempt,
     )
     arrival = TaskArrival(
-        attachment_key(trace_id, url), task, encode(task).decode(), Intake("downloads.pending", 0, 7, "g", ARRIVED)
+        attachment_key(trace_id, url),
+        task,
+        encode(task).decode(),
+        KafkaPosition("downloads.pending", 0, 7, "g", ARRIVED),
     )
     services.attachments.record([arrival], 5, datetime.now(UTC))
     return arrival.attachment_key
@@ -65,7 +68,7 @@ def finish(  # noqa: PLR0913 - one for each thing that an attempt may end in
         attempt=record.attempt,
         completed_at=now,
     )
-    outcome = Outcome(
+    outcome = AttemptResult(
         attachment_key=key,
         replays=record.replays,
         domain=record.domain,
@@ -75,7 +78,7 @@ def finish(  # noqa: PLR0913 - one for each thing that an attempt may end in
         next_attempt_at=None if again_in is None else now + again_in,
     )
     services.attachments.finish([outcome], "run-1", now)
-    services.outcomes.mark_told([outcome], now)
+    services.outcomes.mark_published([outcome], now)
     services.attachments.mark_reported([key], now)
 
 
@@ -85,7 +88,7 @@ def dead(  # noqa: PLR0913 - one for each way to choose it
     *,
     trace_id: str = "t-1",
     domain: str = "claims",
-    error_class: str = "DownloadRefused",
+    error_class: str = "DownloadRejectedError",
     at: datetime | None = None,
 ) -> str:
     """An attachment that has failed for good; returns its key."""

@@ -13,7 +13,7 @@ from ingest_project.contracts.polling_job import PollingJob
 from ingest_project.file_ingest.file_record import FileArrival
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import FileState
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.types import KafkaPosition
 from ingest_project.polling.job_queue import JobArrival
 
 ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
@@ -41,7 +41,7 @@ def arrive(services: SystemResources, *file_keys: str) -> None:
                 trace_id=f"trace-of-{key}",
             ),
             profile="canonical",
-            intake=Intake(TOPIC, 2, 41, "g", ARRIVED),
+            intake=KafkaPosition(TOPIC, 2, 41, "g", ARRIVED),
         )
         for key in file_keys
     ]
@@ -93,7 +93,7 @@ def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
                         "file_key": file_key,
                         "state": state.value,
                         "reason": reason,
-                        "error_class": "FileRejected" if reason else None,
+                        "error_class": "FileRejectedError" if reason else None,
                         "run_id": "run-1",
                         "sha256": SHA256,
                         "landed_bytes": 5_213,
@@ -116,7 +116,7 @@ def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
 def job_arrives(services: SystemResources, job_key: str) -> None:
     """A polling job is asked for and waits."""
     job = PollingJob(job_id=job_key, source_config={"source_type": "dummy", "path": "./dummy_data"})
-    intake = Intake("polling-queue", 0, 0, "g", ARRIVED)
+    intake = KafkaPosition("polling-queue", 0, 0, "g", ARRIVED)
     services.polling_jobs.record([JobArrival(job_key, job, intake)], ARRIVED)
 
 

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ingest_project.core.hours import hour_of, partition_of
+from ingest_project.core.hours import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.streams.range_record import OffsetRange, RangeState
 from ingest_project.streams.user_activity.hourly_table import HourOfType, replace_hours
 from ingest_project_tests.cli.conftest import Ingest
@@ -42,7 +42,7 @@ def count(services: SystemResources, hour: datetime, **events: int) -> None:
 
 
 def test_an_hour_is_shown_by_type_the_one_with_most_events_first(ingest: Ingest, services: SystemResources) -> None:
-    count(services, hour_of(HOUR), click=1, page_view=12)
+    count(services, parse_hour_key(HOUR), click=1, page_view=12)
     shown = ingest("activity", "hour", HOUR)
     assert shown.exit_code == 0, shown.err
     assert HOUR in shown.out
@@ -55,8 +55,8 @@ def test_an_hour_is_shown_by_type_the_one_with_most_events_first(ingest: Ingest,
 
 
 def test_without_an_hour_it_is_the_present_one(ingest: Ingest, services: SystemResources) -> None:
-    before = partition_of(datetime.now(UTC))
-    count(services, hour_of(before), click=3)
+    before = hour_key(datetime.now(UTC))
+    count(services, parse_hour_key(before), click=3)
     found = ingest("activity", "hour", "--json").json
     # Unless another hour began in between.
     assert [one["events"] for one in found["types"]] == ([3] if found["hour"] == before else [])
@@ -83,10 +83,10 @@ def stream(
     embedded_broker.create_topic(TOPIC, 1)
     system = SystemResources(load_settings().settings)
     writer = TopicWriter(system.settings.kafka)
-    writer.send_all(TOPIC, [Outgoing(json.dumps(event(f"e{number}")).encode()) for number in range(3)])
+    writer.send_all(TOPIC, [ProducerRecord(json.dumps(event(f"e{number}")).encode()) for number in range(3)])
     writer.close()
-    generation = system.reader.generation(TOPIC)
-    system.stream_ranges.plan([OffsetRange(TOPIC, generation, 0, 1, 3)], [], datetime.now(UTC))
+    topic_id = system.reader.topic_id(TOPIC)
+    system.stream_ranges.plan([OffsetRange(TOPIC, topic_id, 0, 1, 3)], [], datetime.now(UTC))
     yield system
     close(system)
 

@@ -28,7 +28,7 @@ def test_a_stored_one_is_shown_with_where_it_is_and_where_it_came_from(
     ingest: Ingest, services: SystemResources
 ) -> None:
     key = arrive(services, "b.pdf")
-    finish(services, key, error_class="DownloadFailed", error="too slow", again_in=timedelta(0))
+    finish(services, key, error_class="DownloadFailedError", error="too slow", again_in=timedelta(0))
     finish(services, key)
     shown = ingest("attachments", "show", "b.pdf")
     assert shown.exit_code == 0

@@ -11,7 +11,7 @@ from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.streams.crm.classify import identify_payload
-from ingest_project.streams.crm.records import Position, count
+from ingest_project.streams.crm.records import MessageOrder, count
 from ingest_project.streams.crm.unidentified_store import Unidentified, keep
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.streams.crm.messages import encoded, opportunity
@@ -30,13 +30,13 @@ def _three_messages(services: SystemResources) -> None:
         reason = found[0] if isinstance(found, tuple) else "Unknown at the time."
         messages.append(
             Unidentified(
-                position=Position("sales_events", "", 0, offset),
+                position=MessageOrder("sales_events", "", 0, offset),
                 timestamp=NOW,
                 key=None,
                 headers=(("trace", b"x"),),
                 payload=payload,
                 reason=reason,
-                error_class="UnreadableMessage",
+                error_class="UnreadableMessageError",
             )
         )
     with writing(services.engine) as connection:

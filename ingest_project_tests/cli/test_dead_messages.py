@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.dead_letters import OFFSETS_AT_A_TIME
-from ingest_project.platform.kafka.producer import Outgoing
-from ingest_project.platform.kafka.records import Received
-from ingest_project.platform.work_queue.consume import put_aside
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.journeys.system import close
 from ingest_project_tests.services.kafka import Server
@@ -45,8 +45,8 @@ def topics(request: pytest.FixtureRequest) -> dict[str, str]:
 
 def put(services: SystemResources, topic: str, value: bytes | None, offset: int, reason: str = "not JSON") -> None:
     """A message that could not be read has been put aside."""
-    message = Received(topic.removesuffix(".dlq"), 3, offset, 1_700_000_000_000, b"k", value, ())
-    put_aside(services, topic, [(message, UnreadableMessage(reason))], "g1")
+    message = ConsumerRecord(topic.removesuffix(".dlq"), 3, offset, 1_700_000_000_000, b"k", value, ())
+    dead_letter_message(services, topic, [(message, UnreadableMessageError(reason))], "g1")
 
 
 def test_those_of_every_topic_are_listed_with_where_they_were_and_why_the_newest_first(
@@ -54,14 +54,14 @@ def test_those_of_every_topic_are_listed_with_where_they_were_and_why_the_newest
 ) -> None:
     for number, topic in enumerate(topics.values()):
         put(aside, topic, EVIL, number)
-    aside.writer.send_all(topics["DOWNLOADS_DLQ"], [Outgoing(TASK)])
+    aside.writer.send_all(topics["DOWNLOADS_DLQ"], [ProducerRecord(TASK)])
     shown = ingest("dlq", "messages", "--json").json
     assert shown["more"] is False
-    assert [one["original_place"] for one in shown["messages"]] == [
+    assert [one["original_location"] for one in shown["messages"]] == [
         f"{topic.removesuffix('.dlq')}/3/{number}" for number, topic in reversed(list(enumerate(topics.values())))
     ], "the task is an attachment's"
     first = shown["messages"][0]
-    assert (first["error_class"], first["size_bytes"]) == ("UnreadableMessage", len(EVIL))
+    assert (first["error_class"], first["size_bytes"]) == ("UnreadableMessageError", len(EVIL))
     assert "not JSON" in first["reason"]
 
     text = ingest("dlq", "messages", "--topic", topics["EVENTS_RAW_DLQ"])
@@ -78,7 +78,7 @@ def test_of_very_many_the_newest_are_listed_also_behind_the_dead_tasks(
     topic = topics["DOWNLOADS_DLQ"]
     put(aside, topic, b"old", 1)
     put(aside, topic, b"new", 2)
-    aside.writer.send_all(topic, [Outgoing(TASK, b"k")] * (4 * OFFSETS_AT_A_TIME))
+    aside.writer.send_all(topic, [ProducerRecord(TASK, b"k")] * (4 * OFFSETS_AT_A_TIME))
     listed = ingest("dlq", "messages", "--limit", "1", "--json").json
     assert [one["begins"] for one in listed["messages"]] == ["new"]
     assert listed["more"] is True

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ingest_project.cli.dead_letters import asked_by, moment_of
+from ingest_project.cli.dlq import asked_by, moment_of
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import AttachmentState
 from ingest_project_tests.cli.conftest import Ingest
@@ -47,11 +47,11 @@ def test_with_nothing_dead_the_list_is_empty_and_that_is_no_failure(ingest: Inge
 
 def test_they_are_found_by_trace_domain_error_class_and_time(ingest: Ingest, services: SystemResources) -> None:
     old = dead(services, "old.pdf", at=LONG_AGO, trace_id="t-1", domain="claims")
-    new = dead(services, "new.pdf", trace_id="t-2", domain="billing", error_class="AddressRefused")
+    new = dead(services, "new.pdf", trace_id="t-2", domain="billing", error_class="AddressRejectedError")
     assert listed(ingest) == {old, new}
     assert listed(ingest, "--trace-id", "t-1") == {old}
     assert listed(ingest, "--domain", "billing") == {new}
-    assert listed(ingest, "--error-class", "AddressRefused") == {new}
+    assert listed(ingest, "--error-class", "AddressRejectedError") == {new}
     assert listed(ingest, "--since", "2h") == {new}
     assert listed(ingest, "--until", "2d") == {old}
     assert listed(ingest, "--since", "4d", "--until", LONG_AGO.isoformat()) == set()
@@ -59,8 +59,8 @@ def test_they_are_found_by_trace_domain_error_class_and_time(ingest: Ingest, ser
 
 def test_one_is_shown_with_every_attempt_and_the_way_back(ingest: Ingest, services: SystemResources) -> None:
     key = arrive(services, "a.pdf")
-    finish(services, key, error_class="DownloadFailed", error="too slow", again_in=timedelta(0))
-    finish(services, key, error_class="DownloadRefused")
+    finish(services, key, error_class="DownloadFailedError", error="too slow", again_in=timedelta(0))
+    finish(services, key, error_class="DownloadRejectedError")
     shown = ingest("dlq", "show", "a.pdf")
     assert shown.exit_code == 0
     assert "too slow" in shown.out
@@ -120,7 +120,7 @@ def test_one_that_was_replayed_too_often_stays_dead_and_is_named(ingest: Ingest,
     key = dead(services, "a.pdf")
     for _ in range(5):
         assert ingest("dlq", "replay", key).exit_code == 0
-        finish(services, key, error_class="DownloadRefused")
+        finish(services, key, error_class="DownloadRejectedError")
     fresh = dead(services, "b.pdf")
     dry = ingest("dlq", "replay", "--all", "--dry-run", "--json")
     done = ingest("dlq", "replay", "--all")

@@ -20,8 +20,8 @@ from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.consumer import TopicReader
-from ingest_project.platform.kafka.records import Received
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.work_queue.types import KafkaPosition
 from ingest_project.polling.job_queue import JobArrival, JobOutbox
 from ingest_project_tests.cli.conftest import Ingest
 
@@ -29,12 +29,12 @@ from ingest_project_tests.cli.conftest import Ingest
 @pytest.fixture
 def only_message(
     ingest: Ingest, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], Received]:
+) -> Callable[[str], ConsumerRecord]:
     """Reads the one message that a topic has."""
     del ingest
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
 
-    def read(topic: str) -> Received:
+    def read(topic: str) -> ConsumerRecord:
         reader = TopicReader(load_settings().settings.kafka)
         (message,) = reader.read(topic, None, max_messages=10, max_bytes=10**6, wait_seconds=2).messages
         reader.close()
@@ -43,7 +43,9 @@ def only_message(
     return read
 
 
-def test_a_polling_job_arrives_as_it_was_asked_for(ingest: Ingest, only_message: Callable[[str], Received]) -> None:
+def test_a_polling_job_arrives_as_it_was_asked_for(
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
+) -> None:
     sent = ingest(
         "send", "polling-job", "--job-id", "j 1", "--pattern", "*.csv", "--priority", "high", "--format", "luftdaten",
         "--metadata", "site=a=b", "--source", "credentials=sftp-1", "--trace-id", "t-1", "--json",
@@ -59,7 +61,9 @@ def test_a_polling_job_arrives_as_it_was_asked_for(ingest: Ingest, only_message:
     assert sent.json["message"]["job_id"] == "j 1"
 
 
-def test_what_was_not_said_of_a_polling_job_is_made_up(ingest: Ingest, only_message: Callable[[str], Received]) -> None:
+def test_what_was_not_said_of_a_polling_job_is_made_up(
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
+) -> None:
     sent = ingest("send", "polling-job")
     assert sent.exit_code == 0
     job = decode_polling_job(only_message("polling-queue").value)
@@ -70,14 +74,14 @@ def test_what_was_not_said_of_a_polling_job_is_made_up(ingest: Ingest, only_mess
 
 
 def test_a_local_folder_of_this_host_is_sent_with_its_whole_path(
-    ingest: Ingest, only_message: Callable[[str], Received], tmp_path: Path
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord], tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     assert ingest("send", "polling-job", "--source-type", "local", "--path", "in").exit_code == 0
     assert decode_polling_job(only_message("polling-queue").value).path == str(tmp_path / "in")
 
 
-def as_soon_as_it_is_there(only_message: Callable[[str], Received], topic: str) -> Received:
+def as_soon_as_it_is_there(only_message: Callable[[str], ConsumerRecord], topic: str) -> ConsumerRecord:
     give_up_at = time.monotonic() + 60
     while time.monotonic() < give_up_at:
         with suppress(ValueError):
@@ -93,7 +97,7 @@ def as_soon_as_it_is_there(only_message: Callable[[str], Received], topic: str) 
 def test_a_polling_job_that_is_waited_for_says_how_it_ended(  # noqa: PLR0913, PLR0917 - fixtures
     ingest: Ingest,
     services: SystemResources,
-    only_message: Callable[[str], Received],
+    only_message: Callable[[str], ConsumerRecord],
     ended: str,
     said: str,
     exit_code: int,
@@ -102,7 +106,7 @@ def test_a_polling_job_that_is_waited_for_says_how_it_ended(  # noqa: PLR0913, P
         """What the sensor and its run do, once the job has come."""
         ledger, now = services.polling_jobs, datetime.now(UTC)
         message = as_soon_as_it_is_there(only_message, "polling-queue")
-        position = Intake(message.topic, message.partition, message.offset, "g", message.timestamp)
+        position = KafkaPosition(message.topic, message.partition, message.offset, "g", message.timestamp)
         ledger.record([JobArrival("j~1", decode_polling_job(message.value), position)], now)
         if ended == "done":
             ledger.start(["j~1"], "run", now)
@@ -110,7 +114,7 @@ def test_a_polling_job_that_is_waited_for_says_how_it_ended(  # noqa: PLR0913, P
             JobOutbox(services.engine, "j~1").mark_sent("files", ["a", "b"])
             ledger.finish("j~1", 3, {"Announced before, in this version.": 1}, now)
         elif ended == "failed":
-            ledger.fail("j~1", "no such folder", "SourceMissing", now)
+            ledger.fail("j~1", "no such folder", "SourceNotFoundError", now)
 
     with ThreadPoolExecutor(1) as elsewhere:
         looked = elsewhere.submit(look)
@@ -123,7 +127,7 @@ def test_a_polling_job_that_is_waited_for_says_how_it_ended(  # noqa: PLR0913, P
 
 
 def test_a_file_event_names_the_version_that_is_there(
-    ingest: Ingest, only_message: Callable[[str], Received], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INGEST_LOCAL_ROOTS", str(tmp_path))
     (tmp_path / "a.csv").write_text("x,y\n")
@@ -140,20 +144,20 @@ def test_a_file_event_names_the_version_that_is_there(
 
 
 def test_a_file_event_for_a_file_of_another_host_leaves_the_version_open(
-    ingest: Ingest, only_message: Callable[[str], Received]
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
 ) -> None:
     assert ingest("send", "file-event", "/data/elsewhere/b.xlsx").exit_code == 0
     event = decode_file_event(only_message("file-event-queue").value)
     assert (event.file_path, event.size_bytes, event.modified_at) == ("/data/elsewhere/b.xlsx", None, None)
 
 
-def test_the_short_form_has_path_and_name_only(ingest: Ingest, only_message: Callable[[str], Received]) -> None:
+def test_the_short_form_has_path_and_name_only(ingest: Ingest, only_message: Callable[[str], ConsumerRecord]) -> None:
     assert ingest("send", "file-event", "/data/elsewhere/b.csv", "--short").exit_code == 0
     assert only_message("file_events").value == b'{"file_path":"/data/elsewhere/b.csv","file_name":"b.csv"}'
 
 
 def test_an_attachment_event_arrives_as_it_was_asked_for_and_no_signature_is_printed(
-    ingest: Ingest, only_message: Callable[[str], Received]
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
 ) -> None:
     urls = ["https://files.example/a.pdf?sig=hunter2", "https://files.example/b.jpg"]
     sent = ingest(
@@ -173,7 +177,7 @@ def test_an_attachment_event_arrives_as_it_was_asked_for_and_no_signature_is_pri
 
 
 def test_a_download_task_arrives_as_it_was_asked_for_and_tells_its_attachment(
-    ingest: Ingest, only_message: Callable[[str], Received]
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
 ) -> None:
     url = "https://files.example/a.pdf?sig=hunter2"
     sent = ingest(

@@ -31,7 +31,7 @@ from ingest_project.operations.resources import SystemResources
 from ingest_project.operations.topic_lag import TopicLag
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
 from ingest_project.streams.range_record import OffsetRange, RangeState
 from ingest_project_tests.cli import known_attachments as attachments
@@ -64,7 +64,7 @@ def system(
 
 def send(services: SystemResources, topic: str, count: int) -> None:
     writer = TopicWriter(services.settings.kafka)
-    writer.send_all(topic, [Outgoing(b"{}") for _ in range(count)])
+    writer.send_all(topic, [ProducerRecord(b"{}") for _ in range(count)])
     writer.close()
 
 
@@ -199,20 +199,20 @@ def test_attachments_are_told_by_state_and_the_ladder_by_rung(
     attachments.dead(system, "dead.pdf")
     for hours, name in enumerate(("one.pdf", "two.pdf"), start=1):
         key = attachments.arrive(system, name)
-        attachments.finish(system, key, error_class="DownloadFailed", again_in=timedelta(hours=hours))
+        attachments.finish(system, key, error_class="DownloadFailedError", again_in=timedelta(hours=hours))
     attachments.arrive(system, "third.pdf", attempt=3)
     attachments.arrive(system, "first.pdf")
     status = ingest("status", "--json").json
     found = status["attachments"]
     assert {state: n for state, n in found["attachments"].items() if n} == {"pending": 4, "stored": 1, "failed": 1}
     assert (found["due"], found["later"]) == (2, 2)
-    assert [(rung["topic"], rung["waiting"], rung["due"]) for rung in found["ladder"]] == [
+    assert [(tier["topic"], tier["waiting"], tier["due"]) for tier in found["retry_tiers"]] == [
         ("downloads.retry.5m", 2, 0),
         ("downloads.retry.10m", 1, 1),
         ("downloads.retry.20m", 0, 0),
         ("downloads.retry.40m", 0, 0),
     ]
-    assert found["next_due_at"] == found["ladder"][0]["next_due_at"]
+    assert found["next_due_at"] == found["retry_tiers"][0]["next_due_at"]
     assert status["going_on"] == ["2 attachments due"]
     shown = ingest("status").out
     assert "4 pending, 1 stored, 1 failed" in shown
@@ -276,7 +276,7 @@ def test_what_waits_for_its_time_is_no_work_and_is_said(
 ) -> None:
     del dagster_instance
     key = attachments.arrive(system, "a.pdf")
-    attachments.finish(system, key, error_class="DownloadFailed", again_in=timedelta(minutes=5))
+    attachments.finish(system, key, error_class="DownloadFailedError", again_in=timedelta(minutes=5))
     shown = ingest("status", "--wait-until-idle", "5")
     assert shown.exit_code == 0, shown.err
     assert re.search("1 attachment, the next in [45] min", shown.out)

@@ -9,8 +9,8 @@ from dagster import DagsterInstance
 
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.kafka.producer import Outgoing
-from ingest_project.platform.work_queue.consume import Queue, take
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.work_queue.consume import Queue, consume
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.test_status import save_cursor
 from ingest_project_tests.journeys.system import close
@@ -38,7 +38,7 @@ def services(  # noqa: PLR0913, PLR0917 - fixtures
     opened = SystemResources(load_settings().settings)
     kafka_server.create_topic(f"{name}.polling", 1)
     opened.writer.send_all(
-        opened.settings.topics.polling_queue, [Outgoing(value, b"k", (("trace-id", b"t"),)) for value in VALUES]
+        opened.settings.topics.polling_queue, [ProducerRecord(value, b"k", (("trace-id", b"t"),)) for value in VALUES]
     )
     yield opened
     close(opened)
@@ -50,8 +50,8 @@ def taken(services: SystemResources) -> list[bytes]:
     found: list[bytes] = []
     queue = Queue(topics.polling_queue, topics.polling_queue_dlq, lambda raw: raw or b"", 100, 0.0)
     # Once more from the same positions, as after a crash: the dead letters are there once.
-    take(services, queue, None, len)
-    positions = take(services, queue, None, lambda arrived: found.extend(one.message for one in arrived))
+    consume(services, queue, None, len)
+    positions = consume(services, queue, None, lambda arrived: found.extend(one.message for one in arrived))
     assert positions.next_offsets == {0: len(VALUES)}
     return found
 
@@ -71,7 +71,7 @@ def test_a_skipped_message_is_a_dead_letter_as_it_is_and_the_others_are_taken(
     assert [letter.value for letter in read.messages] == VALUES[2:4]
     letter = read.messages[0]
     assert (letter.key, letter.header("trace-id")) == (b"k", b"t")
-    assert (letter.header("dlq.error-class"), letter.header("dlq.original-offset")) == (b"SkippedByOperator", b"2")
+    assert (letter.header("dlq.error-class"), letter.header("dlq.original-offset")) == (b"SkippedByOperatorError", b"2")
     assert b"it hangs the sensor" in (letter.header("dlq.reason") or b"")
     (listed,) = ingest("topics", "skipped", "--json").json["skipped"]
     assert (listed["topic"], listed["first_offset"], listed["end_offset"]) == (topic, 2, 4)
@@ -82,7 +82,7 @@ def test_what_is_taken_or_not_there_or_not_read_cannot_be_skipped(
     ingest: Ingest, services: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     topics = services.settings.topics
-    positions = take(
+    positions = consume(
         services, Queue(topics.polling_queue, topics.polling_queue_dlq, lambda raw: raw, 3, 0.0), None, len
     )
     save_cursor(dagster_instance, "polling_queue_sensor", positions.to_cursor())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ingest_project.contracts.crm_event import CrmKind, decode_crm_event
 from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
 
 
@@ -22,7 +22,7 @@ def without(message: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def refused(raw: bytes | None) -> str:
-    with pytest.raises(UnreadableMessage) as caught:
+    with pytest.raises(UnreadableMessageError) as caught:
         decode_crm_event(raw)
     return str(caught.value)
 
@@ -186,7 +186,7 @@ FIELDS = sorted({*opportunity(), *project(), "other"})
 
 @given(raw=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_decoded_or_refused(raw: bytes) -> None:
-    with pytest.raises(UnreadableMessage):
+    with pytest.raises(UnreadableMessageError):
         decode_crm_event(raw)
 
 
@@ -198,6 +198,6 @@ def test_any_object_is_decoded_or_refused(changes: dict[str, Any], dropped: set[
         changed = {name: value for name, value in (message | changes).items() if name not in dropped}
         try:
             event = decode_crm_event(json.dumps(changed).encode())
-        except UnreadableMessage:
+        except UnreadableMessageError:
             continue
         assert event.event_id == changed["event_id"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ingest_project.contracts.attachment_event import AttachmentEvent, decode_attachment_event
 from ingest_project.contracts.download import DownloadTask, attachment_key, decode_download_task
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
@@ -36,7 +36,7 @@ def test_anything_is_a_message_or_unreadable(raw: bytes) -> None:
     for decode, kind in ((decode_download_task, DownloadTask), (decode_attachment_event, AttachmentEvent)):
         try:
             message = decode(raw)
-        except UnreadableMessage:
+        except UnreadableMessageError:
             continue
         assert isinstance(message, kind)
 
@@ -58,13 +58,13 @@ def test_anything_is_a_message_or_unreadable(raw: bytes) -> None:
 def test_a_task_that_makes_no_sense_is_unreadable_and_the_field_is_named(change: dict[str, object]) -> None:
     task = {"trace_id": "t", "domain": "d", "attachment_url": "http://h/a"}
     assert decode_download_task(msgspec.json.encode(task))
-    with pytest.raises(UnreadableMessage, match=next(iter(change))):
+    with pytest.raises(UnreadableMessageError, match=next(iter(change))):
         decode_download_task(msgspec.json.encode(task | change))
 
 
 def test_an_event_with_too_many_attachments_is_unreadable() -> None:
     event = {"trace_id": "t", "domain": "d", "attachments": ["u"] * 10_001}
-    with pytest.raises(UnreadableMessage, match="more than 10000 attachments"):
+    with pytest.raises(UnreadableMessageError, match="more than 10000 attachments"):
         decode_attachment_event(msgspec.json.encode(event))
 
 

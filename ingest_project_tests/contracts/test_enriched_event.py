@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
 from ingest_project.contracts.enriched_event import EnrichedEvent, decode_enriched_event
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project_tests.streams.user_activity.events import encoded, event
 
 NAMES = EnrichedEvent.__struct_fields__
@@ -28,7 +28,7 @@ def without(name: str) -> dict[str, Any]:
 
 
 def refused(raw: bytes | None) -> str:
-    with pytest.raises(UnreadableMessage) as caught:
+    with pytest.raises(UnreadableMessageError) as caught:
         decode_enriched_event(raw)
     return str(caught.value)
 
@@ -103,7 +103,7 @@ def test_any_bytes_are_an_event_or_refused(raw: bytes) -> None:
 def test_any_object_is_an_event_or_refused_and_nothing_of_it_is_lost(message: dict[str, Any]) -> None:
     try:
         found, rescued = decode_enriched_event(encoded(message))
-    except UnreadableMessage:
+    except UnreadableMessageError:
         return
     unknown = {name: value for name, value in message.items() if name not in NAMES}
     kept = json.loads(rescued or "{}")

@@ -25,7 +25,7 @@ from ingest_project.contracts.download import CachedDownload, DownloadResult, de
 from ingest_project.contracts.enriched_event import decode_enriched_event
 from ingest_project.contracts.file_event import decode_file_event
 from ingest_project.contracts.polling_job import decode_polling_job
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "json"
 BOUNDED_SECONDS = 10.0
@@ -258,7 +258,7 @@ def test_what_cannot_be_kept_is_refused_with_the_field_and_the_limit(
     name: str, change: dict[str, Any], reason: str
 ) -> None:
     (contract,) = (one for one in CONTRACTS if one.name == name)
-    with pytest.raises(UnreadableMessage, match=reason):
+    with pytest.raises(UnreadableMessageError, match=reason):
         contract.decode(json.dumps(contract.good | change).encode())
 
 
@@ -266,7 +266,7 @@ def read_or_refuse(contract: Contract, raw: bytes | None, *, look: bool = True) 
     """Decode; nothing but our own exception may come of it, and no value that the sender did not write."""
     try:
         message = contract.decode(raw)
-    except UnreadableMessage as refusal:
+    except UnreadableMessageError as refusal:
         if not 0 < len(str(refusal)) < LONGEST_REASON:
             pytest.fail(f"The reason has {len(str(refusal))} characters: {str(refusal)[:200]}")
         return

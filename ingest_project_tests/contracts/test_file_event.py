@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.file_event import decode_file_event, file_key, file_type_of, version_of
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.keys import digest_of
 
 
@@ -49,7 +49,7 @@ def test_the_full_form_is_read_and_written_back_the_same() -> None:
     ],
 )
 def test_an_event_that_is_not_of_the_contract_says_which_field(change: dict[str, object], reason: str) -> None:
-    with pytest.raises(UnreadableMessage, match=reason):
+    with pytest.raises(UnreadableMessageError, match=reason):
         decode_file_event(json.dumps({"file_path": "/in/a.csv", "file_name": "a.csv", **change}).encode())
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.polling_job import decode_polling_job
-from ingest_project.core.errors import UnreadableMessage
+from ingest_project.core.errors import UnreadableMessageError
 
 JOB = {
     "job_id": "job_123",
@@ -40,7 +40,7 @@ def test_a_job_of_the_contract_is_read_and_written_back_the_same() -> None:
     ],
 )
 def test_a_job_that_is_not_of_the_contract_says_which_field(change: dict[str, object], reason: str) -> None:
-    with pytest.raises(UnreadableMessage, match=reason) as caught:
+    with pytest.raises(UnreadableMessageError, match=reason) as caught:
         decode_polling_job(json.dumps({**JOB, **change}).encode())
     assert "hunter2" not in str(caught.value)
 
@@ -61,6 +61,6 @@ def test_a_job_that_is_not_of_the_contract_says_which_field(change: dict[str, ob
     ],
 )
 def test_anything_else_is_unreadable_with_a_short_reason(raw: bytes | None) -> None:
-    with pytest.raises(UnreadableMessage) as caught:
+    with pytest.raises(UnreadableMessageError) as caught:
         decode_polling_job(raw)
     assert 0 < len(str(caught.value)) < 300

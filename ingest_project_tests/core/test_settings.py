@@ -188,7 +188,7 @@ def test_pauses_between_attempts_double_up_to_their_limit(tmp_path: Path) -> Non
     ]
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_example_of_a_dotenv_file_names_every_setting_with_its_default(tmp_path: Path) -> None:

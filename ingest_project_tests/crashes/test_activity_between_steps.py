@@ -31,7 +31,7 @@ KILL_POINTS = [
     KillPoint("ranges requested", f"{LEDGER}.request"),
     KillPoint("cursor saved", "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"),
     KillPoint("ranges started", f"{LEDGER}.start"),
-    KillPoint("dead letters published, before the commit", f"{STORING}:put_aside"),
+    KillPoint("dead letters published, before the commit", f"{STORING}:dead_letter_message"),
     KillPoint("first commit made", "ingest_project.platform.delta.table:DeltaStore.append"),
     KillPoint("hours marked", f"{HOURS}.mark_changed"),
     KillPoint("first range finished", f"{LEDGER}.finish"),
@@ -67,13 +67,13 @@ def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  #
 
     system.cursors = SavedCursors(tmp_path)
     system.drive()
-    rows = system.rows("event_id, kafka_generation, kafka_partition, kafka_offset")
+    rows = system.rows("event_id, kafka_topic_id, kafka_partition, kafka_offset")
     assert [row["event_id"] for row in rows] == [f"e{number}" for number in range(2 * EVENTS)]
     assert [letter.value for letter in system.dead_letters] == [b"not JSON", b"nor this"]
     assert system.statistics("2026-01-15-10:00")["page_view"].events == 2 * EVENTS
     ledger = system.services.stream_ranges
     assert {record.state for record in ledger.list(system.topic)} == {RangeState.DONE}
-    assert system.services.stream_stretches.seams(system.topic) == ()
+    assert system.services.stream_intervals.seams(system.topic) == ()
     assert ledger.held(system.topic, datetime.now(UTC)) == ()
     for name in ("no_gap_in_offsets", "no_duplicate_offsets"):
         assert system.check(name).passed
@@ -82,7 +82,7 @@ def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  #
 
 RECOVERING = "ingest_project.streams.user_activity.recovery"
 RECOVERY_POINTS = [
-    KillPoint("dead letters published again", f"{RECOVERING}:put_aside"),
+    KillPoint("dead letters published again", f"{RECOVERING}:dead_letter_message"),
     KillPoint("missing rows appended", f"{RECOVERING}:append_bisecting"),
     pytest.param(KillPoint("position moved", f"{RECOVERING}:_finish"), marks=pytest.mark.long),
 ]

@@ -62,7 +62,7 @@ KILL_POINTS = [
     KillPoint("second topic marked as sent", MARKED_SENT, 3),
     KillPoint("everybody told", f"{STEPS}.onelake_attachments:tell"),
     KillPoint("attachments shown", f"{STEPS}.onelake_attachments:report"),
-    KillPoint("ends marked as told", f"{OUTCOMES}.mark_told"),
+    KillPoint("ends marked as told", f"{OUTCOMES}.mark_published"),
     KillPoint("commit numbered", f"{OUTCOMES}.number_next_commit"),
     KillPoint("committed", APPENDED),
     KillPoint("marked as committed", f"{OUTCOMES}.mark_committed"),
@@ -75,7 +75,7 @@ KILL_POINTS = [
     KillPoint("retry started", f"{LEDGER}.start", 2),
     KillPoint("retried file renamed", f"{STORE}.put", 3),
     KillPoint("end of the retry entered", f"{LEDGER}.finish", 2),
-    KillPoint("retry marked as told", f"{OUTCOMES}.mark_told", 2),
+    KillPoint("retry marked as told", f"{OUTCOMES}.mark_published", 2),
     KillPoint("retry committed", APPENDED, 2),
     KillPoint("retry marked as reported", f"{LEDGER}.mark_reported", 2),
 ]
@@ -190,4 +190,4 @@ def assert_nothing_is_held(system: AttachmentSystem) -> None:
     assert system.services.attachment_events.held(system.settings.topics.events_raw, later) == ()
     assert system.services.attachment_events.counts_by_state()[JobState.DONE] == 1
     assert system.services.outcomes.uncommitted() == 0
-    assert system.services.outcomes.untold() == 0
+    assert system.services.outcomes.unpublished() == 0

@@ -73,7 +73,7 @@ def test_killed_after_a_step_and_run_again_everything_is_there_exactly_once(  # 
     ledger = system.services.stream_ranges
     assert {record.state for record in ledger.list(system.topic)} == {RangeState.DONE}
     assert sum(len(record.offsets) for record in ledger.list(system.topic)) == 2 * RECORDS + 2
-    assert system.services.stream_stretches.seams(system.topic) == ()
+    assert system.services.stream_intervals.seams(system.topic) == ()
     assert ledger.held(system.topic, datetime.now(UTC)) == ()
     for name in ("no_gap_in_offsets", "no_duplicate_offsets"):
         assert system.check(name).passed

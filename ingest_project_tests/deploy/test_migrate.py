@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from ingest_project.cli.main import run
 from ingest_project.cli.migrate import make_missing_topics
-from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.devstack.processes import free_port
 from ingest_project.platform.database.engine import open_engine
@@ -101,5 +101,5 @@ def test_only_topics_that_are_missing_are_made(kafka_server: Server) -> None:
 
 def test_a_broker_that_is_away_is_said() -> None:
     nowhere = KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}", request_timeout_seconds=1.0)
-    with pytest.raises(BrokerUnavailable):
+    with pytest.raises(BrokerUnavailableError):
         make_missing_topics(nowhere, ["topic"], 1, 1)

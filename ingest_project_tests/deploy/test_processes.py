@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.deploy.separate_processes import Deployment
 from ingest_project_tests.journeys.system import readings
 from ingest_project_tests.services.kafka import EmbeddedServer, Server
@@ -81,7 +81,7 @@ def _require_nothing_written(home: Path) -> None:
 def _send_job(server: Server, topic: str, folder: Path) -> None:
     job = {"job_id": "inbox", "source_config": {"source_type": "local", "path": str(folder)}, "file_pattern": "*.csv"}
     writer = TopicWriter(server.settings)
-    writer.send_all(topic, [Outgoing(json.dumps(job).encode())])
+    writer.send_all(topic, [ProducerRecord(json.dumps(job).encode())])
     writer.close()
 
 

@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 
 from ingest_project.devstack.processes import free_port
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.deploy.network_hosts import TwoHosts, why_not
 from ingest_project_tests.deploy.separate_processes import Deployment
 from ingest_project_tests.journeys.system import readings
@@ -116,7 +116,7 @@ def _announce(server: Server, deployment: Deployment, name: str, numbers: range)
     job: dict[str, Any] = {"source_type": "local", "path": str(folder)}
     message = json.dumps({"job_id": name, "source_config": job, "file_pattern": "*.csv"}).encode()
     writer = TopicWriter(server.settings)
-    writer.send_all(deployment.environment("daemon")["KAFKA_TOPIC_POLLING_QUEUE"], [Outgoing(message)])
+    writer.send_all(deployment.environment("daemon")["KAFKA_TOPIC_POLLING_QUEUE"], [ProducerRecord(message)])
     writer.close()
 
 

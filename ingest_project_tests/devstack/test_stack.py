@@ -23,8 +23,8 @@ from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import LoadedSettings, Origin, load_settings
 from ingest_project.devstack import child as restarts
 from ingest_project.devstack import postgres
-from ingest_project.devstack.child import Command, ServiceFailed, start
-from ingest_project.devstack.state_folder import StateFolderInUse, prepare
+from ingest_project.devstack.child import Command, ServiceFailedError, start
+from ingest_project.devstack.state_folder import StateFolderInUseError, prepare
 from ingest_project.devstack.supervisor import WEBSERVER, _port, running_stack
 from ingest_project.devstack.system import StepState
 from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
@@ -82,10 +82,10 @@ def test_other_commands_find_the_services_while_they_run_and_not_afterwards(stat
         assert found.settings.warehouse == stack.settings.warehouse
         assert found.origins["kafka.bootstrap_servers"] is Origin.EMBEDDED
         assert (state_dir / "services.json").stat().st_mode & 0o077 == 0
-        generation = stack.settings.kafka.generation
+        topic_id = stack.settings.kafka.generation
     assert settings_of(state_dir, tmp_path).settings.kafka.bootstrap_servers == ""
     with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
-        assert stack.settings.kafka.generation != generation
+        assert stack.settings.kafka.generation != topic_id
 
 
 def test_nobody_gets_into_the_database_without_the_password(state_dir: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_second_stack_on_the_same_folder_is_refused_with_the_process_that_hold
 ) -> None:
     with (
         running_stack(settings_of(state_dir, tmp_path), silent, dagster=False),
-        pytest.raises(StateFolderInUse, match=rf"process {os.getpid()}\).*INGEST_STATE_DIR"),
+        pytest.raises(StateFolderInUseError, match=rf"process {os.getpid()}\).*INGEST_STATE_DIR"),
         running_stack(settings_of(state_dir, tmp_path), silent, dagster=False),
     ):
         pass
@@ -194,7 +194,7 @@ def test_a_broker_that_is_started_again_has_its_address_and_another_life(state_d
         broker.guard.wait()
         stack.require_running()
         assert stack.settings.kafka.bootstrap_servers == before.bootstrap_servers
-        assert stack.settings.kafka.generation != before.generation
+        assert stack.settings.kafka.generation != before.topic_id
         assert settings_of(state_dir, tmp_path).settings.kafka == stack.settings.kafka
         admin = AdminClient({"bootstrap.servers": before.bootstrap_servers})
         assert "polling-queue" in admin.list_topics(timeout=10).topics
@@ -214,7 +214,7 @@ def test_a_part_that_ends_again_and_again_ends_the_stack_with_its_last_output(
                 stack.wait(2)
 
         expected = r"(?s)postgres ended.*3 times in a short while.*postgres\.log.*ready to accept connections"
-        with pytest.raises(ServiceFailed, match=expected):
+        with pytest.raises(ServiceFailedError, match=expected):
             kill_again_and_again()
     assert wait_until_nothing_is_left(state_dir) == {}
 
@@ -358,11 +358,11 @@ def test_a_state_folder_of_another_user_is_one_line_that_names_both() -> None:
 STRANGER = """
 import os, sys
 from pathlib import Path
-from ingest_project.devstack.state_folder import StateFolderUnusable, prepare
+from ingest_project.devstack.state_folder import StateFolderUnusableError, prepare
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
     prepare(Path(sys.argv[1]))
-except StateFolderUnusable as error:
+except StateFolderUnusableError as error:
     sys.stderr.write(str(error))
 """
 

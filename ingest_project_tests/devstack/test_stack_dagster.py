@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.child import ServiceFailed
+from ingest_project.devstack.child import ServiceFailedError
 from ingest_project.devstack.dagster_processes import wait_until_ready
-from ingest_project.devstack.job_run import JobNotDone, run_jobs
+from ingest_project.devstack.job_run import JobIncompleteError, run_jobs
 from ingest_project.devstack.processes import free_port
 from ingest_project.devstack.supervisor import running_stack
 from ingest_project.devstack.system import StepState
@@ -41,7 +41,7 @@ def test_a_run_in_flight_ends_with_a_killed_stack_and_with_a_stopped_one_and_the
     begun = time.monotonic()
     with started_stack(state_dir, TINY, environ=environ) as stack:
         assert time.monotonic() - begun < 30  # half of that on a machine that does nothing else
-        with pytest.raises(JobNotDone, match=r"no_such_job was not launched: PipelineNotFoundError"):
+        with pytest.raises(JobIncompleteError, match=r"no_such_job was not launched: PipelineNotFoundError"):
             run_jobs(urlsplit(stack.addresses["webserver"]).port or 0, ["no_such_job"], 30, lambda: None)
         assert stack.end(signal.SIGINT) == 130
     assert wait_until_nothing_is_left(state_dir) == {}
@@ -118,7 +118,7 @@ def _guards(stack: StackProcess, module: str) -> list[psutil.Process]:
 def test_definitions_that_do_not_load_are_shown_with_their_error(tmp_path: Path) -> None:
     loaded = load_settings({"INGEST_STATE_DIR": str(tmp_path / "state"), "INGEST_WEBSERVER_PORT": "0"}, tmp_path)
     with (
-        pytest.raises(ServiceFailed, match=r"(?s)code server.*No module named 'no_such_definitions'"),
+        pytest.raises(ServiceFailedError, match=r"(?s)code server.*No module named 'no_such_definitions'"),
         running_stack(loaded, _silent, definitions_module="no_such_definitions"),
     ):
         pass
@@ -126,7 +126,7 @@ def test_definitions_that_do_not_load_are_shown_with_their_error(tmp_path: Path)
 
 
 def test_a_job_that_nobody_is_there_to_launch_is_said_at_once() -> None:
-    with pytest.raises(JobNotDone, match=r"some_job was not launched: .*refused"):
+    with pytest.raises(JobIncompleteError, match=r"some_job was not launched: .*refused"):
         run_jobs(free_port(), ["some_job"], 30, lambda: None)
 
 

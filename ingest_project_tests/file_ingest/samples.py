@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from ingest_project.contracts.file_event import FileEvent
 from ingest_project.contracts.polling_job import PollingJob, Priority
 from ingest_project.file_ingest.file_record import FileArrival
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.types import KafkaPosition
 from ingest_project.polling.job_queue import JobArrival
 
 NOW = datetime(2026, 1, 15, 10, 30, 45, 123456, tzinfo=UTC)
@@ -19,7 +19,7 @@ def delay(attempts: int) -> timedelta:
     return timedelta(seconds=5 * 2 ** (attempts - 1))
 
 
-def arrival(key: str, offset: int = 0, *, topic: str = TOPIC, generation: str = "g1") -> FileArrival:
+def arrival(key: str, offset: int = 0, *, topic: str = TOPIC, topic_id: str = "g1") -> FileArrival:
     event = FileEvent(
         file_path=f"/in/{key}",
         file_name=key.partition("~")[0],
@@ -30,7 +30,7 @@ def arrival(key: str, offset: int = 0, *, topic: str = TOPIC, generation: str = 
         metadata={"format": "canonical", "nested": {"ü": [1, None, 2.5]}},
         source_config={"source_type": "local", "path": "/in"},
     )
-    return FileArrival(key, f"local:/in/{key}", event, "canonical", Intake(topic, 3, offset, generation, NOW))
+    return FileArrival(key, f"local:/in/{key}", event, "canonical", KafkaPosition(topic, 3, offset, topic_id, NOW))
 
 
 def job(key: str, offset: int = 0, priority: Priority = "normal") -> JobArrival:
@@ -42,4 +42,4 @@ def job(key: str, offset: int = 0, priority: Priority = "normal") -> JobArrival:
         metadata={"a": 1},
         trace_id="trace",
     )
-    return JobArrival(key, request, Intake("polling-queue", 0, offset, "g1", NOW))
+    return JobArrival(key, request, KafkaPosition("polling-queue", 0, offset, "g1", NOW))

@@ -16,9 +16,9 @@ from ingest_project.file_ingest.fair_scheduling import origin_of
 from ingest_project.file_ingest.file_queue import FileLedger, QuarantineShare
 from ingest_project.file_ingest.file_record import FileArrival
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.work_queue.queue import Due, Holding
+from ingest_project.platform.work_queue.queue import Due, Lease
 from ingest_project.platform.work_queue.states import FileState
-from ingest_project.platform.work_queue.types import Recorded, Released
+from ingest_project.platform.work_queue.types import Recorded, RequeuedEntry
 from ingest_project_tests.file_ingest.samples import NOW, TOPIC, arrival, delay
 
 LATER = NOW + timedelta(minutes=1)
@@ -150,7 +150,7 @@ def test_a_tick_that_was_never_saved_did_not_ask_for_its_files(ledger: FileLedge
 def test_the_same_offset_in_another_life_of_the_topic_is_another_position(ledger: FileLedger) -> None:
     ledger.record([arrival("a", 1)], NOW)
     ledger.request("batch", ["a"], NOW)
-    assert ledger.record([arrival("a", 1, generation="g2")], NOW) == Recorded(known=("a",))
+    assert ledger.record([arrival("a", 1, topic_id="g2")], NOW) == Recorded(known=("a",))
 
 
 def test_a_run_takes_files_in_the_order_it_asks_whatever_their_state(ledger: FileLedger) -> None:
@@ -171,9 +171,9 @@ def test_batches_that_nobody_touches_are_found(ledger: FileLedger) -> None:
     ledger.request("running", ["b", "c"], NOW)
     ledger.start(["b", "c"], "run-1", NOW)
     ledger.request("fresh", ["d"], LATER)
-    assert set(ledger.held(TOPIC, LATER)) == {Holding("asked", None, 1, NOW), Holding("running", "run-1", 2, NOW)}
+    assert set(ledger.held(TOPIC, LATER)) == {Lease("asked", None, 1, NOW), Lease("running", "run-1", 2, NOW)}
     ledger.start(["b"], "run-1", LATER)
-    assert ledger.held(TOPIC, LATER) == (Holding("asked", None, 1, NOW),)
+    assert ledger.held(TOPIC, LATER) == (Lease("asked", None, 1, NOW),)
     assert ledger.in_flight_batches(TOPIC) == 3
 
 
@@ -184,15 +184,20 @@ def test_what_a_dead_run_held_is_tried_again_later_and_failed_at_the_cap(ledger:
         ledger.request(f"batch-{attempt}", ["a"], now)
         ledger.start(["a"], f"run-{attempt}", now)
         if attempt == 1:
-            assert ledger.release("batch-1", "run-1", "killed", 2, delay, now) == Released(pending=1)
+            assert ledger.release("batch-1", "run-1", "killed", 2, delay, now) == RequeuedEntry(pending=1)
             assert due(ledger, now + timedelta(seconds=4)) == ("b",)
             now += timedelta(seconds=5)
             assert due(ledger, now) == ("b", "a")
-    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == Released(failed=("a",))
+    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == RequeuedEntry(failed=("a",))
     record = ledger.get("a")
     assert record is not None
-    assert (record.state, record.reason, record.error_class, record.finished_at) == ("failed", "killed", "RunLost", now)
-    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == Released()
+    assert (record.state, record.reason, record.error_class, record.finished_at) == (
+        "failed",
+        "killed",
+        "RunLostError",
+        now,
+    )
+    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == RequeuedEntry()
 
 
 def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culprit_is_alone(ledger: FileLedger) -> None:
@@ -225,21 +230,21 @@ def test_what_a_file_failed_of_before_its_run_was_lost_is_still_told(ledger: Fil
     ledger.record([arrival("a")], NOW)
     ledger.request("batch-1", ["a"], NOW)
     ledger.start(["a"], "run-1", NOW)
-    ledger.put_back(["a"], "timed out", "SourceUnreachable", 5, delay, NOW)
+    ledger.requeue_later(["a"], "timed out", "SourceUnreachableError", 5, delay, NOW)
     for number in (2, 3):
         ledger.request(f"batch-{number}", ["a"], NOW)
         ledger.start(["a"], f"run-{number}", NOW)
         ledger.release(f"batch-{number}", f"run-{number}", f"run {number} was killed.", 9, delay, NOW)
     record = ledger.get("a")
     assert record is not None
-    assert (record.reason, record.error_class) == ("run 3 was killed. Before that: timed out", "RunLost")
+    assert (record.reason, record.error_class) == ("run 3 was killed. Before that: timed out", "RunLostError")
 
 
 def test_a_run_that_started_meanwhile_keeps_its_files(ledger: FileLedger) -> None:
     ledger.record([arrival("a")], NOW)
     ledger.request("batch", ["a"], NOW)
     ledger.start(["a"], "run-1", NOW)
-    assert ledger.release("batch", None, "never started", 5, delay, LATER) == Released()
+    assert ledger.release("batch", None, "never started", 5, delay, LATER) == RequeuedEntry()
     assert state(ledger, "a") == "ingesting"
 
 
@@ -247,12 +252,14 @@ def test_a_transient_failure_puts_a_file_back_with_its_reason(ledger: FileLedger
     ledger.record([arrival("a"), arrival("b")], NOW)
     ledger.request("batch", ["a", "b"], NOW)
     ledger.start(["a", "b"], "run", NOW)
-    assert ledger.put_back(["a"], "timed out", "SourceUnreachable", 5, delay, NOW) == Released(pending=1)
+    assert ledger.requeue_later(["a"], "timed out", "SourceUnreachableError", 5, delay, NOW) == RequeuedEntry(pending=1)
     record = ledger.get("a")
     assert record is not None
-    assert (record.state, record.reason, record.error_class) == ("pending", "timed out", "SourceUnreachable")
+    assert (record.state, record.reason, record.error_class) == ("pending", "timed out", "SourceUnreachableError")
     assert record.next_attempt_at == NOW + timedelta(seconds=5)
-    assert ledger.put_back(["b"], "timed out", "SourceUnreachable", 1, delay, NOW) == Released(failed=("b",))
+    assert ledger.requeue_later(["b"], "timed out", "SourceUnreachableError", 1, delay, NOW) == RequeuedEntry(
+        failed=("b",)
+    )
 
 
 def test_a_due_file_says_how_often_it_was_tried(ledger: FileLedger) -> None:
@@ -270,8 +277,8 @@ def test_a_run_that_died_between_storing_and_reporting_is_done_again_at_once(led
     ledger.fail(["stored", "reported"], "why", "Error", NOW)
     ledger.mark_reported(["reported"], NOW)
     assert ledger.in_flight_batches(TOPIC) == 0
-    assert ledger.held(TOPIC, LATER) == (Holding("batch", "run", 1, NOW),)
-    assert ledger.release("batch", "run", "killed", 2, delay, LATER) == Released(pending=1)
+    assert ledger.held(TOPIC, LATER) == (Lease("batch", "run", 1, NOW),)
+    assert ledger.release("batch", "run", "killed", 2, delay, LATER) == RequeuedEntry(pending=1)
     assert ledger.due(TOPIC, 10, LATER) == (Due("stored", 1),)
     assert ledger.held(TOPIC, LATER) == ()
     assert state(ledger, "reported") == "failed"
@@ -282,7 +289,7 @@ def test_a_file_whose_runs_always_die_while_reporting_is_not_stored_again_for_ev
     ledger.request("batch", ["stored"], NOW)
     ledger.start(["stored"], "run", NOW)
     ledger.fail(["stored"], "why", "Error", NOW)
-    assert ledger.release("batch", "run", "killed", 1, delay, LATER) == Released()
+    assert ledger.release("batch", "run", "killed", 1, delay, LATER) == RequeuedEntry()
     assert ledger.held(TOPIC, LATER) == ()
     assert state(ledger, "stored") == "failed"
 
@@ -292,7 +299,7 @@ def test_what_is_still_in_work_cannot_be_reported(ledger: FileLedger) -> None:
     ledger.request("batch", ["a"], NOW)
     ledger.start(["a"], "run", NOW)
     ledger.mark_reported(["a"], NOW)
-    assert ledger.held(TOPIC, LATER) == (Holding("batch", "run", 1, NOW),)
+    assert ledger.held(TOPIC, LATER) == (Lease("batch", "run", 1, NOW),)
 
 
 def test_a_person_reopens_finished_files_only(ledger: FileLedger) -> None:
@@ -361,4 +368,4 @@ def test_thousands_of_files_go_through_every_step_in_bulk(ledger: FileLedger) ->
     assert len(ledger.due(TOPIC, 10_000, NOW)) == 6_000
     assert ledger.request("batch", keys, NOW) == tuple(keys)
     assert [record.file_key for record in ledger.start(keys, "run", NOW)] == keys
-    assert ledger.put_back(keys, "why", "Error", 5, delay, NOW) == Released(pending=6_000)
+    assert ledger.requeue_later(keys, "why", "Error", 5, delay, NOW) == RequeuedEntry(pending=6_000)

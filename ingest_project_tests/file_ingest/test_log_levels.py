@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from ingest_project.file_ingest import assets
 from ingest_project.file_ingest.file_queue import FileLedger
-from ingest_project.file_ingest.result import Outcome
+from ingest_project.file_ingest.result import FileResult
 from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.file_ingest.samples import arrival
@@ -36,5 +36,5 @@ def test_a_file_or_row_that_was_refused_is_a_warning(
     engine.dispose()
     assert record is not None
     with capture_logs() as logged:
-        assets._log(Outcome(record, state, rows_read=5, rows_quarantined=rows_quarantined))
+        assets._log(FileResult(record, state, rows_read=5, rows_quarantined=rows_quarantined))
     assert [line["log_level"] for line in logged] == [level]

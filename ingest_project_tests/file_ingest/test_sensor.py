@@ -12,7 +12,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus, build_sensor_context
 from dagster._core.test_utils import create_run_for_test
 
-from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.file_record import FileArrival, file_row
 from ingest_project.operations.resources import SystemResources
@@ -64,7 +64,7 @@ def test_what_is_no_file_event_is_a_dead_letter_with_its_reason_and_the_stream_g
         letter = letters[raw]
         assert reason in (letter.header("dlq.reason") or b"").decode(), letter.headers
         assert letter.header("dlq.original-topic") == topic.encode()
-        assert letter.header("dlq.error-class") in {b"UnreadableMessage", b"ForbiddenPath", b"PermanentError"}
+        assert letter.header("dlq.error-class") in {b"UnreadableMessageError", b"ForbiddenPathError", b"PermanentError"}
         assert letter.header("dlq.original-offset")
     assert list(system.files()) == ["good.csv"]
 
@@ -135,7 +135,7 @@ def test_while_the_broker_is_away_ticks_fail_and_afterwards_they_go_on(system: S
     system.settings = changed(system.settings, "kafka", request_timeout_seconds=1.0)
     system.restart()
     system.send_files(system.write("a.csv", readings()))
-    with paused(kafka_server, system), pytest.raises(BrokerUnavailable, match="does not answer"):
+    with paused(kafka_server, system), pytest.raises(BrokerUnavailableError, match="does not answer"):
         system.tick()
     system.drive()
     assert system.states() == {"a.csv": "ingested"}
@@ -184,7 +184,7 @@ def test_abandoned_work_is_asked_for_again_and_in_the_end_failed_where_everybody
     assert sizes == [["2"], ["2"], ["1", "1"], ["1", "1"]], "suspects go alone"
     assert system.requests() == []
     for record in system.files().values():
-        assert (record.state, record.error_class, record.attempts) == (FileState.FAILED, "RunLost", 4)
+        assert (record.state, record.error_class, record.attempts) == (FileState.FAILED, "RunLostError", 4)
         assert "ended before this was done" in (record.reason or "")
     assert system.requests() == [], "failed for good"
 
@@ -206,7 +206,7 @@ def test_after_a_lost_batch_the_file_that_takes_its_run_down_is_found_by_halving
     assert lost == [16, 8, 4, 2, 1]
     files = system.files()
     record = files.pop(culprit)
-    assert (record.state, record.error_class) == (FileState.FAILED, "RunLost")
+    assert (record.state, record.error_class) == (FileState.FAILED, "RunLostError")
     assert "marked as failed from outside" in (record.reason or ""), "what Dagster says of the run's end"
     assert {(file.state, file.attempts <= 5) for file in files.values()} == {(FileState.INGESTED, True)}
 

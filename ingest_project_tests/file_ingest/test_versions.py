@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ingest_project.file_ingest.file_queue import FileLedger
 from ingest_project.file_ingest.file_record import FileRecord
 from ingest_project.file_ingest.load import finish, hold_locations, settle_versions
-from ingest_project.file_ingest.result import Outcome
+from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.tables import files
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.sql import SqlTransaction
@@ -52,7 +52,7 @@ def store(engine: sa.Engine, records: Sequence[FileRecord], refused: set[str]) -
     with writing(engine) as connection:
         transaction = SqlTransaction(connection)
         outcomes = [
-            Outcome(record, FileState.QUARANTINED if record.file_key in refused else FileState.INGESTED, reason="r")
+            FileResult(record, FileState.QUARANTINED if record.file_key in refused else FileState.INGESTED, reason="r")
             for record in records
         ]
         settled, _ = settle_versions(transaction, hold_locations(transaction, outcomes, wait=True), "run")

@@ -21,12 +21,12 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 import ingest_project.file_ingest.definitions
 import ingest_project.polling.definitions
-from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_record import FileRecord
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.kafka.producer import Outgoing
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project_tests.services.kafka import Server
 
 POLLING, FILE_EVENTS, SHORT_FILE_EVENTS = "polling_queue_sensor", "file_event_queue_sensor", "file_events_sensor"
@@ -163,7 +163,7 @@ class System:
     def send(self, topic: str, *messages: Mapping[str, Any] | bytes) -> None:
         """Put messages on a topic."""
         values = [message if isinstance(message, bytes) else json.dumps(message).encode() for message in messages]
-        self.services.writer.send_all(topic, [Outgoing(value) for value in values])
+        self.services.writer.send_all(topic, [ProducerRecord(value) for value in values])
 
     def send_files(self, *paths: Path | str, **more: object) -> None:
         """Announce files, each in the version that is there."""
@@ -175,9 +175,9 @@ class System:
         job = {"job_id": f"job_{next(_numbers)}", "source_config": source, "file_pattern": pattern, **more}
         self.send(self.settings.topics.polling_queue, job)
 
-    def on_topic(self, topic: str) -> list[Received]:
+    def on_topic(self, topic: str) -> list[ConsumerRecord]:
         """Everything on a topic."""
-        messages: list[Received] = []
+        messages: list[ConsumerRecord] = []
         positions, remaining = None, 1
         while remaining:
             read = self.services.reader.read(topic, positions, max_messages=100_000, max_bytes=10**9, wait_seconds=0)
@@ -343,7 +343,7 @@ def paused(server: Server, system: System) -> Iterator[None]:
         server.resume()
     give_up_at = time.monotonic() + 30
     while time.monotonic() < give_up_at:
-        with suppress(BrokerUnavailable):
+        with suppress(BrokerUnavailableError):
             # Two clients, and each finds its own way back.
             system.services.reader.end_offsets(system.settings.topics.file_event_queue)
             system.services.range_reader.backlog(system.settings.topics.file_event_queue, None, 0)

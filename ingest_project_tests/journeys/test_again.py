@@ -76,7 +76,7 @@ def test_a_file_that_has_vanished_is_failed_with_its_reason_and_the_rest_of_its_
     gone.unlink()
     system.drive()
     files = system.files()
-    assert (files["gone.csv"].state, files["gone.csv"].error_class) == (FileState.FAILED, "SourceMissing")
+    assert (files["gone.csv"].state, files["gone.csv"].error_class) == (FileState.FAILED, "SourceNotFoundError")
     assert (files["here.csv"].state, files["here.csv"].rows_accepted) == (FileState.INGESTED, 4)
     assert system.instance.get_materialized_partitions(RAW) == {files["here.csv"].file_key}
 

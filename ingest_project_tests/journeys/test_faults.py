@@ -9,7 +9,7 @@ import threading
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.core.errors import DatabaseUnavailable
+from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction
 from ingest_project.platform.work_queue.states import FileState, JobState
 from ingest_project_tests.journeys.system import POLLING, System, changed, paused, readings
@@ -71,7 +71,7 @@ def test_while_the_database_is_down_runs_and_ticks_fail_and_afterwards_they_go_o
     own_postgres_server.kill()
     monkeypatch.setattr("ingest_project.file_ingest.load.STORE_PAUSES_SECONDS", (0.0,))
     assert not system.execute("file_batch", request).success
-    with pytest.raises(DatabaseUnavailable, match="does not answer"):
+    with pytest.raises(DatabaseUnavailableError, match="does not answer"):
         system.tick()
     own_postgres_server.start()
     system.drive()
@@ -114,7 +114,7 @@ def test_while_the_broker_is_away_a_polling_job_waits_and_afterwards_announces_e
     with paused(kafka_server, system):
         system.execute("polling_batch", request)
         (job,) = system.services.polling_jobs.list()
-        assert (job.state, job.error_class) == (JobState.PENDING, "BrokerUnavailable")
+        assert (job.state, job.error_class) == (JobState.PENDING, "BrokerUnavailableError")
     system.drive()
     assert_all_stored_once(system)
     assert len(system.on_topic(system.settings.topics.file_event_queue)) == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.platform.object_store.locations import Bucket, S3Options, place_of, s3_client
+from ingest_project.platform.object_store.locations import Bucket, S3Options, location_of, s3_client
 from ingest_project_tests.journeys.system import RAW, VALIDATED, System, changed, readings
 
 FILES = {
@@ -58,7 +58,7 @@ def test_with_landing_store_and_quarantine_in_s3_nothing_is_different(
     system.restart()
     send_all(system)
     assert_all_there(system)
-    bucket = place_of(s3_url)
+    bucket = location_of(s3_url)
     assert isinstance(bucket, Bucket)
     listed = s3_client(s3_options).list_objects_v2(Bucket=bucket.name)["Contents"]
     # Three contents of four files, and two objects for the refused one.

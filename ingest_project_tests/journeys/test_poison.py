@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.core.errors import DatabaseUnavailable
+from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.work_queue.states import FileState, JobState
 from ingest_project.sources.protocol import Source, SourceFile
@@ -189,7 +189,7 @@ def test_a_database_that_is_away_costs_no_message_its_place(system: System) -> N
     elsewhere = type(url)("postgresql://nobody@127.0.0.1:9/none")
     system.settings = changed(system.settings, "warehouse", database_url=elsewhere)
     system.restart()
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(DatabaseUnavailableError):
         system.tick()
     system.settings = changed(system.settings, "warehouse", database_url=url)
     system.restart()

@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 
 from ingest_project.contracts.file_event import file_key, version_of
-from ingest_project.core.errors import DatabaseUnavailable
+from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest import pipeline as ingesting
 from ingest_project.file_ingest import validate_files as validated_sensor_data
 from ingest_project.platform.object_store.quarantine import safe_name
@@ -195,7 +195,7 @@ def test_a_database_that_is_away_is_no_files_fault(system: System, monkeypatch: 
 
     def away(*_: Any, **__: Any) -> None:  # noqa: ANN401 - stands for any function
         calls.append(1)
-        raise DatabaseUnavailable("somewhere", "it is away")
+        raise DatabaseUnavailableError("somewhere", "it is away")
 
     monkeypatch.setattr(storing, "STORE_PAUSES_SECONDS", (0.0,))
     system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(10)))

@@ -66,7 +66,7 @@ def attachment_row(key: str, state: str, ended_at: datetime, *, attempt: int = 1
         "attachment_url": f"https://files.example.com/{key}",
         "task": "{}",
         "destination_path": key,
-        "lane": "retry" if attempt > 1 else "pending",
+        "queue_name": "retry" if attempt > 1 else "pending",
         "attempt": attempt,
         "replays": 0,
     }
@@ -93,7 +93,7 @@ def range_row(key: str, state: str, ended_at: datetime, outcome: dict[str, int] 
         **_work(state, ended_at, finished=state in {"done", "failed", "lost"}),
         "range_key": key,
         "topic": "sales_events",
-        "generation": "g",
+        "topic_id": "g",
         "partition": 0,
         "first_offset": 0,
         "end_offset": 100,
@@ -167,7 +167,7 @@ def _attachments(chance: random.Random, now: datetime) -> Iterator[dict[str, Any
     for n in range(7):
         more: dict[str, Any] = {
             "reason": "https://files.example.com answered 404 Not Found.",
-            "error_class": "DownloadRefused",
+            "error_class": "DownloadRejectedError",
         }
         yield attachment_row(
             f"gone_{n}.jpg~{n:010x}", "failed", now - timedelta(minutes=1 + 5 * n), run_id="d" * 32, **more
@@ -182,14 +182,18 @@ def _outcomes(chance: random.Random, now: datetime) -> Iterator[dict[str, Any]]:
     for attempt, success, transient, permanent in ((1, 830, 140, 7), (2, 52, 57, 0), (3, 14, 12, 0), (4, 4, 2, 0)):
         ends = ["success"] * success + ["failed_transient"] * transient + ["failed_permanent"] * permanent
         for n, status in enumerate(ends):
-            failed = {} if status == "success" else {"error_class": chance.choice(("DownloadFailed", "HostBusy"))}
+            failed = (
+                {}
+                if status == "success"
+                else {"error_class": chance.choice(("DownloadFailedError", "HostThrottledError"))}
+            )
             at = now - timedelta(minutes=chance.uniform(0.2, 59))
             yield outcome_row(f"o_{n}", attempt, status, at, size_bytes=250_000, **failed)
 
 
 def _intake(topic: str, at: datetime) -> dict[str, Any]:
-    position = {"intake_topic": topic, "intake_partition": 0, "intake_offset": 0, "intake_generation": "g"}
-    return {**position, "intake_at": at}
+    position = {"kafka_topic": topic, "kafka_partition": 0, "kafka_offset": 0, "kafka_topic_id": "g"}
+    return {**position, "kafka_timestamp": at}
 
 
 def _work(state: str, at: datetime, *, finished: bool) -> dict[str, Any]:

@@ -15,12 +15,12 @@ import pytest
 from pydantic import SecretStr
 
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.alerts import AlertNotDelivered, Trouble, alerts_sensor, compare, deliver
+from ingest_project.operations.alerts import AlertCondition, AlertDeliveryError, alerts_sensor, compare, deliver
 from ingest_project.operations.resources import SystemResources
 from ingest_project_tests.services import listener as silent
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-BROKEN = Trouble("job/a", "The last run of a failed.", "http://ui/runs/1")
+BROKEN = AlertCondition("job/a", "The last run of a failed.", "http://ui/runs/1")
 
 
 class Listener:
@@ -80,7 +80,7 @@ def test_a_webhook_that_redirects_takes_the_alerts_nowhere_else(status: int) -> 
     with silent.Listener() as elsewhere:
         with (
             silent.Redirecting(f"http://127.0.0.1:{elsewhere.port}/", status) as hook,
-            pytest.raises(AlertNotDelivered, match=f"answered {status}"),
+            pytest.raises(AlertDeliveryError, match=f"answered {status}"),
         ):
             deliver(SecretStr(f"{hook.url}/hook-secret"), "test", begun)
         assert [(method, path) for method, path, _ in hook.asked] == [("POST", "/hook-secret")]
@@ -101,7 +101,7 @@ def test_a_webhook_that_redirects_takes_the_alerts_nowhere_else(status: int) -> 
 def test_an_address_that_is_not_read_alike_by_everybody_gets_no_alerts(url: str) -> None:
     _, begun = compare({}, [BROKEN], NOW)
     with silent.Listener() as elsewhere:
-        with pytest.raises(AlertNotDelivered) as caught:
+        with pytest.raises(AlertDeliveryError) as caught:
             deliver(SecretStr(url.format(port=elsewhere.port)), "test", begun)
         assert "hook-secret" not in str(caught.value)
         assert elsewhere.connections == 0
@@ -110,10 +110,10 @@ def test_an_address_that_is_not_read_alike_by_everybody_gets_no_alerts(url: str)
 def test_a_webhook_that_refuses_is_an_error_that_does_not_show_its_address(listener: Listener) -> None:
     listener.status = 500
     _, begun = compare({}, [BROKEN], NOW)
-    with pytest.raises(AlertNotDelivered, match="answered 500") as caught:
+    with pytest.raises(AlertDeliveryError, match="answered 500") as caught:
         deliver(SecretStr(listener.url), "test", begun)
     assert "hook-secret" not in str(caught.value)
-    with pytest.raises(AlertNotDelivered) as caught:
+    with pytest.raises(AlertDeliveryError) as caught:
         deliver(SecretStr("http://127.0.0.1:1/hook-secret"), "test", begun)
     assert "hook-secret" not in str(caught.value)
 

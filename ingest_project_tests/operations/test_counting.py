@@ -49,7 +49,7 @@ def test_every_kind_of_end_is_counted(engine: sa.Engine) -> None:
     put(engine, polling_jobs, [job_row("j", "done", ended, published=4), job_row("k", "failed", ended)])
     put(engine, attachments, [attachment_row("a", "stored", ended), attachment_row("b", "failed", ended)])
     told = {"size_bytes": 10}
-    put(engine, download_outcomes, [outcome_row("a", 1, "failed_transient", ended, error_class="DownloadFailed")])
+    put(engine, download_outcomes, [outcome_row("a", 1, "failed_transient", ended, error_class="DownloadFailedError")])
     put(engine, download_outcomes, [outcome_row("a", 2, "success", ended, **told)])
     put(engine, stream_ranges, [range_row("r", "done", ended, {"opportunities": 90, "unidentified": 10})])
 
@@ -71,7 +71,7 @@ def test_every_kind_of_end_is_counted(engine: sa.Engine) -> None:
         ("poller_files_published", ("sftp",)): 4,
         ("ingest_downloads", ("failed_transient", "1")): 1,
         ("ingest_downloads", ("success", "2")): 1,
-        ("ingest_download_failures", ("DownloadFailed",)): 1,
+        ("ingest_download_failures", ("DownloadFailedError",)): 1,
         ("ingest_uploaded_bytes", ("claims",)): 10,
         ("ingest_stream_messages", ("sales_events", "opportunities")): 90,
         (LATENCY_BUCKET, ("files", "3")): 1,

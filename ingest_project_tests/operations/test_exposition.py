@@ -17,9 +17,9 @@ from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations import metric_rollup as counting
 from ingest_project.operations.metrics import exposition
-from ingest_project.operations.snapshot import System
+from ingest_project.operations.snapshot import SystemSnapshot
 from ingest_project.platform.database.engine import open_engine, writing
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.operations.seeding import busy_hour, file_row, put
 
 CONTRACT = {
@@ -44,7 +44,7 @@ def looked(settings: Settings) -> dict[str, Metric]:
 
 
 def text_of(settings: Settings) -> str:
-    system = System(settings)
+    system = SystemSnapshot(settings)
     for part in system.parts:
         part.look_now()
     text = exposition(system).decode()
@@ -68,8 +68,8 @@ def test_every_metric_of_the_contract_is_there_and_right(
     embedded_broker.create_topic("file-event-queue", 2)
     embedded_broker.create_topic("downloads.dlq", 1)
     writer = TopicWriter(settings.kafka)
-    writer.send_all("file-event-queue", [Outgoing(b"{}") for _ in range(5)])
-    writer.send_all("downloads.dlq", [Outgoing(b"{}") for _ in range(3)])
+    writer.send_all("file-event-queue", [ProducerRecord(b"{}") for _ in range(5)])
+    writer.send_all("downloads.dlq", [ProducerRecord(b"{}") for _ in range(3)])
     writer.close()
 
     metrics = looked(settings)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from ingest_project.file_ingest.partitions import FILES
-from ingest_project.operations.retention import Removal, removals
+from ingest_project.operations.retention import PurgeStep, plan_purge
 from ingest_project_tests.journeys.system import RAW, System, readings
 
 LATER = timedelta(days=1_000)
 
 
-def in_a_thousand_days(system: System) -> dict[str, Removal]:
-    found = removals(system.services, system.instance, datetime.now(UTC) + LATER)
+def in_a_thousand_days(system: System) -> dict[str, PurgeStep]:
+    found = plan_purge(system.services, system.instance, datetime.now(UTC) + LATER)
     return {removal.what: removal for removal in found}
 
 
@@ -55,7 +55,7 @@ def test_a_run_stays_as_long_as_something_it_worked_on_is_not_long_done(system: 
 def test_nothing_goes_before_its_time(system: System) -> None:
     system.send_files(system.write("good.csv", readings()))
     system.drive()
-    assert [removal.number for removal in removals(system.services, system.instance, datetime.now(UTC))] == [0] * 8
+    assert [removal.number for removal in plan_purge(system.services, system.instance, datetime.now(UTC))] == [0] * 8
 
 
 def test_published_ids_are_forgotten_after_their_time(system: System) -> None:

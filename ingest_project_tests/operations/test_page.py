@@ -19,7 +19,7 @@ from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import files
 from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.cli.test_status import save_cursor
 from ingest_project_tests.operations.conftest import running
 from ingest_project_tests.operations.seeding import busy_hour, file_row, put
@@ -95,10 +95,10 @@ def busy(
         "sales_events": 0,
     }.items():
         embedded_broker.create_topic(topic, 4)
-        writer.send_all(topic, [Outgoing(b"{}", str(n).encode()) for n in range(messages)])
+        writer.send_all(topic, [ProducerRecord(b"{}", str(n).encode()) for n in range(messages)])
     for topic, letters in {"downloads.dlq": 7, "file-event-queue.dlq": 3}.items():
         embedded_broker.create_topic(topic, 1)
-        writer.send_all(topic, [Outgoing(b"{}") for _ in range(letters)])
+        writer.send_all(topic, [ProducerRecord(b"{}") for _ in range(letters)])
     writer.close()
     for sensor in SENSORS:
         save_cursor(dagster_instance, sensor, Positions("", {}).to_cursor(), at=now.timestamp())

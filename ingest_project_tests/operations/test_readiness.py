@@ -17,9 +17,9 @@ from ingest_project.core.settings import Settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations import poller as parts
 from ingest_project.operations.orchestration import DagsterSeen
-from ingest_project.operations.poller import Part, Seen
+from ingest_project.operations.poller import Poller, Sample
 from ingest_project.operations.readiness import Line, daemon_line, readiness, sensors_line, topics_line
-from ingest_project.operations.snapshot import System
+from ingest_project.operations.snapshot import SystemSnapshot
 from ingest_project.operations.topic_lag import TopicLag
 from ingest_project.operations.topics import BrokerSeen, Movement
 from ingest_project.platform.dagster.run_records import DagsterRecords, FailingTicks, RunsInFlight, SensorOnRecord
@@ -29,7 +29,7 @@ from ingest_project_tests.cli.test_status import save_cursor
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 
 
-def lines_of(system: System) -> dict[str, Line]:
+def lines_of(system: SystemSnapshot) -> dict[str, Line]:
     for part in system.parts:
         part.look_now()
     lines = {line.name: line for line in readiness(system, datetime.now(UTC))}
@@ -46,7 +46,9 @@ def test_with_everything_there_every_line_is_ok(
     now = datetime.now(UTC).timestamp()
     dagster_instance.add_daemon_heartbeat(DaemonHeartbeat(now, "SENSOR", "daemon"))
     save_cursor(dagster_instance, "file_events_sensor", Positions("", {0: 1}).to_cursor(), at=now)
-    lines = lines_of(System(on_record(settings_of(sqlite_url, embedded_broker.bootstrap_servers), dagster_instance)))
+    lines = lines_of(
+        SystemSnapshot(on_record(settings_of(sqlite_url, embedded_broker.bootstrap_servers), dagster_instance))
+    )
     assert [name for name, line in lines.items() if not line.ok] == [], lines
     assert list(lines) == ["broker", "warehouse", "dagster storage", "daemon", "sensors", "topics", "disk"]
 
@@ -55,12 +57,12 @@ def test_each_part_that_is_away_is_down_alone(
     settings_of: Callable[..., Settings], sqlite_url: str, embedded_broker: EmbeddedBroker
 ) -> None:
     embedded_broker.go_down()
-    lines = lines_of(System(settings_of(sqlite_url, embedded_broker.bootstrap_servers)))
+    lines = lines_of(SystemSnapshot(settings_of(sqlite_url, embedded_broker.bootstrap_servers)))
     assert lines["warehouse"].ok
     assert not lines["broker"].ok
     assert embedded_broker.bootstrap_servers in lines["broker"].detail
     nothing_there = "postgresql://somebody:canary@127.0.0.1:9/none"
-    lines = lines_of(System(settings_of(nothing_there)))
+    lines = lines_of(SystemSnapshot(settings_of(nothing_there)))
     assert not lines["warehouse"].ok
     assert "canary" not in str(lines)
     assert not lines["dagster storage"].ok
@@ -70,7 +72,7 @@ def test_a_daemon_without_a_heartbeat_is_down() -> None:
     assert daemon_line(seen(beat=NOW - timedelta(seconds=30)), NOW).ok
     assert not daemon_line(seen(beat=NOW - timedelta(minutes=5)), NOW).ok
     assert not daemon_line(seen(), NOW).ok
-    assert not daemon_line(Seen(problem="away"), NOW).ok
+    assert not daemon_line(Sample(problem="away"), NOW).ok
 
 
 def test_a_sensor_that_stopped_ticking_is_named_and_one_a_person_stopped_is_no_trouble() -> None:
@@ -143,16 +145,16 @@ def test_a_topic_that_does_not_move_although_it_has_messages_is_named() -> None:
     assert movement.stalled([lag(3, 7), lag(3, 0, "moving")], 0.0) == ()
     stalled = movement.stalled([lag(4, 7), lag(3, 1, "moving")], 300.0)
     assert [(one.topic, one.partitions, one.waiting, one.seconds) for one in stalled] == [("stuck", (1,), 4, 300.0)]
-    line = topics_line(Seen(BrokerSeen((lag(4, 7),), stalled, ())), seen())
+    line = topics_line(Sample(BrokerSeen((lag(4, 7),), stalled, ())), seen())
     assert not line.ok
     assert line.detail == "stuck has stood still for 300 s with 4 waiting (partition 1), read by s"
     stopped = seen(SensorOnRecord("s", None, NOW, stopped=True))
-    assert topics_line(Seen(BrokerSeen((lag(4, 7),), stalled, ())), stopped).ok, "a person has stopped it"
+    assert topics_line(Sample(BrokerSeen((lag(4, 7),), stalled, ())), stopped).ok, "a person has stopped it"
     assert movement.stalled([lag(0, 11)], 600.0) == ()
 
 
 def test_a_look_that_hangs_is_noticed(settings_of: Callable[..., Settings], sqlite_url: str) -> None:
-    system = System(settings_of(sqlite_url))
+    system = SystemSnapshot(settings_of(sqlite_url))
     system.ledger.look_now()
     assert readiness(system, datetime.now(UTC))[1].ok
     late = readiness(system, datetime.now(UTC) + timedelta(seconds=60))[1]
@@ -163,7 +165,7 @@ def test_a_look_that_hangs_is_noticed(settings_of: Callable[..., Settings], sqli
 
 def test_a_defect_in_one_look_is_told_and_the_last_value_kept() -> None:
     answers = iter([1])
-    part = Part("part", lambda: next(answers), 1.0)
+    part = Poller("part", lambda: next(answers), 1.0)
     part.look_now()
     first = part.seen.present
     part.look_now()
@@ -177,7 +179,7 @@ def test_a_thread_that_ended_is_told_and_one_whose_log_fails_goes_on(monkeypatch
     def end() -> int:
         raise SystemExit
 
-    ended = Part("part", end, 0.01)
+    ended = Poller("part", end, 0.01)
     ended.start()
     ended.join(10)
     assert ended.seen.present is None
@@ -192,7 +194,7 @@ def test_a_thread_that_ended_is_told_and_one_whose_log_fails_goes_on(monkeypatch
     def count_and_fail() -> int:
         raise ValueError(next(numbers))
 
-    going_on = Part("part", count_and_fail, 0.01)
+    going_on = Poller("part", count_and_fail, 0.01)
     going_on.start()
     while next(numbers) < 5:
         time.sleep(0.01)
@@ -203,10 +205,10 @@ def test_a_thread_that_ended_is_told_and_one_whose_log_fails_goes_on(monkeypatch
 
 def seen(
     *sensors: SensorOnRecord, beat: datetime | None = None, failing: Mapping[str, FailingTicks] | None = None
-) -> Seen[DagsterSeen]:
+) -> Sample[DagsterSeen]:
     beats = {"SENSOR": beat} if beat else {}
     by_name = {sensor.name: sensor for sensor in sensors}
-    return Seen(DagsterSeen(by_name, beats, RunsInFlight(0, 0), (), failing or {}), NOW)
+    return Sample(DagsterSeen(by_name, beats, RunsInFlight(0, 0), (), failing or {}), NOW)
 
 
 def on_record(settings: Settings, instance: DagsterInstance) -> Settings:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import ConfiguredSource
 from ingest_project.platform.work_queue.states import JobState
 from ingest_project.polling import scheduled_polls as standing_jobs
@@ -109,7 +109,7 @@ def test_a_look_that_is_killed_half_way_goes_on_and_counts_all_that_it_published
             nonlocal marked
             marked += 1
             if marked == 2:
-                raise BrokerUnavailable("test", "as if the process had ended here")
+                raise BrokerUnavailableError("test", "as if the process had ended here")
             super().mark_sent(topic, message_ids)
 
     with monkeypatch.context() as patch:
@@ -142,7 +142,7 @@ def test_a_failure_says_whether_it_is_tried_again(system: System) -> None:
     system.send_job(system.folder / "gone")
     poll(system)
     record = only_job(system)
-    assert (record.state, record.error_class) == (JobState.FAILED, "SourceMissing")
+    assert (record.state, record.error_class) == (JobState.FAILED, "SourceNotFoundError")
     assert "Not tried again" in (record.reason or "")
     away = {"source_type": "s3", "path": "s3://bucket/x", "endpoint_url": "http://127.0.0.1:9", "region": "eu-west-1"}
     system.settings = changed(
@@ -152,7 +152,7 @@ def test_a_failure_says_whether_it_is_tried_again(system: System) -> None:
     system.send_job("", source_config=away)
     poll(system)
     record = next(record for record in system.services.polling_jobs.list() if record.job.source_type == "s3")
-    assert (record.state, record.error_class) == (JobState.PENDING, "SourceUnreachable")
+    assert (record.state, record.error_class) == (JobState.PENDING, "SourceUnreachableError")
     assert "Tried again" in (record.reason or "")
 
 

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 import pytest
 
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.work_queue.queue import Holding
+from ingest_project.platform.work_queue.queue import Lease
 from ingest_project.platform.work_queue.states import JobState
-from ingest_project.platform.work_queue.types import Recorded, Released
+from ingest_project.platform.work_queue.types import Recorded, RequeuedEntry
 from ingest_project.polling.job_queue import JobLedger
 from ingest_project_tests.file_ingest.samples import NOW, delay, job
 
@@ -76,14 +76,14 @@ def test_a_dead_runs_job_is_tried_again_and_failed_at_the_cap(ledger: JobLedger)
     ledger.record([job("a")], NOW)
     ledger.request("batch", ["a"], NOW)
     ledger.start(["a"], "run-1", NOW)
-    assert ledger.held(TOPIC, LATER) == (Holding("batch", "run-1", 1, NOW),)
+    assert ledger.held(TOPIC, LATER) == (Lease("batch", "run-1", 1, NOW),)
     assert ledger.held(TOPIC, NOW) == ()
-    assert ledger.release("batch", None, "never started", 2, delay, NOW) == Released()
-    assert ledger.release("batch", "run-1", "killed", 2, delay, NOW) == Released(pending=1)
+    assert ledger.release("batch", None, "never started", 2, delay, NOW) == RequeuedEntry()
+    assert ledger.release("batch", "run-1", "killed", 2, delay, NOW) == RequeuedEntry(pending=1)
     assert due(ledger, NOW, limit=10) == ()
     assert due(ledger, NOW + timedelta(seconds=5), limit=10) == ("a",)
     ledger.request("again", ["a"], LATER)
-    assert ledger.release("again", None, "never started", 2, delay, LATER) == Released(failed=("a",))
+    assert ledger.release("again", None, "never started", 2, delay, LATER) == RequeuedEntry(failed=("a",))
     record = ledger.get("a")
     assert record is not None
     assert (record.state, record.reason) == ("failed", "never started")
@@ -92,14 +92,14 @@ def test_a_dead_runs_job_is_tried_again_and_failed_at_the_cap(ledger: JobLedger)
 def test_a_person_reopens_a_finished_job_only(ledger: JobLedger) -> None:
     ledger.record([job("a")], NOW)
     assert not ledger.reopen("a", NOW)
-    ledger.fail("a", "no such folder", "SourceMissing", NOW)
+    ledger.fail("a", "no such folder", "SourceNotFoundError", NOW)
     assert ledger.reopen("a", LATER)
     assert due(ledger, LATER, limit=10) == ("a",)
 
 
 def test_jobs_are_listed_by_state_and_text(ledger: JobLedger) -> None:
     ledger.record([job("a"), job("b")], NOW)
-    ledger.fail("a", "no such folder", "SourceMissing", LATER)
+    ledger.fail("a", "no such folder", "SourceNotFoundError", LATER)
     assert [record.job_key for record in ledger.list()] == ["a", "b"]
     assert [record.job_key for record in ledger.list(state=JobState.PENDING)] == ["b"]
     assert [record.job_key for record in ledger.list(text="FOLDER")] == ["a"]

@@ -13,7 +13,7 @@ import openpyxl
 import pytest
 import xlwt
 
-from ingest_project.core.errors import FileRejected, LimitExceeded
+from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import ReadLimits
 from ingest_project_tests.readers.samples import CANONICAL, casted, read
@@ -36,8 +36,8 @@ def xlsx(folder: Path, rows: Sequence[Sequence[Any]], title: str = "Readings") -
 
 def refused(
     path: Path, file_type: str = "xlsx", limits: ReadLimits | None = None, profile: ReaderProfile = CANONICAL
-) -> FileRejected:
-    with pytest.raises(FileRejected) as error:
+) -> FileRejectedError:
+    with pytest.raises(FileRejectedError) as error:
         read(path, profile, file_type, limits)
     assert error.value.detail
     assert "\n" not in error.value.detail
@@ -146,7 +146,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     bomb = replace_part(path, "xl/worksheets/sheet1.xml", b" " * 200 * 1024**2)
     started = time.monotonic()
     refusal = refused(bomb)
-    assert isinstance(refusal, LimitExceeded)
+    assert isinstance(refusal, LimitExceededError)
     assert "times its size" in refusal.detail
     assert time.monotonic() - started < 10
 
@@ -168,13 +168,13 @@ def test_more_cells_memory_time_or_bytes_than_allowed_name_the_limit(tmp_path: P
         (ReadLimits(max_excel_memory_bytes=200_000), "INGEST_MAX_EXCEL_MEMORY_BYTES"),
     ]:
         refusal = refused(path, limits=limits)
-        assert isinstance(refusal, LimitExceeded)
+        assert isinstance(refusal, LimitExceededError)
         assert refusal.limit == name
 
 
 def test_a_worker_killed_in_the_middle_is_a_refused_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
     path = xlsx(tmp_path, [NAMES, [MOMENT, "a", "t", 1, "C"]])
-    with pytest.raises(LimitExceeded) as refusal:
+    with pytest.raises(LimitExceededError) as refusal:
         # A limit of no CPU time: the kernel ends the process as soon as it has begun.
         read(path, CANONICAL, "xlsx", ReadLimits(max_excel_seconds=0.0))
     assert refusal.value.limit == "INGEST_MAX_EXCEL_SECONDS"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.core.errors import FileRejected, SettingsError
+from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.readers.profiles import load_profiles, read_profile
 
 OWN = """
@@ -78,7 +78,7 @@ def test_two_profiles_of_one_name_stop_what_asks_for_that_name(tmp_path: Path) -
     write(tmp_path, OWN)
     write(tmp_path, OWN, "other.yaml")
     profiles = load_profiles([tmp_path])
-    with pytest.raises(FileRejected, match=r"there already is a reader profile named 'greenhouse', in .*\.yaml"):
+    with pytest.raises(FileRejectedError, match=r"there already is a reader profile named 'greenhouse', in .*\.yaml"):
         profiles.named("greenhouse")
     assert profiles.named("canonical").name == "canonical"
 
@@ -90,13 +90,13 @@ def test_a_broken_profile_stops_what_asks_for_it_and_nothing_else(tmp_path: Path
     profiles = load_profiles([tmp_path, tmp_path / "nowhere.yaml"])
     assert profiles.named("greenhouse").delimiter == ";"
     with pytest.raises(
-        FileRejected, match=r"broken\.yaml, line 4: .*colums is unknown, did you mean columns"
+        FileRejectedError, match=r"broken\.yaml, line 4: .*colums is unknown, did you mean columns"
     ) as refused:
         profiles.named("nab")
     assert refused.value.rule == "broken_profile"
-    with pytest.raises(FileRejected, match=r"torn\.yaml is not YAML.*line 2"):
+    with pytest.raises(FileRejectedError, match=r"torn\.yaml is not YAML.*line 2"):
         profiles.named("torn")
-    with pytest.raises(FileRejected, match=r"No reader profile 'other'.*nowhere\.yaml"):
+    with pytest.raises(FileRejectedError, match=r"No reader profile 'other'.*nowhere\.yaml"):
         profiles.named("other")
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.core.errors import FileRejected, LimitExceeded, SettingsError
+from ingest_project.core.errors import FileRejectedError, LimitExceededError, SettingsError
 from ingest_project.core.settings import Settings
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
 from ingest_project.readers.reading import ReadLimits, read_chunks
@@ -164,14 +164,14 @@ def test_a_character_cut_off_at_the_end_costs_the_last_row(tmp_path: Path) -> No
 
 
 def test_an_invalid_byte_in_the_header_refuses_the_file_and_names_the_line(tmp_path: Path) -> None:
-    with pytest.raises(FileRejected, match="Line 1, the header") as refused:
+    with pytest.raises(FileRejectedError, match="Line 1, the header") as refused:
         read_text(tmp_path, HEADER.encode().replace(b"unit", b"\xfcnit") + ROW.encode())
     assert refused.value.rule == "encoding"
 
 
 def test_a_file_of_another_encoding_altogether_is_refused_and_costs_little(tmp_path: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(FileRejected, match=r"More than 100,000 bytes of the file are not utf-8.*reader profile"):
+    with pytest.raises(FileRejectedError, match=r"More than 100,000 bytes of the file are not utf-8.*reader profile"):
         read_text(tmp_path, HEADER.encode() + b"\xff\xfe\n" * 2_000_000)
     assert time.monotonic() - started < 10
 
@@ -248,19 +248,19 @@ def test_a_number_that_means_missing_is_no_reading_of_a_wide_file(tmp_path: Path
     ],
 )
 def test_a_file_that_breaks_the_contract_is_refused_with_its_rule(tmp_path: Path, content: bytes, rule: str) -> None:
-    with pytest.raises(FileRejected) as refused:
+    with pytest.raises(FileRejectedError) as refused:
         read_text(tmp_path, content)
     assert refused.value.rule == rule
     assert refused.value.detail
 
 
 def test_too_many_columns_name_the_limit(tmp_path: Path) -> None:
-    with pytest.raises(LimitExceeded, match="INGEST_MAX_COLUMNS"):
+    with pytest.raises(LimitExceededError, match="INGEST_MAX_COLUMNS"):
         read_text(tmp_path, ",".join(f"c{i}" for i in range(2_001)) + "\n1\n")
 
 
 def test_a_header_without_end_names_the_limit(tmp_path: Path) -> None:
-    with pytest.raises(LimitExceeded, match="INGEST_MAX_ROW_BYTES"):
+    with pytest.raises(LimitExceededError, match="INGEST_MAX_ROW_BYTES"):
         read_text(tmp_path, "x" * 5_000, limits=ReadLimits(max_row_bytes=1_000, chunk_bytes=2_000))
 
 
@@ -321,7 +321,7 @@ def test_a_file_name_that_does_not_tell_what_the_profile_wants_is_refused(tmp_pa
     path = tmp_path / "x.csv"
     path.write_text("timestamp,value\n2024-01-01 00:00:00,1\n")
     profile = load_profiles()["nab"].model_copy(update={"from_file_name": {"device_id": r"^room(\d+)"}})
-    with pytest.raises(FileRejected, match="file_name"):
+    with pytest.raises(FileRejectedError, match="file_name"):
         read(path, profile)
     assert read(path, profile, file_name="room12.csv").rows["device_id"].to_list() == ["12"]
 
@@ -384,7 +384,7 @@ def test_whatever_the_bytes_a_file_is_read_or_refused(
     outcome: Outcome | str
     try:
         outcome = read_text(folder, content, limits=ReadLimits(chunk_bytes=chunk_bytes, max_row_bytes=300))
-    except FileRejected as refused:
+    except FileRejectedError as refused:
         outcome = refused.rule
     if isinstance(outcome, str):
         assert outcome in {"no_rows", "encoding"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ingest_project.core.errors import FileRejected
+from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
 from ingest_project_tests.readers.real_files import DATA, nasty_files, plain_reading, profile_name_of, sensor_files
 from ingest_project_tests.readers.samples import CANONICAL, casted, columns_profile, read
@@ -105,11 +105,11 @@ def test_a_nasty_file_gets_what_its_manifest_says(entry: dict[str, Any]) -> None
     path = DATA / "nasty" / entry["file"]
     started = time.monotonic()
     if entry["expect"] == "reject_file":
-        with pytest.raises(FileRejected) as refused:
+        with pytest.raises(FileRejectedError) as refused:
             read(path, fitting_profile(entry["file"]), kind_of(entry["file"]))
         assert_is_a_reason(refused.value)
     elif entry["file"] in REFUSED_ON_PURPOSE:
-        with pytest.raises(FileRejected, match=REFUSED_ON_PURPOSE[entry["file"]]) as refused:
+        with pytest.raises(FileRejectedError, match=REFUSED_ON_PURPOSE[entry["file"]]) as refused:
             read(path, fitting_profile(entry["file"]), kind_of(entry["file"]))
         assert_is_a_reason(refused.value)
     else:
@@ -124,12 +124,12 @@ def test_a_nasty_file_gets_what_its_manifest_says(entry: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("entry", nasty_files(), ids=lambda entry: entry["file"])
 def test_a_nasty_file_is_refused_whole_under_the_strict_contract(entry: dict[str, Any]) -> None:
-    with pytest.raises(FileRejected) as refused:
+    with pytest.raises(FileRejectedError) as refused:
         read(DATA / "nasty" / entry["file"], CANONICAL, kind_of(entry["file"]))
     assert_is_a_reason(refused.value)
 
 
-def assert_is_a_reason(refused: FileRejected) -> None:
+def assert_is_a_reason(refused: FileRejectedError) -> None:
     assert refused.rule.isidentifier()
     assert refused.detail
     assert "\n" not in refused.detail

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 
 from ingest_project_tests.services.dfs_faults import Fault
-from ingest_project_tests.services.dfs_tree import Entry, FileSystem, Refusal
-from ingest_project_tests.services.http_exchange import Answer, Cut, Request
+from ingest_project_tests.services.dfs_tree import DfsError, Entry, FileSystem
+from ingest_project_tests.services.http_exchange import Answer, CutError, Request
 
 SAS = "sv=2024-11-04&ss=b&srt=sco&sp=rwdlac&se=2099-01-01T00:00:00Z&sig=dGVzdC1zaWduYXR1cmU%3D"
 SIGNATURE = "dGVzdC1zaWduYXR1cmU="
@@ -46,10 +46,10 @@ def _put_operation(request: Request) -> str:
 def meet(fault: Fault | None, request: Request) -> None:
     """What goes wrong before the request is served."""
     if fault and fault.kind == "refuse":
-        raise Refusal(fault.status, fault.code)
+        raise DfsError(fault.status, fault.code)
     if fault and fault.kind == "cut":
         request.body(at_most=request.unread // 2)
-        raise Cut
+        raise CutError
 
 
 def require_credential(request: Request) -> None:
@@ -59,38 +59,38 @@ def require_credential(request: Request) -> None:
         return
     signature = request.query.get("sig")
     if signature is None:
-        raise Refusal(401, "NoAuthenticationInformation", "The request carries no credential that is known.")
+        raise DfsError(401, "NoAuthenticationInformation", "The request carries no credential that is known.")
     source = request.headers.get("x-ms-rename-source", "sig=")
     if signature != SIGNATURE or "sig=" not in source:
-        raise Refusal(403, "AuthenticationFailed", "Signature did not match.")
+        raise DfsError(403, "AuthenticationFailed", "Signature did not match.")
 
 
 def require_digest(request: Request, data: bytes) -> None:
     """Refuse a body that is not what its MD5 says."""
     declared = request.headers.get("content-md5")
     if declared and declared != base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode():
-        raise Refusal(400, "Md5Mismatch", "The MD5 value does not match the content.")
+        raise DfsError(400, "Md5Mismatch", "The MD5 value does not match the content.")
 
 
 def require_conditions(request: Request, entry: Entry) -> None:
     """Refuse when the file is not the version that was asked for."""
     if request.headers.get("if-match", entry.etag) not in {entry.etag, "*"}:
-        raise Refusal(412, "ConditionNotMet")
+        raise DfsError(412, "ConditionNotMet")
 
 
 def require_version(system: FileSystem, request: Request, path: str, code: str) -> None:
     """Refuse to write over a file that should not be there, or is not the version that was asked for."""
     existing = system.find(path)
     if request.headers.get("if-none-match") == "*" and existing is not None:
-        raise Refusal(409, code)
+        raise DfsError(409, code)
     if "if-match" in request.headers and (existing is None or existing.etag != request.headers["if-match"]):
-        raise Refusal(412, "ConditionNotMet")
+        raise DfsError(412, "ConditionNotMet")
 
 
 def _create(system: FileSystem, request: Request, path: str, _: bytes) -> Answer:
     existing = system.find(path)
     if request.headers.get("if-none-match") == "*" and existing is not None:
-        raise Refusal(409, "PathAlreadyExists")
+        raise DfsError(409, "PathAlreadyExists")
     if request.query.get("resource") == "directory":
         system.make_folders(path)
         entry = system.get(path)
@@ -116,7 +116,7 @@ def _put(system: FileSystem, request: Request, path: str, data: bytes) -> Answer
 
 def _append(request: Request, entry: Entry, data: bytes) -> Answer:
     if entry.is_directory:
-        raise Refusal(409, "InvalidResourceType")
+        raise DfsError(409, "InvalidResourceType")
     position = int(request.query["position"])
     entry.append(position, data)
     headers = {"x-ms-request-server-encrypted": "true"}
@@ -146,14 +146,14 @@ def _read(request: Request, entry: Entry, _: bytes) -> Answer:
     if request.method == "HEAD":
         return Answer(200, headers, body_size=entry.size)
     if entry.is_directory or entry.content is None:
-        raise Refusal(409, "InvalidResourceType")
+        raise DfsError(409, "InvalidResourceType")
     wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("x-ms-range") or request.headers.get("range") or "")
     if not wanted:
         return Answer(200, headers, entry.content.read(0, entry.size))
     start = int(wanted[1])
     end = min(int(wanted[2]) if wanted[2] else entry.size, entry.size - 1)
     if start >= entry.size:
-        raise Refusal(416, "InvalidRange")
+        raise DfsError(416, "InvalidRange")
     headers["Content-Range"] = f"bytes {start}-{end}/{entry.size}"
     return Answer(206, headers, entry.content.read(start, end - start + 1))
 
@@ -208,7 +208,7 @@ def _listed(path: str, entry: Entry) -> dict[str, str]:
     return listed | {"isDirectory": "true"} if entry.is_directory else listed
 
 
-def refused(refusal: Refusal, fault: Fault | None) -> Answer:
+def refused(refusal: DfsError, fault: Fault | None) -> Answer:
     """A refusal as the service words it."""
     headers = {"x-ms-error-code": refusal.code, "Content-Type": "application/json;charset=utf-8"}
     if fault and fault.retry_after is not None:
@@ -259,5 +259,5 @@ def _sent_metadata(request: Request) -> dict[str, str]:
     sent = {name[10:]: value for name, value in request.headers.items() if name.startswith("x-ms-meta-")}
     for value in metadata.values():
         if not value.isascii() or not value.isprintable():
-            raise Refusal(400, "InvalidMetadata", "Metadata values are printable ASCII.")
+            raise DfsError(400, "InvalidMetadata", "Metadata values are printable ASCII.")
     return metadata | sent

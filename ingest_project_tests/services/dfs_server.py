@@ -40,8 +40,8 @@ from ingest_project_tests.services.dfs_calls import (
     version_headers,
 )
 from ingest_project_tests.services.dfs_faults import Fault, Faults
-from ingest_project_tests.services.dfs_tree import Entry, FileSystem, Refusal
-from ingest_project_tests.services.http_exchange import Answer, Cut, HttpServer, Request
+from ingest_project_tests.services.dfs_tree import DfsError, Entry, FileSystem
+from ingest_project_tests.services.http_exchange import Answer, CutError, HttpServer, Request
 
 ACCOUNT_KEY = base64.b64encode(b"a key that signs nothing of value").decode()
 ITEM = "lake.Lakehouse"
@@ -156,10 +156,10 @@ class DfsServer:
             meet(fault, request)
             require_credential(request)
             answer = self._serve(operation, request, name, path, fault)
-        except Refusal as refusal:
+        except DfsError as refusal:
             answer = refused(refusal, fault)
         if fault and fault.kind == "lose":
-            raise Cut
+            raise CutError
         if fault and fault.kind == "half":
             answer.stop_after = len(answer.body) // 2
         answer.headers |= {"x-ms-request-id": str(uuid.uuid4()), "x-ms-version": "2021-06-08"}
@@ -169,7 +169,7 @@ class DfsServer:
         self._require_allowed(operation, request, name, path)
         system = self._systems.get(name)
         if system is None:
-            raise Refusal(404, "FilesystemNotFound", "The specified filesystem does not exist.")
+            raise DfsError(404, "FilesystemNotFound", "The specified filesystem does not exist.")
         # A body arrives at the client's pace: never read one while others wait for the lock.
         data = request.body()
         require_digest(request, data)
@@ -187,26 +187,26 @@ class DfsServer:
     def _require_allowed(self, operation: str, request: Request, name: str, path: str) -> None:
         """OneLake's own refusals."""
         if operation == "file_system" and request.method not in {"HEAD", "GET"}:
-            raise Refusal(403, "OperationNotAllowedOnThePath", "Workspaces are made and removed in Fabric.")
+            raise DfsError(403, "OperationNotAllowedOnThePath", "Workspaces are made and removed in Fabric.")
         if name not in self._fabric:
             return
         if operation == "access_control":
-            raise Refusal(400, "UnsupportedOperation", "Access control is not set through this API.")
+            raise DfsError(400, "UnsupportedOperation", "Access control is not set through this API.")
         managed = not path or len(path.split("/")) <= MANAGED_LEVELS
         if operation in {"create", "put", "rename", "delete", "append", "flush", "set_properties"} and managed:
-            raise Refusal(403, "OperationNotAllowedOnThePath", "Items and their first level belong to Fabric.")
+            raise DfsError(403, "OperationNotAllowedOnThePath", "Items and their first level belong to Fabric.")
         if operation in {"create", "put", "rename"} and self._systems[name].find("/".join(path.split("/")[:2])) is None:
-            raise Refusal(404, "PathNotFound", "There is no such item.")
+            raise DfsError(404, "PathNotFound", "There is no such item.")
 
     def _rename(self, system: FileSystem, request: Request, name: str, path: str) -> Answer:
         source_name, _, source = unquote(request.headers["x-ms-rename-source"].split("?")[0]).lstrip("/").partition("/")
         source = self._named(source)
         if self._names.get(source_name, source_name) != name:
-            raise Refusal(400, "InvalidRenameSourcePath", "Not in this file system.")
+            raise DfsError(400, "InvalidRenameSourcePath", "Not in this file system.")
         self._require_allowed("delete", request, name, source)
         entry = system.get(source, "SourcePathNotFound")
         if request.headers.get("x-ms-source-if-match", entry.etag) != entry.etag:
-            raise Refusal(412, "SourceConditionNotMet")
+            raise DfsError(412, "SourceConditionNotMet")
         require_version(system, request, path, "PathAlreadyExists")
         system.rename(source, path)
         return Answer(201, version_headers(entry))

@@ -17,7 +17,7 @@ from threading import RLock
 from typing import Protocol
 
 
-class Refusal(Exception):  # noqa: N818 - an answer of the protocol, not a failure of the server
+class DfsError(Exception):
     """An answer that is no success: HTTP status, the service's code, a sentence."""
 
     def __init__(self, status: int, code: str, message: str = "") -> None:
@@ -138,7 +138,7 @@ class Entry:
     def append(self, position: int, data: bytes) -> None:
         """Keep a piece for the next flush."""
         if position < self.size:
-            raise Refusal(400, "InvalidFlushPosition", "The position is before the end of the committed data.")
+            raise DfsError(400, "InvalidFlushPosition", "The position is before the end of the committed data.")
         if self.content is not None:
             self.content.write(position, data)
         self.uncommitted[position] = len(data)
@@ -151,7 +151,7 @@ class Entry:
                 break
             end += self.uncommitted[offset]
         if end != position:
-            raise Refusal(400, "InvalidFlushPosition", f"The uncommitted data ends at {end}, not at {position}.")
+            raise DfsError(400, "InvalidFlushPosition", f"The uncommitted data ends at {end}, not at {position}.")
         self.uncommitted.clear()
         if self.content is not None:
             self.content.truncate(position)
@@ -173,7 +173,7 @@ class FileSystem:
         try:
             return self._entries[path]
         except KeyError:
-            raise Refusal(404, code, "The specified path does not exist.") from None
+            raise DfsError(404, code, "The specified path does not exist.") from None
 
     def find(self, path: str) -> Entry | None:
         """An entry, or None."""
@@ -188,13 +188,13 @@ class FileSystem:
             if entry is None:
                 self._put(above, Entry(is_directory=True))
             elif not entry.is_directory:
-                raise Refusal(409, "PathConflict", f"{above} is a file.")
+                raise DfsError(409, "PathConflict", f"{above} is a file.")
 
     def create_file(self, path: str) -> Entry:
         """An empty file, in place of any file of that name."""
         old = self._entries.get(path)
         if old is not None and old.is_directory:
-            raise Refusal(409, "PathConflict", "The path is a directory.")
+            raise DfsError(409, "PathConflict", "The path is a directory.")
         self.make_folders(path.rpartition("/")[0])
         if old is not None and old.content is not None:
             old.content.remove()
@@ -207,12 +207,12 @@ class FileSystem:
         entry = self.get(source, "SourcePathNotFound")
         parent = self._entries.get(target.rpartition("/")[0])
         if parent is None or not parent.is_directory:
-            raise Refusal(404, "RenameDestinationParentPathNotFound")
+            raise DfsError(404, "RenameDestinationParentPathNotFound")
         old = self._entries.get(target)
         if old is not None and (old.is_directory != entry.is_directory or old.is_directory):
-            raise Refusal(409, "PathAlreadyExists")
+            raise DfsError(409, "PathAlreadyExists")
         if f"{target}/".startswith(f"{source}/"):
-            raise Refusal(409, "InvalidRenameSourcePath")
+            raise DfsError(409, "InvalidRenameSourcePath")
         if old is not None and old.content is not None:
             old.content.remove()
         for path in list(self._below(source)) if entry.is_directory else []:
@@ -226,7 +226,7 @@ class FileSystem:
         entry = self.get(path)
         below = list(self._below(path)) if entry.is_directory else []
         if below and not recursive:
-            raise Refusal(409, "DirectoryNotEmpty")
+            raise DfsError(409, "DirectoryNotEmpty")
         for name in (*below, path):
             removed = self._entries.pop(name)
             if removed.content is not None:
@@ -238,7 +238,7 @@ class FileSystem:
     ) -> tuple[list[tuple[str, Entry]], str]:
         """One page of what is below a folder, by path, and the path the next page starts after (empty: no more)."""
         if not self.get(directory).is_directory:
-            raise Refusal(409, "PathConflict", "The path is a file.")
+            raise DfsError(409, "PathConflict", "The path is a file.")
         found: list[tuple[str, Entry]] = []
         skip = len(directory) + 1 if directory else 0
         for path in self._below(directory, after):

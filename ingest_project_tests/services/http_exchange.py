@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote
 REASONS = {200: "OK", 201: "Created", 202: "Accepted", 206: "Partial Content"}
 
 
-class Cut(Exception):  # noqa: N818 - what is to be done, not a failure
+class CutError(Exception):
     """Close the connection now, without an answer."""
 
 
@@ -34,7 +34,7 @@ class Request:
         wanted = self.unread if at_most is None else min(self.unread, at_most)
         data = self.connection.rfile.read(wanted)
         if len(data) < wanted:
-            raise Cut
+            raise CutError
         self.unread -= len(data)
         return data
 
@@ -67,7 +67,7 @@ class Connection(socketserver.StreamRequestHandler):
                 if request.unread:
                     request.body()
                 self._write(request, answer)
-        except (Cut, ConnectionError, TimeoutError, ValueError):
+        except (CutError, ConnectionError, TimeoutError, ValueError):
             pass
         finally:
             self.server.closed(self.connection)
@@ -97,7 +97,7 @@ class Connection(socketserver.StreamRequestHandler):
         body = b"" if request.method == "HEAD" else answer.body
         if answer.stop_after is not None:
             self.connection.sendall(head + body[: answer.stop_after])
-            raise Cut
+            raise CutError
         if len(body) < 1 << 16:
             self.connection.sendall(head + body)
         else:

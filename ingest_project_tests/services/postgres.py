@@ -121,7 +121,7 @@ class PostgresServer:
         return name
 
     def drop_database(self, name: str) -> None:
-        """Cut everybody off from the database and remove it; nothing happens when it is gone."""
+        """CutError everybody off from the database and remove it; nothing happens when it is gone."""
         self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def execute(self, statement: str) -> None:

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from ingest_project.core.errors import SourceMissing, SourceUnreachable
-from ingest_project.sources.connection_pool import Account, ConnectionPool, Limits
+from ingest_project.core.errors import SourceNotFoundError, SourceUnreachableError
+from ingest_project.sources.connection_pool import Account, ConnectionPool, PoolLimits
 
 
 class Line:
@@ -33,7 +33,7 @@ def account(name: str = "a") -> Account[Line]:
 
 
 def pool(total: int = 4, per_server: int = 2, idle_seconds: float = 60.0, wait_seconds: float = 0.1) -> ConnectionPool:
-    return ConnectionPool(Limits(total, per_server, idle_seconds, wait_seconds))
+    return ConnectionPool(PoolLimits(total, per_server, idle_seconds, wait_seconds))
 
 
 def test_a_connection_is_used_again_and_a_broken_one_is_not() -> None:
@@ -52,7 +52,7 @@ def test_a_connection_is_used_again_and_a_broken_one_is_not() -> None:
 def test_more_than_allowed_wait_and_then_say_so() -> None:
     lines = pool()
     with lines.lease(account()), lines.lease(account()):
-        with pytest.raises(SourceUnreachable, match="all 2 connections to it are in use"):
+        with pytest.raises(SourceUnreachableError, match="all 2 connections to it are in use"):
             lines.lease(account())
         lines.lease(account("b")).release()
     lines.lease(account()).release()
@@ -90,7 +90,7 @@ def test_an_operation_on_a_dead_kept_connection_runs_again_on_a_new_one() -> Non
     def work(line: Line) -> str:
         if line is stale.connection:
             line.usable = False
-            raise SourceUnreachable("test://a", "gone")
+            raise SourceUnreachableError("test://a", "gone")
         return "done"
 
     assert lines.call(account(), work) == "done"
@@ -101,21 +101,21 @@ def test_a_refusal_is_passed_on_and_leaves_the_connection_usable() -> None:
     lines = pool()
 
     def refused(_line: Line) -> None:
-        raise SourceMissing("test://a")
+        raise SourceNotFoundError("test://a")
 
     for _ in range(5):
-        with pytest.raises(SourceMissing):
+        with pytest.raises(SourceNotFoundError):
             lines.call(account(), refused)
     assert lines.lease(account()).reused
 
 
 def test_a_connection_that_cannot_be_made_leaves_its_place_free() -> None:
     def away() -> Line:
-        raise SourceUnreachable("test://a", "away")
+        raise SourceUnreachableError("test://a", "away")
 
     lines = pool(per_server=1)
     for _ in range(3):
-        with pytest.raises(SourceUnreachable, match="away"):
+        with pytest.raises(SourceUnreachableError, match="away"):
             lines.lease(Account("test://a", "a", away))
     lines.lease(account()).release()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.core.errors import ForbiddenPath, PermanentError, SourceMissing
+from ingest_project.core.errors import ForbiddenPathError, PermanentError, SourceNotFoundError
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project_tests.services.ftp_server import FtpServer
 from ingest_project_tests.services.listing_server import ListingServer
@@ -109,11 +109,11 @@ def test_a_changed_file_is_another_version_and_a_file_at_rest_is_the_same(place:
 def test_an_empty_folder_has_no_files_and_a_missing_one_is_missing(place: Place) -> None:
     assert list(place.open().list_files("*.csv")) == []
     if place.has_folders:
-        with pytest.raises(SourceMissing):
+        with pytest.raises(SourceNotFoundError):
             list(place.open("gone/").list_files("*"))
-    with pytest.raises(SourceMissing):
+    with pytest.raises(SourceNotFoundError):
         place.open().stat(place.path("gone.csv"))
-    with pytest.raises(SourceMissing), place.open().open(place.path("gone.csv")):
+    with pytest.raises(SourceNotFoundError), place.open().open(place.path("gone.csv")):
         pass
 
 
@@ -121,7 +121,7 @@ def test_a_file_that_vanishes_or_changes_after_it_was_listed_is_told(place: Plac
     place.put("a.csv", b"1")
     ((path, _),) = taken(place).items()
     place.remove("a.csv")
-    with pytest.raises(SourceMissing):
+    with pytest.raises(SourceNotFoundError):
         place.open().stat(path)
     place.put("a.csv", b"other")
     assert place.open().stat(path).size_bytes == 5
@@ -177,5 +177,5 @@ def test_a_place_that_is_not_the_source_s_own_is_refused(place: Place) -> None:
         "ftp": "/a.csv\r\nDELE /b.csv",
         "sftp": "/a\0.csv",
     }
-    with pytest.raises(ForbiddenPath):
+    with pytest.raises(ForbiddenPathError):
         place.open().require_allowed(elsewhere[place.config["source_type"]])

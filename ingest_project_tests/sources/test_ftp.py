@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from ingest_project.core.errors import (
-    ForbiddenPath,
+    ForbiddenPathError,
     PermanentError,
-    SourceChanged,
-    SourceForbidden,
-    SourceMissing,
-    SourceUnreachable,
-    UnknownCredentials,
+    SourceAccessDeniedError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
+    UnknownCredentialsError,
 )
 from ingest_project.core.settings import Credential, PollingSettings
-from ingest_project.sources.context import SourceAccess
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.ftp.source import open_ftp
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.registry import open_source
@@ -56,7 +56,7 @@ def source(
     **config: object,
 ) -> ServerSource:
     config = {"host": "127.0.0.1", "port": server.port, "path": path, "credentials": "store", "tls": "none", **config}
-    opened = open_ftp(config, SourceAccess(credentials={"store": stored or credential()}), servers)
+    opened = open_ftp(config, SourceContext(credentials={"store": stored or credential()}), servers)
     OPENED.append(opened)
     return opened
 
@@ -105,21 +105,24 @@ def test_the_seconds_are_asked_for_where_the_server_tells_them(folder: Path) -> 
 def test_a_missing_folder_a_missing_file_and_a_folder_as_file_are_told_apart(folder: Path) -> None:
     (folder / "sub").mkdir()
     with FtpServer(folder) as server:
-        with pytest.raises(SourceMissing, match=r"ftp://collector@127\.0\.0\.1:\d+/none does not exist"):
+        with pytest.raises(SourceNotFoundError, match=r"ftp://collector@127\.0\.0\.1:\d+/none does not exist"):
             list(source(server, "/none").list_files("*"))
-        with pytest.raises(SourceMissing), source(server).open("/none.csv"):
+        with pytest.raises(SourceNotFoundError), source(server).open("/none.csv"):
             pass
-        with pytest.raises(ForbiddenPath, match="not a regular file"):
+        with pytest.raises(ForbiddenPathError, match="not a regular file"):
             source(server).stat("/sub")
         assert taken(source(server, "/sub")) == {}
-    with FtpServer(folder, without=WITHOUT_MLSD) as server, pytest.raises(ForbiddenPath, match="not a regular file"):
+    with (
+        FtpServer(folder, without=WITHOUT_MLSD) as server,
+        pytest.raises(ForbiddenPathError, match="not a regular file"),
+    ):
         source(server).stat("/sub")
 
 
 def test_a_wrong_password_is_permanent_and_is_not_repeated_in_the_message(folder: Path) -> None:
     with FtpServer(folder) as server:
         opened = source(server, stored=credential(password=PASSWORD.replace("correct", "wrong")))
-        with pytest.raises(SourceForbidden, match="refuses the user or the password") as refusal:
+        with pytest.raises(SourceAccessDeniedError, match="refuses the user or the password") as refusal:
             list(opened.list_files("*"))
         assert "wrong horse" not in str(refusal.value)
 
@@ -127,12 +130,12 @@ def test_a_wrong_password_is_permanent_and_is_not_repeated_in_the_message(folder
 def test_a_server_that_is_away_or_full_may_be_back_later(folder: Path) -> None:
     with FtpServer(folder) as server:
         pass
-    with pytest.raises(SourceUnreachable, match="refused"):
+    with pytest.raises(SourceUnreachableError, match="refused"):
         list(source(server).list_files("*"))
     # The socket that listens counts as one.
     with FtpServer(folder, max_connections=2) as full, source(full).pool.lease(source(full).account):
         another = source(full, servers=ServerSettings(timeout_seconds=4))
-        with pytest.raises(SourceUnreachable, match="421"):
+        with pytest.raises(SourceUnreachableError, match="421"):
             another.stat("/a.csv")
 
 
@@ -201,7 +204,7 @@ def test_a_file_that_is_another_when_its_transfer_goes_on_is_given_up(folder: Pa
         stream.read(10)
         (folder / "new").write_bytes(CONTENT[::-1] + b"more")
         (folder / "new").rename(folder / "a.csv")
-        with pytest.raises(SourceChanged, match="another version"):
+        with pytest.raises(SourceChangedError, match="another version"):
             stream.read()
 
 
@@ -211,7 +214,7 @@ def test_a_server_that_dies_in_the_middle_is_unreachable(folder: Path) -> None:
     with source(server).open("/a.csv") as stream:
         stream.read(10)
         server.close()
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             stream.read()
 
 
@@ -279,13 +282,13 @@ def test_tls_protects_login_and_data_and_resumes_the_session(certificates: Certi
 def test_a_certificate_that_nobody_vouches_for_is_refused_before_the_login(certificates: Certificates) -> None:
     with FtpsServer({}, certificates.server) as server:
         opened = source(server, tls="explicit")
-        with pytest.raises(SourceForbidden, match=r"certificate is not trusted.*INGEST_SOURCE_CA_FILE"):
+        with pytest.raises(SourceAccessDeniedError, match=r"certificate is not trusted.*INGEST_SOURCE_CA_FILE"):
             list(opened.list_files("*"))
 
 
 def test_a_password_is_not_sent_in_the_clear_unless_its_credentials_say_so(folder: Path) -> None:
     with FtpServer(folder) as server:
-        with pytest.raises(SourceForbidden, match="does not offer TLS"):
+        with pytest.raises(SourceAccessDeniedError, match="does not offer TLS"):
             list(source(server, tls="explicit").list_files("*"))
         with pytest.raises(PermanentError, match="plain_http"):
             source(server, stored=credential(plain_http=False))
@@ -313,10 +316,10 @@ def test_hosts_of_strangers_are_not_contacted(folder: Path) -> None:
             (credential(hosts=[f"127.0.0.1:{server.port + 1}"]), {}),
             (credential(), {"host": "localhost", "credentials": None}),
         ):
-            with pytest.raises(ForbiddenPath, match="hosts"):
+            with pytest.raises(ForbiddenPathError, match="hosts"):
                 list(source(server, stored=stored, **config).list_files("*"))
         wild = ServerSettings(allowed_hosts=("*",))
-        with pytest.raises(ForbiddenPath, match="internal"):
+        with pytest.raises(ForbiddenPathError, match="internal"):
             list(source(server, servers=wild, stored=credential(hosts=["x.example"]), credentials=None).list_files("*"))
         assert server.commands.total() == 0
 
@@ -324,7 +327,7 @@ def test_hosts_of_strangers_are_not_contacted(folder: Path) -> None:
 def test_what_a_job_may_not_say_is_refused_when_it_arrives() -> None:
     settings, stored = PollingSettings(), {"store": credential()}
     config = {"source_type": "ftp", "host": "127.0.0.1", "credentials": "store", "tls": "none"}
-    with pytest.raises(UnknownCredentials, match="'other'"):
+    with pytest.raises(UnknownCredentialsError, match="'other'"):
         open_source({**config, "credentials": "other"}, settings, stored)
     with pytest.raises(PermanentError, match="carries 'password'"):
         open_source({**config, "password": "x"}, settings, stored)
@@ -333,7 +336,7 @@ def test_what_a_job_may_not_say_is_refused_when_it_arrives() -> None:
         with pytest.raises(PermanentError, match=name):
             open_source({**config, name: value}, settings, stored)
     opened = open_source(config, settings, stored)
-    with pytest.raises(ForbiddenPath, match="control characters"):
+    with pytest.raises(ForbiddenPathError, match="control characters"):
         opened.require_allowed("/a\r\nDELE b.csv")
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from ingest_project.core.errors import (
-    ForbiddenPath,
-    SourceChanged,
-    SourceForbidden,
-    SourceMissing,
-    SourceUnreachable,
-    UnknownCredentials,
+    ForbiddenPathError,
+    SourceAccessDeniedError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
+    UnknownCredentialsError,
 )
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project_tests.services.listing_server import ListingServer
@@ -78,16 +78,16 @@ def test_a_file_that_changed_while_its_connection_was_cut_is_not_mixed(place: We
     with place.open().open(place.path("a.csv")) as stream:
         stream.read(10)
         place.put("a.csv", CONTENT[::-1])
-        with pytest.raises(SourceChanged):
+        with pytest.raises(SourceChangedError):
             stream.read()
 
 
 def test_refusals_are_permanent_and_trouble_is_transient(place: WebPlace, server: ListingServer) -> None:
     for status, kind in (
-        (404, SourceMissing),
-        (403, SourceForbidden),
-        (503, SourceUnreachable),
-        (429, SourceUnreachable),
+        (404, SourceNotFoundError),
+        (403, SourceAccessDeniedError),
+        (503, SourceUnreachableError),
+        (429, SourceUnreachableError),
     ):
         server.status = status
         with pytest.raises(kind):
@@ -123,7 +123,7 @@ def test_links_that_lead_out_are_not_followed_unless_the_job_says_so(tmp_path: P
         assert any("internal" in reason for reason in reasons)
         assert any("only http and https" in reason for reason in reasons)
         assert sorted(taken(elsewhere=True)[0]) == ["far.csv", "near.csv"]
-        with pytest.raises(ForbiddenPath, match="elsewhere"):
+        with pytest.raises(ForbiddenPathError, match="elsewhere"):
             place.open().open(f"{server.url}other/far.csv")
 
 
@@ -131,12 +131,12 @@ def test_internal_addresses_and_foreign_credentials_are_refused_before_anything_
     place: WebPlace, server: ListingServer
 ) -> None:
     place.settings = {"credentials": {"web": {"hosts": ["example.com"], "kind": "bearer", "secret": "x"}}}
-    with pytest.raises(ForbiddenPath, match="internal"):
+    with pytest.raises(ForbiddenPathError, match="internal"):
         list(place.open().list_files("*"))
     place.settings["downloads"] = {"allowed_internal_hosts": ["127.0.0.1"]}
-    with pytest.raises(ForbiddenPath, match="not for this host"):
+    with pytest.raises(ForbiddenPathError, match="not for this host"):
         place.open(credentials="web").require_allowed(server.url)
-    with pytest.raises(UnknownCredentials):
+    with pytest.raises(UnknownCredentialsError):
         place.open(credentials="other")
     assert not server.requests
 
@@ -154,7 +154,7 @@ def test_a_connection_that_was_dropped_without_a_word_is_replaced_in_time(
             assert stream.read() == CONTENT[10:]
         proxy.stall()
         proxy.stall_new = True
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             source.stat(f"{proxy.url}a.csv")
         proxy.stall_new = False
         assert source.stat(f"{proxy.url}a.csv").size_bytes == len(CONTENT)

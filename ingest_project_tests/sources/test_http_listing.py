@@ -13,10 +13,10 @@ from typing import Any, Self
 import pytest
 
 from ingest_project.core.errors import (
-    ForbiddenPath,
+    ForbiddenPathError,
     PermanentError,
-    SourceForbidden,
-    SourceUnreachable,
+    SourceAccessDeniedError,
+    SourceUnreachableError,
     UnreadableListingError,
 )
 from ingest_project.core.settings import Settings
@@ -120,7 +120,7 @@ def test_the_index_of_every_common_server_is_understood_and_an_empty_one_is_empt
 @pytest.mark.parametrize(
     ("answer", "kind", "seen"),
     [
-        (page("<html><title>Sign in</title><form><input type=password></form><a href='help/'>?</a></html>"), SourceForbidden, "asks for a password"),  # noqa: E501
+        (page("<html><title>Sign in</title><form><input type=password></form><a href='help/'>?</a></html>"), SourceAccessDeniedError, "asks for a password"),  # noqa: E501
         (page("<html><title>Welcome</title><a href='about/'>About</a><a href='style.css'>x</a></html>"), UnreadableListingError, "'Welcome'"),  # noqa: E501
         (page("<html><title>Error</title><p>Something went wrong.</html>"), UnreadableListingError, "'Error'"),
         (page("Forbidden"), UnreadableListingError, "text that is called HTML"),
@@ -138,7 +138,7 @@ def test_the_index_of_every_common_server_is_understood_and_an_empty_one_is_empt
         (page("<title>Index of /</title><a href=a.csv>", **{"Content-Type": "text/html; charset=hex"}), UnreadableListingError, "charset 'hex'"),  # noqa: E501
         (page("<title>Index of /</title><a href=a.csv>", **{"Content-Type": "text/html; charset=utf-16"}), UnreadableListingError, "charset"),  # noqa: E501
         (page("<title>Index of /</title><a href=a.csv>", **{"Content-Type": "text/html; charset=" + "x" * 9_000}), UnreadableListingError, "charset"),  # noqa: E501
-        (page("x", **{"Content-Encoding": "br"}), SourceForbidden, "Content-Encoding"),
+        (page("x", **{"Content-Encoding": "br"}), SourceAccessDeniedError, "Content-Encoding"),
     ],
 )  # fmt: skip
 def test_an_answer_that_is_no_listing_is_a_failure_that_names_it_and_not_an_empty_source(
@@ -256,7 +256,7 @@ def test_links_are_relative_to_where_a_redirect_ended(server: Pages) -> None:
     }
     found = [entry.path for entry in source(f"{server.url}data").list_files("*") if isinstance(entry, SourceFile)]
     assert found == [f"{server.url}data/2026/a.csv", f"{server.url}data/b.csv"]
-    with pytest.raises(ForbiddenPath, match=r"redirects to .*/new/, outside"):
+    with pytest.raises(ForbiddenPathError, match=r"redirects to .*/new/, outside"):
         listed(source(f"{server.url}old/"))
     assert listed(source(f"{server.url}old/", elsewhere=True)) == ["c.csv"]
 
@@ -358,7 +358,7 @@ def test_a_large_page_is_parsed_in_a_process_of_its_own_with_the_same_result(ser
     names = [f"{number} #.csv" for number in range(8_000)]
     assert listed(opened) == names
     assert list(source(f"{server.url}in/").list_files("x*")) == []
-    with pytest.raises(SourceForbidden, match="password"):
+    with pytest.raises(SourceAccessDeniedError, match="password"):
         listed(source(f"{server.url}login/"))
     with pytest.raises(UnreadableListingError, match="no index"):
         listed(source(f"{server.url}none/"))
@@ -419,10 +419,10 @@ def test_a_server_that_sends_a_byte_now_and_then_holds_neither_a_listing_nor_a_q
     with RawServer(drip(head)) as slow:
         started = time.monotonic()
         opened = source(slow.url, QUICK)
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             listed(opened)
         if b"Endless" in head:
-            with pytest.raises(SourceUnreachable):
+            with pytest.raises(SourceUnreachableError):
                 opened.stat(f"{slow.url}a.csv")
         assert time.monotonic() - started < 15
 
@@ -431,7 +431,7 @@ def test_a_file_that_comes_byte_by_byte_is_given_up() -> None:
     with RawServer(drip(b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 100000\r\n\r\n')) as slow:
         started = time.monotonic()
         with (
-            pytest.raises(SourceUnreachable, match="too slow"),
+            pytest.raises(SourceUnreachableError, match="too slow"),
             source(slow.url, QUICK).open(f"{slow.url}a.csv") as stream,
         ):
             stream.read()
@@ -441,14 +441,14 @@ def test_a_file_that_comes_byte_by_byte_is_given_up() -> None:
 def test_a_server_that_accepts_and_is_silent_ends_in_time_and_may_be_back_later() -> None:
     with RawServer(silent) as half_open:
         settings = {"polling": {"source_timeout_seconds": 0.2}}
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             listed(source(half_open.url, settings))
 
 
 def test_a_listing_that_takes_too_long_as_a_whole_is_given_up(server: Pages) -> None:
     names = "".join(f"<a href={number}/>{number}/</a>" for number in range(200))
     server.pages["/in/"] = page(f"<title>Index of /</title>{names}")
-    with pytest.raises(SourceUnreachable, match="INGEST_MAX_LISTING_SECONDS"):
+    with pytest.raises(SourceUnreachableError, match="INGEST_MAX_LISTING_SECONDS"):
         listed(source(f"{server.url}in/", {"polling": {"max_listing_seconds": 0.05}}), "**/*.csv")
 
 

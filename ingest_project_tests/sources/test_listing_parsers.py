@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ingest_project.sources.ftp.listing import listed_entry, machine_entry, size_of, time_of
 from ingest_project.sources.http.listing import parsed_page
-from ingest_project.sources.http.listing_page import Link, NotAListing, Page
+from ingest_project.sources.http.listing_page import Link, NotAListingError, Page
 from ingest_project.sources.http.paging import next_links, unfinished_by
 from ingest_project.sources.selection import MAX_REASONS, count_reason
 from ingest_project.sources.sftp.packets import attributes_of, names_of
@@ -74,7 +74,7 @@ anything = st.recursive(
 def read(body: bytes, content_type: str) -> Page | None:
     try:
         return parsed_page(body, content_type)
-    except NotAListing as error:
+    except NotAListingError as error:
         refusal = error
     assert refusal.seen.isprintable()
     assert len(refusal.seen) < 600

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.core.errors import ForbiddenPath, PermanentError, SourceMissing, SourceUnreachable
+from ingest_project.core.errors import ForbiddenPathError, PermanentError, SourceNotFoundError, SourceUnreachableError
 from ingest_project.core.settings import PollingSettings
 from ingest_project.sources.local import _LocalFile
 from ingest_project.sources.protocol import Skipped, Source, SourceFile
@@ -121,16 +121,16 @@ def test_a_time_of_change_beyond_all_calendars_does_not_stop_the_listing(source:
     "path", ["/etc/passwd", "../../../../../../etc/passwd", "file:///etc/passwd", "a\x00.csv", "\ud800.csv", "s3://b/k"]
 )
 def test_paths_from_strangers_do_not_leave_the_roots(source: Source, path: str) -> None:
-    with pytest.raises(ForbiddenPath), source.open(path):
+    with pytest.raises(ForbiddenPathError), source.open(path):
         pass
-    with pytest.raises(ForbiddenPath):
+    with pytest.raises(ForbiddenPathError):
         source.stat(path)
 
 
 def test_a_refusal_names_the_setting_that_would_allow_it(inbox: Path, settings: PollingSettings) -> None:
     for kind, setting in (("local", "INGEST_LOCAL_ROOTS"), ("dummy", "INGEST_DUMMY_ROOT")):
         opened = open_source({"source_type": kind, "path": "/etc"}, settings)
-        with pytest.raises(ForbiddenPath, match=setting):
+        with pytest.raises(ForbiddenPathError, match=setting):
             list(opened.list_files("*"))
     assert inbox.exists()
 
@@ -138,7 +138,7 @@ def test_a_refusal_names_the_setting_that_would_allow_it(inbox: Path, settings: 
 def test_a_folder_whose_name_begins_like_a_root_is_not_inside_it(source: Source, tmp_path: Path) -> None:
     (tmp_path / "inbox-private").mkdir()
     (tmp_path / "inbox-private" / "a.csv").write_text("x")
-    with pytest.raises(ForbiddenPath):
+    with pytest.raises(ForbiddenPathError):
         source.stat(str(tmp_path / "inbox-private" / "a.csv"))
 
 
@@ -151,7 +151,7 @@ def test_a_symlink_out_of_the_root_is_refused_and_one_within_is_followed(
     (inbox / "within.csv").symlink_to("real.csv")
     assert taken(source) == ["real.csv", "within.csv"]
     assert "outside the folders" in skipped(source)["out.csv"].reason
-    with pytest.raises(ForbiddenPath), source.open(str(inbox / "out.csv")):
+    with pytest.raises(ForbiddenPathError), source.open(str(inbox / "out.csv")):
         pass
 
 
@@ -181,7 +181,7 @@ def test_a_link_swapped_between_check_and_open_does_not_lead_out(
         return result
 
     monkeypatch.setattr(os, "lstat", swap_then_lstat)
-    with pytest.raises(ForbiddenPath), source.open(str(inbox / "sub" / "a.csv")):
+    with pytest.raises(ForbiddenPathError), source.open(str(inbox / "sub" / "a.csv")):
         pass
 
 
@@ -192,7 +192,7 @@ def test_folders_pipes_sockets_and_devices_are_refused_at_once(source: Source, i
         listener.bind(str(inbox / "socket.csv"))
         started = time.monotonic()
         for name in ("folder.csv", "pipe.csv", "socket.csv"):
-            with pytest.raises(ForbiddenPath, match="not a regular file"), source.open(str(inbox / name)):
+            with pytest.raises(ForbiddenPathError, match="not a regular file"), source.open(str(inbox / name)):
                 pass
     assert time.monotonic() - started < 1
     assert taken(source) == []
@@ -205,16 +205,16 @@ def test_a_pipe_that_took_a_file_s_place_does_not_block(
     (inbox / "plain").write_text("x")
     plain = os.lstat(inbox / "plain")
     monkeypatch.setattr(os, "lstat", lambda _path: plain)
-    with pytest.raises(ForbiddenPath, match="not a regular file"), source.open(str(inbox / "pipe.csv")):
+    with pytest.raises(ForbiddenPathError, match="not a regular file"), source.open(str(inbox / "pipe.csv")):
         pass
 
 
 def test_a_missing_folder_and_a_missing_file_are_said_to_be_missing(
     source: Source, inbox: Path, settings: PollingSettings
 ) -> None:
-    with pytest.raises(SourceMissing):
+    with pytest.raises(SourceNotFoundError):
         source.stat(str(inbox / "none.csv"))
-    with pytest.raises(SourceMissing):
+    with pytest.raises(SourceNotFoundError):
         list(open_source({"source_type": "local", "path": str(inbox / "none")}, settings).list_files("*"))
 
 
@@ -222,7 +222,7 @@ def test_a_missing_folder_and_a_missing_file_are_said_to_be_missing(
 def test_an_unreadable_file_is_refused_with_what_to_check(source: Source, inbox: Path) -> None:
     (inbox / "a.csv").write_text("x")
     (inbox / "a.csv").chmod(0)
-    with pytest.raises(ForbiddenPath, match="owner and mode"), source.open(str(inbox / "a.csv")):
+    with pytest.raises(ForbiddenPathError, match="owner and mode"), source.open(str(inbox / "a.csv")):
         pass
 
 
@@ -234,7 +234,7 @@ def test_a_file_system_that_fails_while_reading_is_a_transient_failure_of_the_so
     file = io.BufferedReader(_LocalFile(read_end, "a.csv"))
     os.close(read_end)
     os.close(write_end)
-    with pytest.raises(SourceUnreachable, match="Bad file descriptor"):
+    with pytest.raises(SourceUnreachableError, match="Bad file descriptor"):
         file.read()
 
 
@@ -360,12 +360,12 @@ def test_an_open_file_is_a_regular_file_and_closed_afterwards(source: Source, in
 def test_a_path_of_a_million_parts_is_refused_at_once(source: Source, path: str) -> None:
     begun_at = time.monotonic()
     for refused in (source.require_allowed, source.stat):
-        with pytest.raises(ForbiddenPath, match="at most") as caught:
+        with pytest.raises(ForbiddenPathError, match="at most") as caught:
             refused(path)
         assert len(str(caught.value)) < 1_000
-    with pytest.raises(ForbiddenPath), source.open(path):
+    with pytest.raises(ForbiddenPathError), source.open(path):
         pass
-    with pytest.raises(ForbiddenPath):
+    with pytest.raises(ForbiddenPathError):
         list(replace(source, path=path).list_files("*"))  # type: ignore[type-var]
     assert len(source.canonical_location(path)) < 10_000
     assert time.monotonic() - begun_at < 5
@@ -386,9 +386,9 @@ def test_a_hard_link_does_not_lead_out_of_the_folders_unless_a_setting_allows_it
     os.link(tmp_path / "secret.csv", inbox / "a.csv")
     (inbox / "link.csv").symlink_to(inbox / "a.csv")
     for name in ("a.csv", "link.csv"):
-        with pytest.raises(ForbiddenPath, match="INGEST_ALLOW_HARD_LINKS"):
+        with pytest.raises(ForbiddenPathError, match="INGEST_ALLOW_HARD_LINKS"):
             source.stat(str(inbox / name))
-        with pytest.raises(ForbiddenPath, match="hard links"), source.open(str(inbox / name)):
+        with pytest.raises(ForbiddenPathError, match="hard links"), source.open(str(inbox / name)):
             pass
     assert taken(source) == ["b.csv"]
     assert {name: "INGEST_ALLOW_HARD_LINKS" in skip.reason for name, skip in skipped(source).items()} == {

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ingest_project.core.errors import PermanentError, SourceUnreachable, UnreadableListingError
+from ingest_project.core.errors import PermanentError, SourceUnreachableError, UnreadableListingError
 from ingest_project.core.settings import Credential
-from ingest_project.sources.context import SourceAccess
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.ftp.source import open_ftp
 from ingest_project.sources.protocol import Skipped
 from ingest_project.sources.server_config import ServerSettings
@@ -37,12 +37,12 @@ def source(port: int, servers: ServerSettings = QUICK, fingerprint: str = "", **
     fields: dict[str, Any] = {"username": USER, "password": PASSWORD, "hosts": ["127.0.0.1"], "plain_http": True}
     job = {"host": "127.0.0.1", "port": port, "path": "/", "credentials": "store", **config}
     if fingerprint:
-        access = SourceAccess(
+        access = SourceContext(
             credentials={"store": Credential.model_validate({**fields, "host_key_fingerprints": [fingerprint]})}
         )
         opened = open_sftp(job, access, servers)
     else:
-        access = SourceAccess(credentials={"store": Credential.model_validate(fields)})
+        access = SourceContext(credentials={"store": Credential.model_validate(fields)})
         opened = open_ftp({"tls": "none", **job}, access, servers)
     OPENED.append(opened)
     return opened
@@ -114,7 +114,7 @@ def test_a_greeting_without_an_end_is_given_up_before_it_takes_memory(
 ) -> None:
     with RawServer(speaking(b"", greeting=greeting)) as odd:
         started = time.monotonic()
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             list(source(odd.port).list_files("*"))
         assert time.monotonic() - started < 10
 
@@ -124,7 +124,7 @@ def test_a_greeting_without_an_end_is_given_up_before_it_takes_memory(
 def test_any_reply_without_an_end_is_given_up(command: str, reply: Callable[[socket.socket], None]) -> None:
     with RawServer(speaking(b"", {command: reply})) as odd:
         started = time.monotonic()
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             list(source(odd.port).list_files("*"))
         assert time.monotonic() - started < 10
 
@@ -132,10 +132,10 @@ def test_any_reply_without_an_end_is_given_up(command: str, reply: Callable[[soc
 def test_a_listing_and_a_file_that_come_byte_by_byte_are_given_up() -> None:
     with RawServer(speaking(drip)) as odd:
         started = time.monotonic()
-        with pytest.raises(SourceUnreachable, match="too slow"):
+        with pytest.raises(SourceUnreachableError, match="too slow"):
             list(source(odd.port).list_files("*"))
         assert time.monotonic() - started < 10
-        with pytest.raises(SourceUnreachable), source(odd.port).open("/a.csv") as stream:
+        with pytest.raises(SourceUnreachableError), source(odd.port).open("/a.csv") as stream:
             stream.read()
         assert time.monotonic() - started < 20
 
@@ -191,7 +191,7 @@ def test_an_sftp_packet_that_claims_more_than_it_has_is_a_failure_that_may_pass(
     with OddSftpServer(answer=answering(readdir)) as odd:
         opened = source(odd.port, ServerSettings(timeout_seconds=1.5), odd.fingerprint)
         started = time.monotonic()
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             list(opened.list_files("*"))
         assert time.monotonic() - started < 15
 
@@ -225,7 +225,7 @@ def test_a_size_that_no_file_can_have_refuses_that_entry_alone() -> None:
 def test_what_is_no_ssh_server_is_given_up(behave: Callable[[socket.socket], None]) -> None:
     with RawServer(behave) as odd:
         started = time.monotonic()
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             list(source(odd.port, fingerprint="SHA256:x").list_files("*"))
         assert time.monotonic() - started < 15
 
@@ -235,7 +235,7 @@ def test_an_ssh_packet_of_four_gigabytes_is_not_waited_for() -> None:
         connection.sendall(b"SSH-2.0-odd\r\n" + b"\xff\xff\xff\xf4" + b"\0" * 10_000)
         silent(connection)
 
-    with RawServer(behave) as odd, pytest.raises(SourceUnreachable, match="a packet of"):
+    with RawServer(behave) as odd, pytest.raises(SourceUnreachableError, match="a packet of"):
         list(source(odd.port, fingerprint="SHA256:x").list_files("*"))
 
 
@@ -255,7 +255,7 @@ def test_a_connection_that_was_dropped_without_a_word_ends_in_time_and_does_not_
         proxy.stall()
         proxy.stall_new = True
         for _ in range(3):
-            with pytest.raises(SourceUnreachable):
+            with pytest.raises(SourceUnreachableError):
                 opened.stat("/a.csv")
         proxy.stall_new = False
         assert opened.stat("/a.csv").size_bytes == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest_project.core.errors import PermanentError, SourceForbidden, SourceUnreachable
+from ingest_project.core.errors import PermanentError, SourceAccessDeniedError, SourceUnreachableError
 from ingest_project.sources.protocol import Source, SourceFile
 from ingest_project_tests.services.dfs_server import ITEM, DfsServer, guid_of
 from ingest_project_tests.sources.places import OneLakePlace
@@ -42,10 +42,10 @@ def test_an_answer_that_is_cut_is_asked_for_again(place: OneLakePlace) -> None:
 def test_refusals_are_permanent_and_trouble_is_transient(place: OneLakePlace) -> None:
     place.put("a.csv", b"x")
     place.server.fail("list", status=403, code="AuthorizationFailure")
-    with pytest.raises(SourceForbidden, match="AuthorizationFailure"):
+    with pytest.raises(SourceAccessDeniedError, match="AuthorizationFailure"):
         files(place.open())
     place.server.fail("list", status=503, times=9, retry_after=60)
-    with pytest.raises(SourceUnreachable, match="503"):
+    with pytest.raises(SourceUnreachableError, match="503"):
         files(place.open())
 
 

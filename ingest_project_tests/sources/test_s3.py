@@ -9,7 +9,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ingest_project.core.errors import ForbiddenPath, PermanentError, SourceChanged, SourceMissing, SourceUnreachable
+from ingest_project.core.errors import (
+    ForbiddenPathError,
+    PermanentError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
+)
 from ingest_project.core.settings import Settings
 from ingest_project.platform.object_store.locations import S3Options
 from ingest_project.sources.clients import source_clients
@@ -63,13 +69,13 @@ def test_a_bucket_that_is_not_there_is_missing_and_a_server_that_is_away_is_unre
     place: S3Place, s3_options: S3Options
 ) -> None:
     place.settings["polling"] = {"allowed_buckets": ["no-such-*"]}
-    with pytest.raises(SourceMissing, match="no-such-bucket"):
+    with pytest.raises(SourceNotFoundError, match="no-such-bucket"):
         list(place.open(path="s3://no-such-bucket-here/x").list_files("*"))
     away = {**key(s3_options, hosts=["127.0.0.1:9"])}
     source = opened(
         away, path="s3://bucket/x", endpoint_url="http://127.0.0.1:9", credentials="key", region="eu-west-1"
     )
-    with pytest.raises(SourceUnreachable, match=r"127\.0\.0\.1:9"):
+    with pytest.raises(SourceUnreachableError, match=r"127\.0\.0\.1:9"):
         source.stat("s3://bucket/x/a.csv")
 
 
@@ -79,7 +85,7 @@ def test_a_server_that_says_nothing_is_unreachable_after_the_time_that_is_set(s3
         settings = {**key(s3_options, hosts=[host]), "polling": {"source_timeout_seconds": 0.1}}
         config = {"path": "s3://bucket/x", "endpoint_url": f"http://{host}", "credentials": "key"}
         source = opened(settings, **config, region="eu-west-1")
-        with pytest.raises(SourceUnreachable, match="Read timeout"):
+        with pytest.raises(SourceUnreachableError, match="Read timeout"):
             source.stat("s3://bucket/x/a.csv")
 
 
@@ -90,9 +96,9 @@ def test_an_endpoint_that_only_the_message_names_is_refused_and_our_key_goes_to_
     endpoint = s3_options.endpoint_url or ""
     host = endpoint.removeprefix("http://")
     config = {"path": f"s3://{place.bucket}/in", "endpoint_url": endpoint, "region": "us-east-1"}
-    with pytest.raises(ForbiddenPath, match="INGEST_ALLOWED_SOURCE_HOSTS"):
+    with pytest.raises(ForbiddenPathError, match="INGEST_ALLOWED_SOURCE_HOSTS"):
         opened({}, **config)
-    with pytest.raises(ForbiddenPath, match="not for this host"):
+    with pytest.raises(ForbiddenPathError, match="not for this host"):
         opened(key(s3_options, hosts=["elsewhere.example.com"]), **config, credentials="key")
     (file,) = opened(key(s3_options, hosts=[host]), **config, credentials="key").list_files("*")
     assert file.path == place.path("a.csv")
@@ -136,7 +142,7 @@ def test_a_read_that_is_cut_goes_on_where_it_was_with_the_same_version(place: S3
         assert proxy.cuts == 0
 
         proxy.cuts = 1
-        with pytest.raises(SourceChanged), through.open(place.path("a.csv")) as stream:  # noqa: PT012 - it fails while it is read
+        with pytest.raises(SourceChangedError), through.open(place.path("a.csv")) as stream:  # noqa: PT012 - it fails while it is read
             stream.read(1_000)
             place.put("a.csv", content[::-1])
             stream.read()
@@ -146,7 +152,7 @@ def test_a_read_that_is_cut_again_and_again_is_told(place: S3Place, s3_options: 
     place.put("a.csv", b"x" * 3_000_000)
     with CuttingProxy(urlsplit(s3_options.endpoint_url or "").port or 0, cut_after=1_000, cuts=1_000) as proxy:
         source = through_proxy(proxy, place, s3_options)
-        with pytest.raises(SourceUnreachable), source.open(place.path("a.csv")) as stream:
+        with pytest.raises(SourceUnreachableError), source.open(place.path("a.csv")) as stream:
             stream.read()
 
 

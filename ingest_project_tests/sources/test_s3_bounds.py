@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ingest_project.core.errors import PermanentError, SourceUnreachable, UnreadableListingError
+from ingest_project.core.errors import PermanentError, SourceUnreachableError, UnreadableListingError
 from ingest_project.core.settings import Settings
 from ingest_project.sources.clients import source_clients
 from ingest_project.sources.protocol import Source, SourceFile
@@ -99,11 +99,11 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(head: bytes) -> None:
 
     with RawServer(drip) as slow:
         started = time.monotonic()
-        with pytest.raises((SourceUnreachable, UnreadableListingError)):
+        with pytest.raises((SourceUnreachableError, UnreadableListingError)):
             source(slow.url, source_timeout_seconds=0.15).stat("s3://bucket/in/a.csv")
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             list(source(slow.url, source_timeout_seconds=0.15).list_files("*"))
         opened = source(slow.url, source_timeout_seconds=0.15).open("s3://bucket/in/a.csv")
-        with pytest.raises((SourceUnreachable, UnreadableListingError)), opened as stream:
+        with pytest.raises((SourceUnreachableError, UnreadableListingError)), opened as stream:
             stream.read()
         assert time.monotonic() - started < 60

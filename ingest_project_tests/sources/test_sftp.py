@@ -13,16 +13,16 @@ import asyncssh
 import pytest
 
 from ingest_project.core.errors import (
-    ForbiddenPath,
+    ForbiddenPathError,
     PermanentError,
     SettingsError,
-    SourceChanged,
-    SourceForbidden,
-    SourceMissing,
-    SourceUnreachable,
+    SourceAccessDeniedError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
 )
 from ingest_project.core.settings import Credential
-from ingest_project.sources.context import SourceAccess
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.server_config import ServerSettings
 from ingest_project.sources.server_source import ServerSource
@@ -51,7 +51,7 @@ def source(
         **stored,
     }
     job = {"host": "127.0.0.1", "port": server.port, "path": path, "credentials": "store", **(config or {})}
-    access = SourceAccess(credentials={"store": Credential.model_validate(fields)})
+    access = SourceContext(credentials={"store": Credential.model_validate(fields)})
     opened = open_sftp(job, access, servers)
     OPENED.append(opened)
     return opened
@@ -96,11 +96,11 @@ def test_links_to_files_are_followed_links_to_folders_are_not(folder: Path) -> N
 def test_what_is_missing_or_no_file_says_so(folder: Path) -> None:
     (folder / "sub").mkdir()
     with SftpServer(folder) as server:
-        with pytest.raises(SourceMissing, match=r"sftp://collector@127\.0\.0\.1:\d+/none does not exist"):
+        with pytest.raises(SourceNotFoundError, match=r"sftp://collector@127\.0\.0\.1:\d+/none does not exist"):
             list(source(server, "/none").list_files("*"))
-        with pytest.raises(SourceMissing):
+        with pytest.raises(SourceNotFoundError):
             source(server).stat("/none.csv")
-        with pytest.raises(ForbiddenPath, match="not a regular file"):
+        with pytest.raises(ForbiddenPathError, match="not a regular file"):
             source(server).stat("/sub")
         assert taken(source(server, "/sub")) == {}
         assert server.logins == 1
@@ -113,7 +113,7 @@ def test_an_unknown_host_key_is_refused_with_how_to_add_it(folder: Path, tmp_pat
     servers = ServerSettings(timeout_seconds=5.0, known_hosts_file=known_hosts)
     with SftpServer(folder) as server:
         opened = source(server, servers=servers, host_key_fingerprints=[])
-        with pytest.raises(SourceForbidden, match="host key is not known") as refusal:
+        with pytest.raises(SourceAccessDeniedError, match="host key is not known") as refusal:
             opened.stat("/a.csv")
         assert server.fingerprint in str(refusal.value)
         line = str(refusal.value).partition("INGEST_SFTP_KNOWN_HOSTS: ")[2].rstrip(".")
@@ -142,7 +142,7 @@ def test_a_changed_host_key_is_refused_before_anything_is_sent(folder: Path, tmp
             impostor, servers=ServerSettings(known_hosts_file=known_hosts, timeout_seconds=5), host_key_fingerprints=[]
         )
         for opened in (pinned, stored):
-            with pytest.raises(SourceForbidden, match="Nothing was sent") as refusal:
+            with pytest.raises(SourceAccessDeniedError, match="Nothing was sent") as refusal:
                 opened.stat("/a.csv")
             assert impostor.fingerprint in str(refusal.value)
         assert impostor.logins == 0
@@ -174,7 +174,7 @@ def test_a_wrong_password_or_key_is_permanent_and_is_not_repeated_in_the_message
             {"password": None, "private_key_file": tmp_path / "key"},
         ]
         for stored in wrong:
-            with pytest.raises(SourceForbidden, match="refuses the key or the password") as refusal:
+            with pytest.raises(SourceAccessDeniedError, match="refuses the key or the password") as refusal:
                 source(server, **stored).stat("/a.csv")
             assert "wrong horse" not in str(refusal.value)
         with pytest.raises(SettingsError, match="cannot be used"):
@@ -186,7 +186,7 @@ def test_a_job_needs_credentials_that_are_for_this_host(folder: Path) -> None:
     with SftpServer(folder) as server:
         with pytest.raises(PermanentError, match="needs stored 'credentials'"):
             source(server, config={"credentials": None})
-        with pytest.raises(ForbiddenPath, match="not for this host"):
+        with pytest.raises(ForbiddenPathError, match="not for this host"):
             source(server, hosts=["files.example.com"]).stat("/a.csv")
         with pytest.raises(SettingsError, match="SHA256:"):
             source(server, host_key_fingerprints=["MD5:00"])
@@ -218,7 +218,7 @@ def test_a_file_that_is_another_when_its_transfer_goes_on_is_given_up(folder: Pa
         stream.read(10)
         (folder / "new").write_bytes(CONTENT + b"more")
         (folder / "new").rename(folder / "a.csv")
-        with pytest.raises(SourceChanged, match="another version"):
+        with pytest.raises(SourceChangedError, match="another version"):
             stream.read()
 
 
@@ -229,9 +229,9 @@ def test_a_server_that_dies_in_the_middle_is_unreachable_and_found_again_later(f
     with opened.open("/a.csv") as stream:
         stream.read(10)
         server.close()
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             stream.read()
-    with pytest.raises(SourceUnreachable, match="refused"):
+    with pytest.raises(SourceUnreachableError, match="refused"):
         opened.stat("/a.csv")
     with SftpServer(folder, port=server.port, host_key=server.host_key):
         assert opened.stat("/a.csv").size_bytes == len(CONTENT)
@@ -246,7 +246,7 @@ def test_a_server_that_dies_while_it_is_still_being_asked_is_unreachable_and_not
     with source(server).open("/a.csv") as stream:
         stream.read(10)
         server.close()
-        with pytest.raises(SourceUnreachable):
+        with pytest.raises(SourceUnreachableError):
             stream.read()
 
 

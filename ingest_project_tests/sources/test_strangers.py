@@ -11,7 +11,13 @@ import pytest
 from pydantic import SecretStr
 
 from ingest_project.contracts.file_event import FileEvent
-from ingest_project.core.errors import AddressRefused, ForbiddenPath, IngestError, PermanentError, SourceUnreachable
+from ingest_project.core.errors import (
+    AddressRejectedError,
+    ForbiddenPathError,
+    IngestError,
+    PermanentError,
+    SourceUnreachableError,
+)
 from ingest_project.core.settings import Credential, Settings
 from ingest_project.file_ingest.resolve_versions import Announced, with_versions
 from ingest_project.platform.http.host_policy import HostLists
@@ -20,7 +26,7 @@ from ingest_project.platform.http.pinned_transport import Connector
 from ingest_project.platform.object_store.locations import S3Options
 from ingest_project.platform.object_store.locations import s3_client as store_client
 from ingest_project.sources.clients import s3_client, source_clients
-from ingest_project.sources.context import S3Account, SourceAccess
+from ingest_project.sources.context import S3Account, SourceContext
 from ingest_project.sources.ftp.source import open_ftp
 from ingest_project.sources.protocol import Source
 from ingest_project.sources.registry import open_source
@@ -180,10 +186,10 @@ def test_an_endpoint_that_a_setting_names_may_be_internal_and_a_denied_one_may_n
     assert opened(named, config).stat("s3://named-endpoint/in/a.csv").size_bytes == 1
     network = {"polling": {"allowed_source_hosts": ["*"]}, "downloads": {"allowed_internal_hosts": ["127.0.0.0/8"]}}
     anyone = {"credentials": {"key": {**keys, "hosts": ["*"], "buckets": ["named-*"]}}}
-    with pytest.raises(AddressRefused, match="loopback"):
+    with pytest.raises(AddressRejectedError, match="loopback"):
         opened(anyone, config).stat("s3://named-endpoint/in/a.csv")
     assert opened({**anyone, **network}, config).stat("s3://named-endpoint/in/a.csv").size_bytes == 1
-    with pytest.raises(AddressRefused, match="denied"):
+    with pytest.raises(AddressRejectedError, match="denied"):
         opened({**named, "downloads": {"denied_hosts": ["127.0.0.0/8"]}}, config).stat("s3://named-endpoint/in/a.csv")
 
 
@@ -200,8 +206,8 @@ def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(s3_options: S3
     # The first name server's answer is public; whoever owns the name answers otherwise the second time.
     for answers, outcome in (
         ([["127.0.0.1"], ["10.0.0.1"]], None),
-        ([["8.8.8.8", "127.0.0.1"]], AddressRefused),
-        ([["10.0.0.1"]], AddressRefused),
+        ([["8.8.8.8", "127.0.0.1"]], AddressRejectedError),
+        ([["10.0.0.1"]], AddressRejectedError),
     ):
         rules = HostLists(internal=("127.0.0.0/8",) if outcome is None else ()).rules_for(
             ("localhost", port), internal_allowed=False
@@ -256,7 +262,7 @@ def test_a_bucket_is_read_only_where_a_setting_names_it(s3_options: S3Options) -
         if allowed:
             assert opened(settings, config).stat(f"s3://{bucket}/in/a.csv").size_bytes == 1
         else:
-            with pytest.raises(ForbiddenPath, match=r"INGEST_ALLOWED_BUCKETS|their 'buckets'"):
+            with pytest.raises(ForbiddenPathError, match=r"INGEST_ALLOWED_BUCKETS|their 'buckets'"):
                 opened(settings, config)
     listed = {**settings, "polling": {"allowed_buckets": ["of-no*"]}}
     assert opened(listed, {"source_type": "s3", "bucket": "of-nobody"}).stat("in/a.csv").size_bytes == 1
@@ -273,8 +279,8 @@ def test_a_wildcard_does_not_let_a_file_server_be_internal(
         "credentials": {"c": {"username": "u", "password": "p", "hosts": ["*"], "plain_http": True}},
     }
     config = {"source_type": kind, "host": host, "port": listener.port, "path": "/", "credentials": "c", "tls": "none"}
-    # SourceUnreachable: a name that this machine does not know.
-    with pytest.raises((ForbiddenPath, SourceUnreachable)):
+    # SourceUnreachableError: a name that this machine does not know.
+    with pytest.raises((ForbiddenPathError, SourceUnreachableError)):
         opened(settings, config).stat("/a.csv")
     assert listener.connections == 0
 
@@ -316,7 +322,7 @@ def test_a_denied_host_is_denied_to_file_servers_too(listener: Listener) -> None
     }
     for kind in ("ftp", "sftp"):
         config = {"source_type": kind, "host": "127.0.0.1", "port": listener.port, "path": "/", "credentials": "c"}
-        with pytest.raises(ForbiddenPath, match="denied"):
+        with pytest.raises(ForbiddenPathError, match="denied"):
             opened(settings, {**config, "tls": "none"}).stat("/a.csv")
     assert listener.connections == 0
 
@@ -337,9 +343,9 @@ def test_a_data_connection_does_not_go_to_another_service_of_the_same_host(passi
     with _FtpControl(answers) as server:
         config = {"host": "127.0.0.1", "port": server.server_address[1], "path": "/", "tls": "none"}
         stored = {"c": Credential.model_validate({"hosts": ["127.0.0.1"], "username": "u", "password": "p"})}
-        source = open_ftp(config, SourceAccess(credentials=stored), ServerSettings(timeout_seconds=5.0))
+        source = open_ftp(config, SourceContext(credentials=stored), ServerSettings(timeout_seconds=5.0))
         OPENED.append(source)
-        with pytest.raises(SourceUnreachable, match=r"port|227|unreadable|not understood"):
+        with pytest.raises(SourceUnreachableError, match=r"port|227|unreadable|not understood"):
             list(source.list_files("*"))
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.migrate import migrate
 from ingest_project.platform.kafka.offset_ranges import Backlog
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.planning import plan, plan_backlog
 from ingest_project.streams.range_record import OffsetRange
 from ingest_project_tests.journeys.system import close
@@ -46,15 +46,15 @@ def tick(services: SystemResources, saved: Positions | None) -> Positions:
 def test_ticks_outlive_a_broker_that_is_away_and_plan_on_when_it_is_back(
     services: SystemResources, embedded_broker: EmbeddedBroker
 ) -> None:
-    services.writer.send_all(TOPIC, [Outgoing(b"before")])
+    services.writer.send_all(TOPIC, [ProducerRecord(b"before")])
     saved = tick(services, None)
     saved = tick(services, saved)
     embedded_broker.go_down()
     for _ in range(2):
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(BrokerUnavailableError):
             tick(services, saved)
     embedded_broker.come_up()
-    services.writer.send_all(TOPIC, [Outgoing(b"after")])
+    services.writer.send_all(TOPIC, [ProducerRecord(b"after")])
     assert tick(services, saved).next_offsets == {0: 2}
     assert {str(record.offsets) for record in services.stream_ranges.list(TOPIC)} == {
         "stream[0] 0 to 0",

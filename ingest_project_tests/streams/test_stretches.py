@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from ingest_project.platform.database.engine import open_engine, reading, writing
 from ingest_project.platform.database.migrate import migrate
-from ingest_project.streams.contiguous_intervals import Bounds, StreamStretches, holes
+from ingest_project.streams.contiguous_intervals import Bounds, StreamIntervals, holes
 from ingest_project.streams.range_record import OffsetRange, RangeState, cut
 from ingest_project.streams.ranges import StreamRangeLedger
-from ingest_project.streams.tables import stream_ranges, stream_stretches
+from ingest_project.streams.tables import stream_intervals, stream_ranges
 from ingest_project.streams.user_activity.changed_hours import ActivityHours
 from ingest_project.streams.user_activity.tables import activity_range_hours
 
@@ -35,7 +35,7 @@ import os, signal, sys
 from datetime import datetime
 import sqlalchemy as sa
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.streams.contiguous_intervals import StreamStretches
+from ingest_project.streams.contiguous_intervals import StreamIntervals
 
 engine = open_engine(sys.argv[1])
 
@@ -44,9 +44,9 @@ def die(connection, cursor, statement, *_):
     if statement.startswith(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-stretches, moment = StreamStretches(engine), datetime.fromisoformat(sys.argv[3])
+stretches, moment = StreamIntervals(engine), datetime.fromisoformat(sys.argv[3])
 stretches.extend(moment)
-stretches.let_go(moment, 1_000)
+stretches.purge(moment, 1_000)
 """
 
 
@@ -55,7 +55,7 @@ class Ledgers(NamedTuple):
 
     engine: sa.Engine
     ranges: StreamRangeLedger
-    stretches: StreamStretches
+    intervals: StreamIntervals
     hours: ActivityHours
 
 
@@ -75,7 +75,7 @@ def in_memory() -> Iterator[Ledgers]:
 
 
 def opened(engine: sa.Engine) -> Ledgers:
-    return Ledgers(engine, StreamRangeLedger(engine), StreamStretches(engine), ActivityHours(engine))
+    return Ledgers(engine, StreamRangeLedger(engine), StreamIntervals(engine), ActivityHours(engine))
 
 
 def ten_each(end: int, partition: int = 0, start: int = 0) -> list[OffsetRange]:
@@ -90,9 +90,9 @@ def store(ledgers: Ledgers, ranges: Sequence[OffsetRange], now: datetime = LONG_
     ledgers.ranges.mark_reported([one.key for one in ranges], now)
 
 
-def let_go(ledgers: Ledgers) -> int:
-    ledgers.stretches.extend(SETTLED)
-    return ledgers.stretches.let_go(SETTLED, MOST)
+def purge(ledgers: Ledgers) -> int:
+    ledgers.intervals.extend(SETTLED)
+    return ledgers.intervals.purge(SETTLED, MOST)
 
 
 def on_record(ledgers: Ledgers) -> list[OffsetRange]:
@@ -103,7 +103,7 @@ def gaps_and_doubles(ledgers: Ledgers) -> tuple[set[int], set[int]]:
     """The offsets that the checks find in no range, and those that they find in two."""
     gaps: set[int] = set()
     doubles: set[int] = set()
-    for seam in ledgers.stretches.seams(TOPIC):
+    for seam in ledgers.intervals.seams(TOPIC):
         (gaps if seam.is_gap else doubles).update(range(seam.offsets.first, seam.offsets.end))
     return gaps, doubles
 
@@ -112,43 +112,43 @@ def test_of_every_partition_the_newest_range_stays_and_the_next_plan_begins_wher
     for partition, end in ((0, 95), (1, 40), (2, 7)):
         store(ledgers, ten_each(end, partition))
     before = ledgers.ranges.planned_ends(TOPIC, LIFE, range(3))
-    assert ledgers.stretches.count_old(SETTLED, MOST) == let_go(ledgers) == 9 + 3
+    assert ledgers.intervals.count_old(SETTLED, MOST) == purge(ledgers) == 9 + 3
     assert ledgers.ranges.planned_ends(TOPIC, LIFE, range(3)) == before == {0: 95, 1: 40, 2: 7}
     assert ledgers.ranges.first_planned(TOPIC, LIFE, 0) == 0
     assert [str(one) for one in on_record(ledgers)] == ["stream[0] 90 to 94", "stream[1] 30 to 39", "stream[2] 0 to 6"]
-    assert ledgers.stretches.count_old(SETTLED, MOST) == let_go(ledgers) == 0
-    assert ledgers.stretches.seams(TOPIC) == ()
+    assert ledgers.intervals.count_old(SETTLED, MOST) == purge(ledgers) == 0
+    assert ledgers.intervals.seams(TOPIC) == ()
 
 
 def test_what_failed_got_lost_waits_or_is_in_a_runs_hands_stays_however_old_it_is(ledgers: Ledgers) -> None:
     done, failed, lost, waits, running, unreported, newest = ranges = ten_each(70)
     store(ledgers, ranges)
     ledgers.ranges.start([failed.key, waits.key, running.key, unreported.key], "run", LONG_AGO)
-    ledgers.ranges.put_back([failed.key], "broken", "X", 0, lambda _: timedelta(0), LONG_AGO)
-    ledgers.ranges.put_back([waits.key], "broken", "X", 9, lambda _: timedelta(0), LONG_AGO)
+    ledgers.ranges.requeue_later([failed.key], "broken", "X", 0, lambda _: timedelta(0), LONG_AGO)
+    ledgers.ranges.requeue_later([waits.key], "broken", "X", 9, lambda _: timedelta(0), LONG_AGO)
     ledgers.ranges.finish(unreported.key, 10, 0, {}, LONG_AGO)
     ledgers.ranges.finish(lost.key, 5, 5, {}, LONG_AGO)
-    assert let_go(ledgers) == 1
+    assert purge(ledgers) == 1
     assert on_record(ledgers) == [failed, lost, waits, running, unreported, newest]
     assert ledgers.ranges.get_many([done.key]) == ()
     ledgers.ranges.finish(failed.key, 10, 0, {}, LONG_AGO)
     ledgers.ranges.mark_reported([failed.key], LONG_AGO)
-    assert let_go(ledgers) == 1
-    assert ledgers.stretches.seams(TOPIC) == ()
+    assert purge(ledgers) == 1
+    assert ledgers.intervals.seams(TOPIC) == ()
 
 
 def test_nothing_goes_that_was_done_later_or_planned_so_late_that_a_tick_may_still_be_at_it(ledgers: Ledgers) -> None:
     old, new = ten_each(50), ten_each(90, start=50)
     store(ledgers, old)
     store(ledgers, new, TODAY)
-    assert let_go(ledgers) == 4
-    ledgers.stretches.let_go(TODAY + timedelta(days=1), MOST)
+    assert purge(ledgers) == 4
+    ledgers.intervals.purge(TODAY + timedelta(days=1), MOST)
     assert on_record(ledgers) == [old[-1], *new]
 
 
 def test_a_range_that_was_let_go_is_not_planned_again_however_late_and_however_it_is_cut(ledgers: Ledgers) -> None:
     store(ledgers, ten_each(50))
-    let_go(ledgers)
+    purge(ledgers)
     stays = on_record(ledgers)
     for again in (ten_each(50), cut(TOPIC, LIFE, 0, 5, 50, 7)):
         assert ledgers.ranges.plan(again, [], TODAY) == 0
@@ -160,13 +160,13 @@ def test_a_range_that_was_let_go_is_not_planned_again_however_late_and_however_i
 
 def test_what_is_planned_before_the_first_offset_joins_the_stretch_after_it(ledgers: Ledgers) -> None:
     store(ledgers, ten_each(100, start=50))
-    let_go(ledgers)
+    purge(ledgers)
     assert ledgers.ranges.first_planned(TOPIC, LIFE, 0) == 50
     store(ledgers, ten_each(50))
-    assert ledgers.stretches.seams(TOPIC) == ()
-    let_go(ledgers)
+    assert ledgers.intervals.seams(TOPIC) == ()
+    purge(ledgers)
     with reading(ledgers.engine) as connection:
-        assert connection.execute(sa.select(stream_stretches)).all() == [(TOPIC, LIFE, 0, 0, 100)]
+        assert connection.execute(sa.select(stream_intervals)).all() == [(TOPIC, LIFE, 0, 0, 100)]
     assert len(on_record(ledgers)) == 1
 
 
@@ -174,13 +174,13 @@ def test_a_gap_is_found_until_it_is_filled(ledgers: Ledgers) -> None:
     first, missing, *others = ten_each(60)
     store(ledgers, [first, *others])
     for _ in range(2):
-        let_go(ledgers)
+        purge(ledgers)
         assert gaps_and_doubles(ledgers) == (set(range(10, 20)), set())
     store(ledgers, [missing])
-    assert ledgers.stretches.seams(TOPIC) == ()
-    let_go(ledgers)
-    assert ledgers.stretches.seams(TOPIC) == ()
-    assert ledgers.stretches.count_old(SETTLED, MOST) == 0
+    assert ledgers.intervals.seams(TOPIC) == ()
+    purge(ledgers)
+    assert ledgers.intervals.seams(TOPIC) == ()
+    assert ledgers.intervals.count_old(SETTLED, MOST) == 0
 
 
 def test_an_hour_is_still_rebuilt_from_the_offsets_that_had_its_events(ledgers: Ledgers) -> None:
@@ -190,17 +190,17 @@ def test_an_hour_is_still_rebuilt_from_the_offsets_that_had_its_events(ledgers: 
         ledgers.hours.mark_changed(one.key, {LONG_AGO: 10}, LONG_AGO)
     ledgers.hours.mark_changed(ranges[-1].key, {LONG_AGO: 1}, LONG_AGO)
     for _ in range(2):
-        let_go(ledgers)
+        purge(ledgers)
         assert ledgers.hours.ranges_of(LONG_AGO) == (OffsetRange(TOPIC, LIFE, 0, 20, 50), ranges[-1])
     store(ledgers, ten_each(100, start=80))
-    let_go(ledgers)
+    purge(ledgers)
     # From the first to the last, with what lies between.
     assert ledgers.hours.ranges_of(LONG_AGO) == (OffsetRange(TOPIC, LIFE, 0, 20, 80),)
     with reading(ledgers.engine) as connection:
         assert connection.execute(sa.select(activity_range_hours)).all() == []
 
 
-@pytest.mark.parametrize("last_words", ["INSERT INTO stream_stretches", "DELETE FROM stream_ranges"])
+@pytest.mark.parametrize("last_words", ["INSERT INTO stream_intervals", "DELETE FROM stream_ranges"])
 def test_killed_in_the_middle_everything_is_as_before_and_goes_the_next_time(ledgers: Ledgers, last_words: str) -> None:
     ranges = ten_each(100)
     store(ledgers, ranges)
@@ -212,8 +212,8 @@ def test_killed_in_the_middle_everything_is_as_before_and_goes_the_next_time(led
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert on_record(ledgers) == ranges
     assert len(ledgers.hours.ranges_of(LONG_AGO)) == len(ranges)
-    assert ledgers.stretches.seams(TOPIC) == ()
-    assert let_go(ledgers) == 9
+    assert ledgers.intervals.seams(TOPIC) == ()
+    assert purge(ledgers) == 9
     assert ledgers.hours.ranges_of(LONG_AGO) == (OffsetRange(TOPIC, LIFE, 0, 0, 90), ranges[-1])
 
 
@@ -228,15 +228,15 @@ def test_while_old_ranges_go_two_processes_plan_on_and_no_offset_is_left_out_or_
 
     def remove(_: int) -> None:
         for _ in range(10):
-            ledgers.stretches.extend(SETTLED)
-            ledgers.stretches.let_go(SETTLED, 4)
-            assert ledgers.stretches.seams(TOPIC) == ()
+            ledgers.intervals.extend(SETTLED)
+            ledgers.intervals.purge(SETTLED, 4)
+            assert ledgers.intervals.seams(TOPIC) == ()
 
     with ThreadPoolExecutor(4) as threads:
         for work in [threads.submit(what, number) for number in range(2) for what in (plan_on, remove)]:
             work.result()
-    let_go(ledgers)
-    assert ledgers.stretches.seams(TOPIC) == ()
+    purge(ledgers)
+    assert ledgers.intervals.seams(TOPIC) == ()
     first, *others = on_record(ledgers)
     assert (first.first, first.end) == (590, 600)
     assert [one.first for one in others] == list(range(600, ledgers.ranges.planned_ends(TOPIC, LIFE, [0])[0], 10))
@@ -268,8 +268,8 @@ def test_in_whatever_order_ranges_go_the_checks_find_the_same_gaps_and_doubles(
     twice = {offset for offset in covered if covered.count(offset) > 1}
     for settled, before in times:
         assert gaps_and_doubles(in_memory) == (missing, twice)
-        in_memory.stretches.extend(LONG_AGO + timedelta(hours=settled))
-        in_memory.stretches.let_go(LONG_AGO + timedelta(hours=before), MOST)
+        in_memory.intervals.extend(LONG_AGO + timedelta(hours=settled))
+        in_memory.intervals.purge(LONG_AGO + timedelta(hours=before), MOST)
     assert gaps_and_doubles(in_memory) == (missing, twice)
     assert in_memory.ranges.planned_ends(TOPIC, LIFE, [0]) == {0: max(covered) + 1}
     assert in_memory.ranges.first_planned(TOPIC, LIFE, 0) == min(covered)
@@ -279,7 +279,7 @@ def test_in_whatever_order_ranges_go_the_checks_find_the_same_gaps_and_doubles(
 
 def forget_all(engine: sa.Engine) -> None:
     with writing(engine) as connection:
-        for table in (stream_ranges, stream_stretches):
+        for table in (stream_ranges, stream_intervals):
             connection.execute(sa.delete(table))
 
 

@@ -12,103 +12,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
-from azure.core.credentials import TokenCredential
-from azure.kusto.data import ClientRequestProperties, KustoClient, KustoConnectionStringBuilder
-from azure.kusto.data.client import HTTPAdapterWithSocketOptions
-from azure.kusto.data.kusto_trusted_endpoints import MatchRule, well_known_kusto_endpoints
-from azure.kusto.data.response import KustoResponseDataSet
-from requests import PreparedRequest, Response, Session
-from urllib3.connection import HTTPConnection
-
-from ingest_project.attachments.eventhouse.clusters import ClusterAccess, check_address, check_login
-from ingest_project.attachments.eventhouse.frames import BrokenAnswerError, ReportedError, ReportedErrors, check_frames
+from ingest_project.attachments.eventhouse.clusters import ClusterAccess, check_address
+from ingest_project.attachments.eventhouse.frames import (
+    BrokenAnswerError,
+    QueryReportedError,
+    ReportedError,
+)
 from ingest_project.attachments.eventhouse.queries import INGESTED_AT
 from ingest_project.core.errors import (
-    AddressRefused,
-    EventhouseUnavailable,
+    AddressRejectedError,
+    EventhouseUnavailableError,
     IngestError,
     PermanentError,
-    QueryRefused,
+    QueryRejectedError,
     SettingsError,
 )
-from ingest_project.platform.http.pinned_transport import require_origin
-from ingest_project.platform.http.urls import parse_url
 
-QUERY_PATH = "v2/rest/query"
-CONNECT_SECONDS = 10.0
-# What the network may add to the time that the server may take.
-NETWORK_SECONDS = 5.0
+if TYPE_CHECKING:
+    from azure.kusto.data import ClientRequestProperties
+    from azure.kusto.data.response import KustoResponseDataSet
 
-
-class CheckedKustoClient(KustoClient):
-    """A client that raises for every answer with an error in it, wherever in the answer it stands.
-
-    The library's own looks at the rows and leaves out the frame that says whether the answer is complete.
-    """
-
-    def __init__(self, connection: KustoConnectionStringBuilder, address: str, timeout_seconds: float) -> None:
-        super().__init__(connection)
-        read_seconds = timeout_seconds + NETWORK_SECONDS
-        adapter = _ClusterAdapter(address, read_seconds, self.compose_socket_options())
-        # The library's own type leaves open whether it is aiohttp's; this client is the one that waits.
-        session = cast("Session", self._session)
-        session.mount("https://", adapter)
-        session.mount("http://", adapter)
-
-    @staticmethod
-    def _kusto_parse_by_endpoint(endpoint: str, response_json: Any) -> KustoResponseDataSet:  # noqa: ANN401 - JSON
-        if endpoint.endswith(QUERY_PATH):
-            check_frames(response_json)
-        return KustoClient._kusto_parse_by_endpoint(endpoint, response_json)  # noqa: SLF001 - what this one overrides
-
-
-class _ClusterAdapter(HTTPAdapterWithSocketOptions):
-    """The last step before the wire: requests go to the cluster and to no other host, whatever made them.
-
-    The library waits without an end for a cluster's metadata, and half a minute too long for an answer.
-    """
-
-    def __init__(self, address: str, read_seconds: float, keep_alive: list[tuple[int, int, int]]) -> None:
-        self._origins = frozenset({parse_url(address).origin})
-        self._timeout = (CONNECT_SECONDS, read_seconds)
-        options = [*HTTPConnection.default_socket_options, *keep_alive]
-        super().__init__(socket_options=options)  # type: ignore[no-untyped-call]
-
-    def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401 - handed through
-        require_origin(str(request.url), self._origins)
-        kwargs["timeout"] = self._timeout
-        return super().send(request, *args, **kwargs)
-
-
-def connect(access: ClusterAccess, address: str) -> CheckedKustoClient:
-    """A client for an address that was checked before; nothing is sent yet."""
-    if access.authentication == "none":
-        connection = KustoConnectionStringBuilder.with_no_authentication(address)
-    else:
-        _trust(parse_url(address).host)
-        connection = KustoConnectionStringBuilder.with_azure_token_credential(
-            address, credential_from_login_endpoint=lambda authority: _credential(access, authority)
-        )
-    return CheckedKustoClient(connection, address, access.timeout_seconds)
-
-
-def _trust(host: str) -> None:
-    """Have the library send a token to this host, which was checked. Adding it again changes nothing."""
-    # The library leaves these two without types.
-    rule = MatchRule(host, exact=True)  # type: ignore[no-untyped-call]
-    well_known_kusto_endpoints.add_trusted_hosts([rule], replace=False)  # type: ignore[no-untyped-call]
-
-
-def _credential(access: ClusterAccess, authority: str) -> TokenCredential:
-    from azure.identity import ClientSecretCredential, DefaultAzureCredential  # noqa: PLC0415 - not for local servers
-
-    authority = check_login(authority, access)
-    if access.authentication == "application" and access.client_secret is not None:
-        secret = access.client_secret.get_secret_value()
-        return ClientSecretCredential(access.tenant_id, access.client_id, secret, authority=authority)
-    return DefaultAzureCredential(authority=authority)
+    from ingest_project.attachments.eventhouse.checked_client import CheckedKustoClient
 
 
 APPLICATION = "ingest-project"
@@ -132,7 +58,7 @@ class AnswerTooLargeError(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class QueryResult:
     """A whole answer without errors.
 
     Args:
@@ -164,7 +90,7 @@ class EventhouseClient:
         if access.authentication == "none" and not self.address.startswith("http://"):
             raise SettingsError(f"Eventhouse at {self.address} needs credentials: only plain http goes without.")
 
-    def query(self, database: str, text: str, parameters: Mapping[str, str] | None = None) -> Answer:
+    def query(self, database: str, text: str, parameters: Mapping[str, str] | None = None) -> QueryResult:
         """The rows of a query.
 
         Args:
@@ -174,9 +100,10 @@ class EventhouseClient:
 
         Raises:
             AnswerTooLargeError: the answer exceeds Kusto's limit or ours.
-            EventhouseUnavailable: no answer, throttled, cut off, or an error that may pass.
-            QueryRefused: not KQL that can be run, or not allowed; also where sign-in is refused.
-        SettingsError, AddressRefused: a query or a secret would go to a host that is not trusted; it was not sent.
+            EventhouseUnavailableError: no answer, throttled, cut off, or an error that may pass.
+            QueryRejectedError: not KQL that can be run, or not allowed; also where sign-in is refused.
+        SettingsError, AddressRejectedError: a query or a secret would go to a host that is not trusted; it was not
+        sent.
         """
         properties = self._properties(parameters or {})
         try:
@@ -201,6 +128,8 @@ class EventhouseClient:
     def _connected(self) -> CheckedKustoClient:
         with self._lock:
             if self._client is None:
+                from ingest_project.attachments.eventhouse.checked_client import connect  # noqa: PLC0415 - half a second
+
                 self._client = connect(self._access, self.address)
             return self._client
 
@@ -223,57 +152,57 @@ class EventhouseClient:
         from azure.kusto.data.exceptions import KustoAuthenticationError, KustoNetworkError  # noqa: PLC0415 - slow
 
         subject = f"The query to {database} at {self.address} (request {request_id})"
-        if isinstance(error, ReportedErrors):
+        if isinstance(error, QueryReportedError):
             return self._reported(error.errors, subject)
         if isinstance(error, BrokenAnswerError):
-            return EventhouseUnavailable(self.address, error)
+            return EventhouseUnavailableError(self.address, error)
         if isinstance(error, KustoNetworkError):
-            return EventhouseUnavailable(self.address, _network_reason(error))
+            return EventhouseUnavailableError(self.address, _network_reason(error))
         if isinstance(error, KustoAuthenticationError):
             return self._sign_in_failure(error.exception)
         status = _status(error)
         if status is not None:
             return self._refused_with(status, _reported_by(error), subject)
-        return EventhouseUnavailable(self.address, f"the answer cannot be understood ({type(error).__name__})")
+        return EventhouseUnavailableError(self.address, f"the answer cannot be understood ({type(error).__name__})")
 
     def _reported(self, errors: list[ReportedError], subject: str) -> Exception:
         text = _short("; ".join(error.text for error in errors))
         if any(TOO_LARGE in error.text for error in errors):
             return AnswerTooLargeError(text)
         if all(error.permanent for error in errors):
-            return QueryRefused(subject, text, _remedy(text))
-        return EventhouseUnavailable(self.address, text)
+            return QueryRejectedError(subject, text, _remedy(text))
+        return EventhouseUnavailableError(self.address, text)
 
     def _refused_with(self, status: int, reported: ReportedError, subject: str) -> Exception:
         reason = f"{status}: {_short(reported.text)}"
         if TOO_LARGE in reported.text:
             return AnswerTooLargeError(reason)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return QueryRefused(subject, reason, CHECK_ACCESS)
+            return QueryRejectedError(subject, reason, CHECK_ACCESS)
         if status == HTTPStatus.NOT_FOUND:
-            return QueryRefused(subject, reason, CHECK_ADDRESS)
+            return QueryRejectedError(subject, reason, CHECK_ADDRESS)
         is_refusal = FIRST_REFUSAL <= status < FIRST_FAILURE and status not in _PASSING_STATUSES
         if is_refusal and reported.permanent is not False:
-            return QueryRefused(subject, reason, _remedy(reason))
-        return EventhouseUnavailable(self.address, reason)
+            return QueryRejectedError(subject, reason, _remedy(reason))
+        return EventhouseUnavailableError(self.address, reason)
 
     def _sign_in_failure(self, cause: Exception) -> IngestError:
         from azure.core.exceptions import ClientAuthenticationError  # noqa: PLC0415 - half a second
 
         reason = f"sign-in failed: {_short(str(cause))}"
         if isinstance(cause, ClientAuthenticationError):
-            return QueryRefused(f"Access to {self.address}", reason, CHECK_ACCESS)
-        return EventhouseUnavailable(self.address, reason)
+            return QueryRejectedError(f"Access to {self.address}", reason, CHECK_ACCESS)
+        return EventhouseUnavailableError(self.address, reason)
 
 
-def _answer(data: KustoResponseDataSet) -> Answer:
+def _answer(data: KustoResponseDataSet) -> QueryResult:
     # The raw rows: the library's own ones lose the seventh digit of a time.
     tables = {table.table_kind: table for table in data.tables}
     primary, properties = tables.get(PRIMARY_TABLE), tables.get(PROPERTIES_TABLE)
     if primary is None:
         raise BrokenAnswerError("the answer has no rows and no columns")
     names = [column.column_name for column in primary.columns]
-    return Answer(names, primary.raw_rows, _cursor(properties.raw_rows if properties else []))
+    return QueryResult(names, primary.raw_rows, _cursor(properties.raw_rows if properties else []))
 
 
 def _cursor(properties: list[list[Any]]) -> str | None:
@@ -303,7 +232,7 @@ def _remedy(reason: str) -> str:
 def _refusal(error: BaseException | None) -> PermanentError | None:
     """Our own refusal to send something, which the library wraps in one of its exceptions."""
     while error is not None:
-        if isinstance(error, SettingsError | AddressRefused):
+        if isinstance(error, SettingsError | AddressRejectedError):
             return error
         error = getattr(error, "exception", None) or error.__cause__ or error.__context__
     return None

@@ -34,7 +34,7 @@ class BrokenAnswerError(Exception):
     """An answer that is cut off or not of the v2 protocol."""
 
 
-class ReportedErrors(Exception):  # noqa: N818 - what the answer reports
+class QueryReportedError(Exception):
     """An answer that reports errors."""
 
     def __init__(self, errors: list[ReportedError]) -> None:
@@ -46,14 +46,14 @@ def check_frames(frames: object) -> None:
     """Pass an answer that is whole and without errors.
 
     Raises:
-        ReportedErrors: it carries errors.
+        QueryReportedError: it carries errors.
         BrokenAnswerError: it is not a whole answer.
     """
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         raise BrokenAnswerError("the answer is not a list of frames")
     errors = [error for frame in frames for error in _errors_in(frame)]
     if errors:
-        raise ReportedErrors(errors)
+        raise QueryReportedError(errors)
     kinds = [frame.get("FrameType") for frame in frames]
     if len(kinds) < 2 or kinds[0] != FIRST_FRAME or kinds[-1] != LAST_FRAME:  # noqa: PLR2004 - the first and the last
         raise BrokenAnswerError("the answer is cut off")

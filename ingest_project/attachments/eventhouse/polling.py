@@ -22,10 +22,10 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from ingest_project.attachments.eventhouse.client import Answer, AnswerTooLargeError, EventhouseClient
+from ingest_project.attachments.eventhouse.client import AnswerTooLargeError, EventhouseClient, QueryResult
 from ingest_project.attachments.eventhouse.events import PolledEvent, RefusedRow, event_of
 from ingest_project.attachments.eventhouse.queries import INGESTED_AT, KEY, DomainQuery, page_text, server_time_text
-from ingest_project.core.errors import QueryRefused
+from ingest_project.core.errors import QueryRejectedError
 
 BEGINNING_OF_TIME = "1900-01-01T00:00:00Z"
 _NO_CURSOR = "Set `mode: window` for this domain, or enable the table's IngestionTime policy."
@@ -34,7 +34,7 @@ _NO_TIMES = "Enable it: `.alter table {table} policy ingestiontime true`."
 _logger = logging.getLogger(__name__)
 
 
-class Position(msgspec.Struct, frozen=True, omit_defaults=True):
+class QueryCursor(msgspec.Struct, frozen=True, omit_defaults=True):
     """How far a domain has been read. Opaque to whoever saves it; see `to_json` and `position_from_json`.
 
     Args:
@@ -75,36 +75,36 @@ class Page:
 
     events: list[PolledEvent]
     refused: list[RefusedRow]
-    position: Position
+    position: QueryCursor
     more: bool
 
 
-def position_from_json(text: str) -> Position:
+def position_from_json(text: str) -> QueryCursor:
     """A position that was saved.
 
     Raises:
         ValueError: it is not one.
     """
-    return msgspec.json.decode(text, type=Position)
+    return msgspec.json.decode(text, type=QueryCursor)
 
 
-def poll(client: EventhouseClient, query: DomainQuery, position: Position | None) -> Page:
+def poll(client: EventhouseClient, query: DomainQuery, position: QueryCursor | None) -> Page:
     """Read the next page of a domain's events. The same position brings the same events, and perhaps newer ones.
 
     Args:
         client: of the cluster.
         query: of the domain.
         position: what the last poll returned; None begins with the table's first row. One of another table or mode
-            begins anew too: events that were published before have the same ids.
+            begins again too: events that were published before have the same ids.
 
     Raises:
-        EventhouseUnavailable: try again later from the same position.
-        QueryRefused: the query, its permissions or the table must be changed.
+        EventhouseUnavailableError: try again later from the same position.
+        QueryRejectedError: the query, its permissions or the table must be changed.
     """
     if position is not None and position.source != query.source:
         _logger.warning("%s is read from its beginning: it was %s before.", query.source, position.source)
         position = None
-    begin = position or Position(query.source)
+    begin = position or QueryCursor(query.source)
     if query.mode == "window" and not begin.until:
         window = _time_window(client, query, begin)
         if window is None:
@@ -114,7 +114,7 @@ def poll(client: EventhouseClient, query: DomainQuery, position: Position | None
     return _page(query, begin, answer, rows)
 
 
-def _time_window(client: EventhouseClient, query: DomainQuery, begin: Position) -> Position | None:
+def _time_window(client: EventhouseClient, query: DomainQuery, begin: QueryCursor) -> QueryCursor | None:
     """The next window of ingestion times; None while the table is empty."""
     found = client.query(query.database, server_time_text(query)).rows
     if not found:
@@ -122,11 +122,11 @@ def _time_window(client: EventhouseClient, query: DomainQuery, begin: Position) 
     server_time, is_timed = found[0]
     if not is_timed:
         cause = f"rows of {query.table} have no ingestion time"
-        raise QueryRefused(f"Polling {query.source}", cause, _NO_TIMES.format(table=query.table))
+        raise QueryRejectedError(f"Polling {query.source}", cause, _NO_TIMES.format(table=query.table))
     return next_window(begin, _moment(server_time), timedelta(seconds=query.overlap_seconds))
 
 
-def next_window(done: Position, now: datetime, overlap: timedelta) -> Position:
+def next_window(done: QueryCursor, now: datetime, overlap: timedelta) -> QueryCursor:
     """The window of ingestion times to read after another.
 
     A row that becomes visible at most `overlap` after its ingestion time is in a window that begins after it has: the
@@ -146,7 +146,7 @@ def next_window(done: Position, now: datetime, overlap: timedelta) -> Position:
     return msgspec.structs.replace(done, since=_iso(last_swept - overlap), until=until, swept=until)
 
 
-def _read(client: EventhouseClient, query: DomainQuery, begin: Position) -> tuple[Answer, int]:
+def _read(client: EventhouseClient, query: DomainQuery, begin: QueryCursor) -> tuple[QueryResult, int]:
     """The next rows, and how many were asked for: half as many each time that they were too large together."""
     rows = begin.rows or query.page_rows
     parameters = {
@@ -162,17 +162,19 @@ def _read(client: EventhouseClient, query: DomainQuery, begin: Position) -> tupl
         except AnswerTooLargeError as error:
             if rows == 1:
                 remedy = "Leave large columns out in its steps."
-                raise QueryRefused(f"Polling {query.source}", f"a single row is too large: {error}", remedy) from error
+                raise QueryRejectedError(
+                    f"Polling {query.source}", f"a single row is too large: {error}", remedy
+                ) from error
             rows //= 2
             _logger.info("A page of %s is too large; asking for %d rows.", query.source, rows)
 
 
-def _page(query: DomainQuery, begin: Position, answer: Answer, rows: int) -> Page:
+def _page(query: DomainQuery, begin: QueryCursor, answer: QueryResult, rows: int) -> Page:
     found = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
     made = [event_of(query, row) for row in found]
     until = begin.until or answer.cursor
     if not until:
-        raise QueryRefused(f"Polling {query.source}", "the database tells no cursor", _NO_CURSOR)
+        raise QueryRejectedError(f"Polling {query.source}", "the database tells no cursor", _NO_CURSOR)
     more = len(found) >= rows
     if more:
         last = found[-1]
@@ -184,7 +186,7 @@ def _page(query: DomainQuery, begin: Position, answer: Answer, rows: int) -> Pag
             rows=0 if rows == query.page_rows else rows,
         )
     else:
-        position = Position(query.source, after=until, swept=begin.swept)
+        position = QueryCursor(query.source, after=until, swept=begin.swept)
     return Page(
         [event for event in made if isinstance(event, PolledEvent)],
         [row for row in made if isinstance(row, RefusedRow)],

@@ -34,7 +34,7 @@ class EventhousePositions:
     """Reads and writes the table `eventhouse_positions`. Every method is one transaction.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     def __init__(self, engine: sa.Engine) -> None:

@@ -19,10 +19,10 @@ from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.core.bisection import store_bisecting
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.kafka.records import Received
-from ingest_project.platform.work_queue.consume import put_aside
+from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 
 logger = get_logger(__name__)
@@ -121,7 +121,8 @@ def _publish(services: AttachmentResources, events: Sequence[PolledEvent]) -> li
 
     def send(part: Sequence[PolledEvent]) -> None:
         messages = [
-            (one.event_id, Outgoing(one.value, (id_ := one.trace_id.encode()), (("trace-id", id_),))) for one in part
+            (one.event_id, ProducerRecord(one.value, (id_ := one.trace_id.encode()), (("trace-id", id_),)))
+            for one in part
         ]
         publish_once(services.writer, services.reader, services.outbox, topic, messages)
 
@@ -133,11 +134,13 @@ def _publish(services: AttachmentResources, events: Sequence[PolledEvent]) -> li
 
 def _put_aside(services: AttachmentResources, query: DomainQuery, row: RefusedRow) -> None:
     """Make a dead letter of a row, once however often it is read."""
-    received = Received(f"eventhouse:{query.domain}", 0, 0, None, None, row.value, ())
-    put_aside(services, services.settings.topics.events_raw_dlq, [(received, RowRefused(row))], row.event_id)
+    received = ConsumerRecord(f"eventhouse:{query.domain}", 0, 0, None, None, row.value, ())
+    dead_letter_message(
+        services, services.settings.topics.events_raw_dlq, [(received, RowRejectedError(row))], row.event_id
+    )
 
 
-class RowRefused(PermanentError):  # noqa: N818 - the domain's word
+class RowRejectedError(PermanentError):
     """A row of Eventhouse that cannot become an event."""
 
     def __init__(self, row: RefusedRow) -> None:

@@ -18,7 +18,7 @@ from ingest_project.attachments.queue.record import (
     PENDING_LANE,
     RETRY_LANE,
     AttachmentRecord,
-    Outcome,
+    AttemptResult,
     TaskArrival,
     task_row,
 )
@@ -39,7 +39,7 @@ class Replayed(NamedTuple):
     """What a replay did.
 
     Args:
-        keys: attachments that are tried anew, in the order they will be.
+        keys: attachments that are tried again, in the order they will be.
         exhausted: attachments that have been replayed as often as is allowed.
     """
 
@@ -62,20 +62,20 @@ class AttachmentLedger(WorkLedger):
     """Reads and writes the table `attachments`. Times are UTC-aware; every method is one transaction.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         super().__init__(
-            engine, attachments, attachments.c.attachment_key, AttachmentState.DOWNLOADING, attachments.c.lane
+            engine, attachments, attachments.c.attachment_key, AttachmentState.DOWNLOADING, attachments.c.queue_name
         )
 
-    def _due(self, lane: str, limit: int, now: datetime) -> sa.Select[Any]:
+    def _due(self, queue_name: str, limit: int, now: datetime) -> sa.Select[Any]:
         """Domains take turns, and in each its traces: one that has thousands does not keep the others waiting."""
         columns = attachments.c
         due = (
             super()
-            ._due(lane, MOST_DUE, now)
+            ._due(queue_name, MOST_DUE, now)
             .add_columns(columns.domain, columns.trace_id, columns.next_attempt_at)
             .subquery()
         )
@@ -114,7 +114,7 @@ class AttachmentLedger(WorkLedger):
         """Enter tasks that came over Kafka as pending. What is there stays as it is, with two exceptions.
 
         One that was asked for by a tick whose cursor was never saved is pending again (see `WorkLedger`); one that had
-        failed and that somebody else sends again is tried anew, as often as is allowed.
+        failed and that somebody else sends again is tried again, as often as is allowed.
         """
         first = {arrival.attachment_key: arrival for arrival in reversed(arrivals)}
         ordered = sorted(first.values(), key=lambda arrival: arrival.attachment_key)
@@ -170,7 +170,7 @@ class AttachmentLedger(WorkLedger):
     def start(self, keys: Sequence[str], run_id: str, now: datetime) -> tuple[AttachmentRecord, ...]:
         """A run takes attachments into its hands, in whatever state they are.
 
-        One that is finished begins anew: a person asked for it by its partition, and that is a replay like any other.
+        One that is finished begins again: a person asked for it by its partition, and that is a replay like any other.
 
         Returns:
             the full records in the order asked for; keys that are not in the ledger are left out.
@@ -187,7 +187,7 @@ class AttachmentLedger(WorkLedger):
                 found.update((row["attachment_key"], AttachmentRecord.of(row)) for row in rows)
         return tuple(found[key] for key in dict.fromkeys(keys) if key in found)
 
-    def finish(self, outcomes: Sequence[Outcome], run_id: str, now: datetime) -> tuple[Outcome, ...]:
+    def finish(self, outcomes: Sequence[AttemptResult], run_id: str, now: datetime) -> tuple[AttemptResult, ...]:
         """Enter how attempts ended, and what follows from it.
 
         Of an attempt that had ended already, by a run that was lost or one that worked beside this one, what was
@@ -236,12 +236,12 @@ class AttachmentLedger(WorkLedger):
     def replay(
         self, keys: Sequence[str], asked_by: str, max_replays: int, per_second: float, now: datetime
     ) -> Replayed:
-        """Have failed attachments tried anew, a bounded number a second.
+        """Have failed attachments tried again, a bounded number a second.
 
         Args:
             keys: of failed attachments; others are left alone.
             asked_by: for the audit.
-            max_replays: an attachment that has begun anew as often as this is left failed.
+            max_replays: an attachment that has begun again as often as this is left failed.
             per_second: how fast they become due.
             now: the first is due.
         """
@@ -333,11 +333,11 @@ class AttachmentLedger(WorkLedger):
         with reading(self._engine) as connection:
             return int(connection.execute(query).scalar_one())
 
-    def most_overdue(self, lane: str) -> AttachmentRecord | None:
-        """Of those that wait in a lane, the one whose time came first."""
+    def most_overdue(self, queue_name: str) -> AttachmentRecord | None:
+        """Of those that wait in a queue, the one whose time came first."""
         query = (
             sa.select(attachments)
-            .where(attachments.c.lane == lane, attachments.c.state == AttachmentState.PENDING)
+            .where(attachments.c.queue_name == queue_name, attachments.c.state == AttachmentState.PENDING)
             .order_by(attachments.c.next_attempt_at)
             .limit(1)
         )
@@ -389,23 +389,29 @@ class AttachmentLedger(WorkLedger):
             for key, replays, error_class, reason in found
         ]
         connection.execute(sa.insert(attachment_replays), audit)
-        anew = {"state": AttachmentState.PENDING, "lane": PENDING_LANE, "attempts": 0, "attempt": 1, "batch_id": None}
+        anew = {
+            "state": AttachmentState.PENDING,
+            "queue_name": PENDING_LANE,
+            "attempts": 0,
+            "attempt": 1,
+            "batch_id": None,
+        }
         anew |= {"run_id": None, "next_attempt_at": now, "finished_at": None, "first_failed_at": None}
         statement = sa.update(attachments).where(chosen).values(**anew, replays=columns.replays + 1, updated_at=now)
         connection.execute(statement)
         return {row[0] for row in found}
 
 
-def _entered(connection: sa.Connection, identities: Sequence[tuple[str, int, int]]) -> dict[str, Outcome]:
+def _entered(connection: sa.Connection, identities: Sequence[tuple[str, int, int]]) -> dict[str, AttemptResult]:
     """Outcomes that are in the ledger, by attachment."""
-    found: dict[str, Outcome] = {}
+    found: dict[str, AttemptResult] = {}
     for part in in_parts(identities):
         rows = connection.execute(sa.select(download_outcomes).where(is_one_of(connection, part))).mappings()
         found.update((row["attachment_key"], outcome_of(row)) for row in rows)
     return found
 
 
-def _stored(outcome: Outcome, now: datetime) -> dict[str, Any]:
+def _stored(outcome: AttemptResult, now: datetime) -> dict[str, Any]:
     result = outcome.result
     return {
         "attachment_key": outcome.attachment_key,
@@ -423,7 +429,7 @@ def _stored(outcome: Outcome, now: datetime) -> dict[str, Any]:
     }
 
 
-def _kept(outcome: Outcome, now: datetime) -> dict[str, Any]:
+def _kept(outcome: AttemptResult, now: datetime) -> dict[str, Any]:
     """Return what changes where an attempt failed and the stored bytes stay: what it said, and nothing else."""
     result = outcome.result
     return {
@@ -439,13 +445,13 @@ def _kept(outcome: Outcome, now: datetime) -> dict[str, Any]:
     }
 
 
-def _failed(outcome: Outcome, now: datetime) -> dict[str, Any]:
+def _failed(outcome: AttemptResult, now: datetime) -> dict[str, Any]:
     result = outcome.result
     waits = outcome.next_attempt_at is not None
     return {
         "attachment_key": outcome.attachment_key,
         "state": AttachmentState.PENDING if waits else AttachmentState.FAILED,
-        "lane": RETRY_LANE,
+        "queue_name": RETRY_LANE,
         "attempt": result.attempt + waits,
         "attempts": 0,
         "reason": result.error,
@@ -475,7 +481,7 @@ def _due_now(keys: Sequence[str], now: datetime) -> sa.Update:
         .where(
             columns.attachment_key.in_(keys), never_tried, sa.or_(columns.next_attempt_at > now, columns.attempt > 1)
         )
-        .values(next_attempt_at=now, attempt=1, lane=PENDING_LANE, updated_at=now)
+        .values(next_attempt_at=now, attempt=1, queue_name=PENDING_LANE, updated_at=now)
     )
 
 

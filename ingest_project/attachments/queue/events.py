@@ -14,14 +14,14 @@ from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.work_queue.queue import WorkLedger
 from ingest_project.platform.work_queue.sql_helpers import in_parts, insert_missing, update_each
 from ingest_project.platform.work_queue.states import JobState
-from ingest_project.platform.work_queue.types import Intake, Recorded
+from ingest_project.platform.work_queue.types import KafkaPosition, Recorded
 
 
 class EventArrival(msgspec.Struct, frozen=True, kw_only=True):
     """An event as it was read from Kafka.
 
     Args:
-        event_key: made of its position, see `Intake`.
+        event_key: made of its position, see `KafkaPosition`.
         hour: partition it is shown under.
         body: the message, JSON.
     """
@@ -32,7 +32,7 @@ class EventArrival(msgspec.Struct, frozen=True, kw_only=True):
     domain: str
     event_type: str
     body: str
-    intake: Intake
+    intake: KafkaPosition
 
 
 class EventRecord(EventArrival, frozen=True, kw_only=True):
@@ -44,7 +44,7 @@ class EventRecord(EventArrival, frozen=True, kw_only=True):
     def of(cls, row: sa.RowMapping) -> EventRecord:
         """Of a row of the table."""
         own = {name: row[name] for name in cls.__struct_fields__ if name != "intake"}
-        return cls(**own, intake=Intake.of(row))
+        return cls(**own, intake=KafkaPosition.of(row))
 
 
 class Extracted(NamedTuple):
@@ -80,7 +80,7 @@ class EventLedger(WorkLedger):
     """Reads and writes the table `attachment_events`. Times are UTC-aware; every method is one transaction.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     def __init__(self, engine: sa.Engine) -> None:

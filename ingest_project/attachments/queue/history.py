@@ -18,10 +18,10 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """How one attempt ended.
 
     Args:
-        replays: how often the attachment had begun anew before it.
+        replays: how often the attachment had begun again before it.
         attempt: which one since then, the first being 1.
         next_attempt_at: when it was to be tried again; None: it was the last attempt.
-        told_at: when Kafka and Dagster had been told.
+        published_at: when Kafka and Dagster had been told.
         committed_at: when it was in the Delta table.
         publish_error: why a message of it is on no topic.
         commit_error: why it is not in the Delta table.
@@ -37,7 +37,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int | None = None
     next_attempt_at: datetime | None = None
     run_id: str
-    told_at: datetime | None = None
+    published_at: datetime | None = None
     committed_at: datetime | None = None
     publish_error: str | None = None
     commit_error: str | None = None
@@ -54,7 +54,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """One time that an attachment began anew: who asked, and what had been wrong."""
+    """One time that an attachment began again: who asked, and what had been wrong."""
 
     replays: int
     asked_by: str
@@ -67,7 +67,7 @@ def attempts_at(engine: sa.Engine, attachment_keys: Sequence[str]) -> dict[str, 
     """Every ended attempt at these attachments, in order; those without one are left out.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: it could not be asked.
+        DatabaseUnavailableError, TransactionConflictError: it could not be asked.
     """
     query = (
         sa.select(outcomes)
@@ -82,10 +82,10 @@ def attempts_at(engine: sa.Engine, attachment_keys: Sequence[str]) -> dict[str, 
 
 
 def replays_of(engine: sa.Engine, attachment_key: str) -> tuple[Replay, ...]:
-    """Every time that the attachment began anew, in order.
+    """Every time that the attachment began again, in order.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: it could not be asked.
+        DatabaseUnavailableError, TransactionConflictError: it could not be asked.
     """
     query = sa.select(replays).where(replays.c.attachment_key == attachment_key).order_by(replays.c.replays)
     with reading(engine) as connection:
@@ -94,7 +94,16 @@ def replays_of(engine: sa.Engine, attachment_key: str) -> tuple[Replay, ...]:
 
 
 def _attempt(row: sa.RowMapping) -> Attempt:
-    names = ("replays", "attempt", "completed_at", "run_id", "told_at", "committed_at", "publish_error", "commit_error")
+    names = (
+        "replays",
+        "attempt",
+        "completed_at",
+        "run_id",
+        "published_at",
+        "committed_at",
+        "publish_error",
+        "commit_error",
+    )
     own = {name: row[name] for name in names}
     told = {name: row["result"].get(name) for name in ("status", "http_status", "error_class", "error", "size_bytes")}
     return msgspec.convert({**told, **own, "next_attempt_at": row["result"].get("next_attempt_at")}, Attempt)

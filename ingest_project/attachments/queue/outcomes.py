@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from ingest_project.attachments.queue.record import Outcome
+from ingest_project.attachments.queue.record import AttemptResult
 from ingest_project.attachments.tables import attachments
 from ingest_project.attachments.tables import download_outcomes as outcomes
 from ingest_project.contracts.download import CachedDownload, DownloadResult, DownloadStatus
@@ -36,13 +36,13 @@ class OutcomeLedger:
     """Reads and writes the table `download_outcomes`. Every method is one transaction.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def left_over(self, keys: Sequence[str]) -> tuple[Outcome, ...]:
+    def recovered(self, keys: Sequence[str]) -> tuple[AttemptResult, ...]:
         """What lost runs left of these attachments: ends that nobody was told of, and that of the present attempt.
 
         In the order of the attempts. An attachment whose present attempt has ended is not to be downloaded again.
@@ -50,16 +50,16 @@ class OutcomeLedger:
         columns = attachments.c
         present = sa.and_(outcomes.c.replays == columns.replays, outcomes.c.attempt == columns.attempt)
         query = sa.select(outcomes).join(attachments, columns.attachment_key == outcomes.c.attachment_key)
-        query = query.where(sa.or_(outcomes.c.told_at.is_(None), present))
-        found: list[Outcome] = []
+        query = query.where(sa.or_(outcomes.c.published_at.is_(None), present))
+        found: list[AttemptResult] = []
         with reading(self._engine) as connection:
             for part in in_parts(keys):
                 rows = connection.execute(query.where(outcomes.c.attachment_key.in_(part))).mappings()
                 found += [outcome_of(row) for row in rows]
         return tuple(sorted(found, key=lambda outcome: outcome.identity))
 
-    def mark_told(
-        self, told: Sequence[Outcome], now: datetime, unpublished: Mapping[Identity, str] | None = None
+    def mark_published(
+        self, told: Sequence[AttemptResult], now: datetime, unpublished: Mapping[Identity, str] | None = None
     ) -> None:
         """Kafka and Dagster know of these. Marking twice changes nothing.
 
@@ -74,8 +74,8 @@ class OutcomeLedger:
                     sa.update(outcomes).where(is_one_of(connection, [identity])).values(publish_error=reason)
                 )
             for part in in_parts(sorted(outcome.identity for outcome in told)):
-                untold = sa.and_(outcomes.c.told_at.is_(None), is_one_of(connection, part))
-                connection.execute(sa.update(outcomes).where(untold).values(told_at=now))
+                is_unpublished = sa.and_(outcomes.c.published_at.is_(None), is_one_of(connection, part))
+                connection.execute(sa.update(outcomes).where(is_unpublished).values(published_at=now))
 
     def number_next_commit(self) -> None:
         """Give what everybody was told of and is in no commit yet the number of the next one. One caller at a time.
@@ -87,7 +87,7 @@ class OutcomeLedger:
             outcomes.c.commit_number.is_(None),
             outcomes.c.committed_at.is_(None),
             outcomes.c.commit_error.is_(None),
-            outcomes.c.told_at.is_not(None),
+            outcomes.c.published_at.is_not(None),
         )
         statement = sa.update(outcomes).where(*is_new)
         with writing(self._engine) as connection:
@@ -100,7 +100,7 @@ class OutcomeLedger:
         with writing(self._engine) as connection:
             connection.execute(sa.update(outcomes).where(given).values(commit_number=None))
 
-    def number_commit_of(self, chosen: Sequence[Outcome]) -> int:
+    def number_commit_of(self, chosen: Sequence[AttemptResult]) -> int:
         """Give these, which are in no commit, the number of the next one, and return it. One caller at a time."""
         highest = sa.select(sa.func.coalesce(sa.func.max(outcomes.c.commit_number), 0))
         with writing(self._engine) as connection:
@@ -110,7 +110,7 @@ class OutcomeLedger:
                 connection.execute(sa.update(outcomes).where(in_none).values(commit_number=following))
         return following
 
-    def mark_uncommittable(self, outcome: Outcome, reason: str) -> None:
+    def mark_uncommittable(self, outcome: AttemptResult, reason: str) -> None:
         """The Delta table does not take the row of this one: it is in no further commit."""
         with writing(self._engine) as connection:
             this = is_one_of(connection, [outcome.identity])
@@ -127,7 +127,7 @@ class OutcomeLedger:
         with reading(self._engine) as connection:
             return tuple(connection.execute(query).scalars())
 
-    def of_commit(self, number: int) -> tuple[Outcome, ...]:
+    def of_commit(self, number: int) -> tuple[AttemptResult, ...]:
         """The rows of a commit that may not have been made yet."""
         query = sa.select(outcomes).where(outcomes.c.commit_number == number, outcomes.c.committed_at.is_(None))
         with reading(self._engine) as connection:
@@ -140,9 +140,9 @@ class OutcomeLedger:
         with writing(self._engine) as connection:
             connection.execute(statement.values(committed_at=now))
 
-    def untold(self) -> int:
+    def unpublished(self) -> int:
         """Outcomes that Kafka or Dagster may not know of."""
-        query = sa.select(sa.func.count()).where(outcomes.c.told_at.is_(None))
+        query = sa.select(sa.func.count()).where(outcomes.c.published_at.is_(None))
         with reading(self._engine) as connection:
             return int(connection.execute(query).scalar_one())
 
@@ -185,7 +185,7 @@ def is_one_of(connection: sa.Connection, identities: Sequence[Identity]) -> sa.C
     return identity.in_(wanted)
 
 
-def outcome_row(outcome: Outcome, run_id: str) -> dict[str, Any]:
+def outcome_row(outcome: AttemptResult, run_id: str) -> dict[str, Any]:
     """The row of an outcome."""
     return {
         "attachment_key": outcome.attachment_key,
@@ -206,15 +206,15 @@ class _Beside(msgspec.Struct, frozen=True):
     next_attempt_at: datetime | None
 
     @classmethod
-    def of(cls, outcome: Outcome) -> _Beside:
+    def of(cls, outcome: AttemptResult) -> _Beside:
         return cls(outcome.content_type, outcome.cached, outcome.next_attempt_at)
 
 
-def outcome_of(row: sa.RowMapping) -> Outcome:
+def outcome_of(row: sa.RowMapping) -> AttemptResult:
     """The outcome that a row keeps."""
     kept = row["result"]
     beside = msgspec.convert(kept, _Beside)
-    return Outcome(
+    return AttemptResult(
         attachment_key=row["attachment_key"],
         replays=row["replays"],
         domain=row["domain"],

@@ -11,7 +11,7 @@ from sqlalchemy import RowMapping
 from ingest_project.contracts.decoding import decode
 from ingest_project.contracts.download import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.platform.work_queue.states import AttachmentState
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.types import KafkaPosition
 
 PENDING_LANE = "pending"
 RETRY_LANE = "retry"
@@ -31,7 +31,7 @@ class TaskArrival(NamedTuple):
     attachment_key: str
     task: DownloadTask
     raw: str
-    intake: Intake
+    intake: KafkaPosition
     due_at: datetime | None = None
     event_key: str | None = None
     is_repeat: bool = False
@@ -55,8 +55,8 @@ class AttachmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     destination_path: str
     event_key: str | None
-    intake: Intake
-    lane: str
+    intake: KafkaPosition
+    queue_name: str
     state: AttachmentState
     attempts: int
     attempt: int
@@ -81,7 +81,7 @@ class AttachmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, row: RowMapping) -> AttachmentRecord:
         """Of a row of the table `attachments`."""
         own = {name: row[name] for name in cls.__struct_fields__ if name not in {"intake", "state"}}
-        return cls(**own, state=AttachmentState(row["state"]), intake=Intake.of(row))
+        return cls(**own, state=AttachmentState(row["state"]), intake=KafkaPosition.of(row))
 
     @property
     def this_task(self) -> DownloadTask:
@@ -92,13 +92,13 @@ class AttachmentRecord(msgspec.Struct, frozen=True, kw_only=True):
         """The task of one of the attempts, the first being 1.
 
         Raises:
-            UnreadableMessage: what is on record is no task.
+            UnreadableMessageError: what is on record is no task.
         """
         task = decode(self.task.encode(), DownloadTask)
         return msgspec.structs.replace(task, destination_path=self.destination_path, attempt=attempt)
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
     """How one attempt at one attachment ended.
 
     Args:
@@ -139,7 +139,7 @@ def task_row(arrival: TaskArrival, now: datetime) -> dict[str, Any]:
         "destination_path": task.destination_path,
         "event_key": arrival.event_key,
         **arrival.intake.columns(),
-        "lane": PENDING_LANE if task.attempt == 1 else RETRY_LANE,
+        "queue_name": PENDING_LANE if task.attempt == 1 else RETRY_LANE,
         "state": AttachmentState.PENDING,
         "attempts": 0,
         "attempt": task.attempt,

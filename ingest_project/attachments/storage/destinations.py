@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 
 from ingest_project.attachments.storage.metadata import require_portable
 from ingest_project.contracts.download import attachment_hash
-from ingest_project.core.errors import ForbiddenPath, SettingsError
+from ingest_project.core.errors import ForbiddenPathError, SettingsError
 from ingest_project.platform.azure.address import is_address
 
 DEFAULT_TEMPLATE = "{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{attachment}/{file_name}"
@@ -109,18 +109,20 @@ class Destinations:
             attachment_url: of the task.
 
         Raises:
-            ForbiddenPath: it is no plain relative path, it has the part of another attachment, or a file of that name
-                would be where the template makes folders.
+            ForbiddenPathError: it is no plain relative path, it has the part of another attachment, or a file of that
+                name would be where the template makes folders.
         """
         plain = require_portable(destination)
         owners = {owner.lower() for owner in _OWN_PART.findall(unicodedata.normalize("NFKC", plain))}
         if owners - {attachment_hash(trace_id, attachment_url)}:
-            raise ForbiddenPath(destination[:200], "a part of it belongs to another attachment.")
+            raise ForbiddenPathError(destination[:200], "a part of it belongs to another attachment.")
         parts = plain.split("/")
         folders = self._template_of(domain).split("/")[:-1]
         has_ending = len(parts) == 1 and _ENDING.search(plain)
         if len(parts) <= len(folders) and not has_ending and all(map(_may_be, folders, parts)):
-            raise ForbiddenPath(destination[:200], "other attachments have folders there; put it into one of its own.")
+            raise ForbiddenPathError(
+                destination[:200], "other attachments have folders there; put it into one of its own."
+            )
 
     def _template_of(self, domain: str) -> str:
         has_base = domain_name(domain) in self._bases

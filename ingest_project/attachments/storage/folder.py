@@ -32,8 +32,8 @@ from ingest_project.attachments.storage.metadata import (
     require_portable,
 )
 from ingest_project.attachments.storage.store import StoredAttachment
-from ingest_project.core.errors import ForbiddenPath, SourceMissing, StoreUnavailable
-from ingest_project.platform.http.file_fingerprint import FileSeal
+from ingest_project.core.errors import ForbiddenPathError, SourceNotFoundError, StoreUnavailableError
+from ingest_project.platform.http.file_fingerprint import FileFingerprint
 from ingest_project.platform.object_store.files import LocalFile, write_all
 from ingest_project.platform.object_store.locations import folder_errors
 
@@ -69,7 +69,7 @@ class FolderAttachments:
         size_bytes: int,
         sha256: str,
         metadata: Mapping[str, str],
-        seal: FileSeal | None = None,
+        seal: FileFingerprint | None = None,
     ) -> StoredAttachment:
         """Store a local file; see `attachments.AttachmentStore.put`. What is there already is left alone."""
         path = self._path(require_portable(destination))
@@ -109,7 +109,7 @@ class FolderAttachments:
         """What was put with the file; see `attachments.AttachmentStore.metadata`."""
         path = self._path(destination)
         if (present := _status(path)) is None:
-            raise SourceMissing(path)
+            raise SourceNotFoundError(path)
         return _described(path, present)
 
     def open(self, destination: str) -> BinaryIO:
@@ -118,10 +118,10 @@ class FolderAttachments:
         try:
             return Path(path).open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise SourceMissing(path) from None
+            raise SourceNotFoundError(path) from None
 
-    def remove_abandoned(self, older_than: timedelta, below: str = "") -> int:  # noqa: ARG002 - all are in one folder
-        """Remove what killed uploaders left; see `attachments.AttachmentStore.remove_abandoned`."""
+    def remove_orphaned(self, older_than: timedelta, below: str = "") -> int:  # noqa: ARG002 - all are in one folder
+        """Remove what killed uploaders left; see `attachments.AttachmentStore.remove_orphaned`."""
         oldest = time.time() - older_than.total_seconds()
         removed = 0
         with folder_errors(self._root), os.scandir(self._incoming) as entries:
@@ -140,12 +140,12 @@ class FolderAttachments:
         """Where a destination is.
 
         Raises:
-            ForbiddenPath: it leads out of the store, by itself or through a link that somebody made in it.
+            ForbiddenPathError: it leads out of the store, by itself or through a link that somebody made in it.
         """
         plain = require_plain(destination)
         path = f"{self._root}/{plain}"
         if self._has_link(plain) and (Path(path).is_symlink() or not self._is_inside(path)):
-            raise ForbiddenPath(destination[:200], "a link leads out of the store.")
+            raise ForbiddenPathError(destination[:200], "a link leads out of the store.")
         return path
 
     def _has_link(self, plain: str) -> bool:
@@ -170,12 +170,12 @@ class FolderAttachments:
         try:
             with folder_errors(self._root):
                 yield
-        except StoreUnavailable as error:
+        except StoreUnavailableError as error:
             if isinstance(error.__cause__, FileExistsError | NotADirectoryError | IsADirectoryError):
-                raise ForbiddenPath(destination[:200], "something else of that name is in the way.") from error
+                raise ForbiddenPathError(destination[:200], "something else of that name is in the way.") from error
             raise
 
-    def _bring(self, file: LocalFile, seal: FileSeal | None, temporary: str) -> None:
+    def _bring(self, file: LocalFile, seal: FileFingerprint | None, temporary: str) -> None:
         """Give the file, or a copy of it, a temporary name in the store, and make sure of its content."""
         if not (_link(file, temporary) and _is_whole(temporary, file, seal)):
             with file:
@@ -209,14 +209,14 @@ def _link(file: LocalFile, temporary: str) -> bool:
     return True
 
 
-def _is_whole(temporary: str, file: LocalFile, seal: FileSeal | None) -> bool:
+def _is_whole(temporary: str, file: LocalFile, seal: FileFingerprint | None) -> bool:
     """Whether a link leads to the file itself: then its content is the announced one, by its seal or by reading it.
 
     Raises:
-        SourceChanged: it is not.
+        SourceChangedError: it is not.
     """
     status = os.lstat(temporary)
-    if seal == FileSeal.of(status) and status.st_size == file.size_bytes:
+    if seal == FileFingerprint.of(status) and status.st_size == file.size_bytes:
         return True
     with file:
         if os.path.samestat(status, os.fstat(file.descriptor)):

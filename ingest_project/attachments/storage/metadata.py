@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from urllib.parse import quote, unquote, urlsplit
 
-from ingest_project.core.errors import ForbiddenPath, PermanentError
+from ingest_project.core.errors import ForbiddenPathError, PermanentError
 from ingest_project.platform.azure.address import safe_path
 
 SHA256 = "sha256"
@@ -91,16 +91,16 @@ def require_plain(destination: str) -> str:
     """The destination without slashes at its ends.
 
     Raises:
-        ForbiddenPath: absolute, with `..` or empty or overlong parts, or hidden: names that start with a dot are the
-            store's own.
+        ForbiddenPathError: absolute, with `..` or empty or overlong parts, or hidden: names that start with a dot are
+            the store's own.
     """
     if destination.startswith("/"):
-        raise ForbiddenPath(destination[:200], "a destination is relative to the store.")
+        raise ForbiddenPathError(destination[:200], "a destination is relative to the store.")
     parts = safe_path(destination).split("/")
     if any(part.startswith(".") for part in parts):
-        raise ForbiddenPath(destination[:200], "names that start with a dot are the store's own.")
+        raise ForbiddenPathError(destination[:200], "names that start with a dot are the store's own.")
     if any(len(part.encode()) > LONGEST_PART_BYTES for part in parts):
-        raise ForbiddenPath(destination[:200], f"a part of it has more than {LONGEST_PART_BYTES} bytes.")
+        raise ForbiddenPathError(destination[:200], f"a part of it has more than {LONGEST_PART_BYTES} bytes.")
     return "/".join(parts)
 
 
@@ -108,13 +108,13 @@ def require_portable(destination: str) -> str:
     """The destination without slashes at its ends, if it names the same file in every kind of store.
 
     Raises:
-        ForbiddenPath: as `require_plain`; or some stores would take it for another name.
+        ForbiddenPathError: as `require_plain`; or some stores would take it for another name.
     """
     plain = require_plain(destination)
     if any(part != part.rstrip(". ") or part != part.lstrip() for part in plain.split("/")):
-        raise ForbiddenPath(destination[:200], "a part of it starts or ends with a space, or ends with a dot.")
+        raise ForbiddenPathError(destination[:200], "a part of it starts or ends with a space, or ends with a dot.")
     if plain != unicodedata.normalize("NFC", plain):
-        raise ForbiddenPath(destination[:200], "it is not in Unicode's composed form (NFC).")
+        raise ForbiddenPathError(destination[:200], "it is not in Unicode's composed form (NFC).")
     return plain
 
 

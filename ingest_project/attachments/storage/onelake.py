@@ -21,10 +21,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from azure.storage.blob import BlobProperties
-from azure.storage.filedatalake import DataLakeFileClient
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ingest_project.attachments.storage.metadata import (
     SHA256,
@@ -36,14 +33,18 @@ from ingest_project.attachments.storage.metadata import (
     require_portable,
 )
 from ingest_project.attachments.storage.store import StoredAttachment
-from ingest_project.core.errors import SourceMissing, StoreUnavailable
+from ingest_project.core.errors import SourceNotFoundError, StoreUnavailableError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.azure.address import OneLakeAddress, require_folder, require_writable
 from ingest_project.platform.azure.client import list_folder, open_container, open_file, open_file_system
 from ingest_project.platform.azure.errors import onelake_errors
 from ingest_project.platform.azure.identity import OneLakeOptions
-from ingest_project.platform.http.file_fingerprint import FileSeal
+from ingest_project.platform.http.file_fingerprint import FileFingerprint
 from ingest_project.platform.object_store.files import LocalFile
+
+if TYPE_CHECKING:
+    from azure.storage.blob import BlobProperties
+    from azure.storage.filedatalake import DataLakeFileClient
 
 _TEMPORARY = re.compile(r"(?:.*/)?\.[0-9a-f]{32}\.uploading")
 # What the service answers where a condition does not hold: exists already, or is another version; and a rename whose
@@ -83,7 +84,7 @@ class OneLakeAttachments:
         size_bytes: int,
         sha256: str,
         metadata: Mapping[str, str],
-        seal: FileSeal | None = None,  # noqa: ARG002 - the file is read to be sent, and checked on the way
+        seal: FileFingerprint | None = None,  # noqa: ARG002 - the file is read to be sent, and checked on the way
     ) -> StoredAttachment:
         """Store a local file; see `attachments.AttachmentStore.put`.
 
@@ -112,15 +113,15 @@ class OneLakeAttachments:
         """What was put with the file; see `attachments.AttachmentStore.metadata`."""
         target = self._target(destination)
         if (properties := self._properties(target)) is None:
-            raise SourceMissing(target.url)
+            raise SourceNotFoundError(target.url)
         return from_header_values(properties.metadata)
 
     def open(self, destination: str) -> BinaryIO:
         """The bytes; see `attachments.AttachmentStore.open`."""
         return open_file(self._files, self._target(destination))
 
-    def remove_abandoned(self, older_than: timedelta, below: str = "") -> int:
-        """Remove what killed uploaders left; see `attachments.AttachmentStore.remove_abandoned`."""
+    def remove_orphaned(self, older_than: timedelta, below: str = "") -> int:
+        """Remove what killed uploaders left; see `attachments.AttachmentStore.remove_orphaned`."""
         folder = self._root.child(below) if below else self._root
         oldest = datetime.now(UTC) - older_than
         removed = 0
@@ -128,7 +129,7 @@ class OneLakeAttachments:
             for listed in list_folder(self._files, folder):
                 if _TEMPORARY.fullmatch(listed.path) and listed.modified_at < oldest:
                     removed += self._discard(self._files.get_file_client(listed.path))
-        except SourceMissing as missing:
+        except SourceNotFoundError as missing:
             if missing.location != folder.url:
                 raise
         return removed
@@ -179,7 +180,7 @@ class OneLakeAttachments:
                     return True
             if self._is_stored(target, present, file, kept):
                 return False
-        raise StoreUnavailable(target.url, "other writers were in the way each time")
+        raise StoreUnavailableError(target.url, "other writers were in the way each time")
 
     def _upload(
         self, data: bytes, target: OneLakeAddress, kept: Mapping[str, str], condition: Mapping[str, Any]
@@ -285,7 +286,7 @@ class OneLakeAttachments:
         try:
             with onelake_errors(target.url):
                 properties = self._blobs.get_blob_client(target.path).get_blob_properties()
-        except SourceMissing as missing:
+        except SourceNotFoundError as missing:
             if missing.location != target.url:
                 raise
             return None
@@ -319,12 +320,12 @@ def _require_stored(temporary: DataLakeFileClient, target: OneLakeAddress, size_
     """Compare what the service has with what was sent.
 
     Raises:
-        StoreUnavailable: not the same.
+        StoreUnavailableError: not the same.
     """
     properties = temporary.get_file_properties()
     kept_md5 = properties.content_settings.content_md5
     if properties.size != size_bytes or (kept_md5 and bytes(kept_md5) != md5):
-        raise StoreUnavailable(
+        raise StoreUnavailableError(
             target.url, f"{properties.size} bytes arrived of {size_bytes}, or their content changed on the way"
         )
 

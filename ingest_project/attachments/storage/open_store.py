@@ -6,7 +6,7 @@ from ingest_project.attachments.storage.store import AttachmentStore
 from ingest_project.core.errors import SettingsError
 from ingest_project.platform.azure.address import is_address, parse_address
 from ingest_project.platform.azure.identity import OneLakeOptions
-from ingest_project.platform.object_store.locations import Bucket, place_of
+from ingest_project.platform.object_store.locations import Bucket, location_of
 
 
 def open_attachment_store(url: str, options: OneLakeOptions | None = None, *, sync: bool = False) -> AttachmentStore:
@@ -19,7 +19,7 @@ def open_attachment_store(url: str, options: OneLakeOptions | None = None, *, sy
 
     Raises:
         SettingsError: none of these.
-        ForbiddenPath: a host or level of OneLake that cannot be written.
+        ForbiddenPathError: a host or level of OneLake that cannot be written.
     """
     if is_address(url):
         from ingest_project.attachments.storage.onelake import OneLakeAttachments  # noqa: PLC0415 - one of the two is used
@@ -28,7 +28,7 @@ def open_attachment_store(url: str, options: OneLakeOptions | None = None, *, sy
         return OneLakeAttachments(parse_address(url, options.endpoint), options)
     from ingest_project.attachments.storage.folder import FolderAttachments  # noqa: PLC0415
 
-    place = place_of(url)
+    place = location_of(url)
     if isinstance(place, Bucket):
         raise SettingsError(f"{url}: attachments are kept in a folder or in OneLake.")
     return FolderAttachments(place, sync=sync)

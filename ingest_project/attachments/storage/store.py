@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from ingest_project.platform.http.file_fingerprint import FileSeal
+from ingest_project.platform.http.file_fingerprint import FileFingerprint
 
 
 class StoredAttachment(NamedTuple):
@@ -37,7 +37,7 @@ class AttachmentStore(Protocol):
         size_bytes: int,
         sha256: str,
         metadata: Mapping[str, str],
-        seal: FileSeal | None = None,
+        seal: FileFingerprint | None = None,
     ) -> StoredAttachment:
         """Store a local file, in place of the same attachment's earlier one. The second time changes nothing.
 
@@ -53,37 +53,37 @@ class AttachmentStore(Protocol):
                 read it again while it has this seal.
 
         Raises:
-            ForbiddenPath: the destination is no plain relative path, leads out of the store, or is not portable.
+            ForbiddenPathError: the destination is no plain relative path, leads out of the store, or is not portable.
             PathTakenError: a file of that name is there that is not this attachment's.
-            SourceMissing: there is no such local file.
-            SourceChanged: the local file is not of this length and digest; nothing is stored.
+            SourceNotFoundError: there is no such local file.
+            SourceChangedError: the local file is not of this length and digest; nothing is stored.
             PermanentError: the store refuses.
-            StoreUnavailable: the store cannot be written at this moment.
+            StoreUnavailableError: the store cannot be written at this moment.
         """
 
     def stat(self, destination: str) -> StoredAttachment | None:
         """What is stored under a name; None when there is nothing.
 
         Raises:
-            ForbiddenPath, PermanentError, StoreUnavailable: as `put`.
+            ForbiddenPathError, PermanentError, StoreUnavailableError: as `put`.
         """
 
     def metadata(self, destination: str) -> Mapping[str, str]:
         """What was put with the file, as it was given (a source_url without its query).
 
         Raises:
-            SourceMissing: there is no such file.
+            SourceNotFoundError: there is no such file.
         """
 
     def open(self, destination: str) -> BinaryIO:
         """The bytes, to be read in order; the caller closes it.
 
         Raises:
-            SourceMissing: there is no such file.
-            ForbiddenPath, PermanentError, StoreUnavailable: as `put`; while reading as well.
+            SourceNotFoundError: there is no such file.
+            ForbiddenPathError, PermanentError, StoreUnavailableError: as `put`; while reading as well.
         """
 
-    def remove_abandoned(self, older_than: timedelta, below: str = "") -> int:
+    def remove_orphaned(self, older_than: timedelta, below: str = "") -> int:
         """Remove temporary files that uploaders left which were killed, and return how many.
 
         Args:

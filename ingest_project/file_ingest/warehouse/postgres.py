@@ -12,15 +12,13 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import adbc_driver_manager
-import polars as pl
-from adbc_driver_manager.dbapi import Connection, Cursor
 from adbc_driver_postgresql import StatementOptions, dbapi
 
-from ingest_project.core.errors import TransactionConflict
+from ingest_project.core.errors import TransactionConflictError
 from ingest_project.file_ingest.warehouse.frames import (
     CLAIMS,
     FINISHED,
@@ -33,6 +31,10 @@ from ingest_project.file_ingest.warehouse.frames import (
 from ingest_project.file_ingest.warehouse.protocol import REPLACEABLE_STATES, VersionRow
 from ingest_project.file_ingest.warehouse.queries import WarehouseQueries
 from ingest_project.platform.database.engine import database_address, database_errors, postgres_options
+
+if TYPE_CHECKING:
+    import polars as pl
+    from adbc_driver_manager.dbapi import Connection, Cursor
 
 # A content can change hands between the moment it is seen taken and the moment its owner is read.
 CLAIM_TRIES = 5
@@ -85,7 +87,7 @@ TRY_LOCK_LOCATIONS = """
     WHERE pg_try_advisory_xact_lock(hashtextextended(location_key, 0))"""
 LOCK_LOCATION = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text"
 VERSIONS_AT = """
-    SELECT location_key, state, stands, version_at, announced_at, intake_topic, intake_partition, intake_offset,
+    SELECT location_key, state, stands, version_at, announced_at, kafka_topic, kafka_partition, kafka_offset,
         file_key
     FROM files WHERE location_key = ANY($1::text[]) AND state <> 'replaced'"""
 REPLACE_VERSIONS = f"""
@@ -120,8 +122,8 @@ class PostgresWarehouse(WarehouseQueries):
         """One database transaction: committed at the end, rolled back when anything is raised.
 
         Raises:
-            DatabaseUnavailable: also when the answer to the commit was lost; to run it again does no harm.
-            TransactionConflict: a deadlock or a lock that did not come free; run it again.
+            DatabaseUnavailableError: also when the answer to the commit was lost; to run it again does no harm.
+            TransactionConflictError: a deadlock or a lock that did not come free; run it again.
         """
         with database_errors(self._url):
             connection = self._take()
@@ -246,7 +248,7 @@ class PostgresTransaction:
             owners = dict(self._run(OWNERS, rows))
             if len(owners) == claims["file_key"].n_unique():
                 return owners
-        raise TransactionConflict(self._address, "a content changed hands again and again")
+        raise TransactionConflictError(self._address, "a content changed hands again and again")
 
     def release_contents(self, file_keys: Sequence[str]) -> tuple[str, ...]:
         """These files no longer stand for any content; their duplicates are pending again and are returned."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import polars as pl
+if TYPE_CHECKING:
+    import polars as pl
 
 # Of versions that a newer one replaces; one in a run's hands or in a queue finds its successor by itself.
 REPLACEABLE_STATES = ("ingested", "quarantined", "duplicate", "failed")
@@ -71,8 +72,8 @@ class WarehouseTransaction(Protocol):
     of a file also puts its metrics or finishes it.
 
     Raises:
-        DatabaseUnavailable: the database went away; run the transaction again later.
-        TransactionConflict: another transaction was in the way; run the transaction again.
+        DatabaseUnavailableError: the database went away; run the transaction again later.
+        TransactionConflictError: another transaction was in the way; run the transaction again.
     """
 
     def lock_locations(self, location_keys: Sequence[str], *, wait: bool) -> set[str]:

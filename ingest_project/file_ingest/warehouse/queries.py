@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import polars as pl
 import sqlalchemy as sa
 
 from ingest_project.file_ingest.tables import aggregated_metrics, quarantined_rows, raw_sensor_data
 from ingest_project.file_ingest.warehouse.protocol import DeviceMetric, QuarantinedRow, StoredCounts
 from ingest_project.platform.database.engine import open_engine, reading
+
+if TYPE_CHECKING:
+    import polars as pl
 
 KEYS_AT_A_TIME = 1_000
 READINGS_AT_A_TIME = 50_000

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import polars as pl
 import sqlalchemy as sa
 
 from ingest_project.file_ingest.tables import aggregated_metrics, contents, quarantined_rows, raw_sensor_data
@@ -25,6 +24,9 @@ from ingest_project.file_ingest.warehouse.frames import (
 from ingest_project.file_ingest.warehouse.protocol import REPLACEABLE_STATES, VersionRow
 from ingest_project.file_ingest.warehouse.queries import WarehouseQueries, in_parts
 from ingest_project.platform.database.engine import writing
+
+if TYPE_CHECKING:
+    import polars as pl
 
 ROWS_AT_A_TIME = 20_000
 
@@ -60,7 +62,7 @@ class SqlTransaction:
         """The versions of these locations that are not replaced."""
         c = ledger.c
         columns = (c.location_key, c.state, c.stands, c.version_at, c.announced_at)
-        position = (c.intake_topic, c.intake_partition, c.intake_offset, c.file_key)
+        position = (c.kafka_topic, c.kafka_partition, c.kafka_offset, c.file_key)
         found: list[VersionRow] = []
         for part in in_parts(sorted(set(location_keys))):
             chosen = sa.and_(c.location_key.in_(part), sa.literal_column("state <> 'replaced'", sa.Boolean))

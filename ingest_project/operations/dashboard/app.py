@@ -7,15 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import Settings
@@ -25,7 +23,7 @@ from ingest_project.operations.dashboard.auth import (
     SESSION_SECONDS,
     Gate,
     Guarded,
-    TooManyGuesses,
+    TooManyAttemptsError,
     address_of,
     cookie_of,
 )
@@ -34,7 +32,11 @@ from ingest_project.operations.history import WINDOWS, Histories
 from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.readiness import Line, readiness
-from ingest_project.operations.snapshot import System
+from ingest_project.operations.snapshot import SystemSnapshot
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import ASGIApp
 
 FIRST_LOOK_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.
@@ -54,7 +56,7 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
     """
     token = settings.monitor.token
     gate = Gate(token.get_secret_value() if token else "")
-    answers = Answers(System(settings), gate)
+    answers = Answers(SystemSnapshot(settings), gate)
     routes = [
         Route("/", answers.page),
         Route("/dashboard.json", answers.data),
@@ -72,7 +74,7 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
 class Answers:
     """What each address answers."""
 
-    def __init__(self, system: System, gate: Gate) -> None:
+    def __init__(self, system: SystemSnapshot, gate: Gate) -> None:
         self._system = system
         self._gate = gate
         self._histories = Histories(lambda: RunningTotals(system.services.engine))
@@ -131,7 +133,7 @@ class Answers:
         given = parse_qs(form.decode("utf-8", "replace")).get("token", [""])[0]
         try:
             is_token = self._gate.try_token(given.strip(), address_of(request.scope))
-        except TooManyGuesses as refusal:
+        except TooManyAttemptsError as refusal:
             return refusal.answer()
         if not is_token:
             return HTMLResponse(_page("login.html").replace("hidden", ""), 401)

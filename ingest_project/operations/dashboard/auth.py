@@ -15,14 +15,16 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingest_project.core.logging import get_logger
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = get_logger(__name__)
 
@@ -157,11 +159,11 @@ class Gate:
         """Whether somebody at that address has shown the token.
 
         Raises:
-            TooManyGuesses: the address has to wait; the token was not looked at.
+            TooManyAttemptsError: the address has to wait; the token was not looked at.
         """
         now = time.monotonic() if now is None else now
         if wait := self._limits.wait_seconds(address, now):
-            raise TooManyGuesses(wait)
+            raise TooManyAttemptsError(wait)
         if self.opens_with(token):
             self._limits.succeeded(address)
             return True
@@ -190,7 +192,7 @@ class Gate:
         """Whether a request brings a cookie or the token.
 
         Raises:
-            TooManyGuesses: see `try_token`.
+            TooManyAttemptsError: see `try_token`.
         """
         if not self.is_locked or self.knows(cookie_of(headers)):
             return True
@@ -198,7 +200,7 @@ class Gate:
         return kind.lower() == "bearer" and self.try_token(token.strip(), address)
 
 
-class TooManyGuesses(Exception):  # noqa: N818 - said to whoever guesses
+class TooManyAttemptsError(Exception):
     """An address has sent too many wrong tokens.
 
     Args:
@@ -243,7 +245,7 @@ class Guarded:
         try:
             if path in OPEN_PATHS or path.startswith(OPEN_PREFIX) or self._gate.admits(headers, address_of(scope)):
                 return self._app
-        except TooManyGuesses as refusal:
+        except TooManyAttemptsError as refusal:
             return refusal.answer()
         if "text/html" in headers.get("accept", ""):
             return RedirectResponse("login", status_code=303)

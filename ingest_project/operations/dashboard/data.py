@@ -13,7 +13,7 @@ from ingest_project.operations.counts import Failure, LedgerSeen
 from ingest_project.operations.history import History
 from ingest_project.operations.orchestration import DagsterSeen
 from ingest_project.operations.readiness import readiness
-from ingest_project.operations.snapshot import System
+from ingest_project.operations.snapshot import SystemSnapshot
 from ingest_project.operations.topics import BrokerSeen
 from ingest_project.platform.dagster.run_records import RunOnRecord
 
@@ -21,7 +21,7 @@ BATCH_TAG, BATCH_SIZE_TAG = "ingest/batch", "ingest/batch_size"
 SHOWN_REASON = 300
 
 
-def dashboard(system: System, history: History | None, window: str) -> bytes:
+def dashboard(system: SystemSnapshot, history: History | None, window: str) -> bytes:
     """JSON with everything the page shows; what cannot be known now is null, and a line of `health` says why.
 
     Args:
@@ -44,7 +44,7 @@ def dashboard(system: System, history: History | None, window: str) -> bytes:
             "health": [*readiness(system, now)],
             "topics": _topics(system.broker.seen.present),
             "unfinished": ledger.unfinished if ledger else None,
-            "ladder": _ladder(ledger, settings.attachments.retry_delays_seconds, now),
+            "retry_tiers": _retry_tiers(ledger, settings.attachments.retry_delays_seconds, now),
             "unidentified": ledger.unidentified if ledger else None,
             "failures": [_failure(failure, site) for failure in ledger.failures] if ledger else None,
             "runs": _runs(dagster, site),
@@ -73,18 +73,18 @@ def _topics(broker: BrokerSeen | None) -> dict[str, object] | None:
     return {"lags": lags, "dead_letters": broker.dead_letters}
 
 
-def _ladder(ledger: LedgerSeen | None, delays: list[float], now: datetime) -> list[dict[str, object]] | None:
-    """The rungs there are, those without anyone on them too."""
+def _retry_tiers(ledger: LedgerSeen | None, delays: list[float], now: datetime) -> list[dict[str, object]] | None:
+    """The retry tiers there are, those without anyone on them too."""
     if ledger is None:
         return None
-    waiting = {rung.attempt: rung for rung in ledger.ladder}
-    rungs: list[dict[str, object]] = []
+    waiting = {tier.attempt: tier for tier in ledger.retry_tiers}
+    tiers: list[dict[str, object]] = []
     for attempt, delay in enumerate(delays, start=2):
-        rung = waiting.get(attempt)
-        due = max(0.0, (rung.next_due_at - now).total_seconds()) if rung else None
-        entry = {"attempt": attempt, "delay_seconds": delay, "waiting": rung.waiting if rung else 0}
-        rungs.append({**entry, "next_due_seconds": due})
-    return rungs
+        tier = waiting.get(attempt)
+        due = max(0.0, (tier.next_due_at - now).total_seconds()) if tier else None
+        entry = {"attempt": attempt, "delay_seconds": delay, "waiting": tier.waiting if tier else 0}
+        tiers.append({**entry, "next_due_seconds": due})
+    return tiers
 
 
 def _failure(failure: Failure, site: str) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Addresses in OneLake and other ADLS Gen2 accounts, and which of their places may be written.
 
-An address may come from a message. It is read by the one grammar of addresses (`web.grammar`) and put together anew, it
-never carries a secret, and the host it names must be one that our credentials may be sent to: Microsoft's, or the
+An address may come from a message. It is read by the one grammar of addresses (`web.grammar`) and put together again,
+it never carries a secret, and the host it names must be one that our credentials may be sent to: Microsoft's, or the
 endpoint that the settings name. Which accounts of these hosts a message may name is for `accounts` to say.
 """
 
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
 
-from ingest_project.core.errors import ForbiddenPath, SettingsError
+from ingest_project.core.errors import ForbiddenPathError, SettingsError
 from ingest_project.platform.http.host_grammar import Address, MalformedAddressError, host_and_port, split_address
 from ingest_project.platform.http.urls import DEFAULT_PORTS, PRINTED_LENGTH, printable_url
 
@@ -70,7 +70,7 @@ class OneLakeAddress:
         """A place below this one.
 
         Raises:
-            ForbiddenPath: not a plain relative path, see `safe_path`.
+            ForbiddenPathError: not a plain relative path, see `safe_path`.
         """
         inner = safe_path(relative)
         return replace(self, path=f"{self.path}/{inner}" if self.path else inner)
@@ -86,7 +86,7 @@ def parse_address(text: str, endpoint: str = DEFAULT_ENDPOINT) -> OneLakeAddress
 
     Raises:
         SettingsError: not an address of any of these forms.
-        ForbiddenPath: a host that gets no credential of ours, or a path with `..`, empty or unprintable parts.
+        ForbiddenPathError: a host that gets no credential of ours, or a path with `..`, empty or unprintable parts.
     """
     account = account_url(endpoint)
     if "://" not in text:
@@ -138,15 +138,15 @@ def require_writable(address: OneLakeAddress) -> None:
     """Refuse a place that the storage API can neither create nor replace.
 
     Raises:
-        ForbiddenPath: the file system itself, or in OneLake an item, its first level, or what is beside them.
+        ForbiddenPathError: the file system itself, or in OneLake an item, its first level, or what is beside them.
     """
     levels = len(address.path.split("/")) if address.path else 0
     if not address.is_fabric:
         if not levels:
-            raise ForbiddenPath(address.url, "a file system is not a file. Name a path in it.")
+            raise ForbiddenPathError(address.url, "a file system is not a file. Name a path in it.")
         return
     if levels <= MANAGED_LEVELS:
-        raise ForbiddenPath(
+        raise ForbiddenPathError(
             address.url, "workspaces, items and their first level belong to Fabric. Name a folder below <item>/Files."
         )
 
@@ -155,31 +155,33 @@ def require_folder(address: OneLakeAddress) -> None:
     """Refuse a place that files cannot be kept below.
 
     Raises:
-        ForbiddenPath: in OneLake, anything above an item's first level.
+        ForbiddenPathError: in OneLake, anything above an item's first level.
     """
     if address.is_fabric and len(address.path.split("/")) < MANAGED_LEVELS:
-        raise ForbiddenPath(address.url, f"files are kept below an item's first level. Example: {EXAMPLE}")
+        raise ForbiddenPathError(address.url, f"files are kept below an item's first level. Example: {EXAMPLE}")
 
 
 def safe_path(path: str) -> str:
     """The path without slashes at its ends, unchanged otherwise.
 
     Raises:
-        ForbiddenPath: `.` or `..`, an empty part, a backslash, an unprintable character, or longer than the service
-            takes.
+        ForbiddenPathError: `.` or `..`, an empty part, a backslash, an unprintable character, or longer than the
+            service takes.
     """
     shown = path[:200]
     parts = path.strip("/").split("/")
     if len(path) > LONGEST_PATH or any(len(part.encode("utf-8", "replace")) > LONGEST_SEGMENT for part in parts):
-        raise ForbiddenPath(shown, f"at most {LONGEST_PATH} characters, and {LONGEST_SEGMENT} bytes a part, are taken.")
+        raise ForbiddenPathError(
+            shown, f"at most {LONGEST_PATH} characters, and {LONGEST_SEGMENT} bytes a part, are taken."
+        )
     if any(part in {"", ".", ".."} for part in parts):
-        raise ForbiddenPath(shown, "empty parts, `.` and `..` are not followed.")
+        raise ForbiddenPathError(shown, "empty parts, `.` and `..` are not followed.")
     if "\\" in path or _UNPRINTABLE.search(path):
-        raise ForbiddenPath(shown, "it contains a backslash or an unprintable character.")
+        raise ForbiddenPathError(shown, "it contains a backslash or an unprintable character.")
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise ForbiddenPath(ascii(shown), "it cannot be written as UTF-8.") from None
+        raise ForbiddenPathError(ascii(shown), "it cannot be written as UTF-8.") from None
     return "/".join(parts)
 
 
@@ -204,11 +206,11 @@ def _account_of(parts: Address, endpoint: str, shown: str) -> str:
     if endpoint in (_server("https", parts), _server("http", parts)):
         return endpoint
     if parts.scheme in {"http", "abfs"}:
-        raise ForbiddenPath(shown, "only https (abfss) addresses are used, except for the configured endpoint.")
+        raise ForbiddenPathError(shown, "only https (abfss) addresses are used, except for the configured endpoint.")
     # Tools show the blob form of the same account as often; the files are the same.
     host = parts.host.replace(".blob.", ".dfs.", 1)
     if not host.endswith(TRUSTED_HOSTS) or parts.port not in (None, DEFAULT_PORTS["https"]):
-        raise ForbiddenPath(
+        raise ForbiddenPathError(
             shown, "credentials are sent to Microsoft's storage hosts and the configured endpoint only."
         )
     return f"https://{host}"

@@ -9,10 +9,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from azure.core.credentials import AzureNamedKeyCredential, TokenCredential
-from azure.storage.blob import ContainerClient
-from azure.storage.filedatalake import FileSystemClient
-
 from ingest_project.core.errors import SettingsError
 from ingest_project.platform.azure.address import OneLakeAddress
 from ingest_project.platform.azure.errors import onelake_errors
@@ -20,6 +16,9 @@ from ingest_project.platform.azure.identity import OneLakeCredential, OneLakeOpt
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+    from azure.core.credentials import AzureNamedKeyCredential, TokenCredential
+    from azure.storage.blob import ContainerClient
+    from azure.storage.filedatalake import FileSystemClient
 
 
 # What a read asks for at a time: the SDK's own first request is 32 MiB, kept in memory whole.
@@ -129,7 +128,7 @@ def list_folder(
     """What is below a folder, as it is read; one page is in memory at a time.
 
     Raises:
-        SourceMissing, StoreRefused, StoreUnavailable: at the first page or at any later one.
+        SourceNotFoundError, StoreRejectedError, StoreUnavailableError: at the first page or at any later one.
     """
     with onelake_errors(folder.url):
         for found in files.get_paths(folder.path or None, recursive=recursive, max_results=page):
@@ -154,7 +153,7 @@ def open_file(files: FileSystemClient, address: OneLakeAddress) -> io.BufferedRe
     All of it is of one version of the file: replaced meanwhile, it fails rather than mixes two.
 
     Raises:
-        SourceMissing, StoreRefused, StoreUnavailable: when it is opened, and while it is read.
+        SourceNotFoundError, StoreRejectedError, StoreUnavailableError: when it is opened, and while it is read.
     """
     with onelake_errors(address.url):
         download = files.get_file_client(address.path).download_file()

@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from azure.core.exceptions import AzureError, HttpResponseError
+from ingest_project.core.errors import IngestError, PermanentError, SourceNotFoundError, StoreUnavailableError
 
-from ingest_project.core.errors import IngestError, PermanentError, SourceMissing, StoreUnavailable
+if TYPE_CHECKING:
+    from azure.core.exceptions import AzureError, HttpResponseError
 
 TRANSIENT_STATUSES = frozenset({408, 412, 425, 429})
 SERVER_ERRORS = 500
@@ -30,7 +32,7 @@ REMEDIES = {
 }
 
 
-class StoreRefused(PermanentError):  # noqa: N818 - the domain's word, as in ForbiddenPath
+class StoreRejectedError(PermanentError):
     """OneLake understood and said no; the same request will be refused again.
 
     Args:
@@ -47,7 +49,7 @@ class StoreRefused(PermanentError):  # noqa: N818 - the domain's word, as in For
         super().__init__(f"{address} was refused: {said}. {remedy or REMEDIES.get(status or 0, '')}".rstrip())
 
 
-class StoreBusy(StoreUnavailable):
+class StoreThrottledError(StoreUnavailableError):
     """OneLake asks us to come back later.
 
     Args:
@@ -69,10 +71,10 @@ def onelake_errors(address: str) -> Iterator[None]:
         address: of the file or folder, for the message; without secrets.
 
     Raises:
-        SourceMissing: there is no such file or folder (its `location` is the address), or no such workspace.
-        StoreRefused: 400, 401, 403, 409 or no credential: trying again cannot help.
-        StoreBusy: 429 or 503; carries what `Retry-After` said.
-        StoreUnavailable: not reached, cut off, timed out, changed meanwhile, or any other server error.
+        SourceNotFoundError: there is no such file or folder (its `location` is the address), or no such workspace.
+        StoreRejectedError: 400, 401, 403, 409 or no credential: trying again cannot help.
+        StoreThrottledError: 429 or 503; carries what `Retry-After` said.
+        StoreUnavailableError: not reached, cut off, timed out, changed meanwhile, or any other server error.
     """
     from azure.core.exceptions import AzureError  # noqa: PLC0415 - takes 0.2 s, and local stores do without
 
@@ -89,10 +91,10 @@ def failure_of(error: AzureError, address: str) -> IngestError:
     if isinstance(error, HttpResponseError) and error.status_code:
         return _failure_of_answer(error, error.status_code, address)
     if isinstance(error, ClientAuthenticationError):
-        return StoreRefused(
+        return StoreRejectedError(
             address, None, "no token could be had", "Sign in, or set a SAS or an account key for this store."
         )
-    return StoreUnavailable(address, f"{type(error).__name__}: {_without_secrets(str(error))}")
+    return StoreUnavailableError(address, f"{type(error).__name__}: {_without_secrets(str(error))}")
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
@@ -110,16 +112,16 @@ def _failure_of_answer(error: HttpResponseError, status: int, address: str) -> I
     named = getattr(error, "error_code", None)
     code = str(getattr(named, "value", named) or error.reason or "")
     if status == NOT_FOUND:
-        return SourceMissing(f"The workspace or file system of {address}" if code in NO_FILE_SYSTEM else address)
+        return SourceNotFoundError(f"The workspace or file system of {address}" if code in NO_FILE_SYSTEM else address)
     if status not in TRANSIENT_STATUSES and status < SERVER_ERRORS:
-        return StoreRefused(address, status, code)
+        return StoreRejectedError(address, status, code)
     cause = f"{status} {code}".strip()
     headers: Mapping[str, str] = getattr(error.response, "headers", {})
     if status in {429, 503}:
         seconds = retry_after_seconds(headers)
         asked_for = None if seconds is None else timedelta(seconds=min(seconds, LONGEST_PAUSE_SECONDS))
-        return StoreBusy(address, cause, asked_for)
-    return StoreUnavailable(address, cause)
+        return StoreThrottledError(address, cause, asked_for)
+    return StoreUnavailableError(address, cause)
 
 
 def _without_secrets(text: str) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TYPE_CHECKING
 
-from azure.core.credentials import TokenCredential
 from pydantic import SecretStr
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Credential, OneLakeSettings
 from ingest_project.platform.azure.address import DEFAULT_ENDPOINT
+
+if TYPE_CHECKING:
+    from azure.core.credentials import TokenCredential
 
 
 @cache

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from azure.core.exceptions import ServiceRequestError, ServiceResponseError
-from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.core.pipeline.transport import HttpTransport, RequestsTransport
 from azure.storage.filedatalake import ExponentialRetry
 
@@ -14,6 +13,9 @@ from ingest_project.platform.azure.errors import retry_after_seconds
 from ingest_project.platform.azure.identity import OneLakeOptions
 from ingest_project.platform.http.pinned_transport import BoundSession
 from ingest_project.platform.http.urls import parse_url
+
+if TYPE_CHECKING:
+    from azure.core.pipeline import PipelineRequest, PipelineResponse
 
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 FIRST_WAIT_SECONDS = 0.25

@@ -53,7 +53,7 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
-class PartitionReport:
+class PartitionEvents:
     """What happened to one partition: the metadata of each asset that was materialised for it, and its checks."""
 
     partition: str
@@ -87,7 +87,7 @@ def keep_connections_open(instance: dg.DagsterInstance) -> None:
 Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext | dg.OpExecutionContext
 
 
-def report(context: Context, reports: Sequence[PartitionReport]) -> None:
+def report(context: Context, reports: Sequence[PartitionEvents]) -> None:
     """Write the events of many partitions into Dagster's event log.
 
     Done a second time it adds the same events again, and the UI shows the newest: the same state.
@@ -97,7 +97,7 @@ def report(context: Context, reports: Sequence[PartitionReport]) -> None:
     _store_checks(context, reports, targets)
 
 
-def report_bisecting(context: Context, reports: Sequence[PartitionReport]) -> list[tuple[PartitionReport, Exception]]:
+def report_bisecting(context: Context, reports: Sequence[PartitionEvents]) -> list[tuple[PartitionEvents, Exception]]:
     """Write the events of many partitions; of one whose events cannot be written, a bare account of the reason.
 
     Returns:
@@ -114,11 +114,11 @@ def report_bisecting(context: Context, reports: Sequence[PartitionReport]) -> li
     return left
 
 
-def _bare(one: PartitionReport, error: Exception) -> PartitionReport:
+def _bare(one: PartitionEvents, error: Exception) -> PartitionEvents:
     """What can be said of a partition for certain: which assets, how each check came out, and what stood in the way."""
     told = {"not_shown": f"{type(error).__name__}: {ascii(str(error))[:_MAX_REASON]}"}
     checks = [replace(result, metadata=told, description=told["not_shown"]) for result in one.checks]
-    return PartitionReport(one.partition, dict.fromkeys(one.materialized, told), checks)
+    return PartitionEvents(one.partition, dict.fromkeys(one.materialized, told), checks)
 
 
 def outputs_without_events(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
@@ -141,13 +141,13 @@ def report_each(context: dg.AssetCheckExecutionContext, results: Mapping[str, Ch
         results: by partition; where it is one alone, Dagster's own will do.
     """
     if len(results) > 1:
-        report(context, [PartitionReport(partition, {}, [result]) for partition, result in results.items()])
+        report(context, [PartitionEvents(partition, {}, [result]) for partition, result in results.items()])
 
 
 Targets = dict[tuple[dg.AssetKey, str], AssetCheckEvaluationTargetMaterializationData]
 
 
-def _earlier_targets(instance: dg.DagsterInstance, reports: Sequence[PartitionReport]) -> Targets:
+def _earlier_targets(instance: dg.DagsterInstance, reports: Sequence[PartitionEvents]) -> Targets:
     """What checks that stand alone are about: without it Dagster takes them for older than what they looked at."""
     targets: Targets = {}
     for check_report in reports:
@@ -160,7 +160,7 @@ def _earlier_targets(instance: dg.DagsterInstance, reports: Sequence[PartitionRe
     return targets
 
 
-def _store_materializations(context: Context, reports: Sequence[PartitionReport]) -> Targets:
+def _store_materializations(context: Context, reports: Sequence[PartitionEvents]) -> Targets:
     """Store the events and say under which id each partition's materialisation is kept."""
     now = time.time()
     told = [
@@ -193,7 +193,7 @@ def _store_one(
     return stored
 
 
-def _store_checks(context: Context, reports: Sequence[PartitionReport], targets: Targets) -> None:
+def _store_checks(context: Context, reports: Sequence[PartitionEvents], targets: Targets) -> None:
     now = time.time()
     told = [
         (report.partition, result, targets.get((result.asset, report.partition)))

@@ -11,22 +11,25 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from dagster import RunRecord
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick
-from dagster._core.storage.runs import RunStorage
-from dagster._core.storage.schedules import ScheduleStorage
 
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.database.engine import open_engine, printable, reading
 
+if TYPE_CHECKING:
+    from dagster import RunRecord
+    from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick
+    from dagster._core.storage.runs import RunStorage
+    from dagster._core.storage.schedules import ScheduleStorage
+
 LONGEST_REASON = 300
 MAIN_TABLES = {"runs", "instigators"}
 
 
-class DagsterRecordsUnavailable(TransientError):  # noqa: N818 - the domain's word
+class DagsterRecordsUnavailableError(TransientError):
     """Dagster's storage cannot be read."""
 
     def __init__(self, address: str, cause: object) -> None:
@@ -96,7 +99,7 @@ class DagsterRecords:
         settings: say where it is.
 
     Raises:
-        DagsterRecordsUnavailable: from every method.
+        DagsterRecordsUnavailableError: from every method.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -190,7 +193,7 @@ class DagsterRecords:
     def _in_sqlite(self) -> tuple[RunStorage, ScheduleStorage]:
         runs, schedules = self._folder / "history", self._folder / "schedules"
         if not (runs / "runs.db").exists() or not (schedules / "schedules.db").exists():
-            raise DagsterRecordsUnavailable(self._address, "there are none")
+            raise DagsterRecordsUnavailableError(self._address, "there are none")
         from dagster._core.storage.runs import SqliteRunStorage  # noqa: PLC0415 - one second to import
         from dagster._core.storage.schedules import SqliteScheduleStorage  # noqa: PLC0415 - the same
 
@@ -207,7 +210,7 @@ class DagsterRecords:
         finally:
             engine.dispose()
         if missing:
-            raise DagsterRecordsUnavailable(self._address, "there are none")
+            raise DagsterRecordsUnavailableError(self._address, "there are none")
 
     @contextmanager
     def _failures_told(self) -> Iterator[None]:
@@ -216,11 +219,11 @@ class DagsterRecords:
 
         try:
             yield
-        except DagsterRecordsUnavailable:
+        except DagsterRecordsUnavailableError:
             raise
         except (DagsterPostgresException, SQLAlchemyError, IngestError) as error:
             cause = getattr(error, "__cause__", None) or error
-            raise DagsterRecordsUnavailable(self._address, " ".join(str(cause).split())) from error
+            raise DagsterRecordsUnavailableError(self._address, " ".join(str(cause).split())) from error
 
 
 def _sensor(state: InstigatorState) -> SensorOnRecord:

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql
 
-from ingest_project.core.hours import end_of, hour_of
+from ingest_project.core.hours import end_of, parse_hour_key
 from ingest_project.platform.database.columns import ExactDecimal, Texts, UtcTime
 from ingest_project.platform.database.engine import reading
 from ingest_project.platform.delta.table import DeltaStore, ask
@@ -76,7 +76,7 @@ class SqlTable:
         """Read the rows of some partitions; of all of them for None.
 
         Raises:
-            DatabaseUnavailable: the warehouse does not answer.
+            DatabaseUnavailableError: the warehouse does not answer.
         """
         import polars as pl  # noqa: PLC0415 - heavy
 
@@ -126,7 +126,7 @@ class HourlyDeltaTable:
         """Read the rows of some hours; of all of them for None.
 
         Raises:
-            StoreUnavailable: the table cannot be read.
+            StoreUnavailableError: the table cannot be read.
         """
         import polars as pl  # noqa: PLC0415 - heavy
 
@@ -136,7 +136,7 @@ class HourlyDeltaTable:
         return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in found])
 
     def _of_hour(self, partition: str) -> str:
-        begin = hour_of(partition)
+        begin = parse_hour_key(partition)
         return (
             f"({self.day_column} = '{begin.date().isoformat()}' AND \"{self.time_column}\" >= '{begin.isoformat()}'"
             f" AND \"{self.time_column}\" < '{end_of(begin).isoformat()}')"

@@ -73,14 +73,14 @@ PENDING = "state = 'pending'"
 HELD = "reported_at IS NULL AND state <> 'pending'"
 
 
-def intake_columns() -> list[Col[Any]]:
+def kafka_columns() -> list[Col[Any]]:
     """The Kafka position an entry came from."""
     return [
-        Col("intake_topic", sa.Text, nullable=False),
-        Col("intake_partition", sa.Integer, nullable=False),
-        Col("intake_offset", sa.BigInteger, nullable=False),
-        Col("intake_generation", sa.Text, nullable=False),
-        Col("intake_at", UtcTime),
+        Col("kafka_topic", sa.Text, nullable=False),
+        Col("kafka_partition", sa.Integer, nullable=False),
+        Col("kafka_offset", sa.BigInteger, nullable=False),
+        Col("kafka_topic_id", sa.Text, nullable=False),
+        Col("kafka_timestamp", UtcTime),
     ]
 
 
@@ -108,9 +108,9 @@ def pending_index(table: str, *columns: str, name: str | None = None) -> sa.Inde
     return _partial(name or f"{table}_due", PENDING, *columns, "next_attempt_at")
 
 
-def held_index(table: str, lane: str) -> sa.Index:
+def held_index(table: str, queue_name: str) -> sa.Index:
     """What is in the hands of runs, or was left there by one that died."""
-    return _partial(f"{table}_held", HELD, lane, "batch_id", "run_id", "updated_at")
+    return _partial(f"{table}_held", HELD, queue_name, "batch_id", "run_id", "updated_at")
 
 
 def _partial(name: str, condition: str, *columns: str) -> sa.Index:

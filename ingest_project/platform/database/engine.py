@@ -1,7 +1,7 @@
 """One small engine per process, and database failures told as what to do next.
 
 Every read and write of the ledger and the generic warehouse goes through `reading` and `writing`: one transaction each,
-and a database that is away is always a `DatabaseUnavailable` with an address that shows no password.
+and a database that is away is always a `DatabaseUnavailableError` with an address that shows no password.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
-from ingest_project.core.errors import DatabaseUnavailable, SettingsError
+from ingest_project.core.errors import DatabaseUnavailableError, SettingsError
 from ingest_project.core.private_files import make_private_folder
 from ingest_project.platform.database.errors import failure_of
 
@@ -100,8 +100,8 @@ def database_errors(database_url: str | URL) -> Iterator[None]:
     """Tell a driver's failure as one of ours.
 
     Raises:
-        DatabaseUnavailable: no connection, or it was cut, or the server shuts down.
-        TransactionConflict: a deadlock, a lock that did not come free, a busy SQLite file.
+        DatabaseUnavailableError: no connection, or it was cut, or the server shuts down.
+        TransactionConflictError: a deadlock, a lock that did not come free, a busy SQLite file.
     """
     try:
         yield
@@ -117,7 +117,7 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection that only reads.
 
     Raises:
-        DatabaseUnavailable: see `database_errors`.
+        DatabaseUnavailableError: see `database_errors`.
     """
     with database_errors(engine.url), engine.connect() as connection:
         yield connection
@@ -128,7 +128,7 @@ def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection that only reads, and whose questions all see the same moment.
 
     Raises:
-        DatabaseUnavailable: see `database_errors`.
+        DatabaseUnavailableError: see `database_errors`.
     """
     with reading(engine) as connection:
         # A SQLite transaction sees the moment of its first question anyway.
@@ -142,7 +142,7 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One write transaction: committed at the end, rolled back when anything is raised.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: see `database_errors`.
+        DatabaseUnavailableError, TransactionConflictError: see `database_errors`.
     """
     with database_errors(engine.url), engine.connect() as connection:
         # A SQLite transaction that starts by reading cannot wait for a writer when it wants to write: it fails at once.
@@ -166,14 +166,14 @@ def folder_of(url: URL) -> Iterator[None]:
     """Tell that a database file's folder cannot be made.
 
     Raises:
-        DatabaseUnavailable: with what is in the way.
+        DatabaseUnavailableError: with what is in the way.
     """
     try:
         yield
     except OSError as error:
         remedy = "Check that this user may make the folder of the file, or correct DATABASE_URL."
         cause = f"{error.strerror}: {error.filename}"
-        raise DatabaseUnavailable(printable(url), cause, remedy, "cannot be opened") from error
+        raise DatabaseUnavailableError(printable(url), cause, remedy, "cannot be opened") from error
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - a driver's connection

@@ -6,7 +6,7 @@ import sqlite3
 
 import sqlalchemy as sa
 
-from ingest_project.core.errors import DatabaseUnavailable, IngestError, TransactionConflict
+from ingest_project.core.errors import DatabaseUnavailableError, IngestError, TransactionConflictError
 
 # PostgreSQL's codes: serialization_failure, deadlock_detected, lock_not_available.
 CONFLICTS = frozenset({"40001", "40P01", "55P03"})
@@ -111,7 +111,7 @@ def failure_of(error: Exception, address: str) -> IngestError | None:
     """Our name for a driver's failure; None when it is a mistake of this code, which must be seen as it is."""
     original = getattr(error, "orig", None) or error
     if isinstance(error, sa.exc.TimeoutError):
-        return DatabaseUnavailable(address, "every pooled connection is in use")
+        return DatabaseUnavailableError(address, "every pooled connection is in use")
     if isinstance(original, sqlite3.OperationalError):
         return _sqlite_failure(original, address)
     return _postgres_failure(original, address) if _is_driver_error(original) else None
@@ -139,19 +139,19 @@ def _postgres_failure(original: BaseException, address: str) -> IngestError | No
     code = sqlstate(original)
     cause = _first_line(original)
     if code in CONFLICTS:
-        return TransactionConflict(address, cause)
+        return TransactionConflictError(address, cause)
     if code in UNAVAILABLE or code.startswith(UNAVAILABLE_CLASSES) or (not code and _sounds_unavailable(original)):
         return _unavailable(address, code, cause)
     return None
 
 
-def _unavailable(address: str, code: str, cause: str) -> DatabaseUnavailable:
+def _unavailable(address: str, code: str, cause: str) -> DatabaseUnavailableError:
     """Tell a database that is away from one that refuses: each is for somebody else to mend."""
     text = cause.lower()
     for codes, phrases, state, remedy in REFUSALS:
         if code in codes or any(phrase in text for phrase in phrases):
-            return DatabaseUnavailable(address, cause, remedy, state)
-    return DatabaseUnavailable(address, cause)
+            return DatabaseUnavailableError(address, cause, remedy, state)
+    return DatabaseUnavailableError(address, cause)
 
 
 def sqlstate(error: BaseException) -> str:
@@ -174,14 +174,14 @@ def _sounds_unavailable(error: BaseException) -> bool:
 def _sqlite_failure(error: sqlite3.OperationalError, address: str) -> IngestError | None:
     text = str(error)
     if "locked" in text or "busy" in text:
-        return TransactionConflict(address, text)
+        return TransactionConflictError(address, text)
     if "disk I/O" in text or "disk is full" in text:
-        return DatabaseUnavailable(
+        return DatabaseUnavailableError(
             address, text, "Make room on its disk, and check that the disk is sound.", "cannot write"
         )
     if "unable to open" in text or "readonly" in text:
         remedy = "Check that this user may write the file and its folder, or correct DATABASE_URL."
-        return DatabaseUnavailable(address, text, remedy, "cannot be opened")
+        return DatabaseUnavailableError(address, text, remedy, "cannot be opened")
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from ingest_project.core.errors import TransactionConflict
+from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.database.engine import database_errors, printable
 
 POLL_SECONDS = 0.05
@@ -30,8 +30,8 @@ def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0) -> Itera
         wait_seconds: for whoever holds it now.
 
     Raises:
-        TransactionConflict: it did not come free in time.
-        DatabaseUnavailable: the database does not answer.
+        TransactionConflictError: it did not come free in time.
+        DatabaseUnavailableError: the database does not answer.
     """
     if engine.dialect.name == "postgresql":
         with _advisory_lock(engine, name, wait_seconds):
@@ -70,6 +70,8 @@ def _file_lock(path: Path, wait_seconds: float) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > give_up_at:
-                    raise TransactionConflict(printable(f"sqlite:///{path}"), "its lock did not come free") from None
+                    raise TransactionConflictError(
+                        printable(f"sqlite:///{path}"), "its lock did not come free"
+                    ) from None
                 time.sleep(POLL_SECONDS)
         yield

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from ingest_project.core.errors import SettingsError
 from ingest_project.platform.database.engine import reading, writing
 
 # The newest revision in migrations/versions. Named here so that a database that is current costs one small query
 # instead of the import of Alembic; a test compares the two.
-HEAD = "0013"
+HEAD = "0001"
 # Any number that no other program locks in the same database.
 ADVISORY_LOCK = 0x1263_57_01
 
@@ -20,10 +21,18 @@ def migrate(engine: sa.Engine) -> None:
     """Upgrade to HEAD in one transaction; the second time nothing happens.
 
     Raises:
-        DatabaseUnavailable: the database does not answer.
+        DatabaseUnavailableError: the database does not answer.
+        SettingsError: its tables are not of a revision that this version knows.
     """
-    if schema_version(engine) == HEAD:
+    version = schema_version(engine)
+    if version == HEAD:
         return
+    if version is not None and version > HEAD:
+        raise SettingsError(
+            f"The tables in {engine.url.render_as_string(hide_password=True)} have revision {version}: not one of this"
+            f" version, which knows those up to {HEAD}. Use a new database, or drop all tables:"
+            ' ingest psql -c "DROP SCHEMA public CASCADE; CREATE SCHEMA public".'
+        )
     with writing(engine) as connection:
         if connection.dialect.name == "postgresql":
             # Waits for a migration, however long it takes: lock_timeout is for ordinary writers.
@@ -36,7 +45,7 @@ def schema_version(engine: sa.Engine) -> str | None:
     """The revision the database is at; None when it was never migrated.
 
     Raises:
-        DatabaseUnavailable: the database does not answer.
+        DatabaseUnavailableError: the database does not answer.
     """
     with reading(engine) as connection:
         try:

@@ -12,8 +12,8 @@ from ingest_project.core.settings import (
 )
 from ingest_project.platform.azure.identity import default_credential
 from ingest_project.platform.delta.location import AzureCredential, BearerToken, DeltaCredentials
-from ingest_project.platform.delta.maintenance import UpkeepLimits
-from ingest_project.platform.object_store.s3 import s3_options
+from ingest_project.platform.delta.maintenance import MaintenanceLimits
+from ingest_project.platform.object_store.locations import s3_options
 
 if TYPE_CHECKING:
     pass
@@ -36,9 +36,9 @@ def azure_credential(onelake: OneLakeSettings) -> AzureCredential:
     return AzureCredential(tokens=_storage_token)
 
 
-def upkeep_limits(delta: DeltaSettings) -> UpkeepLimits:
-    """How much one upkeep of a Delta table may do."""
-    return UpkeepLimits(
+def maintenance_limits(delta: DeltaSettings) -> MaintenanceLimits:
+    """How much one maintenance of a Delta table may do."""
+    return MaintenanceLimits(
         min_small_files=delta.min_small_files,
         target_bytes=delta.target_file_bytes,
         time_limit=timedelta(seconds=delta.time_limit_seconds),

@@ -6,8 +6,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ingest_project.core.errors import SchemaConflict, StoreUnavailable, TransactionConflict, TransientError
-from ingest_project.platform.delta.location import DeltaPlace
+from ingest_project.core.errors import (
+    SchemaConflictError,
+    StoreUnavailableError,
+    TransactionConflictError,
+    TransientError,
+)
+from ingest_project.platform.delta.location import DeltaLocation
 
 LONGEST_REASON = 500
 # A name that a file system or an object store does not take: that of a partition's folder, made of a row's value.
@@ -34,28 +39,28 @@ def may_be_a_rows_fault(error: Exception) -> bool:
 
     Of a store that is away this cannot always be told: ask it for a commit without that row before believing it.
     """
-    if isinstance(error, StoreUnavailable):
+    if isinstance(error, StoreUnavailableError):
         cause = error.__cause__
         text = str(cause).lower()
         if isinstance(cause, OSError):
             return any(sign in text for sign in REFUSED_NAMES)
         return not any(sign in text for sign in NO_SPACE)
-    return not isinstance(error, TransientError | SchemaConflict | MemoryError)
+    return not isinstance(error, TransientError | SchemaConflictError | MemoryError)
 
 
 @contextmanager
-def delta_errors(place: DeltaPlace) -> Iterator[None]:
+def delta_errors(place: DeltaLocation) -> Iterator[None]:
     """Tell a failure of delta-rs or of what it writes to as one of ours.
 
     Raises:
-        TransactionConflict: another writer was in the way.
-        StoreUnavailable: not reached, refused, full, or not a Delta table.
+        TransactionConflictError: another writer was in the way.
+        StoreUnavailableError: not reached, refused, full, or not a Delta table.
     """
     from deltalake.exceptions import CommitFailedError, DeltaError  # noqa: PLC0415 - heavy, and loaded already here
 
     try:
         yield
     except CommitFailedError as error:
-        raise TransactionConflict(place.url, reason_of(error)) from error
+        raise TransactionConflictError(place.url, reason_of(error)) from error
     except (DeltaError, OSError) as error:
-        raise StoreUnavailable(place.url, reason_of(error)) from error
+        raise StoreUnavailableError(place.url, reason_of(error)) from error

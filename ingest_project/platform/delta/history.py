@@ -6,9 +6,10 @@ newest position and the oldest rows. So whoever relies on a position looks at th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deltalake import DeltaTable
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 # What these leave is at least what was there. Any other operation, also one that is not known, may take rows away.
 ONLY_ADDS = frozenset({"WRITE", "STREAMING UPDATE"})

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from ingest_project.core.errors import SettingsError
 from ingest_project.platform.http.host_grammar import MalformedAddressError, host_and_port, split_address
 from ingest_project.platform.http.urls import printable_url
-from ingest_project.platform.object_store.locations import Bucket, S3Options, place_of
+from ingest_project.platform.object_store.locations import Bucket, S3Options, location_of
 
 AZURE_SCHEMES = ("abfss", "abfs")
 # A token that ends sooner than one slow commit may take counts as ended.
@@ -65,7 +65,7 @@ class DeltaCredentials:
 
 
 @dataclass(frozen=True)
-class DeltaPlace:
+class DeltaLocation:
     """One table's address, and who is let in."""
 
     url: str
@@ -94,7 +94,7 @@ class StorageOptions:
         return self.ends_at is not None and datetime.now(UTC) >= self.ends_at
 
 
-def delta_place(url: str, credentials: DeltaCredentials | None = None) -> DeltaPlace:
+def delta_location(url: str, credentials: DeltaCredentials | None = None) -> DeltaLocation:
     """A table's place, its address written as delta-rs wants it.
 
     Raises:
@@ -109,33 +109,33 @@ def delta_place(url: str, credentials: DeltaCredentials | None = None) -> DeltaP
         return _azure_place(url, credentials)
     if parts.scheme not in ("", "file", "s3"):
         raise SettingsError(f"{url} cannot hold a Delta table. Use a folder, s3://, abfss:// or OneLake's https://.")
-    place = place_of(url)
+    place = location_of(url)
     if isinstance(place, Bucket):
-        return DeltaPlace(place.url.rstrip("/"), credentials)
-    return DeltaPlace(str(place.absolute()), credentials)
+        return DeltaLocation(place.url.rstrip("/"), credentials)
+    return DeltaLocation(str(place.absolute()), credentials)
 
 
-def storage_options(place: DeltaPlace) -> StorageOptions:
+def storage_options(place: DeltaLocation) -> StorageOptions:
     """What to tell delta-rs to get in, with a token of this moment where tokens are used."""
     if place.is_local:
         return StorageOptions({})
     if place.url.startswith("s3://"):
         return StorageOptions(NETWORK_OPTIONS | _s3_options(place.credentials.s3))
     credential = place.credentials.azure
-    assert credential is not None  # noqa: S101 - delta_place saw to it
+    assert credential is not None  # noqa: S101 - delta_location saw to it
     return _azure_options(credential)
 
 
-def _azure_place(url: str, credentials: DeltaCredentials) -> DeltaPlace:
+def _azure_place(url: str, credentials: DeltaCredentials) -> DeltaLocation:
     url = _abfss(url)
     azure = credentials.azure
     if azure is None or sum(way is not None for way in (azure.tokens, azure.sas, azure.account_key)) != 1:
         raise SettingsError(f"{url} needs exactly one of azure-identity, a SAS or an account key.")
-    return DeltaPlace(url, credentials)
+    return DeltaLocation(url, credentials)
 
 
 def _abfss(url: str) -> str:
-    """The address as delta-rs takes it, put together anew from its parts."""
+    """The address as delta-rs takes it, put together again from its parts."""
     try:
         parts = split_address(url, ("https", *AZURE_SCHEMES), with_user=not url.lower().startswith("https"))
         reason = "" if parts.query is None and parts.fragment is None else "it carries a query, which may be a secret"
@@ -179,6 +179,6 @@ def _azure_options(credential: AzureCredential) -> StorageOptions:
         return StorageOptions(told | {"azure_storage_sas_token": credential.sas.removeprefix("?")})
     if credential.account_key:
         return StorageOptions(told | {"azure_storage_account_key": credential.account_key})
-    assert credential.tokens is not None  # noqa: S101 - delta_place saw to it
+    assert credential.tokens is not None  # noqa: S101 - delta_location saw to it
     token = credential.tokens()
     return StorageOptions(told | {"azure_storage_token": token.value}, token.expires_at - TOKEN_MARGIN)

@@ -1,10 +1,10 @@
 """Keeping a Delta table healthy: few files, a short log, and nothing on the disk that no reader needs.
 
-Every commit adds files and one entry to the log, and each later commit pays for the number of them. Upkeep may run
+Every commit adds files and one entry to the log, and each later commit pays for the number of them. Maintenance may run
 beside appenders: merging small files does not conflict with appending. Where two upkeeps meet, one gives way.
 
 That last one is our own doing: delta-rs lets two merges of the same files both commit, and then every row is there
-twice. But it refuses a merge when the table's metadata changed since the state it began with. So each upkeep first
+twice. But it refuses a merge when the table's metadata changed since the state it began with. So each maintenance first
 writes a claim of its own into the table's properties, and merges from no state that has another's: a later claim stops
 whatever an earlier one still has under way. An append that a claim runs into is tried again by its writer.
 
@@ -18,13 +18,15 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from deltalake import DeltaTable
-
-from ingest_project.core.errors import TransactionConflict
+from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.delta.errors import delta_errors
 from ingest_project.platform.delta.statistics import TableFigures, figures_of
 from ingest_project.platform.delta.table import DeltaStore
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 CLAIM_PROPERTY = "ingest_project.upkeep"
 # Delta's own protection: a reader of an old version, and a writer that is still busy, are done after a week.
@@ -32,13 +34,13 @@ SHORTEST_SAFE_RETENTION = timedelta(days=7)
 
 
 @dataclass(frozen=True)
-class UpkeepLimits:
-    """How much one upkeep may do.
+class MaintenanceLimits:
+    """How much one maintenance may do.
 
     Args:
         min_small_files: a partition with fewer than these is left alone.
         target_bytes: files are merged up to this size on disk; one half of it and more does not count as small.
-        time_limit: no further partition is begun after this; the next upkeep goes on.
+        time_limit: no further partition is begun after this; the next maintenance goes on.
         retention: how long files stay that are part of old versions only, or of none.
         allow_short_retention: take a retention that can break running readers and writers; for tests.
         concurrent_merges: files merged at the same time; each holds a few row groups in memory.
@@ -54,11 +56,11 @@ class UpkeepLimits:
 
 @dataclass(frozen=True)
 class Upkeep:
-    """What an upkeep did; with `dry_run`, what it would do.
+    """What an maintenance did; with `dry_run`, what it would do.
 
     Args:
         merged: partitions whose small files were merged, as `column=value/...`; the whole table is the empty text.
-        given_way: partitions left alone because somebody else changed the table: another upkeep, or a new column.
+        given_way: partitions left alone because somebody else changed the table: another maintenance, or a new column.
         put_off: partitions that there was no time for.
         removed: files deleted, relative to the table.
     """
@@ -72,11 +74,13 @@ class Upkeep:
     dry_run: bool = False
 
 
-def summary(upkeep: Upkeep | None) -> str:
-    """One line about an upkeep, or about a table that is not there yet."""
-    if upkeep is None:
+def summary(maintenance: Upkeep | None) -> str:
+    """One line about an maintenance, or about a table that is not there yet."""
+    if maintenance is None:
         return "There is no table yet."
-    return f"{upkeep.before.files} files became {upkeep.after.files}; {len(upkeep.removed)} were removed."
+    return (
+        f"{maintenance.before.files} files became {maintenance.after.files}; {len(maintenance.removed)} were removed."
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ class _Partition:
         return [(column, "=", value or "") for column, value in self.values] or None
 
 
-def keep_healthy(store: DeltaStore, limits: UpkeepLimits | None = None, *, dry_run: bool = False) -> Upkeep | None:
+def optimize_and_vacuum(
+    store: DeltaStore, limits: MaintenanceLimits | None = None, *, dry_run: bool = False
+) -> Upkeep | None:
     """Merge small files, write a checkpoint, shorten the log, delete what is out of retention. Again: the same state.
 
     Args:
@@ -105,13 +111,13 @@ def keep_healthy(store: DeltaStore, limits: UpkeepLimits | None = None, *, dry_r
         None when there is no table yet.
 
     Raises:
-        StoreUnavailable: the store does not answer or refused; what was done until then stays done.
-        TransactionConflict: another upkeep deleted files at the same time.
+        StoreUnavailableError: the store does not answer or refused; what was done until then stays done.
+        TransactionConflictError: another maintenance deleted files at the same time.
     """
     table = store.opened()
     if table is None:
         return None
-    limits = limits or UpkeepLimits()
+    limits = limits or MaintenanceLimits()
     with delta_errors(store.place):
         before = figures_of(table)
         partitions = _partitions_to_merge(table, limits)
@@ -127,7 +133,7 @@ def keep_healthy(store: DeltaStore, limits: UpkeepLimits | None = None, *, dry_r
         return Upkeep(before, figures_of(table), merged, given_way, put_off, removed)
 
 
-def _partitions_to_merge(table: DeltaTable, limits: UpkeepLimits) -> list[_Partition]:
+def _partitions_to_merge(table: DeltaTable, limits: MaintenanceLimits) -> list[_Partition]:
     """Those with many small files, the ones with the most first."""
     import pyarrow as pa  # noqa: PLC0415 - heavy
     import pyarrow.compute as pc  # noqa: PLC0415
@@ -154,7 +160,7 @@ def _as_written(value: object) -> str | None:
 
 
 def _merge_all(
-    store: DeltaStore, table: DeltaTable, partitions: list[_Partition], limits: UpkeepLimits
+    store: DeltaStore, table: DeltaTable, partitions: list[_Partition], limits: MaintenanceLimits
 ) -> tuple[list[str], list[str], list[str]]:
     """The names of the partitions that were merged, that somebody else was at, and that are put off."""
     names = [partition.name for partition in partitions]
@@ -168,7 +174,7 @@ def _merge_all(
                     break
                 _merge(store, table, partition, claim, limits)
                 done += 1
-    except TransactionConflict:
+    except TransactionConflictError:
         return names[:done], names[done:], []
     return names[:done], [], names[done:]
 
@@ -181,22 +187,22 @@ def _claimed(table: DeltaTable) -> str:
     return claim
 
 
-def _merge(store: DeltaStore, table: DeltaTable, partition: _Partition, claim: str, limits: UpkeepLimits) -> None:
+def _merge(store: DeltaStore, table: DeltaTable, partition: _Partition, claim: str, limits: MaintenanceLimits) -> None:
     from deltalake import PostCommitHookProperties  # noqa: PLC0415 - heavy
 
     table.update_incremental()
     if table.metadata().configuration.get(CLAIM_PROPERTY) != claim:
-        raise TransactionConflict(store.url, "another upkeep has begun")
+        raise TransactionConflictError(store.url, "another upkeep has begun")
     table.optimize.compact(
         partition_filters=partition.filters,
         target_size=limits.target_bytes,
         max_concurrent_tasks=limits.concurrent_merges,
-        # One checkpoint at the end of the upkeep is enough.
+        # One checkpoint at the end of the maintenance is enough.
         post_commithook_properties=PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
     )
 
 
-def _vacuum(table: DeltaTable, limits: UpkeepLimits, *, dry_run: bool) -> list[str]:
+def _vacuum(table: DeltaTable, limits: MaintenanceLimits, *, dry_run: bool) -> list[str]:
     """Files out of retention, also those that a killed writer left and no version ever had."""
     return table.vacuum(
         retention_hours=math.ceil(limits.retention / timedelta(hours=1)),

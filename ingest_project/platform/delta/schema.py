@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from deltalake import Schema as DeltaSchema
 
-from ingest_project.core.errors import SchemaConflict
+from ingest_project.core.errors import SchemaConflictError
+
+if TYPE_CHECKING:
+    from deltalake import Schema as DeltaSchema
 
 BATCH_ROWS = 65_536
 # Spark refuses a table with such a name in it, unless columns are mapped, which few readers know.
@@ -52,7 +55,7 @@ def rows_to_append(data: pa.Table, table_schema: DeltaSchema, table: str) -> tup
         table: its address, for messages.
 
     Raises:
-        SchemaConflict: they do not fit.
+        SchemaConflictError: they do not fit.
     """
     held, given = pa.schema(table_schema), delta_schema(data.schema, table)
     check_only_adds(held, given, table)
@@ -71,7 +74,7 @@ def delta_schema(schema: pa.Schema, table: str) -> pa.Schema:
         table: its address, for messages.
 
     Raises:
-        SchemaConflict: a type that Delta lacks, or a name that its readers refuse.
+        SchemaConflictError: a type that Delta lacks, or a name that its readers refuse.
     """
     kept = [field for field in schema if not pa.types.is_null(field.type)]
     _check_names([field.name for field in kept], "", table)
@@ -82,7 +85,7 @@ def check_only_adds(table_schema: pa.Schema, data_schema: pa.Schema, table: str)
     """Whether data fit a table, or only add columns (or fields of a struct) to it. Both as `delta_schema` gives them.
 
     Raises:
-        SchemaConflict: a column of another type, or a new name that differs from an old one only in case.
+        SchemaConflictError: a column of another type, or a new name that differs from an old one only in case.
     """
     _check_fields(list(table_schema), list(data_schema), "", table)
 
@@ -128,7 +131,7 @@ def _nested_type(arrow: pa.DataType, path: str, table: str) -> pa.DataType:
         return pa.struct(
             [pa.field(field.name, _delta_type(field.type, f"{path}.{field.name}", table)) for field in arrow]
         )
-    raise SchemaConflict(table, path, f"{arrow} has no type in Delta; {_remedy(arrow)}")
+    raise SchemaConflictError(table, path, f"{arrow} has no type in Delta; {_remedy(arrow)}")
 
 
 def _remedy(arrow: pa.DataType) -> str:
@@ -143,9 +146,9 @@ def _check_names(names: list[str], prefix: str, table: str) -> None:
     folded: set[str] = set()
     for name in names:
         if not name or FORBIDDEN_IN_NAMES.search(name):
-            raise SchemaConflict(table, prefix + name, "its name is empty or has one of ' ,;{}()=' in it")
+            raise SchemaConflictError(table, prefix + name, "its name is empty or has one of ' ,;{}()=' in it")
         if name.lower() in folded:
-            raise SchemaConflict(table, prefix + name, "another column has this name, but for its case")
+            raise SchemaConflictError(table, prefix + name, "another column has this name, but for its case")
         folded.add(name.lower())
 
 
@@ -156,7 +159,9 @@ def _check_fields(old: Iterable[pa.Field], new: Iterable[pa.Field], prefix: str,
         if before is None:
             continue
         if before.name != field.name:
-            raise SchemaConflict(table, prefix + field.name, f"the table has {before.name!r}: only the case differs")
+            raise SchemaConflictError(
+                table, prefix + field.name, f"the table has {before.name!r}: only the case differs"
+            )
         _check_type(before.type, field.type, prefix + field.name, table)
 
 
@@ -169,14 +174,14 @@ def _check_type(old: pa.DataType, new: pa.DataType, path: str, table: str) -> No
         _check_type(old.key_type, new.key_type, f"{path}.key", table)
         _check_type(old.item_type, new.item_type, f"{path}.value", table)
     elif old != new:
-        raise SchemaConflict(table, path, f"the table holds {old}, the new rows {new}")
+        raise SchemaConflictError(table, path, f"the table holds {old}, the new rows {new}")
 
 
 def _check_required(held: pa.Schema, given: pa.Schema, table: str) -> None:
     """Refuse rows that lack a column which somebody made the table require: it would refuse each of them."""
     for field in held:
         if not field.nullable and field.name not in given.names:
-            raise SchemaConflict(table, field.name, "the table requires a value, and the new rows have none")
+            raise SchemaConflictError(table, field.name, "the table requires a value, and the new rows have none")
 
 
 def _paths(arrow: pa.DataType, path: str) -> Iterator[str]:

@@ -25,21 +25,23 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-from deltalake import DeltaTable
-
-from ingest_project.core.errors import StoreUnavailable, TransactionConflict
+from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
 from ingest_project.platform.delta.errors import delta_errors, reason_of
 from ingest_project.platform.delta.history import History
 from ingest_project.platform.delta.location import (
     DeltaCredentials,
-    DeltaPlace,
+    DeltaLocation,
     StorageOptions,
-    delta_place,
+    delta_location,
     storage_options,
 )
 from ingest_project.platform.delta.statistics import TableFigures, figures_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from deltalake import DeltaTable
 
 COMMIT_RETRIES = 8
 FIRST_PAUSE_SECONDS = 0.05
@@ -105,7 +107,7 @@ class DeltaStore:
     Threads may share a store. A process forked after its first use must not use deltalake any more: spawn instead.
     """
 
-    def __init__(self, place: DeltaPlace, partition_by: Sequence[str] = ()) -> None:
+    def __init__(self, place: DeltaLocation, partition_by: Sequence[str] = ()) -> None:
         self._place = place
         self._partition_by = list(partition_by)
         self._lock = threading.Lock()
@@ -120,7 +122,7 @@ class DeltaStore:
         return self._place.url
 
     @property
-    def place(self) -> DeltaPlace:
+    def place(self) -> DeltaLocation:
         """Where the table lies, and who is let in."""
         return self._place
 
@@ -147,19 +149,19 @@ class DeltaStore:
             checked: the version of the table at which the stream's rows were known to be complete, see `standings`.
 
         Raises:
-            SchemaConflict: a column's type is another than the table's, or none of Delta's.
-            TransactionConflict: other writers were in the way each time, or the table is not at `after`.
-            StoreUnavailable: the store does not answer or refused. The commit may have landed: append again.
+            SchemaConflictError: a column's type is another than the table's, or none of Delta's.
+            TransactionConflictError: other writers were in the way each time, or the table is not at `after`.
+            StoreUnavailableError: the store does not answer or refused. The commit may have landed: append again.
         """
         with self._lock:
             transactions = {app_id: version} | ({} if checked is None else {checked_by(app_id): checked})
             outcome = self._tried_to_append(data, app_id, after, transactions)
             for pause in _pauses():
-                if not isinstance(outcome, TransactionConflict):
+                if not isinstance(outcome, TransactionConflictError):
                     return outcome
                 time.sleep(pause)
                 outcome = self._tried_to_append(data, app_id, after, transactions)
-        if isinstance(outcome, TransactionConflict):
+        if isinstance(outcome, TransactionConflictError):
             raise outcome
         return outcome
 
@@ -167,7 +169,7 @@ class DeltaStore:
         """How far the table is in a stream; None: nothing of it was committed, or there is no table yet.
 
         Raises:
-            StoreUnavailable: the store does not answer or refused.
+            StoreUnavailableError: the store does not answer or refused.
         """
         with self._lock:
             table = self._refreshed()
@@ -176,10 +178,10 @@ class DeltaStore:
     def standings(self, app_ids: Sequence[str]) -> dict[str, Standing]:
         """Where the table is in some streams now, and which commits since the last check may have removed their rows.
 
-        Opens the table anew: a handle that is kept does not always notice that its table went back.
+        Opens the table again: a handle that is kept does not always notice that its table went back.
 
         Raises:
-            StoreUnavailable: the store does not answer or refused.
+            StoreUnavailableError: the store does not answer or refused.
         """
         with self._lock:
             table = self._reopened()
@@ -200,8 +202,8 @@ class DeltaStore:
         """Remember that the rows of a stream, or of all, were complete at a version of the table.
 
         Raises:
-            TransactionConflict: other writers were in the way each time.
-            StoreUnavailable: the store does not answer or refused.
+            TransactionConflictError: other writers were in the way each time.
+            StoreUnavailableError: the store does not answer or refused.
         """
         import pyarrow as pa  # noqa: PLC0415 - heavy
 
@@ -215,20 +217,20 @@ class DeltaStore:
         """Version, files, rows and bytes; None: there is no table yet.
 
         Raises:
-            StoreUnavailable: the store does not answer or refused.
+            StoreUnavailableError: the store does not answer or refused.
         """
         with self._lock:
             table = self._refreshed()
             return None if table is None else figures_of(table)
 
     def opened(self) -> DeltaTable | None:
-        """A handle of one's own at the newest version, for reading and for upkeep; None: there is no table yet.
+        """A handle of one's own at the newest version, for reading and for maintenance; None: there is no table yet.
 
         Read with its `scan`, or with deltalake's `QueryBuilder`: a process that used `to_pyarrow_table` or
         `to_pyarrow_dataset` at times aborts when it ends.
 
         Raises:
-            StoreUnavailable: the store does not answer or refused.
+            StoreUnavailableError: the store does not answer or refused.
         """
         return _open(self._place, storage_options(self._place))
 
@@ -292,7 +294,7 @@ class DeltaStore:
                     raise
             table = self._reopened()
         if table is None:
-            raise StoreUnavailable(self.url, "the table that was just created is not there")
+            raise StoreUnavailableError(self.url, "the table that was just created is not there")
         return table
 
     def _position_in(self, table: DeltaTable, app_id: str) -> int | None:
@@ -301,17 +303,17 @@ class DeltaStore:
 
     def _tried_to_append(
         self, data: pa.Table, app_id: str, after: int | Position | None, transactions: Mapping[str, int]
-    ) -> Committed | AlreadyCommitted | TransactionConflict:
+    ) -> Committed | AlreadyCommitted | TransactionConflictError:
         """One try; a conflict is returned when the same try may succeed next, and raised when it cannot."""
         table = self._refreshed() or self._created(data)
         there = self._position_in(table, app_id)
         if there is not None and there >= transactions[app_id]:
             return AlreadyCommitted(there)
         if after is not Position.ANY and there != after:
-            raise TransactionConflict(self.url, f"{app_id} is at {there}, and not at {after} as was planned")
+            raise TransactionConflictError(self.url, f"{app_id} is at {there}, and not at {after} as was planned")
         try:
             self._commit(table, data, transactions)
-        except TransactionConflict as conflict:
+        except TransactionConflictError as conflict:
             return conflict
         self._log_identity = self._identity_now()
         return Committed(table.version(), data.num_rows)
@@ -362,10 +364,10 @@ def open_delta_table(
     Raises:
         SettingsError: no address of a table, or credentials that do not go with it.
     """
-    return DeltaStore(delta_place(url, credentials), partition_by)
+    return DeltaStore(delta_location(url, credentials), partition_by)
 
 
-def _open(place: DeltaPlace, options: StorageOptions) -> DeltaTable | None:
+def _open(place: DeltaLocation, options: StorageOptions) -> DeltaTable | None:
     from deltalake import DeltaTable  # noqa: PLC0415 - heavy
     from deltalake.exceptions import TableNotFoundError  # noqa: PLC0415
 
@@ -387,7 +389,7 @@ def ask(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
     """The answer to a query over `events`, a few thousand rows at a time; nothing where there is no table yet.
 
     Raises:
-        StoreUnavailable: the store does not answer or refused.
+        StoreUnavailableError: the store does not answer or refused.
     """
     table = store.opened()
     if table is not None:
@@ -398,7 +400,7 @@ def answer(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.Reco
     """Query one version of the table, registered as `events`.
 
     Raises:
-        StoreUnavailable: the store does not answer or refused.
+        StoreUnavailableError: the store does not answer or refused.
     """
     import pyarrow as pa  # noqa: PLC0415 - heavy
     from deltalake import QueryBuilder  # noqa: PLC0415
@@ -411,4 +413,4 @@ def answer(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.Reco
         # The query engine has no class of its own for what goes wrong in it.
         if type(error) is not Exception:
             raise
-        raise StoreUnavailable(store.url, reason_of(error)) from error
+        raise StoreUnavailableError(store.url, reason_of(error)) from error

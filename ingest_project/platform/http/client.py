@@ -20,14 +20,14 @@ from requests import PreparedRequest, Response, Session
 from requests.exceptions import InvalidURL, RequestException
 from urllib3.exceptions import HTTPError
 
-from ingest_project.core.errors import AddressRefused, DownloadRefused
+from ingest_project.core.errors import AddressRejectedError, DownloadRejectedError
 from ingest_project.platform.http.credentials import Credentials, HostCredential
 from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
 from ingest_project.platform.http.errors import REDIRECTS, failure_from, failure_of, parse_retry_after
 from ingest_project.platform.http.host_policy import HostRules
 from ingest_project.platform.http.limits import HostLimits
 from ingest_project.platform.http.pinned_transport import Connector, PinnedAdapter, Resolver, system_addresses
-from ingest_project.platform.http.response import Answer
+from ingest_project.platform.http.response import WebResponse
 from ingest_project.platform.http.urls import WebAddress
 
 REDIRECT_SETTING = "INGEST_MAX_REDIRECTS"
@@ -111,7 +111,7 @@ class WebClient:
         """Take an address apart and judge it by its name, without contacting anything.
 
         Raises:
-            AddressRefused: it may not be contacted.
+            AddressRejectedError: it may not be contacted.
         """
         return self._rules.check(url)
 
@@ -125,7 +125,7 @@ class WebClient:
         accept: Collection[int] = (200,),
         forgive_breaks: bool = False,
         method: Literal["GET", "HEAD"] = "GET",
-    ) -> Iterator[Answer]:
+    ) -> Iterator[WebResponse]:
         """Ask for an address; the body is read inside the block, and the host's place is held until its end.
 
         Args:
@@ -137,10 +137,10 @@ class WebClient:
             method: HEAD asks for the headers alone.
 
         Raises:
-            AddressRefused: the address, or one that it redirects to, may not be contacted.
-            DownloadRefused: a status that stays, or too many redirects.
-            DownloadFailed: no connection, too slow, cut short, or a status that passes.
-            HostBusy: the host is left alone for a while.
+            AddressRejectedError: the address, or one that it redirects to, may not be contacted.
+            DownloadRejectedError: a status that stays, or too many redirects.
+            DownloadFailedError: no connection, too slow, cut short, or a status that passes.
+            HostThrottledError: the host is left alone for a while.
         """
         address = self._rules.check(url)
         with deadline_in_force(deadline):
@@ -158,21 +158,21 @@ class WebClient:
                     finally:
                         answer.close()
                 address = self._next_hop(address, location)
-        raise DownloadRefused(
+        raise DownloadRejectedError(
             address.printable, f"more than {self._contact.max_redirects} redirects (limit: {REDIRECT_SETTING})"
         )
 
-    def _ask(self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> Answer:
+    def _ask(self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> WebResponse:
         head = deadline.within(self._contact.head_time)
         try:
             with deadline_in_force(head):
                 response = self._send(method, address, headers)
         except InvalidURL:
-            failure: Exception = AddressRefused(address.printable, "requests does not accept it as an address")
+            failure: Exception = AddressRejectedError(address.printable, "requests does not accept it as an address")
         except (RequestException, HTTPError, OSError) as error:
             failure = failure_from(error, address.printable, head)
         else:
-            return Answer(address, response.status_code, response.headers, response.raw, deadline)
+            return WebResponse(address, response.status_code, response.headers, response.raw, deadline)
         # Outside of the handler: what requests raises quotes the address with its query, and must not come along.
         raise failure
 
@@ -187,7 +187,7 @@ class WebClient:
             request, stream=True, timeout=self._contact.timeouts, allow_redirects=False, proxies={}, verify=True
         )
 
-    def _require(self, answer: Answer, accept: Collection[int]) -> None:
+    def _require(self, answer: WebResponse, accept: Collection[int]) -> None:
         if answer.status not in accept:
             answer.discard()
             retry_after = self._hosts.bounded(parse_retry_after(answer.headers.get("Retry-After")))
@@ -200,10 +200,10 @@ class WebClient:
         try:
             url = urljoin(address.url, location)
         except ValueError:
-            raise AddressRefused(address.printable, "it redirects to something that is not an address") from None
+            raise AddressRejectedError(address.printable, "it redirects to something that is not an address") from None
         target = self._rules.check(url)
         if address.scheme == "https" and target.scheme == "http" and not self._contact.allow_downgrade:
-            raise AddressRefused(target.printable, "a redirect leads from https to http")
+            raise AddressRejectedError(target.printable, "a redirect leads from https to http")
         return target
 
 

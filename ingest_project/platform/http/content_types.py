@@ -10,7 +10,7 @@ import codecs
 import mimetypes
 import re
 
-from ingest_project.core.errors import FileRejected
+from ingest_project.core.errors import FileRejectedError
 
 SNIFFED_BYTES = 4096
 UNKNOWN = "application/octet-stream"
@@ -131,11 +131,11 @@ def require_announced(head: bytes, announced: str | None, header: str | None, pr
         its media type: as sniffed, or what was announced where the bytes leave that open.
 
     Raises:
-        FileRejected: it is a page or a message where a document, an image or an archive was promised.
+        FileRejectedError: it is a page or a message where a document, an image or an archive was promised.
     """
     found = sniff(head)
     if announced and _contradicts(found, announced, bare_type(header)):
-        raise FileRejected("wrong_content_type", f"{printable} was announced as {announced} but is {found}")
+        raise FileRejectedError("wrong_content_type", f"{printable} was announced as {announced} but is {found}")
     for candidate in (announced, bare_type(header)):
         if candidate and candidate != UNKNOWN and _could_be(found, candidate):
             return candidate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from ingest_project.core.errors import DownloadFailed, FileRejected, LimitExceeded
+from ingest_project.core.errors import DownloadFailedError, FileRejectedError, LimitExceededError
 
 _PIECE_BYTES = 1024**2
 # A few hundred bytes of spaces are no bomb, whatever their ratio.
@@ -44,8 +44,8 @@ class Decoder:
         """The content of one piece, in pieces of at most 1 MiB.
 
         Raises:
-            FileRejected: it is not of this encoding.
-            LimitExceeded: it expands too much.
+            FileRejectedError: it is not of this encoding.
+            LimitExceededError: it expands too much.
         """
         self._bytes_in += len(data)
         while data:
@@ -53,7 +53,7 @@ class Decoder:
             try:
                 piece = stream.decompress(data, _PIECE_BYTES)
             except zlib.error as error:
-                raise FileRejected(
+                raise FileRejectedError(
                     "bad_encoding", f"{self._printable} is not the {self._name} it claims to be"
                 ) from error
             self._bytes_out += len(piece)
@@ -67,10 +67,10 @@ class Decoder:
         """State that the body is over.
 
         Raises:
-            DownloadFailed: it was not.
+            DownloadFailedError: it was not.
         """
         if self._bytes_in and (self._stream is None or not self._stream.eof):
-            raise DownloadFailed(self._printable, "its compressed content ends in the middle", cut=True)
+            raise DownloadFailedError(self._printable, "its compressed content ends in the middle", cut=True)
 
     def _next_member(self, data: bytes) -> bytes:
         """What is left to decode: gzip bodies may be several, one after another; other bytes after one mean nothing."""
@@ -81,7 +81,7 @@ class Decoder:
 
     def _require_bounded(self) -> None:
         if self._bytes_out > _ALWAYS_ALLOWED_BYTES and self._bytes_out > self._bytes_in * self._max_expansion:
-            raise LimitExceeded(
+            raise LimitExceededError(
                 self._setting,
                 f"{self._printable} expands more than {self._max_expansion:g} times: "
                 f"{self._bytes_in} bytes to {self._bytes_out} and on",
@@ -107,7 +107,7 @@ def content_encoding_of(header: str | None, printable: str) -> str | None:
     """The encoding to undo; None where there is none.
 
     Raises:
-        FileRejected: one that is not supported, or several.
+        FileRejectedError: one that is not supported, or several.
     """
     encoding = codings_in(header)
     if encoding not in SUPPORTED:
@@ -129,10 +129,10 @@ def require_readable(encoding: str | None, *, is_intact: bool, printable: str) -
         printable: the address, as it may be printed.
 
     Raises:
-        FileRejected: nobody knows what it is.
+        FileRejectedError: nobody knows what it is.
     """
     if encoding and not is_intact:
-        raise FileRejected(
+        raise FileRejectedError(
             "unsupported_encoding",
             f"{printable} is sent as Content-Encoding {encoding!r} although identity was asked for, and nothing shows "
             "that its bytes are the file's own; gzip and deflate can be read",

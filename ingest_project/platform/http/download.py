@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from ingest_project.core.errors import DownloadFailed, DownloadRefused, FileRejected, LimitExceeded
+from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, FileRejectedError, LimitExceededError
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.content_types import announced_type, require_announced, shows
 from ingest_project.platform.http.deadlines import Deadline
 from ingest_project.platform.http.decoding import SUPPORTED, Decoder, codings_in, contradicts, require_readable
-from ingest_project.platform.http.file_fingerprint import FileSeal
+from ingest_project.platform.http.file_fingerprint import FileFingerprint
 from ingest_project.platform.http.file_names import chosen_file_name, path_file_name
 from ingest_project.platform.http.partial_download import PartFile
-from ingest_project.platform.http.response import Answer
+from ingest_project.platform.http.response import WebResponse
 from ingest_project.platform.http.urls import printable_url
 
 SIZE_SETTING = "INGEST_MAX_ATTACHMENT_BYTES"
@@ -75,7 +75,7 @@ class Downloaded:
     http_status: int
     url: str
     resumed: bool
-    seal: FileSeal
+    seal: FileFingerprint
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ class Downloader:
         the moment stays as `<to>.part`, and the next call with the same address and path continues it.
 
         Raises:
-            AddressRefused: the address, or one that it redirects to, may not be contacted.
-            DownloadRefused: an answer that stays, such as 404, or an empty file.
-            FileRejected: not what was announced: size, checksum, kind of content; or it cannot be decoded.
-            LimitExceeded: it is too large, or expands too much.
-            DownloadFailed: for the moment: no connection, too slow, cut short, 429, 503.
-            HostBusy: the host is left alone for a while.
-            StoreUnavailable: it cannot be written.
+            AddressRejectedError: the address, or one that it redirects to, may not be contacted.
+            DownloadRejectedError: an answer that stays, such as 404, or an empty file.
+            FileRejectedError: not what was announced: size, checksum, kind of content; or it cannot be decoded.
+            LimitExceededError: it is too large, or expands too much.
+            DownloadFailedError: for the moment: no connection, too slow, cut short, 429, 503.
+            HostThrottledError: the host is left alone for a while.
+            StoreUnavailableError: it cannot be written.
         """
         checksum = _Checksum.of(request)
         deadline = Deadline(self._limits.total_time)
@@ -141,19 +141,19 @@ class Downloader:
                         self._receive(request, answer, part)
                     self._verify(request, part, checksum, answer)
                     return self._published(request, to, part, answer)
-                except DownloadFailed as failure:
+                except DownloadFailedError as failure:
                     if not failure.cut or not tries_left:
                         raise
         raise AssertionError("the last try either returns or raises")
 
     def _answer(
         self, request: DownloadRequest, part: PartFile, deadline: Deadline, *, forgive_breaks: bool
-    ) -> AbstractContextManager[Answer]:
+    ) -> AbstractContextManager[WebResponse]:
         wanted = part.range_headers
         accept = (200, _PARTIAL, _RANGE_NOT_SATISFIABLE) if wanted else (200,)
         return self._client.get(request.url, deadline, headers=wanted, accept=accept, forgive_breaks=forgive_breaks)
 
-    def _published(self, request: DownloadRequest, to: Path, part: PartFile, answer: Answer) -> Downloaded:
+    def _published(self, request: DownloadRequest, to: Path, part: PartFile, answer: WebResponse) -> Downloaded:
         is_intact = bool(request.checksum) or shows(part.head, _announced(request))
         require_readable(part.undecoded, is_intact=is_intact, printable=answer.address.printable)
         found = require_announced(
@@ -172,16 +172,16 @@ class Downloader:
             seal=seal,
         )
 
-    def _place(self, answer: Answer, part: PartFile) -> None:
+    def _place(self, answer: WebResponse, part: PartFile) -> None:
         """Let the body follow what has arrived, or begin anew."""
         if answer.status == _PARTIAL and part.continued_by(answer):
             return
         if answer.status in (_PARTIAL, _RANGE_NOT_SATISFIABLE):
             part.start_over()
-            raise DownloadFailed(answer.address.printable, "the server did not continue what it began", cut=True)
+            raise DownloadFailedError(answer.address.printable, "the server did not continue what it began", cut=True)
         part.start_over(answer)
 
-    def _require_size(self, request: DownloadRequest, answer: Answer, part: PartFile) -> None:
+    def _require_size(self, request: DownloadRequest, answer: WebResponse, part: PartFile) -> None:
         """Refuse by what the server announces, before anything is read."""
         announced = part.size + (answer.content_length or 0)
         if announced > self._limits.max_bytes:
@@ -191,7 +191,7 @@ class Downloader:
         if announced != request.expected_size and not codings_in(answer.headers.get("Content-Encoding")):
             raise _wrong_size(answer.address.printable, announced, request.expected_size)
 
-    def _receive(self, request: DownloadRequest, answer: Answer, part: PartFile) -> None:
+    def _receive(self, request: DownloadRequest, answer: WebResponse, part: PartFile) -> None:
         encoding = self._encoding(request, answer)
         decoder = self._decoder(encoding, answer)
         pace = _Pace(self._limits, answer.address.printable)
@@ -207,44 +207,46 @@ class Downloader:
         if decoder:
             decoder.finish()
         if part.missing_bytes > 0:
-            raise DownloadFailed(
+            raise DownloadFailedError(
                 answer.address.printable, f"it was cut short, {part.missing_bytes} bytes are missing", cut=True
             )
 
-    def _encoding(self, request: DownloadRequest, answer: Answer) -> str | None:
+    def _encoding(self, request: DownloadRequest, answer: WebResponse) -> str | None:
         encoding = codings_in(answer.headers.get("Content-Encoding"))
         # Servers that call a .tar.gz "a tar in gzip encoding" mean the file that was asked for, as browsers know.
         is_the_file = encoding in ("gzip", "x-gzip") and _announced(request) == "application/gzip"
         return None if is_the_file else encoding
 
-    def _decoder(self, encoding: str | None, answer: Answer) -> Decoder | None:
+    def _decoder(self, encoding: str | None, answer: WebResponse) -> Decoder | None:
         if encoding not in SUPPORTED:
             return None
         limits = self._limits
         return Decoder(encoding, limits.max_expansion, limits.expansion_setting, answer.address.printable)
 
-    def _verify(self, request: DownloadRequest, part: PartFile, checksum: _Checksum, answer: Answer) -> None:
+    def _verify(self, request: DownloadRequest, part: PartFile, checksum: _Checksum, answer: WebResponse) -> None:
         printable = answer.address.printable
         if not part.size:
-            raise DownloadRefused(printable, "the file is empty", answer.status)
+            raise DownloadRejectedError(printable, "the file is empty", answer.status)
         if answer.ends_with_connection and part.size < (request.expected_size or 0):
-            raise DownloadFailed(printable, f"it was cut short after {part.size} bytes", cut=True)
-        wrong: FileRejected | None = None
+            raise DownloadFailedError(printable, f"it was cut short after {part.size} bytes", cut=True)
+        wrong: FileRejectedError | None = None
         if request.expected_size not in (None, part.size):
             wrong = _wrong_size(printable, part.size, request.expected_size)
         elif checksum.value and checksum.value != part.checksum:
-            wrong = FileRejected(
+            wrong = FileRejectedError(
                 "wrong_checksum", f"{printable} has {checksum.algorithm} {part.checksum}, not {checksum.value}"
             )
         if wrong and part.resumed:
             # The two halves may be of different versions, whatever the server said.
             part.start_over()
-            raise DownloadFailed(printable, f"the continued file is not what was announced: {wrong.detail}", cut=True)
+            raise DownloadFailedError(
+                printable, f"the continued file is not what was announced: {wrong.detail}", cut=True
+            )
         if wrong:
             raise wrong
 
-    def _too_large(self, answer: Answer, size: int) -> LimitExceeded:
-        return LimitExceeded(
+    def _too_large(self, answer: WebResponse, size: int) -> LimitExceededError:
+        return LimitExceededError(
             self._limits.size_setting,
             f"{answer.address.printable} has {size} bytes or more, at most {self._limits.max_bytes} are downloaded",
         )
@@ -267,7 +269,7 @@ class _Pace:
         if passed < self._window:
             return
         if self._received < self._least * passed:
-            raise DownloadFailed(
+            raise DownloadFailedError(
                 self._printable,
                 f"the server sends less than {self._least} bytes a second ({self._received} in {passed:.0f} s)",
             )
@@ -284,7 +286,7 @@ class _Checksum:
         """The checksum to verify.
 
         Raises:
-            FileRejected: it is none that is known.
+            FileRejectedError: it is none that is known.
         """
         text = (request.checksum or "").strip().lower()
         if not text:
@@ -292,7 +294,7 @@ class _Checksum:
         name, _, value = text.rpartition(":")
         algorithm = _ALGORITHM_BY_LENGTH.get(len(value), "")
         if name.replace("-", "") not in ("", algorithm) or not re.fullmatch(r"[0-9a-f]+", value) or not algorithm:
-            raise FileRejected(
+            raise FileRejectedError(
                 "unknown_checksum",
                 f"{printable_url(request.url)} has a checksum that is not md5, sha1, sha256 or sha512 in hexadecimal",
             )
@@ -304,9 +306,9 @@ def _announced(request: DownloadRequest) -> str | None:
     return announced_type(request.content_type, name)
 
 
-def _file_name(request: DownloadRequest, answer: Answer) -> str:
+def _file_name(request: DownloadRequest, answer: WebResponse) -> str:
     return chosen_file_name(request.file_name, answer.headers.get("Content-Disposition"), answer.address.target)
 
 
-def _wrong_size(printable: str, size: int, expected: int | None) -> FileRejected:
-    return FileRejected("wrong_size", f"{printable} has {size} bytes, {expected} were announced")
+def _wrong_size(printable: str, size: int, expected: int | None) -> FileRejectedError:
+    return FileRejectedError("wrong_size", f"{printable} has {size} bytes, {expected} were announced")

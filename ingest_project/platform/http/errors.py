@@ -1,4 +1,4 @@
-"""From what requests and urllib3 raise to one `DownloadFailed`, without the address and its secrets that they quote."""
+"""Map what requests and urllib3 raise to one `DownloadFailedError`, without the address and secrets they quote."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from urllib3.exceptions import (
 )
 from urllib3.exceptions import SSLError as TLSError
 
-from ingest_project.core.errors import DownloadFailed, DownloadRefused
+from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError
 from ingest_project.platform.http.deadlines import Deadline
 
 
-def failure_from(error: BaseException, printable: str, deadline: Deadline) -> DownloadFailed:
+def failure_from(error: BaseException, printable: str, deadline: Deadline) -> DownloadFailedError:
     """What went wrong, in one sentence that quotes no address.
 
     Args:
@@ -35,12 +35,12 @@ def failure_from(error: BaseException, printable: str, deadline: Deadline) -> Do
     try:
         deadline.seconds_left()
     except TimeoutError as passed:
-        return DownloadFailed(printable, passed)
+        return DownloadFailedError(printable, passed)
     root = _root(error)
     cut = isinstance(root, (IncompleteRead, ProtocolError, ConnectionError)) and not isinstance(
         root, NewConnectionError
     )
-    return DownloadFailed(printable, _sentence(root), cut=cut)
+    return DownloadFailedError(printable, _sentence(root), cut=cut)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -93,7 +93,9 @@ _MAX_RETRY_AFTER_DIGITS = 9
 _MAX_DATE_LENGTH = 64
 
 
-def failure_of(status: int, printable: str, retry_after: timedelta | None) -> DownloadFailed | DownloadRefused:
+def failure_of(
+    status: int, printable: str, retry_after: timedelta | None
+) -> DownloadFailedError | DownloadRejectedError:
     """The error that an unwanted status is.
 
     Args:
@@ -103,8 +105,8 @@ def failure_of(status: int, printable: str, retry_after: timedelta | None) -> Do
     """
     said = f"the server answered {status} {_phrase(status)}".rstrip()
     if status in _COME_AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return DownloadFailed(printable, said, status, retry_after)
-    return DownloadRefused(printable, said, status)
+        return DownloadFailedError(printable, said, status, retry_after)
+    return DownloadRejectedError(printable, said, status)
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> timedelta | None:

@@ -6,7 +6,7 @@ import os
 from typing import NamedTuple, Self
 
 
-class FileSeal(NamedTuple):
+class FileFingerprint(NamedTuple):
     """Which file it is, and when it was last written to. A link to the file has the same seal, a copy has not."""
 
     device: int

@@ -1,8 +1,8 @@
 """The one grammar of hosts and addresses: whatever a message, a job, a file or a setting names goes through it.
 
 Libraries disagree about where a host ends (at a backslash, at an `@`, at a space) and about which numbers are an IP
-address. What they could disagree about is refused here, and what is accepted is put together anew from its parts before
-any client sees it, so that the host that was checked is the host that is contacted.
+address. What they could disagree about is refused here, and what is accepted is put together again from its parts
+before any client sees it, so that the host that was checked is the host that is contacted.
 """
 
 from __future__ import annotations

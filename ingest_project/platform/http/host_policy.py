@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ingest_project.core.errors import AddressRefused, SettingsError
+from ingest_project.core.errors import AddressRejectedError, SettingsError
 from ingest_project.platform.http.host_grammar import MAX_PORT, host_and_port
 from ingest_project.platform.http.ip_rules import Address, Network, embedded_ipv4, parse_address, why_internal
 from ingest_project.platform.http.urls import DEFAULT_PORTS, WebAddress, canonical_host, parse_url
@@ -118,7 +118,7 @@ class HostRules:
         """Take an address apart and judge what can be judged before its name is resolved.
 
         Raises:
-            AddressRefused: with the rule, and the setting that would allow it.
+            AddressRejectedError: with the rule, and the setting that would allow it.
         """
         address = parse_url(url)
         self.check_name(address.host, address.port, address.printable)
@@ -131,23 +131,23 @@ class HostRules:
         """Judge a host by its name.
 
         Raises:
-            AddressRefused: it is denied, or not among those that are allowed.
+            AddressRejectedError: it is denied, or not among those that are allowed.
         """
         if any(pattern.matches_name(host, port) for pattern in self._denied):
-            raise AddressRefused(printable, f"{host} is on the list of denied hosts ({DENIED_HOSTS})")
+            raise AddressRejectedError(printable, f"{host} is on the list of denied hosts ({DENIED_HOSTS})")
         if not self._allows_networks and not self._allows_name(host, port):
-            raise AddressRefused(printable, f"{host} is not on the list of allowed hosts", self._allowed_setting)
+            raise AddressRejectedError(printable, f"{host} is not on the list of allowed hosts", self._allowed_setting)
 
     def check_address(self, host: str, address: Address, port: int, printable: str) -> None:
         """Judge one address that a host has. What passes may be connected to; nothing else may.
 
         Raises:
-            AddressRefused: it is denied, not among those that are allowed, or internal.
+            AddressRejectedError: it is denied, not among those that are allowed, or internal.
         """
         if any(pattern.matches_address(address, port) for pattern in self._denied):
-            raise AddressRefused(printable, f"{address} is in a denied network ({DENIED_HOSTS})")
+            raise AddressRejectedError(printable, f"{address} is in a denied network ({DENIED_HOSTS})")
         if not self._allows_name(host, port) and not _match_address(self._allowed, address, port):
-            raise AddressRefused(
+            raise AddressRejectedError(
                 printable, f"{host} ({address}) is not on the list of allowed hosts", self._allowed_setting
             )
         kind = why_internal(address)
@@ -155,7 +155,7 @@ class HostRules:
             return
         if not any(pattern.matches_name(host, port) for pattern in self._internal):
             known_as = f"{host} is" if host == str(address) else f"{host} has the address {address}, which is"
-            raise AddressRefused(printable, f"{known_as} internal ({kind})", INTERNAL_HOSTS)
+            raise AddressRejectedError(printable, f"{known_as} internal ({kind})", INTERNAL_HOSTS)
 
     def _allows_name(self, host: str, port: int) -> bool:
         return not self._allowed or any(pattern.matches_name(host, port) for pattern in self._allowed)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ingest_project.core.errors import DownloadFailed, HostBusy, IngestError
+from ingest_project.core.errors import DownloadFailedError, HostThrottledError, IngestError
 
 # Strangers name the hosts: what is remembered of them is bounded.
 _MAX_REMEMBERED = 10_000
@@ -87,8 +87,8 @@ class HostLimits:
     def conversation(self, host: str, *, forgive_breaks: bool = False) -> Iterator[float]:
         """Hold a place for a conversation with a host, and learn from how it ends.
 
-        A `DownloadFailed` that leaves the block counts against the host and its `retry_after` is kept to; any other end
-        counts for it, except errors that are not the host's.
+        A `DownloadFailedError` that leaves the block counts against the host and its `retry_after` is kept to; any
+        other end counts for it, except errors that are not the host's.
 
         Args:
             host: host and port.
@@ -98,7 +98,7 @@ class HostLimits:
             seconds that were spent waiting for the place.
 
         Raises:
-            HostBusy: the host is left alone at the moment, or no place became free.
+            HostThrottledError: the host is left alone at the moment, or no place became free.
         """
         started = time.monotonic()
         known = self._enter(host)
@@ -108,12 +108,14 @@ class HostLimits:
                 yield time.monotonic() - started
             finally:
                 self._total.release()
-        except DownloadFailed as failure:
+        except DownloadFailedError as failure:
             self._leave(host, known, failure=None if failure.cut and forgive_breaks else failure)
             raise
         except BaseException as error:
             # A refusal is an answer; a full disk or a stopped process says nothing about the host.
-            self._leave(host, known, answered=isinstance(error, IngestError) and not isinstance(error, HostBusy))
+            self._leave(
+                host, known, answered=isinstance(error, IngestError) and not isinstance(error, HostThrottledError)
+            )
             raise
         else:
             self._leave(host, known, answered=True)
@@ -138,18 +140,20 @@ class HostLimits:
         known.waiting += 1
         try:
             if not known.free.wait(until - time.monotonic()):
-                raise HostBusy(host, "too many downloads from it at a time", self._limits.pause)
+                raise HostThrottledError(host, "too many downloads from it at a time", self._limits.pause)
         finally:
             known.waiting -= 1
 
     def _require_open(self, host: str, known: _Host) -> None:
         left = known.closed_until - time.monotonic()
         if left > 0:
-            raise HostBusy(host, known.reason, timedelta(seconds=left))
+            raise HostThrottledError(host, known.reason, timedelta(seconds=left))
         if known.on_trial:
-            raise HostBusy(host, f"{known.reason}; one request is trying it now", self._limits.pause)
+            raise HostThrottledError(host, f"{known.reason}; one request is trying it now", self._limits.pause)
 
-    def _leave(self, host: str, known: _Host, *, answered: bool = False, failure: DownloadFailed | None = None) -> None:
+    def _leave(
+        self, host: str, known: _Host, *, answered: bool = False, failure: DownloadFailedError | None = None
+    ) -> None:
         with self._lock:
             known.active -= 1
             known.on_trial = False
@@ -167,7 +171,7 @@ class HostLimits:
             elif len(self._hosts) > _MAX_REMEMBERED:
                 self._forget()
 
-    def _remember(self, known: _Host, failure: DownloadFailed) -> None:
+    def _remember(self, known: _Host, failure: DownloadFailedError) -> None:
         known.failures += 1
         pause = timedelta(0)
         if known.failures >= self._limits.failures_to_pause:
@@ -185,4 +189,4 @@ class HostLimits:
     def _take_place(self, host: str, started: float) -> None:
         left = started + self._limits.longest_wait.total_seconds() - time.monotonic()
         if not self._total.acquire(timeout=max(0.0, left)):
-            raise HostBusy(host, "too many downloads at a time", self._limits.pause)
+            raise HostThrottledError(host, "too many downloads at a time", self._limits.pause)

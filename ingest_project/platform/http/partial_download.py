@@ -20,11 +20,11 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Self
 
-from ingest_project.core.errors import DownloadFailed, StoreUnavailable
+from ingest_project.core.errors import DownloadFailedError, StoreUnavailableError
 from ingest_project.platform.http.content_types import SNIFFED_BYTES
 from ingest_project.platform.http.decoding import codings_in
-from ingest_project.platform.http.file_fingerprint import FileSeal
-from ingest_project.platform.http.response import Answer
+from ingest_project.platform.http.file_fingerprint import FileFingerprint
+from ingest_project.platform.http.response import WebResponse
 from ingest_project.platform.http.urls import printable_url
 from ingest_project.platform.object_store.files import write_all
 
@@ -85,7 +85,7 @@ class PartFile:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        worth_keeping = isinstance(error, DownloadFailed) and self._resumable and self.size >= WORTH_RESUMING_BYTES
+        worth_keeping = isinstance(error, DownloadFailedError) and self._resumable and self.size >= WORTH_RESUMING_BYTES
         with contextlib.suppress(OSError):
             if worth_keeping:
                 self._write_note()
@@ -101,7 +101,7 @@ class PartFile:
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": self._version.validator or ""}
 
-    def continued_by(self, answer: Answer) -> bool:
+    def continued_by(self, answer: WebResponse) -> bool:
         """Whether the body of a 206 is exactly what comes next of the same version."""
         found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
         if not found or int(found[1]) != self.size or codings_in(answer.headers.get("Content-Encoding")):
@@ -114,7 +114,7 @@ class PartFile:
         self.resumed = same_version and self._version.size_bytes in (None, total)
         return self.resumed
 
-    def start_over(self, answer: Answer | None = None) -> None:
+    def start_over(self, answer: WebResponse | None = None) -> None:
         """Forget what has arrived; the body of this answer, a 200, is written instead."""
         if self.size:
             with self._folder_errors():
@@ -139,10 +139,10 @@ class PartFile:
         with self._folder_errors():
             write_all(self._descriptor, data)
 
-    def publish(self) -> FileSeal:
+    def publish(self) -> FileFingerprint:
         """Give the file its final name, in place of what was there; the seal holds for what was hashed."""
         with self._folder_errors():
-            seal = FileSeal.of(os.fstat(self._descriptor))
+            seal = FileFingerprint.of(os.fstat(self._descriptor))
             os.replace(self._path, self._to)  # noqa: PTH105 - strings: thousands of small files pass here
             self._forget_note()
             os.close(self._descriptor)
@@ -197,7 +197,7 @@ class PartFile:
             except BlockingIOError:
                 os.close(descriptor)
                 reason = "another download to the same file is under way"
-                raise DownloadFailed(printable_url(self._url), reason) from None
+                raise DownloadFailedError(printable_url(self._url), reason) from None
             except FileNotFoundError:
                 pass
             os.close(descriptor)
@@ -247,7 +247,7 @@ class PartFile:
         try:
             yield
         except OSError as error:
-            raise StoreUnavailable(os.path.dirname(self._to), error.strerror or error) from error  # noqa: PTH120
+            raise StoreUnavailableError(os.path.dirname(self._to), error.strerror or error) from error  # noqa: PTH120
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:

@@ -21,7 +21,7 @@ from botocore.awsrequest import (
 from botocore.exceptions import HTTPClientError
 from botocore.httpsession import URLLib3Session
 
-from ingest_project.core.errors import AddressRefused
+from ingest_project.core.errors import AddressRejectedError
 from ingest_project.platform.http.pinned_transport import Connector, new_connection
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class _PinnedSession:
             return self._session.send(request)
         except HTTPClientError as error:
             refused = error.kwargs.get("error")
-            if isinstance(refused, AddressRefused):
+            if isinstance(refused, AddressRejectedError):
                 raise refused from None
             raise
 

@@ -24,7 +24,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-from ingest_project.core.errors import AddressRefused
+from ingest_project.core.errors import AddressRejectedError
 from ingest_project.platform.http.deadlines import DeadlineSocket, DeadlineSSLSocket, shortened
 from ingest_project.platform.http.host_grammar import split_address
 from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostRules
@@ -60,7 +60,7 @@ class Connector:
         """Resolve once; one address that is refused refuses the host.
 
         Raises:
-            AddressRefused: the name or one of its addresses may not be contacted.
+            AddressRejectedError: the name or one of its addresses may not be contacted.
             socket.gaierror: the name has no address.
         """
         self._rules.check_name(host, port, host)
@@ -68,7 +68,7 @@ class Connector:
         for text in self._resolver(host, port):
             address = parse_address(text)
             if address is None:
-                raise AddressRefused(host, "its name resolves to something that is not an IP address")
+                raise AddressRejectedError(host, "its name resolves to something that is not an IP address")
             self._rules.check_address(host, address, port, host)
             addresses.append(address)
         if not addresses:
@@ -79,7 +79,7 @@ class Connector:
         """A connected socket: the first of the host's addresses that accepts.
 
         Raises:
-            AddressRefused: see `checked_addresses`.
+            AddressRejectedError: see `checked_addresses`.
             OSError: none accepts; the error of the last one.
         """
         failure = OSError("the name has no address")
@@ -201,7 +201,7 @@ class PinnedAdapter(HTTPAdapter):
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:  # noqa: ANN401, ARG002 - as requests has it
         """Refuse: a proxy would resolve the name again."""
-        raise AddressRefused(proxy, "proxies are not used, they would resolve names by themselves")
+        raise AddressRejectedError(proxy, "proxies are not used, they would resolve names by themselves")
 
 
 class BoundSession(Session):
@@ -237,7 +237,7 @@ class BoundSession(Session):
         """Send a request, also one that follows a redirect.
 
         Raises:
-            AddressRefused: it is for another server; nothing was sent.
+            AddressRejectedError: it is for another server; nothing was sent.
         """
         require_origin(str(request.url), self._origins)
         return super().send(request, **kwargs)
@@ -251,7 +251,7 @@ def require_origin(url: str, origins: frozenset[str]) -> None:
         origins: `WebAddress.origin` of the servers.
 
     Raises:
-        AddressRefused: another server, or an address that is not read alike by everybody.
+        AddressRejectedError: another server, or an address that is not read alike by everybody.
     """
     if parse_url(url).origin not in origins:
-        raise AddressRefused(printable_url(url), "its server is not the one that this client is for")
+        raise AddressRejectedError(printable_url(url), "its server is not the one that this client is for")

@@ -23,7 +23,7 @@ _MAX_DIGITS = 18
 
 
 @dataclass(frozen=True)
-class Answer:
+class WebResponse:
     """An answer whose body has not been read yet.
 
     Args:
@@ -54,7 +54,7 @@ class Answer:
         """The body as it was sent, not decoded, in pieces of at most 1 MiB: as much as one read of the socket brings.
 
         Raises:
-            DownloadFailed: cut short, silent for too long, or past the deadline.
+            DownloadFailedError: cut short, silent for too long, or past the deadline.
         """
         read = self.raw.read1
         try:

@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 from requests.utils import requote_uri
 
-from ingest_project.core.errors import AddressRefused
+from ingest_project.core.errors import AddressRejectedError
 from ingest_project.platform.http.host_grammar import (
     MAX_ADDRESS_LENGTH,
     Address,
@@ -66,7 +66,7 @@ def parse_url(url: str) -> WebAddress:
     """Take an address apart; a fragment, which no server is ever told, is dropped.
 
     Raises:
-        AddressRefused: not http or https, with a user or password, or of a form that parsers disagree about.
+        AddressRejectedError: not http or https, with a user or password, or of a form that parsers disagree about.
     """
     try:
         parts = split_address(url, tuple(DEFAULT_PORTS))
@@ -74,7 +74,7 @@ def parse_url(url: str) -> WebAddress:
         reason = error.reason
     else:
         return _web_address(parts)
-    raise AddressRefused(printable_url(url), reason)
+    raise AddressRejectedError(printable_url(url), reason)
 
 
 def _web_address(parts: Address) -> WebAddress:

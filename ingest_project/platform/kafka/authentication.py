@@ -6,7 +6,7 @@ import logging
 
 from azure.core.credentials import AccessToken
 
-from ingest_project.core.errors import BrokerUnavailable, SettingsError
+from ingest_project.core.errors import BrokerUnavailableError, SettingsError
 from ingest_project.platform.azure.identity import default_credential
 from ingest_project.platform.http.host_grammar import MalformedAddressError, host_and_port, parse_server
 
@@ -42,7 +42,7 @@ class TokenSource:
         """Get a token, which the next call gives again.
 
         Raises:
-            BrokerUnavailable: there is none; says why and what to do.
+            BrokerUnavailableError: there is none; says why and what to do.
         """
         self._get()
 
@@ -50,7 +50,7 @@ class TokenSource:
         """A token and when it ends, in seconds since 1970: what the library's `oauth_cb` returns."""
         try:
             token = self._get()
-        except BrokerUnavailable as error:
+        except BrokerUnavailableError as error:
             # The library asks again every ten seconds, and what it then says of the connection has no reason in it.
             _logger.warning("%s", error)
             raise
@@ -63,7 +63,7 @@ class TokenSource:
             return default_credential().get_token(self.scope)
         except AzureError as error:
             reason = (" ".join(str(error).split()) or type(error).__name__)[:MAX_REASON_LENGTH].rstrip(". ")
-            raise BrokerUnavailable(self._servers, f"no token for {self.scope}: {reason}", REMEDY) from error
+            raise BrokerUnavailableError(self._servers, f"no token for {self.scope}: {reason}", REMEDY) from error
 
 
 def _host(server: str) -> str:

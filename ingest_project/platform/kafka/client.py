@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from ingest_project.core.errors import BrokerUnavailable, SettingsError
+from ingest_project.core.errors import BrokerUnavailableError, SettingsError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.authentication import TokenSource
 
@@ -45,11 +45,11 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
     """The librdkafka configuration that consumers, producers and admin clients share.
 
     Raises:
-        BrokerUnavailable: no address is configured, or no token is to be had for it.
+        BrokerUnavailableError: no address is configured, or no token is to be had for it.
         SettingsError: the security settings do not fit together.
     """
     if not settings.bootstrap_servers:
-        raise BrokerUnavailable("", "no address is set")
+        raise BrokerUnavailableError("", "no address is set")
     timeout_ms = round(settings.request_timeout_seconds * 1000)
     return {
         "bootstrap.servers": settings.bootstrap_servers,
@@ -73,11 +73,11 @@ def is_event_hubs(settings: KafkaSettings) -> bool:
     return EVENT_HUBS_DOMAIN in settings.bootstrap_servers
 
 
-def unavailable(settings: KafkaSettings, cause: KafkaException | KafkaError | str) -> BrokerUnavailable:
+def unavailable(settings: KafkaSettings, cause: KafkaException | KafkaError | str) -> BrokerUnavailableError:
     """The error to raise for what the client library reported, with the library's own words as the cause."""
     if isinstance(cause, KafkaException):
         cause = cause.args[0]
-    return BrokerUnavailable(settings.bootstrap_servers, cause.str() if isinstance(cause, KafkaError) else cause)
+    return BrokerUnavailableError(settings.bootstrap_servers, cause.str() if isinstance(cause, KafkaError) else cause)
 
 
 def error_code(error: KafkaException) -> int:

@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.client import client_config, unavailable
 from ingest_project.platform.kafka.offset_resolution import fair_shares, starting_points
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.records import Received, received
+from ingest_project.platform.kafka.records import ConsumerRecord, received
 from ingest_project.platform.kafka.topics import TopicState, TopicStates
 
 # How long the broker holds back the answer to a fetch that finds nothing. The library's default, 500, also delays
@@ -39,7 +39,7 @@ STALL_SECONDS = 1.0
 
 # The library's public names start with an underscore where the error is its own and not the broker's.
 _END_OF_LOG = KafkaError._PARTITION_EOF  # noqa: SLF001
-# The log changed while it was read (deleted, created anew, cut by retention): the next read's look-up tells how.
+# The log changed while it was read (deleted, created again, cut by retention): the next read's look-up tells how.
 _LOG_CHANGED = (
     KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001
     KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
@@ -51,7 +51,7 @@ _LOG_CHANGED = (
 
 
 @dataclass(frozen=True)
-class Limits:
+class ReadBounds:
     """What one read may bring.
 
     Args:
@@ -88,17 +88,17 @@ class TopicConsumer:
             }
         )
 
-    def collect(self, start: Mapping[int, int], ends: Mapping[int, int], limits: Limits) -> Intake:
+    def collect(self, start: Mapping[int, int], ends: Mapping[int, int], limits: ReadBounds) -> ReadBuffer:
         """Take what waits between `start` and `ends`, or where nothing does, wait for a first message.
 
         Raises:
-            BrokerUnavailable: messages are waiting and none could be fetched within the request time-out.
+            BrokerUnavailableError: messages are waiting and none could be fetched within the request time-out.
         """
         shares = fair_shares({p: ends[p] - offset for p, offset in start.items()}, limits.max_messages)
         if shares:
-            intake = Intake(start, shares, limits, ends)
+            intake = ReadBuffer(start, shares, limits, ends)
         else:
-            intake = Intake(start, dict.fromkeys(start, limits.max_messages), limits)
+            intake = ReadBuffer(start, dict.fromkeys(start, limits.max_messages), limits)
         self._go_to(start)
         try:
             if shares:
@@ -137,13 +137,13 @@ class TopicConsumer:
         self._ahead: list[Message] = []
         self._ahead_bytes = 0
 
-    def _is_far_behind(self, intake: Intake, ends: Mapping[int, int]) -> bool:
+    def _is_far_behind(self, intake: ReadBuffer, ends: Mapping[int, int]) -> bool:
         """Whether the next read will want what is being fetched ahead, and what was is not too much to keep."""
         return self._ahead_bytes <= MOST_BYTES_AHEAD and any(
             offset < ends[partition] for partition, offset in intake.next_offsets.items()
         )
 
-    def _take_backlog(self, intake: Intake) -> None:
+    def _take_backlog(self, intake: ReadBuffer) -> None:
         patience = self._settings.request_timeout_seconds
         give_up_at = time.monotonic() + patience
         ahead = self._ahead
@@ -156,12 +156,12 @@ class TopicConsumer:
         if intake.wanted and not intake.messages:
             raise unavailable(self._settings, f"messages wait on {self._topic}, and none came within {patience:g} s")
 
-    def _take_first(self, intake: Intake, wait_seconds: float) -> None:
+    def _take_first(self, intake: ReadBuffer, wait_seconds: float) -> None:
         give_up_at = time.monotonic() + wait_seconds
         while intake.wanted and not intake.messages and (left := give_up_at - time.monotonic()) > 0:
             self._take_arrived(intake, left)
 
-    def _take_arrived(self, intake: Intake, timeout_seconds: float) -> bool:
+    def _take_arrived(self, intake: ReadBuffer, timeout_seconds: float) -> bool:
         """Take everything that has arrived, waiting for the first thing if need be; whether anything came."""
         # Asking for many at once would wait until all of them are there.
         arrived = self._consumer.consume(1, timeout_seconds)
@@ -170,7 +170,7 @@ class TopicConsumer:
         self._hand_over(arrived, intake)
         return bool(arrived)
 
-    def _hand_over(self, arrived: Iterable[Message], intake: Intake) -> None:
+    def _hand_over(self, arrived: Iterable[Message], intake: ReadBuffer) -> None:
         for message in arrived:
             problem = message.error()
             if problem is None:
@@ -193,7 +193,7 @@ class TopicConsumer:
             self._ahead.append(message)
 
 
-class Intake:
+class ReadBuffer:
     """What one read has taken so far, without gaps in any partition.
 
     A partition is finished when it has had its share or has no more to give. What still comes from it is for the next
@@ -207,9 +207,13 @@ class Intake:
     """
 
     def __init__(
-        self, start: Mapping[int, int], shares: Mapping[int, int], limits: Limits, ends: Mapping[int, int] | None = None
+        self,
+        start: Mapping[int, int],
+        shares: Mapping[int, int],
+        limits: ReadBounds,
+        ends: Mapping[int, int] | None = None,
     ) -> None:
-        self.messages: list[Received] = []
+        self.messages: list[ConsumerRecord] = []
         self.next_offsets = dict(start)
         self._start = start
         self._ends = ends
@@ -274,7 +278,7 @@ class BoundedRead:
         remaining: messages that were there and were left for the next read.
     """
 
-    messages: list[Received]
+    messages: list[ConsumerRecord]
     positions: Positions
     notices: list[str]
     remaining: int
@@ -283,7 +287,7 @@ class BoundedRead:
 class TopicReader:
     """Reads topics for any number of threads, one consumer a topic, kept connected between reads.
 
-    Every method raises BrokerUnavailable where the broker does not answer within the request time-out.
+    Every method raises BrokerUnavailableError where the broker does not answer within the request time-out.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -306,23 +310,23 @@ class TopicReader:
             topic: to read.
             positions: where the last read ended; None for the first read, see AUTO_OFFSET_RESET.
             max_messages: brings at most this many, shared fairly by the partitions with messages waiting.
-            max_bytes: brings at most about this much in keys and values, see `Limits`.
+            max_bytes: brings at most about this much in keys and values, see `ReadBounds`.
             wait_seconds: how long to wait for a first message.
         """
-        limits = Limits(max_messages, max_bytes, wait_seconds)
+        limits = ReadBounds(max_messages, max_bytes, wait_seconds)
         state = self._states.look_up(topic)
         if state is None:
             return BoundedRead([], positions or Positions("", {}), [f"Topic {topic} does not exist yet."], 0)
         begin = starting_points(topic, positions, state, self._settings.auto_offset_reset)
-        with self._consumer(topic, state.generation) as consumer:
+        with self._consumer(topic, state.topic_id) as consumer:
             intake = consumer.collect(begin.offsets, state.ends, limits)
         next_offsets = {**begin.offsets, **intake.next_offsets}
         if not intake.messages:
             # The broker may have gone away while nothing came. Silence is no answer; this is one.
             state_after = self._states.look_up(topic)
-            state = replace(state_after, generation=state.generation) if state_after else state
+            state = replace(state_after, topic_id=state.topic_id) if state_after else state
         return BoundedRead(
-            intake.messages, Positions(state.generation, next_offsets), begin.notices, _unread(state, next_offsets)
+            intake.messages, Positions(state.topic_id, next_offsets), begin.notices, _unread(state, next_offsets)
         )
 
     def commit(self, topic: str, positions: Positions) -> None:
@@ -334,13 +338,13 @@ class TopicReader:
             return
         try:
             self._states.commit(topic, positions)
-        except BrokerUnavailable as error:
+        except BrokerUnavailableError as error:
             _logger.warning("Offsets of %s were not committed for group %s: %s", topic, self._settings.group_id, error)
 
-    def generation(self, topic: str) -> str:
+    def topic_id(self, topic: str) -> str:
         """Which life of the topic this is, see `Positions`; empty where there is no such topic or nobody can tell."""
         state = self._states.look_up(topic)
-        return state.generation if state else ""
+        return state.topic_id if state else ""
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """The offset that each partition's next message will get; empty where there is no such topic."""
@@ -374,11 +378,11 @@ class TopicReader:
         return {partition: state.bounds[partition].end - offset for partition, offset in begin.offsets.items()}
 
     @contextmanager
-    def _consumer(self, topic: str, generation: str) -> Iterator[TopicConsumer]:
+    def _consumer(self, topic: str, topic_id: str) -> Iterator[TopicConsumer]:
         with self._lock:
             slot = self._slots.setdefault(topic, _Slot())
         with slot.lock:
-            yield slot.connect(self._settings, topic, generation)
+            yield slot.connect(self._settings, topic, topic_id)
 
 
 class _Slot:
@@ -387,15 +391,15 @@ class _Slot:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self._consumer: TopicConsumer | None = None
-        self._generation = ""
+        self._topic_id = ""
 
-    def connect(self, settings: KafkaSettings, topic: str, generation: str) -> TopicConsumer:
+    def connect(self, settings: KafkaSettings, topic: str, topic_id: str) -> TopicConsumer:
         """The connected consumer, a new one for each life of the topic: a consumer remembers the topic's id."""
-        if self._consumer is not None and self._generation != generation:
+        if self._consumer is not None and self._topic_id != topic_id:
             self.disconnect()
         if self._consumer is None:
             self._consumer = TopicConsumer(settings, topic)
-            self._generation = generation
+            self._topic_id = topic_id
         return self._consumer
 
     def disconnect(self) -> None:

@@ -19,8 +19,8 @@ import msgspec
 
 from ingest_project.platform.kafka.offset_ranges import Backlog, RangeReader
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.producer import Outgoing
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.kafka.records import ConsumerRecord
 
 HEADER_PREFIX = "dlq."
 MAX_REASON_BYTES = 2_048
@@ -28,25 +28,25 @@ MAX_HEADER_BYTES = 512
 
 
 def dead_letter(  # noqa: PLR0913 - one argument for each header of the contract
-    message: Received,
+    message: ConsumerRecord,
     *,
     error_class: str,
     reason: str,
     first_failed_at: datetime,
     last_failed_at: datetime,
-    generation: str,
+    topic_id: str,
     attempt: int = 1,
     trace_id: str | None = None,
-) -> tuple[str, Outgoing]:
+) -> tuple[str, ProducerRecord]:
     """The dead letter of one message, ready for `publish_once`.
 
     Args:
         message: as it was read.
-        error_class: name of the error, e.g. `UnreadableMessage`.
+        error_class: name of the error, e.g. `UnreadableMessageError`.
         reason: what is wrong, for a person; cut at 2 KiB.
         first_failed_at: when it failed for the first time, UTC-aware.
         last_failed_at: when it failed for the last time, UTC-aware.
-        generation: life of the topic it was read from, see `Positions`.
+        topic_id: life of the topic it was read from, see `Positions`.
         attempt: how many times it was tried.
         trace_id: where the message has one.
 
@@ -70,8 +70,8 @@ def dead_letter(  # noqa: PLR0913 - one argument for each header of the contract
         for name, text in facts.items()
         if text
     )
-    message_id = f"dlq:{message.topic}:{generation}:{message.partition}:{message.offset}"
-    return message_id, Outgoing(message.value, message.key, (*message.headers, *headers))
+    message_id = f"dlq:{message.topic}:{topic_id}:{message.partition}:{message.offset}"
+    return message_id, ProducerRecord(message.value, message.key, (*message.headers, *headers))
 
 
 def _bounded(text: str, max_bytes: int) -> bytes:
@@ -95,7 +95,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         place: where it is now, `topic/partition/offset`.
-        original_place: where it had been, in the same form.
+        original_location: where it had been, in the same form.
         failed_at: when it failed for the last time; without that, when it was put aside.
         key: as text, see `as_text`.
         size_bytes: of its value.
@@ -104,7 +104,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     place: str
-    original_place: str | None
+    original_location: str | None
     failed_at: datetime | None
     error_class: str | None
     reason: str | None
@@ -128,7 +128,7 @@ def newest_letters(
         wanted: whether a letter of this value is meant.
 
     Raises:
-        BrokerUnavailable: the broker does not answer.
+        BrokerUnavailableError: the broker does not answer.
     """
     backlog = _everything(reader, topic)
     if backlog is None:
@@ -142,7 +142,7 @@ def letter_at(reader: RangeReader, topic: str, partition: int, offset: int) -> D
     """The letter at a place; None where there is none, or none any more.
 
     Raises:
-        BrokerUnavailable: the broker does not answer.
+        BrokerUnavailableError: the broker does not answer.
     """
     backlog = _everything(reader, topic)
     if backlog is None or not backlog.log_starts.get(partition, 0) <= offset < backlog.ends.get(partition, 0):
@@ -151,13 +151,13 @@ def letter_at(reader: RangeReader, topic: str, partition: int, offset: int) -> D
     return msgspec.structs.replace(letter_of(found[0]), value=found[0].value) if found else None
 
 
-def letter_of(received: Received) -> DeadLetter:
+def letter_of(received: ConsumerRecord) -> DeadLetter:
     """What is known of a message on a topic of dead letters; without its value, which may be large."""
     said = {name: _said(received, name) for name in ("error-class", "reason", "attempt", "trace-id")}
     original = [_said(received, f"original-{part}") for part in ("topic", "partition", "offset")]
     return DeadLetter(
         place=f"{received.topic}/{received.partition}/{received.offset}",
-        original_place="/".join(map(str, original)) if None not in original else None,
+        original_location="/".join(map(str, original)) if None not in original else None,
         failed_at=_moment(_said(received, "last-failed-at")) or received.timestamp,
         error_class=said["error-class"],
         reason=said["reason"],
@@ -178,7 +178,7 @@ def _everything(reader: RangeReader, topic: str) -> Backlog | None:
     return reader.backlog(topic, Positions("", {}), 0)
 
 
-def _newest_first(reader: RangeReader, topic: str, backlog: Backlog, partition: int) -> Iterator[Received]:
+def _newest_first(reader: RangeReader, topic: str, backlog: Backlog, partition: int) -> Iterator[ConsumerRecord]:
     start, end = backlog.log_starts[partition], backlog.ends[partition]
     while end > start:
         first = max(start, end - OFFSETS_AT_A_TIME)
@@ -188,12 +188,12 @@ def _newest_first(reader: RangeReader, topic: str, backlog: Backlog, partition: 
 
 def _between(  # noqa: PLR0913, PLR0917 - a range is four facts
     reader: RangeReader, topic: str, backlog: Backlog, partition: int, first: int, end: int
-) -> list[Received]:
-    chunks = reader.read(topic, backlog.generation, partition, first, end, OFFSETS_AT_A_TIME, MAX_BYTES_AT_A_TIME)
+) -> list[ConsumerRecord]:
+    chunks = reader.read(topic, backlog.topic_id, partition, first, end, OFFSETS_AT_A_TIME, MAX_BYTES_AT_A_TIME)
     return [message for chunk in chunks for message in chunk.messages]
 
 
-def _said(received: Received, name: str) -> str | None:
+def _said(received: ConsumerRecord, name: str) -> str | None:
     return as_text(received.header(HEADER_PREFIX + name))
 
 

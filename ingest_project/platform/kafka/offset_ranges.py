@@ -1,7 +1,7 @@
 """Exact ranges of offsets: what waits to be read, and reading just that, however often.
 
 A tick that plans ranges does not read a message; the runs that read them later need not know of each other. What is no
-longer there when a range is read (retention, a topic that was created anew) is said, never skipped in silence.
+longer there when a range is read (retention, a topic that was created again) is said, never skipped in silence.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.consumer import Limits, TopicConsumer
+from ingest_project.platform.kafka.consumer import ReadBounds, TopicConsumer
 from ingest_project.platform.kafka.offset_resolution import starting_points
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.kafka.topics import TopicState, TopicStates
 
 LOOK_AGAIN_SECONDS = 0.1
@@ -27,14 +27,14 @@ class Backlog:
     """What waits on a topic.
 
     Args:
-        generation: which life of the topic, see `Positions`.
+        topic_id: which life of the topic, see `Positions`.
         starts: the first offset that a saved position has not passed, by partition.
         log_starts: the oldest offset that is still there, by partition.
         ends: the offset that the next message will get, by partition.
         notices: one sentence for each thing a person should know.
     """
 
-    generation: str
+    topic_id: str
     starts: Mapping[int, int]
     log_starts: Mapping[int, int]
     ends: Mapping[int, int]
@@ -56,13 +56,13 @@ class Chunk:
         lost: how many of the offsets are gone for good.
     """
 
-    messages: list[Received]
+    messages: list[ConsumerRecord]
     next_offset: int
     lost: int = 0
 
 
 class RangeReader:
-    """Looks at topics and reads exact ranges of them. Every method raises BrokerUnavailable where nothing answers."""
+    """Inspects topics and reads exact ranges of them. Every method raises BrokerUnavailableError without a broker."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
@@ -86,7 +86,7 @@ class RangeReader:
                 return found
             if found is not None and saved is None:
                 # With AUTO_OFFSET_RESET=latest what arrives while we wait must not move the first position.
-                saved = Positions(found.generation, found.starts)
+                saved = Positions(found.topic_id, found.starts)
             time.sleep(LOOK_AGAIN_SECONDS)
 
     @contextmanager
@@ -99,16 +99,16 @@ class RangeReader:
             ranges.close()
 
     def read(  # noqa: PLR0913, PLR0917 - a range is four facts
-        self, topic: str, generation: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
+        self, topic: str, topic_id: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
     ) -> Iterator[Chunk]:
         """The messages of one range, see `OpenRanges.read`."""
         with self.opened() as ranges:
-            yield from ranges.read(topic, generation, partition, first, end, max_messages, max_bytes)
+            yield from ranges.read(topic, topic_id, partition, first, end, max_messages, max_bytes)
 
     def _beyond(self, topic: str, saved: Positions | None, state: TopicState) -> Backlog:
         begin = starting_points(topic, saved, state, self._settings.auto_offset_reset)
         log_starts = {partition: bounds.start for partition, bounds in state.bounds.items()}
-        return Backlog(state.generation, begin.offsets, log_starts, state.ends, begin.notices)
+        return Backlog(state.topic_id, begin.offsets, log_starts, state.ends, begin.notices)
 
 
 class OpenRanges:
@@ -120,7 +120,7 @@ class OpenRanges:
         self._consumers: dict[str, TopicConsumer] = {}
 
     def read(  # noqa: PLR0913, PLR0917 - a range is four facts
-        self, topic: str, generation: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
+        self, topic: str, topic_id: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
     ) -> Iterator[Chunk]:
         """The messages from `first` up to, not including, `end`, in chunks of at most so many and so much.
 
@@ -128,7 +128,7 @@ class OpenRanges:
         """
         while first < end:
             state = self._states.look_up(topic)
-            available = first if state is None else _oldest(state, generation, partition, end)
+            available = first if state is None else _oldest(state, topic_id, partition, end)
             if available is None or state is None:
                 yield Chunk([], end, lost=end - first)
                 return
@@ -139,7 +139,7 @@ class OpenRanges:
                 continue
             # The log's own end: where more follows this range, it is fetched ahead.
             ends = {partition: state.bounds[partition].end}
-            limits = Limits(min(max_messages, end - first), max_bytes, 0)
+            limits = ReadBounds(min(max_messages, end - first), max_bytes, 0)
             intake = self._consumer(topic).collect({partition: first}, ends, limits)
             first = self._advanced(topic, first, min(intake.next_offsets[partition], end))
             yield Chunk([message for message in intake.messages if message.offset < end], first)
@@ -156,13 +156,13 @@ class OpenRanges:
 
     def _advanced(self, topic: str, first: int, reached: int) -> int:
         if reached <= first:
-            raise BrokerUnavailable(self._settings.bootstrap_servers, f"{topic} changed while it was read")
+            raise BrokerUnavailableError(self._settings.bootstrap_servers, f"{topic} changed while it was read")
         return reached
 
 
-def _oldest(state: TopicState, generation: str, partition: int, end: int) -> int | None:
+def _oldest(state: TopicState, topic_id: str, partition: int, end: int) -> int | None:
     """The oldest offset that can still be read; None where this life of the topic is over."""
-    if state.generation and generation and state.generation != generation:
+    if state.topic_id and topic_id and state.topic_id != topic_id:
         return None
     bounds = state.bounds.get(partition)
     # Where nobody tells one life of a topic from the next, a log that ends before what it held was created anew.

@@ -39,7 +39,7 @@ def starting_points(
         return StartingPoints(
             {p: bounds.start if first_read == "earliest" else bounds.end for p, bounds in state.bounds.items()}, []
         )
-    if saved.generation and state.generation and saved.generation != state.generation:
+    if saved.topic_id and state.topic_id and saved.topic_id != state.topic_id:
         notice = f"{topic} was created anew since it was last read; reading it from its beginning."
         return StartingPoints({p: bounds.start for p, bounds in state.bounds.items()}, [notice])
     notices = list(_lost_partitions(topic, saved, state))

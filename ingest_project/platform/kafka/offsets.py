@@ -21,17 +21,17 @@ class Positions(msgspec.Struct, frozen=True):
     """The next offset to read of each partition, valid within one life of the topic.
 
     Args:
-        generation: which life of the topic: its topic id where the broker tells it. Empty: unknown, never compared.
+        topic_id: which life of the topic: its topic id where the broker tells it. Empty: unknown, never compared.
         next_offsets: partition to the offset of the first message not yet read.
     """
 
-    generation: str
+    topic_id: str
     next_offsets: Mapping[int, int]
 
     def to_cursor(self) -> str:
         """Compact JSON, the same text for the same positions."""
         return msgspec.json.encode(
-            {"generation": self.generation, "next_offsets": dict(sorted(self.next_offsets.items()))}
+            {"topic_id": self.topic_id, "next_offsets": dict(sorted(self.next_offsets.items()))}
         ).decode()
 
     @classmethod
@@ -51,11 +51,11 @@ class Positions(msgspec.Struct, frozen=True):
                 f"The saved cursor {text[:80]!r} holds no Kafka positions: {error}. "
                 "Reset the sensor's cursor to read the topic from its first message again."
             ) from error
-        return cls(positions.generation, positions.next_offsets)
+        return cls(positions.topic_id, positions.next_offsets)
 
 
 class _Cursor(msgspec.Struct, forbid_unknown_fields=True):
-    generation: str
+    topic_id: str
     next_offsets: dict[int, Annotated[int, msgspec.Meta(ge=0)]]
 
 
@@ -68,7 +68,7 @@ def committed_positions(settings: KafkaSettings, topic: str, partitions: Iterabl
         partitions: of the topic; brokers differ in what they answer when none are named.
 
     Raises:
-        BrokerUnavailable: no answer.
+        BrokerUnavailableError: no answer.
     """
     places = [TopicPartition(topic, partition) for partition in partitions]
     if not places:

@@ -48,7 +48,7 @@ class MessageOutbox:
     """Reads and writes the table `outbox`. Every method is durable when it returns.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -143,6 +143,6 @@ class MessageOutbox:
 
     def _is_one_of(self, message_ids: Sequence[str]) -> sa.ColumnElement[bool]:
         if self._engine.dialect.name == "postgresql":
-            # One parameter, however many there are: `IN` would be spelt out anew each time.
+            # One parameter, however many there are: `IN` would be spelt out again each time.
             return outbox.c.message_id == sa.any_(sa.cast(list(message_ids), ARRAY(sa.Text)))
         return outbox.c.message_id.in_(message_ids)

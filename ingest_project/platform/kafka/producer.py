@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from ingest_project.core.errors import BrokerUnavailable, MessageTooLarge
+from ingest_project.core.errors import BrokerUnavailableError, MessageTooLargeError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.client import EVENT_HUBS_REQUEST_MS, client_config, is_event_hubs, unavailable
 from ingest_project.platform.kafka.records import Headers
@@ -29,7 +29,7 @@ CLOSE_SECONDS = 2.0
 _TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 
 
-class Outgoing(msgspec.Struct, frozen=True, gc=False):
+class ProducerRecord(msgspec.Struct, frozen=True, gc=False):
     """A message to send: its bytes, the key that chooses the partition, its headers."""
 
     value: bytes | None
@@ -50,7 +50,7 @@ class TopicWriter:
         self._lock = threading.Lock()
         atexit.register(self.close)
 
-    def send_all(self, topic: str, messages: Iterable[Outgoing]) -> int:
+    def send_all(self, topic: str, messages: Iterable[ProducerRecord]) -> int:
         """Send messages and wait until every one of them is confirmed by all in-sync replicas.
 
         Args:
@@ -61,8 +61,8 @@ class TopicWriter:
             how many were sent.
 
         Raises:
-            BrokerUnavailable: not all were confirmed; names the first failure and the counts.
-            MessageTooLarge: the broker refuses a message for its size.
+            BrokerUnavailableError: not all were confirmed; names the first failure and the counts.
+            MessageTooLargeError: the broker refuses a message for its size.
         """
         with self._lock:
             call = _Call(self._connected(topic), topic, self._settings.request_timeout_seconds)
@@ -81,7 +81,7 @@ class TopicWriter:
         """Wait until a topic can be written to; most brokers create one that is asked for.
 
         Raises:
-            BrokerUnavailable: the broker does not answer, or leaves the creation of topics to people.
+            BrokerUnavailableError: the broker does not answer, or leaves the creation of topics to people.
         """
         give_up_at = time.monotonic() + self._settings.request_timeout_seconds
         with self._lock:
@@ -122,12 +122,12 @@ class TopicWriter:
             producer.purge(in_queue=True, in_flight=True, blocking=False)
             producer.flush(CLOSE_SECONDS)
 
-    def _error(self, call: _Call) -> BrokerUnavailable | MessageTooLarge:
+    def _error(self, call: _Call) -> BrokerUnavailableError | MessageTooLargeError:
         counts = f"{call.confirmed} of {call.handed_over} messages to {call.topic} were confirmed"
         if call.failure is None:
             return unavailable(self._settings, f"{counts} in time")
         if call.failure.code() in _TOO_LARGE:
-            return MessageTooLarge(call.topic, f"{counts}: {call.failure.str()}")
+            return MessageTooLargeError(call.topic, f"{counts}: {call.failure.str()}")
         return unavailable(self._settings, f"{counts}, the first failure: {call.failure.str()}")
 
 
@@ -143,7 +143,7 @@ class _Call:
         self._patience_seconds = patience_seconds
         self._reported_at = time.monotonic()
 
-    def send(self, messages: Iterable[Outgoing]) -> None:
+    def send(self, messages: Iterable[ProducerRecord]) -> None:
         for message in messages:
             if self.failure is not None or not self._hand_over(message):
                 return
@@ -163,7 +163,7 @@ class _Call:
         # The producer itself gives a message up after this time; a little later all reports are in.
         return time.monotonic() - self._reported_at < self._patience_seconds + 1
 
-    def _hand_over(self, message: Outgoing) -> bool:
+    def _hand_over(self, message: ProducerRecord) -> bool:
         while True:
             try:
                 self._producer.produce(

@@ -25,7 +25,7 @@ import msgspec
 from ingest_project.core.errors import TransientError
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 
 MESSAGE_ID_HEADER = "message-id"
 MESSAGES_PER_INTENT = 2_000
@@ -77,7 +77,7 @@ def publish_once(
     reader: TopicReader,
     outbox: Outbox,
     topic: str,
-    messages: Sequence[tuple[str, Outgoing]],
+    messages: Sequence[tuple[str, ProducerRecord]],
 ) -> int:
     """Write each message that is not on the topic yet, marked with its id in the header `message-id`.
 
@@ -94,15 +94,15 @@ def publish_once(
         how many messages this call wrote.
 
     Raises:
-        BrokerUnavailable: not everything was confirmed; call again.
+        BrokerUnavailableError: not everything was confirmed; call again.
         PublisherReplacedError: another publisher does the rest; nothing of it was written here.
-        MessageTooLarge: the broker refuses a message for its size.
+        MessageTooLargeError: the broker refuses a message for its size.
     """
     return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in _parts(messages, MESSAGES_PER_INTENT))
 
 
 def _publish(
-    writer: TopicWriter, reader: TopicReader, outbox: Outbox, topic: str, messages: Mapping[str, Outgoing]
+    writer: TopicWriter, reader: TopicReader, outbox: Outbox, topic: str, messages: Mapping[str, ProducerRecord]
 ) -> int:
     pending = outbox.unsent(list(messages))
     interrupted = outbox.interrupted(topic, pending)
@@ -119,7 +119,9 @@ def _publish(
     return len(pending)
 
 
-def _while_ours(topic: str, messages: Iterable[Outgoing], is_ours: Callable[[], bool] | None) -> Iterator[Outgoing]:
+def _while_ours(
+    topic: str, messages: Iterable[ProducerRecord], is_ours: Callable[[], bool] | None
+) -> Iterator[ProducerRecord]:
     for number, message in enumerate(messages):
         if is_ours is not None and number % MESSAGES_PER_QUESTION == 0 and not is_ours():
             raise PublisherReplacedError(topic)
@@ -157,10 +159,10 @@ def _earliest(sinces: Iterable[Mapping[int, int]]) -> dict[int, int]:
     return {partition: min(since[partition] for since in known) for partition in partitions}
 
 
-def _with_id(message_id: str, message: Outgoing) -> Outgoing:
+def _with_id(message_id: str, message: ProducerRecord) -> ProducerRecord:
     return msgspec.structs.replace(message, headers=(*message.headers, (MESSAGE_ID_HEADER, message_id.encode())))
 
 
-def _parts(messages: Sequence[tuple[str, Outgoing]], size: int) -> Iterator[Sequence[tuple[str, Outgoing]]]:
+def _parts(messages: Sequence[tuple[str, ProducerRecord]], size: int) -> Iterator[Sequence[tuple[str, ProducerRecord]]]:
     for first in range(0, len(messages), size):
         yield messages[first : first + size]

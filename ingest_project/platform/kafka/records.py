@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
-class Received(msgspec.Struct, frozen=True, gc=False):
+class ConsumerRecord(msgspec.Struct, frozen=True, gc=False):
     """A message and where it stands.
 
     Args:
@@ -50,12 +50,12 @@ class Received(msgspec.Struct, frozen=True, gc=False):
         return next((value for key, value in reversed(self.headers) if key == name), None)
 
 
-def received(message: Message) -> Received:
+def received(message: Message) -> ConsumerRecord:
     """What the client library delivered, in our own terms."""
     kind, timestamp_ms = message.timestamp()
     # The stubs describe messages to be sent as well, of which nothing need be known yet; these come from a broker.
     place: Any = message
-    return Received(
+    return ConsumerRecord(
         place.topic(),
         place.partition(),
         place.offset(),

@@ -22,7 +22,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
-from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.client import client_config, error_code, is_event_hubs, unavailable
 from ingest_project.platform.kafka.offsets import Positions
@@ -50,11 +50,11 @@ class TopicState:
     """A topic at one moment.
 
     Args:
-        generation: which life of the topic this is, see `Positions`.
+        topic_id: which life of the topic this is, see `Positions`.
         bounds: what each partition holds.
     """
 
-    generation: str
+    topic_id: str
     bounds: Mapping[int, LogBounds]
 
     @property
@@ -74,8 +74,8 @@ class TopicStates:
         """The topic's present state, or None where there is no such topic.
 
         Raises:
-            BrokerUnavailable: no answer within the request time-out, during which a dropped connection or an election
-                of leaders is sat out.
+            BrokerUnavailableError: no answer within the request time-out, during which a dropped connection or an
+                election of leaders is sat out.
         """
         give_up_at = time.monotonic() + self._settings.request_timeout_seconds
         while True:
@@ -92,7 +92,7 @@ class TopicStates:
         """Set the consumer group's offsets.
 
         Raises:
-            BrokerUnavailable: no answer, or the group refused them (somebody else's consumers are active in it).
+            BrokerUnavailableError: no answer, or the group refused them (somebody else's consumers are active in it).
         """
         offsets = [TopicPartition(topic, partition, offset) for partition, offset in positions.next_offsets.items()]
         request = ConsumerGroupTopicPartitions(self._settings.group_id, offsets)
@@ -117,7 +117,7 @@ class TopicStates:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - the library's public name
             self._trouble = error.str()
 
-    def _unavailable(self, error: KafkaException) -> BrokerUnavailable:
+    def _unavailable(self, error: KafkaException) -> BrokerUnavailableError:
         self._client.poll(0)
         return unavailable(self._settings, self._trouble or error)
 
@@ -125,14 +125,14 @@ class TopicStates:
         self._trouble = ""
         self._client.poll(0)  # delivers what the library has logged
         ask = self._list if is_event_hubs(self._settings) else self._describe
-        generation, partitions = ask(topic, timeout)
-        return TopicState(generation, self._bounds(topic, partitions, timeout))
+        topic_id, partitions = ask(topic, timeout)
+        return TopicState(topic_id, self._bounds(topic, partitions, timeout))
 
     def _describe(self, topic: str, timeout: float) -> tuple[str, list[int]]:
         description = self._client.describe_topics(TopicCollection([topic]), request_timeout=timeout)[topic].result()
         topic_id = str(description.topic_id)
-        generation = self._settings.generation if topic_id == NO_TOPIC_ID else topic_id
-        return generation, [partition.id for partition in description.partitions]
+        topic_id = self._settings.generation if topic_id == NO_TOPIC_ID else topic_id
+        return topic_id, [partition.id for partition in description.partitions]
 
     def _list(self, topic: str, timeout: float) -> tuple[str, list[int]]:
         metadata = self._client.list_topics(topic, timeout=timeout).topics[topic]

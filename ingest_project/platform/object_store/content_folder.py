@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ingest_project.core.errors import SourceMissing
+from ingest_project.core.errors import SourceNotFoundError
 from ingest_project.platform.object_store.content_store import Digest, Landed, chunks_of, object_name
 from ingest_project.platform.object_store.files import write_all
 from ingest_project.platform.object_store.locations import folder_errors
@@ -72,7 +72,7 @@ class FolderLanding:
                 return path.open("rb")
         except Exception as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                raise SourceMissing(str(path)) from error
+                raise SourceNotFoundError(str(path)) from error
             raise
 
     def remove(self, sha256: str) -> None:
@@ -85,7 +85,7 @@ class FolderLanding:
         """The file itself."""
         path = self._folder / object_name(sha256)
         if not path.exists():
-            raise SourceMissing(str(path))
+            raise SourceNotFoundError(str(path))
         yield path
 
     def _copy(self, chunks: Iterator[bytes], temporary: str, digest: Digest) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from ingest_project.core.errors import SourceMissing
+from ingest_project.core.errors import SourceNotFoundError
 from ingest_project.platform.object_store.content_store import Digest, Landed, chunks_of, object_name
 from ingest_project.platform.object_store.locations import Bucket, bucket_errors, is_missing
 
@@ -63,7 +63,7 @@ class S3Landing:
                 answer = self._client.get_object(Bucket=self._bucket.name, Key=self._key(sha256))
             except self._client.exceptions.ClientError as error:
                 if is_missing(error):
-                    raise SourceMissing(f"{self._bucket.url}{object_name(sha256)}") from error
+                    raise SourceNotFoundError(f"{self._bucket.url}{object_name(sha256)}") from error
                 raise
         return cast("BinaryIO", answer["Body"])
 
@@ -82,7 +82,7 @@ class S3Landing:
                     self._client.download_file(self._bucket.name, self._key(sha256), str(path))
                 except self._client.exceptions.ClientError as error:
                     if is_missing(error):
-                        raise SourceMissing(f"{self._bucket.url}{object_name(sha256)}") from error
+                        raise SourceNotFoundError(f"{self._bucket.url}{object_name(sha256)}") from error
                     raise
             yield path
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from ingest_project.core.errors import SourceChanged
+from ingest_project.core.errors import SourceChangedError
 
 CHUNK_BYTES = 1024**2
 
@@ -50,37 +50,37 @@ class LandingStore(Protocol):
             location: of the file, for the error.
 
         Raises:
-            SourceChanged: not of the announced size or digest; nothing is kept.
-            StoreUnavailable: the store cannot be written.
+            SourceChangedError: not of the announced size or digest; nothing is kept.
+            StoreUnavailableError: the store cannot be written.
         """
 
     def find(self, sha256: str) -> Landed | None:
         """What was landed before under this name; None when there is nothing.
 
         Raises:
-            StoreUnavailable: the store cannot be asked.
+            StoreUnavailableError: the store cannot be asked.
         """
 
     def open(self, sha256: str) -> BinaryIO:
         """The bytes, to be read in order; the caller closes it.
 
         Raises:
-            SourceMissing: no such content was landed.
-            StoreUnavailable: the store cannot be read.
+            SourceNotFoundError: no such content was landed.
+            StoreUnavailableError: the store cannot be read.
         """
 
     def remove(self, sha256: str) -> None:
         """Let go of a content; what is not there is removed already.
 
         Raises:
-            StoreUnavailable: the store refuses.
+            StoreUnavailableError: the store refuses.
         """
 
     def local_path(self, sha256: str) -> AbstractContextManager[Path]:
         """A local file with the bytes, for readers that need one; not to be written to, gone afterwards if remote.
 
         Raises:
-            SourceMissing, StoreUnavailable: as `open`.
+            SourceNotFoundError, StoreUnavailableError: as `open`.
         """
 
 
@@ -118,11 +118,11 @@ class Digest:
         """Count and hash one more piece.
 
         Raises:
-            SourceChanged: longer than announced already; an endless stream is not read to its end.
+            SourceChangedError: longer than announced already; an endless stream is not read to its end.
         """
         self.size_bytes += len(chunk)
         if self._expected_size is not None and self.size_bytes > self._expected_size:
-            raise SourceChanged(self._location, f"it has more than the announced {self._expected_size} bytes")
+            raise SourceChangedError(self._location, f"it has more than the announced {self._expected_size} bytes")
         self._sha256.update(chunk)
         if self._md5 is not None:
             self._md5.update(chunk)
@@ -131,12 +131,12 @@ class Digest:
         """The SHA-256 of everything, in hex.
 
         Raises:
-            SourceChanged: not what was announced.
+            SourceChangedError: not what was announced.
         """
         if self._expected_size is not None and self.size_bytes != self._expected_size:
-            raise SourceChanged(
+            raise SourceChangedError(
                 self._location, f"it has {self.size_bytes} bytes, not the announced {self._expected_size}"
             )
         if self._md5 is not None and self._md5.hexdigest() != str(self._expected_md5).lower():
-            raise SourceChanged(self._location, "its content is not what its checksum announced")
+            raise SourceChangedError(self._location, "its content is not what its checksum announced")
         return self._sha256.hexdigest()

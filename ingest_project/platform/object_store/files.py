@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ingest_project.core.errors import SourceChanged, SourceMissing
+from ingest_project.core.errors import SourceChangedError, SourceNotFoundError
 from ingest_project.platform.object_store.locations import folder_errors
 
 
@@ -32,9 +32,9 @@ class LocalFile:
         sha256: its digest, in hex.
 
     Raises:
-        SourceMissing: there is no such file.
-        SourceChanged: it is not of this length (when it is opened), or not of this digest (when its end was read).
-        StoreUnavailable: the disk cannot be read.
+        SourceNotFoundError: there is no such file.
+        SourceChangedError: it is not of this length (when it is opened), or not of this digest (when its end was read).
+        StoreUnavailableError: the disk cannot be read.
     """
 
     def __init__(self, path: Path, size_bytes: int, sha256: str) -> None:
@@ -47,13 +47,13 @@ class LocalFile:
         try:
             self._file = self.path.open("rb", buffering=0)
         except FileNotFoundError:
-            raise SourceMissing(str(self.path)) from None
+            raise SourceNotFoundError(str(self.path)) from None
         except OSError as error:
-            raise SourceChanged(str(self.path), f"it cannot be opened: {error.strerror}") from error
+            raise SourceChangedError(str(self.path), f"it cannot be opened: {error.strerror}") from error
         actual = os.fstat(self._file.fileno()).st_size
         if actual != self.size_bytes:
             self._file.close()
-            raise SourceChanged(str(self.path), f"it has {actual} bytes, not the announced {self.size_bytes}")
+            raise SourceChangedError(str(self.path), f"it has {actual} bytes, not the announced {self.size_bytes}")
         return self
 
     def __exit__(
@@ -84,4 +84,4 @@ class LocalFile:
     def finish(self) -> None:
         """Check what was read."""
         if self._digest.hexdigest() != self.sha256:
-            raise SourceChanged(str(self.path), "its content is not what its checksum announced")
+            raise SourceChangedError(str(self.path), "its content is not what its checksum announced")

@@ -9,11 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
-from botocore.config import Config
+from ingest_project.core.errors import SettingsError, StoreUnavailableError
+from ingest_project.core.settings import (
+    StorageSettings,
+)
 
-from ingest_project.core.errors import SettingsError, StoreUnavailable
+
+def s3_options(storage: StorageSettings) -> S3Options:
+    """How buckets are reached."""
+    secret = storage.s3_secret_access_key
+    return S3Options(
+        endpoint_url=storage.s3_endpoint_url,
+        region=storage.s3_region,
+        access_key_id=storage.s3_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+    )
+
 
 if TYPE_CHECKING:
+    from botocore.config import Config
     from mypy_boto3_s3 import S3Client
 
 S3_TIMEOUT_SECONDS = 20.0
@@ -47,7 +61,7 @@ class Bucket:
         return f"s3://{self.name}/{self.prefix}"
 
 
-def place_of(url: str) -> Path | Bucket:
+def location_of(url: str) -> Path | Bucket:
     """A folder's path, `file:///folder`, or `s3://bucket/prefix`.
 
     Raises:
@@ -120,12 +134,12 @@ def folder_errors(folder: Path) -> Iterator[None]:
     """Tell a failure of the file system as one of ours.
 
     Raises:
-        StoreUnavailable: full, read-only, forbidden, broken.
+        StoreUnavailableError: full, read-only, forbidden, broken.
     """
     try:
         yield
     except OSError as error:
-        raise StoreUnavailable(str(folder), error.strerror or error) from error
+        raise StoreUnavailableError(str(folder), error.strerror or error) from error
 
 
 @contextmanager
@@ -133,7 +147,7 @@ def bucket_errors(bucket: Bucket) -> Iterator[None]:
     """Tell a failure of S3 as one of ours.
 
     Raises:
-        StoreUnavailable: not reached, no such bucket, refused.
+        StoreUnavailableError: not reached, no such bucket, refused.
     """
     from boto3.exceptions import Boto3Error  # noqa: PLC0415 - loaded already where S3 is used
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
@@ -141,7 +155,7 @@ def bucket_errors(bucket: Bucket) -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError, Boto3Error) as error:
-        raise StoreUnavailable(bucket.url, error) from error
+        raise StoreUnavailableError(bucket.url, error) from error
 
 
 def is_missing(error: Exception) -> bool:

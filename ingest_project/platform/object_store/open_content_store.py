@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ingest_project.platform.object_store.content_store import LandingStore
-from ingest_project.platform.object_store.locations import Bucket, S3Options, place_of, s3_client
+from ingest_project.platform.object_store.locations import Bucket, S3Options, location_of, s3_client
 
 
 def open_landing(url: str, s3: S3Options | None = None, *, sync: bool = False) -> LandingStore:
@@ -18,7 +18,7 @@ def open_landing(url: str, s3: S3Options | None = None, *, sync: bool = False) -
     Raises:
         SettingsError: the URL is neither of the two.
     """
-    place = place_of(url)
+    place = location_of(url)
     if isinstance(place, Bucket):
         from ingest_project.platform.object_store.content_s3 import S3Landing  # noqa: PLC0415 - one of the two is used
 

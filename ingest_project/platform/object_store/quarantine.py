@@ -24,7 +24,7 @@ from ingest_project.platform.object_store.locations import (
     bucket_errors,
     folder_errors,
     is_missing,
-    place_of,
+    location_of,
     s3_client,
 )
 
@@ -52,7 +52,7 @@ class QuarantineStore(Protocol):
     """Keeps refused files by file key.
 
     Raises:
-        StoreUnavailable: from every method, when the store cannot be used.
+        StoreUnavailableError: from every method, when the store cannot be used.
     """
 
     def put(self, file_key: str, content: Path | BinaryIO, reason: Mapping[str, Any]) -> QuarantinedFile:
@@ -83,7 +83,7 @@ def open_quarantine(url: str, s3: S3Options | None = None) -> QuarantineStore:
     Raises:
         SettingsError: the URL is neither of the two.
     """
-    place = place_of(url)
+    place = location_of(url)
     if isinstance(place, Bucket):
         return S3Quarantine(s3_client(s3 or S3Options()), place)
     return FolderQuarantine(place)

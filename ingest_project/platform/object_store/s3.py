@@ -4,17 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ingest_project.core.settings import (
-    StorageSettings,
-)
-from ingest_project.platform.object_store.locations import S3Options
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
-
-from typing import TYPE_CHECKING
-
 import boto3
 from dagster_aws.s3 import S3Resource
 
@@ -55,14 +44,3 @@ class BoundedS3Resource(S3Resource):
                 proxied=self.proxied,
             ),
         )
-
-
-def s3_options(storage: StorageSettings) -> S3Options:
-    """How buckets are reached."""
-    secret = storage.s3_secret_access_key
-    return S3Options(
-        endpoint_url=storage.s3_endpoint_url,
-        region=storage.s3_region,
-        access_key_id=storage.s3_access_key_id,
-        secret_access_key=secret.get_secret_value() if secret else None,
-    )

@@ -137,7 +137,7 @@ def keys_of_run(
     return list(keys_of_batch(batch_id))
 
 
-class Holding(Protocol):
+class LeaseProtocol(Protocol):
     """Files or jobs that one batch, or one run of it, should be working on."""
 
     @property
@@ -151,7 +151,7 @@ class Holding(Protocol):
         ...
 
 
-class Released(Protocol):
+class RequeuedProtocol(Protocol):
     """What became of entries that were given back."""
 
     @property
@@ -163,7 +163,7 @@ class Released(Protocol):
 class HoldingLedger(Protocol):
     """What a ledger of files or jobs offers so that abandoned work is found and asked for again."""
 
-    def held(self, lane: str, untouched_since: datetime) -> Sequence[Holding]:
+    def held(self, queue_name: str, untouched_since: datetime) -> Sequence[LeaseProtocol]:
         """Groups that some run should be working on and that nothing has touched since then."""
         ...
 
@@ -175,20 +175,20 @@ class HoldingLedger(Protocol):
         max_attempts: int,
         delay: Callable[[int], timedelta],
         now: datetime,
-    ) -> Released:
+    ) -> RequeuedProtocol:
         """Back to pending with a pause, or to failed where every attempt is used up."""
         ...
 
 
-def release_abandoned(
-    instance: dg.DagsterInstance, ledger: HoldingLedger, lane: str, retries: RetrySettings
+def requeue_orphaned(
+    instance: dg.DagsterInstance, ledger: HoldingLedger, queue_name: str, retries: RetrySettings
 ) -> list[str]:
     """Give back what no live run holds: its launch failed, it was killed, or the tick that asked was never saved.
 
     Args:
         instance: knows the runs.
         ledger: of files or jobs.
-        lane: of the asking sensor, usually the topic it reads; each sensor looks after its own.
+        queue_name: of the asking sensor, usually the topic it reads; each sensor looks after its own.
         retries: how long a run may take to appear, and when what it left is tried again.
 
     Returns:
@@ -196,7 +196,7 @@ def release_abandoned(
     """
     now = datetime.now(UTC)
     failed: list[str] = []
-    for holding in ledger.held(lane, now - retries.launch_grace):
+    for holding in ledger.held(queue_name, now - retries.launch_grace):
         if not _is_alive(instance, holding):
             released = ledger.release(
                 holding.batch_id,
@@ -210,7 +210,7 @@ def release_abandoned(
     return failed
 
 
-def _why_lost(instance: dg.DagsterInstance, holding: Holding) -> str:
+def _why_lost(instance: dg.DagsterInstance, holding: LeaseProtocol) -> str:
     """Say that the run is over, and what Dagster recorded of its end: an exception, or how its process died."""
     held_by = f"run {holding.run_id}" if holding.run_id else f"batch {holding.batch_id}"
     said = ""
@@ -236,7 +236,7 @@ def _what_failed(entry: dg.EventLogEntry) -> str:
     return " ".join(told.replace("\x00", "").split())[:LONGEST_REASON]
 
 
-def _is_alive(instance: dg.DagsterInstance, holding: Holding) -> bool:
+def _is_alive(instance: dg.DagsterInstance, holding: LeaseProtocol) -> bool:
     """Whether the run that works on these is there: it, or another attempt at the same batch, is not finished."""
     filters = [dg.RunsFilter(run_ids=[holding.run_id])] if holding.run_id else []
     if holding.batch_id:

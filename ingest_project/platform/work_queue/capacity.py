@@ -1,6 +1,6 @@
 """When less is asked for: as many batches as may be are in flight, the warehouse is slow, a disk is nearly full.
 
-What is not asked for waits where it is, on its topic or in the ledger, and the next tick looks anew: nothing has to be
+What is not asked for waits where it is, on its topic or in the ledger, and the next tick looks again: nothing has to be
 switched on again.
 """
 
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from ingest_project.core.settings import Settings
 from ingest_project.platform.azure.address import is_address
 from ingest_project.platform.database.engine import writing
-from ingest_project.platform.object_store.locations import place_of
+from ingest_project.platform.object_store.locations import location_of
 
 MEBIBYTE = 1024**2
 # While the warehouse is slow: the one that is under way shows by itself when it is quick again.
@@ -52,7 +52,7 @@ class Disk(NamedTuple):
         return f"{free}, less than {needed}. Nothing new is begun until there is room."
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """How many more batches may be asked for, and why it is not more; None where nothing is in the way."""
 
     batches: int
@@ -68,7 +68,7 @@ def fullest_disk(settings: Settings) -> Disk:
     return min(disks, key=lambda disk: disk.free_bytes)
 
 
-def room_beside(in_flight: int, most: int, slow_seconds: float | None = None) -> Room:
+def available_slots(in_flight: int, most: int, slow_seconds: float | None = None) -> Capacity:
     """Decide how many more batches may be asked for.
 
     Args:
@@ -82,7 +82,7 @@ def room_beside(in_flight: int, most: int, slow_seconds: float | None = None) ->
     else:
         reason = f"{in_flight} batches are in flight, as many as may be; more are asked for when one has ended."
     free = max(0, most - in_flight)
-    return Room(free, None if free and slow_seconds is None else reason)
+    return Capacity(free, None if free and slow_seconds is None else reason)
 
 
 def commit_seconds(engine: sa.Engine, slow_seconds: float) -> float:
@@ -93,7 +93,7 @@ def commit_seconds(engine: sa.Engine, slow_seconds: float) -> float:
         slow_seconds: what counts as slow: a connection that had to be opened first, or a single hiccup, does not.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: it does not answer, or only with an error.
+        DatabaseUnavailableError, TransactionConflictError: it does not answer, or only with an error.
     """
     once = _commit(engine)
     return min(once, _commit(engine)) if once > slow_seconds else once
@@ -118,7 +118,7 @@ def _on(settings: Settings) -> Iterator[Path]:
         *settings.attachments.destinations.values(),
     )
     for url in urls:
-        if not is_address(url) and isinstance(place := place_of(url), Path):
+        if not is_address(url) and isinstance(place := location_of(url), Path):
             yield place.absolute()
 
 

@@ -19,14 +19,14 @@ from typing import Generic, TypeVar
 
 from ingest_project.contracts.decoding import trace_id_in
 from ingest_project.core.bisection import store_bisecting
-from ingest_project.core.errors import SkippedByOperator
+from ingest_project.core.errors import SkippedByOperatorError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import BoundedRead, TopicReader
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.item_errors import (
     SERVICES,
@@ -36,26 +36,27 @@ from ingest_project.platform.work_queue.item_errors import (
     traceback_of,
 )
 from ingest_project.platform.work_queue.narrowing import Attempt, beginning
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.types import KafkaPosition
 
 logger = get_logger(__name__)
 
 MAX_BYTES_PER_TICK = 32 * 1024**2
 MESSAGES_AT_A_TIME = 1_000
-# The daemon gives up a tick after 60 s, and would begin anew with the same messages: what is left goes to the next one.
+# The daemon gives up a tick after 60 s, and would begin again with the same messages: what is left goes to the next
+# one.
 LONGEST_SECONDS = 15.0
 
 Message = TypeVar("Message")
-Refused = tuple["Received", Exception]
+Refused = tuple["ConsumerRecord", Exception]
 
 
 @dataclass(frozen=True)
-class Arrived(Generic[Message]):
+class ConsumedMessage(Generic[Message]):
     """One decoded message, where it stood, and the headers it came with."""
 
     message: Message
-    intake: Intake
-    received: Received
+    intake: KafkaPosition
+    received: ConsumerRecord
 
     @property
     def trace_id(self) -> str | None:
@@ -84,11 +85,11 @@ class Queue(Generic[Message]):
     reader: TopicReader | None = None
 
 
-def take(
+def consume(
     services: Runtime,
     queue: Queue[Message],
     saved: Positions | None,
-    store: Callable[[Sequence[Arrived[Message]]], object],
+    store: Callable[[Sequence[ConsumedMessage[Message]]], object],
 ) -> Positions:
     """Take what has arrived, at most so many messages.
 
@@ -103,8 +104,8 @@ def take(
         the positions to save.
 
     Raises:
-        BrokerUnavailable, DatabaseUnavailable, TransactionConflict, StoreUnavailable: call again with the same
-            positions.
+        BrokerUnavailableError, DatabaseUnavailableError, TransactionConflictError, StoreUnavailableError: call again
+            with the same positions.
     """
     reader = queue.reader or services.reader
     with beginning(queue.topic, saved, queue.max_messages) as attempt:
@@ -128,39 +129,39 @@ def _take_read(
     queue: Queue[Message],
     read: BoundedRead,
     attempt: Attempt,
-    store: Callable[[Sequence[Arrived[Message]]], object],
+    store: Callable[[Sequence[ConsumedMessage[Message]]], object],
 ) -> Positions:
-    generation, give_up_at = read.positions.generation, time.monotonic() + LONGEST_SECONDS
-    wanted, refused = without_skipped(services, read.messages, generation)
+    topic_id, give_up_at = read.positions.topic_id, time.monotonic() + LONGEST_SECONDS
+    wanted, refused = without_skipped(services, read.messages, topic_id)
     messages, taken = iter(wanted), 0
-    while part := _decoded(queue, islice(messages, MESSAGES_AT_A_TIME), generation, attempt, give_up_at):
+    while part := _decoded(queue, islice(messages, MESSAGES_AT_A_TIME), topic_id, attempt, give_up_at):
         failures = store_bisecting(part.arrived, store, is_item_fault)
-        put_aside(
+        dead_letter_message(
             services,
             queue.dead_letter_topic,
             [*refused, *part.refused, *((one.received, error) for one, error in failures)],
-            generation,
+            topic_id,
         )
         refused, taken = [], taken + part.seen
         if time.monotonic() > give_up_at:
             break
-    put_aside(services, queue.dead_letter_topic, refused, generation)
+    dead_letter_message(services, queue.dead_letter_topic, refused, topic_id)
     return _positions(read, wanted[taken:])
 
 
 def without_skipped(
-    services: Runtime, messages: Sequence[Received], generation: str
-) -> tuple[Sequence[Received], list[Refused]]:
+    services: Runtime, messages: Sequence[ConsumerRecord], topic_id: str
+) -> tuple[Sequence[ConsumerRecord], list[Refused]]:
     """Messages of one topic that are to be taken, and those that an operator has asked to be skipped."""
-    asked = services.skipped_offsets.of(messages[0].topic, generation) if messages else ()
-    wanted: list[Received] = []
+    asked = services.skipped_offsets.of(messages[0].topic, topic_id) if messages else ()
+    wanted: list[ConsumerRecord] = []
     refused: list[Refused] = []
     for message in messages:
         skipped = next((one for one in asked if one.covers(message.partition, message.offset)), None)
         if skipped is None:
             wanted.append(message)
         else:
-            refused.append((message, SkippedByOperator(skipped.asked_by, skipped.reason)))
+            refused.append((message, SkippedByOperatorError(skipped.asked_by, skipped.reason)))
     return wanted, refused
 
 
@@ -168,7 +169,7 @@ def without_skipped(
 class _Part(Generic[Message]):
     """Some messages, decoded as far as there was time."""
 
-    arrived: Sequence[Arrived[Message]]
+    arrived: Sequence[ConsumedMessage[Message]]
     refused: Sequence[Refused]
 
     @property
@@ -180,17 +181,17 @@ class _Part(Generic[Message]):
 
 
 def _decoded(
-    queue: Queue[Message], messages: islice[Received], generation: str, attempt: Attempt, give_up_at: float
+    queue: Queue[Message], messages: islice[ConsumerRecord], topic_id: str, attempt: Attempt, give_up_at: float
 ) -> _Part[Message]:
-    arrived: list[Arrived[Message]] = []
+    arrived: list[ConsumedMessage[Message]] = []
     refused: list[Refused] = []
     for received in messages:
         if refusal := attempt.refusal_of(received):
             refused.append((received, refusal))
         else:
             try:
-                intake = _intake(received, generation)
-                arrived.append(Arrived(queue.decode(received.value), intake, received))
+                intake = _intake(received, topic_id)
+                arrived.append(ConsumedMessage(queue.decode(received.value), intake, received))
             except SERVICES:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever one message causes is that message's
@@ -200,12 +201,12 @@ def _decoded(
     return _Part(arrived, refused)
 
 
-def _positions(read: BoundedRead, left: Sequence[Received]) -> Positions:
+def _positions(read: BoundedRead, left: Sequence[ConsumerRecord]) -> Positions:
     """Where the next tick goes on: before the first message of each partition that there was no time for."""
     next_offsets = dict(read.positions.next_offsets)
     for received in left:
         next_offsets[received.partition] = min(next_offsets[received.partition], received.offset)
-    return Positions(read.positions.generation, next_offsets)
+    return Positions(read.positions.topic_id, next_offsets)
 
 
 # What was last said of each topic: a topic that is not there yet would say so every few seconds.
@@ -219,21 +220,21 @@ def _log_new_notices(topic: str, notices: Sequence[str]) -> None:
     _said[topic] = notices
 
 
-def _intake(received: Received, generation: str) -> Intake:
-    return Intake(received.topic, received.partition, received.offset, generation, received.timestamp)
+def _intake(received: ConsumerRecord, topic_id: str) -> KafkaPosition:
+    return KafkaPosition(received.topic, received.partition, received.offset, topic_id, received.timestamp)
 
 
-def put_aside(services: Runtime, dead_letter_topic: str, refused: Sequence[Refused], generation: str) -> None:
+def dead_letter_message(services: Runtime, dead_letter_topic: str, refused: Sequence[Refused], topic_id: str) -> None:
     """Publish messages that cannot be taken as dead letters, each once however often this is called.
 
     Args:
         services: Kafka, the outbox, and the quarantine for what no topic takes.
         dead_letter_topic: where to.
         refused: the messages and what is wrong with them.
-        generation: life of the topic they were read from.
+        topic_id: life of the topic they were read from.
 
     Raises:
-        BrokerUnavailable: not all were published; call again.
+        BrokerUnavailableError: not all were published; call again.
     """
     if not refused:
         return
@@ -258,7 +259,7 @@ def put_aside(services: Runtime, dead_letter_topic: str, refused: Sequence[Refus
                 reason=reason_of(error),
                 first_failed_at=now,
                 last_failed_at=now,
-                generation=generation,
+                topic_id=topic_id,
             )
         )
     try:
@@ -271,7 +272,11 @@ def put_aside(services: Runtime, dead_letter_topic: str, refused: Sequence[Refus
 
 
 def _publish_or_keep(
-    services: Runtime, dead_letter_topic: str, received: Received, cause: Exception, letter: tuple[str, Outgoing]
+    services: Runtime,
+    dead_letter_topic: str,
+    received: ConsumerRecord,
+    cause: Exception,
+    letter: tuple[str, ProducerRecord],
 ) -> None:
     """One dead letter; one that no topic takes, e.g. for its size, goes to the quarantine store instead."""
     try:

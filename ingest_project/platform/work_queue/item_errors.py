@@ -8,16 +8,16 @@ from __future__ import annotations
 import errno
 
 from ingest_project.core.errors import (
-    BrokerUnavailable,
-    DatabaseUnavailable,
+    BrokerUnavailableError,
+    DatabaseUnavailableError,
     IngestError,
     SettingsError,
-    StoreUnavailable,
-    TransactionConflict,
+    StoreUnavailableError,
+    TransactionConflictError,
 )
 from ingest_project.platform.database.errors import failure_of, is_database_failure, refuses_values
 
-SERVICES = (BrokerUnavailable, DatabaseUnavailable, StoreUnavailable, TransactionConflict)
+SERVICES = (BrokerUnavailableError, DatabaseUnavailableError, StoreUnavailableError, TransactionConflictError)
 # This process or its disk is what is short of something.
 SHORTAGES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 LONGEST_REASON = 2_000

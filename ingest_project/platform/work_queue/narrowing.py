@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ingest_project.core.errors import UnforeseenFailure
+from ingest_project.core.errors import UnexpectedError
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.work_queue.item_errors import is_item_fault
 
 # A tick that was given up by the daemon tells no cause, and a database that hung looks the same.
@@ -38,10 +38,10 @@ class Attempt:
     saved: Positions | None
     max_messages: int
     refused: dict[Place, Exception]
-    messages: Sequence[Received] = ()
+    messages: Sequence[ConsumerRecord] = ()
     unfinished_alone: dict[Place, int] = field(default_factory=dict)
 
-    def refusal_of(self, message: Received) -> Exception | None:
+    def refusal_of(self, message: ConsumerRecord) -> Exception | None:
         """Why a message is not even looked at; None where it is."""
         return self.refused.get((message.partition, message.offset))
 
@@ -85,18 +85,18 @@ def _next_attempt(last: Attempt | None, saved: Positions | None, most: int) -> A
     return attempt
 
 
-def _count_alone(attempt: Attempt, message: Received) -> None:
+def _count_alone(attempt: Attempt, message: ConsumerRecord) -> None:
     place = (message.partition, message.offset)
     attempt.unfinished_alone[place] = attempt.unfinished_alone.get(place, 0) + 1
     if attempt.unfinished_alone[place] >= MOST_UNFINISHED_ALONE and place not in attempt.refused:
         cause = TimeoutError(f"{MOST_UNFINISHED_ALONE} ticks that took it alone did not end in time")
-        attempt.refused[place] = UnforeseenFailure("Taking this message", cause)
+        attempt.refused[place] = UnexpectedError("Taking this message", cause)
 
 
 def _refuse(attempt: Attempt, error: Exception) -> None:
     place = (attempt.messages[0].partition, attempt.messages[0].offset)
     if len(attempt.refused) < MOST_REFUSED:
-        attempt.refused[place] = UnforeseenFailure("Taking this message", error)
+        attempt.refused[place] = UnexpectedError("Taking this message", error)
 
 
 def _end_well(topic: str, attempt: Attempt, most: int) -> None:

@@ -16,9 +16,9 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.work_queue.sql_helpers import add_reason, give_back, in_parts
+from ingest_project.platform.work_queue.sql_helpers import add_reason, in_parts, requeue
 from ingest_project.platform.work_queue.states import PENDING, REQUESTED
-from ingest_project.platform.work_queue.types import DelayRule, Intake, Released
+from ingest_project.platform.work_queue.types import DelayRule, KafkaPosition, RequeuedEntry
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -33,7 +33,7 @@ class Due(msgspec.Struct, frozen=True):
     retry_group: str | None = None
 
 
-class Holding(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True):
     """Entries that one batch, or one run of it, holds.
 
     Args:
@@ -56,10 +56,10 @@ class WorkLedger:
         table: with the columns state, attempts, batch_id, run_id, next_attempt_at, reported_at.
         key: its primary key.
         working_state: of entries in a run's hands.
-        lane: the column that says which sensor looks after an entry; the topic it came from, by default.
+        queue: the column that says which sensor looks after an entry; the topic it came from, by default.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     # Entries that wait longest first; a ledger with priorities puts them in front.
@@ -74,25 +74,25 @@ class WorkLedger:
         table: sa.Table,
         key: sa.Column[str],
         working_state: str,
-        lane: sa.Column[str] | None = None,
+        queue_name: sa.Column[str] | None = None,
     ) -> None:
         self._engine = engine
         self._table = table
         self._key = key
         self._working = working_state
-        self._lane: sa.Column[str] = table.c.intake_topic if lane is None else lane
+        self._queue_name: sa.Column[str] = table.c.kafka_topic if queue_name is None else queue_name
 
-    def due(self, lane: str, limit: int, now: datetime) -> tuple[Due, ...]:
+    def due(self, queue_name: str, limit: int, now: datetime) -> tuple[Due, ...]:
         """Pending entries whose time has come, in the order they are to be asked for."""
         with reading(self._engine) as connection:
-            return tuple(Due(*row) for row in connection.execute(self._due(lane, limit, now)))
+            return tuple(Due(*row) for row in connection.execute(self._due(queue_name, limit, now)))
 
-    def _due(self, lane: str, limit: int, now: datetime) -> sa.Select[Any]:
+    def _due(self, queue_name: str, limit: int, now: datetime) -> sa.Select[Any]:
         columns = self._table.c
         group = [columns.retry_group] if self.halves_lost_batches else []
         return (
             sa.select(self._key, columns.attempts, *group)
-            .where(self._lane == lane, columns.state == sa.literal_column(f"'{PENDING}'"))
+            .where(self._queue_name == queue_name, columns.state == sa.literal_column(f"'{PENDING}'"))
             .where(columns.next_attempt_at <= now)
             .order_by(*(columns[name] for name in self.order_of_due))
             .limit(limit)
@@ -120,28 +120,28 @@ class WorkLedger:
         with reading(self._engine) as connection:
             return tuple(connection.execute(query).scalars())
 
-    def in_flight_batches(self, lane: str) -> int:
+    def in_flight_batches(self, queue_name: str) -> int:
         """Batches that are asked for or running."""
         columns = self._table.c
         query = sa.select(sa.func.count(columns.batch_id.distinct())).where(
-            self._lane == lane, self._is_held(), columns.state.in_([REQUESTED, self._working])
+            self._queue_name == queue_name, self._is_held(), columns.state.in_([REQUESTED, self._working])
         )
         with reading(self._engine) as connection:
             return int(connection.execute(query).scalar_one())
 
-    def held(self, lane: str, untouched_since: datetime) -> tuple[Holding, ...]:
+    def held(self, queue_name: str, untouched_since: datetime) -> tuple[Lease, ...]:
         """Batches with entries that are asked for, in a run's hands or not yet reported, untouched since then."""
         columns = self._table.c
         touched_at = sa.func.max(columns.updated_at, type_=columns.updated_at.type).label("touched_at")
         query = (
             sa.select(columns.batch_id, columns.run_id, sa.func.count().label("entries"), touched_at)
-            .where(self._lane == lane, self._is_held())
+            .where(self._queue_name == queue_name, self._is_held())
             .group_by(columns.batch_id, columns.run_id)
             .having(touched_at < untouched_since)
             .order_by(touched_at)
         )
         with reading(self._engine) as connection:
-            return tuple(Holding(**row) for row in connection.execute(query).mappings())
+            return tuple(Lease(**row) for row in connection.execute(query).mappings())
 
     def release(  # noqa: PLR0913, PLR0917 - the retry rule is two settings
         self,
@@ -152,8 +152,8 @@ class WorkLedger:
         delay: DelayRule,
         now: datetime,
         *,
-        error_class: str = "RunLost",
-    ) -> Released:
+        error_class: str = "RunLostError",
+    ) -> RequeuedEntry:
         """Take back what a batch's dead or never started run holds; a run that started meanwhile keeps its entries.
 
         What was finished and only not reported is pending at once; with no attempt left it stays finished, unreported.
@@ -177,14 +177,14 @@ class WorkLedger:
             halved = 0
             if self.halves_lost_batches and run_id is not None:
                 halved = self._halve(connection, lost, {"updated_at": now, "next_attempt_at": now + delay(1)})
-            released = give_back(
+            released = requeue(
                 connection, self._table, self._key, lost,
                 reason=columns.reason, error_class=error_class, max_attempts=max_attempts, delay=delay, now=now,
             )  # fmt: skip
             # No run is left that could report them: unmarked, they would be found held, and tried again for ever.
             for part in in_parts(released.failed):
                 connection.execute(sa.update(self._table).where(self._key.in_(part)).values(reported_at=now))
-        return Released(pending=released.pending + unreported.rowcount + halved, failed=released.failed)
+        return RequeuedEntry(pending=released.pending + unreported.rowcount + halved, failed=released.failed)
 
     def _halve(self, connection: sa.Connection, lost: sa.ColumnElement[bool], change: Mapping[str, Any]) -> int:
         """Make two groups of what a lost run held, pending; one entry alone stays alone, and is not given back here."""
@@ -199,7 +199,7 @@ class WorkLedger:
                 connection.execute(sa.update(self._table).where(self._key.in_(part)).values(**change, **group))
         return len(keys)
 
-    def put_back(  # noqa: PLR0913, PLR0917 - as release
+    def requeue_later(  # noqa: PLR0913, PLR0917 - as release
         self,
         keys: Sequence[str],
         reason: str,
@@ -207,7 +207,7 @@ class WorkLedger:
         max_attempts: int,
         delay: DelayRule,
         now: datetime,
-    ) -> Released:
+    ) -> RequeuedEntry:
         """A transient failure inside a run: pending again after a pause, or failed when no attempt is left."""
         pending = 0
         failed: list[str] = []
@@ -216,13 +216,13 @@ class WorkLedger:
                 if self.halves_lost_batches:
                     # Its run lives to tell: it is not what took the others down.
                     connection.execute(sa.update(self._table).where(self._key.in_(part)).values(retry_group=None))
-                given_back = give_back(
+                given_back = requeue(
                     connection, self._table, self._key, sa.and_(self._key.in_(part), self._is_held()),
                     reason=reason, error_class=error_class, max_attempts=max_attempts, delay=delay, now=now,
                 )  # fmt: skip
                 pending += given_back.pending
                 failed += given_back.failed
-        return Released(pending=pending, failed=tuple(failed))
+        return RequeuedEntry(pending=pending, failed=tuple(failed))
 
     def bring_back_to(self, now: datetime, skew_seconds: float) -> int:
         """Entries that were written with a time in the future, by a clock that has been set back, count as of now.
@@ -257,14 +257,16 @@ class WorkLedger:
                     .values(reported_at=now)
                 )
 
-    def _reopen_unsaved(self, connection: sa.Connection, came_from: Mapping[str, Intake], now: datetime) -> set[str]:
+    def _reopen_unsaved(
+        self, connection: sa.Connection, came_from: Mapping[str, KafkaPosition], now: datetime
+    ) -> set[str]:
         """Entries that are requested and arrive again from the very position they came from: pending again.
 
         They were asked for by a tick whose cursor was never saved, so that batch does not exist; that attempt is not
         counted.
         """
         columns = self._table.c
-        position = (columns.intake_topic, columns.intake_partition, columns.intake_offset, columns.intake_generation)
+        position = (columns.kafka_topic, columns.kafka_partition, columns.kafka_offset, columns.kafka_topic_id)
         reopened: set[str] = set()
         for part in in_parts(list(came_from)):
             query = sa.select(self._key, *position).where(self._key.in_(part), columns.state == REQUESTED)

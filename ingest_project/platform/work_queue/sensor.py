@@ -13,7 +13,7 @@ from ingest_project.platform.runtime import Runtime
 Tick = Callable[[dg.SensorEvaluationContext, Any], dg.SensorResult | dg.SkipReason]
 
 
-def ticking_sensor(
+def queue_sensor(
     name: str, job_name: str, description: str, tick: Tick, *, every_seconds: int = 1
 ) -> dg.SensorDefinition:
     """A sensor that is on from the start, and ticks unless something it needs is missing.

@@ -21,13 +21,13 @@ class SkippedOffsets(msgspec.Struct, frozen=True, kw_only=True):
     """Messages of one partition that are to be skipped.
 
     Args:
-        generation: of the topic, see `Positions`; empty where nobody tells it.
+        topic_id: of the topic, see `Positions`; empty where nobody tells it.
         end_offset: of the first message that is not skipped.
         reason: why, by whoever asked.
     """
 
     topic: str
-    generation: str
+    topic_id: str
     partition: int
     first_offset: int
     end_offset: int
@@ -44,7 +44,7 @@ class SkipLedger:
     """Reads and writes the table `skipped_offsets`. Every method is one transaction.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -59,7 +59,7 @@ class SkipLedger:
         row = msgspec.structs.asdict(asked)
         same = (
             (skipped.c.topic == asked.topic)
-            & (skipped.c.generation == asked.generation)
+            & (skipped.c.topic_id == asked.topic_id)
             & (skipped.c.partition == asked.partition)
             & (skipped.c.first_offset == asked.first_offset)
         )
@@ -68,9 +68,9 @@ class SkipLedger:
             added = insert_missing(connection, skipped, [row], skipped.c.topic)
             return bool(added) or bool(connection.execute(longer).rowcount)
 
-    def of(self, topic: str, generation: str) -> tuple[SkippedOffsets, ...]:
+    def of(self, topic: str, topic_id: str) -> tuple[SkippedOffsets, ...]:
         """What is to be skipped in this life of a topic."""
-        is_this_life = skipped.c.generation.in_([generation, ""]) if generation else sa.true()
+        is_this_life = skipped.c.topic_id.in_([topic_id, ""]) if topic_id else sa.true()
         query = sa.select(skipped).where(skipped.c.topic == topic, is_this_life)
         with reading(self._engine) as connection:
             return tuple(_rows(connection.execute(query).mappings()))

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from ingest_project.platform.work_queue.states import PENDING
-from ingest_project.platform.work_queue.types import DelayRule, Released
+from ingest_project.platform.work_queue.types import DelayRule, RequeuedEntry
 
 # SQLite takes 32,766 values in a statement, PostgreSQL's text grows with them.
 KEYS_AT_A_TIME = 5_000
@@ -72,7 +72,7 @@ def update_each(
     connection.execute(ordinary, [{f"new_{name}": value for name, value in row.items()} for row in rows])
 
 
-def give_back(  # noqa: PLR0913 - the retry rule is two settings
+def requeue(  # noqa: PLR0913 - the retry rule is two settings
     connection: sa.Connection,
     table: sa.Table,
     key: sa.Column[str],
@@ -83,7 +83,7 @@ def give_back(  # noqa: PLR0913 - the retry rule is two settings
     max_attempts: int,
     delay: DelayRule,
     now: datetime,
-) -> Released:
+) -> RequeuedEntry:
     """Entries whose attempt came to nothing: pending again after a pause, or failed when no attempt is left."""
     attempts_found = connection.execute(sa.select(table.c.attempts).where(chosen).distinct()).scalars().all()
     why = {"reason": reason, "error_class": error_class, "updated_at": now}
@@ -97,7 +97,7 @@ def give_back(  # noqa: PLR0913 - the retry rule is two settings
         else:
             change = change.values(**why, state=PENDING, next_attempt_at=now + delay(max(attempts, 1)))
             pending += len(connection.execute(change).scalars().all())
-    return Released(pending=pending, failed=tuple(failed))
+    return RequeuedEntry(pending=pending, failed=tuple(failed))
 
 
 def add_reason(  # noqa: PLR0913, PLR0917 - which entries, and what is told of them

@@ -7,13 +7,13 @@ from sqlalchemy import Column as Col
 
 from ingest_project.platform.database.columns import UtcTime, metadata
 
-# Messages that are to go to the dead letters unseen once their turn comes. A topic that is created anew has another
+# Messages that are to go to the dead letters unseen once their turn comes. A topic that is created again has another
 # generation, and other messages at these offsets.
 skipped_offsets = sa.Table(
     "skipped_offsets",
     metadata,
     Col("topic", sa.Text, primary_key=True),
-    Col("generation", sa.Text, primary_key=True),
+    Col("topic_id", sa.Text, primary_key=True),
     Col("partition", sa.Integer, primary_key=True, autoincrement=False),
     Col("first_offset", sa.BigInteger, primary_key=True, autoincrement=False),
     # Of the first message that is not skipped.

@@ -13,18 +13,18 @@ DelayRule = Callable[[int], timedelta]
 """From the number of attempts so far to the pause before the next one."""
 
 
-class Intake(msgspec.Struct, frozen=True):
+class KafkaPosition(msgspec.Struct, frozen=True):
     """The Kafka position an entry came from.
 
     Args:
-        generation: tells one life of a topic from the next: after a topic was recreated its offsets start again.
+        topic_id: tells one life of a topic from the next: after a topic was recreated its offsets start again.
         at: the message's own timestamp, where it has one.
     """
 
     topic: str
     partition: int
     offset: int
-    generation: str = ""
+    topic_id: str = ""
     at: datetime | None = None
 
     def __str__(self) -> str:
@@ -34,27 +34,27 @@ class Intake(msgspec.Struct, frozen=True):
     @property
     def position(self) -> tuple[str, int, int, str]:
         """What makes two arrivals the same message."""
-        return (self.topic, self.partition, self.offset, self.generation)
+        return (self.topic, self.partition, self.offset, self.topic_id)
 
     def columns(self) -> dict[str, Any]:
         """As the tables name them."""
         return {
-            "intake_topic": self.topic,
-            "intake_partition": self.partition,
-            "intake_offset": self.offset,
-            "intake_generation": self.generation,
-            "intake_at": self.at,
+            "kafka_topic": self.topic,
+            "kafka_partition": self.partition,
+            "kafka_offset": self.offset,
+            "kafka_topic_id": self.topic_id,
+            "kafka_timestamp": self.at,
         }
 
     @classmethod
-    def of(cls, row: RowMapping) -> Intake:
+    def of(cls, row: RowMapping) -> KafkaPosition:
         """Of a stored entry."""
         return cls(
-            topic=row["intake_topic"],
-            partition=row["intake_partition"],
-            offset=row["intake_offset"],
-            generation=row["intake_generation"],
-            at=row["intake_at"],
+            topic=row["kafka_topic"],
+            partition=row["kafka_partition"],
+            offset=row["kafka_offset"],
+            topic_id=row["kafka_topic_id"],
+            at=row["kafka_timestamp"],
         )
 
 
@@ -72,7 +72,7 @@ class Recorded(msgspec.Struct, frozen=True):
     known: tuple[str, ...] = ()
 
 
-class Released(msgspec.Struct, frozen=True):
+class RequeuedEntry(msgspec.Struct, frozen=True):
     """What became of entries that were given back.
 
     Args:

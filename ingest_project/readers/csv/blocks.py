@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ingest_project.core.errors import FileRejected
+from ingest_project.core.errors import FileRejectedError
 
 # Longest first: the mark of UTF-16 begins that of UTF-32.
 BYTE_ORDER_MARKS = (
@@ -42,16 +42,16 @@ def text_blocks(path: Path, encoding: str, block_bytes: int) -> Iterator[tuple[b
         block_bytes: how much of the file to read at a time. No block ends between a CR and an LF.
 
     Raises:
-        FileRejected: `empty_file`; `unreadable_container` for a file that is not text; `encoding` where more than
+        FileRejectedError: `empty_file`; `unreadable_container` for a file that is not text; `encoding` where more than
             MOST_INVALID_BYTES are not of its encoding.
     """
     with path.open("rb") as file:
         start = file.read(LONGEST_MAGIC)
         if not start:
-            raise FileRejected("empty_file", "The file has no bytes.")
+            raise FileRejectedError("empty_file", "The file has no bytes.")
         for magic, what in CONTAINERS:
             if start.startswith(magic):
-                raise FileRejected("unreadable_container", f"The file is {what}, not text.")
+                raise FileRejectedError("unreadable_container", f"The file is {what}, not text.")
         mark, encoding = next(
             ((mark, marked) for mark, marked in BYTE_ORDER_MARKS if start.startswith(mark)), (b"", encoding)
         )
@@ -70,7 +70,7 @@ def _blocks(file: BinaryIO, encoding: str, block_bytes: int) -> Iterator[tuple[b
         invalid += marked
         if invalid > MOST_INVALID_BYTES:
             detail = f"More than {MOST_INVALID_BYTES:,} bytes of the file are not {encoding}."
-            raise FileRejected("encoding", f"{detail} Name the encoding in the file's reader profile.")
+            raise FileRejectedError("encoding", f"{detail} Name the encoding in the file's reader profile.")
         text = held + text
         if not following:
             yield text, True

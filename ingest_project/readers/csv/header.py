@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ingest_project.core.errors import FileRejected, LimitExceeded
+from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.readers.csv.blocks import INVALID_BYTE
 from ingest_project.readers.csv.fallback_tokenizer import LINE_END, Record, split_carefully
 from ingest_project.readers.csv.rejects import is_blank
@@ -67,8 +67,8 @@ def find_header(blocks: Iterator[tuple[bytes, bool]], search: HeaderSearch) -> t
     """The header, the text it was found in, and whether that is all text. Takes as many blocks as it needs.
 
     Raises:
-        FileRejected: `empty_file` when no line has text, `unreadable_header`, `encoding`.
-        LimitExceeded: it is longer than a row may be.
+        FileRejectedError: `empty_file` when no line has text, `unreadable_header`, `encoding`.
+        LimitExceededError: it is longer than a row may be.
     """
     text = b""
     for block, final in blocks:
@@ -76,28 +76,28 @@ def find_header(blocks: Iterator[tuple[bytes, bool]], search: HeaderSearch) -> t
         header = read_header(text, search, final=final)
         if header is not None:
             return header, text, final
-    raise FileRejected("empty_file", "The file has no line with text.")
+    raise FileRejectedError("empty_file", "The file has no line with text.")
 
 
 def read_header(text: bytes, search: HeaderSearch, *, final: bool) -> Header | None:
     """The first line that is not blank; None when there is none yet.
 
     Raises:
-        FileRejected, LimitExceeded: see `find_header`.
+        FileRejectedError, LimitExceededError: see `find_header`.
     """
     start = 0
     for _ in range(search.skip_lines):
         match = LINE_END.search(text, start)
         start = match.end() if match else len(text)
     headers: list[Header] = []
-    spoilt: FileRejected | None = None
+    spoilt: FileRejectedError | None = None
     for candidate in search.delimiter or CANDIDATE_DELIMITERS:
         record = _first_record(text, candidate, start, search.max_row_bytes, final=final)
         if record is None:
             return None
         try:
             headers.append(_header(record, candidate, search.skip_lines))
-        except FileRejected as error:
+        except FileRejectedError as error:
             # Quotes that are in place under one delimiter are not under another.
             spoilt = error
             continue
@@ -117,24 +117,26 @@ def _first_record(text: bytes, delimiter: str, start: int, max_row_bytes: int, *
     records = split_carefully(text, delimiter.encode(), final=final, max_row_bytes=max_row_bytes, start=start)
     for record in records:
         if record.reason == "row_too_long":
-            raise LimitExceeded("INGEST_MAX_ROW_BYTES", f"The header has {record.end - record.start} bytes")
+            raise LimitExceededError("INGEST_MAX_ROW_BYTES", f"The header has {record.end - record.start} bytes")
         if not is_blank(text[record.start : record.end], delimiter):
             return record
     if len(text) - start > max_row_bytes and not final:
-        raise LimitExceeded("INGEST_MAX_ROW_BYTES", f"There is no header in the first {len(text)} bytes")
+        raise LimitExceededError("INGEST_MAX_ROW_BYTES", f"There is no header in the first {len(text)} bytes")
     return None
 
 
 def _header(record: Record, delimiter: str, skip_lines: int) -> Header:
     line_number = skip_lines + record.line + 1
     if record.cells is None:
-        raise FileRejected("unreadable_header", f"Line {line_number}, the header, has an unbalanced quote.")
+        raise FileRejectedError("unreadable_header", f"Line {line_number}, the header, has an unbalanced quote.")
     if any(INVALID_BYTE.encode() in cell for cell in record.cells):
-        raise FileRejected(
+        raise FileRejectedError(
             "encoding", f"Line {line_number}, the header, has bytes that are not of the file's encoding."
         )
     if any(b"\0" in cell for cell in record.cells):
-        raise FileRejected("encoding", "The header has NUL bytes: UTF-16 without a byte order mark, or no text at all.")
+        raise FileRejectedError(
+            "encoding", "The header has NUL bytes: UTF-16 without a byte order mark, or no text at all."
+        )
     return Header(
         names=[clean_name(cell.decode("utf-8", "replace")) for cell in record.cells],
         delimiter=delimiter,

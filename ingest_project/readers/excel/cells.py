@@ -22,7 +22,7 @@ END_OF_DAYS = datetime(9999, 12, 31)  # noqa: DTZ001 - as above
 LITERAL = re.compile(r'"[^"]*"|\\.|_.|\*.|\[[^\]]*\]')
 
 
-class Refused(Exception):  # noqa: N818 - the domain's word
+class WorkbookRejectedError(Exception):
     """The workbook is not read, and why."""
 
     def __init__(self, rule: str, detail: str, limit: str | None = None) -> None:

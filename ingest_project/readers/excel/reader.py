@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ingest_project.core.errors import FileRejected, LimitExceeded
+from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.sandbox.process import KILLED, ProcessLimits, run_confined
 from ingest_project.platform.sandbox.start import OUT_OF_MEMORY
 from ingest_project.readers.casting import KIND_OF
@@ -40,7 +40,7 @@ def read_workbook(
     """Read one sheet; line numbers are the sheet's row numbers, raw text is its cells, quoted and tab-separated.
 
     Raises:
-        FileRejected, LimitExceeded: see `reading.read_chunks`.
+        FileRejectedError, LimitExceededError: see `reading.read_chunks`.
     """
     _check_outside(path, file_type, limits, file_name)
     with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
@@ -52,21 +52,25 @@ def read_workbook(
 def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: str) -> None:
     size = path.stat().st_size
     if size == 0:
-        raise FileRejected("empty_file", "The file has no bytes.")
+        raise FileRejectedError("empty_file", "The file has no bytes.")
     if size > limits.max_excel_bytes:
-        raise LimitExceeded("INGEST_MAX_EXCEL_BYTES", f"The workbook has {size} bytes, over {limits.max_excel_bytes}")
+        raise LimitExceededError(
+            "INGEST_MAX_EXCEL_BYTES", f"The workbook has {size} bytes, over {limits.max_excel_bytes}"
+        )
     with path.open("rb") as file:
         start = file.read(4)
     if file_name.startswith("~$") and start not in {ZIP_START, OLE_START}:
-        raise FileRejected("unreadable_container", "This is the lock file that Excel keeps beside an open workbook.")
+        raise FileRejectedError(
+            "unreadable_container", "This is the lock file that Excel keeps beside an open workbook."
+        )
     if file_type == "xlsx" and start == OLE_START:
-        raise FileRejected(
+        raise FileRejectedError(
             "unreadable_container", "The workbook is protected by a password, or an xls file called xlsx."
         )
     if file_type == "xlsx" and start != ZIP_START:
-        raise FileRejected("unreadable_container", "The file is not an xlsx workbook.")
+        raise FileRejectedError("unreadable_container", "The file is not an xlsx workbook.")
     if file_type == "xls" and start == ZIP_START:
-        raise FileRejected("unreadable_container", "The file is an xlsx workbook or another archive called xls.")
+        raise FileRejectedError("unreadable_container", "The file is an xlsx workbook or another archive called xls.")
 
 
 def _run_worker(path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
@@ -84,33 +88,35 @@ def _run_worker(path: Path, file_type: str, profile: ReaderProfile, limits: Read
         raise _refusal(code, reason, limits)
 
 
-def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejected:
+def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejectedError:
     if reason.exists() and reason.stat().st_size:
         told = json.loads(reason.read_text(encoding="utf-8"))
         if told["limit"]:
-            return LimitExceeded(LIMIT_SETTINGS[told["limit"]], told["detail"])
-        return FileRejected(told["rule"], told["detail"])
+            return LimitExceededError(LIMIT_SETTINGS[told["limit"]], told["detail"])
+        return FileRejectedError(told["rule"], told["detail"])
     if code == OUT_OF_MEMORY:
-        return LimitExceeded(LIMIT_SETTINGS["memory"], "Opening it needs more memory than allowed")
+        return LimitExceededError(LIMIT_SETTINGS["memory"], "Opening it needs more memory than allowed")
     if code in KILLED:
         return _took_too_long(limits)
-    return FileRejected("unreadable_container", "The workbook is damaged: the process that opened it came to an end.")
+    return FileRejectedError(
+        "unreadable_container", "The workbook is damaged: the process that opened it came to an end."
+    )
 
 
-def _took_too_long(limits: ReadLimits) -> LimitExceeded:
-    return LimitExceeded("INGEST_MAX_EXCEL_SECONDS", f"Opening it took over {limits.max_excel_seconds:g} s")
+def _took_too_long(limits: ReadLimits) -> LimitExceededError:
+    return LimitExceededError("INGEST_MAX_EXCEL_SECONDS", f"Opening it took over {limits.max_excel_seconds:g} s")
 
 
 def _read_rows(rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Iterator[ReadingsChunk]:
     if not rows.stat().st_size:
-        raise FileRejected("empty_file", "The sheet has no cell with a value.")
+        raise FileRejectedError("empty_file", "The sheet has no cell with a value.")
     blocks = text_blocks(rows, "utf-8", limits.chunk_bytes)
     header, text, final = find_header(blocks, HeaderSearch("\t", frozenset(), 0, limits.max_row_bytes))
     row = int(header.names[1])
     header = header._replace(names=header.names[2:])
     if profile.header and row != profile.skip_lines + 1:
         detail = f"Row {profile.skip_lines + 1} of the sheet, where the header should be, is empty"
-        raise FileRejected(
+        raise FileRejectedError(
             "missing_header", f"{detail}. The first row with text is {row}: see skip_lines in the profile."
         )
     if not profile.header:

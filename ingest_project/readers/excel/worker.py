@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
-from ingest_project.readers.excel.cells import Cell, Refused
+from ingest_project.readers.excel.cells import Cell, WorkbookRejectedError
 
 MAX_PARTS = 10_000
 # A sheet of repeated cells deflates to about a fiftieth; deflate itself cannot go beyond a thousandth.
@@ -41,7 +41,7 @@ def main() -> int:
         rows = _rows(options)
         with options.rows.open("w", encoding="utf-8", errors="replace", newline="") as file:
             _write(rows, options.skip_rows, file)
-    except Refused as refused:
+    except WorkbookRejectedError as refused:
         reason = refused.reason
     except MemoryError:
         reason = {"rule": "limit_exceeded", "detail": "Opening it needs more memory than allowed", "limit": "memory"}
@@ -76,20 +76,26 @@ def check_archive(path: Path, memory_bytes: int) -> None:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise Refused("unreadable_container", "The file is not a workbook, or its end is missing.") from error
+        raise WorkbookRejectedError(
+            "unreadable_container", "The file is not a workbook, or its end is missing."
+        ) from error
     with archive:
         parts = archive.infolist()
         size = sum(part.file_size for part in parts)
         if len(parts) > MAX_PARTS:
-            raise Refused("limit_exceeded", f"The workbook has {len(parts)} parts, over {MAX_PARTS}", "memory")
+            raise WorkbookRejectedError(
+                "limit_exceeded", f"The workbook has {len(parts)} parts, over {MAX_PARTS}", "memory"
+            )
         if size > memory_bytes:
-            raise Refused("limit_exceeded", f"The workbook unpacks to {size} bytes, over {memory_bytes}", "memory")
+            raise WorkbookRejectedError(
+                "limit_exceeded", f"The workbook unpacks to {size} bytes, over {memory_bytes}", "memory"
+            )
         for part in parts:
             if part.file_size > SMALL_PART_BYTES and part.file_size > MAX_RATIO * max(part.compress_size, 1):
                 detail = (
                     f"A part of the workbook unpacks to {part.file_size // max(part.compress_size, 1)} times its size"
                 )
-                raise Refused("limit_exceeded", detail, "memory")
+                raise WorkbookRejectedError("limit_exceeded", detail, "memory")
             if part.filename.endswith((".xml", ".rels")):
                 _check_prolog(archive, part)
 
@@ -99,7 +105,9 @@ def _check_prolog(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
         # Without the NUL bytes, UTF-16 reads like ASCII here.
         prolog = file.read(PROLOG_BYTES).replace(b"\0", b"")
     if b"<!DOCTYPE" in prolog or b"<!ENTITY" in prolog:
-        raise Refused("unreadable_container", "The workbook declares XML entities, which no spreadsheet program does.")
+        raise WorkbookRejectedError(
+            "unreadable_container", "The workbook declares XML entities, which no spreadsheet program does."
+        )
 
 
 def _rows(options: argparse.Namespace) -> Iterable[list[Cell]]:

@@ -18,7 +18,7 @@ from xml.parsers import expat
 from python_calamine import CalamineWorkbook
 
 from ingest_project.readers.casting import ERROR, FORMULA
-from ingest_project.readers.excel.cells import PLAIN, Cell, Refused, Style, cell_of, style_of
+from ingest_project.readers.excel.cells import PLAIN, Cell, Style, WorkbookRejectedError, cell_of, style_of
 
 BLOCK_BYTES = 1024**2
 # What a sheet with formulas or errors has somewhere, and hardly any other.
@@ -53,13 +53,13 @@ def chosen_sheet(names: list[str], sheet: int | str) -> str:
         Refused: there is none.
     """
     if not names:
-        raise Refused("unreadable_container", "The workbook has no sheet that can be read.")
+        raise WorkbookRejectedError("unreadable_container", "The workbook has no sheet that can be read.")
     if isinstance(sheet, int) and 0 <= sheet < len(names):
         return names[sheet]
     if isinstance(sheet, str) and sheet in names:
         return sheet
     shown = ", ".join(repr(str(name)[:40]) for name in names[:12])
-    raise Refused("missing_sheet", f"The workbook has no sheet {sheet!r}; it has {shown}.")
+    raise WorkbookRejectedError("missing_sheet", f"The workbook has no sheet {sheet!r}; it has {shown}.")
 
 
 def require_cells(cells: int, most: int) -> None:
@@ -69,7 +69,7 @@ def require_cells(cells: int, most: int) -> None:
         Refused: it has more cells than that.
     """
     if cells > most:
-        raise Refused("limit_exceeded", f"The sheet has {cells} cells, over {most}", "cells")
+        raise WorkbookRejectedError("limit_exceeded", f"The sheet has {cells} cells, over {most}", "cells")
 
 
 class Marks:
@@ -99,7 +99,7 @@ class Marks:
             with self._archive.open(self._parts[part.lower()]) as file:
                 return ET.parse(file).getroot()  # noqa: S314 - checked to declare no entities, in a process of its own
         except KeyError:
-            raise Refused("unreadable_container", f"The workbook has no part {part}.") from None
+            raise WorkbookRejectedError("unreadable_container", f"The workbook has no part {part}.") from None
 
     def _target(self, part: str, kind: str) -> str | None:
         """The part that another one is related to in this way."""
@@ -122,7 +122,7 @@ class Marks:
                 found = self._parts.get(parts.get(identity, "").lower())
                 if found:
                     return found
-        raise Refused("unreadable_container", "The workbook does not say where its sheet is.")
+        raise WorkbookRejectedError("unreadable_container", "The workbook does not say where its sheet is.")
 
     def _number_styles(self, part: str | None) -> dict[str, Style]:
         """The styles of cells that change what a number says, by their index as it is written in cells."""
@@ -192,7 +192,7 @@ class _SheetParser:
         try:
             parser.ParseFile(file)
         except expat.ExpatError as error:
-            raise Refused("unreadable_container", f"The sheet is damaged: {error}.") from None
+            raise WorkbookRejectedError("unreadable_container", f"The sheet is damaged: {error}.") from None
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         name = name.rpartition(":")[2]
@@ -252,7 +252,9 @@ class _SheetParser:
         if len(corners) != 2 or None in corners:  # noqa: PLR2004 - the two corners of a range
             return
         if len(self._ranges) == MOST_RANGES:
-            raise Refused("limit_exceeded", f"The sheet has more than {MOST_RANGES} ranges of one formula", "cells")
+            raise WorkbookRejectedError(
+                "limit_exceeded", f"The sheet has more than {MOST_RANGES} ranges of one formula", "cells"
+            )
         (first, last) = ((int(match[2]) - 1, _column(match[1])) for match in corners if match)
         self._ranges.append((*first, *last))
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import partial
 from typing import IO
 
-from ingest_project.core.errors import ForbiddenPath, PermanentError, SourceMissing, SourceUnreachable
+from ingest_project.core.errors import ForbiddenPathError, PermanentError, SourceNotFoundError, SourceUnreachableError
 from ingest_project.platform.http.deadlines import Deadline
 from ingest_project.sources.ftp.errors import CLOSING, NOT_UNDERSTOOD, code_of, failure_of
 from ingest_project.sources.ftp.listing import listed_entry, machine_entry, size_of, time_of
@@ -98,7 +98,7 @@ class FtpConnection:
         """RETR, from a position where the server can; where it cannot, what comes before is read and dropped."""
         found = self.described(path)
         if found.kind != "file":
-            raise ForbiddenPath(self._at(path), "it is not a regular file.")
+            raise ForbiddenPathError(self._at(path), "it is not a regular file.")
         with self._failures(path):
             connection, skip = self._retrieve(path, offset)
         file = FtpFile(self, connection, found, self._at(path))
@@ -118,7 +118,7 @@ class FtpConnection:
         """Hear how a transfer ended, after its last byte.
 
         Raises:
-            SourceUnreachable: it was cut short.
+            SourceUnreachableError: it was cut short.
         """
         with self._failures_at(location):
             self._wire.voidresp()
@@ -138,7 +138,7 @@ class FtpConnection:
         line = next((line for line in reply.split("\n") if line.startswith(" ")), "").strip("\r\n").removeprefix(" ")
         entry = machine_entry(line.encode("latin-1"))
         if entry.kind == "unknown":
-            raise SourceUnreachable(self._at(path), "the answer to MLST is not understood")
+            raise SourceUnreachableError(self._at(path), "the answer to MLST is not understood")
         return entry
 
     def _told(self, command: str, path: bytes) -> str | None:
@@ -156,7 +156,7 @@ class FtpConnection:
         for entry in self.entries(folder or b"/"):
             if entry.name == name and entry.kind != "unknown":
                 return replace(entry, exact=True)
-        raise SourceMissing(self._at(path))
+        raise SourceNotFoundError(self._at(path))
 
     def _parse_listed(self, line: bytes) -> Entry | None:
         entry = listed_entry(line, datetime.now(UTC), self._zone)
@@ -212,7 +212,7 @@ class FtpConnection:
         except ValueError as error:
             # ftplib could not make sense of a reply.
             self.usable = False
-            raise SourceUnreachable(location, error) from error
+            raise SourceUnreachableError(location, error) from error
 
 
 class FtpFile:

@@ -7,12 +7,12 @@ import re
 import ssl
 
 from ingest_project.core.errors import (
-    ForbiddenPath,
+    ForbiddenPathError,
     IngestError,
     PermanentError,
-    SourceForbidden,
-    SourceMissing,
-    SourceUnreachable,
+    SourceAccessDeniedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
 )
 
 PRINTED_LENGTH = 200
@@ -43,14 +43,14 @@ def failure_of(error: Exception, location: str) -> IngestError:
     if isinstance(error, IngestError):
         return error
     if isinstance(error, ssl.SSLCertVerificationError):
-        return SourceForbidden(
+        return SourceAccessDeniedError(
             location,
             f"its certificate is not trusted ({error.verify_message}). Name the authority that signed it in "
             "INGEST_SOURCE_CA_FILE",
         )
     if isinstance(error, ftplib.error_perm):
         return _refusal(_printable(error), location)
-    return SourceUnreachable(location, _printable(error))
+    return SourceUnreachableError(location, _printable(error))
 
 
 def login_failure(error: Exception, location: str) -> IngestError:
@@ -58,22 +58,22 @@ def login_failure(error: Exception, location: str) -> IngestError:
     if isinstance(error, ftplib.error_perm):
         text = _printable(error)
         if _LATER.search(text):
-            return SourceUnreachable(location, text)
+            return SourceUnreachableError(location, text)
         if code_of(text) in NOT_LOGGED_IN:
-            return SourceForbidden(location, f"the server refuses the user or the password ({text})")
-        return SourceForbidden(location, f"the server refuses the login ({text})")
+            return SourceAccessDeniedError(location, f"the server refuses the user or the password ({text})")
+        return SourceAccessDeniedError(location, f"the server refuses the login ({text})")
     return failure_of(error, location)
 
 
 def _refusal(text: str, location: str) -> IngestError:
     if _LATER.search(text):
-        return SourceUnreachable(location, text)
+        return SourceUnreachableError(location, text)
     if _NO_FILE.search(text):
-        return ForbiddenPath(location, f"it is not a regular file ({text}).")
+        return ForbiddenPathError(location, f"it is not a regular file ({text}).")
     if code_of(text) in NOT_LOGGED_IN or _NOT_ALLOWED.search(text):
-        return SourceForbidden(location, f"the server does not allow it ({text})")
+        return SourceAccessDeniedError(location, f"the server does not allow it ({text})")
     if code_of(text) == FILE_UNAVAILABLE:
-        return SourceMissing(location)
+        return SourceNotFoundError(location)
     return PermanentError(f"{location} cannot be read: the server answers {text}.")
 
 

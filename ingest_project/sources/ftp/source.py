@@ -16,8 +16,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import SecretStr
 
-from ingest_project.core.errors import PermanentError, SourceForbidden
-from ingest_project.sources.context import SourceAccess
+from ingest_project.core.errors import PermanentError, SourceAccessDeniedError
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.ftp.connection import FtpConnection
 from ingest_project.sources.ftp.errors import NOT_UNDERSTOOD, code_of, login_failure
 from ingest_project.sources.ftp.wire import FtpWire, Tls
@@ -52,8 +52,8 @@ class FtpLogin:
         """A new connection, logged in.
 
         Raises:
-            SourceUnreachable: no answer, or not now.
-            SourceForbidden: the login or the certificate is not accepted, or TLS is not offered.
+            SourceUnreachableError: no answer, or not now.
+            SourceAccessDeniedError: the login or the certificate is not accepted, or TLS is not offered.
         """
         wire = self._begun()
         try:
@@ -72,7 +72,7 @@ class FtpLogin:
         except ftplib.error_perm as error:
             # 530 and 534 are how servers without a certificate answer AUTH.
             if self.tls == "explicit" and code_of(error) in {*NOT_UNDERSTOOD, "530", "534"}:
-                raise SourceForbidden(
+                raise SourceAccessDeniedError(
                     self.server.location,
                     'it does not offer TLS. Say "tls": "none" in source_config to do without; a password is sent '
                     "that way only where its credentials have plain_http",
@@ -89,13 +89,13 @@ class FtpLogin:
 
 def open_ftp(
     source_config: Mapping[str, Any],
-    access: SourceAccess,
+    access: SourceContext,
     servers: ServerSettings | None = None,
 ) -> ServerSource:
     """One folder of an FTP server.
 
     Raises:
-        UnknownCredentials, PermanentError: the config names no such credentials, or makes no sense.
+        UnknownCredentialsError, PermanentError: the config names no such credentials, or makes no sense.
     """
     servers = servers or ServerSettings.of(access.settings, access.clients.lists)
     tls = _tls(source_config)

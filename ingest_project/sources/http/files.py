@@ -10,21 +10,21 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from ingest_project.core.errors import (
-    AddressRefused,
-    DownloadFailed,
-    DownloadRefused,
-    FileRejected,
-    ForbiddenPath,
-    HostBusy,
-    SourceChanged,
-    SourceForbidden,
-    SourceMissing,
-    SourceUnreachable,
+    AddressRejectedError,
+    DownloadFailedError,
+    DownloadRejectedError,
+    FileRejectedError,
+    ForbiddenPathError,
+    HostThrottledError,
+    SourceAccessDeniedError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
 )
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
 from ingest_project.platform.http.decoding import Decoder, content_encoding_of
-from ingest_project.platform.http.response import Answer, whole_number
+from ingest_project.platform.http.response import WebResponse, whole_number
 from ingest_project.sources.limits import Pace, SourceLimits
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.resumed_reading import NO_LEASE, Releasable, pass_over
@@ -41,37 +41,39 @@ def web_errors(location: str) -> Iterator[None]:
     """Tell a failure of the web client as a source's.
 
     Raises:
-        ForbiddenPath: an address that may not be contacted.
-        SourceMissing: 404 or 410.
-        SourceForbidden: any other refusal.
-        SourceUnreachable: no answer, a cut one, or one that may be another later.
+        ForbiddenPathError: an address that may not be contacted.
+        SourceNotFoundError: 404 or 410.
+        SourceAccessDeniedError: any other refusal.
+        SourceUnreachableError: no answer, a cut one, or one that may be another later.
     """
     try:
         yield
-    except AddressRefused as error:
-        raise ForbiddenPath(location, str(error)) from error
-    except DownloadRefused as error:
+    except AddressRejectedError as error:
+        raise ForbiddenPathError(location, str(error)) from error
+    except DownloadRejectedError as error:
         if error.http_status in GONE:
-            raise SourceMissing(location) from error
+            raise SourceNotFoundError(location) from error
         status = f"the server answered {error.http_status}" if error.http_status else "its answer is no use"
-        raise SourceForbidden(location, f"{status}; check the address and the credentials of this host") from error
-    except DownloadFailed as error:
-        raise SourceUnreachable(location, str(error).partition(" failed: ")[2].rstrip(".") or error) from error
-    except HostBusy as error:
-        raise SourceUnreachable(location, error) from error
+        raise SourceAccessDeniedError(
+            location, f"{status}; check the address and the credentials of this host"
+        ) from error
+    except DownloadFailedError as error:
+        raise SourceUnreachableError(location, str(error).partition(" failed: ")[2].rstrip(".") or error) from error
+    except HostThrottledError as error:
+        raise SourceUnreachableError(location, error) from error
 
 
 def described(web: WebClient, url: str, name: str, limits: SourceLimits) -> SourceFile:
     """What the server says about a file now, from the headers alone.
 
     Raises:
-        SourceMissing, SourceForbidden, SourceUnreachable, ForbiddenPath: see `web_errors`.
+        SourceNotFoundError, SourceAccessDeniedError, SourceUnreachableError, ForbiddenPathError: see `web_errors`.
     """
     with web_errors(web.check(url).printable):
         try:
             with web.get(url, Deadline(limits.answer_time), method="HEAD") as answer:
                 return _file(url, name, answer.headers, answer.content_length)
-        except DownloadRefused as error:
+        except DownloadRejectedError as error:
             if error.http_status not in ASKED_OTHERWISE:
                 raise
         # Servers that sign addresses for GET refuse HEAD: the first byte tells as much.
@@ -102,7 +104,7 @@ class WebFileReader:
         """The file from this position to its end.
 
         Raises:
-            SourceChanged: by now it is another version. And what else a source raises.
+            SourceChangedError: by now it is another version. And what else a source raises.
         """
         stack = ExitStack()
         try:
@@ -129,20 +131,20 @@ class WebFileReader:
         # Without If-Range: by which of its validators a server compares differs, and `_require_same` compares both.
         return {"Range": f"bytes={offset}-", **({"If-Range": etag} if etag and etag.startswith('"') else {})}
 
-    def _require_same(self, answer: Answer) -> None:
+    def _require_same(self, answer: WebResponse) -> None:
         found = (answer.headers.get("ETag"), moment_of(answer.headers.get("Last-Modified")))
         if self.version is not None and found != self.version:
-            raise SourceChanged(self.location, "the connection was cut, and by then it was another version")
+            raise SourceChangedError(self.location, "the connection was cut, and by then it was another version")
         self.version = found
 
-    def _from(self, offset: int, answer: Answer, stack: ExitStack) -> OpenedWebFile:
+    def _from(self, offset: int, answer: WebResponse, stack: ExitStack) -> OpenedWebFile:
         continued = answer.status == HTTPStatus.PARTIAL_CONTENT
         begins_at = _range_start(answer.headers) if continued else 0
         if begins_at != offset and continued:
-            raise SourceUnreachable(self.location, "it answers with another range than was asked for")
+            raise SourceUnreachableError(self.location, "it answers with another range than was asked for")
         decoder = decoder_of(answer, self.location)
         if decoder and continued:
-            raise SourceUnreachable(self.location, "it answers with a range of something compressed")
+            raise SourceUnreachableError(self.location, "it answers with a range of something compressed")
         size = _total(answer.headers) if continued else answer.content_length
         pieces = decoded_body(answer, self.location, decoder)
         opened = OpenedWebFile(pieces, stack, self.location, self.limits, None if decoder else size)
@@ -182,11 +184,11 @@ class OpenedWebFile:
         self._stack.close()
 
 
-def decoded_body(answer: Answer, location: str, decoder: Decoder | None) -> Iterator[bytes]:
+def decoded_body(answer: WebResponse, location: str, decoder: Decoder | None) -> Iterator[bytes]:
     """The body, without the compression that its server put on it.
 
     Raises:
-        SourceForbidden: it is not what its header says, or expands too much.
+        SourceAccessDeniedError: it is not what its header says, or expands too much.
     """
     if decoder is None:
         yield from answer.chunks()
@@ -195,20 +197,20 @@ def decoded_body(answer: Answer, location: str, decoder: Decoder | None) -> Iter
         for chunk in answer.chunks():
             yield from decoder.decoded(chunk)
         decoder.finish()
-    except FileRejected as error:
-        raise SourceForbidden(location, error.detail.rstrip(".")) from error
+    except FileRejectedError as error:
+        raise SourceAccessDeniedError(location, error.detail.rstrip(".")) from error
 
 
-def decoder_of(answer: Answer, location: str) -> Decoder | None:
+def decoder_of(answer: WebResponse, location: str) -> Decoder | None:
     """What undoes the body's Content-Encoding; None where it has none.
 
     Raises:
-        SourceForbidden: one that is not supported.
+        SourceAccessDeniedError: one that is not supported.
     """
     try:
         encoding = content_encoding_of(answer.headers.get("Content-Encoding"), location)
-    except FileRejected as error:
-        raise SourceForbidden(location, error.detail.rstrip(".")) from error
+    except FileRejectedError as error:
+        raise SourceAccessDeniedError(location, error.detail.rstrip(".")) from error
     return Decoder(encoding, MAX_EXPANSION, "100 times", location) if encoding else None
 
 
@@ -230,7 +232,7 @@ def _file(url: str, name: str, headers: Mapping[str, str], size_bytes: int | Non
     etag, modified_at = headers.get("ETag"), moment_of(headers.get("Last-Modified"))
     try:
         encoded = content_encoding_of(headers.get("Content-Encoding"), name) is not None
-    except FileRejected:
+    except FileRejectedError:
         encoded = True
     return SourceFile(
         path=url,

@@ -16,13 +16,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from ingest_project.core.errors import SourceForbidden, UnreadableListingError
+from ingest_project.core.errors import SourceAccessDeniedError, UnreadableListingError
 from ingest_project.platform.sandbox.process import KILLED, ProcessLimits, run_confined
 from ingest_project.platform.sandbox.start import OUT_OF_MEMORY
 from ingest_project.sources.http import listing_worker
 from ingest_project.sources.http.listing_html import html_links, root_element
 from ingest_project.sources.http.listing_json import json_links
-from ingest_project.sources.http.listing_page import Link, NotAListing, Page, PageFacts, Unusable, counted, printable
+from ingest_project.sources.http.listing_page import (
+    Link,
+    NotAListingError,
+    Page,
+    PageFacts,
+    Unusable,
+    counted,
+    printable,
+)
 from ingest_project.sources.http.listing_text import text_links
 
 MAX_PAGE_BYTES = 256 * 1024**2
@@ -54,15 +62,15 @@ def read_page(page: IO[bytes], size_bytes: int, content_type: str, location: str
 
     Raises:
         UnreadableListingError: it is no listing, or none that can be read.
-        SourceForbidden: it asks for a password.
+        SourceAccessDeniedError: it asks for a password.
     """
     try:
         if size_bytes <= PARSED_HERE_BYTES:
             return parsed_page(page.read(), content_type)
         return _parsed_elsewhere(page, content_type)
-    except NotAListing as error:
+    except NotAListingError as error:
         if error.login:
-            raise SourceForbidden(location, f"it answers with {error.seen}; check the credentials") from error
+            raise SourceAccessDeniedError(location, f"it answers with {error.seen}; check the credentials") from error
         raise UnreadableListingError(location, f"it answers with {error.seen}") from error
 
 
@@ -70,7 +78,7 @@ def parsed_page(body: bytes, content_type: str) -> Page:
     """A page in memory.
 
     Raises:
-        NotAListing: as `read_page` tells it.
+        NotAListingError: as `read_page` tells it.
     """
     facts = PageFacts()
     entries = list(counted(page_entries(body, content_type, facts), facts))
@@ -81,12 +89,12 @@ def page_entries(body: bytes, content_type: str, facts: PageFacts) -> Iterator[L
     """The entries of a page one by one; the facts are complete at the end.
 
     Raises:
-        NotAListing: as `read_page` tells it.
+        NotAListingError: as `read_page` tells it.
     """
     media_type = content_type.partition(";")[0].strip().lower()
     beginning = body[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if not beginning:
-        raise NotAListing("an empty answer")
+        raise NotAListingError("an empty answer")
     known = media_type in (*HTML_TYPES, *TEXT_TYPES, *UNSAID_TYPES)
     if media_type.endswith(("/json", "+json")) or (known and beginning in (b"[", b"{")):
         return json_links(body, facts)
@@ -94,18 +102,18 @@ def page_entries(body: bytes, content_type: str, facts: PageFacts) -> Iterator[L
         return html_links(body, _charset(content_type), facts) if _is_html(body, media_type) else iter(())
     if known:
         return text_links(body, facts)
-    raise NotAListing(f"Content-Type {printable(media_type)[:60]!r}")
+    raise NotAListingError(f"Content-Type {printable(media_type)[:60]!r}")
 
 
 def _is_html(body: bytes, media_type: str) -> bool:
     root = root_element(body)
     preamble = body[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if root in ("listbucketresult", "listallmybucketsresult"):
-        raise NotAListing("the XML of an S3 bucket; read it with source_type s3 and endpoint_url")
+        raise NotAListingError("the XML of an S3 bucket; read it with source_type s3 and endpoint_url")
     if root != "html" and ("xml" in media_type or preamble.startswith(b"<?xml")):
-        raise NotAListing(f"XML whose root is {printable(root)!r}")
+        raise NotAListingError(f"XML whose root is {printable(root)!r}")
     if media_type not in (*HTML_TYPES, *TEXT_TYPES, *UNSAID_TYPES) and "xml" not in media_type:
-        raise NotAListing(f"Content-Type {printable(media_type)[:60]!r}")
+        raise NotAListingError(f"Content-Type {printable(media_type)[:60]!r}")
     return True
 
 
@@ -118,7 +126,9 @@ def _charset(content_type: str) -> str:
     except (LookupError, ValueError):
         name = ""
     if name not in CHARSETS:
-        raise NotAListing(f"text in the charset {printable(stated)[:LONGEST_CHARSET]!r}, which pages are not read in")
+        raise NotAListingError(
+            f"text in the charset {printable(stated)[:LONGEST_CHARSET]!r}, which pages are not read in"
+        )
     return name
 
 
@@ -133,7 +143,7 @@ def _parsed_elsewhere(page: IO[bytes], content_type: str) -> Page:
             try:
                 code = run_confined(listing_worker.__file__, arguments, PROCESS_LIMITS, stdin=page, stdout=output)
             except TimeoutError as error:
-                raise NotAListing(f"a page that cannot be parsed: {error}") from error
+                raise NotAListingError(f"a page that cannot be parsed: {error}") from error
             facts = _outcome(code, outcome)
     except BaseException:
         output.close()
@@ -147,14 +157,14 @@ def _parsed_elsewhere(page: IO[bytes], content_type: str) -> Page:
 
 def _outcome(code: int, outcome: Path) -> PageFacts:
     if code == OUT_OF_MEMORY:
-        raise NotAListing(f"a page that takes more than {PROCESS_LIMITS.memory_bytes} bytes of memory to parse")
+        raise NotAListingError(f"a page that takes more than {PROCESS_LIMITS.memory_bytes} bytes of memory to parse")
     if code in KILLED:
-        raise NotAListing(f"a page that takes more than {PROCESS_LIMITS.cpu_seconds} s to parse")
+        raise NotAListingError(f"a page that takes more than {PROCESS_LIMITS.cpu_seconds} s to parse")
     if code or not outcome.exists():
-        raise NotAListing("a page that cannot be parsed: the process that did came to an end")
+        raise NotAListingError("a page that cannot be parsed: the process that did came to an end")
     told = json.loads(outcome.read_text(encoding="utf-8"))
     if "seen" not in told["facts"]:
-        raise NotAListing(told["facts"]["not_a_listing"], login=told["facts"]["login"])
+        raise NotAListingError(told["facts"]["not_a_listing"], login=told["facts"]["login"])
     return PageFacts(**told["facts"])
 
 
@@ -178,7 +188,7 @@ def as_line(entry: Link | Unusable) -> str:
     return json.dumps(["link", entry.target, entry.size_bytes, time, entry.etag, entry.leads_on])
 
 
-def as_outcome(facts: PageFacts | NotAListing) -> str:
+def as_outcome(facts: PageFacts | NotAListingError) -> str:
     """What became of a page, as the confined process writes it."""
     told = asdict(facts) if isinstance(facts, PageFacts) else {"not_a_listing": facts.seen, "login": facts.login}
     return json.dumps({"facts": told})

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from ingest_project.sources.http.listing_page import (
     MAX_TARGET_LENGTH,
     Link,
-    NotAListing,
+    NotAListingError,
     PageFacts,
     Unusable,
     printable,
@@ -72,7 +72,7 @@ def html_links(body: bytes, charset: str, facts: PageFacts) -> Iterator[Link | U
     """The targets of a page's links, in their order; the facts are complete at the end.
 
     Raises:
-        NotAListing: it asks for a password.
+        NotAListingError: it asks for a password.
     """
     seen = _Seen()
     for name, attributes, text in _elements(body):
@@ -84,7 +84,7 @@ def html_links(body: bytes, charset: str, facts: PageFacts) -> Iterator[Link | U
     facts.recognised = _is_index(seen)
     facts.seen = _described(body, seen)
     if seen.password:
-        raise NotAListing(f"{facts.seen} that asks for a password", login=True)
+        raise NotAListingError(f"{facts.seen} that asks for a password", login=True)
 
 
 def is_page_query(query: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from ingest_project.sources.http.listing_page import (
     MAX_TARGET_LENGTH,
     Link,
-    NotAListing,
+    NotAListingError,
     PageFacts,
     Unusable,
     encoded_name,
@@ -64,14 +64,14 @@ def json_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
     """What a JSON listing names, in its order.
 
     Raises:
-        NotAListing: no JSON, none that is a list of files, or too long.
+        NotAListingError: no JSON, none that is a list of files, or too long.
     """
     if len(body) > MAX_JSON_BYTES:
-        raise NotAListing(f"JSON of more than {MAX_JSON_BYTES} bytes; a plain list of links may be longer")
+        raise NotAListingError(f"JSON of more than {MAX_JSON_BYTES} bytes; a plain list of links may be longer")
     try:
         found = json.loads(body.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise NotAListing(f"not the JSON it seems to be ({printable(str(error))[:100]})") from error
+        raise NotAListingError(f"not the JSON it seems to be ({printable(str(error))[:100]})") from error
     entries = _list_of(found)
     facts.seen, facts.recognised = f"JSON with {len(entries)} entries", True
     yield from map(_of_entry, entries)
@@ -86,10 +86,10 @@ def _list_of(found: object) -> list[Any]:
         )
         if listed is None:
             keys = ", ".join(printable(key)[:40] for key in list(found)[:SHOWN_KEYS])
-            raise NotAListing(f"a JSON object without a list of files ({', '.join(LIST_FIELDS)}); it has: {keys}")
+            raise NotAListingError(f"a JSON object without a list of files ({', '.join(LIST_FIELDS)}); it has: {keys}")
         return listed
     if not isinstance(found, list):
-        raise NotAListing(f"JSON that is no list of files but a {type(found).__name__}")
+        raise NotAListingError(f"JSON that is no list of files but a {type(found).__name__}")
     return found
 
 

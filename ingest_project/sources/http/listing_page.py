@@ -23,7 +23,7 @@ FIRST_PRINTABLE = 0x20
 DELETE = 0x7F
 
 
-class NotAListing(Exception):  # noqa: N818 - what it is, told to a person by an error of ours
+class NotAListingError(Exception):
     """The page is no listing, or cannot be read as one.
 
     Args:
@@ -110,7 +110,7 @@ def counted(entries: Iterator[Link | Unusable], facts: PageFacts) -> Iterator[Li
     """The same entries; their numbers are in the facts at the end.
 
     Raises:
-        NotAListing: more than one page may have.
+        NotAListingError: more than one page may have.
     """
     for entry in entries:
         if isinstance(entry, Unusable):
@@ -118,7 +118,7 @@ def counted(entries: Iterator[Link | Unusable], facts: PageFacts) -> Iterator[Li
         else:
             facts.links += 1
         if facts.links + facts.unusable > MAX_ENTRIES:
-            raise NotAListing(f"a page of more than {MAX_ENTRIES} entries")
+            raise NotAListingError(f"a page of more than {MAX_ENTRIES} entries")
         yield entry
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 def main() -> None:
     """Parse standard input."""
     from ingest_project.sources.http import listing as http_listing  # noqa: PLC0415 - as a script; the other way it imports this
-    from ingest_project.sources.http.listing_page import NotAListing, PageFacts, counted  # noqa: PLC0415
+    from ingest_project.sources.http.listing_page import NotAListingError, PageFacts, counted  # noqa: PLC0415
 
     outcome, content_type = Path(sys.argv[1]), sys.argv[2]
     facts = PageFacts()
-    told: PageFacts | NotAListing = facts
+    told: PageFacts | NotAListingError = facts
     try:
         body = sys.stdin.buffer.read()
         for entry in counted(http_listing.page_entries(body, content_type, facts), facts):
             sys.stdout.write(http_listing.as_line(entry) + "\n")
-    except NotAListing as error:
+    except NotAListingError as error:
         told = error
     sys.stdout.flush()
     outcome.write_text(http_listing.as_outcome(told), encoding="utf-8")

@@ -21,19 +21,19 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from ingest_project.contracts.file_event import INGESTIBLE_TYPES, file_type_of
 from ingest_project.core.errors import (
-    AddressRefused,
-    ForbiddenPath,
+    AddressRejectedError,
+    ForbiddenPathError,
     PermanentError,
-    SourceForbidden,
-    SourceMissing,
-    SourceUnreachable,
+    SourceAccessDeniedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
     UnreadableListingError,
 )
 from ingest_project.core.settings import Credential
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.deadlines import Deadline
 from ingest_project.platform.http.urls import WebAddress
-from ingest_project.sources.context import SourceAccess, named_credential, require_for_host
+from ingest_project.sources.context import SourceContext, named_credential, require_for_host
 from ingest_project.sources.http.files import (
     WebFileReader,
     decoded_body,
@@ -57,17 +57,17 @@ MAX_DEPTH = 32
 # Of one folder.
 MAX_PAGES = 10_000
 NO_LISTING: Mapping[type[PermanentError], str] = {
-    SourceMissing: "A folder that was removed meanwhile.",
-    SourceForbidden: "A folder that its server does not let us into.",
+    SourceNotFoundError: "A folder that was removed meanwhile.",
+    SourceAccessDeniedError: "A folder that its server does not let us into.",
     UnreadableListingError: "A folder whose page is no listing that can be read.",
 }
 
 
-def open_http(source_config: Mapping[str, Any], access: SourceAccess) -> HttpSource:
+def open_http(source_config: Mapping[str, Any], access: SourceContext) -> HttpSource:
     """Files that one listing names.
 
     Raises:
-        UnknownCredentials: it names some that are not stored.
+        UnknownCredentialsError: it names some that are not stored.
     """
     return HttpSource(
         str(source_config.get("path") or ""),
@@ -144,7 +144,7 @@ class HttpSource:
         """The address in its one spelling, its query included: another query is another file."""
         try:
             return self.client().check(path).url
-        except AddressRefused:
+        except AddressRejectedError:
             # An address that may not be asked for still needs a stable name in reports.
             return self._printable(path)
 
@@ -152,7 +152,7 @@ class HttpSource:
         """Refuse an address that may not be contacted, or that lies outside of the listing's folder."""
         address = self._checked(path)
         if self.listing and not self.elsewhere and not _is_below(address, self._checked(self.listing)):
-            raise ForbiddenPath(
+            raise ForbiddenPathError(
                 address.printable, 'it is outside of the listing\'s folder. Say "elsewhere": true in source_config.'
             )
         if self.credential is not None:
@@ -190,11 +190,11 @@ class HttpSource:
             folder = look.waiting.popleft()
             try:
                 yield from self._looked_into(folder, look, pattern, budget)
-            except (SourceMissing, SourceForbidden, UnreadableListingError) as error:
+            except (SourceNotFoundError, SourceAccessDeniedError, UnreadableListingError) as error:
                 if not folder.below:
                     raise
                 # The rest of the listing is; one that was removed meanwhile is none of anybody's business.
-                visible = not isinstance(error, SourceMissing)
+                visible = not isinstance(error, SourceNotFoundError)
                 yield Skipped(folder.address.printable, NO_LISTING[type(error)], visible=visible)
         if look.doubt and not look.files:
             raise UnreadableListingError(root.printable, look.doubt)
@@ -246,7 +246,7 @@ class HttpSource:
         with SpooledTemporaryFile(MEMORY_BYTES) as copy:
             try:
                 address, headers = self._read(asked, copy, budget)
-            except SourceUnreachable:
+            except SourceUnreachableError:
                 # Where the time of the whole was over, that is what went wrong.
                 budget.seconds_left()
                 raise
@@ -279,8 +279,8 @@ class HttpSource:
         if self._may_hold(address, root):
             return
         if folder.below:
-            raise SourceForbidden(address.printable, "it leads out of the listing's folder")
-        raise ForbiddenPath(
+            raise SourceAccessDeniedError(address.printable, "it leads out of the listing's folder")
+        raise ForbiddenPathError(
             root.printable,
             f"it redirects to {address.printable}, outside of its folder. Name that address as the path, or say "
             '"elsewhere": true in source_config.',
@@ -293,7 +293,7 @@ class HttpSource:
                 continue
             try:
                 yield entry, self.client().check(urljoin(base, entry.target))
-            except AddressRefused as error:
+            except AddressRejectedError as error:
                 shown = printable(entry.target.partition("?")[0])
                 yield Skipped(shown, f"A link that may not be followed: {error.rule}.", visible="://" in entry.target)
             except ValueError:
@@ -321,9 +321,9 @@ class HttpSource:
         budget.seconds_left()
         try:
             found = described(self.client(), file.path, file.name, self.limits)
-        except SourceMissing:
+        except SourceNotFoundError:
             return Skipped(self._printable(file.path), "It was removed while the listing was read.")
-        except (SourceForbidden, ForbiddenPath) as error:
+        except (SourceAccessDeniedError, ForbiddenPathError) as error:
             return Skipped(self._printable(file.path), f"No access: {error.reason.rstrip('.')}.")
         return replace(found, size_bytes=found.size_bytes if found.size_bytes is not None else file.size_bytes)
 
@@ -337,13 +337,13 @@ class HttpSource:
     def _checked(self, url: str) -> WebAddress:
         try:
             return self.client().check(url)
-        except AddressRefused as error:
-            raise ForbiddenPath(error.url, str(error)) from error
+        except AddressRejectedError as error:
+            raise ForbiddenPathError(error.url, str(error)) from error
 
     def _printable(self, url: str) -> str:
         try:
             return self.client().check(url).printable
-        except AddressRefused as error:
+        except AddressRejectedError as error:
             return error.url
 
 

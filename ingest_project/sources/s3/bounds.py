@@ -17,7 +17,7 @@ from botocore.exceptions import HTTPClientError
 from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError
 
-from ingest_project.core.errors import PermanentError, SourceForbidden, UnreadableListingError
+from ingest_project.core.errors import PermanentError, SourceAccessDeniedError, UnreadableListingError
 from ingest_project.platform.http.deadlines import DeadlineSSLSocket
 from ingest_project.platform.http.errors import REDIRECTS
 from ingest_project.sources.limits import keeping_deadline
@@ -74,7 +74,9 @@ def _send(session: Any, request: AWSPreparedRequest, event_name: str = "", **_: 
     if event_name.endswith("HeadBucket") and response.status_code in REDIRECTS and REGION not in response.headers:
         response.raw.close()
         # botocore asks this to find the region of a bucket, and for each redirect once more, without an end.
-        raise SourceForbidden(_place(request), "it redirects to another server, and does not say which region it is in")
+        raise SourceAccessDeniedError(
+            _place(request), "it redirects to another server, and does not say which region it is in"
+        )
     if is_file and response.status_code < REFUSALS:
         return response
     body = _body(response.raw, _place(request))

@@ -9,10 +9,10 @@ from botocore.exceptions import ClientError
 
 from ingest_project.core.errors import (
     IngestError,
-    SourceChanged,
-    SourceForbidden,
-    SourceMissing,
-    SourceUnreachable,
+    SourceAccessDeniedError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
     UnreadableListingError,
 )
 
@@ -32,10 +32,10 @@ def s3_errors(location: str) -> Iterator[None]:
         location: of the bucket or object, for messages.
 
     Raises:
-        SourceMissing: no such bucket or object.
-        SourceForbidden: no credentials, wrong ones, no right, an archived object, another region.
-        SourceChanged: the object is not the version that was asked for.
-        SourceUnreachable: no answer, a cut one, or one that may be another later.
+        SourceNotFoundError: no such bucket or object.
+        SourceAccessDeniedError: no credentials, wrong ones, no right, an archived object, another region.
+        SourceChangedError: the object is not the version that was asked for.
+        SourceUnreachableError: no answer, a cut one, or one that may be another later.
         UnreadableListingError: an answer with a number or a time that is none.
     """
     from botocore.exceptions import (  # noqa: PLC0415 - loaded already where S3 is used
@@ -51,13 +51,13 @@ def s3_errors(location: str) -> Iterator[None]:
     except ClientError as error:
         raise _failure_of_answer(error, location) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise SourceForbidden(
+        raise SourceAccessDeniedError(
             location, "there are no S3 credentials; set INGEST_S3_ACCESS_KEY_ID, or name stored ones in the job"
         ) from error
     except ParamValidationError as error:
-        raise SourceMissing(location) from error
+        raise SourceNotFoundError(location) from error
     except (BotoCoreError, OSError) as error:
-        raise SourceUnreachable(location, _sentence(error)) from error
+        raise SourceUnreachableError(location, _sentence(error)) from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         # The SDK reads numbers and times without a guard.
         raise UnreadableListingError(location, f"S3 answered with an impossible value ({_sentence(error)})") from error
@@ -68,16 +68,16 @@ def _failure_of_answer(error: ClientError, location: str) -> IngestError:
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     said = f"S3 answered {status} {code}".rstrip()
     if code in NOT_THERE:
-        return SourceMissing(location)
+        return SourceNotFoundError(location)
     if code in CALLED_OFF or status >= SERVER_ERRORS or status in (REQUEST_TIMEOUT, TOO_MANY_REQUESTS):
-        return SourceUnreachable(location, said)
+        return SourceUnreachableError(location, said)
     if status == PRECONDITION_FAILED:
-        return SourceChanged(location, "it is not the version any more that was asked for")
+        return SourceChangedError(location, "it is not the version any more that was asked for")
     if code in OTHER_REGION or status == REDIRECTED:
-        return SourceForbidden(location, f"{said}; say 'region' in source_config or set INGEST_S3_REGION")
+        return SourceAccessDeniedError(location, f"{said}; say 'region' in source_config or set INGEST_S3_REGION")
     if code == "InvalidObjectState":
-        return SourceForbidden(location, "it is archived (Glacier); restore it first")
-    return SourceForbidden(location, f"{said}; check the credentials and their rights on this bucket")
+        return SourceAccessDeniedError(location, "it is archived (Glacier); restore it first")
+    return SourceAccessDeniedError(location, f"{said}; check the credentials and their rights on this bucket")
 
 
 def _sentence(error: Exception) -> str:

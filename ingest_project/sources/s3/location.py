@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ingest_project.core.errors import ForbiddenPath, PermanentError
+from ingest_project.core.errors import ForbiddenPathError, PermanentError
 from ingest_project.core.settings import Credential
 from ingest_project.platform.http.host_grammar import MalformedAddressError, split_address
 from ingest_project.platform.http.host_policy import HostPattern
@@ -21,7 +21,7 @@ from ingest_project.sources.context import (
     NamedBucket,
     S3Account,
     S3Contact,
-    SourceAccess,
+    SourceContext,
     named_credential,
     require_for_host,
 )
@@ -56,15 +56,15 @@ class S3Place:
         """The key that a path names: `s3://bucket/key`, or the key alone.
 
         Raises:
-            ForbiddenPath: another bucket, or no object can have such a key.
+            ForbiddenPathError: another bucket, or no object can have such a key.
         """
         key = path
         if path.startswith(SCHEME):
             bucket, _, key = path.removeprefix(SCHEME).partition("/")
             if bucket != self.bucket:
-                raise ForbiddenPath(path, f"it is not in the bucket {self.bucket} that its source names.")
+                raise ForbiddenPathError(path, f"it is not in the bucket {self.bucket} that its source names.")
         if "\x00" in key or len(key.encode("utf-8", "replace")) > LONGEST_KEY_BYTES:
-            raise ForbiddenPath(path[:200], f"a key has at most {LONGEST_KEY_BYTES} bytes, none of them NUL.")
+            raise ForbiddenPathError(path[:200], f"a key has at most {LONGEST_KEY_BYTES} bytes, none of them NUL.")
         return key
 
     def path(self, key: str) -> str:
@@ -72,13 +72,13 @@ class S3Place:
         return f"{SCHEME}{self.bucket}/{key}"
 
 
-def place_of(source_config: Mapping[str, Any], access: SourceAccess) -> S3Place:
+def bucket_location(source_config: Mapping[str, Any], access: SourceContext) -> S3Place:
     """The place that a job's `source_config` names.
 
     Raises:
-        UnknownCredentials: it names none that are stored.
+        UnknownCredentialsError: it names none that are stored.
         PermanentError: it names no bucket, or two.
-        ForbiddenPath, AddressRefused: the bucket or the endpoint is not one that jobs may name.
+        ForbiddenPathError, AddressRejectedError: the bucket or the endpoint is not one that jobs may name.
     """
     bucket = _bucket_of(source_config)
     credential = named_credential(source_config, access.credentials)
@@ -102,13 +102,13 @@ def named_bucket(source_config: Mapping[str, Any], account: S3Account) -> NamedB
 
 
 def _require_allowed_bucket(
-    source_config: Mapping[str, Any], credential: Credential | None, access: SourceAccess
+    source_config: Mapping[str, Any], credential: Credential | None, access: SourceContext
 ) -> None:
     """Refuse a bucket that nobody but the message names."""
     bucket = _bucket_of(source_config)
     own = credential.buckets if credential is not None else []
     if own and not _matches(bucket, own):
-        raise ForbiddenPath(
+        raise ForbiddenPathError(
             f"{SCHEME}{bucket}",
             "the credentials that the job names are not for this bucket; list it in their 'buckets'.",
         )
@@ -116,7 +116,7 @@ def _require_allowed_bucket(
     if _matches(bucket, allowed):
         return
     if named_bucket(source_config, access.clients.s3_account) not in access.clients.buckets():
-        raise ForbiddenPath(
+        raise ForbiddenPathError(
             f"{SCHEME}{bucket}",
             "no setting names this bucket. List it in INGEST_ALLOWED_BUCKETS, or in the 'buckets' of credentials that "
             "the job names.",
@@ -140,7 +140,7 @@ def _bucket_of(source_config: Mapping[str, Any]) -> str:
     return bucket
 
 
-def _account_of(source_config: Mapping[str, Any], credential: Credential | None, access: SourceAccess) -> S3Account:
+def _account_of(source_config: Mapping[str, Any], credential: Credential | None, access: SourceContext) -> S3Account:
     default = access.clients.s3_account
     region = source_config.get("region")
     if region is not None and not _REGION.fullmatch(str(region)):
@@ -189,7 +189,7 @@ def _own_endpoint(account: S3Account) -> WebAddress | None:
     return parse_url(account.endpoint_url) if account.endpoint_url else None
 
 
-def _require_known(endpoint: WebAddress, credential: Credential | None, access: SourceAccess) -> S3Contact:
+def _require_known(endpoint: WebAddress, credential: Credential | None, access: SourceContext) -> S3Contact:
     """Refuse an endpoint that nobody but the message names."""
     listed = list(access.settings.allowed_source_hosts)
     if credential is not None:
@@ -197,7 +197,7 @@ def _require_known(endpoint: WebAddress, credential: Credential | None, access: 
         listed += credential.hosts
     patterns = [one for one in map(HostPattern.parse, listed) if one.matches_name(endpoint.host, endpoint.port)]
     if not patterns:
-        raise ForbiddenPath(
+        raise ForbiddenPathError(
             endpoint.origin,
             "its host is not allowed. List it in INGEST_ALLOWED_SOURCE_HOSTS, or in the 'hosts' of credentials that "
             "the job names.",

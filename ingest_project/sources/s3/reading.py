@@ -43,7 +43,7 @@ class ObjectReader:
         """The object from this position to its end.
 
         Raises:
-            SourceChanged: by now it is another version. And what else a source raises.
+            SourceChangedError: by now it is another version. And what else a source raises.
         """
         wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
         if offset:

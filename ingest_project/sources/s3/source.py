@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
-from ingest_project.core.errors import ForbiddenPath, UnreadableListingError
+from ingest_project.core.errors import ForbiddenPathError, UnreadableListingError
 from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
-from ingest_project.sources.context import Clients, SourceAccess
+from ingest_project.sources.context import Clients, SourceContext
 from ingest_project.sources.limits import ListingBudget, SourceLimits, within_budget
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.resumed_reading import resumed_reading
 from ingest_project.sources.s3.errors import s3_errors
-from ingest_project.sources.s3.location import S3Place, place_of
+from ingest_project.sources.s3.location import S3Place, bucket_location
 from ingest_project.sources.s3.reading import ObjectReader
 from ingest_project.sources.selection import Pattern, refusal
 
@@ -31,15 +31,15 @@ ARCHIVED = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 SAFE_IN_KEY = "/!*'()=,;:@&+$"
 
 
-def open_s3(source_config: Mapping[str, Any], access: SourceAccess) -> S3Source:
+def open_s3(source_config: Mapping[str, Any], access: SourceContext) -> S3Source:
     """Objects of one bucket whose keys start with a prefix.
 
     Raises:
-        UnknownCredentials, PermanentError, ForbiddenPath: as `s3_place.place_of` says.
+        UnknownCredentialsError, PermanentError, ForbiddenPathError: as `s3_place.bucket_location` says.
     """
     return S3Source(
         str(source_config.get("path") or ""),
-        place_of(source_config, access),
+        bucket_location(source_config, access),
         access.clients,
         requester_pays=source_config.get("requester_pays") in (True, "true"),
         limits=SourceLimits.of(access.settings),
@@ -73,7 +73,7 @@ class S3Source:
         """The bucket's address and the key, percent-encoded."""
         try:
             key = self.place.key(path)
-        except ForbiddenPath:
+        except ForbiddenPathError:
             # A path that no object can have still needs a stable name in reports.
             key = path
         return f"{self.place.location}/{quote(key, safe=SAFE_IN_KEY, errors='replace')}"

@@ -31,7 +31,13 @@ from paramiko.sftp import (
     SFTPError,
 )
 
-from ingest_project.core.errors import ForbiddenPath, IngestError, SourceForbidden, SourceMissing, SourceUnreachable
+from ingest_project.core.errors import (
+    ForbiddenPathError,
+    IngestError,
+    SourceAccessDeniedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
+)
 from ingest_project.platform.http.deadlines import Deadline
 from ingest_project.sources.http.listing_page import MAX_SIZE_BYTES
 from ingest_project.sources.limits import SourceLimits
@@ -86,7 +92,7 @@ class SftpConnection:
             found = _entry(path, self._sftp.attributes(CMD_FSTAT, cast("bytes", file.handle)))
             if found.kind != "file":
                 file.close()
-                raise ForbiddenPath(self._at(path), "it is not a regular file.")
+                raise ForbiddenPathError(self._at(path), "it is not a regular file.")
         return SftpFile(self, path, file, found, offset)
 
     def close(self) -> None:
@@ -105,7 +111,7 @@ class SftpConnection:
             raise
         except (OSError, paramiko.SSHException, SFTPError, EOFError, ValueError, struct.error) as error:
             failure = _failure(error, self._at(path))
-            if isinstance(failure, SourceUnreachable):
+            if isinstance(failure, SourceUnreachableError):
                 self.usable = False
             raise failure from error
 
@@ -127,7 +133,7 @@ class SftpConnection:
                 for name, attributes in page:
                     yield _entry(name, attributes)
             self.usable = False
-            raise SourceUnreachable(self._at(folder), "its listing goes on without any names")
+            raise SourceUnreachableError(self._at(folder), "its listing goes on without any names")
 
     def _close_folder(self, handle: bytes) -> None:
         # The listing is read; a connection that fails now is thrown away, and nothing else is lost.
@@ -295,7 +301,7 @@ def _kind(mode: int | None) -> Kind:
 
 def _failure(error: Exception, location: str) -> IngestError:
     if isinstance(error, OSError) and error.errno == errno.ENOENT:
-        return SourceMissing(location)
+        return SourceNotFoundError(location)
     if isinstance(error, OSError) and error.errno == errno.EACCES:
-        return SourceForbidden(location, "the server does not allow it (permission denied)")
-    return SourceUnreachable(location, str(error)[:200] or type(error).__name__)
+        return SourceAccessDeniedError(location, "the server does not allow it (permission denied)")
+    return SourceUnreachableError(location, str(error)[:200] or type(error).__name__)

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import SecretStr
 
-from ingest_project.core.errors import SettingsError, SourceForbidden
+from ingest_project.core.errors import SettingsError, SourceAccessDeniedError
 from ingest_project.sources.server_config import Server
 
 KNOWN_HOSTS_FILE = "INGEST_SFTP_KNOWN_HOSTS"
@@ -55,17 +55,17 @@ class HostKeys:
         """Judge the key that a server has shown.
 
         Raises:
-            SourceForbidden: it is not known, or is another than it was.
+            SourceAccessDeniedError: it is not known, or is another than it was.
         """
         shown = fingerprint_of(key)
         if self.pinned:
             if shown not in self.pinned:
-                raise SourceForbidden(server.location, _changed(key, shown, "host_key_fingerprints"))
+                raise SourceAccessDeniedError(server.location, _changed(key, shown, "host_key_fingerprints"))
             return
         known = self._known(server)
         if any(key == stored for stored in known):
             return
-        raise SourceForbidden(
+        raise SourceAccessDeniedError(
             server.location, _changed(key, shown, KNOWN_HOSTS_FILE) if known else _unknown(server, key, shown)
         )
 

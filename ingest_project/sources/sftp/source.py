@@ -18,8 +18,8 @@ import paramiko
 from paramiko.packet import Packetizer
 from pydantic import SecretStr
 
-from ingest_project.core.errors import PermanentError, SettingsError, SourceForbidden, SourceUnreachable
-from ingest_project.sources.context import SourceAccess
+from ingest_project.core.errors import PermanentError, SettingsError, SourceAccessDeniedError, SourceUnreachableError
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.limits import SourceLimits
 from ingest_project.sources.server_config import Server, ServerSettings, server_for
 from ingest_project.sources.server_source import ServerSource, server_source
@@ -53,8 +53,8 @@ class SftpLogin:
         """A new connection, logged in; the server is known before anything of ours is sent.
 
         Raises:
-            SourceUnreachable: no answer, or not now.
-            SourceForbidden: the host key is not known, or the login is refused.
+            SourceUnreachableError: no answer, or not now.
+            SourceAccessDeniedError: the host key is not known, or the login is refused.
             SettingsError: the private key cannot be used.
         """
         transport = self._begun()
@@ -66,10 +66,10 @@ class SftpLogin:
                 return SftpConnection(transport, self.server.location, self.limits)
         except paramiko.AuthenticationException as error:
             transport.close()
-            raise SourceForbidden(self.server.location, _refused(error)) from error
+            raise SourceAccessDeniedError(self.server.location, _refused(error)) from error
         except (paramiko.SSHException, OSError, EOFError) as error:
             transport.close()
-            raise SourceUnreachable(self.server.location, error) from error
+            raise SourceUnreachableError(self.server.location, error) from error
         except BaseException:
             transport.close()
             raise
@@ -85,7 +85,7 @@ class SftpLogin:
             transport.start_client(timeout=timeout)
         except (paramiko.SSHException, OSError, EOFError) as error:
             transport.close()
-            raise SourceUnreachable(self.server.location, error) from error
+            raise SourceUnreachableError(self.server.location, error) from error
         except BaseException:
             transport.close()
             raise
@@ -136,13 +136,13 @@ def _closed_after(transport: paramiko.Transport, time: timedelta) -> Iterator[No
 
 def open_sftp(
     source_config: Mapping[str, Any],
-    access: SourceAccess,
+    access: SourceContext,
     servers: ServerSettings | None = None,
 ) -> ServerSource:
     """One folder of an SFTP server.
 
     Raises:
-        UnknownCredentials, PermanentError: the config names no such credentials, or makes no sense.
+        UnknownCredentialsError, PermanentError: the config names no such credentials, or makes no sense.
     """
     servers = servers or ServerSettings.of(access.settings, access.clients.lists)
     server, guard, credential = server_for("sftp", source_config, access.credentials, DEFAULT_PORT, servers)

@@ -16,7 +16,7 @@ import dagster as dg
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.logging import bound, get_logger
-from ingest_project.core.prefetch import one_ahead
+from ingest_project.core.prefetch import prefetch
 from ingest_project.platform.dagster.asset_events import keep_connections_open
 from ingest_project.platform.dagster.external_assets import topic_key
 from ingest_project.platform.database.engine import reading
@@ -29,7 +29,7 @@ from ingest_project.streams.crm.unidentified_store import count_open
 from ingest_project.streams.crm.upsert import jittered, retried, store
 from ingest_project.streams.planning import lag
 from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState
-from ingest_project.streams.runs import RangesConfig, take, trouble_of
+from ingest_project.streams.runs import RangesConfig, claim, trouble_of
 
 STREAM_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=12))
 
@@ -87,7 +87,7 @@ def crm_assets(
     ledger, topic = services.stream_ranges, services.settings.topics.sales_events
     with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
         keys = [one.key for one in config.offsets()] or _claim_due(services, topic)
-        records = take(context, services, keys)
+        records = claim(context, services, keys)
         total, done, trouble = _store_ranges(services, records)
         if done or not trouble:
             for asset, metadata in _metadata(services, total, done).items():
@@ -120,7 +120,7 @@ def _store_ranges(
             except Exception as error:  # noqa: BLE001 - whatever it is, the ledger must say so
                 trouble = trouble_of(error, f"Storing {record.offsets}")
                 logger.warning("range_not_done", range=str(record.offsets), reason=str(trouble))
-                _give_back(services, [one.range_key for one in records if one not in done], trouble)
+                _requeue(services, [one.range_key for one in records if one not in done], trouble)
                 return total, done, trouble
             logger.info("range_done", range=str(record.offsets), messages=progress.messages, **progress.outcome)
             total.messages += progress.messages
@@ -132,8 +132,8 @@ def _store_ranges(
 
 def _advance(services: CrmResources, ranges: OpenRanges, offsets: OffsetRange, progress: Progress) -> None:
     """Read on in a range from where it was left, and store each chunk in a transaction."""
-    epoch = services.stream_ranges.epochs(offsets.topic).get(offsets.generation, 0)
-    with one_ahead(_identified(ranges, offsets, progress.next_offset, epoch)) as chunks:
+    epoch = services.stream_ranges.epochs(offsets.topic).get(offsets.topic_id, 0)
+    with prefetch(_identified(ranges, offsets, progress.next_offset, epoch)) as chunks:
         for chunk, found in chunks:
             progress.outcome += store(services.engine, found, services.settings.logging.file)
             progress.messages += len(chunk.messages)
@@ -145,18 +145,18 @@ def _identified(
     ranges: OpenRanges, offsets: OffsetRange, first: int, epoch: int
 ) -> Generator[tuple[Chunk, Identified], None, None]:
     """What is left of a range, and which of its messages is what."""
-    for chunk in ranges.read(*offsets.lane, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES):
-        yield chunk, identify(chunk.messages, offsets.generation, epoch)
+    for chunk in ranges.read(*offsets.topic_partition, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES):
+        yield chunk, identify(chunk.messages, offsets.topic_id, epoch)
 
 
-def _give_back(services: CrmResources, keys: Sequence[str], error: IngestError) -> None:
+def _requeue(services: CrmResources, keys: Sequence[str], error: IngestError) -> None:
     retries = services.settings.retries
 
     def pause(attempts: int) -> timedelta:
         return retries.delay(attempts) * jittered(1.0)
 
     try:
-        services.stream_ranges.put_back(
+        services.stream_ranges.requeue_later(
             keys, str(error), error.error_class, retries.max_attempts, pause, datetime.now(UTC)
         )
     except TransientError as away:
@@ -191,5 +191,5 @@ def _metadata(
 
 def _lag(services: CrmResources, done: Sequence[RangeRecord]) -> dict[str, Any]:
     """How many offsets wait on the topic or in the ledger; nothing where the broker cannot be asked now."""
-    waiting = lag(services, done[-1].offsets.topic, done[-1].offsets.generation) if done else None
+    waiting = lag(services, done[-1].offsets.topic, done[-1].offsets.topic_id) if done else None
     return {} if waiting is None else {"consumer_lag": waiting}

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from ingest_project.contracts.crm_event import CrmEvent, CrmKind, decode_crm_event
 from ingest_project.contracts.decoding import trace_id_in
-from ingest_project.core.errors import UnforeseenFailure, UnreadableMessage
+from ingest_project.core.errors import UnexpectedError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.kafka.records import Received
-from ingest_project.streams.crm.records import PlacedEvent, Position
+from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.streams.crm.records import MessageOrder, PlacedEvent
 from ingest_project.streams.crm.unidentified_store import Unidentified
 
 logger = get_logger(__name__)
@@ -22,23 +22,23 @@ class Identified:
 
     Args:
         messages: all of them, in their order.
-        generation: which life of the topic they are from.
+        topic_id: which life of the topic they are from.
         epoch: the number of that life.
     """
 
-    messages: Sequence[Received]
-    generation: str
+    messages: Sequence[ConsumerRecord]
+    topic_id: str
     epoch: int = 0
     events: dict[CrmKind, list[PlacedEvent]] = field(default_factory=lambda: {kind: [] for kind in CrmKind})
     unidentified: list[Unidentified] = field(default_factory=list)
 
 
-def identify(messages: Sequence[Received], generation: str, epoch: int = 0) -> Identified:
+def identify(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int = 0) -> Identified:
     """Sort messages by what they are. No message makes it fail."""
-    sorted_out = Identified(messages, generation, epoch)
+    sorted_out = Identified(messages, topic_id, epoch)
     for message in messages:
         found = identify_payload(message.value)
-        position = Position(message.topic, generation, message.partition, message.offset, epoch)
+        position = MessageOrder(message.topic, topic_id, message.partition, message.offset, epoch)
         if isinstance(found, tuple):
             sorted_out.unidentified.append(unidentified(message, position, *found))
         else:
@@ -50,15 +50,15 @@ def identify_payload(payload: bytes | None) -> CrmEvent | tuple[str, str]:
     """The event that a message carries, or the reason why it is none and the class of that error."""
     try:
         return decode_crm_event(payload)
-    except UnreadableMessage as error:
+    except UnreadableMessageError as error:
         return str(error), error.error_class
     except Exception as error:  # a defect of ours that one message found must not stop the others
         logger.exception("decoding_failed_unforeseen")
-        failure = UnforeseenFailure("Reading the message", error)
+        failure = UnexpectedError("Reading the message", error)
         return str(failure), failure.error_class
 
 
-def unidentified(message: Received, position: Position, reason: str, error_class: str) -> Unidentified:
+def unidentified(message: ConsumerRecord, position: MessageOrder, reason: str, error_class: str) -> Unidentified:
     """A message as it is kept."""
     return Unidentified(
         position=position,

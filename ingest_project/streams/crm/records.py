@@ -25,16 +25,16 @@ ROWS_AT_A_TIME = 5_000
 JSON_COLUMNS = ("tags", "meta_data", "other_fields")
 
 
-class Position(NamedTuple):
+class MessageOrder(NamedTuple):
     """Where a message stands.
 
     Args:
-        generation: which life of the topic.
+        topic_id: which life of the topic.
         epoch: the number of that life: 0 for the first one that was read, growing.
     """
 
     topic: str
-    generation: str
+    topic_id: str
     partition: int
     offset: int
     epoch: int = 0
@@ -52,7 +52,7 @@ class PlacedEvent(NamedTuple):
     """
 
     event: CrmEvent
-    position: Position
+    position: MessageOrder
     trace_id: str | None = None
 
     @property
@@ -63,7 +63,7 @@ class PlacedEvent(NamedTuple):
             self.event.last_modified,
             place.epoch,
             place.topic.encode(),
-            place.generation.encode(),
+            place.topic_id.encode(),
             place.partition,
             place.offset,
         )
@@ -151,7 +151,7 @@ def _upsert_statement(table: sa.Table, columns: Sequence[str], source: str, coll
     changes = ", ".join(f"{column} = excluded.{column}" for column in columns if column != "event_id")
 
     def version(whose: str) -> str:
-        texts = (f"{whose}.{column}{collation}" for column in ("kafka_topic", "kafka_generation"))
+        texts = (f"{whose}.{column}{collation}" for column in ("kafka_topic", "kafka_topic_id"))
         place = (f"{whose}.{column}" for column in ("kafka_partition", "kafka_offset"))
         return f"({', '.join((f'{whose}.last_modified', f'{whose}.kafka_epoch', *texts, *place))})"
 
@@ -178,7 +178,7 @@ def _row(placed: PlacedEvent, stored_at: str, time: Any, json: Any) -> dict[str,
         "last_modified": time(event.last_modified),
         "content_sha256": event.content_sha256,
         "kafka_topic": position.topic,
-        "kafka_generation": position.generation,
+        "kafka_topic_id": position.topic_id,
         "kafka_epoch": position.epoch,
         "kafka_partition": position.partition,
         "kafka_offset": position.offset,

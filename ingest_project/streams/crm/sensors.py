@@ -7,7 +7,7 @@ from datetime import datetime
 
 import dagster as dg
 
-from ingest_project.platform.work_queue.sensor import ticking_sensor
+from ingest_project.platform.work_queue.sensor import queue_sensor
 from ingest_project.streams import ticks
 from ingest_project.streams.crm.assets import ASSETS_OP
 from ingest_project.streams.crm.resources import CrmResources
@@ -31,7 +31,7 @@ def batches_of(due: Sequence[RangeRecord], size: int, parallel: int) -> list[Bat
     batches: list[list[RangeRecord]] = []
     room = 0
     for record in fresh:
-        if not batches or room < len(record.offsets) or batches[-1][0].offsets.generation != record.offsets.generation:
+        if not batches or room < len(record.offsets) or batches[-1][0].offsets.topic_id != record.offsets.topic_id:
             batches.append([])
             room = target
         batches[-1].append(record)
@@ -52,7 +52,7 @@ def sales_events_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefini
     Args:
         job: that stores a batch of ranges.
     """
-    return ticking_sensor(
+    return queue_sensor(
         "sales_events_sensor",
         job.name,
         "Asks for runs over the messages that arrive on sales_events.",
@@ -68,7 +68,7 @@ def tick(context: dg.SensorEvaluationContext, services: CrmResources) -> dg.Sens
         due = ledger.get_many([range_.key for range_ in ledger.due(topic, limit=MOST_DUE, now=now)])
         return batches_of(due, settings.crm.batch_messages, settings.crm.max_parallel_batches)
 
-    intake = ticks.Intake(
+    intake = ticks.StreamConfig(
         topic=topic,
         what=CRM,
         op=ASSETS_OP,

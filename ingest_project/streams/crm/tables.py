@@ -17,7 +17,7 @@ def _origin() -> list[Col[Any]]:
         # Of the whole message.
         Col("content_sha256", sa.Text, nullable=False),
         Col("kafka_topic", sa.Text, nullable=False),
-        Col("kafka_generation", sa.Text, nullable=False),
+        Col("kafka_topic_id", sa.Text, nullable=False),
         Col("kafka_partition", sa.Integer, nullable=False),
         Col("kafka_offset", sa.BigInteger, nullable=False),
         Col("stored_at", UtcTime, nullable=False),
@@ -75,7 +75,7 @@ unidentified_messages = sa.Table(
     # Its position, as people write it.
     Col("message_id", sa.Text, primary_key=True),
     Col("kafka_topic", sa.Text, nullable=False),
-    Col("kafka_generation", sa.Text, nullable=False),
+    Col("kafka_topic_id", sa.Text, nullable=False),
     Col("kafka_partition", sa.Integer, nullable=False),
     Col("kafka_offset", sa.BigInteger, nullable=False),
     Col("kafka_timestamp", UtcTime),

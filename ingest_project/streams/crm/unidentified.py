@@ -84,7 +84,7 @@ def _retry_together(engine: Engine, message_ids: Sequence[str]) -> Retried:
                 place = message.position
                 if place.topic not in epochs:
                     epochs[place.topic] = ledger.epochs(place.topic)
-                place = place._replace(epoch=epochs[place.topic].get(place.generation, 0))
+                place = place._replace(epoch=epochs[place.topic].get(place.topic_id, 0))
                 events[message.message_id] = PlacedEvent(found, place, message.trace_id)
         for kind in CrmKind:
             upsert(connection, kind, [one for one in events.values() if one.event.kind is kind], now)

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.contracts.decoding import trace_id_in
-from ingest_project.streams.crm.records import Position
+from ingest_project.streams.crm.records import MessageOrder
 from ingest_project.streams.crm.tables import unidentified_messages as table
 
 MAX_REASON_LENGTH = 1_000
@@ -27,7 +27,7 @@ class Unidentified(msgspec.Struct, frozen=True, kw_only=True):
         headers: in the order they were sent.
     """
 
-    position: Position
+    position: MessageOrder
     timestamp: datetime | None
     key: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
@@ -38,7 +38,7 @@ class Unidentified(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def message_id(self) -> str:
         """Its position, as people write it, and where topics have lives, in which."""
-        life = f"~{self.position.generation}" if self.position.generation else ""
+        life = f"~{self.position.topic_id}" if self.position.topic_id else ""
         return f"{self.position.topic}-{self.position.partition}-{self.position.offset}{life}"
 
 
@@ -54,7 +54,7 @@ class KeptMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     message_id: str
     kafka_topic: str
-    kafka_generation: str
+    kafka_topic_id: str
     kafka_partition: int
     kafka_offset: int
     kafka_timestamp: datetime | None
@@ -74,9 +74,9 @@ class KeptMessage(msgspec.Struct, frozen=True, kw_only=True):
     trace_id: str | None
 
     @property
-    def position(self) -> Position:
+    def position(self) -> MessageOrder:
         """Where it stood."""
-        return Position(self.kafka_topic, self.kafka_generation, self.kafka_partition, self.kafka_offset)
+        return MessageOrder(self.kafka_topic, self.kafka_topic_id, self.kafka_partition, self.kafka_offset)
 
     @classmethod
     def of(cls, row: sa.RowMapping) -> KeptMessage:
@@ -171,7 +171,7 @@ def _row(message: Unidentified, now: datetime) -> dict[str, Any]:
     return {
         "message_id": message.message_id,
         "kafka_topic": message.position.topic,
-        "kafka_generation": message.position.generation,
+        "kafka_topic_id": message.position.topic_id,
         "kafka_partition": message.position.partition,
         "kafka_offset": message.position.offset,
         "kafka_timestamp": message.timestamp,

@@ -14,15 +14,15 @@ import sqlalchemy as sa
 
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.core.bisection import store_bisecting
-from ingest_project.core.errors import TransientError, UnforeseenFailure
+from ingest_project.core.errors import TransientError, UnexpectedError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import RetrySettings
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.database.errors import sqlstate
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.crm import unidentified_log
 from ingest_project.streams.crm.classify import Identified, identify, unidentified
-from ingest_project.streams.crm.records import Position, upsert
+from ingest_project.streams.crm.records import MessageOrder, upsert
 from ingest_project.streams.crm.unidentified_store import Unidentified, keep
 
 logger = get_logger(__name__)
@@ -86,9 +86,9 @@ def store(engine: sa.Engine, found: Identified, log_file: Path | None) -> Counte
     """
     outcome: Counter[str] = Counter()
 
-    def store_part(messages: Sequence[Received]) -> None:
+    def store_part(messages: Sequence[ConsumerRecord]) -> None:
         whole = len(messages) == len(found.messages)
-        part = found if whole else identify(messages, found.generation, found.epoch)
+        part = found if whole else identify(messages, found.topic_id, found.epoch)
         outcome.update(_store_together(engine, part, log_file))
 
     for message, error in store_bisecting(found.messages, store_part, may_be_a_messages_fault):
@@ -112,7 +112,7 @@ def reason_of(error: Exception) -> tuple[str, str]:
         cause = next(iter(str(error.orig or error).splitlines()), type(error).__name__)
         return f"The database refuses it: {cause[:300]}", type(error).__name__
     logger.error("storing_failed_unforeseen", exc_info=error)
-    failure = UnforeseenFailure("Storing the message", error)
+    failure = UnexpectedError("Storing the message", error)
     return str(failure), failure.error_class
 
 
@@ -139,9 +139,9 @@ def _keep(connection: sa.Connection, messages: Sequence[Unidentified], now: date
 
 
 def _keep_refused(
-    engine: sa.Engine, message: Received, found: Identified, log_file: Path | None, error: Exception
+    engine: sa.Engine, message: ConsumerRecord, found: Identified, log_file: Path | None, error: Exception
 ) -> None:
-    position = Position(message.topic, found.generation, message.partition, message.offset, found.epoch)
+    position = MessageOrder(message.topic, found.topic_id, message.partition, message.offset, found.epoch)
     kept = unidentified(message, position, *reason_of(error))
     with writing(engine) as connection:
         _keep(connection, [kept], datetime.now(UTC), log_file)

@@ -10,16 +10,16 @@ import pyarrow as pa
 
 from ingest_project.core.bisection import store_bisecting
 from ingest_project.core.errors import (
-    BrokerUnavailable,
+    BrokerUnavailableError,
     IngestError,
     PermanentError,
-    UnforeseenFailure,
-    UnreadableMessage,
+    UnexpectedError,
+    UnreadableMessageError,
 )
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.delta.errors import may_be_a_rows_fault, reason_of
 from ingest_project.platform.delta.table import Committed
-from ingest_project.platform.work_queue.consume import put_aside
+from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.range_record import OffsetRange
 from ingest_project.streams.user_activity.resources import UserActivityResources
 from ingest_project.streams.user_activity.stream import CHUNK_BYTES, stream_of
@@ -175,17 +175,17 @@ def _takes_commits(services: UserActivityResources, offsets: OffsetRange) -> boo
 
 def _refuse(services: UserActivityResources, offsets: OffsetRange, offset: int, error: Exception) -> None:
     """Publish the message of a row as a dead letter, with the reason of the table."""
-    for chunk in services.range_reader.read(*offsets.lane, offset, offset + 1, 1, CHUNK_BYTES):
+    for chunk in services.range_reader.read(*offsets.topic_partition, offset, offset + 1, 1, CHUNK_BYTES):
         if chunk.lost:
             # Without its bytes there is no dead letter: it waits where a person sees it, and is lost only knowingly.
             reason = f"the message at {offset} is gone, and the table refuses its row"
-            raise BrokerUnavailable(services.settings.kafka.bootstrap_servers, reason) from error
+            raise BrokerUnavailableError(services.settings.kafka.bootstrap_servers, reason) from error
         refused = [(message, _reason_of(error)) for message in chunk.messages]
-        put_aside(services, services.settings.topics.user_activity_events_dlq, refused, offsets.generation)
+        dead_letter_message(services, services.settings.topics.user_activity_events_dlq, refused, offsets.topic_id)
 
 
-def _reason_of(error: Exception) -> PermanentError | UnreadableMessage:
+def _reason_of(error: Exception) -> PermanentError | UnreadableMessageError:
     if isinstance(error, IngestError):
-        return UnreadableMessage(f"The table refuses it: {reason_of(error.__cause__ or error)}.")
+        return UnreadableMessageError(f"The table refuses it: {reason_of(error.__cause__ or error)}.")
     logger.error("storing_failed_unforeseen", exc_info=error)
-    return UnforeseenFailure("Storing the message", error)
+    return UnexpectedError("Storing the message", error)

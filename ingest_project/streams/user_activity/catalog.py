@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ingest_project.core.hours import hour_of
+from ingest_project.core.hours import parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.external_assets import topic, topic_key
 from ingest_project.platform.dagster.stored_tables import HourlyDeltaTable, SqlTable, StoredTable
@@ -18,7 +18,7 @@ STORED: dict[dg.AssetKey, StoredTable] = {
     USER_ACTIVITY_EVENTS: HourlyDeltaTable(
         "user_activity_events", lambda services: services.user_activity_events, lambda: SCHEMA, "timestamp", DAY
     ),
-    USER_ACTIVITY_HOURLY: SqlTable(user_activity_hourly, "hour", hour_of),
+    USER_ACTIVITY_HOURLY: SqlTable(user_activity_hourly, "hour", parse_hour_key),
 }
 
 

@@ -37,14 +37,14 @@ class ActivityHours:
     """Reads and writes the tables of hours. Times are UTC-aware; every method is one transaction.
 
     Raises:
-        DatabaseUnavailable, TransactionConflict: from every method.
+        DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
     def mark_changed(self, range_key: str, events: Mapping[datetime, int], now: datetime) -> None:
-        """Events of these hours were stored out of a range. Marked again, the same hours are made anew once more.
+        """Events of these hours were stored out of a range. Marked again, the same hours are made again once more.
 
         Args:
             range_key: where the events came from.
@@ -59,12 +59,12 @@ class ActivityHours:
             self._count_change(connection, events, now)
 
     def touch(self, changed: Iterable[datetime], now: datetime) -> None:
-        """Make the statistics of these hours anew, whatever is known of them."""
+        """Make the statistics of these hours again, whatever is known of them."""
         with writing(self._engine) as connection:
             self._count_change(connection, changed, now)
 
     def stale(self, until: datetime, limit: int) -> tuple[StaleHour, ...]:
-        """Hours up to a moment that need their statistics anew, those that wait longest first."""
+        """Hours up to a moment that need their statistics again, those that wait longest first."""
         query = (
             sa.select(hours.c.hour, hours.c.changes, hours.c.computed_at)
             .where(sa.literal_column("changes > computed_changes", sa.Boolean), hours.c.hour <= until)
@@ -104,9 +104,9 @@ class ActivityHours:
             .join(range_hours, range_hours.c.range_key == ranges.c.range_key)
             .where(range_hours.c.hour == hour)
         )
-        let_go = sa.select(*offset_columns(spans)).where(spans.c.hour == hour)
+        purge = sa.select(*offset_columns(spans)).where(spans.c.hour == hour)
         with reading(self._engine) as connection:
-            found = connection.execute(sa.union_all(on_record, let_go))
+            found = connection.execute(sa.union_all(on_record, purge))
             return tuple(sorted(OffsetRange(*row) for row in found))
 
     def _count_change(self, connection: sa.Connection, changed: Iterable[datetime], now: datetime) -> None:
@@ -120,19 +120,19 @@ class ActivityHours:
             connection.execute(insert.on_conflict_do_update(index_elements=[hours.c.hour], set_=again), rows)
 
 
-def keep_spans(connection: sa.Connection, let_go: Mapping[str, OffsetRange]) -> None:
+def keep_spans(connection: sa.Connection, purge: Mapping[str, OffsetRange]) -> None:
     """Keep in short which hours these ranges had events of, in the transaction that removes them.
 
     Args:
         connection: of that transaction.
-        let_go: the ranges by their keys; those of other streams have no hours.
+        purge: the ranges by their keys; those of other streams have no hours.
     """
     found: dict[tuple[object, ...], tuple[int, int]] = {}
-    for part in in_parts(list(let_go)):
+    for part in in_parts(list(purge)):
         removed = sa.delete(range_hours).where(range_hours.c.range_key.in_(part))
         for key, hour in connection.execute(removed.returning(range_hours.c.range_key, range_hours.c.hour)):
-            one = let_go[key]
-            place = (hour, *one.lane)
+            one = purge[key]
+            place = (hour, *one.topic_partition)
             first, end = found.get(place, (one.first, one.end))
             found[place] = (min(first, one.first), max(end, one.end))
     if found:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.core.hours import partition_of
+from ingest_project.core.hours import hour_key
 from ingest_project.platform.delta.table import ask
 from ingest_project.streams.checks import MOST_SHOWN, RECENT, planned_twice, shown, unread
 from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState, cut
@@ -89,10 +89,14 @@ def _missing_rows(services: UserActivityResources) -> tuple[int, list[str]]:
         return 0, []
     rows, lines = 0, []
     for record in sorted(records, key=lambda one: one.offsets):
-        there = stored_offsets(services.user_activity_events, Offsets(*record.offsets.lane, *_bounds(record)))
+        there = stored_offsets(
+            services.user_activity_events, Offsets(*record.offsets.topic_partition, *_bounds(record))
+        )
         if (missing := stored_rows(record) - len(there)) > 0:
             rows += missing
-            spans = [OffsetRange(*record.offsets.lane, *run) for run in runs_between(there, *_bounds(record))]
+            spans = [
+                OffsetRange(*record.offsets.topic_partition, *run) for run in runs_between(there, *_bounds(record))
+            ]
             hours = _hours_of(services, [record])
             lines.append(f"{missing} rows of {', '.join(map(str, spans[:MOST_SHOWN]))}; hours {hours}")
     return rows, lines[:MOST_SHOWN]
@@ -104,15 +108,18 @@ def _bounds(record: RangeRecord) -> tuple[int, int]:
 
 def _behind(services: UserActivityResources) -> list[str]:
     """Partitions in which the table is not where the ledger says, and commits that may have removed rows."""
-    lanes = services.stream_ranges.lanes(services.settings.topics.user_activity_events)
-    ends = [OffsetRange(*lane, 0, services.stream_ranges.finished_until(lane)) for lane in lanes]
+    topic_partitions = services.stream_ranges.topic_partitions(services.settings.topics.user_activity_events)
+    ends = [
+        OffsetRange(*topic_partition, 0, services.stream_ranges.finished_until(topic_partition))
+        for topic_partition in topic_partitions
+    ]
     standings = services.user_activity_events.standings([stream_of(end) for end in ends])
     found = []
     for end in ends:
-        first, position = services.stream_ranges.first_planned(*end.lane), standings[stream_of(end)].position
+        first, position = services.stream_ranges.first_planned(*end.topic_partition), standings[stream_of(end)].position
         reached = first if position is None else position
         if reached is not None and reached < end.end:
-            lacks = OffsetRange(*end.lane, reached, end.end)
+            lacks = OffsetRange(*end.topic_partition, reached, end.end)
             records = services.stream_ranges.overlapping(lacks)
             # What was lost before it was read never was in the table.
             if not records or any(record.state is RangeState.DONE for record in records):
@@ -122,15 +129,15 @@ def _behind(services: UserActivityResources) -> list[str]:
 
 def _hours_of(services: UserActivityResources, records: Sequence[RangeRecord]) -> str:
     hours = {hour for record in records[:MOST_SHOWN] for hour in services.activity_hours.hours_of(record.range_key)}
-    return ", ".join(map(partition_of, sorted(hours)[:MOST_SHOWN]))
+    return ", ".join(map(hour_key, sorted(hours)[:MOST_SHOWN]))
 
 
 def _stored(services: UserActivityResources, records: Sequence[RangeRecord]) -> tuple[int, int]:
     """How many rows the table has of these ranges, and of how many different offsets."""
     rows = offsets = 0
     for whole in joined([record.offsets for record in records]):
-        for one in cut(whole.topic, whole.generation, whole.partition, whole.first, whole.end, OFFSETS_AT_A_TIME):
-            place = Offsets(one.topic, one.generation, one.partition, one.first, one.end)
+        for one in cut(whole.topic, whole.topic_id, whole.partition, whole.first, whole.end, OFFSETS_AT_A_TIME):
+            place = Offsets(one.topic, one.topic_id, one.partition, one.first, one.end)
             counted = "count(*) AS rows, count(DISTINCT kafka_offset) AS offsets"
             found = _counts(services, f"SELECT {counted} FROM events WHERE {place.condition}", "rows", "offsets")
             rows, offsets = rows + found[0], offsets + found[1]

@@ -11,7 +11,7 @@ from ingest_project.streams.user_activity.hourly_sensor import user_activity_hou
 from ingest_project.streams.user_activity.jobs import (
     user_activity_batch,
     user_activity_hourly_batch,
-    user_activity_upkeep,
+    user_activity_maintenance,
 )
 from ingest_project.streams.user_activity.sensors import user_activity_events_sensor
 
@@ -24,7 +24,7 @@ user_activity_checks = dg.define_asset_job(
 user_activity = dg.Definitions(
     assets=[user_activity_events, user_activity_hourly],
     asset_checks=CHECKS,
-    jobs=[user_activity_batch, user_activity_hourly_batch, user_activity_checks, user_activity_upkeep],
+    jobs=[user_activity_batch, user_activity_hourly_batch, user_activity_checks, user_activity_maintenance],
     schedules=[
         dg.ScheduleDefinition(
             name="user_activity_checks_every_quarter_hour",
@@ -33,8 +33,8 @@ user_activity = dg.Definitions(
             default_status=dg.DefaultScheduleStatus.RUNNING,
         ),
         dg.ScheduleDefinition(
-            name="user_activity_upkeep_every_ten_minutes",
-            job=user_activity_upkeep,
+            name="user_activity_maintenance_every_ten_minutes",
+            job=user_activity_maintenance,
             cron_schedule="4-59/10 * * * *",
             default_status=dg.DefaultScheduleStatus.RUNNING,
         ),

@@ -25,10 +25,10 @@ from ingest_project.contracts.enriched_event import (
     decode_enriched_event,
 )
 from ingest_project.core.bisection import store_bisecting
-from ingest_project.core.errors import PermanentError, UnforeseenFailure, UnreadableMessage
+from ingest_project.core.errors import PermanentError, UnexpectedError, UnreadableMessageError
 from ingest_project.core.hours import end_of
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.user_activity.partitions import FIRST_HOUR, hours_between
 
 logger = get_logger(__name__)
@@ -65,7 +65,7 @@ SCHEMA = pa.schema(
         ("processing_info", _processing),
         ("_rescued", pa.string()),
         ("kafka_topic", pa.string()),
-        ("kafka_generation", pa.string()),
+        ("kafka_topic_id", pa.string()),
         ("kafka_partition", pa.int32()),
         ("kafka_offset", pa.int64()),
         ("kafka_timestamp", INSTANT),
@@ -85,57 +85,57 @@ class EventRows:
     """
 
     table: pa.Table
-    refused: list[tuple[Received, PermanentError | UnreadableMessage]]
+    refused: list[tuple[ConsumerRecord, PermanentError | UnreadableMessageError]]
 
 
-def event_rows(messages: Sequence[Received], generation: str) -> EventRows:
+def event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> EventRows:
     """Decode messages. No message makes it fail: one that nobody foresaw is found by halving, and refused alone.
 
     Args:
         messages: as they were read.
-        generation: which life of the topic they are from.
+        topic_id: which life of the topic they are from.
     """
     found = [EventRows(SCHEMA.empty_table(), [])]
 
-    def decode(part: Sequence[Received]) -> None:
-        rows = _event_rows(part, generation)
+    def decode(part: Sequence[ConsumerRecord]) -> None:
+        rows = _event_rows(part, topic_id)
         # Whoever stores the rows needs their hours: what has none must be found here.
         hours_in(rows.table)
         found.append(rows)
 
     for message, error in store_bisecting(messages, decode, lambda error: not isinstance(error, MemoryError)):
         logger.error("decoding_failed_unforeseen", exc_info=error)
-        found.append(EventRows(SCHEMA.empty_table(), [(message, UnforeseenFailure("Reading the message", error))]))
+        found.append(EventRows(SCHEMA.empty_table(), [(message, UnexpectedError("Reading the message", error))]))
     refused = [one for rows in found for one in rows.refused]
     return EventRows(pa.concat_tables([rows.table for rows in found]), sorted(refused, key=_place_of))
 
 
-def _place_of(refused: tuple[Received, object]) -> tuple[int, int]:
+def _place_of(refused: tuple[ConsumerRecord, object]) -> tuple[int, int]:
     return refused[0].partition, refused[0].offset
 
 
-def _event_rows(messages: Sequence[Received], generation: str) -> EventRows:
-    kept: list[Received] = []
+def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> EventRows:
+    kept: list[ConsumerRecord] = []
     events: list[EnrichedEvent] = []
     rescued: list[str | None] = []
-    refused: list[tuple[Received, PermanentError | UnreadableMessage]] = []
+    refused: list[tuple[ConsumerRecord, PermanentError | UnreadableMessageError]] = []
     for message in messages:
         try:
             event, more = decode_enriched_event(message.value)
-        except UnreadableMessage as error:
+        except UnreadableMessageError as error:
             refused.append((message, error))
         else:
             kept.append(message)
             events.append(event)
             rescued.append(more)
     problems: dict[int, str] = {}
-    columns = _event_columns(events, problems) | _position_columns(kept, generation)
+    columns = _event_columns(events, problems) | _position_columns(kept, topic_id)
     columns["_rescued"] = pa.array(rescued, pa.string())
     columns["trace_id"] = pa.array(list(map(_trace_of, kept, events)), pa.string())
     columns[DAY] = _days(columns["timestamp"], columns["kafka_timestamp"])
     table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     if problems:
-        refused += [(kept[row], UnreadableMessage(f"Not an EnrichedEvent: {problems[row]}.")) for row in problems]
+        refused += [(kept[row], UnreadableMessageError(f"Not an EnrichedEvent: {problems[row]}.")) for row in problems]
         table = table.filter(pa.array([row not in problems for row in range(len(kept))]))
     return EventRows(table, refused)
 
@@ -165,7 +165,7 @@ def of_hour(table: pa.Table, hour: datetime) -> pa.Table:
     return table.filter(pc.and_(pc.greater_equal(moments, begin), pc.less(moments, end)))
 
 
-def _trace_of(message: Received, event: EnrichedEvent) -> str | None:
+def _trace_of(message: ConsumerRecord, event: EnrichedEvent) -> str | None:
     """The trace that the headers name, or the request that the event was part of."""
     if message.headers and (named := trace_id_in(message.headers)) is not None:
         return named
@@ -255,14 +255,14 @@ def _one_by_one(
     return pa.array(converted, to)
 
 
-def _position_columns(messages: Sequence[Received], generation: str) -> dict[str, pa.Array]:
+def _position_columns(messages: Sequence[ConsumerRecord], topic_id: str) -> dict[str, pa.Array]:
     count = len(messages)
     written = [
         None if (ms := message.timestamp_ms) is None or not 0 <= ms <= LAST_MILLISECOND else ms for message in messages
     ]
     return {
         "kafka_topic": pa.array([message.topic for message in messages], pa.string()),
-        "kafka_generation": pa.repeat(pa.scalar(generation, pa.string()), count),
+        "kafka_topic_id": pa.repeat(pa.scalar(topic_id, pa.string()), count),
         "kafka_partition": pa.array([message.partition for message in messages], pa.int32()),
         "kafka_offset": pa.array([message.offset for message in messages], pa.int64()),
         "kafka_timestamp": pa.array(written, pa.timestamp("ms", tz="UTC")).cast(INSTANT),

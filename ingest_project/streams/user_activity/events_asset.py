@@ -11,11 +11,11 @@ from typing import Any
 import dagster as dg
 
 from ingest_project.core.errors import IngestError, TransientError
-from ingest_project.core.hours import hour_of, partition_of
+from ingest_project.core.hours import hour_key, parse_hour_key
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     Context,
-    PartitionReport,
+    PartitionEvents,
     keep_connections_open,
     outputs_without_events,
     report,
@@ -24,7 +24,7 @@ from ingest_project.platform.dagster.external_assets import topic_key
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, new_batch_id
 from ingest_project.streams.planning import lag
 from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState
-from ingest_project.streams.runs import take, trouble_of
+from ingest_project.streams.runs import claim, trouble_of
 from ingest_project.streams.user_activity.checks import EVENTS_FRESHNESS
 from ingest_project.streams.user_activity.load import Stored, store_ranges
 from ingest_project.streams.user_activity.partitions import USER_ACTIVITY_EVENTS, hourly_partitions, hours_between
@@ -58,8 +58,8 @@ def user_activity_events(
     """Rebuild the selected hours, from Kafka as far as it has them."""
     keep_connections_open(context.instance)
     for partition in context.partition_keys:
-        rebuilt = rebuild_hour(services, hour_of(partition))
-        report(context, [PartitionReport(partition, {USER_ACTIVITY_EVENTS: rebuilt.metadata()})])
+        rebuilt = rebuild_hour(services, parse_hour_key(partition))
+        report(context, [PartitionEvents(partition, {USER_ACTIVITY_EVENTS: rebuilt.metadata()})])
     yield from outputs_without_events(context)
 
 
@@ -72,7 +72,7 @@ def store_batch(context: Context, services: UserActivityResources, ranges: Seque
     keep_connections_open(context.instance)
     with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
         keys = [one.key for one in ranges] or _claim_due(services)
-        records = take(context, services, keys)
+        records = claim(context, services, keys)
         stored = Stored()
         trouble = _store(services, records, stored)
         _report(context, services, stored)
@@ -86,7 +86,7 @@ def _claim_due(services: UserActivityResources) -> list[str]:
     ledger.reopen(topic, [RangeState.FAILED], now)
     due = frozenset(entry.key for entry in ledger.due(topic, MOST_UNFINISHED, now))
     unfinished = ledger.unfinished(topic, MOST_UNFINISHED)
-    keys = [record.range_key for lane in ready(unfinished, due) for record in lane]
+    keys = [record.range_key for topic_partition in ready(unfinished, due) for record in topic_partition]
     return list(ledger.request(new_batch_id(), keys, now))
 
 
@@ -98,14 +98,14 @@ def _store(services: UserActivityResources, records: Sequence[RangeRecord], stor
         trouble = trouble_of(error, "Storing events")
         logger.warning("ranges_not_done", done=len(stored.done), ranges=len(records), reason=str(trouble))
         finished = {record.range_key for record in stored.done}
-        _give_back(services, [record.range_key for record in records if record.range_key not in finished], trouble)
+        _requeue(services, [record.range_key for record in records if record.range_key not in finished], trouble)
         return trouble
     return None
 
 
-def _give_back(services: UserActivityResources, keys: Sequence[str], error: IngestError) -> None:
+def _requeue(services: UserActivityResources, keys: Sequence[str], error: IngestError) -> None:
     try:
-        services.stream_ranges.put_back(
+        services.stream_ranges.requeue_later(
             keys, str(error), error.error_class, NO_LAST_ATTEMPT, services.settings.retries.delay, datetime.now(UTC)
         )
     except TransientError as away:
@@ -122,7 +122,7 @@ def _report(context: Context, services: UserActivityResources, stored: Stored) -
     report(
         context,
         [
-            PartitionReport(partition_of(hour), {USER_ACTIVITY_EVENTS: {"rows_added": rows[hour], **common}})
+            PartitionEvents(hour_key(hour), {USER_ACTIVITY_EVENTS: {"rows_added": rows[hour], **common}})
             for hour in hours_between(rows, datetime.now(UTC))
         ],
     )
@@ -133,7 +133,7 @@ def _state(services: UserActivityResources, stored: Stored) -> dict[str, Any]:
     shown: dict[str, Any] = {} if stored.table_version is None else {"table_version": stored.table_version}
     if stored.done:
         last = stored.done[-1].offsets
-        waiting = lag(services, last.topic, last.generation)
+        waiting = lag(services, last.topic, last.topic_id)
         shown |= {"offsets": ", ".join(str(record.offsets) for record in stored.done[:20])}
         shown |= {} if waiting is None else {"consumer_lag": waiting}
     return shown

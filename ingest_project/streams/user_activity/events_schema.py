@@ -11,25 +11,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pyarrow as pa
-
-from ingest_project.core.errors import TransactionConflict
+from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.delta.errors import delta_errors
 from ingest_project.platform.delta.table import DeltaStore, answer, ask
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 REPLACE_TRIES = 8
 LONGEST_PAUSE_SECONDS = 2.0
 MOST_OF_TRACE = 1_000
-POSITION_COLUMNS = frozenset({"kafka_topic", "kafka_generation", "kafka_partition", "kafka_offset"})
+POSITION_COLUMNS = frozenset({"kafka_topic", "kafka_topic_id", "kafka_partition", "kafka_offset"})
 
 
 class Offsets(NamedTuple):
     """Offsets of one partition in one life of a topic: from `first` up to, not including, `end`."""
 
     topic: str
-    generation: str
+    topic_id: str
     partition: int
     first: int
     end: int
@@ -38,7 +39,7 @@ class Offsets(NamedTuple):
     def condition(self) -> str:
         """The rows of these offsets, in SQL."""
         return (
-            f"kafka_topic = {_text(self.topic)} AND kafka_generation = {_text(self.generation)} AND"
+            f"kafka_topic = {_text(self.topic)} AND kafka_topic_id = {_text(self.topic_id)} AND"
             f" kafka_partition = {self.partition} AND kafka_offset >= {self.first} AND kafka_offset < {self.end}"
         )
 
@@ -56,7 +57,7 @@ def rows_by_hour(store: DeltaStore, offsets: Offsets) -> dict[datetime, int]:
     """How many rows of some offsets are of which hour.
 
     Raises:
-        StoreUnavailable: the store does not answer or refused.
+        StoreUnavailableError: the store does not answer or refused.
     """
     import pyarrow.compute as pc  # noqa: PLC0415 - heavy
 
@@ -72,7 +73,7 @@ def stored_offsets(store: DeltaStore, offsets: Offsets) -> list[int]:
     """Which of some offsets have a row, in order. All of them are in memory at once.
 
     Raises:
-        StoreUnavailable: the store does not answer or refused.
+        StoreUnavailableError: the store does not answer or refused.
     """
     query = f"SELECT DISTINCT kafka_offset FROM events WHERE {offsets.condition} ORDER BY 1"
     return [offset for batch in _ask_of(store, POSITION_COLUMNS, query) for offset in batch["kafka_offset"].to_pylist()]
@@ -82,7 +83,7 @@ def count_offsets(store: DeltaStore, offsets: Offsets, size: int) -> dict[int, i
     """How many of some offsets have a row, by pieces of so many offsets; a piece is named by its first multiple.
 
     Raises:
-        StoreUnavailable: the store does not answer or refused.
+        StoreUnavailableError: the store does not answer or refused.
     """
     counted = f"kafka_offset / {size} AS piece, count(DISTINCT kafka_offset) AS offsets"
     query = f"SELECT {counted} FROM events WHERE {offsets.condition} GROUP BY 1"
@@ -99,7 +100,7 @@ def events_of_trace(store: DeltaStore, trace_id: str) -> list[dict[str, Any]]:
     Goes through the whole table: a trace says nothing of the day.
 
     Raises:
-        StoreUnavailable: the store does not answer or refused.
+        StoreUnavailableError: the store does not answer or refused.
     """
     columns = 'event_id, event_type, "timestamp", kafka_topic, kafka_partition, kafka_offset, kafka_timestamp'
     query = f"SELECT {columns} FROM events WHERE trace_id = {_text(trace_id)} LIMIT {MOST_OF_TRACE}"
@@ -128,13 +129,13 @@ def replace(
         the version of the table that has them; None where there is no table yet.
 
     Raises:
-        TransactionConflict: events of the same days were appended each time; wait for a quieter time.
-        StoreUnavailable: the store does not answer or refused.
+        TransactionConflictError: events of the same days were appended each time; wait for a quieter time.
+        StoreUnavailableError: the store does not answer or refused.
     """
     for attempt in range(REPLACE_TRIES):
         try:
             return _replace(store, condition, rows)
-        except TransactionConflict:
+        except TransactionConflictError:
             if attempt + 1 == REPLACE_TRIES:
                 raise
         time.sleep(random.uniform(0.5, 1) * min(LONGEST_PAUSE_SECONDS, 0.1 * 2**attempt))  # noqa: S311 - no secret

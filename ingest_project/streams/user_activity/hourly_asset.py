@@ -1,4 +1,4 @@
-"""`user_activity_hourly`: what happened in an hour, made anew whenever events of the hour were stored, also late ones.
+"""`user_activity_hourly`: what happened in an hour, made again whenever events of the hour were stored, also late ones.
 
 Changes of an hour are counted before its events are read. One that comes in meanwhile leaves the hour stale, and the
 next tick asks for it again.
@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.core.errors import IngestError, StoreUnavailable, TransientError
-from ingest_project.core.hours import hour_of, partition_of
+from ingest_project.core.errors import IngestError, StoreUnavailableError, TransientError
+from ingest_project.core.hours import hour_key, parse_hour_key
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     Context,
-    PartitionReport,
+    PartitionEvents,
     keep_connections_open,
     outputs_without_events,
     report,
@@ -58,13 +58,13 @@ MOST_STORE_TROUBLES = 3
 def user_activity_hourly(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[UserActivityResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """Make the statistics of the selected hours anew from the Delta table."""
-    make_statistics(context, services, [hour_of(partition) for partition in context.partition_keys])
+    """Make the statistics of the selected hours again from the Delta table."""
+    make_statistics(context, services, [parse_hour_key(partition) for partition in context.partition_keys])
     yield from outputs_without_events(context)
 
 
 def make_statistics(context: Context, services: UserActivityResources, hours: Sequence[datetime]) -> None:
-    """Make the statistics of some hours anew and report them; the second time they are the same.
+    """Make the statistics of some hours again and report them; the second time they are the same.
 
     An hour that cannot be counted, for whatever reason, keeps none of the others from being counted.
 
@@ -73,19 +73,21 @@ def make_statistics(context: Context, services: UserActivityResources, hours: Se
         Failure: names the hours that are not done and why; they stay stale as well.
     """
     keep_connections_open(context.instance)
-    troubles: dict[str, IngestError] = {}
+    alert_conditions: dict[str, IngestError] = {}
     with bound(run_id=context.run.run_id), exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
         for hour in hours:
             try:
                 _count_hour(context, services, hour)
             except Exception as error:
                 # One file of the table may be gone or broken; of a store that is away all are.
-                many = len(troubles) >= MOST_STORE_TROUBLES
-                if isinstance(error, TransientError) and (many or not isinstance(error, StoreUnavailable)):
+                many = len(alert_conditions) >= MOST_STORE_TROUBLES
+                if isinstance(error, TransientError) and (many or not isinstance(error, StoreUnavailableError)):
                     raise
-                troubles[partition_of(hour)] = trouble_of(error, f"Counting {partition_of(hour)}")
-    if troubles:
-        raise dg.Failure("; ".join(f"{hour}: {trouble}" for hour, trouble in troubles.items()), allow_retries=False)
+                alert_conditions[hour_key(hour)] = trouble_of(error, f"Counting {hour_key(hour)}")
+    if alert_conditions:
+        raise dg.Failure(
+            "; ".join(f"{hour}: {trouble}" for hour, trouble in alert_conditions.items()), allow_retries=False
+        )
 
 
 def _count_hour(context: Context, services: UserActivityResources, hour: datetime) -> None:
@@ -93,7 +95,7 @@ def _count_hour(context: Context, services: UserActivityResources, hour: datetim
     found = statistics_of_hour(services.user_activity_events, hour)
     replace_hours(services.engine, {hour: found}, changes, datetime.now(UTC))
     logger.info("hour_counted", hour=hour.isoformat(), events=sum(one.events for one in found))
-    report(context, [PartitionReport(partition_of(hour), {USER_ACTIVITY_HOURLY: _metadata(found)})])
+    report(context, [PartitionEvents(hour_key(hour), {USER_ACTIVITY_HOURLY: _metadata(found)})])
 
 
 def _metadata(found: Sequence[HourOfType]) -> dict[str, object]:

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from dagster import DagsterRunStatus
 
-from ingest_project.core.hours import partition_of
+from ingest_project.core.hours import hour_key
 from ingest_project.core.keys import digest_of
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
-from ingest_project.platform.work_queue.sensor import ticking_sensor
+from ingest_project.platform.work_queue.sensor import queue_sensor
 from ingest_project.streams.user_activity.changed_hours import StaleHour
 from ingest_project.streams.user_activity.jobs import HOURLY_OP
 from ingest_project.streams.user_activity.resources import UserActivityResources
@@ -36,7 +36,7 @@ def user_activity_hourly_sensor(job_name: str) -> dg.SensorDefinition:
     Args:
         job_name: of the job that counts them.
     """
-    return ticking_sensor(
+    return queue_sensor(
         "user_activity_hourly_sensor",
         job_name,
         "Asks for the statistics of hours whose events changed.",
@@ -60,7 +60,7 @@ def tick(
 
 
 def _run_request(hours: Sequence[StaleHour]) -> dg.RunRequest:
-    partitions = [partition_of(one.hour) for one in hours]
+    partitions = [hour_key(one.hour) for one in hours]
     # Without a run key: an hour whose counting failed is asked for again.
     batch_id = digest_of(repr(hours))
     return dg.RunRequest(

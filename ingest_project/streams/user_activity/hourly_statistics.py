@@ -1,6 +1,6 @@
 """What happened in an hour, by type of event, from the rows of the Delta table.
 
-Exact, and made anew each time: neither distinct numbers nor percentiles can be added up, and an hour's events may come
+Exact, and made again each time: neither distinct numbers nor percentiles can be added up, and an hour's events may come
 late. An hour with more rows than memory should hold is gone through several times, a share of the event ids each time.
 """
 
@@ -22,7 +22,7 @@ from ingest_project.streams.user_activity.hourly_table import HourOfType
 ROWS_AT_A_TIME = 1_000_000
 COLUMNS = (
     "event_type, event_id, user_id, session_id, processing_info['processing_ms'] AS processing_ms,"
-    " kafka_generation, kafka_partition, kafka_offset"
+    " kafka_topic_id, kafka_partition, kafka_offset"
 )
 
 
@@ -43,7 +43,7 @@ def statistics_of_hour(store: DeltaStore, hour: datetime) -> list[HourOfType]:
     An event that was delivered several times counts once, as it came first in its partition.
 
     Raises:
-        StoreUnavailable: the table cannot be read.
+        StoreUnavailableError: the table cannot be read.
     """
     where = of_hours(hour, end_of(hour))
     rows = sum(
@@ -87,7 +87,7 @@ def _share(store: DeltaStore, where: str, share: int, shares: int) -> pl.DataFra
             frame = pl.DataFrame(batch)
             yield frame if shares == 1 else frame.filter(pl.col("event_id").hash() % shares == share)
 
-    return pl.concat(chosen()).sort("kafka_generation", "kafka_partition", "kafka_offset")
+    return pl.concat(chosen()).sort("kafka_topic_id", "kafka_partition", "kafka_offset")
 
 
 def _count(types: dict[str, _TypeSoFar], rows: pl.DataFrame) -> None:

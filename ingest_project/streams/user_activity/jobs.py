@@ -5,10 +5,10 @@ from datetime import timedelta
 import dagster as dg
 from pydantic import Field
 
-from ingest_project.core.errors import TransactionConflict
-from ingest_project.core.hours import hour_of
+from ingest_project.core.errors import TransactionConflictError
+from ingest_project.core.hours import parse_hour_key
 from ingest_project.platform.database.locks import exclusive
-from ingest_project.platform.delta.maintenance import UpkeepLimits, keep_healthy, summary
+from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
 from ingest_project.streams.runs import RangesConfig
 from ingest_project.streams.user_activity.events_asset import store_batch
 from ingest_project.streams.user_activity.hourly_asset import make_statistics
@@ -45,7 +45,7 @@ def count_hours(
     context: dg.OpExecutionContext, config: HoursConfig, services: dg.ResourceParam[UserActivityResources]
 ) -> None:
     """Count the hours of this run."""
-    make_statistics(context, services, [hour_of(hour) for hour in config.hours])
+    make_statistics(context, services, [parse_hour_key(hour) for hour in config.hours])
 
 
 @dg.job(description="Makes the statistics of hours anew whose events changed.")
@@ -59,17 +59,17 @@ def user_activity_hourly_batch() -> None:
 )
 def keep_events_healthy(context: dg.OpExecutionContext, services: dg.ResourceParam[UserActivityResources]) -> None:
     """Look after the Delta table of events; the second time nothing is left to do."""
-    limits = UpkeepLimits(retention=timedelta(hours=services.settings.user_activity.retention_hours))
+    limits = MaintenanceLimits(retention=timedelta(hours=services.settings.user_activity.retention_hours))
     with exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
         try:
             context.log.info("Rows recovered: %s", complete_all(services).metadata() or "none")
-        except TransactionConflict as conflict:
+        except TransactionConflictError as conflict:
             context.log.info("Events are being stored, the next upkeep looks for missing rows: %s", conflict)
-        upkeep = keep_healthy(services.user_activity_events, limits)
-    context.log.info(summary(upkeep))
+        maintenance = optimize_and_vacuum(services.user_activity_events, limits)
+    context.log.info(summary(maintenance))
 
 
 @dg.job(description="Keeps the Delta table of user activity healthy.")
-def user_activity_upkeep() -> None:
-    """The upkeep has one step."""
+def user_activity_maintenance() -> None:
+    """The maintenance has one step."""
     keep_events_healthy()

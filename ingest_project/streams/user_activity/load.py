@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from ingest_project.core.errors import TransactionConflict, TransientError
+from ingest_project.core.errors import TransactionConflictError, TransientError
 from ingest_project.core.logging import get_logger
-from ingest_project.core.prefetch import one_ahead
+from ingest_project.core.prefetch import prefetch
 from ingest_project.platform.kafka.offset_ranges import Chunk, OpenRanges
-from ingest_project.platform.work_queue.consume import put_aside
+from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.streams.user_activity.appending import Place, append_bisecting
 from ingest_project.streams.user_activity.events_schema import Offsets, rows_by_hour
@@ -105,31 +105,31 @@ def store_ranges(services: UserActivityResources, records: Sequence[RangeRecord]
         TransientError: the ranges that are not done may be tried again.
     """
     trouble: TransientError | None = None
-    waiting = _stretches(records)
+    waiting = _intervals(records)
     while waiting:
         # One stretch of each partition at a time: where the next one begins is seen in the table after this one.
-        now = {stretch[0].offsets.lane: stretch for stretch in reversed(waiting)}
-        waiting = [stretch for stretch in waiting if now[stretch[0].offsets.lane] is not stretch]
+        now = {interval[0].offsets.topic_partition: interval for interval in reversed(waiting)}
+        waiting = [interval for interval in waiting if now[interval[0].offsets.topic_partition] is not interval]
         ready: list[tuple[Sequence[RangeRecord], int | None]] = []
-        firsts = {lane: now[lane][0].offsets for lane in sorted(now)}
+        firsts = {topic_partition: now[topic_partition][0].offsets for topic_partition in sorted(now)}
         standings = services.user_activity_events.standings([stream_of(first) for first in firsts.values()])
         checked = max(0, *(one.table_version for one in standings.values()))
-        for lane, first in firsts.items():
+        for topic_partition, first in firsts.items():
             try:
                 _require_turn(services, first)
                 position = complete_until(services, first, standings[stream_of(first)], stored.recovered)
-                ready.append((now[lane], position))
+                ready.append((now[topic_partition], position))
             except TransientError as error:
                 trouble = trouble or error
-                waiting = [stretch for stretch in waiting if stretch[0].offsets.lane != lane]
-        with services.range_reader.opened() as ranges, one_ahead(_parts(services, ranges, ready, checked)) as parts:
+                waiting = [interval for interval in waiting if interval[0].offsets.topic_partition != topic_partition]
+        with services.range_reader.opened() as ranges, prefetch(_parts(services, ranges, ready, checked)) as parts:
             for part in parts:
                 _commit(services, part, stored)
     if trouble is not None:
         raise trouble
 
 
-def _stretches(records: Sequence[RangeRecord]) -> list[list[RangeRecord]]:
+def _intervals(records: Sequence[RangeRecord]) -> list[list[RangeRecord]]:
     """Ranges that follow one another."""
     found: list[list[RangeRecord]] = []
     for record in records:
@@ -147,9 +147,9 @@ def _parts(
     checked: int,
 ) -> Generator[_Part, None, None]:
     """The commits that are to be made, in order."""
-    for stretch, position in ready:
+    for interval, position in ready:
         reached = position
-        for record in stretch:
+        for record in interval:
             for part in _parts_of_range(services, ranges, record, reached, checked):
                 yield part
                 reached = max(part.next_offset, reached or 0)
@@ -165,36 +165,36 @@ def _parts_of_range(
         yield _Part(record, reached, min(first, offsets.end), checked)
     part = _Part(record, reached, first, checked)
     for chunk in _read(ranges, offsets, first):
-        _add(services, part, chunk, offsets.generation)
+        _add(services, part, chunk, offsets.topic_id)
         if part.is_full or part.ends_range:
             yield part
             part = _Part(record, part.next_offset, part.next_offset, checked)
 
 
 def _follows(offsets: OffsetRange, before: OffsetRange) -> bool:
-    return (*before.lane, before.end) == (*offsets.lane, offsets.first)
+    return (*before.topic_partition, before.end) == (*offsets.topic_partition, offsets.first)
 
 
 def _require_turn(services: UserActivityResources, offsets: OffsetRange) -> None:
     """Refuse a range that comes before its turn: committed now, the ranges before it would count as stored.
 
     Raises:
-        TransactionConflict: the one before it in its partition is not finished.
+        TransactionConflictError: the one before it in its partition is not finished.
     """
     before = services.stream_ranges.before(offsets)
     if before is not None and before.state not in {RangeState.DONE, RangeState.LOST}:
-        raise TransactionConflict(services.user_activity_events.url, f"{offsets} must wait for {before.offsets}")
+        raise TransactionConflictError(services.user_activity_events.url, f"{offsets} must wait for {before.offsets}")
 
 
 def _read(ranges: OpenRanges, offsets: OffsetRange, first: int) -> Iterator[Chunk]:
-    return ranges.read(*offsets.lane, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES)
+    return ranges.read(*offsets.topic_partition, first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES)
 
 
-def _add(services: UserActivityResources, part: _Part, chunk: Chunk, generation: str) -> None:
+def _add(services: UserActivityResources, part: _Part, chunk: Chunk, topic_id: str) -> None:
     from ingest_project.streams.user_activity.event_table import event_rows  # noqa: PLC0415 - brings pyarrow
 
-    rows = event_rows(chunk.messages, generation)
-    put_aside(services, services.settings.topics.user_activity_events_dlq, rows.refused, generation)
+    rows = event_rows(chunk.messages, topic_id)
+    dead_letter_message(services, services.settings.topics.user_activity_events_dlq, rows.refused, topic_id)
     part.tables.append(rows.table)
     part.dead_letters += len(rows.refused)
     part.lost += chunk.lost
@@ -211,7 +211,7 @@ def _commit(services: UserActivityResources, part: _Part, stored: Stored) -> Non
         outcome[of_rows] += rows - (part.dead_letters - decoded)
     else:
         # The table is there already; what its rows are of can be seen in it alone.
-        found = Offsets(*part.record.offsets.lane, part.record.offsets.first, part.next_offset)
+        found = Offsets(*part.record.offsets.topic_partition, part.record.offsets.first, part.next_offset)
         hours = rows_by_hour(services.user_activity_events, found)
         outcome[FOUND_STORED] += sum(hours.values())
     outcome["dead_letters"] += part.dead_letters

@@ -19,44 +19,44 @@ def ready(unfinished: Sequence[RangeRecord], due: frozenset[str]) -> list[list[R
         unfinished: every range of the topic that is not finished.
         due: keys of the pending ones whose time has come.
     """
-    lanes = []
-    for _, lane in groupby(
-        sorted(unfinished, key=lambda record: record.offsets), key=lambda record: record.offsets.lane
+    topic_partitions = []
+    for _, topic_partition in groupby(
+        sorted(unfinished, key=lambda record: record.offsets), key=lambda record: record.offsets.topic_partition
     ):
-        records = list(lane)
+        records = list(topic_partition)
         if all(record.state is RangeState.PENDING for record in records):
             not_due = (place for place, record in enumerate(records) if record.range_key not in due)
-            lanes.append(records[: next(not_due, len(records))])
-    return [lane for lane in lanes if lane]
+            topic_partitions.append(records[: next(not_due, len(records))])
+    return [topic_partition for topic_partition in topic_partitions if topic_partition]
 
 
-def batches_of(lanes: Sequence[Sequence[RangeRecord]], most_offsets: int, parallel: int) -> list[Batch]:
+def batches_of(topic_partitions: Sequence[Sequence[RangeRecord]], most_offsets: int, parallel: int) -> list[Batch]:
     """Divide partitions between runs, about evenly, the runs with most to do first.
 
     Args:
-        lanes: what may be asked for, by partition.
+        topic_partitions: what may be asked for, by partition.
         most_offsets: in one run.
         parallel: runs that work side by side.
     """
-    total = sum(_size(lane) for lane in lanes)
-    wanted = min(parallel, len(lanes), max(1, total // WORTH_SPLITTING))
+    total = sum(_size(topic_partition) for topic_partition in topic_partitions)
+    wanted = min(parallel, len(topic_partitions), max(1, total // WORTH_SPLITTING))
     heaps: list[list[Sequence[RangeRecord]]] = []
-    for lane in sorted(lanes, key=_size, reverse=True):
-        same_life = [heap for heap in heaps if heap[0][0].offsets.generation == lane[0].offsets.generation]
+    for topic_partition in sorted(topic_partitions, key=_size, reverse=True):
+        same_life = [heap for heap in heaps if heap[0][0].offsets.topic_id == topic_partition[0].offsets.topic_id]
         if len(heaps) < wanted or not same_life:
-            heaps.append([lane])
+            heaps.append([topic_partition])
         else:
-            min(same_life, key=lambda heap: sum(map(_size, heap))).append(lane)
+            min(same_life, key=lambda heap: sum(map(_size, heap))).append(topic_partition)
     return [Batch(tuple(_in_turn(heap, most_offsets))) for heap in heaps]
 
 
-def _in_turn(lanes: Sequence[Sequence[RangeRecord]], most_offsets: int) -> list[RangeRecord]:
+def _in_turn(topic_partitions: Sequence[Sequence[RangeRecord]], most_offsets: int) -> list[RangeRecord]:
     """The first ranges of every partition, as many as one run may have."""
-    share = max(1, most_offsets // len(lanes))
+    share = max(1, most_offsets // len(topic_partitions))
     chosen: list[RangeRecord] = []
-    for lane in lanes:
+    for topic_partition in topic_partitions:
         room = share
-        for record in lane:
+        for record in topic_partition:
             if room < share and room < len(record.offsets):
                 break
             chosen.append(record)
@@ -64,5 +64,5 @@ def _in_turn(lanes: Sequence[Sequence[RangeRecord]], most_offsets: int) -> list[
     return chosen
 
 
-def _size(lane: Sequence[RangeRecord]) -> int:
-    return sum(len(record.offsets) for record in lane)
+def _size(topic_partition: Sequence[RangeRecord]) -> int:
+    return sum(len(record.offsets) for record in topic_partition)

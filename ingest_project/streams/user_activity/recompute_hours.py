@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ingest_project.core.errors import BrokerUnavailable
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.hours import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.locks import exclusive
-from ingest_project.platform.work_queue.consume import put_aside
+from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.range_record import OffsetRange, cut
 from ingest_project.streams.user_activity.events_schema import Offsets, of_hours, replace
 from ingest_project.streams.user_activity.resources import UserActivityResources
@@ -60,7 +60,7 @@ def rebuild_hour(services: UserActivityResources, hour: datetime) -> Rebuilt:
         hour: when it begins.
 
     Raises:
-        TransactionConflict: events of that day are being stored; try again at a quieter time.
+        TransactionConflictError: events of that day are being stored; try again at a quieter time.
         TransientError: something was away. What was replaced until then stays; the rest is as it was.
     """
     ranges = joined(services.activity_hours.ranges_of(hour))
@@ -68,11 +68,11 @@ def rebuild_hour(services: UserActivityResources, hour: datetime) -> Rebuilt:
     with exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
         retained = {topic: _retained(services, topic) for topic in {one.topic for one in ranges}}
         for one in ranges:
-            there = retained[one.topic].get((one.generation, one.partition))
+            there = retained[one.topic].get((one.topic_id, one.partition))
             if there is None:
                 continue
             first, end = max(one.first, there.first), min(one.end, there.end)
-            for piece in cut(one.topic, one.generation, one.partition, first, end, OFFSETS_AT_A_TIME):
+            for piece in cut(one.topic, one.topic_id, one.partition, first, end, OFFSETS_AT_A_TIME):
                 _replace(services, piece, hour)
                 read_again += len(piece)
     services.activity_hours.touch([hour], datetime.now(UTC))
@@ -94,16 +94,16 @@ def read_again_from_beginning(services: UserActivityResources) -> dict[int, int]
     topic, now = services.settings.topics.user_activity_events, datetime.now(UTC)
     found: dict[int, int] = {}
     with exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
-        generation, bounds = _bounds(services, topic)
+        topic_id, bounds = _bounds(services, topic)
         for partition, (start, end) in bounds.items():
-            whole = OffsetRange(topic, generation, partition, start, end)
+            whole = OffsetRange(topic, topic_id, partition, start, end)
             reached = services.user_activity_events.committed_version(stream_of(whole))
-            first_planned = services.stream_ranges.first_planned(topic, generation, partition)
+            first_planned = services.stream_ranges.first_planned(topic, topic_id, partition)
             until = end if first_planned is None else first_planned
             size = services.settings.user_activity.range_messages
-            early = cut(topic, generation, partition, start, until, size)
+            early = cut(topic, topic_id, partition, start, until, size)
             services.stream_ranges.plan(early, [], now)
-            for piece in cut(topic, generation, partition, start, reached or start, OFFSETS_AT_A_TIME):
+            for piece in cut(topic, topic_id, partition, start, reached or start, OFFSETS_AT_A_TIME):
                 _replace(services, piece, None)
             if reached is not None:
                 _enter_as_done(services, early)
@@ -116,8 +116,8 @@ def joined(ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
     found: list[OffsetRange] = []
     for one in sorted(ranges):
         last = found[-1] if found else None
-        if last and last.lane == one.lane and one.first <= last.end:
-            found[-1] = OffsetRange(*one.lane, last.first, max(last.end, one.end))
+        if last and last.topic_partition == one.topic_partition and one.first <= last.end:
+            found[-1] = OffsetRange(*one.topic_partition, last.first, max(last.end, one.end))
         else:
             found.append(one)
     return found
@@ -128,25 +128,25 @@ def _bounds(services: UserActivityResources, topic: str) -> tuple[str, dict[int,
     backlog = services.range_reader.backlog(topic, None, 0)
     if backlog is None:
         return "", {}
-    generation = backlog.generation or services.stream_ranges.latest_life(topic, backlog.ends)
-    return generation, {
+    topic_id = backlog.topic_id or services.stream_ranges.latest_life(topic, backlog.ends)
+    return topic_id, {
         partition: _Retained(start, backlog.ends[partition]) for partition, start in backlog.log_starts.items()
     }
 
 
 def _retained(services: UserActivityResources, topic: str) -> dict[tuple[str, int], _Retained]:
-    generation, bounds = _bounds(services, topic)
+    topic_id, bounds = _bounds(services, topic)
     found = {}
     for partition, there in bounds.items():
-        stream = stream_of(OffsetRange(topic, generation, partition, 0, 0))
+        stream = stream_of(OffsetRange(topic, topic_id, partition, 0, 0))
         reached = services.user_activity_events.committed_version(stream) or 0
-        found[generation, partition] = _Retained(there.first, min(there.end, reached))
+        found[topic_id, partition] = _Retained(there.first, min(there.end, reached))
     return found
 
 
 def _replace(services: UserActivityResources, offsets: OffsetRange, hour: datetime | None) -> None:
     """Replace the rows of some offsets, or those of them that are of one hour."""
-    place = Offsets(offsets.topic, offsets.generation, offsets.partition, offsets.first, offsets.end)
+    place = Offsets(offsets.topic, offsets.topic_id, offsets.partition, offsets.first, offsets.end)
     condition = place.condition if hour is None else f"{place.condition} AND {of_hours(hour, end_of(hour))}"
 
     def rows() -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -161,13 +161,15 @@ def _batches(services: UserActivityResources, offsets: OffsetRange, hour: dateti
     from ingest_project.streams.user_activity.event_table import event_rows, hours_in, of_hour  # noqa: PLC0415 - brings pyarrow
 
     now = datetime.now(UTC)
-    for chunk in services.range_reader.read(*offsets.lane, offsets.first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES):
+    for chunk in services.range_reader.read(
+        *offsets.topic_partition, offsets.first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES
+    ):
         if chunk.lost:
-            raise BrokerUnavailable(
+            raise BrokerUnavailableError(
                 services.settings.kafka.bootstrap_servers, f"retention removed part of {offsets} while it was read"
             )
-        rows = event_rows(chunk.messages, offsets.generation)
-        put_aside(services, services.settings.topics.user_activity_events_dlq, rows.refused, offsets.generation)
+        rows = event_rows(chunk.messages, offsets.topic_id)
+        dead_letter_message(services, services.settings.topics.user_activity_events_dlq, rows.refused, offsets.topic_id)
         if hour is None:
             services.activity_hours.touch(hours_in(rows.table), now)
         yield from (rows.table if hour is None else of_hour(rows.table, hour)).to_batches()

@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from ingest_project.core.errors import BrokerUnavailable, TransactionConflict
-from ingest_project.core.hours import partition_of
+from ingest_project.core.errors import BrokerUnavailableError, TransactionConflictError
+from ingest_project.core.hours import hour_key
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.locks import exclusive
 from ingest_project.platform.delta.table import EVERY_STREAM, Standing, checked_by
-from ingest_project.platform.work_queue.consume import put_aside
+from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.range_record import Lane, OffsetRange, RangeRecord, RangeState, cut
 from ingest_project.streams.user_activity.appending import Place, append_bisecting
 from ingest_project.streams.user_activity.events_schema import Offsets, count_offsets, stored_offsets
@@ -91,14 +91,14 @@ def complete_until(
         the position of the table in this partition, with which the next commit goes on.
 
     Raises:
-        TransactionConflict: somebody else is at it; try again later.
+        TransactionConflictError: somebody else is at it; try again later.
         TransientError: something was away. What was recovered until then stays.
     """
     begin = _begin_of(services, offsets)
     if not _in_doubt(standing, begin, offsets.first):
         return standing.position
     with exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
-        found = _recover(services, OffsetRange(*offsets.lane, begin, offsets.first))
+        found = _recover(services, OffsetRange(*offsets.topic_partition, begin, offsets.first))
     recovered.add(found)
     return services.user_activity_events.committed_version(stream_of(offsets))
 
@@ -107,19 +107,21 @@ def complete_all(services: UserActivityResources) -> Recovered:
     """Make sure that the table has everything that the ledger says is stored; the caller holds LOCK.
 
     Raises:
-        TransactionConflict: events are being stored in between; the next time will do.
+        TransactionConflictError: events are being stored in between; the next time will do.
         TransientError: something was away. What was recovered until then stays.
     """
     store, recovered = services.user_activity_events, Recovered()
     every = checked_by(EVERY_STREAM)
-    lanes = services.stream_ranges.lanes(services.settings.topics.user_activity_events)
-    finished = {lane: services.stream_ranges.finished_until(lane) for lane in lanes}
-    ends = [OffsetRange(*lane, end, end) for lane, end in finished.items()]
+    topic_partitions = services.stream_ranges.topic_partitions(services.settings.topics.user_activity_events)
+    finished = {
+        topic_partition: services.stream_ranges.finished_until(topic_partition) for topic_partition in topic_partitions
+    }
+    ends = [OffsetRange(*topic_partition, end, end) for topic_partition, end in finished.items()]
     standings = store.standings([every, *map(stream_of, ends)])
     for next_range in ends:
         begin = _begin_of(services, next_range)
         if _in_doubt(standings[stream_of(next_range)], begin, next_range.first):
-            recovered.add(_recover(services, OffsetRange(*next_range.lane, begin, next_range.first)))
+            recovered.add(_recover(services, OffsetRange(*next_range.topic_partition, begin, next_range.first)))
     before = standings[every]
     if before.doubts or before.table_version - (before.position or 0) > MOST_DOUBTS:
         store.mark_checked(before.table_version)
@@ -128,7 +130,7 @@ def complete_all(services: UserActivityResources) -> Recovered:
 
 def _begin_of(services: UserActivityResources, offsets: OffsetRange) -> int:
     """The first offset of a partition that the table should have."""
-    first = services.stream_ranges.first_planned(*offsets.lane)
+    first = services.stream_ranges.first_planned(*offsets.topic_partition)
     return offsets.first if first is None else min(first, offsets.first)
 
 
@@ -141,11 +143,11 @@ def _recover(services: UserActivityResources, offsets: OffsetRange) -> Recovered
     """Read again what the table lacks of offsets that should be stored, then bring its position to their end."""
     store, stream = services.user_activity_events, stream_of(offsets)
     standing = store.standings([stream])[stream]
-    whole = OffsetRange(*offsets.lane, offsets.first, max(offsets.end, standing.position or 0))
+    whole = OffsetRange(*offsets.topic_partition, offsets.first, max(offsets.end, standing.position or 0))
     logger.warning("table_in_doubt", offsets=str(whole), position=standing.position, commits=list(standing.doubts))
     recovered = Recovered()
     gone: list[tuple[int, int]] = []
-    retained = _oldest_retained(services, whole.lane)
+    retained = _oldest_retained(services, whole.topic_partition)
     for piece in _incomplete(services, whole):
         missing = _missing_runs(services, piece)
         gone += [(first, min(end, retained)) for first, end in missing if first < retained]
@@ -156,21 +158,25 @@ def _recover(services: UserActivityResources, offsets: OffsetRange) -> Recovered
     return recovered
 
 
-def _oldest_retained(services: UserActivityResources, lane: Lane) -> int:
+def _oldest_retained(services: UserActivityResources, topic_partition: Lane) -> int:
     """The first offset that Kafka still has of a partition; beyond every offset where this life of it is over."""
-    backlog = services.range_reader.backlog(lane.topic, None, 0)
+    backlog = services.range_reader.backlog(topic_partition.topic, None, 0)
     if backlog is None:
         return 2**63 - 1
-    generation = backlog.generation or services.stream_ranges.latest_life(lane.topic, backlog.ends)
-    return backlog.log_starts.get(lane.partition, 2**63 - 1) if generation == lane.generation else 2**63 - 1
+    topic_id = backlog.topic_id or services.stream_ranges.latest_life(topic_partition.topic, backlog.ends)
+    return (
+        backlog.log_starts.get(topic_partition.partition, 2**63 - 1)
+        if topic_id == topic_partition.topic_id
+        else 2**63 - 1
+    )
 
 
 def _incomplete(services: UserActivityResources, whole: OffsetRange) -> Iterator[OffsetRange]:
     """The pieces of some offsets that have fewer rows than offsets."""
     rows = count_offsets(services.user_activity_events, _place(whole), PIECE_OFFSETS)
     start = whole.first - whole.first % PIECE_OFFSETS
-    for piece in cut(*whole.lane, start, whole.end, PIECE_OFFSETS):
-        clipped = OffsetRange(*piece.lane, max(piece.first, whole.first), piece.end)
+    for piece in cut(*whole.topic_partition, start, whole.end, PIECE_OFFSETS):
+        clipped = OffsetRange(*piece.topic_partition, max(piece.first, whole.first), piece.end)
         if rows.get(piece.first, 0) < len(clipped):
             yield clipped
 
@@ -204,17 +210,17 @@ def _read_again(
 
     first, end = max(missing[0][0], retained), missing[-1][1]
     ends = [run[1] for run in missing]
-    for chunk in services.range_reader.read(*piece.lane, first, end, CHUNK_MESSAGES, CHUNK_BYTES):
+    for chunk in services.range_reader.read(*piece.topic_partition, first, end, CHUNK_MESSAGES, CHUNK_BYTES):
         if chunk.lost:
             reason = f"retention removed part of {piece} while it was read"
-            raise BrokerUnavailable(services.settings.kafka.bootstrap_servers, reason)
+            raise BrokerUnavailableError(services.settings.kafka.bootstrap_servers, reason)
         wanted = []
         for message in chunk.messages:
             place = bisect_left(ends, message.offset + 1)
             if place < len(missing) and missing[place][0] <= message.offset:
                 wanted.append(message)
-        rows = event_rows(wanted, piece.generation)
-        put_aside(services, services.settings.topics.user_activity_events_dlq, rows.refused, piece.generation)
+        rows = event_rows(wanted, piece.topic_id)
+        dead_letter_message(services, services.settings.topics.user_activity_events_dlq, rows.refused, piece.topic_id)
         if rows.table.num_rows:
             stored = _append(services, piece, rows.table)
             recovered.rows += stored.num_rows
@@ -234,7 +240,7 @@ def _append(services: UserActivityResources, piece: OffsetRange, table: pa.Table
         services, with_few_days(table), Place(piece, stream, before, lambda row: (before or 0) + row)
     )
     if done.table_version is None:
-        raise TransactionConflict(store.url, f"somebody else recovers {piece}")
+        raise TransactionConflictError(store.url, f"somebody else recovers {piece}")
     services.activity_hours.touch(hours, datetime.now(UTC))
     return done.rows
 
@@ -249,10 +255,10 @@ def _extend(
             continue
         last = recovered.spans[-1] if recovered.spans else None
         # A run goes on in the next chunk, and in the next piece.
-        if last and last.lane == piece.lane and (last.end == some[0] or last.end > run_first):
-            recovered.spans[-1] = OffsetRange(*piece.lane, last.first, some[-1] + 1)
+        if last and last.topic_partition == piece.topic_partition and (last.end == some[0] or last.end > run_first):
+            recovered.spans[-1] = OffsetRange(*piece.topic_partition, last.first, some[-1] + 1)
         else:
-            recovered.spans.append(OffsetRange(*piece.lane, some[0], some[-1] + 1))
+            recovered.spans.append(OffsetRange(*piece.topic_partition, some[0], some[-1] + 1))
 
 
 def _enter_lost(
@@ -263,13 +269,13 @@ def _enter_lost(
         return []
     ledger, now, lost = services.stream_ranges, datetime.now(UTC), []
     reason = f"rows are missing in the table ({why or 'its position went back'}), and Kafka has them no more"
-    records = ledger.overlapping(OffsetRange(*whole.lane, gone[0][0], gone[-1][1]))
+    records = ledger.overlapping(OffsetRange(*whole.topic_partition, gone[0][0], gone[-1][1]))
     for record in records:
         runs = clipped(gone, record.offsets.first, record.offsets.end)
         rows = _rows_lost(services, record, runs, retained)
         if record.state is RangeState.DONE and rows:
-            span = OffsetRange(*whole.lane, runs[0][0], runs[-1][1])
-            hours = ", ".join(map(partition_of, services.activity_hours.hours_of(record.range_key)[:MOST_SHOWN]))
+            span = OffsetRange(*whole.topic_partition, runs[0][0], runs[-1][1])
+            hours = ", ".join(map(hour_key, services.activity_hours.hours_of(record.range_key)[:MOST_SHOWN]))
             ledger.mark_lost(record.range_key, f"{rows} {reason}: {span}; hours {hours}.", now)
             lost.append((span, rows))
     # Of ranges that were let go nothing says how many rows they had: dead letters have none.
@@ -277,7 +283,7 @@ def _enter_lost(
     firsts = [*(record.offsets.first for record in records), whole.end]
     forgotten = [run for first, end in zip(ends, firsts, strict=True) for run in clipped(gone, first, end)]
     if forgotten:
-        span, rows = OffsetRange(*whole.lane, forgotten[0][0], forgotten[-1][1]), _size(forgotten)
+        span, rows = OffsetRange(*whole.topic_partition, forgotten[0][0], forgotten[-1][1]), _size(forgotten)
         if ledger.enter_lost(span, f"At most {rows} {reason}: {span}.", now):
             lost.append((span, rows))
     return lost
@@ -324,7 +330,7 @@ def _finish(services: UserActivityResources, whole: OffsetRange, standing: Stand
 
 
 def _tell(recovered: Recovered) -> None:
-    hours = [f"{partition_of(hour)}: {rows}" for hour, rows in sorted(recovered.hours.items())[:MOST_SHOWN]]
+    hours = [f"{hour_key(hour)}: {rows}" for hour, rows in sorted(recovered.hours.items())[:MOST_SHOWN]]
     for span in recovered.spans[:MOST_SHOWN]:
         logger.warning("rows_recovered", offsets=str(span), rows=recovered.rows, hours=hours)
     for span, rows in recovered.lost[:MOST_SHOWN]:
@@ -332,4 +338,4 @@ def _tell(recovered: Recovered) -> None:
 
 
 def _place(offsets: OffsetRange) -> Offsets:
-    return Offsets(*offsets.lane, offsets.first, offsets.end)
+    return Offsets(*offsets.topic_partition, offsets.first, offsets.end)

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import dagster as dg
 
-from ingest_project.platform.work_queue.sensor import ticking_sensor
+from ingest_project.platform.work_queue.sensor import queue_sensor
 from ingest_project.streams import ticks
 from ingest_project.streams.runs import Batch
 from ingest_project.streams.user_activity.range_batches import batches_of, ready
@@ -28,7 +28,7 @@ def user_activity_events_sensor(job_name: str) -> dg.SensorDefinition:
     Args:
         job_name: of the job that stores a batch of ranges.
     """
-    return ticking_sensor(
+    return queue_sensor(
         "user_activity_events_sensor",
         job_name,
         "Asks for runs over the events that arrive on user-activity-events.",
@@ -43,10 +43,10 @@ def tick(context: dg.SensorEvaluationContext, services: UserActivityResources) -
 
     def batches(now: datetime) -> list[Batch]:
         due = frozenset(entry.key for entry in ledger.due(topic, MOST_UNFINISHED, now))
-        lanes = ready(ledger.unfinished(topic, MOST_UNFINISHED), due)
-        return batches_of(lanes, settings.batch_messages, settings.max_parallel_batches)
+        topic_partitions = ready(ledger.unfinished(topic, MOST_UNFINISHED), due)
+        return batches_of(topic_partitions, settings.batch_messages, settings.max_parallel_batches)
 
-    intake = ticks.Intake(
+    intake = ticks.StreamConfig(
         topic=topic,
         what=USER_ACTIVITY,
         op=EVENTS_OP,

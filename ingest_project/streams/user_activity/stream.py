@@ -18,7 +18,7 @@ NO_LAST_ATTEMPT = 2**31 - 1
 CHUNK_MESSAGES = 10_000
 CHUNK_BYTES = 16 * 1024**2
 
-# Replacing, recovering and upkeep take turns: each looks at rows or files that another may be changing.
+# Replacing, recovering and maintenance take turns: each looks at rows or files that another may be changing.
 LOCK = "user_activity_events"
 LOCK_WAIT_SECONDS = 900.0
 
@@ -28,4 +28,4 @@ EVENTS, FOUND_STORED = "events", "found_stored"
 
 def stream_of(offsets: OffsetRange) -> str:
     """The name under which the table remembers how far it is in a partition; another one in each life of the topic."""
-    return f"ingest_project/user_activity/{offsets.topic}/{offsets.generation}/{offsets.partition}"
+    return f"ingest_project/user_activity/{offsets.topic}/{offsets.topic_id}/{offsets.partition}"

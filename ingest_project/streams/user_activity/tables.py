@@ -23,7 +23,7 @@ activity_hour_spans = sa.Table(
     metadata,
     Col("hour", UtcTime, primary_key=True),
     Col("topic", sa.Text, primary_key=True),
-    Col("generation", sa.Text, primary_key=True),
+    Col("topic_id", sa.Text, primary_key=True),
     Col("partition", sa.Integer, primary_key=True, autoincrement=False),
     Col("first_offset", sa.BigInteger, nullable=False),
     # Of the first message that is not in it.

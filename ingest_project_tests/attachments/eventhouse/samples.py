@@ -9,7 +9,7 @@ from typing import Any
 
 from ingest_project.attachments.eventhouse.client import EventhouseClient
 from ingest_project.attachments.eventhouse.clusters import ClusterAccess
-from ingest_project.attachments.eventhouse.polling import Page, Position, poll, position_from_json
+from ingest_project.attachments.eventhouse.polling import Page, QueryCursor, poll, position_from_json
 from ingest_project.attachments.eventhouse.queries import DomainQuery
 from ingest_project_tests.services.kusto_server import KustoServer
 
@@ -57,7 +57,7 @@ def expected(first: int, last: int) -> list[str]:
     return [f"trace-{number:05}" for number in range(first, last + 1)]
 
 
-def poll_all(client: EventhouseClient, query: DomainQuery, position: Position | None = None) -> list[Page]:
+def poll_all(client: EventhouseClient, query: DomainQuery, position: QueryCursor | None = None) -> list[Page]:
     """Every page there is, each from what was saved of the last position, as another process would go on."""
     pages = [poll(client, query, position)]
     while pages[-1].more:

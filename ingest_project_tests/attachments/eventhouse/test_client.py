@@ -9,8 +9,13 @@ from pydantic import SecretStr
 
 from ingest_project.attachments.eventhouse.client import AnswerTooLargeError, EventhouseClient
 from ingest_project.attachments.eventhouse.clusters import ClusterAccess, check_address, check_login
-from ingest_project.attachments.eventhouse.frames import BrokenAnswerError, ReportedErrors, check_frames
-from ingest_project.core.errors import AddressRefused, EventhouseUnavailable, QueryRefused, SettingsError
+from ingest_project.attachments.eventhouse.frames import BrokenAnswerError, QueryReportedError, check_frames
+from ingest_project.core.errors import (
+    AddressRejectedError,
+    EventhouseUnavailableError,
+    QueryRejectedError,
+    SettingsError,
+)
 from ingest_project_tests.attachments.eventhouse.samples import TABLE, access_to, row
 from ingest_project_tests.services.identity import IdentityServer
 from ingest_project_tests.services.kusto_server import Fault, KustoServer
@@ -40,7 +45,7 @@ def test_what_may_pass_is_transient_and_the_next_query_works(
     database.ingest(TABLE, row(1), row(2))
     kusto_server.fail_next(fault)
 
-    with pytest.raises(EventhouseUnavailable, match=said) as caught:
+    with pytest.raises(EventhouseUnavailableError, match=said) as caught:
         client.query("events", ALL_ROWS)
 
     assert kusto_server.address in str(caught.value)
@@ -55,7 +60,7 @@ def test_an_answer_that_does_not_come_is_given_up_in_time(kusto_server: KustoSer
 
     with (
         EventhouseClient(access_to(kusto_server, timeout_seconds=1)) as client,
-        pytest.raises(EventhouseUnavailable, match=r"[Tt]imed? ?out"),
+        pytest.raises(EventhouseUnavailableError, match=r"[Tt]imed? ?out"),
     ):
         client.query("events", ALL_ROWS)
 
@@ -64,7 +69,7 @@ def test_an_answer_that_does_not_come_is_given_up_in_time(kusto_server: KustoSer
 
 def test_a_cluster_that_is_away_is_transient() -> None:
     access = ClusterAccess(address="http://127.0.0.1:9", authentication="none", trusted_hosts=("127.0.0.1",))
-    with EventhouseClient(access) as client, pytest.raises(EventhouseUnavailable, match="refused"):
+    with EventhouseClient(access) as client, pytest.raises(EventhouseUnavailableError, match="refused"):
         client.query("events", "T")
 
 
@@ -77,7 +82,7 @@ def test_what_is_not_allowed_is_permanent(
     database.ingest(TABLE, row(1))
     kusto_server.fail_next(fault)
 
-    with pytest.raises(QueryRefused, match=said):
+    with pytest.raises(QueryRejectedError, match=said):
         client.query("events", ALL_ROWS)
 
 
@@ -92,7 +97,7 @@ def test_a_query_that_cannot_be_run_is_permanent_and_says_why(
     client: EventhouseClient, database: Database, text: str, said: str
 ) -> None:
     assert TABLE in database.tables
-    with pytest.raises(QueryRefused, match=said):
+    with pytest.raises(QueryRejectedError, match=said):
         client.query("events", text)
 
 
@@ -140,7 +145,7 @@ def test_a_sign_in_that_fails_is_told_without_secrets(
 
     with (
         EventhouseClient(access_to(kusto_server, authentication="default")) as client,
-        pytest.raises(QueryRefused, match=r"sign-in failed.*check the credentials") as caught,
+        pytest.raises(QueryRejectedError, match=r"sign-in failed.*check the credentials") as caught,
     ):
         client.query("events", ALL_ROWS)
     assert identity_server.secret not in str(caught.value)
@@ -214,7 +219,7 @@ def test_a_request_for_another_host_is_not_sent(kusto_server: KustoServer, datab
         client.query("events", ALL_ROWS)
         connected = client._connected()
         connected._query_endpoint = f"http://127.0.0.1:{listener.port}/v2/rest/query"
-        with pytest.raises(AddressRefused, match="not the one that this client is for"):
+        with pytest.raises(AddressRejectedError, match="not the one that this client is for"):
             client.query("events", ALL_ROWS)
         assert listener.connections == 0
 
@@ -291,5 +296,5 @@ def test_frames_of_another_shape_are_a_broken_answer(frames: object) -> None:
     ],
 )
 def test_errors_are_found_wherever_an_answer_carries_them(frame: dict[str, object], said: str) -> None:
-    with pytest.raises(ReportedErrors, match=said):
+    with pytest.raises(QueryReportedError, match=said):
         check_frames([HEADER, frame, END])

@@ -10,7 +10,7 @@ import pytest
 from ingest_project.attachments.eventhouse.client import EventhouseClient
 from ingest_project.attachments.eventhouse.polling import Page, poll, position_from_json
 from ingest_project.attachments.eventhouse.queries import DomainQuery
-from ingest_project.core.errors import EventhouseUnavailable
+from ingest_project.core.errors import EventhouseUnavailableError
 from ingest_project_tests.attachments.eventhouse.samples import TABLE, claims, expected, row
 from ingest_project_tests.services.kusto_server import Fault, KustoServer
 from ingest_project_tests.services.kusto_tables import Database, seven_digits
@@ -40,7 +40,7 @@ class Poller:
         saved = position_from_json(self._saved) if self._saved else None
         try:
             page = poll(self._client, self._query, saved)
-        except EventhouseUnavailable:
+        except EventhouseUnavailableError:
             return True
         if not dies:
             self._save(page)

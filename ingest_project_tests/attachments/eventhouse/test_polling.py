@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from ingest_project.attachments.eventhouse.client import EventhouseClient
-from ingest_project.attachments.eventhouse.polling import Position, next_window, poll
-from ingest_project.core.errors import EventhouseUnavailable, QueryRefused
+from ingest_project.attachments.eventhouse.polling import QueryCursor, next_window, poll
+from ingest_project.core.errors import EventhouseUnavailableError, QueryRejectedError
 from ingest_project_tests.attachments.eventhouse.samples import (
     TABLE,
     access_to,
@@ -140,11 +140,11 @@ def test_windows_reach_every_row_that_becomes_visible_within_the_overlap() -> No
     overlap = timedelta(seconds=60)
     polled_at = [NOON + timedelta(seconds=seconds) for seconds in (0, 7, 59, 61, 64, 120, 121, 400, 410, 475, 1000)]
     windows = []
-    position = Position("window:events.T")
+    position = QueryCursor("window:events.T")
     for now in polled_at:
         position = next_window(position, now, overlap)
         windows.append((now, datetime.fromisoformat(position.since), datetime.fromisoformat(position.until)))
-        position = Position(position.source, after=position.until, swept=position.swept)
+        position = QueryCursor(position.source, after=position.until, swept=position.swept)
 
     for ingested in (NOON + timedelta(seconds=seconds) for seconds in range(-30, 900)):
         for delay in (0, 1, 30, 59, 60):
@@ -183,7 +183,7 @@ def test_a_single_row_that_is_too_large_is_refused_with_what_to_do(
     database.ingest(TABLE, row(1))
     kusto_server.page_limit = 0
 
-    with pytest.raises(QueryRefused, match=r"single row is too large.*steps"):
+    with pytest.raises(QueryRejectedError, match=r"single row is too large.*steps"):
         poll(client, claims(), None)
 
 
@@ -197,7 +197,7 @@ def test_the_query_s_steps_choose_rows_and_columns(client: EventhouseClient, dat
 def test_steps_that_lose_the_ingestion_time_are_refused_by_name(client: EventhouseClient, database: Database) -> None:
     database.ingest(TABLE, row(1))
 
-    with pytest.raises(QueryRefused, match="must keep the column _ingest_at"):
+    with pytest.raises(QueryRejectedError, match="must keep the column _ingest_at"):
         poll(client, claims(steps="| project EventId"), None)
 
 
@@ -233,7 +233,7 @@ def test_a_failure_leaves_nothing_lost(client: EventhouseClient, kusto_server: K
     database.ingest(TABLE, *rows(1, 5))
     first = poll(client, claims(page_rows=2), None)
     kusto_server.fail_next(Fault.ERROR_AMONG_ROWS)
-    with pytest.raises(EventhouseUnavailable):
+    with pytest.raises(EventhouseUnavailableError):
         poll(client, claims(page_rows=2), first.position)
 
     rest = poll_all(client, claims(page_rows=2), first.position)
@@ -247,7 +247,7 @@ def test_a_database_without_cursors_is_refused_with_the_other_mode_as_remedy(
     database.ingest(TABLE, row(1))
     kusto_server.database.has_cursors = False
 
-    with pytest.raises(QueryRefused, match=r"cannot be used with streaming ingestion.*mode: window"):
+    with pytest.raises(QueryRejectedError, match=r"cannot be used with streaming ingestion.*mode: window"):
         poll(client, claims(), None)
     assert traces(poll_all(client, claims(mode="window"))) == ["trace-00001"]
 
@@ -258,7 +258,7 @@ def test_a_table_without_ingestion_times_is_an_error_not_an_empty_window(
     database.ingest(TABLE, row(1))
     database.tables[TABLE].has_ingestion_times = False
 
-    with pytest.raises(QueryRefused, match=f"alter table {TABLE} policy ingestiontime true"):
+    with pytest.raises(QueryRejectedError, match=f"alter table {TABLE} policy ingestiontime true"):
         poll(client, claims(mode="window"), None)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from ingest_project.attachments.queue.events import EventArrival
-from ingest_project.attachments.queue.record import PENDING_LANE, AttachmentRecord, Outcome, TaskArrival
+from ingest_project.attachments.queue.record import PENDING_LANE, AttachmentRecord, AttemptResult, TaskArrival
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.download import DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.platform.work_queue.states import AttachmentState
-from ingest_project.platform.work_queue.types import Intake
+from ingest_project.platform.work_queue.types import KafkaPosition
 
 NOW = datetime(2026, 1, 15, 10, 30, 45, 123456, tzinfo=UTC)
 URL = "http://files.example.com/a.pdf"
@@ -21,12 +21,12 @@ def task(url: str = URL, trace_id: str = "trace") -> DownloadTask:
 
 def arrival(key: str, offset: int = 0, *, event: str | None = None, repeat: bool = False) -> TaskArrival:
     one = task(f"{URL}?{key}")
-    intake = Intake("downloads.pending", 0, offset, "g1", NOW)
+    intake = KafkaPosition("downloads.pending", 0, offset, "g1", NOW)
     return TaskArrival(key, one, encode(one).decode(), intake, event_key=event, is_repeat=repeat)
 
 
 def event(key: str, offset: int = 0) -> EventArrival:
-    intake = Intake("events.raw", 0, offset, "g1", NOW)
+    intake = KafkaPosition("events.raw", 0, offset, "g1", NOW)
     return EventArrival(
         event_key=key,
         hour="2026-01-15-10:00",
@@ -41,7 +41,8 @@ def event(key: str, offset: int = 0) -> EventArrival:
 def record(key: str, url: str = URL) -> AttachmentRecord:
     return AttachmentRecord(
         attachment_key=key, trace_id="trace", domain="claims", attachment_url=url, task=encode(task(url)).decode(),
-        destination_path="claims/a.pdf", event_key=None, intake=Intake("t", 0, 0, "g1", NOW), lane=PENDING_LANE,
+        destination_path="claims/a.pdf", event_key=None, intake=KafkaPosition("t", 0, 0, "g1", NOW),
+        queue_name=PENDING_LANE,
         state=AttachmentState.DOWNLOADING, attempts=1, attempt=1, replays=0, reason=None, error_class=None,
         batch_id=None, run_id=None, next_attempt_at=NOW, first_failed_at=None, http_status=None, size_bytes=None,
         sha256=None, content_type=None, stored_path=None, created_at=NOW, updated_at=NOW, started_at=None,
@@ -49,30 +50,30 @@ def record(key: str, url: str = URL) -> AttachmentRecord:
     )  # fmt: skip
 
 
-def stored(key: str, attempt: int = 1, replays: int = 0) -> Outcome:
+def stored(key: str, attempt: int = 1, replays: int = 0) -> AttemptResult:
     return _outcome(key, DownloadStatus.SUCCESS, attempt, replays)
 
 
-def waiting(key: str, attempt: int = 1, minutes: int = 5) -> Outcome:
+def waiting(key: str, attempt: int = 1, minutes: int = 5) -> AttemptResult:
     """Failed, and tried again so much later."""
     return _outcome(key, DownloadStatus.FAILED_TRANSIENT, attempt, 0, NOW + timedelta(minutes=minutes))
 
 
-def dead(key: str, attempt: int = 1, replays: int = 0) -> Outcome:
+def dead(key: str, attempt: int = 1, replays: int = 0) -> AttemptResult:
     return _outcome(key, DownloadStatus.FAILED_PERMANENT, attempt, replays)
 
 
 def _outcome(
     key: str, status: DownloadStatus, attempt: int, replays: int, next_attempt_at: datetime | None = None
-) -> Outcome:
+) -> AttemptResult:
     good = status is DownloadStatus.SUCCESS
     result = DownloadResult(
         trace_id="trace", attachment_url=f"{URL}?{key}", status=status, http_status=200 if good else 503,
-        error_class=None if good else "DownloadFailed", error=None if good else "It failed.",
+        error_class=None if good else "DownloadFailedError", error=None if good else "It failed.",
         size_bytes=10 if good else None, sha256="ab" if good else None, onelake_path="/x" if good else None,
         attempt=attempt, completed_at=NOW,
     )  # fmt: skip
-    return Outcome(
+    return AttemptResult(
         attachment_key=key, replays=replays, domain="claims", event_type="", result=result,
         next_attempt_at=next_attempt_at,
     )  # fmt: skip

@@ -22,7 +22,7 @@ LATER = NOW + timedelta(minutes=1)
 MANY = 3
 PAST_ATTEMPTS = """
     INSERT INTO download_outcomes (attachment_key, replays, attempt, domain, event_type, result, completed_at, run_id,
-                                   told_at, commit_number, committed_at)
+                                   published_at, commit_number, committed_at)
     SELECT 'past-' || n, 0, 1, 'd', '', '{}', now(), 'run', now(), n / 100, now() FROM generate_series(1, 10000) AS n
 """
 
@@ -47,7 +47,7 @@ def outcomes(engine: sa.Engine) -> OutcomeLedger:
 def state(ledger: AttachmentLedger, key: str) -> tuple[str, str, int, int]:
     record = ledger.get(key)
     assert record is not None
-    return record.state.value, record.lane, record.attempt, record.replays
+    return record.state.value, record.queue_name, record.attempt, record.replays
 
 
 def begun(ledger: AttachmentLedger, *keys: str) -> None:
@@ -124,11 +124,11 @@ def test_a_late_end_of_an_earlier_attempt_does_not_disturb_the_present_one(ledge
 def test_what_a_lost_run_left_is_found_told_or_not(ledger: AttachmentLedger, outcomes: OutcomeLedger) -> None:
     begun(ledger, "a", "b", "c")
     ledger.finish([stored("a"), stored("b"), waiting("c")], "run", NOW)
-    assert outcomes.untold() == 3
-    outcomes.mark_told([stored("a")], NOW)
-    assert outcomes.left_over(["a", "b", "c"]) == (stored("a"), stored("b"), waiting("c"))
-    outcomes.mark_told([waiting("c")], NOW)
-    assert outcomes.left_over(["a", "b", "c"]) == (stored("a"), stored("b"))
+    assert outcomes.unpublished() == 3
+    outcomes.mark_published([stored("a")], NOW)
+    assert outcomes.recovered(["a", "b", "c"]) == (stored("a"), stored("b"), waiting("c"))
+    outcomes.mark_published([waiting("c")], NOW)
+    assert outcomes.recovered(["a", "b", "c"]) == (stored("a"), stored("b"))
 
 
 def test_a_lost_run_is_no_attempt_of_the_servers(ledger: AttachmentLedger) -> None:
@@ -183,19 +183,19 @@ def test_the_dead_are_found_by_what_is_known_of_them(ledger: AttachmentLedger) -
     def found(**wanted: object) -> list[str]:
         return [record.attachment_key for record in ledger.failed(FailedFilter(**wanted))]  # type: ignore[arg-type]
 
-    assert found() == found(domain="claims") == found(trace_id="trace", error_class="DownloadFailed") == ["a", "b"]
+    assert found() == found(domain="claims") == found(trace_id="trace", error_class="DownloadFailedError") == ["a", "b"]
     assert found(domain="other") == found(until=NOW) == found(since=LATER) == []
     assert found(keys=("b", "c")) == ["b"]
     assert [record.attachment_key for record in ledger.list(AttachmentState.STORED, "EXAMPLE")] == ["c"]
 
 
 def test_every_end_is_in_one_numbered_commit(ledger: AttachmentLedger, outcomes: OutcomeLedger) -> None:
-    begun(ledger, "a", "b", "untold")
-    ledger.finish([stored("a"), stored("untold")], "run", NOW)
-    outcomes.mark_told([stored("a")], NOW)
+    begun(ledger, "a", "b", "unpublished")
+    ledger.finish([stored("a"), stored("unpublished")], "run", NOW)
+    outcomes.mark_published([stored("a")], NOW)
     outcomes.number_next_commit()
     ledger.finish([dead("b")], "run", NOW)
-    outcomes.mark_told([dead("b")], NOW)
+    outcomes.mark_published([dead("b")], NOW)
     outcomes.number_next_commit()
     assert outcomes.open_commits() == (1, 2)
     assert (outcomes.of_commit(1), outcomes.of_commit(2)) == ((stored("a"),), (dead("b"),))

@@ -18,7 +18,7 @@ from ingest_project.attachments.storage.destinations import (
 )
 from ingest_project.attachments.storage.metadata import require_plain
 from ingest_project.contracts.download import attachment_hash
-from ingest_project.core.errors import ForbiddenPath, SettingsError
+from ingest_project.core.errors import ForbiddenPathError, SettingsError
 
 MOMENT = datetime(2026, 1, 15, 23, 30, tzinfo=timezone(timedelta(hours=-2)))
 
@@ -96,18 +96,18 @@ def require_own(destination: str, domain: str = "claims", **base_paths: str) -> 
     ],
 )
 def test_a_path_that_is_another_attachment_s_is_refused(destination: str) -> None:
-    with pytest.raises(ForbiddenPath, match="another attachment"):
+    with pytest.raises(ForbiddenPathError, match="another attachment"):
         require_own(destination)
 
 
 @pytest.mark.parametrize("destination", ["claims", "x/2026", "x/2026/01", "X/2026/01/16", "x/2026/01/16/trace-7"])
 def test_a_file_in_place_of_a_folder_of_others_is_refused(destination: str) -> None:
-    with pytest.raises(ForbiddenPath, match="folders"):
+    with pytest.raises(ForbiddenPathError, match="folders"):
         require_own(destination)
 
 
 def test_a_file_in_place_of_a_day_is_refused_where_a_domain_has_a_store_of_its_own() -> None:
-    with pytest.raises(ForbiddenPath, match="folders"):
+    with pytest.raises(ForbiddenPathError, match="folders"):
         require_own("2026/01", claims="/data/claims")
     require_own("in/01", claims="/data/claims")
 
@@ -131,7 +131,7 @@ def test_a_file_in_place_of_a_day_is_refused_where_a_domain_has_a_store_of_its_o
     ],
 )
 def test_a_path_that_leads_out_or_that_stores_take_for_another_is_refused(destination: str) -> None:
-    with pytest.raises(ForbiddenPath):
+    with pytest.raises(ForbiddenPathError):
         require_own(destination)
 
 

@@ -13,8 +13,8 @@ import pytest
 from ingest_project.attachments.storage.metadata import PathTakenError
 from ingest_project.attachments.storage.open_store import open_attachment_store
 from ingest_project.attachments.storage.store import AttachmentStore, StoredAttachment
-from ingest_project.core.errors import ForbiddenPath, SourceChanged, StoreUnavailable
-from ingest_project.platform.http.file_fingerprint import FileSeal
+from ingest_project.core.errors import ForbiddenPathError, SourceChangedError, StoreUnavailableError
+from ingest_project.platform.http.file_fingerprint import FileFingerprint
 from ingest_project_tests.attachments.storage.samples import digest, put, read
 
 
@@ -35,7 +35,7 @@ def test_the_bytes_are_linked_and_not_copied_where_that_is_possible(folder: Atta
 def test_a_file_that_still_has_its_seal_is_taken_over_unread(folder: AttachmentStore, tmp_path: Path) -> None:
     local = tmp_path / "download"
     local.write_bytes(b"x")
-    seal = FileSeal.of(local.stat())
+    seal = FileFingerprint.of(local.stat())
     folder.put(local, "a", size_bytes=1, sha256="as announced", metadata={}, seal=seal)
     assert folder.stat("a") == StoredAttachment(str(tmp_path / "store" / "a"), 1, "as announced")
 
@@ -44,7 +44,7 @@ def test_a_file_that_still_has_its_seal_is_taken_over_unread(folder: AttachmentS
 def test_a_file_that_lost_its_seal_is_read_and_refused(folder: AttachmentStore, tmp_path: Path, change: str) -> None:
     local, other = tmp_path / "download", tmp_path / "other"
     local.write_bytes(b"x")
-    seal = FileSeal.of(local.stat())
+    seal = FileFingerprint.of(local.stat())
     if change == "written to":
         local.write_bytes(b"y")
         # Within one tick of the file system's clock two writes have the same time.
@@ -52,7 +52,7 @@ def test_a_file_that_lost_its_seal_is_read_and_refused(folder: AttachmentStore, 
     else:
         other.write_bytes(b"y")
         other.replace(local)
-    with pytest.raises(SourceChanged):
+    with pytest.raises(SourceChangedError):
         folder.put(local, "a", size_bytes=1, sha256=digest(b"x"), metadata={}, seal=seal)
     assert folder.stat("a") is None
 
@@ -79,9 +79,9 @@ def test_a_link_that_leads_out_of_the_store_is_not_followed(folder: AttachmentSt
     (tmp_path / "store" / "link").symlink_to(outside)
     (tmp_path / "store" / "file").symlink_to(outside / "secret")
     for destination in ("link/secret", "link/new/x", "file"):
-        with pytest.raises(ForbiddenPath, match="link"):
+        with pytest.raises(ForbiddenPathError, match="link"):
             put(folder, tmp_path, b"x", destination)
-        with pytest.raises(ForbiddenPath, match="link"):
+        with pytest.raises(ForbiddenPathError, match="link"):
             folder.open(destination)
     assert [path.name for path in outside.iterdir()] == ["secret"]
 
@@ -115,15 +115,15 @@ def test_a_name_belongs_to_the_attachment_that_was_killed_before_its_file_was_th
 def test_what_a_killed_process_left_is_swept(folder: AttachmentStore, tmp_path: Path) -> None:
     rest = tmp_path / "store" / ".uploading" / "0123"
     rest.write_bytes(b"half")
-    assert folder.remove_abandoned(timedelta(hours=1)) == 0
-    assert folder.remove_abandoned(timedelta(seconds=-5)) == 1
+    assert folder.remove_orphaned(timedelta(hours=1)) == 0
+    assert folder.remove_orphaned(timedelta(seconds=-5)) == 1
     assert not rest.exists()
 
 
 def test_a_failure_leaves_no_temporary_file(folder: AttachmentStore, tmp_path: Path) -> None:
     local = tmp_path / "download"
     local.write_bytes(b"x")
-    with pytest.raises(SourceChanged):
+    with pytest.raises(SourceChangedError):
         folder.put(local, "a/b", size_bytes=1, sha256="0" * 64, metadata={})
     assert not list((tmp_path / "store" / ".uploading").iterdir())
 
@@ -138,7 +138,7 @@ def test_a_full_disk_is_the_store_s_failure(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limit[1]))
     try:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             store.put(local, "a", size_bytes=100_000, sha256=digest(bytes(100_000)), metadata={})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -16,7 +16,7 @@ import pytest
 
 from ingest_project.attachments.storage.open_store import open_attachment_store
 from ingest_project.attachments.storage.store import AttachmentStore
-from ingest_project.core.errors import PermanentError, StoreUnavailable
+from ingest_project.core.errors import PermanentError, StoreUnavailableError
 from ingest_project_tests.attachments.storage.samples import CHUNK, CONTENTS, put, read
 from ingest_project_tests.services.dfs_server import DfsServer
 
@@ -25,7 +25,7 @@ import hashlib, resource, sys
 from pathlib import Path
 from pydantic import SecretStr
 from ingest_project.platform.azure.identity import OneLakeCredential, OneLakeOptions
-from ingest_project.attachments.storage.store import open_attachment_store
+from ingest_project.attachments.storage.open_store import open_attachment_store
 url, endpoint, sas, name = sys.argv[1:]
 path = Path(name)
 options = OneLakeOptions(OneLakeCredential(sas=SecretStr(sas)), endpoint=endpoint, concurrency=4, chunk_bytes=1024**2)
@@ -95,7 +95,7 @@ def test_a_failure_that_lasts_leaves_neither_the_file_nor_a_temporary_one(
 ) -> None:
     content = CONTENTS["small" if operation == "put" else "large"]
     dfs.fail(operation, kind="cut", times=100)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         put(hasty, tmp_path, content)
     assert hasty.stat("claims/2026/t1/a.pdf") is None
     assert not [path for path in dfs.paths() if path.startswith(dfs_url.split("analytics/")[1])]
@@ -104,7 +104,7 @@ def test_a_failure_that_lasts_leaves_neither_the_file_nor_a_temporary_one(
 def test_an_old_file_stays_while_its_successor_fails(dfs: DfsServer, hasty: AttachmentStore, tmp_path: Path) -> None:
     put(hasty, tmp_path, CONTENTS["small"])
     dfs.fail("append", after=2, times=100)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         put(hasty, tmp_path, CONTENTS["large"])
     assert read(hasty) == CONTENTS["small"]
 
@@ -114,7 +114,7 @@ def test_a_rename_whose_answer_is_lost_for_good_can_be_put_again(
     dfs: DfsServer, hasty: AttachmentStore, tmp_path: Path, kind: str
 ) -> None:
     dfs.fail("rename", kind=kind)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         put(hasty, tmp_path, CONTENTS["large"])
     put(hasty, tmp_path, CONTENTS["large"])
     assert read(hasty) == CONTENTS["large"]
@@ -125,7 +125,7 @@ def test_content_the_service_lost_is_noticed_before_the_file_has_its_name(
 ) -> None:
     # Of six appends the second is acknowledged and kept as nothing.
     dfs.fail("append", kind="forget", after=1)
-    with pytest.raises((StoreUnavailable, PermanentError)):
+    with pytest.raises((StoreUnavailableError, PermanentError)):
         put(onelake, tmp_path, CONTENTS["large"])
     assert onelake.stat("claims/2026/t1/a.pdf") is None
 
@@ -157,10 +157,10 @@ def test_a_killed_uploader_leaves_nothing_under_the_final_name_and_its_rest_is_s
     process.wait()
     process.stdout.close()
     assert onelake.stat("big/file.bin") is None
-    assert onelake.remove_abandoned(timedelta(hours=1)) == 0
-    assert onelake.remove_abandoned(timedelta(seconds=-5), "big") == 1
+    assert onelake.remove_orphaned(timedelta(hours=1)) == 0
+    assert onelake.remove_orphaned(timedelta(seconds=-5), "big") == 1
     assert rest not in dfs.paths()
-    assert onelake.remove_abandoned(timedelta(seconds=-5), "not/there") == 0
+    assert onelake.remove_orphaned(timedelta(seconds=-5), "not/there") == 0
 
 
 def test_memory_does_not_grow_with_the_file(dfs: DfsServer, dfs_url: str, tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ from ingest_project.attachments.storage.metadata import PathTakenError
 from ingest_project.attachments.storage.onelake import OneLakeAttachments
 from ingest_project.attachments.storage.open_store import open_attachment_store
 from ingest_project.attachments.storage.store import AttachmentStore
-from ingest_project.core.errors import ForbiddenPath, PermanentError, SettingsError, SourceChanged, SourceMissing
+from ingest_project.core.errors import (
+    ForbiddenPathError,
+    PermanentError,
+    SettingsError,
+    SourceChangedError,
+    SourceNotFoundError,
+)
 from ingest_project.platform.azure.address import parse_address
 from ingest_project_tests.attachments.storage.samples import CHUNK, CONTENTS, digest, put, read
 from ingest_project_tests.services.dfs_server import DfsServer
@@ -156,11 +162,11 @@ def test_names_of_any_script_are_kept(store: AttachmentStore, tmp_path: Path) ->
 def test_a_destination_that_leads_out_or_is_hidden_is_refused(
     store: AttachmentStore, tmp_path: Path, destination: str
 ) -> None:
-    with pytest.raises(ForbiddenPath):
+    with pytest.raises(ForbiddenPathError):
         put(store, tmp_path, b"x", destination)
-    with pytest.raises(ForbiddenPath):
+    with pytest.raises(ForbiddenPathError):
         store.stat(destination)
-    with pytest.raises(ForbiddenPath):
+    with pytest.raises(ForbiddenPathError):
         store.open(destination)
 
 
@@ -179,20 +185,20 @@ def test_a_local_file_that_is_not_what_was_announced_is_not_stored(
 ) -> None:
     local = tmp_path / "download"
     local.write_bytes(content)
-    with pytest.raises(SourceChanged, match="bytes"):
+    with pytest.raises(SourceChangedError, match="bytes"):
         store.put(local, "a", size_bytes=len(content) + 1, sha256=digest(content), metadata={})
-    with pytest.raises(SourceChanged, match="content"):
+    with pytest.raises(SourceChangedError, match="content"):
         store.put(local, "a", size_bytes=len(content), sha256=digest(b"other"), metadata={})
-    with pytest.raises(SourceMissing):
+    with pytest.raises(SourceNotFoundError):
         store.put(tmp_path / "none", "a", size_bytes=1, sha256="", metadata={})
     assert store.stat("a") is None
 
 
 def test_what_is_not_there_is_told_as_such(store: AttachmentStore, tmp_path: Path) -> None:
     assert store.stat("none/at/all") is None
-    with pytest.raises(SourceMissing):
+    with pytest.raises(SourceNotFoundError):
         store.open("none/at/all")
-    with pytest.raises(SourceMissing):
+    with pytest.raises(SourceNotFoundError):
         store.metadata("none/at/all")
     put(store, tmp_path, b"x", "folder/file")
     assert store.stat("folder") is None
@@ -214,7 +220,7 @@ def test_writers_of_one_name_leave_one_whole_file_of_theirs(store: AttachmentSto
 
 def test_only_what_is_older_than_asked_for_is_swept(store: AttachmentStore, tmp_path: Path) -> None:
     put(store, tmp_path, CONTENTS["large"])
-    assert store.remove_abandoned(timedelta(0)) == 0
+    assert store.remove_orphaned(timedelta(0)) == 0
     assert read(store) == CONTENTS["large"]
 
 
@@ -222,8 +228,8 @@ def test_only_what_is_older_than_asked_for_is_swept(store: AttachmentStore, tmp_
     ("url", "error"),
     [
         ("s3://bucket/x", SettingsError),
-        ("https://evil.example/workspace/x", ForbiddenPath),
-        ("analytics/lake.Lakehouse", ForbiddenPath),
+        ("https://evil.example/workspace/x", ForbiddenPathError),
+        ("analytics/lake.Lakehouse", ForbiddenPathError),
         ("ftp://host/x", SettingsError),
     ],
 )

@@ -85,7 +85,7 @@ def in_ledger(database_url: str, *file_keys: str) -> None:
         **dict.fromkeys(("location", "file_path", "file_name", "event_id"), "x"),
         "location_key": "x", "version_at": now, "announced_at": now,
         "source_type": "local", "metadata": {}, "source_config": {}, "profile": "canonical",
-        "intake_topic": "t", "intake_partition": 0, "intake_offset": 0, "intake_generation": "",
+        "kafka_topic": "t", "kafka_partition": 0, "kafka_offset": 0, "kafka_topic_id": "",
         "state": "ingesting", "attempts": 1, "next_attempt_at": now, "created_at": now, "updated_at": now,
     }  # fmt: skip
     engine = open_engine(database_url)

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.core.errors import DatabaseUnavailable
+from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest.tables import files, raw_sensor_data
 from ingest_project.file_ingest.warehouse.open_warehouse import open_warehouse
 from ingest_project.file_ingest.warehouse.protocol import StoredCounts, Warehouse
@@ -228,6 +228,6 @@ def test_a_warehouse_that_was_closed_opens_again(warehouse: Warehouse) -> None:
 
 def test_a_warehouse_that_is_away_says_so_when_it_is_used() -> None:
     warehouse = open_warehouse("postgresql://somebody:secret@127.0.0.1:1/warehouse", connect_timeout_seconds=2)
-    with pytest.raises(DatabaseUnavailable) as caught, warehouse.transaction():
+    with pytest.raises(DatabaseUnavailableError) as caught, warehouse.transaction():
         pass
     assert "secret" not in str(caught.value)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ingest_project.core.errors import DatabaseUnavailable, TransactionConflict
+from ingest_project.core.errors import DatabaseUnavailableError, TransactionConflictError
 from ingest_project.file_ingest.warehouse.open_warehouse import open_warehouse
 from ingest_project.file_ingest.warehouse.protocol import StoredCounts, Warehouse
 from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, in_ledger, metrics, readings, states
@@ -18,7 +18,7 @@ from ingest_project_tests.services.postgres import PostgresServer
 
 HALF_A_TRANSACTION = """
 import sys
-from ingest_project.file_ingest.warehouse.protocol import open_warehouse
+from ingest_project.file_ingest.warehouse.open_warehouse import open_warehouse
 from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, metrics, readings
 warehouse = open_warehouse(sys.argv[1])
 with warehouse.transaction() as transaction:
@@ -84,7 +84,7 @@ def test_a_connection_cut_in_the_middle_is_unavailable_and_the_same_warehouse_go
             cut_everybody_off(postgres_server, postgres_url)
             transaction.append_readings(readings("a", range(9)))
 
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(DatabaseUnavailableError):
         store_and_be_cut_off()
     assert postgres_warehouse.file_counts(["a"]) == {"a": StoredCounts(3, 0, 1)}
     store(postgres_warehouse, "a", range(4))
@@ -105,7 +105,7 @@ def test_a_server_that_was_away_is_used_again(own_postgres_server: PostgresServe
     with warehouse.transaction():
         pass
     own_postgres_server.kill()
-    with pytest.raises(DatabaseUnavailable), warehouse.transaction():
+    with pytest.raises(DatabaseUnavailableError), warehouse.transaction():
         pass
     own_postgres_server.start()
     with warehouse.transaction():
@@ -184,11 +184,11 @@ def test_a_deadlock_is_a_conflict_that_may_be_tried_again(postgres_warehouse: Wa
                 transaction.replace_files([first])
                 at_once.wait(timeout=10)
                 transaction.replace_files([second])
-        except TransactionConflict as conflict:
+        except TransactionConflictError as conflict:
             return type(conflict).__name__
         return "stored"
 
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(lock, "ab", "ba"))
-    assert sorted(outcomes) == ["TransactionConflict", "stored"]
+    assert sorted(outcomes) == ["TransactionConflictError", "stored"]
     store(postgres_warehouse, "a", range(2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest_project.core.errors import ForbiddenPath, SettingsError
+from ingest_project.core.errors import ForbiddenPathError, SettingsError
 from ingest_project.platform.azure.address import (
     DEFAULT_ENDPOINT,
     OneLakeAddress,
@@ -73,7 +73,7 @@ def test_the_configured_endpoint_is_trusted_and_may_be_plain_http() -> None:
     ],
 )
 def test_no_credential_is_sent_to_a_host_that_is_not_trusted(text: str) -> None:
-    with pytest.raises((ForbiddenPath, SettingsError)):
+    with pytest.raises((ForbiddenPathError, SettingsError)):
         parse_address(text)
 
 
@@ -81,12 +81,12 @@ def test_no_credential_is_sent_to_a_host_that_is_not_trusted(text: str) -> None:
     "path", ["../other", "a/../../b", "a//b", "a/./b", "a\\b", "a\x00b", "a\nb", "x" * 1100, "\ud800"]
 )
 def test_a_path_that_is_not_plain_is_refused(path: str) -> None:
-    with pytest.raises(ForbiddenPath):
+    with pytest.raises(ForbiddenPathError):
         BY_NAME.child(path)
 
 
 def test_a_percent_encoded_parent_is_refused_as_well() -> None:
-    with pytest.raises(ForbiddenPath):
+    with pytest.raises(ForbiddenPathError):
         parse_address(f"{DEFAULT_ENDPOINT}/analytics/lake.Lakehouse/Files/%2e%2e/%2e%2e/x")
 
 
@@ -114,12 +114,12 @@ def test_an_address_with_a_signature_is_refused_without_repeating_it() -> None:
 
 @pytest.mark.parametrize("path", ["", "lake.Lakehouse", "lake.Lakehouse/Files", "lake.Lakehouse/New"])
 def test_workspaces_items_and_their_first_level_are_not_written(path: str) -> None:
-    with pytest.raises(ForbiddenPath, match="Fabric"):
+    with pytest.raises(ForbiddenPathError, match="Fabric"):
         require_writable(OneLakeAddress(DEFAULT_ENDPOINT, "analytics", path))
 
 
 def test_a_store_cannot_stand_above_the_first_level_of_an_item() -> None:
-    with pytest.raises(ForbiddenPath, match="first level"):
+    with pytest.raises(ForbiddenPathError, match="first level"):
         require_folder(parse_address("analytics/lake.Lakehouse"))
     require_folder(parse_address("analytics/lake.Lakehouse/Files"))
 

@@ -18,11 +18,17 @@ import requests
 from azure.storage.filedatalake import FileSystemClient
 from pydantic import SecretStr
 
-from ingest_project.core.errors import PermanentError, SettingsError, SourceMissing, StoreUnavailable, TransientError
+from ingest_project.core.errors import (
+    PermanentError,
+    SettingsError,
+    SourceNotFoundError,
+    StoreUnavailableError,
+    TransientError,
+)
 from ingest_project.core.settings import Credential, OneLakeSettings
 from ingest_project.platform.azure.address import OneLakeAddress, parse_address
 from ingest_project.platform.azure.client import list_folder, open_file, open_file_system
-from ingest_project.platform.azure.errors import StoreBusy, StoreRefused, onelake_errors
+from ingest_project.platform.azure.errors import StoreRejectedError, StoreThrottledError, onelake_errors
 from ingest_project.platform.azure.identity import OneLakeCredential, OneLakeOptions, options_of
 from ingest_project_tests.services.dfs_calls import ACCOUNT, SAS
 from ingest_project_tests.services.dfs_server import ACCOUNT_KEY, ITEM, DfsServer, guid_of
@@ -93,12 +99,12 @@ def test_a_listing_that_fails_at_a_later_page_is_a_failure_and_not_a_short_listi
     for number in range(5):
         files.get_file_client(f"{folder.path}/f{number}").create_file()
     dfs.fail("list", after=1, times=100)
-    with pytest.raises(StoreBusy):
+    with pytest.raises(StoreThrottledError):
         list(list_folder(files, folder, page=2))
 
 
 def test_a_missing_folder_is_told_as_such(files: FileSystemClient, folder: OneLakeAddress) -> None:
-    with pytest.raises(SourceMissing):
+    with pytest.raises(SourceNotFoundError):
         list(list_folder(files, folder.child("none")))
 
 
@@ -124,7 +130,7 @@ def test_a_wrong_signature_is_refused_for_good_and_never_shown(dfs: DfsServer, f
     options = replace(dfs.options, credential=OneLakeCredential(sas=SecretStr(wrong)))
     with (
         open_file_system(folder, options) as files,
-        pytest.raises(StoreRefused, match=r"403 AuthenticationFailed.*credential") as refused,
+        pytest.raises(StoreRejectedError, match=r"403 AuthenticationFailed.*credential") as refused,
         onelake_errors(folder.url),
     ):
         files.get_file_client(folder.child("a").path).create_file()
@@ -167,7 +173,7 @@ def test_a_service_that_stays_busy_is_left_after_a_few_attempts(
     dfs: DfsServer, files: FileSystemClient, folder: OneLakeAddress
 ) -> None:
     dfs.fail("create", status=503, times=100)
-    with pytest.raises(StoreBusy) as busy, onelake_errors(folder.url):
+    with pytest.raises(StoreThrottledError) as busy, onelake_errors(folder.url):
         files.get_file_client(folder.child("a").path).create_file()
     assert busy.value.retry_after is None
     assert dfs.requests() == {"create": 3}
@@ -178,7 +184,7 @@ def test_a_wait_longer_than_ours_ends_the_attempts_and_is_told(
 ) -> None:
     dfs.fail("create", status=429, retry_after=120, times=100)
     started = time.monotonic()
-    with pytest.raises(StoreBusy) as busy, onelake_errors(folder.url):
+    with pytest.raises(StoreThrottledError) as busy, onelake_errors(folder.url):
         files.get_file_client(folder.child("a").path).create_file()
     assert busy.value.retry_after == timedelta(seconds=120)
     assert time.monotonic() - started < 1
@@ -189,7 +195,7 @@ def test_a_silent_service_counts_as_away_and_not_for_minutes(dfs: DfsServer, fol
     dfs.fail("create", kind="stall", seconds=1.0, times=2)
     options = replace(dfs.options, retries=1, read_timeout_seconds=0.3)
     with open_file_system(folder, options) as files:
-        with pytest.raises(StoreUnavailable), onelake_errors(folder.url):
+        with pytest.raises(StoreUnavailableError), onelake_errors(folder.url):
             files.get_file_client(folder.child("a").path).create_file()
         assert dfs.requests()["create"] == 2
 
@@ -199,7 +205,7 @@ def test_a_server_that_is_not_there_is_transient_and_the_message_has_no_signatur
     options = OneLakeOptions(OneLakeCredential(sas=SecretStr(SAS)), retries=0)
     with (
         open_file_system(folder, options) as files,
-        pytest.raises(StoreUnavailable, match="ServiceRequestError") as away,
+        pytest.raises(StoreUnavailableError, match="ServiceRequestError") as away,
         onelake_errors(folder.url),
     ):
         files.get_file_client(folder.child("a").path).create_file()
@@ -216,19 +222,19 @@ def test_what_belongs_to_fabric_is_refused_for_good(files: FileSystemClient, pat
 
 def test_access_control_and_workspaces_are_not_ours_to_set(files: FileSystemClient, folder: OneLakeAddress) -> None:
     write(files, folder.child("a"), b"1")
-    with pytest.raises(StoreRefused, match="400"), onelake_errors(folder.url):
+    with pytest.raises(StoreRejectedError, match="400"), onelake_errors(folder.url):
         files.get_file_client(folder.child("a").path).set_access_control(permissions="0777")
-    with pytest.raises(StoreRefused, match="403"), onelake_errors(folder.url):
+    with pytest.raises(StoreRejectedError, match="403"), onelake_errors(folder.url):
         files.delete_file_system()
 
 
 def test_a_missing_workspace_is_told_from_a_missing_file(dfs: DfsServer, files: FileSystemClient) -> None:
-    with pytest.raises(SourceMissing, match=r"^there/x does not exist"), onelake_errors("there/x"):
+    with pytest.raises(SourceNotFoundError, match=r"^there/x does not exist"), onelake_errors("there/x"):
         files.get_file_client(f"{ITEM}/Files/none/x").get_file_properties()
     elsewhere = parse_address(f"{dfs.url}/nowhere/{ITEM}/Files/x", dfs.url)
     with (
         open_file_system(elsewhere, dfs.options) as other,
-        pytest.raises(SourceMissing, match="workspace or file system"),
+        pytest.raises(SourceNotFoundError, match="workspace or file system"),
         onelake_errors(elsewhere.url),
     ):
         other.get_file_client(elsewhere.path).get_file_properties()

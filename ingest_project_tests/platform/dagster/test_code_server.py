@@ -13,7 +13,7 @@ import pytest
 # Starts a worker as the code server does, says which process it is, and waits for it.
 SERVER = """
 import os, time
-from ingest_project import code_server
+from ingest_project.platform.dagster import code_server
 
 def work():
     print(os.getpid(), flush=True)

@@ -110,7 +110,7 @@ def test_money_stays_exact(system: System) -> None:
     _ = system.services.engine
     given: Mapping[str, Any] = {
         "kafka_topic": "t",
-        "kafka_generation": "g",
+        "kafka_topic_id": "g",
         "kafka_partition": 0,
         "meta_data": {"a": 1},
     }

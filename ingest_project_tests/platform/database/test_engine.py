@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.core.errors import DatabaseUnavailable, SettingsError, TransactionConflict
+from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
 from ingest_project.platform.database.engine import open_engine, printable, reading, writing
 from ingest_project.platform.kafka.outbox import outbox
 from ingest_project_tests.services.postgres import PostgresServer
@@ -45,7 +45,7 @@ def test_a_database_that_is_away_is_named_without_its_password() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         engine = open_engine(f"postgresql://somebody:secret@127.0.0.1:{port}/warehouse", connect_timeout_seconds=2)
-        with pytest.raises(DatabaseUnavailable) as caught, reading(engine):
+        with pytest.raises(DatabaseUnavailableError) as caught, reading(engine):
             pass
     assert f"127.0.0.1:{port}/warehouse" in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -61,7 +61,7 @@ def test_a_missing_database_is_unavailable_and_a_mistake_in_a_statement_is_seen_
     postgres_server: PostgresServer,
 ) -> None:
     engine = open_engine(postgres_server.url("no_such_database"))
-    with pytest.raises(DatabaseUnavailable, match="no_such_database"), reading(engine):
+    with pytest.raises(DatabaseUnavailableError, match="no_such_database"), reading(engine):
         pass
     engine = open_engine(postgres_server.url())
     with pytest.raises(sa.exc.ProgrammingError), reading(engine) as connection:
@@ -71,7 +71,7 @@ def test_a_missing_database_is_unavailable_and_a_mistake_in_a_statement_is_seen_
 
 def failure_of(url: str) -> str:
     engine = open_engine(url, connect_timeout_seconds=2)
-    with pytest.raises(DatabaseUnavailable) as caught, reading(engine):
+    with pytest.raises(DatabaseUnavailableError) as caught, reading(engine):
         pass
     engine.dispose()
     assert "hunter2" not in str(caught.value)
@@ -128,7 +128,7 @@ def test_a_missing_database_is_told_from_a_refused_login_a_wrong_address_and_mis
     assert "password authentication failed" in said
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "a.db", tmp_path):
-        with pytest.raises(DatabaseUnavailable, match=r"cannot be opened.*correct DATABASE_URL"):
+        with pytest.raises(DatabaseUnavailableError, match=r"cannot be opened.*correct DATABASE_URL"):
             reading(open_engine(f"sqlite:///{path}")).__enter__()
 
 
@@ -147,7 +147,7 @@ def test_a_server_that_comes_back_is_used_again_by_the_same_engine(own_postgres_
     with reading(engine) as connection:
         connection.exec_driver_sql("SELECT 1")
     own_postgres_server.kill()
-    with pytest.raises(DatabaseUnavailable), reading(engine):
+    with pytest.raises(DatabaseUnavailableError), reading(engine):
         pass
     own_postgres_server.start()
     with reading(engine) as connection:
@@ -177,7 +177,7 @@ def test_a_time_without_zone_is_refused(database_url: str) -> None:
 def test_a_sqlite_writer_that_never_gets_its_turn_says_so(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest_project.platform.database.engine.SQLITE_BUSY_TIMEOUT_SECONDS", 0.1)
     first, second = open_engine(sqlite_url), open_engine(sqlite_url)
-    with writing(first), pytest.raises(TransactionConflict), writing(second):
+    with writing(first), pytest.raises(TransactionConflictError), writing(second):
         pass
     first.dispose()
     second.dispose()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.core.errors import TransactionConflict
+from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.database.locks import exclusive
 
@@ -48,7 +48,7 @@ def held_elsewhere(url: str, name: str) -> Iterator[subprocess.Popen[str]]:
 
 def test_who_waits_too_long_is_told_and_other_locks_are_free(engine: sa.Engine, database_url: str) -> None:
     with held_elsewhere(database_url, "one"):
-        with pytest.raises(TransactionConflict), exclusive(engine, "one", wait_seconds=0.1):
+        with pytest.raises(TransactionConflictError), exclusive(engine, "one", wait_seconds=0.1):
             pass
         with exclusive(engine, "another", wait_seconds=0.1):
             pass

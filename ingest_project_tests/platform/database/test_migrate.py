@@ -16,6 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from ingest_project.attachments import tables as attachment_tables
+from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest import tables
 from ingest_project.operations import metric_rollup as metric_tables
 from ingest_project.platform.database.columns import metadata
@@ -123,5 +124,15 @@ def test_going_back_to_nothing_and_forth_again_works(database_url: str) -> None:
         command.downgrade(config, "base")
     assert set(sa.inspect(engine).get_table_names()) == {"alembic_version"}
     migrate(engine)
+    assert "files" in sa.inspect(engine).get_table_names()
+    engine.dispose()
+
+
+def test_tables_of_an_unknown_revision_are_refused_with_the_way_out(database_url: str) -> None:
+    engine = open_engine(database_url)
+    with writing(engine) as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0013'")
+    with pytest.raises(SettingsError, match=r"revision 0013.*drop all tables"):
+        migrate(engine)
     assert "files" in sa.inspect(engine).get_table_names()
     engine.dispose()

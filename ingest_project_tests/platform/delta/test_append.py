@@ -18,8 +18,8 @@ from deltalake import DeltaTable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest_project.core.errors import StoreUnavailable, TransactionConflict
-from ingest_project.platform.delta.location import delta_place
+from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
+from ingest_project.platform.delta.location import delta_location
 from ingest_project.platform.delta.table import AlreadyCommitted, Committed, DeltaStore, Standing, open_delta_table
 from ingest_project_tests.platform.delta.delta_log_reader import live_files, rows_of
 
@@ -51,7 +51,7 @@ for version in range(1, 16):
 
 def store_at(folder: Path, *partition_by: str) -> DeltaStore:
     """A store that shares its handle with no other."""
-    return DeltaStore(delta_place(str(folder)), partition_by)
+    return DeltaStore(delta_location(str(folder)), partition_by)
 
 
 def numbers(*values: int) -> pa.Table:
@@ -88,11 +88,11 @@ def test_no_rows_still_move_the_position(tmp_path: Path) -> None:
 
 def test_a_range_that_does_not_begin_where_the_table_is_gets_refused(tmp_path: Path) -> None:
     store = store_at(tmp_path)
-    with pytest.raises(TransactionConflict, match="topic-0 is at None"):
+    with pytest.raises(TransactionConflictError, match="topic-0 is at None"):
         store.append(numbers(1), app_id="topic-0", version=20, after=10)
     store.append(numbers(1), app_id="topic-0", version=10, after=None)
     for planned in (None, 5, 15):
-        with pytest.raises(TransactionConflict, match="topic-0 is at 10"):
+        with pytest.raises(TransactionConflictError, match="topic-0 is at 10"):
             store.append(numbers(2), app_id="topic-0", version=20, after=planned)
     store.append(numbers(2), app_id="topic-0", version=20, after=10)
     assert sorted(rows_of(tmp_path)["n"].to_pylist()) == [1, 2]
@@ -154,7 +154,7 @@ def test_a_store_is_kept_per_process(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_says_so_on_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreUnavailable, match="cannot be used") as caught:
+    with pytest.raises(StoreUnavailableError, match="cannot be used") as caught:
         store_at(tmp_path / "file").append(numbers(1), app_id="topic-0", version=1)
     assert "\n" not in str(caught.value)
 
@@ -188,7 +188,7 @@ def test_a_commit_that_landed_while_its_answer_was_lost_is_not_repeated(tmp_path
     table = store._table
     assert table is not None
     assert table.transaction_version("topic-0") == 0
-    with pytest.raises(TransactionConflict):
+    with pytest.raises(TransactionConflictError):
         store._commit(table, numbers(1), {"topic-0": 1})
     assert store.append(numbers(1), app_id="topic-0", version=1) == AlreadyCommitted(1)
     assert rows_of(tmp_path).num_rows == 2
@@ -206,7 +206,7 @@ def test_any_order_of_ranges_by_two_writers_keeps_each_offset_once(
         end = start + length
         try:
             writers[second].append(numbers(*range(start, end)), app_id="topic-0", version=end, after=start or None)
-        except TransactionConflict:
+        except TransactionConflictError:
             assert reached != start, "a range that begins where the table is gets in"
         else:
             reached = max(reached, end)
@@ -297,7 +297,7 @@ def test_a_table_that_lost_its_newest_log_entries_is_noticed_by_a_handle_that_is
         store.append(numbers(version), app_id="topic-0", version=version)
     for entry in (2, 3):
         (tmp_path / "_delta_log" / f"{entry:020}.json").unlink()
-    with pytest.raises(TransactionConflict, match="topic-0 is at 10, and not at 30"):
+    with pytest.raises(TransactionConflictError, match="topic-0 is at 10, and not at 30"):
         store.append(numbers(40), app_id="topic-0", version=40, after=30)
     assert store.standings(["topic-0"]) == {"topic-0": Standing(10, 1)}
     # Somebody else goes on from there: the versions are the same, and not what they were.

@@ -19,16 +19,16 @@ import pyarrow as pa
 import pytest
 from azure.storage.blob import ContainerClient, ContainerSasPermissions, generate_container_sas
 
-from ingest_project.core.errors import SettingsError, StoreUnavailable
+from ingest_project.core.errors import SettingsError, StoreUnavailableError
 from ingest_project.devstack.processes import free_port
 from ingest_project.platform.delta.location import (
     AzureCredential,
     BearerToken,
     DeltaCredentials,
-    delta_place,
+    delta_location,
     storage_options,
 )
-from ingest_project.platform.delta.maintenance import UpkeepLimits, keep_healthy
+from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum
 from ingest_project.platform.delta.table import AlreadyCommitted, Committed, DeltaStore
 from ingest_project.platform.object_store.locations import S3Options, s3_client
 from ingest_project_tests.platform.delta.test_append import numbers, together
@@ -97,7 +97,7 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 
 def store_at(place: Place) -> DeltaStore:
-    return DeltaStore(delta_place(*place))
+    return DeltaStore(delta_location(*place))
 
 
 def read(store: DeltaStore) -> list[int]:
@@ -129,7 +129,7 @@ def test_upkeep_works_there_too(place: Place) -> None:
     store = store_at(place)
     for version in range(12):
         store.append(numbers(version), app_id="topic-0", version=version)
-    done = keep_healthy(store, UpkeepLimits(retention=timedelta(0), allow_short_retention=True))
+    done = optimize_and_vacuum(store, MaintenanceLimits(retention=timedelta(0), allow_short_retention=True))
     assert done is not None
     assert (done.before.files, done.after.files, len(done.removed)) == (12, 1, 12)
     assert read(store) == list(range(12))
@@ -144,7 +144,7 @@ def test_a_commit_whose_answer_is_lost_is_found_and_not_repeated(s3_place: Place
         store = store_at((url, DeltaCredentials(s3=options)))
         try:
             store.append(numbers(1), app_id="topic-0", version=1)
-        except StoreUnavailable:
+        except StoreUnavailableError:
             assert store.append(numbers(1), app_id="topic-0", version=1) == AlreadyCommitted(1)
         assert proxy.lost > 0
     assert read(store_at(s3_place)) == [0, 1]
@@ -168,7 +168,7 @@ def test_a_sas_lets_in_and_one_that_does_not_is_not_shown(azurite: Azurite, azur
 
     append_with(sas)
     secret = base64.b64encode(b"not the signature at all").decode().rstrip("=")
-    with pytest.raises(StoreUnavailable) as caught:
+    with pytest.raises(StoreUnavailableError) as caught:
         append_with(sas.split("&sig=")[0] + f"&sig={secret}")
     assert secret not in str(caught.value)
 
@@ -180,7 +180,7 @@ def test_a_token_is_asked_for_again_before_it_ends() -> None:
         asked.append(datetime.now(UTC))
         return BearerToken(f"token-{len(asked)}", datetime.now(UTC) + timedelta(minutes=4 if len(asked) == 1 else 60))
 
-    place = delta_place(ONELAKE, DeltaCredentials(azure=AzureCredential(tokens=token)))
+    place = delta_location(ONELAKE, DeltaCredentials(azure=AzureCredential(tokens=token)))
     assert (
         place.url == "abfss://11111111-1111-1111-1111-111111111111@onelake.dfs.fabric.microsoft.com/2222/Tables/results"
     )
@@ -242,12 +242,12 @@ def test_addresses_and_credentials_that_lead_to_no_table_are_settings_to_mend(
     url: str, credential: AzureCredential | None
 ) -> None:
     with pytest.raises(SettingsError):
-        delta_place(url, DeltaCredentials(azure=credential))
+        delta_location(url, DeltaCredentials(azure=credential))
 
 
 def test_a_server_that_is_away_says_so_soon() -> None:
     options = S3Options("http://127.0.0.1:1", "us-east-1", "key", "secret")
-    with pytest.raises(StoreUnavailable, match="Connection refused"):
+    with pytest.raises(StoreUnavailableError, match="Connection refused"):
         store_at(("s3://bucket/x", DeltaCredentials(s3=options))).committed_version("topic-0")
 
 

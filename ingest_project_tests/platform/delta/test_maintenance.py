@@ -1,4 +1,4 @@
-"""What upkeep of a Delta table promises: fewer files, the same rows, and nobody else hindered or hurt."""
+"""What maintenance of a Delta table promises: fewer files, the same rows, and nobody else hindered or hurt."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 from deltalake.exceptions import CommitFailedError
 
-from ingest_project.platform.delta.maintenance import Upkeep, UpkeepLimits, _claimed, keep_healthy, summary
+from ingest_project.platform.delta.maintenance import MaintenanceLimits, Upkeep, _claimed, optimize_and_vacuum, summary
 from ingest_project.platform.delta.table import Committed, DeltaStore
 from ingest_project_tests.platform.delta.delta_log_reader import live_files, rows_of
 from ingest_project_tests.platform.delta.test_append import numbers, store_at, together
 
 pytestmark = pytest.mark.long
 
-AT_ONCE = UpkeepLimits(retention=timedelta(0), allow_short_retention=True)
-EAGER = UpkeepLimits(min_small_files=2)
+AT_ONCE = MaintenanceLimits(retention=timedelta(0), allow_short_retention=True)
+EAGER = MaintenanceLimits(min_small_files=2)
 EIGHT_DAYS_SECONDS = 8 * 86_400
 
 
@@ -28,8 +28,8 @@ def fill(store: DeltaStore, commits: int, start: int = 0) -> None:
         assert isinstance(store.append(numbers(version), app_id="topic-0", version=version), Committed)
 
 
-def kept(store: DeltaStore, limits: UpkeepLimits | None = None, *, dry_run: bool = False) -> Upkeep:
-    done = keep_healthy(store, limits, dry_run=dry_run)
+def kept(store: DeltaStore, limits: MaintenanceLimits | None = None, *, dry_run: bool = False) -> Upkeep:
+    done = optimize_and_vacuum(store, limits, dry_run=dry_run)
     assert done is not None
     return done
 
@@ -47,7 +47,7 @@ def test_small_files_are_merged_and_the_rows_and_positions_stay(tmp_path: Path) 
 
 
 def test_a_table_that_is_not_there_needs_no_upkeep(tmp_path: Path) -> None:
-    done = keep_healthy(store_at(tmp_path / "none"))
+    done = optimize_and_vacuum(store_at(tmp_path / "none"))
     assert done is None
     assert summary(done) == "There is no table yet."
 
@@ -136,7 +136,7 @@ def test_the_log_is_cut_to_what_its_retention_asks_for(tmp_path: Path) -> None:
 def test_upkeep_that_is_out_of_time_puts_the_rest_off(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     fill(store, 12)
-    done = kept(store, UpkeepLimits(time_limit=timedelta(seconds=-1)))
+    done = kept(store, MaintenanceLimits(time_limit=timedelta(seconds=-1)))
     assert (done.merged, done.put_off) == ([], [""])
     assert done.after.rows == 12
 

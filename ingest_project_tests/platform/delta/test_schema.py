@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ingest_project.core.errors import SchemaConflict
+from ingest_project.core.errors import SchemaConflictError
 from ingest_project.platform.delta.schema import delta_schema, ready_to_append
 from ingest_project_tests.platform.delta.delta_log_reader import live_files, rows_of
 from ingest_project_tests.platform.delta.test_append import store_at
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused_by_the_name_of_its_column_and_nothing_is_w
     )
     store = store_at(tmp_path)
     store.append(schema.empty_table(), app_id="a", version=1)
-    with pytest.raises(SchemaConflict) as caught:
+    with pytest.raises(SchemaConflictError) as caught:
         store.append(pa.table({column: values}), app_id="a", version=2)
     assert caught.value.column == path
     assert store.committed_version("a") == 1

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import SecretStr, ValidationError
 
-from ingest_project.core.errors import AddressRefused, DownloadFailed, DownloadRefused
+from ingest_project.core.errors import AddressRejectedError, DownloadFailedError, DownloadRejectedError
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.credentials import HostCredential
 from ingest_project.platform.http.deadlines import Deadline
@@ -67,7 +67,7 @@ def _client(
 def test_an_internal_address_is_not_contacted(http_server: HttpServer) -> None:
     with (
         _client(internal=()) as client,
-        pytest.raises(AddressRefused, match=r"loopback.*INGEST_ALLOWED_INTERNAL_HOSTS"),
+        pytest.raises(AddressRejectedError, match=r"loopback.*INGEST_ALLOWED_INTERNAL_HOSTS"),
     ):
         _fetch(client, http_server.url("/echo"))
     assert http_server.connections == 0
@@ -76,7 +76,7 @@ def test_an_internal_address_is_not_contacted(http_server: HttpServer) -> None:
 def test_a_name_with_an_internal_address_is_not_contacted(http_server: HttpServer) -> None:
     with (
         _client(internal=(), resolved={"innocent.example": [["93.184.216.34", LOCAL]]}) as client,
-        pytest.raises(AddressRefused, match=r"innocent\.example has the address 127\.0\.0\.1"),
+        pytest.raises(AddressRejectedError, match=r"innocent\.example has the address 127\.0\.0\.1"),
     ):
         _fetch(client, http_server.url("/echo", host="innocent.example"))
     assert http_server.connections == 0
@@ -93,7 +93,7 @@ def test_a_name_is_resolved_once_for_check_and_connection(http_server: HttpServe
         _fetch(client, http_server.url("/echo", host="rebinding.example"))
         assert http_server.connections == 1
         _fetch(client, http_server.url("/no-length/a.txt", host="rebinding.example"))
-        with pytest.raises(AddressRefused, match="link-local"):
+        with pytest.raises(AddressRejectedError, match="link-local"):
             _fetch(client, http_server.url("/echo", host="rebinding.example"))
 
 
@@ -106,14 +106,14 @@ def test_the_next_checked_address_is_tried_when_one_refuses(http_server: HttpSer
 def test_a_name_without_an_address_is_a_failure_that_may_pass() -> None:
     with (
         _client(resolved={"nowhere.example": [[]]}) as client,
-        pytest.raises(DownloadFailed, match="cannot be resolved"),
+        pytest.raises(DownloadFailedError, match="cannot be resolved"),
     ):
         _fetch(client, "http://nowhere.example/")
 
 
 def test_a_host_that_does_not_listen_is_a_failure_that_may_pass(http_server: HttpServer) -> None:
     http_server.close()
-    with _client() as client, pytest.raises(DownloadFailed, match="Connection refused"):
+    with _client() as client, pytest.raises(DownloadFailedError, match="Connection refused"):
         _fetch(client, http_server.url("/echo"))
 
 
@@ -138,13 +138,13 @@ def test_ipv6_is_contacted_like_ipv4() -> None:
     ],
 )
 def test_every_redirect_is_checked_again(http_server: HttpServer, target: str, reason: str) -> None:
-    with _client() as client, pytest.raises(AddressRefused, match=reason):
+    with _client() as client, pytest.raises(AddressRejectedError, match=reason):
         _fetch(client, http_server.redirect_to(target))
 
 
 def test_a_redirect_to_another_port_of_this_machine_needs_its_own_permission(http_server: HttpServer) -> None:
     with HttpServer() as other, _client(internal=[f"{LOCAL}:{http_server.port}"]) as client:
-        with pytest.raises(AddressRefused, match="loopback"):
+        with pytest.raises(AddressRejectedError, match="loopback"):
             _fetch(client, http_server.redirect_to(other.url("/echo")))
         assert other.connections == 0
 
@@ -156,7 +156,7 @@ def test_a_redirect_is_followed(http_server: HttpServer, status: int) -> None:
 
 
 def test_redirects_end_somewhere(http_server: HttpServer) -> None:
-    with _client() as client, pytest.raises(DownloadRefused, match="more than 5 redirects"):
+    with _client() as client, pytest.raises(DownloadRejectedError, match="more than 5 redirects"):
         _fetch(client, http_server.url("/redirect-loop"))
     assert http_server.count("/redirect-loop") == 6
 
@@ -264,7 +264,7 @@ def test_no_error_shows_a_secret(http_server: HttpServer, path: str, seconds: fl
     separator = "&" if "?" in path else "?"
     with (
         _client(credentials=[credential]) as client,
-        pytest.raises((AddressRefused, DownloadFailed, DownloadRefused)) as failed,
+        pytest.raises((AddressRejectedError, DownloadFailedError, DownloadRejectedError)) as failed,
     ):
         _fetch(client, http_server.url(f"{path}{separator}token={SECRET}"), seconds)
     shown = "".join(traceback.format_exception(failed.value, chain=True)) + repr(credential) + repr(failed.value)
@@ -273,7 +273,7 @@ def test_no_error_shows_a_secret(http_server: HttpServer, path: str, seconds: fl
 
 
 def test_a_connection_that_cannot_be_made_shows_no_secret() -> None:
-    with _client() as client, pytest.raises(DownloadFailed) as failed:
+    with _client() as client, pytest.raises(DownloadFailedError) as failed:
         _fetch(client, f"http://{LOCAL}:1/a?token={SECRET}")
     assert SECRET not in "".join(traceback.format_exception(failed.value))
 
@@ -315,9 +315,9 @@ def test_tls_checks_the_name_although_the_address_is_pinned(tmp_path: Path) -> N
         with _client(resolved=names, ca_file=authority) as client:
             assert _fetch(client, server.url("/files/a.pdf", host="files.example"))
             assert asked == ["files.example"]
-            with pytest.raises(DownloadFailed, match=r"TLS.*[Hh]ostname mismatch"):
+            with pytest.raises(DownloadFailedError, match=r"TLS.*[Hh]ostname mismatch"):
                 _fetch(client, server.url("/files/a.pdf", host="other.example"))
-        with _client(resolved=names) as client, pytest.raises(DownloadFailed, match=r"TLS.*self-signed"):
+        with _client(resolved=names) as client, pytest.raises(DownloadFailedError, match=r"TLS.*self-signed"):
             _fetch(client, server.url("/files/a.pdf", host="files.example"))
 
 
@@ -326,7 +326,7 @@ def test_slow_headers_and_tls_keep_to_the_deadline(tmp_path: Path) -> None:
     with (
         HttpServer(tls=context) as server,
         _client(resolved={"files.example": [[LOCAL]]}, ca_file=authority) as client,
-        pytest.raises(DownloadFailed, match=r"not finished within 0\.6 s"),
+        pytest.raises(DownloadFailedError, match=r"not finished within 0\.6 s"),
     ):
         _fetch(client, server.url("/slow/headers", host="files.example"), seconds=0.6)
 
@@ -335,6 +335,6 @@ def test_a_redirect_from_https_to_http_is_refused(tmp_path: Path, http_server: H
     authority, context = _certificate(tmp_path, "files.example")
     with HttpServer(tls=context) as server, _client(resolved={"files.example": [[LOCAL]]}, ca_file=authority) as client:
         url = server.url(f"/redirect?to={http_server.url('/echo')}", host="files.example")
-        with pytest.raises(AddressRefused, match="from https to http"):
+        with pytest.raises(AddressRejectedError, match="from https to http"):
             _fetch(client, url)
     assert http_server.connections == 0

@@ -6,7 +6,7 @@ import codecs
 
 import pytest
 
-from ingest_project.core.errors import FileRejected
+from ingest_project.core.errors import FileRejectedError
 from ingest_project.platform.http.content_types import announced_type, require_announced, sniff
 
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
@@ -58,7 +58,7 @@ def test_a_file_is_known_by_its_first_bytes(head: bytes, media_type: str | None)
 def test_a_page_in_place_of_a_document_is_refused(
     head: bytes, declared: str | None, name: str, header: str | None
 ) -> None:
-    with pytest.raises(FileRejected) as refused:
+    with pytest.raises(FileRejectedError) as refused:
         require_announced(head, announced_type(declared, name), header, "https://example.com/a")
     assert refused.value.rule == "wrong_content_type"
 

@@ -20,17 +20,17 @@ from urllib.parse import quote
 import pytest
 
 from ingest_project.core.errors import (
-    DownloadFailed,
-    DownloadRefused,
-    FileRejected,
-    HostBusy,
+    DownloadFailedError,
+    DownloadRejectedError,
+    FileRejectedError,
+    HostThrottledError,
     IngestError,
-    LimitExceeded,
-    StoreUnavailable,
+    LimitExceededError,
+    StoreUnavailableError,
 )
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.download import Downloaded, Downloader, DownloadRequest
-from ingest_project.platform.http.file_fingerprint import FileSeal
+from ingest_project.platform.http.file_fingerprint import FileFingerprint
 from ingest_project.platform.http.host_policy import HostRules
 from ingest_project.platform.http.limits import HostLimits, LoadLimits
 from ingest_project_tests.platform.http.conftest import CONTACT, PATIENT, SMALL
@@ -73,7 +73,7 @@ def test_a_file_is_brought_whole_and_described(http_server: HttpServer, download
         http_status=200,
         url=http_server.url("/files/report.pdf?…"),
         resumed=False,
-        seal=FileSeal.of(to.stat()),
+        seal=FileFingerprint.of(to.stat()),
     )
     assert to.read_bytes() == content
     assert _left(to) == [to.name]
@@ -120,7 +120,7 @@ def test_small_errors_keep_the_connection(http_server: HttpServer, downloader: D
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451])
 def test_a_status_that_stays_is_refused(http_server: HttpServer, downloader: Downloader, to: Path, status: int) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url(f"/status/{status}")), to)
-    assert isinstance(failure, DownloadRefused)
+    assert isinstance(failure, DownloadRejectedError)
     assert failure.http_status == status
     assert _left(to) == []
 
@@ -130,7 +130,7 @@ def test_a_status_that_passes_fails_for_now(
     http_server: HttpServer, downloader: Downloader, to: Path, status: int
 ) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url(f"/status/{status}")), to)
-    assert isinstance(failure, DownloadFailed)
+    assert isinstance(failure, DownloadFailedError)
     assert failure.http_status == status
     assert http_server.count(f"/status/{status}") == 1
     assert _left(to) == []
@@ -140,10 +140,10 @@ def test_a_host_that_says_when_to_come_again_is_not_contacted_before(
     http_server: HttpServer, downloader: Downloader, to: Path
 ) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url("/status/429?retry_after=30")), to)
-    assert isinstance(failure, DownloadFailed)
+    assert isinstance(failure, DownloadFailedError)
     assert failure.retry_after == timedelta(seconds=30)
     busy = _failure(downloader, DownloadRequest(http_server.url("/files/a.pdf")), to)
-    assert isinstance(busy, HostBusy)
+    assert isinstance(busy, HostThrottledError)
     assert timedelta(seconds=20) < busy.retry_after <= timedelta(seconds=30)
     assert len(http_server.requests) == 1
 
@@ -153,9 +153,9 @@ def test_a_host_in_trouble_is_left_alone_and_found_well_again(http_server: HttpS
     flaky = DownloadRequest(http_server.url("/flaky/a.pdf?failures=2"))
     with WebClient(HostRules(internal=["127.0.0.1"]), contact=CONTACT, host_limits=HostLimits(load)) as client:
         downloader = Downloader(client, SMALL)
-        assert isinstance(_failure(downloader, flaky, to), DownloadFailed)
-        assert isinstance(_failure(downloader, flaky, to), DownloadFailed)
-        assert isinstance(_failure(downloader, flaky, to), HostBusy)
+        assert isinstance(_failure(downloader, flaky, to), DownloadFailedError)
+        assert isinstance(_failure(downloader, flaky, to), DownloadFailedError)
+        assert isinstance(_failure(downloader, flaky, to), HostThrottledError)
         assert http_server.count("/flaky/a.pdf") == 2
         time.sleep(3)
         assert downloader.download(flaky, to).http_status == 200
@@ -183,7 +183,7 @@ def test_a_slow_server_is_given_up_in_time(
     with WebClient(HostRules(internal=["127.0.0.1"]), contact=contact, host_limits=HostLimits(PATIENT)) as client:
         started = time.monotonic()
         failure = _failure(Downloader(client, limits), DownloadRequest(http_server.url(path)), to)
-    assert isinstance(failure, DownloadFailed)
+    assert isinstance(failure, DownloadFailedError)
     assert reason in str(failure)
     assert time.monotonic() - started < 15
     assert _left(to) == []
@@ -199,14 +199,14 @@ def test_a_body_that_drips_fast_enough_still_keeps_to_the_deadline(
 
 def test_an_endless_body_ends_at_the_limit(http_server: HttpServer, downloader: Downloader, to: Path) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url("/endless")), to)
-    assert isinstance(failure, LimitExceeded)
+    assert isinstance(failure, LimitExceededError)
     assert failure.limit == "INGEST_MAX_ATTACHMENT_BYTES"
     assert _left(to) == []
 
 
 def test_a_body_that_announces_too_much_is_not_read(http_server: HttpServer, downloader: Downloader, to: Path) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url("/files/a.pdf?size=20000001")), to)
-    assert isinstance(failure, LimitExceeded)
+    assert isinstance(failure, LimitExceededError)
     assert "20000001" in str(failure)
 
 
@@ -221,14 +221,14 @@ def test_a_gzip_bomb_is_refused_in_little_memory(http_server: HttpServer, downlo
         assert tracemalloc.get_traced_memory()[1] < 8 * MEBIBYTE
     finally:
         tracemalloc.stop()
-    assert isinstance(failure, LimitExceeded)
+    assert isinstance(failure, LimitExceededError)
     assert failure.limit == "INGEST_MAX_ATTACHMENT_EXPANSION"
     assert _left(to) == []
 
 
 def test_an_encoding_that_cannot_be_read_is_refused(http_server: HttpServer, downloader: Downloader, to: Path) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url("/brotli/a.pdf")), to)
-    assert isinstance(failure, FileRejected)
+    assert isinstance(failure, FileRejectedError)
     assert failure.rule == "unsupported_encoding"
 
 
@@ -258,7 +258,7 @@ def test_no_retry_after_turns_a_503_into_a_permanent_failure_or_a_pause_without_
 ) -> None:
     url = http_server.url(f"/status/503?retry_after={quote(value)}")
     failure = _failure(Downloader(client, SMALL), DownloadRequest(url), to)
-    assert isinstance(failure, DownloadFailed)
+    assert isinstance(failure, DownloadFailedError)
     assert failure.http_status == 503
     assert (failure.retry_after or timedelta(0)) <= timedelta(hours=1)
 
@@ -267,7 +267,7 @@ def test_headers_that_trickle_are_ended_long_before_the_whole_time_is_over(http_
     contact = replace(CONTACT, connect_timeout=timedelta(seconds=0.5), read_timeout=timedelta(seconds=0.5))
     with WebClient(HostRules(internal=["127.0.0.1"]), contact=contact, host_limits=HostLimits(PATIENT)) as client:
         failure = _failure(Downloader(client, SMALL), DownloadRequest(http_server.url("/slow/headers")), to)
-    assert isinstance(failure, DownloadFailed)
+    assert isinstance(failure, DownloadFailedError)
     assert "not finished within 1 s" in str(failure)
 
 
@@ -321,7 +321,7 @@ def test_a_download_that_is_cut_again_and_again_fails_for_now(
     http_server: HttpServer, downloader: Downloader, to: Path, path: str
 ) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url(path)), to)
-    assert isinstance(failure, DownloadFailed)
+    assert isinstance(failure, DownloadFailedError)
     assert len(http_server.requests) == 1 + SMALL.max_resumes
     assert _left(to) == []
 
@@ -420,7 +420,7 @@ def test_two_downloads_to_the_same_file_do_not_meet(http_server: HttpServer, dow
         failure = _failure(downloader, DownloadRequest(http_server.url("/files/a.pdf")), to)
     finally:
         os.close(descriptor)
-    assert isinstance(failure, DownloadFailed)
+    assert isinstance(failure, DownloadFailedError)
     assert "under way" in str(failure)
     assert len(http_server.requests) == 0
 
@@ -435,7 +435,7 @@ def test_a_checksum_is_verified(http_server: HttpServer, downloader: Downloader,
     failure = _failure(
         downloader, DownloadRequest(url, checksum="0" + right[1:] if right[0] != "0" else "1" + right[1:]), to
     )
-    assert isinstance(failure, FileRejected)
+    assert isinstance(failure, FileRejectedError)
     assert failure.rule == "wrong_checksum"
     assert _left(to) == []
 
@@ -445,7 +445,7 @@ def test_a_checksum_of_no_known_kind_is_refused_before_anything_is_asked(
     http_server: HttpServer, downloader: Downloader, to: Path, checksum: str
 ) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url("/files/a.pdf"), checksum=checksum), to)
-    assert isinstance(failure, FileRejected)
+    assert isinstance(failure, FileRejectedError)
     assert failure.rule == "unknown_checksum"
     assert not http_server.requests
 
@@ -455,7 +455,7 @@ def test_a_file_of_another_size_than_announced_is_refused(
     http_server: HttpServer, downloader: Downloader, to: Path, path: str
 ) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url(path), expected_size=99_999), to)
-    assert isinstance(failure, FileRejected)
+    assert isinstance(failure, FileRejectedError)
     assert failure.rule == "wrong_size"
 
 
@@ -467,14 +467,14 @@ def test_a_page_in_place_of_a_document_is_refused(
     http_server: HttpServer, downloader: Downloader, to: Path, path: str, declared: str | None
 ) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url(path), content_type=declared), to)
-    assert isinstance(failure, FileRejected)
+    assert isinstance(failure, FileRejectedError)
     assert failure.rule == "wrong_content_type"
     assert _left(to) == []
 
 
 def test_an_empty_file_is_refused(http_server: HttpServer, downloader: Downloader, to: Path) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url("/empty")), to)
-    assert isinstance(failure, DownloadRefused)
+    assert isinstance(failure, DownloadRejectedError)
     assert failure.http_status == 200
 
 
@@ -488,7 +488,7 @@ def test_a_hostile_name_is_made_safe(
 
 def test_the_place_is_not_the_hosts_fault(http_server: HttpServer, downloader: Downloader, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         downloader.download(DownloadRequest(http_server.url("/files/a.pdf")), tmp_path / "file" / "a")
 
 
@@ -499,6 +499,6 @@ def test_a_symbolic_link_in_the_way_is_not_followed(
     elsewhere.write_text("precious")
     to.parent.mkdir()
     Path(f"{to}.part").symlink_to(elsewhere)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         downloader.download(DownloadRequest(http_server.url("/files/a.pdf")), to)
     assert elsewhere.read_text() == "precious"

@@ -16,7 +16,7 @@ from botocore.httpsession import URLLib3Session
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest_project.core.errors import AddressRefused, ForbiddenPath, SettingsError
+from ingest_project.core.errors import AddressRejectedError, ForbiddenPathError, SettingsError
 from ingest_project.platform.azure.address import parse_address
 from ingest_project.platform.http.host_grammar import MalformedAddressError, parse_host, split_address
 from ingest_project.platform.http.host_policy import HostRules
@@ -69,7 +69,7 @@ def hosts_that_clients_contact(url: str) -> set[str]:
 def test_what_is_accepted_leads_every_client_to_the_host_that_was_checked(text: str) -> None:
     try:
         address = parse_url(text)
-    except AddressRefused:
+    except AddressRejectedError:
         return
     assert address.url.isascii()
     assert parse_url(address.url) == address
@@ -99,7 +99,7 @@ def test_a_host_is_a_name_or_one_spelling_of_an_address(text: str) -> None:
 @given(st.one_of(ADDRESSES, st.text(), st.binary().map(lambda data: data.decode("utf-8", "surrogateescape"))))
 def test_any_text_is_an_address_or_refused_by_an_error_of_ours(text: str) -> None:
     for read in (HostRules().check, parse_address, printable_url):
-        with contextlib.suppress(AddressRefused, ForbiddenPath, SettingsError):
+        with contextlib.suppress(AddressRejectedError, ForbiddenPathError, SettingsError):
             read(text)
 
 
@@ -119,6 +119,6 @@ def test_a_long_text_is_refused_or_read_in_bounded_time(text: str) -> None:
     begun_at = time.monotonic()
     with contextlib.suppress(MalformedAddressError):
         split_address(text, ("https",))
-    with contextlib.suppress(AddressRefused):
+    with contextlib.suppress(AddressRejectedError):
         parse_url(text)
     assert time.monotonic() - begun_at < 5

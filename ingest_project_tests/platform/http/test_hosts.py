@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest_project.core.errors import AddressRefused, SettingsError
+from ingest_project.core.errors import AddressRejectedError, SettingsError
 from ingest_project.platform.http.host_policy import HostRules
 from ingest_project.platform.http.ip_rules import parse_address, why_internal
 from ingest_project.platform.http.urls import parse_url, printable_url
@@ -166,13 +166,13 @@ def test_a_public_address_is_not_internal(address: str) -> None:
 
 @pytest.mark.parametrize("url", LOOPBACK_SPELLINGS)
 def test_no_spelling_of_an_internal_address_is_let_through(url: str) -> None:
-    with pytest.raises(AddressRefused, match="INGEST_ALLOWED_INTERNAL_HOSTS would allow it"):
+    with pytest.raises(AddressRejectedError, match="INGEST_ALLOWED_INTERNAL_HOSTS would allow it"):
         HostRules().check(url)
 
 
 @pytest.mark.parametrize("url", [*MALFORMED, *NUMBER_TRICKS])
 def test_what_parsers_may_disagree_about_is_refused(url: str) -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressRejectedError):
         HostRules().check(url)
 
 
@@ -206,14 +206,14 @@ def test_an_allow_list_lets_only_its_own_hosts_through(pattern: str, url: str, *
     if let_through:
         rules.check(url)
     else:
-        with pytest.raises(AddressRefused, match="INGEST_ALLOWED_HOSTS would allow it"):
+        with pytest.raises(AddressRejectedError, match="INGEST_ALLOWED_HOSTS would allow it"):
             rules.check(url)
 
 
 def test_a_denied_host_stays_denied_whatever_allows_it() -> None:
     rules = HostRules(allowed=["*"], denied=["*.evil.net", "10.0.0.0/8"], internal=["10.0.0.0/8"])
     for url in ("https://a.evil.net/", "http://10.1.2.3/", "http://[64:ff9b::a01:203]/"):
-        with pytest.raises(AddressRefused, match="INGEST_DENIED_HOSTS"):
+        with pytest.raises(AddressRejectedError, match="INGEST_DENIED_HOSTS"):
             rules.check(url)
 
 
@@ -222,7 +222,7 @@ def test_an_internal_host_is_allowed_by_name_network_and_port_only() -> None:
     for url in ("http://127.0.0.1:8080/", "http://192.168.7.9/", "http://[fd00::7]/"):
         rules.check(url)
     for url in ("http://127.0.0.1:8081/", "http://192.168.8.9/", "http://[fc00::7]/"):
-        with pytest.raises(AddressRefused):
+        with pytest.raises(AddressRejectedError):
             rules.check(url)
 
 

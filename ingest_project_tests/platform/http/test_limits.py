@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ingest_project.core.errors import DownloadFailed, DownloadRefused, HostBusy
+from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, HostThrottledError
 from ingest_project.platform.http.errors import failure_of, parse_retry_after
 from ingest_project.platform.http.limits import HostLimits, LoadLimits
 
@@ -25,9 +25,9 @@ def _fail(
     cut: bool = False,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
-    with pytest.raises(DownloadFailed), limits.conversation(HOST, forgive_breaks=True):  # noqa: PT012 - the block is the conversation
+    with pytest.raises(DownloadFailedError), limits.conversation(HOST, forgive_breaks=True):  # noqa: PT012 - the block is the conversation
         meanwhile()
-        raise DownloadFailed("https://example.com/a", "503", 503, retry_after, cut=cut)
+        raise DownloadFailedError("https://example.com/a", "503", 503, retry_after, cut=cut)
 
 
 def _succeed(limits: HostLimits) -> None:
@@ -57,7 +57,7 @@ def test_no_more_conversations_at_a_time_than_allowed_in_total_and_with_one_host
 
 def test_who_gets_no_place_in_time_hears_that_the_host_is_busy() -> None:
     limits = HostLimits(LoadLimits(per_host=1, longest_wait=SHORT))
-    with limits.conversation(HOST), pytest.raises(HostBusy), limits.conversation(HOST):
+    with limits.conversation(HOST), pytest.raises(HostThrottledError), limits.conversation(HOST):
         pass
     _succeed(limits)
 
@@ -68,12 +68,12 @@ def test_a_host_that_fails_in_a_row_is_left_alone_and_then_tried_by_one() -> Non
     _succeed(limits)
     _fail(limits)
     _fail(limits)
-    with pytest.raises(HostBusy) as busy, limits.conversation(HOST):
+    with pytest.raises(HostThrottledError) as busy, limits.conversation(HOST):
         pass
     assert timedelta(0) < busy.value.retry_after <= SHORT
     time.sleep(SHORT.total_seconds())
     # One is trying it: no other may.
-    with limits.conversation(HOST), pytest.raises(HostBusy, match="trying it now"), limits.conversation(HOST):
+    with limits.conversation(HOST), pytest.raises(HostThrottledError, match="trying it now"), limits.conversation(HOST):
         pass
     _succeed(limits)
     assert not limits._hosts
@@ -84,7 +84,7 @@ def test_a_host_that_fails_its_trial_is_left_alone_again() -> None:
     _fail(limits)
     time.sleep(SHORT.total_seconds())
     _fail(limits)
-    with pytest.raises(HostBusy), limits.conversation(HOST):
+    with pytest.raises(HostThrottledError), limits.conversation(HOST):
         pass
 
 
@@ -98,7 +98,7 @@ def test_other_hosts_are_not_affected() -> None:
 def test_a_host_that_asks_to_be_left_alone_is_and_at_most_so_long() -> None:
     limits = HostLimits(LoadLimits(longest_retry_after=SHORT))
     _fail(limits, timedelta(days=30))
-    with pytest.raises(HostBusy, match="asked to be left alone") as busy, limits.conversation(HOST):
+    with pytest.raises(HostThrottledError, match="asked to be left alone") as busy, limits.conversation(HOST):
         pass
     assert busy.value.retry_after <= SHORT
     time.sleep(SHORT.total_seconds())
@@ -108,15 +108,15 @@ def test_a_host_that_asks_to_be_left_alone_is_and_at_most_so_long() -> None:
 def test_a_refusal_and_a_forgiven_break_are_not_held_against_a_host() -> None:
     limits = HostLimits(LoadLimits(failures_to_pause=1))
     _fail(limits, cut=True)
-    with pytest.raises(DownloadRefused), limits.conversation(HOST):
-        raise DownloadRefused("https://example.com/a", "404", 404)
+    with pytest.raises(DownloadRejectedError), limits.conversation(HOST):
+        raise DownloadRejectedError("https://example.com/a", "404", 404)
     _succeed(limits)
 
 
 def test_those_who_wait_for_a_place_hear_that_the_host_failed() -> None:
     limits = HostLimits(LoadLimits(per_host=1, failures_to_pause=1, longest_wait=timedelta(seconds=20)))
     inside = threading.Event()
-    heard: list[HostBusy] = []
+    heard: list[HostThrottledError] = []
 
     def meanwhile() -> None:
         inside.set()
@@ -126,7 +126,7 @@ def test_those_who_wait_for_a_place_hear_that_the_host_failed() -> None:
         inside.wait()
         try:
             _succeed(limits)
-        except HostBusy as busy:
+        except HostThrottledError as busy:
             heard.append(busy)
 
     threads = [threading.Thread(target=wait_for_place) for _ in range(3)]
@@ -159,11 +159,11 @@ def test_retry_after_is_read_as_seconds_or_date(value: str | None, seconds: int 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451, 204, 300, 999_9])
 def test_a_status_that_stays_is_permanent(status: int) -> None:
-    assert isinstance(failure_of(status, "u", None), DownloadRefused if status < 500 else DownloadFailed)
+    assert isinstance(failure_of(status, "u", None), DownloadRejectedError if status < 500 else DownloadFailedError)
 
 
 @pytest.mark.parametrize("status", [202, 408, 425, 429, 500, 502, 503, 504])
 def test_a_status_that_passes_is_transient(status: int) -> None:
     failure = failure_of(status, "u", timedelta(seconds=7))
-    assert isinstance(failure, DownloadFailed)
+    assert isinstance(failure, DownloadFailedError)
     assert (failure.http_status, failure.retry_after) == (status, timedelta(seconds=7))

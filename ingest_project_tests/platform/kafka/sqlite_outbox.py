@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from ingest_project.platform.kafka.consumer import TopicReader
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project_tests.services.kafka import settings_for
 
@@ -71,20 +71,20 @@ class SqliteOutbox:
 class DyingWriter(TopicWriter):
     """A writer whose process is killed when some messages have been handed to the producer."""
 
-    def send_all(self, topic: str, messages: Iterable[Outgoing]) -> int:
+    def send_all(self, topic: str, messages: Iterable[ProducerRecord]) -> int:
         """Send some, and die."""
         return super().send_all(topic, self._until_death(messages))
 
-    def _until_death(self, messages: Iterable[Outgoing]) -> Iterable[Outgoing]:
+    def _until_death(self, messages: Iterable[ProducerRecord]) -> Iterable[ProducerRecord]:
         for number, message in enumerate(messages):
             if number == 600:  # past the first report: some are written and some are not
                 os.kill(os.getpid(), signal.SIGKILL)
             yield message
 
 
-def messages(count: int) -> list[tuple[str, Outgoing]]:
+def messages(count: int) -> list[tuple[str, ProducerRecord]]:
     """Messages whose value is their id, large enough that they do not all leave in one request."""
-    return [(f"id-{number}", Outgoing(b"%d " % number + b"x" * 2_000)) for number in range(count)]
+    return [(f"id-{number}", ProducerRecord(b"%d " % number + b"x" * 2_000)) for number in range(count)]
 
 
 def main() -> None:

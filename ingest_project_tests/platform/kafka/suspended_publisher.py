@@ -15,7 +15,7 @@ from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.outbox import MessageOutbox
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project_tests.platform.kafka.sqlite_outbox import messages
 from ingest_project_tests.services.kafka import settings_for
@@ -45,11 +45,11 @@ class SuspendedWriter(TopicWriter):
         super().__init__(settings)
         self._before = before
 
-    def send_all(self, topic: str, messages: Iterable[Outgoing]) -> int:
+    def send_all(self, topic: str, messages: Iterable[ProducerRecord]) -> int:
         """Send some, and stop."""
         return super().send_all(topic, self._suspended(topic, messages))
 
-    def _suspended(self, topic: str, messages: Iterable[Outgoing]) -> Iterator[Outgoing]:
+    def _suspended(self, topic: str, messages: Iterable[ProducerRecord]) -> Iterator[ProducerRecord]:
         if not self._before:
             suspend()
         for number, message in enumerate(messages, 1):

@@ -6,28 +6,30 @@ from datetime import UTC, datetime
 
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.dead_letters import dead_letter
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project_tests.services.kafka import Server
 
 FAILED_AT = datetime(2026, 1, 15, 10, 30, 45, tzinfo=UTC)
-GARBAGE = Outgoing(b"\x00\xff not JSON", b"\xfekey", (("trace", b"\xfd"), ("none", None), ("message-id", b"theirs")))
+GARBAGE = ProducerRecord(
+    b"\x00\xff not JSON", b"\xfekey", (("trace", b"\xfd"), ("none", None), ("message-id", b"theirs"))
+)
 
 
-def read_one(reader: TopicReader, topic: str) -> Received:
+def read_one(reader: TopicReader, topic: str) -> ConsumerRecord:
     (message,) = reader.read(topic, None, max_messages=10, max_bytes=10_000_000, wait_seconds=5).messages
     return message
 
 
-def letter_for(message: Received, reason: str = "Not JSON") -> tuple[str, Outgoing]:
+def letter_for(message: ConsumerRecord, reason: str = "Not JSON") -> tuple[str, ProducerRecord]:
     return dead_letter(
         message,
-        error_class="UnreadableMessage",
+        error_class="UnreadableMessageError",
         reason=reason,
         trace_id="trace-1",
         first_failed_at=FAILED_AT,
         last_failed_at=FAILED_AT,
-        generation="life-1",
+        topic_id="life-1",
     )
 
 
@@ -50,7 +52,7 @@ def test_a_dead_letter_carries_the_exact_bytes_and_every_header(
         "dlq.original-partition": b"0",
         "dlq.original-offset": b"0",
         "dlq.original-timestamp": (message.timestamp or FAILED_AT).isoformat(timespec="milliseconds").encode(),
-        "dlq.error-class": b"UnreadableMessage",
+        "dlq.error-class": b"UnreadableMessageError",
         "dlq.reason": b"Not JSON",
         "dlq.attempt": b"1",
         "dlq.trace-id": b"trace-1",
@@ -59,8 +61,8 @@ def test_a_dead_letter_carries_the_exact_bytes_and_every_header(
     }
 
 
-def message_at(offset: int) -> Received:
-    return Received("events", 3, offset, None, None, None, ())
+def message_at(offset: int) -> ConsumerRecord:
+    return ConsumerRecord("events", 3, offset, None, None, None, ())
 
 
 def test_the_id_of_a_dead_letter_is_the_place_of_its_original() -> None:

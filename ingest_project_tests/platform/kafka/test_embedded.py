@@ -15,7 +15,7 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.devstack.processes import free_port
 from ingest_project.platform.kafka.consumer import TopicReader
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.services.kafka import settings_for, wait_until
 
 COMMAND = [sys.executable, "-m", "ingest_project.devstack.embedded_kafka"]
@@ -90,7 +90,7 @@ def test_a_long_stream_passes_the_embedded_broker(embedded_broker: EmbeddedBroke
     embedded_broker.create_topic("events", 2)
     started = time.monotonic()
 
-    assert writer.send_all("events", (Outgoing(b"%d" % number) for number in range(50_000))) == 50_000
+    assert writer.send_all("events", (ProducerRecord(b"%d" % number) for number in range(50_000))) == 50_000
     assert time.monotonic() - started < 10
     writer.close()
     reader.close()

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.core.errors import BrokerUnavailable, SettingsError
+from ingest_project.core.errors import BrokerUnavailableError, SettingsError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.authentication import TokenSource
 from ingest_project.platform.kafka.client import client_config
 from ingest_project.platform.kafka.consumer import BoundedRead, TopicReader
 from ingest_project.platform.kafka.event_hubs import event_hub
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter, _producer_config
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter, _producer_config
 from ingest_project_tests.services.identity import IdentityServer
 from ingest_project_tests.services.kafka import CONNECTION_STRING, KafkaServer, Server, settings_for, wait_until
 
@@ -150,10 +150,10 @@ def test_a_connection_string_opens_a_second_cluster_beside_the_main_one(
     secured: KafkaServer, topic: str, clients: Clients
 ) -> None:
     secured.create_topic(topic)
-    clients.writer(secured.settings).send_all(topic, [Outgoing(b"from the main one")])
+    clients.writer(secured.settings).send_all(topic, [ProducerRecord(b"from the main one")])
     hub = settings_of(secured, connection_string=SecretStr(CONNECTION_STRING))
 
-    clients.writer(hub).send_all(topic, [Outgoing(b"from the other")])
+    clients.writer(hub).send_all(topic, [ProducerRecord(b"from the other")])
     messages = read(clients.reader(hub), topic).messages
 
     assert [message.value for message in messages] == [b"from the main one", b"from the other"]
@@ -162,7 +162,7 @@ def test_a_connection_string_opens_a_second_cluster_beside_the_main_one(
 def test_a_wrong_key_is_told_as_such(secured: KafkaServer, topic: str, clients: Clients) -> None:
     wrong = settings_of(secured, connection_string=SecretStr(CONNECTION_STRING + "x"))
 
-    with pytest.raises(BrokerUnavailable, match=r"[Aa]uthentication"):
+    with pytest.raises(BrokerUnavailableError, match=r"[Aa]uthentication"):
         read(clients.reader(wrong), topic)
 
 
@@ -172,7 +172,7 @@ def test_an_identity_s_token_opens_it(
     secured.create_topic(topic)
     settings = settings_of(secured, namespace="claims")
 
-    clients.writer(settings).send_all(topic, [Outgoing(b"with a token")])
+    clients.writer(settings).send_all(topic, [ProducerRecord(b"with a token")])
     messages = read(clients.reader(settings), topic).messages
 
     assert [message.value for message in messages] == [b"with a token"]
@@ -186,7 +186,9 @@ def test_without_a_token_the_reason_and_the_remedy_are_told_at_once(
     settings = settings_of(secured, namespace="claims")
     started = time.monotonic()
 
-    with pytest.raises(BrokerUnavailable, match=r"no token for https://127.0.0.1/.default.*Data Receiver") as caught:
+    with pytest.raises(
+        BrokerUnavailableError, match=r"no token for https://127.0.0.1/.default.*Data Receiver"
+    ) as caught:
         read(clients.reader(settings), topic)
 
     assert time.monotonic() - started < 5

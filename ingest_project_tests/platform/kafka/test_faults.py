@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest_project.core.errors import BrokerUnavailable, MessageTooLarge, SettingsError
+from ingest_project.core.errors import BrokerUnavailableError, MessageTooLargeError, SettingsError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.client import client_config
 from ingest_project.platform.kafka.consumer import BoundedRead, TopicReader
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.services.kafka import EmbeddedServer, Server, start_server
 
 pytestmark = pytest.mark.long
@@ -51,20 +51,20 @@ def test_a_paused_broker_fails_reads_and_writes_in_time_and_both_go_on_after_it(
     broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)
-    writer.send_all(topic, [Outgoing(b"before")])
+    writer.send_all(topic, [ProducerRecord(b"before")])
     before = read(reader, topic)
     broker.pause()
     try:
         started = time.monotonic()
-        with pytest.raises(BrokerUnavailable, match=broker.bootstrap_servers):
+        with pytest.raises(BrokerUnavailableError, match=broker.bootstrap_servers):
             read(reader, topic, before, wait=0.2)
-        with pytest.raises(BrokerUnavailable, match="0 of 3 messages to"):
-            writer.send_all(topic, [Outgoing(b"lost?")] * 3)
+        with pytest.raises(BrokerUnavailableError, match="0 of 3 messages to"):
+            writer.send_all(topic, [ProducerRecord(b"lost?")] * 3)
         assert time.monotonic() - started < 2 * BOUND_SECONDS
     finally:
         broker.resume()
 
-    writer.send_all(topic, [Outgoing(b"after")])
+    writer.send_all(topic, [ProducerRecord(b"after")])
     assert read(reader, topic, before, wait=5).messages[-1].value == b"after"
 
 
@@ -72,12 +72,12 @@ def test_a_broker_that_goes_away_during_a_wait_is_an_error_not_an_empty_read(
     broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)
-    writer.send_all(topic, [Outgoing(b"before")])
+    writer.send_all(topic, [ProducerRecord(b"before")])
     before = read(reader, topic)
     pause = threading.Timer(0.3, broker.pause)
     pause.start()
     try:
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(BrokerUnavailableError):
             read(reader, topic, before, wait=1)
     finally:
         pause.join()
@@ -88,17 +88,17 @@ def test_a_killed_broker_is_used_again_once_it_is_back(
     broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)
-    writer.send_all(topic, [Outgoing(b"%d" % number) for number in range(5)])
+    writer.send_all(topic, [ProducerRecord(b"%d" % number) for number in range(5)])
     before = read(reader, topic)
     broker.kill()
     try:
-        with pytest.raises(BrokerUnavailable, match=r"[Cc]onnect"):
+        with pytest.raises(BrokerUnavailableError, match=r"[Cc]onnect"):
             read(reader, topic, before)
     finally:
         broker.restart()
     if not broker.keeps_messages:
         broker.create_topic(topic)
-    writer.send_all(topic, [Outgoing(b"after")])
+    writer.send_all(topic, [ProducerRecord(b"after")])
 
     after = read(reader, topic, before, wait=5)
 
@@ -113,15 +113,15 @@ def test_a_message_that_the_broker_refuses_for_its_size_is_permanent(fragile_ser
     fragile_server.create_topic(topic, config={"max.message.bytes": "10000", "compression.type": "uncompressed"})
     writer = TopicWriter(fragile_server.settings)
     noise = bytes(number * number % 251 for number in range(50_000)) + b"".join(b"%d" % n for n in range(20_000))
-    with pytest.raises(MessageTooLarge, match=topic):
-        writer.send_all(topic, [Outgoing(noise)])
+    with pytest.raises(MessageTooLargeError, match=topic):
+        writer.send_all(topic, [ProducerRecord(noise)])
 
-    assert writer.send_all(topic, [Outgoing(b"small")]) == 1
+    assert writer.send_all(topic, [ProducerRecord(b"small")]) == 1
     writer.close()
 
 
 def test_without_an_address_the_error_says_what_to_set() -> None:
-    with pytest.raises(BrokerUnavailable, match="KAFKA_BOOTSTRAP_SERVERS"):
+    with pytest.raises(BrokerUnavailableError, match="KAFKA_BOOTSTRAP_SERVERS"):
         read(TopicReader(KafkaSettings()), "events")
 
 

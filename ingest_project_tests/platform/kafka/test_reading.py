@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.consumer import BoundedRead, TopicReader
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.producer import Outgoing, TopicWriter
+from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.services.kafka import Server, settings_for
 
 PLENTY = 100 * 1024**2
@@ -29,8 +29,8 @@ def values(brought: BoundedRead) -> list[bytes | None]:
     return [message.value for message in brought.messages]
 
 
-def numbered(count: int) -> Iterable[Outgoing]:
-    return (Outgoing(b"%d" % number) for number in range(count))
+def numbered(count: int) -> Iterable[ProducerRecord]:
+    return (ProducerRecord(b"%d" % number) for number in range(count))
 
 
 def test_what_was_written_is_read_with_key_headers_and_time(
@@ -38,7 +38,7 @@ def test_what_was_written_is_read_with_key_headers_and_time(
 ) -> None:
     broker.create_topic(topic)
     before = time.time()
-    writer.send_all(topic, [Outgoing(b"\x00\xff", b"key", (("a", b"1"), ("a", b"2"), ("none", None)))])
+    writer.send_all(topic, [ProducerRecord(b"\x00\xff", b"key", (("a", b"1"), ("a", b"2"), ("none", None)))])
 
     (message,) = read(reader, topic).messages
 
@@ -83,7 +83,7 @@ def test_a_limit_on_bytes_is_kept_and_a_larger_message_still_passes(
     broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)
-    writer.send_all(topic, [Outgoing(b"x" * size) for size in (400, 400, 400, 2_000_000, 400)])
+    writer.send_all(topic, [ProducerRecord(b"x" * size) for size in (400, 400, 400, 2_000_000, 400)])
     positions, sizes = None, []
     for _ in range(4):
         brought = reader.read(topic, positions, max_messages=100, max_bytes=1_000, wait_seconds=0)
@@ -97,8 +97,8 @@ def test_a_partition_with_a_long_backlog_does_not_starve_the_others(
     broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic, 4)
-    writer.send_all(topic, (Outgoing(b"x" * 1_000, b"same key") for _ in range(3_000)))
-    writer.send_all(topic, (Outgoing(b"y", b"%d" % number) for number in range(100)))
+    writer.send_all(topic, (ProducerRecord(b"x" * 1_000, b"same key") for _ in range(3_000)))
+    writer.send_all(topic, (ProducerRecord(b"y", b"%d" % number) for number in range(100)))
 
     brought = read(reader, topic, limit=400)
 
@@ -113,7 +113,7 @@ def test_a_waiting_read_returns_as_soon_as_a_message_arrives(
     broker.create_topic(topic, 4)
     writer.send_all(topic, numbered(1))
     positions = read(reader, topic).positions
-    threading.Timer(0.3, writer.send_all, (topic, [Outgoing(b"news")])).start()
+    threading.Timer(0.3, writer.send_all, (topic, [ProducerRecord(b"news")])).start()
     started = time.monotonic()
 
     brought = read(reader, topic, positions, wait=10)
@@ -185,7 +185,7 @@ def test_messages_that_retention_removed_are_counted_and_the_rest_is_read(
 ) -> None:
     broker.create_topic(topic)
     for number in range(10):
-        writer.send_all(topic, [Outgoing(b"%d" % number)])
+        writer.send_all(topic, [ProducerRecord(b"%d" % number)])
     positions = read(reader, topic, limit=2).positions
     broker.delete_records(topic, 0, 7)
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.core.errors import SettingsError, SourceChanged, SourceMissing, StoreUnavailable
+from ingest_project.core.errors import SettingsError, SourceChangedError, SourceNotFoundError, StoreUnavailableError
 from ingest_project.platform.object_store.content_store import LandingStore
-from ingest_project.platform.object_store.locations import S3Options, bucket_errors, place_of, s3_client
+from ingest_project.platform.object_store.locations import S3Options, bucket_errors, location_of, s3_client
 from ingest_project.platform.object_store.open_content_store import open_landing
 
 LARGE = 20 * 1024**2 + 17
 LAND_LARGE = """
 import sys, resource
-from ingest_project.platform.object_store.content_store import open_landing
+from ingest_project.platform.object_store.open_content_store import open_landing
 store = open_landing(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 store.land(bytes(1024**2) for _ in range(300))
@@ -30,7 +30,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 HANG = """
 import sys
-from ingest_project.platform.object_store.content_store import open_landing
+from ingest_project.platform.object_store.open_content_store import open_landing
 def pieces():
     yield b"first"
     print("half-way", flush=True)
@@ -54,7 +54,7 @@ def landing(url: str, s3_options: S3Options) -> LandingStore:
 
 def stored(url: str, s3_options: S3Options) -> list[str]:
     """Every file or object of the store, temporary ones too."""
-    place = place_of(url)
+    place = location_of(url)
     if isinstance(place, Path):
         return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
     listing = s3_client(s3_options).list_objects_v2(Bucket=place.name, Prefix=place.prefix)
@@ -91,7 +91,7 @@ def test_landing_again_changes_nothing(landing: LandingStore, url: str, s3_optio
 def test_a_file_of_another_size_than_announced_is_refused_and_not_kept(
     landing: LandingStore, url: str, s3_options: S3Options, announced: int
 ) -> None:
-    with pytest.raises(SourceChanged, match=r"sftp://host/a\.csv changed"):
+    with pytest.raises(SourceChangedError, match=r"sftp://host/a\.csv changed"):
         landing.land(io.BytesIO(b"four"), expected_size=announced, location="sftp://host/a.csv")
     assert stored(url, s3_options) == []
 
@@ -99,7 +99,7 @@ def test_a_file_of_another_size_than_announced_is_refused_and_not_kept(
 def test_a_large_file_that_was_cut_is_refused_and_not_kept(
     landing: LandingStore, url: str, s3_options: S3Options
 ) -> None:
-    with pytest.raises(SourceChanged):
+    with pytest.raises(SourceChangedError):
         landing.land(io.BytesIO(bytes(LARGE)), expected_size=LARGE + 1)
     assert stored(url, s3_options) == []
 
@@ -107,7 +107,7 @@ def test_a_large_file_that_was_cut_is_refused_and_not_kept(
 def test_the_checksum_of_the_source_is_verified(landing: LandingStore, url: str, s3_options: S3Options) -> None:
     digest = hashlib.md5(b"four", usedforsecurity=False).hexdigest()
     landing.land(io.BytesIO(b"four"), expected_md5=digest.upper())
-    with pytest.raises(SourceChanged, match="checksum"):
+    with pytest.raises(SourceChangedError, match="checksum"):
         landing.land(io.BytesIO(b"fire"), expected_md5=digest)
     assert len(stored(url, s3_options)) == 1
 
@@ -127,9 +127,9 @@ def test_a_source_that_breaks_off_leaves_nothing_and_its_own_error_comes_through
 
 def test_content_that_was_never_landed_is_missing(landing: LandingStore) -> None:
     assert landing.find("00" * 32) is None
-    with pytest.raises(SourceMissing):
+    with pytest.raises(SourceNotFoundError):
         landing.open("00" * 32)
-    with pytest.raises(SourceMissing), landing.local_path("00" * 32):
+    with pytest.raises(SourceNotFoundError), landing.local_path("00" * 32):
         pass
 
 
@@ -177,17 +177,17 @@ def test_a_thousand_small_files_take_less_than_a_second(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path: Path, s3_options: S3Options) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreUnavailable, match="cannot be used"):
+    with pytest.raises(StoreUnavailableError, match="cannot be used"):
         open_landing(str(tmp_path / "file"))
-    with pytest.raises(StoreUnavailable, match="NoSuchBucket"):
+    with pytest.raises(StoreUnavailableError, match="NoSuchBucket"):
         open_landing("s3://no-such-bucket/x", s3_options).land(io.BytesIO(b"1"))
 
 
 def test_an_s3_server_that_is_away_says_so() -> None:
     options = S3Options("http://127.0.0.1:1", "us-east-1", "key", "secret")
-    place = place_of("s3://bucket/x")
+    place = location_of("s3://bucket/x")
     assert not isinstance(place, Path)
-    with pytest.raises(StoreUnavailable), bucket_errors(place):
+    with pytest.raises(StoreUnavailableError), bucket_errors(place):
         s3_client(options).head_bucket(Bucket="bucket")
 
 
@@ -195,4 +195,4 @@ def test_addresses_that_are_no_stores_are_settings_to_mend(tmp_path: Path) -> No
     for wrong in ("s3://", "gopher://x/y"):
         with pytest.raises(SettingsError):
             open_landing(wrong)
-    assert place_of(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
+    assert location_of(f"file://{tmp_path}/a%20b") == tmp_path / "a b"

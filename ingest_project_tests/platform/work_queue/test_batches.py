@@ -12,7 +12,7 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.platform.dagster.asset_events import CheckResult, PartitionReport, keep_connections_open, report
+from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, keep_connections_open, report
 from ingest_project.platform.dagster.event_log_storage import ROWS_PER_STATEMENT, BulkEventLogStorage
 from ingest_project.platform.dagster.event_rows import CheckRow, EventRow
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, keys_of_run, run_request, split_evenly
@@ -31,9 +31,9 @@ def things(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[N
     yield from ()
     keep_connections_open(context.instance)
     reports = [
-        PartitionReport(key, {REFUSED: {"reason": "bad"}}, [CheckResult(GOOD, "holds", passed=False)])
+        PartitionEvents(key, {REFUSED: {"reason": "bad"}}, [CheckResult(GOOD, "holds", passed=False)])
         if key.startswith("b")
-        else PartitionReport(key, {GOOD: {"rows": 3}}, [CheckResult(GOOD, "holds", passed=True)])
+        else PartitionEvents(key, {GOOD: {"rows": 3}}, [CheckResult(GOOD, "holds", passed=True)])
         for key in keys_of_run(context, {"batch-1": KEYS}.__getitem__)
     ]
     report(context, reports)

@@ -16,10 +16,18 @@ from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.file_record import FileRecord
 from ingest_project.operations.readiness import readiness
 from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.snapshot import System as Monitored
-from ingest_project.platform.work_queue.capacity import Disk, Room, fullest_disk, room_beside
+from ingest_project.operations.snapshot import SystemSnapshot as Monitored
+from ingest_project.platform.work_queue.capacity import Capacity, Disk, available_slots, fullest_disk
 from ingest_project.platform.work_queue.states import FileState
-from ingest_project_tests.journeys.system import FILE_EVENTS, POLLING, SENSORS, System, changed, file_event, readings
+from ingest_project_tests.journeys.system import (
+    FILE_EVENTS,
+    POLLING,
+    SENSORS,
+    System,
+    changed,
+    file_event,
+    readings,
+)
 from ingest_project_tests.services.postgres import PostgresServer
 from ingest_project_tests.services.slow_network import slow_way
 
@@ -32,13 +40,13 @@ NEARLY_FULL = re.compile(
 
 
 def test_as_many_batches_are_asked_for_as_are_free_and_one_at_a_time_while_the_warehouse_is_slow() -> None:
-    assert room_beside(1, 4) == Room(3)
-    full = room_beside(4, 4)
-    assert full == Room(0, "4 batches are in flight, as many as may be; more are asked for when one has ended.")
-    assert room_beside(9, 4).batches == 0
-    slow = room_beside(0, 4, 2.5)
-    assert slow == Room(1, "The warehouse takes 2.5 s for an empty transaction: 1 batch at a time.")
-    assert room_beside(1, 4, 2.5) == slow._replace(batches=0)
+    assert available_slots(1, 4) == Capacity(3)
+    full = available_slots(4, 4)
+    assert full == Capacity(0, "4 batches are in flight, as many as may be; more are asked for when one has ended.")
+    assert available_slots(9, 4).batches == 0
+    slow = available_slots(0, 4, 2.5)
+    assert slow == Capacity(1, "The warehouse takes 2.5 s for an empty transaction: 1 batch at a time.")
+    assert available_slots(1, 4, 2.5) == slow._replace(batches=0)
 
 
 def test_while_batches_queue_up_no_further_run_is_asked_for_and_the_sensor_says_so(system: System) -> None:

@@ -6,12 +6,12 @@ from contextlib import suppress
 
 import pytest
 
-from ingest_project.core.errors import DatabaseUnavailable, UnforeseenFailure
+from ingest_project.core.errors import DatabaseUnavailableError, UnexpectedError
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.work_queue.narrowing import MOST_UNFINISHED_ALONE, Attempt, beginning
 
-MESSAGES = [Received("t", 0, offset, None, None, b"", ()) for offset in range(100)]
+MESSAGES = [ConsumerRecord("t", 0, offset, None, None, b"", ()) for offset in range(100)]
 POISON = 61
 
 
@@ -42,7 +42,7 @@ def test_a_message_that_ended_its_tick_alone_says_why_it_is_refused() -> None:
         tick("alone", POISON, most=1)
     _, attempt = tick("alone", POISON, most=1)
     refusal = attempt.refusal_of(MESSAGES[POISON])
-    assert isinstance(refusal, UnforeseenFailure)
+    assert isinstance(refusal, UnexpectedError)
     assert "it cannot be dead-lettered" in str(refusal)
 
 
@@ -50,10 +50,10 @@ def test_a_service_that_is_away_narrows_nothing_and_refuses_nothing() -> None:
     def away() -> None:
         with beginning("away", Positions("", {0: 0}), 1) as attempt:
             attempt.messages = MESSAGES[:1]
-            raise DatabaseUnavailable("db", "gone")
+            raise DatabaseUnavailableError("db", "gone")
 
     for _ in range(5):
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(DatabaseUnavailableError):
             away()
     with beginning("away", Positions("", {0: 0}), 100) as attempt:
         assert attempt.refusal_of(MESSAGES[0]) is None

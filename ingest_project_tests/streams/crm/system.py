@@ -13,7 +13,7 @@ from dagster import ExecuteInProcessResult
 
 import ingest_project.streams.crm.definitions
 from ingest_project.platform.database.engine import reading
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.crm.tables import opportunities, projects, unidentified_messages
 from ingest_project.streams.crm.unidentified_store import KeptMessage, find
 from ingest_project_tests.journeys.system import environment
@@ -41,7 +41,7 @@ class CrmSystem(StreamSystem):
         values = [json.dumps(one).encode() if isinstance(one, dict) else one for one in messages]
         self.services.writer.send_all(
             self.topic,
-            [Outgoing(value if value is None else bytes(value), key=b"one") for value in values],  # type: ignore[arg-type]
+            [ProducerRecord(value if value is None else bytes(value), key=b"one") for value in values],  # type: ignore[arg-type]
         )
 
     def drive(self) -> list[ExecuteInProcessResult]:

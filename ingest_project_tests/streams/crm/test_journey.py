@@ -83,7 +83,7 @@ def test_a_tick_whose_cursor_was_never_saved_asks_for_the_same_run_again(crm: Cr
     crm.execute("crm_batch", again)
     crm.drive()
     assert set(crm.rows(opportunities)) == {"opp_1", "opp_2"}
-    assert crm.services.stream_stretches.seams(crm.topic) == ()
+    assert crm.services.stream_intervals.seams(crm.topic) == ()
     assert {record.attempts for record in crm.services.stream_ranges.list(crm.topic)} == {1}
 
 
@@ -174,8 +174,8 @@ def test_all_checks_pass_where_all_is_well_and_fail_where_it_is_not(crm: CrmSyst
     (record, *_) = crm.services.stream_ranges.list(crm.topic)
     one = record.offsets
     ledger, now = crm.services.stream_ranges, record.created_at
-    ledger.plan([OffsetRange(one.topic, one.generation, one.partition, 3, 5)], [], now)
-    ledger.plan([OffsetRange(one.topic, one.generation, one.partition, 7, 9)], [], now)
+    ledger.plan([OffsetRange(one.topic, one.topic_id, one.partition, 3, 5)], [], now)
+    ledger.plan([OffsetRange(one.topic, one.topic_id, one.partition, 7, 9)], [], now)
     assert [crm.check(name).passed for name in names] == [False] * 4
 
 
@@ -184,7 +184,7 @@ def test_a_person_who_names_no_ranges_gets_what_is_due_and_what_was_given_up(crm
     crm.requests(SENSOR)
     ledger = crm.services.stream_ranges
     (record,) = ledger.list(crm.topic)
-    ledger.put_back([record.range_key], "broken", "X", 1, lambda _: timedelta(0), record.created_at)
+    ledger.requeue_later([record.range_key], "broken", "X", 1, lambda _: timedelta(0), record.created_at)
     assert ledger.counts_by_state(crm.topic)[RangeState.FAILED] == 1
     assert not crm.check("no_gap_in_offsets").passed
     assert crm.run("crm_batch").success

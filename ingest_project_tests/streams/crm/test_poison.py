@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.platform.database.engine import open_engine, reading, writing
-from ingest_project.platform.kafka.producer import Outgoing
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.crm.classify import identify
 from ingest_project.streams.crm.tables import opportunities, unidentified_messages
 from ingest_project.streams.crm.unidentified import retry
@@ -74,7 +74,7 @@ def test_the_99_good_messages_are_stored_at_once_and_the_poison_is_kept_with_its
     raw, reason = POISON[name]
     payloads = [encoded(opportunity(f"opp_{number}")) for number in range(99)]
     payloads.insert(50, raw)
-    found = [Received("sales_events", 0, offset, None, None, raw, ()) for offset, raw in enumerate(payloads)]
+    found = [ConsumerRecord("sales_events", 0, offset, None, None, raw, ()) for offset, raw in enumerate(payloads)]
     outcome = store(engine, identify(found, "g"), None)
     assert (outcome["opportunity_messages"], outcome["unidentified"]) == (99, 1)
     with reading(engine) as connection:
@@ -115,7 +115,7 @@ def test_a_message_that_breaks_a_tables_rule_is_kept_and_its_range_is_done_at_th
 
 def test_odd_headers_and_keys_do_not_keep_a_message_from_being_kept(crm: CrmSystem) -> None:
     headers = (("a\ufffd", None), ("trace-id", b"\xff\x00"), ("traceparent", b"x" * 10_000), ("trace-id", b""))
-    crm.services.writer.send_all(crm.topic, [Outgoing(b"?", b"\x00\xff", headers)])
+    crm.services.writer.send_all(crm.topic, [ProducerRecord(b"?", b"\x00\xff", headers)])
     crm.put(opportunity())
     assert all(run.success for run in crm.drive())
     assert (len(crm.unidentified), len(crm.rows(opportunities))) == (1, 1)
@@ -141,6 +141,6 @@ def test_a_defect_of_the_tables_gives_the_range_back_with_the_real_reason(crm: C
 def test_a_message_names_its_trace_in_its_row(crm: CrmSystem) -> None:
     trace = (("trace-id", b"t-77"),)
     messages = (encoded(opportunity()), b"?")
-    crm.services.writer.send_all(crm.topic, [Outgoing(value, b"one", trace) for value in messages])
+    crm.services.writer.send_all(crm.topic, [ProducerRecord(value, b"one", trace) for value in messages])
     crm.drive()
     assert crm.rows(opportunities)["opp_1"]["trace_id"] == crm.unidentified[0].trace_id == "t-77"

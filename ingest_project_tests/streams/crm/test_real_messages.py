@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.platform.database.engine import open_engine, reading
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.crm.classify import identify
 from ingest_project.streams.crm.tables import opportunities, unidentified_messages
 from ingest_project.streams.crm.upsert import store
@@ -35,8 +35,10 @@ def entries(*kinds: str) -> list[dict[str, Any]]:
     return [entry for entry in map(json.loads, lines) if not kinds or entry["kind"] in kinds]
 
 
-def received(*payloads: bytes) -> list[Received]:
-    return [Received("sales_events", 0, offset, None, None, payload, ()) for offset, payload in enumerate(payloads)]
+def received(*payloads: bytes) -> list[ConsumerRecord]:
+    return [
+        ConsumerRecord("sales_events", 0, offset, None, None, payload, ()) for offset, payload in enumerate(payloads)
+    ]
 
 
 def stored(engine: sa.Engine, table: sa.Table) -> dict[int, dict[str, Any]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ingest_project.contracts.crm_event import CrmKind, decode_crm_event
 from ingest_project.platform.database.engine import open_engine, reading, writing
-from ingest_project.streams.crm.records import PlacedEvent, Position, Upserted, out_of_range, upsert
+from ingest_project.streams.crm.records import MessageOrder, PlacedEvent, Upserted, out_of_range, upsert
 from ingest_project.streams.crm.tables import opportunities, projects
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
 
@@ -29,8 +29,8 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
     opened.dispose()
 
 
-def placed(raw: bytes, offset: int = 0, generation: str = "g", epoch: int = 0) -> PlacedEvent:
-    return PlacedEvent(decode_crm_event(raw), Position("sales_events", generation, 0, offset, epoch))
+def placed(raw: bytes, offset: int = 0, topic_id: str = "g", epoch: int = 0) -> PlacedEvent:
+    return PlacedEvent(decode_crm_event(raw), MessageOrder("sales_events", topic_id, 0, offset, epoch))
 
 
 def store(engine: sa.Engine, *events: PlacedEvent, kind: CrmKind = CrmKind.OPPORTUNITY) -> Upserted:
@@ -103,8 +103,8 @@ def test_of_two_messages_of_one_moment_the_later_offset_of_a_partition_wins(engi
 
 
 def test_a_recreated_topic_is_later_than_the_one_before_whatever_its_offsets(engine: sa.Engine) -> None:
-    old = placed(encoded(opportunity(stage="Old")), 900, generation="z", epoch=0)
-    new = placed(encoded(opportunity(stage="New")), 0, generation="a", epoch=1)
+    old = placed(encoded(opportunity(stage="Old")), 900, topic_id="z", epoch=0)
+    new = placed(encoded(opportunity(stage="New")), 0, topic_id="a", epoch=1)
     store(engine, new)
     store(engine, old)
     assert [row["stage"] for row in rows(engine)] == ["New"]
@@ -152,7 +152,7 @@ def test_any_order_any_chunks_and_any_repetition_of_the_same_messages_equal_the_
     engine: sa.Engine, messages: Mapping[tuple[tuple[str, int], int, int], bytes], data: st.DataObject
 ) -> None:
     events = [
-        PlacedEvent(decode_crm_event(raw), Position("sales_events", life, partition, offset, epoch))
+        PlacedEvent(decode_crm_event(raw), MessageOrder("sales_events", life, partition, offset, epoch))
         for ((life, epoch), partition, offset), raw in messages.items()
     ]
     again = data.draw(st.permutations([*events, *data.draw(st.lists(st.sampled_from(events), max_size=4))]))

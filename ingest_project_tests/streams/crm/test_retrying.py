@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from dagster import DagsterInstance
 
-from ingest_project.core.errors import BrokerUnavailable, DatabaseUnavailable, TransientError
+from ingest_project.core.errors import BrokerUnavailableError, DatabaseUnavailableError, TransientError
 from ingest_project.core.settings import RetrySettings, load_settings
 from ingest_project.platform.database.engine import writing
 from ingest_project.streams.crm.tables import opportunities, unidentified_messages
@@ -32,7 +32,7 @@ def failing(times: int) -> tuple[list[int], object]:
     def action() -> str:
         calls.append(1)
         if len(calls) <= times:
-            raise DatabaseUnavailable("somewhere", "away")
+            raise DatabaseUnavailableError("somewhere", "away")
         return "done"
 
     return calls, action
@@ -73,7 +73,7 @@ def test_a_database_that_goes_away_loses_nothing(
     (request,) = crm.requests(SENSOR)
     own_postgres_server.kill()
     assert not crm.execute("crm_batch", request).success
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(DatabaseUnavailableError):
         crm.requests(SENSOR)
     own_postgres_server.start()
     crm.drive()
@@ -91,7 +91,7 @@ def test_a_broker_that_goes_away_gives_the_ranges_back(crm: CrmSystem, kafka_ser
     (request,) = crm.requests(SENSOR)
     with paused(kafka_server, crm):
         assert not crm.execute("crm_batch", request).success
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(BrokerUnavailableError):
             crm.requests(SENSOR)
     (record,) = crm.services.stream_ranges.list(crm.topic)
     assert record.state is RangeState.PENDING

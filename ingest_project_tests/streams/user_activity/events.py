@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 
 HOUR = "2026-01-15T10"
 
@@ -42,9 +42,9 @@ def encoded(message: object) -> bytes:
     return json.dumps(message).encode()
 
 
-def received(*payloads: bytes | None) -> list[Received]:
+def received(*payloads: bytes | None) -> list[ConsumerRecord]:
     """As if read from the first offsets of a partition."""
     return [
-        Received("user-activity-events", 0, offset, 1_768_473_045_000, None, payload, ())
+        ConsumerRecord("user-activity-events", 0, offset, 1_768_473_045_000, None, payload, ())
         for offset, payload in enumerate(payloads)
     ]

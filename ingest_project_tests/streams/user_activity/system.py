@@ -11,10 +11,10 @@ import pyarrow as pa
 from dagster import ExecuteInProcessResult
 
 import ingest_project.streams.user_activity.definitions
-from ingest_project.core.hours import hour_of
+from ingest_project.core.hours import parse_hour_key
 from ingest_project.platform.delta.table import ask
-from ingest_project.platform.kafka.producer import Outgoing
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.user_activity.hourly_table import HourOfType, statistics_of
 from ingest_project_tests.journeys.system import environment
 from ingest_project_tests.streams.system import StreamSystem
@@ -38,7 +38,7 @@ class ActivitySystem(StreamSystem):
     def put(self, *messages: Mapping[str, Any] | bytes | None, key: bytes = b"one") -> None:
         """Send events, in the order given, to the partition of a key."""
         values = [encoded(one) if isinstance(one, dict) else one for one in messages]
-        self.services.writer.send_all(self.topic, [Outgoing(value, key=key) for value in values])  # type: ignore[arg-type]
+        self.services.writer.send_all(self.topic, [ProducerRecord(value, key=key) for value in values])  # type: ignore[arg-type]
 
     def materialize_hour(self, asset: dg.AssetKey, hour: str) -> ExecuteInProcessResult:
         """Do what a person asks for in the UI: one hour of one asset."""
@@ -61,7 +61,7 @@ class ActivitySystem(StreamSystem):
 
     def rows(self, columns: str = "*") -> list[dict[str, Any]]:
         """The Delta table, in the order of the offsets."""
-        query = f"SELECT {columns} FROM events ORDER BY kafka_generation, kafka_partition, kafka_offset"
+        query = f"SELECT {columns} FROM events ORDER BY kafka_topic_id, kafka_partition, kafka_offset"
         return [row for batch in ask(self.services.user_activity_events, query) for row in batch.to_pylist()]
 
     def table(self) -> pa.Table:
@@ -74,10 +74,10 @@ class ActivitySystem(StreamSystem):
 
     def statistics(self, hour: str) -> dict[str, HourOfType]:
         """What is stored of an hour, by type of event."""
-        return {one.event_type: one for one in statistics_of(self.services.engine, hour_of(hour))}
+        return {one.event_type: one for one in statistics_of(self.services.engine, parse_hour_key(hour))}
 
     @property
-    def dead_letters(self) -> list[Received]:
+    def dead_letters(self) -> list[ConsumerRecord]:
         """Every message that was put aside, in the order of their offsets."""
         letters = self.on_topic(self.settings.topics.user_activity_events_dlq)
         return sorted(letters, key=lambda letter: int(letter.header("dlq.original-offset") or 0))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.platform.kafka.records import Received
+from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.user_activity.event_table import (
     MOST_DAYS_PER_COMMIT,
     SCHEMA,
@@ -53,7 +53,7 @@ MESSAGES = st.one_of(
 )
 
 
-def rows_of(messages: list[Received]) -> tuple[list[dict[str, Any]], dict[int, str]]:
+def rows_of(messages: list[ConsumerRecord]) -> tuple[list[dict[str, Any]], dict[int, str]]:
     found = event_rows(messages, "g")
     assert found.table.schema == SCHEMA
     return found.table.to_pylist(), {message.offset: str(error) for message, error in found.refused}
@@ -117,7 +117,7 @@ def test_hours_are_those_that_have_a_partition_now_or_soon() -> None:
 
 def test_a_time_of_the_broker_outside_the_calendar_is_none() -> None:
     messages = [
-        Received("t", 0, offset, moment, None, encoded(event()), ())
+        ConsumerRecord("t", 0, offset, moment, None, encoded(event()), ())
         for offset, moment in enumerate([-1, 2**62, None, 0])
     ]
     rows, _ = rows_of(messages)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.platform.delta.location import delta_place
+from ingest_project.platform.delta.location import delta_location
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.streams.user_activity import hourly_statistics
 from ingest_project.streams.user_activity.event_table import event_rows
@@ -45,7 +45,7 @@ def test_the_same_comes_out_in_one_go_and_in_shares(tmp_path: Path, monkeypatch:
         )
         for number in range(200)
     ]
-    store = DeltaStore(delta_place(str(tmp_path / "events")), ["event_day"])
+    store = DeltaStore(delta_location(str(tmp_path / "events")), ["event_day"])
     store.append(event_rows(received(*payloads), "g").table, app_id="a", version=200)
     whole = statistics_of_hour(store, TEN)
     assert [(one.event_type, one.events, one.deliveries) for one in whole] == [("click", 85, 100), ("view", 85, 100)]
@@ -55,4 +55,4 @@ def test_the_same_comes_out_in_one_go_and_in_shares(tmp_path: Path, monkeypatch:
 
 
 def test_an_hour_without_events_and_a_table_that_is_not_there_have_no_statistics(tmp_path: Path) -> None:
-    assert statistics_of_hour(DeltaStore(delta_place(str(tmp_path / "none"))), TEN) == []
+    assert statistics_of_hour(DeltaStore(delta_location(str(tmp_path / "none"))), TEN) == []

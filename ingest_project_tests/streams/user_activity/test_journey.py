@@ -74,7 +74,7 @@ def test_a_quiet_topic_asks_for_nothing_and_one_that_is_not_there_yet_is_no_fail
     other = ActivitySystem(missing, activity.instance, activity.folder)
     assert other.requests(SENSOR) == []
     assert [other.check(name).passed for name in CHECKS] == [True] * 3
-    assert other.run("user_activity_upkeep").success
+    assert other.run("user_activity_maintenance").success
     other.close()
 
 
@@ -98,7 +98,7 @@ def test_a_range_that_is_planned_and_read_twice_leaves_each_offset_once(activity
     assert activity.execute(BATCH, again).success
     activity.drive()
     assert [offset for _, offset in activity.offsets()] == list(range(30))
-    assert activity.services.stream_stretches.seams(activity.topic) == ()
+    assert activity.services.stream_intervals.seams(activity.topic) == ()
     assert activity.statistics(HOUR)["page_view"].events == 30
 
 
@@ -160,7 +160,7 @@ def test_a_topic_that_was_created_anew_is_another_stream(
     activity.put(event("e3"), event("e4"))
     activity.drive()
     assert {row["event_id"] for row in activity.rows()} == {"e1", "e2", "e3", "e4"}
-    assert len({row["kafka_generation"] for row in activity.rows()}) == 2
+    assert len({row["kafka_topic_id"] for row in activity.rows()}) == 2
     assert [activity.check(name).passed for name in CHECKS] == [True] * 3
 
 
@@ -256,7 +256,7 @@ def test_a_person_who_names_no_ranges_gets_what_is_due(activity: ActivitySystem)
     activity.requests(SENSOR)
     ledger = activity.services.stream_ranges
     (record,) = ledger.list(activity.topic)
-    ledger.put_back([record.range_key], "broken", "X", 1, lambda _: timedelta(0), record.created_at)
+    ledger.requeue_later([record.range_key], "broken", "X", 1, lambda _: timedelta(0), record.created_at)
     assert activity.run(BATCH).success
     assert len(activity.rows()) == 1
     assert activity.run(BATCH).success
@@ -268,7 +268,7 @@ def test_many_small_commits_are_merged_and_the_rows_stay(activity: ActivitySyste
     for number in range(12):
         activity.put(event(f"e{number}"))
         activity.drive()
-    assert activity.run("user_activity_upkeep").success
+    assert activity.run("user_activity_maintenance").success
     figures = activity.services.user_activity_events.figures()
     assert figures is not None
     assert (figures.files, figures.rows) == (1, 12)

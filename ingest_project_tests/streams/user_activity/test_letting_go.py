@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from ingest_project.operations.counters import STREAM_MESSAGES
 from ingest_project.operations.metric_rollup import RunningTotals
-from ingest_project.operations.retention import Removal, removals
+from ingest_project.operations.retention import PurgeStep, plan_purge
 from ingest_project.platform.database.engine import writing
 from ingest_project.streams.tables import stream_ranges
 from ingest_project.streams.user_activity.partitions import USER_ACTIVITY_EVENTS
@@ -39,8 +39,8 @@ def request_of_long_ago(activity: ActivitySystem) -> dg.RunRequest:
     return request
 
 
-def old_ranges(activity: ActivitySystem) -> Removal:
-    found = removals(activity.services, activity.instance, datetime.now(UTC))
+def old_ranges(activity: ActivitySystem) -> PurgeStep:
+    found = plan_purge(activity.services, activity.instance, datetime.now(UTC))
     return next(removal for removal in found if removal.what == "offset ranges")
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.platform.kafka.producer import Outgoing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.range_record import RangeState
 from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows
 from ingest_project.streams.user_activity.events_schema import Offsets, rows_by_hour
@@ -110,7 +110,7 @@ def test_events_at_the_ends_of_what_can_be_are_stored_counted_and_found_again(ac
     assert activity.execute(BATCH, request).success
     (row, *_) = activity.rows()
     (record,) = activity.services.stream_ranges.list(activity.topic)
-    place = Offsets(activity.topic, row["kafka_generation"], row["kafka_partition"], 0, 200)
+    place = Offsets(activity.topic, row["kafka_topic_id"], row["kafka_partition"], 0, 200)
     assert sum(rows_by_hour(activity.services.user_activity_events, place).values()) == 99
     assert (record.outcome or {})["found_stored"] == 99
     assert [activity.check(name).passed for name in ("no_gap_in_offsets", "no_duplicate_offsets")] == [True, True]
@@ -164,7 +164,7 @@ def test_odd_and_large_headers_keep_neither_the_dead_letter_nor_the_99_from_bein
     headers = tuple((f"h{number}", b"x" * 60_000) for number in range(10))
     activity.put(*(event(f"e{number}") for number in range(99)))
     activity.services.writer.send_all(
-        activity.topic, [Outgoing(b"no event", b"one", (("trace-id", b"t\xff"), *headers))]
+        activity.topic, [ProducerRecord(b"no event", b"one", (("trace-id", b"t\xff"), *headers))]
     )
     (request,) = activity.requests(SENSOR)
     assert activity.execute(BATCH, request).success

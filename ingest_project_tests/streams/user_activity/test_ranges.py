@@ -38,8 +38,10 @@ def test_a_range_that_has_to_wait_holds_up_those_behind_it() -> None:
 
 
 def test_partitions_are_divided_evenly_and_none_is_in_two_runs() -> None:
-    lanes = [[record(partition, number) for number in range(size)] for partition, size in enumerate([4, 1, 1, 2])]
-    batches = batches_of(lanes, 10_000_000, 2)
+    topic_partitions = [
+        [record(partition, number) for number in range(size)] for partition, size in enumerate([4, 1, 1, 2])
+    ]
+    batches = batches_of(topic_partitions, 10_000_000, 2)
     assert sorted(batch.offsets for batch in batches) == [400_000, 400_000]
     parts = [{one.offsets.partition for one in batch.records} for batch in batches]
     assert parts[0].isdisjoint(parts[1])
@@ -54,10 +56,10 @@ def test_little_work_is_one_run_and_two_lives_of_a_topic_are_never_in_one() -> N
 
 
 def test_a_run_has_a_bounded_number_of_offsets_and_at_least_one_range_of_each_partition() -> None:
-    lanes = [[record(partition, number) for number in range(10)] for partition in range(2)]
-    (batch,) = batches_of(lanes, 400_000, 1)
+    topic_partitions = [[record(partition, number) for number in range(10)] for partition in range(2)]
+    (batch,) = batches_of(topic_partitions, 400_000, 1)
     assert batch.offsets == 400_000
-    (tiny,) = batches_of(lanes, 1, 1)
+    (tiny,) = batches_of(topic_partitions, 1, 1)
     assert [one.offsets.first for one in tiny.records] == [0, 0]
 
 

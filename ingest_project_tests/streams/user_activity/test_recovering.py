@@ -41,7 +41,7 @@ def version(activity: ActivitySystem) -> int:
     return foreign.table_of(activity.services).version()
 
 
-def partition_of(activity: ActivitySystem) -> int:
+def hour_key(activity: ActivitySystem) -> int:
     return activity.offsets()[0][0]
 
 
@@ -49,7 +49,7 @@ def went_back(activity: ActivitySystem, how: str) -> int:
     """Ten events, ten more of which two are none, and the table as it was after the first ten; their partition."""
     activity.put(*numbered(0, 10))
     activity.drive()
-    before, partition = version(activity), partition_of(activity)
+    before, partition = version(activity), hour_key(activity)
     activity.put(*numbered(10, 14), b"no event", *numbered(14, 17, timestamp="2026-01-15T11:00:00Z"), b"nor this")
     activity.put(event("e17"))
     activity.drive()
@@ -99,7 +99,7 @@ def test_the_span_that_is_reported_is_that_of_the_missing_rows(activity: Activit
 @pytest.mark.parametrize("how", ["a restore", pytest.param("a dropped table", marks=pytest.mark.long)])
 def test_upkeep_recovers_what_is_missing_though_nothing_new_arrives(activity: ActivitySystem, how: str) -> None:
     went_back(activity, how)
-    assert activity.run("user_activity_upkeep").success
+    assert activity.run("user_activity_maintenance").success
     assert len(activity.rows()) == 18
     assert is_whole(activity)
     activity.drive()
@@ -151,15 +151,15 @@ def test_what_was_lost_of_ranges_that_were_let_go_is_said_as_well(
     activity.restart()
     partition = went_back(activity, "a dropped table")
     now = datetime.now(UTC)
-    activity.services.stream_stretches.extend(now)
-    assert activity.services.stream_stretches.let_go(now, 2) == 2
+    activity.services.stream_intervals.extend(now)
+    assert activity.services.stream_intervals.purge(now, 2) == 2
     kafka_server.delete_records(activity.topic, partition, 15)
     found = complete_all(activity.services)
     assert [(str(span).split("] ")[1], rows) for span, rows in found.lost] == [("10 to 14", 4), ("0 to 9", 10)]
     assert len(activity.rows()) == 4
     lost = activity.services.stream_ranges.list(activity.topic, [RangeState.LOST])
     assert sorted((record.reason or "")[:10] for record in lost) == ["4 rows are", "At most 10"]
-    assert activity.services.stream_stretches.seams(activity.topic) == ()
+    assert activity.services.stream_intervals.seams(activity.topic) == ()
     assert complete_all(activity.services).lost == []
 
 
@@ -214,7 +214,7 @@ def happen(activity: ActivitySystem, what: str, number: int) -> None:
             complete_all(services)
         case "append":
             foreign.append_rows(services, event_id=["foreign"], colour=["red"])
-        case "upkeep":
+        case "maintenance":
             complete_all(services)
         case _:
             {"empty": foreign.empty, "compact": foreign.compact}[what](services)
@@ -224,7 +224,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("put"), st.integers(1, 9)),
     st.tuples(st.sampled_from(["remove", "restore"]), st.integers(1, 6)),
     st.tuples(st.just("delete"), st.integers(0, 20)),
-    st.tuples(st.sampled_from(["drop", "empty", "compact", "append", "poison", "upkeep"]), st.just(0)),
+    st.tuples(st.sampled_from(["drop", "empty", "compact", "append", "poison", "maintenance"]), st.just(0)),
 )
 
 

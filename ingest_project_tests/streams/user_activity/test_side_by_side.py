@@ -79,7 +79,7 @@ def test_two_processes_at_the_same_ranges_store_each_offset_once(
     assert max(done) > 0
 
     system.drive()
-    assert [row["event_id"] for row in system.rows("event_id, kafka_generation, kafka_partition, kafka_offset")] == [
+    assert [row["event_id"] for row in system.rows("event_id, kafka_topic_id, kafka_partition, kafka_offset")] == [
         f"e{number}" for number in range(EVENTS)
     ]
     assert [letter.value for letter in system.dead_letters] == [b"not JSON"]

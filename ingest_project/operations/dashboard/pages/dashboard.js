@@ -46,14 +46,14 @@ function show(seen) {
   const parts = {
     environment: [[seen.environment], () => seen.environment],
     health: [seen.health.map(({ name, ok, detail }) => [name, ok, ok || detail]), () => health(seen.health)],
-    figures: [[seen.history, seen.topics, seen.ladder, seen.failures?.length], () => figures(seen)],
+    figures: [[seen.history, seen.topics, seen.retry_tiers, seen.failures?.length], () => figures(seen)],
     files: [[seen.history], () => files(seen.history)],
     rows: [[seen.history], () => rows(seen.history)],
     lag: [[seen.topics], () => lag(seen.topics)],
     latency: [[seen.history?.latency], () => latency(seen.history)],
     reasons: [[seen.history?.reasons], () => reasons(seen.history)],
     downloads: [[seen.history?.downloads, seen.history?.failures], () => downloads(seen.history)],
-    ladder: [[seen.ladder], () => ladder(seen.ladder)],
+    retry_tiers: [[seen.retry_tiers], () => retry_tiers(seen.retry_tiers)],
     running: [[seen.runs, seen.unfinished, minuteOf(seen)], () => running(seen)],
     dead: [[seen.topics?.dead_letters, seen.unidentified], () => dead(seen)],
     streams: [[seen.history?.messages, seen.tables], () => streams(seen)],
@@ -190,12 +190,12 @@ function downloads(history) {
   ];
 }
 
-function ladder(rungs) {
-  if (!rungs) return away("The ledger");
-  return element("ol", { class: "rungs" }, rungs.map((rung) => element("li", rung.waiting ? { class: "busy" } : {},
-    element("small", {}, length(rung.delay_seconds)),
-    element("span", {}, `attempt ${rung.attempt} `, rung.waiting ? element("small", {}, rung.next_due_seconds ? `next in ${length(rung.next_due_seconds)}` : "due now") : null),
-    element("strong", {}, count(rung.waiting)))));
+function retry_tiers(tiers) {
+  if (!tiers) return away("The ledger");
+  return element("ol", { class: "tiers" }, tiers.map((tier) => element("li", tier.waiting ? { class: "busy" } : {},
+    element("small", {}, length(tier.delay_seconds)),
+    element("span", {}, `attempt ${tier.attempt} `, tier.waiting ? element("small", {}, tier.next_due_seconds ? `next in ${length(tier.next_due_seconds)}` : "due now") : null),
+    element("strong", {}, count(tier.waiting)))));
 }
 
 function since(moment, now) {

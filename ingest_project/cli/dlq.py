@@ -68,10 +68,10 @@ class ReplayResult(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         dry_run: whether nothing was changed.
-        replayed: attachments that are tried anew, in the order they become due.
+        replayed: attachments that are tried again, in the order they become due.
         exhausted: those that have been replayed as often as INGEST_MAX_REPLAYS allows; they stay dead.
         per_second: how fast they become due.
-        first_due_at: None where none is tried anew; the same for the last one.
+        first_due_at: None where none is tried again; the same for the last one.
         more: whether others were found that were too many for one replay.
     """
 
@@ -147,7 +147,7 @@ Key = Annotated[str, typer.Argument(metavar="KEY", help="The attachment's key, o
 Keys = Annotated[list[str] | None, typer.Argument(metavar="KEY...", help="Keys, or the beginnings of them.")]
 TraceId = Annotated[str | None, typer.Option(help="Only those of this trace.")]
 Domain = Annotated[str | None, typer.Option(help="Only those of this domain.")]
-ErrorClass = Annotated[str | None, typer.Option(help="Only those that failed so, e.g. DownloadRefused.")]
+ErrorClass = Annotated[str | None, typer.Option(help="Only those that failed so, e.g. DownloadRejectedError.")]
 Since = Annotated[str | None, typer.Option(metavar="TIME", help="Failed then or later: 2026-01-15T10:30 (UTC), 2h.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Failed before: a time, or how long ago.")]
 
@@ -218,7 +218,7 @@ def replay_dead(  # noqa: PLR0913 - one for each way to choose
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replayed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have dead attachments tried anew, after what was wrong is mended.
+    """Have dead attachments tried again, after what was wrong is mended.
 
     What is chosen in more than one way must fit all of them. Each replay is entered in the ledger with who asked for
     it. Exit code 1 when nothing was found, or one of them has been replayed as often as is allowed.
