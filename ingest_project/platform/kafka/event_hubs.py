@@ -63,7 +63,7 @@ def event_hub(
         "sasl_username": CONNECTION_STRING_USER if connection_string else None,
         "sasl_password": connection_string,
         # Topics have no ids here, and the embedded broker's lives are nothing to this cluster.
-        "topic_id": "",
+        "generation": "",
     }
     return EventHub(main.model_copy(update=connection), topic or hub)
 

@@ -16,7 +16,7 @@ STATE = TopicState("life-2", {0: LogBounds(10, 20), 1: LogBounds(0, 5)})
 
 def test_positions_survive_the_cursor() -> None:
     positions = Positions("life-1", {10: 7, 2: 2**40})
-    assert positions.to_cursor() == '{"generation":"life-1","next_offsets":{"2":1099511627776,"10":7}}'
+    assert positions.to_cursor() == '{"topic_id":"life-1","next_offsets":{"2":1099511627776,"10":7}}'
     assert Positions.from_cursor(positions.to_cursor()) == positions
 
 
@@ -26,7 +26,7 @@ def test_no_cursor_is_no_positions(cursor: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "cursor", ["garbage", "{}", '{"generation":"a","next_offsets":{"0":-1}}', '{"generation":"a","next_offsets":[1]}']
+    "cursor", ["garbage", "{}", '{"topic_id":"a","next_offsets":{"0":-1}}', '{"topic_id":"a","next_offsets":[1]}']
 )
 def test_an_unreadable_cursor_is_an_error_that_says_what_to_do(cursor: str) -> None:
     with pytest.raises(IngestError, match="Reset the sensor's cursor"):
@@ -49,7 +49,7 @@ def test_each_partition_goes_on_from_its_own_right_end() -> None:
     assert len(begin.notices) == 3
 
 
-def test_an_unknown_generation_is_never_compared() -> None:
+def test_an_unknown_topic_id_is_never_compared() -> None:
     assert starting_points("t", Positions("", {0: 15, 1: 1}), STATE, "earliest").notices == []
     assert len(starting_points("t", Positions("life-1", {0: 15, 1: 1}), STATE, "earliest").notices) == 1
 
