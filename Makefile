@@ -35,7 +35,7 @@ setup: $(VENV)/.runtime-installed ## Install the project and its pinned packages
 
 .PHONY: demo
 demo: setup ## Run the whole flow on dummy_data, print what happened; KEEP=1 stays up with the UI
-	@$(BIN)/ingest demo $(if $(KEEP),--keep)
+	@$(BIN)/python -m examples.demo $(if $(KEEP),--keep)
 
 .PHONY: dev
 dev: setup ## Start broker, PostgreSQL and Dagster, and stay

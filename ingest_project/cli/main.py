@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -21,7 +21,6 @@ from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.terminal_text import printable, printable_lines
 
 COMMANDS = (
-    "demo",
     "dev",
     "send",
     "sources",
@@ -43,13 +42,17 @@ COMMANDS = (
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+HELP = """Files, attachments and events from Kafka into validated tables.
+
+`make demo` in a checkout shows it all with sample data.
+"""
 
 
 def build_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
     """The command with these of its parts."""
     app = typer.Typer(
         name="ingest",
-        help="Files, attachments and events from Kafka into validated tables.",
+        help=HELP,
         no_args_is_help=True,
         add_completion=False,
         # A defect shows as an ordinary traceback, which people can search for and paste.
@@ -64,10 +67,15 @@ def build_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
 
 def main() -> None:
     """Entry point of the console script."""
+    run_process(lambda: run(sys.argv[1:]))
+
+
+def run_process(command: Callable[[], int]) -> None:
+    """Run a command as the only one of this process and exit with its code."""
     keep_files_private()
     threading.excepthook = _show_defect_of_thread
     try:
-        code = run(sys.argv[1:])
+        code = command()
     except Exception as defect:  # noqa: BLE001 - shown like any other, but for what acts on a terminal
         _show_defect(defect)
         code = FAILED
@@ -75,9 +83,20 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; its exit code."""
+    """Run one command line; return its exit code."""
+    return run_app(lambda: build_app(_needed(arguments)), arguments, "ingest")
+
+
+def run_app(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:
+    """Run one command line of an app, print an expected error as one message, and return the exit code.
+
+    Args:
+        build: creates the app; its errors are reported like those of a command.
+        arguments: without the program's name.
+        name: of the program, for its help.
+    """
     try:
-        return _exit_code(arguments)
+        return _exit_code(build, arguments, name)
     except SettingsError as error:
         return _failed(error, WRONG_USAGE)
     except IngestError as error:
@@ -86,9 +105,9 @@ def run(arguments: Sequence[str]) -> int:
         return _misused(problem)
 
 
-def _exit_code(arguments: Sequence[str]) -> int:
+def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:
     try:
-        ended = build_app(_needed(arguments))(list(arguments), prog_name="ingest", standalone_mode=False)
+        ended = build()(list(arguments), prog_name=name, standalone_mode=False)
     except KeyboardInterrupt:
         return INTERRUPTED
     except typer.Abort:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.text import Text
 
+from examples.demo.streams import DemoStreams, StreamsReport, show_streams
 from ingest_project.attachments.queue.history import Attempt, attempts_at
 from ingest_project.attachments.queue.record import AttachmentRecord
-from ingest_project.cli.demo_streams import DemoStreams, StreamsReport, show_streams
 from ingest_project.contracts.file_event import file_key, version_of
 from ingest_project.core.console import add_row, counts, say, shortened, show, table
 from ingest_project.core.settings import Settings

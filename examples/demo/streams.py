@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from ingest_project.cli.demo_activity import ActivitySample, DemoActivity, show_activity
-from ingest_project.cli.demo_crm import CrmSample, DemoCrm, show_crm
+from examples.demo.activity import ActivitySample, DemoActivity, show_activity
+from examples.demo.crm import CrmSample, DemoCrm, show_crm
 from ingest_project.core.console import complain, counted
 from ingest_project.core.settings import LoadedSettings
 from ingest_project.devstack.runtime_settings import is_chosen, with_addresses
