@@ -21,8 +21,8 @@ from rich.console import Console
 from examples.demo.attachments import DemoAttachments, serving
 from examples.demo.report import DemoReport, expected_files, report_of, show_report
 from examples.demo.streams import DemoStreams, streaming
+from ingest_project.cli.dev import printed
 from ingest_project.cli.main import run_app, run_process
-from ingest_project.cli.progress import printed
 from ingest_project.cli.send_messages import deliver
 from ingest_project.cli.send_polling import DUMMY_PATH
 from ingest_project.cli.status import wait_for_idle

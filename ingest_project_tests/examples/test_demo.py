@@ -80,6 +80,8 @@ EVALUATIONS = """{ assetNodes { assetChecksOrError { ... on AssetChecks { checks
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # Tests that run in parallel have a terminal's width set; output is to be as in a pipe.
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("INGEST_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "10")
