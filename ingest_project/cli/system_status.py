@@ -21,8 +21,7 @@ from ingest_project.core.console import (
 )
 from ingest_project.core.errors import IngestError
 from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.topic_lag import LagMeter, TopicLag, consumed_position
-from ingest_project.operations.topics import events_intake, intakes
+from ingest_project.operations.topics import LagMeter, TopicLag, consumed_position, events_intake, intakes
 from ingest_project.platform.dagster.run_records import DagsterRecords, RunsInFlight
 from ingest_project.platform.work_queue.capacity import fullest_disk
 from ingest_project.platform.work_queue.states import PENDING, AttachmentState, FileState, JobState

@@ -27,7 +27,7 @@ from ingest_project.cli.system_status import AttachmentStatus, StreamStatus, Sys
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.topic_lag import TopicLag
+from ingest_project.operations.topics import TopicLag
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
