@@ -79,6 +79,10 @@ audit: ## Ask PyPI for known vulnerabilities of the pinned packages (needs the n
 licences: $(VENV)/.dev-installed ## Write the list of licences, docs/licences.md, anew
 	@$(BIN)/python -m ingest_project_tests.licences > docs/licences.md
 
+.PHONY: size
+size: $(VENV)/.dev-installed ## Print files, modules and code lines of each folder
+	@$(BIN)/python -m ingest_project_tests.size
+
 .PHONY: format
 format: $(VENV)/.dev-installed ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff format .
