@@ -50,7 +50,7 @@ class StreamStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def going_on(self) -> Iterator[str]:
-        """What is not finished, a phrase for each."""
+        """Describe the unfinished work, one phrase per kind."""
         for topic, counts in self.ranges.items():
             for state, number in counts.items():
                 if number and not state.finished:
@@ -75,7 +75,7 @@ def stream_status(services: SystemResources) -> StreamStatus:
 
 
 class RetryTier(msgspec.Struct, frozen=True):
-    """What waits in one retry topic, as the ledger has it.
+    """Attachments that wait in one retry topic, as the ledger has it.
 
     Args:
         due: of those that wait, the ones whose time has come.
@@ -95,7 +95,7 @@ class AttachmentStatus(msgspec.Struct, frozen=True, kw_only=True):
         due: attachments that wait and whose time has come: they are work.
         later: attachments that wait for a time to come: they are none.
         next_due_at: when the first of the latter is due.
-        retry tiers: the retry topics, the shortest pause first.
+        retry_tiers: the retry topics, the shortest pause first.
         uncommitted_results: ends of attempts that the Delta table does not have yet.
     """
 
@@ -214,12 +214,12 @@ class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def going_on(self) -> list[str]:
-        """What is not finished, a phrase for each; empty when the system is idle."""
+        """Describe the unfinished work, one phrase per kind; empty when the system is idle."""
         return list(_going_on(self))
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing works, as far as every part could be asked."""
+        """Return whether no work waits or runs, as far as every part could be queried."""
         return not self.going_on
 
 

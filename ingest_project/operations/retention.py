@@ -154,7 +154,7 @@ ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRun
 
 @dataclass(frozen=True)
 class PurgeStep:
-    """What one part of the retention removes.
+    """One kind of expired record and how to remove it.
 
     Args:
         what: for people, e.g. `partitions of files`.

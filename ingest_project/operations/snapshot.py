@@ -37,7 +37,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Sample(Generic[Value]):
-    """What the last look at a part brought.
+    """Result of the last poll of a part.
 
     Args:
         value: of the last look that worked, however long ago; None before the first.

@@ -228,7 +228,7 @@ class StalledTopic(msgspec.Struct, frozen=True):
     seconds: float
 
     def __str__(self) -> str:
-        """As people read it."""
+        """Describe the stalled topic for people."""
         where = ", ".join(map(str, self.partitions))
         return f"{self.topic} has stood still for {self.seconds:.0f} s with {self.waiting} waiting (partition {where})"
 
