@@ -35,7 +35,7 @@ setup: $(VENV)/.runtime-installed ## Install the project and its pinned packages
 
 .PHONY: demo
 demo: setup ## Run the whole flow on dummy_data, print what happened; KEEP=1 stays up with the UI
-	@$(BIN)/ingest demo $(if $(KEEP),--keep)
+	@$(BIN)/python -m examples.demo $(if $(KEEP),--keep)
 
 .PHONY: dev
 dev: setup ## Start broker, PostgreSQL and Dagster, and stay
@@ -78,6 +78,10 @@ audit: ## Ask PyPI for known vulnerabilities of the pinned packages (needs the n
 .PHONY: licences
 licences: $(VENV)/.dev-installed ## Write the list of licences, docs/licences.md, anew
 	@$(BIN)/python -m ingest_project_tests.licences > docs/licences.md
+
+.PHONY: size
+size: $(VENV)/.dev-installed ## Print files, modules and code lines of each folder
+	@$(BIN)/python -m ingest_project_tests.size
 
 .PHONY: format
 format: $(VENV)/.dev-installed ## Format the code and mend what ruff can mend

@@ -104,7 +104,7 @@ def _facts(page: AttachmentPage) -> list[tuple[str, object]]:
         ("Attempt", record.attempt),
         ("Replays", record.replays or None),
         ("Next attempt", None if finished else record.next_attempt_at),
-        ("ConsumedMessage", record.intake.at or record.created_at),
+        ("Arrived", record.intake.at or record.created_at),
         ("Failed first", record.first_failed_at),
         ("Finished", _finished(record)),
         ("Bytes", record.size_bytes),

@@ -151,7 +151,7 @@ def _facts(page: FilePage) -> list[tuple[str, object]]:
         ("Kafka", position_of(record.intake)),
         ("Attempts", record.attempts),
         ("Next attempt", None if record.state.finished else record.next_attempt_at),
-        ("ConsumedMessage", record.intake.at or record.created_at),
+        ("Arrived", record.intake.at or record.created_at),
         ("Finished", _finished(record)),
         ("Run", record.run_id),
         ("Batch", record.batch_id),

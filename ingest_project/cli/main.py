@@ -1,6 +1,6 @@
 """`ingest`: one command, its parts each in a module of this package.
 
-A module of a command has a function `register(app)`; naming the module in COMMANDS is all that it takes to add one.
+A module has a function `register(app)`, or one for each of its commands; an entry in COMMANDS adds the command.
 Errors of ours end with their one message on standard error and an exit code a script can use: 2 for settings and usage,
 1 for everything else, 130 when somebody interrupted.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -20,36 +20,40 @@ from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.terminal_text import printable, printable_lines
 
-COMMANDS = (
-    "demo",
-    "dev",
-    "send",
-    "sources",
-    "status",
-    "files",
-    "quarantine",
-    "attachments",
-    "dlq",
-    "topics",
-    "activity",
-    "crm",
-    "trace",
-    "retention",
-    "config",
-    "migrate",
-    "psql",
-    "monitor",
-)
+# Command to the module of this package that has it, and to its function where the module has several commands.
+COMMANDS: Mapping[str, str] = {
+    "dev": "dev",
+    "send": "send",
+    "sources": "sources",
+    "status": "status",
+    "files": "files",
+    "quarantine": "quarantine",
+    "attachments": "attachments",
+    "dlq": "dlq",
+    "topics": "topics",
+    "activity": "streams.register_activity",
+    "crm": "streams.register_crm",
+    "trace": "operations.register_trace",
+    "retention": "operations.register_retention",
+    "config": "config",
+    "migrate": "database.register_migrate",
+    "psql": "database.register_psql",
+    "monitor": "operations.register_monitor",
+}
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+HELP = """Files, attachments and events from Kafka into validated tables.
+
+`make demo` in a checkout shows it all with sample data.
+"""
 
 
-def build_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
-    """The command with these of its parts."""
+def build_app(commands: Iterable[str] = COMMANDS) -> typer.Typer:
+    """Create the app with these commands."""
     app = typer.Typer(
         name="ingest",
-        help="Files, attachments and events from Kafka into validated tables.",
+        help=HELP,
         no_args_is_help=True,
         add_completion=False,
         # A defect shows as an ordinary traceback, which people can search for and paste.
@@ -58,16 +62,22 @@ def build_app(commands: Sequence[str] = COMMANDS) -> typer.Typer:
     # Without a callback a lone command would become the app itself.
     app.callback()(_no_options)
     for name in commands:
-        import_module(f"ingest_project.cli.{name}").register(app)
+        module, _, register = COMMANDS[name].partition(".")
+        getattr(import_module(f"ingest_project.cli.{module}"), register or "register")(app)
     return app
 
 
 def main() -> None:
     """Entry point of the console script."""
+    run_process(lambda: run(sys.argv[1:]))
+
+
+def run_process(command: Callable[[], int]) -> None:
+    """Run a command as the only one of this process and exit with its code."""
     keep_files_private()
     threading.excepthook = _show_defect_of_thread
     try:
-        code = run(sys.argv[1:])
+        code = command()
     except Exception as defect:  # noqa: BLE001 - shown like any other, but for what acts on a terminal
         _show_defect(defect)
         code = FAILED
@@ -75,9 +85,20 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; its exit code."""
+    """Run one command line; return its exit code."""
+    return run_app(lambda: build_app(_needed(arguments)), arguments, "ingest")
+
+
+def run_app(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:
+    """Run one command line of an app, print an expected error as one message, and return the exit code.
+
+    Args:
+        build: creates the app; its errors are reported like those of a command.
+        arguments: without the program's name.
+        name: of the program, for its help.
+    """
     try:
-        return _exit_code(arguments)
+        return _exit_code(build, arguments, name)
     except SettingsError as error:
         return _failed(error, WRONG_USAGE)
     except IngestError as error:
@@ -86,9 +107,9 @@ def run(arguments: Sequence[str]) -> int:
         return _misused(problem)
 
 
-def _exit_code(arguments: Sequence[str]) -> int:
+def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:
     try:
-        ended = build_app(_needed(arguments))(list(arguments), prog_name="ingest", standalone_mode=False)
+        ended = build()(list(arguments), prog_name=name, standalone_mode=False)
     except KeyboardInterrupt:
         return INTERRUPTED
     except typer.Abort:
@@ -99,10 +120,10 @@ def _exit_code(arguments: Sequence[str]) -> int:
     return ended if isinstance(ended, int) else 0
 
 
-def _needed(arguments: Sequence[str]) -> Sequence[str]:
-    """The part that is asked for; all of them for help and misspelt names.
+def _needed(arguments: Sequence[str]) -> Iterable[str]:
+    """Return the command that is called; all of them for help and misspelt names.
 
-    To import the others takes longer than most commands do.
+    Importing the others takes longer than most commands do.
     """
     return arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.text import Text
 
-from ingest_project.cli.capability_status import RetryTier
-from ingest_project.cli.system_status import SystemStatus, described, for_scripts, look
+from ingest_project.cli.system_status import RetryTier, SystemStatus, described, for_scripts, look
 from ingest_project.core.console import (
     AsJson,
     add_row,

@@ -13,8 +13,7 @@ from ingest_project.core.console import AsJson, add_row, ago, complain, counted,
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.topic_lag import ConsumedTopic, consumed_position, saved_positions
-from ingest_project.operations.topics import intakes
+from ingest_project.operations.topics import ConsumedTopic, consumed_position, intakes, saved_positions
 from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailableError
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.work_queue.skipped_offsets import SkippedOffsets

@@ -1,4 +1,4 @@
-"""A Kafka broker inside a Python process, for `ingest dev`, `ingest demo` and tests.
+"""A Kafka broker inside a Python process, for `ingest dev`, `make demo` and tests.
 
 It is librdkafka's own mock cluster, reached through the library that confluent_kafka brings along: nothing to install,
 started in milliseconds, loopback only. It speaks the protocol that this project uses (produce, fetch, headers,

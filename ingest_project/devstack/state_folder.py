@@ -28,7 +28,7 @@ class StateFolderInUseError(IngestError):
 
     def __init__(self, folder: Path, pid: str) -> None:
         super().__init__(
-            f"The services of {folder} are run by another `ingest dev` or `ingest demo`"
+            f"The services of {folder} are run by another `ingest dev` or `make demo`"
             f"{f' (process {pid})' if pid else ''}. Use that one, stop it, or set INGEST_STATE_DIR to another folder."
         )
 

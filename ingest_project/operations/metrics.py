@@ -19,8 +19,7 @@ from prometheus_client.registry import Collector
 from ingest_project.operations import counters as of
 from ingest_project.operations.counts import LedgerSeen, TablesSeen
 from ingest_project.operations.metric_rollup import Series
-from ingest_project.operations.orchestration import DagsterSeen
-from ingest_project.operations.snapshot import SystemSnapshot
+from ingest_project.operations.snapshot import DagsterSeen, SystemSnapshot
 from ingest_project.operations.topics import BrokerSeen
 from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ingest_project.operations.orchestration import SENSOR_DAEMON, DagsterSeen
-from ingest_project.operations.poller import Poller, Sample
-from ingest_project.operations.snapshot import SystemSnapshot
+from ingest_project.operations.snapshot import SENSOR_DAEMON, DagsterSeen, Poller, Sample, SystemSnapshot
 from ingest_project.operations.topics import BrokerSeen
 from ingest_project.platform.work_queue.capacity import Disk
 

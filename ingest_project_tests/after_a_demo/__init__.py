@@ -1,1 +1,1 @@
-"""What a person finds after `ingest demo`: what the UI shows, and what the documented commands do."""
+"""What a person finds after `make demo`: what the UI shows, and what the documented commands do."""

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.cli.demo import SOURCE, ingest_samples
-from ingest_project.cli.demo_attachments import serving
-from ingest_project.cli.demo_report import DemoAttachment, DemoFile, DemoReport, expected_files
-from ingest_project.cli.demo_streams import streaming
+from examples.demo.attachments import serving
+from examples.demo.report import DemoAttachment, DemoFile, DemoReport, expected_files
+from examples.demo.run import SOURCE, ingest_samples
+from examples.demo.streams import streaming
 from ingest_project.cli.send_messages import deliver
 from ingest_project.cli.status import wait_for_idle
 from ingest_project.contracts.decoding import encode

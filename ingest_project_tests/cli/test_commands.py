@@ -46,7 +46,7 @@ def test_a_command_does_not_wait_for_what_only_others_need() -> None:
     subprocess.run([sys.executable, "-c", f"{asked}; {loaded}"], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_every_command_is_called_like_the_module_that_brings_it() -> None:
+def test_every_command_is_registered_under_its_name_and_loads_alone() -> None:
     assert set(typer.main.get_command(build_app()).commands) == set(COMMANDS)  # type: ignore[attr-defined]
     for name in COMMANDS:
         assert list(typer.main.get_command(build_app([name])).commands) == [name]  # type: ignore[attr-defined]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ingest_project.cli.database import connection
 from ingest_project.cli.main import run
-from ingest_project.cli.psql import connection
 from ingest_project_tests.services.postgres import PostgresServer
 
 

@@ -47,7 +47,7 @@ def test_what_would_go_is_said_and_stays_and_goes_when_it_is_meant(
     def number(*options: str) -> int:
         told = ingest("retention", "--json", *options)
         assert told.exit_code == 0, told.err
-        (ranges,) = (one for one in told.json["plan_purge"] if one["what"] == "offset ranges")
+        (ranges,) = (one for one in told.json["removals"] if one["what"] == "offset ranges")
         return int(ranges["number"])
 
     # The newest of a partition says where planning goes on.

@@ -23,12 +23,11 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from ingest_project.attachments.tables import attachments as table
-from ingest_project.cli.capability_status import AttachmentStatus, StreamStatus
-from ingest_project.cli.system_status import SystemStatus
+from ingest_project.cli.system_status import AttachmentStatus, StreamStatus, SystemStatus
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.topic_lag import TopicLag
+from ingest_project.operations.topics import TopicLag
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter

@@ -10,8 +10,8 @@ import psycopg2
 import pytest
 from confluent_kafka.admin import AdminClient
 
+from ingest_project.cli.database import make_missing_topics
 from ingest_project.cli.main import run
-from ingest_project.cli.migrate import make_missing_topics
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.devstack.processes import free_port

@@ -15,13 +15,10 @@ from dagster_shared.error import SerializableErrorInfo
 
 from ingest_project.core.settings import Settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
-from ingest_project.operations import poller as parts
-from ingest_project.operations.orchestration import DagsterSeen
-from ingest_project.operations.poller import Poller, Sample
+from ingest_project.operations import snapshot
 from ingest_project.operations.readiness import Line, daemon_line, readiness, sensors_line, topics_line
-from ingest_project.operations.snapshot import SystemSnapshot
-from ingest_project.operations.topic_lag import TopicLag
-from ingest_project.operations.topics import BrokerSeen, Movement
+from ingest_project.operations.snapshot import DagsterSeen, Poller, Sample, SystemSnapshot
+from ingest_project.operations.topics import BrokerSeen, Movement, TopicLag
 from ingest_project.platform.dagster.run_records import DagsterRecords, FailingTicks, RunsInFlight, SensorOnRecord
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project_tests.cli.test_status import save_cursor
@@ -188,7 +185,7 @@ def test_a_thread_that_ended_is_told_and_one_whose_log_fails_goes_on(monkeypatch
     def failing(*_: object, **__: object) -> None:
         raise FileNotFoundError("no such log")
 
-    monkeypatch.setattr(parts.logger, "exception", failing)
+    monkeypatch.setattr(snapshot.logger, "exception", failing)
     numbers = itertools.count()
 
     def count_and_fail() -> int:

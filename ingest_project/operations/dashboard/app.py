@@ -28,7 +28,7 @@ from ingest_project.operations.dashboard.auth import (
     cookie_of,
 )
 from ingest_project.operations.dashboard.data import dashboard
-from ingest_project.operations.history import WINDOWS, Histories
+from ingest_project.operations.dashboard.history import WINDOWS, Histories
 from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.readiness import Line, readiness

@@ -10,10 +10,9 @@ import msgspec
 
 from ingest_project.core.terminal_text import printable_json
 from ingest_project.operations.counts import Failure, LedgerSeen
-from ingest_project.operations.history import History
-from ingest_project.operations.orchestration import DagsterSeen
+from ingest_project.operations.dashboard.history import History
 from ingest_project.operations.readiness import readiness
-from ingest_project.operations.snapshot import SystemSnapshot
+from ingest_project.operations.snapshot import DagsterSeen, SystemSnapshot
 from ingest_project.operations.topics import BrokerSeen
 from ingest_project.platform.dagster.run_records import RunOnRecord
 

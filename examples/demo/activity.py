@@ -26,7 +26,7 @@ MOST_RANGES = 1_000
 
 
 class DemoActivity(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the events.
+    """Stored statistics of the events.
 
     Args:
         earlier: an earlier demo had stored them already.
@@ -59,7 +59,7 @@ class ActivitySample:
         return sorted({hour for hour, _ in self._expected})
 
     def is_stored(self, services: SystemResources) -> bool:
-        """Whether all events are counted in their hours."""
+        """Return whether all events are counted in their hours."""
         return not self._missing(self._statistics(services))
 
     def send(self, services: SystemResources) -> None:
@@ -68,7 +68,7 @@ class ActivitySample:
         services.writer.send_all(topic, [ProducerRecord(message) for message in self._messages])
 
     def report(self, services: SystemResources, *, earlier: bool) -> DemoActivity:
-        """What is stored now."""
+        """Query what is stored."""
         found = self._statistics(services)
         topic = services.settings.topics.user_activity_events
         return DemoActivity(
@@ -110,7 +110,7 @@ def _hours_table(report: DemoActivity) -> Table:
 
 
 def _dead_letters(services: SystemResources, topic: str) -> int:
-    """As the ledger counts them: the embedded broker forgets its topics when it stops."""
+    """Count dead letters in the ledger: the embedded broker loses its topics when it stops."""
     finished = services.stream_ranges.list(topic, tuple(FINISHED), MOST_RANGES)
     return sum((record.outcome or {}).get("dead_letters", 0) for record in finished)
 

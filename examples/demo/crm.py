@@ -19,7 +19,7 @@ from ingest_project.streams.crm.tables import unidentified_messages
 
 
 class DemoTable(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the messages of one kind.
+    """Stored rows of the messages of one kind.
 
     Args:
         messages: versions that the demo has.
@@ -34,7 +34,7 @@ class DemoTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DemoCrm(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the messages.
+    """Stored rows of the CRM messages, by table.
 
     Args:
         earlier: an earlier demo had stored them already.
@@ -46,7 +46,7 @@ class DemoCrm(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def missing(self) -> list[str]:
-        """What is not there, a phrase for each."""
+        """Describe each table that lacks rows."""
         short = [one for one in self.tables if one.rows < one.expected]
         return [f"{one.expected - one.rows} of {one.expected} rows of {one.table}" for one in short]
 
@@ -71,7 +71,7 @@ class CrmSample:
         return len(self._messages)
 
     def is_stored(self, services: SystemResources) -> bool:
-        """Whether each record and each message that is neither is in its table."""
+        """Return whether each record and each unidentified message is in its table."""
         return not self.report(services, earlier=True).missing
 
     def send(self, services: SystemResources) -> None:
@@ -80,7 +80,7 @@ class CrmSample:
         services.writer.send_all(topic, [ProducerRecord(message) for message in self._messages])
 
     def report(self, services: SystemResources, *, earlier: bool) -> DemoCrm:
-        """What is stored now."""
+        """Count the stored rows."""
         with reading(services.engine) as connection:
             found = [_table(connection, TABLES[kind].c.event_id, ids, len(set(ids))) for kind, ids in self._ids.items()]
             neither = _table(connection, unidentified_messages.c.payload, self._neither, len(set(self._neither)))

@@ -1,4 +1,4 @@
-"""What a demo did with each file, each attachment and both streams, from what ledger and stores hold afterwards."""
+"""Report the outcome of each file, each attachment and both streams, as ledger and stores have it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.text import Text
 
+from examples.demo.streams import DemoStreams, StreamsReport, show_streams
 from ingest_project.attachments.queue.history import Attempt, attempts_at
 from ingest_project.attachments.queue.record import AttachmentRecord
-from ingest_project.cli.demo_streams import DemoStreams, StreamsReport, show_streams
 from ingest_project.contracts.file_event import file_key, version_of
 from ingest_project.core.console import add_row, counts, say, shortened, show, table
 from ingest_project.core.settings import Settings
@@ -29,7 +29,7 @@ STYLES = {FileState.INGESTED: "green", FileState.QUARANTINED: "yellow", FileStat
 
 
 class DemoFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one file.
+    """Outcome of one file.
 
     Args:
         state: None where the system does not know the file.
@@ -48,7 +48,7 @@ class DemoFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DemoAttachment(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one attachment.
+    """Outcome of one attachment.
 
     Args:
         state: None where the system does not know the attachment.
@@ -96,14 +96,14 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def missing(self) -> list[str]:
-        """What failed, or of what the system does not know what became of it."""
+        """List what failed and what the system has no record of."""
         lost = [file.file_name for file in self.files if file.state not in STYLES]
         lost += [one.file_name for one in self.attachments if one.state is not AttachmentState.STORED]
         return lost + (self.streams.missing if self.streams else [])
 
     @property
     def as_hoped(self) -> bool:
-        """Whether there were files, and every one of them came to its end."""
+        """Return whether there were files, and all of them are finished."""
         return bool(self.files) and not self.missing and not self.going_on
 
 
@@ -134,7 +134,7 @@ def report_of(  # noqa: PLR0913, PLR0917 - three capabilities
     attachments: Mapping[str, str],
     streams: DemoStreams | None,
 ) -> DemoReport:
-    """What became of files, attachments and streams.
+    """Outcome of files, attachments and streams.
 
     Args:
         services: ledger and warehouse.

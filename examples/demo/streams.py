@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from ingest_project.cli.demo_activity import ActivitySample, DemoActivity, show_activity
-from ingest_project.cli.demo_crm import CrmSample, DemoCrm, show_crm
+from examples.demo.activity import ActivitySample, DemoActivity, show_activity
+from examples.demo.crm import CrmSample, DemoCrm, show_crm
 from ingest_project.core.console import complain, counted
 from ingest_project.core.settings import LoadedSettings
 from ingest_project.devstack.runtime_settings import is_chosen, with_addresses
@@ -20,14 +20,14 @@ HOURLY_PAUSE = "user_activity.hourly_refresh_seconds"
 
 
 class StreamsReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of both streams."""
+    """Stored data of both streams."""
 
     user_activity: DemoActivity
     crm: DemoCrm
 
     @property
     def missing(self) -> list[str]:
-        """What is not there, a phrase for each."""
+        """Describe what is not stored."""
         return [*self.user_activity.missing, *self.crm.missing]
 
     @property
@@ -64,7 +64,7 @@ class DemoStreams:
             complain(f"Sent {' and '.join(sent)}.")
 
     def report(self, services: SystemResources) -> StreamsReport:
-        """What is stored now."""
+        """Query what is stored."""
         return StreamsReport(
             user_activity=self._activity.report(services, earlier=self._earlier["activity"]),
             crm=self._crm.report(services, earlier=self._earlier["crm"]),

@@ -41,7 +41,7 @@ class FileServer:
 
     @property
     def host_and_port(self) -> str:
-        """As host rules name it."""
+        """The address in the form of host rules."""
         return f"{HOST}:{self._server.server_port}"
 
     def url(self, name: str) -> str:
@@ -49,11 +49,11 @@ class FileServer:
         return f"http://{self.host_and_port}/{quote(name)}"
 
     def publish(self, name: str) -> None:
-        """From now on the file is there."""
+        """Serve a withheld file from now on."""
         self._withheld.discard(name)
 
     def has(self, name: str) -> bool:
-        """Whether a request for this name is answered with the file."""
+        """Return whether the server has a file of this name and does not withhold it."""
         return name not in self._withheld and os.sep not in name and (self._folder / name).is_file()
 
     def _handler(self, *arguments: Any) -> _Handler:  # noqa: ANN401 - as the server calls it

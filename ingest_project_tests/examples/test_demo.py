@@ -1,4 +1,4 @@
-"""`ingest demo`: one command, and every file's fate is on the screen."""
+"""`make demo`: one command, and every file's fate is on the screen."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from ingest_project.cli.demo import SOURCE, ingest_samples
-from ingest_project.cli.demo_attachments import serving
-from ingest_project.cli.demo_report import DemoAttachment, DemoFile, DemoReport, expected_files, summaries
-from ingest_project.cli.demo_server import FileServer
-from ingest_project.cli.demo_streams import streaming
+from examples.demo.attachments import serving
+from examples.demo.report import DemoAttachment, DemoFile, DemoReport, expected_files, summaries
+from examples.demo.run import SOURCE, ingest_samples, run
+from examples.demo.server import FileServer
+from examples.demo.streams import streaming
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack import dagster_processes as graphql
 from ingest_project.devstack.runtime_settings import child_environment
 from ingest_project.devstack.supervisor import running_stack
 from ingest_project.file_ingest.warehouse.protocol import DeviceMetric
 from ingest_project.platform.work_queue.states import FileState
-from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.running import wait_until_nothing_is_left
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO_SECONDS = 240
+DEMO = (sys.executable, "-m", "examples.demo")
 
 FATES = {
     "lab_readings.xlsx": "ingested",
@@ -77,6 +77,16 @@ EVALUATIONS = """{ assetNodes { assetChecksOrError { ... on AssetChecks { checks
     name executionForLatestMaterialization { status } } } } } }"""
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Tests that run in parallel have a terminal's width set; output is to be as in a pipe.
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("INGEST_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "10")
+
+
 def environment(state_dir: Path) -> dict[str, str]:
     return {**os.environ, "INGEST_STATE_DIR": str(state_dir), "INGEST_WEBSERVER_PORT": "0"}
 
@@ -109,7 +119,7 @@ def evaluations(state_dir: Path) -> dict[str, str]:
 def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
     first = subprocess.run(
-        command("demo", "--json"),
+        [*DEMO, "--json"],
         cwd=REPOSITORY,
         env=environment(state_dir),
         capture_output=True,
@@ -133,7 +143,7 @@ def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(
     assert wait_until_nothing_is_left(state_dir) == {}
 
     with subprocess.Popen(
-        command("demo", "--keep"),
+        [*DEMO, "--keep"],
         cwd=REPOSITORY,
         env=environment(state_dir),
         stdout=subprocess.PIPE,
@@ -189,9 +199,9 @@ def _read_until(text: str, process: subprocess.Popen[str]) -> None:
 
 
 def test_what_is_not_finished_in_time_is_named_and_not_as_hoped(
-    ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_folder: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    del ingest
+    del own_folder
     monkeypatch.setenv("INGEST_DUMMY_ROOT", str(REPOSITORY / "dummy_data"))
     # Broker and database only: nobody reads what is sent.
     with running_stack(load_settings(), lambda _step, _state: None, dagster=False) as stack:
@@ -267,11 +277,26 @@ def test_hours_are_counted_at_once_in_a_demo_unless_a_person_has_set_a_pause(mon
     assert chosen.settings.user_activity.hourly_refresh_seconds == 7
 
 
-def test_without_the_sample_files_it_says_where_to_run_it(ingest: Ingest) -> None:
-    result = ingest("demo")
-    assert result.exit_code == 1
-    assert "INGEST_DUMMY_ROOT" in result.err
-    assert result.err.count("\n") == 1
+def test_without_the_sample_files_it_says_where_to_run_it(own_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
+    del own_folder
+    assert run([]) == 1
+    errors = capsys.readouterr().err
+    assert "INGEST_DUMMY_ROOT" in errors
+    assert errors.count("\n") == 1
+
+
+def test_it_starts_by_its_path_as_well_and_the_package_does_not_need_it(tmp_path: Path) -> None:
+    by_path = subprocess.run(
+        [sys.executable, str(REPOSITORY / "examples" / "demo"), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert by_path.returncode == 0, by_path.stderr
+    assert "--keep" in by_path.stdout
+    assert not [p for p in (REPOSITORY / "ingest_project").rglob("*.py") if "import examples" in p.read_text()]
+    assert not [p for p in (REPOSITORY / "ingest_project").rglob("*.py") if "from examples" in p.read_text()]
 
 
 def test_the_files_that_must_come_are_those_that_can_be_ingested(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,13 @@
-"""`ingest crm`: messages that are neither opportunity nor project: why, and trying them again after a fix."""
+"""`ingest activity` and `ingest crm`: query and repair the shipped streams.
+
+`activity` shows the statistics of an hour and reads the topic again from its beginning. `crm` lists the messages that
+are neither opportunity nor project, and retries them after a fix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -17,20 +22,105 @@ from ingest_project.core.console import (
     print_json,
     say,
     shortened,
+    show,
     show_facts,
     show_list,
     stdout,
     table,
 )
 from ingest_project.core.errors import PermanentError
+from ingest_project.core.hours import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading
 from ingest_project.streams.crm.unidentified_store import KeptMessage, find, get
+from ingest_project.streams.user_activity.hourly_table import HourOfType, statistics_of
 
-app = typer.Typer(help="What arrived on sales_events.", no_args_is_help=True)
+activity_app = typer.Typer(help="What arrived on user-activity-events.", no_args_is_help=True)
+
+Hour = Annotated[str | None, typer.Argument(metavar="HOUR", help="As Dagster calls it: 2026-01-15-10:00.")]
+
+
+class HourFigures(msgspec.Struct, frozen=True):
+    """What happened in an hour, the type with most events first."""
+
+    hour: str
+    types: tuple[HourOfType, ...]
+
+
+class ReadAgain(msgspec.Struct, frozen=True):
+    """Offsets that were read again or are planned to be read, by partition."""
+
+    offsets: dict[int, int]
+
+
+def register_activity(to: typer.Typer) -> None:
+    """Add the commands."""
+    to.add_typer(activity_app, name="activity")
+
+
+@activity_app.command("hour")
+def show_hour(hour: Hour = None, *, as_json: AsJson = False) -> None:
+    """Show the events, users and sessions of an hour by type of event; of the present one where none is named."""
+    begin = _parsed(hour) if hour else datetime.now(UTC)
+    found = HourFigures(hour_key(begin), statistics_of(_services().engine, parse_hour_key(hour_key(begin))))
+    if as_json:
+        print_json(found)
+    elif not found.types:
+        complain(f"No events are counted for {found.hour}.")
+    else:
+        _show_hour(found)
+
+
+@activity_app.command("from-beginning")
+def from_beginning(
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read the topic from its first message: what was left out is stored, what is stored is replaced, each once.
+
+    Turn the sensor user_activity_events_sensor off before, and on again afterwards.
+    """
+    from ingest_project.streams.user_activity.recompute_hours import read_again_from_beginning  # noqa: PLC0415 - imports dagster
+
+    services = _services()
+    topic = services.settings.topics.user_activity_events
+    if services.stream_ranges.in_flight_batches(topic):
+        raise PermanentError(
+            f"Events of {topic} are being stored. Turn user_activity_events_sensor off and wait for its runs."
+        )
+    if not yes:
+        typer.confirm(f"Read all of {topic} again?", abort=True)
+    read = ReadAgain(read_again_from_beginning(services))
+    if as_json:
+        print_json(read)
+    else:
+        say(f"{counted(sum(read.offsets.values()), 'offset')} of {counted(len(read.offsets), 'partition')}.")
+
+
+def _parsed(hour: str) -> datetime:
+    try:
+        return parse_hour_key(hour)
+    except ValueError:
+        raise typer.BadParameter(f"{hour!r} is no hour. Write it like 2026-01-15-10:00.") from None
+
+
+def _show_hour(found: HourFigures) -> None:
+    made = table("Type", "Events", "Users", "Sessions", "p50 ms", "p95 ms", numbers=["Events", "Users", "Sessions"])
+    for one in found.types:
+        add_row(made, one.event_type, one.events, one.users, one.sessions, *_times(one))
+    show(made, found.hour)
+
+
+def _times(one: HourOfType) -> tuple[str, str]:
+    p50, p95 = one.processing_ms_p50, one.processing_ms_p95
+    return ("" if p50 is None else f"{p50:g}", "" if p95 is None else f"{p95:g}")
+
+
+crm_app = typer.Typer(help="What arrived on sales_events.", no_args_is_help=True)
 unidentified_app = typer.Typer(help="Messages that are neither opportunity nor project.", no_args_is_help=True)
-app.add_typer(unidentified_app, name="unidentified")
+crm_app.add_typer(unidentified_app, name="unidentified")
 
 MAX_SHOWN_REASON = 100
 MAX_SHOWN_MESSAGE = 4_000
@@ -57,9 +147,9 @@ class RetryResult(msgspec.Struct, frozen=True):
     unidentified: tuple[str, ...]
 
 
-def register(to: typer.Typer) -> None:
+def register_crm(to: typer.Typer) -> None:
     """Add the commands."""
-    to.add_typer(app, name="crm")
+    to.add_typer(crm_app, name="crm")
 
 
 @unidentified_app.command("list")
@@ -87,7 +177,7 @@ def show_unidentified(message_id: MessageId, *, as_json: AsJson = False) -> None
     if as_json:
         print_json(message)
     else:
-        _show(message)
+        _show_message(message)
 
 
 @unidentified_app.command("retry")
@@ -132,7 +222,7 @@ def _find(services: SystemResources, message_id: str) -> KeptMessage:
 
 
 def _show_list(found: MessageList) -> None:
-    made = table("Id", "ConsumerRecord", "Bytes", "Reason", numbers=["Bytes"])
+    made = table("Id", "Received", "Bytes", "Reason", numbers=["Bytes"])
     for message in found.messages:
         state = f"became {message.identified_as} {message.event_id}" if message.identified_at else message.reason
         reason = shortened(state, MAX_SHOWN_REASON)
@@ -140,7 +230,7 @@ def _show_list(found: MessageList) -> None:
     show_list(made, "messages", more=found.more)
 
 
-def _show(message: KeptMessage) -> None:
+def _show_message(message: KeptMessage) -> None:
     say(message.message_id, style="bold")
     became = f"{message.identified_as} {message.event_id}" if message.identified_at else None
     show_facts(
@@ -149,7 +239,7 @@ def _show(message: KeptMessage) -> None:
             ("Became", became),
             ("Position", str(message.position)),
             ("Written", message.kafka_timestamp),
-            ("ConsumerRecord", message.received_at),
+            ("Received", message.received_at),
             ("Tried again", f"{message.retries} times" if message.retries else None),
             ("Bytes", message.size_bytes),
         ]

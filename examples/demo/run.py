@@ -1,7 +1,7 @@
-"""`ingest demo`: the whole way of files, attachments and streams, on this machine, with the project's own samples.
+"""Run the demo: take the sample files, attachments and streams from message to stored row on this machine.
 
-It does what a user would do: start the system, send a polling job, events with attachments and the messages of two
-streams, mend what failed and replay it, wait, look at what is stored.
+It follows the steps of a user: start the system, publish a polling job, events with attachments and the messages of
+two streams, fix and replay what failed, wait, and query what is stored.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +18,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ingest_project.cli.demo_attachments import DemoAttachments, serving
-from ingest_project.cli.demo_report import DemoReport, expected_files, report_of, show_report
-from ingest_project.cli.demo_streams import DemoStreams, streaming
-from ingest_project.cli.progress import printed
+from examples.demo.attachments import DemoAttachments, serving
+from examples.demo.report import DemoReport, expected_files, report_of, show_report
+from examples.demo.streams import DemoStreams, streaming
+from ingest_project.cli.dev import printed
+from ingest_project.cli.main import run_app, run_process
 from ingest_project.cli.send_messages import deliver
 from ingest_project.cli.send_polling import DUMMY_PATH
 from ingest_project.cli.status import wait_for_idle
@@ -45,9 +46,20 @@ CHECKS_JOBS = ("file_checks", "attachment_checks", "user_activity_checks", "crm_
 CHECKS_SECONDS = 60.0
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("demo")(demo)
+def main() -> None:
+    """Run the demo as the only command of this process."""
+    run_process(lambda: run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the demo with these arguments; return its exit code."""
+    return run_app(_app, arguments, "python -m examples.demo")
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(demo)
+    return app
 
 
 def demo(
@@ -58,11 +70,11 @@ def demo(
     ] = GENEROUS_SECONDS,
     as_json: AsJson = False,
 ) -> None:
-    """Start everything, ingest the samples, and show what became of each.
+    """Start everything, ingest the samples, and show the outcome of each.
 
-    Files come from a folder; attachments from a web server of the demo's own, which lacks one at first: that one is
-    dead, and stored after the server is mended and it is replayed; events of users and CRM messages from two files.
-    Exit code 1 when something did not come to its end in time. Done again it works on what is stored already.
+    Files come from a folder; attachments from a web server of the demo's own, which lacks one at first: that one goes
+    to the dead letters, and is stored after the server has it and it is replayed; user events and CRM messages come
+    from two files. Exit code 1 when something is not finished in time. A second demo finds the stored samples.
     """
     loaded = load_settings()
     try:
@@ -165,7 +177,7 @@ def _where_to_look(report: DemoReport, stack: Stack, *, keep: bool) -> list[tupl
     ]
     if keep:
         return [("Dagster UI", stack.webserver_url), *pairs]
-    return [("Start it again", f"{command} dev (or {command} demo --keep), then in another terminal:"), *pairs]
+    return [("Start it again", f"{command} dev (or make demo KEEP=1), then in another terminal:"), *pairs]
 
 
 def _streams_to_look_at(report: DemoReport, command: str) -> list[tuple[str, object]]:
@@ -188,12 +200,12 @@ def _stay(stack: Stack) -> None:
 
 
 def own_command() -> str:
-    """How this command is called from here: by its name where PATH has it, else by its path."""
-    started_as = Path(sys.argv[0])
+    """Return how to call `ingest` from this folder: by its name where PATH has it, else by its path."""
+    program = Path(sys.executable).with_name("ingest")
     on_path = shutil.which("ingest")
-    if started_as.name != "ingest" or (on_path and started_as.exists() and Path(on_path).samefile(started_as)):
+    if not program.exists() or (on_path and Path(on_path).samefile(program)):
         return "ingest"
     try:
-        return str(started_as.absolute().relative_to(Path.cwd()))
+        return str(program.relative_to(Path.cwd()))
     except ValueError:
-        return str(started_as)
+        return str(program)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from examples.demo.server import FileServer
 from ingest_project.attachments.queue.attachments import FailedFilter
 from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord
-from ingest_project.cli.demo_server import FileServer
 from ingest_project.cli.dlq import replay
 from ingest_project.cli.send_messages import deliver
 from ingest_project.contracts.attachment_event import AttachmentEvent

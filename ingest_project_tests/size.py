@@ -1,0 +1,81 @@
+"""Print the files, code lines and modules of each folder of the package: `make size`."""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "ingest_project"
+NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The size of one folder, without its subfolders.
+
+    Args:
+        name: relative to the package's parent.
+        modules: names of its Python files, `__init__` left out.
+        files: number of its Python files, `__init__.py` included.
+        lines: code lines in them.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    files: int
+    lines: int
+
+
+def code_lines(source: str) -> int:
+    """Count the lines of a module that hold code: no blank lines, comments or docstrings."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines - set(_docstring_lines(ast.parse(source))))
+
+
+def folders(package: Path = PACKAGE) -> list[Folder]:
+    """Measure every folder of a package that has Python files, in the order of their names."""
+    found = []
+    for folder in [package, *sorted(path for path in package.rglob("*") if path.is_dir())]:
+        if sources := sorted(folder.glob("*.py")):
+            modules = tuple(path.stem for path in sources if path.stem != "__init__")
+            lines = sum(code_lines(path.read_text("utf-8")) for path in sources)
+            found.append(Folder(str(folder.relative_to(package.parent)), modules, len(sources), lines))
+    return found
+
+
+def main() -> None:
+    """Print a table of the folders and the sum of them."""
+    found = folders()
+    width = max(len(folder.name) for folder in found)
+    sys.stdout.write(f"{'Folder':<{width}}  {'Files':>6}  {'Modules':>7}  {'Lines':>7}\n")
+    for one in found:
+        sys.stdout.write(f"{one.name:<{width}}  {one.files:>6}  {len(one.modules):>7}  {one.lines:>7,}\n")
+    files, modules = sum(one.files for one in found), sum(len(one.modules) for one in found)
+    sys.stdout.write(f"{'Total':<{width}}  {files:>6}  {modules:>7}  {sum(one.lines for one in found):>7,}\n")
+
+
+def _docstring_lines(tree: ast.Module) -> Iterator[int]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            match node.body:
+                case [ast.Expr(value=ast.Constant(value=str())) as docstring, *_]:
+                    yield from range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1)
+
+
+if __name__ == "__main__":
+    main()
