@@ -16,10 +16,10 @@ from ingest_project.attachments.storage.open_store import open_attachment_store
 from ingest_project.attachments.storage.store import AttachmentStore
 from ingest_project.core.settings import Settings
 from ingest_project.platform.azure.identity import options_of
-from ingest_project.platform.delta.credentials import delta_credentials
+from ingest_project.platform.delta.location import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
-from ingest_project.platform.http.client_factory import download_limits, web_client
-from ingest_project.platform.http.download import Downloader
+from ingest_project.platform.http.client import web_client
+from ingest_project.platform.http.download import Downloader, download_limits
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.event_hubs import EventHub, event_hub
 from ingest_project.platform.runtime import Runtime

@@ -7,9 +7,8 @@ from functools import cached_property
 from ingest_project.file_ingest.file_queue import FileLedger
 from ingest_project.file_ingest.warehouse.open_warehouse import open_warehouse
 from ingest_project.file_ingest.warehouse.protocol import Warehouse
-from ingest_project.platform.object_store.content_store import LandingStore
+from ingest_project.platform.object_store.content_store import LandingStore, open_landing
 from ingest_project.platform.object_store.locations import s3_options
-from ingest_project.platform.object_store.open_content_store import open_landing
 from ingest_project.sources.resources import SourceResources
 
 

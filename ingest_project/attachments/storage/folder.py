@@ -33,8 +33,7 @@ from ingest_project.attachments.storage.metadata import (
 )
 from ingest_project.attachments.storage.store import StoredAttachment
 from ingest_project.core.errors import ForbiddenPathError, SourceNotFoundError, StoreUnavailableError
-from ingest_project.platform.http.file_fingerprint import FileFingerprint
-from ingest_project.platform.object_store.files import LocalFile, write_all
+from ingest_project.platform.object_store.files import FileFingerprint, LocalFile, write_all
 from ingest_project.platform.object_store.locations import folder_errors
 
 COPY_BYTES = 1024**2

@@ -39,8 +39,7 @@ from ingest_project.platform.azure.address import OneLakeAddress, require_folder
 from ingest_project.platform.azure.client import list_folder, open_container, open_file, open_file_system
 from ingest_project.platform.azure.errors import onelake_errors
 from ingest_project.platform.azure.identity import OneLakeOptions
-from ingest_project.platform.http.file_fingerprint import FileFingerprint
-from ingest_project.platform.object_store.files import LocalFile
+from ingest_project.platform.object_store.files import FileFingerprint, LocalFile
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties

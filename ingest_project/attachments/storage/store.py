@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from ingest_project.platform.http.file_fingerprint import FileFingerprint
+from ingest_project.platform.object_store.files import FileFingerprint
 
 
 class StoredAttachment(NamedTuple):

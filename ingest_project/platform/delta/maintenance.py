@@ -21,9 +21,22 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ingest_project.core.errors import TransactionConflictError
+from ingest_project.core.settings import (
+    DeltaSettings,
+)
 from ingest_project.platform.delta.errors import delta_errors
-from ingest_project.platform.delta.statistics import TableFigures, figures_of
-from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.delta.table import DeltaStore, TableFigures, figures_of
+
+
+def maintenance_limits(delta: DeltaSettings) -> MaintenanceLimits:
+    """How much one maintenance of a Delta table may do."""
+    return MaintenanceLimits(
+        min_small_files=delta.min_small_files,
+        target_bytes=delta.target_file_bytes,
+        time_limit=timedelta(seconds=delta.time_limit_seconds),
+        retention=timedelta(hours=delta.retention_hours),
+    )
+
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

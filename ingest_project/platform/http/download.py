@@ -13,16 +13,41 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, FileRejectedError, LimitExceededError
+from ingest_project.core.errors import (
+    DownloadFailedError,
+    DownloadRejectedError,
+    FileRejectedError,
+    LimitExceededError,
+)
+from ingest_project.core.settings import (
+    DownloadSettings,
+)
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.content_types import announced_type, require_announced, shows
 from ingest_project.platform.http.deadlines import Deadline
-from ingest_project.platform.http.decoding import SUPPORTED, Decoder, codings_in, contradicts, require_readable
-from ingest_project.platform.http.file_fingerprint import FileFingerprint
 from ingest_project.platform.http.file_names import chosen_file_name, path_file_name
 from ingest_project.platform.http.partial_download import PartFile
-from ingest_project.platform.http.response import WebResponse
+from ingest_project.platform.http.response import (
+    SUPPORTED,
+    Decoder,
+    WebResponse,
+    codings_in,
+    contradicts,
+    require_readable,
+)
 from ingest_project.platform.http.urls import printable_url
+from ingest_project.platform.object_store.files import FileFingerprint
+
+
+def download_limits(downloads: DownloadSettings) -> DownloadLimits:
+    """What one download may take."""
+    return DownloadLimits(
+        max_bytes=downloads.max_bytes,
+        max_expansion=downloads.max_expansion,
+        total_time=timedelta(seconds=downloads.max_seconds),
+        min_bytes_per_second=downloads.min_bytes_per_second,
+    )
+
 
 SIZE_SETTING = "INGEST_MAX_ATTACHMENT_BYTES"
 EXPANSION_SETTING = "INGEST_MAX_ATTACHMENT_EXPANSION"

@@ -24,7 +24,7 @@ FILL = """
 import hashlib, resource, sys
 from pathlib import Path
 from pydantic import SecretStr
-from ingest_project.platform.azure.identity import OneLakeCredential, OneLakeOptions
+from ingest_project.platform.azure.client import OneLakeCredential, OneLakeOptions
 from ingest_project.attachments.storage.open_store import open_attachment_store
 url, endpoint, sas, name = sys.argv[1:]
 path = Path(name)
