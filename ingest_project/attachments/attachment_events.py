@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.attachments.extraction import AddressPaths, tasks_of
-from ingest_project.attachments.partitions import (
+from ingest_project.attachments.catalog import (
     ATTACHMENT_EVENTS,
     ATTACHMENTS,
     ATTACHMENTS_FRESHNESS,
     hourly_partitions,
 )
+from ingest_project.attachments.extraction import AddressPaths, tasks_of
 from ingest_project.attachments.publish_outcomes import publish
 from ingest_project.attachments.queue.events import EventRecord, Extracted, HourOfEvents
 from ingest_project.attachments.queue.record import TaskArrival

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from ingest_project.attachments.asset_events import results_reports
-from ingest_project.attachments.partitions import (
+from ingest_project.attachments.catalog import (
     ANY_ATTACHMENT,
     ATTACHMENT_RESULTS,
     ATTACHMENTS_FRESHNESS,

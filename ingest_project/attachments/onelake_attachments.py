@@ -14,13 +14,13 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from ingest_project.attachments.asset_events import attachment_report, results_reports
-from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
-from ingest_project.attachments.partitions import (
+from ingest_project.attachments.catalog import (
     ATTACHMENTS_FRESHNESS,
     EVENTS_OF_ANY_HOUR,
     ONELAKE_ATTACHMENTS,
     attachments_partitions,
 )
+from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
 from ingest_project.attachments.publish_outcomes import publish_outcomes, tell_cached
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources

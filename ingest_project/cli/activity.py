@@ -13,7 +13,7 @@ from ingest_project.core.errors import PermanentError
 from ingest_project.core.hours import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
-from ingest_project.streams.user_activity.hourly_table import HourOfType, statistics_of
+from ingest_project.streams.user_activity.hourly_statistics import HourOfType, statistics_of
 
 app = typer.Typer(help="What arrived on user-activity-events.", no_args_is_help=True)
 

@@ -14,7 +14,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.file_record import FileArrival, file_row
+from ingest_project.file_ingest.file_queue import FileArrival, file_row
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.journeys.system import (

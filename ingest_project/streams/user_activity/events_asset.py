@@ -22,16 +22,21 @@ from ingest_project.platform.dagster.asset_events import (
 )
 from ingest_project.platform.dagster.external_assets import topic_key
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, new_batch_id
-from ingest_project.streams.planning import lag
 from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.streams.runs import claim, trouble_of
+from ingest_project.streams.ticks import lag
 from ingest_project.streams.user_activity.checks import EVENTS_FRESHNESS
 from ingest_project.streams.user_activity.load import Stored, store_ranges
-from ingest_project.streams.user_activity.partitions import USER_ACTIVITY_EVENTS, hourly_partitions, hours_between
 from ingest_project.streams.user_activity.range_batches import ready
 from ingest_project.streams.user_activity.recompute_hours import rebuild_hour
 from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import MOST_UNFINISHED, NO_LAST_ATTEMPT
+from ingest_project.streams.user_activity.stream import (
+    MOST_UNFINISHED,
+    NO_LAST_ATTEMPT,
+    USER_ACTIVITY_EVENTS,
+    hourly_partitions,
+    hours_between,
+)
 
 logger = get_logger(__name__)
 

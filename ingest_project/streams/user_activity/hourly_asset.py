@@ -22,14 +22,13 @@ from ingest_project.platform.dagster.asset_events import (
 from ingest_project.platform.database.locks import exclusive
 from ingest_project.streams.runs import trouble_of
 from ingest_project.streams.user_activity.checks import HOURLY_FRESHNESS
-from ingest_project.streams.user_activity.hourly_statistics import statistics_of_hour
-from ingest_project.streams.user_activity.hourly_table import HourOfType, replace_hours
-from ingest_project.streams.user_activity.partitions import (
+from ingest_project.streams.user_activity.hourly_statistics import HourOfType, replace_hours, statistics_of_hour
+from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.user_activity.stream import (
     USER_ACTIVITY_EVENTS,
     USER_ACTIVITY_HOURLY,
     hourly_partitions,
 )
-from ingest_project.streams.user_activity.resources import UserActivityResources
 
 logger = get_logger(__name__)
 
