@@ -60,7 +60,7 @@ EVENTS_AT_A_TIME = 1_000
 def attachment_events(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """Take the addresses out of the selected hours' events again: a mended path may find what was missed."""
+    """Take the addresses out of the selected hours' events again: a fixed path may find what was missed."""
     keys = [key for hour in context.partition_keys for key in services.attachment_events.of_hour(hour)]
     extract(context, services, keys, hours=context.partition_keys)
     yield from outputs_without_events(context)

@@ -358,7 +358,7 @@ class FileLedger(WorkLedger):
     def reopen(self, file_keys: Sequence[str], now: datetime) -> tuple[str, ...]:
         """A person wants finished files ingested again, as if for the first time; returns those that were finished.
 
-        The version that was announced and the bytes that were landed are forgotten: a source that was mended is of
+        The version that was announced and the bytes that were landed are forgotten: a source that was fixed is of
         another version, and that is the one to ingest now, under the key the person knows. It is the newest version of
         its location from now on.
         """

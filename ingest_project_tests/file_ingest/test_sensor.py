@@ -152,7 +152,7 @@ def test_a_topic_that_was_created_anew_is_read_from_its_beginning_and_that_is_sa
     system.send_files(system.write("later.csv", readings()))
     (request,) = system.requests()
     assert request.partition_key == system.file("later.csv").file_key
-    assert "created anew" in caplog.text + capsys.readouterr().out
+    assert "created again" in caplog.text + capsys.readouterr().out
 
 
 def test_a_position_that_retention_has_passed_is_said_and_reading_goes_on(

@@ -116,7 +116,7 @@ def parse_address(text: str, endpoint: str = DEFAULT_ENDPOINT) -> OneLakeAddress
 
 
 def account_url(endpoint: str) -> str:
-    """The address of a configured account, put together anew.
+    """The address of a configured account, put together again.
 
     Raises:
         SettingsError: it is not the address of a server.

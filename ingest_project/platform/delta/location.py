@@ -94,7 +94,7 @@ class StorageOptions:
 
     @property
     def ended(self) -> bool:
-        """Whether a handle opened with these is to be opened anew."""
+        """Whether a handle opened with these is to be opened again."""
         return self.ends_at is not None and datetime.now(UTC) >= self.ends_at
 
 

@@ -28,7 +28,7 @@ from ingest_project.core.settings import (
     Settings,
 )
 from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
-from ingest_project.platform.http.errors import REDIRECTS, failure_from, failure_of, parse_retry_after
+from ingest_project.platform.http.errors import REDIRECTS, failure_from, map_error, parse_retry_after
 from ingest_project.platform.http.host_policy import HostPattern, HostRules
 from ingest_project.platform.http.limits import HostLimits, LoadLimits
 from ingest_project.platform.http.pinned_transport import Connector, PinnedAdapter, Resolver, system_addresses
@@ -121,13 +121,11 @@ class ContactLimits:
         connect_timeout: for a connection, TLS included.
         read_timeout: without a byte.
         max_redirects: hops after the first address.
-        allow_downgrade: whether a redirect may lead from https to http.
     """
 
     connect_timeout: timedelta = timedelta(seconds=10)
     read_timeout: timedelta = timedelta(seconds=30)
     max_redirects: int = 5
-    allow_downgrade: bool = False
 
     @property
     def head_time(self) -> timedelta:
@@ -267,7 +265,7 @@ class WebClient:
         if answer.status not in accept:
             answer.discard()
             retry_after = self._hosts.bounded(parse_retry_after(answer.headers.get("Retry-After")))
-            raise failure_of(answer.status, answer.address.printable, retry_after)
+            raise map_error(answer.status, answer.address.printable, retry_after)
 
     def _next_hop(self, address: WebAddress, location: str) -> WebAddress:
         with contextlib.suppress(UnicodeError):
@@ -278,7 +276,7 @@ class WebClient:
         except ValueError:
             raise AddressRejectedError(address.printable, "it redirects to something that is not an address") from None
         target = self._rules.check(url)
-        if address.scheme == "https" and target.scheme == "http" and not self._contact.allow_downgrade:
+        if address.scheme == "https" and target.scheme == "http":
             raise AddressRejectedError(target.printable, "a redirect leads from https to http")
         return target
 

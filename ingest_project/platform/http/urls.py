@@ -71,7 +71,7 @@ class Address:
 
     @property
     def origin(self) -> str:
-        """Scheme, host, and the port where one was named: the address of a server, put together anew."""
+        """Scheme, host, and the port where one was named: the address of a server, put together again."""
         return f"{self.scheme}://{host_and_port(self.host, self.port)}"
 
     @property

@@ -55,7 +55,7 @@ def starting_points(
             {p: bounds.start if first_read == "earliest" else bounds.end for p, bounds in state.bounds.items()}, []
         )
     if saved.topic_id and state.topic_id and saved.topic_id != state.topic_id:
-        notice = f"{topic} was created anew since it was last read; reading it from its beginning."
+        notice = f"{topic} was created again since it was last read; reading it from its beginning."
         return StartingPoints({p: bounds.start for p, bounds in state.bounds.items()}, [notice])
     notices = list(_lost_partitions(topic, saved, state))
     offsets = {}
@@ -93,7 +93,7 @@ def _within(topic: str, partition: int, offset: int | None, bounds: LogBounds) -
         return bounds.start, []
     if offset > bounds.end:
         notice = f"{topic}[{partition}] ends at offset {bounds.end}, before the saved position {offset}: "
-        return bounds.start, [notice + "it was emptied or created anew; reading it from its beginning."]
+        return bounds.start, [notice + "it was emptied or created again; reading it from its beginning."]
     if offset < bounds.start:
         notice = f"{topic}[{partition}] starts at offset {bounds.start}, after the saved position {offset}: "
         return bounds.start, [notice + f"{bounds.start - offset} messages were removed before they were read."]

@@ -164,5 +164,5 @@ def _oldest(state: TopicState, topic_id: str, partition: int, end: int) -> int |
     if state.topic_id and topic_id and state.topic_id != topic_id:
         return None
     bounds = state.bounds.get(partition)
-    # Where nobody tells one life of a topic from the next, a log that ends before what it held was created anew.
+    # Where nobody tells one life of a topic from the next, a log that ends before what it held was created again.
     return None if bounds is None or bounds.end < end else bounds.start

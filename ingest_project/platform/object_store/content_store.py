@@ -110,7 +110,7 @@ class LandingStore(Protocol):
 def object_name(sha256: str) -> str:
     """`ab/abcd...`: a million files are some 4,000 to a folder, and 256 folders are soon made.
 
-    A second level would make a new folder for nearly every file of a young store, which takes longer than the file.
+    A second level would make a new folder for nearly every file of a new store, which takes longer than the file.
     """
     return f"{sha256[:2]}/{sha256}"
 
@@ -172,12 +172,15 @@ READ_ONLY = 0o400
 
 
 class FolderLanding:
-    """See `LandingStore`."""
+    """See `LandingStore`.
 
-    def __init__(self, folder: Path, *, sync: bool = False) -> None:
+    A power cut may lose the last seconds; a file lost that way is noticed by its size and landed again when it is
+    ingested again.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
         self._incoming = self._folder / "incoming"
-        self._sync = sync
         self._numbers = itertools.count()
         with folder_errors(self._folder):
             self._incoming.mkdir(parents=True, exist_ok=True)
@@ -246,9 +249,6 @@ class FolderLanding:
                 digest.add(chunk)
                 with folder_errors(self._folder):
                     write_all(descriptor, chunk)
-            if self._sync:
-                with folder_errors(self._folder):
-                    os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -256,7 +256,7 @@ class FolderLanding:
         path = f"{self._folder}/{object_name(sha256)}"
         with folder_errors(self._folder):
             try:
-                # Of another size: a power cut left it, and it is written anew.
+                # Of another size: a power cut left it, and it is written again.
                 if os.stat(path).st_size == size_bytes:  # noqa: PTH116 - see above
                     os.unlink(temporary)  # noqa: PTH108
                     return path
@@ -405,14 +405,12 @@ def _after(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes
     yield from rest
 
 
-def open_landing(url: str, s3: S3Options | None = None, *, sync: bool = False) -> LandingStore:
+def open_landing(url: str, s3: S3Options | None = None) -> LandingStore:
     """The landing store at a folder or `s3://bucket/prefix`.
 
     Args:
         url: the setting `storage.landing_url`.
         s3: how to reach S3.
-        sync: wait until each local file is on the disk itself. Without it a power cut may lose the last seconds; a file
-            lost that way is noticed by its size and landed again when it is ingested again.
 
     Raises:
         SettingsError: the URL is neither of the two.
@@ -421,4 +419,4 @@ def open_landing(url: str, s3: S3Options | None = None, *, sync: bool = False) -
     if isinstance(place, Bucket):
         return S3Landing(s3_client(s3 or S3Options()), place)
 
-    return FolderLanding(place, sync=sync)
+    return FolderLanding(place)

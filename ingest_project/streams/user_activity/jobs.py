@@ -40,7 +40,7 @@ class HoursConfig(dg.Config):
     hours: list[str] = Field(default_factory=list)
 
 
-@dg.op(name=HOURLY_OP, description="Makes the statistics of some hours anew.")
+@dg.op(name=HOURLY_OP, description="Makes the statistics of some hours again.")
 def count_hours(
     context: dg.OpExecutionContext, config: HoursConfig, services: dg.ResourceParam[UserActivityResources]
 ) -> None:
@@ -48,7 +48,7 @@ def count_hours(
     make_statistics(context, services, [parse_hour_key(hour) for hour in config.hours])
 
 
-@dg.job(description="Makes the statistics of hours anew whose events changed.")
+@dg.job(description="Makes the statistics of hours again whose events changed.")
 def user_activity_hourly_batch() -> None:
     """One step for all hours."""
     count_hours()
