@@ -10,8 +10,7 @@ from ingest_project.core.hours import parse_hour_key
 from ingest_project.platform.database.locks import exclusive
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
 from ingest_project.streams.runs import RangesConfig
-from ingest_project.streams.user_activity.events_asset import store_batch
-from ingest_project.streams.user_activity.hourly_asset import make_statistics
+from ingest_project.streams.user_activity.assets import make_statistics, store_batch
 from ingest_project.streams.user_activity.recovery import complete_all
 from ingest_project.streams.user_activity.resources import UserActivityResources
 from ingest_project.streams.user_activity.stream import EVENTS_OP, LOCK, LOCK_WAIT_SECONDS

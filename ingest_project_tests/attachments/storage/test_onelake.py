@@ -24,8 +24,8 @@ FILL = """
 import hashlib, resource, sys
 from pathlib import Path
 from pydantic import SecretStr
-from ingest_project.platform.azure.client import OneLakeCredential, OneLakeOptions
-from ingest_project.attachments.storage.store import open_attachment_store
+from ingest_project.platform.azure.identity import OneLakeCredential, OneLakeOptions
+from ingest_project.attachments.resources import open_attachment_store
 url, endpoint, sas, name = sys.argv[1:]
 path = Path(name)
 options = OneLakeOptions(OneLakeCredential(sas=SecretStr(sas)), endpoint=endpoint, concurrency=4, chunk_bytes=1024**2)

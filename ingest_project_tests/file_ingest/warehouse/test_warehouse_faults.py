@@ -18,7 +18,7 @@ from ingest_project_tests.services.postgres import PostgresServer
 
 HALF_A_TRANSACTION = """
 import sys
-from ingest_project.file_ingest.warehouse.protocol import open_warehouse
+from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, metrics, readings
 warehouse = open_warehouse(sys.argv[1])
 with warehouse.transaction() as transaction:
