@@ -17,7 +17,7 @@ from ingest_project.core.hours import hour_key, parse_hour_key
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.range_record import FINISHED
-from ingest_project.streams.user_activity.hourly_table import HourOfType, statistics_of
+from ingest_project.streams.user_activity.hourly_statistics import HourOfType, statistics_of
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from ingest_project.file_ingest.partitions import VALIDATED_SENSOR_DATA, files_partitions
+from ingest_project.file_ingest.catalog import VALIDATED_SENSOR_DATA, files_partitions
 
 CREATE = """CREATE TABLE IF NOT EXISTS device_days (
     file_key TEXT, day TEXT, device_id TEXT, sensor_type TEXT, readings INTEGER, mean REAL)"""

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from ingest_project.attachments.partitions import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS
+from ingest_project.attachments.catalog import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.contracts.download import DownloadStatus

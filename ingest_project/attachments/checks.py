@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from ingest_project.attachments.asset_events import ATTACHMENT_STORED, kept_result
-from ingest_project.attachments.partitions import (
+from ingest_project.attachments.catalog import (
     ATTACHMENT_EVENTS,
     ATTACHMENT_RESULTS,
     ONELAKE_ATTACHMENTS,

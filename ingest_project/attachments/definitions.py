@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ingest_project.attachments.attachment_events import attachment_events
-from ingest_project.attachments.attachment_results import attachment_results
+from ingest_project.attachments.assets import attachment_events, attachment_results, onelake_attachments
+from ingest_project.attachments.catalog import ONELAKE_ATTACHMENTS
 from ingest_project.attachments.checks import CHECKS, CHECKS_OF_ALL_ATTACHMENTS
 from ingest_project.attachments.downloads_sensor import downloads_sensor
 from ingest_project.attachments.eventhouse.sensor import eventhouse_sensor
 from ingest_project.attachments.events_sensor import attachment_events_sensor
 from ingest_project.attachments.jobs import attachment_events_batch, attachments_batch, attachments_maintenance
-from ingest_project.attachments.onelake_attachments import onelake_attachments
-from ingest_project.attachments.partitions import ONELAKE_ATTACHMENTS
 from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
 
 # Without the checks: a batch reports on each attachment itself, see `reports`.

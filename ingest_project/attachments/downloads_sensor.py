@@ -13,8 +13,8 @@ from functools import partial
 import dagster as dg
 import msgspec
 
-from ingest_project.attachments.attachment_events import ORIGIN, ORIGIN_HEADER
-from ingest_project.attachments.partitions import ATTACHMENTS
+from ingest_project.attachments.assets import ORIGIN, ORIGIN_HEADER
+from ingest_project.attachments.catalog import ATTACHMENTS
 from ingest_project.attachments.publish_outcomes import DUE_HEADER
 from ingest_project.attachments.queue.record import RETRY_LANE, TaskArrival
 from ingest_project.attachments.resources import AttachmentResources

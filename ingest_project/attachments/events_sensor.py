@@ -8,7 +8,7 @@ from functools import partial
 
 import dagster as dg
 
-from ingest_project.attachments.partitions import hour_of_arrival
+from ingest_project.attachments.catalog import hour_of_arrival
 from ingest_project.attachments.queue.events import EventArrival
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.contracts.attachment_event import AttachmentEvent, decode_attachment_event

@@ -12,11 +12,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from ingest_project.attachments.attachment_events import extract
-from ingest_project.attachments.onelake_attachments import download
+from ingest_project.attachments.assets import download, extract
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.platform.delta.credentials import maintenance_limits
-from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
+from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 
 

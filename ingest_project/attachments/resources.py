@@ -7,22 +7,49 @@ from functools import cached_property
 
 from ingest_project.attachments.eventhouse.client import EventhouseClient
 from ingest_project.attachments.eventhouse.clusters import cluster_access
-from ingest_project.attachments.eventhouse.positions import EventhousePositions
+from ingest_project.attachments.eventhouse.polling import EventhousePositions
 from ingest_project.attachments.queue.attachments import AttachmentLedger
 from ingest_project.attachments.queue.events import EventLedger
 from ingest_project.attachments.queue.outcomes import OutcomeLedger
 from ingest_project.attachments.storage.destinations import Destinations
-from ingest_project.attachments.storage.open_store import open_attachment_store
 from ingest_project.attachments.storage.store import AttachmentStore
+from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.identity import options_of
-from ingest_project.platform.delta.credentials import delta_credentials
+from ingest_project.platform.azure.address import is_address, parse_address
+from ingest_project.platform.azure.identity import OneLakeOptions, options_of
+from ingest_project.platform.delta.location import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
-from ingest_project.platform.http.client_factory import download_limits, web_client
-from ingest_project.platform.http.download import Downloader
+from ingest_project.platform.http.client import web_client
+from ingest_project.platform.http.download import Downloader, download_limits
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.event_hubs import EventHub, event_hub
+from ingest_project.platform.object_store.locations import Bucket, location_of
 from ingest_project.platform.runtime import Runtime
+
+
+def open_attachment_store(url: str, options: OneLakeOptions | None = None, *, sync: bool = False) -> AttachmentStore:
+    """The attachment store at a folder or an address in OneLake; nothing is connected to yet.
+
+    Args:
+        url: a folder, `file:///folder`, or any form of `onelake.address.parse_address`.
+        options: how to reach OneLake.
+        sync: wait until each local file is on the disk itself, see `attachment_folder`.
+
+    Raises:
+        SettingsError: none of these.
+        ForbiddenPathError: a host or level of OneLake that cannot be written.
+    """
+    if is_address(url):
+        from ingest_project.attachments.storage.onelake import OneLakeAttachments  # noqa: PLC0415 - one of the two is used
+
+        options = options or OneLakeOptions()
+        return OneLakeAttachments(parse_address(url, options.endpoint), options)
+    from ingest_project.attachments.storage.folder import FolderAttachments  # noqa: PLC0415
+
+    place = location_of(url)
+    if isinstance(place, Bucket):
+        raise SettingsError(f"{url}: attachments are kept in a folder or in OneLake.")
+    return FolderAttachments(place, sync=sync)
 
 
 class AttachmentResources(Runtime):

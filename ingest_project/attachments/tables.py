@@ -15,7 +15,7 @@ from ingest_project.platform.database.columns import (
     work_columns,
 )
 
-# An event as it was read, kept whole: taking its addresses out again after a mended setting finds what was missed.
+# An event as it was read, kept whole: taking its addresses out again after a fixed setting finds what was missed.
 attachment_events = sa.Table(
     "attachment_events",
     metadata,
@@ -55,7 +55,7 @@ attachments = sa.Table(
     # Which sensor looks after it: `pending` for a first attempt, `retry` for the others.
     Col("queue_name", sa.Text, nullable=False),
     *work_columns(),
-    # Which attempt comes next or was last, the first being 1; and how often it began anew.
+    # Which attempt comes next or was last, the first being 1; and how often it began again.
     Col("attempt", sa.Integer, nullable=False),
     Col("replays", sa.Integer, nullable=False),
     Col("first_failed_at", UtcTime),

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 import typer
 
-from ingest_project.attachments.queue.history import Attempt, Replay, attempts_at, replays_of
+from ingest_project.attachments.queue.outcomes import Attempt, Replay, attempts_at, replays_of
 from ingest_project.attachments.queue.record import AttachmentRecord
 from ingest_project.cli.key_lookup import find_attachment
 from ingest_project.contracts.decoding import encode

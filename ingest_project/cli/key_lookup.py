@@ -12,8 +12,7 @@ from ingest_project.attachments.queue.record import AttachmentRecord
 from ingest_project.core.console import counted
 from ingest_project.core.errors import PermanentError
 from ingest_project.core.terminal_text import printable
-from ingest_project.file_ingest.file_queue import FileLedger
-from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.file_queue import FileLedger, FileRecord
 
 SEARCHED = 1_000
 SHOWN = 5

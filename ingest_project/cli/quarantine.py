@@ -27,8 +27,7 @@ from ingest_project.core.console import (
     table,
 )
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.file_ingest.file_queue import FileLedger
-from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.file_queue import FileLedger, FileRecord
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import FileState
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import dagster as dg
 import polars as pl
 
-from ingest_project.file_ingest.partitions import (
+from ingest_project.file_ingest.catalog import (
     AGGREGATED_METRICS,
     FILES_FRESHNESS,
     VALIDATED_SENSOR_DATA,

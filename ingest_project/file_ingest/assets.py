@@ -15,7 +15,7 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.file_ingest.aggregation import aggregated_metrics
 from ingest_project.file_ingest.asset_events import partition_report, raw_file_metadata
-from ingest_project.file_ingest.partitions import RAW_FILES
+from ingest_project.file_ingest.catalog import RAW_FILES
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
 from ingest_project.file_ingest.quarantine import quarantined_files
 from ingest_project.file_ingest.raw_files import land, raw_files

@@ -1,14 +1,27 @@
-"""What file ingest reads and stores: the topics of file events, its tables, and the view `device_metrics`."""
+"""The assets and partitions of file ingest: one partition for each version of each file; topics read, tables stored."""
 
 from __future__ import annotations
+
+from datetime import timedelta
 
 import dagster as dg
 
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.partitions import AGGREGATED_METRICS, QUARANTINED_FILES, VALIDATED_SENSOR_DATA
 from ingest_project.file_ingest.tables import aggregated_metrics, quarantined_rows, raw_sensor_data
 from ingest_project.platform.dagster.external_assets import topic, topic_key
 from ingest_project.platform.dagster.stored_tables import SqlTable, StoredTable
+
+FILES_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
+
+
+FILES = "files"
+files_partitions = dg.DynamicPartitionsDefinition(name=FILES)
+
+RAW_FILES = dg.AssetKey("raw_files")
+VALIDATED_SENSOR_DATA = dg.AssetKey("validated_sensor_data")
+QUARANTINED_FILES = dg.AssetKey("quarantined_files")
+AGGREGATED_METRICS = dg.AssetKey("aggregated_metrics")
+
 
 GROUP = "file_ingest"
 DEVICE_METRICS = "device_metrics"

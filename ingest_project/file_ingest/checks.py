@@ -14,20 +14,18 @@ import polars as pl
 
 from ingest_project.file_ingest.asset_events import (
     CONTRACT_HOLDS,
+    EVERY_COLUMN_READ,
     FILE_ACCEPTED,
+    ONE_READING_AN_INSTANT,
     broken_contract,
+    columns_of_landed,
     file_accepted,
+    instants_of_stored,
     rows_refused,
 )
+from ingest_project.file_ingest.catalog import QUARANTINED_FILES, RAW_FILES, VALIDATED_SENSOR_DATA, files_partitions
 from ingest_project.file_ingest.contract import ValidationRules, validate
-from ingest_project.file_ingest.file_record import FileRecord
-from ingest_project.file_ingest.odd_files import (
-    EVERY_COLUMN_READ,
-    ONE_READING_AN_INSTANT,
-    columns_of_landed,
-    instants_of_stored,
-)
-from ingest_project.file_ingest.partitions import QUARANTINED_FILES, RAW_FILES, VALIDATED_SENSOR_DATA, files_partitions
+from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.validate_files import Contract
 from ingest_project.file_ingest.warehouse.protocol import StoredCounts

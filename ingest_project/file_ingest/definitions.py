@@ -5,13 +5,13 @@ from __future__ import annotations
 import dagster as dg
 
 from ingest_project.file_ingest.assets import file_ingest_assets
-from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES
-from ingest_project.file_ingest.partitions import (
+from ingest_project.file_ingest.catalog import (
     AGGREGATED_METRICS,
     QUARANTINED_FILES,
     RAW_FILES,
     VALIDATED_SENSOR_DATA,
 )
+from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES
 from ingest_project.file_ingest.sensors import file_events_sensor
 
 # Without the checks: the batch reports the contract of each file itself, see `reports`.

@@ -1,30 +1,161 @@
-"""A list of files through all steps: land, read and check, store, and say what became of each.
+"""Run a list of files through all steps: land, read and check, store, and report the result of each.
 
 The next group of files is landed and checked in a second thread while this one is stored: reading is this process's
 work and storing is mostly the database's. One file never hurts another: whatever is raised over one file, at any step,
 ends that file's work; where it is raised over many at once, they are halved until it is known over which.
+
+A file too large for memory is checked and stored chunk by chunk, in one transaction too. Only its end shows whether it
+is acceptable; a refused one is rolled back, and no row of it was ever visible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import polars as pl
 
 from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.errors import FileRejectedError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.prefetch import prefetch
-from ingest_project.file_ingest.file_record import FileRecord
-from ingest_project.file_ingest.large_file import refused_group, store_large_file
-from ingest_project.file_ingest.load import store
+from ingest_project.file_ingest.aggregation import (
+    NO_SUMMARIES,
+    NONE_SHARED,
+    aggregate_files,
+    counts_by_file,
+    instants_by_file,
+    merge,
+    standing_alone,
+)
+from ingest_project.file_ingest.file_queue import FileRecord
+from ingest_project.file_ingest.load import (
+    finish,
+    hold_locations,
+    replaced_outcomes,
+    settle_versions,
+    store,
+    without_duplicates,
+)
+from ingest_project.file_ingest.quarantine import leave_quarantine
 from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of
-from ingest_project.file_ingest.validate_files import CheckedGroup, Contract, OpenedFile, check_group, open_file
+from ingest_project.file_ingest.validate_files import (
+    METRICS_SHOWN,
+    SAMPLE_ROWS,
+    CheckedGroup,
+    CheckedRows,
+    Contract,
+    OpenedFile,
+    check_group,
+    check_rows,
+    first_rows,
+    open_file,
+    verdict,
+)
+from ingest_project.file_ingest.warehouse.protocol import WarehouseTransaction
 from ingest_project.platform.object_store.content_store import Landed
 from ingest_project.platform.work_queue.states import FileState
+
+
+class _RejectedError(Exception):
+    def __init__(self, outcome: FileResult) -> None:
+        self.outcome = outcome
+
+
+def store_large_file(
+    file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str
+) -> list[FileResult]:
+    """Check and store one large file.
+
+    Returns:
+        what became of it, and of a version that it replaced; a file that is ingested, a duplicate or replaced is in the
+        ledger already, anything else is still to be stored.
+    """
+    try:
+        with services.warehouse.transaction() as transaction:
+            outcome, replaced = _store(transaction, file, services, contract, run_id)
+        return [outcome, *replaced_outcomes(services, replaced)]
+    except _RejectedError as refused:
+        return [refused.outcome]
+    except FileRejectedError as error:
+        return [outcome_of_error(file.record, error, file.landed, profile=file.profile.name)]
+
+
+def refused_group(outcome: FileResult, contract: Contract) -> CheckedGroup:
+    """A group of one file of which nothing is stored but its outcome."""
+    return replace(check_group([], contract), outcomes=[outcome])
+
+
+def _store(
+    transaction: WarehouseTransaction, file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str
+) -> tuple[FileResult, tuple[str, ...]]:
+    key = file.record.file_key
+    read = FileResult(file.record, FileState.INGESTED, file.landed, file.profile.name, file.meaning)
+    # Whether it is accepted shows at its end; a version that it replaces comes back with everything else if it is not.
+    settled, replaced = settle_versions(transaction, hold_locations(transaction, [read], wait=True), run_id)
+    (outcome,) = without_duplicates(transaction, settled)
+    transaction.replace_files([key, *replaced])
+    if outcome.state is FileState.INGESTED:
+        outcome = _append_chunks(transaction, file, contract)
+    if outcome.state is FileState.QUARANTINED:
+        raise _RejectedError(outcome)
+    leave_quarantine(outcome, services.quarantine)
+    finish(transaction, [outcome], run_id)
+    return outcome, replaced
+
+
+def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract: Contract) -> FileResult:
+    key = file.record.file_key
+    rows_read = rows_bad = 0
+    rule_counts: dict[str, int] = {}
+    sample: list[dict[str, object]] = []
+    preview: list[dict[str, object]] = []
+    metrics: list[pl.DataFrame] = []
+    shared: list[pl.DataFrame] = []
+    with prefetch(_checked(file, contract)) as chunks:
+        for checked in chunks:
+            transaction.append_readings(checked.accepted)
+            transaction.append_quarantined(checked.quarantined)
+            summaries, instants = map(standing_alone, aggregate_files(checked.accepted))
+            metrics.append(summaries)
+            shared.append(instants)
+            rows_read += checked.rows_read[key]
+            rows_bad += checked.quarantined.height
+            for rule, count in checked.broken_rules_by_file().get(key, {}).items():
+                rule_counts[rule] = rule_counts.get(rule, 0) + count
+            preview = preview or first_rows(checked.accepted, SAMPLE_ROWS).get(key, [])
+            if len(sample) < SAMPLE_ROWS:
+                sample += checked.sample_by_file().get(key, [])
+    merged = merge(metrics)
+    transaction.put_metrics(merged)
+    return verdict(
+        FileResult(
+            file.record,
+            FileState.INGESTED,
+            file.landed,
+            file.profile.name,
+            file.meaning,
+            rows_read=rows_read,
+            rows_quarantined=rows_bad,
+            summaries=counts_by_file(merged).get(key, NO_SUMMARIES),
+            rule_counts=rule_counts,
+            sample=sample[:SAMPLE_ROWS],
+            preview=preview,
+            metrics_shown=first_rows(merged, METRICS_SHOWN).get(key, []),
+            unknown_columns=file.first.unknown_columns,
+            instants=instants_by_file(pl.concat(shared)).get(key, NONE_SHARED),
+        ),
+        contract,
+    )
+
+
+def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
+    for chunk in file.chunks:
+        yield check_rows([(file.record.file_key, file.profile, chunk)], contract)
+
 
 logger = get_logger(__name__)
 
@@ -67,7 +198,7 @@ def ingest(
     made = (prepare(group, services, contract) for group in split_into_groups(records))
     with prefetch(made) as prepared_groups:
         for prepared in prepared_groups:
-            yield finish(prepared, services, contract, run_id)
+            yield finish_group(prepared, services, contract, run_id)
 
 
 def split_into_groups(records: Sequence[FileRecord]) -> Iterator[list[FileRecord]]:
@@ -124,7 +255,9 @@ def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
     )
 
 
-def finish(prepared: PreparedGroup, services: FileIngestResources, contract: Contract, run_id: str) -> list[FileResult]:
+def finish_group(
+    prepared: PreparedGroup, services: FileIngestResources, contract: Contract, run_id: str
+) -> list[FileResult]:
     """Store a prepared group, and record in the ledger what became of each file."""
     outcomes = [*prepared.requeue_later, *store(prepared.group, services, run_id)]
     for file in prepared.large:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ingest_project.file_ingest.partitions import QUARANTINED_FILES, files_partitions
+from ingest_project.file_ingest.catalog import QUARANTINED_FILES, files_partitions
 from ingest_project.file_ingest.result import FileResult
 from ingest_project.platform.object_store.content_store import LandingStore
 from ingest_project.platform.object_store.quarantine import QuarantineStore

@@ -22,8 +22,8 @@ from ingest_project.core.errors import (
     VersionSupersededError,
 )
 from ingest_project.core.logging import get_logger
-from ingest_project.file_ingest.file_record import FileRecord
-from ingest_project.file_ingest.partitions import FILES_FRESHNESS, RAW_FILES, files_partitions
+from ingest_project.file_ingest.catalog import FILES_FRESHNESS, RAW_FILES, files_partitions
+from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.platform.dagster.external_assets import topic_key
 from ingest_project.platform.object_store.content_store import Landed, LandingStore

@@ -18,7 +18,7 @@ from ingest_project.core.errors import (
     WorkerExhaustedError,
 )
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
-from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.platform.object_store.content_store import Landed
 from ingest_project.platform.work_queue.states import FileState
 

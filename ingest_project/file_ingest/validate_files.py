@@ -24,9 +24,9 @@ from ingest_project.file_ingest.aggregation import (
     counts_by_file,
     instants_by_file,
 )
+from ingest_project.file_ingest.catalog import FILES_FRESHNESS, VALIDATED_SENSOR_DATA, files_partitions
 from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
-from ingest_project.file_ingest.file_record import FileRecord
-from ingest_project.file_ingest.partitions import FILES_FRESHNESS, VALIDATED_SENSOR_DATA, files_partitions
+from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.result import FileResult, outcome_of_error
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.frames import METRICS, QUARANTINED, READINGS

@@ -10,10 +10,9 @@ from ingest_project.core.errors import PermanentError
 from ingest_project.core.settings import (
     Settings,
 )
-from ingest_project.platform.azure.accounts import AllowedAccount, accounts_of
-from ingest_project.platform.http.client import WebClient
-from ingest_project.platform.http.client_factory import host_lists, web_client
-from ingest_project.platform.http.host_policy import HostLists
+from ingest_project.platform.azure.identity import AllowedAccount, accounts_of
+from ingest_project.platform.http.client import WebClient, web_client
+from ingest_project.platform.http.host_policy import HostLists, host_lists
 from ingest_project.platform.http.pinned_transport import Connector
 from ingest_project.sources.context import Clients, NamedBucket, S3Account
 from ingest_project.sources.s3.location import named_bucket

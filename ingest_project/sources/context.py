@@ -11,8 +11,7 @@ from pydantic import SecretStr
 
 from ingest_project.core.errors import ForbiddenPathError, SettingsError, UnknownCredentialsError
 from ingest_project.core.settings import Credential, OneLakeSettings, PollingSettings
-from ingest_project.platform.azure.accounts import AllowedAccount
-from ingest_project.platform.azure.identity import OneLakeOptions, options_of
+from ingest_project.platform.azure.identity import AllowedAccount, OneLakeOptions, options_of
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostPattern, HostRules
 

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from ingest_project.core.errors import AddressRejectedError, ForbiddenPathError, PermanentError, SourceUnreachableError
 from ingest_project.core.settings import Credential, PollingSettings
-from ingest_project.platform.http.host_grammar import MAX_PORT, MalformedAddressError, host_and_port, parse_server
 from ingest_project.platform.http.host_policy import INTERNAL_HOSTS, NO_LISTS, HostLists, HostPattern
 from ingest_project.platform.http.pinned_transport import Connector
+from ingest_project.platform.http.urls import MAX_PORT, MalformedAddressError, host_and_port, parse_server
 from ingest_project.sources.context import named_credential
 from ingest_project.sources.limits import SourceLimits
 

@@ -68,7 +68,7 @@ class StreamRangeLedger(WorkLedger):
 
         Args:
             topic: which.
-            ends: of its partitions, now. Where one ends before what was planned, the topic was created anew.
+            ends: of its partitions, now. Where one ends before what was planned, the topic was created again.
         """
         with reading(self._engine) as connection:
             lives = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ingest_project.attachments.partitions import ATTACHMENTS, hour_of_arrival
+from ingest_project.attachments.catalog import ATTACHMENTS, hour_of_arrival
 from ingest_project.attachments.queue.attachments import FailedFilter
 from ingest_project.platform.work_queue.states import AttachmentState
 from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED, STORED_CHECK, AttachmentSystem

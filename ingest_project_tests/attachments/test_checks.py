@@ -8,8 +8,8 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
+from ingest_project.attachments.catalog import ATTACHMENTS
 from ingest_project.attachments.definitions import attachment_checks
-from ingest_project.attachments.partitions import ATTACHMENTS
 from ingest_project.attachments.queue.record import AttachmentRecord
 from ingest_project.attachments.results_table import APPLICATION_ID
 from ingest_project_tests.attachments.system import RETRY, AttachmentSystem

@@ -33,7 +33,7 @@ TABLE = "ClaimDocuments"
 ROWS = 25
 QUERY = f"domain: claims\ndatabase: events\ntable: {TABLE}\nkey: [EventId]\npage_rows: 10\n"
 WAY = "ingest_project_tests.attachments.system:AttachmentSystem.look_at_eventhouse"
-POSITIONS = "ingest_project.attachments.eventhouse.positions:EventhousePositions"
+POSITIONS = "ingest_project.attachments.eventhouse.polling:EventhousePositions"
 KILL_POINTS = [
     KillPoint("page intended", "ingest_project.platform.kafka.outbox:MessageOutbox.intend"),
     KillPoint("page sent", "ingest_project.platform.kafka.producer:TopicWriter.send_all"),

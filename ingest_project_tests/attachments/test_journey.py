@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ingest_project.attachments.partitions import ATTACHMENTS
+from ingest_project.attachments.catalog import ATTACHMENTS
 from ingest_project.attachments.queue.attachments import FailedFilter
 from ingest_project.contracts.download import DownloadResult, DownloadTask, attachment_hash
 from ingest_project.platform.kafka.producer import ProducerRecord

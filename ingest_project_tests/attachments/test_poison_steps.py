@@ -11,8 +11,8 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.attachments.onelake_attachments import _entered
-from ingest_project.attachments.queue.history import attempts_at
+from ingest_project.attachments.assets import _entered
+from ingest_project.attachments.queue.outcomes import attempts_at
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.results_table import commit_results
 from ingest_project.attachments.tables import attachment_events

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ingest_project.attachments.catalog import hour_of_arrival
 from ingest_project.attachments.downloading import Postponed, attempts, hosts_in_turn
 from ingest_project.attachments.downloads_sensor import batches_of
-from ingest_project.attachments.partitions import hour_of_arrival
 from ingest_project.attachments.queue.record import AttachmentRecord
 from ingest_project.attachments.retry_schedule import next_attempt_at, retry_topic
 from ingest_project.core.settings import AttachmentSettings

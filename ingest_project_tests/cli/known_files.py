@@ -10,7 +10,7 @@ import polars as pl
 
 from ingest_project.contracts.file_event import FileEvent
 from ingest_project.contracts.polling_job import PollingJob
-from ingest_project.file_ingest.file_record import FileArrival
+from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import FileState
 from ingest_project.platform.work_queue.types import KafkaPosition

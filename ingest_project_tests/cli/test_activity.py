@@ -14,7 +14,7 @@ from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.streams.range_record import OffsetRange, RangeState
-from ingest_project.streams.user_activity.hourly_table import HourOfType, replace_hours
+from ingest_project.streams.user_activity.hourly_statistics import HourOfType, replace_hours
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.journeys.system import close
 from ingest_project_tests.streams.user_activity.events import event

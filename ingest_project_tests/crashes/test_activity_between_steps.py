@@ -37,8 +37,8 @@ KILL_POINTS = [
     KillPoint("first range finished", f"{LEDGER}.finish"),
     KillPoint("second commit made", "ingest_project.platform.delta.table:DeltaStore.append", 2),
     KillPoint("ranges marked as reported", f"{LEDGER}.mark_reported"),
-    KillPoint("statistics made", "ingest_project.streams.user_activity.hourly_asset:statistics_of_hour"),
-    KillPoint("statistics stored", "ingest_project.streams.user_activity.hourly_asset:replace_hours"),
+    KillPoint("statistics made", "ingest_project.streams.user_activity.assets:statistics_of_hour"),
+    KillPoint("statistics stored", "ingest_project.streams.user_activity.assets:replace_hours"),
 ]
 
 

@@ -13,7 +13,7 @@ import pytest
 from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
-from ingest_project.attachments.partitions import ATTACHMENTS
+from ingest_project.attachments.catalog import ATTACHMENTS
 from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
 from ingest_project.contracts.download import DownloadResult
 from ingest_project.core.settings import load_settings

@@ -11,7 +11,7 @@ import pytest
 
 from ingest_project.contracts.file_event import FileEvent
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.resolve_versions import Announced, with_versions
+from ingest_project.file_ingest.versions import Announced, with_versions
 from ingest_project.sources.clients import source_clients
 from ingest_project.sources.registry import open_source
 

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project_tests.journeys.check_results import behind_its_back, numbers
 from ingest_project_tests.journeys.system import CONTRACT, VALIDATED, System, changed, readings
 

@@ -12,9 +12,7 @@ import msgspec
 import pytest
 
 from ingest_project.contracts.decoding import encode
-from ingest_project.file_ingest.fair_scheduling import origin_of
-from ingest_project.file_ingest.file_queue import FileLedger, QuarantineShare
-from ingest_project.file_ingest.file_record import FileArrival
+from ingest_project.file_ingest.file_queue import FileArrival, FileLedger, QuarantineShare, origin_of
 from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.work_queue.queue import Due, Lease
 from ingest_project.platform.work_queue.states import FileState

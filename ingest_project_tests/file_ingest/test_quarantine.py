@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest_project.platform.object_store.content_store import open_landing
 from ingest_project.platform.object_store.locations import S3Options
-from ingest_project.platform.object_store.open_content_store import open_landing
 from ingest_project.platform.object_store.quarantine import QuarantineStore, open_quarantine, safe_name
 
 REASON = {

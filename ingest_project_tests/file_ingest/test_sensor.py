@@ -14,7 +14,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.file_record import FileArrival, file_row
+from ingest_project.file_ingest.file_queue import FileArrival, file_row
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.journeys.system import (
@@ -152,7 +152,7 @@ def test_a_topic_that_was_created_anew_is_read_from_its_beginning_and_that_is_sa
     system.send_files(system.write("later.csv", readings()))
     (request,) = system.requests()
     assert request.partition_key == system.file("later.csv").file_key
-    assert "created anew" in caplog.text + capsys.readouterr().out
+    assert "created again" in caplog.text + capsys.readouterr().out
 
 
 def test_a_position_that_retention_has_passed_is_said_and_reading_goes_on(

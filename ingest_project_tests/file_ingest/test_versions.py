@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.file_ingest.file_queue import FileLedger
-from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.file_queue import FileLedger, FileRecord
 from ingest_project.file_ingest.load import finish, hold_locations, settle_versions
 from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.tables import files

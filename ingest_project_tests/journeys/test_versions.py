@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.journeys.system import METRICS, RAW, VALIDATED, System, changed, file_event, readings
 

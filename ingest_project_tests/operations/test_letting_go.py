@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from ingest_project.file_ingest.partitions import FILES
+from ingest_project.file_ingest.catalog import FILES
 from ingest_project.operations.retention import PurgeStep, plan_purge
 from ingest_project_tests.journeys.system import RAW, System, readings
 

@@ -19,7 +19,7 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
 )
 from ingest_project.core.settings import Credential, Settings
-from ingest_project.file_ingest.resolve_versions import Announced, with_versions
+from ingest_project.file_ingest.versions import Announced, with_versions
 from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_s3 import pin
 from ingest_project.platform.http.pinned_transport import Connector

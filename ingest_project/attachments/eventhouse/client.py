@@ -1,6 +1,6 @@
-"""Microsoft's client, made to look at the whole answer and to wait only so long.
+"""Query Eventhouse by Microsoft's client, check the whole answer, and bound the wait.
 
-Imported where a query is about to be sent, because the library takes half a second to import.
+The client is imported where a query is about to be sent, because the library takes half a second to import.
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 
 from ingest_project.attachments.eventhouse.clusters import ClusterAccess, check_address
-from ingest_project.attachments.eventhouse.frames import (
-    BrokenAnswerError,
-    QueryReportedError,
-    ReportedError,
-)
+from ingest_project.attachments.eventhouse.frames import BrokenAnswerError, QueryReportedError, ReportedError
 from ingest_project.attachments.eventhouse.queries import INGESTED_AT
 from ingest_project.core.errors import (
     AddressRejectedError,

@@ -19,9 +19,8 @@ from typing import Literal
 
 from pydantic import SecretStr
 
-from ingest_project.platform.http.host_grammar import MalformedAddressError, split_address
 from ingest_project.platform.http.host_policy import ANY_HOST, HostPattern
-from ingest_project.platform.http.urls import DEFAULT_PORTS, printable_url
+from ingest_project.platform.http.urls import DEFAULT_PORTS, MalformedAddressError, printable_url, split_address
 
 TRUSTED_HOSTS = (
     "*.kusto.windows.net",

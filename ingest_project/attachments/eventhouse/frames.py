@@ -1,4 +1,4 @@
-"""Whether an answer of Kusto's v2 protocol is whole and without errors.
+"""Check that an answer of Kusto's v2 protocol is whole and without errors.
 
 The status line is sent before the query has run, so an answer of status 200 may end in an error: as an object among the
 rows, or in the last frame. It is then neither complete nor right, however many rows it has.
@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 FIRST_FRAME = "DataSetHeader"
+
+
 LAST_FRAME = "DataSetCompletion"
+
+
 TABLE_FRAME = "DataTable"
 
 

@@ -1,4 +1,4 @@
-"""New events of a domain, page by page, so that each is published exactly once.
+"""Poll the new events of a domain page by page, publish each exactly once, and record how far each was read.
 
 Everything lies in the position, which the caller saves in the same transaction as a page's events:
 
@@ -17,15 +17,83 @@ begins right after the row where the last one ended, also in another process: no
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import sqlalchemy as sa
 
 from ingest_project.attachments.eventhouse.client import AnswerTooLargeError, EventhouseClient, QueryResult
 from ingest_project.attachments.eventhouse.events import PolledEvent, RefusedRow, event_of
 from ingest_project.attachments.eventhouse.queries import INGESTED_AT, KEY, DomainQuery, page_text, server_time_text
+from ingest_project.attachments.tables import eventhouse_positions as positions
 from ingest_project.core.errors import QueryRejectedError
+from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.work_queue.sql_helpers import insert_missing
+
+
+class DomainPosition(msgspec.Struct, frozen=True):
+    """One domain.
+
+    Args:
+        position: opaque; empty before the first page.
+        events: read so far.
+        refused: rows that could not become events.
+        reason: why the last look failed; None where it did not.
+    """
+
+    domain: str
+    position: str
+    events: int
+    refused: int
+    reason: str | None
+
+
+class EventhousePositions:
+    """Reads and writes the table `eventhouse_positions`. Every method is one transaction.
+
+    Raises:
+        DatabaseUnavailableError, TransactionConflictError: from every method.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def get(self, domain: str) -> str | None:
+        """Where to go on; None: from the beginning."""
+        query = sa.select(positions.c.position).where(positions.c.domain == domain)
+        with reading(self._engine) as connection:
+            return connection.execute(query).scalar() or None
+
+    def advance(self, domain: str, position: str, events: int, refused: int, now: datetime) -> None:
+        """A page has been published. Entered a second time it would be counted twice, and read but once."""
+        change = {
+            "position": position,
+            "events": positions.c.events + events,
+            "refused": positions.c.refused + refused,
+            "reason": None,
+            "updated_at": now,
+        }
+        self._change(domain, change, now)
+
+    def fail(self, domain: str, reason: str, now: datetime) -> None:
+        """The last look came to nothing; the position stays."""
+        self._change(domain, {"reason": reason, "updated_at": now}, now)
+
+    def list(self) -> tuple[DomainPosition, ...]:
+        """Every domain that was ever looked at."""
+        columns = (positions.c.domain, positions.c.position, positions.c.events, positions.c.refused)
+        query = sa.select(*columns, positions.c.reason).order_by(positions.c.domain)
+        with reading(self._engine) as connection:
+            return tuple(DomainPosition(*row) for row in connection.execute(query))
+
+    def _change(self, domain: str, change: Mapping[str, object], now: datetime) -> None:
+        first = {"domain": domain, "position": "", "events": 0, "refused": 0, "updated_at": now}
+        with writing(self._engine) as connection:
+            insert_missing(connection, positions, [first], positions.c.domain)
+            connection.execute(sa.update(positions).where(positions.c.domain == domain).values(change))
+
 
 BEGINNING_OF_TIME = "1900-01-01T00:00:00Z"
 _NO_CURSOR = "Set `mode: window` for this domain, or enable the table's IngestionTime policy."

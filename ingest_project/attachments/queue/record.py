@@ -25,7 +25,7 @@ class TaskArrival(NamedTuple):
         raw: the task as it came, JSON.
         due_at: not to be tried before; None: at once.
         event_key: the event it was found in; None over Kafka.
-        is_repeat: whether somebody else sent it: one that had failed is tried anew.
+        is_repeat: whether somebody else sent it: one that had failed is tried again.
     """
 
     attachment_key: str
@@ -44,7 +44,7 @@ class AttachmentRecord(msgspec.Struct, frozen=True, kw_only=True):
         task: as it came, JSON.
         attempts: how often a run was asked for since the last attempt ended; more than one: runs were lost.
         attempt: which attempt comes next or was the last, the first being 1.
-        replays: how often it began anew.
+        replays: how often it began again.
         next_attempt_at: not tried before then.
     """
 

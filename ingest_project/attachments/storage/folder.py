@@ -24,17 +24,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ingest_project.attachments.storage.metadata import (
+from ingest_project.attachments.storage.store import (
     SHA256,
+    StoredAttachment,
     kept_metadata,
     require_owner,
     require_plain,
     require_portable,
 )
-from ingest_project.attachments.storage.store import StoredAttachment
 from ingest_project.core.errors import ForbiddenPathError, SourceNotFoundError, StoreUnavailableError
-from ingest_project.platform.http.file_fingerprint import FileFingerprint
-from ingest_project.platform.object_store.files import LocalFile, write_all
+from ingest_project.platform.object_store.files import FileFingerprint, LocalFile, write_all
 from ingest_project.platform.object_store.locations import folder_errors
 
 COPY_BYTES = 1024**2

@@ -23,8 +23,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ingest_project.attachments.storage.metadata import (
+from ingest_project.attachments.storage.store import (
     SHA256,
+    StoredAttachment,
     from_header_values,
     header_values,
     kept_metadata,
@@ -32,15 +33,13 @@ from ingest_project.attachments.storage.metadata import (
     require_plain,
     require_portable,
 )
-from ingest_project.attachments.storage.store import StoredAttachment
 from ingest_project.core.errors import SourceNotFoundError, StoreUnavailableError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.azure.address import OneLakeAddress, require_folder, require_writable
 from ingest_project.platform.azure.client import list_folder, open_container, open_file, open_file_system
 from ingest_project.platform.azure.errors import onelake_errors
 from ingest_project.platform.azure.identity import OneLakeOptions
-from ingest_project.platform.http.file_fingerprint import FileFingerprint
-from ingest_project.platform.object_store.files import LocalFile
+from ingest_project.platform.object_store.files import FileFingerprint, LocalFile
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties

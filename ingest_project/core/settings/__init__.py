@@ -7,23 +7,27 @@ that proposes the nearest right one: a misspelt setting must not silently leave 
 
 from __future__ import annotations
 
-from ingest_project.core.settings.attachments import (
-    AttachmentSettings,
-    DownloadSettings,
-    EventhouseSettings,
-    EventHubsSettings,
-    OneLakeSettings,
-)
 from ingest_project.core.settings.capabilities import (
+    AttachmentSettings,
     ConfiguredSource,
     Credential,
     CrmSettings,
+    DownloadSettings,
+    EventhouseSettings,
+    EventHubsSettings,
     FileIngestSettings,
+    OneLakeSettings,
     PollingSettings,
     UserActivitySettings,
 )
-from ingest_project.core.settings.inventory import LoadedSettings, Origin, Setting
-from ingest_project.core.settings.loading import current_settings, embedded_services, load_settings
+from ingest_project.core.settings.loading import (
+    LoadedSettings,
+    Origin,
+    Setting,
+    current_settings,
+    embedded_services,
+    load_settings,
+)
 from ingest_project.core.settings.operations import (
     AlertSettings,
     BackpressureSettings,

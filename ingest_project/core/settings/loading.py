@@ -1,11 +1,17 @@
-"""Whether two addresses lead to the same tables of PostgreSQL."""
+"""Load the settings in force, each with its origin, and reject names that set nothing.
+
+A misspelt setting must not silently leave the default in force.
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,13 +19,148 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 from dotenv import dotenv_values
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.settings.inventory import LoadedSettings, Origin, family_of, leaves, variables_of
+from ingest_project.core.settings.fields import Env, EnvFamily, Section
 from ingest_project.core.settings.tree import Settings
-from ingest_project.core.settings.unknown_names import unknown_variables, unknown_yaml_names
+
+
+class Origin(StrEnum):
+    """Where a value came from."""
+
+    ENVIRONMENT = "environment"
+    DOTENV = ".env"
+    YAML = "config.yaml"
+    EMBEDDED = "ingest dev"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as it is in force.
+
+    Args:
+        path: place in the tree, e.g. ``kafka.group_id``; config.yaml uses the same names, nested.
+        env_names: environment variables that set it.
+        description: what it means, with its unit.
+        value: the effective value; secrets are wrapped and print as asterisks.
+        origin: where the value came from.
+    """
+
+    path: str
+    env_names: tuple[str, ...]
+    description: str
+    value: object
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class LoadedSettings:
+    """The settings and where each came from."""
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+
+    def each(self) -> Iterator[Setting]:
+        """Every setting, in the order of the tree."""
+        for path, field in leaves():
+            value: Any = self.settings
+            for name in path.split("."):
+                value = getattr(value, name)
+            family = family_of(field)
+            names = (str(family),) if family else variables_of(field)
+            yield Setting(path, names, field.description or "", value, self.origins.get(path, Origin.DEFAULT))
+
+
+def leaves(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every field that holds a value, with its place in the tree."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def variables_of(field: FieldInfo) -> tuple[str, ...]:
+    """The environment variables that set a field, the first found wins."""
+    return next((mark.names for mark in field.metadata if isinstance(mark, Env)), ())
+
+
+def family_of(field: FieldInfo) -> EnvFamily | None:
+    """The family of variables that sets a field's entries, where it has one."""
+    return next((mark for mark in field.metadata if isinstance(mark, EnvFamily)), None)
+
+
+@cache
+def known_variables() -> frozenset[str]:
+    """Every environment variable that sets something, families aside."""
+    return frozenset(name for _, field in leaves() for name in variables_of(field)) | {"INGEST_CONFIG_DIR"}
+
+
+@cache
+def variable_families() -> tuple[EnvFamily, ...]:
+    """Every family of environment variables that sets something."""
+    return tuple(family for _, field in leaves() if (family := family_of(field)))
+
+
+OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_")
+# What the services that this project replaces had in their own files: it has no meaning here, and does no harm.
+FOREIGN_NAMES = ("KAFKA_TOPIC", "KAFKA_TOPICS", "KAFKA_CLIENT_ID", "KAFKA_ENABLE_AUTO_COMMIT", "ENABLE_AUTO_COMMIT")
+# What Kafka's own start scripts and the images of brokers, registries and their pages are set by.
+OF_A_BROKER = re.compile(
+    r"KAFKA_(HOME|OPTS|PORT|HOST|VERSION|IMAGE|TAG|\w+_OPTS|(CFG|KRAFT|CLUSTER|NODE|BROKER|PROCESS|CONTROLLER|LISTENERS?"
+    r"|ADVERTISED|INTER|ZOOKEEPER|LOG|LOG4J|NUM|OFFSETS|TRANSACTION|SHARE|DEFAULT|MIN|MESSAGE|REPLICA|CREATE|DELETE"
+    r"|AUTO_CREATE|AUTHORIZER|SUPER|ALLOW|GROUP_(INITIAL|MIN|MAX|COORDINATOR)|HEAP|JVM|JMX|METRIC|CONFLUENT|UI|REST"
+    r"|CONNECT|SCHEMA|SASL_(ENABLED|JAAS)|SSL_(KEY|KEYSTORE|TRUSTSTORE|CLIENT|SECRETS))(_\w+)?)"
+)
+FOREIGN_FAMILIES = ("DAGSTER_", "AWS_", "AZURE_", "PG", "PYTHON")
+# What Kubernetes sets in every container for a Service called `kafka`, `ingest-...` or `onelake-...`.
+SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
+SERVICE_ADDRESS = ("tcp://", "udp://")
+SIMILAR_ENOUGH = 0.86
+LEAST_SIMILAR = 0.5
+
+
+def unknown_variables(variables: Mapping[str, str], origin: Origin) -> Iterator[str]:
+    """What to say of each variable that is meant for us, as far as its name shows, and sets nothing."""
+    known = known_variables()
+    for name in sorted(variables):
+        if name in known or name in FOREIGN_NAMES or name.startswith(FOREIGN_FAMILIES):
+            continue
+        nearest = _nearest(name, SIMILAR_ENOUGH)
+        if OF_A_BROKER.fullmatch(name) and not nearest:
+            continue
+        if SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and variables[name].startswith(SERVICE_ADDRESS)):
+            continue
+        if any(family.entry(name) for family in variable_families()):
+            continue
+        # A shell's environment is full of other programs' names, and a .env file is often shared with them.
+        if name.startswith(OWN_PREFIXES):
+            guess = _nearest(name, LEAST_SIMILAR)
+            hint = f" Did you mean {guess}?" if guess else " `ingest config` lists every setting."
+            yield f"Unknown setting {name} in {origin}.{hint}"
+        elif nearest and len(name) > len("ENVIRON"):
+            yield f"Unknown setting {name} in {origin}. Did you mean {nearest}?"
+
+
+def unknown_yaml_names(values: Mapping[str, object]) -> Iterator[str]:
+    """What to say of each name in config.yaml that is no setting."""
+    known = [path for path, _ in leaves()]
+    for path in values:
+        if path not in known:
+            guess = difflib.get_close_matches(path, known, n=1, cutoff=LEAST_SIMILAR)
+            hint = f" Did you mean {guess[0]}?" if guess else " `ingest config` lists every setting."
+            yield f"Unknown setting {path} in {Origin.YAML}.{hint}"
+
+
+# A process reads its settings more than once, and the other programs' names in its environment stay what they are.
+@cache
+def _nearest(name: str, similarity: float) -> str | None:
+    """The variable of ours that this name is most like, if it is that similar."""
+    return next(iter(difflib.get_close_matches(name, known_variables(), n=1, cutoff=similarity)), None)
+
 
 DEFAULT_PORT = 5432
 THIS_MACHINE = {"", "localhost", "127.0.0.1", "::1"}

@@ -8,18 +8,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ingest_project.core.settings.attachments import (
-    AttachmentSettings,
-    DownloadSettings,
-    EventhouseSettings,
-    EventHubsSettings,
-    OneLakeSettings,
-)
 from ingest_project.core.settings.capabilities import (
+    AttachmentSettings,
     ConfiguredSource,
     Credential,
     CrmSettings,
+    DownloadSettings,
+    EventhouseSettings,
+    EventHubsSettings,
     FileIngestSettings,
+    OneLakeSettings,
     PollingSettings,
     UserActivitySettings,
 )

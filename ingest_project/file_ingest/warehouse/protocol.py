@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import polars as pl
 
+
 # Of versions that a newer one replaces; one in a run's hands or in a queue finds its successor by itself.
 REPLACEABLE_STATES = ("ingested", "quarantined", "duplicate", "failed")
 

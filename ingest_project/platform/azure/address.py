@@ -1,8 +1,8 @@
-"""Addresses in OneLake and other ADLS Gen2 accounts, and which of their places may be written.
+"""Parse addresses in OneLake and other ADLS Gen2 accounts, and decide which of their paths may be written.
 
-An address may come from a message. It is read by the one grammar of addresses (`web.grammar`) and put together again,
+An address may come from a message. It is parsed by the one grammar of addresses (`http.urls`) and put together again,
 it never carries a secret, and the host it names must be one that our credentials may be sent to: Microsoft's, or the
-endpoint that the settings name. Which accounts of these hosts a message may name is for `accounts` to say.
+endpoint that the settings name. `identity` decides which accounts of these hosts a message may name.
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
 
 from ingest_project.core.errors import ForbiddenPathError, SettingsError
-from ingest_project.platform.http.host_grammar import Address, MalformedAddressError, host_and_port, split_address
-from ingest_project.platform.http.urls import DEFAULT_PORTS, PRINTED_LENGTH, printable_url
+from ingest_project.platform.http.urls import (
+    DEFAULT_PORTS,
+    PRINTED_LENGTH,
+    Address,
+    MalformedAddressError,
+    host_and_port,
+    printable_url,
+    split_address,
+)
 
 DEFAULT_ENDPOINT = "https://onelake.dfs.fabric.microsoft.com"
 FABRIC_HOSTS = ".dfs.fabric.microsoft.com"
@@ -109,7 +116,7 @@ def parse_address(text: str, endpoint: str = DEFAULT_ENDPOINT) -> OneLakeAddress
 
 
 def account_url(endpoint: str) -> str:
-    """The address of a configured account, put together anew.
+    """The address of a configured account, put together again.
 
     Raises:
         SettingsError: it is not the address of a server.

@@ -1,4 +1,4 @@
-"""Clients of Microsoft's SDK with bounded patience, one connection pool, and silence."""
+"""Create clients of Microsoft's SDK with bounded patience, one connection pool, and no log output of their own."""
 
 from __future__ import annotations
 

@@ -81,15 +81,15 @@ def onelake_errors(address: str) -> Iterator[None]:
     try:
         yield
     except AzureError as error:
-        raise failure_of(error, address) from None
+        raise map_error(error, address) from None
 
 
-def failure_of(error: AzureError, address: str) -> IngestError:
+def map_error(error: AzureError, address: str) -> IngestError:
     """What an exception of the SDK means; see `onelake_errors`."""
     from azure.core.exceptions import ClientAuthenticationError, HttpResponseError  # noqa: PLC0415 - see above
 
     if isinstance(error, HttpResponseError) and error.status_code:
-        return _failure_of_answer(error, error.status_code, address)
+        return _map_answer(error, error.status_code, address)
     if isinstance(error, ClientAuthenticationError):
         return StoreRejectedError(
             address, None, "no token could be had", "Sign in, or set a SAS or an account key for this store."
@@ -107,7 +107,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _failure_of_answer(error: HttpResponseError, status: int, address: str) -> IngestError:
+def _map_answer(error: HttpResponseError, status: int, address: str) -> IngestError:
     # The SDK's enumeration of codes prints as its member's name; the service's own word is the value.
     named = getattr(error, "error_code", None)
     code = str(getattr(named, "value", named) or error.reason or "")

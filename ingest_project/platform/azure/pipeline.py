@@ -25,7 +25,7 @@ CALLERS_PER_APPEND = 4
 def pooled_transport(servers: Sequence[str], options: OneLakeOptions) -> RequestsTransport:
     """The last step before the wire: it sends to these servers and to no other, wherever the service redirects to.
 
-    Its pool keeps enough connections: with requests' default of 10 the rest are made anew.
+    Its pool keeps enough connections: with requests' default of 10 the rest are made again.
 
     Args:
         servers: addresses of the account's endpoints; the proxy and the certificates are those for the first.

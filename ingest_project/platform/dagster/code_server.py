@@ -29,7 +29,7 @@ HEAVY_MODULES = (
     "adbc_driver_postgresql.dbapi",
     "dagster._grpc.impl",
     "ingest_project.sources.local",
-    "ingest_project.platform.object_store.content_folder",
+    "ingest_project.platform.object_store.content_store",
     "ingest_project.file_ingest.warehouse.postgres",
     "pandera.backends.polars.register",
     "pandera.polars",

@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, make_url
 
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError
 from ingest_project.core.private_files import make_private_folder
-from ingest_project.platform.database.errors import failure_of
+from ingest_project.platform.database.errors import map_error
 
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, which is not installed.
 POSTGRES_DRIVER = "postgresql+psycopg2"
@@ -106,7 +106,7 @@ def database_errors(database_url: str | URL) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        failure = failure_of(error, printable(database_url))
+        failure = map_error(error, printable(database_url))
         if failure is None:
             raise
         raise failure from error

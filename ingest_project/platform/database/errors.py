@@ -107,7 +107,7 @@ REFUSALS: tuple[tuple[frozenset[str], tuple[str, ...], str, str], ...] = (
 )
 
 
-def failure_of(error: Exception, address: str) -> IngestError | None:
+def map_error(error: Exception, address: str) -> IngestError | None:
     """Our name for a driver's failure; None when it is a mistake of this code, which must be seen as it is."""
     original = getattr(error, "orig", None) or error
     if isinstance(error, sa.exc.TimeoutError):

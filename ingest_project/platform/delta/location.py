@@ -1,4 +1,4 @@
-"""Where a Delta table lies, and the credentials that let its writer in.
+"""Locate Delta tables, and build the credentials and options that their writer needs.
 
 A table is addressed by a local folder, `s3://bucket/prefix`, `abfss://filesystem@account.dfs.core.windows.net/path`,
 or OneLake's `https://onelake.dfs.fabric.microsoft.com/<workspace GUID>/<item GUID>/Tables/<name>`. On OneLake the GUIDs
@@ -13,9 +13,13 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote, urlsplit
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.platform.http.host_grammar import MalformedAddressError, host_and_port, split_address
-from ingest_project.platform.http.urls import printable_url
-from ingest_project.platform.object_store.locations import Bucket, S3Options, location_of
+from ingest_project.core.settings import (
+    OneLakeSettings,
+    Settings,
+)
+from ingest_project.platform.azure.identity import default_credential
+from ingest_project.platform.http.urls import MalformedAddressError, host_and_port, printable_url, split_address
+from ingest_project.platform.object_store.locations import Bucket, S3Options, location_of, s3_options
 
 AZURE_SCHEMES = ("abfss", "abfs")
 # A token that ends sooner than one slow commit may take counts as ended.
@@ -90,7 +94,7 @@ class StorageOptions:
 
     @property
     def ended(self) -> bool:
-        """Whether a handle opened with these is to be opened anew."""
+        """Whether a handle opened with these is to be opened again."""
         return self.ends_at is not None and datetime.now(UTC) >= self.ends_at
 
 
@@ -182,3 +186,25 @@ def _azure_options(credential: AzureCredential) -> StorageOptions:
     assert credential.tokens is not None  # noqa: S101 - delta_location saw to it
     token = credential.tokens()
     return StorageOptions(told | {"azure_storage_token": token.value}, token.expires_at - TOKEN_MARGIN)
+
+
+STORAGE_SCOPE = "https://storage.azure.com/.default"
+
+
+def delta_credentials(settings: Settings) -> DeltaCredentials:
+    """How Delta tables are reached, wherever they are."""
+    return DeltaCredentials(s3_options(settings.storage), azure_credential(settings.onelake))
+
+
+def azure_credential(onelake: OneLakeSettings) -> AzureCredential:
+    """A SAS, an account key, or with neither a token of azure-identity's default credential."""
+    if onelake.sas_token:
+        return AzureCredential(sas=onelake.sas_token.get_secret_value())
+    if onelake.account_key:
+        return AzureCredential(account_key=onelake.account_key.get_secret_value())
+    return AzureCredential(tokens=_storage_token)
+
+
+def _storage_token() -> BearerToken:
+    token = default_credential().get_token(STORAGE_SCOPE)
+    return BearerToken(token.token, datetime.fromtimestamp(token.expires_on, UTC))

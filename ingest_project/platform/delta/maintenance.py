@@ -21,9 +21,22 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ingest_project.core.errors import TransactionConflictError
+from ingest_project.core.settings import (
+    DeltaSettings,
+)
 from ingest_project.platform.delta.errors import delta_errors
-from ingest_project.platform.delta.statistics import TableFigures, figures_of
-from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.delta.table import DeltaStore, TableFigures, figures_of
+
+
+def maintenance_limits(delta: DeltaSettings) -> MaintenanceLimits:
+    """How much one maintenance of a Delta table may do."""
+    return MaintenanceLimits(
+        min_small_files=delta.min_small_files,
+        target_bytes=delta.target_file_bytes,
+        time_limit=timedelta(seconds=delta.time_limit_seconds),
+        retention=timedelta(hours=delta.retention_hours),
+    )
+
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -43,7 +56,6 @@ class MaintenanceLimits:
         time_limit: no further partition is begun after this; the next maintenance goes on.
         retention: how long files stay that are part of old versions only, or of none.
         allow_short_retention: take a retention that can break running readers and writers; for tests.
-        concurrent_merges: files merged at the same time; each holds a few row groups in memory.
     """
 
     min_small_files: int = 10
@@ -51,7 +63,6 @@ class MaintenanceLimits:
     time_limit: timedelta = timedelta(minutes=10)
     retention: timedelta = SHORTEST_SAFE_RETENTION
     allow_short_retention: bool = False
-    concurrent_merges: int = 1
 
 
 @dataclass(frozen=True)
@@ -196,7 +207,7 @@ def _merge(store: DeltaStore, table: DeltaTable, partition: _Partition, claim: s
     table.optimize.compact(
         partition_filters=partition.filters,
         target_size=limits.target_bytes,
-        max_concurrent_tasks=limits.concurrent_merges,
+        max_concurrent_tasks=1,
         # One checkpoint at the end of the maintenance is enough.
         post_commithook_properties=PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
     )

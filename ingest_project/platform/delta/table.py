@@ -1,4 +1,4 @@
-"""Delta tables, each position exactly once.
+"""Write Delta tables so that each position is committed exactly once.
 
 A commit carries a Delta transaction: `app_id`, the name of one ordered stream of data, and `version`, how far into it
 the table is after the commit. The table remembers the last version of each stream, and the guarantee comes of two
@@ -13,6 +13,9 @@ What a stream owes in return: its versions only grow, and a version stands for t
 
 A table can go back in time, by a restore, a removed log entry, or a dropped folder: `standings` tells a stream where
 it is and whether rows may be missing below that. The version up to which a stream was looked at is in the table too.
+
+`History` says which commits may have taken rows away: a restore, a delete or an overwrite, by whatever program. Delta
+keeps the position of a stream through all of these, so whoever relies on a position looks at the commits too.
 """
 
 from __future__ import annotations
@@ -25,11 +28,10 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
 from ingest_project.platform.delta.errors import delta_errors, reason_of
-from ingest_project.platform.delta.history import History
 from ingest_project.platform.delta.location import (
     DeltaCredentials,
     DeltaLocation,
@@ -37,11 +39,98 @@ from ingest_project.platform.delta.location import (
     delta_location,
     storage_options,
 )
-from ingest_project.platform.delta.statistics import TableFigures, figures_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
+
+
+# What these leave is at least what was there. Any other operation, also one that is not known, may take rows away.
+ONLY_ADDS = frozenset({"WRITE", "STREAMING UPDATE"})
+KEEPS_ROWS = frozenset(
+    {
+        "CREATE TABLE",
+        "OPTIMIZE",
+        "VACUUM START",
+        "VACUUM END",
+        "SET TBLPROPERTIES",
+        "UNSET TBLPROPERTIES",
+        "ADD COLUMN",
+        "ADD COLUMNS",
+        "ADD CONSTRAINT",
+        "DROP CONSTRAINT",
+        "ADD FEATURE",
+        "UPDATE TABLE METADATA",
+        "UPDATE FIELD METADATA",
+    }
+)
+MOST_NAMED = 5
+# Each is a file of the log to be read; of more than these it is quicker to count the rows.
+MOST_LOOKED_AT = 1_000
+
+
+class History:
+    """The commits of a table that its log still has, read once and as far back as somebody asked."""
+
+    def __init__(self, table: DeltaTable) -> None:
+        self._table = table
+        self._newest = table.version()
+        self._commits: dict[int, dict[str, Any]] = {}
+        self._read = 0
+
+    def doubtful_commits(self, checked: int | None) -> tuple[str, ...]:
+        """Name the commits after a version that may have removed rows, the newest first, at most a few.
+
+        Args:
+            checked: the version up to which somebody has looked; None: nobody ever did, and what the log has is all
+                there is to see.
+        """
+        wanted = self._newest - (-1 if checked is None else checked)
+        self._look_back(min(wanted, MOST_LOOKED_AT))
+        oldest = min(self._commits, default=self._newest + 1) if checked is None else checked + 1
+        found: list[str] = []
+        for version in range(self._newest, oldest - 1, -1):
+            if len(found) == MOST_NAMED:
+                break
+            if version not in self._commits:
+                return (*found, f"version {version} and those before it were not looked at")
+            if not _keeps_rows(self._commits[version]):
+                found.append(f"{self._commits[version].get('operation', 'unnamed')} (version {version})")
+        return tuple(found)
+
+    def _look_back(self, entries: int) -> None:
+        if entries > self._read:
+            self._commits = {int(entry["version"]): entry for entry in self._table.history(entries)}
+            self._read = entries
+
+
+def _keeps_rows(commit: dict[str, Any]) -> bool:
+    operation, parameters = commit.get("operation"), commit.get("operationParameters") or {}
+    if operation in ONLY_ADDS:
+        return str(parameters.get("mode") or parameters.get("outputMode")).lower() == "append"
+    return operation in KEEPS_ROWS
+
+
+@dataclass(frozen=True)
+class TableFigures:
+    """A table at one version. `rows` is None when a writer left its files uncounted."""
+
+    table_version: int
+    files: int
+    rows: int | None
+    size_bytes: int
+
+
+def figures_of(table: DeltaTable) -> TableFigures:
+    """The figures of an open handle; reads nothing from the store."""
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    adds = pa.table(table.get_add_actions(flatten=True))
+    counts = adds["num_records"]
+    rows = None if counts.null_count else pc.sum(counts).as_py() or 0
+    return TableFigures(table.version(), adds.num_rows, rows, pc.sum(adds["size_bytes"]).as_py() or 0)
+
 
 COMMIT_RETRIES = 8
 FIRST_PAUSE_SECONDS = 0.05

@@ -1,11 +1,12 @@
-"""One GET to an address from a stranger: checked, limited, authenticated, redirected, and read within its deadline.
+"""Send one GET to an untrusted address: checked, limited, authenticated, redirected, and read within its deadline.
 
 Every hop of a redirect is a conversation of its own: its address is checked, its host's limits hold, and it gets the
-credential that is configured for its own host, or none.
+credential that is configured for its own host, or none. A credential goes to the hosts that it names and to no other.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,19 +17,94 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urljoin
 
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from requests import PreparedRequest, Response, Session
 from requests.exceptions import InvalidURL, RequestException
 from urllib3.exceptions import HTTPError
 
-from ingest_project.core.errors import AddressRejectedError, DownloadRejectedError
-from ingest_project.platform.http.credentials import Credentials, HostCredential
+from ingest_project.core.errors import AddressRejectedError, DownloadRejectedError, SettingsError
+from ingest_project.core.settings import (
+    Credential,
+    Settings,
+)
 from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
-from ingest_project.platform.http.errors import REDIRECTS, failure_from, failure_of, parse_retry_after
-from ingest_project.platform.http.host_policy import HostRules
-from ingest_project.platform.http.limits import HostLimits
+from ingest_project.platform.http.errors import REDIRECTS, failure_from, map_error, parse_retry_after
+from ingest_project.platform.http.host_policy import HostPattern, HostRules
+from ingest_project.platform.http.limits import HostLimits, LoadLimits
 from ingest_project.platform.http.pinned_transport import Connector, PinnedAdapter, Resolver, system_addresses
 from ingest_project.platform.http.response import WebResponse
 from ingest_project.platform.http.urls import WebAddress
+
+
+class HostCredential(BaseModel):
+    """How one group of hosts knows us.
+
+    Args:
+        name: for people and logs.
+        hosts: patterns (see `HostPattern`); without a port they mean the scheme's default port only.
+        kind: what is sent: user and password, a bearer token, a header, or a signature added to the query.
+        username: for `basic`.
+        header: name of the header, for `header`.
+        secret: the password, the token, the header's value, or the query (`sv=…&sig=…`).
+        plain_http: whether it may be sent without TLS.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    hosts: tuple[str, ...] = Field(min_length=1)
+    kind: Literal["basic", "bearer", "header", "query"]
+    username: str = ""
+    header: str = Field("", pattern=r"^[A-Za-z0-9-]*$")
+    secret: SecretStr
+    plain_http: bool = False
+
+    @field_validator("secret")
+    @classmethod
+    def _one_line(cls, secret: SecretStr) -> SecretStr:
+        value = secret.get_secret_value()
+        if not value or not value.isprintable() or not value.isascii():
+            raise ValueError("a secret must be one line of printable ASCII")
+        return secret
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.kind == "basic") != bool(self.username) or (self.kind == "header") != bool(self.header):
+            raise ValueError("basic needs a username, header needs a header, no other kind has either")
+        return self
+
+    def headers(self) -> dict[str, str]:
+        """What to send with a request."""
+        secret = self.secret.get_secret_value()
+        if self.kind == "basic":
+            pair = base64.b64encode(f"{self.username}:{secret}".encode()).decode()
+            return {"Authorization": f"Basic {pair}"}
+        if self.kind == "bearer":
+            return {"Authorization": f"Bearer {secret}"}
+        return {self.header: secret} if self.kind == "header" else {}
+
+    def signed(self, url: str) -> str:
+        """The address to request, with the signature where this is one."""
+        if self.kind != "query":
+            return url
+        return f"{url}{'&' if '?' in url else '?'}{self.secret.get_secret_value().lstrip('?&')}"
+
+
+class Credentials:
+    """All of them, found by the host that is contacted; the first that names it wins."""
+
+    def __init__(self, credentials: Iterable[HostCredential] = ()) -> None:
+        self._entries = [
+            (HostPattern.parse(host), credential) for credential in credentials for host in credential.hosts
+        ]
+
+    def of(self, address: WebAddress) -> HostCredential | None:
+        """The credential for this scheme, host and port; None when nobody configured one."""
+        for pattern, credential in self._entries:
+            if pattern.names_origin(address) and (address.scheme == "https" or credential.plain_http):
+                return credential
+        return None
+
 
 REDIRECT_SETTING = "INGEST_MAX_REDIRECTS"
 USER_AGENT = "ingest-project"
@@ -45,13 +121,11 @@ class ContactLimits:
         connect_timeout: for a connection, TLS included.
         read_timeout: without a byte.
         max_redirects: hops after the first address.
-        allow_downgrade: whether a redirect may lead from https to http.
     """
 
     connect_timeout: timedelta = timedelta(seconds=10)
     read_timeout: timedelta = timedelta(seconds=30)
     max_redirects: int = 5
-    allow_downgrade: bool = False
 
     @property
     def head_time(self) -> timedelta:
@@ -191,7 +265,7 @@ class WebClient:
         if answer.status not in accept:
             answer.discard()
             retry_after = self._hosts.bounded(parse_retry_after(answer.headers.get("Retry-After")))
-            raise failure_of(answer.status, answer.address.printable, retry_after)
+            raise map_error(answer.status, answer.address.printable, retry_after)
 
     def _next_hop(self, address: WebAddress, location: str) -> WebAddress:
         with contextlib.suppress(UnicodeError):
@@ -202,7 +276,7 @@ class WebClient:
         except ValueError:
             raise AddressRejectedError(address.printable, "it redirects to something that is not an address") from None
         target = self._rules.check(url)
-        if address.scheme == "https" and target.scheme == "http" and not self._contact.allow_downgrade:
+        if address.scheme == "https" and target.scheme == "http":
             raise AddressRejectedError(target.printable, "a redirect leads from https to http")
         return target
 
@@ -222,3 +296,62 @@ def _session(adapter: PinnedAdapter) -> Session:
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
+
+
+def web_client(settings: Settings, total: int | None = None, per_host: int | None = None) -> WebClient:
+    """Contacts web hosts within the rules.
+
+    Args:
+        settings: the rules.
+        total: conversations at a time; those of downloads by default.
+        per_host: of those, with one host.
+
+    Raises:
+        SettingsError: a host pattern or credential is malformed.
+    """
+    downloads = settings.downloads
+    load = LoadLimits(
+        total=total or downloads.concurrency,
+        per_host=per_host or downloads.concurrency_per_host,
+        failures_to_pause=downloads.failures_to_pause,
+        pause=timedelta(seconds=downloads.pause_seconds),
+    )
+    return WebClient(
+        HostRules(downloads.allowed_hosts, downloads.denied_hosts, downloads.allowed_internal_hosts),
+        credentials=host_credentials(settings.credentials),
+        host_limits=HostLimits(load),
+        contact=ContactLimits(
+            connect_timeout=timedelta(seconds=downloads.connect_timeout_seconds),
+            read_timeout=timedelta(seconds=downloads.read_timeout_seconds),
+            max_redirects=downloads.max_redirects,
+        ),
+        ca_file=downloads.ca_file,
+        connections_per_host=load.per_host,
+    )
+
+
+def host_credentials(credentials: Mapping[str, Credential]) -> Iterator[HostCredential]:
+    """Of the stored credentials, those that are for web hosts.
+
+    Raises:
+        SettingsError: one of them is not complete.
+    """
+    for name, stored in credentials.items():
+        if stored.kind is None:
+            continue
+        secret = stored.password if stored.kind == "basic" else stored.secret
+        if secret is None or not stored.hosts:
+            raise SettingsError(f"The credential {name!r} needs hosts and a {stored.kind} secret.")
+        try:
+            yield HostCredential(
+                name=name,
+                hosts=tuple(stored.hosts),
+                kind=stored.kind,
+                username=stored.username or "",
+                header=stored.header or "",
+                secret=secret,
+                plain_http=stored.plain_http,
+            )
+        except ValueError as error:
+            problems = "; ".join(problem["msg"] for problem in getattr(error, "errors", list)())
+            raise SettingsError(f"The credential {name!r} cannot be used: {problems}.") from None

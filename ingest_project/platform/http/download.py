@@ -13,16 +13,41 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, FileRejectedError, LimitExceededError
+from ingest_project.core.errors import (
+    DownloadFailedError,
+    DownloadRejectedError,
+    FileRejectedError,
+    LimitExceededError,
+)
+from ingest_project.core.settings import (
+    DownloadSettings,
+)
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.content_types import announced_type, require_announced, shows
 from ingest_project.platform.http.deadlines import Deadline
-from ingest_project.platform.http.decoding import SUPPORTED, Decoder, codings_in, contradicts, require_readable
-from ingest_project.platform.http.file_fingerprint import FileFingerprint
 from ingest_project.platform.http.file_names import chosen_file_name, path_file_name
 from ingest_project.platform.http.partial_download import PartFile
-from ingest_project.platform.http.response import WebResponse
+from ingest_project.platform.http.response import (
+    SUPPORTED,
+    Decoder,
+    WebResponse,
+    codings_in,
+    contradicts,
+    require_readable,
+)
 from ingest_project.platform.http.urls import printable_url
+from ingest_project.platform.object_store.files import FileFingerprint
+
+
+def download_limits(downloads: DownloadSettings) -> DownloadLimits:
+    """What one download may take."""
+    return DownloadLimits(
+        max_bytes=downloads.max_bytes,
+        max_expansion=downloads.max_expansion,
+        total_time=timedelta(seconds=downloads.max_seconds),
+        min_bytes_per_second=downloads.min_bytes_per_second,
+    )
+
 
 SIZE_SETTING = "INGEST_MAX_ATTACHMENT_BYTES"
 EXPANSION_SETTING = "INGEST_MAX_ATTACHMENT_EXPANSION"
@@ -84,9 +109,7 @@ class DownloadLimits:
 
     Args:
         max_bytes: of the file, decoded.
-        size_setting: the setting that holds it, for messages.
         max_expansion: bytes decoded per byte sent, where the server compresses.
-        expansion_setting: the setting that holds it.
         total_time: of one download, continuations included, waiting for a free place not.
         min_bytes_per_second: a slower server is given up.
         pace_window: over which that is measured, again and again.
@@ -94,9 +117,7 @@ class DownloadLimits:
     """
 
     max_bytes: int = 1024**3
-    size_setting: str = SIZE_SETTING
     max_expansion: float = 100.0
-    expansion_setting: str = EXPANSION_SETTING
     total_time: timedelta = timedelta(minutes=10)
     min_bytes_per_second: int = 1024
     pace_window: timedelta = timedelta(seconds=20)
@@ -173,7 +194,7 @@ class Downloader:
         )
 
     def _place(self, answer: WebResponse, part: PartFile) -> None:
-        """Let the body follow what has arrived, or begin anew."""
+        """Let the body follow what has arrived, or begin again."""
         if answer.status == _PARTIAL and part.continued_by(answer):
             return
         if answer.status in (_PARTIAL, _RANGE_NOT_SATISFIABLE):
@@ -221,7 +242,7 @@ class Downloader:
         if encoding not in SUPPORTED:
             return None
         limits = self._limits
-        return Decoder(encoding, limits.max_expansion, limits.expansion_setting, answer.address.printable)
+        return Decoder(encoding, limits.max_expansion, EXPANSION_SETTING, answer.address.printable)
 
     def _verify(self, request: DownloadRequest, part: PartFile, checksum: _Checksum, answer: WebResponse) -> None:
         printable = answer.address.printable
@@ -247,7 +268,7 @@ class Downloader:
 
     def _too_large(self, answer: WebResponse, size: int) -> LimitExceededError:
         return LimitExceededError(
-            self._limits.size_setting,
+            SIZE_SETTING,
             f"{answer.address.printable} has {size} bytes or more, at most {self._limits.max_bytes} are downloaded",
         )
 

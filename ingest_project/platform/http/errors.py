@@ -93,7 +93,7 @@ _MAX_RETRY_AFTER_DIGITS = 9
 _MAX_DATE_LENGTH = 64
 
 
-def failure_of(
+def map_error(
     status: int, printable: str, retry_after: timedelta | None
 ) -> DownloadFailedError | DownloadRejectedError:
     """The error that an unwanted status is.

@@ -1,7 +1,11 @@
-"""Which host may be contacted: its name is judged before anything is sent, its address before it is connected to.
+"""Decide which hosts may be contacted: by name before anything is sent, by address before a connection is made.
 
 Every client of this project keeps to these rules, whatever protocol it speaks: a host that a message names must be
-public, or one that a setting names, and a host that is denied is contacted by nobody.
+public, or one that a setting names, and nobody contacts a denied host.
+
+An address is internal unless the Internet routes it to one place. The tables follow IANA's registries of
+special-purpose addresses. Python's own `is_global` is not used: its answers for the same address differ between the
+Python versions that this project runs on.
 """
 
 from __future__ import annotations
@@ -9,11 +13,108 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from ingest_project.core.errors import AddressRejectedError, SettingsError
-from ingest_project.platform.http.host_grammar import MAX_PORT, host_and_port
-from ingest_project.platform.http.ip_rules import Address, Network, embedded_ipv4, parse_address, why_internal
-from ingest_project.platform.http.urls import DEFAULT_PORTS, WebAddress, canonical_host, parse_url
+from ingest_project.core.settings import (
+    Settings,
+)
+from ingest_project.platform.http.urls import (
+    DEFAULT_PORTS,
+    MAX_PORT,
+    WebAddress,
+    canonical_host,
+    host_and_port,
+    parse_url,
+)
+
+
+def host_lists(settings: Settings) -> HostLists:
+    """The lists of hosts that hold for every client."""
+    downloads = settings.downloads
+    return HostLists(tuple(downloads.denied_hosts), tuple(downloads.allowed_internal_hosts))
+
+
+IpAddress = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_INTERNAL: dict[str, tuple[str, ...]] = {
+    "unspecified": ("0.0.0.0/8", "::/128"),
+    "loopback": ("127.0.0.0/8", "::1/128"),
+    "private": ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fec0::/10", "64:ff9b:1::/48"),
+    "link-local, where cloud metadata is served": ("169.254.0.0/16", "fe80::/10"),
+    "carrier-grade NAT": ("100.64.0.0/10",),
+    # A public address that Azure answers on inside every virtual network.
+    "the platform's own service": ("168.63.129.16/32",),
+    "multicast": ("224.0.0.0/4", "ff00::/8"),
+    "reserved": (
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "240.0.0.0/4",
+        "2001::/23",
+        "2001:db8::/32",
+        "3fff::/20",
+    ),
+}
+_RULES: tuple[tuple[str, Network], ...] = tuple(
+    (kind, ip_network(network)) for kind, networks in _INTERNAL.items() for network in networks
+)
+# Of IPv6 only this part is given out at all.
+_GLOBAL_UNICAST = ip_network("2000::/3")
+
+_LAST_32_BITS = 0xFFFFFFFF
+# Prefixes of IPv6 addresses that lead to the IPv4 address in their last 32 bits.
+_ENDS_IN_IPV4 = tuple(ip_network(network) for network in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96"))
+_ISATAP = (0x00005EFE, 0x02005EFE)
+# These have no place of their own: where they lead is decided by the IPv4 address alone.
+_STANDS_FOR_IPV4 = (*_ENDS_IN_IPV4, ip_network("2002::/16"), ip_network("2001::/32"))
+
+
+def why_internal(address: IpAddress) -> str | None:
+    """What kind of internal address this is, or leads to; None for an address of the Internet."""
+    kinds = [_kind(embedded) for embedded in embedded_ipv4(address)]
+    if not kinds or not any(address in network for network in _STANDS_FOR_IPV4):
+        kinds.append(_kind(address))
+    return next(filter(None, kinds), None)
+
+
+def embedded_ipv4(address: IpAddress) -> tuple[IPv4Address, ...]:
+    """The IPv4 addresses that packets to this IPv6 address end up at; empty for any other address."""
+    if isinstance(address, IPv4Address) or _is_itself(address):
+        return ()
+    if any(address in network for network in _ENDS_IN_IPV4):
+        return (IPv4Address(int(address) & _LAST_32_BITS),)
+    if address.sixtofour:
+        return (address.sixtofour,)
+    if address.teredo:
+        return address.teredo
+    if (int(address) >> 32) & _LAST_32_BITS in _ISATAP:
+        return (IPv4Address(int(address) & _LAST_32_BITS),)
+    return ()
+
+
+def parse_address(text: str) -> IpAddress | None:
+    """An address as a resolver spells it; None for anything else. The zone of a link-local address is dropped."""
+    try:
+        return ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _is_itself(address: IPv6Address) -> bool:
+    return address.is_loopback or address.is_unspecified
+
+
+def _kind(address: IpAddress) -> str | None:
+    for kind, network in _RULES:
+        if address in network:
+            return kind
+    return "reserved" if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST else None
+
 
 ALLOWED_HOSTS = "INGEST_ALLOWED_HOSTS"
 DENIED_HOSTS = "INGEST_DENIED_HOSTS"
@@ -75,7 +176,7 @@ class HostPattern:
             return address is not None and address in self.network
         return self.name in (ANY_HOST, host) or (self.name.startswith("*.") and host.endswith(self.name[1:]))
 
-    def matches_address(self, address: Address, port: int) -> bool:
+    def matches_address(self, address: IpAddress, port: int) -> bool:
         """Whether this IP address, or the one it leads to, is in the network that is meant."""
         if self.network is None or self.port not in (None, port):
             return False
@@ -138,7 +239,7 @@ class HostRules:
         if not self._allows_networks and not self._allows_name(host, port):
             raise AddressRejectedError(printable, f"{host} is not on the list of allowed hosts", self._allowed_setting)
 
-    def check_address(self, host: str, address: Address, port: int, printable: str) -> None:
+    def check_address(self, host: str, address: IpAddress, port: int, printable: str) -> None:
         """Judge one address that a host has. What passes may be connected to; nothing else may.
 
         Raises:
@@ -188,7 +289,7 @@ class HostLists:
 NO_LISTS = HostLists()
 
 
-def _match_address(patterns: tuple[HostPattern, ...], address: Address, port: int) -> bool:
+def _match_address(patterns: tuple[HostPattern, ...], address: IpAddress, port: int) -> bool:
     return any(pattern.matches_address(address, port) for pattern in patterns)
 
 

@@ -22,11 +22,9 @@ from typing import Self
 
 from ingest_project.core.errors import DownloadFailedError, StoreUnavailableError
 from ingest_project.platform.http.content_types import SNIFFED_BYTES
-from ingest_project.platform.http.decoding import codings_in
-from ingest_project.platform.http.file_fingerprint import FileFingerprint
-from ingest_project.platform.http.response import WebResponse
+from ingest_project.platform.http.response import WebResponse, codings_in
 from ingest_project.platform.http.urls import printable_url
-from ingest_project.platform.object_store.files import write_all
+from ingest_project.platform.object_store.files import FileFingerprint, write_all
 
 # Asking for less again is cheaper than remembering it.
 WORTH_RESUMING_BYTES = 1024**2

@@ -1,4 +1,4 @@
-"""botocore's connections, pinned to checked addresses like all others: see `pinned`.
+"""botocore's connections, pinned to checked addresses like all others: see `pinned_transport`.
 
 botocore resolves names by urllib3, each time it connects, after nobody's check, and goes where a server redirects it.
 Here its pools make connections whose host is judged and whose address is the one that was judged.

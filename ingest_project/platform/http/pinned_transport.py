@@ -26,10 +26,8 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from ingest_project.core.errors import AddressRejectedError
 from ingest_project.platform.http.deadlines import DeadlineSocket, DeadlineSSLSocket, shortened
-from ingest_project.platform.http.host_grammar import split_address
-from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostRules
-from ingest_project.platform.http.ip_rules import Address, parse_address
-from ingest_project.platform.http.urls import WebAddress, parse_url, printable_url
+from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostRules, IpAddress, parse_address
+from ingest_project.platform.http.urls import WebAddress, parse_url, printable_url, split_address
 
 Resolver = Callable[[str, int], Sequence[str]]
 
@@ -56,7 +54,7 @@ class Connector:
         self._rules = rules
         self._resolver = resolver
 
-    def checked_addresses(self, host: str, port: int) -> list[Address]:
+    def checked_addresses(self, host: str, port: int) -> list[IpAddress]:
         """Resolve once; one address that is refused refuses the host.
 
         Raises:
@@ -91,7 +89,7 @@ class Connector:
         raise failure
 
 
-def _connected(address: Address, port: int, timeout: float | None) -> socket.socket:
+def _connected(address: IpAddress, port: int, timeout: float | None) -> socket.socket:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004 - the version's name
     connection = DeadlineSocket(family, socket.SOCK_STREAM)
     try:

@@ -1,23 +1,196 @@
-"""A web address from a stranger, taken apart once, so that what is checked and what is connected to cannot differ."""
+"""Parse hosts, servers and web addresses with one grammar, whatever a message, a job, a file or a setting names.
+
+Libraries disagree about where a host ends (at a backslash, at an `@`, at a space) and about which numbers are an IP
+address. What they could disagree about is refused here, and what is accepted is put together again from its parts
+before any client sees it, so that the host that was checked is the host that is contacted.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, cast
 
+import idna
 from requests.utils import requote_uri
 
 from ingest_project.core.errors import AddressRejectedError
-from ingest_project.platform.http.host_grammar import (
-    MAX_ADDRESS_LENGTH,
-    Address,
-    MalformedAddressError,
-    host_and_port,
-    parse_host,
-    split_address,
-)
+
+MAX_ADDRESS_LENGTH = 8_192
+MAX_HOST_LENGTH = 253
+MAX_PORT = 65_535
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20})://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
+_AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+# A name that ends like this is read as a number by some resolvers: `2130706433`, `0x7f.1`, `127.1`.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Thousands of addresses lead to a few hosts.
+_REMEMBERED_HOSTS = 1_024
+
+
+class MalformedAddressError(ValueError):
+    """A text that is not one address to every client. Each caller tells it in its own terms.
+
+    Args:
+        reason: what is wrong, without quoting the text; starts in lower case and ends without a full stop.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One address, taken apart.
+
+    Args:
+        scheme: in lower case.
+        user: what stands before an `@`; empty without.
+        host: canonical, see `parse_host`; IPv6 without brackets.
+        port: None where the address names none.
+        path: as it was written; empty, or starts with a slash.
+        query: as it was written; None without a question mark.
+        fragment: as it was written; None without a `#`.
+    """
+
+    scheme: str
+    user: str
+    host: str
+    port: int | None
+    path: str
+    query: str | None
+    fragment: str | None
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host, and the port where one was named: the address of a server, put together again."""
+        return f"{self.scheme}://{host_and_port(self.host, self.port)}"
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it names a server and nothing on it."""
+        return not self.user and self.path in ("", "/") and self.query is None and self.fragment is None
+
+
+def split_address(text: str, schemes: Sequence[str], *, with_user: bool = False) -> Address:
+    """Take an address apart; spaces around it are dropped.
+
+    Args:
+        text: `scheme://host[:port][/path][?query][#fragment]`.
+        schemes: those that are meant, in lower case.
+        with_user: whether `user@` may stand before the host, as in `abfss://container@account…`.
+
+    Raises:
+        MalformedAddressError: anything else, or a host that clients may disagree about.
+    """
+    if len(text) > MAX_ADDRESS_LENGTH:
+        raise MalformedAddressError(f"it is longer than {MAX_ADDRESS_LENGTH} characters")
+    text = text.strip()
+    if _CONTROL.search(text):
+        raise MalformedAddressError("it has characters that addresses do not have")
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
+        raise MalformedAddressError("it is not a full address (scheme://host/path)")
+    scheme, authority, path, query, fragment = found.groups()
+    scheme = scheme.lower()
+    if scheme not in schemes:
+        raise MalformedAddressError(f"only {' and '.join(schemes)} addresses are taken, not {scheme!r}")
+    user, at, server = authority.rpartition("@")
+    if at and not with_user:
+        raise MalformedAddressError("it carries a user name; credentials are configured per host instead")
+    if at and not _is_plain_user(user):
+        raise MalformedAddressError("what stands before its @ is malformed")
+    host, port = parse_server(server)
+    return Address(scheme, user, host, port, path, query, fragment)
+
+
+def parse_server(text: str) -> tuple[str, int | None]:
+    """Host and port of `host`, `host:port`, `[IPv6]` or `[IPv6]:port`.
+
+    Raises:
+        MalformedAddressError: none of these.
+    """
+    found = _AUTHORITY.fullmatch(text)
+    if found is None:
+        raise MalformedAddressError("its host or port is malformed")
+    host, port = found[1], found[2]
+    if port is not None and not 0 < int(port) <= MAX_PORT:
+        raise MalformedAddressError(f"its port is not a number from 1 to {MAX_PORT}")
+    return parse_host(host), None if port is None else int(port)
+
+
+@lru_cache(maxsize=_REMEMBERED_HOSTS)
+def parse_host(text: str) -> str:
+    """The one spelling of a host: a DNS name in lower case and ASCII, or an IP address; IPv6 comes out unbracketed.
+
+    Raises:
+        MalformedAddressError: neither, or a spelling that resolvers and libraries read differently.
+    """
+    if text.startswith("[") and text.endswith("]"):
+        return _ipv6(text[1:-1])
+    if len(text) > MAX_HOST_LENGTH:
+        raise MalformedAddressError(f"its host is longer than {MAX_HOST_LENGTH} characters")
+    name = _ascii_name(text)
+    # Once, and after a name only: the root of all names, which not every client leaves out.
+    without_root = name.removesuffix(".")
+    if not _HOST_NAME.fullmatch(without_root) or len(without_root) > MAX_HOST_LENGTH:
+        raise MalformedAddressError("its host is not a name or an address")
+    if not _NUMBER.fullmatch(without_root.rpartition(".")[2]):
+        return without_root
+    try:
+        return str(ipaddress.IPv4Address(name))
+    except ValueError:
+        raise MalformedAddressError("its host is a number that is not written as an IP address") from None
+
+
+def host_and_port(host: str, port: int | None) -> str:
+    """A host as addresses have it, with its port where there is one."""
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port is None else f"{shown}:{port}"
+
+
+def _ipv6(text: str) -> str:
+    try:
+        # A zone (`%eth0`) means something on one machine only.
+        address = None if "%" in text else ipaddress.IPv6Address(text)
+    except ValueError:
+        address = None
+    if address is None:
+        raise MalformedAddressError("its host is not an IPv6 address")
+    if address.ipv4_mapped is not None:
+        raise MalformedAddressError("its host is an IPv4 address written as IPv6")
+    return str(address)
+
+
+def _ascii_name(text: str) -> str:
+    """A name in lower case and ASCII. Letters that only look like others are not taken for these."""
+    if text.isascii():
+        return text.lower()
+    composed = unicodedata.normalize("NFC", text).lower()
+    try:
+        # What this mapping changes (full-width digits, ideographic full stops, invisible characters) stands for
+        # something else than it shows.
+        plain = idna.uts46_remap(composed, std3_rules=True) == composed
+        name = idna.encode(composed).decode("ascii") if plain else ""
+    except (ValueError, IndexError):
+        # idna's own errors are UnicodeErrors, which are ValueErrors.
+        raise MalformedAddressError("its host is not an internationalised name") from None
+    if not plain:
+        raise MalformedAddressError("its host has characters that stand for others")
+    return name
+
+
+def _is_plain_user(user: str) -> bool:
+    return bool(user) and not re.search(r"[\s\\:@\[\]]", user)
+
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PRINTED_LENGTH = 300

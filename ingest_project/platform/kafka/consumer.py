@@ -3,27 +3,107 @@
 The caller keeps the positions (a sensor's cursor) and gets new ones with the messages; nothing is remembered here that
 matters. Partitions are assigned, never subscribed to: joining a group takes seconds, an assignment takes milliseconds.
 A read that fails raises; an empty read means that the broker answered and that there is nothing.
+
+A position outside the log is ordinary: retention removes what was not read in time, topics are deleted and created
+again, an embedded broker starts empty. Reading goes on from the right end, and never silently.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
+import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.client import client_config, unavailable
-from ingest_project.platform.kafka.offset_resolution import fair_shares, starting_points
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.records import ConsumerRecord, received
-from ingest_project.platform.kafka.topics import TopicState, TopicStates
+from ingest_project.platform.kafka.topics import LogBounds, TopicState, TopicStates
+
+
+@dataclass(frozen=True)
+class StartingPoints:
+    """The offset each partition is read from, and one sentence for each one that is not where the last read ended."""
+
+    offsets: Mapping[int, int]
+    notices: list[str]
+
+
+def starting_points(
+    topic: str, saved: Positions | None, state: TopicState, first_read: Literal["earliest", "latest"]
+) -> StartingPoints:
+    """Decide where to begin.
+
+    Args:
+        topic: for the notices.
+        saved: where the last read ended, or None before the first.
+        state: the topic as it is now.
+        first_read: which end of the log the very first read starts at. A partition that appears later is read from
+            its beginning either way: all of it is new.
+    """
+    if saved is None:
+        return StartingPoints(
+            {p: bounds.start if first_read == "earliest" else bounds.end for p, bounds in state.bounds.items()}, []
+        )
+    if saved.topic_id and state.topic_id and saved.topic_id != state.topic_id:
+        notice = f"{topic} was created again since it was last read; reading it from its beginning."
+        return StartingPoints({p: bounds.start for p, bounds in state.bounds.items()}, [notice])
+    notices = list(_lost_partitions(topic, saved, state))
+    offsets = {}
+    for partition, bounds in state.bounds.items():
+        offsets[partition], notice_of_partition = _within(topic, partition, saved.next_offsets.get(partition), bounds)
+        notices += notice_of_partition
+    return StartingPoints(offsets, notices)
+
+
+def fair_shares(waiting: Mapping[int, int], limit: int) -> dict[int, int]:
+    """Divide a limit between partitions so that none starves and nothing of the limit is wasted.
+
+    Args:
+        waiting: messages waiting in each partition.
+        limit: messages to hand out at most.
+
+    Returns:
+        the share of each partition that gets one. Where the limit does not divide evenly, chance decides who gets one
+        more, so that over many reads every partition has its turn.
+    """
+    served = [partition for partition, count in waiting.items() if count > 0]
+    random.shuffle(served)
+    served = served[:limit]
+    # The smallest go first: what they leave of an even share goes to the others.
+    served.sort(key=lambda partition: min(waiting[partition], limit))
+    shares: dict[int, int] = {}
+    for position, partition in enumerate(served):
+        shares[partition] = min(waiting[partition], limit // (len(served) - position))
+        limit -= shares[partition]
+    return shares
+
+
+def _within(topic: str, partition: int, offset: int | None, bounds: LogBounds) -> tuple[int, list[str]]:
+    if offset is None:
+        return bounds.start, []
+    if offset > bounds.end:
+        notice = f"{topic}[{partition}] ends at offset {bounds.end}, before the saved position {offset}: "
+        return bounds.start, [notice + "it was emptied or created again; reading it from its beginning."]
+    if offset < bounds.start:
+        notice = f"{topic}[{partition}] starts at offset {bounds.start}, after the saved position {offset}: "
+        return bounds.start, [notice + f"{bounds.start - offset} messages were removed before they were read."]
+    return offset, []
+
+
+def _lost_partitions(topic: str, saved: Positions, state: TopicState) -> Iterator[str]:
+    for partition in sorted(set(saved.next_offsets) - set(state.bounds)):
+        yield f"{topic}[{partition}] no longer exists; its saved position is dropped."
+
 
 # How long the broker holds back the answer to a fetch that finds nothing. The library's default, 500, also delays
 # messages of other partitions that wait for the answer.

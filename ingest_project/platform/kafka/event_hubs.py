@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.http.host_grammar import MalformedAddressError, parse_host, split_address
+from ingest_project.platform.http.urls import MalformedAddressError, parse_host, split_address
 
 PORT = 9093
 PUBLIC_CLOUD = ".servicebus.windows.net"

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.consumer import ReadBounds, TopicConsumer
-from ingest_project.platform.kafka.offset_resolution import starting_points
+from ingest_project.platform.kafka.consumer import ReadBounds, TopicConsumer, starting_points
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.kafka.topics import TopicState, TopicStates
@@ -165,5 +164,5 @@ def _oldest(state: TopicState, topic_id: str, partition: int, end: int) -> int |
     if state.topic_id and topic_id and state.topic_id != topic_id:
         return None
     bounds = state.bounds.get(partition)
-    # Where nobody tells one life of a topic from the next, a log that ends before what it held was created anew.
+    # Where nobody tells one life of a topic from the next, a log that ends before what it held was created again.
     return None if bounds is None or bounds.end < end else bounds.start

@@ -1,4 +1,4 @@
-"""Writing all of something to a file descriptor."""
+"""Write local files in full, and recognise one that has not changed since its digest was computed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from ingest_project.core.errors import SourceChangedError, SourceNotFoundError
 from ingest_project.platform.object_store.locations import folder_errors
@@ -85,3 +85,17 @@ class LocalFile:
         """Check what was read."""
         if self._digest.hexdigest() != self.sha256:
             raise SourceChangedError(str(self.path), "its content is not what its checksum announced")
+
+
+class FileFingerprint(NamedTuple):
+    """Which file it is, and when it was last written to. A link to the file has the same seal, a copy has not."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """The seal of a file as it is now."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

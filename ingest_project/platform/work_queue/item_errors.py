@@ -15,7 +15,7 @@ from ingest_project.core.errors import (
     StoreUnavailableError,
     TransactionConflictError,
 )
-from ingest_project.platform.database.errors import failure_of, is_database_failure, refuses_values
+from ingest_project.platform.database.errors import is_database_failure, map_error, refuses_values
 
 SERVICES = (BrokerUnavailableError, DatabaseUnavailableError, StoreUnavailableError, TransactionConflictError)
 # This process or its disk is what is short of something.
@@ -33,7 +33,7 @@ def is_item_fault(error: Exception) -> bool:
     if isinstance(error, IngestError):
         return True
     if is_database_failure(error):
-        return failure_of(error, "") is None and refuses_values(error)
+        return map_error(error, "") is None and refuses_values(error)
     if isinstance(error, OSError) and error.errno in SHORTAGES:
         return False
     return not type(error).__module__.startswith(("dagster_postgres", "grpc"))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from ingest_project.platform.http.deadlines import Deadline, DeadlineSSLSocket, deadline_in_force
-from ingest_project.platform.http.host_grammar import MAX_PORT
+from ingest_project.platform.http.urls import MAX_PORT
 from ingest_project.sources.ftp.errors import NOT_UNDERSTOOD, code_of
 from ingest_project.sources.limits import keeping_deadline
 

@@ -23,8 +23,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
-from ingest_project.platform.http.decoding import Decoder, content_encoding_of
-from ingest_project.platform.http.response import WebResponse, whole_number
+from ingest_project.platform.http.response import Decoder, WebResponse, content_encoding_of, whole_number
 from ingest_project.sources.limits import Pace, SourceLimits
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.resumed_reading import NO_LEASE, Releasable, pass_over

@@ -14,9 +14,8 @@ from typing import Any
 
 from ingest_project.core.errors import ForbiddenPathError, PermanentError
 from ingest_project.core.settings import Credential
-from ingest_project.platform.http.host_grammar import MalformedAddressError, split_address
 from ingest_project.platform.http.host_policy import HostPattern
-from ingest_project.platform.http.urls import DEFAULT_PORTS, WebAddress, parse_url
+from ingest_project.platform.http.urls import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
 from ingest_project.sources.context import (
     NamedBucket,
     S3Account,

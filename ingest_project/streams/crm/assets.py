@@ -27,9 +27,9 @@ from ingest_project.streams.crm.resources import CrmResources
 from ingest_project.streams.crm.unidentified import UNIDENTIFIED_MESSAGES, unidentified_messages
 from ingest_project.streams.crm.unidentified_store import count_open
 from ingest_project.streams.crm.upsert import jittered, retried, store
-from ingest_project.streams.planning import lag
 from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.streams.runs import RangesConfig, claim, trouble_of
+from ingest_project.streams.ticks import lag
 
 STREAM_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=12))
 

@@ -1,4 +1,4 @@
-"""The job that tries unidentified messages again, for a person who has mended what kept them from being identified."""
+"""The job that tries unidentified messages again, for a person who has fixed what kept them from being identified."""
 
 import dagster as dg
 from pydantic import Field

@@ -80,11 +80,6 @@ class Upserted(NamedTuple):
     messages: int
     changed: int
 
-    @property
-    def unchanged(self) -> int:
-        """Versions that were older than, or the same as, another one."""
-        return self.messages - self.changed
-
 
 def upsert(connection: sa.Connection, kind: CrmKind, placed: Iterable[PlacedEvent], now: datetime) -> Upserted:
     """Store versions of records of one kind, in the caller's transaction.

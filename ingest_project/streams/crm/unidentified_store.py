@@ -1,10 +1,16 @@
-"""Messages that are neither opportunity nor project: each kept whole, once, with its position and the reason."""
+"""Keep each message that is neither opportunity nor project: whole, once, with its position and the reason.
+
+The table is what counts. The log next to LOG_FILE, one JSON object a line, is for people and programs that follow
+files. A line is written before its row is committed: after a crash it may be there twice, and is never missing.
+"""
 
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +19,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.contracts.decoding import trace_id_in
+from ingest_project.core.logging import get_logger
+from ingest_project.core.terminal_text import to_json
 from ingest_project.streams.crm.records import MessageOrder
 from ingest_project.streams.crm.tables import unidentified_messages as table
 
@@ -202,3 +210,42 @@ def _storable(text: str) -> str:
 
 def _base64(value: bytes | None) -> str | None:
     return None if value is None else base64.b64encode(value).decode()
+
+
+logger = get_logger(__name__)
+
+
+def log_path(log_file: Path | None) -> Path | None:
+    """Where it is: `ingest.unidentified.log` for a LOG_FILE `ingest.log`; None where none is set."""
+    return None if log_file is None else log_file.with_name(f"{log_file.stem}.unidentified{log_file.suffix or '.log'}")
+
+
+def append_to_log(log_file: Path | None, messages: Sequence[Unidentified], now: datetime) -> None:
+    """Write a line for each message. A log that cannot be written is said in the other one, and stops nothing."""
+    path = log_path(log_file)
+    if path is None or not messages:
+        return
+    lines = b"".join(_line(message, now) for message in messages)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Runs write side by side: what is appended in one call stays together.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "ab", buffering=0) as file:
+            file.write(lines)
+    except OSError as error:
+        logger.warning("unidentified_log_not_written", path=str(path), reason=str(error), messages=len(messages))
+
+
+def _line(message: Unidentified, now: datetime) -> bytes:
+    text = text_of(message.payload)
+    fields = {
+        "timestamp": now,
+        "message_id": message.message_id,
+        "topic": message.position.topic,
+        "partition": message.position.partition,
+        "offset": message.position.offset,
+        "reason": message.reason,
+        # Text where it is text, base64 otherwise.
+        **({"message": text} if text is not None else {"message_base64": message.payload}),
+    }
+    return to_json(fields).encode() + b"\n"

@@ -20,7 +20,7 @@ from ingest_project.core.settings import RetrySettings
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.database.errors import sqlstate
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.streams.crm import unidentified_log
+from ingest_project.streams.crm import unidentified_store
 from ingest_project.streams.crm.classify import Identified, identify, unidentified
 from ingest_project.streams.crm.records import MessageOrder, upsert
 from ingest_project.streams.crm.unidentified_store import Unidentified, keep
@@ -135,7 +135,7 @@ def _keep(connection: sa.Connection, messages: Sequence[Unidentified], now: date
         logger.warning(
             "messages_unidentified", messages=len(new), first=str(new[0].position), reason_of_first=new[0].reason
         )
-    unidentified_log.append(log_file, new, now)
+    unidentified_store.append_to_log(log_file, new, now)
 
 
 def _keep_refused(

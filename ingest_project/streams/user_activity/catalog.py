@@ -9,7 +9,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.external_assets import topic, topic_key
 from ingest_project.platform.dagster.stored_tables import HourlyDeltaTable, SqlTable, StoredTable
 from ingest_project.streams.user_activity.event_table import DAY, SCHEMA
-from ingest_project.streams.user_activity.partitions import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
+from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project.streams.user_activity.tables import user_activity_hourly
 
 GROUP = "user_activity"

@@ -1,4 +1,4 @@
-"""The ledger of hours: which hours' events changed, by which offset ranges, and which need their statistics anew.
+"""The ledger of hours: which hours' events changed, by which offset ranges, and which need their statistics again.
 
 A change is counted, not flagged: statistics that are being made while another change comes in are stale again at once.
 """

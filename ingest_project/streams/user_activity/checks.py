@@ -10,11 +10,10 @@ from ingest_project.platform.delta.table import ask
 from ingest_project.streams.checks import MOST_SHOWN, RECENT, planned_twice, shown, unread
 from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState, cut
 from ingest_project.streams.user_activity.events_schema import Offsets, stored_offsets
-from ingest_project.streams.user_activity.partitions import FIRST_HOUR, USER_ACTIVITY_EVENTS
 from ingest_project.streams.user_activity.recompute_hours import OFFSETS_AT_A_TIME, joined
 from ingest_project.streams.user_activity.recovery import runs_between, stored_rows
 from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import stream_of
+from ingest_project.streams.user_activity.stream import FIRST_HOUR, USER_ACTIVITY_EVENTS, stream_of
 
 AHEAD = timedelta(minutes=5)
 RANGES_LOOKED_AT = 100

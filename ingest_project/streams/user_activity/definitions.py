@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dagster as dg
 
+from ingest_project.streams.user_activity.assets import user_activity_events, user_activity_hourly
 from ingest_project.streams.user_activity.checks import CHECKS
-from ingest_project.streams.user_activity.events_asset import user_activity_events
-from ingest_project.streams.user_activity.hourly_asset import user_activity_hourly
 from ingest_project.streams.user_activity.hourly_sensor import user_activity_hourly_sensor
 from ingest_project.streams.user_activity.jobs import (
     user_activity_batch,

@@ -1,4 +1,4 @@
-"""The sensor behind `user_activity_hourly`: hours whose events changed get their statistics anew.
+"""The sensor behind `user_activity_hourly`: hours whose events changed get their statistics again.
 
 An hour that was never counted, or not for a while, is counted now; one that goes on changing is counted again after a
 pause, for each time costs a look at all of its events.
@@ -31,7 +31,7 @@ UNFINISHED = [
 
 
 def user_activity_hourly_sensor(job_name: str) -> dg.SensorDefinition:
-    """The sensor that has hours counted anew.
+    """The sensor that has hours counted again.
 
     Args:
         job_name: of the job that counts them.

@@ -10,8 +10,7 @@ from ingest_project.core.hours import parse_hour_key
 from ingest_project.platform.database.locks import exclusive
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
 from ingest_project.streams.runs import RangesConfig
-from ingest_project.streams.user_activity.events_asset import store_batch
-from ingest_project.streams.user_activity.hourly_asset import make_statistics
+from ingest_project.streams.user_activity.assets import make_statistics, store_batch
 from ingest_project.streams.user_activity.recovery import complete_all
 from ingest_project.streams.user_activity.resources import UserActivityResources
 from ingest_project.streams.user_activity.stream import EVENTS_OP, LOCK, LOCK_WAIT_SECONDS
@@ -40,7 +39,7 @@ class HoursConfig(dg.Config):
     hours: list[str] = Field(default_factory=list)
 
 
-@dg.op(name=HOURLY_OP, description="Makes the statistics of some hours anew.")
+@dg.op(name=HOURLY_OP, description="Makes the statistics of some hours again.")
 def count_hours(
     context: dg.OpExecutionContext, config: HoursConfig, services: dg.ResourceParam[UserActivityResources]
 ) -> None:
@@ -48,7 +47,7 @@ def count_hours(
     make_statistics(context, services, [parse_hour_key(hour) for hour in config.hours])
 
 
-@dg.job(description="Makes the statistics of hours anew whose events changed.")
+@dg.job(description="Makes the statistics of hours again whose events changed.")
 def user_activity_hourly_batch() -> None:
     """One step for all hours."""
     count_hours()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from ingest_project.platform.delta.credentials import delta_credentials
+from ingest_project.platform.delta.location import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.user_activity.changed_hours import ActivityHours

@@ -16,7 +16,7 @@ from ingest_project.attachments.storage.destinations import (
     distinct_file_names,
     safe_part,
 )
-from ingest_project.attachments.storage.metadata import require_plain
+from ingest_project.attachments.storage.store import require_plain
 from ingest_project.contracts.download import attachment_hash
 from ingest_project.core.errors import ForbiddenPathError, SettingsError
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.attachments.storage.metadata import PathTakenError
-from ingest_project.attachments.storage.open_store import open_attachment_store
-from ingest_project.attachments.storage.store import AttachmentStore, StoredAttachment
+from ingest_project.attachments.resources import open_attachment_store
+from ingest_project.attachments.storage.store import AttachmentStore, PathTakenError, StoredAttachment
 from ingest_project.core.errors import ForbiddenPathError, SourceChangedError, StoreUnavailableError
-from ingest_project.platform.http.file_fingerprint import FileFingerprint
+from ingest_project.platform.object_store.files import FileFingerprint
 from ingest_project_tests.attachments.storage.samples import digest, put, read
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.attachments.storage.open_store import open_attachment_store
+from ingest_project.attachments.resources import open_attachment_store
 from ingest_project.attachments.storage.store import AttachmentStore
 from ingest_project.core.errors import PermanentError, StoreUnavailableError
 from ingest_project_tests.attachments.storage.samples import CHUNK, CONTENTS, put, read
@@ -25,7 +25,7 @@ import hashlib, resource, sys
 from pathlib import Path
 from pydantic import SecretStr
 from ingest_project.platform.azure.identity import OneLakeCredential, OneLakeOptions
-from ingest_project.attachments.storage.open_store import open_attachment_store
+from ingest_project.attachments.resources import open_attachment_store
 url, endpoint, sas, name = sys.argv[1:]
 path = Path(name)
 options = OneLakeOptions(OneLakeCredential(sas=SecretStr(sas)), endpoint=endpoint, concurrency=4, chunk_bytes=1024**2)

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.attachments.storage.metadata import PathTakenError
+from ingest_project.attachments.resources import open_attachment_store
 from ingest_project.attachments.storage.onelake import OneLakeAttachments
-from ingest_project.attachments.storage.open_store import open_attachment_store
-from ingest_project.attachments.storage.store import AttachmentStore
+from ingest_project.attachments.storage.store import AttachmentStore, PathTakenError
 from ingest_project.core.errors import (
     ForbiddenPathError,
     PermanentError,

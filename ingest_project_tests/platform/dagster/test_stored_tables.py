@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.file_ingest import catalog as file_ingest
-from ingest_project.file_ingest.partitions import (
+from ingest_project.file_ingest.catalog import (
     AGGREGATED_METRICS,
     QUARANTINED_FILES,
     RAW_FILES,

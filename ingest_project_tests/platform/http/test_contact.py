@@ -20,8 +20,7 @@ from cryptography.x509.oid import NameOID
 from pydantic import SecretStr, ValidationError
 
 from ingest_project.core.errors import AddressRejectedError, DownloadFailedError, DownloadRejectedError
-from ingest_project.platform.http.client import WebClient
-from ingest_project.platform.http.credentials import HostCredential
+from ingest_project.platform.http.client import HostCredential, WebClient
 from ingest_project.platform.http.deadlines import Deadline
 from ingest_project.platform.http.host_policy import HostRules
 from ingest_project.platform.http.limits import HostLimits

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from ingest_project.core.errors import AddressRejectedError, ForbiddenPathError, SettingsError
 from ingest_project.platform.azure.address import parse_address
-from ingest_project.platform.http.host_grammar import MalformedAddressError, parse_host, split_address
 from ingest_project.platform.http.host_policy import HostRules
-from ingest_project.platform.http.ip_rules import parse_address as parse_ip
-from ingest_project.platform.http.urls import parse_url, printable_url
+from ingest_project.platform.http.host_policy import parse_address as parse_ip
+from ingest_project.platform.http.urls import MalformedAddressError, parse_host, parse_url, printable_url, split_address
 
 ODD = (
     "\\/@:%#?[].,;=&|^~`'\"<>{}*+-_ \t\r\n\x00\x7f\x85\xa0\xad"

@@ -12,8 +12,7 @@ from pydantic import SecretStr
 
 from ingest_project.core.errors import BrokerUnavailableError, SettingsError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.authentication import TokenSource
-from ingest_project.platform.kafka.client import client_config
+from ingest_project.platform.kafka.client import TokenSource, client_config
 from ingest_project.platform.kafka.consumer import BoundedRead, TopicReader
 from ingest_project.platform.kafka.event_hubs import event_hub
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter, _producer_config

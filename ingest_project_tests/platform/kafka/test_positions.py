@@ -7,7 +7,7 @@ import collections
 import pytest
 
 from ingest_project.core.errors import IngestError
-from ingest_project.platform.kafka.offset_resolution import fair_shares, starting_points
+from ingest_project.platform.kafka.consumer import fair_shares, starting_points
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.topics import LogBounds, TopicState
 

@@ -176,7 +176,7 @@ def test_a_topic_that_was_created_anew_is_read_from_its_beginning_and_said(
     brought = read(reader, topic, positions, wait=5)
 
     assert values(brought) == [b"0", b"1", b"2", b"3", b"4"]
-    assert brought.notices == [f"{topic} was created anew since it was last read; reading it from its beginning."]
+    assert brought.notices == [f"{topic} was created again since it was last read; reading it from its beginning."]
     assert read(reader, topic, brought.positions).notices == []
 
 

@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 
 from ingest_project.core.errors import SettingsError, SourceChangedError, SourceNotFoundError, StoreUnavailableError
-from ingest_project.platform.object_store.content_store import LandingStore
+from ingest_project.platform.object_store.content_store import LandingStore, open_landing
 from ingest_project.platform.object_store.locations import S3Options, bucket_errors, location_of, s3_client
-from ingest_project.platform.object_store.open_content_store import open_landing
 
 LARGE = 20 * 1024**2 + 17
 LAND_LARGE = """
 import sys, resource
-from ingest_project.platform.object_store.open_content_store import open_landing
+from ingest_project.platform.object_store.content_store import open_landing
 store = open_landing(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 store.land(bytes(1024**2) for _ in range(300))
@@ -30,7 +29,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 HANG = """
 import sys
-from ingest_project.platform.object_store.open_content_store import open_landing
+from ingest_project.platform.object_store.content_store import open_landing
 def pieces():
     yield b"first"
     print("half-way", flush=True)

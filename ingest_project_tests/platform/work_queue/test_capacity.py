@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.file_record import FileRecord
+from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.operations.readiness import readiness
 from ingest_project.operations.resources import SystemResources
 from ingest_project.operations.snapshot import SystemSnapshot as Monitored

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from ingest_project.streams.crm.tables import opportunities, projects
-from ingest_project.streams.crm.unidentified_log import log_path
+from ingest_project.streams.crm.unidentified_store import log_path
 from ingest_project.streams.range_record import OffsetRange, RangeState
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project

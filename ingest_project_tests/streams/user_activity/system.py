@@ -15,7 +15,7 @@ from ingest_project.core.hours import parse_hour_key
 from ingest_project.platform.delta.table import ask
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.streams.user_activity.hourly_table import HourOfType, statistics_of
+from ingest_project.streams.user_activity.hourly_statistics import HourOfType, statistics_of
 from ingest_project_tests.journeys.system import environment
 from ingest_project_tests.streams.system import StreamSystem
 from ingest_project_tests.streams.user_activity.events import encoded

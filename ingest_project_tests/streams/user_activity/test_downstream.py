@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import polars as pl
 
-from ingest_project.streams.user_activity.partitions import (
+from ingest_project.streams.user_activity.stream import (
     USER_ACTIVITY_EVENTS,
     USER_ACTIVITY_HOURLY,
     hourly_partitions,

@@ -13,7 +13,7 @@ from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.retention import PurgeStep, plan_purge
 from ingest_project.platform.database.engine import writing
 from ingest_project.streams.tables import stream_ranges
-from ingest_project.streams.user_activity.partitions import USER_ACTIVITY_EVENTS
+from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import BATCH, SENSOR, ActivitySystem

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.streams.planning import plan_backlog
 from ingest_project.streams.range_record import RangeState
+from ingest_project.streams.ticks import plan_backlog
 from ingest_project.streams.user_activity.load import Stored, store_ranges
-from ingest_project.streams.user_activity.partitions import USER_ACTIVITY_EVENTS
 from ingest_project.streams.user_activity.recovery import complete_all, runs_between
+from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import event

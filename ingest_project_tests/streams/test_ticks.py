@@ -15,8 +15,8 @@ from ingest_project.platform.database.migrate import migrate
 from ingest_project.platform.kafka.offset_ranges import Backlog
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.streams.planning import plan, plan_backlog
 from ingest_project.streams.range_record import OffsetRange
+from ingest_project.streams.ticks import plan, plan_backlog
 from ingest_project_tests.journeys.system import close
 
 TOPIC = "stream"

@@ -1,0 +1,357 @@
+"""The assets of attachments: events to download tasks, attachments to stored files, attempts to a Delta table.
+
+`attachment_events`: an attachment is entered before it is announced: what comes back over the topic is known then, and
+any other request for the same address in the same trace means the same attachment.
+
+`onelake_attachments`: the end of an attempt is recorded in the work queue, then published to Kafka and Dagster, and
+committed to Delta at the end of the run. A run that is killed in between leaves an end that was not published or not
+committed; the next run of the attachment continues there, without downloading again. Whatever cannot be recorded,
+published or shown of one attachment costs the others nothing: see `bisection`.
+
+`attachment_results`: runs commit their own rows; this asset commits what is left.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from ingest_project.attachments.asset_events import attachment_report, results_reports
+from ingest_project.attachments.catalog import (
+    ANY_ATTACHMENT,
+    ATTACHMENT_EVENTS,
+    ATTACHMENT_RESULTS,
+    ATTACHMENTS,
+    ATTACHMENTS_FRESHNESS,
+    EVENTS_OF_ANY_HOUR,
+    ONELAKE_ATTACHMENTS,
+    attachments_partitions,
+    hourly_partitions,
+)
+from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
+from ingest_project.attachments.extraction import AddressPaths, tasks_of
+from ingest_project.attachments.publish_outcomes import publish, publish_outcomes, tell_cached
+from ingest_project.attachments.queue.events import EventRecord, Extracted, HourOfEvents
+from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult, TaskArrival
+from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.attachments.results_table import commit_results
+from ingest_project.contracts.download import DownloadStatus
+from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.logging import bound, get_logger
+from ingest_project.platform.dagster.asset_events import (
+    Context,
+    PartitionEvents,
+    keep_connections_open,
+    outputs_without_events,
+    report,
+)
+from ingest_project.platform.dagster.external_assets import topic_key
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
+from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
+
+logger = get_logger(__name__)
+
+# Marks the tasks that we announce ourselves: one of somebody else for a failed attachment asks for another try.
+ORIGIN_HEADER = "origin"
+ORIGIN = b"ingest_project"
+EVENTS_AT_A_TIME = 1_000
+
+
+@dg.multi_asset(
+    name="attachment_intake",
+    specs=[
+        dg.AssetSpec(
+            ATTACHMENT_EVENTS,
+            deps=[topic_key("events_raw")],
+            description="The events that arrived in an hour, and the download tasks made of them.",
+            group_name="attachments",
+            kinds={"kafka"},
+            partitions_def=hourly_partitions,
+            freshness_policy=ATTACHMENTS_FRESHNESS,
+            skippable=True,
+        )
+    ],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def attachment_events(
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Take the addresses out of the selected hours' events again: a fixed path may find what was missed."""
+    keys = [key for hour in context.partition_keys for key in services.attachment_events.of_hour(hour)]
+    extract(context, services, keys, hours=context.partition_keys)
+    yield from outputs_without_events(context)
+
+
+def extract(
+    context: Context,
+    services: AttachmentResources,
+    keys: Sequence[str],
+    batch_id: str | None = None,
+    hours: Sequence[str] = (),
+) -> None:
+    """Take the addresses out of events, announce the tasks, and report the hours.
+
+    Args:
+        context: of the run.
+        services: ledger and Kafka.
+        keys: of the events.
+        batch_id: of a run that goes on to download what it finds; None leaves that to whoever is asked next.
+        hours: reported in any case, also where no event arrived in them.
+    """
+    keep_connections_open(context.instance)
+    paths = AddressPaths(services.settings.attachments.url_paths)
+    with bound(run_id=context.run.run_id, batch_id=batch_id):
+        touched = set(hours)
+        for start in range(0, len(keys), EVENTS_AT_A_TIME):
+            part = keys[start : start + EVENTS_AT_A_TIME]
+            records = services.attachment_events.start(part, context.run.run_id, datetime.now(UTC))
+            _extract(context, services, records, paths, batch_id)
+            touched.update(record.hour for record in records)
+        report(context, [_hour_report(hour) for hour in services.attachment_events.hours(sorted(touched))])
+        services.attachment_events.mark_reported(keys, datetime.now(UTC))
+
+
+def _extract(
+    context: Context,
+    services: AttachmentResources,
+    records: Sequence[EventRecord],
+    paths: AddressPaths,
+    batch_id: str | None,
+) -> None:
+    now = datetime.now(UTC)
+    by_event, failures = _tasks_by_event(services, records, paths)
+    owners: dict[str, str] = {}
+
+    def enter(event_keys: Sequence[str]) -> None:
+        tasks = [task for key in event_keys for task in by_event[key]]
+        owners.update(services.attachments.record_extracted(tasks, batch_id, context.run.run_id, now))
+
+    for key, error in store_bisecting(list(by_event), enter, is_item_fault):
+        failures[key] = error
+        del by_event[key]
+    _fail(services, failures, now)
+    arrivals = [arrival for tasks in by_event.values() for arrival in tasks]
+    ours = {arrival.attachment_key: arrival for arrival in arrivals if owners[arrival.attachment_key] in by_event}
+    announce(services, [arrival for arrival in ours.values() if not arrival.task.refused])
+    context.instance.add_dynamic_partitions(ATTACHMENTS, list(ours))
+    services.attachment_events.finish([_extracted(key, tasks, owners) for key, tasks in by_event.items()], now)
+    refused = sum(bool(arrival.task.refused) for arrival in ours.values())
+    logger.info(
+        "events_extracted", events=len(records), addresses=len(arrivals), attachments=len(ours), refused=refused
+    )
+
+
+def _tasks_by_event(
+    services: AttachmentResources, records: Sequence[EventRecord], paths: AddressPaths
+) -> tuple[dict[str, list[TaskArrival]], dict[str, Exception]]:
+    """The tasks of each event; of those that none can be made of, why."""
+    tasks: list[TaskArrival] = []
+    by_event: dict[str, list[TaskArrival]] = {}
+    failures: dict[str, Exception] = {}
+    for record in records:
+        try:
+            tasks += tasks_of(record, paths, services.destinations)
+        except Exception as error:
+            if not is_item_fault(error):
+                raise
+            failures[record.event_key] = error
+        else:
+            by_event[record.event_key] = []
+    for task in services.attachments.under_known_keys(tasks):
+        by_event[task.event_key or ""].append(task)
+    return by_event, failures
+
+
+def _fail(services: AttachmentResources, failures: Mapping[str, Exception], now: datetime) -> None:
+    for key, error in failures.items():
+        logger.error("event_not_extracted", event_key=key, reason=reason_of(error), exc_info=traceback_of(error))
+    why = {key: (error_class_of(error), reason_of(error)) for key, error in failures.items()}
+    services.attachment_events.fail(why, now)
+
+
+def announce(services: AttachmentResources, arrivals: Sequence[TaskArrival]) -> None:
+    """Publish tasks on `downloads.pending`, each once. One that the broker does not take is downloaded all the same."""
+    messages = [
+        (f"task/{arrival.attachment_key}", ProducerRecord(arrival.raw.encode(), _key(arrival), _headers(arrival)))
+        for arrival in arrivals
+    ]
+    topic = services.settings.topics.downloads_pending
+    for message_id, error in publish(services, topic, messages):
+        logger.warning("task_not_announced", message_id=message_id, reason=reason_of(error))
+
+
+def _key(arrival: TaskArrival) -> bytes:
+    return arrival.attachment_key.encode()
+
+
+def _headers(arrival: TaskArrival) -> tuple[tuple[str, bytes], ...]:
+    return (("trace-id", arrival.task.trace_id.encode()), (ORIGIN_HEADER, ORIGIN))
+
+
+def _extracted(event_key: str, tasks: Sequence[TaskArrival], owners: dict[str, str]) -> Extracted:
+    own = {task.attachment_key for task in tasks if owners[task.attachment_key] == event_key}
+    return Extracted(event_key, addresses=len(tasks), duplicates=len(tasks) - len(own))
+
+
+def _hour_report(hour: HourOfEvents) -> PartitionEvents:
+    metadata = {
+        "events": hour.events,
+        "addresses": hour.addresses,
+        "tasks": hour.tasks,
+        "duplicates": hour.duplicates,
+        "events_unfinished": hour.unfinished,
+    }
+    return PartitionEvents(hour.hour, {ATTACHMENT_EVENTS: metadata})
+
+
+PARTITIONS_PER_BACKFILL_RUN = 500
+
+
+@dg.multi_asset(
+    name="attachment_download",
+    specs=[
+        dg.AssetSpec(
+            ONELAKE_ATTACHMENTS,
+            deps=[EVENTS_OF_ANY_HOUR, topic_key("downloads_pending")],
+            description="The downloaded file in the attachment store.",
+            group_name="attachments",
+            kinds={"onelake"},
+            partitions_def=attachments_partitions,
+            freshness_policy=ATTACHMENTS_FRESHNESS,
+            skippable=True,
+        )
+    ],
+    pool=ONELAKE_POOL,
+    backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_BACKFILL_RUN),
+)
+def onelake_attachments(
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Download and store every attachment of this run, and report each on its own partition."""
+    download(context, services, keys_of_run(context, services.attachments.batch))
+    yield from outputs_without_events(context)
+
+
+def download(context: Context, services: AttachmentResources, keys: Sequence[str]) -> None:
+    """Download and store attachments, and say how each ended.
+
+    Raises:
+        Failure: all of them are dead.
+    """
+    keep_connections_open(context.instance)
+    with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
+        records = services.attachments.start(keys, context.run.run_id, datetime.now(UTC))
+        dead = sum(_finish(context, services, group) for group in _ends(context, services, records))
+        report(context, results_reports(services, commit_results(services)))
+        services.attachments.mark_reported(keys, datetime.now(UTC))
+    if dead and dead == len(keys):
+        raise dg.Failure(
+            description=f"None of {dead} attachments was stored; their partitions say why.", allow_retries=False
+        )
+
+
+def _ends(
+    context: Context, services: AttachmentResources, records: Sequence[AttachmentRecord]
+) -> Iterator[list[AttemptResult]]:
+    """How attempts ended: first those that a lost run had made, then new ones."""
+    recovered = services.outcomes.recovered([record.attachment_key for record in records])
+    present = {(record.attachment_key, record.replays, record.attempt) for record in records}
+    _announce(context, services, [outcome for outcome in recovered if outcome.identity not in present])
+    ended = {outcome.identity: outcome for outcome in recovered if outcome.identity in present}
+    yield list(ended.values())
+    remaining = [r for r in records if (r.attachment_key, r.replays, r.attempt) not in ended]
+    downloads = services.settings.downloads
+    groups = attempts(
+        remaining,
+        lambda record: download_at(record, services),
+        downloads.concurrency,
+        store=lambda cached: store_at(cached, services),
+        announce=lambda cached: tell_cached(services, cached),
+        per_host=downloads.concurrency_per_host,
+        begin_within=timedelta(seconds=downloads.max_seconds),
+    )
+    try:
+        for group in groups:
+            _postpone(services, [end for end in group if isinstance(end, Postponed)])
+            yield [end for end in group if isinstance(end, AttemptResult)]
+    finally:
+        # Of a run that failed: what it had in the cache is brought again by the next one, perhaps on another machine.
+        groups.close()
+        _remove_cached(services, [record.attachment_key for record in remaining])
+
+
+def _postpone(services: AttachmentResources, postponed: Sequence[Postponed]) -> None:
+    together: dict[tuple[str, datetime], list[str]] = {}
+    for end in postponed:
+        together.setdefault((end.reason, end.until), []).append(end.attachment_key)
+    for (reason, until), keys in together.items():
+        services.attachments.postpone(keys, reason, until, datetime.now(UTC))
+
+
+def _remove_cached(services: AttachmentResources, keys: Sequence[str]) -> None:
+    for key in keys:
+        cache_path(services, key).unlink(missing_ok=True)
+
+
+def _finish(context: Context, services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> int:
+    """Enter, tell and show how some attempts ended; returns how many attachments are dead after them."""
+    if not outcomes:
+        return 0
+    holding = _entered(services, outcomes, context.run.run_id)
+    _remove_cached(services, [outcome.attachment_key for outcome in outcomes])
+    _announce(context, services, holding)
+    ended = Counter(outcome.result.status for outcome in holding)
+    logger.info("attempts_ended", **{status.value: count for status, count in ended.items()})
+    return ended[DownloadStatus.FAILED_PERMANENT]
+
+
+def _entered(services: AttachmentResources, outcomes: Sequence[AttemptResult], run_id: str) -> list[AttemptResult]:
+    """Enter outcomes; one that the ledger does not take is entered as the failure that it is."""
+    holding: list[AttemptResult] = []
+
+    def enter(part: Sequence[AttemptResult]) -> None:
+        holding.extend(services.attachments.finish(part, run_id, datetime.now(UTC)))
+
+    for outcome, error in store_bisecting(outcomes, enter, is_item_fault):
+        logger.error("outcome_not_entered", partition_key=outcome.attachment_key, exc_info=traceback_of(error))
+        enter([unrecordable(outcome, error)])
+    return holding
+
+
+def _announce(context: Context, services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> None:
+    """Tell Kafka and Dagster how attempts ended. Done again, Kafka has each message once."""
+    if not outcomes:
+        return
+    unpublished = publish_outcomes(services, outcomes)
+    reports = [attachment_report(outcome) for outcome in outcomes]
+    for shown, error in store_bisecting(reports, lambda part: report(context, part), is_item_fault):
+        logger.error("attachment_not_shown", partition_key=shown.partition, exc_info=traceback_of(error))
+    services.outcomes.mark_published(outcomes, datetime.now(UTC), unpublished)
+
+
+@dg.multi_asset(
+    name="attachment_commit",
+    specs=[
+        dg.AssetSpec(
+            ATTACHMENT_RESULTS,
+            deps=[ANY_ATTACHMENT],
+            description="The Delta table of how each download attempt ended, by the hour in which it did.",
+            group_name="attachments",
+            kinds={"deltalake"},
+            partitions_def=hourly_partitions,
+            freshness_policy=ATTACHMENTS_FRESHNESS,
+            skippable=True,
+        )
+    ],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def attachment_results(
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Commit what is in no commit yet, and show the selected hours as they are now."""
+    keep_connections_open(context.instance)
+    hours = {*commit_results(services), *context.partition_keys}
+    report(context, results_reports(services, sorted(hours)))
+    yield from outputs_without_events(context)
