@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
+from ingest_project.readers.chunks import ReadLimits
 from ingest_project.readers.profiles import load_profiles
-from ingest_project.readers.reading import ReadLimits, cast, read_chunks
+from ingest_project.readers.reading import cast, read_chunks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

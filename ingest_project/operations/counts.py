@@ -19,7 +19,7 @@ from ingest_project.operations.metric_rollup import RunningTotals, Series
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading
 from ingest_project.platform.delta.table import DeltaStore
-from ingest_project.polling.tables import polling_jobs
+from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.crm.tables import unidentified_messages
 from ingest_project.streams.tables import stream_ranges
 

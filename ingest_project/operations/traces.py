@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ingest_project.attachments.tables import attachment_events, attachment_replays, attachments, download_outcomes
 from ingest_project.file_ingest.tables import files
 from ingest_project.platform.database.engine import reading
-from ingest_project.polling.tables import polling_jobs
+from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.crm.tables import opportunities, projects, unidentified_messages
 
 MOST_ENTRIES = 10_000

@@ -5,11 +5,12 @@ delivered again, or after the run was killed half-way, is not announced a second
 """
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from ingest_project.core.errors import TransientError
+from ingest_project.core.keys import key_of
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
@@ -22,8 +23,27 @@ from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, keys_of_run
 from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.polling.discovery import Discovery, discover
 from ingest_project.polling.job_queue import JobRecord
-from ingest_project.polling.partitions import DISCOVERED_FILES, FILE_SOURCES, POLLING_FRESHNESS, polling_jobs_partitions
 from ingest_project.polling.resources import PollingResources
+
+POLLING_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
+
+
+POLLING_JOBS = "polling_jobs"
+polling_jobs_partitions = dg.DynamicPartitionsDefinition(name=POLLING_JOBS)
+
+DISCOVERED_FILES = dg.AssetKey("discovered_files")
+FILE_SOURCES = dg.AssetKey("file_sources")
+
+
+def job_key(job_id: str, position: tuple[str, int, int, str]) -> str:
+    """The partition key of one request: the job's id, readable, and a hash of the message that asked.
+
+    Args:
+        job_id: chosen by the sender; a job sent again is another request and has another key.
+        position: topic, partition, offset and generation of the message.
+    """
+    return key_of(job_id, job_id, *position, keep_end=False)
+
 
 logger = get_logger(__name__)
 

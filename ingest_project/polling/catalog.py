@@ -9,7 +9,7 @@ import dagster as dg
 from ingest_project.core.settings import ConfiguredSource, Settings
 from ingest_project.platform.dagster.external_assets import topic, topic_key
 from ingest_project.platform.http.urls import printable_url
-from ingest_project.polling.partitions import FILE_SOURCES
+from ingest_project.polling.assets import FILE_SOURCES
 
 GROUP = "polling"
 NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_]")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ingest_project.polling.assets import discovered_files
-from ingest_project.polling.partitions import DISCOVERED_FILES
+from ingest_project.polling.assets import DISCOVERED_FILES, discovered_files
 from ingest_project.polling.scheduled_polls import standing_jobs_sensor
 from ingest_project.polling.sensors import polling_queue_sensor
 

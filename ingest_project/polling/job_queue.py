@@ -8,15 +8,47 @@ from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy import Column as Col
 
 from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.platform.database.columns import (
+    Json,
+    held_index,
+    kafka_columns,
+    metadata,
+    pending_index,
+    work_columns,
+)
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.kafka.outbox import MessageOutbox
 from ingest_project.platform.work_queue.queue import WorkLedger
 from ingest_project.platform.work_queue.sql_helpers import contains, insert_missing
 from ingest_project.platform.work_queue.states import JobState
 from ingest_project.platform.work_queue.types import KafkaPosition, Recorded
-from ingest_project.polling.tables import polling_jobs as jobs
+
+polling_jobs = sa.Table(
+    "polling_jobs",
+    metadata,
+    Col("job_key", sa.Text, primary_key=True),
+    Col("job_id", sa.Text, nullable=False),
+    Col("source_type", sa.Text, nullable=False),
+    Col("request", Json, nullable=False),
+    Col("priority", sa.Text, nullable=False),
+    # 0 before 1 before 2: high, normal, low.
+    Col("urgency", sa.Integer, nullable=False),
+    Col("trace_id", sa.Text),
+    *kafka_columns(),
+    *work_columns(),
+    Col("files_found", sa.BigInteger),
+    Col("files_published", sa.BigInteger),
+    Col("files_skipped", sa.BigInteger),
+    Col("skipped", Json),
+    pending_index("polling_jobs", "kafka_topic", "urgency"),
+    held_index("polling_jobs", "kafka_topic"),
+    sa.Index("polling_jobs_by_batch", "batch_id"),
+    sa.Index("polling_jobs_by_state", "state", "updated_at"),
+)
+
 
 URGENCY = {"high": 0, "normal": 1, "low": 2}
 # What standing jobs have in place of a topic: their interval is the offset.
@@ -89,7 +121,7 @@ class JobLedger(WorkLedger):
     order_of_due = ("urgency", "created_at", "kafka_partition", "kafka_offset")
 
     def __init__(self, engine: sa.Engine) -> None:
-        super().__init__(engine, jobs, jobs.c.job_key, JobState.RUNNING)
+        super().__init__(engine, polling_jobs, polling_jobs.c.job_key, JobState.RUNNING)
 
     def record(self, arrivals: Sequence[JobArrival], now: datetime) -> Recorded:
         """Enter jobs as pending. What is there stays as it is, with one exception.
@@ -100,7 +132,9 @@ class JobLedger(WorkLedger):
         first = {arrival.job_key: arrival for arrival in reversed(arrivals)}
         ordered = sorted(first.values(), key=lambda arrival: arrival.job_key)
         with writing(self._engine) as connection:
-            new = insert_missing(connection, jobs, [_row(arrival, now) for arrival in ordered], jobs.c.job_key)
+            new = insert_missing(
+                connection, polling_jobs, [_row(arrival, now) for arrival in ordered], polling_jobs.c.job_key
+            )
             known = {a.job_key: a.intake for a in ordered if a.job_key not in new}
             reopened = self._reopen_unsaved(connection, known, now)
         keys = list(dict.fromkeys(arrival.job_key for arrival in arrivals))
@@ -117,11 +151,11 @@ class JobLedger(WorkLedger):
             the full records in the order asked for; keys that are not in the ledger are left out.
         """
         statement = (
-            sa.update(jobs)
-            .where(jobs.c.job_key.in_(job_keys))
+            sa.update(polling_jobs)
+            .where(polling_jobs.c.job_key.in_(job_keys))
             .values(state=JobState.RUNNING, run_id=run_id, started_at=now, updated_at=now)
             .values(finished_at=None, reported_at=None)
-            .returning(*jobs.c)
+            .returning(*polling_jobs.c)
         )
         with writing(self._engine) as connection:
             found = {row["job_key"]: JobRecord.of(row) for row in connection.execute(statement).mappings()}
@@ -166,37 +200,39 @@ class JobLedger(WorkLedger):
         ahead = int(now.timestamp()) + LARGEST_SKEW_SECONDS
 
         def has_begun(interval: int) -> sa.ColumnElement[bool]:
-            return sa.or_(jobs.c.kafka_offset < interval, jobs.c.kafka_offset > ahead)
+            return sa.or_(polling_jobs.c.kafka_offset < interval, polling_jobs.c.kafka_offset > ahead)
 
         ordered = sorted(arrivals, key=lambda arrival: arrival.job_key)
         pending: list[str] = []
         with writing(self._engine) as connection:
-            pending += insert_missing(connection, jobs, [_row(arrival, now) for arrival in ordered], jobs.c.job_key)
+            pending += insert_missing(
+                connection, polling_jobs, [_row(arrival, now) for arrival in ordered], polling_jobs.c.job_key
+            )
             for arrival in ordered:
                 row = _row(arrival, now)
                 again = {name: value for name, value in row.items() if name not in {"job_key", "created_at"}}
                 statement = (
-                    sa.update(jobs)
-                    .where(jobs.c.job_key == arrival.job_key, has_begun(arrival.intake.offset))
-                    .where(jobs.c.state.in_(FINISHED))
+                    sa.update(polling_jobs)
+                    .where(polling_jobs.c.job_key == arrival.job_key, has_begun(arrival.intake.offset))
+                    .where(polling_jobs.c.state.in_(FINISHED))
                     .values(**again, run_id=None, batch_id=None)
-                    .returning(jobs.c.job_key)
+                    .returning(polling_jobs.c.job_key)
                 )
                 pending += connection.execute(statement).scalars()
         return tuple(pending)
 
     def by_urgency(self, job_keys: Sequence[str]) -> tuple[str, ...]:
         """Those of the keys that are known, in the order they are to be worked on."""
-        order = [jobs.c[name] for name in self.order_of_due]
-        query = sa.select(jobs.c.job_key).where(jobs.c.job_key.in_(job_keys)).order_by(*order)
+        order = [polling_jobs.c[name] for name in self.order_of_due]
+        query = sa.select(polling_jobs.c.job_key).where(polling_jobs.c.job_key.in_(job_keys)).order_by(*order)
         with reading(self._engine) as connection:
             return tuple(connection.execute(query).scalars())
 
     def fail(self, job_key: str, reason: str, error_class: str, now: datetime) -> None:
         """Nothing more is tried by itself; the reason says why."""
         statement = (
-            sa.update(jobs)
-            .where(jobs.c.job_key == job_key)
+            sa.update(polling_jobs)
+            .where(polling_jobs.c.job_key == job_key)
             .values(state=JobState.FAILED, reason=reason, error_class=error_class, finished_at=now, updated_at=now)
         )
         with writing(self._engine) as connection:
@@ -205,8 +241,8 @@ class JobLedger(WorkLedger):
     def reopen(self, job_key: str, now: datetime) -> bool:
         """A person wants a finished job done again, as if for the first time; whether there was one."""
         statement = (
-            sa.update(jobs)
-            .where(jobs.c.job_key == job_key, jobs.c.state.in_(FINISHED))
+            sa.update(polling_jobs)
+            .where(polling_jobs.c.job_key == job_key, polling_jobs.c.state.in_(FINISHED))
             .values(state=JobState.PENDING, attempts=0, run_id=None, finished_at=None)
             .values(next_attempt_at=now, updated_at=now)
         )
@@ -216,7 +252,11 @@ class JobLedger(WorkLedger):
     def get(self, job_key: str) -> JobRecord | None:
         """All that is known of one job."""
         with reading(self._engine) as connection:
-            row = connection.execute(sa.select(jobs).where(jobs.c.job_key == job_key)).mappings().one_or_none()
+            row = (
+                connection.execute(sa.select(polling_jobs).where(polling_jobs.c.job_key == job_key))
+                .mappings()
+                .one_or_none()
+            )
         return None if row is None else JobRecord.of(row)
 
     def list(
@@ -230,23 +270,34 @@ class JobLedger(WorkLedger):
             limit: at most so many.
             offset: so many are passed over first.
         """
-        query = sa.select(jobs).order_by(jobs.c.updated_at.desc(), jobs.c.job_key).limit(limit).offset(offset)
+        query = (
+            sa.select(polling_jobs)
+            .order_by(polling_jobs.c.updated_at.desc(), polling_jobs.c.job_key)
+            .limit(limit)
+            .offset(offset)
+        )
         if state is not None:
-            query = query.where(jobs.c.state == state)
+            query = query.where(polling_jobs.c.state == state)
         if text:
-            query = query.where(contains(text, jobs.c.job_key, jobs.c.job_id, jobs.c.trace_id, jobs.c.reason))
+            query = query.where(
+                contains(
+                    text, polling_jobs.c.job_key, polling_jobs.c.job_id, polling_jobs.c.trace_id, polling_jobs.c.reason
+                )
+            )
         with reading(self._engine) as connection:
             return tuple(JobRecord.of(row) for row in connection.execute(query).mappings())
 
     def counts_by_state(self) -> dict[JobState, int]:
         """Number of jobs in every state, also those with none."""
-        query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
+        query = sa.select(polling_jobs.c.state, sa.func.count()).group_by(polling_jobs.c.state)
         with reading(self._engine) as connection:
             counts = {row[0]: int(row[1]) for row in connection.execute(query)}
         return {state: counts.get(state, 0) for state in JobState}
 
     def _change(self, job_key: str, **values: object) -> JobRecord:
-        statement = sa.update(jobs).where(jobs.c.job_key == job_key).values(**values).returning(*jobs.c)
+        statement = (
+            sa.update(polling_jobs).where(polling_jobs.c.job_key == job_key).values(**values).returning(*polling_jobs.c)
+        )
         with writing(self._engine) as connection:
             return JobRecord.of(connection.execute(statement).mappings().one())
 
@@ -255,7 +306,7 @@ def _seen(found: int, skipped: Mapping[str, int]) -> dict[str, Any]:
     return {
         "files_found": found,
         # Of a job that published nothing yet there is no count.
-        "files_published": sa.func.coalesce(jobs.c.files_published, 0),
+        "files_published": sa.func.coalesce(polling_jobs.c.files_published, 0),
         "files_skipped": sum(skipped.values()),
         "skipped": dict(skipped),
     }
@@ -296,11 +347,11 @@ class JobOutbox(MessageOutbox):
 
     def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
         """Remember that these are on the topic, and count those that were not marked before."""
-        published = jobs.c.files_published
+        published = polling_jobs.c.files_published
         with writing(self._engine) as connection:
             marked = self._mark(connection, topic, message_ids)
             connection.execute(
-                sa.update(jobs)
-                .where(jobs.c.job_key == self._job_key)
+                sa.update(polling_jobs)
+                .where(polling_jobs.c.job_key == self._job_key)
                 .values(files_published=sa.func.coalesce(published, 0) + marked)
             )

@@ -17,8 +17,8 @@ from ingest_project.core.settings import ConfiguredSource
 from ingest_project.platform.work_queue.batches import requeue_orphaned
 from ingest_project.platform.work_queue.sensor import queue_sensor
 from ingest_project.platform.work_queue.types import KafkaPosition
+from ingest_project.polling.assets import POLLING_JOBS, job_key
 from ingest_project.polling.job_queue import STANDING, JobArrival
-from ingest_project.polling.partitions import POLLING_JOBS, job_key
 from ingest_project.polling.resources import PollingResources
 from ingest_project.polling.sensors import request_due, slots_for_jobs
 

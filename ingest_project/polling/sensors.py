@@ -20,8 +20,8 @@ from ingest_project.platform.work_queue.capacity import Capacity
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, consume
 from ingest_project.platform.work_queue.queue import Due
 from ingest_project.platform.work_queue.sensor import queue_sensor
+from ingest_project.polling.assets import POLLING_JOBS, job_key
 from ingest_project.polling.job_queue import JobArrival
-from ingest_project.polling.partitions import POLLING_JOBS, job_key
 from ingest_project.polling.resources import PollingResources
 
 JOBS_PER_RUN = 20

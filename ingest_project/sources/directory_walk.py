@@ -20,8 +20,7 @@ from ingest_project.sources.connection_pool import Account, ConnectionPool
 from ingest_project.sources.limits import ListingBudget, SourceLimits
 from ingest_project.sources.protocol import Skipped, Source, SourceFile
 from ingest_project.sources.selection import ANY_DEPTH, Pattern, refusal
-from ingest_project.sources.server_connection import Entry, Kind, ServerConnection
-from ingest_project.sources.server_names import NameCoding, is_askable, joined
+from ingest_project.sources.server_connection import Entry, Kind, NameCoding, ServerConnection, is_askable, joined
 
 MOST_ENTRIES = 1_000
 MOST_SECONDS = 20.0

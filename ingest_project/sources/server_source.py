@@ -16,8 +16,7 @@ from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.resumed_reading import resumed_reading
 from ingest_project.sources.selection import Pattern
 from ingest_project.sources.server_config import HostGuard, Server, ServerSettings
-from ingest_project.sources.server_connection import Entry, OpenedFile, ServerConnection
-from ingest_project.sources.server_names import NameCoding
+from ingest_project.sources.server_connection import Entry, NameCoding, OpenedFile, ServerConnection
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import pytest
 from ingest_project.file_ingest.aggregation import aggregate, merge
 from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
 from ingest_project.readers.casting import cast
+from ingest_project.readers.chunks import ReadLimits
 from ingest_project.readers.profiles import load_profiles
-from ingest_project.readers.reading import ReadLimits, read_chunks
+from ingest_project.readers.reading import read_chunks
 
 SENSORS = Path(__file__).parents[3] / "shared" / "data" / "sensors"
 RULES = ValidationRules(SensorTypes.load(unknown="quarantine"), datetime.now(UTC), timedelta(minutes=5))

@@ -17,7 +17,7 @@ from ingest_project.operations import metric_rollup as counting
 from ingest_project.operations.counters import LATENCY_BUCKET, LATENCY_SUM, bucket_of
 from ingest_project.operations.metric_rollup import MOST_SERIES, RunningTotals, metric_minutes
 from ingest_project.platform.database.engine import open_engine, writing
-from ingest_project.polling.tables import polling_jobs
+from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.tables import stream_ranges
 from ingest_project_tests.operations.seeding import attachment_row, file_row, job_row, outcome_row, put, range_row
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import polars as pl
 
+from ingest_project.readers.chunks import ReadingsChunk, ReadLimits
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
-from ingest_project.readers.reading import ReadingsChunk, ReadLimits, cast, read_chunks
+from ingest_project.readers.reading import cast, read_chunks
 
 HEADER = "timestamp,device_id,sensor_type,value,unit\n"
 CANONICAL = load_profiles()["canonical"]

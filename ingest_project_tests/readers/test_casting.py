@@ -8,9 +8,8 @@ from typing import cast as cast_type
 import polars as pl
 import pytest
 
-from ingest_project.readers.casting import cast, parse_numbers
+from ingest_project.readers.casting import cast, parse_numbers, parse_timestamps
 from ingest_project.readers.profiles import NumberLayout, TimestampLayout
-from ingest_project.readers.timestamps import parse_timestamps
 from ingest_project_tests.readers.samples import CANONICAL
 
 

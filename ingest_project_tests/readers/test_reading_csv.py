@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError, SettingsError
 from ingest_project.core.settings import Settings
+from ingest_project.readers.chunks import ReadLimits
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
-from ingest_project.readers.reading import ReadLimits, read_chunks
+from ingest_project.readers.reading import read_chunks
 from ingest_project_tests.readers.samples import CANONICAL, HEADER, Outcome, casted, columns_profile, read, read_text
 
 ROW = "2024-01-15T10:30:45Z,pump-1,temperature,21.5,C\n"

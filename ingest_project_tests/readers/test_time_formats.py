@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest_project.readers.casting import parse_timestamps
 from ingest_project.readers.profiles import TimestampLayout
 from ingest_project.readers.time_formats import time_format
-from ingest_project.readers.timestamps import parse_timestamps
 
 DAYS = ["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%y", "%Y%m%d", "%d%m%y", "%d %b %Y", "%B %d, %Y", "%Y-%j", "%A, %d. %B %Y"]
 DAYS += ["%y%j", "%-d/%-m/%Y", "%F", "%a %d-%b-%y", "%Y年%m月%d日", "%%%Y.%m.%d"]

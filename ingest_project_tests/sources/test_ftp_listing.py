@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.sources.ftp.listing import listed_entry, machine_entry, time_of
-from ingest_project.sources.server_connection import Entry
-from ingest_project.sources.server_names import NameCoding, is_askable
+from ingest_project.sources.server_connection import Entry, NameCoding, is_askable
 
 NOW = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
 UTC_ZONE = ZoneInfo("UTC")

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from ingest_project.sources.ftp.listing import listed_entry, machine_entry, size_of, time_of
 from ingest_project.sources.http.listing import parsed_page
-from ingest_project.sources.http.listing_page import Link, NotAListingError, Page
-from ingest_project.sources.http.paging import next_links, unfinished_by
+from ingest_project.sources.http.page import Link, NotAListingError, Page, next_links, unfinished_by
 from ingest_project.sources.selection import MAX_REASONS, count_reason
-from ingest_project.sources.sftp.packets import attributes_of, names_of
+from ingest_project.sources.sftp.connection import attributes_of, names_of
 
 NOW = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
 ZONES = [ZoneInfo("UTC"), ZoneInfo("Pacific/Kiritimati"), ZoneInfo("Europe/Berlin")]

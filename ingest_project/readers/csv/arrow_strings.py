@@ -18,8 +18,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from ingest_project.readers.casting import kept
 from ingest_project.readers.names import TRIMMED
-from ingest_project.readers.timestamps import kept
 
 Positions = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

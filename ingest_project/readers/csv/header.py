@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
-from ingest_project.readers.csv.blocks import INVALID_BYTE
 from ingest_project.readers.csv.fallback_tokenizer import LINE_END, Record, split_carefully
-from ingest_project.readers.csv.rejects import is_blank
+from ingest_project.readers.csv.rejects import INVALID_BYTE, is_blank
 from ingest_project.readers.names import clean_name, matched_name
 
 CANDIDATE_DELIMITERS = (",", ";", "\t", "|")

@@ -10,9 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ingest_project.readers.csv.arrow_strings import BLANKS, SPACE, TAB, Flags, Positions, TextBlock, plain_column
-from ingest_project.readers.csv.blocks import INVALID_BYTE
+from ingest_project.readers.csv.arrow_strings import (
+    BLANKS,
+    SPACE,
+    TAB,
+    Flags,
+    Positions,
+    TextBlock,
+    plain_column,
+)
 from ingest_project.readers.csv.row_index import RecordIndex
+
+# No text has a NUL, so a row with this one is told from every good row.
+INVALID_BYTE = "\0\\x"
 
 
 @dataclass(frozen=True)

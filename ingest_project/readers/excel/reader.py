@@ -16,13 +16,12 @@ from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.sandbox.process import KILLED, ProcessLimits, run_confined
 from ingest_project.platform.sandbox.start import OUT_OF_MEMORY
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.csv.blocks import text_blocks
+from ingest_project.readers.chunks import ReadingsChunk, ReadLimits, dialect_of, layout_of, readings_chunk
 from ingest_project.readers.csv.header import HeaderSearch, find_header
-from ingest_project.readers.csv.table import TableChunk, split_blocks
+from ingest_project.readers.csv.table import TableChunk, split_blocks, text_blocks
 from ingest_project.readers.excel import worker as excel_worker
 from ingest_project.readers.layout import Layout
 from ingest_project.readers.profiles import ReaderProfile
-from ingest_project.readers.reading import ReadingsChunk, ReadLimits, dialect_of, layout_of, readings_chunk
 
 ZIP_START = b"PK\x03\x04"
 OLE_START = b"\xd0\xcf\x11\xe0"

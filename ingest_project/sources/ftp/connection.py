@@ -18,9 +18,8 @@ from typing import IO
 
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, SourceNotFoundError, SourceUnreachableError
 from ingest_project.platform.http.deadlines import Deadline
-from ingest_project.sources.ftp.errors import CLOSING, NOT_UNDERSTOOD, code_of, failure_of
 from ingest_project.sources.ftp.listing import listed_entry, machine_entry, size_of, time_of
-from ingest_project.sources.ftp.wire import FtpWire
+from ingest_project.sources.ftp.wire import CLOSING, NOT_UNDERSTOOD, FtpWire, code_of, failure_of
 from ingest_project.sources.limits import Pace, SourceLimits
 from ingest_project.sources.resumed_reading import pass_over
 from ingest_project.sources.server_connection import Entry

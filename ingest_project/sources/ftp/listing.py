@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 
-from ingest_project.sources.http.listing_page import MAX_SIZE_BYTES, MAX_SIZE_DIGITS
+from ingest_project.sources.http.page import MAX_SIZE_BYTES, MAX_SIZE_DIGITS
 from ingest_project.sources.server_connection import Entry, Kind
 
 _MONTHS = {

@@ -19,8 +19,7 @@ from pydantic import SecretStr
 from ingest_project.core.errors import PermanentError, SourceAccessDeniedError
 from ingest_project.sources.context import SourceContext
 from ingest_project.sources.ftp.connection import FtpConnection
-from ingest_project.sources.ftp.errors import NOT_UNDERSTOOD, code_of, login_failure
-from ingest_project.sources.ftp.wire import FtpWire, Tls
+from ingest_project.sources.ftp.wire import NOT_UNDERSTOOD, FtpWire, Tls, code_of, login_failure
 from ingest_project.sources.limits import SourceLimits
 from ingest_project.sources.server_config import Server, ServerSettings, server_for
 from ingest_project.sources.server_source import ServerSource, server_source

@@ -19,10 +19,7 @@ from typing import IO
 from ingest_project.core.errors import SourceAccessDeniedError, UnreadableListingError
 from ingest_project.platform.sandbox.process import KILLED, ProcessLimits, run_confined
 from ingest_project.platform.sandbox.start import OUT_OF_MEMORY
-from ingest_project.sources.http import listing_worker
-from ingest_project.sources.http.listing_html import html_links, root_element
-from ingest_project.sources.http.listing_json import json_links
-from ingest_project.sources.http.listing_page import (
+from ingest_project.sources.http.page import (
     Link,
     NotAListingError,
     Page,
@@ -31,13 +28,14 @@ from ingest_project.sources.http.listing_page import (
     counted,
     printable,
 )
-from ingest_project.sources.http.listing_text import text_links
+from ingest_project.sources.http.parsers import html_links, json_links, root_element, text_links
 
 MAX_PAGE_BYTES = 256 * 1024**2
 PARSED_HERE_BYTES = 256 * 1024
 PROCESS_LIMITS = ProcessLimits(memory_bytes=2 * 1024**3, cpu_seconds=120, output_bytes=1024**3)
 # Enough to tell the kinds of listing apart.
 HEAD_BYTES = 4_096
+WORKER = Path(__file__).with_name("worker.py")
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 TEXT_TYPES = ("text/plain", "text/uri-list")
 # How servers send what they do not know; it says nothing.
@@ -141,7 +139,7 @@ def _parsed_elsewhere(page: IO[bytes], content_type: str) -> Page:
             outcome = Path(folder, "outcome.json")
             arguments = [str(outcome), content_type[:1_000]]
             try:
-                code = run_confined(listing_worker.__file__, arguments, PROCESS_LIMITS, stdin=page, stdout=output)
+                code = run_confined(str(WORKER), arguments, PROCESS_LIMITS, stdin=page, stdout=output)
             except TimeoutError as error:
                 raise NotAListingError(f"a page that cannot be parsed: {error}") from error
             facts = _outcome(code, outcome)

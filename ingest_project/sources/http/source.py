@@ -43,9 +43,8 @@ from ingest_project.sources.http.files import (
     web_errors,
 )
 from ingest_project.sources.http.listing import MAX_PAGE_BYTES, read_page
-from ingest_project.sources.http.listing_html import is_page_query
-from ingest_project.sources.http.listing_page import Link, Page, Unusable, printable
-from ingest_project.sources.http.paging import next_links, unfinished_by
+from ingest_project.sources.http.page import Link, Page, Unusable, next_links, printable, unfinished_by
+from ingest_project.sources.http.parsers import is_page_query
 from ingest_project.sources.limits import ListingBudget, Pace, SourceLimits
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.resumed_reading import resumed_reading

@@ -7,21 +7,166 @@ A job's `source_config`: `path` (`s3://bucket/prefix`, or a prefix beside `bucke
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
-from ingest_project.core.errors import ForbiddenPathError, UnreadableListingError
+from botocore.exceptions import ClientError
+from botocore.response import StreamingBody
+
+from ingest_project.core.errors import (
+    ForbiddenPathError,
+    IngestError,
+    SourceAccessDeniedError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
+    UnreadableListingError,
+)
 from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
 from ingest_project.sources.context import Clients, SourceContext
 from ingest_project.sources.limits import ListingBudget, SourceLimits, within_budget
 from ingest_project.sources.protocol import Skipped, SourceFile
-from ingest_project.sources.resumed_reading import resumed_reading
-from ingest_project.sources.s3.errors import s3_errors
+from ingest_project.sources.resumed_reading import NO_LEASE, Releasable, resumed_reading
 from ingest_project.sources.s3.location import S3Place, bucket_location
-from ingest_project.sources.s3.reading import ObjectReader
 from ingest_project.sources.selection import Pattern, refusal
+
+SERVER_ERRORS = 500
+REQUEST_TIMEOUT, TOO_MANY_REQUESTS, PRECONDITION_FAILED, REDIRECTED = 408, 429, 412, 301
+CALLED_OFF = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
+NOT_THERE = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket", "NoSuchVersion"})
+OTHER_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+LONGEST_CAUSE = 200
+
+
+@contextmanager
+def s3_errors(location: str) -> Iterator[None]:
+    """Tell a failure inside the block as a source's.
+
+    Args:
+        location: of the bucket or object, for messages.
+
+    Raises:
+        SourceNotFoundError: no such bucket or object.
+        SourceAccessDeniedError: no credentials, wrong ones, no right, an archived object, another region.
+        SourceChangedError: the object is not the version that was asked for.
+        SourceUnreachableError: no answer, a cut one, or one that may be another later.
+        UnreadableListingError: an answer with a number or a time that is none.
+    """
+    from botocore.exceptions import (  # noqa: PLC0415 - loaded already where S3 is used
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        ParamValidationError,
+        PartialCredentialsError,
+    )
+
+    try:
+        yield
+    except ClientError as error:
+        raise _failure_of_answer(error, location) from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise SourceAccessDeniedError(
+            location, "there are no S3 credentials; set INGEST_S3_ACCESS_KEY_ID, or name stored ones in the job"
+        ) from error
+    except ParamValidationError as error:
+        raise SourceNotFoundError(location) from error
+    except (BotoCoreError, OSError) as error:
+        raise SourceUnreachableError(location, _sentence(error)) from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        # The SDK reads numbers and times without a guard.
+        raise UnreadableListingError(location, f"S3 answered with an impossible value ({_sentence(error)})") from error
+
+
+def _failure_of_answer(error: ClientError, location: str) -> IngestError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    said = f"S3 answered {status} {code}".rstrip()
+    if code in NOT_THERE:
+        return SourceNotFoundError(location)
+    if code in CALLED_OFF or status >= SERVER_ERRORS or status in (REQUEST_TIMEOUT, TOO_MANY_REQUESTS):
+        return SourceUnreachableError(location, said)
+    if status == PRECONDITION_FAILED:
+        return SourceChangedError(location, "it is not the version any more that was asked for")
+    if code in OTHER_REGION or status == REDIRECTED:
+        return SourceAccessDeniedError(location, f"{said}; say 'region' in source_config or set INGEST_S3_REGION")
+    if code == "InvalidObjectState":
+        return SourceAccessDeniedError(location, "it is archived (Glacier); restore it first")
+    return SourceAccessDeniedError(location, f"{said}; check the credentials and their rights on this bucket")
+
+
+def _sentence(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:LONGEST_CAUSE]
+
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+READ_BYTES = 64 * 1024
+
+
+@dataclass
+class ObjectReader:
+    """Opens one object, and opens it again where a connection broke: only ever the version it opened first.
+
+    Args:
+        client: of its account.
+        location: for messages.
+        payer: further arguments of each request.
+        limits: of its source.
+    """
+
+    client: S3Client
+    bucket: str
+    key: str
+    location: str
+    payer: dict[str, Any]
+    limits: SourceLimits
+    etag: str | None = field(default=None, init=False)
+    size_bytes: int = field(default=0, init=False)
+
+    def opened(self, offset: int) -> tuple[Releasable, OpenedObject]:
+        """The object from this position to its end.
+
+        Raises:
+            SourceChangedError: by now it is another version. And what else a source raises.
+        """
+        wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
+        if offset:
+            wanted["Range"] = f"bytes={offset}-"
+        # The SDK's own attempts are within this time.
+        with s3_errors(self.location), deadline_in_force(Deadline(self.limits.attempts_time)):
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.key, **wanted, **self.payer)
+            body, modified_at = answer["Body"], answer["LastModified"]
+            if self.etag is None:
+                self.etag, self.size_bytes = answer["ETag"], answer["ContentLength"]
+        return NO_LEASE, OpenedObject(body, self.location, self.size_bytes, modified_at, self.limits)
+
+
+class OpenedObject:
+    """One answer of S3 that is being read."""
+
+    def __init__(
+        self, body: StreamingBody, location: str, size_bytes: int, modified_at: datetime, limits: SourceLimits
+    ) -> None:
+        self._limits = limits
+        self._body = body
+        self._location = location
+        self.size_bytes: int | None = size_bytes
+        self.modified_at: datetime | None = modified_at
+
+    def read(self, size: int) -> bytes:
+        """Some of the next bytes; empty at the end."""
+        # The body is read until all that was asked for is there: so much comes in time at the least speed.
+        with s3_errors(self._location), deadline_in_force(Deadline(self._limits.answer_time)):
+            return self._body.read(min(size, READ_BYTES))
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._body.close()
+
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
