@@ -8,6 +8,7 @@ With any other storage `asset_events.py` logs one event at a time.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -19,6 +20,7 @@ from typing import Any
 import dagster as dg
 import sqlalchemy
 from dagster._core.events.log import EventLogEntry
+from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
@@ -238,6 +240,16 @@ class InstanceStorage(DagsterStorage, ConfigurableClass):
     def inst_data(self) -> ConfigurableClassData | None:
         """Never asked of this class: `from_config_value` hands out the storage itself."""
         return None
+
+
+def upgrade_tables() -> str:
+    """Bring Dagster's tables to the installed version, and return which that is."""
+    storage = {"custom": {"module": __name__, "class": InstanceStorage.__name__, "config": {}}}
+    with tempfile.TemporaryDirectory() as folder:
+        reference = InstanceRef.from_dir(folder, overrides={"storage": storage, "telemetry": {"enabled": False}})
+        with dg.DagsterInstance.from_ref(reference) as instance:
+            instance.upgrade()
+    return dg.__version__
 
 
 def with_psycopg2(url: str) -> str:
