@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -99,21 +98,11 @@ def _migrate_dagster(settings: Settings) -> None:
 
 
 def _upgrade_dagster() -> None:
-    from dagster import DagsterInstance, __version__  # noqa: PLC0415 - the other commands need not load it
-    from dagster._core.instance.ref import InstanceRef  # noqa: PLC0415
+    from ingest_project.platform.dagster.event_log_storage import (  # noqa: PLC0415 - the other commands need not load it
+        upgrade_tables,
+    )
 
-    storage = {
-        "custom": {
-            "module": "ingest_project.platform.dagster.event_log_storage",
-            "class": "InstanceStorage",
-            "config": {},
-        }
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        reference = InstanceRef.from_dir(folder, overrides={"storage": storage, "telemetry": {"enabled": False}})
-        with DagsterInstance.from_ref(reference) as instance:
-            instance.upgrade()
-    say(f"Dagster's tables are those of version {__version__}.")
+    say(f"Dagster's tables are those of version {upgrade_tables()}.")
 
 
 def _make_topics(settings: Settings, partitions: int, replication: int) -> None:

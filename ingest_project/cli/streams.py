@@ -34,7 +34,7 @@ from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading
 from ingest_project.streams.crm.unidentified_store import KeptMessage, find, get
-from ingest_project.streams.user_activity.hourly_table import HourOfType, statistics_of
+from ingest_project.streams.user_activity.hourly_statistics import HourOfType, statistics_of
 
 activity_app = typer.Typer(help="What arrived on user-activity-events.", no_args_is_help=True)
 

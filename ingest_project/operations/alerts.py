@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import dagster as dg
 import msgspec
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
 from pydantic import SecretStr
 
 from ingest_project.core.errors import AddressRejectedError, TransientError
 from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.dagster.failures import failing_instigators
 from ingest_project.platform.work_queue.capacity import fullest_disk
 
 
@@ -83,7 +83,6 @@ def _alert(status: str, name: str, incident: Incident, ended_at: datetime | None
     return Alert(status, name, incident.summary, incident.link, incident.since, ended_at)
 
 
-ENDED_TICKS = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 ENDED_RUNS = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 LONGEST_REASON = 300
 
@@ -103,28 +102,12 @@ def troubles_of(
 
 
 def _failing_ticks(instance: dg.DagsterInstance, failures_in_a_row: int, site: str) -> Iterator[AlertCondition]:
-    for state in instance.all_instigator_state():
-        if state.status is InstigatorStatus.STOPPED:
-            continue
-        reason = _failure_of(instance, state, failures_in_a_row)
-        if reason is not None:
-            kind = state.instigator_type.value.lower()
-            yield AlertCondition(
-                f"{kind}/{state.name}",
-                f"The {kind} {state.name} failed {failures_in_a_row} times in a row: {reason}",
-                f"{site}/overview/{kind}s",
-            )
-
-
-def _failure_of(instance: dg.DagsterInstance, state: InstigatorState, failures_in_a_row: int) -> str | None:
-    ticks = instance.get_ticks(
-        state.instigator_origin_id, state.selector_id, limit=failures_in_a_row, statuses=ENDED_TICKS
-    )
-    if len(ticks) < failures_in_a_row or any(tick.status is not TickStatus.FAILURE for tick in ticks):
-        return None
-    error = ticks[0].error
-    message = (error.cause or error).message if error else "no reason is on record"
-    return " ".join(message.split())[:LONGEST_REASON]
+    for kind, name, reason in failing_instigators(instance, failures_in_a_row):
+        yield AlertCondition(
+            f"{kind}/{name}",
+            f"The {kind} {name} failed {failures_in_a_row} times in a row: {reason[:LONGEST_REASON]}",
+            f"{site}/overview/{kind}s",
+        )
 
 
 def _failed_jobs(instance: dg.DagsterInstance, job_names: Sequence[str], site: str) -> Iterator[AlertCondition]:

@@ -20,7 +20,7 @@ from ingest_project.platform.kafka.outbox import SENT, outbox
 from ingest_project.platform.work_queue.batches import BATCH_TAG
 from ingest_project.platform.work_queue.sql_helpers import in_parts
 from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
-from ingest_project.polling.tables import polling_jobs
+from ingest_project.polling.job_queue import polling_jobs
 
 
 class RetentionPolicy(NamedTuple):

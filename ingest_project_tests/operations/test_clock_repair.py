@@ -27,9 +27,11 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from ingest_project.core.settings import ConfiguredSource, Settings
 from ingest_project.file_ingest.tables import files
-from ingest_project.operations import daemon
-from ingest_project.operations.clock_repair import is_ahead, repair
+from ingest_project.operations.clock_repair import repair
+from ingest_project.operations.daemon import repair_records
 from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.dagster import daemon
+from ingest_project.platform.dagster.instigators import is_ahead
 from ingest_project.platform.database.engine import writing
 from ingest_project.polling import scheduled_polls as standing_jobs
 from ingest_project_tests.journeys.system import System, readings
@@ -119,14 +121,13 @@ class BegunAnewError(Exception):
 def test_the_daemon_begins_anew_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     right, looks = time.time, itertools.count()
     monkeypatch.setattr(daemon, "LOOK_EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(daemon, "repair_records", list)
     monkeypatch.setattr(time, "time", lambda: right() - (3_600 if next(looks) > 20 else 0))
 
     def begin_anew() -> None:
         raise BegunAnewError
 
     with pytest.raises(BegunAnewError):
-        daemon.watch_clock(begin_anew)
+        daemon.watch_clock(list, begin_anew)
     assert next(looks) > 20
 
 
@@ -184,4 +185,4 @@ def wait_for_more(ticks: Path, number: int) -> None:
 
 def test_a_repair_that_fails_does_not_end_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "none"))
-    assert daemon.repair_records() == []
+    assert repair_records() == []

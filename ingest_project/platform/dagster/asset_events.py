@@ -1,4 +1,4 @@
-"""What became of many partitions, written into Dagster's event log: in bulk where the storage can do it.
+"""Record materialisations and check results of many partitions in Dagster's event log, in bulk where it can.
 
 One file of a batch may be stored while the next is quarantined, and Dagster would report a run's outputs for every one
 of its partitions. So each partition's materialisations and check results are written by hand.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,8 +23,7 @@ from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializa
 from dagster._core.events.log import EventLogEntry
 
 from ingest_project.core.bisection import store_bisecting
-from ingest_project.platform.dagster.event_log_storage import BulkEventLogStorage
-from ingest_project.platform.dagster.event_rows import CheckRows, MaterializationRows
+from ingest_project.platform.dagster.event_log_storage import ROWS_PER_STATEMENT, BulkEventLogStorage
 
 _POOL_RECYCLE_SECONDS = 3_600
 _STATEMENT_TIMEOUT_MILLISECONDS = 120_000
@@ -161,55 +161,77 @@ def _earlier_targets(instance: dg.DagsterInstance, reports: Sequence[PartitionEv
 
 
 def _store_materializations(context: Context, reports: Sequence[PartitionEvents]) -> Targets:
-    """Store the events and say under which id each partition's materialisation is kept."""
-    now = time.time()
-    told = [
-        (asset, report.partition, metadata) for report in reports for asset, metadata in report.materialized.items()
-    ]
-    storage = context.instance.event_log_storage
-    if isinstance(storage, BulkEventLogStorage):
-        newest = {asset: position for position, (asset, _, _) in enumerate(told)}
-        entries = {position: _materialization_event(context, now, *told[position]) for position in newest.values()}
-        rows = {asset: MaterializationRows(entries[position]) for asset, position in newest.items()}
-        storage_ids = storage.store_asset_events(
-            (rows[asset].row(partition, metadata) for asset, partition, metadata in told), entries
-        )
-    else:
-        storage_ids = [_store_one(context, now, *one) for one in told]
+    """Store the materialisations; return those that a check of the same report is about."""
+    now, run_id = time.time(), context.run.run_id
+    by_asset: dict[dg.AssetKey, list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
+    for report in reports:
+        for asset, metadata in report.materialized.items():
+            by_asset[asset].append((report.partition, metadata))
+    for asset, partitions in by_asset.items():
+        _store_asset(context, now, asset, partitions)
+    checked = {
+        (result.asset, report.partition)
+        for report in reports
+        for result in report.checks
+        if result.asset in report.materialized
+    }
+    storage_ids = _materialization_ids(context, checked)
     return {
-        (asset, partition): AssetCheckEvaluationTargetMaterializationData(
-            storage_id=storage_id, run_id=context.run.run_id, timestamp=now
-        )
-        for (asset, partition, _), storage_id in zip(told, storage_ids, strict=True)
+        key: AssetCheckEvaluationTargetMaterializationData(storage_id=storage_ids[key], run_id=run_id, timestamp=now)
+        for key in checked
     }
 
 
-def _store_one(
-    context: Context, timestamp: float, asset: dg.AssetKey, partition: str, metadata: Mapping[str, Any]
-) -> int:
-    context.instance.handle_new_event(_materialization_event(context, timestamp, asset, partition, metadata))
-    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition])
-    stored: int = context.instance.fetch_materializations(wanted, limit=1).records[0].storage_id
-    return stored
+def _store_asset(
+    context: Context, timestamp: float, asset: dg.AssetKey, partitions: Sequence[tuple[str, Mapping[str, Any]]]
+) -> None:
+    storage = context.instance.event_log_storage
+    is_bulk = isinstance(storage, BulkEventLogStorage)
+    for start in range(0, len(partitions), ROWS_PER_STATEMENT):
+        events = [
+            _materialization_event(context, timestamp, asset, partition, metadata)
+            for partition, metadata in partitions[start : start + ROWS_PER_STATEMENT]
+        ]
+        if is_bulk:
+            storage.store_event_batch(events)
+        else:
+            for event in events:
+                context.instance.handle_new_event(event)
+
+
+def _materialization_ids(
+    context: Context, wanted: Collection[tuple[dg.AssetKey, str]]
+) -> Mapping[tuple[dg.AssetKey, str], int]:
+    """Return the storage ids of materialisations that this run has stored."""
+    if not wanted:
+        return {}
+    storage = context.instance.event_log_storage
+    if isinstance(storage, BulkEventLogStorage):
+        assets, partitions = {asset for asset, _ in wanted}, {partition for _, partition in wanted}
+        return storage.materialization_ids(context.run.run_id, list(assets), list(partitions))
+    return {
+        (asset, partition): context.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition]), limit=1
+        )
+        .records[0]
+        .storage_id
+        for asset, partition in wanted
+    }
 
 
 def _store_checks(context: Context, reports: Sequence[PartitionEvents], targets: Targets) -> None:
     now = time.time()
-    told = [
-        (report.partition, result, targets.get((result.asset, report.partition)))
+    events = (
+        _check_event(context, now, report.partition, result, targets.get((result.asset, report.partition)))
         for report in reports
         for result in report.checks
-    ]
+    )
     storage = context.instance.event_log_storage
     if isinstance(storage, BulkEventLogStorage):
-        examples = {result.key: (partition, result, target) for partition, result, target in told}
-        rows = {key: CheckRows(_check_event(context, now, *example), key) for key, example in examples.items()}
-        storage.store_check_events(
-            [rows[result.key].row(partition, result, target) for partition, result, target in told]
-        )
+        storage.store_check_results(list(events))
     else:
-        for one in told:
-            context.instance.handle_new_event(_check_event(context, now, *one))
+        for event in events:
+            context.instance.handle_new_event(event)
 
 
 def _materialization_event(

@@ -7,8 +7,7 @@ Dagster, Polars and pandera for two seconds, but a fork of a process that did so
 That process has no threads and no connections, which is what makes forking it safe. Without this module (`dagster dev`,
 `dagster api grpc`) everything works as well, each run two seconds later.
 
-Written against and tested with dagster 1.13.27, whose server asks `multiprocessing` for its "spawn" way of starting
-processes and only that.
+Dagster's server starts processes by the "spawn" method of `multiprocessing` and no other, so this replaces that method.
 """
 
 from __future__ import annotations

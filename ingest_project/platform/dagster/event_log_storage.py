@@ -1,31 +1,30 @@
-"""Where Dagster keeps its records, and how thousands of per-file events reach them in a few statements.
+"""Dagster's storage on PostgreSQL, with bulk writes for thousands of per-partition events.
 
-Dagster stores an event at a time: a materialisation costs about 10 ms, a check result 2 ms more, which is many times
-what ingesting a small file costs. `BulkEventLogStorage` adds methods that store a whole batch; `dagster.yaml` names
+Dagster stores one event at a time: a materialisation costs about 10 ms, a check result 2 ms more, many times what
+ingesting a small file costs. `BulkEventLogStorage` adds methods that store a whole batch; `dagster.yaml` names
 `InstanceStorage`, which uses it on PostgreSQL and falls back to Dagster's own SQLite storage where no URL is set.
-
-Written against and tested with dagster 1.13.27 and dagster-postgres 0.29.27. It relies on these internals of theirs:
-the tables `event_logs`, `asset_check_executions` and `dynamic_partitions`, `_connect`, `_store_asset_event`,
-`_check_partitions_table`, the `_engine` of its three storages, that these can be copied, and `_has_instigators_table`;
-`event_rows.py` says what the events rely on. Where the storage in use is another one, `partition_reports.py` logs one
-event at a time instead.
+With any other storage `asset_events.py` logs one event at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import sqlalchemy
 from dagster._core.events.log import EventLogEntry
+from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
-from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
@@ -34,35 +33,46 @@ from psycopg2.extras import execute_values
 from sqlalchemy import Connection, Engine
 
 from ingest_project.core.settings import current_settings
-from ingest_project.platform.dagster.event_rows import CheckRow, EventRow
 
 
 class BulkEventLogStorage(PostgresEventLogStorage):
     """Dagster's event log in PostgreSQL, with a bulk path for materialisations, check results and partitions."""
 
-    def store_asset_events(self, rows: Iterable[EventRow], newest: Mapping[int, EventLogEntry]) -> list[int]:
-        """Store materialisations, and return the storage id of each, in order.
-
-        Called again with the same events it stores them again, as Dagster does: the newest counts.
-
-        Args:
-            rows: of any assets, without tags.
-            newest: the last event of each asset, under its position among the rows; Dagster shows it with the asset.
-        """
-        storage_ids = self._insert(rows)
-        if newest:
-            with self.index_transaction() as connection:
-                for position, entry in newest.items():
-                    self._store_asset_event(connection, entry, storage_ids[position])
-        return storage_ids
-
-    def store_check_events(self, rows: Sequence[CheckRow]) -> None:
-        """Store results of partitioned checks; a result of the same run and partition is replaced."""
-        storage_ids = self._insert(row.event for row in rows)
-        records = (_check_record(row, storage_id) for row, storage_id in zip(rows, storage_ids, strict=True))
-        # One statement may not replace a row twice.
-        last = {record[:_CHECK_KEY_COLUMNS]: record for record in records}
+    def materialization_ids(
+        self, run_id: str, assets: Sequence[dg.AssetKey], partitions: Sequence[str]
+    ) -> dict[tuple[dg.AssetKey, str], int]:
+        """Return the storage id of the newest materialisation that a run stored for each asset and partition."""
+        names = {asset.to_string(): asset for asset in assets}
         with self._cursor() as cursor:
+            cursor.execute(_MATERIALIZATION_IDS, (run_id, list(names), list(partitions)))
+            return {(names[name], partition): int(newest) for name, partition, newest in cursor.fetchall()}
+
+    def store_check_results(self, events: Sequence[EventLogEntry]) -> None:
+        """Store results of partitioned checks; replace an earlier result of the same run and partition.
+
+        Dagster's `store_event_batch` takes no check results. This writes what its `store_event` writes, except that the
+        metadata keeps its order: the UI shows first what was put first.
+        """
+        rows = [
+            # Of an event about a check Dagster leaves asset and partition empty in this table.
+            (
+                event.run_id,
+                serialize_value(event, sort_keys=False),
+                event.get_dagster_event().event_type_value,
+                _utc(event),
+                event.step_key,
+            )
+            for event in events
+        ]
+        with self._cursor() as cursor:
+            # PostgreSQL numbers and returns the rows of a VALUES list in their order.
+            stored = execute_values(cursor, _INSERT_CHECK_EVENTS, rows, page_size=ROWS_PER_STATEMENT, fetch=True)
+            records = (
+                _check_record(event, row[1], int(storage_id))
+                for event, row, (storage_id,) in zip(events, rows, stored, strict=True)
+            )
+            # One statement may not replace a row twice.
+            last = {record[:_CHECK_KEY_COLUMNS]: record for record in records}
             execute_values(cursor, _UPSERT_CHECKS, last.values(), page_size=ROWS_PER_STATEMENT)
 
     def add_dynamic_partitions(self, partitions_def_name: str, partition_keys: Sequence[str]) -> None:
@@ -72,12 +82,6 @@ class BulkEventLogStorage(PostgresEventLogStorage):
         self._check_partitions_table()
         with self._cursor() as cursor:
             cursor.execute(_ADD_PARTITIONS, (partitions_def_name, list(partition_keys)))
-
-    def _insert(self, rows: Iterable[EventRow]) -> list[int]:
-        # PostgreSQL numbers and returns the rows of a VALUES list in their order.
-        with self._cursor() as cursor:
-            stored = execute_values(cursor, _INSERT_EVENTS, rows, page_size=ROWS_PER_STATEMENT, fetch=True)
-        return [int(storage_id) for (storage_id,) in stored]
 
     @contextmanager
     def _cursor(self) -> Iterator[extensions.cursor]:
@@ -91,7 +95,15 @@ class BulkEventLogStorage(PostgresEventLogStorage):
 # Of events, some 2 MB; larger statements gain nothing and hold more memory.
 ROWS_PER_STATEMENT = 1_000
 
-_INSERT_EVENTS = f"INSERT INTO event_logs ({', '.join(EventRow._fields)}) VALUES %s RETURNING id"
+_MATERIALIZATION_IDS = """
+    SELECT asset_key, partition, max(id) FROM event_logs
+    WHERE run_id = %s AND dagster_event_type = 'ASSET_MATERIALIZATION' AND asset_key = ANY(%s) AND partition = ANY(%s)
+    GROUP BY asset_key, partition
+"""
+
+_INSERT_CHECK_EVENTS = """
+    INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key) VALUES %s RETURNING id
+"""
 
 _ADD_PARTITIONS = """
     INSERT INTO dynamic_partitions (partitions_def_name, partition) SELECT %s, unnest(%s::text[]) ON CONFLICT DO NOTHING
@@ -112,11 +124,18 @@ _UPSERT_CHECKS = """
 """
 
 
-def _check_record(row: CheckRow, storage_id: int) -> tuple[object, ...]:
-    """The values of the statement above, in its order."""
-    status = AssetCheckExecutionRecordStatus.SUCCEEDED if row.passed else AssetCheckExecutionRecordStatus.FAILED
-    key = (row.asset_key, row.check_name, row.event.run_id, row.partition)
-    return (*key, status.value, row.event.event, row.event.timestamp, storage_id, row.target_storage_id)
+def _check_record(event: EventLogEntry, text: str, storage_id: int) -> tuple[object, ...]:
+    """Return the values of the statement above, in its order."""
+    result = event.get_dagster_event().asset_check_evaluation_data
+    status = AssetCheckExecutionRecordStatus.SUCCEEDED if result.passed else AssetCheckExecutionRecordStatus.FAILED
+    key = (result.asset_key.to_string(), result.check_name, event.run_id, result.partition)
+    target = result.target_materialization_data
+    return (*key, status.value, text, _utc(event), storage_id, target.storage_id if target else None)
+
+
+def _utc(event: EventLogEntry) -> datetime:
+    """Return the time of an event as Dagster stores it: UTC, without saying so."""
+    return datetime.fromtimestamp(event.timestamp, UTC).replace(tzinfo=None)
 
 
 POOL_SIZE = 2
@@ -221,6 +240,16 @@ class InstanceStorage(DagsterStorage, ConfigurableClass):
     def inst_data(self) -> ConfigurableClassData | None:
         """Never asked of this class: `from_config_value` hands out the storage itself."""
         return None
+
+
+def upgrade_tables() -> str:
+    """Bring Dagster's tables to the installed version, and return which that is."""
+    storage = {"custom": {"module": __name__, "class": InstanceStorage.__name__, "config": {}}}
+    with tempfile.TemporaryDirectory() as folder:
+        reference = InstanceRef.from_dir(folder, overrides={"storage": storage, "telemetry": {"enabled": False}})
+        with dg.DagsterInstance.from_ref(reference) as instance:
+            instance.upgrade()
+    return dg.__version__
 
 
 def with_psycopg2(url: str) -> str:

@@ -2,8 +2,6 @@
 
 Dagster's own launcher of this kind cannot be asked: a run whose code server was killed with it (a power cut, a
 container that was replaced) would count as started for ever, and with it the files it holds. This one asks the server.
-
-Written against and tested with dagster 1.13.27; it relies on the default launcher's `_get_grpc_client_for_termination`.
 """
 
 from __future__ import annotations

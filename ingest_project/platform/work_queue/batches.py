@@ -2,7 +2,7 @@
 
 A run that Dagster would call partitioned reports every output for every one of its partitions; here one file of a batch
 may be stored while the next is quarantined. So a batch run has no partition: its keys come from the ledger by batch id,
-and `partition_reports` says what became of each. A person who selects partitions in the UI, and a tick that found a
+and `asset_events` reports each of them. A person who selects partitions in the UI, and a tick that found a
 single file, go through the same code with Dagster's own keys.
 """
 
@@ -14,10 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import dagster as dg
-from dagster._core.events import JobFailureData
-from dagster._core.execution.plan.objects import StepFailureData
 
 from ingest_project.core.settings import RetrySettings
+from ingest_project.platform.dagster.failures import failure_of_run
 
 BATCH_TAG = "ingest/batch"
 BATCH_ID_TAG = "ingest/batch_id"
@@ -213,27 +212,8 @@ def requeue_orphaned(
 def _why_lost(instance: dg.DagsterInstance, holding: LeaseProtocol) -> str:
     """Say that the run is over, and what Dagster recorded of its end: an exception, or how its process died."""
     held_by = f"run {holding.run_id}" if holding.run_id else f"batch {holding.batch_id}"
-    said = ""
-    if holding.run_id:
-        records = instance.get_records_for_run(
-            holding.run_id,
-            of_type={dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE},
-            limit=1,
-        ).records
-        said = _what_failed(records[0].event_log_entry) if records else ""
+    said = failure_of_run(instance, holding.run_id)[:LONGEST_REASON] if holding.run_id else ""
     return f"The {held_by} ended before this was done{': ' + said if said else '.'}"
-
-
-def _what_failed(entry: dg.EventLogEntry) -> str:
-    event = entry.dagster_event
-    if event is None:
-        return entry.user_message[:LONGEST_REASON]
-    data = event.event_specific_data
-    error = data.error if isinstance(data, StepFailureData | JobFailureData) else None
-    while error is not None and error.cause is not None:
-        error = error.cause
-    told = (error.message if error else event.message) or ""
-    return " ".join(told.replace("\x00", "").split())[:LONGEST_REASON]
 
 
 def _is_alive(instance: dg.DagsterInstance, holding: LeaseProtocol) -> bool:

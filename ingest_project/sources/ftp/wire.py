@@ -28,7 +28,7 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
 )
 from ingest_project.platform.http.deadlines import Deadline, DeadlineSSLSocket, deadline_in_force
-from ingest_project.platform.http.host_grammar import MAX_PORT
+from ingest_project.platform.http.urls import MAX_PORT
 from ingest_project.sources.limits import keeping_deadline
 
 PRINTED_LENGTH = 200

@@ -56,3 +56,13 @@ def test_a_request_to_stop_is_for_the_workers_alone(tmp_path: Path) -> None:
             parent.wait(0.3)
         worker.send_signal(signal.SIGTERM)
         assert server.wait(10) == 0
+
+
+def test_a_worker_starts_with_its_modules_imported(tmp_path: Path) -> None:
+    warm = SERVER.replace("code_server.HEAVY_MODULES = ()", 'code_server.HEAVY_MODULES = ("colorsys",)')
+    warm = warm.replace("os.getpid(), flush=True)", '"colorsys" in sys.modules, flush=True)')
+    (tmp_path / "server.py").write_text(f"import sys{warm}")
+    with subprocess.Popen([sys.executable, str(tmp_path / "server.py")], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "True\n"
+        server.kill()

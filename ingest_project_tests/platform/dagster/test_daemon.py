@@ -7,7 +7,8 @@ import sys
 import pytest
 from dagster._daemon import backfill, controller, sensor
 
-from ingest_project.operations.daemon import BACKFILLS_EVERY_SECONDS, LOOK_EVERY_SECONDS, main
+from ingest_project.operations.daemon import main
+from ingest_project.platform.dagster.daemon import BACKFILLS_EVERY_SECONDS, LOOK_EVERY_SECONDS
 
 
 @pytest.mark.parametrize("command", ["run", "liveness-check"])

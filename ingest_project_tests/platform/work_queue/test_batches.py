@@ -1,7 +1,6 @@
 """How one run carries many partitions."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
@@ -13,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, keep_connections_open, report
-from ingest_project.platform.dagster.event_log_storage import ROWS_PER_STATEMENT, BulkEventLogStorage
-from ingest_project.platform.dagster.event_rows import CheckRow, EventRow
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, keys_of_run, run_request, split_evenly
 
 PARTITIONS = dg.DynamicPartitionsDefinition(name="things")
@@ -122,31 +119,6 @@ def event_rows(instance: DagsterInstance) -> list[tuple[object, ...]]:
     assert isinstance(storage, SqlEventLogStorage)
     with storage.run_connection(run.run_id) as connection:
         return [tuple(row) for row in connection.execute(wanted)]
-
-
-def test_more_events_than_one_statement_takes_get_their_ids_in_order(dagster_instance: DagsterInstance) -> None:
-    storage = dagster_instance.event_log_storage
-    assert isinstance(storage, BulkEventLogStorage)
-    partitions = [str(number) for number in reversed(range(2 * ROWS_PER_STATEMENT + 1))]
-    now = datetime.now(UTC).replace(tzinfo=None)
-    ids = storage.store_asset_events(
-        (EventRow("run", "{}", "ASSET_MATERIALIZATION", now, "step", GOOD.to_string(), each) for each in partitions), {}
-    )
-    table = SqlEventLogStorageTable.c
-    with storage.run_connection("run") as connection:
-        stored = dict(tuple(row) for row in connection.execute(sqlalchemy.select(table.id, table.partition)))
-    assert [stored[storage_id] for storage_id in ids] == partitions
-    assert ids == sorted(ids)
-
-
-def test_of_two_results_for_one_partition_the_later_counts(dagster_instance: DagsterInstance) -> None:
-    storage = dagster_instance.event_log_storage
-    assert isinstance(storage, BulkEventLogStorage)
-    event = EventRow("run", "{}", "ASSET_CHECK_EVALUATION", datetime(2025, 1, 1), "step", None, None)  # noqa: DTZ001 - as Dagster stores it
-    storage.store_check_events(
-        [CheckRow(event, GOOD.to_string(), "holds", "a~1", passed, 1) for passed in (False, True)]
-    )
-    assert checks_by_partition(dagster_instance) == {"a~1": "SUCCEEDED"}
 
 
 def test_a_selected_partition_goes_through_the_same_code(any_instance: DagsterInstance) -> None:

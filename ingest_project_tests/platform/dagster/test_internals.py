@@ -1,0 +1,128 @@
+"""The internals of Dagster that the platform depends on behave as expected, and only one package depends on them."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from dagster._core.events import DagsterEvent, StepMaterializationData
+from dagster._core.events.log import EventLogEntry
+from dagster._core.launcher import WorkerStatus
+from dagster._core.test_utils import create_run_for_test
+from dagster._grpc import server
+
+import ingest_project
+from ingest_project.platform.dagster.event_log_storage import shared_engine
+from ingest_project.platform.dagster.run_launcher import WatchedRunLauncher
+
+PACKAGE = Path(ingest_project.__file__).parent
+ROOM = PACKAGE / "platform" / "dagster"
+
+
+def is_internal(module: str) -> bool:
+    top, _, below = module.partition(".")
+    return top == "dagster_postgres" or (top == "dagster" and below.startswith("_") and below != "__version__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+@pytest.mark.parametrize(
+    "module", ["dagster._core.events", "dagster._serdes", "dagster_postgres.utils", "dagster._grpc"]
+)
+def test_what_is_internal_is_recognised(module: str, tmp_path: Path) -> None:
+    for number, line in enumerate([f"import {module}", f"def late():\n    from {module} import anything"]):
+        (tmp_path / f"{number}.py").write_text(line)
+        assert any(map(is_internal, imported(tmp_path / f"{number}.py")))
+    assert not any(map(is_internal, ["dagster", "dagster.DagsterInstance", "dagster.__version__", "dagster_aws.s3"]))
+
+
+def test_only_one_package_touches_dagsters_internals() -> None:
+    found = {
+        f"{path.relative_to(PACKAGE)}: {module}"
+        for path in PACKAGE.rglob("*.py")
+        if not path.is_relative_to(ROOM)
+        for module in imported(path)
+        if is_internal(module)
+    }
+    assert found == set()
+    assert any(is_internal(module) for path in ROOM.glob("*.py") for module in imported(path))
+
+
+@contextmanager
+def statements(url: str) -> Iterator[list[str]]:
+    """Collect the statements that the pool of this process executes."""
+    seen: list[str] = []
+
+    def note(*arguments: object) -> None:
+        seen.append(str(arguments[2]))
+
+    engine = shared_engine(url)
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+
+
+def url_of(instance: dg.DagsterInstance) -> str:
+    return str(instance.event_log_storage.postgres_url)  # type: ignore[attr-defined]
+
+
+def test_dagster_stores_a_batch_of_materialisations_by_one_statement(dagster_instance: dg.DagsterInstance) -> None:
+    asset = dg.AssetKey("a")
+    events = [
+        EventLogEntry(  # type: ignore[no-untyped-call]  # Dagster's own class has no annotations here
+            error_info=None,
+            level=10,
+            user_message="",
+            run_id="run",
+            timestamp=1_760_000_000.0,
+            dagster_event=DagsterEvent(
+                event_type_value=dg.DagsterEventType.ASSET_MATERIALIZATION.value,
+                job_name="job",
+                event_specific_data=StepMaterializationData(dg.AssetMaterialization(asset, partition=partition), []),
+            ),
+        )
+        for partition in "abc"
+    ]
+    with statements(url_of(dagster_instance)) as seen:
+        dagster_instance.event_log_storage.store_event_batch(events)
+    assert len([statement for statement in seen if statement.startswith("INSERT INTO event_logs")]) == 1
+    assert len([statement for statement in seen if statement.startswith("INSERT INTO asset_keys")]) == 1
+    assert dagster_instance.get_materialized_partitions(asset) == set("abc")
+    assert dagster_instance.get_latest_materialization_event(asset) == events[-1]
+
+
+def test_all_storages_of_all_instances_share_one_pool(dagster_instance: dg.DagsterInstance) -> None:
+    storages = (dagster_instance.event_log_storage, dagster_instance.run_storage, dagster_instance.schedule_storage)
+    assert all(storage._engine is shared_engine(url_of(dagster_instance)) for storage in storages)  # type: ignore[union-attr]
+
+
+def test_what_the_catalogue_said_once_is_remembered(dagster_instance: dg.DagsterInstance) -> None:
+    dagster_instance.all_instigator_state()
+    with statements(url_of(dagster_instance)) as seen:
+        dagster_instance.all_instigator_state()
+    assert seen
+    assert not [statement for statement in seen if "pg_catalog" in statement]
+
+
+def test_the_launcher_can_tell_that_no_code_server_has_a_run(dagster_instance: dg.DagsterInstance) -> None:
+    launcher = WatchedRunLauncher()
+    launcher.register_instance(dagster_instance)
+    health = launcher.check_run_worker_health(create_run_for_test(dagster_instance))
+    assert (health.status, health.msg) == (WorkerStatus.NOT_FOUND, "No code server is on record for it.")
+
+
+def test_the_code_server_starts_its_workers_in_the_way_that_is_replaced() -> None:
+    assert 'multiprocessing.get_context("spawn")' in inspect.getsource(server)
