@@ -79,6 +79,14 @@ audit: ## Ask PyPI for known vulnerabilities of the pinned packages (needs the n
 licences: $(VENV)/.dev-installed ## Write the list of licences, docs/licences.md, anew
 	@$(BIN)/python -m ingest_project_tests.licences > docs/licences.md
 
+.PHONY: data-model
+data-model: $(VENV)/.dev-installed ## Write the tables and their columns, docs/data-model.md
+	@$(BIN)/python -m ingest_project_tests.data_model > docs/data-model.md
+
+.PHONY: messages
+messages: $(VENV)/.dev-installed ## Write the topics and their messages, docs/messages.md
+	@$(BIN)/python -m ingest_project_tests.message_reference > docs/messages.md
+
 .PHONY: format
 format: $(VENV)/.dev-installed ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff format .
