@@ -194,7 +194,7 @@ def test_a_broker_that_is_started_again_has_its_address_and_another_life(state_d
         broker.guard.wait()
         stack.require_running()
         assert stack.settings.kafka.bootstrap_servers == before.bootstrap_servers
-        assert stack.settings.kafka.generation != before.topic_id
+        assert stack.settings.kafka.generation != before.generation
         assert settings_of(state_dir, tmp_path).settings.kafka == stack.settings.kafka
         admin = AdminClient({"bootstrap.servers": before.bootstrap_servers})
         assert "polling-queue" in admin.list_topics(timeout=10).topics
