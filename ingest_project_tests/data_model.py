@@ -265,7 +265,7 @@ TABLES = {
             "name": "Name of the opportunity",
             "stage": "Stage as the CRM names it",
             "amount": "Amount, exact; the message names no currency",
-            "probability": "Per cent",
+            "probability": "As the CRM has it, e.g. 75 for 75 %",
             "expected_close_date": "Date",
         },
     ),
@@ -382,7 +382,7 @@ DELTA_TABLES = {
             "service_info": "Who sent the event",
             "processing_info": "What enriching took; `processing_ms` in milliseconds",
             "_rescued": "Fields that the contract does not know, a JSON object",
-            "event_day": "Day of `timestamp`, UTC, `yyyy-mm-dd`",
+            "event_day": "Day of `timestamp`, UTC, `yyyy-mm-dd`; null where that time cannot be right",
         },
     ),
 }
