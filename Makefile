@@ -65,7 +65,7 @@ fuzz: $(VENV)/.dev-installed ## Try all decoders and parsers with random inputs;
 	@$(BIN)/python -m ingest_project_tests.fuzz --minutes $(or $(MINUTES),10)
 
 .PHONY: screenshots
-screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI in docs/images anew
+screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI in docs/images again
 	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest ingest_project_tests/after_a_demo/test_dagster_ui.py
 
 .PHONY: audit
@@ -76,20 +76,28 @@ audit: ## Ask PyPI for known vulnerabilities of the pinned packages (needs the n
 	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/kubernetes.txt
 
 .PHONY: licences
-licences: $(VENV)/.dev-installed ## Write the list of licences, docs/licences.md, anew
+licences: $(VENV)/.dev-installed ## Write the list of licences, docs/licences.md
 	@$(BIN)/python -m ingest_project_tests.licences > docs/licences.md
 
 .PHONY: size
 size: $(VENV)/.dev-installed ## Print files, modules and code lines of each folder
 	@$(BIN)/python -m ingest_project_tests.size
 
+.PHONY: data-model
+data-model: $(VENV)/.dev-installed ## Write the tables and their columns, docs/data-model.md
+	@$(BIN)/python -m ingest_project_tests.data_model > docs/data-model.md
+
+.PHONY: messages
+messages: $(VENV)/.dev-installed ## Write the topics and their messages, docs/messages.md
+	@$(BIN)/python -m ingest_project_tests.message_reference > docs/messages.md
+
 .PHONY: format
-format: $(VENV)/.dev-installed ## Format the code and mend what ruff can mend
+format: $(VENV)/.dev-installed ## Format the code and fix what ruff can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 .PHONY: lock
-lock: ## Compile the hashed requirement files anew, with the pinned uv
+lock: ## Compile the hashed requirement files, with the pinned uv
 	@$(PYTHON) -m venv --clear .venv-lock
 	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/lock.txt
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

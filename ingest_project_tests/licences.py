@@ -34,7 +34,7 @@ INTRODUCTION = """# Licences
 
 What is installed with the project, by `requirements/runtime.txt`, under which licence, as each package says itself. A
 test holds this list against what is installed, and every licence against those that are allowed: permissive ones, and
-with MPL and LGPL such that ask only for changes to the package itself. `make licences` writes it anew.
+with MPL and LGPL such that ask only for changes to the package itself. `make licences` writes it again.
 
 | Package | Licence |
 |---|---|

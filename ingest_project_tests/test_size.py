@@ -7,20 +7,14 @@ from pathlib import Path
 from ingest_project_tests.size import code_lines, folders
 
 # Ceilings only shrink: lower them with every change that removes files or lines. The aim is 180 files, 20,000 lines.
-MAX_FILES = 384
-MAX_LINES = 33_774
+MAX_FILES = 338
+MAX_LINES = 33_458
 # A folder that fits on one screen.
 MAX_MODULES = 20
-# Folders that are to be merged or split; they may not grow meanwhile.
-OVERFULL = {"ingest_project/file_ingest": 24, "ingest_project/streams/user_activity": 22}
 
 
 def test_no_folder_has_more_modules_than_one_can_overlook() -> None:
-    too_many = {
-        folder.name: len(folder.modules)
-        for folder in folders()
-        if len(folder.modules) > OVERFULL.get(folder.name, MAX_MODULES)
-    }
+    too_many = {folder.name: len(folder.modules) for folder in folders() if len(folder.modules) > MAX_MODULES}
     assert too_many == {}
 
 

@@ -1,4 +1,4 @@
-"""A batch of events, all the way: their addresses taken out, and what they lead to downloaded and stored, in one run.
+"""Jobs of attachments: a batch of events from extraction to stored files, and the nightly maintenance.
 
 These are jobs of operations and not of assets: one run of assets cannot have partitions of two kinds, hours and
 attachments, and Dagster 1.13 refuses a run of a partitioned asset without a partition once the asset before it, which

@@ -1,4 +1,4 @@
-"""When a failed attempt is followed by another one, and in which retry topic it waits until then."""
+"""When a failed attempt is retried, in which retry topic it waits, and how many wait in each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ingest attachments`: what became of the attachments."""
+"""`ingest attachments`: list attachments and show all that is known of one, without signatures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ingest files`: what became of the files."""
+"""`ingest files`: list files and show all that is known of one."""
 
 from __future__ import annotations
 

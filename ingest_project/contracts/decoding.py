@@ -1,4 +1,4 @@
-"""Bytes from a topic to a typed message, or one clear reason why not."""
+"""Decode the bytes of a message, or give one clear reason why not; read its trace id from the headers."""
 
 from __future__ import annotations
 

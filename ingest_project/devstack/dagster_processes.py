@@ -1,4 +1,4 @@
-"""Dagster as three processes of the stack: the code server, the daemon and the webserver.
+"""Code server, daemon and webserver as processes of the stack, and GraphQL requests to the webserver.
 
 The code server holds the definitions and starts the runs; the daemon and the webserver reach it through a socket that a
 workspace file names. None of them needs the others to start, so all start at once and share the wait.

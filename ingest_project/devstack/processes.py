@@ -1,4 +1,4 @@
-"""The monitor as a process of the stack, on the loopback interface."""
+"""The monitor as a process of the stack, and what the operating system knows of other processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a part of the stack that ends by itself is started again, and after what pause."""
+"""Run the stack: take the state folder and the ports, start the processes, and end all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`aggregated_metrics`: each file's readings summarised per device and sensor type; how is in `aggregation`.
+"""`aggregated_metrics`: one summary per file, device and sensor type; merges summaries of parts.
 
 They are stored in the transaction that stores the rows, and replaced with them. The view `device_metrics` merges the
 summaries of all files exactly, without reading any row again.

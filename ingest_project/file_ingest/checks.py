@@ -1,4 +1,4 @@
-"""Asset checks of file ingest. Each looks at what is stored now, never at a remembered answer.
+"""Asset checks of file ingest. Each reads what is stored now, never a remembered answer.
 
 `contract_holds` is about one file and partitioned like it; a batch run reports it for each of its files as it stores
 them (see `reports`), and running the check by itself asks the database again. The others are about all files at once.

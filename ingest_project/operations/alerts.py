@@ -1,4 +1,4 @@
-"""Alerts, as Dagster sees them."""
+"""Alerts: find failing sensors, schedules and jobs and full disks, and send one message per incident by webhook."""
 
 from __future__ import annotations
 

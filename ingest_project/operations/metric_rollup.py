@@ -1,4 +1,4 @@
-"""The tables of the monitor's counters, as the code sees them. The migrations create them.
+"""Roll up finished work into running totals that outlive the rows they were counted from.
 
 They are small whatever passes through the system: a row a series, and one a series and minute for as long as the
 dashboard looks back.

@@ -1,4 +1,4 @@
-"""Nightly job that purges expired records: partitions, runs, landed bytes, message ids and offset ranges.
+"""Nightly job that purges expired partitions, runs, landed bytes, event bodies, message ids and ranges.
 
 Only what ended well expires. What failed, is in quarantine, waits or is leased by a run is kept.
 """

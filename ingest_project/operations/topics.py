@@ -1,4 +1,4 @@
-"""Lag, stalled partitions and dead letters of the topics that are consumed.
+"""Topics: which sensor reads each, how many messages and dead letters wait, and which stand still.
 
 Lag is measured from the saved cursor of the topic's sensor, which is exact. Where Dagster's records cannot be read, it
 is measured from the committed offsets, which follow the cursors one tick behind.

@@ -1,4 +1,4 @@
-"""Readings as text to readings as moments and numbers, for the rows of many files at once."""
+"""Cast text and workbook cells to moments and numbers, for the rows of many files at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much time and how many entries one source may take: no server holds a run, however slowly it answers.
+"""Limits of time and entries for one source, and sockets and readers that keep to a deadline.
 
 Silence is ended by the time-out of each read. A server that sends a byte now and then is never silent, so that every
 answer has a total time as well, every file a least speed, and every look at a source a total time and a number of

@@ -1,4 +1,7 @@
-"""Settings of each capability."""
+"""Settings of each capability, of its configured sources, and of stored credentials.
+
+Jobs and hosts name a credential; messages never carry a secret.
+"""
 
 from __future__ import annotations
 

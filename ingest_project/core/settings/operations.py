@@ -1,4 +1,4 @@
-"""Settings of the monitor: where it listens, and who may look."""
+"""Settings of operations: the monitor, alerts, backpressure and retention."""
 
 from __future__ import annotations
 

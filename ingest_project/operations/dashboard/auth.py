@@ -1,4 +1,4 @@
-"""Who may look: whoever knows the token, or on a monitor without one, whoever is on this machine.
+"""Access to the monitor: by token, or from this machine where no token is set; guessing is slowed down.
 
 Programs send the token as `Authorization: Bearer`, people type it into a form and get a cookie. The cookie is a random
 number that only this process knows: it ends with its time, with a logout and with the process. Every answer forbids the

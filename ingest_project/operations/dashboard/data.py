@@ -1,4 +1,4 @@
-"""What the dashboard page shows, as the JSON it asks for."""
+"""The JSON that the dashboard page requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Create clients of Microsoft's SDK with bounded patience, one connection pool, and no log output of their own."""
+"""Clients of Microsoft's SDK with bounded patience and one connection pool; list folders and read files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identify this host to Azure, and list the accounts that may see that identity.
+"""The Azure identity of this host, and how OneLake is reached with it.
 
 The identity comes from environment variables, a workload or managed identity, or the Azure CLI. A message may name an
 account only when it is listed: an identity, a key or a SAS is sent to listed accounts only.

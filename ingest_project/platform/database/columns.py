@@ -1,4 +1,4 @@
-"""Column types that show the same Python face on PostgreSQL and SQLite."""
+"""The metadata of all tables, column types for PostgreSQL and SQLite, and the columns that every work queue has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Map what requests and urllib3 raise to one `DownloadFailedError`, without the address and secrets they quote."""
+"""Map HTTP statuses and the exceptions of requests and urllib3 to errors of ours, without addresses and secrets."""
 
 from __future__ import annotations
 

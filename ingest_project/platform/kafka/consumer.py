@@ -1,4 +1,4 @@
-"""Bounded reads of a topic at a known position.
+"""Bounded reads of a topic at a known position, by consumers that stay connected between reads.
 
 The caller keeps the positions (a sensor's cursor) and gets new ones with the messages; nothing is remembered here that
 matters. Partitions are assigned, never subscribed to: joining a group takes seconds, an assignment takes milliseconds.

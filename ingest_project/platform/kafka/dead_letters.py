@@ -1,4 +1,4 @@
-"""Dead letters: a message that cannot be processed, unchanged, with the reason beside it.
+"""Dead letters: write a message that cannot be processed, unchanged and with the reason; list and read them.
 
 Key, value and headers are the original's, so that a replay is exact. What went wrong is in further headers:
 

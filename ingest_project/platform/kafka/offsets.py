@@ -1,4 +1,4 @@
-"""Where a topic has been read to, as it is kept in a sensor's cursor.
+"""Positions of a topic: those that a sensor's cursor keeps, and those that the consumer group has committed.
 
 The saved cursor owns the positions; the consumer group's committed offsets only follow it.
 """

@@ -1,4 +1,4 @@
-"""Write local files in full, and recognise one that has not changed since its digest was computed."""
+"""Local files on their way into a store: written whole, and held to their announced length and digest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three assets of `sales_events`, made in one pass over offset ranges: a message belongs to exactly one of them.
+"""The three assets of `sales_events`, made in one pass: each message belongs to exactly one of them.
 
 A run is told its ranges in its configuration and reads just these, however often. A person who materialises the assets
 without naming ranges gets everything that is due, and what was given up before.

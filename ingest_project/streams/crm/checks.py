@@ -1,4 +1,4 @@
-"""Asset checks of crm. Each looks at what is stored now, never at a remembered answer."""
+"""Asset checks of CRM. Each reads what is stored now, never a remembered answer."""
 
 import dagster as dg
 

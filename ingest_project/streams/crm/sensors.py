@@ -1,4 +1,4 @@
-"""What a tick asks for: which planned ranges in which run."""
+"""The sensor on `sales_events`: plans offset ranges and requests runs over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pause and another try where the reason may pass: exponential back-off with jitter, within a run."""
+"""Upsert the messages of one chunk in one transaction, retried on conflict. Idempotent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asset checks of user activity. Each looks at what is stored now, never at a remembered answer."""
+"""Asset checks and freshness of user activity. Each check reads what is stored now."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The job of a batch: like the asset, but over the ranges of a batch, whatever hours their events are of."""
+"""Jobs of user activity: batches of offset ranges, batches of hours, and maintenance of the Delta table."""
 
 from datetime import timedelta
 

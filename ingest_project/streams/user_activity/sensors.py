@@ -1,4 +1,4 @@
-"""The sensor on `user-activity-events`: what waits becomes offset ranges in the ledger, and a few runs over them.
+"""The sensor on `user-activity-events`: plans offset ranges and requests runs over them.
 
 Killed before Dagster has saved its requests, the next tick finds the ranges planned and asks for them again; killed
 after that, Dagster starts the runs itself. What a dead run left is due again after a pause.

@@ -1,0 +1,530 @@
+"""Generate docs/data-model.md from the SQLAlchemy metadata and the schemas of the Delta tables.
+
+python -m ingest_project_tests.data_model > docs/data-model.md
+"""
+
+import sys
+from typing import NamedTuple
+
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from ingest_project.definitions import STORED
+from ingest_project.platform.dagster.stored_tables import HourlyDeltaTable
+from ingest_project.platform.database.columns import metadata
+
+DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+# Columns that mean the same in every table that has them.
+COMMON = {
+    "account_id": "The CRM's id of the account",
+    "attachment_key": "Key of the attachment, and of its partition in Dagster",
+    "attachment_url": "Address of the file, as the event gives it",
+    "attempts": "How often the entry was claimed for a run",
+    "batch_id": "The batch that claimed the entry last",
+    "completed_at": "When the attempt ended",
+    "content_sha256": "SHA-256 of the whole message, in hexadecimal digits",
+    "content_type": "Media type, e.g. `application/pdf`",
+    "created_at": "When the row was written",
+    "domain": "Business domain; decides where files are stored",
+    "end_offset": "Offset of the first message that is not included",
+    "error_class": "Class of the last error",
+    "event_type": "Type of the event, e.g. `page_view`",
+    "file_key": "Key of the file, and of its partition in Dagster",
+    "finished_at": "When the entry reached its last state",
+    "first_offset": "Offset of the first message",
+    "http_status": "Status of the server's last answer",
+    "hour": "Start of the hour, UTC",
+    "kafka_epoch": "Number of the topic id: the later of two topics of one name has the greater one",
+    "kafka_offset": "Offset of the message",
+    "kafka_partition": "Kafka partition of the message",
+    "kafka_timestamp": "Time that the broker has of the message",
+    "kafka_topic": "Topic of the message",
+    "kafka_topic_id": "Id of the topic; a topic that is created again has another one",
+    "labels": "Values of the labels, a JSON list in the order of their names",
+    "last_modified": "Version of the record, from `meta_data.last_modified`",
+    "line_number": "Line of the file, the first being 1",
+    "meta_data": "The message's `meta_data`, whole",
+    "next_attempt_at": "The entry is not claimed before this time",
+    "notes": "From `meta_data`",
+    "other_fields": "Fields that the contract does not know, by name",
+    "owner_id": "The CRM's id of the owner",
+    "partition": "Kafka partition",
+    "reason": "Why the entry is in its state; the last real error",
+    "replays": "How often the attachment was replayed, 0 at first",
+    "reported_at": "When Dagster was told the result; until then a run holds the lease",
+    "run_id": "Dagster run that holds or held the lease",
+    "sha256": "SHA-256 of the bytes, in hexadecimal digits",
+    "size_bytes": "Size in bytes",
+    "source": "From `meta_data`",
+    "source_type": "Kind of source, e.g. `sftp`",
+    "started_at": "When a run began to work on the entry",
+    "state": "See [States](#states)",
+    "stored_at": "When the row was written",
+    "tags": "From `meta_data`, a JSON list",
+    "topic": "Kafka topic",
+    "topic_id": "Id of the topic; a topic that is created again has another one",
+    "trace_id": "Trace of the message: every table of one trace has the same",
+    "updated_at": "When the row last changed",
+}
+
+
+class Described(NamedTuple):
+    """A table as the page describes it.
+
+    Args:
+        what: one row of it.
+        select: an example.
+        columns: meaning by column, where COMMON has none or another.
+    """
+
+    what: str
+    select: str
+    columns: dict[str, str]
+
+
+TABLES = {
+    "raw_sensor_data": Described(
+        "One accepted reading. The table has no primary key: a file's rows are found by `file_key`, which only "
+        "a small BRIN index serves.",
+        "SELECT timestamp, value, unit FROM raw_sensor_data WHERE device_id = 'sensor-01' ORDER BY timestamp",
+        {
+            "timestamp": "Time of the reading",
+            "device_id": "Device that measured",
+            "sensor_type": "Quantity, e.g. `temperature`",
+            "value": "The reading, in `unit`",
+            "unit": "Unit of `value`; null where the file names none and the sensor type has none",
+        },
+    ),
+    "aggregated_metrics": Described(
+        "The readings of one file, device and sensor type, summarised. The view `device_metrics` merges them over all "
+        "files.",
+        "SELECT device_id, min, max, mean, count FROM aggregated_metrics WHERE sensor_type = 'temperature'",
+        {
+            "device_id": "Device that measured",
+            "sensor_type": "Quantity, e.g. `temperature`",
+            "min": "Smallest value, in the unit of the readings",
+            "max": "Greatest value, in the unit of the readings",
+            "mean": "Arithmetic mean, in the unit of the readings",
+            "count": "Number of readings",
+            "stddev": "Sample standard deviation, in the unit of the readings; null for one reading",
+        },
+    ),
+    "quarantined_rows": Described(
+        "One row of an otherwise accepted file that broke the contract. A file that is refused whole has its "
+        "reason in `files`.",
+        "SELECT file_key, line_number, raw_text, reasons FROM quarantined_rows ORDER BY file_key, line_number",
+        {"raw_text": "The row as the file has it", "reasons": "Every rule it broke"},
+    ),
+    "files": Described(
+        "One version of one file, read by one profile: an entry of the work queue.",
+        "SELECT state, count(*) FROM files GROUP BY state",
+        {
+            "location": "Canonical address, e.g. `local:/data/in/a.csv`",
+            "location_key": "Hash of the location, for the index",
+            "file_path": "Path in the terms of its source",
+            "file_name": "Name, from which a profile may take values",
+            "file_type": "As the event says it",
+            "size_bytes": "Size in bytes as listed; null when the sender does not know",
+            "modified_at": "Time of change as listed; null when the sender does not know",
+            "etag": "The source's own name for this version",
+            "event_id": "Of the file event",
+            "job_id": "Of the polling job that found the file",
+            "discovered_at": "When a polling job found it",
+            "metadata": "Carried along from the polling job; `format` names a profile",
+            "source_config": "Where to read it again; never a secret",
+            "profile": "Reader profile",
+            "version_at": "Time of change, never later than the announcement: the later version of a location counts",
+            "announced_at": "When the version was announced; decides where `version_at` is equal",
+            "pinned": "True: the event said which version it means",
+            "stands": "True: this version of its location counts",
+            "replaced_by": "Key of the version that replaced it",
+            "retry_group": "Files of a lost run are tried again in halves; the name of the half",
+            "origin": "Whose share of a batch the file takes: the place that a job looked in, or the folder",
+            "landed_bytes": "Bytes in the landing store",
+            "duplicate_of": "Key of the file with the same content and meaning",
+            "rows_read": "Readings of the file, bad ones included",
+            "rows_accepted": "Readings of the file that were accepted; 0 unless it is `ingested`",
+            "rows_quarantined": "Rows in `quarantined_rows`",
+            "rule_counts": "Number of rows by broken rule",
+        },
+    ),
+    "contents": Described(
+        "Which file's rows stand for a content: the same bytes that mean the same are stored once.",
+        "SELECT file_key FROM contents WHERE sha256 = '...'",
+        {"meaning": "Hash of everything but the bytes that decides which rows they are"},
+    ),
+    "polling_jobs": Described(
+        "One request to look in a source: an entry of the work queue.",
+        "SELECT job_id, state, files_found, files_published FROM polling_jobs ORDER BY created_at DESC LIMIT 20",
+        {
+            "job_key": "Key of the request, and of its partition in Dagster",
+            "job_id": "As the sender chose it",
+            "request": "The polling job as it came",
+            "priority": "`low`, `normal` or `high`",
+            "urgency": "0 high, 1 normal, 2 low: the order in which jobs are claimed",
+            "files_found": "Files that matched",
+            "files_published": "File events published",
+            "files_skipped": "Files left out",
+            "skipped": "Some of them, with the reason",
+        },
+    ),
+    "attachment_events": Described(
+        "One event with attachments, kept whole: an entry of the work queue.",
+        "SELECT hour, count(*), sum(addresses) FROM attachment_events GROUP BY hour ORDER BY hour",
+        {
+            "event_key": "Key of the event",
+            "hour": "Hour of arrival, as Dagster names hourly partitions",
+            "body": "The event as it came",
+            "addresses": "Addresses found in it",
+            "duplicates": "Of those, the ones that were attachments already",
+        },
+    ),
+    "attachments": Described(
+        "One attachment: an entry of the work queue.",
+        "SELECT attachment_url, attempt, reason FROM attachments WHERE state = 'failed'",
+        {
+            "task": "The download task as it came, JSON",
+            "destination_path": "Where to store it, relative to the attachment store",
+            "event_key": "The event it was found in; null for a task that came over Kafka",
+            "queue_name": "`pending` for a first attempt, `retry` for later ones",
+            "attempt": "The next or last attempt, the first being 1",
+            "first_failed_at": "When the first attempt failed",
+            "stored_path": "Address of the stored file",
+        },
+    ),
+    "download_outcomes": Described(
+        "The result of one attempt. Messages, the partition in Dagster and the row in Delta are made of it.",
+        "SELECT count(*) FROM download_outcomes WHERE committed_at IS NULL",
+        {
+            "attempt": "Number of the attempt, the first being 1",
+            "result": "The DownloadResult",
+            "published_at": "When Kafka and Dagster had the result",
+            "commit_number": "Number of the Delta commit that holds the row, given before the commit",
+            "committed_at": "When the commit was made",
+            "publish_error": "Why a message of it is on no topic",
+            "commit_error": "Why it is in no commit",
+        },
+    ),
+    "attachment_replays": Described(
+        "One replay of a dead attachment.",
+        "SELECT attachment_key, asked_by, asked_at FROM attachment_replays ORDER BY asked_at DESC",
+        {
+            "replays": "Number of the replay, the first being 1",
+            "asked_by": "Who replayed it",
+            "asked_at": "When",
+            "earlier_error_class": "Class of the error before the replay",
+            "earlier_reason": "Reason before the replay",
+        },
+    ),
+    "eventhouse_positions": Described(
+        "How far the Eventhouse query of one domain has been read.",
+        "SELECT domain, position, events, refused FROM eventhouse_positions",
+        {
+            "position": "Where the next page begins; opaque",
+            "events": "Events published so far",
+            "refused": "Rows that could not become events",
+            "reason": "Why the last poll failed; null where it did not",
+        },
+    ),
+    "stream_ranges": Described(
+        "One offset range of a stream: an entry of the work queue.",
+        "SELECT topic, state, count(*), sum(messages) FROM stream_ranges GROUP BY topic, state",
+        {
+            "range_key": "Key of the range",
+            "messages": "Messages read; fewer than offsets where a topic is compacted or transactional",
+            "outcome": "Number of messages by result",
+        },
+    ),
+    "stream_intervals": Described(
+        "Offsets of a partition that were planned without a gap. It stays when finished ranges are purged.",
+        "SELECT topic, partition, first_offset, end_offset FROM stream_intervals",
+        {},
+    ),
+    "skipped_offsets": Described(
+        "Messages that an operator told the queue to skip; they become dead letters unread.",
+        "SELECT topic, partition, first_offset, end_offset, reason FROM skipped_offsets",
+        {"asked_by": "Who skipped them", "asked_at": "When", "reason": "Why, as the operator says"},
+    ),
+    "outbox": Described(
+        "One message that is to be published once: the intent is stored before the message is sent.",
+        "SELECT topic, state, count(*) FROM outbox GROUP BY topic, state",
+        {
+            "message_id": "Id of the message",
+            "state": "`intended`: may be on the topic; `sent`: is on the topic",
+            "since": "End offset of each Kafka partition before the message was sent",
+            "owner": "The publisher that may send it now",
+        },
+    ),
+    "opportunities": Described(
+        "One opportunity, in its newest version.",
+        "SELECT stage, count(*), sum(amount) FROM opportunities GROUP BY stage",
+        {
+            "event_id": "Id of the record",
+            "name": "Name of the opportunity",
+            "stage": "Stage as the CRM names it",
+            "amount": "Amount, exact; the message names no currency",
+            "probability": "As the CRM has it, e.g. 75 for 75 %",
+            "expected_close_date": "Date",
+        },
+    ),
+    "projects": Described(
+        "One project, in its newest version.",
+        "SELECT status, count(*), sum(budget) FROM projects GROUP BY status",
+        {
+            "event_id": "Id of the record",
+            "name": "Name of the project",
+            "status": "Status as the CRM names it",
+            "start_date": "Date",
+            "end_date": "Date",
+            "budget": "Budget, exact; the message names no currency",
+        },
+    ),
+    "unidentified_messages": Described(
+        "One message of `sales_events` that is neither an opportunity nor a project.",
+        "SELECT message_id, reason FROM unidentified_messages WHERE identified_at IS NULL ORDER BY received_at",
+        {
+            "message_id": "Its position, as people write it",
+            "message_key": "Key of the message",
+            "headers": "Names and values (base64) in the order they were sent",
+            "payload": "The bytes as they were sent",
+            "payload_text": "The same as text, where it is UTF-8",
+            "reason": "Why it is neither",
+            "received_at": "When it was read",
+            "retries": "How often it was tried again",
+            "retried_at": "When it was last tried again",
+            "identified_at": "When it was identified after all",
+            "identified_as": "As which kind",
+            "event_id": "The record it became",
+        },
+    ),
+    "user_activity_hourly": Described(
+        "One event type in one hour.",
+        "SELECT event_type, events, users FROM user_activity_hourly WHERE hour = '2026-01-15 10:00:00+00:00'",
+        {
+            "events": "Distinct event ids",
+            "users": "Distinct users",
+            "sessions": "Distinct sessions",
+            "processing_ms_p50": "Median of `processing_ms`, milliseconds",
+            "processing_ms_p95": "95th percentile of `processing_ms`, milliseconds",
+            "deliveries": "Rows of the Delta table, events that were delivered again included",
+            "computed_at": "When the figures were computed",
+        },
+    ),
+    "activity_hours": Described(
+        "One hour with events, and whether its figures are up to date.",
+        "SELECT hour FROM activity_hours WHERE changes > computed_changes",
+        {
+            "changes": "How often the events of the hour changed",
+            "changed_at": "When they last changed",
+            "computed_changes": "Number of changes that the figures include",
+            "computed_at": "When the figures were computed",
+        },
+    ),
+    "activity_range_hours": Described(
+        "Which hours an offset range had events of.",
+        "SELECT hour, sum(events) FROM activity_range_hours GROUP BY hour",
+        {"range_key": "Key of the range", "events": "Events of that hour in the range"},
+    ),
+    "activity_hour_spans": Described(
+        "The same for ranges that were purged.",
+        "SELECT hour, topic, partition, first_offset, end_offset FROM activity_hour_spans",
+        {},
+    ),
+    "metric_totals": Described(
+        "One counter since the beginning. Purged entries stay counted.",
+        "SELECT name, labels, value FROM metric_totals ORDER BY name",
+        {"name": "Name of the counter", "value": "Its value"},
+    ),
+    "metric_minutes": Described(
+        "One counter in one minute, for as long as the dashboard looks back.",
+        "SELECT minute, name, labels, value FROM metric_minutes ORDER BY minute DESC LIMIT 60",
+        {
+            "minute": "Whole minutes since 1970, UTC, of what was counted",
+            "name": "Name of the counter",
+            "value": "Increase in that minute",
+        },
+    ),
+    "metric_progress": Described(
+        "How far one table has been counted.",
+        "SELECT source, counted_until FROM metric_progress",
+        {"source": "Name of what is counted", "counted_until": "Everything that ended before is counted"},
+    ),
+}
+
+DELTA_TABLES = {
+    "attachment_results": Described(
+        "One attempt at one attachment. Partitioned by `domain` and `day`.",
+        "SELECT status, count(*) FROM attachment_results GROUP BY status",
+        {
+            "day": "Day on which the attempt ended, UTC, `yyyy-mm-dd`",
+            "status": "`success`, `failed_transient` or `failed_permanent`",
+            "error": "Reason; null for a success",
+            "onelake_path": "Address of the stored file; null for a failure",
+            "attempt": "Number of the attempt, the first being 1",
+        },
+    ),
+    "user_activity_events": Described(
+        "One delivery of one event: one row for each Kafka offset that held an event. Partitioned by `event_day`. An "
+        "event that was sent twice has two rows with one `event_id`.",
+        "SELECT event_type, count(DISTINCT event_id) FROM user_activity_events WHERE event_day = '2026-01-15' "
+        "GROUP BY event_type",
+        {
+            "event_id": "Id of the event",
+            "request_id": "Request it belongs to",
+            "timestamp": "When it happened",
+            "user_id": "User",
+            "session_id": "Session",
+            "page_url": "Page",
+            "event_data": "JSON object as it was sent",
+            "client_info": "The user's browser",
+            "service_info": "Who sent the event",
+            "processing_info": "What enriching took; `processing_ms` in milliseconds",
+            "_rescued": "Fields that the contract does not know, a JSON object",
+            "event_day": "Day of `timestamp`, UTC, `yyyy-mm-dd`; null where that time cannot be right",
+        },
+    ),
+}
+
+INTRODUCTION = """# Data model
+
+The relational tables are in the database of `DATABASE_URL`; types are PostgreSQL's. The two Delta tables are at
+`INGEST_ATTACHMENT_RESULTS_URL` and `INGEST_USER_ACTIVITY_TABLE_URL`, by default in `delta/` of the state folder.
+All times are UTC.
+`make data-model` writes this page from the code; a test holds it against the code.
+
+Open PostgreSQL's shell with `ingest psql`. Words are explained in the [glossary](glossary.md).
+
+## States
+
+Files, polling jobs, attachment events, attachments and offset ranges are entries of one
+[work queue](glossary.md). A transient failure or a lost run leads back to `pending`, with a time before which the entry
+is not claimed again (`next_attempt_at`); a person may lead any finished entry back (release, replay, materialise).
+
+A file:
+
+```mermaid
+stateDiagram-v2
+    [*] --> pending: event consumed
+    pending --> requested: claimed for a batch
+    requested --> ingesting: run begins
+    requested --> pending: run lost
+    ingesting --> pending: transient failure, run lost
+    ingesting --> ingested: rows stored
+    ingesting --> quarantined: refused whole
+    ingesting --> duplicate: same content stored already
+    ingesting --> superseded: changed before it was read
+    ingesting --> failed: no attempt left
+    ingested --> replaced: newer version accepted
+    quarantined --> replaced
+    duplicate --> replaced
+    failed --> replaced
+```
+
+A polling job, and an attachment event:
+
+```mermaid
+stateDiagram-v2
+    [*] --> pending: message consumed
+    pending --> requested: claimed for a batch
+    requested --> running: run begins
+    requested --> pending: run lost
+    running --> pending: transient failure, run lost
+    running --> done
+    running --> failed: no attempt left
+```
+
+An attachment. One in a retry tier is `pending` with a later `next_attempt_at`; a dead one is `failed`:
+
+```mermaid
+stateDiagram-v2
+    [*] --> pending: address found, or task consumed
+    pending --> requested: claimed for a batch
+    requested --> downloading: run begins
+    requested --> pending: run lost
+    downloading --> pending: transient failure, next retry tier
+    downloading --> stored
+    downloading --> failed: permanent failure, or last retry tier
+    failed --> pending: replay
+```
+
+An offset range:
+
+```mermaid
+stateDiagram-v2
+    [*] --> pending: planned
+    pending --> requested: claimed for a batch
+    requested --> running: run begins
+    requested --> pending: run lost
+    running --> pending: transient failure, run lost
+    running --> done: every message stored or set aside
+    running --> failed: no attempt left
+    [*] --> lost: offsets expired before they were read
+    running --> lost: some offsets expired before they were read
+    done --> lost: rows gone from the table, and from the topic
+```
+
+## Tables
+"""
+
+VIEW = """
+### `device_metrics`
+
+A view: `aggregated_metrics` of all files merged exactly, one row for each device and sensor type, without reading
+a reading again. Columns: `device_id`, `sensor_type`, `min`, `max`, `mean`, `count`, `stddev`.
+
+```sql
+SELECT device_id, sensor_type, mean, count FROM device_metrics
+```
+"""
+
+
+def meaning_of(described: Described, column: str) -> str:
+    """Return what one column holds; raises KeyError where nobody wrote it down."""
+    return described.columns[column] if column in described.columns else COMMON[column]
+
+
+def _section(name: str, described: Described, rows: list[tuple[str, str, str, str]]) -> str:
+    lines = "".join(f"| `{column}` | {kind} | {null} | {meaning} |\n" for column, kind, null, meaning in rows)
+    return (
+        f"\n### `{name}`\n\n{described.what}\n\n| Column | Type | Null | Meaning |\n|---|---|---|---|\n{lines}"
+        f"\n```sql\n{described.select}\n```\n"
+    )
+
+
+def _of_table(table: sa.Table) -> str:
+    described = TABLES[table.name]
+    rows = [
+        (
+            column.name,
+            column.type.compile(DIALECT).lower() + (", key" if column.primary_key else ""),
+            "yes" if column.nullable else "",
+            meaning_of(described, column.name),
+        )
+        for column in table.columns
+    ]
+    return _section(table.name, described, rows)
+
+
+def _of_delta(name: str, schema: pa.Schema) -> str:
+    described = DELTA_TABLES[name]
+    rows = [(field.name, str(field.type), "yes", meaning_of(described, field.name)) for field in schema]
+    return _section(name, described, rows)
+
+
+def delta_schemas() -> dict[str, pa.Schema]:
+    """Return the columns of every Delta table, by its name."""
+    return {stored.name: stored.schema() for stored in STORED.values() if isinstance(stored, HourlyDeltaTable)}
+
+
+def page() -> str:
+    """Return the whole page."""
+    ordered = [*TABLES, *sorted(set(metadata.tables) - set(TABLES))]
+    tables = [_of_table(metadata.tables[name]) for name in ordered if name in metadata.tables]
+    delta = [_of_delta(name, schema) for name, schema in delta_schemas().items()]
+    return INTRODUCTION + "".join(tables) + VIEW + "\n## Delta tables\n" + "".join(delta)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
