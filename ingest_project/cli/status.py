@@ -55,7 +55,7 @@ def status(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what waits on the topics, everything by state, the retry retry tiers, and runs in flight.
+    """Show what waits on the topics, everything by state, the retry tiers, and runs in flight.
 
     Exit code 1 when some part does not answer, when a disk is nearly full, and when it is not idle in time.
     """

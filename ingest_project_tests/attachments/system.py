@@ -114,7 +114,7 @@ class AttachmentSystem(System):
 
 
 def attachment_environment(bootstrap_servers: str, database_url: str, folder: Path) -> dict[str, str]:
-    """The settings of a test's own system: topics of its own, a retry retry tiers of a tenth of a second in all."""
+    """The settings of a test's own system: topics of its own, retry tiers of a tenth of a second in all."""
     base = environment(bootstrap_servers, database_url, folder)
     name = base["KAFKA_GROUP_ID"]
     topics = ("EVENTS_RAW", "EVENTS_RAW_DLQ", "DOWNLOADS_PENDING", "DOWNLOADS_CACHED", "DOWNLOADS_RESULTS")
