@@ -27,19 +27,9 @@ from ingest_project.core.settings import (
 from ingest_project.platform.delta.errors import delta_errors
 from ingest_project.platform.delta.table import DeltaStore, TableFigures, figures_of
 
-
-def maintenance_limits(delta: DeltaSettings) -> MaintenanceLimits:
-    """How much one maintenance of a Delta table may do."""
-    return MaintenanceLimits(
-        min_small_files=delta.min_small_files,
-        target_bytes=delta.target_file_bytes,
-        time_limit=timedelta(seconds=delta.time_limit_seconds),
-        retention=timedelta(hours=delta.retention_hours),
-    )
-
-
 if TYPE_CHECKING:
     from deltalake import DeltaTable
+
 
 CLAIM_PROPERTY = "ingest_project.upkeep"
 # Delta's own protection: a reader of an old version, and a writer that is still busy, are done after a week.
@@ -63,6 +53,16 @@ class MaintenanceLimits:
     time_limit: timedelta = timedelta(minutes=10)
     retention: timedelta = SHORTEST_SAFE_RETENTION
     allow_short_retention: bool = False
+
+
+def maintenance_limits(delta: DeltaSettings) -> MaintenanceLimits:
+    """How much one maintenance of a Delta table may do."""
+    return MaintenanceLimits(
+        min_small_files=delta.min_small_files,
+        target_bytes=delta.target_file_bytes,
+        time_limit=timedelta(seconds=delta.time_limit_seconds),
+        retention=timedelta(hours=delta.retention_hours),
+    )
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,10 @@ from ingest_project.core.settings import (
     StorageSettings,
 )
 
-
-def s3_options(storage: StorageSettings) -> S3Options:
-    """How buckets are reached."""
-    secret = storage.s3_secret_access_key
-    return S3Options(
-        endpoint_url=storage.s3_endpoint_url,
-        region=storage.s3_region,
-        access_key_id=storage.s3_access_key_id,
-        secret_access_key=secret.get_secret_value() if secret else None,
-    )
-
-
 if TYPE_CHECKING:
     from botocore.config import Config
     from mypy_boto3_s3 import S3Client
+
 
 S3_TIMEOUT_SECONDS = 20.0
 S3_MAX_ATTEMPTS = 4
@@ -46,6 +35,17 @@ class S3Options:
     region: str | None = None
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
+
+
+def s3_options(storage: StorageSettings) -> S3Options:
+    """How buckets are reached."""
+    secret = storage.s3_secret_access_key
+    return S3Options(
+        endpoint_url=storage.s3_endpoint_url,
+        region=storage.s3_region,
+        access_key_id=storage.s3_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+    )
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,11 @@ from ingest_project.sources.resumed_reading import NO_LEASE, Releasable, resumed
 from ingest_project.sources.s3.location import S3Place, bucket_location
 from ingest_project.sources.selection import Pattern, refusal
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
+
+
 SERVER_ERRORS = 500
 REQUEST_TIMEOUT, TOO_MANY_REQUESTS, PRECONDITION_FAILED, REDIRECTED = 408, 429, 412, 301
 CALLED_OFF = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
@@ -101,9 +106,6 @@ def _sentence(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:LONGEST_CAUSE]
 
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
 READ_BYTES = 64 * 1024
 
 
@@ -167,10 +169,6 @@ class OpenedObject:
         """Stop reading."""
         self._body.close()
 
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
 
 ARCHIVED = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 SAFE_IN_KEY = "/!*'()=,;:@&+$"

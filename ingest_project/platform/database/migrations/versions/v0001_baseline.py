@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -11,6 +13,10 @@ revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+
+PENDING = "state = 'pending'"
+# Leased by a run, or finished and not reported yet.
+HELD = "reported_at IS NULL AND state <> 'pending'"
 
 # PostgreSQL refuses a whole statement where one product leaves the range of a double. What is below the least here
 # counts as zero; a group with a figure above the most has no mean, or no deviation, rather than a wrong one.
@@ -45,6 +51,57 @@ FROM (SELECT summed.*,
       WINDOW devices AS (PARTITION BY device_id, sensor_type)) AS per_file
 GROUP BY device_id, sensor_type
 """
+
+
+def _record_columns() -> list[sa.Column[Any]]:
+    """Return the columns that opportunities and projects share."""
+    return [
+        sa.Column("account_id", sa.Text, nullable=True),
+        sa.Column("owner_id", sa.Text, nullable=True),
+        sa.Column("source", sa.Text, nullable=True),
+        sa.Column("tags", Json, nullable=True),
+        sa.Column("notes", sa.Text, nullable=True),
+        sa.Column("meta_data", Json, nullable=False),
+        sa.Column("other_fields", Json, nullable=True),
+        sa.Column("last_modified", UtcTime, nullable=False),
+        sa.Column("content_sha256", sa.Text, nullable=False),
+        sa.Column("kafka_topic", sa.Text, nullable=False),
+        sa.Column("kafka_topic_id", sa.Text, nullable=False),
+        sa.Column("kafka_partition", sa.Integer, nullable=False),
+        sa.Column("kafka_offset", sa.BigInteger, nullable=False),
+        sa.Column("stored_at", UtcTime, nullable=False),
+        sa.Column("kafka_epoch", sa.Integer, server_default="0", nullable=False),
+        sa.Column("trace_id", sa.Text, nullable=True),
+    ]
+
+
+def _kafka_columns() -> list[sa.Column[Any]]:
+    """Return the Kafka position that a row came from."""
+    return [
+        sa.Column("kafka_topic", sa.Text, nullable=False),
+        sa.Column("kafka_partition", sa.Integer, nullable=False),
+        sa.Column("kafka_offset", sa.BigInteger, nullable=False),
+        sa.Column("kafka_topic_id", sa.Text, nullable=False),
+        sa.Column("kafka_timestamp", UtcTime, nullable=True),
+    ]
+
+
+def _work_columns() -> list[sa.Column[Any]]:
+    """Return the columns of every work queue."""
+    return [
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("reason", sa.Text, nullable=True),
+        sa.Column("error_class", sa.Text, nullable=True),
+        sa.Column("batch_id", sa.Text, nullable=True),
+        sa.Column("run_id", sa.Text, nullable=True),
+        sa.Column("next_attempt_at", UtcTime, nullable=False),
+        sa.Column("created_at", UtcTime, nullable=False),
+        sa.Column("updated_at", UtcTime, nullable=False),
+        sa.Column("started_at", UtcTime, nullable=True),
+        sa.Column("finished_at", UtcTime, nullable=True),
+        sa.Column("reported_at", UtcTime, nullable=True),
+    ]
 
 
 def _partial_index(name: str, table: str, columns: list[str], condition: str) -> None:
@@ -195,23 +252,8 @@ def _create_attachment_events() -> None:
         sa.Column("domain", sa.Text, nullable=False),
         sa.Column("event_type", sa.Text, nullable=False),
         sa.Column("body", sa.Text, nullable=False),
-        sa.Column("kafka_topic", sa.Text, nullable=False),
-        sa.Column("kafka_partition", sa.Integer, nullable=False),
-        sa.Column("kafka_offset", sa.BigInteger, nullable=False),
-        sa.Column("kafka_topic_id", sa.Text, nullable=False),
-        sa.Column("kafka_timestamp", UtcTime, nullable=True),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("attempts", sa.Integer, nullable=False),
-        sa.Column("reason", sa.Text, nullable=True),
-        sa.Column("error_class", sa.Text, nullable=True),
-        sa.Column("batch_id", sa.Text, nullable=True),
-        sa.Column("run_id", sa.Text, nullable=True),
-        sa.Column("next_attempt_at", UtcTime, nullable=False),
-        sa.Column("created_at", UtcTime, nullable=False),
-        sa.Column("updated_at", UtcTime, nullable=False),
-        sa.Column("started_at", UtcTime, nullable=True),
-        sa.Column("finished_at", UtcTime, nullable=True),
-        sa.Column("reported_at", UtcTime, nullable=True),
+        *_kafka_columns(),
+        *_work_columns(),
         sa.Column("addresses", sa.Integer, nullable=True),
         sa.Column("duplicates", sa.Integer, nullable=True),
         sa.PrimaryKeyConstraint("event_key"),
@@ -220,14 +262,12 @@ def _create_attachment_events() -> None:
     op.create_index("attachment_events_by_hour", "attachment_events", ["hour"])
     op.create_index("attachment_events_by_state", "attachment_events", ["state", "updated_at"])
     op.create_index("attachment_events_by_trace", "attachment_events", ["trace_id"])
-    _partial_index(
-        "attachment_events_due", "attachment_events", ["kafka_topic", "next_attempt_at"], "state = 'pending'"
-    )
+    _partial_index("attachment_events_due", "attachment_events", ["kafka_topic", "next_attempt_at"], PENDING)
     _partial_index(
         "attachment_events_held",
         "attachment_events",
         ["kafka_topic", "batch_id", "run_id", "updated_at"],
-        "reported_at IS NULL AND state <> 'pending'",
+        HELD,
     )
 
 
@@ -255,24 +295,9 @@ def _create_attachments() -> None:
         sa.Column("task", sa.Text, nullable=False),
         sa.Column("destination_path", sa.Text, nullable=False),
         sa.Column("event_key", sa.Text, nullable=True),
-        sa.Column("kafka_topic", sa.Text, nullable=False),
-        sa.Column("kafka_partition", sa.Integer, nullable=False),
-        sa.Column("kafka_offset", sa.BigInteger, nullable=False),
-        sa.Column("kafka_topic_id", sa.Text, nullable=False),
-        sa.Column("kafka_timestamp", UtcTime, nullable=True),
+        *_kafka_columns(),
         sa.Column("queue_name", sa.Text, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("attempts", sa.Integer, nullable=False),
-        sa.Column("reason", sa.Text, nullable=True),
-        sa.Column("error_class", sa.Text, nullable=True),
-        sa.Column("batch_id", sa.Text, nullable=True),
-        sa.Column("run_id", sa.Text, nullable=True),
-        sa.Column("next_attempt_at", UtcTime, nullable=False),
-        sa.Column("created_at", UtcTime, nullable=False),
-        sa.Column("updated_at", UtcTime, nullable=False),
-        sa.Column("started_at", UtcTime, nullable=True),
-        sa.Column("finished_at", UtcTime, nullable=True),
-        sa.Column("reported_at", UtcTime, nullable=True),
+        *_work_columns(),
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("replays", sa.Integer, nullable=False),
         sa.Column("first_failed_at", UtcTime, nullable=True),
@@ -287,12 +312,12 @@ def _create_attachments() -> None:
     op.create_index("attachments_by_event", "attachments", ["event_key"])
     op.create_index("attachments_by_state", "attachments", ["state", "updated_at"])
     op.create_index("attachments_by_trace", "attachments", ["trace_id"])
-    _partial_index("attachments_due", "attachments", ["queue_name", "next_attempt_at"], "state = 'pending'")
+    _partial_index("attachments_due", "attachments", ["queue_name", "next_attempt_at"], PENDING)
     _partial_index(
         "attachments_held",
         "attachments",
         ["queue_name", "batch_id", "run_id", "updated_at"],
-        "reported_at IS NULL AND state <> 'pending'",
+        HELD,
     )
 
 
@@ -370,23 +395,8 @@ def _create_files() -> None:
         sa.Column("replaced_by", sa.Text, nullable=True),
         sa.Column("retry_group", sa.Text, nullable=True),
         sa.Column("origin", sa.Text, server_default="", nullable=False),
-        sa.Column("kafka_topic", sa.Text, nullable=False),
-        sa.Column("kafka_partition", sa.Integer, nullable=False),
-        sa.Column("kafka_offset", sa.BigInteger, nullable=False),
-        sa.Column("kafka_topic_id", sa.Text, nullable=False),
-        sa.Column("kafka_timestamp", UtcTime, nullable=True),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("attempts", sa.Integer, nullable=False),
-        sa.Column("reason", sa.Text, nullable=True),
-        sa.Column("error_class", sa.Text, nullable=True),
-        sa.Column("batch_id", sa.Text, nullable=True),
-        sa.Column("run_id", sa.Text, nullable=True),
-        sa.Column("next_attempt_at", UtcTime, nullable=False),
-        sa.Column("created_at", UtcTime, nullable=False),
-        sa.Column("updated_at", UtcTime, nullable=False),
-        sa.Column("started_at", UtcTime, nullable=True),
-        sa.Column("finished_at", UtcTime, nullable=True),
-        sa.Column("reported_at", UtcTime, nullable=True),
+        *_kafka_columns(),
+        *_work_columns(),
         sa.Column("sha256", sa.Text, nullable=True),
         sa.Column("landed_bytes", sa.BigInteger, nullable=True),
         sa.Column("duplicate_of", sa.Text, nullable=True),
@@ -400,13 +410,13 @@ def _create_files() -> None:
     _partial_index("files_by_location", "files", ["location_key"], "state <> 'replaced'")
     _partial_index("files_by_original", "files", ["duplicate_of"], "duplicate_of IS NOT NULL")
     op.create_index("files_by_state", "files", ["state", "updated_at"])
-    _partial_index("files_due", "files", ["kafka_topic", "next_attempt_at"], "state = 'pending'")
-    _partial_index("files_due_by_origin", "files", ["kafka_topic", "origin", "next_attempt_at"], "state = 'pending'")
+    _partial_index("files_due", "files", ["kafka_topic", "next_attempt_at"], PENDING)
+    _partial_index("files_due_by_origin", "files", ["kafka_topic", "origin", "next_attempt_at"], PENDING)
     _partial_index(
         "files_held",
         "files",
         ["kafka_topic", "batch_id", "run_id", "updated_at"],
-        "reported_at IS NULL AND state <> 'pending'",
+        HELD,
     )
 
 
@@ -449,25 +459,10 @@ def _create_opportunities() -> None:
         sa.Column("amount", ExactDecimal, nullable=True),
         sa.Column("probability", ExactDecimal, nullable=True),
         sa.Column("expected_close_date", sa.Date, nullable=True),
-        sa.Column("account_id", sa.Text, nullable=True),
-        sa.Column("owner_id", sa.Text, nullable=True),
-        sa.Column("source", sa.Text, nullable=True),
-        sa.Column("tags", Json, nullable=True),
-        sa.Column("notes", sa.Text, nullable=True),
-        sa.Column("meta_data", Json, nullable=False),
-        sa.Column("other_fields", Json, nullable=True),
-        sa.Column("last_modified", UtcTime, nullable=False),
-        sa.Column("content_sha256", sa.Text, nullable=False),
-        sa.Column("kafka_topic", sa.Text, nullable=False),
-        sa.Column("kafka_topic_id", sa.Text, nullable=False),
-        sa.Column("kafka_partition", sa.Integer, nullable=False),
-        sa.Column("kafka_offset", sa.BigInteger, nullable=False),
-        sa.Column("stored_at", UtcTime, nullable=False),
-        sa.Column("kafka_epoch", sa.Integer, server_default="0", nullable=False),
-        sa.Column("trace_id", sa.Text, nullable=True),
+        *_record_columns(),
         sa.PrimaryKeyConstraint("event_id"),
     )
-    op.create_index(op.f("ix_opportunities_trace_id"), "opportunities", ["trace_id"])
+    op.create_index("ix_opportunities_trace_id", "opportunities", ["trace_id"])
 
 
 def _create_outbox() -> None:
@@ -493,23 +488,8 @@ def _create_polling_jobs() -> None:
         sa.Column("priority", sa.Text, nullable=False),
         sa.Column("urgency", sa.Integer, nullable=False),
         sa.Column("trace_id", sa.Text, nullable=True),
-        sa.Column("kafka_topic", sa.Text, nullable=False),
-        sa.Column("kafka_partition", sa.Integer, nullable=False),
-        sa.Column("kafka_offset", sa.BigInteger, nullable=False),
-        sa.Column("kafka_topic_id", sa.Text, nullable=False),
-        sa.Column("kafka_timestamp", UtcTime, nullable=True),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("attempts", sa.Integer, nullable=False),
-        sa.Column("reason", sa.Text, nullable=True),
-        sa.Column("error_class", sa.Text, nullable=True),
-        sa.Column("batch_id", sa.Text, nullable=True),
-        sa.Column("run_id", sa.Text, nullable=True),
-        sa.Column("next_attempt_at", UtcTime, nullable=False),
-        sa.Column("created_at", UtcTime, nullable=False),
-        sa.Column("updated_at", UtcTime, nullable=False),
-        sa.Column("started_at", UtcTime, nullable=True),
-        sa.Column("finished_at", UtcTime, nullable=True),
-        sa.Column("reported_at", UtcTime, nullable=True),
+        *_kafka_columns(),
+        *_work_columns(),
         sa.Column("files_found", sa.BigInteger, nullable=True),
         sa.Column("files_published", sa.BigInteger, nullable=True),
         sa.Column("files_skipped", sa.BigInteger, nullable=True),
@@ -518,14 +498,12 @@ def _create_polling_jobs() -> None:
     )
     op.create_index("polling_jobs_by_batch", "polling_jobs", ["batch_id"])
     op.create_index("polling_jobs_by_state", "polling_jobs", ["state", "updated_at"])
-    _partial_index(
-        "polling_jobs_due", "polling_jobs", ["kafka_topic", "urgency", "next_attempt_at"], "state = 'pending'"
-    )
+    _partial_index("polling_jobs_due", "polling_jobs", ["kafka_topic", "urgency", "next_attempt_at"], PENDING)
     _partial_index(
         "polling_jobs_held",
         "polling_jobs",
         ["kafka_topic", "batch_id", "run_id", "updated_at"],
-        "reported_at IS NULL AND state <> 'pending'",
+        HELD,
     )
 
 
@@ -538,25 +516,10 @@ def _create_projects() -> None:
         sa.Column("start_date", sa.Date, nullable=True),
         sa.Column("end_date", sa.Date, nullable=True),
         sa.Column("budget", ExactDecimal, nullable=True),
-        sa.Column("account_id", sa.Text, nullable=True),
-        sa.Column("owner_id", sa.Text, nullable=True),
-        sa.Column("source", sa.Text, nullable=True),
-        sa.Column("tags", Json, nullable=True),
-        sa.Column("notes", sa.Text, nullable=True),
-        sa.Column("meta_data", Json, nullable=False),
-        sa.Column("other_fields", Json, nullable=True),
-        sa.Column("last_modified", UtcTime, nullable=False),
-        sa.Column("content_sha256", sa.Text, nullable=False),
-        sa.Column("kafka_topic", sa.Text, nullable=False),
-        sa.Column("kafka_topic_id", sa.Text, nullable=False),
-        sa.Column("kafka_partition", sa.Integer, nullable=False),
-        sa.Column("kafka_offset", sa.BigInteger, nullable=False),
-        sa.Column("stored_at", UtcTime, nullable=False),
-        sa.Column("kafka_epoch", sa.Integer, server_default="0", nullable=False),
-        sa.Column("trace_id", sa.Text, nullable=True),
+        *_record_columns(),
         sa.PrimaryKeyConstraint("event_id"),
     )
-    op.create_index(op.f("ix_projects_trace_id"), "projects", ["trace_id"])
+    op.create_index("ix_projects_trace_id", "projects", ["trace_id"])
 
 
 def _create_quarantined_rows() -> None:
@@ -619,18 +582,7 @@ def _create_stream_ranges() -> None:
         sa.Column("partition", sa.Integer, nullable=False),
         sa.Column("first_offset", sa.BigInteger, nullable=False),
         sa.Column("end_offset", sa.BigInteger, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("attempts", sa.Integer, nullable=False),
-        sa.Column("reason", sa.Text, nullable=True),
-        sa.Column("error_class", sa.Text, nullable=True),
-        sa.Column("batch_id", sa.Text, nullable=True),
-        sa.Column("run_id", sa.Text, nullable=True),
-        sa.Column("next_attempt_at", UtcTime, nullable=False),
-        sa.Column("created_at", UtcTime, nullable=False),
-        sa.Column("updated_at", UtcTime, nullable=False),
-        sa.Column("started_at", UtcTime, nullable=True),
-        sa.Column("finished_at", UtcTime, nullable=True),
-        sa.Column("reported_at", UtcTime, nullable=True),
+        *_work_columns(),
         sa.Column("messages", sa.BigInteger, nullable=True),
         sa.Column("outcome", Json, nullable=True),
         sa.PrimaryKeyConstraint("range_key"),
@@ -638,12 +590,12 @@ def _create_stream_ranges() -> None:
     op.create_index("stream_ranges_by_batch", "stream_ranges", ["batch_id"])
     op.create_index("stream_ranges_by_end", "stream_ranges", ["topic", "topic_id", "partition", "end_offset"])
     op.create_index("stream_ranges_by_state", "stream_ranges", ["state", "updated_at"])
-    _partial_index("stream_ranges_due", "stream_ranges", ["topic", "next_attempt_at"], "state = 'pending'")
+    _partial_index("stream_ranges_due", "stream_ranges", ["topic", "next_attempt_at"], PENDING)
     _partial_index(
         "stream_ranges_held",
         "stream_ranges",
         ["topic", "batch_id", "run_id", "updated_at"],
-        "reported_at IS NULL AND state <> 'pending'",
+        HELD,
     )
 
 
@@ -672,7 +624,7 @@ def _create_unidentified_messages() -> None:
         sa.Column("trace_id", sa.Text, nullable=True),
         sa.PrimaryKeyConstraint("message_id"),
     )
-    op.create_index(op.f("ix_unidentified_messages_trace_id"), "unidentified_messages", ["trace_id"])
+    op.create_index("ix_unidentified_messages_trace_id", "unidentified_messages", ["trace_id"])
     _partial_index(
         "unidentified_messages_open", "unidentified_messages", ["received_at", "message_id"], "identified_at IS NULL"
     )
