@@ -13,7 +13,7 @@ import msgspec
 from ingest_project.contracts.enriched_event import decode_enriched_event
 from ingest_project.core.console import add_row, counted, say, show, table
 from ingest_project.core.errors import UnreadableMessageError
-from ingest_project.core.hours import hour_key, parse_hour_key
+from ingest_project.core.keys import hour_key, parse_hour_key
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.range_record import FINISHED

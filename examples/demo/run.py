@@ -30,7 +30,7 @@ from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.polling_job import PollingJob
 from ingest_project.core.console import AsJson, complain, counted, print_json, say, show_facts, stdout
 from ingest_project.core.errors import PermanentError, SourceNotFoundError
-from ingest_project.core.hours import hour_key
+from ingest_project.core.keys import hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.job_run import JobIncompleteError, run_jobs
 from ingest_project.devstack.supervisor import running_stack

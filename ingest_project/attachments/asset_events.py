@@ -11,7 +11,7 @@ from ingest_project.attachments.catalog import ATTACHMENT_RESULTS, ONELAKE_ATTAC
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.contracts.download import DownloadStatus
-from ingest_project.core.hours import end_of, parse_hour_key
+from ingest_project.core.keys import end_of, parse_hour_key
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
 from ingest_project.platform.http.urls import printable_url
 

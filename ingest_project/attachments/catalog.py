@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from ingest_project.attachments.results_table import results_schema
-from ingest_project.core.hours import hour_key
+from ingest_project.core.keys import hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.external_assets import KAFKA, topic, topic_key
 from ingest_project.platform.dagster.stored_tables import HourlyDeltaTable, StoredTable

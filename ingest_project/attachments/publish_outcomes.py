@@ -16,7 +16,7 @@ from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.retry_schedule import retry_topic
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.download import DownloadStatus
-from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import TransientError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings

@@ -16,9 +16,9 @@ import msgspec
 
 from ingest_project.attachments.queue.record import AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
-from ingest_project.core.hours import hour_key
+from ingest_project.core.keys import hour_key
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.locks import exclusive
 from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, traceback_of

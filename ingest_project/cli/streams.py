@@ -29,7 +29,7 @@ from ingest_project.core.console import (
     table,
 )
 from ingest_project.core.errors import PermanentError
-from ingest_project.core.hours import hour_key, parse_hour_key
+from ingest_project.core.keys import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading

@@ -1,6 +1,6 @@
-"""Keys of what is kept: a readable name, and 128 bits of everything that makes it what it is.
+"""Partition keys: a readable name with 128 bits of what identifies an item, and hours as Dagster writes them.
 
-Of 128 bits nobody finds two inputs with the same value by trying; 40 bits took seconds.
+With 128 bits nobody finds two inputs of the same key by trying; with 40 bits that took seconds.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import hashlib
 import json
 import re
 import unicodedata
+from datetime import UTC, datetime, timedelta
 
 DIGEST_BYTES = 16
 # Run tags, URLs and file names hold a key; PostgreSQL refuses tags over 2.7 KB, file systems names over 255 bytes.
 NAME_BYTES = 80
+# Dagster's own format of hourly partitions, e.g. `2026-01-15-10:00`, in UTC.
+HOUR_FORMAT = "%Y-%m-%d-%H:00"
 
 
 def digest_of(*parts: object) -> str:
@@ -30,9 +33,9 @@ def digest_of(*parts: object) -> str:
 
 
 def key_of(name: str, *parts: object, keep_end: bool = True) -> str:
-    """Make a key of a name for people and the hash of what it identifies, e.g. `a.csv~mfrggzdfmztwq2lknnwg23tpoa`.
+    """Make a key of a readable name and the hash of what it identifies, e.g. `a.csv~mfrggzdfmztwq2lknnwg23tpoa`.
 
-    It holds letters, digits and `_.-~` only, in at most 107 bytes.
+    It has letters, digits and `_.-~` only, at most 107 bytes.
 
     Args:
         name: any text; it is not hashed.
@@ -40,6 +43,25 @@ def key_of(name: str, *parts: object, keep_end: bool = True) -> str:
         keep_end: of a long name the end is kept, where a file name has its ending; else the beginning.
     """
     return f"{_readable(name, keep_end=keep_end)}~{digest_of(*parts)}"
+
+
+def hour_key(moment: datetime) -> str:
+    """Return the partition key of the hour that a moment is in."""
+    return moment.astimezone(UTC).strftime(HOUR_FORMAT)
+
+
+def parse_hour_key(partition: str) -> datetime:
+    """Return the start of the hour of a partition key.
+
+    Raises:
+        ValueError: it is not the key of an hour.
+    """
+    return datetime.strptime(partition, HOUR_FORMAT).replace(tzinfo=UTC)
+
+
+def end_of(hour: datetime) -> datetime:
+    """Return the start of the next hour."""
+    return hour + timedelta(hours=1)
 
 
 def _readable(name: str, *, keep_end: bool) -> str:

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.private_files import keep_files_private
+from ingest_project.core.files import keep_files_private
 from ingest_project.core.settings import LoadedSettings
 from ingest_project.devstack import dagster_processes, postgres
 from ingest_project.devstack.processes import free_port, listener_on, port_is_free

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import polars as pl
 
-from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError, StoreUnavailableError, TransientError
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.quarantine import leave_quarantine, quarantine_file

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
-from ingest_project.core.prefetch import prefetch
+from ingest_project.core.batches import prefetch
 from ingest_project.platform.work_queue.item_errors import storable
 from ingest_project.polling.job_queue import JobOutbox, JobRecord
 from ingest_project.polling.publish_file_events import Announcements, prepare, publish

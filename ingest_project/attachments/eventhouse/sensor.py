@@ -16,7 +16,7 @@ from ingest_project.attachments.eventhouse.events import PolledEvent, RefusedRow
 from ingest_project.attachments.eventhouse.polling import Page, poll, position_from_json
 from ingest_project.attachments.eventhouse.queries import DomainQuery, load_queries
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.producer import ProducerRecord

@@ -1,12 +1,37 @@
-"""One typed tree of settings, and the only place that reads the environment.
+"""One typed tree of settings, and the only code that reads the environment.
 
-A value comes from the first of these that has it: an environment variable, the `.env` file, `config.yaml`, the services
-that `ingest dev` started on this machine, the default. Everything is checked at once, and an unknown name is an error
-that proposes the nearest right one: a misspelt setting must not silently leave the default in force.
+A value comes from the first of these sources that has it: environment variables, the `.env` file, `config.yaml`, the
+services that `ingest dev` started on this machine, the defaults. Everything is checked at once. An unknown name is an
+error that proposes the nearest known one: a misspelt setting must not silently leave the default in force.
 """
 
 from __future__ import annotations
 
+import difflib
+import json
+import os
+import re
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache, reduce
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+)
+
+from ingest_project.core.errors import SettingsError
+from ingest_project.core.files import yaml_content
 from ingest_project.core.settings.capabilities import (
     AttachmentSettings,
     ConfiguredSource,
@@ -20,59 +45,380 @@ from ingest_project.core.settings.capabilities import (
     PollingSettings,
     UserActivitySettings,
 )
-from ingest_project.core.settings.loading import (
-    LoadedSettings,
-    Origin,
-    Setting,
-    current_settings,
-    embedded_services,
-    load_settings,
+from ingest_project.core.settings.fields import (
+    AsJson,
+    Env,
+    Section,
+    descriptions,
+    family_of,
+    leaves,
+    variables_of,
 )
-from ingest_project.core.settings.operations import (
+from ingest_project.core.settings.platform import (
     AlertSettings,
     BackpressureSettings,
-    MonitorSettings,
-    RetentionSettings,
-)
-from ingest_project.core.settings.services import (
     DagsterSettings,
     DeltaSettings,
     KafkaSettings,
+    LoggingSettings,
+    MonitorSettings,
+    RetentionSettings,
+    RetrySettings,
     StorageSettings,
     TopicSettings,
     WarehouseSettings,
 )
-from ingest_project.core.settings.tree import LoggingSettings, RetrySettings, Settings
 
-__all__ = [
-    "AlertSettings",
-    "AttachmentSettings",
-    "BackpressureSettings",
-    "ConfiguredSource",
-    "Credential",
-    "CrmSettings",
-    "DagsterSettings",
-    "DeltaSettings",
-    "DownloadSettings",
-    "EventHubsSettings",
-    "EventhouseSettings",
-    "FileIngestSettings",
-    "KafkaSettings",
-    "LoadedSettings",
-    "LoggingSettings",
-    "MonitorSettings",
-    "OneLakeSettings",
-    "Origin",
-    "PollingSettings",
-    "RetentionSettings",
-    "RetrySettings",
-    "Setting",
-    "Settings",
-    "StorageSettings",
-    "TopicSettings",
-    "UserActivitySettings",
-    "WarehouseSettings",
-    "current_settings",
-    "embedded_services",
-    "load_settings",
-]
+OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_")
+# Names in the .env files of the services that this project replaces: they have no meaning here and do no harm.
+FOREIGN_NAMES = ("KAFKA_TOPIC", "KAFKA_TOPICS", "KAFKA_CLIENT_ID", "KAFKA_ENABLE_AUTO_COMMIT", "ENABLE_AUTO_COMMIT")
+FOREIGN_FAMILIES = ("DAGSTER_", "AWS_", "AZURE_", "PG", "PYTHON")
+# Variables of Kafka's own start scripts and of the images of brokers, registries and their user interfaces.
+OF_A_BROKER = re.compile(
+    r"KAFKA_(HOME|OPTS|PORT|HOST|VERSION|IMAGE|TAG|\w+_OPTS|(CFG|KRAFT|CLUSTER|NODE|BROKER|PROCESS|CONTROLLER|LISTENERS?"
+    r"|ADVERTISED|INTER|ZOOKEEPER|LOG|LOG4J|NUM|OFFSETS|TRANSACTION|SHARE|DEFAULT|MIN|MESSAGE|REPLICA|CREATE|DELETE"
+    r"|AUTO_CREATE|AUTHORIZER|SUPER|ALLOW|GROUP_(INITIAL|MIN|MAX|COORDINATOR)|HEAP|JVM|JMX|METRIC|CONFLUENT|UI|REST"
+    r"|CONNECT|SCHEMA|SASL_(ENABLED|JAAS)|SSL_(KEY|KEYSTORE|TRUSTSTORE|CLIENT|SECRETS))(_\w+)?)"
+)
+# Variables that Kubernetes sets in every container for a Service called `kafka`, `ingest-...` or `onelake-...`.
+SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
+SERVICE_ADDRESS = ("tcp://", "udp://")
+SIMILAR_ENOUGH = 0.86
+LEAST_SIMILAR = 0.5
+DEFAULT_PORT = 5432
+THIS_MACHINE = {"", "localhost", "127.0.0.1", "::1"}
+
+
+class Settings(Section):
+    """Everything that can be set, with its default."""
+
+    environment: Annotated[str, Env("ENVIRONMENT", "APP_ENV")] = "development"
+    """Name of this deployment."""
+    state_dir: Annotated[Path, Env("INGEST_STATE_DIR")] = Path(".ingest")
+    """Folder of the embedded services and local stores."""
+    kafka: KafkaSettings = KafkaSettings()
+    topics: TopicSettings = TopicSettings()
+    warehouse: WarehouseSettings = WarehouseSettings()
+    dagster: DagsterSettings = DagsterSettings()
+    storage: StorageSettings = StorageSettings()
+    delta: DeltaSettings = DeltaSettings()
+    polling: PollingSettings = PollingSettings()
+    file_ingest: FileIngestSettings = FileIngestSettings()
+    attachments: AttachmentSettings = AttachmentSettings()
+    downloads: DownloadSettings = DownloadSettings()
+    onelake: OneLakeSettings = OneLakeSettings()
+    eventhouse: EventhouseSettings = EventhouseSettings()
+    eventhubs: EventHubsSettings = EventHubsSettings()
+    user_activity: UserActivitySettings = UserActivitySettings()
+    crm: CrmSettings = CrmSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    retries: RetrySettings = RetrySettings()
+    backpressure: BackpressureSettings = BackpressureSettings()
+    alerts: AlertSettings = AlertSettings()
+    retention: RetentionSettings = RetentionSettings()
+    logging: LoggingSettings = LoggingSettings()
+    credentials: Annotated[dict[str, Credential], AsJson, Env("INGEST_CREDENTIALS")] = Field(default_factory=dict)
+    """Stored credentials by the name that jobs and hosts use; in a variable as one JSON object."""
+    sources: Annotated[dict[str, ConfiguredSource], AsJson, Env("INGEST_SOURCES")] = Field(default_factory=dict)
+    """Sources by name, those with every_seconds polled automatically; in a variable as JSON."""
+
+    @property
+    def landing_url(self) -> str:
+        """Folder or s3:// address of the landing store."""
+        return self.storage.landing_url or str(self.state_dir.absolute() / "landing")
+
+    @property
+    def quarantine_url(self) -> str:
+        """Folder or s3:// address of the quarantine store."""
+        return self.storage.quarantine_url or str(self.state_dir.absolute() / "quarantine")
+
+    @property
+    def attachments_url(self) -> str:
+        """Folder or OneLake address of the attachment store."""
+        return self.attachments.store_url or str(self.state_dir.absolute() / "attachments")
+
+    @property
+    def attachment_results_url(self) -> str:
+        """Folder, s3:// or OneLake address of the Delta table of download results."""
+        return self.attachments.results_url or str(self.state_dir.absolute() / "delta" / "attachment_results")
+
+    @property
+    def user_activity_url(self) -> str:
+        """Folder, s3:// or OneLake address of the Delta table of user activity."""
+        return self.user_activity.table_url or str(self.state_dir.absolute() / "delta" / "user_activity_events")
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of files that are being downloaded."""
+        return self.state_dir.absolute() / "cache"
+
+
+class Origin(StrEnum):
+    """Where a value came from."""
+
+    ENVIRONMENT = "environment"
+    DOTENV = ".env"
+    YAML = "config.yaml"
+    EMBEDDED = "ingest dev"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as it is in force.
+
+    Args:
+        path: position in the tree, e.g. ``kafka.group_id``; config.yaml uses the same names, nested.
+        env_names: environment variables that set it.
+        description: its meaning, with the unit.
+        value: the effective value; secrets are wrapped and print as asterisks.
+        origin: where the value came from.
+    """
+
+    path: str
+    env_names: tuple[str, ...]
+    description: str
+    value: object
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class LoadedSettings:
+    """The settings and where each came from; without an entry it is the default."""
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+
+    def each(self) -> Iterator[Setting]:
+        """Yield every setting, in the order of the tree."""
+        for path, field in leaves(Settings):
+            *sections, name = path.split(".")
+            section: Section = reduce(getattr, sections, self.settings)
+            family = family_of(field)
+            names = (str(family),) if family else variables_of(field)
+            origin = self.origins.get(path, Origin.DEFAULT)
+            yield Setting(
+                path, names, descriptions(type(section) if sections else Settings)[name], getattr(section, name), origin
+            )
+
+
+def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None = None) -> LoadedSettings:
+    """Read and check every setting.
+
+    Args:
+        environ: environment variables; the process's own by default.
+        folder: holds `.env` and `config.yaml`; INGEST_CONFIG_DIR or the current folder by default.
+
+    Raises:
+        SettingsError: a value is malformed or a name is unknown, and the message lists all of them; or warehouse and
+            Dagster are to share one database.
+    """
+    environ = os.environ if environ is None else environ
+    folder = folder or Path(environ.get("INGEST_CONFIG_DIR", "."))
+    variables = _Variables(_SettingsInForce, case_sensitive=True)
+    variables.env_vars = environ
+    dotenv = _Dotenv(_SettingsInForce, env_file=folder / ".env", case_sensitive=True)
+    yaml = _Yaml(_SettingsInForce, _yaml_tree(folder / "config.yaml"))
+    if problems := [*variables.unknown_names(), *dotenv.unknown_names(), *yaml.unknown_names()]:
+        raise SettingsError("\n".join(problems))
+    origins: dict[str, Origin] = {}
+    sources = (variables, dotenv, yaml, _EmbeddedServices(_SettingsInForce, {}))
+    for source in sources:
+        source.origins = origins
+    try:
+        settings = _SettingsInForce(sources=sources)
+    except ValidationError as error:
+        raise SettingsError(_invalid_values(error, origins)) from None
+    _require_two_databases(settings)
+    return LoadedSettings(settings, origins)
+
+
+@cache
+def current_settings() -> Settings:
+    """Return the settings of this process, read once."""
+    return load_settings().settings
+
+
+def embedded_services(state_dir: Path) -> dict[str, object]:
+    """Return the addresses of the services that `ingest dev` runs on this machine, by setting; empty if it is down."""
+    try:
+        services = json.loads((state_dir / "services.json").read_text())
+        os.kill(int(services["pid"]), 0)
+        addresses: dict[str, object] = services["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return addresses
+
+
+class _SettingsInForce(Settings, BaseSettings):  # type: ignore[misc]  # BaseSettings' configuration has more options
+    """The tree, filled by the sources that are its only argument."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: tuple[PydanticBaseSettingsSource, ...] = init_settings()["sources"]
+        return sources
+
+
+class _Layer(PydanticBaseSettingsSource):
+    """A source that sets what the sources before it left unset, and records itself as the origin."""
+
+    origin: ClassVar[Origin]
+    origins: dict[str, Origin]
+
+    @abstractmethod
+    def values_by_path(self) -> Mapping[str, object]:
+        """Return the values that this source has; an empty text counts as not set."""
+
+    def __call__(self) -> dict[str, Any]:
+        tree: dict[str, Any] = {}
+        for path, value in self.values_by_path().items():
+            if path not in self.origins and value is not None and value != "":
+                self.origins[path] = self.origin
+                *sections, name = path.split(".")
+                reduce(lambda branch, section: branch.setdefault(section, {}), sections, tree)[name] = value
+        return tree
+
+
+class _Variables(_Layer, EnvSettingsSource):
+    origin = Origin.ENVIRONMENT
+
+    def values_by_path(self) -> Mapping[str, object]:
+        return {path: self._value(field) for path, field in leaves(Settings)}
+
+    def unknown_names(self) -> Iterator[str]:
+        """Describe each variable that is meant for us, as far as its name shows, and sets nothing."""
+        for name in sorted(name for name, value in self.env_vars.items() if value is not None):
+            nearest = _nearest(name, SIMILAR_ENOUGH)
+            if name in _known_variables() or _is_foreign(name, self.env_vars[name] or "", nearest):
+                continue
+            # A shell's environment is full of other programs' names, and a .env file is often shared with them.
+            if name.startswith(OWN_PREFIXES):
+                yield _unknown(name, self.origin, _nearest(name, LEAST_SIMILAR))
+            elif nearest and len(name) > len("ENVIRON"):
+                yield _unknown(name, self.origin, nearest)
+
+    def _value(self, field: FieldInfo) -> object:
+        if family := family_of(field):
+            return {
+                entry: value for name, value in self.env_vars.items() if value and (entry := family.entry(name))
+            } or None
+        return next((self.env_vars[name] for name in variables_of(field) if self.env_vars.get(name)), None)
+
+
+class _Dotenv(_Variables, DotEnvSettingsSource):
+    origin = Origin.DOTENV
+
+
+class _Yaml(_Layer, InitSettingsSource):
+    origin = Origin.YAML
+
+    def values_by_path(self) -> Mapping[str, object]:
+        return _flatten(self.init_kwargs, _paths())
+
+    def unknown_names(self) -> Iterator[str]:
+        for path in self.values_by_path():
+            if path not in _paths():
+                guesses = difflib.get_close_matches(path, _paths(), n=1, cutoff=LEAST_SIMILAR)
+                yield _unknown(path, self.origin, next(iter(guesses), None))
+
+
+class _EmbeddedServices(_Layer, InitSettingsSource):
+    origin = Origin.EMBEDDED
+
+    def values_by_path(self) -> Mapping[str, object]:
+        return embedded_services(Path(self.current_state.get("state_dir", Settings().state_dir)))
+
+
+def _yaml_tree(path: Path) -> dict[str, Any]:
+    content = yaml_content(path, "file of settings") if path.exists() else None
+    if not isinstance(content, dict | None):
+        raise SettingsError(f"{path} must hold names and values, not {type(content).__name__}.")
+    return content or {}
+
+
+def _flatten(tree: Mapping[str, Any], known: Collection[str], prefix: str = "") -> dict[str, object]:
+    """Return values by path; a setting that is a mapping itself stays whole."""
+    flat: dict[str, object] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        flat |= (
+            _flatten(value, known, f"{path}.") if isinstance(value, Mapping) and path not in known else {path: value}
+        )
+    return flat
+
+
+def _unknown(name: str, origin: Origin, guess: str | None) -> str:
+    hint = f"Did you mean {guess}?" if guess else "`ingest config` lists every setting."
+    return f"Unknown setting {name} in {origin}. {hint}"
+
+
+def _is_foreign(name: str, value: str, nearest: str | None) -> bool:
+    """Return True for a variable of another program; `nearest` is the similar name of ours, if there is one."""
+    return (
+        name in FOREIGN_NAMES
+        or name.startswith(FOREIGN_FAMILIES)
+        or bool(OF_A_BROKER.fullmatch(name) and not nearest)
+        or bool(SERVICE_LINK.fullmatch(name))
+        or (name.endswith("_PORT") and value.startswith(SERVICE_ADDRESS))
+        or any(family.entry(name) for _, field in leaves(Settings) if (family := family_of(field)))
+    )
+
+
+@cache
+def _paths() -> tuple[str, ...]:
+    return tuple(path for path, _ in leaves(Settings))
+
+
+@cache
+def _known_variables() -> frozenset[str]:
+    return frozenset(name for _, field in leaves(Settings) for name in variables_of(field)) | {"INGEST_CONFIG_DIR"}
+
+
+# A process reads its settings more than once, and the other programs' names in its environment stay what they are.
+@cache
+def _nearest(name: str, similarity: float) -> str | None:
+    """Return the variable of ours that is most like this name, if it is that similar."""
+    return next(iter(difflib.get_close_matches(name, _known_variables(), n=1, cutoff=similarity)), None)
+
+
+def _invalid_values(error: ValidationError, origins: Mapping[str, Origin]) -> str:
+    fields = dict(leaves(Settings))
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        path = ".".join(str(part) for part in problem["loc"][:2] if isinstance(part, str))
+        known_as = next(iter(variables_of(fields[path])), path) if path in fields else path
+        lines.append(f"{known_as} (from {origins.get(path, Origin.DEFAULT)}): {problem['msg']}.")
+    # Several bad items of one list are reported once.
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _require_two_databases(settings: Settings) -> None:
+    """Refuse one database for both: warehouse and Dagster each keep their version in a table of the same name."""
+    urls = (settings.warehouse.database_url, settings.dagster.postgres_url)
+    warehouse, dagster = (_database_of(url.get_secret_value()) for url in urls)
+    if warehouse is not None and warehouse == dagster:
+        raise SettingsError(
+            "DATABASE_URL and DAGSTER_POSTGRES_URL name the same database. Give Dagster one of its own."
+        )
+
+
+def _database_of(database_url: str) -> tuple[str, int, str, str] | None:
+    """Return host, port, database and session options, which may name a schema; None for other than PostgreSQL."""
+    try:
+        url = urlsplit(database_url)
+        query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        port = int(query.get("port") or url.port or DEFAULT_PORT)
+    except ValueError:
+        return None
+    if url.scheme.partition("+")[0] not in {"postgres", "postgresql"}:
+        return None
+    host = query.get("host") or url.hostname or ""
+    database = query.get("dbname") or unquote(url.path.lstrip("/")) or unquote(url.username or "")
+    return "localhost" if host in THIS_MACHINE else host.lower(), port, database, query.get("options", "")

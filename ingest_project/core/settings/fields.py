@@ -1,14 +1,20 @@
-"""What a settings section is made of: fields that know which environment variables set them."""
+"""Fields of settings: the environment variables that set them, and the shapes that their values are written in."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 LIST_SHAPES = 'write a,b or ["a", "b"]'
 # An IPv6 address in brackets, with or without a port, is no JSON.
@@ -34,11 +40,11 @@ class EnvFamily:
     suffix: str
 
     def __str__(self) -> str:
-        """As people write it: `ONELAKE_*_PATH`."""
+        """Return the family as people write it: `ONELAKE_*_PATH`."""
         return f"{self.prefix}*{self.suffix}"
 
     def entry(self, variable: str) -> str | None:
-        """The entry that a variable sets, in lower case; None for a variable of no such name."""
+        """Return the entry that a variable sets, in lower case; None for a variable that is not of the family."""
         if not (variable.startswith(self.prefix) and variable.endswith(self.suffix)):
             return None
         return variable[len(self.prefix) : len(variable) - len(self.suffix)].lower() or None
@@ -68,13 +74,13 @@ def _parsed(text: str, remedy: str = 'write {"name": ...}') -> object:
     try:
         return json.loads(text)
     except ValueError as error:
-        # Not what was found there: a password may be in it.
+        # The text itself is not quoted: a password may be in it.
         where = f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
         raise ValueError(f"it is not JSON{where}; {remedy}") from None
 
 
 def _reasonable(value: object, info: ValidationInfo) -> object:
-    """Refuse lengths of time that no clock of Python's can add to today."""
+    """Refuse durations that Python cannot add to today's date."""
     unit = (info.field_name or "").rpartition("_")[2]
     if isinstance(value, int | float) and unit in LONGEST and value > LONGEST[unit]:
         raise ValueError(f"it is at most {LONGEST[unit]:,} {unit}, a hundred years")
@@ -82,7 +88,7 @@ def _reasonable(value: object, info: ValidationInfo) -> object:
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown names are errors, values never change."""
+    """A part of the tree: unknown names are errors, values never change, docstrings below fields describe them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -94,3 +100,36 @@ PathList = Annotated[list[Path], BeforeValidator(as_list)]
 SecondsList = Annotated[list[float], BeforeValidator(as_list)]
 # Marks a field whose value has a shape of its own: nested in config.yaml, JSON in an environment variable.
 AsJson = BeforeValidator(_read_json)
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every field that holds a value with its path in the tree, e.g. `kafka.group_id`."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def variables_of(field: FieldInfo) -> tuple[str, ...]:
+    """Return the environment variables that set a field; the first one that is set wins."""
+    return next((mark.names for mark in field.metadata if isinstance(mark, Env)), ())
+
+
+def family_of(field: FieldInfo) -> EnvFamily | None:
+    """Return the family of variables that sets a field's entries, if it has one."""
+    return next((mark for mark in field.metadata if isinstance(mark, EnvFamily)), None)
+
+
+@cache
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """Return the docstrings below a section's fields, by field name.
+
+    Pydantic would read them at every start (`use_attribute_docstrings`); only `ingest config` needs them.
+    """
+    definition = ast.parse(inspect.getsource(model)).body[0]
+    return {
+        ast.unparse(field.target): inspect.cleandoc(str(text.value.value))
+        for field, text in pairwise(getattr(definition, "body", ()))
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }

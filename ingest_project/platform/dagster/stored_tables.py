@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql
 
-from ingest_project.core.hours import end_of, parse_hour_key
+from ingest_project.core.keys import end_of, parse_hour_key
 from ingest_project.platform.database.columns import ExactDecimal, Texts, UtcTime
 from ingest_project.platform.database.engine import reading
 from ingest_project.platform.delta.table import DeltaStore, ask

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError
-from ingest_project.core.private_files import make_private_folder
+from ingest_project.core.files import make_private_folder
 from ingest_project.platform.database.errors import map_error
 
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, which is not installed.

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from ingest_project.contracts.decoding import trace_id_in
-from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import SkippedByOperatorError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import BoundedRead, TopicReader

@@ -14,9 +14,9 @@ from typing import Any
 import dagster as dg
 
 from ingest_project.contracts.crm_event import CrmKind
+from ingest_project.core.batches import prefetch
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.logging import bound, get_logger
-from ingest_project.core.prefetch import prefetch
 from ingest_project.platform.dagster.asset_events import keep_connections_open
 from ingest_project.platform.dagster.external_assets import topic_key
 from ingest_project.platform.database.engine import reading

@@ -10,7 +10,7 @@ import dagster as dg
 from sqlalchemy import Engine
 
 from ingest_project.contracts.crm_event import CrmEvent, CrmKind
-from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.batches import store_bisecting
 from ingest_project.platform.dagster.external_assets import topic_key
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.streams.crm import unidentified_store as store

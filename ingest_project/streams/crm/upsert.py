@@ -13,7 +13,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from ingest_project.contracts.crm_event import CrmKind
-from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import TransientError, UnexpectedError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import RetrySettings

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import (
     BrokerUnavailableError,
     IngestError,

@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 
 from ingest_project.core.errors import IngestError, StoreUnavailableError, TransientError
-from ingest_project.core.hours import hour_key, parse_hour_key
+from ingest_project.core.keys import hour_key, parse_hour_key
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     Context,

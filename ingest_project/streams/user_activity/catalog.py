@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ingest_project.core.hours import parse_hour_key
+from ingest_project.core.keys import parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.external_assets import topic, topic_key
 from ingest_project.platform.dagster.stored_tables import HourlyDeltaTable, SqlTable, StoredTable

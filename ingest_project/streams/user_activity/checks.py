@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.core.hours import hour_key
+from ingest_project.core.keys import hour_key
 from ingest_project.platform.delta.table import ask
 from ingest_project.streams.checks import MOST_SHOWN, RECENT, planned_twice, shown, unread
 from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState, cut

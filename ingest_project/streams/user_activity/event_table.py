@@ -24,9 +24,9 @@ from ingest_project.contracts.enriched_event import (
     ServiceInfo,
     decode_enriched_event,
 )
-from ingest_project.core.bisection import store_bisecting
+from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import PermanentError, UnexpectedError, UnreadableMessageError
-from ingest_project.core.hours import end_of
+from ingest_project.core.keys import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.user_activity.stream import FIRST_HOUR, hours_between

@@ -12,8 +12,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from dagster import DagsterRunStatus
 
-from ingest_project.core.hours import hour_key
-from ingest_project.core.keys import digest_of
+from ingest_project.core.keys import digest_of, hour_key
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
 from ingest_project.platform.work_queue.sensor import queue_sensor
 from ingest_project.streams.user_activity.changed_hours import StaleHour

@@ -19,7 +19,7 @@ import msgspec
 import polars as pl
 import sqlalchemy as sa
 
-from ingest_project.core.hours import end_of
+from ingest_project.core.keys import end_of
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.delta.table import DeltaStore, ask
 from ingest_project.streams.user_activity.events_schema import of_hours

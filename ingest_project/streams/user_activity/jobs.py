@@ -6,7 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.core.hours import parse_hour_key
+from ingest_project.core.keys import parse_hour_key
 from ingest_project.platform.database.locks import exclusive
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
 from ingest_project.streams.runs import RangesConfig

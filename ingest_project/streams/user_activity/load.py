@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
+from ingest_project.core.batches import prefetch
 from ingest_project.core.errors import TransactionConflictError, TransientError
 from ingest_project.core.logging import get_logger
-from ingest_project.core.prefetch import prefetch
 from ingest_project.platform.kafka.offset_ranges import Chunk, OpenRanges
 from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from ingest_project.core.errors import BrokerUnavailableError
-from ingest_project.core.hours import end_of
+from ingest_project.core.keys import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.locks import exclusive
 from ingest_project.platform.work_queue.consume import dead_letter_message

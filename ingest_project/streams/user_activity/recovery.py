@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from ingest_project.core.errors import BrokerUnavailableError, TransactionConflictError
-from ingest_project.core.hours import hour_key
+from ingest_project.core.keys import hour_key
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.locks import exclusive
 from ingest_project.platform.delta.table import EVERY_STREAM, Standing, checked_by
