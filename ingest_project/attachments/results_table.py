@@ -20,7 +20,7 @@ from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
 from ingest_project.core.keys import hour_key
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.locks import exclusive
+from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, traceback_of
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
+import stamina.instrumentation
 import structlog
 
 from ingest_project.core.files import make_private_folder
@@ -23,6 +24,8 @@ from ingest_project.core.settings import LoggingSettings
 from ingest_project.core.terminal_text import printable, printable_json
 
 _OWN_LOGGER = "ingest_project"
+# Stamina would log each retry through structlog's defaults, which print on stdout, where commands print results.
+stamina.instrumentation.set_on_retry_hooks([])
 
 
 def configure_logging(settings: LoggingSettings) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.file_event import FileEvent, file_key, file_type_of, profile_named, version_of
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.locks import exclusive
+from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, storable

@@ -1,22 +1,24 @@
-"""One small engine per process, and database failures told as what to do next.
+"""One small engine per process, transactions that map driver errors to ours, and locks over all hosts.
 
-Every read and write of the ledger and the generic warehouse goes through `reading` and `writing`: one transaction each,
-and a database that is away is always a `DatabaseUnavailableError` with an address that shows no password.
+Every read and write of the work queues and the generic warehouse goes through `reading` and `writing`: one transaction
+each, and a database that does not answer is a `DatabaseUnavailableError` with an address that shows no password.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import sqlalchemy as sa
+import stamina
 from sqlalchemy.engine import URL, make_url
 
-from ingest_project.core.errors import DatabaseUnavailableError, SettingsError
+from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
 from ingest_project.core.files import make_private_folder
 from ingest_project.platform.database.errors import map_error
 
@@ -29,7 +31,7 @@ BEGIN_OPTION = "ingest_sqlite_begin"
 
 
 def open_engine(database_url: str, connect_timeout_seconds: float = 10, *, pool_size: int = 2) -> sa.Engine:
-    """An engine for the ledger and the generic warehouse; nothing is connected yet.
+    """Make an engine for the work queues and the generic warehouse; nothing is connected yet.
 
     Args:
         database_url: any SQLAlchemy URL; `postgresql://` means psycopg2, `sqlite:////absolute/path` a file.
@@ -54,13 +56,13 @@ def open_engine(database_url: str, connect_timeout_seconds: float = 10, *, pool_
 
 
 def postgres_options(connect_timeout_seconds: float) -> dict[str, Any]:
-    """Connection options, as libpq names them, of every PostgreSQL session of this project."""
+    """Return the connection options, as libpq names them, of every PostgreSQL session of this project."""
     return {
         # libpq counts whole seconds and takes 0 for "for ever".
         "connect_timeout": max(2, round(connect_timeout_seconds)),
         "application_name": "ingest_project",
         "options": f"-c lock_timeout={LOCK_TIMEOUT_SECONDS}s -c timezone=UTC",
-        # A peer that vanished without a word is noticed within a minute, not in two hours.
+        # A peer that vanished silently is noticed within a minute, not in two hours.
         "keepalives_idle": 20,
         "keepalives_interval": 10,
         "keepalives_count": 3,
@@ -68,7 +70,7 @@ def postgres_options(connect_timeout_seconds: float) -> dict[str, Any]:
 
 
 def database_address(database_url: str) -> URL:
-    """The URL with the driver this project ships.
+    """Return the URL with the driver this project ships.
 
     Raises:
         SettingsError: the URL is empty or cannot be understood.
@@ -86,7 +88,7 @@ def database_address(database_url: str) -> URL:
 
 
 def printable(database_url: str | URL) -> str:
-    """The address without the password, for messages."""
+    """Return the address without the password, for messages."""
     try:
         url = make_url(database_url)
     except sa.exc.ArgumentError:
@@ -97,7 +99,7 @@ def printable(database_url: str | URL) -> str:
 
 @contextmanager
 def database_errors(database_url: str | URL) -> Iterator[None]:
-    """Tell a driver's failure as one of ours.
+    """Raise a driver's failure as one of ours.
 
     Raises:
         DatabaseUnavailableError: no connection, or it was cut, or the server shuts down.
@@ -114,7 +116,7 @@ def database_errors(database_url: str | URL) -> Iterator[None]:
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A connection that only reads.
+    """Open a connection that only reads.
 
     Raises:
         DatabaseUnavailableError: see `database_errors`.
@@ -125,13 +127,13 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A connection that only reads, and whose questions all see the same moment.
+    """Open a connection that only reads, and whose queries all see the same state.
 
     Raises:
         DatabaseUnavailableError: see `database_errors`.
     """
     with reading(engine) as connection:
-        # A SQLite transaction sees the moment of its first question anyway.
+        # A SQLite transaction sees the state at its first query anyway.
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         yield connection
@@ -139,7 +141,7 @@ def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One write transaction: committed at the end, rolled back when anything is raised.
+    """Open a write transaction: committed at the end, rolled back when anything is raised.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: see `database_errors`.
@@ -149,6 +151,56 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         writer = connection.execution_options(**{BEGIN_OPTION: "IMMEDIATE"})
         with writer.begin():
             yield writer
+
+
+@contextmanager
+def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0) -> Iterator[None]:
+    """Hold a named lock, one process at a time over all hosts; it is released with the process at the latest.
+
+    On PostgreSQL a connection of its own holds it; with SQLite, where all processes share a disk, a file next to the
+    database. A cut connection releases the lock early: work under it must be safe to be done twice.
+
+    Args:
+        engine: of the shared database.
+        name: of the lock.
+        wait_seconds: for the current holder.
+
+    Raises:
+        TransactionConflictError: it was not released in time.
+        DatabaseUnavailableError: the database does not answer.
+    """
+    if engine.dialect.name == "postgresql":
+        with _advisory_lock(engine, name, wait_seconds):
+            yield
+    elif (file := engine.url.database) and file != ":memory:":
+        lock = filelock.FileLock(f"{file}.{name}.lock", timeout=wait_seconds)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise TransactionConflictError(printable(engine.url), f"the lock {name} was not released") from None
+        try:
+            yield
+        finally:
+            lock.release()
+    else:
+        yield
+
+
+@contextmanager
+def _advisory_lock(engine: sa.Engine, name: str, wait_seconds: float) -> Iterator[None]:
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    with database_errors(engine.url):
+        connection = engine.connect()
+    try:
+        with database_errors(engine.url):
+            connection.exec_driver_sql(f"SET lock_timeout = '{int(wait_seconds * 1_000)}ms'")
+            connection.execute(sa.select(sa.func.pg_advisory_lock(number)))
+            connection.commit()
+        yield
+    finally:
+        # Closed for good, not returned to the pool: that releases the lock whatever state the connection is in.
+        connection.invalidate()
+        connection.close()
 
 
 def _sqlite_engine(url: URL) -> sa.Engine:
@@ -163,7 +215,7 @@ def _sqlite_engine(url: URL) -> sa.Engine:
 
 @contextmanager
 def folder_of(url: URL) -> Iterator[None]:
-    """Tell that a database file's folder cannot be made.
+    """Raise an error of a database file's folder as one of ours.
 
     Raises:
         DatabaseUnavailableError: with what is in the way.
@@ -176,27 +228,27 @@ def folder_of(url: URL) -> Iterator[None]:
         raise DatabaseUnavailableError(printable(url), cause, remedy, "cannot be opened") from error
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - a driver's connection
-    # The driver would begin transactions by itself, late, and never for DDL: a half-made schema after a crash.
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver would begin transactions on its own, late, and never for DDL: a half-made schema after a crash.
     connection.isolation_level = None
     _write_ahead(connection)
     for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _write_ahead(connection: Any) -> None:  # noqa: ANN401 - a driver's connection
-    """Let readers and a writer work side by side. The file remembers it: only its first user switches."""
-    deadline = time.monotonic() + SQLITE_BUSY_TIMEOUT_SECONDS
-    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        try:
-            # A file system that cannot do it leaves the mode as it was: slower, and as correct.
-            connection.execute("PRAGMA journal_mode=WAL")
-            break
-        except sqlite3.OperationalError:
-            # The switch needs the file for itself and, unlike any other statement, does not wait for it.
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
+def _is_locked(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+
+
+@stamina.retry(on=_is_locked, attempts=None, timeout=SQLITE_BUSY_TIMEOUT_SECONDS, wait_initial=0.02, wait_max=0.1)
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Let readers and a writer work at the same time. The file remembers it: only its first user switches.
+
+    The switch needs the file for itself and, unlike any other statement, does not wait for it. A file system that
+    cannot do it leaves the mode as it was: slower, and as correct.
+    """
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

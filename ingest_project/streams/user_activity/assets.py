@@ -26,7 +26,7 @@ from ingest_project.platform.dagster.asset_events import (
     report,
 )
 from ingest_project.platform.dagster.external_assets import topic_key
-from ingest_project.platform.database.locks import exclusive
+from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, new_batch_id
 from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState
 from ingest_project.streams.runs import claim, trouble_of

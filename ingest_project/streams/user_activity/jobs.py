@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.keys import parse_hour_key
-from ingest_project.platform.database.locks import exclusive
+from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
 from ingest_project.streams.runs import RangesConfig
 from ingest_project.streams.user_activity.assets import make_statistics, store_batch

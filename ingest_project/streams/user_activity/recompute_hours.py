@@ -16,7 +16,7 @@ import pyarrow as pa
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.keys import end_of
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.locks import exclusive
+from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.range_record import OffsetRange, cut
 from ingest_project.streams.user_activity.events_schema import Offsets, of_hours, replace

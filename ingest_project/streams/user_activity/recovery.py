@@ -19,7 +19,7 @@ import pyarrow as pa
 from ingest_project.core.errors import BrokerUnavailableError, TransactionConflictError
 from ingest_project.core.keys import hour_key
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.locks import exclusive
+from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.delta.table import EVERY_STREAM, Standing, checked_by
 from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.range_record import Lane, OffsetRange, RangeRecord, RangeState, cut
