@@ -24,9 +24,9 @@ from typing import Self
 from confluent_kafka import Consumer, TopicPartition
 
 from benchmarks.memory import PeakMemory
-from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.contracts.files import PollingJob
 from ingest_project.core.settings import TopicSettings, load_settings
-from ingest_project.devstack.broker import PARTITIONS, start_broker, wait_for_broker
+from ingest_project.devstack.embedded_kafka import PARTITIONS, start_broker, wait_for_broker
 from ingest_project.devstack.postgres import start_postgres, wait_for_postgres
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER
@@ -109,7 +109,7 @@ def _services(folder: Path) -> Iterator[dict[str, str]]:
     for made in (state, logs):
         made.mkdir(parents=True)
     postgres = start_postgres(state, logs)
-    broker = start_broker(logs, dict(os.environ), TopicSettings())
+    broker = start_broker(logs, dict(os.environ), TopicSettings().model_dump().values())
     try:
         wait_for_postgres(postgres)
         yield {

@@ -25,7 +25,7 @@ from benchmarks.peer_celery import QUEUE, TABLES, app, ingest_file
 from benchmarks.results import differences
 from benchmarks.workload import Workload
 from ingest_project.devstack import postgres
-from ingest_project.devstack.child import Child, Command, start
+from ingest_project.devstack.processes import Child, Command, start
 
 WORKERS = 2
 START_SECONDS = 60.0

@@ -27,8 +27,7 @@ from benchmarks.earlier_files import copy_file
 from benchmarks.sensors import switch_sensor, wait_for_tick
 from benchmarks.workload import Workload, write_workload
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.supervisor import running_stack
-from ingest_project.devstack.system import Stack, StepState
+from ingest_project.devstack.supervisor import Stack, StepState, running_stack
 from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.database.migrate import migrate
 

@@ -10,13 +10,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ingest_project.contracts.attachment_event import AttachmentEvent, DeclaredAttachment, decode_attachment_event
+from ingest_project.contracts.attachments import (
+    AttachmentEvent,
+    CachedDownload,
+    DeclaredAttachment,
+    DownloadResult,
+    DownloadTask,
+    decode_attachment_event,
+    decode_download_task,
+)
 from ingest_project.contracts.crm_event import COMMON_FIELDS, OWN_FIELDS, CrmKind, decode_crm_event
 from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES, decode
-from ingest_project.contracts.download import CachedDownload, DownloadResult, DownloadTask, decode_download_task
 from ingest_project.contracts.enriched_event import EnrichedEvent, decode_enriched_event
-from ingest_project.contracts.file_event import FileEvent, decode_file_event
-from ingest_project.contracts.polling_job import PollingJob, decode_polling_job
+from ingest_project.contracts.files import FileEvent, PollingJob, decode_file_event, decode_polling_job
 from ingest_project.core.settings import TopicSettings
 
 TOPICS = TopicSettings()

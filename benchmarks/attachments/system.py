@@ -22,8 +22,7 @@ from confluent_kafka import Producer
 from benchmarks.sensors import switch_sensor, wait_for_tick
 from benchmarks.system import NOT_DAGSTER, NOT_OURS
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.supervisor import running_stack
-from ingest_project.devstack.system import Stack, StepState
+from ingest_project.devstack.supervisor import Stack, StepState, running_stack
 from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.database.migrate import migrate
 

@@ -16,13 +16,12 @@ from ingest_project.attachments.queue.attachments import FailedFilter
 from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord
 from ingest_project.cli.dlq import replay
 from ingest_project.cli.send_messages import deliver
-from ingest_project.contracts.attachment_event import AttachmentEvent
+from ingest_project.contracts.attachments import AttachmentEvent, attachment_key
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.download import attachment_key
 from ingest_project.core.console import complain, counted
 from ingest_project.core.errors import AddressRejectedError
 from ingest_project.core.settings import LoadedSettings, Settings
-from ingest_project.devstack.runtime_settings import with_addresses
+from ingest_project.devstack.supervisor import with_addresses
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.http.host_policy import HostRules
 from ingest_project.platform.work_queue.states import AttachmentState

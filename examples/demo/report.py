@@ -11,7 +11,7 @@ from rich.text import Text
 from examples.demo.streams import DemoStreams, StreamsReport, show_streams
 from ingest_project.attachments.queue.outcomes import Attempt, attempts_at
 from ingest_project.attachments.queue.record import AttachmentRecord
-from ingest_project.contracts.file_event import file_key, version_of
+from ingest_project.contracts.files import file_key, version_of
 from ingest_project.core.console import add_row, counts, say, shortened, show, table
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.file_queue import FileRecord

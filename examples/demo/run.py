@@ -27,14 +27,13 @@ from ingest_project.cli.send_messages import deliver
 from ingest_project.cli.send_polling import DUMMY_PATH
 from ingest_project.cli.status import wait_for_idle
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.contracts.files import PollingJob
 from ingest_project.core.console import AsJson, complain, counted, print_json, say, show_facts, stdout
 from ingest_project.core.errors import PermanentError, SourceNotFoundError
 from ingest_project.core.keys import hour_key
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.job_run import JobIncompleteError, run_jobs
-from ingest_project.devstack.supervisor import running_stack
-from ingest_project.devstack.system import Stack
+from ingest_project.devstack.dagster_processes import JobIncompleteError, run_jobs
+from ingest_project.devstack.supervisor import Stack, running_stack
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.work_queue.states import FileState

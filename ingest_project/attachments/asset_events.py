@@ -10,7 +10,7 @@ import dagster as dg
 from ingest_project.attachments.catalog import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.contracts.download import DownloadStatus
+from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.keys import end_of, parse_hour_key
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
 from ingest_project.platform.http.urls import printable_url

@@ -36,7 +36,7 @@ from ingest_project.attachments.queue.events import EventRecord, Extracted, Hour
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult, TaskArrival
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.results_table import commit_results
-from ingest_project.contracts.download import DownloadStatus
+from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.batches import store_bisecting
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (

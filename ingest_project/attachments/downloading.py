@@ -24,7 +24,7 @@ from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.retry_schedule import next_attempt_at
 from ingest_project.attachments.storage.store import OWNER, StoredAttachment
 from ingest_project.attachments.turns import Turns, host_of
-from ingest_project.contracts.download import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
+from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.core.errors import (
     HostThrottledError,
     IngestError,

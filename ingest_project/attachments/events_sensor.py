@@ -11,7 +11,7 @@ import dagster as dg
 from ingest_project.attachments.catalog import hour_of_arrival
 from ingest_project.attachments.queue.events import EventArrival
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.contracts.attachment_event import AttachmentEvent, decode_attachment_event
+from ingest_project.contracts.attachments import AttachmentEvent, decode_attachment_event
 from ingest_project.core.keys import digest_of
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.offsets import Positions

@@ -16,15 +16,18 @@ import msgspec
 from ingest_project.attachments.queue.events import EventRecord
 from ingest_project.attachments.queue.record import TaskArrival
 from ingest_project.attachments.storage.destinations import Destinations, distinct_file_names
-from ingest_project.contracts.attachment_event import (
+from ingest_project.contracts.attachments import (
+    MAX_TEXT_LENGTH,
     AttachmentEvent,
     DeclaredAttachment,
+    DownloadTask,
     RefusedAttachment,
+    attachment_key,
     declared_or_refused,
     decode_attachment_event,
+    refused_attachment_key,
 )
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.download import MAX_TEXT_LENGTH, DownloadTask, attachment_key, refused_attachment_key
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.http.file_names import chosen_file_name

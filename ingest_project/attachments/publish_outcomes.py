@@ -14,8 +14,8 @@ from ingest_project.attachments.queue.outcomes import Identity
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.retry_schedule import retry_topic
+from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.download import DownloadStatus
 from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import TransientError
 from ingest_project.core.logging import get_logger

@@ -12,8 +12,7 @@ from rich.markup import escape
 
 from ingest_project.core.settings import load_settings
 from ingest_project.core.terminal_text import printable
-from ingest_project.devstack.supervisor import running_stack
-from ingest_project.devstack.system import Report, Stack, StepState
+from ingest_project.devstack.supervisor import Report, Stack, StepState, running_stack
 
 if TYPE_CHECKING:
     from rich.console import Console

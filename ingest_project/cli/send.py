@@ -12,9 +12,14 @@ import typer
 
 from ingest_project.cli import send_polling
 from ingest_project.cli.send_messages import Profile, TraceId, absolute_if_here, checked, deliver, tell
-from ingest_project.contracts.attachment_event import AttachmentEvent, decode_attachment_event
-from ingest_project.contracts.download import DownloadTask, attachment_key, decode_download_task
-from ingest_project.contracts.file_event import FileEvent, decode_file_event, file_type_of
+from ingest_project.contracts.attachments import (
+    AttachmentEvent,
+    DownloadTask,
+    attachment_key,
+    decode_attachment_event,
+    decode_download_task,
+)
+from ingest_project.contracts.files import FileEvent, decode_file_event, file_type_of
 from ingest_project.core.console import AsJson, counted
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations.resources import SystemResources

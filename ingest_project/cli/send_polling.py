@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from ingest_project.cli.send_messages import Profile, TraceId, absolute_if_here, checked, deliver, pairs_of, tell
-from ingest_project.contracts.polling_job import PollingJob, Priority, decode_polling_job
+from ingest_project.contracts.files import PollingJob, Priority, decode_polling_job
 from ingest_project.core.console import AsJson, complain, counted, counts, print_json, say
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ingest_project.contracts.download import decode_download_task
+from ingest_project.contracts.attachments import decode_download_task
 from ingest_project.core.console import (
     AsJson,
     add_row,

@@ -1,9 +1,8 @@
 """OpportunityEvent and ProjectEvent: a record changed in a CRM (topic `sales_events`).
 
-Which of the two a message is follows from what it carries. Each kind has fields of its own, and a message is of a kind
-when it has all of them; `event_id` begins with `opp_` or `proj_` where the sender numbers that way, and must not
-contradict. A record replaces the stored one as a whole, so that a field that is left out could be a loss: a field may
-be null, but it must be there.
+The fields of a message decide which of the two it is: each kind has fields of its own, and a message is of a kind when
+it has all of them. An `event_id` that begins with `opp_` or `proj_` must not contradict. A record replaces the stored
+one as a whole, so a missing field could be a loss: a field may be null, but it must be present.
 
 Numbers are taken from the JSON text as decimals, never through a float. Fields the contract does not know are kept.
 """
@@ -13,46 +12,50 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
+from ingest_project.contracts.decoding import require_readable_size
 from ingest_project.core.errors import UnreadableMessageError
 
 LONGEST_ID = 200
-# Room for every amount of money there is; a bound keeps 1e999999 from becoming a million digits.
+# Enough for any amount of money; without a bound 1e999999 would become a million digits.
 MAX_WHOLE_DIGITS = 30
 MAX_FRACTION_DIGITS = 20
 
 UTF8_BOM = b"\xef\xbb\xbf"
-# The escape of NUL, which PostgreSQL cannot keep. Behind another backslash it is no escape.
+# The escape of NUL; behind another backslash it is not an escape.
 _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4})?")
 _RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANYTHING = msgspec.json.Decoder()
 
 
+OwnValue = str | Decimal | date | None
+
+
 class CrmKind(StrEnum):
-    """What a message is about."""
+    """The kind of record that a message is about."""
 
     OPPORTUNITY = "opportunity"
     PROJECT = "project"
 
 
-OWN_FIELDS: Mapping[CrmKind, tuple[str, ...]] = {
-    CrmKind.OPPORTUNITY: ("stage", "amount", "probability", "expected_close_date"),
-    CrmKind.PROJECT: ("status", "start_date", "end_date", "budget"),
+# Each kind's own fields and how their values are read.
+OWN_FIELDS: Mapping[CrmKind, Mapping[str, Literal["text", "number", "date"]]] = {
+    CrmKind.OPPORTUNITY: {"stage": "text", "amount": "number", "probability": "number", "expected_close_date": "date"},
+    CrmKind.PROJECT: {"status": "text", "start_date": "date", "end_date": "date", "budget": "number"},
 }
 COMMON_FIELDS = ("event_id", "name", "account_id", "owner_id", "meta_data")
 _OWN_NAMES = {kind: frozenset(names) for kind, names in OWN_FIELDS.items()}
 _KNOWN_NAMES = {kind: names.union(COMMON_FIELDS) for kind, names in _OWN_NAMES.items()}
 ID_PREFIXES = {"opp_": CrmKind.OPPORTUNITY, "proj_": CrmKind.PROJECT}
-# A value that is there twice could be either of the two.
+# Names that must not occur twice in an object.
 _UNAMBIGUOUS = (*COMMON_FIELDS, *(name for names in OWN_FIELDS.values() for name in names))
 _UNAMBIGUOUS_META = ("last_modified", "source", "tags", "notes")
 _QUOTED = re.compile(f'"({"|".join((*_UNAMBIGUOUS, *_UNAMBIGUOUS_META))})"'.encode())
@@ -62,11 +65,11 @@ class CrmEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One version of one record.
 
     Args:
-        own: the fields of its kind: text, exact decimals, dates; None where the message says null.
-        source: of `meta_data`, like `tags` and `notes`; None where it is not there.
+        own: the fields of its kind: text, exact decimals, dates; None for null.
+        source: of `meta_data`, like `tags` and `notes`; None if missing.
         tags: a JSON list as text.
-        meta_data: the whole of it, JSON text as it came.
-        other_fields: what the contract does not know, a JSON object as text; None where there is nothing.
+        meta_data: the whole object, the JSON text as it was sent.
+        other_fields: fields that the contract does not know, a JSON object as text; None if there are none.
         last_modified: the version, UTC.
         content_sha256: of the message.
     """
@@ -74,7 +77,7 @@ class CrmEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     kind: CrmKind
     event_id: str
     name: str
-    own: dict[str, str | Decimal | date | None]
+    own: dict[str, OwnValue]
     account_id: str | None
     owner_id: str | None
     source: str | None
@@ -87,12 +90,12 @@ class CrmEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def decode_crm_event(raw: bytes | None) -> CrmEvent:
-    """One message of `sales_events`.
+    """Decode a message of `sales_events`.
 
     Raises:
-        UnreadableMessageError: neither an opportunity nor a project, or one with a field that cannot be taken as it is.
+        UnreadableMessageError: neither an opportunity nor a project, or a field of it has an invalid value.
     """
-    text = _text_of(raw)
+    text = _utf8(require_readable_size(raw))
     fields, values = _fields_of(text)
     kind = kind_of(values)
     _refuse_ambiguous(text)
@@ -100,17 +103,18 @@ def decode_crm_event(raw: bytes | None) -> CrmEvent:
     if not name:
         raise UnreadableMessageError("name must not be empty.")
     others = {name: value for name, value in fields.items() if name not in _KNOWN_NAMES[kind]}
-    meta = _object(values, "meta_data")
-    raw_tags = _list(meta, "tags")
+    meta = values["meta_data"]
+    if not isinstance(meta, dict):
+        raise UnreadableMessageError(f"meta_data must be an object, not {_named(meta)}.")
     return CrmEvent(
         kind=kind,
         event_id=str(values["event_id"]),
         name=name,
-        own=_opportunity(fields, values) if kind is CrmKind.OPPORTUNITY else _project(fields, values),
+        own={name: _own_value(fields, values, name, shape) for name, shape in OWN_FIELDS[kind].items()},
         account_id=_text(values, "account_id"),
         owner_id=_text(values, "owner_id"),
         source=_text(meta, "source", "meta_data."),
-        tags=None if raw_tags is None else msgspec.json.encode(raw_tags).decode(),
+        tags=_tags(meta),
         notes=_text(meta, "notes", "meta_data."),
         meta_data=bytes(fields["meta_data"]).decode(),
         other_fields=msgspec.json.encode(others).decode() if others else None,
@@ -120,7 +124,7 @@ def decode_crm_event(raw: bytes | None) -> CrmEvent:
 
 
 def kind_of(values: Mapping[str, object]) -> CrmKind:
-    """Which kind a message is, by the fields it has and how its id begins.
+    """Return the kind of a message by its fields and the prefix of its id.
 
     Raises:
         UnreadableMessageError: it is neither, or fields and id contradict each other.
@@ -134,7 +138,7 @@ def kind_of(values: Mapping[str, object]) -> CrmKind:
         raise UnreadableMessageError(f"It has the fields of {_a(complete[0])} and the event_id of {_a(by_prefix)}.")
     elif len(complete) > 1:
         raise UnreadableMessageError(
-            "It has all fields of an opportunity and all of a project, and its event_id tells not."
+            "It has all fields of an opportunity and all of a project, and its event_id does not decide."
         )
     else:
         raise UnreadableMessageError(f"Neither an opportunity nor a project: {_nearest_miss(values, by_prefix)}.")
@@ -144,11 +148,8 @@ def kind_of(values: Mapping[str, object]) -> CrmKind:
     return kind
 
 
-def _text_of(raw: bytes | None) -> bytes:
-    if not raw:
-        raise UnreadableMessageError("The message is empty.")
-    if len(raw) > MAX_MESSAGE_BYTES:
-        raise UnreadableMessageError(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
+def _utf8(raw: bytes) -> bytes:
+    """Return the message without byte order mark and without escapes of NUL, which PostgreSQL cannot store."""
     raw = raw.removeprefix(UTF8_BOM)
     try:
         text = raw.decode()
@@ -158,7 +159,7 @@ def _text_of(raw: bytes | None) -> bytes:
 
 
 def _fields_of(text: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Any]]:
-    """The top-level fields twice: as the text they are, and decoded, which also proves the text to be JSON."""
+    """Return the top-level fields twice: as text, and decoded, which also proves that the text is JSON."""
     try:
         values = _ANYTHING.decode(text)
         if not isinstance(values, dict):
@@ -166,8 +167,8 @@ def _fields_of(text: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, Any]]:
         return _RAW_FIELDS.decode(text), values
     except RecursionError as error:
         raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
-    except ValueError as error:  # msgspec's own errors are of this kind, and Python's of numbers with too many digits
-        # A number that no float and no 64 bits hold is JSON all the same; where it stands is not told.
+    except ValueError as error:  # msgspec's errors, and Python's about numbers with too many digits
+        # A number beyond a float and 64 bits is valid JSON; msgspec does not report its position.
         what = "A number is too large to be read" if "out of range" in str(error) else "Not JSON"
         raise UnreadableMessageError(f"{what}: {str(error)[:200]}.") from error
 
@@ -190,7 +191,7 @@ def _nearest_miss(values: Mapping[str, object], by_prefix: CrmKind | None) -> st
 
 
 def _refuse_ambiguous(text: bytes) -> None:
-    """Two values under one name, of which every reader takes the one it likes."""
+    """Reject two values under one name: readers of JSON differ in which one they take."""
     found = _QUOTED.findall(text)
     if len(found) == len(set(found)) and b"\\u" not in text:
         return
@@ -202,83 +203,60 @@ def _refuse_ambiguous(text: bytes) -> None:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object with everything that was written in it."""
+    """A JSON object as names and values, names that occur twice included."""
 
 
-# Numbers are not looked at: they may have more digits than Python converts.
+# Numbers stay text: they may have more digits than Python converts.
 _PAIRS = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=str, parse_float=str)
 
 
-def _refuse_twice(pairs: _Pairs, names: tuple[str, ...], place: str) -> None:
+def _refuse_twice(pairs: _Pairs, names: Collection[str], prefix: str) -> None:
     found = [name for name, _ in pairs]
     if len(found) == len(set(found)):
         return
     for name in names:
         if found.count(name) > 1:
-            raise UnreadableMessageError(f"{place}{name} is there {found.count(name)} times.")
+            raise UnreadableMessageError(f"{prefix}{name} is there {found.count(name)} times.")
 
 
-def _opportunity(
-    fields: Mapping[str, msgspec.Raw], values: Mapping[str, Any]
-) -> dict[str, str | Decimal | date | None]:
-    return {
-        "stage": _required_text(values, "stage"),
-        "amount": _number(fields, "amount"),
-        "probability": _number(fields, "probability"),
-        "expected_close_date": _date(values, "expected_close_date"),
-    }
-
-
-def _project(fields: Mapping[str, msgspec.Raw], values: Mapping[str, Any]) -> dict[str, str | Decimal | date | None]:
-    return {
-        "status": _required_text(values, "status"),
-        "start_date": _date(values, "start_date"),
-        "end_date": _date(values, "end_date"),
-        "budget": _number(fields, "budget"),
-    }
-
-
-def _text(values: Mapping[str, Any], name: str, place: str = "") -> str | None:
+def _text(values: Mapping[str, Any], name: str, prefix: str = "") -> str | None:
     value = values.get(name)
     if value is not None and not isinstance(value, str):
-        raise UnreadableMessageError(f"{place}{name} must be a text, not {_named(value)}.")
+        raise UnreadableMessageError(f"{prefix}{name} must be a text, not {_named(value)}.")
     return value
 
 
-def _required_text(values: Mapping[str, Any], name: str) -> str:
-    value = _text(values, name)
-    if value is None:
+def _own_value(
+    fields: Mapping[str, msgspec.Raw], values: Mapping[str, Any], name: str, shape: Literal["text", "number", "date"]
+) -> OwnValue:
+    if shape == "number":
+        return _number(bytes(fields[name]).strip(), name)
+    text = _text(values, name)
+    if shape == "date":
+        return None if text is None else _date(text, name)
+    if text is None:
         raise UnreadableMessageError(f"{name} must not be null.")
-    return value
+    return text
 
 
-def _object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = values[name]
-    if not isinstance(value, dict):
-        raise UnreadableMessageError(f"{name} must be an object, not {_named(value)}.")
-    return value
-
-
-def _list(values: Mapping[str, Any], name: str) -> list[str] | None:
-    value = values.get(name)
-    if value is None:
+def _tags(meta: Mapping[str, Any]) -> str | None:
+    tags = meta.get("tags")
+    if tags is None:
         return None
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UnreadableMessageError(f"meta_data.{name} must be a list of texts.")
-    return value
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise UnreadableMessageError("meta_data.tags must be a list of texts.")
+    return msgspec.json.encode(tags).decode()
 
 
-def _number(fields: Mapping[str, msgspec.Raw], name: str) -> Decimal | None:
-    """The number as it was written, without its exponent."""
-    text = bytes(fields[name]).strip()
+def _number(text: bytes, name: str) -> Decimal | None:
+    """Return the number as it was written, without its exponent."""
     if text == b"null":
         return None
     if not _NUMBER.fullmatch(text):
         raise UnreadableMessageError(f"{name} must be a number, not {text[:40].decode(errors='replace')}.")
     number = Decimal(text.decode())
     exponent = int(number.as_tuple().exponent)
-    too_fine = -exponent > MAX_FRACTION_DIGITS
-    if too_fine or (number and number.adjusted() >= MAX_WHOLE_DIGITS):
+    if -exponent > MAX_FRACTION_DIGITS or (number and number.adjusted() >= MAX_WHOLE_DIGITS):
         limits = f"{MAX_WHOLE_DIGITS} digits before and {MAX_FRACTION_DIGITS} after the point"
         raise UnreadableMessageError(f"{name} has more than {limits}.")
     if not number:
@@ -286,10 +264,7 @@ def _number(fields: Mapping[str, msgspec.Raw], name: str) -> Decimal | None:
     return number if exponent <= 0 else Decimal(format(number, "f"))
 
 
-def _date(values: Mapping[str, Any], name: str) -> date | None:
-    text = _text(values, name)
-    if text is None:
-        return None
+def _date(text: str, name: str) -> date:
     try:
         return msgspec.convert(text, date)
     except msgspec.ValidationError:
@@ -297,12 +272,10 @@ def _date(values: Mapping[str, Any], name: str) -> date | None:
 
 
 def _last_modified(meta: Mapping[str, Any]) -> datetime:
-    """The version; a time without zone is taken as UTC, as everywhere in this system."""
+    """Return the version; a time without zone is taken as UTC, as everywhere in this system."""
     text = meta.get("last_modified")
     if not isinstance(text, str):
-        raise UnreadableMessageError(
-            "meta_data.last_modified must be a time: without it there is no telling old from new."
-        )
+        raise UnreadableMessageError("meta_data.last_modified must be a time: without it no version is older or newer.")
     try:
         moment = msgspec.convert(text, datetime)
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

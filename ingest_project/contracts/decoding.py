@@ -1,4 +1,4 @@
-"""Decode the bytes of a message, or give one clear reason why not; read its trace id from the headers."""
+"""Decode the bytes of a message or reject it with one clear reason; read its trace id from the headers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from ingest_project.core.errors import UnreadableMessageError
 
 MAX_MESSAGE_BYTES = 1024**2
 MAX_NAME_LENGTH = 200
-# What a sender may say about a file or a job beside the contract's own fields.
+# Limits of free-form fields, such as `metadata`.
 MAX_DETAIL_BYTES = 64 * 1024
 MAX_DETAIL_DEPTH = 32
 MAX_REASON_LENGTH = 300
+MAX_TRACE_LENGTH = 200
+TRACE_HEADER = "trace-id"
+TRACEPARENT = "traceparent"
+# version - trace id - parent id - flags (W3C Trace Context); a trace id of zeros is none.
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
@@ -29,46 +34,38 @@ def decode(raw: bytes | None, message_type: type[Message]) -> Message:
     Raises:
         UnreadableMessageError: empty, larger than MAX_MESSAGE_BYTES, not JSON, or not of this shape; names the field.
     """
-    if not raw:
-        raise UnreadableMessageError("The message is empty.")
-    if len(raw) > MAX_MESSAGE_BYTES:
-        raise UnreadableMessageError(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
+    text = require_readable_size(raw)
     try:
         try:
-            return msgspec.json.decode(raw, type=message_type)
+            return msgspec.json.decode(text, type=message_type)
         except msgspec.ValidationError:
-            without = _without_nulls(raw, message_type)
-            if without == raw:
+            without = _without_nulls(text, message_type)
+            if without == text:
                 raise
             return msgspec.json.decode(without, type=message_type)
     except msgspec.ValidationError as error:
         raise UnreadableMessageError(f"Not a {message_type.__name__}: {_shortened(str(error))}.") from error
     except RecursionError as error:
         raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
-    except (ValueError, OverflowError) as error:  # what msgspec says of JSON, and Python of numbers, is of these kinds
+    except (ValueError, OverflowError) as error:  # msgspec's errors about JSON, and Python's about numbers
         raise UnreadableMessageError(f"Not JSON: {str(error)[:200]}.") from error
 
 
-def _shortened(text: str) -> str:
-    """A reason without the middle of a long value that it quotes; where it stood is at the end."""
-    if len(text) <= MAX_REASON_LENGTH:
-        return text
-    half = MAX_REASON_LENGTH // 2
-    return f"{text[:half]} … {text[-half:]}"
+def require_readable_size(raw: bytes | None) -> bytes:
+    """Return the message.
 
-
-def _without_nulls(raw: bytes, message_type: type[msgspec.Struct]) -> bytes:
-    """The message without those of its null fields that may be left out; the same where it has none."""
-    fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    optional = {field.encode_name for field in msgspec.structs.fields(message_type) if not field.required}
-    nulls = [name for name, value in fields.items() if name in optional and bytes(value) == b"null"]
-    if not nulls:
-        return raw
-    return msgspec.json.encode({name: value for name, value in fields.items() if name not in nulls})
+    Raises:
+        UnreadableMessageError: it is empty, or larger than MAX_MESSAGE_BYTES.
+    """
+    if not raw:
+        raise UnreadableMessageError("The message is empty.")
+    if len(raw) > MAX_MESSAGE_BYTES:
+        raise UnreadableMessageError(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
+    return raw
 
 
 def require_names(message: msgspec.Struct, *fields: str) -> None:
-    """Refuse a message without these names: they become parts of keys, paths and pages.
+    """Reject a message without these names: they become parts of keys, paths and pages.
 
     Raises:
         UnreadableMessageError: one is blank, longer than MAX_NAME_LENGTH, or not printable; names the field.
@@ -82,11 +79,11 @@ def require_names(message: msgspec.Struct, *fields: str) -> None:
 
 
 def require_texts(message: msgspec.Struct, longest: Mapping[str, int]) -> None:
-    """Refuse a message with a text that is too long or cannot be stored.
+    """Reject a message with a text that is too long or cannot be stored.
 
     Args:
         message: decoded.
-        longest: most bytes of UTF-8, by field.
+        longest: largest number of bytes in UTF-8, by field.
 
     Raises:
         UnreadableMessageError: a text is longer, or has a NUL character; names the field.
@@ -102,7 +99,7 @@ def require_texts(message: msgspec.Struct, longest: Mapping[str, int]) -> None:
 
 
 def require_details(message: msgspec.Struct, *fields: str) -> None:
-    """Refuse a message whose free-form fields are too large, nested too deeply or cannot be stored.
+    """Reject a message whose free-form fields are too large, nested too deeply or cannot be stored.
 
     Raises:
         UnreadableMessageError: more than MAX_DETAIL_BYTES, deeper than MAX_DETAIL_DEPTH, or a NUL character; names the
@@ -124,12 +121,12 @@ def require_details(message: msgspec.Struct, *fields: str) -> None:
 
 
 def without_null_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping without the names whose value is null: for whoever reads it they are not there."""
+    """Return the mapping without its null values."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def utc(moment: datetime | None, message_type: type[msgspec.Struct], field: str) -> datetime | None:
-    """A time in UTC; one without a zone is taken as UTC.
+    """Return a time in UTC; one without a zone is taken as UTC.
 
     Raises:
         UnreadableMessageError: in UTC it lies outside the calendar, e.g. 0001-01-01T00:00:00+14:00; names the field.
@@ -146,8 +143,41 @@ def utc(moment: datetime | None, message_type: type[msgspec.Struct], field: str)
         ) from error
 
 
+def encode(message: msgspec.Struct) -> bytes:
+    """Return the message as JSON, UTF-8, fields in the order of the contract."""
+    return msgspec.json.encode(message)
+
+
+def trace_id_in(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
+    """Return the trace id in a message's headers; None if there is none, or none that can be used."""
+    texts = {name.lower(): (value or b"").decode("utf-8", "replace").strip() for name, value in headers}
+    own = texts.get(TRACE_HEADER, "")
+    if own and len(own) <= MAX_TRACE_LENGTH and own.isprintable():
+        return own
+    found = _TRACEPARENT.fullmatch(texts.get(TRACEPARENT, ""))
+    return found[1] if found else None
+
+
+def _shortened(text: str) -> str:
+    """Return a reason without the middle of a long value that it quotes; the position of the value is at the end."""
+    if len(text) <= MAX_REASON_LENGTH:
+        return text
+    half = MAX_REASON_LENGTH // 2
+    return f"{text[:half]} … {text[-half:]}"
+
+
+def _without_nulls(text: bytes, message_type: type[msgspec.Struct]) -> bytes:
+    """Return the message without its optional fields that are null; unchanged if there are none."""
+    fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    optional = {field.encode_name for field in msgspec.structs.fields(message_type) if not field.required}
+    nulls = [name for name, value in fields.items() if name in optional and bytes(value) == b"null"]
+    if not nulls:
+        return text
+    return msgspec.json.encode({name: value for name, value in fields.items() if name not in nulls})
+
+
 def _depth(value: object) -> int:
-    """How deep objects and lists are nested; 0 for anything else. Looks no further than one level too deep."""
+    """Return how deep objects and lists are nested, counted up to one level too deep; 0 for anything else."""
     level, depth = [value], 0
     while depth <= MAX_DETAIL_DEPTH:
         nested = [one for one in level if isinstance(one, dict | list)]
@@ -156,26 +186,3 @@ def _depth(value: object) -> int:
         depth += 1
         level = [part for one in nested for part in (one.values() if isinstance(one, dict) else one)]
     return depth
-
-
-def encode(message: msgspec.Struct) -> bytes:
-    """The message as JSON, UTF-8, fields in the order of the contract."""
-    return msgspec.json.encode(message)
-
-
-TRACE_HEADER = "trace-id"
-TRACEPARENT = "traceparent"
-MAX_TRACE_LENGTH = 200
-
-# version - trace id - parent id - flags (W3C Trace Context); a trace id of zeros is none.
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-
-
-def trace_id_in(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
-    """The trace id in a message's headers; None where there is none that can be used."""
-    texts = {name.lower(): (value or b"").decode("utf-8", "replace").strip() for name, value in headers}
-    own = texts.get(TRACE_HEADER, "")
-    if own and len(own) <= MAX_TRACE_LENGTH and own.isprintable():
-        return own
-    found = _TRACEPARENT.fullmatch(texts.get(TRACEPARENT, ""))
-    return found[1] if found else None

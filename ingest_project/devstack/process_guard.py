@@ -1,12 +1,12 @@
-"""Runs one command so that it, and whatever it starts, ends with the process that asked for it.
+"""Run one command so that it and the processes it starts end with the process that requested it.
 
-Run as a script by `child.py`, with nothing but the standard library so that it starts in milliseconds. Its standard
-input is a pipe that the asking process holds: when something is written to it, or when it is closed because that
-process was killed, the command is told to stop, waited for, and killed when it takes too long. On Linux the guard
-adopts orphans, so that run workers, which outlive the server that started them, are found and ended as well.
+Run as a script by `processes.py`, with the standard library only so that it starts in milliseconds. Its standard input
+is a pipe from the requesting process: when that writes to it, or is killed and so closes it, the command gets the stop
+signal, a grace period, and SIGKILL. On Linux the guard adopts orphans, so that run workers, which outlive the server
+that started them, are found and ended as well.
 
-    guard.py '{"command": ["…"], "stop_signal": 15, "grace_seconds": 10, "abandoned_grace_seconds": 3,
-               "orphan_signal": 15, "stop_descendants": false, "run_as": null}'
+    process_guard.py '{"arguments": ["…"], "stop_signal": 15, "grace_seconds": 10, "abandoned_grace_seconds": 3,
+                       "orphan_signal": null, "stop_descendants": false, "run_as": null}'
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ POLL_SECONDS = 0.05
 
 
 def main() -> int:
-    """Run the command to its end or until the pipe closes; its exit code, 128 + signal when a signal ended it."""
+    """Run the command until it ends or the pipe closes; return its exit code, 128 + signal when a signal ended it."""
     spec: dict[str, Any] = json.loads(sys.argv[1])
     os.umask(0o077)
     if ON_LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
     wake = _wake_on(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     command = subprocess.Popen(  # noqa: S603 - the command comes from our own stack
-        spec["command"],
+        spec["arguments"],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=lambda: _prepare(spec),  # noqa: PLW1509 - this process has one thread
     )
-    wish = None
-    while command.poll() is None and wish is None:
-        wish = _wish(wake)
+    reason = None
+    while command.poll() is None and reason is None:
+        reason = _wait_for_reason_to_stop(wake)
         _collect_orphans(command.pid)
-    _end_command(command, spec, spec["abandoned_grace_seconds" if wish == "abandoned" else "grace_seconds"])
+    _end_command(command, spec, spec["abandoned_grace_seconds" if reason == "abandoned" else "grace_seconds"])
     _end_orphans()
     code = command.returncode
     return 128 - code if code < 0 else code
@@ -65,8 +65,8 @@ def _wake_on(*signals: int) -> int:
     return reading
 
 
-def _wish(wake: int) -> str | None:
-    """Sleep until something happens; "stop" or "abandoned" when the command is to end."""
+def _wait_for_reason_to_stop(wake: int) -> str | None:
+    """Sleep until an event; return "stop" or "abandoned" when the command must end."""
     readable, _, _ = select.select([0, wake], [], [])
     if 0 in readable:
         return "stop" if os.read(0, 1024) else "abandoned"
@@ -74,15 +74,15 @@ def _wish(wake: int) -> str | None:
 
 
 def _prepare(spec: dict[str, Any]) -> None:
-    """In the new process, before the command: who it is, and what becomes of it should this guard be killed."""
+    """Run in the child before exec: drop privileges, and request a signal if this guard dies."""
     if spec["run_as"]:
         become(spec["run_as"])
     if ON_LINUX:
-        _prctl(PR_SET_PDEATHSIG, spec["orphan_signal"])
+        _prctl(PR_SET_PDEATHSIG, spec["orphan_signal"] or spec["stop_signal"])
 
 
 def become(user: dict[str, Any]) -> None:
-    """Give up being root: uid, gid, and whether to keep the right to pass through other users' folders."""
+    """Drop root privileges: take uid and gid, and keep the right to pass through folders if `reach_all_folders`."""
     keep = user["reach_all_folders"] and ON_LINUX
     if keep:
         _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
@@ -94,8 +94,8 @@ def become(user: dict[str, Any]) -> None:
 
 
 def _keep_folder_access() -> None:
-    """Keep root's passage through folders (a project below /root, say), and nothing else of root."""
-    # The narrower one does; containers often have the other one alone.
+    """Keep root's right to pass through folders (such as a project below /root), and nothing else of root."""
+    # The narrower one is enough; containers often have the other one alone.
     capability = CAP_DAC_READ_SEARCH if _has_capability(CAP_DAC_READ_SEARCH) else CAP_DAC_OVERRIDE
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     bits = 1 << capability
@@ -131,20 +131,20 @@ def _collect_orphans(command_pid: int) -> None:
 
 
 def _end_orphans() -> None:
-    """Stop what the command left behind; every orphan of it has become a child of this process."""
+    """Stop processes that the command left behind; each has become a child of this process."""
     started = time.monotonic()
     while orphans := _children():
         overdue = time.monotonic() - started > ORPHAN_GRACE_SECONDS
         for pid in orphans:
             _signal(pid, signal.SIGKILL if overdue else signal.SIGTERM)
-        # An orphan may itself leave orphans: look again until nobody is left.
+        # An orphan may itself leave orphans: repeat until none is left.
         deadline = time.monotonic() + (POLL_SECONDS if overdue else ORPHAN_GRACE_SECONDS)
         while time.monotonic() < deadline and set(orphans) & set(_children()):
             time.sleep(POLL_SECONDS)
 
 
 def _children() -> list[int]:
-    """Processes whose parent is this one; those that have ended are collected."""
+    """Return the child processes of this one; those that have ended are collected."""
     if not ON_LINUX:
         return []
     while True:

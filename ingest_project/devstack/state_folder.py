@@ -1,8 +1,7 @@
-"""The folder that holds the embedded services' state: who uses it, where its sockets and addresses are."""
+"""The folder with the embedded services' state: its lock, its sockets, and the file with the services' addresses."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import filelock
 
 from ingest_project.core.errors import IngestError, PermanentError
 from ingest_project.core.files import FOLDER_MODE, make_private_folder
@@ -44,13 +45,13 @@ class StateFolderUnusableError(PermanentError):
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(
             f"The state folder {folder} cannot be used: {reason}. "
-            "Mend that, or set INGEST_STATE_DIR to a folder that this user can write to."
+            "Correct that, or set INGEST_STATE_DIR to a folder that this user can write to."
         )
 
 
 @contextmanager
 def folder_failures(folder: Path) -> Iterator[None]:
-    """Tell what the operating system refuses in the state folder in one sentence.
+    """Raise what the operating system refuses in the state folder as one sentence.
 
     Raises:
         StateFolderUnusableError: something in it cannot be read or written.
@@ -58,16 +59,14 @@ def folder_failures(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        places = [
-            Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
-        ]
-        if not any(place == folder or folder in place.parents or place in folder.parents for place in places):
+        paths = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        if not any(path.is_relative_to(folder) or folder.is_relative_to(path) for path in paths):
             raise
-        raise StateFolderUnusableError(folder, _reason(places[0], error)) from error
+        raise StateFolderUnusableError(folder, _reason(paths[0], error)) from error
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder for this user alone where it is missing, and close an older one of ours to others.
+    """Make the folder for this user alone if it is missing, and close an existing one of ours to other users.
 
     Raises:
         StateFolderUnusableError: it is a file, belongs to another user, or cannot be written to.
@@ -80,27 +79,27 @@ def prepare(folder: Path) -> None:
             raise StateFolderUnusableError(
                 folder, f"it belongs to {_name_of(status.st_uid)}, and this is {_name_of(user)}"
             )
-        # Never a folder that others have a use for, /tmp say: only one in which this system has been at work.
+        # Only a folder that this system has used before, never one that others use, such as /tmp.
         if status.st_uid == user and not status.st_mode & stat.S_ISVTX and (folder / LOCK).exists():
             folder.chmod(FOLDER_MODE)
         make_private_folder(folder / LOGS)
 
 
-def _reason(place: Path, error: OSError) -> str:
+def _reason(path: Path, error: OSError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{_file_on_the_way_to(place)} is a file"
+        return f"{_file_on_the_way_to(path)} is a file"
     if isinstance(error, PermissionError):
-        return f"{_name_of(os.geteuid())} may not use {place}{_owner_of(place)}"
-    return f"{place}: {error.strerror or error}"
+        return f"{_name_of(os.geteuid())} may not use {path}{_owner_of(path)}"
+    return f"{path}: {error.strerror or error}"
 
 
-def _file_on_the_way_to(place: Path) -> Path:
-    return next((one for one in (*reversed(place.parents), place) if one.exists() and not one.is_dir()), place)
+def _file_on_the_way_to(path: Path) -> Path:
+    return next((one for one in (*reversed(path.parents), path) if one.exists() and not one.is_dir()), path)
 
 
-def _owner_of(place: Path) -> str:
+def _owner_of(path: Path) -> str:
     with suppress(OSError):
-        return f", which belongs to {_name_of(place.stat().st_uid)}"
+        return f", which belongs to {_name_of(path.stat().st_uid)}"
     return ""
 
 
@@ -112,26 +111,26 @@ def _name_of(user: int) -> str:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; a process that was killed holds nothing.
+    """Lock the folder for this process; the lock of a killed process is released.
 
     Raises:
-        StateFolderInUseError: another process holds it.
+        StateFolderInUseError: another process has locked it.
     """
-    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise StateFolderInUseError(folder, lock.read().strip()) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+    lock = filelock.FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise StateFolderInUseError(folder, (folder / LOCK).read_text("ascii").strip()) from None
+    try:
+        (folder / LOCK).write_text(f"{os.getpid()}\n", "ascii")
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
 def announced(folder: Path, addresses: Mapping[str, object]) -> Iterator[None]:
-    """Tell other commands on this machine where the services are (`services.json`), as long as they run."""
+    """Publish the services' addresses to other commands on this machine (`services.json`), as long as they run."""
     announce(folder, addresses)
     try:
         yield
@@ -140,7 +139,7 @@ def announced(folder: Path, addresses: Mapping[str, object]) -> Iterator[None]:
 
 
 def announce(folder: Path, addresses: Mapping[str, object]) -> None:
-    """Write `services.json`; what it said before is replaced in one step."""
+    """Write `services.json`; an earlier one is replaced atomically."""
     fresh = folder / f".{SERVICES}.{os.getpid()}"
     # It holds the database's password.
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
@@ -152,18 +151,18 @@ def socket_folder(folder: Path, name: str, owner: int | None = None) -> Path:
     """Make a folder for sockets that only its owner may enter, with a path short enough for them.
 
     Args:
-        folder: the state folder, in which it is made where that is short enough.
-        name: tells it from others of the same state folder.
+        folder: the state folder, in which it is made if that is short enough.
+        name: of this socket folder in the state folder.
         owner: user id; this process's own by default.
 
     Raises:
-        PermanentError: somebody else made a folder of that name.
+        PermanentError: another user made a folder of that name.
     """
     return _private(_socket_folder(folder, name), owner)
 
 
 def remove_socket_folder(folder: Path, name: str) -> None:
-    """Remove it with what is in it; it need not be there."""
+    """Remove a socket folder with its content; it need not exist."""
     shutil.rmtree(_socket_folder(folder, name), ignore_errors=True)
 
 
@@ -183,6 +182,6 @@ def _private(folder: Path, owner: int | None) -> Path:
     except FileExistsError:
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != (os.getuid() if owner is None else owner):
-            raise PermanentError(f"{folder} belongs to somebody else. Remove it, or set INGEST_STATE_DIR.") from None
+            raise PermanentError(f"{folder} belongs to another user. Remove it, or set INGEST_STATE_DIR.") from None
         folder.chmod(0o700)
     return folder

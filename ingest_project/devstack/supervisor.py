@@ -1,39 +1,179 @@
-"""Run the stack: take the state folder and the ports, start the processes, and end all of them."""
+"""The stack of `ingest dev` as one system: start its parts in order, restart what ends, and end all of them.
+
+A setting that names a real broker or database replaces the embedded one. The addresses of what was started are settings
+of this process, of its children by their environment, and of other commands by `services.json`.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 import signal
-from collections.abc import Iterator, Mapping
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
+
+from pydantic import SecretStr
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.files import keep_files_private
-from ingest_project.core.settings import LoadedSettings
-from ingest_project.devstack import dagster_processes, postgres
-from ingest_project.devstack.processes import free_port, listener_on, port_is_free
-from ingest_project.devstack.runtime_settings import is_chosen, with_addresses
-from ingest_project.devstack.state_folder import announced, exclusive, folder_failures, prepare, remove_socket_folder
-from ingest_project.devstack.system import Report, Stack, StepState, start_services, start_users, stop_all
+from ingest_project.core.settings import LoadedSettings, Origin, Settings
+from ingest_project.devstack import dagster_processes, embedded_kafka, postgres
+from ingest_project.devstack.processes import (
+    HOST,
+    Child,
+    ServiceFailedError,
+    free_port,
+    listener_on,
+    port_is_free,
+    python_module,
+    start,
+)
+from ingest_project.devstack.state_folder import (
+    LOGS,
+    announce,
+    announced,
+    exclusive,
+    folder_failures,
+    prepare,
+    remove_socket_folder,
+)
+
+POLL_SECONDS = 0.5
+BROKER, DATABASE, DAGSTER = "broker", "database", "Dagster"
+# Pauses before the restarts of a part; after the last one the stack ends.
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+# A part that ran for longer than this has its restarts back.
+REMEMBERED_SECONDS = 600.0
+# Settings that children inherit: the addresses of what this process started, wherever the rest came from.
+INHERITED = (
+    "kafka.bootstrap_servers",
+    "kafka.generation",
+    "warehouse.database_url",
+    "dagster.postgres_url",
+    "dagster.webserver_url",
+    # The demo's own web server is inside this network.
+    "downloads.allowed_internal_hosts",
+    # The demo reads the statistics of hours as soon as their events are stored.
+    "user_activity.hourly_refresh_seconds",
+)
 
 
-class Listener(NamedTuple):
-    """Something that people reach by a port.
+class StepState(StrEnum):
+    """The state of a step that is reported."""
+
+    STARTING = "starting"
+    READY = "ready"
+    EXTERNAL = "external"
+    NOTE = "note"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+Report = Callable[[str, StepState], None]
+
+
+class Restarts:
+    """Counts how often each part ended."""
+
+    def __init__(self) -> None:
+        self._ends: defaultdict[str, list[float]] = defaultdict(list)
+
+    def pause_after_end(self, name: str, now: float) -> float | None:
+        """Count one more end of a part and return the pause before its restart; None when it has ended too often.
+
+        Args:
+            name: of the part.
+            now: on a monotonic clock, in seconds.
+        """
+        recent = [at for at in self._ends[name] if now - at < REMEMBERED_SECONDS]
+        self._ends[name] = [*recent, now]
+        return PAUSES_SECONDS[len(recent)] if len(recent) < len(PAUSES_SECONDS) else None
+
+    def ends(self, name: str) -> int:
+        """Return how many ends of a part are remembered."""
+        return len(self._ends[name])
+
+
+@dataclass
+class Stack:
+    """The running system.
 
     Args:
-        name: for people.
-        setting: its port's place in the tree.
-        variable: the environment variable that sets it.
+        loaded: the settings, with the addresses of what was started.
+        report: called with each step.
+        webserver_port: of the UI, on the loopback interface; None without one.
+        monitor_port: of the monitor, likewise.
+        home: of Dagster; None without it.
+        children: in the order in which they were started.
+        addresses: settings that name what was started.
     """
 
-    name: str
-    setting: str
-    variable: str
+    loaded: LoadedSettings
+    report: Report
+    webserver_port: int | None = None
+    monitor_port: int | None = None
+    home: dagster_processes.DagsterHome | None = None
+    children: list[Child] = field(default_factory=list)
+    addresses: dict[str, Any] = field(default_factory=dict)
+    restarts: Restarts = field(default_factory=Restarts)
 
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.loaded.settings
 
-WEBSERVER = Listener("The UI", "dagster.webserver_port", "INGEST_WEBSERVER_PORT")
-MONITOR = Listener("The monitor", "monitor.port", "INGEST_MONITOR_PORT")
+    @property
+    def state_dir(self) -> Path:
+        """The state folder."""
+        return self.settings.state_dir.absolute()
+
+    @property
+    def log_folder(self) -> Path:
+        """The folder of the parts' logs."""
+        return self.state_dir / LOGS
+
+    @property
+    def webserver_url(self) -> str:
+        """Address of the Dagster UI."""
+        return self.settings.dagster.webserver_url
+
+    @property
+    def monitor_url(self) -> str:
+        """Address of the monitor; empty without one."""
+        return f"http://{HOST}:{self.monitor_port}" if self.monitor_port is not None else ""
+
+    def require_running(self) -> None:
+        """Restart parts that have ended; returns when everything runs.
+
+        Raises:
+            ServiceFailedError: a part ended too often.
+        """
+        for child in list(self.children):
+            # The restart of one part may have replaced others.
+            if child in self.children and not child.running:
+                with folder_failures(self.state_dir):
+                    _restart(self, child)
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Return after that time; without one, only an error ends it.
+
+        Raises:
+            ServiceFailedError: a part ended too often.
+            KeyboardInterrupt: this process received a stop signal.
+        """
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.require_running()
+            time.sleep(min(POLL_SECONDS, left))
 
 
 @contextmanager
@@ -45,24 +185,23 @@ def running_stack(
     monitor: bool = False,
     definitions_module: str = "ingest_project.definitions",
 ) -> Iterator[Stack]:
-    """Everything that the settings do not place elsewhere, running for as long as the `with` lasts.
+    """Run everything that the settings do not place elsewhere until the `with` block ends.
 
-    A setting that names a real broker or database replaces the embedded one. SIGTERM and SIGHUP end it as Ctrl-C does,
-    by KeyboardInterrupt; call it from the main thread. Whoever waits by the stack's `wait` or calls `require_running`
-    has parts that ended by themselves started again.
+    SIGTERM and SIGHUP end it as Ctrl-C does, by KeyboardInterrupt; call it from the main thread. The stack's `wait` and
+    `require_running` restart parts that ended.
 
     Args:
         loaded: the settings as they were read; the state folder is among them.
-        report: told about each step as it goes on.
+        report: called with each step.
         dagster: also start the code server, the daemon and the webserver.
         monitor: also start the monitor.
         definitions_module: what the code server loads.
 
     Raises:
         StateFolderInUseError: another stack runs on the same state folder.
-        StateFolderUnusableError: that folder is a file, is another user's or cannot be written to.
-        SettingsError: the port that was asked for is taken.
-        ServiceFailedError: something did not start; what had been started is ended.
+        StateFolderUnusableError: that folder is a file, belongs to another user or cannot be written to.
+        SettingsError: a configured port is taken.
+        ServiceFailedError: a part did not start; those that had been started are ended.
     """
     keep_files_private()
     stack = Stack(loaded, report)
@@ -71,50 +210,98 @@ def running_stack(
         with folder_failures(state_dir):
             prepare(state_dir)
             on_exit.enter_context(exclusive(state_dir))
-            port = stack.webserver_port = _port(loaded, WEBSERVER, report) if dagster else None
-            stack.monitor_port = _port(loaded, MONITOR, report) if monitor else None
+            port = stack.webserver_port = (
+                choose_port(loaded, "The UI", "dagster.webserver_port", report) if dagster else None
+            )
+            stack.monitor_port = choose_port(loaded, "The monitor", "monitor.port", report) if monitor else None
             on_exit.callback(_stop, stack)
-            start_services(stack)
+            _start_services(stack)
             if port is not None and not is_chosen(loaded, "dagster.webserver_url"):
-                stack.addresses["dagster.webserver_url"] = f"http://127.0.0.1:{port}"
+                stack.addresses["dagster.webserver_url"] = f"http://{HOST}:{port}"
             stack.loaded = with_addresses(loaded, stack.addresses)
             on_exit.enter_context(announced(state_dir, stack.addresses))
             if port is not None:
                 stack.home = dagster_processes.prepare_home(state_dir, definitions_module, port)
-            start_users(stack)
+            _start_users(stack)
         yield stack
 
 
-def _stop(stack: Stack) -> None:
-    if stack.children:
-        stack.report("everything", StepState.STOPPING)
-    stop_all(stack.children)
-    for name in (postgres.SOCKET_FOLDER, dagster_processes.SOCKET_FOLDER):
-        remove_socket_folder(stack.state_dir, name)
-    if stack.children:
-        stack.report("everything", StepState.STOPPED)
+def is_chosen(loaded: LoadedSettings, path: str) -> bool:
+    """Return True if a person set a setting, in any of the sources."""
+    return loaded.origins.get(path, Origin.DEFAULT) not in (Origin.DEFAULT, Origin.EMBEDDED)
 
 
-def _port(loaded: LoadedSettings, listener: Listener, report: Report) -> int:
-    """The port that was asked for, or a free one when nobody asked."""
-    section, _, name = listener.setting.partition(".")
-    port: int = getattr(getattr(loaded.settings, section), name)
+def with_addresses(loaded: LoadedSettings, addresses: Mapping[str, Any]) -> LoadedSettings:
+    """Replace settings by the addresses of what `ingest dev` started.
+
+    Args:
+        loaded: as they were read.
+        addresses: values by the setting's path, e.g. `kafka.bootstrap_servers`.
+    """
+    settings = loaded.settings
+    for path, value in addresses.items():
+        section_name, _, name = path.partition(".")
+        section = getattr(settings, section_name)
+        changed = type(section).model_validate({**dict(section), name: value})
+        settings = settings.model_copy(update={section_name: changed})
+    return LoadedSettings(settings, {**loaded.origins, **dict.fromkeys(addresses, Origin.EMBEDDED)})
+
+
+def child_environment(loaded: LoadedSettings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that gives a child process the same settings, whatever their origin."""
+    inherited = {"INGEST_STATE_DIR": str(loaded.settings.state_dir.absolute())}
+    for setting in loaded.each():
+        if setting.path in INHERITED and (text := _plain(setting.value)):
+            inherited[setting.env_names[0]] = text
+    return {**environ, **inherited}
+
+
+def choose_port(loaded: LoadedSettings, user: str, path: str, report: Report) -> int:
+    """Return the port of a setting, or a free one if it is 0, or is taken and nobody chose it.
+
+    Args:
+        loaded: the settings.
+        user: of the port, for messages.
+        path: of the setting.
+        report: called when another port is taken.
+
+    Raises:
+        SettingsError: the port is taken, and a person chose it.
+    """
+    setting = next(setting for setting in loaded.each() if setting.path == path)
+    port, variable = int(str(setting.value)), setting.env_names[0]
     if port == 0:
         return free_port()
     if port_is_free(port):
         return port
     holder = listener_on(port)
     taken = f"Port {port} is taken{f' (by {holder})' if holder else ''}."
-    if is_chosen(loaded, listener.setting):
-        raise SettingsError(f"{taken} Set {listener.variable} to another port, or to 0 for a free one.")
-    chosen = free_port()
-    report(f"{taken} {listener.name} takes port {chosen}; {listener.variable} chooses another", StepState.NOTE)
-    return chosen
+    if is_chosen(loaded, path):
+        raise SettingsError(f"{taken} Set {variable} to another port, or to 0 for a free one.")
+    free = free_port()
+    report(f"{taken} {user} takes port {free}; {variable} chooses another", StepState.NOTE)
+    return free
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _stop(stack: Stack) -> None:
+    if stack.children:
+        stack.report("everything", StepState.STOPPING)
+    _stop_all(stack.children)
+    for name in (postgres.SOCKET_FOLDER, dagster_processes.SOCKET_FOLDER):
+        remove_socket_folder(stack.state_dir, name)
+    if stack.children:
+        stack.report("everything", StepState.STOPPED)
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Make a polite request to end look like Ctrl-C, so that there is one way out."""
+    """Turn stop signals into Ctrl-C, so that there is one way out."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -127,3 +314,160 @@ def _stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _start_services(stack: Stack) -> None:
+    """Start broker and database at the same time, and note their addresses."""
+    loaded, report = stack.loaded, stack.report
+    broker_child = database = None
+    if is_chosen(loaded, "kafka.bootstrap_servers"):
+        report(BROKER, StepState.EXTERNAL)
+    else:
+        report(BROKER, StepState.STARTING)
+        broker_child = _start_broker(stack)
+        stack.children.append(broker_child)
+    missing = [path for path in postgres.DATABASE_OF if not is_chosen(loaded, path)]
+    if missing:
+        report(DATABASE, StepState.STARTING)
+        database = postgres.start_postgres(stack.state_dir, stack.log_folder)
+        stack.children.append(database.child)
+    else:
+        report(DATABASE, StepState.EXTERNAL)
+    if broker_child:
+        _note_broker(stack, broker_child)
+        report(BROKER, StepState.READY)
+    if database:
+        postgres.wait_for_postgres(database)
+        stack.addresses |= {path: database.url(postgres.DATABASE_OF[path]) for path in missing}
+        report(DATABASE, StepState.READY)
+
+
+def _start_broker(stack: Stack, port: int = 0) -> Child:
+    topics = stack.settings.topics.model_dump().values()
+    return embedded_kafka.start_broker(stack.log_folder, os.environ, topics, port)
+
+
+def _note_broker(stack: Stack, child: Child) -> None:
+    stack.addresses["kafka.bootstrap_servers"] = embedded_kafka.wait_for_broker(child)
+    # Its earlier messages are gone, and offsets begin again.
+    stack.addresses["kafka.generation"] = str(uuid.uuid4())
+
+
+def _start_users(stack: Stack) -> None:
+    """Start the users of broker and database, Dagster and the monitor, as far as they belong to the stack."""
+    if stack.home is not None:
+        _start_dagster(stack, stack.home)
+    if stack.monitor_port is not None:
+        arguments = ["ingest_project.cli.main", "monitor", "--host", HOST, "--port", str(stack.monitor_port)]
+        # Nothing waits for it: nothing else needs it.
+        stack.children.append(start(python_module("monitor", arguments, _environment(stack)), stack.log_folder))
+
+
+def _environment(stack: Stack) -> dict[str, str]:
+    home = {"DAGSTER_HOME": str(stack.home.folder)} if stack.home else {}
+    return child_environment(stack.loaded, os.environ) | home
+
+
+def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:
+    report, log_folder = stack.report, stack.log_folder
+    report(DAGSTER, StepState.STARTING)
+    environ = _environment(stack)
+    if dagster_processes.storage_is_outdated(home):
+        report("Dagster's storage is migrated", StepState.NOTE)
+        dagster_processes.migrate_storage(home, environ, log_folder)
+    code_server = dagster_processes.start_code_server(home, environ, log_folder)
+    stack.children.append(code_server)
+    webserver = dagster_processes.start_webserver(home, environ, log_folder)
+    stack.children.append(webserver)
+    # A daemon that does not find the code server tries again only after a minute.
+    dagster_processes.wait_for_code_server(home, code_server)
+    stack.children.append(dagster_processes.start_daemon(home, environ, log_folder))
+    dagster_processes.wait_until_ready(home, webserver, stack.children)
+    report(DAGSTER, StepState.READY)
+
+
+def _restart(stack: Stack, ended: Child) -> None:
+    """Restart a part that has ended, with a pause that grows.
+
+    Raises:
+        ServiceFailedError: it ended, or failed to start, too often.
+    """
+    failure = ended.failed(f"ended with exit code {ended.guard.returncode}")
+    ended.stop()
+    while True:
+        pause = stack.restarts.pause_after_end(ended.name, time.monotonic())
+        if pause is None:
+            raise failure.repeated(stack.restarts.ends(ended.name))
+        stack.report(
+            f"The {ended.name} ended and is started again in {pause:g} s. See {ended.log_path}", StepState.NOTE
+        )
+        time.sleep(pause)
+        try:
+            _start_again(stack, ended)
+        except ServiceFailedError as again:
+            failure = again
+            continue
+        stack.report(ended.name, StepState.READY)
+        return
+
+
+def _start_again(stack: Stack, ended: Child) -> None:
+    if ended.name == embedded_kafka.NAME:
+        _start_broker_again(stack, ended)
+    elif ended.name == postgres.NAME:
+        database = postgres.start_postgres(stack.state_dir, stack.log_folder)
+        _replace(stack, ended, database.child, lambda: postgres.wait_for_postgres(database))
+    elif ended.name == dagster_processes.CODE_SERVER and stack.home is not None:
+        _start_code_server_again(stack, stack.home, ended)
+    else:
+        # If its port is taken, it ends soon, which counts as one more end.
+        _replace(stack, ended, start(ended.command, stack.log_folder), lambda: None)
+
+
+def _replace(stack: Stack, ended: Child, child: Child, wait: Callable[[], None]) -> None:
+    """Replace a process that ended by a new one, once that is ready."""
+    try:
+        wait()
+    except BaseException:
+        child.stop()
+        raise
+    stack.children[stack.children.index(ended)] = child
+
+
+def _start_broker_again(stack: Stack, ended: Child) -> None:
+    """Restart the broker on its port, empty, and all of its users.
+
+    The users stop first: to a reader that took the new log for the old one, offsets would mean other messages.
+    """
+    users = [child for child in stack.children if child.name not in (embedded_kafka.NAME, postgres.NAME)]
+    _stop_all(users)
+    stack.children = [child for child in stack.children if child not in users]
+    # It runs already if only its users could not be started.
+    if ended in stack.children:
+        port = int(stack.addresses["kafka.bootstrap_servers"].rpartition(":")[2])
+        child = _start_broker(stack, port)
+        _replace(stack, ended, child, lambda: _note_broker(stack, child))
+        stack.loaded = with_addresses(stack.loaded, stack.addresses)
+        announce(stack.state_dir, stack.addresses)
+        stack.report("The messages in the broker are lost; topics are read from their new beginning", StepState.NOTE)
+    _start_users(stack)
+
+
+def _start_code_server_again(stack: Stack, home: dagster_processes.DagsterHome, ended: Child) -> None:
+    home.socket.unlink(missing_ok=True)
+    code_server = dagster_processes.start_code_server(home, _environment(stack), stack.log_folder)
+    _replace(stack, ended, code_server, lambda: dagster_processes.wait_for_code_server(home, code_server))
+    # A daemon that has lost the code server tries again only after a minute.
+    for number, child in enumerate(stack.children):
+        if child.name == dagster_processes.DAEMON:
+            child.stop()
+            stack.children[number] = start(child.command, stack.log_folder)
+
+
+def _stop_all(children: Sequence[Child]) -> None:
+    """End these parts and everything they started, in reverse order."""
+    # The users of the code server end at the same time; it ends after them, and broker and database last.
+    for child in itertools.takewhile(lambda child: child.name != dagster_processes.CODE_SERVER, reversed(children)):
+        child.ask_to_stop()
+    for child in reversed(children):
+        child.stop()

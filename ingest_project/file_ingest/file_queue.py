@@ -18,7 +18,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import RowMapping
 
-from ingest_project.contracts.file_event import FileEvent, file_key, version_of
+from ingest_project.contracts.files import FileEvent, file_key, version_of
 from ingest_project.core.keys import digest_of
 from ingest_project.file_ingest.tables import files
 from ingest_project.platform.database.engine import reading, writing

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import dagster as dg
 from msgspec.structs import replace as replaced
 
-from ingest_project.contracts.file_event import FileEvent, version_of
+from ingest_project.contracts.files import FileEvent, version_of
 from ingest_project.core.errors import (
     LimitExceededError,
     SourceChangedError,

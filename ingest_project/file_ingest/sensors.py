@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import dagster as dg
 from msgspec.structs import replace as replaced
 
-from ingest_project.contracts.file_event import FileEvent, decode_file_event, file_key, profile_named, version_of
+from ingest_project.contracts.files import FileEvent, decode_file_event, file_key, profile_named, version_of
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import FileIngestSettings, TopicSettings
 from ingest_project.file_ingest.asset_events import contract_result

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace as replaced
 
-from ingest_project.contracts.file_event import FileEvent
+from ingest_project.contracts.files import FileEvent
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.keys import digest_of
 from ingest_project.core.logging import get_logger

@@ -10,7 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.contracts.files import PollingJob
 from ingest_project.platform.database.columns import (
     Json,
     held_index,

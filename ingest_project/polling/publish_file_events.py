@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.file_event import FileEvent, file_key, file_type_of, profile_named, version_of
+from ingest_project.contracts.files import FileEvent, file_key, file_type_of, profile_named, version_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.kafka.producer import ProducerRecord

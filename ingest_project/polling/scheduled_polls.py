@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.contracts.files import PollingJob
 from ingest_project.core.settings import ConfiguredSource
 from ingest_project.platform.work_queue.batches import requeue_orphaned
 from ingest_project.platform.work_queue.sensor import queue_sensor

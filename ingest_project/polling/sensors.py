@@ -13,7 +13,7 @@ from functools import partial
 import dagster as dg
 from msgspec.structs import replace
 
-from ingest_project.contracts.polling_job import PollingJob, decode_polling_job
+from ingest_project.contracts.files import PollingJob, decode_polling_job
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.work_queue.batches import request_batches, requeue_orphaned
 from ingest_project.platform.work_queue.capacity import Capacity

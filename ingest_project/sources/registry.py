@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
 
-from ingest_project.contracts.polling_job import SECRET_NAMES
+from ingest_project.contracts.files import SECRET_NAMES
 from ingest_project.core.errors import PermanentError
 from ingest_project.core.settings import Credential, PollingSettings
 from ingest_project.sources.context import NO_CREDENTIALS, Clients, SourceContext

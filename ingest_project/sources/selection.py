@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 
-from ingest_project.contracts.file_event import INGESTIBLE_TYPES, file_type_of
+from ingest_project.contracts.files import INGESTIBLE_TYPES, file_type_of
 from ingest_project.core.errors import PermanentError
 from ingest_project.sources.protocol import Skipped, SourceFile
 

@@ -17,8 +17,8 @@ from examples.demo.run import SOURCE, ingest_samples
 from examples.demo.streams import streaming
 from ingest_project.cli.send_messages import deliver
 from ingest_project.cli.status import wait_for_idle
+from ingest_project.contracts.attachments import DownloadTask, attachment_key
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.download import DownloadTask, attachment_key
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.devstack.supervisor import running_stack
 from ingest_project.operations.resources import SystemResources

@@ -9,8 +9,8 @@ import pytest
 
 from ingest_project.cli.send_messages import deliver
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.polling_job import PollingJob
-from ingest_project.devstack.job_run import run_jobs
+from ingest_project.contracts.files import PollingJob
+from ingest_project.devstack.dagster_processes import run_jobs
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import AttachmentState, FileState
 from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, partitions_of, wait_for

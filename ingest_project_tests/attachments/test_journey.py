@@ -7,7 +7,7 @@ import pytest
 
 from ingest_project.attachments.catalog import ATTACHMENTS
 from ingest_project.attachments.queue.attachments import FailedFilter
-from ingest_project.contracts.download import DownloadResult, DownloadTask, attachment_hash
+from ingest_project.contracts.attachments import DownloadResult, DownloadTask, attachment_hash
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.work_queue.states import AttachmentState

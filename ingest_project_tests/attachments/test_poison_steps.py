@@ -16,7 +16,7 @@ from ingest_project.attachments.queue.outcomes import attempts_at
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.results_table import commit_results
 from ingest_project.attachments.tables import attachment_events
-from ingest_project.contracts.download import DownloadStatus
+from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import writing

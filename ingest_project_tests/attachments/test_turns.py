@@ -17,7 +17,7 @@ from ingest_project.attachments.downloading import Cached, Postponed, attempts, 
 from ingest_project.attachments.jobs import remove_old_files
 from ingest_project.attachments.publish_outcomes import tell_cached
 from ingest_project.attachments.queue.record import PENDING_LANE, AttachmentRecord, AttemptResult
-from ingest_project.contracts.download import CachedDownload
+from ingest_project.contracts.attachments import CachedDownload
 from ingest_project_tests.attachments.queue.samples import NOW, arrival, record
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.services.http_server import HttpServer

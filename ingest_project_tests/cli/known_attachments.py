@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from ingest_project.attachments.queue.record import AttemptResult, TaskArrival
+from ingest_project.contracts.attachments import DownloadResult, DownloadStatus, DownloadTask, attachment_key
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.download import DownloadResult, DownloadStatus, DownloadTask, attachment_key
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.types import KafkaPosition
 

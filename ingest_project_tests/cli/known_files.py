@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from ingest_project.contracts.file_event import FileEvent
-from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.contracts.files import FileEvent, PollingJob
 from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import FileState

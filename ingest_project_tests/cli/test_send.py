@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.contracts.attachment_event import decode_attachment_event
-from ingest_project.contracts.download import attachment_key, decode_download_task
-from ingest_project.contracts.file_event import decode_file_event
-from ingest_project.contracts.polling_job import decode_polling_job
+from ingest_project.contracts.attachments import attachment_key, decode_attachment_event, decode_download_task
+from ingest_project.contracts.files import decode_file_event, decode_polling_job
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations.resources import SystemResources

@@ -8,8 +8,13 @@ from dagster import DagsterInstance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.contracts.attachment_event import AttachmentEvent, decode_attachment_event
-from ingest_project.contracts.download import DownloadTask, attachment_key, decode_download_task
+from ingest_project.contracts.attachments import (
+    AttachmentEvent,
+    DownloadTask,
+    attachment_key,
+    decode_attachment_event,
+    decode_download_task,
+)
 from ingest_project.core.errors import UnreadableMessageError
 
 JSON = st.recursive(

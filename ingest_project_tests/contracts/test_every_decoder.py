@@ -18,13 +18,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest_project.contracts.attachment_event import decode_attachment_event
+from ingest_project.contracts.attachments import (
+    CachedDownload,
+    DownloadResult,
+    decode_attachment_event,
+    decode_download_task,
+)
 from ingest_project.contracts.crm_event import decode_crm_event
 from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES, decode
-from ingest_project.contracts.download import CachedDownload, DownloadResult, decode_download_task
 from ingest_project.contracts.enriched_event import decode_enriched_event
-from ingest_project.contracts.file_event import decode_file_event
-from ingest_project.contracts.polling_job import decode_polling_job
+from ingest_project.contracts.files import decode_file_event, decode_polling_job
 from ingest_project.core.errors import UnreadableMessageError
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "json"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.polling_job import decode_polling_job
+from ingest_project.contracts.files import decode_polling_job
 from ingest_project.core.errors import UnreadableMessageError
 
 JOB = {

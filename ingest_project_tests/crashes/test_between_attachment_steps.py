@@ -15,7 +15,7 @@ from dagster._serdes import serialize_value
 
 from ingest_project.attachments.catalog import ATTACHMENTS
 from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
-from ingest_project.contracts.download import DownloadResult
+from ingest_project.contracts.attachments import DownloadResult
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.work_queue.states import AttachmentState, JobState
 from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED, AttachmentSystem, attachment_environment

@@ -10,8 +10,7 @@ import json
 import sys
 
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.supervisor import running_stack
-from ingest_project.devstack.system import StepState
+from ingest_project.devstack.supervisor import StepState, running_stack
 
 
 def main() -> int:

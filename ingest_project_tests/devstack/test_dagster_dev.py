@@ -13,7 +13,7 @@ import pytest
 
 from ingest_project.cli.send_messages import deliver
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.polling_job import PollingJob
+from ingest_project.contracts.files import PollingJob
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.dagster_processes import ask
 from ingest_project.devstack.processes import free_port

@@ -21,12 +21,11 @@ from confluent_kafka.admin import AdminClient
 
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import LoadedSettings, Origin, load_settings
-from ingest_project.devstack import child as restarts
 from ingest_project.devstack import postgres
-from ingest_project.devstack.child import Command, ServiceFailedError, start
+from ingest_project.devstack import supervisor as restarts
+from ingest_project.devstack.processes import Command, ServiceFailedError, start
 from ingest_project.devstack.state_folder import StateFolderInUseError, prepare
-from ingest_project.devstack.supervisor import WEBSERVER, _port, running_stack
-from ingest_project.devstack.system import StepState
+from ingest_project.devstack.supervisor import StepState, choose_port, running_stack
 from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
 
 
@@ -198,7 +197,7 @@ def test_a_broker_that_is_started_again_has_its_address_and_another_life(state_d
         assert settings_of(state_dir, tmp_path).settings.kafka == stack.settings.kafka
         admin = AdminClient({"bootstrap.servers": before.bootstrap_servers})
         assert "polling-queue" in admin.list_topics(timeout=10).topics
-    assert [note for note in notes if "What was in the broker is lost" in note]
+    assert [note for note in notes if "The messages in the broker are lost" in note]
     assert wait_until_nothing_is_left(state_dir) == {}
 
 
@@ -272,14 +271,14 @@ def test_a_taken_port_that_was_asked_for_is_an_understandable_error(tmp_path: Pa
     loaded = settings_of(tmp_path, tmp_path, INGEST_WEBSERVER_PORT=str(taken_port))
     expected = rf"Port {taken_port} is taken \(by process {os.getpid()}, .*Set INGEST_WEBSERVER_PORT"
     with pytest.raises(SettingsError, match=expected):
-        _port(loaded, WEBSERVER, silent)
+        choose_port(loaded, "The UI", "dagster.webserver_port", silent)
 
 
 def test_a_taken_port_that_nobody_asked_for_is_replaced_and_said(tmp_path: Path, taken_port: int) -> None:
     loaded = settings_of(tmp_path, tmp_path, INGEST_WEBSERVER_PORT=str(taken_port))
     notes: list[str] = []
     nobody_asked = LoadedSettings(loaded.settings, {})
-    chosen = _port(nobody_asked, WEBSERVER, lambda step, _state: notes.append(step))
+    chosen = choose_port(nobody_asked, "The UI", "dagster.webserver_port", lambda step, _state: notes.append(step))
     assert chosen != taken_port
     assert f"Port {taken_port} is taken" in notes[0]
     assert str(chosen) in notes[0]

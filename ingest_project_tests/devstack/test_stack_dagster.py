@@ -14,12 +14,9 @@ import psutil
 import pytest
 
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.child import ServiceFailedError
-from ingest_project.devstack.dagster_processes import wait_until_ready
-from ingest_project.devstack.job_run import JobIncompleteError, run_jobs
-from ingest_project.devstack.processes import free_port
-from ingest_project.devstack.supervisor import running_stack
-from ingest_project.devstack.system import StepState
+from ingest_project.devstack.dagster_processes import JobIncompleteError, run_jobs, wait_until_ready
+from ingest_project.devstack.processes import ServiceFailedError, free_port
+from ingest_project.devstack.supervisor import StepState, running_stack
 from ingest_project_tests.cli.running import StackProcess, started_stack, wait_until_nothing_is_left
 
 TINY = "ingest_project_tests.devstack.tiny_definitions"

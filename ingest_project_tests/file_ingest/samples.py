@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from ingest_project.contracts.file_event import FileEvent
-from ingest_project.contracts.polling_job import PollingJob, Priority
+from ingest_project.contracts.files import FileEvent, PollingJob, Priority
 from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.platform.work_queue.types import KafkaPosition
 from ingest_project.polling.job_queue import JobArrival

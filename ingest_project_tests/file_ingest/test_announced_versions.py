@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.contracts.file_event import FileEvent
+from ingest_project.contracts.files import FileEvent
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.versions import Announced, with_versions
 from ingest_project.sources.clients import source_clients

@@ -13,7 +13,7 @@ import polars as pl
 import psycopg2
 import pytest
 
-from ingest_project.contracts.file_event import file_key, version_of
+from ingest_project.contracts.files import file_key, version_of
 from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest import pipeline as ingesting
 from ingest_project.file_ingest import validate_files as validated_sensor_data

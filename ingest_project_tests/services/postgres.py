@@ -23,9 +23,8 @@ import psycopg2
 import pytest
 
 from ingest_project.devstack import process_guard
-from ingest_project.devstack.child import RunAs
 from ingest_project.devstack.postgres import server_user
-from ingest_project.devstack.processes import free_port
+from ingest_project.devstack.processes import RunAs, free_port
 from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.database.migrate import migrate
 

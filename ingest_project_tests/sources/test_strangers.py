@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.contracts.file_event import FileEvent
+from ingest_project.contracts.files import FileEvent
 from ingest_project.core.errors import (
     AddressRejectedError,
     ForbiddenPathError,

@@ -23,7 +23,7 @@ from ingest_project.attachments.queue.record import (
     task_row,
 )
 from ingest_project.attachments.tables import attachment_replays, attachments, download_outcomes
-from ingest_project.contracts.download import DownloadStatus, earlier_attachment_key
+from ingest_project.contracts.attachments import DownloadStatus, earlier_attachment_key
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.work_queue.queue import WorkLedger
 from ingest_project.platform.work_queue.sql_helpers import contains, in_parts, insert_missing, update_each

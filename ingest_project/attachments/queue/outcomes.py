@@ -18,7 +18,7 @@ from ingest_project.attachments.queue.record import AttemptResult
 from ingest_project.attachments.tables import attachment_replays as replays
 from ingest_project.attachments.tables import attachments
 from ingest_project.attachments.tables import download_outcomes as outcomes
-from ingest_project.contracts.download import CachedDownload, DownloadResult, DownloadStatus
+from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.work_queue.sql_helpers import in_parts
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import RowMapping
 
+from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.contracts.decoding import decode
-from ingest_project.contracts.download import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.platform.work_queue.states import AttachmentState
 from ingest_project.platform.work_queue.types import KafkaPosition
 

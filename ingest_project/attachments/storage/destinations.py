@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from ingest_project.attachments.storage.store import require_portable
-from ingest_project.contracts.download import attachment_hash
+from ingest_project.contracts.attachments import attachment_hash
 from ingest_project.core.errors import ForbiddenPathError, SettingsError
 from ingest_project.platform.azure.address import is_address
 

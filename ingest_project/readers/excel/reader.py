@@ -13,8 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
-from ingest_project.platform.sandbox.process import KILLED, ProcessLimits, run_confined
-from ingest_project.platform.sandbox.start import OUT_OF_MEMORY
+from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.chunks import ReadingsChunk, ReadLimits, dialect_of, layout_of, readings_chunk
 from ingest_project.readers.csv.header import HeaderSearch, find_header

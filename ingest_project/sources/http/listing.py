@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from ingest_project.core.errors import SourceAccessDeniedError, UnreadableListingError
-from ingest_project.platform.sandbox.process import KILLED, ProcessLimits, run_confined
-from ingest_project.platform.sandbox.start import OUT_OF_MEMORY
+from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
 from ingest_project.sources.http.page import (
     Link,
     NotAListingError,

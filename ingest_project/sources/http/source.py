@@ -19,7 +19,7 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, Any, BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit
 
-from ingest_project.contracts.file_event import INGESTIBLE_TYPES, file_type_of
+from ingest_project.contracts.files import INGESTIBLE_TYPES, file_type_of
 from ingest_project.core.errors import (
     AddressRejectedError,
     ForbiddenPathError,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ingest_project.attachments.eventhouse.events import MAX_EVENT_BYTES, PolledEvent, RefusedRow, event_of
-from ingest_project.contracts.attachment_event import decode_attachment_event
+from ingest_project.contracts.attachments import decode_attachment_event
 from ingest_project_tests.attachments.eventhouse.samples import claims, row
 
 KEYED = {"_ingest_at": "2026-03-01T11:00:00.7654321Z", "_ingest_key": "0f" * 16}

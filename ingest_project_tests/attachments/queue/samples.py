@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from ingest_project.attachments.queue.events import EventArrival
 from ingest_project.attachments.queue.record import PENDING_LANE, AttachmentRecord, AttemptResult, TaskArrival
+from ingest_project.contracts.attachments import DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.download import DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.platform.work_queue.states import AttachmentState
 from ingest_project.platform.work_queue.types import KafkaPosition
 

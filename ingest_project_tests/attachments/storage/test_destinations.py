@@ -17,7 +17,7 @@ from ingest_project.attachments.storage.destinations import (
     safe_part,
 )
 from ingest_project.attachments.storage.store import require_plain
-from ingest_project.contracts.download import attachment_hash
+from ingest_project.contracts.attachments import attachment_hash
 from ingest_project.core.errors import ForbiddenPathError, SettingsError
 
 MOMENT = datetime(2026, 1, 15, 23, 30, tzinfo=timezone(timedelta(hours=-2)))

@@ -94,7 +94,7 @@ def test_a_message_that_nobody_foresaw_is_found_by_halving_and_refused_alone(odd
     assert rows.table["event_id"].to_pylist() == [f"e{number}" for number in range(99)]
     ((message, error),) = rows.refused
     assert message is messages[50]
-    assert "Reading the message failed unforeseen" in str(error)
+    assert "Reading the message failed unexpectedly" in str(error)
 
 
 def test_events_at_the_ends_of_what_can_be_are_stored_counted_and_found_again(activity: ActivitySystem) -> None:
@@ -221,6 +221,6 @@ def test_every_message_is_a_row_or_refused_and_which_depends_on_itself_alone(pay
     rows = together.table["kafka_offset"].to_pylist()
     assert sorted([*rows, *(message.offset for message, _ in together.refused)]) == list(range(len(messages)))
     assert rows == sorted(rows)
-    assert all("unforeseen" not in str(error) for _, error in together.refused)
+    assert all("unexpectedly" not in str(error) for _, error in together.refused)
     alone = [event_rows([message], "g") for message in messages]
     assert [one.table.num_rows for one in alone] == [int(message.offset in rows) for message in messages]

@@ -1,34 +1,35 @@
-"""Run a script of ours over a stranger's file in a process that may die without harm.
+"""Run a script of ours over an untrusted file in a process of its own that may die without harm.
 
-The process gets limits of memory, CPU time and output before the script begins (start.py), an environment without
-secrets, and a wall-clock time after which it is killed.
+The process limits its memory, CPU time and output before the script begins (`main`), gets an environment without
+secrets, and is killed when it takes too long.
 """
 
 from __future__ import annotations
 
 import os
+import resource
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from ingest_project.platform.sandbox import start
-
-# What the process needs of our environment: nothing secret goes near a stranger's file.
+# The variables that the process needs: no secret is near an untrusted file.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
 START_UP_SECONDS = 20.0
-# SIGKILL and SIGXCPU, by which the kernel ends a process over its CPU time.
+OUT_OF_MEMORY = 9
+# SIGKILL and SIGXCPU, by which the kernel ends a process that exceeds its CPU time.
 KILLED = frozenset({-9, -24})
 
 
 @dataclass(frozen=True)
 class ProcessLimits:
-    """What one process may take.
+    """Limits of one process.
 
     Args:
         memory_bytes: of address space.
-        cpu_seconds: of CPU time; twice as much by the clock.
+        cpu_seconds: of CPU time; twice as much wall-clock time.
         output_bytes: of each file that it writes.
     """
 
@@ -45,7 +46,7 @@ def run_confined(
     stdin: IO[bytes] | int = subprocess.DEVNULL,
     stdout: IO[bytes] | int = subprocess.DEVNULL,
 ) -> int:
-    """Run a script and wait for it.
+    """Run a script and wait for its end.
 
     Args:
         script: path of a Python file.
@@ -55,17 +56,17 @@ def run_confined(
         stdout: an open file that it writes.
 
     Returns:
-        its exit code: `start.OUT_OF_MEMORY` where the limit stopped it, negative when a signal ended it, see `KILLED`.
+        its exit code: OUT_OF_MEMORY if it reached that limit, negative if a signal ended it, see KILLED.
 
     Raises:
-        TimeoutError: it was killed because it took too long by the clock.
+        TimeoutError: it was killed because it took too long.
     """
     given = [str(limits.memory_bytes), str(limits.cpu_seconds), str(limits.output_bytes)]
-    command = [sys.executable, "-P", start.__file__, *given, script, *arguments]
+    command = [sys.executable, "-P", __file__, *given, script, *arguments]
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     # One thread: every further one reserves address space, which is limited.
     environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    with subprocess.Popen(  # noqa: S603 - our own script; the stranger's file is only an argument
+    with subprocess.Popen(  # noqa: S603 - our own script; the untrusted file is only an argument
         command, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, env=environment
     ) as process:
         try:
@@ -75,3 +76,21 @@ def run_confined(
             if isinstance(error, subprocess.TimeoutExpired):
                 raise TimeoutError(f"not finished within {error.timeout:g} s") from None
             raise
+
+
+def main() -> None:
+    """In the new process: set the limits of the command line, then run the script with the rest of it."""
+    memory_bytes, cpu_seconds, output_bytes = map(int, sys.argv[1:4])
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    del sys.argv[:4]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except MemoryError:
+        sys.exit(OUT_OF_MEMORY)
+
+
+if __name__ == "__main__":
+    main()

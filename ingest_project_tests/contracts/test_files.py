@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.file_event import decode_file_event, file_key, file_type_of, version_of
+from ingest_project.contracts.files import decode_file_event, file_key, file_type_of, version_of
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.keys import digest_of
 

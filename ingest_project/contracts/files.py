@@ -1,0 +1,215 @@
+"""FileEvent and PollingJob: a file to ingest, and a request to list a source.
+
+File events use the topics `file-event-queue` and, in their short form, `file_events`; polling jobs `polling-queue`. A
+file's partition key is made here, so that discovery and ingest agree on it: the same version of a file at the same
+location has the same key, however often and by whichever producer its event is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from ingest_project.contracts.decoding import (
+    MAX_NAME_LENGTH,
+    decode,
+    require_details,
+    require_texts,
+    utc,
+    without_null_values,
+)
+from ingest_project.core.errors import UnreadableMessageError
+from ingest_project.core.keys import key_of
+
+INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
+MAX_PATH_BYTES = 4_096
+MAX_PATTERN_BYTES = 512
+LARGEST_SIZE = 2**63 - 1
+LONGEST_FILE_EVENT_TEXTS = {
+    "file_path": MAX_PATH_BYTES,
+    "file_name": 1_024,
+    "event_id": 512,
+    "job_id": 1_024,
+    "source_type": 64,
+    "file_type": 64,
+    "etag": 1_024,
+    "trace_id": 1_024,
+}
+LONGEST_POLLING_JOB_TEXTS = {"job_id": 800, "file_pattern": MAX_PATTERN_BYTES, "trace_id": 1_024}
+SECRET_NAMES = ("password", "secret", "token", "access_key", "private_key", "connection_string", "sas", "account_key")
+
+Priority = Literal["low", "normal", "high"]
+
+
+class FileEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of one file.
+
+    Args:
+        source_type: kind of source; the short form of older producers has none and means a local file.
+        file_path: location of the file in the terms of its source (path, object key, address).
+        size_bytes: as listed; None when the sender does not know.
+        modified_at: as listed, UTC; None when the sender does not know.
+        etag: the source's own name for this version, if it has one.
+        metadata: from the polling job; `format` names a reader profile.
+        source_config: the polling job's, so that the file can be read again later.
+    """
+
+    file_path: str
+    file_name: str
+    event_id: str = ""
+    job_id: str | None = None
+    source_type: str = "local"
+    file_type: str | None = None
+    size_bytes: int | None = None
+    modified_at: datetime | None = None
+    etag: str | None = None
+    discovered_at: datetime | None = None
+    trace_id: str | None = None
+    metadata: dict[str, Any] = {}
+    source_config: dict[str, Any] = {}
+
+    @property
+    def kind(self) -> str:
+        """Return the file type by the extension, in lower case without the dot; empty if it has none."""
+        return file_type_of(self.file_name)
+
+
+class PollingJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to list a source and publish an event for each new file.
+
+    Args:
+        job_id: chosen by the sender; sending it again requests another listing of the same source.
+        source_config: `source_type`, `path`, and the other fields of that type of source. Never a secret: a job names
+            stored credentials (`"credentials": "warehouse-sftp"`).
+        file_pattern: glob that file names must match.
+        priority: high goes before normal before low.
+        metadata: carried along to every file event; `format` names a reader profile.
+    """
+
+    job_id: str
+    source_config: dict[str, Any]
+    file_pattern: str = "*"
+    priority: Priority = "normal"
+    metadata: dict[str, Any] = {}
+    trace_id: str | None = None
+
+    @property
+    def source_type(self) -> str:
+        """Kind of source, e.g. `local`."""
+        return str(self.source_config["source_type"])
+
+    @property
+    def path(self) -> str:
+        """Folder, prefix or listing address."""
+        return str(self.source_config.get("path", ""))
+
+
+def file_type_of(file_name: str) -> str:
+    """Return the extension in lower case, `csv` for `A.CSV`; empty for a name without one."""
+    stem, dot, ending = file_name.rpartition(".")
+    return ending.lower() if dot and stem else ""
+
+
+def decode_file_event(raw: bytes | None) -> FileEvent:
+    """Decode a message of `file-event-queue` or `file_events`.
+
+    Raises:
+        UnreadableMessageError: not a file event, or not of a file type that is ingested.
+    """
+    event = decode(raw, FileEvent)
+    if not event.file_path.strip() or not event.file_name.strip():
+        raise UnreadableMessageError("Not a FileEvent: file_path and file_name must not be empty.")
+    require_texts(event, LONGEST_FILE_EVENT_TEXTS)
+    require_details(event, "metadata", "source_config")
+    _require_format(event, event.metadata)
+    if event.size_bytes is not None and not 0 <= event.size_bytes <= LARGEST_SIZE:
+        raise UnreadableMessageError(f"Not a FileEvent: size_bytes must be between 0 and {LARGEST_SIZE}.")
+    if event.kind not in INGESTIBLE_TYPES:
+        raise UnreadableMessageError(
+            f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {event.kind or 'no type'!r}."
+        )
+    return msgspec.structs.replace(
+        event,
+        modified_at=utc(event.modified_at, FileEvent, "modified_at"),
+        discovered_at=utc(event.discovered_at, FileEvent, "discovered_at"),
+        source_config=without_null_values(event.source_config),
+    )
+
+
+def decode_polling_job(raw: bytes | None) -> PollingJob:
+    """Decode a message of `polling-queue`.
+
+    Raises:
+        UnreadableMessageError: not a polling job; also when it carries a secret, which must not travel in messages.
+    """
+    job = decode(raw, PollingJob)
+    if not job.job_id.strip() or len(job.job_id) > 200:  # noqa: PLR2004 - the bound is said in the reason
+        raise UnreadableMessageError("Not a PollingJob: job_id must have 1 to 200 characters.")
+    require_texts(job, LONGEST_POLLING_JOB_TEXTS)
+    require_details(job, "metadata", "source_config")
+    _require_format(job, job.metadata)
+    trace_id = job.metadata.get("trace_id")
+    if trace_id is not None and not (isinstance(trace_id, str) and len(trace_id) <= MAX_NAME_LENGTH):
+        raise UnreadableMessageError(
+            f"Not a PollingJob: metadata.trace_id must be a text of at most {MAX_NAME_LENGTH}."
+        )
+    job = msgspec.structs.replace(job, source_config=without_null_values(job.source_config))
+    try:
+        config = msgspec.convert(job.source_config, _SourceConfig)
+    except msgspec.ValidationError as error:
+        raise UnreadableMessageError(f"Not a PollingJob: {error} (in source_config).") from error
+    if len(config.source_type) > MAX_NAME_LENGTH:
+        raise UnreadableMessageError(f"Not a PollingJob: source_type is longer than {MAX_NAME_LENGTH} characters.")
+    if len(config.path.encode()) > MAX_PATH_BYTES:
+        raise UnreadableMessageError(f"Not a PollingJob: source_config.path is longer than {MAX_PATH_BYTES} bytes.")
+    for name in job.source_config:
+        if name.lower() in SECRET_NAMES:
+            raise UnreadableMessageError(
+                f'source_config carries {name!r}: name stored credentials instead ("credentials": "…").'
+            )
+    return job
+
+
+def file_key(location: str, file_name: str, version: str, profile: str) -> str:
+    """Make the partition key of one version of one file, read by one profile: readable, short, stable.
+
+    Everything that determines the meaning of its bytes is part of it, except the content of the profile: the person who
+    corrects a profile decides which files are read again.
+
+    Args:
+        location: canonical address of the file, unique over all sources, e.g. `local:/data/in/a.csv`.
+        file_name: a profile may take a device from it, and its extension decides how the file is read.
+        version: identifies this version of the file, see `version_of`.
+        profile: name of the reader profile, see `profile_named`.
+    """
+    return key_of(file_name, location, file_name, version, profile)
+
+
+def profile_named(metadata: Mapping[str, Any], default: str) -> str:
+    """Return the reader profile that the metadata of a job or an event names, else the default one."""
+    return str(metadata.get("format") or default)
+
+
+def version_of(etag: str | None, size_bytes: int | None, modified_at: datetime | None) -> str:
+    """Identify a version of a file by its etag, else by its size and modification time."""
+    if etag:
+        return f"etag={etag}"
+    changed = modified_at.astimezone(UTC).isoformat(timespec="microseconds") if modified_at else "unknown"
+    return f"size={size_bytes} modified={changed}"
+
+
+class _SourceConfig(msgspec.Struct):
+    source_type: str
+    path: str = ""
+    credentials: str | None = None
+
+
+def _require_format(message: msgspec.Struct, metadata: dict[str, Any]) -> None:
+    """Reject a message whose `format` is not the name of a reader profile."""
+    name = metadata.get("format")
+    if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME_LENGTH):
+        kind = type(message).__name__
+        raise UnreadableMessageError(f"Not a {kind}: metadata.format must name a reader profile, in a text.")
