@@ -8,8 +8,8 @@ import dagster as dg
 
 from ingest_project.attachments import catalog as attachments_catalog
 from ingest_project.attachments import definitions as attachments_definitions
-from ingest_project.core.files import keep_files_private
 from ingest_project.core.logging import configure_logging
+from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.settings import Settings, current_settings
 from ingest_project.file_ingest import catalog as file_ingest_catalog
 from ingest_project.file_ingest import definitions as file_ingest_definitions

@@ -17,7 +17,7 @@ from typing import Any
 import typer
 
 from ingest_project.core.errors import IngestError, SettingsError
-from ingest_project.core.files import keep_files_private
+from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.terminal_text import printable, printable_lines
 
 # Command to the module of this package that has it, and to its function where the module has several commands.

@@ -103,7 +103,7 @@ class AttachmentEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DownloadStatus(StrEnum):
-    """How an attempt ended."""
+    """The result of an attempt."""
 
     SUCCESS = "success"
     FAILED_TRANSIENT = "failed_transient"
@@ -159,7 +159,7 @@ class CachedDownload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DownloadResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How one attempt ended (topic `downloads.results`, and a row of the Delta table `attachment_results`)."""
+    """The result of one attempt (topic `downloads.results`, and a row of the Delta table `attachment_results`)."""
 
     trace_id: str
     attachment_url: str

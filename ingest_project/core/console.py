@@ -1,7 +1,7 @@
-"""What commands print: tables and sentences for a person, or one JSON object for a script, and nothing else on stdout.
+"""Output of commands: tables and sentences for a person, or one JSON object for a script, and nothing else on stdout.
 
-File names, reasons and raw rows come from strangers. They are never read as markup, and every character that could move
-the cursor, change colours or reverse the text is shown as an escape instead of being sent to the terminal.
+File names, reasons and raw rows are untrusted. They are never read as markup, and a character that could move the
+cursor, change colours or reverse the text is printed as an escape.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def stdout() -> Console:
-    """Where the result of a command goes."""
+    """Return the console for the result of a command."""
     return _console(stderr=False)
 
 
 def stderr() -> Console:
-    """Where progress, hints and complaints go."""
+    """Return the console for progress, hints and errors."""
     return _console(stderr=True)
 
 
 def shortened(value: object, length: int) -> str:
-    """The printable text; on a terminal cut to a length, with an ellipsis where something is missing."""
+    """Return printable text; on a terminal cut to a length, with an ellipsis if something is missing."""
     text = printable(value)
     return text if len(text) <= length or not stdout().is_terminal else text[: length - 1] + "…"
 
 
 def cell(value: object, style: str = "") -> Text:
-    """A value as table cells show it: nothing for None, thousands separated, times in UTC."""
+    """Return a value as a table cell: empty for None, thousands separated, times in UTC."""
     if value is None:
         return Text("")
     if isinstance(value, datetime):
@@ -54,18 +54,18 @@ def cell(value: object, style: str = "") -> Text:
 
 
 def moment(time: datetime) -> str:
-    """A time to the second, in UTC."""
+    """Return a time to the second, in UTC."""
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def ago(time: datetime) -> str:
-    """How long ago a time is, roughly, e.g. `3 min ago`."""
+    """Return the age of a time, rounded, e.g. `3 min ago`."""
     number, unit, *_ = length_of(datetime.now(UTC) - time).split()
     return f"{number} {unit} ago"
 
 
 def length_of(time: timedelta) -> str:
-    """A length of time in its two largest units, e.g. `3 min 5 s`."""
+    """Return a duration in its two largest units, e.g. `3 min 5 s`."""
     seconds = max(0, round(time.total_seconds()))
     units = [("d", seconds // 86_400), ("h", seconds // 3_600 % 24), ("min", seconds // 60 % 60), ("s", seconds % 60)]
     first = next((place for place, (_, count) in enumerate(units) if count), len(units) - 1)
@@ -73,22 +73,22 @@ def length_of(time: timedelta) -> str:
 
 
 def counted(number: int, singular: str, plural: str | None = None) -> str:
-    """A number with its noun, e.g. `1 file`, `2,000 files`."""
+    """Return a number with its noun, e.g. `1 file`, `2,000 files`."""
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def counts(numbers: Mapping[str, int]) -> str:
-    """Names with their numbers, the largest first, e.g. `value_out_of_range 3, device_id_missing 1`."""
+    """Return names with their numbers, the largest first, e.g. `value_out_of_range 3, device_id_missing 1`."""
     ordered = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{printable(name)} {number:,}" for name, number in ordered if number)
 
 
 def table(*headings: str, numbers: Collection[str] = ()) -> Table:
-    """An empty table.
+    """Return an empty table.
 
     Args:
         headings: of its columns.
-        numbers: those of the headings whose columns hold numbers.
+        numbers: the headings of columns with numbers.
     """
     made = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
@@ -102,17 +102,17 @@ def add_row(to: Table, *values: object) -> None:
 
 
 def say(text: str, *, style: str = "") -> None:
-    """One line of result for a person. The text is made safe to print."""
+    """Print one line of result for a person. The text is made safe to print."""
     stdout().print(Text(printable(text), style))
 
 
 def complain(text: str) -> None:
-    """One line on stderr. The text is made safe to print."""
+    """Print one line on stderr. The text is made safe to print."""
     stderr().print(Text(printable(text)))
 
 
 def show(made: Table, title: str = "") -> None:
-    """Print a table for a person, below an empty line and its title where it has one."""
+    """Print a table for a person, below an empty line and its title if it has one."""
     _show_title(title)
     console = stdout()
     if console.is_terminal:
@@ -125,13 +125,13 @@ def show(made: Table, title: str = "") -> None:
 
 
 def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> None:
-    """Print a table of what was asked for, which may be nothing, or not all there is.
+    """Print a table of search results, which may be empty or incomplete.
 
     Args:
         made: the table.
-        things: what it lists, e.g. `files`.
-        more: whether there are others.
-        which: part of them it is.
+        things: the noun of its rows, e.g. `files`.
+        more: there are further results.
+        which: the part of the results that it has.
     """
     if not made.row_count:
         complain(f"No such {things}.")
@@ -142,9 +142,9 @@ def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> 
 
 
 def show_facts(pairs: Sequence[tuple[str, object]], title: str = "") -> None:
-    """Print names and values below each other; those without a value are left out.
+    """Print names and values below each other, except those without a value.
 
-    Long values are not wrapped here: an address that the terminal itself wraps can still be copied.
+    Long values are not wrapped: an address that the terminal wraps can still be copied.
     """
     _show_title(title)
     known = [(name, value) for name, value in pairs if value is not None and value != ""]
@@ -154,7 +154,7 @@ def show_facts(pairs: Sequence[tuple[str, object]], title: str = "") -> None:
 
 
 def print_json(value: object) -> None:
-    """The value as the one JSON object of this command; structs, times and enums included."""
+    """Print a value as the one JSON object of this command; structs, times and enums included."""
     typer.echo(to_json(value, indent=2))
 
 

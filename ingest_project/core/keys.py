@@ -25,7 +25,7 @@ def digest_of(*parts: object) -> str:
     The parts are hashed as one JSON array, so that no two lists of parts run together to the same text.
 
     Args:
-        parts: anything that JSON can hold; lone surrogates are told apart as well.
+        parts: anything that JSON can hold; lone surrogates are distinguished as well.
     """
     encoded = json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
     digest = hashlib.sha256(encoded).digest()[:DIGEST_BYTES]
@@ -39,8 +39,8 @@ def key_of(name: str, *parts: object, keep_end: bool = True) -> str:
 
     Args:
         name: any text; it is not hashed.
-        parts: what makes this key differ from others.
-        keep_end: of a long name the end is kept, where a file name has its ending; else the beginning.
+        parts: everything that distinguishes this key from others.
+        keep_end: keep the end of a long name, where a file name has its extension; else the beginning.
     """
     return f"{_readable(name, keep_end=keep_end)}~{digest_of(*parts)}"
 

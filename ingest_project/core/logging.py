@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line (or text for a person), with what is being worked on bound to every line.
+"""Structured logs: one JSON object a line (or text for a person), with the current item bound to every line.
 
 `bound(...)` adds fields such as job_id, trace_id, run_id and partition_key to everything logged inside it, from any
 module and thread that runs within its context.
@@ -19,7 +19,7 @@ from typing import Any
 import stamina.instrumentation
 import structlog
 
-from ingest_project.core.files import make_private_folder
+from ingest_project.core.private_files import make_private_folder
 from ingest_project.core.settings import LoggingSettings
 from ingest_project.core.terminal_text import printable, printable_json
 
@@ -63,10 +63,10 @@ def configure_logging(settings: LoggingSettings) -> None:
 
 
 class _LogFile(WatchedFileHandler):
-    """A log file that programs may rotate, and whose failures never reach whoever logs.
+    """A log file that programs may rotate, and whose failures never reach the caller that logs.
 
     Args:
-        path: its folder is made; lines are appended, also those of other processes.
+        path: its folder is created; lines are appended, also those of other processes.
 
     Raises:
         OSError: it cannot be opened.
@@ -78,11 +78,11 @@ class _LogFile(WatchedFileHandler):
 
     @staticmethod
     def failure(path: Path, error: OSError) -> tuple[str]:
-        """Say that the file is not written, in one event."""
+        """Return the event that reports a failure."""
         return (f"LOG_FILE {path} is not written: {error.strerror or error}. The log goes on on standard error alone.",)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; a full disk or a folder that went away is said once on standard error."""
+        """Write a line; a full disk or a missing folder is reported once on standard error."""
         line = self.format(record) + self.terminator
         try:
             if self.stream is None:
@@ -99,7 +99,7 @@ class _LogFile(WatchedFileHandler):
             self._fails = False
 
     def close(self) -> None:
-        """Close it; what cannot be written any more is lost."""
+        """Close it; lines that cannot be written any more are lost."""
         self._purge()
         super().close()
 
@@ -109,14 +109,14 @@ class _LogFile(WatchedFileHandler):
 
     def _purge(self) -> None:
         stream, self.stream = self.stream, None
-        # Closing it tries to write what is left once more.
+        # Closing it tries to write the buffer once more.
         with suppress(OSError):
             if stream is not None:
                 stream.close()
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """The logger of one module, called with its `__name__`."""
+    """Return the logger of one module, by its `__name__`."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 
@@ -149,7 +149,7 @@ def _dump(event: Any, **options: Any) -> str:  # noqa: ANN401 - what structlog h
 def _printable_values(
     _logger: structlog.typing.WrappedLogger, _name: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Make every value safe for a terminal, and set off a traceback's lines, which could pass for others'."""
+    """Make every value safe for a terminal, and indent tracebacks, whose lines could pass for events."""
     for name, value in event.items():
         if name in {"exception", "stack"}:
             event[name] = "\n".join(f"    {printable(line)}" for line in str(value).split("\n"))

@@ -1,8 +1,8 @@
-"""Text of strangers on its way to a terminal: file names, reasons, raw rows and exceptions, in tables, logs and JSON.
+"""Make untrusted text safe for a terminal: file names, reasons, raw rows and exceptions, in tables, logs and JSON.
 
-Whatever is not printable (C0 and C1 controls, DEL, bidirectional and other format characters, lone surrogates, code
-points without a character) is shown as an escape instead of being sent: it could move the cursor, change colours,
-reverse the text or forge a line.
+A character that is not printable (C0 and C1 controls, DEL, bidirectional and other format characters, lone surrogates,
+unassigned code points) is printed as an escape: it could move the cursor, change colours, reverse the text or forge a
+line.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-# What is surely printable is left alone at once; the others are asked one by one.
+# Most characters are surely printable; the others are checked one by one.
 _DOUBTFUL = re.compile(r"[^\x20-\x7e]")
 _DOUBTFUL_IN_JSON = re.compile(r"[^\n\x20-\x7e]")
 
 
 def printable(value: object) -> str:
-    """Return the text on one line, with every character that is not to be printed written as an escape."""
+    """Return the text on one line, with every character that is not printable as an escape."""
     return _DOUBTFUL.sub(lambda found: _escaped(found[0]), str(value))
 
 
@@ -30,7 +30,7 @@ def printable_lines(text: str) -> str:
 
 
 def printable_json(text: str) -> str:
-    """Return the same JSON with what is not printable as JSON's own escapes.
+    """Return the same JSON with characters that are not printable as JSON's own escapes.
 
     Args:
         text: JSON, in which such characters can only be part of strings.
@@ -39,7 +39,7 @@ def printable_json(text: str) -> str:
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """Return any value as printable JSON: structs, times and enums included, null for what is not a number."""
+    """Return any value as printable JSON: structs, times and enums included, null for NaN and infinity."""
     plain = _finite(msgspec.to_builtins(value, str_keys=True, enc_hook=str))
     return printable_json(json.dumps(plain, ensure_ascii=False, indent=indent))
 

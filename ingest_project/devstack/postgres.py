@@ -15,15 +15,14 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+import psycopg2
+from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
 from ingest_project.core.errors import PermanentError
 from ingest_project.devstack.processes import Child, Command, RunAs, command_of, start, wait_until_gone
 from ingest_project.devstack.state_folder import socket_folder
-
-if TYPE_CHECKING:
-    import psycopg2.extensions
 
 NAME = "postgres"
 MAJOR_VERSION = "18"
@@ -113,9 +112,7 @@ def wait_for_postgres(postgres: Postgres) -> None:
         _create_databases(connection)
 
 
-def _connect(postgres: Postgres) -> psycopg2.extensions.connection | None:
-    import psycopg2  # noqa: PLC0415 - commands that start nothing need not load it
-
+def _connect(postgres: Postgres) -> Connection | None:
     try:
         return psycopg2.connect(
             host=str(postgres.socket_folder), user=USER, password=postgres.password, dbname="postgres"
@@ -124,7 +121,7 @@ def _connect(postgres: Postgres) -> psycopg2.extensions.connection | None:
         return None  # not there yet, or still recovering
 
 
-def _create_databases(connection: psycopg2.extensions.connection) -> None:
+def _create_databases(connection: Connection) -> None:
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute("SELECT datname FROM pg_database")

@@ -109,7 +109,7 @@ class Child:
 
     @property
     def running(self) -> bool:
-        """Whether the command runs, or its guard still ends what it left behind."""
+        """True while the command runs, or its guard still ends processes that it left behind."""
         return self.guard.poll() is None
 
     def wait_until(

@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from ingest_project.core.errors import IngestError, PermanentError
-from ingest_project.core.files import FOLDER_MODE, make_private_folder
+from ingest_project.core.private_files import FOLDER_MODE, make_private_folder
 
 # A socket's address holds 107 bytes on Linux and 103 on macOS, the name of the socket included.
 MAX_SOCKET_PATH_BYTES = 103

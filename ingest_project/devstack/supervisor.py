@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.files import keep_files_private
+from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.settings import LoadedSettings, Origin, Settings
 from ingest_project.devstack import dagster_processes, embedded_kafka, postgres
 from ingest_project.devstack.processes import (
@@ -257,7 +257,7 @@ def child_environment(loaded: LoadedSettings, environ: Mapping[str, str]) -> dic
 
 
 def choose_port(loaded: LoadedSettings, user: str, path: str, report: Report) -> int:
-    """Return the port of a setting, or a free one if it is 0, or is taken and nobody chose it.
+    """Return the port of a setting, or a free one if it is 0, or is taken and a default.
 
     Args:
         loaded: the settings.

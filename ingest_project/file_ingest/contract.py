@@ -20,7 +20,7 @@ from pandera.polars import DataFrameSchema
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.files import mistakes, yaml_content
+from ingest_project.core.yaml_models import mistakes, yaml_content
 from ingest_project.readers.casting import FORMULA, KIND_OF, NUMBER, TEXT
 from ingest_project.readers.names import clean_name, is_suspicious, matched_name, odd_names
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 
 from dagster import DagsterInstance
 
-from ingest_project.core.files import keep_files_private
 from ingest_project.core.logging import get_logger
+from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.settings import current_settings
 from ingest_project.operations.clock_repair import repair
 from ingest_project.operations.resources import SystemResources

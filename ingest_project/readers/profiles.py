@@ -18,8 +18,8 @@ import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
-from ingest_project.core.files import line_of, mistakes, yaml_content, yaml_files
 from ingest_project.core.logging import get_logger
+from ingest_project.core.yaml_models import line_of, mistakes, yaml_content, yaml_files
 from ingest_project.readers.time_formats import time_format
 
 logger = get_logger(__name__)

@@ -207,6 +207,12 @@ def test_the_example_of_a_yaml_file_names_every_setting_with_its_default(tmp_pat
         assert f"{setting.path.rpartition('.')[2]}:" in text, setting.path
 
 
+def test_every_setting_has_a_description(tmp_path: Path) -> None:
+    descriptions = {setting.path: setting.description for setting in load_settings({}, tmp_path).each()}
+    assert all(descriptions.values())
+    assert descriptions["kafka.sasl_username"] == "SASL user"
+
+
 @pytest.mark.parametrize(
     "dagster",
     [

@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.files import mistakes, yaml_content, yaml_files
+from ingest_project.core.yaml_models import mistakes, yaml_content, yaml_files
 
 # Kusto returns at most this many rows (and 64 MB) to one query.
 MAX_ROWS = 500_000

@@ -31,7 +31,6 @@ from pydantic_settings import (
 )
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.files import yaml_content
 from ingest_project.core.settings.capabilities import (
     AttachmentSettings,
     ConfiguredSource,
@@ -68,6 +67,7 @@ from ingest_project.core.settings.platform import (
     TopicSettings,
     WarehouseSettings,
 )
+from ingest_project.core.yaml_models import yaml_content
 
 OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_")
 # Names in the .env files of the services that this project replaces: they have no meaning here and do no harm.
@@ -90,12 +90,17 @@ THIS_MACHINE = {"", "localhost", "127.0.0.1", "::1"}
 
 
 class Settings(Section):
-    """Everything that can be set, with its default."""
+    """Everything that can be set, with its default.
+
+    Args:
+        environment: name of this deployment.
+        state_dir: folder of the embedded services and local stores.
+        credentials: stored credentials by the name that jobs and hosts use; in a variable as one JSON object.
+        sources: sources by name, those with every_seconds polled automatically; in a variable as JSON.
+    """
 
     environment: Annotated[str, Env("ENVIRONMENT", "APP_ENV")] = "development"
-    """Name of this deployment."""
     state_dir: Annotated[Path, Env("INGEST_STATE_DIR")] = Path(".ingest")
-    """Folder of the embedded services and local stores."""
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicSettings = TopicSettings()
     warehouse: WarehouseSettings = WarehouseSettings()
@@ -118,9 +123,7 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()
     credentials: Annotated[dict[str, Credential], AsJson, Env("INGEST_CREDENTIALS")] = Field(default_factory=dict)
-    """Stored credentials by the name that jobs and hosts use; in a variable as one JSON object."""
     sources: Annotated[dict[str, ConfiguredSource], AsJson, Env("INGEST_SOURCES")] = Field(default_factory=dict)
-    """Sources by name, those with every_seconds polled automatically; in a variable as JSON."""
 
     @property
     def landing_url(self) -> str:
@@ -154,7 +157,7 @@ class Settings(Section):
 
 
 class Origin(StrEnum):
-    """Where a value came from."""
+    """The source of a value."""
 
     ENVIRONMENT = "environment"
     DOTENV = ".env"

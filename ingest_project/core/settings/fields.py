@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -88,7 +86,7 @@ def _reasonable(value: object, info: ValidationInfo) -> object:
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown names are errors, values never change, docstrings below fields describe them."""
+    """A part of the tree: unknown names are errors, values never change, its docstring describes each field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -122,14 +120,8 @@ def family_of(field: FieldInfo) -> EnvFamily | None:
 
 
 @cache
-def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """Return the docstrings below a section's fields, by field name.
-
-    Pydantic would read them at every start (`use_attribute_docstrings`); only `ingest config` needs them.
-    """
-    definition = ast.parse(inspect.getsource(model)).body[0]
-    return {
-        ast.unparse(field.target): inspect.cleandoc(str(text.value.value))
-        for field, text in pairwise(getattr(definition, "body", ()))
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
+def descriptions(section: type[BaseModel]) -> dict[str, str]:
+    """Return the descriptions in a section's docstring, by field name."""
+    arguments = (inspect.getdoc(section) or "").partition("\nArgs:\n")[2]
+    found = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", arguments, re.MULTILINE)
+    return {name: " ".join(text.split()).removesuffix(".") for name, text in found}

@@ -27,71 +27,78 @@ def _strong(token: SecretStr | None) -> SecretStr | None:
 
 
 class KafkaSettings(Section):
-    """How to reach Kafka, and how much to read from it at a time."""
+    """Connection to Kafka.
+
+    Args:
+        bootstrap_servers: host:port of one or more brokers, comma-separated.
+        group_id: consumer group whose offsets follow the saved cursors, for lag displays.
+        auto_offset_reset: where a topic is first read from.
+        security_protocol: how the connection is secured.
+        sasl_mechanism: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER.
+        sasl_username: SASL user.
+        sasl_password: SASL password.
+        ssl_ca_location: file with the certificate authorities to trust.
+        request_timeout_seconds: how long one request may take before the broker counts as away.
+        generation: set by `ingest dev`: id of this start of the embedded broker, which forgets everything when it
+            ends.
+    """
 
     bootstrap_servers: Annotated[str, Env("KAFKA_BOOTSTRAP_SERVERS", "KAFKA_BROKERS")] = ""
-    """Host:port of one or more brokers, comma-separated."""
     group_id: Annotated[str, Env("KAFKA_GROUP_ID")] = "ingest-project"
-    """Consumer group whose offsets follow the saved cursors, for lag displays."""
     auto_offset_reset: Annotated[Literal["earliest", "latest"], Env("AUTO_OFFSET_RESET")] = "earliest"
-    """Where a topic is first read from."""
     security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Env("KAFKA_SECURITY_PROTOCOL")
     ] = "PLAINTEXT"
-    """How the connection is secured."""
     sasl_mechanism: Annotated[str | None, Env("KAFKA_SASL_MECHANISM")] = None
-    """PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER."""
     sasl_username: Annotated[str | None, Env("KAFKA_SASL_USERNAME")] = None
-    """SASL user."""
     sasl_password: Annotated[SecretStr | None, Env("KAFKA_SASL_PASSWORD")] = None
-    """SASL password."""
     ssl_ca_location: Annotated[Path | None, Env("KAFKA_SSL_CA_LOCATION")] = None
-    """File with the certificate authorities to trust."""
     request_timeout_seconds: Annotated[float, Env("KAFKA_REQUEST_TIMEOUT_SECONDS")] = Field(10.0, gt=0)
-    """How long one request may take before the broker counts as away."""
     generation: Annotated[str, Env("KAFKA_GENERATION")] = ""
-    """Set by `ingest dev`: id of this start of the embedded broker, which forgets everything when it ends."""
 
 
 class TopicSettings(Section):
-    """The name of every topic."""
+    """The name of every topic.
+
+    Args:
+        polling_queue: polling jobs: requests to list a source.
+        polling_queue_dlq: unreadable polling jobs.
+        file_event_queue: files to ingest.
+        file_event_queue_dlq: unreadable file events, of both file topics.
+        file_events: short file events of older producers.
+        events_raw: events with attachments.
+        events_raw_dlq: unreadable events.
+        downloads_pending: files to download.
+        downloads_cached: files downloaded and verified, on their way to the store.
+        downloads_results: how each attempt ended.
+        downloads_retry_5m: downloads that failed once and wait.
+        downloads_retry_10m: downloads that failed twice and wait.
+        downloads_retry_20m: downloads that failed three times and wait.
+        downloads_retry_40m: downloads that failed four times and wait.
+        downloads_dlq: downloads that failed for good, and unreadable tasks.
+        user_activity_events: what users did.
+        user_activity_events_dlq: unreadable user activity events.
+        sales_events: opportunities and projects that changed in a CRM.
+    """
 
     polling_queue: Annotated[str, Env("KAFKA_TOPIC_POLLING_QUEUE")] = "polling-queue"
-    """Polling jobs: requests to list a source."""
     polling_queue_dlq: Annotated[str, Env("KAFKA_TOPIC_POLLING_QUEUE_DLQ")] = "polling-queue.dlq"
-    """Unreadable polling jobs."""
     file_event_queue: Annotated[str, Env("KAFKA_TOPIC_FILE_EVENT_QUEUE")] = "file-event-queue"
-    """Files to ingest."""
     file_event_queue_dlq: Annotated[str, Env("KAFKA_TOPIC_FILE_EVENT_QUEUE_DLQ")] = "file-event-queue.dlq"
-    """Unreadable file events, of both file topics."""
     file_events: Annotated[str, Env("KAFKA_TOPIC_FILE_EVENTS")] = "file_events"
-    """Short file events of older producers."""
     events_raw: Annotated[str, Env("KAFKA_TOPIC_EVENTS_RAW")] = "events.raw"
-    """Events with attachments."""
     events_raw_dlq: Annotated[str, Env("KAFKA_TOPIC_EVENTS_RAW_DLQ")] = "events.raw.dlq"
-    """Unreadable events."""
     downloads_pending: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_PENDING")] = "downloads.pending"
-    """Files to download."""
     downloads_cached: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_CACHED")] = "downloads.cached"
-    """Files downloaded and verified, on their way to the store."""
     downloads_results: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_RESULTS")] = "downloads.results"
-    """How each attempt ended."""
     downloads_retry_5m: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_RETRY_5M")] = "downloads.retry.5m"
-    """Downloads that failed once and wait."""
     downloads_retry_10m: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_RETRY_10M")] = "downloads.retry.10m"
-    """Downloads that failed twice and wait."""
     downloads_retry_20m: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_RETRY_20M")] = "downloads.retry.20m"
-    """Downloads that failed three times and wait."""
     downloads_retry_40m: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_RETRY_40M")] = "downloads.retry.40m"
-    """Downloads that failed four times and wait."""
     downloads_dlq: Annotated[str, Env("KAFKA_TOPIC_DOWNLOADS_DLQ")] = "downloads.dlq"
-    """Downloads that failed for good, and unreadable tasks."""
     user_activity_events: Annotated[str, Env("KAFKA_TOPIC_USER_ACTIVITY_EVENTS")] = "user-activity-events"
-    """What users did."""
     user_activity_events_dlq: Annotated[str, Env("KAFKA_TOPIC_USER_ACTIVITY_EVENTS_DLQ")] = "user-activity-events.dlq"
-    """Unreadable user activity events."""
     sales_events: Annotated[str, Env("KAFKA_TOPIC_SALES_EVENTS")] = "sales_events"
-    """Opportunities and projects that changed in a CRM."""
 
     @property
     def downloads_retry(self) -> tuple[str, ...]:
@@ -116,77 +123,92 @@ class TopicSettings(Section):
 
 
 class WarehouseSettings(Section):
-    """The relational database that holds rows, metrics and the work queues."""
+    """The relational database that holds rows, metrics and the work queues.
+
+    Args:
+        database_url: SQLAlchemy URL, e.g. postgresql://user:password@host/database or sqlite:////path.
+        connect_timeout_seconds: how long a connection may take.
+    """
 
     database_url: Annotated[SecretStr, Env("DATABASE_URL")] = SecretStr("")
-    """SQLAlchemy URL, e.g. postgresql://user:password@host/database or sqlite:////path."""
     connect_timeout_seconds: Annotated[int, Env("INGEST_DATABASE_CONNECT_TIMEOUT_SECONDS")] = Field(10, gt=0)
-    """How long a connection may take."""
 
 
 class DagsterSettings(Section):
-    """Where Dagster keeps its own records."""
+    """Dagster's own storage and its UI.
+
+    Args:
+        home: folder of Dagster's own configuration and, without PostgreSQL, its records.
+        postgres_url: PostgreSQL URL of Dagster's storage; empty: SQLite in DAGSTER_HOME.
+        webserver_url: where people reach the Dagster UI, for links.
+        webserver_port: port of the UI that `ingest dev` starts; 0 picks a free one.
+        disabled_capabilities: capabilities that this host does not load, sensors and schedules included: polling,
+            file_ingest, attachments, user_activity, crm, alerts, retention.
+        asset_owners: owners of all assets in the Dagster UI: mail addresses, or team:name.
+    """
 
     home: Annotated[Path | None, Env("DAGSTER_HOME")] = None
-    """Folder of Dagster's own configuration and, without PostgreSQL, its records."""
     postgres_url: Annotated[SecretStr, Env("DAGSTER_POSTGRES_URL")] = SecretStr("")
-    """PostgreSQL URL of Dagster's storage; empty: SQLite in DAGSTER_HOME."""
     webserver_url: Annotated[str, Env("INGEST_WEBSERVER_URL")] = "http://127.0.0.1:3000"
-    """Where people reach the Dagster UI, for links."""
     webserver_port: Annotated[int, Env("INGEST_WEBSERVER_PORT")] = Field(3000, ge=0, le=65535)
-    """Port of the UI that `ingest dev` starts; 0 picks a free one."""
     disabled_capabilities: Annotated[
         list[Literal["polling", "file_ingest", "attachments", "user_activity", "crm", "alerts", "retention"]],
         BeforeValidator(as_list),
         Env("INGEST_DISABLED_CAPABILITIES"),
     ] = Field(default_factory=list)
-    """Capabilities that this host does not load, sensors and schedules included: polling, file_ingest, attachments,
-    user_activity, crm, alerts, retention."""
     asset_owners: Annotated[CommaList, Env("INGEST_ASSET_OWNERS")] = Field(default_factory=list)
-    """Owners of all assets in the Dagster UI: mail addresses, or team:name."""
 
 
 class StorageSettings(Section):
-    """Where bytes are kept."""
+    """Object stores for landed and quarantined files.
+
+    Args:
+        landing_url: folder or s3://bucket/prefix of the landing store; empty: landing/ in the state folder.
+        quarantine_url: folder or s3://bucket/prefix of the quarantine; empty: quarantine/ in the state folder.
+        s3_endpoint_url: address of an S3 server other than Amazon's.
+        s3_region: region of the buckets.
+        s3_access_key_id: key id; without it boto3's own credential chain is used.
+        s3_secret_access_key: secret of that key.
+    """
 
     landing_url: Annotated[str, Env("INGEST_LANDING_URL")] = ""
-    """Folder or s3://bucket/prefix of the landing store; empty: landing/ in the state folder."""
     quarantine_url: Annotated[str, Env("INGEST_QUARANTINE_URL")] = ""
-    """Folder or s3://bucket/prefix of the quarantine; empty: quarantine/ in the state folder."""
     s3_endpoint_url: Annotated[str | None, Env("INGEST_S3_ENDPOINT_URL")] = None
-    """Address of an S3 server other than Amazon's."""
     s3_region: Annotated[str | None, Env("INGEST_S3_REGION")] = None
-    """Region of the buckets."""
     s3_access_key_id: Annotated[str | None, Env("INGEST_S3_ACCESS_KEY_ID")] = None
-    """Key id; without it boto3's own credential chain is used."""
     s3_secret_access_key: Annotated[SecretStr | None, Env("INGEST_S3_SECRET_ACCESS_KEY")] = None
-    """Secret of that key."""
 
 
 class DeltaSettings(Section):
-    """How Delta tables are kept healthy. Bytes are bytes on disk."""
+    """Maintenance of Delta tables. Bytes are bytes on disk.
+
+    Args:
+        min_small_files: a partition with fewer small files is not compacted.
+        target_file_bytes: size up to which files are merged.
+        time_limit_seconds: no further partition is merged after this.
+        retention_hours: how long files stay that are part of old versions only.
+    """
 
     min_small_files: Annotated[int, Env("INGEST_DELTA_MIN_SMALL_FILES")] = Field(10, gt=1)
-    """A partition with fewer small files is not compacted."""
     target_file_bytes: Annotated[int, Env("INGEST_DELTA_TARGET_FILE_BYTES")] = Field(128 * 1024**2, gt=0)
-    """Size up to which files are merged."""
     time_limit_seconds: Annotated[int, Env("INGEST_DELTA_TIME_LIMIT_SECONDS")] = Field(600, gt=0)
-    """No further partition is merged after this."""
     retention_hours: Annotated[int, Env("INGEST_DELTA_RETENTION_HOURS")] = Field(168, ge=168)
-    """How long files stay that are part of old versions only."""
 
 
 class RetrySettings(Section):
-    """When and how often a job or file is retried after a transient failure."""
+    """When and how often a job or file is retried after a transient failure.
+
+    Args:
+        max_attempts: attempts after which a job or file is failed with its reason.
+        delay_seconds: pause before the second attempt; doubles with each further one.
+        max_delay_seconds: longest pause between two attempts.
+        launch_grace_seconds: how long a run may take to appear after it was requested.
+    """
 
     max_attempts: Annotated[int, Env("MAX_RETRIES")] = Field(8, gt=0)
-    """Attempts after which a job or file is failed with its reason."""
     delay_seconds: Annotated[float, Env("RETRY_DELAY")] = Field(5.0, ge=0)
-    """Pause before the second attempt; doubles with each further one."""
     max_delay_seconds: Annotated[float, Env("INGEST_MAX_RETRY_DELAY_SECONDS")] = Field(600.0, ge=0)
-    """Longest pause between two attempts."""
     launch_grace_seconds: Annotated[float, Env("INGEST_LAUNCH_GRACE_SECONDS")] = Field(60.0, ge=0)
-    """How long a run may take to appear after it was requested."""
 
     def delay(self, attempts: int) -> timedelta:
         """Return the pause after this many attempts."""
@@ -200,65 +222,80 @@ class RetrySettings(Section):
 
 
 class LoggingSettings(Section):
-    """How the project logs."""
+    """Level, format and file of the log.
+
+    Args:
+        level: least severe level that is written.
+        format: one JSON object a line, or text for a person.
+        file: also write the log to this file; its folder is created.
+    """
 
     level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Env("LOG_LEVEL")] = "INFO"
-    """Least severe level that is written."""
     format: Annotated[Literal["json", "console"], Env("LOG_FORMAT")] = "json"
-    """One JSON object a line, or text for a person."""
     file: Annotated[Path | None, Env("LOG_FILE")] = None
-    """Also write the log to this file; its folder is created."""
 
 
 class MonitorSettings(Section):
-    """The dashboard, the metrics and the health endpoint."""
+    """The dashboard, the metrics and the health endpoint.
+
+    Args:
+        host: address that the monitor listens on; beyond this machine it wants a token.
+        port: port of the monitor; 0 picks a free one.
+        token: secret that every page except /healthz requires, at least 16 characters; empty: none required.
+        refresh_seconds: how often the monitor collects the system's state and the page refreshes.
+    """
 
     host: Annotated[str, Env("INGEST_MONITOR_HOST")] = "127.0.0.1"
-    """Address that the monitor listens on; beyond this machine it wants a token."""
     port: Annotated[int, Env("INGEST_MONITOR_PORT")] = Field(8080, ge=0, le=65535)
-    """Port of the monitor; 0 picks a free one."""
     token: Annotated[SecretStr | None, AfterValidator(_strong), Env("INGEST_MONITOR_TOKEN")] = None
-    """Secret that every page except /healthz requires, at least 16 characters; empty: none required."""
     refresh_seconds: Annotated[float, Env("INGEST_MONITOR_REFRESH_SECONDS")] = Field(2.0, ge=0.5, le=60)
-    """How often the monitor collects the system's state and the page refreshes."""
 
 
 class BackpressureSettings(Section):
-    """Conditions under which sensors request fewer runs or none. The work waits on its topic or in its queue."""
+    """Conditions under which sensors request fewer runs or none. The work waits on its topic or in its queue.
+
+    Args:
+        min_free_disk_bytes: with less free space on a disk that is written to, no run is requested.
+        slow_warehouse_seconds: if an empty transaction takes longer, each sensor requests one batch at a time.
+    """
 
     min_free_disk_bytes: Annotated[int, Env("INGEST_MIN_FREE_DISK_BYTES")] = Field(1024**3, ge=0)
-    """With less free space on a disk that is written to, no run is requested."""
     slow_warehouse_seconds: Annotated[float, Env("INGEST_SLOW_WAREHOUSE_SECONDS")] = Field(2.0, gt=0)
-    """If an empty transaction takes longer, each sensor requests one batch at a time."""
 
 
 class AlertSettings(Section):
-    """Who is alerted when runs or sensors fail."""
+    """Alerts about failing runs and sensors.
+
+    Args:
+        webhook_url: address that receives a POST for each incident, and another when it is over.
+        failures_in_a_row: consecutive failed ticks of a sensor or schedule that make an incident.
+    """
 
     webhook_url: Annotated[SecretStr | None, Env("INGEST_ALERT_WEBHOOK_URL")] = None
-    """Address that receives a POST for each incident, and another when it is over."""
     failures_in_a_row: Annotated[int, Env("INGEST_ALERT_FAILURES_IN_A_ROW")] = Field(3, gt=0)
-    """Consecutive failed ticks of a sensor or schedule that make an incident."""
 
 
 class RetentionSettings(Section):
-    """How long finished records are kept. Failed, quarantined and leased records are never purged."""
+    """Days for which finished records are kept. Failed, quarantined and leased records are never purged.
+
+    Args:
+        partition_days: partitions of files, jobs and attachments that are long done.
+        run_days: Dagster's finished runs.
+        landing_days: landed bytes of ingested files.
+        event_days: bodies of attachment events, from which addresses can be taken again.
+        outbox_days: ids of published messages; longer than a source lists the same file version.
+        range_days: offset ranges of streams that are done; longer than a run that may be done again.
+    """
 
     partition_days: Annotated[int, Env("INGEST_KEEP_PARTITIONS_DAYS")] = Field(90, gt=0)
-    """Partitions of files, jobs and attachments that are long done."""
     run_days: Annotated[int, Env("INGEST_KEEP_RUNS_DAYS")] = Field(30, gt=0)
-    """Dagster's finished runs."""
     landing_days: Annotated[int, Env("INGEST_KEEP_LANDED_DAYS")] = Field(365, gt=0)
-    """Landed bytes of ingested files."""
     event_days: Annotated[int, Env("INGEST_KEEP_EVENTS_DAYS")] = Field(30, gt=0)
-    """Bodies of attachment events, from which addresses can be taken again."""
     outbox_days: Annotated[int, Env("INGEST_KEEP_OUTBOX_DAYS")] = Field(400, gt=0)
-    """Ids of published messages; longer than a source lists the same file version."""
 
     range_days: Annotated[int, Env("INGEST_KEEP_RANGES_DAYS")] = Field(30, gt=0)
-    """Offset ranges of streams that are done; longer than a run that may be done again."""
 
     @property
     def partitions(self) -> timedelta:
-        """How long partitions are kept."""
+        """Time for which partitions are kept."""
         return timedelta(days=self.partition_days)

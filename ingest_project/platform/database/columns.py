@@ -29,7 +29,7 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Any zone to UTC; SQLite gets it without the zone, which it could not keep."""
+        """Convert any zone to UTC; SQLite gets it without the zone, which it cannot store."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -38,7 +38,7 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
         return moment if dialect.name == "postgresql" else moment.replace(tzinfo=None)
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:  # noqa: ANN401, ARG002 - SQLAlchemy's signature
-        """Always UTC, whatever the session's time zone."""
+        """Return UTC, whatever the session's time zone."""
         if value is None:
             return None
         moment: datetime = value
@@ -52,29 +52,29 @@ class ExactDecimal(sa.types.TypeDecorator[Decimal]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        """The column's type in a database."""
+        """Return the column's type in a database."""
         return dialect.type_descriptor(sa.Text() if dialect.name == "sqlite" else sa.Numeric())
 
     def process_bind_param(self, value: Decimal | None, dialect: sa.Dialect) -> Any:  # noqa: ANN401 - SQLAlchemy's signature
-        """Without exponent, in either."""
+        """Write the number without exponent."""
         if value is None:
             return None
         return format(value, "f") if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> Decimal | None:  # noqa: ANN401, ARG002 - SQLAlchemy's signature
-        """Always exact."""
+        """Return the exact number."""
         return None if value is None else Decimal(value)
 
 
 metadata = sa.MetaData()
 
 PENDING = "state = 'pending'"
-# What a run holds, or has finished without telling Dagster yet.
+# Leased by a run, or finished and not reported to Dagster yet.
 HELD = "reported_at IS NULL AND state <> 'pending'"
 
 
 def kafka_columns() -> list[Col[Any]]:
-    """The Kafka position an entry came from."""
+    """Return the Kafka position that an entry came from."""
     return [
         Col("kafka_topic", sa.Text, nullable=False),
         Col("kafka_partition", sa.Integer, nullable=False),
@@ -85,7 +85,7 @@ def kafka_columns() -> list[Col[Any]]:
 
 
 def work_columns() -> list[Col[Any]]:
-    """Who is asked to work on an entry, until when, and what came of it."""
+    """Return the columns of a work queue's entries: state, attempts, lease and times."""
     return [
         Col("state", sa.Text, nullable=False),
         Col("attempts", sa.Integer, nullable=False),
@@ -98,18 +98,18 @@ def work_columns() -> list[Col[Any]]:
         Col("updated_at", UtcTime, nullable=False),
         Col("started_at", UtcTime),
         Col("finished_at", UtcTime),
-        # When Dagster was told what became of it; until then a run holds it.
+        # When its result was reported to Dagster; until then a run leases it.
         Col("reported_at", UtcTime),
     ]
 
 
 def pending_index(table: str, *columns: str, name: str | None = None) -> sa.Index:
-    """What the sensors ask every few seconds, over unfinished entries only: a million finished cost nothing."""
+    """Return the index for the sensors' frequent queries, over pending entries only: finished ones cost nothing."""
     return _partial(name or f"{table}_due", PENDING, *columns, "next_attempt_at")
 
 
 def held_index(table: str, queue_name: str) -> sa.Index:
-    """What is in the hands of runs, or was left there by one that died."""
+    """Return the index of entries that are leased by runs, dead ones included."""
     return _partial(f"{table}_held", HELD, queue_name, "batch_id", "run_id", "updated_at")
 
 

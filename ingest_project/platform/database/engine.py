@@ -19,7 +19,7 @@ import stamina
 from sqlalchemy.engine import URL, make_url
 
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
-from ingest_project.core.files import make_private_folder
+from ingest_project.core.private_files import make_private_folder
 from ingest_project.platform.database.errors import map_error
 
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, which is not installed.
@@ -218,7 +218,7 @@ def folder_of(url: URL) -> Iterator[None]:
     """Raise an error of a database file's folder as one of ours.
 
     Raises:
-        DatabaseUnavailableError: with what is in the way.
+        DatabaseUnavailableError: the folder cannot be made.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Map a driver's exception to one of ours: the database is away, another writer was in the way, or a defect of ours.
+"""Map a driver's exception to one of ours: the database is unavailable, another writer conflicted, or a defect.
 
 SQLSTATE decides, and where libpq fails without one, the class of the exception. Texts only choose the remedy.
 """

@@ -1,6 +1,6 @@
-"""Bring the database to this version's tables, by itself, at every start.
+"""Migrate the database to this version's tables, automatically at every start.
 
-Safe when several processes start at once: one upgrades, the others wait for it and find nothing left to do.
+Safe when several processes start at once: one upgrades, the others wait for it and find nothing to do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def migrate(engine: sa.Engine) -> None:
 
 
 def schema_version(engine: sa.Engine) -> str | None:
-    """The revision the database is at; None when it was never migrated.
+    """Return the database's revision; None if it was never migrated.
 
     Raises:
         DatabaseUnavailableError: the database does not answer.
@@ -51,7 +51,7 @@ def schema_version(engine: sa.Engine) -> str | None:
         try:
             version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         except (sa.exc.ProgrammingError, sa.exc.OperationalError):
-            # No such table, said in each database's own way. Anything else shows in the next statement.
+            # The table does not exist; each database reports that differently. Other errors show in the next statement.
             connection.rollback()
             connection.exec_driver_sql("SELECT 1")
             return None

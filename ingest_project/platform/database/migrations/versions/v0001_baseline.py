@@ -16,6 +16,7 @@ depends_on = None
 
 Kind = sa.types.TypeEngine[Any] | type[sa.types.TypeEngine[Any]]
 
+TABLES = sa.MetaData()
 PENDING = "state = 'pending'"
 # Leased by a run, or finished and not reported yet.
 HELD = "reported_at IS NULL AND state <> 'pending'"
@@ -63,6 +64,10 @@ FROM (SELECT summed.*,
       WINDOW devices AS (PARTITION BY device_id, sensor_type)) AS per_file
 GROUP BY device_id, sensor_type
 """
+
+
+def _key(kind: Kind, *names: str) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, primary_key=True) for name in names]
 
 
 def _required(kind: Kind, *names: str) -> list[sa.Column[Any]]:
@@ -128,72 +133,64 @@ def _queue_indexes(table: str, *order: str) -> list[sa.Index]:
     ]
 
 
-TABLES = sa.MetaData()
-sa.Table(
+def _table(name: str, *parts: sa.schema.SchemaItem) -> None:
+    sa.Table(name, TABLES, *parts)
+
+
+_table(
     "activity_hour_spans",
-    TABLES,
-    *_required(UtcTime, "hour"),
-    *_required(sa.Text, "topic", "topic_id"),
-    *_required(sa.Integer, "partition"),
+    *_key(UtcTime, "hour"),
+    *_key(sa.Text, "topic", "topic_id"),
+    *_key(sa.Integer, "partition"),
     *_required(sa.BigInteger, "first_offset", "end_offset"),
-    sa.PrimaryKeyConstraint("hour", "topic", "topic_id", "partition"),
 )
-sa.Table(
+_table(
     "activity_hours",
-    TABLES,
-    *_required(UtcTime, "hour"),
+    *_key(UtcTime, "hour"),
     *_required(sa.BigInteger, "changes"),
     *_required(UtcTime, "changed_at"),
     *_required(sa.BigInteger, "computed_changes"),
     *_optional(UtcTime, "computed_at"),
-    sa.PrimaryKeyConstraint("hour"),
     _partial_index("activity_hours_stale", "changes > computed_changes", "hour"),
 )
-sa.Table(
+_table(
     "activity_range_hours",
-    TABLES,
-    *_required(sa.Text, "range_key"),
-    *_required(UtcTime, "hour"),
+    *_key(sa.Text, "range_key"),
+    *_key(UtcTime, "hour"),
     *_required(sa.BigInteger, "events"),
-    sa.PrimaryKeyConstraint("range_key", "hour"),
     sa.Index("activity_range_hours_by_hour", "hour"),
 )
-sa.Table(
+_table(
     "aggregated_metrics",
-    TABLES,
-    *_required(sa.Text, "file_key", "device_id", "sensor_type"),
+    *_key(sa.Text, "file_key", "device_id", "sensor_type"),
     *_required(Double, "min", "max", "mean"),
     *_required(sa.BigInteger, "count"),
     *_optional(Double, "stddev"),
-    sa.PrimaryKeyConstraint("file_key", "device_id", "sensor_type"),
 )
-sa.Table(
+_table(
     "attachment_events",
-    TABLES,
-    *_required(sa.Text, "event_key", "hour", "trace_id", "domain", "event_type", "body"),
+    *_key(sa.Text, "event_key"),
+    *_required(sa.Text, "hour", "trace_id", "domain", "event_type", "body"),
     *_kafka_columns(),
     *_work_columns(),
     *_optional(sa.Integer, "addresses", "duplicates"),
-    sa.PrimaryKeyConstraint("event_key"),
     sa.Index("attachment_events_by_hour", "hour"),
     sa.Index("attachment_events_by_trace", "trace_id"),
     *_queue_indexes("attachment_events", "kafka_topic"),
 )
-sa.Table(
+_table(
     "attachment_replays",
-    TABLES,
-    *_required(sa.Text, "attachment_key"),
-    *_required(sa.Integer, "replays"),
+    *_key(sa.Text, "attachment_key"),
+    *_key(sa.Integer, "replays"),
     *_required(sa.Text, "asked_by"),
     *_required(UtcTime, "asked_at"),
     *_optional(sa.Text, "earlier_error_class", "earlier_reason"),
-    sa.PrimaryKeyConstraint("attachment_key", "replays"),
     sa.Index("attachment_replays_by_time", "asked_at"),
 )
-sa.Table(
+_table(
     "attachments",
-    TABLES,
-    *_required(sa.Text, "attachment_key", "trace_id", "domain", "attachment_url", "task", "destination_path"),
+    *_key(sa.Text, "attachment_key"),
+    *_required(sa.Text, "trace_id", "domain", "attachment_url", "task", "destination_path"),
     *_optional(sa.Text, "event_key"),
     *_kafka_columns(),
     *_required(sa.Text, "queue_name"),
@@ -203,23 +200,20 @@ sa.Table(
     *_optional(sa.Integer, "http_status"),
     *_optional(sa.BigInteger, "size_bytes"),
     *_optional(sa.Text, "sha256", "content_type", "stored_path"),
-    sa.PrimaryKeyConstraint("attachment_key"),
     sa.Index("attachments_by_event", "event_key"),
     sa.Index("attachments_by_trace", "trace_id"),
     *_queue_indexes("attachments", "queue_name"),
 )
-sa.Table(
+_table(
     "contents",
-    TABLES,
-    *_required(sa.Text, "sha256", "meaning", "file_key"),
-    sa.PrimaryKeyConstraint("sha256", "meaning"),
+    *_key(sa.Text, "sha256", "meaning"),
+    *_required(sa.Text, "file_key"),
     sa.Index("contents_by_file", "file_key"),
 )
-sa.Table(
+_table(
     "download_outcomes",
-    TABLES,
-    *_required(sa.Text, "attachment_key"),
-    *_required(sa.Integer, "replays", "attempt"),
+    *_key(sa.Text, "attachment_key"),
+    *_key(sa.Integer, "replays", "attempt"),
     *_required(sa.Text, "domain", "event_type"),
     *_required(Json, "result"),
     *_required(UtcTime, "completed_at"),
@@ -228,24 +222,22 @@ sa.Table(
     *_optional(sa.BigInteger, "commit_number"),
     *_optional(UtcTime, "committed_at"),
     *_optional(sa.Text, "publish_error", "commit_error"),
-    sa.PrimaryKeyConstraint("attachment_key", "replays", "attempt"),
     sa.Index("download_outcomes_by_commit", "commit_number"),
     sa.Index("download_outcomes_by_time", "completed_at"),
     _partial_index("download_outcomes_uncommitted", "committed_at IS NULL", "commit_number"),
 )
-sa.Table(
+_table(
     "eventhouse_positions",
-    TABLES,
-    *_required(sa.Text, "domain", "position"),
+    *_key(sa.Text, "domain"),
+    *_required(sa.Text, "position"),
     *_required(sa.BigInteger, "events", "refused"),
     *_optional(sa.Text, "reason"),
     *_required(UtcTime, "updated_at"),
-    sa.PrimaryKeyConstraint("domain"),
 )
-sa.Table(
+_table(
     "files",
-    TABLES,
-    *_required(sa.Text, "file_key", "location"),
+    *_key(sa.Text, "file_key"),
+    *_required(sa.Text, "location"),
     sa.Column("location_key", sa.Text, server_default="", nullable=False),
     *_required(sa.Text, "source_type", "file_path", "file_name"),
     *_optional(sa.Text, "file_type"),
@@ -269,57 +261,48 @@ sa.Table(
     *_optional(sa.Text, "duplicate_of"),
     *_optional(sa.BigInteger, "rows_read", "rows_accepted", "rows_quarantined"),
     *_optional(Json, "rule_counts"),
-    sa.PrimaryKeyConstraint("file_key"),
     _partial_index("files_by_location", "state <> 'replaced'", "location_key"),
     _partial_index("files_by_original", "duplicate_of IS NOT NULL", "duplicate_of"),
     _partial_index("files_due_by_origin", PENDING, "kafka_topic", "origin", "next_attempt_at"),
     *_queue_indexes("files", "kafka_topic"),
 )
-sa.Table(
+_table(
     "metric_minutes",
-    TABLES,
-    *_required(sa.BigInteger, "minute"),
-    *_required(sa.Text, "name", "labels"),
+    *_key(sa.BigInteger, "minute"),
+    *_key(sa.Text, "name", "labels"),
     *_required(Double, "value"),
-    sa.PrimaryKeyConstraint("minute", "name", "labels"),
 )
-sa.Table(
+_table(
     "metric_progress",
-    TABLES,
-    *_required(sa.Text, "source"),
+    *_key(sa.Text, "source"),
     *_required(UtcTime, "counted_until"),
-    sa.PrimaryKeyConstraint("source"),
 )
-sa.Table(
+_table(
     "metric_totals",
-    TABLES,
-    *_required(sa.Text, "name", "labels"),
+    *_key(sa.Text, "name", "labels"),
     *_required(Double, "value"),
-    sa.PrimaryKeyConstraint("name", "labels"),
 )
-sa.Table(
+_table(
     "opportunities",
-    TABLES,
-    *_required(sa.Text, "event_id", "name", "stage"),
+    *_key(sa.Text, "event_id"),
+    *_required(sa.Text, "name", "stage"),
     *_optional(ExactDecimal, "amount", "probability"),
     *_optional(sa.Date, "expected_close_date"),
     *_record_columns(),
-    sa.PrimaryKeyConstraint("event_id"),
     sa.Index("ix_opportunities_trace_id", "trace_id"),
 )
-sa.Table(
+_table(
     "outbox",
-    TABLES,
-    *_required(sa.Text, "message_id", "topic", "state"),
+    *_key(sa.Text, "message_id", "topic"),
+    *_required(sa.Text, "state"),
     *_optional(Json, "since"),
     *_required(UtcTime, "created_at"),
     *_optional(sa.Text, "owner"),
-    sa.PrimaryKeyConstraint("message_id", "topic"),
 )
-sa.Table(
+_table(
     "polling_jobs",
-    TABLES,
-    *_required(sa.Text, "job_key", "job_id", "source_type"),
+    *_key(sa.Text, "job_key"),
+    *_required(sa.Text, "job_id", "source_type"),
     *_required(Json, "request"),
     *_required(sa.Text, "priority"),
     *_required(sa.Integer, "urgency"),
@@ -328,31 +311,27 @@ sa.Table(
     *_work_columns(),
     *_optional(sa.BigInteger, "files_found", "files_published", "files_skipped"),
     *_optional(Json, "skipped"),
-    sa.PrimaryKeyConstraint("job_key"),
     *_queue_indexes("polling_jobs", "kafka_topic", "urgency"),
 )
-sa.Table(
+_table(
     "projects",
-    TABLES,
-    *_required(sa.Text, "event_id", "name", "status"),
+    *_key(sa.Text, "event_id"),
+    *_required(sa.Text, "name", "status"),
     *_optional(sa.Date, "start_date", "end_date"),
     *_optional(ExactDecimal, "budget"),
     *_record_columns(),
-    sa.PrimaryKeyConstraint("event_id"),
     sa.Index("ix_projects_trace_id", "trace_id"),
 )
-sa.Table(
+_table(
     "quarantined_rows",
-    TABLES,
     *_required(sa.Text, "file_key"),
     *_required(sa.BigInteger, "line_number"),
     *_required(sa.Text, "raw_text"),
     *_required(Texts, "reasons"),
     sa.Index("quarantined_rows_by_file", "file_key"),
 )
-sa.Table(
+_table(
     "raw_sensor_data",
-    TABLES,
     *_required(UtcTime, "timestamp"),
     *_required(sa.Text, "device_id", "sensor_type"),
     *_required(Double, "value"),
@@ -360,41 +339,38 @@ sa.Table(
     *_required(sa.Text, "file_key"),
     *_required(sa.BigInteger, "line_number"),
 )
-sa.Table(
+_table(
     "skipped_offsets",
-    TABLES,
-    *_required(sa.Text, "topic", "topic_id"),
-    *_required(sa.Integer, "partition"),
-    *_required(sa.BigInteger, "first_offset", "end_offset"),
+    *_key(sa.Text, "topic", "topic_id"),
+    *_key(sa.Integer, "partition"),
+    *_key(sa.BigInteger, "first_offset"),
+    *_required(sa.BigInteger, "end_offset"),
     *_required(sa.Text, "reason", "asked_by"),
     *_required(UtcTime, "asked_at"),
-    sa.PrimaryKeyConstraint("topic", "topic_id", "partition", "first_offset"),
 )
-sa.Table(
+_table(
     "stream_intervals",
-    TABLES,
-    *_required(sa.Text, "topic", "topic_id"),
-    *_required(sa.Integer, "partition"),
-    *_required(sa.BigInteger, "first_offset", "end_offset"),
-    sa.PrimaryKeyConstraint("topic", "topic_id", "partition", "first_offset"),
+    *_key(sa.Text, "topic", "topic_id"),
+    *_key(sa.Integer, "partition"),
+    *_key(sa.BigInteger, "first_offset"),
+    *_required(sa.BigInteger, "end_offset"),
 )
-sa.Table(
+_table(
     "stream_ranges",
-    TABLES,
-    *_required(sa.Text, "range_key", "topic", "topic_id"),
+    *_key(sa.Text, "range_key"),
+    *_required(sa.Text, "topic", "topic_id"),
     *_required(sa.Integer, "partition"),
     *_required(sa.BigInteger, "first_offset", "end_offset"),
     *_work_columns(),
     *_optional(sa.BigInteger, "messages"),
     *_optional(Json, "outcome"),
-    sa.PrimaryKeyConstraint("range_key"),
     sa.Index("stream_ranges_by_end", "topic", "topic_id", "partition", "end_offset"),
     *_queue_indexes("stream_ranges", "topic"),
 )
-sa.Table(
+_table(
     "unidentified_messages",
-    TABLES,
-    *_required(sa.Text, "message_id", "kafka_topic", "kafka_topic_id"),
+    *_key(sa.Text, "message_id"),
+    *_required(sa.Text, "kafka_topic", "kafka_topic_id"),
     *_required(sa.Integer, "kafka_partition"),
     *_required(sa.BigInteger, "kafka_offset"),
     *_optional(UtcTime, "kafka_timestamp"),
@@ -408,20 +384,17 @@ sa.Table(
     *_required(sa.Integer, "retries"),
     *_optional(UtcTime, "retried_at", "identified_at"),
     *_optional(sa.Text, "identified_as", "event_id", "trace_id"),
-    sa.PrimaryKeyConstraint("message_id"),
     sa.Index("ix_unidentified_messages_trace_id", "trace_id"),
     _partial_index("unidentified_messages_open", "identified_at IS NULL", "received_at", "message_id"),
 )
-sa.Table(
+_table(
     "user_activity_hourly",
-    TABLES,
-    *_required(UtcTime, "hour"),
-    *_required(sa.Text, "event_type"),
+    *_key(UtcTime, "hour"),
+    *_key(sa.Text, "event_type"),
     *_required(sa.BigInteger, "events", "users", "sessions"),
     *_optional(Double, "processing_ms_p50", "processing_ms_p95"),
     *_required(sa.BigInteger, "deliveries"),
     *_required(UtcTime, "computed_at"),
-    sa.PrimaryKeyConstraint("hour", "event_type"),
 )
 
 

@@ -1,17 +1,13 @@
-"""Files of this system on the local disk: private to its own user, and YAML that users write to configure it.
+"""YAML files that users write to configure the system; an error in one is reported in one line, with its position.
 
-Rows, attachments, logs and SQLite files hold what other users should not read, and most are made by libraries that do
-not set modes. So every process of ours sets its umask first: folders become 0700 and files 0600. Each kind of YAML file
-(settings, reader profiles, Eventhouse queries, sensor types) is a pydantic model in the module that uses it; an error
-in one is reported in one line, with its position.
+Each kind of file (settings, reader profiles, Eventhouse queries, sensor types) is a pydantic model in the module that
+uses it.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,25 +16,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ingest_project.core.errors import SettingsError
-
-FOLDER_MODE = 0o700
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
-
-
-def keep_files_private() -> None:
-    """Close the files that this process and its children make from now on to all other users."""
-    os.umask(OTHERS)
-
-
-def make_private_folder(folder: Path) -> None:
-    """Make a folder and its missing parents for this user alone; existing ones are left as they are.
-
-    Raises:
-        OSError: it cannot be made, or a file of that name exists.
-    """
-    for part in reversed((folder, *folder.parents)):
-        if not part.is_dir():
-            part.mkdir(FOLDER_MODE, exist_ok=True)
 
 
 def yaml_files(paths: Sequence[Path]) -> Iterator[Path]:
