@@ -1,7 +1,10 @@
-"""Files in folders of this host, `source_type` local.
+"""Files in folders of this host, `source_type` local, and the example files of the project, `source_type` dummy.
 
-Paths come from strangers. What is opened is inside the configured roots with every symlink resolved, and that is
+Paths come from strangers. A file that is opened is inside the configured roots with every symlink resolved, and that is
 checked on the opened file itself: a link that is swapped between check and open does not lead out.
+
+A dummy source is a local one with one more convenience: a path is also understood as a name inside the dummy folder, so
+that the same job works from every current folder.
 """
 
 from __future__ import annotations
@@ -10,31 +13,35 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ingest_project.core.errors import ForbiddenPathError, IngestError
-from ingest_project.sources.allowed_roots import MAX_PATH_BYTES, Roots, described, failure_of, require_path
+from ingest_project.sources.allowed_roots import MAX_PATH_BYTES, AllowedRoots, described, map_error, require_path
 from ingest_project.sources.context import SourceContext
 from ingest_project.sources.limits import ListingBudget, SourceLimits
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.protocol import MAX_DEPTH, Skipped, SourceFile, printable
 from ingest_project.sources.selection import Pattern, refusal
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-# One folder is open for each level.
-MAX_DEPTH = 32
+
+def open_local(source_config: Mapping[str, Any], context: SourceContext) -> LocalSource:
+    """Make the source of a folder of this host; relative paths start at the current folder."""
+    polling = context.polling
+    roots = AllowedRoots.of(polling.local_roots, "INGEST_LOCAL_ROOTS", hard_links=polling.allow_hard_links)
+    return LocalSource(str(source_config.get("path", "")), roots, Path, context.limits)
 
 
-def open_local(source_config: Mapping[str, Any], access: SourceContext) -> LocalSource:
-    """Folders of this host; relative paths start at the current folder."""
-    roots = Roots.of(
-        access.settings.local_roots, setting="INGEST_LOCAL_ROOTS", hard_links=access.settings.allow_hard_links
-    )
-    return LocalSource(str(source_config.get("path", "")), roots, Path, SourceLimits.of(access.settings))
+def open_dummy(source_config: Mapping[str, Any], context: SourceContext) -> LocalSource:
+    """Make the source of the folder of INGEST_DUMMY_ROOT; without a path, all of it."""
+    polling = context.polling
+    roots = AllowedRoots.of([polling.dummy_root], "INGEST_DUMMY_ROOT", hard_links=polling.allow_hard_links)
+    locate = partial(_dummy_path, root=polling.dummy_root)
+    return LocalSource(str(source_config.get("path") or polling.dummy_root), roots, locate, context.limits)
 
 
 @dataclass(frozen=True)
@@ -43,15 +50,15 @@ class LocalSource:
 
     Args:
         path: as the job or event names it.
-        roots: what may be read.
-        place: from a path as named to one relative to the current folder.
-        limits: what it may take.
+        roots: folders that may be read.
+        locate: from a path as named to one relative to the current folder.
+        limits: of time and entries.
     """
 
     path: str
-    roots: Roots
-    place: Callable[[str], Path]
-    limits: SourceLimits = field(default_factory=SourceLimits)
+    roots: AllowedRoots
+    locate: Callable[[str], Path]
+    limits: SourceLimits
 
     @property
     def location(self) -> str:
@@ -59,7 +66,7 @@ class LocalSource:
         return self.canonical_location(self.path)
 
     def canonical_location(self, path: str) -> str:
-        """`local:` and the absolute path, symlinks resolved."""
+        """Return `local:` and the absolute path, symlinks resolved."""
         try:
             return f"local:{os.path.realpath(self._at(path))}"
         except (ForbiddenPathError, OSError, ValueError):
@@ -68,11 +75,11 @@ class LocalSource:
 
     @cached_property
     def _listed_location(self) -> str:
-        """Of the folder that is listed. No symlink is followed below it, so that it need not be asked for each file."""
+        """Location of the folder that is listed. No symlink is followed below it: it holds for all of its files."""
         return f"local:{os.path.realpath(self._at(self.path))}"
 
     def require_allowed(self, path: str) -> None:
-        """Refuse what lies outside the roots, symlinks resolved, whether it is there or not."""
+        """Refuse a path outside the roots, symlinks resolved, whether it exists or not."""
         self.roots.require_allowed(self._at(path), path)
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
@@ -82,13 +89,13 @@ class LocalSource:
             yield from self._walk(folder, "", parsed, ListingBudget(self.limits, self.location))
 
     def stat(self, path: str) -> SourceFile:
-        """Size and time of change of the file that is there now."""
+        """Return size and time of change of the file that is there now."""
         with self.roots.opened_file(self._at(path), path) as descriptor:
             return described(path, os.fstat(descriptor))
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
-        """The file's bytes, buffered."""
+        """Open a file, buffered."""
         with (
             self.roots.opened_file(self._at(path), path) as descriptor,
             io.BufferedReader(_LocalFile(descriptor, path), buffer_size=1024**2) as file,
@@ -100,29 +107,29 @@ class LocalSource:
         try:
             with os.scandir(folder) as entries:
                 for entry in budget.counted(entries):
-                    yield from self._look_at(entry, folder, below, pattern, budget)
+                    yield from self._entry(entry, folder, below, pattern, budget)
         except OSError as error:
-            raise failure_of(error, self._full(below)) from error
+            raise map_error(error, self._full(below)) from error
 
-    def _look_at(
+    def _entry(
         self, entry: os.DirEntry[str], folder: int, below: str, pattern: Pattern, budget: ListingBudget
     ) -> Iterator[SourceFile | Skipped]:
         relative = below + entry.name
         if _is_folder(entry):
             if pattern.may_match_below(relative):
-                yield from self._look_into(entry, folder, relative, pattern, budget)
+                yield from self._folder(entry, folder, relative, pattern, budget)
         elif pattern.matches(relative):
-            yield refusal(self._full(relative), entry.name) or self._taken(entry, relative)
+            yield refusal(self._full(relative), entry.name) or self._file(entry, relative)
 
-    def _look_into(
+    def _folder(
         self, entry: os.DirEntry[str], folder: int, relative: str, pattern: Pattern, budget: ListingBudget
     ) -> Iterator[SourceFile | Skipped]:
         if entry.name.startswith("."):
-            yield Skipped(_printable(self._full(relative)), "A hidden folder.", visible=False)
+            yield Skipped(printable(self._full(relative)), "A hidden folder.", visible=False)
         elif relative.count("/") >= MAX_DEPTH:
-            yield Skipped(_printable(self._full(relative)), f"A folder more than {MAX_DEPTH} levels down.")
+            yield Skipped(printable(self._full(relative)), f"A folder more than {MAX_DEPTH} levels down.")
         elif entry.is_symlink():
-            yield Skipped(_printable(self._full(relative)), "A symbolic link to a folder; links are not followed.")
+            yield Skipped(printable(self._full(relative)), "A symbolic link to a folder; links are not followed.")
         else:
             yield from self._subfolder(entry.name, folder, relative, pattern, budget)
 
@@ -132,16 +139,16 @@ class LocalSource:
         try:
             opened = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
-            return  # removed while the walk went on
+            return  # removed during the walk
         except PermissionError:
-            yield Skipped(_printable(self._full(relative)), "A folder that this process may not read.")
+            yield Skipped(printable(self._full(relative)), "A folder that this process may not read.")
             return
         try:
             yield from self._walk(opened, f"{relative}/", pattern, budget)
         finally:
             os.close(opened)
 
-    def _taken(self, entry: os.DirEntry[str], relative: str) -> SourceFile | Skipped:
+    def _file(self, entry: os.DirEntry[str], relative: str) -> SourceFile | Skipped:
         full = self._full(relative)
         try:
             if entry.is_file(follow_symlinks=False):
@@ -155,8 +162,8 @@ class LocalSource:
             return Skipped(full, str(error))
 
     def _at(self, path: str) -> Path:
-        """Where a path is; the bound comes first, because to find the place resolves it."""
-        return self.place(require_path(path))
+        """Locate a path; the bound comes first, because locating resolves it."""
+        return self.locate(require_path(path))
 
     def _full(self, relative: str) -> str:
         return f"{self.path.rstrip('/')}/{relative}" if self.path else relative
@@ -173,13 +180,13 @@ class _LocalFile(io.FileIO):
         try:
             return super().readinto(buffer)
         except OSError as error:
-            raise failure_of(error, self._path) from error
+            raise map_error(error, self._path) from error
 
     def readall(self) -> bytes:
         try:
             return super().readall()
         except OSError as error:
-            raise failure_of(error, self._path) from error
+            raise map_error(error, self._path) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -189,5 +196,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a link that leads nowhere: opening it says so, and only it is skipped
 
 
-def _printable(path: str) -> str:
-    return path.encode("utf-8", "replace").decode()
+def _dummy_path(path: str, root: Path) -> Path:
+    """Locate a path: from the current folder where that is inside the root, otherwise inside the root."""
+    from_here = Path(path)
+    resolved_root = os.path.realpath(root)
+    if from_here.is_absolute() or _resolves_below(from_here, resolved_root):
+        return from_here
+    first, *rest = from_here.parts or (".",)
+    return Path(resolved_root, *rest) if first == root.name else Path(resolved_root, path)
+
+
+def _resolves_below(path: Path, folder: str) -> bool:
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(folder)
+    except ValueError:
+        return False  # a name that no file can have; opening it says so

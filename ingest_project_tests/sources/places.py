@@ -19,10 +19,10 @@ from ingest_project.core.settings import Settings
 from ingest_project.platform.azure.address import parse_address
 from ingest_project.platform.azure.client import open_file_system
 from ingest_project.platform.object_store.locations import S3Options, s3_client
-from ingest_project.sources.clients import source_clients
+from ingest_project.sources.context import SourceContext
+from ingest_project.sources.file_server import FileServerSource
 from ingest_project.sources.protocol import Source
 from ingest_project.sources.registry import open_source
-from ingest_project.sources.server_source import ServerSource
 from ingest_project_tests.services.dfs_calls import SAS
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
@@ -64,7 +64,7 @@ class Place(ABC):
         made = Settings.model_validate(self.settings)
         path = f"{self.config['path'].rstrip('/')}/{below}" if below else self.config["path"]
         merged = {**self.config, "path": path, **config}
-        return open_source(merged, made.polling, made.credentials, source_clients(made))
+        return open_source(merged, SourceContext(made))
 
 
 @dataclass
@@ -139,12 +139,12 @@ class FileServerPlace(FolderPlace):
             "credentials": "store",
             **({"tls": "none"} if kind == "ftp" else {}),
         }
-        self._opened: list[ServerSource] = []
+        self._opened: list[FileServerSource] = []
 
     def open(self, below: str = "", **config: object) -> Source:
         """The source; its connections are kept until `close`."""
         opened = super().open(below, **config)
-        assert isinstance(opened, ServerSource)
+        assert isinstance(opened, FileServerSource)
         self._opened.append(opened)
         return opened
 
