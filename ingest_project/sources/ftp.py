@@ -39,7 +39,7 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from ingest_project.platform.http.deadlines import Deadline, DeadlineSSLSocket, deadline_in_force
+from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSSLSocket, deadline_in_force
 from ingest_project.platform.http.urls import MAX_PORT
 from ingest_project.sources.context import SourceContext
 from ingest_project.sources.file_server import Entry, FileServerSource, Server, file_server_source, server_of

@@ -29,7 +29,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.settings import Credential
 from ingest_project.platform.http.client import WebClient
-from ingest_project.platform.http.deadlines import Deadline
+from ingest_project.platform.http.pinned_transport import Deadline
 from ingest_project.platform.http.urls import WebAddress
 from ingest_project.sources.context import SourceContext, require_for_host
 from ingest_project.sources.http_files import (

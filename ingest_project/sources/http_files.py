@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from http import HTTPStatus
 
 from ingest_project.core.errors import (
@@ -22,8 +21,15 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
 )
 from ingest_project.platform.http.client import WebClient
-from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
-from ingest_project.platform.http.response import Decoder, WebResponse, codings_in, content_encoding_of, whole_number
+from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
+from ingest_project.platform.http.response import (
+    Decoder,
+    WebResponse,
+    codings_in,
+    content_encoding_of,
+    parse_date,
+    whole_number,
+)
 from ingest_project.sources.limits import SourceLimits
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.reading import Pace, skip_bytes
@@ -133,7 +139,7 @@ class WebFileReader:
         return {"Range": f"bytes={offset}-", **({"If-Range": etag} if strong_etag(etag) and etag else {})}
 
     def _require_same(self, answer: WebResponse) -> None:
-        found = (answer.headers.get("ETag"), _moment(answer.headers.get("Last-Modified")))
+        found = (answer.headers.get("ETag"), parse_date(answer.headers.get("Last-Modified")))
         if self.version is not None and found != self.version:
             raise SourceChangedError(self.location, "the connection was cut, and by then it was another version")
         self.version = found
@@ -212,17 +218,8 @@ def strong_etag(value: str | None) -> str | None:
     return value if value and value.startswith('"') else None
 
 
-def _moment(value: str | None) -> datetime | None:
-    """Parse an HTTP date; None for anything else."""
-    try:
-        moment = parsedate_to_datetime(value or "")
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except (ValueError, IndexError, TypeError, OverflowError):
-        return None
-
-
 def _file(url: str, name: str, headers: Mapping[str, str], size_bytes: int | None) -> SourceFile:
-    etag, modified_at = headers.get("ETag"), _moment(headers.get("Last-Modified"))
+    etag, modified_at = headers.get("ETag"), parse_date(headers.get("Last-Modified"))
     return SourceFile(
         path=url,
         name=name,

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from ingest_project.core.errors import PermanentError, SourceUnreachableError
 from ingest_project.core.settings import PollingSettings
-from ingest_project.platform.http.deadlines import Deadline, DeadlineSocket, deadline_in_force
+from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSocket, deadline_in_force
 
 Item = TypeVar("Item")
 

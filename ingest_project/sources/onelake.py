@@ -38,7 +38,7 @@ from ingest_project.platform.azure.identity import (
     accounts_of,
     options_of,
 )
-from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
+from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.platform.http.urls import parse_url, printable_url
 from ingest_project.sources.context import SourceContext, require_for_host
 from ingest_project.sources.limits import ListingBudget, SourceLimits

@@ -14,7 +14,7 @@ import stamina
 from typing_extensions import Buffer
 
 from ingest_project.core.errors import SourceChangedError, SourceUnreachableError
-from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
+from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.sources.limits import SourceLimits
 
 LEAST_BYTES_PER_SECOND = 1_024

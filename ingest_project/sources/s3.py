@@ -40,9 +40,8 @@ from ingest_project.core.errors import (
     UnreadableListingError,
 )
 from ingest_project.core.settings import Credential
-from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
 from ingest_project.platform.http.host_policy import HostLists, HostRules
-from ingest_project.platform.http.pinned_transport import Connector
+from ingest_project.platform.http.pinned_transport import Connector, Deadline, deadline_in_force
 from ingest_project.platform.http.urls import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
 from ingest_project.platform.object_store.s3 import BoundedS3Resource
 from ingest_project.sources.context import SourceContext, patterns_for, require_for_host

@@ -29,9 +29,8 @@ from ingest_project.core.errors import (
     SourceAccessDeniedError,
     UnreadableListingError,
 )
-from ingest_project.platform.http.deadlines import DeadlineSSLSocket
-from ingest_project.platform.http.errors import REDIRECTS
-from ingest_project.platform.http.pinned_transport import Connector, new_connection
+from ingest_project.platform.http.pinned_transport import Connector, DeadlineSSLSocket, new_connection
+from ingest_project.platform.http.response import REDIRECTS
 from ingest_project.sources.limits import with_deadline
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from ingest_project.platform.http.deadlines import Deadline, DeadlineSocket
+from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSocket
 from ingest_project.sources.context import SourceContext
 from ingest_project.sources.file_server import Entry, FileServerSource, Kind, Server, file_server_source, server_of
 from ingest_project.sources.limits import SourceLimits

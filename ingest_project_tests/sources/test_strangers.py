@@ -20,6 +20,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.settings import Credential, PollingSettings, Settings
 from ingest_project.file_ingest.versions import Announced, with_versions
+from ingest_project.platform.http import pinned_transport
 from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_transport import Connector
 from ingest_project.platform.object_store.locations import S3Options
@@ -192,7 +193,9 @@ def test_an_endpoint_that_a_setting_names_may_be_internal_and_a_denied_one_may_n
         opened({**named, "downloads": {"denied_hosts": ["127.0.0.0/8"]}}, config).stat("s3://named-endpoint/in/a.csv")
 
 
-def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(s3_options: S3Options) -> None:
+def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(
+    s3_options: S3Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = S3Place(s3_options, "rebinding")
     place.put("a.csv", b"x")
     port = int((s3_options.endpoint_url or "").rpartition(":")[2])
@@ -213,7 +216,8 @@ def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(s3_options: S3
         )
         asked = iter(answers)
         client = s3_client.__wrapped__(account, 5.0, HostLists())
-        bound(client, Connector(rules, lambda _host, _port, asked=asked: next(asked)))  # type: ignore[misc]
+        monkeypatch.setattr(pinned_transport, "system_addresses", lambda _host, _port, asked=asked: next(asked))
+        bound(client, Connector(rules))
         if outcome is None:
             assert client.head_object(Bucket="rebinding", Key="in/a.csv")["ContentLength"] == 1
             assert next(asked) == ["10.0.0.1"]
