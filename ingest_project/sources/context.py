@@ -11,7 +11,7 @@ from ingest_project.core.errors import ForbiddenPathError, UnknownCredentialsErr
 from ingest_project.core.settings import Credential, PollingSettings, Settings
 from ingest_project.platform.http.client import WebClient, web_client
 from ingest_project.platform.http.host_policy import HostLists, HostPattern, host_lists
-from ingest_project.sources.limits import SourceLimits
+from ingest_project.sources.reading import SourceLimits
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,9 +30,8 @@ from ingest_project.platform.http.pinned_transport import Connector
 from ingest_project.platform.http.urls import MAX_PORT, MalformedAddressError, host_and_port, parse_server
 from ingest_project.sources.connection_pool import ConnectionPool, Lease, Login, PooledConnection, PoolLimits, pool_of
 from ingest_project.sources.context import SourceContext, patterns_for
-from ingest_project.sources.limits import ListingBudget, SourceLimits
 from ingest_project.sources.protocol import MAX_DEPTH, Skipped, SourceFile, printable
-from ingest_project.sources.reading import OpenedFile, resumed_reading
+from ingest_project.sources.reading import ListingBudget, OpenedFile, SourceLimits, resumed_reading
 from ingest_project.sources.selection import Pattern, refusal
 
 Kind = Literal["file", "folder", "link", "other", "unknown"]

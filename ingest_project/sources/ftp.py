@@ -44,8 +44,7 @@ from ingest_project.platform.http.urls import MAX_PORT
 from ingest_project.sources.context import SourceContext
 from ingest_project.sources.file_server import Entry, FileServerSource, Server, file_server_source, server_of
 from ingest_project.sources.ftp_listing import parse_list_line, parse_machine_line, parse_size, parse_time
-from ingest_project.sources.limits import SourceLimits, with_deadline
-from ingest_project.sources.reading import Pace, skip_bytes
+from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes, with_deadline
 
 Tls = Literal["explicit", "implicit", "none"]
 

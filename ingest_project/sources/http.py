@@ -42,9 +42,8 @@ from ingest_project.sources.http_files import (
 )
 from ingest_project.sources.http_listing import MAX_PAGE_BYTES, read_page
 from ingest_project.sources.http_parsers import Link, PageFacts, Unusable, is_page_query
-from ingest_project.sources.limits import ListingBudget, SourceLimits
 from ingest_project.sources.protocol import MAX_DEPTH, Skipped, SourceFile, printable
-from ingest_project.sources.reading import Pace, resumed_reading
+from ingest_project.sources.reading import ListingBudget, Pace, SourceLimits, resumed_reading
 from ingest_project.sources.selection import Pattern, refusal
 
 MAX_FOLDERS = 10_000

@@ -30,9 +30,8 @@ from ingest_project.platform.http.response import (
     parse_date,
     whole_number,
 )
-from ingest_project.sources.limits import SourceLimits
 from ingest_project.sources.protocol import SourceFile
-from ingest_project.sources.reading import Pace, skip_bytes
+from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes
 
 MAX_EXPANSION = 100.0
 # Silence ends a conversation much earlier; this ends one that a server keeps alive byte by byte.

@@ -41,9 +41,8 @@ from ingest_project.platform.azure.identity import (
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.platform.http.urls import parse_url, printable_url
 from ingest_project.sources.context import SourceContext, require_for_host
-from ingest_project.sources.limits import ListingBudget, SourceLimits
 from ingest_project.sources.protocol import Skipped, SourceFile, printable
-from ingest_project.sources.reading import PacedReader
+from ingest_project.sources.reading import ListingBudget, PacedReader, SourceLimits
 from ingest_project.sources.selection import Pattern, refusal
 
 # A message names the file system, and a client takes megabytes.

@@ -45,9 +45,8 @@ from ingest_project.platform.http.pinned_transport import Connector, Deadline, d
 from ingest_project.platform.http.urls import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
 from ingest_project.platform.object_store.s3 import BoundedS3Resource
 from ingest_project.sources.context import SourceContext, patterns_for, require_for_host
-from ingest_project.sources.limits import ListingBudget, SourceLimits
 from ingest_project.sources.protocol import Skipped, SourceFile
-from ingest_project.sources.reading import resumed_reading
+from ingest_project.sources.reading import ListingBudget, SourceLimits, resumed_reading
 from ingest_project.sources.s3_transport import bound
 from ingest_project.sources.selection import Pattern, refusal
 

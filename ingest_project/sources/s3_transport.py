@@ -31,7 +31,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.platform.http.pinned_transport import Connector, DeadlineSSLSocket, new_connection
 from ingest_project.platform.http.response import REDIRECTS
-from ingest_project.sources.limits import with_deadline
+from ingest_project.sources.reading import with_deadline
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

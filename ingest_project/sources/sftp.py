@@ -53,8 +53,8 @@ from ingest_project.core.errors import (
 from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSocket
 from ingest_project.sources.context import SourceContext
 from ingest_project.sources.file_server import Entry, FileServerSource, Kind, Server, file_server_source, server_of
-from ingest_project.sources.limits import SourceLimits
 from ingest_project.sources.protocol import MAX_SIZE_BYTES
+from ingest_project.sources.reading import SourceLimits
 
 DEFAULT_PORT = 22
 KEEPALIVE_SECONDS = 30

@@ -26,6 +26,7 @@ from ingest_project.sources.registry import open_source
 from ingest_project_tests.services.dfs_calls import SAS
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
+from ingest_project_tests.services.ftps_server import FtpsServer
 from ingest_project_tests.services.listing_server import ListingServer
 from ingest_project_tests.services.sftp_server import SftpServer
 
@@ -121,24 +122,27 @@ class WebPlace(FolderPlace):
 
 
 class FileServerPlace(FolderPlace):
-    """On an FTP or SFTP server, let in by a password."""
+    """On an FTP or SFTP server, let in by a password.
 
-    def __init__(self, folder: Path, server: FtpServer | SftpServer) -> None:
+    Args:
+        folder: that is served.
+        server: the server.
+        authority: certificate authority of an FTPS server.
+    """
+
+    def __init__(
+        self, folder: Path, server: FtpServer | FtpsServer | SftpServer, authority: Path | None = None
+    ) -> None:
         super().__init__(folder)
-        kind = "ftp" if isinstance(server, FtpServer) else "sftp"
-        stored = {"username": USER, "password": PASSWORD, "hosts": ["127.0.0.1"]}
-        trust = (
-            {"host_key_fingerprints": [server.fingerprint]} if isinstance(server, SftpServer) else {"plain_http": True}
-        )
-        self.settings = {"credentials": {"store": stored | trust}}
-        self.config = {
-            "source_type": kind,
-            "host": "127.0.0.1",
-            "port": server.port,
-            "path": "/",
-            "credentials": "store",
-            **({"tls": "none"} if kind == "ftp" else {}),
-        }
+        stored: dict[str, object] = {"username": USER, "password": PASSWORD, "hosts": ["127.0.0.1"]}
+        self.config = {"host": "127.0.0.1", "port": server.port, "path": "/", "credentials": "store"}
+        if isinstance(server, SftpServer):
+            self.config |= {"source_type": "sftp"}
+            stored |= {"host_key_fingerprints": [server.fingerprint]}
+        else:
+            self.config |= {"source_type": "ftp", "tls": "explicit" if authority else "none"}
+            stored |= {"plain_http": authority is None}
+        self.settings = {"credentials": {"store": stored}, "polling": {"source_ca_file": authority}}
         self._opened: list[FileServerSource] = []
 
     def open(self, below: str = "", **config: object) -> Source:

@@ -2,6 +2,9 @@
 
 Every hop of a redirect is a conversation of its own: its address is checked, its host's limits hold, and it gets the
 credential that is configured for its own host, or none. A credential goes to the hosts that it lists and to no other.
+
+A host that says `Retry-After`, or that failed several times in a row, is paused: its next callers fail at once with the
+time of the next attempt, instead of holding a thread. After the pause one request goes first as a trial.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
+import threading
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from http.cookiejar import DefaultCookiePolicy
 from types import MappingProxyType
@@ -22,10 +28,16 @@ from requests import PreparedRequest, Response, Session
 from requests.exceptions import InvalidURL, RequestException
 from urllib3.exceptions import HTTPError
 
-from ingest_project.core.errors import AddressRejectedError, DownloadRejectedError, SettingsError
+from ingest_project.core.errors import (
+    AddressRejectedError,
+    DownloadFailedError,
+    DownloadRejectedError,
+    HostThrottledError,
+    IngestError,
+    SettingsError,
+)
 from ingest_project.core.settings import Credential, DownloadSettings, Settings
 from ingest_project.platform.http.host_policy import HostPattern, HostRules
-from ingest_project.platform.http.limits import HostLimits, LoadLimits
 from ingest_project.platform.http.pinned_transport import Connector, Deadline, PinnedAdapter, deadline_in_force
 from ingest_project.platform.http.response import (
     REDIRECTS,
@@ -43,6 +55,181 @@ _HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "ident
 _POOLED_HOSTS = 64
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]+")
 _NO_CREDENTIALS: Mapping[str, Credential] = MappingProxyType({})
+# Messages name the hosts: their number is bounded.
+_MAX_REMEMBERED = 10_000
+LONGEST_RETRY_AFTER = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class LoadLimits:
+    """Limits of the load on other hosts.
+
+    Args:
+        total: conversations at a time.
+        per_host: conversations at a time with one host.
+        failures_to_pause: transient failures in a row after which a host is paused.
+        pause: for how long.
+        longest_retry_after: a longer `Retry-After` is cut to this.
+        longest_wait: for a free slot; after that the host counts as busy.
+    """
+
+    total: int = 32
+    per_host: int = 8
+    failures_to_pause: int = 5
+    pause: timedelta = timedelta(seconds=60)
+    longest_retry_after: timedelta = LONGEST_RETRY_AFTER
+    longest_wait: timedelta = timedelta(minutes=5)
+
+
+@dataclass
+class _Host:
+    """State of a host that is in use or in trouble.
+
+    Args:
+        free: a slot became free.
+        active: conversations now.
+        waiting: threads that wait for a slot.
+        failures: transient failures in a row.
+        paused_until: monotonic time of the end of its pause.
+        reason: why.
+        needs_trial: it failed too often; one request goes first after the pause.
+        on_trial: that request is running.
+    """
+
+    free: threading.Condition
+    active: int = 0
+    waiting: int = 0
+    failures: int = 0
+    paused_until: float = 0.0
+    reason: str = ""
+    needs_trial: bool = False
+    on_trial: bool = False
+
+    @property
+    def unremarkable(self) -> bool:
+        return not (self.active or self.waiting or self.failures or self.paused_until > time.monotonic())
+
+
+class HostLimits:
+    """The limits in force in one process, shared by its threads.
+
+    Args:
+        limits: of the load.
+    """
+
+    def __init__(self, limits: LoadLimits | None = None) -> None:
+        self._limits = limits or LoadLimits()
+        self._lock = threading.Lock()
+        self._hosts: dict[str, _Host] = {}
+        self._total = threading.BoundedSemaphore(self._limits.total)
+
+    @contextmanager
+    def conversation(self, host: str, *, forgive_breaks: bool = False) -> Iterator[float]:
+        """Hold a slot for a conversation with a host, and count how it ends.
+
+        A `DownloadFailedError` that leaves the block counts against the host, and its `retry_after` is kept; any other
+        end counts for it, except errors that are not the host's.
+
+        Args:
+            host: host and port.
+            forgive_breaks: do not count a broken connection, because the caller resumes at once.
+
+        Yields:
+            seconds that were spent waiting for the slot.
+
+        Raises:
+            HostThrottledError: the host is paused, or no slot became free.
+        """
+        started = time.monotonic()
+        known = self._enter(host)
+        try:
+            self._take_slot(host, started)
+            try:
+                yield time.monotonic() - started
+            finally:
+                self._total.release()
+        except DownloadFailedError as failure:
+            self._leave(host, known, failure=None if failure.cut and forgive_breaks else failure)
+            raise
+        except BaseException as error:
+            # A refusal is an answer; a full disk or a stopped process says nothing about the host.
+            self._leave(
+                host, known, answered=isinstance(error, IngestError) and not isinstance(error, HostThrottledError)
+            )
+            raise
+        else:
+            self._leave(host, known, answered=True)
+
+    def bounded(self, retry_after: timedelta | None) -> timedelta | None:
+        """Return a host's `Retry-After`, cut to the longest that is kept."""
+        return None if retry_after is None else min(retry_after, self._limits.longest_retry_after)
+
+    def _enter(self, host: str) -> _Host:
+        until = time.monotonic() + self._limits.longest_wait.total_seconds()
+        with self._lock:
+            known = self._hosts.setdefault(host, _Host(threading.Condition(self._lock)))
+            self._require_open(host, known)
+            while known.active >= self._limits.per_host:
+                self._wait(host, known, until)
+                self._require_open(host, known)
+            known.active += 1
+            known.on_trial = known.needs_trial
+        return known
+
+    def _wait(self, host: str, known: _Host, until: float) -> None:
+        known.waiting += 1
+        try:
+            if not known.free.wait(until - time.monotonic()):
+                raise HostThrottledError(host, "too many downloads from it at a time", self._limits.pause)
+        finally:
+            known.waiting -= 1
+
+    def _require_open(self, host: str, known: _Host) -> None:
+        left = known.paused_until - time.monotonic()
+        if left > 0:
+            raise HostThrottledError(host, known.reason, timedelta(seconds=left))
+        if known.on_trial:
+            raise HostThrottledError(host, f"{known.reason}; one request is trying it now", self._limits.pause)
+
+    def _leave(
+        self, host: str, known: _Host, *, answered: bool = False, failure: DownloadFailedError | None = None
+    ) -> None:
+        with self._lock:
+            known.active -= 1
+            known.on_trial = False
+            if answered:
+                known.failures, known.needs_trial = 0, False
+            if failure:
+                self._remember(known, failure)
+            if failure:
+                # If the host is now paused, all that wait for it must fail.
+                known.free.notify_all()
+            else:
+                known.free.notify()
+            if known.unremarkable:
+                self._hosts.pop(host, None)
+            elif len(self._hosts) > _MAX_REMEMBERED:
+                self._forget()
+
+    def _remember(self, known: _Host, failure: DownloadFailedError) -> None:
+        known.failures += 1
+        pause = timedelta(0)
+        if known.failures >= self._limits.failures_to_pause:
+            pause, known.reason = self._limits.pause, f"it failed {known.failures} times in a row"
+            known.needs_trial = True
+        requested = self.bounded(failure.retry_after)
+        if requested and requested >= pause:
+            pause, known.reason = requested, "it asked to be left alone"
+        known.paused_until = max(known.paused_until, time.monotonic() + pause.total_seconds())
+
+    def _forget(self) -> None:
+        for host in [name for name, known in self._hosts.items() if not (known.active or known.waiting)]:
+            del self._hosts[host]
+
+    def _take_slot(self, host: str, started: float) -> None:
+        left = started + self._limits.longest_wait.total_seconds() - time.monotonic()
+        if not self._total.acquire(timeout=max(0.0, left)):
+            raise HostThrottledError(host, "too many downloads at a time", self._limits.pause)
 
 
 class WebClient:

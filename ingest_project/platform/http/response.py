@@ -258,7 +258,7 @@ def parse_date(value: str | None) -> datetime | None:
 def parse_retry_after(value: str | None, now: datetime | None = None) -> timedelta | None:
     """Parse how long to wait, from seconds or an HTTP date; None for anything else. A moment in the past is no wait.
 
-    It may be any length; `limits.HostLimits.bounded` bounds it.
+    It may be any length; `client.HostLimits.bounded` bounds it.
     """
     text = (value or "").strip()
     if text.isascii() and text.isdigit():

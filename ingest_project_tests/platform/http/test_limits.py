@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, HostThrottledError
-from ingest_project.platform.http.limits import HostLimits, LoadLimits
+from ingest_project.platform.http.client import HostLimits, LoadLimits
 from ingest_project.platform.http.response import map_status, parse_retry_after
 
 HOST = "example.com"
