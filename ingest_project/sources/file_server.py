@@ -49,7 +49,7 @@ _BY_BYTES = "bytes:"
 _CONTROLS = frozenset((*range(0x20), 0x7F))
 _NOT_A_FILE: Mapping[Kind, str] = {
     "folder": "A symbolic link to a folder; links are not followed.",
-    "link": "A symbolic link; its server does not tell where it leads.",
+    "link": "A symbolic link; its server does not say where it leads.",
     "other": "It is not a regular file.",
 }
 
@@ -164,7 +164,7 @@ def server_of(
         refusal = "the credentials that the job names are not for this host; list it in their 'hosts'."
     elif not patterns:
         refusal = f"its host is not allowed. List it in {_SOURCE_HOSTS}, or in the 'hosts' of stored credentials."
-    internal_allowed = any(pattern.is_one_place for pattern in patterns)
+    internal_allowed = any(pattern.is_specific for pattern in patterns)
     return Server(scheme, host, port, username, refusal, internal_allowed, context.host_lists), credential
 
 

@@ -1,7 +1,7 @@
 """Files in folders of this host, `source_type` local, and the example files of the project, `source_type` dummy.
 
-Paths come from strangers. A file that is opened is inside the configured roots with every symlink resolved, and that is
-checked on the opened file itself: a link that is swapped between check and open does not lead out.
+Paths come from untrusted messages. A file that is opened is inside the configured roots with every symlink resolved,
+and that is checked on the opened file itself: a link that is swapped between check and open does not lead out.
 
 A dummy source is a local one with one more convenience: a path is also understood as a name inside the dummy folder, so
 that the same job works from every current folder.
@@ -35,7 +35,7 @@ MAX_PATH_BYTES = 4_095
 MAX_PATH_PARTS = 256
 _SHOWN_CHARACTERS = 200
 _HARD_LINKS = "INGEST_ALLOW_HARD_LINKS"
-# O_NONBLOCK: opening a FIFO or a device that took the file's place must not wait for its other end.
+# O_NONBLOCK: opening a FIFO or a device that replaced the file must not wait for its other end.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 

@@ -3,7 +3,7 @@
 A job's `source_config`: `path` (`s3://bucket/prefix`, or a prefix together with `bucket`), `credentials`,
 `endpoint_url`, `region`, `requester_pays`. S3 has no folders: a prefix that nothing starts with is an empty listing.
 
-A job is a stranger's message: an endpoint and a bucket that it names must be known, and a credential goes only to the
+A job is an untrusted message: an endpoint and a bucket that it names must be known, and a credential goes only to the
 endpoints that it lists. Without a credential of its own, another endpoint is contacted anonymously.
 """
 
@@ -533,7 +533,7 @@ def _account_at(
             "its host is not allowed. List it in INGEST_ALLOWED_SOURCE_HOSTS, or in the 'hosts' of credentials that "
             "the job names.",
         )
-    internal_allowed = any(pattern.is_one_place for pattern in patterns)
+    internal_allowed = any(pattern.is_specific for pattern in patterns)
     account = S3Account(endpoint.origin, region, unsigned=True, from_job=True, internal_allowed=internal_allowed)
     # An endpoint that is an address and no name is refused when the message arrives.
     context.host_lists.rules_for((endpoint.host, endpoint.port), internal_allowed=internal_allowed).check(endpoint.url)

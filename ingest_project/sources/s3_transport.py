@@ -95,7 +95,7 @@ def _pools(pool_class: type, connection_class: type, connector: Connector | None
 
 
 def _send(session: Any, request: AWSPreparedRequest, event_name: str = "", **_: object) -> Any:  # noqa: ANN401 - botocore's
-    """Send a request in botocore's place, and read the answer up to its limit."""
+    """Send a request instead of botocore, and read the answer up to its limit."""
     is_file, request.stream_output = request.stream_output, True
     location = str(request.url).partition("?")[0]
     try:

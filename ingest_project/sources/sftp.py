@@ -339,7 +339,7 @@ class SftpFile:
         offset: first position.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - made in one place
+    def __init__(  # noqa: PLR0913, PLR0917 - called once
         self, connection: SftpConnection, client: SftpClient, path: bytes, handle: bytes, found: Entry, offset: int
     ) -> None:
         self.size_bytes = found.size_bytes
@@ -696,5 +696,5 @@ def _unknown(server: Server, key: paramiko.PKey, shown: str) -> str:
 def _changed(key: paramiko.PKey, shown: str, stored_in: str) -> str:
     return (
         f"its host key is not the one in {stored_in}: it shows {key.get_name()} {shown}. Either the server has a new "
-        "key, or another computer answers in its place. Nothing was sent; ask its owner before the new key is stored"
+        "key, or another computer answers instead. Nothing was sent; ask its owner before the new key is stored"
     )

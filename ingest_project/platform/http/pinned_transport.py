@@ -1,7 +1,7 @@
 """Connections that go to the address that was checked, and to no other, and that keep to a deadline.
 
-To check a name and then let a library connect to that name resolves it twice, and whoever owns the name may answer
-differently the second time. Here the name is resolved once, every address it has is judged, and the socket is connected
+To check a name and then let a library connect to that name resolves it twice, and its owner may answer differently the
+second time. Here the name is resolved once, every address it has is judged, and the socket is connected
 to one of these. The name stays in the Host header, in TLS's SNI and in the check of the certificate. A pooled
 connection is one that was made this way for the same host and port.
 

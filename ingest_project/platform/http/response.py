@@ -346,7 +346,7 @@ def _tls_words(root: BaseException) -> str:
 
 
 def _phrase(status: int) -> str:
-    # The server's own words are a stranger's: ours say the same.
+    # Not the server's own words, which are untrusted.
     try:
         return HTTPStatus(status).phrase
     except ValueError:
