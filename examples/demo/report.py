@@ -18,6 +18,7 @@ from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.warehouse.protocol import DeviceMetric
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import AttachmentState, FileState
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.registry import open_source
 
@@ -113,7 +114,7 @@ def expected_files(source_config: Mapping[str, str], settings: Settings) -> dict
     Raises:
         SourceNotFoundError: the folder is not there.
     """
-    source = open_source(source_config, settings.polling, settings.credentials)
+    source = open_source(source_config, SourceContext(settings))
     found = [file for file in source.list_files("*") if isinstance(file, SourceFile)]
     return {
         file_key(

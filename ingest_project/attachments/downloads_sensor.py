@@ -20,8 +20,8 @@ from ingest_project.attachments.queue.record import RETRY_LANE, TaskArrival
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.contracts.attachments import DownloadTask, attachment_key, decode_download_task
 from ingest_project.core.settings import AttachmentSettings
+from ingest_project.platform.http.client import LONGEST_RETRY_AFTER
 from ingest_project.platform.http.file_names import chosen_file_name
-from ingest_project.platform.http.limits import LONGEST_RETRY_AFTER
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.work_queue.batches import request_batches, requeue_orphaned, split_evenly
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, consume

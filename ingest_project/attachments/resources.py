@@ -20,7 +20,7 @@ from ingest_project.platform.azure.identity import OneLakeOptions, options_of
 from ingest_project.platform.delta.location import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.platform.http.client import web_client
-from ingest_project.platform.http.download import Downloader, download_limits
+from ingest_project.platform.http.download import Downloader
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.event_hubs import EventHub, event_hub
 from ingest_project.platform.object_store.locations import Bucket, location_of
@@ -113,7 +113,7 @@ class AttachmentResources(Runtime):
     @cached_property
     def downloader(self) -> Downloader:
         """Downloads from web hosts within the rules."""
-        return Downloader(web_client(self.settings), download_limits(self.settings.downloads))
+        return Downloader(web_client(self.settings), self.settings.downloads)
 
     @cached_property
     def eventhouse(self) -> EventhouseClient:

@@ -24,6 +24,7 @@ from ingest_project.core.console import AsJson, counted
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.http.urls import printable_url
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.registry import open_source
 
 
@@ -74,7 +75,7 @@ def file_event(path: str, settings: Settings, metadata: dict[str, Any], trace_id
     name = Path(located).name
     size_bytes = modified_at = etag = None
     if Path(located).exists():
-        found = open_source({"source_type": "local"}, settings.polling).stat(located)
+        found = open_source({"source_type": "local"}, SourceContext(settings)).stat(located)
         size_bytes, modified_at, etag = found.size_bytes, found.modified_at, found.etag
     return FileEvent(
         event_id=str(uuid.uuid4()),

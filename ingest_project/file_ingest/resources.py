@@ -9,7 +9,7 @@ from ingest_project.file_ingest.warehouse.protocol import Warehouse
 from ingest_project.platform.database.engine import database_address
 from ingest_project.platform.object_store.content_store import LandingStore, open_landing
 from ingest_project.platform.object_store.locations import s3_options
-from ingest_project.sources.resources import SourceResources
+from ingest_project.sources.registry import SourceResources
 
 
 def open_warehouse(database_url: str, connect_timeout_seconds: float = 10) -> Warehouse:

@@ -17,9 +17,8 @@ from ingest_project.platform.work_queue.item_errors import storable
 from ingest_project.polling.job_queue import JobOutbox, JobRecord
 from ingest_project.polling.publish_file_events import Announcements, prepare, publish
 from ingest_project.polling.resources import PollingResources
-from ingest_project.sources.directory_walk import files_further_down
 from ingest_project.sources.protocol import Skipped, SourceFile
-from ingest_project.sources.selection import count_reason, ready_at
+from ingest_project.sources.selection import count_reason, files_further_down, ready_at
 
 SHOWN_FILES = 50
 TOO_YOUNG = "It changed a moment ago and may still be being written."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from ingest_project.polling.job_queue import JobLedger
-from ingest_project.sources.resources import SourceResources
+from ingest_project.sources.registry import SourceResources
 
 
 class PollingResources(SourceResources):

@@ -1,7 +1,7 @@
-"""Connections to file servers, kept for the next use: a batch of a thousand files logs in a few times.
+"""Pool connections to file servers: a batch of a thousand files logs in a few times.
 
-One pool per process and limits, safe for threads. A connection has one user at a time. Idle ones are closed after a
-while, by whoever comes next, and at the end of the process.
+One pool per process and limits, safe for threads. A connection has one user at a time. Idle ones are closed by the next
+user after a while, and at the end of the process.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Generic, Protocol, Self, TypeVar
 
 from ingest_project.core.errors import SourceUnreachableError
 
-# A connection that rested for less is taken as it is: to ask whether it is there costs as much as most commands.
+# A connection that was idle for less is not probed: a probe costs as much as most commands.
 TRUSTED_IDLE_SECONDS = 5.0
 
 
-class Poolable(Protocol):
-    """What the pool asks of a connection."""
+class PooledConnection(Protocol):
+    """A connection as the pool sees it."""
 
     usable: bool
 
     def answers(self) -> bool:
-        """Whether the other side is still there."""
+        """Return whether the other side still answers."""
         ...
 
     def close(self) -> None:
@@ -36,8 +36,28 @@ class Poolable(Protocol):
         ...
 
 
-C = TypeVar("C", bound=Poolable)
+C = TypeVar("C", bound=PooledConnection)
+C_co = TypeVar("C_co", bound=PooledConnection, covariant=True)
 T = TypeVar("T")
+
+
+class Login(Protocol[C_co]):
+    """How one account of a server is reached; equal logins share their connections."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def location(self) -> str:
+        """Server and user, for messages."""
+        ...
+
+    def connect(self) -> C_co:
+        """Open a new connection, logged in.
+
+        Raises:
+            SourceUnreachableError: no answer. And the permanent errors of a source.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,27 +77,12 @@ class PoolLimits:
     wait_seconds: float
 
 
-@dataclass(frozen=True)
-class Account(Generic[C]):
-    """What connections are kept under, and how one is made.
-
-    Args:
-        location: server and user, for messages.
-        key: of two accounts with the same key the connections are the same.
-        connect: makes one; raises SourceUnreachableError and the permanent errors of a source.
-    """
-
-    location: str
-    key: Hashable
-    connect: Callable[[], C]
-
-
 class Lease(Generic[C]):
-    """A connection in use; goes back, or is closed when it broke, at the end of the `with` or by `release`."""
+    """A connection in use; `release`, or the end of the `with`, returns it to the pool, or closes it when it broke."""
 
-    def __init__(self, pool: ConnectionPool, key: Hashable, connection: C, *, reused: bool) -> None:
+    def __init__(self, pool: ConnectionPool, login: Login[C], connection: C, *, reused: bool) -> None:
         self._pool = pool
-        self._key = key
+        self._login = login
         self._released = False
         self.connection = connection
         self.reused = reused
@@ -89,15 +94,15 @@ class Lease(Generic[C]):
         self.release()
 
     def release(self) -> None:
-        """Give it back; a second time does nothing."""
+        """Return the connection to the pool. Idempotent."""
         if not self._released:
             self._released = True
-            self._pool._requeue(self._key, self.connection)  # noqa: SLF001 - the two are one
+            self._pool._put_back(self._login, self.connection)  # noqa: SLF001 - the two are one
 
 
 @dataclass
 class _Idle:
-    connection: Poolable
+    connection: PooledConnection
     since: float
 
 
@@ -110,129 +115,126 @@ class ConnectionPool:
 
     def __init__(self, limits: PoolLimits) -> None:
         self._limits = limits
-        self._forget()
+        self._reset()
 
-    def lease(self, account: Account[C]) -> Lease[C]:
-        """An idle connection that answers, or a new one.
+    def lease(self, login: Login[C]) -> Lease[C]:
+        """Return an idle connection that answers, or a new one.
 
         Raises:
             SourceUnreachableError: none became free in time, or no new one can be made.
         """
-        while (idle := self._taken_idle(account)) is not None:
+        while (idle := self._take_idle(login)) is not None:
             if time.monotonic() - idle.since < TRUSTED_IDLE_SECONDS or idle.connection.answers():
-                # What is kept under a key was made by that key's account.
-                return Lease(self, account.key, idle.connection, reused=True)  # type: ignore[arg-type]
+                # Connections under a login were made by an equal login.
+                return Lease(self, login, idle.connection, reused=True)  # type: ignore[arg-type]
             idle.connection.usable = False
-            self._requeue(account.key, idle.connection)
+            self._put_back(login, idle.connection)
         try:
-            return Lease(self, account.key, account.connect(), reused=False)
+            return Lease(self, login, login.connect(), reused=False)
         except BaseException:
-            self._requeue(account.key, None)
+            self._put_back(login, None)
             raise
 
-    def begin(self, account: Account[C], operation: Callable[[C], T]) -> tuple[Lease[C], T]:
-        """Run an operation and keep its connection leased, for what goes on after it.
+    def begin(self, login: Login[C], operation: Callable[[C], T]) -> tuple[Lease[C], T]:
+        """Run an operation and keep its connection leased, for what follows it.
 
-        Where a kept connection turns out to be dead, the operation runs again on a new one.
+        Where a pooled connection turns out to be dead, the operation runs again on a new one.
         """
         while True:
-            lease = self.lease(account)
+            lease = self.lease(login)
             try:
                 return lease, operation(lease.connection)
             except SourceUnreachableError:
                 lease.release()
                 if not lease.reused or lease.connection.usable:
                     raise
-                self.close_idle(account.key)
+                self.close_idle(login)
             except BaseException:
                 lease.release()
                 raise
 
-    def call(self, account: Account[C], operation: Callable[[C], T]) -> T:
-        """Run an operation as `begin` does, and give the connection back."""
-        lease, result = self.begin(account, operation)
+    def call(self, login: Login[C], operation: Callable[[C], T]) -> T:
+        """Run an operation as `begin` does, and return the connection."""
+        lease, result = self.begin(login, operation)
         lease.release()
         return result
 
-    def close_idle(self, key: Hashable | None = None) -> None:
-        """Close what is not in use, of one key or of all."""
+    def close_idle(self, login: Login[PooledConnection] | None = None) -> None:
+        """Close the connections that are not in use, of one login or of all."""
         with self._changed:
-            keys = list(self._idle) if key is None else [key]
-            closing = [self._dropped(key) for key in keys for _ in range(len(self._idle.get(key, ())))]
+            logins = list(self._idle) if login is None else [login]
+            closing = [self._drop_oldest(one) for one in logins for _ in range(len(self._idle.get(one, ())))]
         _close(closing)
 
-    def _taken_idle(self, account: Account[C]) -> _Idle | None:
-        """An idle connection, or None and the right to make one."""
-        closing: list[Poolable] = []
+    def _take_idle(self, login: Login[PooledConnection]) -> _Idle | None:
+        """Return an idle connection; None: the caller may make one."""
+        closing: list[PooledConnection] = []
         until = time.monotonic() + self._limits.wait_seconds
         try:
             with self._changed:
-                closing += self._expired()
+                closing += self._drop_expired()
                 while True:
-                    if self._idle.get(account.key):
-                        return self._idle[account.key].pop()
-                    closing += self._make_room(account.key)
-                    if self._has_room(account.key):
-                        self._open[account.key] += 1
+                    if self._idle.get(login):
+                        return self._idle[login].pop()
+                    closing += self._evict_for(login)
+                    if self._open[login] < self._limits.per_server and self._open.total() < self._limits.total:
+                        self._open[login] += 1
                         return None
                     if not self._changed.wait(until - time.monotonic()):
                         raise SourceUnreachableError(
-                            account.location, f"all {self._open[account.key]} connections to it are in use"
+                            login.location, f"all {self._open[login]} connections to it are in use"
                         )
         finally:
             _close(closing)
 
-    def _requeue(self, key: Hashable, connection: Poolable | None) -> None:
+    def _put_back(self, login: Login[PooledConnection], connection: PooledConnection | None) -> None:
         keep = connection is not None and connection.usable
         with self._changed:
             if connection is not None and keep:
-                self._idle.setdefault(key, deque()).append(_Idle(connection, time.monotonic()))
+                self._idle.setdefault(login, deque()).append(_Idle(connection, time.monotonic()))
             else:
-                self._open[key] -= 1
+                self._open[login] -= 1
             self._changed.notify_all()
         if connection is not None and not keep:
             connection.close()
 
-    def _has_room(self, key: Hashable) -> bool:
-        return self._open[key] < self._limits.per_server and self._open.total() < self._limits.total
-
-    def _make_room(self, wanted: Hashable) -> list[Poolable]:
-        """Where the process has all it may have, an idle connection to another server makes way."""
-        resting = [key for key, idle in self._idle.items() if idle]
+    def _evict_for(self, wanted: Login[PooledConnection]) -> list[PooledConnection]:
+        """Drop the connection that was idle longest where the process has all that it may have."""
+        idle = [login for login, connections in self._idle.items() if connections]
         full = self._open.total() >= self._limits.total
-        if not full or not resting or self._open[wanted] >= self._limits.per_server:
+        if not full or not idle or self._open[wanted] >= self._limits.per_server:
             return []
-        return [self._dropped(min(resting, key=lambda key: self._idle[key][0].since))]
+        return [self._drop_oldest(min(idle, key=lambda login: self._idle[login][0].since))]
 
-    def _expired(self) -> list[Poolable]:
+    def _drop_expired(self) -> list[PooledConnection]:
         before = time.monotonic() - self._limits.idle_seconds
         return [
-            self._dropped(key)
-            for key, idle in self._idle.items()
-            for _ in range(sum(resting.since < before for resting in idle))
+            self._drop_oldest(login)
+            for login, idle in self._idle.items()
+            for _ in range(sum(connection.since < before for connection in idle))
         ]
 
-    def _dropped(self, key: Hashable) -> Poolable:
-        """Take the one that has rested longest out of the books; the caller closes it."""
-        self._open[key] -= 1
-        return self._idle[key].popleft().connection
+    def _drop_oldest(self, login: Login[PooledConnection]) -> PooledConnection:
+        """Forget the connection that was idle longest; the caller closes it."""
+        self._open[login] -= 1
+        return self._idle[login].popleft().connection
 
-    def _forget(self) -> None:
-        self._idle: dict[Hashable, deque[_Idle]] = {}
-        self._open: Counter[Hashable] = Counter()
+    def _reset(self) -> None:
+        self._idle: dict[Login[PooledConnection], deque[_Idle]] = {}
+        self._open: Counter[Login[PooledConnection]] = Counter()
         self._changed = threading.Condition()
 
 
 @cache
 def pool_of(limits: PoolLimits) -> ConnectionPool:
-    """The pool of this process with these limits."""
+    """Return the pool of this process with these limits."""
     pool = ConnectionPool(limits)
     atexit.register(pool.close_idle)
-    # Two processes that speak over one socket hear each other's answers.
-    os.register_at_fork(after_in_child=pool._forget)  # noqa: SLF001 - the two are one
+    # Two processes that share one socket would read each other's answers.
+    os.register_at_fork(after_in_child=pool._reset)  # noqa: SLF001 - the two are one
     return pool
 
 
-def _close(connections: list[Poolable]) -> None:
+def _close(connections: list[PooledConnection]) -> None:
     for connection in connections:
         connection.close()

@@ -1,40 +1,163 @@
-"""Files in folders of this host, `source_type` local.
+"""Files in folders of this host, `source_type` local, and the example files of the project, `source_type` dummy.
 
-Paths come from strangers. What is opened is inside the configured roots with every symlink resolved, and that is
-checked on the opened file itself: a link that is swapped between check and open does not lead out.
+Paths come from untrusted messages. A file that is opened is inside the configured roots with every symlink resolved,
+and that is checked on the opened file itself: a link that is swapped between check and open does not lead out.
+
+A dummy source is a local one with one more convenience: a path is also understood as a name inside the dummy folder, so
+that the same job works from every current folder.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from ingest_project.core.errors import ForbiddenPathError, IngestError
-from ingest_project.sources.allowed_roots import MAX_PATH_BYTES, Roots, described, failure_of, require_path
+from typing_extensions import Buffer
+
+from ingest_project.core.errors import ForbiddenPathError, IngestError, SourceNotFoundError, SourceUnreachableError
 from ingest_project.sources.context import SourceContext
-from ingest_project.sources.limits import ListingBudget, SourceLimits
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.protocol import MAX_DEPTH, Skipped, SourceFile, printable
+from ingest_project.sources.reading import ListingBudget, SourceLimits
 from ingest_project.sources.selection import Pattern, refusal
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Linux takes no longer path. `realpath` takes time with the square of the number of parts.
+MAX_PATH_BYTES = 4_095
+MAX_PATH_PARTS = 256
+_SHOWN_CHARACTERS = 200
+_HARD_LINKS = "INGEST_ALLOW_HARD_LINKS"
+# O_NONBLOCK: opening a FIFO or a device that replaced the file must not wait for its other end.
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
-# One folder is open for each level.
-MAX_DEPTH = 32
+
+def open_local(source_config: Mapping[str, Any], context: SourceContext) -> LocalSource:
+    """Make the source of a folder of this host; relative paths start at the current folder."""
+    polling = context.polling
+    roots = AllowedRoots.of(polling.local_roots, "INGEST_LOCAL_ROOTS", hard_links=polling.allow_hard_links)
+    return LocalSource(str(source_config.get("path", "")), roots, Path, context.limits)
 
 
-def open_local(source_config: Mapping[str, Any], access: SourceContext) -> LocalSource:
-    """Folders of this host; relative paths start at the current folder."""
-    roots = Roots.of(
-        access.settings.local_roots, setting="INGEST_LOCAL_ROOTS", hard_links=access.settings.allow_hard_links
-    )
-    return LocalSource(str(source_config.get("path", "")), roots, Path, SourceLimits.of(access.settings))
+def open_dummy(source_config: Mapping[str, Any], context: SourceContext) -> LocalSource:
+    """Make the source of the folder of INGEST_DUMMY_ROOT; without a path, all of it."""
+    polling = context.polling
+    roots = AllowedRoots.of([polling.dummy_root], "INGEST_DUMMY_ROOT", hard_links=polling.allow_hard_links)
+    locate = partial(_dummy_path, root=polling.dummy_root)
+    return LocalSource(str(source_config.get("path") or polling.dummy_root), roots, locate, context.limits)
+
+
+@dataclass(frozen=True)
+class AllowedRoots:
+    """Folders that may be read.
+
+    Args:
+        folders: absolute, symlinks resolved.
+        setting: the setting that holds them, named in refusals.
+        hard_links: whether a file may be read that has a further name, which may be outside the folders.
+    """
+
+    folders: tuple[str, ...]
+    setting: str
+    hard_links: bool = False
+
+    @classmethod
+    def of(cls, folders: Sequence[Path], setting: str, *, hard_links: bool = False) -> AllowedRoots:
+        """Resolve the folders of a setting; relative ones start at the current folder."""
+        return cls(tuple(os.path.realpath(folder) for folder in folders), setting, hard_links)
+
+    def require_allowed(self, location: Path, named: str) -> None:
+        """Refuse a path outside the roots; nothing is opened, and it need not exist.
+
+        Raises:
+            ForbiddenPathError: outside the roots, or a URL.
+        """
+        require_path(named)
+        try:
+            self._require_inside(os.path.realpath(location), named)
+        except (OSError, ValueError) as error:
+            raise ForbiddenPathError(named, "no file can have such a name.") from error
+
+    @contextmanager
+    def opened_file(self, location: Path, named: str) -> Iterator[int]:
+        """Open a regular file below the roots and yield its descriptor.
+
+        Args:
+            location: its path.
+            named: as the job names it, for messages.
+
+        Raises:
+            ForbiddenPathError: outside the roots, not a regular file, or not readable for this process.
+            SourceNotFoundError: it does not exist.
+            SourceUnreachableError: the file system failed.
+        """
+        with self._opened(location, named) as descriptor:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ForbiddenPathError(named, "it is not a regular file.")
+            self.require_one_name(status, named)
+            yield descriptor
+
+    def require_one_name(self, status: os.stat_result, named: str) -> None:
+        """Refuse a file with a further name: no path shows whether that name is outside of the folders.
+
+        Raises:
+            ForbiddenPathError: it has one, and the setting does not allow it.
+        """
+        if status.st_nlink > 1 and not self.hard_links:
+            raise ForbiddenPathError(
+                named,
+                f"it has {status.st_nlink} names (hard links), some may be elsewhere. {_HARD_LINKS} allows it.",
+            )
+
+    @contextmanager
+    def opened_folder(self, location: Path, named: str) -> Iterator[int]:
+        """Open a folder below the roots and yield its descriptor; raises as `opened_file` does."""
+        with self._opened(location, named, os.O_DIRECTORY) as descriptor:
+            yield descriptor
+
+    @contextmanager
+    def _opened(self, location: Path, named: str, more_flags: int = 0) -> Iterator[int]:
+        descriptor = self._open(location, named, more_flags)
+        try:
+            self._require_inside(_path_of(descriptor), named)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open(self, location: Path, named: str, more_flags: int) -> int:
+        require_path(named)
+        try:
+            resolved = os.path.realpath(location)
+            self._require_inside(resolved, named)
+            mode = os.lstat(resolved).st_mode
+            # Opening some devices has effects of its own (tapes rewind), so that it is not even tried.
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ForbiddenPathError(named, "it is not a regular file.")
+            return os.open(resolved, _OPEN_FLAGS | more_flags)
+        except OSError as error:
+            self._require_mounted(os.path.realpath(location), named)
+            raise map_error(error, named) from error
+        except ValueError as error:
+            raise ForbiddenPathError(named, "no file can have such a name.") from error
+
+    def _require_inside(self, resolved: str, named: str) -> None:
+        if not any(_is_inside(folder, resolved) for folder in self.folders):
+            allowed = ", ".join(self.folders)
+            raise ForbiddenPathError(named, f"it is outside the folders that {self.setting} allows ({allowed}).")
+
+    def _require_mounted(self, resolved: str, named: str) -> None:
+        """Distinguish a drive that is not mounted, whose files still exist, from a file that is missing."""
+        for folder in self.folders:
+            if _is_inside(folder, resolved) and not os.path.isdir(folder):  # noqa: PTH112 - text, as the rest of this module
+                raise SourceUnreachableError(named, f"{folder}, which {self.setting} names, is not there")
 
 
 @dataclass(frozen=True)
@@ -43,15 +166,15 @@ class LocalSource:
 
     Args:
         path: as the job or event names it.
-        roots: what may be read.
-        place: from a path as named to one relative to the current folder.
-        limits: what it may take.
+        roots: folders that may be read.
+        locate: from a path as named to one relative to the current folder.
+        limits: of time and entries.
     """
 
     path: str
-    roots: Roots
-    place: Callable[[str], Path]
-    limits: SourceLimits = field(default_factory=SourceLimits)
+    roots: AllowedRoots
+    locate: Callable[[str], Path]
+    limits: SourceLimits
 
     @property
     def location(self) -> str:
@@ -59,7 +182,7 @@ class LocalSource:
         return self.canonical_location(self.path)
 
     def canonical_location(self, path: str) -> str:
-        """`local:` and the absolute path, symlinks resolved."""
+        """Return `local:` and the absolute path, symlinks resolved."""
         try:
             return f"local:{os.path.realpath(self._at(path))}"
         except (ForbiddenPathError, OSError, ValueError):
@@ -68,11 +191,11 @@ class LocalSource:
 
     @cached_property
     def _listed_location(self) -> str:
-        """Of the folder that is listed. No symlink is followed below it, so that it need not be asked for each file."""
+        """Location of the folder that is listed. No symlink is followed below it: it holds for all of its files."""
         return f"local:{os.path.realpath(self._at(self.path))}"
 
     def require_allowed(self, path: str) -> None:
-        """Refuse what lies outside the roots, symlinks resolved, whether it is there or not."""
+        """Refuse a path outside the roots, symlinks resolved, whether it exists or not."""
         self.roots.require_allowed(self._at(path), path)
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
@@ -82,13 +205,13 @@ class LocalSource:
             yield from self._walk(folder, "", parsed, ListingBudget(self.limits, self.location))
 
     def stat(self, path: str) -> SourceFile:
-        """Size and time of change of the file that is there now."""
+        """Return size and time of change of the file that is there now."""
         with self.roots.opened_file(self._at(path), path) as descriptor:
             return described(path, os.fstat(descriptor))
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
-        """The file's bytes, buffered."""
+        """Open a file, buffered."""
         with (
             self.roots.opened_file(self._at(path), path) as descriptor,
             io.BufferedReader(_LocalFile(descriptor, path), buffer_size=1024**2) as file,
@@ -100,29 +223,29 @@ class LocalSource:
         try:
             with os.scandir(folder) as entries:
                 for entry in budget.counted(entries):
-                    yield from self._look_at(entry, folder, below, pattern, budget)
+                    yield from self._entry(entry, folder, below, pattern, budget)
         except OSError as error:
-            raise failure_of(error, self._full(below)) from error
+            raise map_error(error, self._full(below)) from error
 
-    def _look_at(
+    def _entry(
         self, entry: os.DirEntry[str], folder: int, below: str, pattern: Pattern, budget: ListingBudget
     ) -> Iterator[SourceFile | Skipped]:
         relative = below + entry.name
         if _is_folder(entry):
             if pattern.may_match_below(relative):
-                yield from self._look_into(entry, folder, relative, pattern, budget)
+                yield from self._folder(entry, folder, relative, pattern, budget)
         elif pattern.matches(relative):
-            yield refusal(self._full(relative), entry.name) or self._taken(entry, relative)
+            yield refusal(self._full(relative), entry.name) or self._file(entry, relative)
 
-    def _look_into(
+    def _folder(
         self, entry: os.DirEntry[str], folder: int, relative: str, pattern: Pattern, budget: ListingBudget
     ) -> Iterator[SourceFile | Skipped]:
         if entry.name.startswith("."):
-            yield Skipped(_printable(self._full(relative)), "A hidden folder.", visible=False)
+            yield Skipped(printable(self._full(relative)), "A hidden folder.", visible=False)
         elif relative.count("/") >= MAX_DEPTH:
-            yield Skipped(_printable(self._full(relative)), f"A folder more than {MAX_DEPTH} levels down.")
+            yield Skipped(printable(self._full(relative)), f"A folder more than {MAX_DEPTH} levels down.")
         elif entry.is_symlink():
-            yield Skipped(_printable(self._full(relative)), "A symbolic link to a folder; links are not followed.")
+            yield Skipped(printable(self._full(relative)), "A symbolic link to a folder; links are not followed.")
         else:
             yield from self._subfolder(entry.name, folder, relative, pattern, budget)
 
@@ -132,16 +255,16 @@ class LocalSource:
         try:
             opened = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
-            return  # removed while the walk went on
+            return  # removed during the walk
         except PermissionError:
-            yield Skipped(_printable(self._full(relative)), "A folder that this process may not read.")
+            yield Skipped(printable(self._full(relative)), "A folder that this process may not read.")
             return
         try:
             yield from self._walk(opened, f"{relative}/", pattern, budget)
         finally:
             os.close(opened)
 
-    def _taken(self, entry: os.DirEntry[str], relative: str) -> SourceFile | Skipped:
+    def _file(self, entry: os.DirEntry[str], relative: str) -> SourceFile | Skipped:
         full = self._full(relative)
         try:
             if entry.is_file(follow_symlinks=False):
@@ -155,8 +278,8 @@ class LocalSource:
             return Skipped(full, str(error))
 
     def _at(self, path: str) -> Path:
-        """Where a path is; the bound comes first, because to find the place resolves it."""
-        return self.place(require_path(path))
+        """Locate a path; the bound comes first, because locating resolves it."""
+        return self.locate(require_path(path))
 
     def _full(self, relative: str) -> str:
         return f"{self.path.rstrip('/')}/{relative}" if self.path else relative
@@ -169,17 +292,17 @@ class _LocalFile(io.FileIO):
         super().__init__(descriptor, "rb", closefd=False)
         self._path = path
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
+    def readinto(self, buffer: Buffer, /) -> int | None:
         try:
             return super().readinto(buffer)
         except OSError as error:
-            raise failure_of(error, self._path) from error
+            raise map_error(error, self._path) from error
 
     def readall(self) -> bytes:
         try:
             return super().readall()
         except OSError as error:
-            raise failure_of(error, self._path) from error
+            raise map_error(error, self._path) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -189,5 +312,70 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a link that leads nowhere: opening it says so, and only it is skipped
 
 
-def _printable(path: str) -> str:
-    return path.encode("utf-8", "replace").decode()
+def _dummy_path(path: str, root: Path) -> Path:
+    """Locate a path: from the current folder where that is inside the root, otherwise inside the root."""
+    from_here = Path(path)
+    resolved_root = os.path.realpath(root)
+    if from_here.is_absolute() or _resolves_below(from_here, resolved_root):
+        return from_here
+    first, *rest = from_here.parts or (".",)
+    return Path(resolved_root, *rest) if first == root.name else Path(resolved_root, path)
+
+
+def _resolves_below(path: Path, folder: str) -> bool:
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(folder)
+    except ValueError:
+        return False  # a name that no file can have; opening it says so
+
+
+def map_error(error: OSError, named: str) -> IngestError:
+    """Map the error of a file operation to a source's."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return SourceNotFoundError(named)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return ForbiddenPathError(named, "the user of this process may not read it. Check its owner and mode.")
+    if error.errno == errno.ELOOP:
+        return ForbiddenPathError(named, "its symbolic links lead nowhere.")
+    return SourceUnreachableError(named, error.strerror or error)
+
+
+def described(path: str, status: os.stat_result, location: str | None = None) -> SourceFile:
+    """Describe a file by its status."""
+    modified_at = None
+    # File systems hold times that a datetime cannot.
+    with suppress(OverflowError):
+        modified_at = _EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
+    name = path.rpartition("/")[2]
+    return SourceFile(path, name, size_bytes=status.st_size, modified_at=modified_at, location=location)
+
+
+def _is_inside(folder: str, resolved: str) -> bool:
+    """Return whether a path is a folder or below it; both as `realpath` gives them."""
+    return resolved == folder or resolved.startswith(os.path.join(folder, ""))  # noqa: PTH118 - text, for each file
+
+
+def require_path(named: str) -> str:
+    """Return the path if it may be resolved: the cost of that is bounded.
+
+    Raises:
+        ForbiddenPathError: a URL, or longer than a path can be.
+    """
+    if len(named.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES or named.count("/") > MAX_PATH_PARTS:
+        raise ForbiddenPathError(
+            named[:_SHOWN_CHARACTERS], f"a path has at most {MAX_PATH_BYTES} bytes and {MAX_PATH_PARTS} parts."
+        )
+    if "://" in named or named.startswith("file:"):
+        raise ForbiddenPathError(named, "a local path is needed, not a URL.")
+    return named
+
+
+def _path_of(descriptor: int) -> str:
+    """Return the real path of an opened file."""
+    link = f"/proc/self/fd/{descriptor}"
+    if os.path.exists(link):  # noqa: PTH110 - pathlib would add an object per file
+        return os.readlink(link)  # noqa: PTH115
+    import fcntl  # noqa: PLC0415 - only where there is no /proc (macOS)
+
+    getpath = 50  # F_GETPATH
+    return fcntl.fcntl(descriptor, getpath, bytes(1024)).rstrip(b"\x00").decode("utf-8", "surrogateescape")

@@ -3,16 +3,16 @@
 A job's `source_config`: `path` (`https://<host>/<workspace>/<item>.Lakehouse/Files/x`, the same with two GUIDs,
 `abfss://`, or `<workspace>/<item>.Lakehouse/Files/x` at the configured endpoint) and `credentials` (a SAS or an account
 key; without them the settings' own, or azure-identity's default). Whichever it is, it is used for the accounts that the
-credentials list as their `hosts`, or for those that a setting names, and for no other. A place by its names and by its
-GUIDs counts as two: the service does not say which name a GUID has.
+credentials list as their `hosts`, or for those that a setting names, and for no other. A location by its names and by
+its GUIDs counts as two: the service does not say which name a GUID has.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO, cast
 
@@ -31,31 +31,36 @@ from ingest_project.core.settings import Credential
 from ingest_project.platform.azure.address import OneLakeAddress, parse_address, safe_path
 from ingest_project.platform.azure.client import Listed, list_folder, open_file, open_file_system
 from ingest_project.platform.azure.errors import StoreRejectedError, onelake_errors
-from ingest_project.platform.azure.identity import ALLOWED_ACCOUNTS, AllowedAccount, OneLakeOptions
-from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
+from ingest_project.platform.azure.identity import (
+    ALLOWED_ACCOUNTS,
+    AllowedAccount,
+    OneLakeOptions,
+    accounts_of,
+    options_of,
+)
+from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.platform.http.urls import parse_url, printable_url
-from ingest_project.sources.context import SourceContext, named_credential, require_for_host
-from ingest_project.sources.limits import ListingBudget, PacedReader, SourceLimits, within_budget
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.context import SourceContext, require_for_host
+from ingest_project.sources.protocol import Skipped, SourceFile, printable
+from ingest_project.sources.reading import ListingBudget, PacedReader, SourceLimits
 from ingest_project.sources.selection import Pattern, refusal
 
-# Which file system is asked for is a message's word, and a client takes megabytes.
+# A message names the file system, and a client takes megabytes.
 KEPT_CLIENTS = 32
 
 
-def open_onelake(source_config: Mapping[str, Any], access: SourceContext) -> OneLakeSource:
-    """One folder of a file system.
+def open_onelake(source_config: Mapping[str, Any], context: SourceContext) -> OneLakeSource:
+    """Make the source of one folder of a file system.
 
     Raises:
-        UnknownCredentialsError: it names some that are not stored.
+        UnknownCredentialsError: it names credentials that are not stored.
         PermanentError: its credentials are for something else.
     """
-    credential = named_credential(source_config, access.credentials)
+    credential = context.credential(source_config)
     if credential is not None and not (credential.sas_token or credential.account_key):
         raise PermanentError("The credentials that the job names have no sas_token and no account_key.")
     path = str(source_config.get("path") or "")
-    options = access.clients.onelake_options(credential)
-    return OneLakeSource(path, options, access.clients.accounts, credential, SourceLimits.of(access.settings))
+    return OneLakeSource(path, options_of(context.settings.onelake, credential), context, credential)
 
 
 @dataclass(frozen=True)
@@ -64,17 +69,20 @@ class OneLakeSource:
 
     Args:
         path: as the job names it.
-        options: who we are, and how patient.
-        accounts: that a setting names.
+        options: identity and time-outs.
+        context: lists the accounts that a setting names.
         credential: the stored one that the job names; None where the settings' own is used.
-        limits: what it may take.
     """
 
     path: str
     options: OneLakeOptions
-    accounts: Callable[[], tuple[AllowedAccount, ...]] = tuple
+    context: SourceContext
     credential: Credential | None = None
-    limits: SourceLimits = field(default_factory=SourceLimits)
+
+    @property
+    def limits(self) -> SourceLimits:
+        """Limits of time and entries."""
+        return self.context.limits
 
     @property
     def location(self) -> str:
@@ -82,17 +90,17 @@ class OneLakeSource:
         return self.canonical_location(self.path)
 
     def address(self, path: str) -> OneLakeAddress:
-        """The place that a path names.
+        """Return the location that a path names.
 
         Raises:
             PermanentError: it names none.
-            ForbiddenPathError: one that gets no credential of ours.
+            ForbiddenPathError: one that our credential may not be sent to.
         """
         address = self._parsed(path)
         if self.credential is not None and self.credential.hosts:
             account = parse_url(address.account_url)
             require_for_host(self.credential, account.host, account.port, address.url)
-        elif not any(account.allows(address) for account in self.accounts()):
+        elif not any(account.allows(address) for account in allowed_accounts(self.context)):
             raise ForbiddenPathError(
                 address.url,
                 f"no setting names this account or workspace. List it in {ALLOWED_ACCOUNTS}, as "
@@ -101,7 +109,7 @@ class OneLakeSource:
         return address
 
     def canonical_location(self, path: str) -> str:
-        """The full address, percent-encoded."""
+        """Return the full address, percent-encoded."""
         try:
             return self._parsed(path).url
         except PermanentError:
@@ -112,35 +120,35 @@ class OneLakeSource:
         try:
             return parse_address(path, self.options.endpoint)
         except SettingsError as error:
-            # What a job names is no setting.
+            # The words of a job are no setting.
             raise PermanentError(str(error)) from error
 
     def require_allowed(self, path: str) -> None:
-        """Refuse a host that gets no credential of ours, and a path outside of the source's own file system."""
+        """Refuse a host that our credential may not be sent to, and a path outside of the source's own file system."""
         found = self.address(path)
         own = self.address(self.path) if self.path else found
         if (found.account_url, found.file_system) != (own.account_url, own.file_system):
             raise ForbiddenPathError(found.url, "it is not in the file system that its source names.")
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
-        """Page by page of 5,000: all below the folder at once where the pattern has `**`, level by level if not."""
+        """List pages of 5,000: all below the folder at once where the pattern has `**`, level by level if not."""
         parsed = Pattern.parse(pattern)
         root = self.address(self.path)
         waiting, budget = [root], ListingBudget(self.limits, self.location)
         while waiting:
             folder = waiting.pop()
-            for found in within_budget(self._listed(folder, recursive=parsed.recursive), budget):
+            for found in budget.counted_in_time(self._listed(folder, recursive=parsed.recursive)):
                 relative = _below(found.path, root)
                 if not found.is_folder:
-                    yield from self._looked_at(found, relative, root, parsed)
+                    yield from self._entry(found, relative, root, parsed)
                 elif not parsed.recursive and parsed.may_match_below(relative) and not _is_hidden(relative):
                     waiting.append(root.child(relative))
 
     def stat(self, path: str) -> SourceFile:
-        """What the service says about the file that is there now."""
+        """Return what the service says about the file that is there now."""
         address = self.address(path)
         in_time = deadline_in_force(Deadline(self.limits.page_time))
-        with _told_as_source(address.url), onelake_errors(address.url), in_time:
+        with _mapped_errors(address.url), onelake_errors(address.url), in_time:
             found = self._files(address).get_file_client(address.path).get_file_properties()
         if (found.metadata or {}).get("hdi_isfolder") == "true":
             raise ForbiddenPathError(address.url, "it is not a regular file.")
@@ -154,22 +162,22 @@ class OneLakeSource:
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
-        """The file's bytes, all of one version; the SDK asks again for a part that was cut off."""
+        """Open a file, all of one version; the SDK requests a part that was cut off again."""
         address = self.address(path)
-        # Around the whole block: what fails while it is read is told like what fails when it is opened.
-        with _told_as_source(address.url), open_file(self._files(address), address) as file:
+        # Around the whole block: failures while reading are mapped like failures to open.
+        with _mapped_errors(address.url), open_file(self._files(address), address) as file:
             yield cast("BinaryIO", io.BufferedReader(PacedReader(cast("BinaryIO", file), self.limits, address.url)))
 
     def _listed(self, folder: OneLakeAddress, *, recursive: bool) -> Iterator[Listed]:
         try:
-            with _told_as_source(folder.url):
+            with _mapped_errors(folder.url):
                 yield from list_folder(self._files(folder), folder, recursive=recursive)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             # The SDK reads numbers and times without a guard.
             said = f"it answers with an impossible value ({type(error).__name__})"
             raise UnreadableListingError(folder.url, said) from error
 
-    def _looked_at(
+    def _entry(
         self, found: Listed, relative: str, root: OneLakeAddress, pattern: Pattern
     ) -> Iterator[SourceFile | Skipped]:
         if not pattern.matches(relative):
@@ -183,7 +191,7 @@ class OneLakeSource:
                 file = SourceFile(path, name, found.size_bytes, found.modified_at, found.etag or None, location=path)
                 yield refusal(path, name) or file
             return
-        yield Skipped(relative.encode("utf-8", "replace").decode(), "Its name cannot be asked for.")
+        yield Skipped(printable(relative), "Its name cannot be requested.")
 
     def _files(self, address: OneLakeAddress) -> FileSystemClient:
         return _file_system(address.account_url, address.file_system, self.options)
@@ -191,23 +199,45 @@ class OneLakeSource:
 
 @lru_cache(maxsize=KEPT_CLIENTS)
 def _file_system(account_url: str, file_system: str, options: OneLakeOptions) -> FileSystemClient:
-    """One client for each file system and credential, whose connections all files of a process share."""
+    """Return the client of a file system and credential, whose connections all files of a process share."""
     return open_file_system(OneLakeAddress(account_url, file_system), options)
 
 
+@lru_cache(maxsize=4)
+def allowed_accounts(context: SourceContext) -> tuple[AllowedAccount, ...]:
+    """Return the accounts that the settings list, or name as a store, a table or a source.
+
+    Raises:
+        SettingsError: an entry of INGEST_ONELAKE_ALLOWED_ACCOUNTS is none, or INGEST_ONELAKE_ENDPOINT.
+    """
+    settings = context.settings
+    configured = [source.source_config for source in settings.sources.values()]
+    addresses = [
+        settings.attachments.store_url,
+        settings.attachments.results_url,
+        settings.user_activity.table_url,
+        *settings.attachments.destinations.values(),
+        *(str(config.get("path") or "") for config in configured if config["source_type"] == "onelake"),
+    ]
+    listed = map(AllowedAccount.parse, settings.onelake.allowed_accounts)
+    return (*listed, *accounts_of(addresses, settings.onelake.endpoint))
+
+
 @contextmanager
-def _told_as_source(location: str) -> Iterator[None]:
+def _mapped_errors(location: str) -> Iterator[None]:
     try:
         yield
     except StoreRejectedError as error:
         said = f"{error.status or ''} {error.code}".strip()
-        raise SourceAccessDeniedError(location, f"{said}; check the credential and its rights on this place") from error
+        raise SourceAccessDeniedError(
+            location, f"{said}; check the credential and its rights on this location"
+        ) from error
     except StoreUnavailableError as error:
         raise SourceUnreachableError(location, str(error).partition(": ")[2] or error) from error
 
 
 def _below(path: str, root: OneLakeAddress) -> str:
-    """The path of a file below the root, counted in levels: the service may answer with the item's GUID."""
+    """Return the path of a file below the root, counted in levels: the service may answer with the item's GUID."""
     levels = len(root.path.split("/")) if root.path else 0
     return "/".join(path.split("/")[levels:])
 

@@ -1,18 +1,21 @@
-"""What every kind of source can do: list its files lazily, tell about one, and open one for reading.
+"""The protocol of every kind of source: list its files lazily, describe one, and open one for reading.
 
-A source is opened for one `source_config` by `registry.open_source`. Making one does not connect to anything; the first
-listing, stat or open does. A package of its own adds a kind of source by an entry point, see `registry`.
+`registry.open_source` makes a source for one `source_config`. Making one connects to nothing; the first listing, `stat`
+or `open` does. Another package adds a kind of source by an entry point, see `registry`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
-from ingest_project.sources.context import SourceContext
+# What databases and file systems can hold.
+MAX_SIZE_BYTES = 2**63 - 1
+MAX_DEPTH = 32
+_PRINTED_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +23,12 @@ class SourceFile:
     """One file as its source describes it.
 
     Args:
-        path: what `open` and `stat` take, in the terms of the source; goes into the file event.
+        path: the argument of `open` and `stat`, in the terms of the source; goes into the file event.
         name: last part of the path.
         size_bytes: as listed; None where a source does not say.
         modified_at: UTC; None where a source does not say.
         etag: the source's own name for this version, where it has one.
-        location: its canonical address where listing it brought that along; None to ask `canonical_location`.
+        location: its canonical address where the listing gives it; None: call `canonical_location`.
     """
 
     path: str
@@ -38,11 +41,11 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something that was found and is not taken.
+    """An entry of a listing that is not taken.
 
     Args:
         path: in the terms of the source; characters that cannot be written as UTF-8 are replaced.
-        reason: one sentence.
+        reason: one of a few sentences, without the file's name: reasons are counted.
         visible: worth showing to a person; False for what is skipped every day (hidden files, locks, half-written
             uploads) and only counted.
     """
@@ -53,20 +56,20 @@ class Skipped:
 
 
 class Source(Protocol):
-    """One place that files come from.
+    """One location that files come from.
 
     Every method raises from the same few classes: ForbiddenPathError (not allowed, now or later),
-    SourceAccessDeniedError (the
-    source does not let us in), SourceNotFoundError (not there), SourceUnreachableError (may work later).
+    SourceAccessDeniedError (the source refuses us), SourceNotFoundError (does not exist), SourceUnreachableError (may
+    work later).
     """
 
     @property
     def location(self) -> str:
-        """Address of the place for logs and messages, e.g. `local:/data/in`; never a secret."""
+        """Address of the source for logs and messages, e.g. `local:/data/in`; never a secret."""
         ...
 
     def require_allowed(self, path: str) -> None:
-        """Refuse a path that may not be read, now or later, without asking the source: a message that names it is bad.
+        """Refuse a path that may not be read, without contacting the source: a message that names it is bad.
 
         Raises:
             ForbiddenPathError: outside what this system may read.
@@ -74,9 +77,9 @@ class Source(Protocol):
         ...
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
-        """What the place holds, one by one as it is read, in no particular order.
+        """Yield the files that match, one by one as they are read, in no particular order.
 
-        Memory stays bounded however many files there are. What the pattern does not ask for is left out.
+        Memory stays bounded however many files there are. Files that do not match are left out.
 
         Args:
             pattern: glob relative to the source's path, see `selection.Pattern`.
@@ -87,20 +90,22 @@ class Source(Protocol):
         ...
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """The file's bytes, to be read inside a `with`. Failures while reading raise like failures to open."""
+        """Open a file for reading inside a `with`. Failures while reading raise like failures to open."""
         ...
 
     def stat(self, path: str) -> SourceFile:
-        """What the source says about one file at this moment."""
+        """Describe one file as it is at this moment."""
         ...
 
     def canonical_location(self, path: str) -> str:
-        """The one address of a file, unique over all sources: two ways to name a file give the same.
+        """Return the one address of a file, unique over all sources: two ways to name a file give the same.
 
-        It answers for a path that may not be read as well, and does not need the file to be there.
+        Also for a path that may not be read, and without requiring that the file exists.
         """
         ...
 
 
-SourceFactory = Callable[[Mapping[str, Any], SourceContext], Source]
-"""Makes a source from a job's `source_config` and what this system lets it use."""
+def printable(text: str) -> str:
+    """Shorten a stranger's text for messages and replace what cannot be printed."""
+    shown = text[:_PRINTED_LENGTH].encode("utf-8", "replace").decode()
+    return "".join(char if char.isprintable() else "\ufffd" for char in shown)

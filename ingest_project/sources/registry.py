@@ -9,95 +9,84 @@ value a `SourceFactory`:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from ingest_project.contracts.files import SECRET_NAMES
 from ingest_project.core.errors import PermanentError
-from ingest_project.core.settings import Credential, PollingSettings
-from ingest_project.sources.context import NO_CREDENTIALS, Clients, SourceContext
-from ingest_project.sources.protocol import Source, SourceFactory
+from ingest_project.platform.runtime import Runtime
+from ingest_project.sources.context import SourceContext
+from ingest_project.sources.protocol import Source
+
+SourceFactory = Callable[[Mapping[str, Any], SourceContext], Source]
+"""Makes a source from a job's `source_config` and the settings of this process."""
 
 ENTRY_POINT_GROUP = "ingest_project.sources"
-# By address and not by import: a run that reads local files need not load every other source's client library.
+# Loaded when first used: a run that reads local files need not load every other source's client library.
 SHIPPED = {
-    "dummy": "ingest_project.sources.dummy:open_dummy",
-    "ftp": "ingest_project.sources.ftp.source:open_ftp",
-    "http": "ingest_project.sources.http.source:open_http",
+    "dummy": "ingest_project.sources.local:open_dummy",
+    "ftp": "ingest_project.sources.ftp:open_ftp",
+    "http": "ingest_project.sources.http:open_http",
     "local": "ingest_project.sources.local:open_local",
     "onelake": "ingest_project.sources.onelake:open_onelake",
-    "s3": "ingest_project.sources.s3.source:open_s3",
-    "sftp": "ingest_project.sources.sftp.source:open_sftp",
+    "s3": "ingest_project.sources.s3:open_s3",
+    "sftp": "ingest_project.sources.sftp:open_sftp",
 }
-NO_CLIENTS = Clients()
 
 
-def open_source(
-    source_config: Mapping[str, Any],
-    settings: PollingSettings,
-    credentials: Mapping[str, Credential] = NO_CREDENTIALS,
-    clients: Clients = NO_CLIENTS,
-) -> Source:
-    """The source that a polling job's or file event's `source_config` names. Nothing is connected to yet.
+def open_source(source_config: Mapping[str, Any], context: SourceContext) -> Source:
+    """Make the source of a polling job's or file event's `source_config`. Nothing is connected to yet.
 
     Args:
         source_config: `source_type`, `path`, and what that type needs; `credentials` names a stored one.
-        settings: what may be looked at.
-        credentials: the stored ones by name.
-        clients: for the kinds of source that need one.
+        context: settings and shared clients.
 
     Raises:
-        UnknownCredentialsError: the config names some that are not stored.
-        PermanentError: no such source_type; the message lists those there are. Or the config lacks something, or it
-            carries a secret.
+        UnknownCredentialsError: the config names credentials that are not stored.
+        PermanentError: no such source_type; the message lists those there are. Or the config lacks something, carries
+            a secret, or names what is not allowed.
     """
-    _refuse_secrets(source_config)
-    factory = _factory(str(source_config.get("source_type", "")))
-    return factory(source_config, SourceContext(settings, credentials, clients))
-
-
-def canonical_location(
-    source_type: str,
-    source_config: Mapping[str, Any],
-    path: str,
-    settings: PollingSettings,
-    credentials: Mapping[str, Credential] = NO_CREDENTIALS,
-) -> str:
-    """The one address of a file over all sources, e.g. `local:/data/in/a.csv`; what `file_key` is made from.
-
-    Raises:
-        PermanentError: no such source_type.
-    """
-    return open_source({**source_config, "source_type": source_type}, settings, credentials).canonical_location(path)
-
-
-def known_source_types() -> list[str]:
-    """Every source_type that can be opened, sorted."""
-    return sorted({*SHIPPED, *_registered()})
-
-
-def _refuse_secrets(source_config: Mapping[str, Any]) -> None:
-    """A file event carries a config as well, and what is in a message is in logs, ledgers and dead letters."""
     for name in source_config:
+        # A file event carries a config as well, and messages are in logs, work queues and dead letters.
         if name.lower() in SECRET_NAMES:
             raise PermanentError(
                 f'source_config carries {name!r}: name stored credentials instead ("credentials": "…").'
             )
+    return _factory(str(source_config.get("source_type", "")))(source_config, context)
+
+
+def known_source_types() -> list[str]:
+    """Return every source_type that can be opened, sorted."""
+    return sorted(_entry_points())
+
+
+class SourceResources(Runtime):
+    """Opens sources that share their clients."""
+
+    @cached_property
+    def source_context(self) -> SourceContext:
+        """Settings and shared clients of sources."""
+        return SourceContext(self.settings)
+
+    def open_source(self, source_config: Mapping[str, Any]) -> Source:
+        """Make the source of a job's or file event's `source_config`, see `open_source` of this module."""
+        return open_source(source_config, self.source_context)
 
 
 @cache
 def _factory(source_type: str) -> SourceFactory:
-    if address := SHIPPED.get(source_type):
-        module, _, name = address.partition(":")
-        return cast("SourceFactory", getattr(import_module(module), name))
-    if entry_point := _registered().get(source_type):
-        return cast("SourceFactory", entry_point.load())
-    raise PermanentError(f"Unknown source_type {source_type[:100]!r}. Known are: {', '.join(known_source_types())}.")
+    entry_point = _entry_points().get(source_type)
+    if entry_point is None:
+        known = ", ".join(known_source_types())
+        raise PermanentError(f"Unknown source_type {source_type[:100]!r}. Known are: {known}.")
+    factory: SourceFactory = entry_point.load()
+    return factory
 
 
 @cache
-def _registered() -> Mapping[str, Any]:
-    return {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
+def _entry_points() -> Mapping[str, EntryPoint]:
+    """Return all kinds by name; another package cannot replace a shipped one."""
+    registered = {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
+    return registered | {name: EntryPoint(name, address, ENTRY_POINT_GROUP) for name, address in SHIPPED.items()}

@@ -1,24 +1,27 @@
-"""Which of the names in a source are taken: pure decisions, shared by every kind of source."""
+"""Decide which files of a source are taken, the same for every kind of source."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 
 from ingest_project.contracts.files import INGESTIBLE_TYPES, file_type_of
-from ingest_project.core.errors import PermanentError
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.core.errors import IngestError, PermanentError
+from ingest_project.sources.protocol import Skipped, Source, SourceFile
 
 ANY_DEPTH = "**"
-WILDCARDS = "*?["
+_WILDCARDS = "*?["
 MAX_PATTERN_LENGTH = 1_000
 MAX_REASONS = 50
 OTHER_REASONS = "Further reasons."
-# Excel's owner files stand beside an open workbook; .part, .tmp and their like are uploads that have not ended.
+# Excel keeps an owner file next to an open workbook; .part, .tmp and their like are uploads that have not ended.
 LOCK_PREFIX = "~$"
 UNFINISHED_TYPES = ("part", "tmp", "partial", "filepart", "crdownload")
+_DEEPER_ENTRIES = 1_000
+_DEEPER_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Read a pattern as jobs carry it; the empty one takes every file of the folder.
+        """Parse a pattern as jobs carry it; the empty one takes every file of the folder.
 
         Raises:
             PermanentError: it leaves the folder, or is too long.
@@ -59,20 +62,20 @@ class Pattern:
 
     @property
     def fixed_beginning(self) -> str:
-        """What every match begins with, e.g. `2026/in-` of `2026/in-*/**`; a store of keys is asked for those only."""
+        """The beginning of every match, e.g. `2026/in-` of `2026/in-*/**`; a store of keys lists those only."""
         text = "/".join(self.parts)
-        literal = text[: min((text.find(char) for char in WILDCARDS if char in text), default=len(text))]
+        literal = text[: min((text.find(char) for char in _WILDCARDS if char in text), default=len(text))]
         # The ending of a name is matched in any letter case, so that it is not fixed.
         name = literal.rpartition("/")[2]
         return literal[: len(literal) - len(name)] + name.partition(".")[0]
 
     def matches(self, relative_path: str) -> bool:
-        """Whether the pattern takes the file at this path below the source's."""
+        """Return whether the pattern takes the file at this path below the source's."""
         *folders, name = relative_path.split("/")
         return _parts_match((*folders, _lower_ending(name)), self.parts)
 
     def may_match_below(self, relative_folder: str) -> bool:
-        """Whether a folder is worth looking into."""
+        """Return whether a folder may hold matches."""
         folders = relative_folder.split("/")
         if self.recursive:
             fixed = self.parts[: self.parts.index(ANY_DEPTH)]
@@ -81,7 +84,7 @@ class Pattern:
 
 
 def refusal(path: str, name: str) -> Skipped | None:
-    """Why a file that the pattern matches is not taken, or None when it is. The path is for the report only."""
+    """Return why a file that the pattern matches is not taken; None when it is. The path is for the report only."""
     if not _is_utf8(path):
         return Skipped(path.encode("utf-8", "replace").decode(), "Its name is not UTF-8.")
     kind = file_type_of(name)
@@ -99,19 +102,39 @@ def refusal(path: str, name: str) -> Skipped | None:
 
 
 def count_reason(counts: MutableMapping[str, int], reason: str, times: int = 1) -> None:
-    """Count why something was skipped. Strangers can cause any number of reasons: the later ones are counted as one."""
+    """Count the reason of a skipped file. Strangers can cause any number of reasons: later ones are counted as one."""
     known = reason if reason in counts or len(counts) < MAX_REASONS else OTHER_REASONS
     counts[known] = counts.get(known, 0) + times
 
 
 def ready_at(file: SourceFile, now: datetime, min_age: timedelta) -> datetime | None:
-    """When a file that changed a moment ago can be taken; None when it can be now.
+    """Return when a file that changed a moment ago can be taken; None when it can be taken now.
 
     Clocks differ: a time a little ahead of ours counts as a moment ago, one far ahead says nothing.
     """
     if file.modified_at is None or file.modified_at <= now - min_age or file.modified_at >= now + min_age:
         return None
     return max(file.modified_at, now) + min_age
+
+
+def files_further_down(source: Source, pattern: str) -> dict[str, int]:
+    """Count the files that a pattern would take if it reached all folders: reason to number; empty if there are none.
+
+    For a listing that found nothing. It takes a bounded time, and its own failures are ignored.
+    """
+    parts = pattern.split("/")
+    if ANY_DEPTH in parts:
+        return {}
+    deeper = "/".join([*parts[:-1], ANY_DEPTH, parts[-1] or "*"])
+    found, until = 0, time.monotonic() + _DEEPER_SECONDS
+    try:
+        for number, entry in enumerate(source.list_files(deeper), 1):
+            found += isinstance(entry, SourceFile)
+            if number >= _DEEPER_ENTRIES or time.monotonic() > until:
+                break
+    except IngestError:
+        pass
+    return {f"In a folder that the pattern {pattern!r} does not reach; {deeper!r} takes it.": found} if found else {}
 
 
 def _lower_ending(name: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from ingest_project.contracts.files import FileEvent
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.versions import Announced, with_versions
-from ingest_project.sources.clients import source_clients
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.registry import open_source
 
 LONG_SECONDS = 120.0
@@ -35,12 +35,12 @@ def announced(tmp_path: Path) -> Callable[..., Announced]:
             "credentials": {"store": stored},
         }
     )
-    clients = source_clients(made)
+    context = SourceContext(made)
 
     def announce(file: Path | str, **config: object) -> Announced:
         event = FileEvent(file_path=str(file), file_name=str(file).rpartition("/")[2])
         config = config or {"source_type": "local", "path": str(tmp_path)}
-        return Announced(event, open_source(config, made.polling, made.credentials, clients))
+        return Announced(event, open_source(config, context))
 
     return announce
 

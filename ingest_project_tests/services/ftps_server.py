@@ -31,14 +31,14 @@ class FtpsServer:
     """The server; starts when it is made.
 
     Args:
-        files: content by name, all in `/`.
+        files: content by name, all in `/`; or a folder that is served at `/`.
         tls: None for none.
         implicit: whether TLS begins with the connection.
         dos: whether it lists as MS-DOS did, and knows neither MLSD nor MDTM nor SIZE.
         resumed: for each protected transfer, whether its TLS session was resumed.
     """
 
-    files: dict[str, bytes]
+    files: dict[str, bytes] | Path
     tls: ssl.SSLContext | None = None
     implicit: bool = False
     dos: bool = False
@@ -85,6 +85,7 @@ class _Session:
         self._passive: socket.socket | None = None
         self._protected = False
         self._offset = 0
+        self._folder = "/"
 
     def serve(self) -> None:
         with suppress(OSError):
@@ -149,7 +150,12 @@ class _Session:
     _opts = _noop = _pbsz
 
     def _cwd(self, argument: str) -> None:
-        self._say("250 ok" if argument == "/" else "550 The system cannot find the file specified.")
+        files = self._server.files
+        if argument == "/" or (isinstance(files, Path) and (files / argument.removeprefix("/")).is_dir()):
+            self._folder = argument
+            self._say("250 ok")
+        else:
+            self._say("550 The system cannot find the file specified.")
 
     def _epsv(self, _argument: str) -> None:
         self._say(f"229 Entering (|||{self._listen()}|)")
@@ -159,17 +165,19 @@ class _Session:
         self._say(f"227 Entering (10,99,99,99,{high},{low})")
 
     def _mlst(self, path: str) -> None:
-        content = self._server.files.get(path.removeprefix("/"))
-        if content is None:
-            self._say("550 not found")
-        else:
-            self._say(f"250-it is\r\n {_facts(content)} {path}\r\n250 End")
+        facts = self._facts(path.removeprefix("/"))
+        self._say("550 not found" if facts is None else f"250-it is\r\n {facts} {path}\r\n250 End")
 
     def _mlsd(self, _argument: str) -> None:
-        self._send("".join(f"{_facts(content)} {name}\r\n" for name, content in self._server.files.items()).encode())
+        files, folder = self._server.files, self._folder.strip("/")
+        names = files if isinstance(files, dict) else [path.name for path in (files / folder).iterdir()]
+        lines = (f"{self._facts(f'{folder}/{name}'.removeprefix('/'))} {name}\r\n" for name in names)
+        self._send("".join(lines).encode())
 
     def _list(self, _argument: str) -> None:
-        lines = (f"01-15-26  10:30AM {len(content):>20} {name}\r\n" for name, content in self._server.files.items())
+        files = self._server.files
+        assert isinstance(files, dict)
+        lines = (f"01-15-26  10:30AM {len(content):>20} {name}\r\n" for name, content in files.items())
         self._send(b"01-15-26  10:30AM       <DIR>          archive\r\n" + "".join(lines).encode())
 
     def _rest(self, argument: str) -> None:
@@ -177,12 +185,28 @@ class _Session:
         self._say("350 go on")
 
     def _retr(self, path: str) -> None:
-        content = self._server.files.get(path.removeprefix("/"))
+        content = self._content(path.removeprefix("/"))
         if content is None:
             self._say("550 not found")
             return
         offset, self._offset = self._offset, 0
         self._send(content[offset:])
+
+    def _content(self, name: str) -> bytes | None:
+        files = self._server.files
+        if isinstance(files, dict):
+            return files.get(name)
+        return (files / name).read_bytes() if (files / name).is_file() else None
+
+    def _facts(self, name: str) -> str | None:
+        files = self._server.files
+        if isinstance(files, dict):
+            return _facts("file", len(files[name]), CHANGED_AT) if name in files else None
+        path = files / name
+        if not path.exists():
+            return None
+        changed_at = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC)
+        return _facts("dir" if path.is_dir() else "file", path.stat().st_size, changed_at)
 
     def _listen(self) -> int:
         if self._passive is not None:
@@ -266,5 +290,5 @@ def _certificate(
     )
 
 
-def _facts(content: bytes) -> str:
-    return f"type=file;size={len(content)};modify={CHANGED_AT:%Y%m%d%H%M%S};"
+def _facts(kind: str, size: int, changed_at: dt.datetime) -> str:
+    return f"type={kind};size={size};modify={changed_at:%Y%m%d%H%M%S};"

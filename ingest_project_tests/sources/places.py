@@ -19,13 +19,14 @@ from ingest_project.core.settings import Settings
 from ingest_project.platform.azure.address import parse_address
 from ingest_project.platform.azure.client import open_file_system
 from ingest_project.platform.object_store.locations import S3Options, s3_client
-from ingest_project.sources.clients import source_clients
+from ingest_project.sources.context import SourceContext
+from ingest_project.sources.file_server import FileServerSource
 from ingest_project.sources.protocol import Source
 from ingest_project.sources.registry import open_source
-from ingest_project.sources.server_source import ServerSource
 from ingest_project_tests.services.dfs_calls import SAS
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
+from ingest_project_tests.services.ftps_server import FtpsServer
 from ingest_project_tests.services.listing_server import ListingServer
 from ingest_project_tests.services.sftp_server import SftpServer
 
@@ -64,7 +65,7 @@ class Place(ABC):
         made = Settings.model_validate(self.settings)
         path = f"{self.config['path'].rstrip('/')}/{below}" if below else self.config["path"]
         merged = {**self.config, "path": path, **config}
-        return open_source(merged, made.polling, made.credentials, source_clients(made))
+        return open_source(merged, SourceContext(made))
 
 
 @dataclass
@@ -121,30 +122,33 @@ class WebPlace(FolderPlace):
 
 
 class FileServerPlace(FolderPlace):
-    """On an FTP or SFTP server, let in by a password."""
+    """On an FTP or SFTP server, let in by a password.
 
-    def __init__(self, folder: Path, server: FtpServer | SftpServer) -> None:
+    Args:
+        folder: that is served.
+        server: the server.
+        authority: certificate authority of an FTPS server.
+    """
+
+    def __init__(
+        self, folder: Path, server: FtpServer | FtpsServer | SftpServer, authority: Path | None = None
+    ) -> None:
         super().__init__(folder)
-        kind = "ftp" if isinstance(server, FtpServer) else "sftp"
-        stored = {"username": USER, "password": PASSWORD, "hosts": ["127.0.0.1"]}
-        trust = (
-            {"host_key_fingerprints": [server.fingerprint]} if isinstance(server, SftpServer) else {"plain_http": True}
-        )
-        self.settings = {"credentials": {"store": stored | trust}}
-        self.config = {
-            "source_type": kind,
-            "host": "127.0.0.1",
-            "port": server.port,
-            "path": "/",
-            "credentials": "store",
-            **({"tls": "none"} if kind == "ftp" else {}),
-        }
-        self._opened: list[ServerSource] = []
+        stored: dict[str, object] = {"username": USER, "password": PASSWORD, "hosts": ["127.0.0.1"]}
+        self.config = {"host": "127.0.0.1", "port": server.port, "path": "/", "credentials": "store"}
+        if isinstance(server, SftpServer):
+            self.config |= {"source_type": "sftp"}
+            stored |= {"host_key_fingerprints": [server.fingerprint]}
+        else:
+            self.config |= {"source_type": "ftp", "tls": "explicit" if authority else "none"}
+            stored |= {"plain_http": authority is None}
+        self.settings = {"credentials": {"store": stored}, "polling": {"source_ca_file": authority}}
+        self._opened: list[FileServerSource] = []
 
     def open(self, below: str = "", **config: object) -> Source:
         """The source; its connections are kept until `close`."""
         opened = super().open(below, **config)
-        assert isinstance(opened, ServerSource)
+        assert isinstance(opened, FileServerSource)
         self._opened.append(opened)
         return opened
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
 from ingest_project.core.errors import SourceNotFoundError, SourceUnreachableError
-from ingest_project.sources.connection_pool import Account, ConnectionPool, PoolLimits
+from ingest_project.sources.connection_pool import ConnectionPool, PoolLimits
 
 
 class Line:
@@ -28,8 +30,16 @@ class Line:
         self.closed = True
 
 
-def account(name: str = "a") -> Account[Line]:
-    return Account(f"test://{name}", name, Line)
+@dataclass(frozen=True)
+class Account:
+    """A login to nowhere."""
+
+    location: str = "test://a"
+    connect: Callable[[], Line] = Line
+
+
+def account(name: str = "a") -> Account:
+    return Account(f"test://{name}")
 
 
 def pool(total: int = 4, per_server: int = 2, idle_seconds: float = 60.0, wait_seconds: float = 0.1) -> ConnectionPool:
@@ -116,7 +126,7 @@ def test_a_connection_that_cannot_be_made_leaves_its_place_free() -> None:
     lines = pool(per_server=1)
     for _ in range(3):
         with pytest.raises(SourceUnreachableError, match="away"):
-            lines.lease(Account("test://a", "a", away))
+            lines.lease(Account("test://a", away))
     lines.lease(account()).release()
 
 

@@ -12,17 +12,18 @@ import pytest
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, SourceNotFoundError
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project_tests.services.ftp_server import FtpServer
+from ingest_project_tests.services.ftps_server import FtpsServer, made_certificates
 from ingest_project_tests.services.listing_server import ListingServer
 from ingest_project_tests.services.sftp_server import SftpServer
 from ingest_project_tests.sources.places import FileServerPlace, LocalPlace, OneLakePlace, Place, S3Place, WebPlace
 
-KINDS = ("local", "s3", "onelake", "ftp", "sftp", "nginx", "apache", "json", "lines")
+KINDS = ("local", "s3", "onelake", "ftp", "ftps", "sftp", "nginx", "apache", "json", "lines")
 MANY = 10_000
 SLOW_WHEN_MANY = ("s3", "nginx", "apache", "lines")
 
 
 @pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     match request.param:
         case "local":
             yield LocalPlace(tmp_path)
@@ -33,6 +34,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         case "ftp" | "sftp" as protocol:
             with FtpServer(tmp_path) if protocol == "ftp" else SftpServer(tmp_path) as file_server:
                 served = FileServerPlace(tmp_path, file_server)
+                yield served
+                served.close()
+        case "ftps":
+            certificates = made_certificates(tmp_path_factory.mktemp("certificates"))
+            with FtpsServer(tmp_path, certificates.server) as tls_server:
+                served = FileServerPlace(tmp_path, tls_server, certificates.authority)
                 yield served
                 served.close()
         case style:

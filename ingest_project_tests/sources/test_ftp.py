@@ -20,21 +20,19 @@ from ingest_project.core.errors import (
     UnknownCredentialsError,
 )
 from ingest_project.core.settings import Credential, PollingSettings
-from ingest_project.sources.context import SourceContext
-from ingest_project.sources.ftp.source import open_ftp
+from ingest_project.sources.file_server import FileServerSource
+from ingest_project.sources.ftp import open_ftp
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.registry import open_source
-from ingest_project.sources.server_config import ServerSettings
-from ingest_project.sources.server_source import ServerSource
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
 from ingest_project_tests.services.ftps_server import CHANGED_AT, Certificates, FtpsServer, made_certificates
-from ingest_project_tests.sources.served import OPENED, skipped, taken
+from ingest_project_tests.sources.served import OPENED, context_of, skipped, taken
 
 WITHOUT_MLSD = frozenset({"MLSD", "MLST"})
 LIST_ONLY = frozenset({"MLSD", "MLST", "MDTM", "SIZE", "EPSV", "FEAT"})
 CHANGED = datetime(2023, 11, 14, 22, 13, 35, tzinfo=UTC)
 CONTENT = os.urandom(3_000_000)
-QUICK = ServerSettings(timeout_seconds=5.0)
+QUICK = PollingSettings(source_timeout_seconds=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +49,12 @@ def credential(**more: Any) -> Credential:  # noqa: ANN401 - any field of it
 def source(
     server: FtpServer | FtpsServer,
     path: str = "/",
-    servers: ServerSettings = QUICK,
+    servers: PollingSettings = QUICK,
     stored: Credential | None = None,
     **config: object,
-) -> ServerSource:
+) -> FileServerSource:
     config = {"host": "127.0.0.1", "port": server.port, "path": path, "credentials": "store", "tls": "none", **config}
-    opened = open_ftp(config, SourceContext(credentials={"store": stored or credential()}), servers)
+    opened = open_ftp(config, context_of(servers, {"store": stored or credential()}))
     OPENED.append(opened)
     return opened
 
@@ -133,8 +131,8 @@ def test_a_server_that_is_away_or_full_may_be_back_later(folder: Path) -> None:
     with pytest.raises(SourceUnreachableError, match="refused"):
         list(source(server).list_files("*"))
     # The socket that listens counts as one.
-    with FtpServer(folder, max_connections=2) as full, source(full).pool.lease(source(full).account):
-        another = source(full, servers=ServerSettings(timeout_seconds=4))
+    with FtpServer(folder, max_connections=2) as full, source(full).pool.lease(source(full).login):
+        another = source(full, servers=PollingSettings(source_timeout_seconds=4))
         with pytest.raises(SourceUnreachableError, match="421"):
             another.stat("/a.csv")
 
@@ -142,7 +140,7 @@ def test_a_server_that_is_away_or_full_may_be_back_later(folder: Path) -> None:
 def test_without_credentials_anonymous_is_let_in_to_a_host_that_is_allowed(folder: Path) -> None:
     (folder / "a.csv").write_text("x")
     with FtpServer(folder) as server:
-        allowed = ServerSettings(allowed_hosts=("127.0.0.1",))
+        allowed = PollingSettings(allowed_source_hosts=["127.0.0.1"])
         assert list(taken(source(server, servers=allowed, credentials=None))) == ["/a.csv"]
 
 
@@ -232,7 +230,7 @@ def test_a_batch_logs_in_once_and_threads_share_what_there_is(folder: Path) -> N
             thread.start()
         for thread in threads:
             thread.join()
-        assert server.commands["PASS"] <= QUICK.max_connections_per_host
+        assert server.commands["PASS"] <= QUICK.source_connections_per_host
 
 
 def test_a_kept_connection_that_the_server_has_closed_is_replaced_unnoticed(folder: Path) -> None:
@@ -269,7 +267,7 @@ def test_ten_thousand_files_are_listed(folder: Path, without: frozenset[str]) ->
 
 @pytest.mark.parametrize("implicit", [False, True], ids=["explicit", "implicit"])
 def test_tls_protects_login_and_data_and_resumes_the_session(certificates: Certificates, *, implicit: bool) -> None:
-    servers = ServerSettings(timeout_seconds=5, ca_file=certificates.authority)
+    servers = PollingSettings(source_timeout_seconds=5, source_ca_file=certificates.authority)
     with FtpsServer({"a.csv": CONTENT}, certificates.server, implicit=implicit) as server:
         opened = source(server, servers=servers, tls="implicit" if implicit else "explicit")
         assert taken(opened)["/a.csv"].modified_at == CHANGED_AT
@@ -318,24 +316,24 @@ def test_hosts_of_strangers_are_not_contacted(folder: Path) -> None:
         ):
             with pytest.raises(ForbiddenPathError, match="hosts"):
                 list(source(server, stored=stored, **config).list_files("*"))
-        wild = ServerSettings(allowed_hosts=("*",))
+        wild = PollingSettings(allowed_source_hosts=["*"])
         with pytest.raises(ForbiddenPathError, match="internal"):
             list(source(server, servers=wild, stored=credential(hosts=["x.example"]), credentials=None).list_files("*"))
         assert server.commands.total() == 0
 
 
 def test_what_a_job_may_not_say_is_refused_when_it_arrives() -> None:
-    settings, stored = PollingSettings(), {"store": credential()}
+    context = context_of(credentials={"store": credential()})
     config = {"source_type": "ftp", "host": "127.0.0.1", "credentials": "store", "tls": "none"}
     with pytest.raises(UnknownCredentialsError, match="'other'"):
-        open_source({**config, "credentials": "other"}, settings, stored)
+        open_source({**config, "credentials": "other"}, context)
     with pytest.raises(PermanentError, match="carries 'password'"):
-        open_source({**config, "password": "x"}, settings, stored)
+        open_source({**config, "password": "x"}, context)
     wrong = {"port": 0, "host": "a b", "username": "root", "tls": "ssl3", "encoding": "rot13", "time_zone": "../x"}
     for name, value in wrong.items():
         with pytest.raises(PermanentError, match=name):
-            open_source({**config, name: value}, settings, stored)
-    opened = open_source(config, settings, stored)
+            open_source({**config, name: value}, context)
+    opened = open_source(config, context)
     with pytest.raises(ForbiddenPathError, match="control characters"):
         opened.require_allowed("/a\r\nDELE b.csv")
 
@@ -343,7 +341,7 @@ def test_what_a_job_may_not_say_is_refused_when_it_arrives() -> None:
 def test_a_file_has_one_location_however_it_is_named() -> None:
     config: dict[str, Any] = {"source_type": "ftp", "credentials": "store", "tls": "none", "path": "in"}
     opened = [
-        open_source({**config, **more}, PollingSettings(), {"store": credential(hosts=["files.example.com"])})
+        open_source({**config, **more}, context_of(credentials={"store": credential(hosts=["files.example.com"])}))
         for more in ({"host": "FILES.example.com."}, {"host": "files.example.com", "port": "21", "username": USER})
     ]
     names = ("in/a.csv", "/in//a.csv", "/in/./a.csv", "/in/x/../a.csv", "bytes:/in/%61.csv")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.sources.ftp.listing import listed_entry, machine_entry, time_of
-from ingest_project.sources.server_connection import Entry, NameCoding, is_askable
+from ingest_project.sources.file_server import Entry, NameCoding, is_requestable
+from ingest_project.sources.ftp_listing import parse_list_line, parse_machine_line, parse_time
 
 NOW = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
 UTC_ZONE = ZoneInfo("UTC")
@@ -45,7 +45,7 @@ UTC_ZONE = ZoneInfo("UTC")
     ],
 )
 def test_a_line_of_list_is_understood(line: bytes, kind: str, name: bytes, size: int, modified_at: str | None) -> None:
-    found = listed_entry(line, NOW, UTC_ZONE)
+    found = parse_list_line(line, NOW, UTC_ZONE)
     when = None if modified_at is None else datetime.fromisoformat(modified_at).replace(tzinfo=UTC)
     assert found is not None
     assert (found.kind, found.name, found.size_bytes, found.modified_at) == (kind, name, size, when)
@@ -53,39 +53,39 @@ def test_a_line_of_list_is_understood(line: bytes, kind: str, name: bytes, size:
 
 
 def test_the_time_of_a_listing_is_in_the_zone_of_its_server() -> None:
-    found = listed_entry(b"-rw-r--r-- 1 o g 5 Jan 15 13:30 a.csv", NOW, ZoneInfo("Europe/Berlin"))
+    found = parse_list_line(b"-rw-r--r-- 1 o g 5 Jan 15 13:30 a.csv", NOW, ZoneInfo("Europe/Berlin"))
     assert found is not None
     assert found.modified_at == datetime(2026, 1, 15, 12, 30, tzinfo=UTC)
 
 
 def test_what_is_no_entry_is_left_out_and_what_is_not_understood_is_kept() -> None:
-    assert listed_entry(b"total 12", NOW, UTC_ZONE) is None
-    assert listed_entry(b"", NOW, UTC_ZONE) is None
-    assert listed_entry(b"something else", NOW, UTC_ZONE) == Entry(b"something else", "unknown")
+    assert parse_list_line(b"total 12", NOW, UTC_ZONE) is None
+    assert parse_list_line(b"", NOW, UTC_ZONE) is None
+    assert parse_list_line(b"something else", NOW, UTC_ZONE) == Entry(b"something else", "unknown")
 
 
 def test_a_line_of_mlsd_is_understood() -> None:
-    found = machine_entry(b"Type=file;Size=5;Modify=20260115103045.5;UNIX.mode=0644;unique=1g2; a  b;c.csv")
+    found = parse_machine_line(b"Type=file;Size=5;Modify=20260115103045.5;UNIX.mode=0644;unique=1g2; a  b;c.csv")
     changed = datetime(2026, 1, 15, 10, 30, 45, 500_000, tzinfo=UTC)
     assert found == Entry(b"a  b;c.csv", "file", 5, changed, "1g2")
-    assert machine_entry(b"type=OS.unix=slink:/x;size=1; l.csv").kind == "link"
-    assert machine_entry(b"type=cdir;size=1; .").kind == "other"
-    assert machine_entry(b"nonsense").kind == "unknown"
+    assert parse_machine_line(b"type=OS.unix=slink:/x;size=1; l.csv").kind == "link"
+    assert parse_machine_line(b"type=cdir;size=1; .").kind == "other"
+    assert parse_machine_line(b"nonsense").kind == "unknown"
 
 
 def test_a_time_that_is_none_is_none() -> None:
-    assert time_of("19126011510304") is None
-    assert time_of("20261315103045") is None
-    assert time_of("yesterday") is None
+    assert parse_time("19126011510304") is None
+    assert parse_time("20261315103045") is None
+    assert parse_time("yesterday") is None
 
 
 @given(st.binary(max_size=200))
 def test_no_line_is_too_strange(line: bytes) -> None:
-    listed_entry(line, NOW, UTC_ZONE)
-    machine_entry(line)
+    parse_list_line(line, NOW, UTC_ZONE)
+    parse_machine_line(line)
 
 
-@given(st.binary(min_size=1, max_size=40).filter(is_askable), st.sampled_from(["utf-8", "latin-1", "shift_jis"]))
+@given(st.binary(min_size=1, max_size=40).filter(is_requestable), st.sampled_from(["utf-8", "latin-1", "shift_jis"]))
 def test_every_name_that_a_server_can_have_is_asked_for_by_its_own_bytes(name: bytes, encoding: str) -> None:
     names = NameCoding(encoding)
     path = names.path(b"/in/" + name)

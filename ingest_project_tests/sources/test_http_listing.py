@@ -20,7 +20,7 @@ from ingest_project.core.errors import (
     UnreadableListingError,
 )
 from ingest_project.core.settings import Settings
-from ingest_project.sources.clients import source_clients
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.protocol import Skipped, Source, SourceFile
 from ingest_project.sources.registry import open_source
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
@@ -86,9 +86,7 @@ def server() -> Iterator[Pages]:
 
 def source(url: str, settings: dict[str, Any] | None = None, **config: object) -> Source:
     made = Settings.model_validate({"downloads": {"allowed_internal_hosts": ["127.0.0.1"]}, **(settings or {})})
-    return open_source(
-        {"source_type": "http", "path": url, **config}, made.polling, made.credentials, source_clients(made)
-    )
+    return open_source({"source_type": "http", "path": url, **config}, SourceContext(made))
 
 
 def listed(opened: Source, pattern: str = "*.csv") -> list[str]:
@@ -130,7 +128,7 @@ def test_the_index_of_every_common_server_is_understood_and_an_empty_one_is_empt
         (Answer(headers={"Content-Type": "application/xml"}, body=b"<?xml version='1.0'?><Error/>"), UnreadableListingError, "'error'"),  # noqa: E501
         (Answer(headers={"Content-Type": "text/csv"}, body=b"a,b\n1,2.x\n"), UnreadableListingError, "'text/csv'"),
         (Answer(headers={"Content-Type": "image/png"}, body=b"\x89PNG"), UnreadableListingError, "'image/png'"),
-        (as_json({"error": "unauthorised"}), UnreadableListingError, "it has: error"),
+        (as_json({"error": "unauthorised"}), UnreadableListingError, "unknown field|missing required field"),
         (as_json("text"), UnreadableListingError, "no list of files"),
         (Answer(headers=JSON, body=b"[1"), UnreadableListingError, "not the JSON"),
         (Answer(headers=JSON, body=b"[" * 100_000), UnreadableListingError, "not the JSON"),
@@ -283,7 +281,7 @@ def test_the_pages_of_a_listing_are_read_to_the_last_each_once(server: Pages) ->
     server.pages = {
         "/json/": as_json({"files": ["a.csv"], "next": "?page=2"}),
         "/json/?page=2": as_json({"files": ["b.csv", "a.csv"], "next": f"{server.url}json/?page=3"}),
-        "/json/?page=3": as_json({"files": ["c.csv"], "next": None, "hasMore": False}),
+        "/json/?page=3": as_json({"files": ["c.csv"], "next": None}),
         "/header/": as_json(["a.csv"], Link='</header/?after=a>; rel="next", </header/>; rel="first"'),
         "/header/?after=a": as_json(["b.csv"], Link='</header/>; rel="prev"'),
         "/html/": page("<title>Index of /</title><a href=a.csv>a</a><a href='?page=2'>2</a><a href='?page=3'>3</a>"),

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.sources.ftp.listing import listed_entry, machine_entry, size_of, time_of
-from ingest_project.sources.http.listing import parsed_page
-from ingest_project.sources.http.page import Link, NotAListingError, Page, next_links, unfinished_by
+from ingest_project.sources.ftp_listing import parse_list_line, parse_machine_line, parse_size, parse_time
+from ingest_project.sources.http_listing import missing_pages, next_links, parse_page
+from ingest_project.sources.http_parsers import Link, NotAListingError, Unusable
 from ingest_project.sources.selection import MAX_REASONS, count_reason
-from ingest_project.sources.sftp.connection import attributes_of, names_of
+from ingest_project.sources.sftp import PacketReader, parse_attributes, parse_names
 
 NOW = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
 ZONES = [ZoneInfo("UTC"), ZoneInfo("Pacific/Kiritimati"), ZoneInfo("Europe/Berlin")]
@@ -70,14 +70,15 @@ anything = st.recursive(
 )
 
 
-def read(body: bytes, content_type: str) -> Page | None:
+def read(body: bytes, content_type: str) -> list[Link | Unusable]:
     try:
-        return parsed_page(body, content_type)
+        _, entries = parse_page(body, content_type)
+        return list(entries)
     except NotAListingError as error:
         refusal = error
     assert refusal.seen.isprintable()
     assert len(refusal.seen) < 600
-    return None
+    return []
 
 
 @MODERATE
@@ -96,8 +97,7 @@ def test_any_content_type_is_read_or_refused(content_type: str) -> None:
 @MODERATE
 @given(st.lists(st.sampled_from(MARKUP) | st.text(max_size=8), max_size=40).map("".join))
 def test_links_of_any_markup_are_spelled_in_it(markup: str) -> None:
-    page = read(markup.encode(), "text/html")
-    for entry in page.entries if page else ():
+    for entry in read(markup.encode(), "text/html"):
         if isinstance(entry, Link) and "&" not in markup:
             assert entry.target in markup
 
@@ -108,11 +108,8 @@ def test_links_of_any_markup_are_spelled_in_it(markup: str) -> None:
 )
 def test_any_json_gives_values_that_stand_in_it(listed: list[object], around: dict[str, object]) -> None:
     body = json.dumps({"files": listed, **around}).encode("utf-8", "surrogatepass")
-    page = read(body, "application/json")
-    if page is None:
-        return
     sizes = [entry.get("size") for entry in listed if isinstance(entry, dict)]
-    for entry in page.entries:
+    for entry in read(body, "application/json"):
         if isinstance(entry, Link) and entry.size_bytes is not None:
             assert entry.size_bytes in [int(size) for size in sizes if size is not None and _is_whole(size)]
             assert 0 <= entry.size_bytes < 2**63
@@ -131,7 +128,7 @@ sized = st.builds(b"-rw-r--r-- 1 o g %d Jan %d 10:30 a.csv".__mod__, st.tuples(s
 @MODERATE
 @given(st.binary(max_size=200) | st.lists(words).map(b" ".join) | sized, st.sampled_from(ZONES))
 def test_a_line_of_list_is_understood_as_it_stands_or_not_at_all(line: bytes, zone: ZoneInfo) -> None:
-    for found in (listed_entry(line, NOW, zone), machine_entry(line)):
+    for found in (parse_list_line(line, NOW, zone), parse_machine_line(line)):
         if found is not None and found.kind != "unknown":
             assert found.name in line
             assert found.size_bytes is None or str(found.size_bytes).encode() in line.replace(b"=0", b"=")
@@ -141,7 +138,7 @@ def test_a_line_of_list_is_understood_as_it_stands_or_not_at_all(line: bytes, zo
 @MODERATE
 @given(st.text(max_size=40) | st.from_regex(r"\d{14}(\.\d+)?", fullmatch=True))
 def test_a_time_or_size_of_ftp_is_one_or_none(text: str) -> None:
-    moment, size = time_of(text), size_of(text)
+    moment, size = parse_time(text), parse_size(text)
     assert moment is None or moment.strftime("%m%d%H%M%S") in text
     assert size is None or 0 <= size < 2**63
 
@@ -153,17 +150,17 @@ def test_a_time_or_size_of_ftp_is_one_or_none(text: str) -> None:
 )
 def test_an_sftp_packet_gives_names_that_are_in_it(packet: bytes) -> None:
     with contextlib.suppress(paramiko.SSHException):
-        for name, _ in names_of(packet):
+        for name, _ in parse_names(PacketReader(packet)):
             assert name in packet
     with contextlib.suppress(paramiko.SSHException):
-        attributes_of(packet)
+        parse_attributes(PacketReader(packet))
 
 
 @MODERATE
 @given(st.text(max_size=200), st.text(max_size=20), st.text(max_size=20))
 def test_any_headers_of_a_page_are_read(link: str, page: str, pages: str) -> None:
     list(next_links({"Link": link}))
-    unfinished_by({"Link": link, "X-Page": page, "X-Total-Pages": pages, "X-Next-Page": page})
+    missing_pages({"Link": link, "X-Page": page, "X-Total-Pages": pages, "X-Next-Page": page})
 
 
 LONG = 150_000
@@ -191,8 +188,8 @@ def test_a_line_of_eight_kilobytes_is_parsed_at_once(piece: bytes) -> None:
     for beginning in (b"", b"-rw-r--r-- 1 o g ", b"01-15-26  10:30PM  "):
         line = (beginning + piece * 8_192)[:8_192]
         for _ in range(20):
-            listed_entry(line, NOW, ZONES[0])
-            machine_entry(line)
+            parse_list_line(line, NOW, ZONES[0])
+            parse_machine_line(line)
     assert time.monotonic() - started < 10
 
 

@@ -19,7 +19,8 @@ from ingest_project.core.errors import ForbiddenPathError, PermanentError, Sourc
 from ingest_project.core.settings import PollingSettings
 from ingest_project.sources.local import _LocalFile
 from ingest_project.sources.protocol import Skipped, Source, SourceFile
-from ingest_project.sources.registry import canonical_location, known_source_types, open_source
+from ingest_project.sources.registry import known_source_types, open_source
+from ingest_project_tests.sources.served import context_of
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def settings(inbox: Path) -> PollingSettings:
 
 @pytest.fixture(params=["local", "dummy"])
 def source(request: pytest.FixtureRequest, inbox: Path, settings: PollingSettings) -> Source:
-    return open_source({"source_type": request.param, "path": str(inbox)}, settings)
+    return open_source({"source_type": request.param, "path": str(inbox)}, context_of(settings))
 
 
 def taken(source: Source, pattern: str = "*") -> list[str]:
@@ -129,7 +130,7 @@ def test_paths_from_strangers_do_not_leave_the_roots(source: Source, path: str) 
 
 def test_a_refusal_names_the_setting_that_would_allow_it(inbox: Path, settings: PollingSettings) -> None:
     for kind, setting in (("local", "INGEST_LOCAL_ROOTS"), ("dummy", "INGEST_DUMMY_ROOT")):
-        opened = open_source({"source_type": kind, "path": "/etc"}, settings)
+        opened = open_source({"source_type": kind, "path": "/etc"}, context_of(settings))
         with pytest.raises(ForbiddenPathError, match=setting):
             list(opened.list_files("*"))
     assert inbox.exists()
@@ -215,7 +216,7 @@ def test_a_missing_folder_and_a_missing_file_are_said_to_be_missing(
     with pytest.raises(SourceNotFoundError):
         source.stat(str(inbox / "none.csv"))
     with pytest.raises(SourceNotFoundError):
-        list(open_source({"source_type": "local", "path": str(inbox / "none")}, settings).list_files("*"))
+        list(open_source({"source_type": "local", "path": str(inbox / "none")}, context_of(settings)).list_files("*"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -270,7 +271,9 @@ def test_relative_paths_start_at_the_current_folder(tmp_path: Path, monkeypatch:
     (tmp_path / "dummy_data").mkdir()
     (tmp_path / "dummy_data" / "a.csv").write_text("x")
     monkeypatch.chdir(tmp_path)
-    source = open_source({"source_type": "local", "path": "./dummy_data"}, PollingSettings.model_validate({}))
+    source = open_source(
+        {"source_type": "local", "path": "./dummy_data"}, context_of(PollingSettings.model_validate({}))
+    )
     (found,) = source.list_files("*.csv")
     assert found.path == "./dummy_data/a.csv"
     assert source.location == f"local:{tmp_path}/dummy_data"
@@ -286,7 +289,7 @@ def test_a_dummy_path_works_from_any_folder(
     (tmp_path / "dummy_data" / "a.csv").write_text("x")
     monkeypatch.chdir(tmp_path / here)
     settings = PollingSettings.model_validate({"dummy_root": tmp_path / "dummy_data"})
-    assert open_source({"source_type": "dummy"}, settings).stat(path).size_bytes == 1
+    assert open_source({"source_type": "dummy"}, context_of(settings)).stat(path).size_bytes == 1
 
 
 def test_dummy_and_local_give_the_same_file_the_same_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,22 +299,22 @@ def test_dummy_and_local_give_the_same_file_the_same_location(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     settings = PollingSettings.model_validate({})
     locations = {
-        canonical_location("dummy", {}, "./dummy_data/a.csv", settings),
-        canonical_location("dummy", {}, "a.csv", settings),
-        canonical_location("local", {}, f"{tmp_path}/dummy_data/a.csv", settings),
-        canonical_location("local", {}, "link/../dummy_data/./a.csv", settings),
-        canonical_location("local", {}, "link/a.csv", settings),
+        open_source({"source_type": "dummy"}, context_of(settings)).canonical_location("./dummy_data/a.csv"),
+        open_source({"source_type": "dummy"}, context_of(settings)).canonical_location("a.csv"),
+        open_source({"source_type": "local"}, context_of(settings)).canonical_location(f"{tmp_path}/dummy_data/a.csv"),
+        open_source({"source_type": "local"}, context_of(settings)).canonical_location("link/../dummy_data/./a.csv"),
+        open_source({"source_type": "local"}, context_of(settings)).canonical_location("link/a.csv"),
     }
     assert locations == {f"local:{tmp_path}/dummy_data/a.csv"}
 
 
 def test_a_path_that_no_file_can_have_still_has_a_location(settings: PollingSettings) -> None:
-    assert canonical_location("local", {}, "a\x00b", settings).startswith("local:")
+    assert open_source({"source_type": "local"}, context_of(settings)).canonical_location("a\x00b").startswith("local:")
 
 
 def test_an_unknown_source_type_is_refused_with_the_known_ones(settings: PollingSettings) -> None:
     with pytest.raises(PermanentError, match=r"'s33'.*dummy, ftp, http, local, onelake, s3, sftp"):
-        open_source({"source_type": "s33"}, settings)
+        open_source({"source_type": "s33"}, context_of(settings))
 
 
 @pytest.fixture
@@ -335,14 +338,14 @@ def installed_webdav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def _forget_sources() -> None:
     from ingest_project.sources import registry  # noqa: PLC0415 - reaches for its memory only
 
-    registry._registered.cache_clear()
+    registry._entry_points.cache_clear()
     registry._factory.cache_clear()
 
 
 @pytest.mark.usefixtures("installed_webdav")
 def test_another_package_can_bring_a_kind_of_source(settings: PollingSettings) -> None:
     assert known_source_types() == ["dummy", "ftp", "http", "local", "onelake", "s3", "sftp", "webdav"]
-    assert open_source({"source_type": "webdav"}, settings).location.startswith("local:")
+    assert open_source({"source_type": "webdav"}, context_of(settings)).location.startswith("local:")
 
 
 def test_an_open_file_is_a_regular_file_and_closed_afterwards(source: Source, inbox: Path) -> None:
@@ -396,7 +399,7 @@ def test_a_hard_link_does_not_lead_out_of_the_folders_unless_a_setting_allows_it
         "link.csv": True,
     }
     allowing = settings.model_copy(update={"allow_hard_links": True})
-    opened = open_source({"source_type": "local", "path": str(inbox)}, allowing)
+    opened = open_source({"source_type": "local", "path": str(inbox)}, context_of(allowing))
     assert taken(opened) == ["a.csv", "b.csv", "link.csv"]
     (tmp_path / "secret.csv").unlink()
     assert source.stat(str(inbox / "a.csv")).size_bytes == 6

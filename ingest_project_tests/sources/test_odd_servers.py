@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 
 from ingest_project.core.errors import PermanentError, SourceUnreachableError, UnreadableListingError
-from ingest_project.core.settings import Credential
-from ingest_project.sources.context import SourceContext
-from ingest_project.sources.ftp.source import open_ftp
+from ingest_project.core.settings import Credential, PollingSettings
+from ingest_project.sources.file_server import FileServerSource
+from ingest_project.sources.ftp import open_ftp
 from ingest_project.sources.protocol import Skipped
-from ingest_project.sources.server_config import ServerSettings
-from ingest_project.sources.server_source import ServerSource
-from ingest_project.sources.sftp.source import open_sftp
+from ingest_project.sources.sftp import open_sftp
 from ingest_project_tests.services import odd_sftp
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
 from ingest_project_tests.services.odd_ftp import WITH_MLSD, speaking
@@ -26,24 +24,21 @@ from ingest_project_tests.services.odd_sftp import OddSftpServer, number, packet
 from ingest_project_tests.services.raw_server import RawServer, silent
 from ingest_project_tests.services.sftp_server import SftpServer
 from ingest_project_tests.services.stalling_proxy import StallingProxy
-from ingest_project_tests.sources.served import OPENED, skipped, taken
+from ingest_project_tests.sources.served import OPENED, context_of, skipped, taken
 
 # The total time of an answer is twice this, of a listing ten times.
-QUICK = ServerSettings(timeout_seconds=0.5)
+QUICK = PollingSettings(source_timeout_seconds=0.5)
 LINE = b"-rw-r--r-- 1 o g 5 Jan 15 10:30 a.csv\r\n"
 
 
-def source(port: int, servers: ServerSettings = QUICK, fingerprint: str = "", **config: object) -> ServerSource:
+def source(port: int, servers: PollingSettings = QUICK, fingerprint: str = "", **config: object) -> FileServerSource:
     fields: dict[str, Any] = {"username": USER, "password": PASSWORD, "hosts": ["127.0.0.1"], "plain_http": True}
     job = {"host": "127.0.0.1", "port": port, "path": "/", "credentials": "store", **config}
     if fingerprint:
-        access = SourceContext(
-            credentials={"store": Credential.model_validate({**fields, "host_key_fingerprints": [fingerprint]})}
-        )
-        opened = open_sftp(job, access, servers)
+        stored = Credential.model_validate({**fields, "host_key_fingerprints": [fingerprint]})
+        opened = open_sftp(job, context_of(servers, {"store": stored}))
     else:
-        access = SourceContext(credentials={"store": Credential.model_validate(fields)})
-        opened = open_ftp({"tls": "none", **job}, access, servers)
+        opened = open_ftp({"tls": "none", **job}, context_of(servers, {"store": Credential.model_validate(fields)}))
     OPENED.append(opened)
     return opened
 
@@ -102,10 +97,10 @@ def test_an_impossible_size_or_time_of_mlsd_refuses_that_entry_alone() -> None:
 
 def test_folders_that_lead_back_to_themselves_come_to_an_end() -> None:
     with RawServer(speaking(b"drwxr-xr-x 2 o g 0 Jan 15 10:30 again\r\n" + LINE)) as odd:
-        found = list(source(odd.port, ServerSettings(timeout_seconds=10)).list_files("**/*.csv"))
+        found = list(source(odd.port, PollingSettings(source_timeout_seconds=10)).list_files("**/*.csv"))
         assert sum(isinstance(entry, Skipped) and "levels down" in entry.reason for entry in found) == 1
         with pytest.raises(PermanentError, match="INGEST_MAX_LISTING_ENTRIES"):
-            list(source(odd.port, ServerSettings(max_listing_entries=20)).list_files("**/*.csv"))
+            list(source(odd.port, PollingSettings(max_listing_entries=20)).list_files("**/*.csv"))
 
 
 @pytest.mark.parametrize("greeting", [flood, flood_of_one_line, drip, silent], ids=lambda behave: behave.__name__)
@@ -189,7 +184,7 @@ def test_an_sftp_packet_that_claims_more_than_it_has_is_a_failure_that_may_pass(
     readdir: Callable[[bytes], bytes | None],
 ) -> None:
     with OddSftpServer(answer=answering(readdir)) as odd:
-        opened = source(odd.port, ServerSettings(timeout_seconds=1.5), odd.fingerprint)
+        opened = source(odd.port, PollingSettings(source_timeout_seconds=1.5), odd.fingerprint)
         started = time.monotonic()
         with pytest.raises(SourceUnreachableError):
             list(opened.list_files("*"))
@@ -203,7 +198,7 @@ def test_an_sftp_listing_without_an_end_reaches_the_limit_of_entries() -> None:
         return packet(odd_sftp.NAME, request + names(*(entry(b"%d.txt" % next(count)) for _ in range(100))))
 
     with OddSftpServer(answer=answering(readdir)) as odd:
-        servers = ServerSettings(timeout_seconds=5, max_listing_entries=2_000)
+        servers = PollingSettings(source_timeout_seconds=5, max_listing_entries=2_000)
         with pytest.raises(PermanentError, match="more than 2000 entries"):
             list(source(odd.port, servers, odd.fingerprint).list_files("*"))
 
@@ -217,7 +212,7 @@ def test_a_size_that_no_file_can_have_refuses_that_entry_alone() -> None:
         return packet(odd_sftp.STATUS, request + number(1) + string(b"") + string(b""))
 
     with OddSftpServer(answer=answering(readdir)) as odd:
-        opened = source(odd.port, ServerSettings(timeout_seconds=5), odd.fingerprint)
+        opened = source(odd.port, PollingSettings(source_timeout_seconds=5), odd.fingerprint)
         assert [found.path for found in opened.list_files("*")] == ["a.csv", "/b.csv"]
 
 
@@ -244,7 +239,7 @@ def test_a_connection_that_was_dropped_without_a_word_ends_in_time_and_does_not_
     folder: Path, kind: str
 ) -> None:
     (folder / "a.csv").write_text("x")
-    servers = ServerSettings(timeout_seconds=0.6, max_connections_per_host=2)
+    servers = PollingSettings(source_timeout_seconds=0.6, source_connections_per_host=2)
     with FtpServer(folder) if kind == "ftp" else SftpServer(folder) as server, StallingProxy(server.port) as proxy:
         opened = source(proxy.port, servers, server.fingerprint if isinstance(server, SftpServer) else "")
         assert list(taken(opened)) == ["/a.csv"]

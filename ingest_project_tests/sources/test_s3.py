@@ -18,7 +18,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.settings import Settings
 from ingest_project.platform.object_store.locations import S3Options
-from ingest_project.sources.clients import source_clients
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.protocol import Skipped, Source, SourceFile
 from ingest_project.sources.registry import open_source
 from ingest_project_tests.services.cutting_proxy import CuttingProxy
@@ -32,7 +32,7 @@ def place(s3_options: S3Options) -> S3Place:
 
 def opened(settings: dict[str, object], **config: object) -> Source:
     made = Settings.model_validate(settings)
-    return open_source({"source_type": "s3", **config}, made.polling, made.credentials, source_clients(made))
+    return open_source({"source_type": "s3", **config}, SourceContext(made))
 
 
 def key(s3_options: S3Options, **more: object) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pytest
 
 from ingest_project.core.errors import PermanentError, SourceUnreachableError, UnreadableListingError
 from ingest_project.core.settings import Settings
-from ingest_project.sources.clients import source_clients
+from ingest_project.sources.context import SourceContext
 from ingest_project.sources.protocol import Source, SourceFile
 from ingest_project.sources.registry import open_source
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
@@ -30,7 +30,7 @@ def source(url: str, **polling: object) -> Source:
         }
     )
     config = {"source_type": "s3", "path": "s3://bucket/in", "endpoint_url": url.strip("/"), "region": "us-east-1"}
-    return open_source({**config, "credentials": "key"}, made.polling, made.credentials, source_clients(made))
+    return open_source({**config, "credentials": "key"}, SourceContext(made))
 
 
 def bucket(*contents: str, more: str = "<IsTruncated>false</IsTruncated>") -> Answer:

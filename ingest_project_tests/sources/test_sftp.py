@@ -21,28 +21,26 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from ingest_project.core.settings import Credential
-from ingest_project.sources.context import SourceContext
+from ingest_project.core.settings import Credential, PollingSettings
+from ingest_project.sources import sftp
+from ingest_project.sources.file_server import FileServerSource
 from ingest_project.sources.protocol import SourceFile
-from ingest_project.sources.server_config import ServerSettings
-from ingest_project.sources.server_source import ServerSource
-from ingest_project.sources.sftp import connection as sftp_connection
-from ingest_project.sources.sftp.source import open_sftp
+from ingest_project.sources.sftp import open_sftp
 from ingest_project_tests.services.sftp_server import PASSWORD, USER, SftpServer
-from ingest_project_tests.sources.served import OPENED, skipped, taken
+from ingest_project_tests.sources.served import OPENED, context_of, skipped, taken
 
 CHANGED = datetime(2023, 11, 14, 22, 13, 35, tzinfo=UTC)
 CONTENT = os.urandom(9_000_001)
-QUICK = ServerSettings(timeout_seconds=5.0)
+QUICK = PollingSettings(source_timeout_seconds=5.0)
 
 
 def source(
     server: SftpServer,
     path: str = "/",
-    servers: ServerSettings = QUICK,
+    servers: PollingSettings = QUICK,
     config: Mapping[str, object] | None = None,
     **stored: object,
-) -> ServerSource:
+) -> FileServerSource:
     fields = {
         "username": USER,
         "password": PASSWORD,
@@ -51,8 +49,7 @@ def source(
         **stored,
     }
     job = {"host": "127.0.0.1", "port": server.port, "path": path, "credentials": "store", **(config or {})}
-    access = SourceContext(credentials={"store": Credential.model_validate(fields)})
-    opened = open_sftp(job, access, servers)
+    opened = open_sftp(job, context_of(servers, {"store": Credential.model_validate(fields)}))
     OPENED.append(opened)
     return opened
 
@@ -110,7 +107,7 @@ def test_an_unknown_host_key_is_refused_with_how_to_add_it(folder: Path, tmp_pat
     (folder / "a.csv").write_text("x")
     known_hosts = tmp_path / "known_hosts"
     known_hosts.write_text("")
-    servers = ServerSettings(timeout_seconds=5.0, known_hosts_file=known_hosts)
+    servers = PollingSettings(source_timeout_seconds=5.0, known_hosts_file=known_hosts)
     with SftpServer(folder) as server:
         opened = source(server, servers=servers, host_key_fingerprints=[])
         with pytest.raises(SourceAccessDeniedError, match="host key is not known") as refusal:
@@ -127,7 +124,7 @@ def test_a_server_with_several_keys_shows_the_one_that_is_known(folder: Path, tm
     known_hosts = tmp_path / "known_hosts"
     with SftpServer(folder, host_key=asyncssh.generate_private_key("ecdsa-sha2-nistp256")) as server:
         known_hosts.write_text(f"# ours\nother.example ssh-ed25519 AAAA\n{server.known_hosts_line}")
-        servers = ServerSettings(timeout_seconds=5.0, known_hosts_file=known_hosts)
+        servers = PollingSettings(source_timeout_seconds=5.0, known_hosts_file=known_hosts)
         assert source(server, servers=servers, host_key_fingerprints=[]).stat("/a.csv").size_bytes == 1
 
 
@@ -139,7 +136,9 @@ def test_a_changed_host_key_is_refused_before_anything_is_sent(folder: Path, tmp
     with SftpServer(folder, port=port) as impostor:
         pinned = source(impostor, host_key_fingerprints=[fingerprint])
         stored = source(
-            impostor, servers=ServerSettings(known_hosts_file=known_hosts, timeout_seconds=5), host_key_fingerprints=[]
+            impostor,
+            servers=PollingSettings(known_hosts_file=known_hosts, source_timeout_seconds=5),
+            host_key_fingerprints=[],
         )
         for opened in (pinned, stored):
             with pytest.raises(SourceAccessDeniedError, match="Nothing was sent") as refusal:
@@ -240,7 +239,7 @@ def test_a_server_that_dies_in_the_middle_is_unreachable_and_found_again_later(f
 def test_a_server_that_dies_while_it_is_still_being_asked_is_unreachable_and_nothing_more(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sftp_connection, "REQUEST_BYTES", 64)  # a window of so many requests takes a while to send
+    monkeypatch.setattr(sftp, "REQUEST_BYTES", 64)  # a window of so many requests takes a while to send
     (folder / "a.csv").write_bytes(CONTENT)
     server = SftpServer(folder)
     with source(server).open("/a.csv") as stream:

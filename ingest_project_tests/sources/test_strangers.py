@@ -18,24 +18,24 @@ from ingest_project.core.errors import (
     PermanentError,
     SourceUnreachableError,
 )
-from ingest_project.core.settings import Credential, Settings
+from ingest_project.core.settings import Credential, PollingSettings, Settings
 from ingest_project.file_ingest.versions import Announced, with_versions
+from ingest_project.platform.http import pinned_transport
 from ingest_project.platform.http.host_policy import HostLists
-from ingest_project.platform.http.pinned_s3 import pin
 from ingest_project.platform.http.pinned_transport import Connector
 from ingest_project.platform.object_store.locations import S3Options
 from ingest_project.platform.object_store.locations import s3_client as store_client
-from ingest_project.sources.clients import s3_client, source_clients
-from ingest_project.sources.context import S3Account, SourceContext
-from ingest_project.sources.ftp.source import open_ftp
+from ingest_project.sources.context import SourceContext
+from ingest_project.sources.ftp import open_ftp
 from ingest_project.sources.protocol import Source
 from ingest_project.sources.registry import open_source
-from ingest_project.sources.server_config import ServerSettings
+from ingest_project.sources.s3 import S3Account, s3_client
+from ingest_project.sources.s3_transport import bound
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.identity import IdentityServer
 from ingest_project_tests.services.listener import Listener, Redirecting
 from ingest_project_tests.sources.places import S3Place
-from ingest_project_tests.sources.served import OPENED
+from ingest_project_tests.sources.served import OPENED, context_of
 
 SAS = "sv=2024-01-01&sig=the-signature"
 PLACE = "w/i.Lakehouse/Files/a.csv"
@@ -81,7 +81,7 @@ def listener() -> Iterator[Listener]:
 
 def opened(settings: dict[str, Any], config: dict[str, Any]) -> Source:
     made = Settings.model_validate(settings)
-    return open_source(config, made.polling, made.credentials, source_clients(made))
+    return open_source(config, SourceContext(made))
 
 
 def require_refused(settings: dict[str, Any], config: dict[str, Any], path: str) -> None:
@@ -193,7 +193,9 @@ def test_an_endpoint_that_a_setting_names_may_be_internal_and_a_denied_one_may_n
         opened({**named, "downloads": {"denied_hosts": ["127.0.0.0/8"]}}, config).stat("s3://named-endpoint/in/a.csv")
 
 
-def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(s3_options: S3Options) -> None:
+def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(
+    s3_options: S3Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = S3Place(s3_options, "rebinding")
     place.put("a.csv", b"x")
     port = int((s3_options.endpoint_url or "").rpartition(":")[2])
@@ -213,8 +215,9 @@ def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(s3_options: S3
             ("localhost", port), internal_allowed=False
         )
         asked = iter(answers)
-        client = s3_client(account, 5.0, HostLists())
-        pin(client, Connector(rules, lambda _host, _port, asked=asked: next(asked)))  # type: ignore[misc]
+        client = s3_client.__wrapped__(account, 5.0, HostLists())
+        monkeypatch.setattr(pinned_transport, "system_addresses", lambda _host, _port, asked=asked: next(asked))
+        bound(client, Connector(rules))
         if outcome is None:
             assert client.head_object(Bucket="rebinding", Key="in/a.csv")["ContentLength"] == 1
             assert next(asked) == ["10.0.0.1"]
@@ -343,7 +346,7 @@ def test_a_data_connection_does_not_go_to_another_service_of_the_same_host(passi
     with _FtpControl(answers) as server:
         config = {"host": "127.0.0.1", "port": server.server_address[1], "path": "/", "tls": "none"}
         stored = {"c": Credential.model_validate({"hosts": ["127.0.0.1"], "username": "u", "password": "p"})}
-        source = open_ftp(config, SourceContext(credentials=stored), ServerSettings(timeout_seconds=5.0))
+        source = open_ftp(config, context_of(PollingSettings(source_timeout_seconds=5.0), stored))
         OPENED.append(source)
         with pytest.raises(SourceUnreachableError, match=r"port|227|unreadable|not understood"):
             list(source.list_files("*"))

@@ -1,175 +1,272 @@
 """Send one GET to an untrusted address: checked, limited, authenticated, redirected, and read within its deadline.
 
 Every hop of a redirect is a conversation of its own: its address is checked, its host's limits hold, and it gets the
-credential that is configured for its own host, or none. A credential goes to the hosts that it names and to no other.
+credential that is configured for its own host, or none. A credential goes to the hosts that it lists and to no other.
+
+A host that says `Retry-After`, or that failed several times in a row, is paused: its next callers fail at once with the
+time of the next attempt, instead of holding a thread. After the pause one request goes first as a trial.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from http.cookiejar import DefaultCookiePolicy
-from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Self
 from urllib.parse import urljoin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import SecretStr
 from requests import PreparedRequest, Response, Session
 from requests.exceptions import InvalidURL, RequestException
 from urllib3.exceptions import HTTPError
 
-from ingest_project.core.errors import AddressRejectedError, DownloadRejectedError, SettingsError
-from ingest_project.core.settings import (
-    Credential,
-    Settings,
+from ingest_project.core.errors import (
+    AddressRejectedError,
+    DownloadFailedError,
+    DownloadRejectedError,
+    HostThrottledError,
+    IngestError,
+    SettingsError,
 )
-from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
-from ingest_project.platform.http.errors import REDIRECTS, failure_from, map_error, parse_retry_after
+from ingest_project.core.settings import Credential, DownloadSettings, Settings
 from ingest_project.platform.http.host_policy import HostPattern, HostRules
-from ingest_project.platform.http.limits import HostLimits, LoadLimits
-from ingest_project.platform.http.pinned_transport import Connector, PinnedAdapter, Resolver, system_addresses
-from ingest_project.platform.http.response import WebResponse
+from ingest_project.platform.http.pinned_transport import Connector, Deadline, PinnedAdapter, deadline_in_force
+from ingest_project.platform.http.response import (
+    REDIRECTS,
+    WebResponse,
+    map_error,
+    map_status,
+    parse_retry_after,
+)
 from ingest_project.platform.http.urls import WebAddress
-
-
-class HostCredential(BaseModel):
-    """How one group of hosts knows us.
-
-    Args:
-        name: for people and logs.
-        hosts: patterns (see `HostPattern`); without a port they mean the scheme's default port only.
-        kind: what is sent: user and password, a bearer token, a header, or a signature added to the query.
-        username: for `basic`.
-        header: name of the header, for `header`.
-        secret: the password, the token, the header's value, or the query (`sv=…&sig=…`).
-        plain_http: whether it may be sent without TLS.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    hosts: tuple[str, ...] = Field(min_length=1)
-    kind: Literal["basic", "bearer", "header", "query"]
-    username: str = ""
-    header: str = Field("", pattern=r"^[A-Za-z0-9-]*$")
-    secret: SecretStr
-    plain_http: bool = False
-
-    @field_validator("secret")
-    @classmethod
-    def _one_line(cls, secret: SecretStr) -> SecretStr:
-        value = secret.get_secret_value()
-        if not value or not value.isprintable() or not value.isascii():
-            raise ValueError("a secret must be one line of printable ASCII")
-        return secret
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if (self.kind == "basic") != bool(self.username) or (self.kind == "header") != bool(self.header):
-            raise ValueError("basic needs a username, header needs a header, no other kind has either")
-        return self
-
-    def headers(self) -> dict[str, str]:
-        """What to send with a request."""
-        secret = self.secret.get_secret_value()
-        if self.kind == "basic":
-            pair = base64.b64encode(f"{self.username}:{secret}".encode()).decode()
-            return {"Authorization": f"Basic {pair}"}
-        if self.kind == "bearer":
-            return {"Authorization": f"Bearer {secret}"}
-        return {self.header: secret} if self.kind == "header" else {}
-
-    def signed(self, url: str) -> str:
-        """The address to request, with the signature where this is one."""
-        if self.kind != "query":
-            return url
-        return f"{url}{'&' if '?' in url else '?'}{self.secret.get_secret_value().lstrip('?&')}"
-
-
-class Credentials:
-    """All of them, found by the host that is contacted; the first that names it wins."""
-
-    def __init__(self, credentials: Iterable[HostCredential] = ()) -> None:
-        self._entries = [
-            (HostPattern.parse(host), credential) for credential in credentials for host in credential.hosts
-        ]
-
-    def of(self, address: WebAddress) -> HostCredential | None:
-        """The credential for this scheme, host and port; None when nobody configured one."""
-        for pattern, credential in self._entries:
-            if pattern.names_origin(address) and (address.scheme == "https" or credential.plain_http):
-                return credential
-        return None
-
 
 REDIRECT_SETTING = "INGEST_MAX_REDIRECTS"
 USER_AGENT = "ingest-project"
-# Compressed answers cannot be continued, and what they expand to is only known at the end.
+# A compressed response cannot be resumed, and its size is only known at the end.
 _HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
 _POOLED_HOSTS = 64
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]+")
+_NO_CREDENTIALS: Mapping[str, Credential] = MappingProxyType({})
+# Messages name the hosts: their number is bounded.
+_MAX_REMEMBERED = 10_000
+LONGEST_RETRY_AFTER = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
-class ContactLimits:
-    """What one GET may take.
+class LoadLimits:
+    """Limits of the load on other hosts.
 
     Args:
-        connect_timeout: for a connection, TLS included.
-        read_timeout: without a byte.
-        max_redirects: hops after the first address.
+        total: conversations at a time.
+        per_host: conversations at a time with one host.
+        failures_to_pause: transient failures in a row after which a host is paused.
+        pause: for how long.
+        longest_retry_after: a longer `Retry-After` is cut to this.
+        longest_wait: for a free slot; after that the host counts as busy.
     """
 
-    connect_timeout: timedelta = timedelta(seconds=10)
-    read_timeout: timedelta = timedelta(seconds=30)
-    max_redirects: int = 5
+    total: int = 32
+    per_host: int = 8
+    failures_to_pause: int = 5
+    pause: timedelta = timedelta(seconds=60)
+    longest_retry_after: timedelta = LONGEST_RETRY_AFTER
+    longest_wait: timedelta = timedelta(minutes=5)
+
+
+@dataclass
+class _Host:
+    """State of a host that is in use or in trouble.
+
+    Args:
+        free: a slot became free.
+        active: conversations now.
+        waiting: threads that wait for a slot.
+        failures: transient failures in a row.
+        paused_until: monotonic time of the end of its pause.
+        reason: why.
+        needs_trial: it failed too often; one request goes first after the pause.
+        on_trial: that request is running.
+    """
+
+    free: threading.Condition
+    active: int = 0
+    waiting: int = 0
+    failures: int = 0
+    paused_until: float = 0.0
+    reason: str = ""
+    needs_trial: bool = False
+    on_trial: bool = False
 
     @property
-    def head_time(self) -> timedelta:
-        """Until the head of an answer is there: a server that sends it byte by byte is no better than a silent one."""
-        return self.connect_timeout + self.read_timeout
+    def unremarkable(self) -> bool:
+        return not (self.active or self.waiting or self.failures or self.paused_until > time.monotonic())
 
-    @property
-    def timeouts(self) -> tuple[float, float]:
-        """As requests takes them, in seconds."""
-        return self.connect_timeout.total_seconds(), self.read_timeout.total_seconds()
+
+class HostLimits:
+    """The limits in force in one process, shared by its threads.
+
+    Args:
+        limits: of the load.
+    """
+
+    def __init__(self, limits: LoadLimits | None = None) -> None:
+        self._limits = limits or LoadLimits()
+        self._lock = threading.Lock()
+        self._hosts: dict[str, _Host] = {}
+        self._total = threading.BoundedSemaphore(self._limits.total)
+
+    @contextmanager
+    def conversation(self, host: str, *, forgive_breaks: bool = False) -> Iterator[float]:
+        """Hold a slot for a conversation with a host, and count how it ends.
+
+        A `DownloadFailedError` that leaves the block counts against the host, and its `retry_after` is kept; any other
+        end counts for it, except errors that are not the host's.
+
+        Args:
+            host: host and port.
+            forgive_breaks: do not count a broken connection, because the caller resumes at once.
+
+        Yields:
+            seconds that were spent waiting for the slot.
+
+        Raises:
+            HostThrottledError: the host is paused, or no slot became free.
+        """
+        started = time.monotonic()
+        known = self._enter(host)
+        try:
+            self._take_slot(host, started)
+            try:
+                yield time.monotonic() - started
+            finally:
+                self._total.release()
+        except DownloadFailedError as failure:
+            self._leave(host, known, failure=None if failure.cut and forgive_breaks else failure)
+            raise
+        except BaseException as error:
+            # A refusal is an answer; a full disk or a stopped process says nothing about the host.
+            self._leave(
+                host, known, answered=isinstance(error, IngestError) and not isinstance(error, HostThrottledError)
+            )
+            raise
+        else:
+            self._leave(host, known, answered=True)
+
+    def bounded(self, retry_after: timedelta | None) -> timedelta | None:
+        """Return a host's `Retry-After`, cut to the longest that is kept."""
+        return None if retry_after is None else min(retry_after, self._limits.longest_retry_after)
+
+    def _enter(self, host: str) -> _Host:
+        until = time.monotonic() + self._limits.longest_wait.total_seconds()
+        with self._lock:
+            known = self._hosts.setdefault(host, _Host(threading.Condition(self._lock)))
+            self._require_open(host, known)
+            while known.active >= self._limits.per_host:
+                self._wait(host, known, until)
+                self._require_open(host, known)
+            known.active += 1
+            known.on_trial = known.needs_trial
+        return known
+
+    def _wait(self, host: str, known: _Host, until: float) -> None:
+        known.waiting += 1
+        try:
+            if not known.free.wait(until - time.monotonic()):
+                raise HostThrottledError(host, "too many downloads from it at a time", self._limits.pause)
+        finally:
+            known.waiting -= 1
+
+    def _require_open(self, host: str, known: _Host) -> None:
+        left = known.paused_until - time.monotonic()
+        if left > 0:
+            raise HostThrottledError(host, known.reason, timedelta(seconds=left))
+        if known.on_trial:
+            raise HostThrottledError(host, f"{known.reason}; one request is trying it now", self._limits.pause)
+
+    def _leave(
+        self, host: str, known: _Host, *, answered: bool = False, failure: DownloadFailedError | None = None
+    ) -> None:
+        with self._lock:
+            known.active -= 1
+            known.on_trial = False
+            if answered:
+                known.failures, known.needs_trial = 0, False
+            if failure:
+                self._remember(known, failure)
+            if failure:
+                # If the host is now paused, all that wait for it must fail.
+                known.free.notify_all()
+            else:
+                known.free.notify()
+            if known.unremarkable:
+                self._hosts.pop(host, None)
+            elif len(self._hosts) > _MAX_REMEMBERED:
+                self._forget()
+
+    def _remember(self, known: _Host, failure: DownloadFailedError) -> None:
+        known.failures += 1
+        pause = timedelta(0)
+        if known.failures >= self._limits.failures_to_pause:
+            pause, known.reason = self._limits.pause, f"it failed {known.failures} times in a row"
+            known.needs_trial = True
+        requested = self.bounded(failure.retry_after)
+        if requested and requested >= pause:
+            pause, known.reason = requested, "it asked to be left alone"
+        known.paused_until = max(known.paused_until, time.monotonic() + pause.total_seconds())
+
+    def _forget(self) -> None:
+        for host in [name for name, known in self._hosts.items() if not (known.active or known.waiting)]:
+            del self._hosts[host]
+
+    def _take_slot(self, host: str, started: float) -> None:
+        left = started + self._limits.longest_wait.total_seconds() - time.monotonic()
+        if not self._total.acquire(timeout=max(0.0, left)):
+            raise HostThrottledError(host, "too many downloads at a time", self._limits.pause)
 
 
 class WebClient:
-    """Contacts what the rules allow; threads share it and its connections.
+    """Contacts the hosts that the rules allow; threads share it and its connections.
 
     Names are resolved by the system, which has time-outs of its own that no deadline here can shorten.
 
     Args:
-        rules: what may be contacted.
-        credentials: who we are to which host.
-        host_limits: how much is asked of hosts.
-        contact: what one GET may take.
-        resolver: from host and port to IP addresses.
-        ca_file: certificate authorities to trust besides the public ones.
-        connections_per_host: idle connections that are kept; as many as conversations per host are right.
+        downloads: host rules, time-outs and limits.
+        credentials: the stored ones by name; those for web hosts are used, without a port for the default port only.
+        total: conversations at a time; those of downloads by default.
+        per_host: of those, with one host.
+
+    Raises:
+        SettingsError: a host pattern or credential is malformed.
     """
 
-    def __init__(  # noqa: PLR0913 - each has a default and is passed by name
+    def __init__(
         self,
-        rules: HostRules,
+        downloads: DownloadSettings,
+        credentials: Mapping[str, Credential] = _NO_CREDENTIALS,
         *,
-        credentials: Iterable[HostCredential] = (),
-        host_limits: HostLimits | None = None,
-        contact: ContactLimits | None = None,
-        resolver: Resolver = system_addresses,
-        ca_file: Path | None = None,
-        connections_per_host: int = 16,
+        total: int | None = None,
+        per_host: int | None = None,
     ) -> None:
-        self._rules = rules
-        self._credentials = Credentials(credentials)
-        self._hosts = host_limits or HostLimits()
-        self._contact = contact or ContactLimits()
-        adapter = PinnedAdapter(Connector(rules, resolver), _POOLED_HOSTS, connections_per_host, ca_file)
-        self._session = _session(adapter)
+        self._rules = HostRules(downloads.allowed_hosts, downloads.denied_hosts, downloads.allowed_internal_hosts)
+        self._credentials = list(_web_credentials(credentials))
+        self._max_redirects = downloads.max_redirects
+        self._timeouts = downloads.connect_timeout_seconds, downloads.read_timeout_seconds
+        load = LoadLimits(
+            total=total or downloads.concurrency,
+            per_host=per_host or downloads.concurrency_per_host,
+            failures_to_pause=downloads.failures_to_pause,
+            pause=timedelta(seconds=downloads.pause_seconds),
+        )
+        self._hosts = HostLimits(load)
+        self._session = _session(PinnedAdapter(Connector(self._rules), _POOLED_HOSTS, load.per_host, downloads.ca_file))
 
     def __enter__(self) -> Self:
         return self
@@ -182,7 +279,7 @@ class WebClient:
         self._session.close()
 
     def check(self, url: str) -> WebAddress:
-        """Take an address apart and judge it by its name, without contacting anything.
+        """Parse an address and check it by its name, without contacting anything.
 
         Raises:
             AddressRejectedError: it may not be contacted.
@@ -200,72 +297,83 @@ class WebClient:
         forgive_breaks: bool = False,
         method: Literal["GET", "HEAD"] = "GET",
     ) -> Iterator[WebResponse]:
-        """Ask for an address; the body is read inside the block, and the host's place is held until its end.
+        """Request an address; the body is read inside the block, and the host's slot is held until its end.
 
         Args:
             url: as it came.
-            deadline: of everything, the body included; waiting for a free place is not counted.
+            deadline: of everything, the body included; waiting for a free slot is not counted.
             headers: further ones; kept on a redirect, so never a secret.
-            accept: statuses that are answers; any other is an error.
-            forgive_breaks: not to hold a broken connection against the host, because the caller tries again at once.
-            method: HEAD asks for the headers alone.
+            accept: statuses that are responses; any other is an error.
+            forgive_breaks: do not count a broken connection against the host, because the caller resumes at once.
+            method: HEAD requests the headers alone.
 
         Raises:
             AddressRejectedError: the address, or one that it redirects to, may not be contacted.
-            DownloadRejectedError: a status that stays, or too many redirects.
-            DownloadFailedError: no connection, too slow, cut short, or a status that passes.
-            HostThrottledError: the host is left alone for a while.
+            DownloadRejectedError: a permanent status, or too many redirects.
+            DownloadFailedError: no connection, too slow, cut short, or a transient status.
+            HostThrottledError: the host is paused.
         """
         address = self._rules.check(url)
         with deadline_in_force(deadline):
-            for _hop in range(self._contact.max_redirects + 1):
+            for _hop in range(self._max_redirects + 1):
                 with self._hosts.conversation(address.host_and_port, forgive_breaks=forgive_breaks) as waited:
                     deadline.postpone(waited)
-                    answer = self._ask(method, address, {**_HEADERS, **(headers or {})}, deadline)
+                    response = self._request(method, address, {**_HEADERS, **(headers or {})}, deadline)
                     try:
-                        location = answer.headers.get("Location")
-                        if answer.status not in REDIRECTS or not location:
-                            self._require(answer, accept)
-                            yield answer
+                        location = response.headers.get("Location")
+                        if response.status not in REDIRECTS or not location:
+                            self._require(response, accept)
+                            yield response
                             return
-                        answer.discard()
+                        response.discard()
                     finally:
-                        answer.close()
+                        response.close()
                 address = self._next_hop(address, location)
         raise DownloadRejectedError(
-            address.printable, f"more than {self._contact.max_redirects} redirects (limit: {REDIRECT_SETTING})"
+            address.printable, f"more than {self._max_redirects} redirects (limit: {REDIRECT_SETTING})"
         )
 
-    def _ask(self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> WebResponse:
-        head = deadline.within(self._contact.head_time)
+    def _request(self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> WebResponse:
+        # A server that sends the headers byte by byte is no better than a silent one.
+        until_headers = deadline.within(timedelta(seconds=sum(self._timeouts)))
         try:
-            with deadline_in_force(head):
+            with deadline_in_force(until_headers):
                 response = self._send(method, address, headers)
         except InvalidURL:
             failure: Exception = AddressRejectedError(address.printable, "requests does not accept it as an address")
         except (RequestException, HTTPError, OSError) as error:
-            failure = failure_from(error, address.printable, head)
+            failure = map_error(error, address.printable, until_headers)
         else:
             return WebResponse(address, response.status_code, response.headers, response.raw, deadline)
-        # Outside of the handler: what requests raises quotes the address with its query, and must not come along.
+        # Outside of the handler: errors of requests quote the address with its query, and must not be chained.
         raise failure
 
     def _send(self, method: str, address: WebAddress, headers: dict[str, str]) -> Response:
-        credential = self._credentials.of(address)
+        url, credential = address.url, self._credential_for(address)
+        if credential is not None:
+            headers = headers | _authorization(credential)
+            url = _signed(url, credential)
         request = PreparedRequest()
         request.prepare_method(method)
-        # As it was taken apart and checked: prepared by requests, it would be parsed once more, by other rules.
-        request.url = credential.signed(address.url) if credential else address.url
-        request.prepare_headers({**headers, **(credential.headers() if credential else {})})
+        # As it was parsed and checked: requests would parse it once more, by other rules.
+        request.url = url
+        request.prepare_headers(headers)
         return self._session.send(
-            request, stream=True, timeout=self._contact.timeouts, allow_redirects=False, proxies={}, verify=True
+            request, stream=True, timeout=self._timeouts, allow_redirects=False, proxies={}, verify=True
         )
 
-    def _require(self, answer: WebResponse, accept: Collection[int]) -> None:
-        if answer.status not in accept:
-            answer.discard()
-            retry_after = self._hosts.bounded(parse_retry_after(answer.headers.get("Retry-After")))
-            raise map_error(answer.status, answer.address.printable, retry_after)
+    def _credential_for(self, address: WebAddress) -> Credential | None:
+        """Return the first credential that lists this scheme, host and port."""
+        for pattern, credential in self._credentials:
+            if pattern.names_origin(address) and (address.scheme == "https" or credential.plain_http):
+                return credential
+        return None
+
+    def _require(self, response: WebResponse, accept: Collection[int]) -> None:
+        if response.status not in accept:
+            response.discard()
+            retry_after = self._hosts.bounded(parse_retry_after(response.headers.get("Retry-After")))
+            raise map_status(response.status, response.address.printable, retry_after)
 
     def _next_hop(self, address: WebAddress, location: str) -> WebAddress:
         with contextlib.suppress(UnicodeError):
@@ -281,77 +389,72 @@ class WebClient:
         return target
 
 
+def web_client(settings: Settings, total: int | None = None, per_host: int | None = None) -> WebClient:
+    """Make the client of web hosts that these settings describe, see `WebClient`."""
+    return WebClient(settings.downloads, settings.credentials, total=total, per_host=per_host)
+
+
 class _Session(Session):
-    """A session that never looks at redirects: requests reads the whole body of one into memory."""
+    """A session that never follows redirects: requests reads the whole body of one into memory."""
 
     def get_redirect_target(self, resp: Response) -> None:
-        """None: the client follows them itself."""
+        """Return None: the client follows them."""
 
 
 def _session(adapter: PinnedAdapter) -> Session:
     session = _Session()
     session.trust_env = False
-    # What one stranger's host sets is nothing that a request to it, or to another, should carry.
+    # No request to an untrusted host, or to another, may carry a cookie that one set.
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
 
 
-def web_client(settings: Settings, total: int | None = None, per_host: int | None = None) -> WebClient:
-    """Contacts web hosts within the rules.
-
-    Args:
-        settings: the rules.
-        total: conversations at a time; those of downloads by default.
-        per_host: of those, with one host.
+def _web_credentials(credentials: Mapping[str, Credential]) -> Iterator[tuple[HostPattern, Credential]]:
+    """Yield the stored credentials for web hosts, by host pattern.
 
     Raises:
-        SettingsError: a host pattern or credential is malformed.
-    """
-    downloads = settings.downloads
-    load = LoadLimits(
-        total=total or downloads.concurrency,
-        per_host=per_host or downloads.concurrency_per_host,
-        failures_to_pause=downloads.failures_to_pause,
-        pause=timedelta(seconds=downloads.pause_seconds),
-    )
-    return WebClient(
-        HostRules(downloads.allowed_hosts, downloads.denied_hosts, downloads.allowed_internal_hosts),
-        credentials=host_credentials(settings.credentials),
-        host_limits=HostLimits(load),
-        contact=ContactLimits(
-            connect_timeout=timedelta(seconds=downloads.connect_timeout_seconds),
-            read_timeout=timedelta(seconds=downloads.read_timeout_seconds),
-            max_redirects=downloads.max_redirects,
-        ),
-        ca_file=downloads.ca_file,
-        connections_per_host=load.per_host,
-    )
-
-
-def host_credentials(credentials: Mapping[str, Credential]) -> Iterator[HostCredential]:
-    """Of the stored credentials, those that are for web hosts.
-
-    Raises:
-        SettingsError: one of them is not complete.
+        SettingsError: one of them is not complete; its secret is not quoted.
     """
     for name, stored in credentials.items():
         if stored.kind is None:
             continue
-        secret = stored.password if stored.kind == "basic" else stored.secret
-        if secret is None or not stored.hosts:
-            raise SettingsError(f"The credential {name!r} needs hosts and a {stored.kind} secret.")
-        try:
-            yield HostCredential(
-                name=name,
-                hosts=tuple(stored.hosts),
-                kind=stored.kind,
-                username=stored.username or "",
-                header=stored.header or "",
-                secret=secret,
-                plain_http=stored.plain_http,
-            )
-        except ValueError as error:
-            problems = "; ".join(problem["msg"] for problem in getattr(error, "errors", list)())
-            raise SettingsError(f"The credential {name!r} cannot be used: {problems}.") from None
+        problem = _problem(stored)
+        if problem:
+            raise SettingsError(f"The credential {name!r} cannot be used: {problem}.")
+        for host in stored.hosts:
+            yield HostPattern.parse(host), stored
+
+
+def _problem(stored: Credential) -> str:
+    secret = _secret(stored).get_secret_value()
+    if not secret or not stored.hosts:
+        return f"it needs hosts and a {stored.kind} secret"
+    if not secret.isprintable() or not secret.isascii():
+        return "a secret must be one line of printable ASCII"
+    if (stored.kind == "basic") != bool(stored.username) or (stored.kind == "header") != bool(stored.header):
+        return "basic needs a username, header needs a header, no other kind has either"
+    if stored.header and not _HEADER_NAME.fullmatch(stored.header):
+        return "its header is not the name of one"
+    return ""
+
+
+def _secret(stored: Credential) -> SecretStr:
+    return (stored.password if stored.kind == "basic" else stored.secret) or SecretStr("")
+
+
+def _authorization(credential: Credential) -> dict[str, str]:
+    secret = _secret(credential).get_secret_value()
+    if credential.kind == "basic":
+        pair = base64.b64encode(f"{credential.username}:{secret}".encode()).decode()
+        return {"Authorization": f"Basic {pair}"}
+    if credential.kind == "bearer":
+        return {"Authorization": f"Bearer {secret}"}
+    return {credential.header or "": secret} if credential.kind == "header" else {}
+
+
+def _signed(url: str, credential: Credential) -> str:
+    if credential.kind != "query":
+        return url
+    return f"{url}{'&' if '?' in url else '?'}{_secret(credential).get_secret_value().lstrip('?&')}"

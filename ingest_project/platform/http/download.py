@@ -1,7 +1,7 @@
-"""One file from an address that a stranger named to a file in a cache folder, whole and verified, or a clear reason.
+"""Download one file from an untrusted address to a cache folder, whole and verified, or fail with a clear reason.
 
-Order: ask (checked, see `client`), decode where the server compresses anyway, write and hash while it arrives, continue
-where the connection breaks, verify length and checksum, look at what it is, give it its final name.
+Order: request (checked, see `client`), decode where the server compresses anyway, write and hash while it arrives,
+resume where the connection breaks, verify length and checksum, check its type, give it its final name.
 """
 
 from __future__ import annotations
@@ -23,10 +23,15 @@ from ingest_project.core.settings import (
     DownloadSettings,
 )
 from ingest_project.platform.http.client import WebClient
-from ingest_project.platform.http.content_types import announced_type, require_announced, shows
-from ingest_project.platform.http.deadlines import Deadline
-from ingest_project.platform.http.file_names import chosen_file_name, path_file_name
+from ingest_project.platform.http.file_names import (
+    announced_type,
+    chosen_file_name,
+    path_file_name,
+    require_announced,
+    shows,
+)
 from ingest_project.platform.http.partial_download import PartFile
+from ingest_project.platform.http.pinned_transport import Deadline
 from ingest_project.platform.http.response import (
     SUPPORTED,
     Decoder,
@@ -38,19 +43,12 @@ from ingest_project.platform.http.response import (
 from ingest_project.platform.http.urls import printable_url
 from ingest_project.platform.object_store.files import FileFingerprint
 
-
-def download_limits(downloads: DownloadSettings) -> DownloadLimits:
-    """What one download may take."""
-    return DownloadLimits(
-        max_bytes=downloads.max_bytes,
-        max_expansion=downloads.max_expansion,
-        total_time=timedelta(seconds=downloads.max_seconds),
-        min_bytes_per_second=downloads.min_bytes_per_second,
-    )
-
-
 SIZE_SETTING = "INGEST_MAX_ATTACHMENT_BYTES"
 EXPANSION_SETTING = "INGEST_MAX_ATTACHMENT_EXPANSION"
+# The speed is measured over this time, again and again.
+PACE_WINDOW_SECONDS = 20.0
+# Resumptions, or fresh starts, after a break within one download.
+MAX_RESUMES = 3
 
 _PARTIAL = 206
 _RANGE_NOT_SATISFIABLE = 416
@@ -59,7 +57,7 @@ _ALGORITHM_BY_LENGTH = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}
 
 @dataclass(frozen=True)
 class DownloadRequest:
-    """What to download, and what is known about it.
+    """A file to download, and what is known about it.
 
     Args:
         url: as it came.
@@ -78,18 +76,18 @@ class DownloadRequest:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A file that is there, whole.
+    """A downloaded file.
 
     Args:
-        path: where.
+        path: of the file.
         size_bytes: as stored.
         sha256: of the bytes as stored, in hexadecimal.
-        content_type: by its first bytes, or as announced where these leave it open.
+        content_type: by its first bytes, or as announced where these do not decide.
         file_name: safe for every store.
-        http_status: of the last answer: 200, or 206 for a continued download.
-        url: where it came from in the end, as it may be printed.
-        resumed: whether it was continued after a break.
-        seal: of the file when these bytes were hashed.
+        http_status: of the last answer: 200, or 206 for a resumed download.
+        url: that it came from after redirects, without secrets.
+        resumed: whether it was resumed after a break.
+        seal: fingerprint of the file when these bytes were hashed.
     """
 
     path: Path
@@ -103,58 +101,37 @@ class Downloaded:
     seal: FileFingerprint
 
 
-@dataclass(frozen=True)
-class DownloadLimits:
-    """What one download may take.
-
-    Args:
-        max_bytes: of the file, decoded.
-        max_expansion: bytes decoded per byte sent, where the server compresses.
-        total_time: of one download, continuations included, waiting for a free place not.
-        min_bytes_per_second: a slower server is given up.
-        pace_window: over which that is measured, again and again.
-        max_resumes: continuations, or fresh starts, after a break within one download.
-    """
-
-    max_bytes: int = 1024**3
-    max_expansion: float = 100.0
-    total_time: timedelta = timedelta(minutes=10)
-    min_bytes_per_second: int = 1024
-    pace_window: timedelta = timedelta(seconds=20)
-    max_resumes: int = 3
-
-
 class Downloader:
     """Downloads files; threads share it.
 
     Args:
-        client: what contacts hosts.
-        limits: what one download may take.
+        client: contacts hosts.
+        limits: of one download.
     """
 
-    def __init__(self, client: WebClient, limits: DownloadLimits | None = None) -> None:
+    def __init__(self, client: WebClient, limits: DownloadSettings) -> None:
         self._client = client
-        self._limits = limits or DownloadLimits()
+        self._limits = limits
 
     def download(self, request: DownloadRequest, to: Path) -> Downloaded:
-        """Bring one file to a path; doing it again replaces it.
+        """Download one file to a path; a second download replaces it.
 
-        A break of the connection is continued at once, a few times. What has arrived of a large file when it fails for
-        the moment stays as `<to>.part`, and the next call with the same address and path continues it.
+        A broken connection is resumed at once, a few times. What has arrived of a large file when it fails for the
+        moment stays as `<to>.part`, and the next call with the same address and path resumes it.
 
         Raises:
             AddressRejectedError: the address, or one that it redirects to, may not be contacted.
-            DownloadRejectedError: an answer that stays, such as 404, or an empty file.
+            DownloadRejectedError: a permanent status, such as 404, or an empty file.
             FileRejectedError: not what was announced: size, checksum, kind of content; or it cannot be decoded.
             LimitExceededError: it is too large, or expands too much.
             DownloadFailedError: for the moment: no connection, too slow, cut short, 429, 503.
-            HostThrottledError: the host is left alone for a while.
+            HostThrottledError: the host is paused.
             StoreUnavailableError: it cannot be written.
         """
         checksum = _Checksum.of(request)
-        deadline = Deadline(self._limits.total_time)
+        deadline = Deadline(timedelta(seconds=self._limits.max_seconds))
         with PartFile(to, request.url, checksum.algorithm) as part:
-            for tries_left in range(self._limits.max_resumes, -1, -1):
+            for tries_left in range(MAX_RESUMES, -1, -1):
                 try:
                     with self._answer(request, part, deadline, forgive_breaks=tries_left > 0) as answer:
                         self._place(answer, part)
@@ -194,16 +171,16 @@ class Downloader:
         )
 
     def _place(self, answer: WebResponse, part: PartFile) -> None:
-        """Let the body follow what has arrived, or begin again."""
+        """Append the body to what has arrived, or begin again."""
         if answer.status == _PARTIAL and part.continued_by(answer):
             return
         if answer.status in (_PARTIAL, _RANGE_NOT_SATISFIABLE):
             part.start_over()
-            raise DownloadFailedError(answer.address.printable, "the server did not continue what it began", cut=True)
+            raise DownloadFailedError(answer.address.printable, "the server did not resume the same file", cut=True)
         part.start_over(answer)
 
     def _require_size(self, request: DownloadRequest, answer: WebResponse, part: PartFile) -> None:
-        """Refuse by what the server announces, before anything is read."""
+        """Refuse a file by the announced size, before anything is read."""
         announced = part.size + (answer.content_length or 0)
         if announced > self._limits.max_bytes:
             raise self._too_large(answer, announced)
@@ -234,7 +211,7 @@ class Downloader:
 
     def _encoding(self, request: DownloadRequest, answer: WebResponse) -> str | None:
         encoding = codings_in(answer.headers.get("Content-Encoding"))
-        # Servers that call a .tar.gz "a tar in gzip encoding" mean the file that was asked for, as browsers know.
+        # Servers that call a .tar.gz "a tar in gzip encoding" mean the requested file, as browsers know.
         is_the_file = encoding in ("gzip", "x-gzip") and _announced(request) == "application/gzip"
         return None if is_the_file else encoding
 
@@ -261,7 +238,7 @@ class Downloader:
             # The two halves may be of different versions, whatever the server said.
             part.start_over()
             raise DownloadFailedError(
-                printable, f"the continued file is not what was announced: {wrong.detail}", cut=True
+                printable, f"the resumed file is not what was announced: {wrong.detail}", cut=True
             )
         if wrong:
             raise wrong
@@ -274,20 +251,19 @@ class Downloader:
 
 
 class _Pace:
-    """Gives up a server that sends, but hardly."""
+    """Ends the download from a server that is too slow."""
 
-    def __init__(self, limits: DownloadLimits, printable: str) -> None:
-        self._window = limits.pace_window.total_seconds()
+    def __init__(self, limits: DownloadSettings, printable: str) -> None:
         self._least = limits.min_bytes_per_second
         self._printable = printable
         self._received = 0
         self._since = time.monotonic()
 
     def require(self, received: int) -> None:
-        """Take note of bytes that arrived."""
+        """Count bytes that arrived."""
         self._received += received
         passed = time.monotonic() - self._since
-        if passed < self._window:
+        if passed < PACE_WINDOW_SECONDS:
             return
         if self._received < self._least * passed:
             raise DownloadFailedError(
@@ -304,10 +280,10 @@ class _Checksum:
 
     @classmethod
     def of(cls, request: DownloadRequest) -> _Checksum:
-        """The checksum to verify.
+        """Read the checksum to verify.
 
         Raises:
-            FileRejectedError: it is none that is known.
+            FileRejectedError: its algorithm is not known.
         """
         text = (request.checksum or "").strip().lower()
         if not text:

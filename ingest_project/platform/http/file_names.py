@@ -1,34 +1,109 @@
-"""The name of a downloaded file: from whoever named it, made safe for every place that it may be stored in."""
+"""The name and the media type of a downloaded file.
+
+The name comes from the task or the server and is made safe for every store. The media type comes from the first bytes,
+compared with what was announced: a server may answer 200 with a page that says "not found" or "please log in", and it
+would be stored as somebody's PDF.
+"""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import mimetypes
 import re
 import unicodedata
 from urllib.parse import unquote
+
+from ingest_project.core.errors import FileRejectedError
 
 MAX_CHARACTERS = 120
 MAX_BYTES = 200
 FALLBACK = "download"
 _MAX_EXTENSION = 20
 
-# Separators, and what OneLake and Windows refuse.
+# Separators, and characters that OneLake and Windows refuse.
 _REFUSED = re.compile(r'["\\/:|<>*?]')
 _WINDOWS_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?=\.|$)", re.IGNORECASE)
 _EXTENDED = re.compile(r"filename\*\s*=\s*([\w!#$%&+^`{}~-]+)'[^']*'([^;\s\"]+)", re.IGNORECASE)
 _PLAIN = re.compile(r"filename\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^;]+))", re.IGNORECASE)
 
+SNIFFED_BYTES = 4096
+UNKNOWN = "application/octet-stream"
+
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"II*\x00", "image/tiff"),
+    (b"MM\x00*", "image/tiff"),
+    (b"BM", "image/bmp"),
+    (b"PK\x03\x04", "application/zip"),
+    (b"PK\x05\x06", "application/zip"),
+    (b"\x1f\x8b", "application/gzip"),
+    (b"BZh", "application/x-bzip2"),
+    (b"\xfd7zXZ\x00", "application/x-xz"),
+    (b"7z\xbc\xaf\x27\x1c", "application/x-7z-compressed"),
+    (b"Rar!\x1a\x07", "application/vnd.rar"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "application/x-ole-storage"),
+    (b"{\\rtf", "application/rtf"),
+    (b"%!PS", "application/postscript"),
+    (b"PAR1", "application/vnd.apache.parquet"),
+    (b"ID3", "audio/mpeg"),
+    (b"OggS", "application/ogg"),
+    (b"\x1aE\xdf\xa3", "video/x-matroska"),
+)
+# The four bytes at offset 8 of a RIFF file.
+_RIFF = {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}
+# The brand of an ISO media file (after `ftyp`).
+_BRANDS = {
+    b"heic": "image/heic",
+    b"heix": "image/heic",
+    b"mif1": "image/heif",
+    b"avif": "image/avif",
+    b"qt  ": "video/quicktime",
+}
+_PDF_HEADER_WITHIN = 1024
+
+_HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body|title|meta|script|h1)\b", re.IGNORECASE)
+_XML_PREAMBLE = re.compile(rb"(?:\s|<\?.*?\?>|<!--.*?-->)*", re.DOTALL)
+_JSON = re.compile(rb"""\{\s*(?:"|\}|$)|\[\s*(?:["\[{\]\d-]|true|false|null)""")
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_MARKUP = frozenset({"text/html", "application/json", "application/xml"})
+
+# A container's bytes do not say which of its kinds it is: the announced type does.
+_CONTAINERS = {
+    "application/zip": re.compile(
+        r"application/(?:.*\+zip|x-zip.*|java-archive|vnd\.(?:openxmlformats|oasis|ms-).*|vnd\.android\.package-archive)"
+    ),
+    "application/x-ole-storage": re.compile(r"application/(?:msword|vnd\.ms-.*|x-msi|vnd\.visio)"),
+    "text/plain": re.compile(r"text/(?!html).*|message/.*|application/(?:x-ndjson|yaml|x-yaml|sql|csv|pgp-signature)"),
+    "application/json": re.compile(r"application/(?:.*\+json|x-ndjson)|text/.*"),
+    "application/xml": re.compile(r"application/.*\+xml|text/xml|image/svg\+xml"),
+    "application/gzip": re.compile(r"application/(?:x-gzip|x-tar|x-gtar|x-compressed-tar|x-tgz)"),
+    "video/mp4": re.compile(r"(?:video|audio)/.*"),
+    "application/ogg": re.compile(r"(?:video|audio)/.*"),
+}
+# Files of these types are never markup or a short message; text, XML and formats without a signature may be anything.
+_BINARY = re.compile(
+    r"image/(?!svg).*|audio/.*|video/.*"
+    r"|application/(?:pdf|zip|x-zip.*|gzip|x-gzip|x-tar|x-7z.*|vnd\.rar|x-rar.*|x-bzip2|x-xz|msword|vnd\.ms-.*"
+    r"|vnd\.openxmlformats-.*|vnd\.oasis\.opendocument.*|rtf|postscript|epub\+zip|java-archive|vnd\.apache\.parquet)"
+)
+_WEB_EXPORTS = frozenset({"application/vnd.ms-excel", "application/msword"})
+_TABLES = frozenset({"text/csv", "text/tab-separated-values", "application/csv"})
+
 
 def safe_file_name(name: str) -> str:
-    """A name of one file in one folder that every file system, OneLake and Windows take.
+    """Return a name for one file in one folder that every file system, OneLake and Windows accept.
 
     At most 120 characters and 200 bytes of UTF-8, the ending kept; never empty; in Unicode's composed form. The same
     name gives the same result; different names may.
     """
-    # Of a path only the last part is a file's name; what a Windows sender calls a path counts as one.
+    # The last part of a path is the name, also of a path of Windows.
     name = re.split(r"[/\\]", name.rstrip("/\\ "))[-1]
     if not (name.isascii() and name.isprintable()):
-        # Composed last: what is left out may have stood between a letter and its accent.
+        # Composed last: a character that is left out may have separated a letter from its accent.
         name = unicodedata.normalize("NFC", "".join(char for char in name if _printable(char)))
     name = _REFUSED.sub("_", name).strip(" .")
     if _WINDOWS_DEVICE.match(name):
@@ -37,7 +112,7 @@ def safe_file_name(name: str) -> str:
 
 
 def chosen_file_name(wanted: str | None, disposition: str | None, target: str) -> str:
-    """The name as the task gives it, else as the server's Content-Disposition does, else the end of the address.
+    """Return the name that the task gives, else that of the server's Content-Disposition, else the end of the address.
 
     Args:
         wanted: from the task.
@@ -51,7 +126,7 @@ def chosen_file_name(wanted: str | None, disposition: str | None, target: str) -
 
 
 def disposition_file_name(header: str | None) -> str | None:
-    """The file name of a Content-Disposition (RFC 6266): `filename*` before `filename`; None when it names none."""
+    """Parse the file name of a Content-Disposition (RFC 6266), `filename*` before `filename`; None without."""
     extended = _EXTENDED.search(header or "")
     if extended:
         with contextlib.suppress(LookupError, UnicodeError):
@@ -67,8 +142,68 @@ def disposition_file_name(header: str | None) -> str | None:
 
 
 def path_file_name(target: str) -> str | None:
-    """The last part of an address's path, decoded; None when the path ends in a slash."""
+    """Return the last part of an address's path, decoded; None when the path ends in a slash."""
     return unquote(re.split(r"[?#]", target, maxsplit=1)[0].rpartition("/")[2]) or None
+
+
+def sniff(head: bytes) -> str | None:
+    """Return the media type that the first bytes of a file show; None when they show none."""
+    for magic, media_type in _MAGIC:
+        if head.startswith(magic):
+            return media_type
+    if head[:4] == b"RIFF" and head[8:12] in _RIFF:
+        return _RIFF[head[8:12]]
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12], "video/mp4")
+    if b"%PDF-" in head[:_PDF_HEADER_WITHIN]:
+        return "application/pdf"
+    return _sniff_text(head)
+
+
+def announced_type(declared: str | None, file_name: str | None) -> str | None:
+    """Return the announced media type: as the event declares it, else by the ending of the name; None for neither."""
+    media_type = bare_type(declared)
+    if media_type and media_type != UNKNOWN:
+        return media_type
+    return (
+        mimetypes.guess_type(file_name or "", strict=False)[0] if _encoding(file_name) is None else "application/gzip"
+    )
+
+
+def require_announced(head: bytes, announced: str | None, header: str | None, printable: str) -> str:
+    """Return the media type of a file; refuse one that is not of the announced kind.
+
+    Args:
+        head: its first bytes, up to SNIFFED_BYTES.
+        announced: see `announced_type`.
+        header: the server's Content-Type.
+        printable: the address, without secrets.
+
+    Returns:
+        as sniffed, or as announced where the bytes do not decide.
+
+    Raises:
+        FileRejectedError: it is a page or a message where a document, an image or an archive was announced.
+    """
+    found = sniff(head)
+    if announced and _contradicts(found, announced, bare_type(header)):
+        raise FileRejectedError("wrong_content_type", f"{printable} was announced as {announced} but is {found}")
+    for candidate in (announced, bare_type(header)):
+        if candidate and candidate != UNKNOWN and _could_be(found, candidate):
+            return candidate
+    return found or announced or bare_type(header) or UNKNOWN
+
+
+def shows(head: bytes, announced: str | None) -> bool:
+    """Return whether the first bytes of a file show the announced kind, or any kind where none is announced."""
+    found = sniff(head)
+    return found is not None and (announced is None or _could_be(found, announced))
+
+
+def bare_type(value: str | None) -> str | None:
+    """Return `text/html` of `Text/HTML; charset=utf-8`; None for what is not a media type."""
+    media_type = (value or "").partition(";")[0].strip().lower()
+    return media_type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", media_type) else None
 
 
 def _printable(char: str) -> bool:
@@ -83,3 +218,38 @@ def _shortened(name: str) -> str:
     room_bytes = MAX_BYTES - len((dot + ending).encode())
     stem = stem[: MAX_CHARACTERS - len(dot + ending)].encode()[:room_bytes].decode(errors="ignore")
     return f"{stem.rstrip(' .') if dot else stem.strip(' .')}{dot}{ending}"
+
+
+def _sniff_text(head: bytes) -> str | None:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        head = head[: len(head) // 2 * 2].decode("utf-16", "replace").encode()
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    preamble = _XML_PREAMBLE.match(text)
+    content = text[preamble.end() if preamble else 0 :]
+    if _HTML.match(content):
+        return "text/html"
+    if text.startswith(b"<?xml"):
+        return "application/xml"
+    if _CONTROLS.search(text):
+        return None
+    return "application/json" if _JSON.match(text) else "text/plain"
+
+
+def _contradicts(found: str | None, announced: str, header: str | None) -> bool:
+    if found == "text/html" and announced in _TABLES:
+        return True
+    if announced in _WEB_EXPORTS and header == announced:
+        # Old web applications send HTML tables as Excel files, and Excel opens them; an error page says text/html.
+        return False
+    return found in _MARKUP and bool(_BINARY.fullmatch(announced))
+
+
+def _could_be(found: str | None, candidate: str) -> bool:
+    if found is None or found == candidate:
+        return True
+    container = _CONTAINERS.get(found)
+    return container is not None and bool(container.fullmatch(candidate))
+
+
+def _encoding(file_name: str | None) -> str | None:
+    return mimetypes.guess_type(file_name or "", strict=False)[1]

@@ -3,7 +3,7 @@
 Every client of this project keeps to these rules, whatever protocol it speaks: a host that a message names must be
 public, or one that a setting names, and nobody contacts a denied host.
 
-An address is internal unless the Internet routes it to one place. The tables follow IANA's registries of
+An address is internal unless the Internet routes it to one host. The tables follow IANA's registries of
 special-purpose addresses. Python's own `is_global` is not used: its answers for the same address differ between the
 Python versions that this project runs on.
 """
@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from ingest_project.core.errors import AddressRejectedError, SettingsError
-from ingest_project.core.settings import (
-    Settings,
-)
+from ingest_project.core.settings import Settings
 from ingest_project.platform.http.urls import (
     DEFAULT_PORTS,
     MAX_PORT,
@@ -28,12 +26,11 @@ from ingest_project.platform.http.urls import (
     parse_url,
 )
 
+ALLOWED_HOSTS = "INGEST_ALLOWED_HOSTS"
+DENIED_HOSTS = "INGEST_DENIED_HOSTS"
+INTERNAL_HOSTS = "INGEST_ALLOWED_INTERNAL_HOSTS"
 
-def host_lists(settings: Settings) -> HostLists:
-    """The lists of hosts that hold for every client."""
-    downloads = settings.downloads
-    return HostLists(tuple(downloads.denied_hosts), tuple(downloads.allowed_internal_hosts))
-
+ANY_HOST = "*"
 
 IpAddress = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -70,57 +67,8 @@ _LAST_32_BITS = 0xFFFFFFFF
 # Prefixes of IPv6 addresses that lead to the IPv4 address in their last 32 bits.
 _ENDS_IN_IPV4 = tuple(ip_network(network) for network in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96"))
 _ISATAP = (0x00005EFE, 0x02005EFE)
-# These have no place of their own: where they lead is decided by the IPv4 address alone.
+# These have no route of their own: the IPv4 address alone decides where they lead.
 _STANDS_FOR_IPV4 = (*_ENDS_IN_IPV4, ip_network("2002::/16"), ip_network("2001::/32"))
-
-
-def why_internal(address: IpAddress) -> str | None:
-    """What kind of internal address this is, or leads to; None for an address of the Internet."""
-    kinds = [_kind(embedded) for embedded in embedded_ipv4(address)]
-    if not kinds or not any(address in network for network in _STANDS_FOR_IPV4):
-        kinds.append(_kind(address))
-    return next(filter(None, kinds), None)
-
-
-def embedded_ipv4(address: IpAddress) -> tuple[IPv4Address, ...]:
-    """The IPv4 addresses that packets to this IPv6 address end up at; empty for any other address."""
-    if isinstance(address, IPv4Address) or _is_itself(address):
-        return ()
-    if any(address in network for network in _ENDS_IN_IPV4):
-        return (IPv4Address(int(address) & _LAST_32_BITS),)
-    if address.sixtofour:
-        return (address.sixtofour,)
-    if address.teredo:
-        return address.teredo
-    if (int(address) >> 32) & _LAST_32_BITS in _ISATAP:
-        return (IPv4Address(int(address) & _LAST_32_BITS),)
-    return ()
-
-
-def parse_address(text: str) -> IpAddress | None:
-    """An address as a resolver spells it; None for anything else. The zone of a link-local address is dropped."""
-    try:
-        return ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-
-
-def _is_itself(address: IPv6Address) -> bool:
-    return address.is_loopback or address.is_unspecified
-
-
-def _kind(address: IpAddress) -> str | None:
-    for kind, network in _RULES:
-        if address in network:
-            return kind
-    return "reserved" if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST else None
-
-
-ALLOWED_HOSTS = "INGEST_ALLOWED_HOSTS"
-DENIED_HOSTS = "INGEST_DENIED_HOSTS"
-INTERNAL_HOSTS = "INGEST_ALLOWED_INTERNAL_HOSTS"
-
-ANY_HOST = "*"
 
 
 @dataclass(frozen=True)
@@ -158,8 +106,8 @@ class HostPattern:
         return cls(f"{below}{name}", None, port)
 
     @property
-    def is_one_place(self) -> bool:
-        """Whether whoever wrote it knew where it leads: one host or a network, not every host below a domain.
+    def is_specific(self) -> bool:
+        """Whether its author knew the hosts: it is one host or a network, not every host below a domain.
 
         The names below a domain may be anybody's, and lead anywhere.
         """
@@ -168,7 +116,7 @@ class HostPattern:
         return not self.name.startswith(ANY_HOST)
 
     def matches_name(self, host: str, port: int) -> bool:
-        """Whether this host, as it is named in an address, is meant."""
+        """Return whether it matches this host, as an address names it."""
         if self.port not in (None, port):
             return False
         if self.network is not None:
@@ -177,19 +125,19 @@ class HostPattern:
         return self.name in (ANY_HOST, host) or (self.name.startswith("*.") and host.endswith(self.name[1:]))
 
     def matches_address(self, address: IpAddress, port: int) -> bool:
-        """Whether this IP address, or the one it leads to, is in the network that is meant."""
+        """Return whether this IP address, or the one it leads to, is in its network."""
         if self.network is None or self.port not in (None, port):
             return False
         return any(candidate in self.network for candidate in (address, *embedded_ipv4(address)))
 
     def names_origin(self, address: WebAddress) -> bool:
-        """Whether this origin is meant, where a pattern without port means the default port only."""
+        """Return whether it matches this origin, where a pattern without port means the default port only."""
         port = self.port or DEFAULT_PORTS[address.scheme]
         return port == address.port and self.matches_name(address.host, address.port)
 
 
 class HostRules:
-    """What may be contacted.
+    """Rules for the hosts that may be contacted.
 
     Args:
         allowed: patterns; where there are any, only these hosts.
@@ -212,11 +160,11 @@ class HostRules:
         self._allowed = tuple(map(HostPattern.parse, allowed))
         self._denied = tuple(map(HostPattern.parse, denied))
         self._internal = tuple(map(HostPattern.parse, internal))
-        # Then a name can only be judged once its addresses are known.
+        # Then a name can only be checked once its addresses are known.
         self._allows_networks = any(pattern.network is not None for pattern in self._allowed)
 
     def check(self, url: str) -> WebAddress:
-        """Take an address apart and judge what can be judged before its name is resolved.
+        """Parse an address and check what can be checked before its name is resolved.
 
         Raises:
             AddressRejectedError: with the rule, and the setting that would allow it.
@@ -229,7 +177,7 @@ class HostRules:
         return address
 
     def check_name(self, host: str, port: int, printable: str) -> None:
-        """Judge a host by its name.
+        """Check a host by its name.
 
         Raises:
             AddressRejectedError: it is denied, or not among those that are allowed.
@@ -240,7 +188,7 @@ class HostRules:
             raise AddressRejectedError(printable, f"{host} is not on the list of allowed hosts", self._allowed_setting)
 
     def check_address(self, host: str, address: IpAddress, port: int, printable: str) -> None:
-        """Judge one address that a host has. What passes may be connected to; nothing else may.
+        """Check one address of a host. Only an address that passes may be connected to.
 
         Raises:
             AddressRejectedError: it is denied, not among those that are allowed, or internal.
@@ -275,7 +223,7 @@ class HostLists:
     internal: tuple[str, ...] = ()
 
     def rules_for(self, *servers: tuple[str, int], internal_allowed: bool) -> HostRules:
-        """Rules under which these servers are contacted and no other.
+        """Return rules by which these servers are contacted and no other.
 
         Args:
             servers: canonical host and port of each.
@@ -287,6 +235,54 @@ class HostLists:
 
 
 NO_LISTS = HostLists()
+
+
+def host_lists(settings: Settings) -> HostLists:
+    """Return the lists of hosts that hold for every client."""
+    downloads = settings.downloads
+    return HostLists(tuple(downloads.denied_hosts), tuple(downloads.allowed_internal_hosts))
+
+
+def why_internal(address: IpAddress) -> str | None:
+    """Return which kind of internal address this is, or leads to; None for an address of the Internet."""
+    kinds = [_kind(embedded) for embedded in embedded_ipv4(address)]
+    if not kinds or not any(address in network for network in _STANDS_FOR_IPV4):
+        kinds.append(_kind(address))
+    return next(filter(None, kinds), None)
+
+
+def embedded_ipv4(address: IpAddress) -> tuple[IPv4Address, ...]:
+    """Return the IPv4 addresses that packets to this IPv6 address end up at; empty for any other address."""
+    if isinstance(address, IPv4Address) or _is_itself(address):
+        return ()
+    if any(address in network for network in _ENDS_IN_IPV4):
+        return (IPv4Address(int(address) & _LAST_32_BITS),)
+    if address.sixtofour:
+        return (address.sixtofour,)
+    if address.teredo:
+        return address.teredo
+    if (int(address) >> 32) & _LAST_32_BITS in _ISATAP:
+        return (IPv4Address(int(address) & _LAST_32_BITS),)
+    return ()
+
+
+def parse_address(text: str) -> IpAddress | None:
+    """Parse an address as a resolver spells it; None for anything else. The zone of a link-local address is dropped."""
+    try:
+        return ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _is_itself(address: IPv6Address) -> bool:
+    return address.is_loopback or address.is_unspecified
+
+
+def _kind(address: IpAddress) -> str | None:
+    for kind, network in _RULES:
+        if address in network:
+            return kind
+    return "reserved" if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST else None
 
 
 def _match_address(patterns: tuple[HostPattern, ...], address: IpAddress, port: int) -> bool:

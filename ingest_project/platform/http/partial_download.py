@@ -1,8 +1,8 @@
-"""What has arrived of a file, under a temporary name, and what is known about continuing it.
+"""A file that is being downloaded, under a temporary name, with the version that a later attempt resumes.
 
 `<name>.part` grows while the download runs and takes its final name at the end, so that a file under its final name is
-whole. Beside a large one `<name>.part.json` says which address and which version it is of; a later attempt, also after
-this process was killed, continues there.
+whole. Next to a large one, `<name>.part.json` says which address and which version it is of; a later attempt, also
+after this process was killed, resumes there.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
 from ingest_project.core.errors import DownloadFailedError, StoreUnavailableError
-from ingest_project.platform.http.content_types import SNIFFED_BYTES
-from ingest_project.platform.http.response import WebResponse, codings_in
+from ingest_project.platform.http.file_names import SNIFFED_BYTES
+from ingest_project.platform.http.response import WebResponse, codings_in, parse_date
 from ingest_project.platform.http.urls import printable_url
 from ingest_project.platform.object_store.files import FileFingerprint, write_all
 
-# Asking for less again is cheaper than remembering it.
+# Downloading less again is cheaper than remembering it.
 WORTH_RESUMING_BYTES = 1024**2
 _NOTED_AT_ONCE_BYTES = 8 * 1024**2
 _READ_BYTES = 1024**2
@@ -76,7 +75,7 @@ class PartFile:
         with self._folder_errors():
             self._descriptor = self._opened()
             try:
-                self._take_up()
+                self._resume_earlier()
             except BaseException:
                 os.close(self._descriptor)
                 raise
@@ -94,13 +93,13 @@ class PartFile:
 
     @property
     def range_headers(self) -> dict[str, str]:
-        """What asks for the rest; empty where that is not possible and the whole is asked for."""
+        """Headers that request the rest; empty where the whole file is requested."""
         if not self.size or not self._resumable:
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": self._version.validator or ""}
 
     def continued_by(self, answer: WebResponse) -> bool:
-        """Whether the body of a 206 is exactly what comes next of the same version."""
+        """Return whether the body of a 206 is exactly the next part of the same version."""
         found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
         if not found or int(found[1]) != self.size or codings_in(answer.headers.get("Content-Encoding")):
             return False
@@ -113,7 +112,7 @@ class PartFile:
         return self.resumed
 
     def start_over(self, answer: WebResponse | None = None) -> None:
-        """Forget what has arrived; the body of this answer, a 200, is written instead."""
+        """Discard what has arrived; the body of this response, a 200, is written instead."""
         if self.size:
             with self._folder_errors():
                 os.ftruncate(self._descriptor, 0)
@@ -132,13 +131,13 @@ class PartFile:
                 self._write_note()
 
     def write(self, data: bytes) -> None:
-        """Append, and take into the checksums."""
+        """Append, and update the checksums."""
         self._digests(data)
         with self._folder_errors():
             write_all(self._descriptor, data)
 
     def publish(self) -> FileFingerprint:
-        """Give the file its final name, in place of what was there; the seal holds for what was hashed."""
+        """Give the file its final name, replacing any earlier one, and return the fingerprint of the hashed bytes."""
         with self._folder_errors():
             seal = FileFingerprint.of(os.fstat(self._descriptor))
             os.replace(self._path, self._to)  # noqa: PTH105 - strings: thousands of small files pass here
@@ -149,17 +148,17 @@ class PartFile:
 
     @property
     def sha256(self) -> str:
-        """Of what has arrived, in hexadecimal."""
+        """SHA-256 of what has arrived, in hexadecimal."""
         return self._sha256.hexdigest()
 
     @property
     def checksum(self) -> str:
-        """By the algorithm that was asked for, in hexadecimal."""
+        """The requested checksum of what has arrived, in hexadecimal."""
         return self._other.hexdigest() if self._other else self.sha256
 
     @property
     def missing_bytes(self) -> int:
-        """How much is still to come, by what the server said; zero when it did not say."""
+        """Bytes still to come, by what the server said; zero when it did not say."""
         return (self._version.size_bytes or self.size) - self.size
 
     @property
@@ -191,7 +190,7 @@ class PartFile:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):  # noqa: PTH116 - strings, as above
                     return descriptor
-                # Whoever held the lock has just given this file its final name: ours is a new one.
+                # The lock's holder has just given this file its final name: ours is a new one.
             except BlockingIOError:
                 os.close(descriptor)
                 reason = "another download to the same file is under way"
@@ -200,8 +199,8 @@ class PartFile:
                 pass
             os.close(descriptor)
 
-    def _take_up(self) -> None:
-        """Continue what an earlier attempt left, if it is of this address; drop it otherwise."""
+    def _resume_earlier(self) -> None:
+        """Resume the part of an earlier attempt if it is of this address; drop it otherwise."""
         if not os.fstat(self._descriptor).st_size:
             return
         version = self._read_note()
@@ -249,20 +248,12 @@ class PartFile:
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
-    """What If-Range may carry; a weak ETag does not promise the same bytes."""
+    """Return what If-Range may carry; a weak ETag does not promise the same bytes."""
     if headers.get("Accept-Ranges", "").lower() == "none":
         return None
     etag = headers.get("ETag", "")
     if etag:
         return etag if etag.startswith('"') else None
-    changed, now = _moment(headers.get("Last-Modified")), _moment(headers.get("Date"))
+    changed, now = parse_date(headers.get("Last-Modified")), parse_date(headers.get("Date"))
     # A file that changed within the last minute may change again under the same time.
     return headers.get("Last-Modified") if changed and now and now - changed >= _SETTLED else None
-
-
-def _moment(header: str | None) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(header or "")
-    except (ValueError, IndexError, TypeError, OverflowError):
-        return None
-    return moment if moment.tzinfo else None

@@ -1,42 +1,131 @@
-"""Connections that go to the address that was checked, and to no other.
+"""Connections that go to the address that was checked, and to no other, and that keep to a deadline.
 
-To check a name and then let a library connect to that name resolves it twice, and whoever owns the name may answer
-differently the second time. Here the name is resolved once, every address it has is judged, and the socket is connected
+To check a name and then let a library connect to that name resolves it twice, and its owner may answer differently the
+second time. Here the name is resolved once, every address it has is judged, and the socket is connected
 to one of these. The name stays in the Host header, in TLS's SNI and in the check of the certificate. A pooled
 connection is one that was made this way for the same host and port.
 
-Proxies are not used, whatever the environment says: a proxy would resolve the name again, by itself.
+Proxies are not used, whatever the environment says: a proxy would resolve the name again.
+
+A time-out for each read does not stop a server that sends one byte at a time, least of all in the headers, which are
+read far below this project's code. So every socket of this package checks the deadline of its thread at every read.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import certifi
 from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
+from typing_extensions import Buffer
 from urllib3 import PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from ingest_project.core.errors import AddressRejectedError
-from ingest_project.platform.http.deadlines import DeadlineSocket, DeadlineSSLSocket, shortened
 from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostRules, IpAddress, parse_address
 from ingest_project.platform.http.urls import WebAddress, parse_url, printable_url, split_address
 
-Resolver = Callable[[str, int], Sequence[str]]
+
+class Deadline:
+    """A moment on the monotonic clock.
+
+    Args:
+        total: from now.
+    """
+
+    def __init__(self, total: timedelta) -> None:
+        self.total = total
+        self._at = time.monotonic() + total.total_seconds()
+
+    def seconds_left(self) -> float:
+        """Return the time that is left, more than zero.
+
+        Raises:
+            TimeoutError: it has passed.
+        """
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"not finished within {self.total.total_seconds():g} s")
+        return left
+
+    def within(self, limit: timedelta) -> Deadline:
+        """Return this deadline, or one so far from now if that is sooner."""
+        sooner = Deadline(limit)
+        return sooner if sooner._at < self._at else self
+
+    def postpone(self, seconds: float) -> None:
+        """Exclude time that the server did not take, such as waiting for a free slot."""
+        self._at += seconds
+
+
+_CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
+
+
+@contextmanager
+def deadline_in_force(deadline: Deadline) -> Iterator[None]:
+    """Bound everything that sockets of this package receive in this thread."""
+    token = _CURRENT.set(deadline)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def shortened(timeout: float | None) -> float | None:
+    """Return this time-out, or the time until the deadline if that is less.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+    """
+    deadline = _CURRENT.get()
+    if deadline is None:
+        return timeout
+    left = deadline.seconds_left()
+    return left if timeout is None else min(timeout, left)
+
+
+class DeadlineSocket(socket.socket):
+    """A socket that keeps to the deadline."""
+
+    def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
+        """Receive, within the deadline."""
+        _shorten(self)
+        return super().recv_into(buffer, nbytes, flags)
+
+
+class DeadlineSSLSocket(ssl.SSLSocket):
+    """The same over TLS."""
+
+    def recv_into(self, buffer: Buffer, nbytes: int | None = None, flags: int = 0) -> int:
+        """Receive, within the deadline."""
+        _shorten(self)
+        return super().recv_into(buffer, nbytes, flags)
+
+
+def _shorten(connected: socket.socket) -> None:
+    before = connected.gettimeout()
+    now = shortened(before)
+    # Setting it costs a system call.
+    if now != before:
+        connected.settimeout(now)
 
 
 def system_addresses(host: str, port: int) -> list[str]:
-    """The addresses that this system knows for a host, best first, each once.
+    """Resolve a host by the system: its addresses, best first, each once.
 
     Raises:
-        socket.gaierror: it knows none.
+        socket.gaierror: there are none.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -46,16 +135,14 @@ class Connector:
     """Makes connections to hosts that the rules allow.
 
     Args:
-        rules: what may be contacted.
-        resolver: from host and port to IP addresses.
+        rules: hosts that may be contacted.
     """
 
-    def __init__(self, rules: HostRules, resolver: Resolver = system_addresses) -> None:
+    def __init__(self, rules: HostRules) -> None:
         self._rules = rules
-        self._resolver = resolver
 
     def checked_addresses(self, host: str, port: int) -> list[IpAddress]:
-        """Resolve once; one address that is refused refuses the host.
+        """Resolve a host once and check every address; one that is refused refuses the host.
 
         Raises:
             AddressRejectedError: the name or one of its addresses may not be contacted.
@@ -63,7 +150,7 @@ class Connector:
         """
         self._rules.check_name(host, port, host)
         addresses = []
-        for text in self._resolver(host, port):
+        for text in system_addresses(host, port):
             address = parse_address(text)
             if address is None:
                 raise AddressRejectedError(host, "its name resolves to something that is not an IP address")
@@ -74,7 +161,7 @@ class Connector:
         return addresses
 
     def connect(self, host: str, port: int, timeout: float | None) -> socket.socket:
-        """A connected socket: the first of the host's addresses that accepts.
+        """Return a socket that is connected to the first of the host's addresses that accepts.
 
         Raises:
             AddressRejectedError: see `checked_addresses`.
@@ -155,7 +242,7 @@ class PinnedAdapter(HTTPAdapter):
     """A transport for a requests session; see the module.
 
     Args:
-        connector: what makes the connections.
+        connector: makes the connections.
         pool_hosts: hosts whose idle connections are kept.
         pool_connections: idle connections kept per host.
         ca_file: certificate authorities to trust besides the public ones; a file, or a folder of them.
@@ -172,7 +259,7 @@ class PinnedAdapter(HTTPAdapter):
         super().__init__(pool_hosts, pool_connections)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:  # noqa: ANN401, FBT001, FBT002 - as requests has it
-        """Pools whose connections are pinned."""
+        """Make pools whose connections are pinned."""
         self.poolmanager = _PinnedPools(
             self._connector, num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._tls, **pool_kwargs
         )
@@ -184,29 +271,29 @@ class PinnedAdapter(HTTPAdapter):
         proxies: Any = None,  # noqa: ANN401, ARG002
         cert: Any = None,  # noqa: ANN401, ARG002
     ) -> HTTPConnectionPool:
-        """The pool of the address's host. How requests finds it is meant for settings that differ between requests."""
+        """Return the pool of the address's host, without the settings of a request that requests would look up."""
         parts = split_address(str(request.url), ("http", "https"))
         pool: HTTPConnectionPool = self.poolmanager.connection_from_host(parts.host, parts.port, parts.scheme)
         return pool
 
     def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ANN401, ARG002 - as requests has it
-        """Path and query: there is no proxy that would want more."""
+        """Return path and query: there is no proxy that would want more."""
         return request.path_url
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # noqa: ANN401, ARG002 - as requests has it
-        """Certificates are always checked; the authorities were loaded once, not for each connection."""
+        """Always check certificates; the authorities were loaded once, not for each connection."""
         conn.cert_reqs = "CERT_REQUIRED"
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:  # noqa: ANN401, ARG002 - as requests has it
         """Refuse: a proxy would resolve the name again."""
-        raise AddressRejectedError(proxy, "proxies are not used, they would resolve names by themselves")
+        raise AddressRejectedError(proxy, "proxies are not used, they would resolve names again")
 
 
 class BoundSession(Session):
     """A session whose every request goes to one of its servers.
 
     Args:
-        servers: what may be asked; the environment's proxy and certificates are those for the first.
+        servers: the origins that may be contacted; the environment's proxy and certificates are those for the first.
         pool_connections: idle connections kept for each.
         lists: hosts that nobody contacts.
     """
@@ -231,7 +318,7 @@ class BoundSession(Session):
         self.mount("http://", adapter)
         self.mount("https://", adapter)
 
-    def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # noqa: ANN401 - handed through
+    def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # noqa: ANN401 - passed on
         """Send a request, also one that follows a redirect.
 
         Raises:

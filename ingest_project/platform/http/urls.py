@@ -20,6 +20,11 @@ from requests.utils import requote_uri
 
 from ingest_project.core.errors import AddressRejectedError
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
+PRINTED_LENGTH = 300
+
+Scheme = Literal["http", "https"]
+
 MAX_ADDRESS_LENGTH = 8_192
 MAX_HOST_LENGTH = 253
 MAX_PORT = 65_535
@@ -36,7 +41,7 @@ _REMEMBERED_HOSTS = 1_024
 
 
 class MalformedAddressError(ValueError):
-    """A text that is not one address to every client. Each caller tells it in its own terms.
+    """A text that is not one address to every client. Each caller maps it to an error of its own.
 
     Args:
         reason: what is wrong, without quoting the text; starts in lower case and ends without a full stop.
@@ -49,7 +54,7 @@ class MalformedAddressError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One address, taken apart.
+    """The parts of one address.
 
     Args:
         scheme: in lower case.
@@ -78,124 +83,6 @@ class Address:
     def is_server(self) -> bool:
         """Whether it names a server and nothing on it."""
         return not self.user and self.path in ("", "/") and self.query is None and self.fragment is None
-
-
-def split_address(text: str, schemes: Sequence[str], *, with_user: bool = False) -> Address:
-    """Take an address apart; spaces around it are dropped.
-
-    Args:
-        text: `scheme://host[:port][/path][?query][#fragment]`.
-        schemes: those that are meant, in lower case.
-        with_user: whether `user@` may stand before the host, as in `abfss://container@account…`.
-
-    Raises:
-        MalformedAddressError: anything else, or a host that clients may disagree about.
-    """
-    if len(text) > MAX_ADDRESS_LENGTH:
-        raise MalformedAddressError(f"it is longer than {MAX_ADDRESS_LENGTH} characters")
-    text = text.strip()
-    if _CONTROL.search(text):
-        raise MalformedAddressError("it has characters that addresses do not have")
-    found = _ADDRESS.fullmatch(text)
-    if found is None:
-        raise MalformedAddressError("it is not a full address (scheme://host/path)")
-    scheme, authority, path, query, fragment = found.groups()
-    scheme = scheme.lower()
-    if scheme not in schemes:
-        raise MalformedAddressError(f"only {' and '.join(schemes)} addresses are taken, not {scheme!r}")
-    user, at, server = authority.rpartition("@")
-    if at and not with_user:
-        raise MalformedAddressError("it carries a user name; credentials are configured per host instead")
-    if at and not _is_plain_user(user):
-        raise MalformedAddressError("what stands before its @ is malformed")
-    host, port = parse_server(server)
-    return Address(scheme, user, host, port, path, query, fragment)
-
-
-def parse_server(text: str) -> tuple[str, int | None]:
-    """Host and port of `host`, `host:port`, `[IPv6]` or `[IPv6]:port`.
-
-    Raises:
-        MalformedAddressError: none of these.
-    """
-    found = _AUTHORITY.fullmatch(text)
-    if found is None:
-        raise MalformedAddressError("its host or port is malformed")
-    host, port = found[1], found[2]
-    if port is not None and not 0 < int(port) <= MAX_PORT:
-        raise MalformedAddressError(f"its port is not a number from 1 to {MAX_PORT}")
-    return parse_host(host), None if port is None else int(port)
-
-
-@lru_cache(maxsize=_REMEMBERED_HOSTS)
-def parse_host(text: str) -> str:
-    """The one spelling of a host: a DNS name in lower case and ASCII, or an IP address; IPv6 comes out unbracketed.
-
-    Raises:
-        MalformedAddressError: neither, or a spelling that resolvers and libraries read differently.
-    """
-    if text.startswith("[") and text.endswith("]"):
-        return _ipv6(text[1:-1])
-    if len(text) > MAX_HOST_LENGTH:
-        raise MalformedAddressError(f"its host is longer than {MAX_HOST_LENGTH} characters")
-    name = _ascii_name(text)
-    # Once, and after a name only: the root of all names, which not every client leaves out.
-    without_root = name.removesuffix(".")
-    if not _HOST_NAME.fullmatch(without_root) or len(without_root) > MAX_HOST_LENGTH:
-        raise MalformedAddressError("its host is not a name or an address")
-    if not _NUMBER.fullmatch(without_root.rpartition(".")[2]):
-        return without_root
-    try:
-        return str(ipaddress.IPv4Address(name))
-    except ValueError:
-        raise MalformedAddressError("its host is a number that is not written as an IP address") from None
-
-
-def host_and_port(host: str, port: int | None) -> str:
-    """A host as addresses have it, with its port where there is one."""
-    shown = f"[{host}]" if ":" in host else host
-    return shown if port is None else f"{shown}:{port}"
-
-
-def _ipv6(text: str) -> str:
-    try:
-        # A zone (`%eth0`) means something on one machine only.
-        address = None if "%" in text else ipaddress.IPv6Address(text)
-    except ValueError:
-        address = None
-    if address is None:
-        raise MalformedAddressError("its host is not an IPv6 address")
-    if address.ipv4_mapped is not None:
-        raise MalformedAddressError("its host is an IPv4 address written as IPv6")
-    return str(address)
-
-
-def _ascii_name(text: str) -> str:
-    """A name in lower case and ASCII. Letters that only look like others are not taken for these."""
-    if text.isascii():
-        return text.lower()
-    composed = unicodedata.normalize("NFC", text).lower()
-    try:
-        # What this mapping changes (full-width digits, ideographic full stops, invisible characters) stands for
-        # something else than it shows.
-        plain = idna.uts46_remap(composed, std3_rules=True) == composed
-        name = idna.encode(composed).decode("ascii") if plain else ""
-    except (ValueError, IndexError):
-        # idna's own errors are UnicodeErrors, which are ValueErrors.
-        raise MalformedAddressError("its host is not an internationalised name") from None
-    if not plain:
-        raise MalformedAddressError("its host has characters that stand for others")
-    return name
-
-
-def _is_plain_user(user: str) -> bool:
-    return bool(user) and not re.search(r"[\s\\:@\[\]]", user)
-
-
-DEFAULT_PORTS = {"http": 80, "https": 443}
-PRINTED_LENGTH = 300
-
-Scheme = Literal["http", "https"]
 
 
 @dataclass(frozen=True)
@@ -235,8 +122,85 @@ class WebAddress:
         return printable_url(self.url)
 
 
+def split_address(text: str, schemes: Sequence[str], *, with_user: bool = False) -> Address:
+    """Parse an address; spaces around it are dropped.
+
+    Args:
+        text: `scheme://host[:port][/path][?query][#fragment]`.
+        schemes: those that are meant, in lower case.
+        with_user: whether `user@` may stand before the host, as in `abfss://container@account…`.
+
+    Raises:
+        MalformedAddressError: anything else, or a host that clients may disagree about.
+    """
+    if len(text) > MAX_ADDRESS_LENGTH:
+        raise MalformedAddressError(f"it is longer than {MAX_ADDRESS_LENGTH} characters")
+    text = text.strip()
+    if _CONTROL.search(text):
+        raise MalformedAddressError("it has characters that addresses do not have")
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
+        raise MalformedAddressError("it is not a full address (scheme://host/path)")
+    scheme, authority, path, query, fragment = found.groups()
+    scheme = scheme.lower()
+    if scheme not in schemes:
+        raise MalformedAddressError(f"only {' and '.join(schemes)} addresses are accepted, not {scheme!r}")
+    user, at, server = authority.rpartition("@")
+    if at and not with_user:
+        raise MalformedAddressError("it carries a user name; credentials are configured per host instead")
+    if at and not _is_plain_user(user):
+        raise MalformedAddressError("what stands before its @ is malformed")
+    host, port = parse_server(server)
+    return Address(scheme, user, host, port, path, query, fragment)
+
+
+def parse_server(text: str) -> tuple[str, int | None]:
+    """Parse host and port of `host`, `host:port`, `[IPv6]` or `[IPv6]:port`.
+
+    Raises:
+        MalformedAddressError: none of these.
+    """
+    found = _AUTHORITY.fullmatch(text)
+    if found is None:
+        raise MalformedAddressError("its host or port is malformed")
+    host, port = found[1], found[2]
+    if port is not None and not 0 < int(port) <= MAX_PORT:
+        raise MalformedAddressError(f"its port is not a number from 1 to {MAX_PORT}")
+    return parse_host(host), None if port is None else int(port)
+
+
+@lru_cache(maxsize=_REMEMBERED_HOSTS)
+def parse_host(text: str) -> str:
+    """Return the one spelling of a host: a DNS name in lower case and ASCII, or an IP address, IPv6 unbracketed.
+
+    Raises:
+        MalformedAddressError: neither, or a spelling that resolvers and libraries read differently.
+    """
+    if text.startswith("[") and text.endswith("]"):
+        return _ipv6(text[1:-1])
+    if len(text) > MAX_HOST_LENGTH:
+        raise MalformedAddressError(f"its host is longer than {MAX_HOST_LENGTH} characters")
+    name = _ascii_name(text)
+    # Once, and after a name only: the root of all names, which not every client leaves out.
+    without_root = name.removesuffix(".")
+    if not _HOST_NAME.fullmatch(without_root) or len(without_root) > MAX_HOST_LENGTH:
+        raise MalformedAddressError("its host is not a name or an address")
+    if not _NUMBER.fullmatch(without_root.rpartition(".")[2]):
+        return without_root
+    try:
+        return str(ipaddress.IPv4Address(name))
+    except ValueError:
+        raise MalformedAddressError("its host is a number that is not written as an IP address") from None
+
+
+def host_and_port(host: str, port: int | None) -> str:
+    """Return a host as addresses spell it, with its port where there is one."""
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port is None else f"{shown}:{port}"
+
+
 def parse_url(url: str) -> WebAddress:
-    """Take an address apart; a fragment, which no server is ever told, is dropped.
+    """Parse a web address; a fragment, which is never sent to a server, is dropped.
 
     Raises:
         AddressRejectedError: not http or https, with a user or password, or of a form that parsers disagree about.
@@ -256,7 +220,7 @@ def _web_address(parts: Address) -> WebAddress:
 
 
 def canonical_host(host: str) -> str | None:
-    """The one spelling of a host name or address, IPv6 with or without brackets; None for what is neither."""
+    """Return the one spelling of a host name or address, IPv6 with or without brackets; None for what is neither."""
     try:
         return parse_host(f"[{host}]" if ":" in host and not host.startswith("[") else host)
     except MalformedAddressError:
@@ -264,7 +228,7 @@ def canonical_host(host: str) -> str | None:
 
 
 def printable_url(url: str) -> str:
-    """An address for logs and messages: no user, query or fragment, which may be secrets; no control characters."""
+    """Return an address for logs and messages, without user, query and fragment, which may be secrets."""
     text = url[:MAX_ADDRESS_LENGTH]
     query = "?…" if "?" in text else ""
     text = re.split(r"[?#]", text, maxsplit=1)[0]
@@ -274,3 +238,38 @@ def printable_url(url: str) -> str:
     if not text.isprintable():
         text = "".join(char if char.isprintable() else "\ufffd" for char in text)
     return (text if len(text) <= PRINTED_LENGTH else f"{text[:PRINTED_LENGTH]}…") + query
+
+
+def _ipv6(text: str) -> str:
+    try:
+        # A zone (`%eth0`) means something on one machine only.
+        address = None if "%" in text else ipaddress.IPv6Address(text)
+    except ValueError:
+        address = None
+    if address is None:
+        raise MalformedAddressError("its host is not an IPv6 address")
+    if address.ipv4_mapped is not None:
+        raise MalformedAddressError("its host is an IPv4 address written as IPv6")
+    return str(address)
+
+
+def _ascii_name(text: str) -> str:
+    """Return a name in lower case and ASCII. Letters that only look like others stay others."""
+    if text.isascii():
+        return text.lower()
+    composed = unicodedata.normalize("NFC", text).lower()
+    try:
+        # What this mapping changes (full-width digits, ideographic full stops, invisible characters) stands for
+        # something else than it shows.
+        plain = idna.uts46_remap(composed, std3_rules=True) == composed
+        name = idna.encode(composed).decode("ascii") if plain else ""
+    except (ValueError, IndexError):
+        # idna's own errors are UnicodeErrors, which are ValueErrors.
+        raise MalformedAddressError("its host is not an internationalised name") from None
+    if not plain:
+        raise MalformedAddressError("its host has characters that stand for others")
+    return name
+
+
+def _is_plain_user(user: str) -> bool:
+    return bool(user) and not re.search(r"[\s\\:@\[\]]", user)

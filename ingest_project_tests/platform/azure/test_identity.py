@@ -8,7 +8,8 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.azure.address import DEFAULT_ENDPOINT, parse_address
 from ingest_project.platform.azure.identity import AllowedAccount, accounts_of
-from ingest_project.sources.clients import source_clients
+from ingest_project.sources.context import SourceContext
+from ingest_project.sources.onelake import allowed_accounts
 
 WORKSPACE = "3f0a2c1e-58f1-4f7e-9d9b-0a6f5a2b7c11"
 ITEM = "c7b1d3e2-0000-4a4a-8b8b-123456789abc"
@@ -53,7 +54,7 @@ def test_what_is_no_account_is_an_error_of_the_settings(entry: str) -> None:
     with pytest.raises(SettingsError, match="INGEST_ONELAKE_ALLOWED_ACCOUNTS"):
         AllowedAccount.parse(entry)
     with pytest.raises(SettingsError):
-        source_clients(Settings.model_validate({"onelake": {"allowed_accounts": [entry]}})).accounts()
+        allowed_accounts(SourceContext(Settings.model_validate({"onelake": {"allowed_accounts": [entry]}})))
 
 
 def test_what_the_settings_name_as_a_store_a_table_or_a_source_is_listed_by_that() -> None:
@@ -71,7 +72,7 @@ def test_what_the_settings_name_as_a_store_a_table_or_a_source_is_listed_by_that
             },
         }
     )
-    named = source_clients(settings).accounts()
+    named = allowed_accounts(SourceContext(settings))
     for text, allowed in (
         ("store/other.Lakehouse/Files/x", True),
         ("abfss://claims@account.dfs.core.windows.net/x", True),

@@ -11,24 +11,24 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from pydantic import SecretStr, ValidationError
 
-from ingest_project.core.errors import AddressRejectedError, DownloadFailedError, DownloadRejectedError
-from ingest_project.platform.http.client import HostCredential, WebClient
-from ingest_project.platform.http.deadlines import Deadline
-from ingest_project.platform.http.host_policy import HostRules
-from ingest_project.platform.http.limits import HostLimits
-from ingest_project_tests.platform.http.conftest import CONTACT, PATIENT
+from ingest_project.core.errors import AddressRejectedError, DownloadFailedError, DownloadRejectedError, SettingsError
+from ingest_project.core.settings import Credential
+from ingest_project.platform.http import pinned_transport
+from ingest_project.platform.http.client import WebClient
+from ingest_project.platform.http.pinned_transport import Deadline
+from ingest_project_tests.platform.http.conftest import local
 from ingest_project_tests.services.http_server import HttpServer
 
 SECRET = "s3cr3t-value"  # noqa: S105 - to look for in messages
-LOCAL = "127.0.0.1"
+LOCAL_HOST = "127.0.0.1"
 
 
 def _fetch(client: WebClient, url: str, seconds: float = 60) -> bytes:
@@ -42,24 +42,21 @@ def _echoed(client: WebClient, url: str) -> Any:  # noqa: ANN401 - JSON
 
 @contextmanager
 def _client(
-    internal: Sequence[str] = (LOCAL,),
-    credentials: Sequence[HostCredential] = (),
+    internal: Sequence[str] = (LOCAL_HOST,),
+    credential: Credential | None = None,
     resolved: dict[str, list[list[str]]] | None = None,
     ca_file: Path | None = None,
 ) -> Iterator[WebClient]:
-    """A client; `resolved` gives a name's addresses, each time it is asked for."""
+    """A client; `resolved` gives a name's addresses, one list for each time it is resolved."""
 
-    def resolver(host: str, _port: int) -> list[str]:
+    def resolve(host: str, _port: int) -> list[str]:
         return resolved[host].pop(0) if resolved and host in resolved else [host]
 
-    with WebClient(
-        HostRules(internal=internal),
-        credentials=credentials,
-        contact=CONTACT,
-        host_limits=HostLimits(PATIENT),
-        resolver=resolver,
-        ca_file=ca_file,
-    ) as client:
+    downloads = local(allowed_internal_hosts=list(internal), ca_file=ca_file)
+    with (
+        patch.object(pinned_transport, "system_addresses", resolve),
+        WebClient(downloads, {"here": credential} if credential else {}) as client,
+    ):
         yield client
 
 
@@ -74,7 +71,7 @@ def test_an_internal_address_is_not_contacted(http_server: HttpServer) -> None:
 
 def test_a_name_with_an_internal_address_is_not_contacted(http_server: HttpServer) -> None:
     with (
-        _client(internal=(), resolved={"innocent.example": [["93.184.216.34", LOCAL]]}) as client,
+        _client(internal=(), resolved={"innocent.example": [["93.184.216.34", LOCAL_HOST]]}) as client,
         pytest.raises(AddressRejectedError, match=r"innocent\.example has the address 127\.0\.0\.1"),
     ):
         _fetch(client, http_server.url("/echo", host="innocent.example"))
@@ -83,7 +80,7 @@ def test_a_name_with_an_internal_address_is_not_contacted(http_server: HttpServe
 
 def test_a_name_is_resolved_once_for_check_and_connection(http_server: HttpServer) -> None:
     # The second answer would lead elsewhere; nobody may ask for it.
-    answers = [[LOCAL], ["169.254.169.254"]]
+    answers = [[LOCAL_HOST], ["169.254.169.254"]]
     with _client(internal=("127.0.0.0/8",), resolved={"rebinding.example": answers}) as client:
         seen = _echoed(client, http_server.url("/echo", host="rebinding.example"))
         assert seen["headers"]["host"] == f"rebinding.example:{http_server.port}"
@@ -98,7 +95,7 @@ def test_a_name_is_resolved_once_for_check_and_connection(http_server: HttpServe
 
 def test_the_next_checked_address_is_tried_when_one_refuses(http_server: HttpServer) -> None:
     # Nothing listens on 127.0.0.9.
-    with _client(internal=("127.0.0.0/8",), resolved={"two.example": [["127.0.0.9", LOCAL]]}) as client:
+    with _client(internal=("127.0.0.0/8",), resolved={"two.example": [["127.0.0.9", LOCAL_HOST]]}) as client:
         assert _fetch(client, http_server.url("/files/a.txt?size=10", host="two.example"))
 
 
@@ -142,7 +139,7 @@ def test_every_redirect_is_checked_again(http_server: HttpServer, target: str, r
 
 
 def test_a_redirect_to_another_port_of_this_machine_needs_its_own_permission(http_server: HttpServer) -> None:
-    with HttpServer() as other, _client(internal=[f"{LOCAL}:{http_server.port}"]) as client:
+    with HttpServer() as other, _client(internal=[f"{LOCAL_HOST}:{http_server.port}"]) as client:
         with pytest.raises(AddressRejectedError, match="loopback"):
             _fetch(client, http_server.redirect_to(other.url("/echo")))
         assert other.connections == 0
@@ -175,7 +172,7 @@ def test_proxies_and_password_files_of_the_environment_are_not_used(
     http_server: HttpServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     netrc = tmp_path / "netrc"
-    netrc.write_text(f"machine {LOCAL} login user password {SECRET}\n")
+    netrc.write_text(f"machine {LOCAL_HOST} login user password {SECRET}\n")
     for name, value in {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NETRC", str(netrc))
@@ -183,10 +180,9 @@ def test_proxies_and_password_files_of_the_environment_are_not_used(
         assert "authorization" not in _echoed(client, http_server.url("/echo"))["headers"]
 
 
-def _credential(server: HttpServer, **fields: Any) -> HostCredential:  # noqa: ANN401 - any field
-    return HostCredential.model_validate(
-        {"name": "here", "hosts": [f"{LOCAL}:{server.port}"], "secret": SECRET, "plain_http": True, **fields}
-    )
+def _credential(server: HttpServer, **fields: Any) -> Credential:  # noqa: ANN401 - any field
+    stored = {"hosts": [f"{LOCAL_HOST}:{server.port}"], "secret": SECRET, "password": SECRET, "plain_http": True}
+    return Credential.model_validate(stored | fields)
 
 
 @pytest.mark.parametrize(
@@ -198,19 +194,19 @@ def _credential(server: HttpServer, **fields: Any) -> HostCredential:  # noqa: A
     ],
 )
 def test_a_host_gets_its_credential(http_server: HttpServer, fields: dict[str, str], header: str, value: str) -> None:
-    with _client(credentials=[_credential(http_server, **fields)]) as client:
+    with _client(credential=_credential(http_server, **fields)) as client:
         assert _echoed(client, http_server.url("/echo"))["headers"][header] == value
 
 
 def test_a_signature_is_added_to_the_query(http_server: HttpServer) -> None:
     query = "sv=1&sig=a%2Bb"
-    with _client(credentials=[_credential(http_server, kind="query", secret="?" + query)]) as client:
+    with _client(credential=_credential(http_server, kind="query", secret="?" + query)) as client:
         assert _echoed(client, http_server.url("/echo?x=1"))["query"] == {"x": "1", "sv": "1", "sig": "a+b"}
 
 
 @pytest.mark.parametrize("kind", ["bearer", "query"])
 def test_a_credential_never_goes_to_another_host(http_server: HttpServer, kind: str) -> None:
-    with HttpServer() as other, _client(credentials=[_credential(http_server, kind=kind)]) as client:
+    with HttpServer() as other, _client(credential=_credential(http_server, kind=kind)) as client:
         seen = _echoed(client, http_server.redirect_to(other.url("/echo")))
         assert SECRET not in json.dumps(seen)
         assert "authorization" not in seen["headers"]
@@ -219,8 +215,8 @@ def test_a_credential_never_goes_to_another_host(http_server: HttpServer, kind: 
 
 
 def test_a_credential_is_for_the_default_port_and_tls_unless_it_says_otherwise(http_server: HttpServer) -> None:
-    for fields in ({"hosts": [LOCAL]}, {"plain_http": False}):
-        with _client(credentials=[_credential(http_server, kind="bearer", **fields)]) as client:
+    for fields in ({"hosts": [LOCAL_HOST]}, {"plain_http": False}):
+        with _client(credential=_credential(http_server, kind="bearer", **fields)) as client:
             assert "authorization" not in _echoed(client, http_server.url("/echo"))["headers"]
 
 
@@ -237,8 +233,9 @@ def test_a_credential_is_for_the_default_port_and_tls_unless_it_says_otherwise(h
     ],
 )
 def test_a_credential_that_cannot_work_is_refused_without_showing_it(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError) as refused:
-        HostCredential.model_validate({"name": "x", "hosts": ["a.example"], "secret": SECRET, **fields})
+    stored = Credential.model_validate({"hosts": ["a.example"], "secret": SECRET, "password": SECRET, **fields})
+    with pytest.raises(SettingsError, match="'here'") as refused, _client(credential=stored):
+        pass
     assert SECRET not in str(refused.value)
 
 
@@ -253,16 +250,10 @@ def test_a_credential_that_cannot_work_is_refused_without_showing_it(fields: dic
     ],
 )
 def test_no_error_shows_a_secret(http_server: HttpServer, path: str, seconds: float) -> None:
-    credential = HostCredential(
-        name="here",
-        hosts=(f"{LOCAL}:{http_server.port}",),
-        kind="query",
-        secret=SecretStr(f"sig={SECRET}"),
-        plain_http=True,
-    )
+    credential = _credential(http_server, kind="query", secret=f"sig={SECRET}")
     separator = "&" if "?" in path else "?"
     with (
-        _client(credentials=[credential]) as client,
+        _client(credential=credential) as client,
         pytest.raises((AddressRejectedError, DownloadFailedError, DownloadRejectedError)) as failed,
     ):
         _fetch(client, http_server.url(f"{path}{separator}token={SECRET}"), seconds)
@@ -273,7 +264,7 @@ def test_no_error_shows_a_secret(http_server: HttpServer, path: str, seconds: fl
 
 def test_a_connection_that_cannot_be_made_shows_no_secret() -> None:
     with _client() as client, pytest.raises(DownloadFailedError) as failed:
-        _fetch(client, f"http://{LOCAL}:1/a?token={SECRET}")
+        _fetch(client, f"http://{LOCAL_HOST}:1/a?token={SECRET}")
     assert SECRET not in "".join(traceback.format_exception(failed.value))
 
 
@@ -309,7 +300,7 @@ def test_tls_checks_the_name_although_the_address_is_pinned(tmp_path: Path) -> N
     authority, context = _certificate(tmp_path, "files.example")
     asked: list[str] = []
     context.sni_callback = lambda _socket, name, _context: asked.append(name or "")
-    names = {"files.example": [[LOCAL]] * 2, "other.example": [[LOCAL]]}
+    names = {"files.example": [[LOCAL_HOST]] * 2, "other.example": [[LOCAL_HOST]]}
     with HttpServer(tls=context) as server:
         with _client(resolved=names, ca_file=authority) as client:
             assert _fetch(client, server.url("/files/a.pdf", host="files.example"))
@@ -324,7 +315,7 @@ def test_slow_headers_and_tls_keep_to_the_deadline(tmp_path: Path) -> None:
     authority, context = _certificate(tmp_path, "files.example")
     with (
         HttpServer(tls=context) as server,
-        _client(resolved={"files.example": [[LOCAL]]}, ca_file=authority) as client,
+        _client(resolved={"files.example": [[LOCAL_HOST]]}, ca_file=authority) as client,
         pytest.raises(DownloadFailedError, match=r"not finished within 0\.6 s"),
     ):
         _fetch(client, server.url("/slow/headers", host="files.example"), seconds=0.6)
@@ -332,7 +323,10 @@ def test_slow_headers_and_tls_keep_to_the_deadline(tmp_path: Path) -> None:
 
 def test_a_redirect_from_https_to_http_is_refused(tmp_path: Path, http_server: HttpServer) -> None:
     authority, context = _certificate(tmp_path, "files.example")
-    with HttpServer(tls=context) as server, _client(resolved={"files.example": [[LOCAL]]}, ca_file=authority) as client:
+    with (
+        HttpServer(tls=context) as server,
+        _client(resolved={"files.example": [[LOCAL_HOST]]}, ca_file=authority) as client,
+    ):
         url = server.url(f"/redirect?to={http_server.url('/echo')}", host="files.example")
         with pytest.raises(AddressRejectedError, match="from https to http"):
             _fetch(client, url)

@@ -7,7 +7,7 @@ import codecs
 import pytest
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.platform.http.content_types import announced_type, require_announced, sniff
+from ingest_project.platform.http.file_names import announced_type, require_announced, sniff
 
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"

@@ -12,7 +12,6 @@ import textwrap
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -28,12 +27,11 @@ from ingest_project.core.errors import (
     LimitExceededError,
     StoreUnavailableError,
 )
+from ingest_project.platform.http import download
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.download import Downloaded, Downloader, DownloadRequest
-from ingest_project.platform.http.host_policy import HostRules
-from ingest_project.platform.http.limits import HostLimits, LoadLimits
 from ingest_project.platform.object_store.files import FileFingerprint
-from ingest_project_tests.platform.http.conftest import CONTACT, PATIENT, SMALL
+from ingest_project_tests.platform.http.conftest import LOCAL, local
 from ingest_project_tests.services.http_server import DEFAULT_SIZE, HttpServer, content_of
 
 MEBIBYTE = 1024**2
@@ -149,10 +147,9 @@ def test_a_host_that_says_when_to_come_again_is_not_contacted_before(
 
 
 def test_a_host_in_trouble_is_left_alone_and_found_well_again(http_server: HttpServer, to: Path) -> None:
-    load = LoadLimits(failures_to_pause=2, pause=timedelta(seconds=3))
     flaky = DownloadRequest(http_server.url("/flaky/a.pdf?failures=2"))
-    with WebClient(HostRules(internal=["127.0.0.1"]), contact=CONTACT, host_limits=HostLimits(load)) as client:
-        downloader = Downloader(client, SMALL)
+    with WebClient(local(failures_to_pause=2, pause_seconds=3.0)) as client:
+        downloader = Downloader(client, LOCAL)
         assert isinstance(_failure(downloader, flaky, to), DownloadFailedError)
         assert isinstance(_failure(downloader, flaky, to), DownloadFailedError)
         assert isinstance(_failure(downloader, flaky, to), HostThrottledError)
@@ -161,6 +158,12 @@ def test_a_host_in_trouble_is_left_alone_and_found_well_again(http_server: HttpS
         assert downloader.download(flaky, to).http_status == 200
 
 
+@pytest.fixture
+def _short_pace_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "PACE_WINDOW_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("_short_pace_window")
 @pytest.mark.parametrize(
     ("path", "seconds", "reason"),
     [
@@ -173,14 +176,12 @@ def test_a_host_in_trouble_is_left_alone_and_found_well_again(http_server: HttpS
 def test_a_slow_server_is_given_up_in_time(
     http_server: HttpServer, to: Path, path: str, seconds: dict[str, float], reason: str
 ) -> None:
-    contact = replace(CONTACT, read_timeout=timedelta(seconds=seconds.get("read", 20)))
-    limits = replace(
-        SMALL,
-        total_time=timedelta(seconds=seconds.get("total", 20)),
+    limits = local(
+        read_timeout_seconds=seconds.get("read", 20.0),
+        max_seconds=seconds.get("total", 20.0),
         min_bytes_per_second=1_000,
-        pace_window=timedelta(seconds=0.5),
     )
-    with WebClient(HostRules(internal=["127.0.0.1"]), contact=contact, host_limits=HostLimits(PATIENT)) as client:
+    with WebClient(limits) as client:
         started = time.monotonic()
         failure = _failure(Downloader(client, limits), DownloadRequest(http_server.url(path)), to)
     assert isinstance(failure, DownloadFailedError)
@@ -192,7 +193,7 @@ def test_a_slow_server_is_given_up_in_time(
 def test_a_body_that_drips_fast_enough_still_keeps_to_the_deadline(
     http_server: HttpServer, client: WebClient, to: Path
 ) -> None:
-    downloader = Downloader(client, replace(SMALL, total_time=timedelta(seconds=0.7), min_bytes_per_second=1))
+    downloader = Downloader(client, local(max_seconds=0.7, min_bytes_per_second=1))
     failure = _failure(downloader, DownloadRequest(http_server.url("/slow/body/a.pdf")), to)
     assert "not finished within 0.7 s" in str(failure)
 
@@ -257,16 +258,15 @@ def test_no_retry_after_turns_a_503_into_a_permanent_failure_or_a_pause_without_
     http_server: HttpServer, client: WebClient, to: Path, value: str
 ) -> None:
     url = http_server.url(f"/status/503?retry_after={quote(value)}")
-    failure = _failure(Downloader(client, SMALL), DownloadRequest(url), to)
+    failure = _failure(Downloader(client, LOCAL), DownloadRequest(url), to)
     assert isinstance(failure, DownloadFailedError)
     assert failure.http_status == 503
     assert (failure.retry_after or timedelta(0)) <= timedelta(hours=1)
 
 
 def test_headers_that_trickle_are_ended_long_before_the_whole_time_is_over(http_server: HttpServer, to: Path) -> None:
-    contact = replace(CONTACT, connect_timeout=timedelta(seconds=0.5), read_timeout=timedelta(seconds=0.5))
-    with WebClient(HostRules(internal=["127.0.0.1"]), contact=contact, host_limits=HostLimits(PATIENT)) as client:
-        failure = _failure(Downloader(client, SMALL), DownloadRequest(http_server.url("/slow/headers")), to)
+    with WebClient(local(connect_timeout_seconds=0.5, read_timeout_seconds=0.5)) as client:
+        failure = _failure(Downloader(client, LOCAL), DownloadRequest(http_server.url("/slow/headers")), to)
     assert isinstance(failure, DownloadFailedError)
     assert "not finished within 1 s" in str(failure)
 
@@ -322,7 +322,7 @@ def test_a_download_that_is_cut_again_and_again_fails_for_now(
 ) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url(path)), to)
     assert isinstance(failure, DownloadFailedError)
-    assert len(http_server.requests) == 1 + SMALL.max_resumes
+    assert len(http_server.requests) == 1 + download.MAX_RESUMES
     assert _left(to) == []
 
 
@@ -335,13 +335,15 @@ def test_a_body_without_a_length_is_known_to_be_cut_by_the_announced_size(
 
 
 def test_a_later_attempt_continues_what_an_earlier_one_left(
-    http_server: HttpServer, client: WebClient, to: Path
+    http_server: HttpServer, client: WebClient, to: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = DownloadRequest(http_server.url("/cut/once/a.pdf?size=3000000&sig=secret"))
-    _failure(Downloader(client, replace(SMALL, max_resumes=0)), request, to)
+    with monkeypatch.context() as patched:
+        patched.setattr(download, "MAX_RESUMES", 0)
+        _failure(Downloader(client, LOCAL), request, to)
     assert _left(to) == ["a file.part", "a file.part.json"]
     assert "secret" not in Path(f"{to}.part.json").read_text()
-    downloaded = Downloader(client, SMALL).download(request, to)
+    downloaded = Downloader(client, LOCAL).download(request, to)
     assert downloaded.resumed
     assert http_server.requests[1].headers["range"] == "bytes=1500000-"
     assert downloaded.sha256 == _sha256(content_of("a.pdf", 3_000_000)) == _sha256(to.read_bytes())
@@ -388,12 +390,12 @@ def test_a_killed_process_leaves_what_the_next_one_continues(
     url = http_server.url("/stalled/a.pdf?size=16000000")
     content = content_of("a.pdf", 16_000_000)
     program = f"""
-        from datetime import timedelta
         from pathlib import Path
+        from ingest_project.core.settings import DownloadSettings
         from ingest_project.platform.http.client import WebClient
         from ingest_project.platform.http.download import Downloader, DownloadRequest
-        from ingest_project.platform.http.host_policy import HostRules
-        Downloader(WebClient(HostRules(internal=["127.0.0.1"]))).download(DownloadRequest({url!r}), Path({str(to)!r}))
+        limits = DownloadSettings(allowed_internal_hosts=["127.0.0.1"])
+        Downloader(WebClient(limits), limits).download(DownloadRequest({url!r}), Path({str(to)!r}))
     """
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
     part = Path(f"{to}.part")

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, HostThrottledError
-from ingest_project.platform.http.errors import map_error, parse_retry_after
-from ingest_project.platform.http.limits import HostLimits, LoadLimits
+from ingest_project.platform.http.client import HostLimits, LoadLimits
+from ingest_project.platform.http.response import map_status, parse_retry_after
 
 HOST = "example.com"
 SHORT = timedelta(milliseconds=60)
@@ -159,11 +159,11 @@ def test_retry_after_is_read_as_seconds_or_date(value: str | None, seconds: int 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451, 204, 300, 999_9])
 def test_a_status_that_stays_is_permanent(status: int) -> None:
-    assert isinstance(map_error(status, "u", None), DownloadRejectedError if status < 500 else DownloadFailedError)
+    assert isinstance(map_status(status, "u", None), DownloadRejectedError if status < 500 else DownloadFailedError)
 
 
 @pytest.mark.parametrize("status", [202, 408, 425, 429, 500, 502, 503, 504])
 def test_a_status_that_passes_is_transient(status: int) -> None:
-    failure = map_error(status, "u", timedelta(seconds=7))
+    failure = map_status(status, "u", timedelta(seconds=7))
     assert isinstance(failure, DownloadFailedError)
     assert (failure.http_status, failure.retry_after) == (status, timedelta(seconds=7))

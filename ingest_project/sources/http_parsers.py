@@ -3,7 +3,7 @@ r"""Parse a page of a web listing: an HTML index, a JSON listing, or a plain lis
 HTML takes one pass over the bytes, in linear time whatever they are: every step begins where the last one ended, and
 what is not closed ends the page. `html.parser` searches the rest of the page again for each construct left open.
 
-JSON is nginx's `autoindex_format json`, or our own shape of it:
+JSON is nginx's `autoindex_format json`, or the same list with the address of its next page:
 
     [{"name": "a#1 50%.csv", "type": "file", "size": 5213, "mtime": "Thu, 15 Jan 2026 10:30:45 GMT"}]
 
@@ -15,6 +15,8 @@ A `name` is one file's name and a `path` several, as they are: they are percent-
 reference, encoded already. A text alone is a path, or a URL where it begins with http:// or https://.
 
 A plain list has one percent-encoded URL reference on each line. Lines that begin with # are comments.
+
+This module imports little: the confined process that parses large pages starts with it.
 """
 
 from __future__ import annotations
@@ -24,21 +26,18 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Annotated
+from urllib.parse import parse_qsl, quote, urlsplit
 
-from ingest_project.sources.http.page import (
-    MAX_TARGET_LENGTH,
-    Link,
-    NotAListingError,
-    PageFacts,
-    Unusable,
-    encoded_name,
-    encoded_path,
-    printable,
-    stated_size,
-    stated_time,
-)
+import msgspec
+
+from ingest_project.sources.protocol import MAX_SIZE_BYTES, printable
+
+MAX_TARGET_LENGTH = 8_192
+MAX_JSON_BYTES = 64 * 1024**2
+_MAX_TIME_LENGTH = 64
 
 _OPENING = re.compile(rb"<(?:!|\?|/?[A-Za-z])")
 _NAME = re.compile(rb"</?([A-Za-z][^\s/>]*+)")
@@ -50,19 +49,88 @@ _RAW = {
     for name in (b"script", b"style", b"textarea", b"title")
 }
 _WITH_TEXT = frozenset({b"a", b"h1", b"title"})
-LONGEST_TEXT = 200
-LONGEST_NAME = 32
-MOST_NAMES = 100
-
+_LONGEST_TEXT = 200
+_LONGEST_NAME = 32
+_MAX_NAMES = 100
 # How servers head the index of a folder: nginx, Apache and lighttpd; Python and Tomcat; Jetty; Node's servers.
-HEADINGS = ("index of", "directory listing", "directory:", "listing directory", "files within", "listing of")
+_HEADINGS = ("index of", "directory listing", "directory:", "listing directory", "files within", "listing of")
 # Go's file server writes nothing but the list.
-BARE_LIST = frozenset({b"pre", b"a", b"meta"})
-NEXT_TEXTS = frozenset({"next", "next page", "next »", "next →", "next >", "older", "»", "→", ">", ">>", "more"})
-PAGE_PARAMETERS = frozenset(
+_BARE_LIST = frozenset({b"pre", b"a", b"meta"})
+_NEXT_TEXTS = frozenset({"next", "next page", "next »", "next →", "next >", "older", "»", "→", ">", ">>", "more"})
+_PAGE_PARAMETERS = frozenset(
     {"page", "p", "pg", "paged", "pagenumber", "pageindex", "offset", "start", "skip", "marker", "after", "cursor"}
     | {"token", "continuation", "continuationtoken", "pagetoken", "nextpagetoken"}
 )
+_NOT_IN_ADDRESSES = frozenset(' <>"{}|\\^`')
+_LONGEST_ENDING = 12
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class NotAListingError(Exception):
+    """The page is no listing, or cannot be read as one.
+
+    Args:
+        seen: what it is instead; starts in lower case, ends without a full stop.
+        login: whether it is a login page.
+    """
+
+    def __init__(self, seen: str, *, login: bool = False) -> None:
+        self.seen = seen
+        self.login = login
+        super().__init__(seen)
+
+
+class Link(msgspec.Struct, frozen=True, tag=True):
+    """One entry of a listing.
+
+    Args:
+        target: a URL reference, relative or not, percent-encoded; a folder ends with a slash.
+        size_bytes: exact; None where the listing does not say.
+        modified_at: to the second, UTC; None where the listing does not say.
+        etag: as its server sends it.
+        is_next_page: whether it is the next page of this listing.
+    """
+
+    target: str
+    size_bytes: int | None = None
+    modified_at: datetime | None = None
+    etag: str | None = None
+    is_next_page: bool = False
+
+    @property
+    def has_version(self) -> bool:
+        """Whether the listing states the version of the file."""
+        return self.etag is not None or (self.size_bytes is not None and self.modified_at is not None)
+
+
+class Unusable(msgspec.Struct, frozen=True, tag=True):
+    """An entry that is refused.
+
+    Args:
+        shown: its text, shortened.
+        reason: one of a few sentences.
+    """
+
+    shown: str
+    reason: str
+
+
+class PageFacts(msgspec.Struct, tag=True):
+    """Facts of a page; complete once its entries were read to the end.
+
+    Args:
+        seen: description for a person.
+        recognised: it is a listing for certain, even when it names nothing.
+        base: address that its links are relative to, where the page states one.
+        links: number of entries that can be used.
+        unusable: number of those that cannot.
+    """
+
+    seen: str = ""
+    recognised: bool = False
+    base: str | None = None
+    links: int = 0
+    unusable: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +144,7 @@ class _Tag:
 
 @dataclass
 class _Seen:
-    """What was met on the way."""
+    """Elements that show the kind of a page."""
 
     title: str = ""
     heading: str = ""
@@ -88,18 +156,18 @@ class _Seen:
 
 
 def html_links(body: bytes, charset: str, facts: PageFacts) -> Iterator[Link | Unusable]:
-    """The targets of a page's links, in their order; the facts are complete at the end.
+    """Yield the links of an HTML page, in their order; the facts are complete at the end.
 
     Raises:
-        NotAListingError: it asks for a password.
+        NotAListingError: it is a login page.
     """
     seen = _Seen()
     for name, attributes, text in _elements(body):
-        if len(seen.names) < MOST_NAMES:
-            seen.names.add(name[:LONGEST_NAME])
+        if len(seen.names) < _MAX_NAMES:
+            seen.names.add(name[:_LONGEST_NAME])
         if name == b"a":
             seen.anchors += 1
-        yield from _looked_at(name, attributes, text, charset, seen, facts)
+        yield from _links_of(name, attributes, text, charset, seen, facts)
     facts.recognised = _is_index(seen)
     facts.seen = _described(body, seen)
     if seen.password:
@@ -107,28 +175,28 @@ def html_links(body: bytes, charset: str, facts: PageFacts) -> Iterator[Link | U
 
 
 def is_page_query(query: str) -> bool:
-    """Whether a query asks for one page of several."""
+    """Return whether a query names one page of several."""
     try:
         named = parse_qsl(query, keep_blank_values=True, max_num_fields=20)
     except ValueError:
         return False
-    return any(name.lower().replace("_", "").replace("-", "") in PAGE_PARAMETERS for name, _ in named)
+    return any(name.lower().replace("_", "").replace("-", "") in _PAGE_PARAMETERS for name, _ in named)
 
 
 def root_element(body: bytes) -> str:
-    """The name of the first element, in lower case and without a namespace's prefix; empty where there is none."""
+    """Return the name of the first element, in lower case and without a namespace's prefix; empty without any."""
     first = next(_elements(body), None)
-    return "" if first is None else first[0].rpartition(b":")[2][:LONGEST_NAME].decode("latin-1")
+    return "" if first is None else first[0].rpartition(b":")[2][:_LONGEST_NAME].decode("latin-1")
 
 
-def _looked_at(  # noqa: PLR0913, PLR0917 - one element of the page
+def _links_of(  # noqa: PLR0913, PLR0917 - one element of the page
     name: bytes, attributes: dict[bytes, bytes], text: bytes, charset: str, seen: _Seen, facts: PageFacts
 ) -> Iterator[Link | Unusable]:
     match name:
         case b"a" | b"link" if b"href" in attributes:
-            further = b"next" in attributes.get(b"rel", b"").lower().split()
-            if name == b"a" or further:
-                yield from _link(attributes[b"href"], charset, _text(text, charset), further=further)
+            is_next = b"next" in attributes.get(b"rel", b"").lower().split()
+            if name == b"a" or is_next:
+                yield from _link(attributes[b"href"], charset, _text(text, charset), is_next=is_next)
         case b"base" if b"href" in attributes and facts.base is None:
             facts.base = _value(attributes[b"href"], charset)
         case b"title":
@@ -142,20 +210,20 @@ def _looked_at(  # noqa: PLR0913, PLR0917 - one element of the page
             seen.meta_item |= b"meta-item" in attributes.get(b"class", b"")
 
 
-def _link(href: bytes, charset: str, text: str, *, further: bool) -> Iterator[Link | Unusable]:
+def _link(href: bytes, charset: str, text: str, *, is_next: bool) -> Iterator[Link | Unusable]:
     target = _value(href, charset)
     if target is None:
         yield Unusable(printable(href[:MAX_TARGET_LENGTH].decode("latin-1")), "A link that cannot be read.")
     elif target.startswith("?"):
         # `?C=M;O=A` sorts an index of Apache's.
-        if further or is_page_query(target[1:]):
-            yield Link(target, leads_on=True)
+        if is_next or is_page_query(target[1:]):
+            yield Link(target, is_next_page=True)
     elif target and not target.startswith("#"):
-        yield Link(target, leads_on=further or (text.casefold() in NEXT_TEXTS and "?" in target))
+        yield Link(target, is_next_page=is_next or (text.casefold() in _NEXT_TEXTS and "?" in target))
 
 
 def _value(raw: bytes, charset: str) -> str | None:
-    """An attribute's value; None where it is too long, or not of the page's charset."""
+    """Return an attribute's value; None where it is too long, or not of the page's charset."""
     if len(raw) > MAX_TARGET_LENGTH:
         return None
     try:
@@ -168,7 +236,7 @@ def _value(raw: bytes, charset: str) -> str | None:
 
 
 def _text(raw: bytes, charset: str) -> str:
-    text = raw[:LONGEST_TEXT].decode(charset, "replace")
+    text = raw[:_LONGEST_TEXT].decode(charset, "replace")
     try:
         return printable(" ".join(html.unescape(text).split()))
     except ValueError:
@@ -176,7 +244,7 @@ def _text(raw: bytes, charset: str) -> str:
 
 
 def _elements(body: bytes) -> Iterator[tuple[bytes, dict[bytes, bytes], bytes]]:
-    """Start tags with their attributes and, of a few elements, the text that follows."""
+    """Yield start tags with their attributes and, of a few elements, the text that follows."""
     held: _Tag | None = None
     for tag in _tags(body):
         if held is not None and (not tag.closing or tag.name == held.name):
@@ -191,7 +259,7 @@ def _elements(body: bytes) -> Iterator[tuple[bytes, dict[bytes, bytes], bytes]]:
 
 
 def _text_between(body: bytes, begin: int, end: int) -> bytes:
-    return body[begin : min(end, begin + LONGEST_TEXT)].partition(b"<")[0]
+    return body[begin : min(end, begin + _LONGEST_TEXT)].partition(b"<")[0]
 
 
 def _tags(body: bytes) -> Iterator[_Tag]:
@@ -219,7 +287,7 @@ def _after(found: int, closing: bytes) -> int:
 
 
 def _attributes(body: bytes, position: int) -> tuple[dict[bytes, bytes], int]:
-    """The attributes of a tag, and where it ends; -1 where it does not."""
+    """Return the attributes of a tag, and its end; -1 where it does not end."""
     attributes: dict[bytes, bytes] = {}
     while True:
         if (closed := _AFTER_ATTRIBUTES.match(body, position)) is not None:
@@ -230,19 +298,19 @@ def _attributes(body: bytes, position: int) -> tuple[dict[bytes, bytes], int]:
             return attributes, end + 1 if end >= 0 else -1
         position = found.end()
         name, *values = found.groups()
-        if len(name) <= LONGEST_NAME and name.lower() not in attributes:
+        if len(name) <= _LONGEST_NAME and name.lower() not in attributes:
             attributes[name.lower()] = next((value for value in values if value is not None), b"")
 
 
 def _is_index(seen: _Seen) -> bool:
     headings = (seen.title.casefold(), seen.heading.casefold())
-    if any(heading.startswith(HEADINGS) for heading in headings):
+    if any(heading.startswith(_HEADINGS) for heading in headings):
         return True
     # IIS: `host - /folder/`, twice. Caddy: how many folders and files there are. Go: the list alone.
     return (
         (seen.title == seen.heading and " - /" in seen.title)
         or (seen.summary and seen.meta_item)
-        or (b"pre" in seen.names and seen.names <= BARE_LIST)
+        or (b"pre" in seen.names and seen.names <= _BARE_LIST)
     )
 
 
@@ -253,39 +321,24 @@ def _described(body: bytes, seen: _Seen) -> str:
     return f"an HTML page{titled} with {seen.anchors} links"
 
 
-URL_FIELDS = ("url", "href", "link")
-PATH_FIELDS = ("path", "key")
-NAME_FIELDS = ("name", "file_name", "filename")
-SIZE_FIELDS = ("size", "size_bytes", "length", "content_length")
-TIME_FIELDS = ("mtime", "mod_time", "modified", "modified_at", "last_modified", "lastModified")
-LIST_FIELDS = ("files", "items", "entries", "links", "objects", "results", "data")
-FOLDER_TYPES = ("directory", "dir", "folder")
-MAX_JSON_BYTES = 64 * 1024**2
+class _JsonFile(msgspec.Struct):
+    name: str | None = None
+    path: str | None = None
+    url: str | None = None
+    type: str = "file"
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE_BYTES)] | None = None
+    mtime: str | None = None
+    modified_at: str | None = None
+    etag: str | None = None
 
-# How APIs say that this is one page of several; compared in lower case, without `_`, `-`, `@` and `.`.
-NEXT_ADDRESSES = ("next", "nexturl", "nextlink", "nextpageurl", "odatanextlink", "nexthref", "nextpage")
-NEXT_TOKENS = (
-    *("nextcursor", "nexttoken", "nextpagetoken", "nextmarker", "nextcontinuationtoken", "nextoffset", "nextkey"),
-    *("continuationtoken", "continuation", "cursor", "marker"),
-)
-MORE_FLAGS = (
-    "istruncated",
-    "truncated",
-    "hasmore",
-    "more",
-    "hasnext",
-    "hasnextpage",
-    "incomplete",
-    "incompleteresults",
-)
-TOTALS = ("total", "totalcount", "totalfiles", "totalitems", "totalresults")
-PAGES = ("pages", "totalpages", "pagecount", "lastpage")
-AROUND_PAGES = ("links", "paging", "pagination", "meta", "pageinfo")
-SHOWN_KEYS = 8
+
+class _JsonListing(msgspec.Struct, forbid_unknown_fields=True):
+    files: list[object]
+    next: str | None = None
 
 
 def json_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
-    """What a JSON listing names, in its order.
+    """Yield the files of a JSON listing, in its order.
 
     Raises:
         NotAListingError: no JSON, none that is a list of files, or too long.
@@ -293,125 +346,83 @@ def json_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
     if len(body) > MAX_JSON_BYTES:
         raise NotAListingError(f"JSON of more than {MAX_JSON_BYTES} bytes; a plain list of links may be longer")
     try:
-        found = json.loads(body.decode("utf-8-sig"))
+        # By json and not by msgspec, which refuses the whole page for one name that is not Unicode.
+        found = msgspec.convert(json.loads(body.decode("utf-8-sig")), _JsonListing | list[object])
+    except msgspec.ValidationError as error:
+        # A further field may say that this is one page of several: nothing of it is guessed.
+        raise NotAListingError(
+            f"JSON that is no list of files ({printable(str(error))}); its fields are 'files' and, for the address of "
+            "a further page, 'next'"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise NotAListingError(f"not the JSON it seems to be ({printable(str(error))[:100]})") from error
-    entries = _list_of(found)
-    facts.seen, facts.recognised = f"JSON with {len(entries)} entries", True
-    yield from map(_of_entry, entries)
-    if isinstance(found, dict):
-        yield from _next_page(found, len(entries), facts)
+    listing = _JsonListing(found) if isinstance(found, list) else found
+    facts.seen, facts.recognised = f"JSON with {len(listing.files)} entries", True
+    yield from map(_json_entry, listing.files)
+    if listing.next:
+        yield Link(listing.next, is_next_page=True)
 
 
-def _list_of(found: object) -> list[Any]:
-    if isinstance(found, dict):
-        listed: list[Any] | None = next(
-            (found[name] for name in LIST_FIELDS if isinstance(found.get(name), list)), None
-        )
-        if listed is None:
-            keys = ", ".join(printable(key)[:40] for key in list(found)[:SHOWN_KEYS])
-            raise NotAListingError(f"a JSON object without a list of files ({', '.join(LIST_FIELDS)}); it has: {keys}")
-        return listed
-    if not isinstance(found, list):
-        raise NotAListingError(f"JSON that is no list of files but a {type(found).__name__}")
-    return found
-
-
-def _of_entry(entry: object) -> Link | Unusable:
-    if isinstance(entry, str):
-        return _at(entry if _is_url(entry) else encoded_path(entry), entry)
-    if not isinstance(entry, dict):
-        return Unusable(f"({type(entry).__name__})", "An entry of a JSON listing that is no file.")
-    shown, target = _target(entry)
-    folder = str(entry.get("type", "")).lower() in FOLDER_TYPES or entry.get("is_dir") is True
-    if target is not None and folder:
-        return _at(target if target.endswith("/") else f"{target}/", shown)
+def _json_entry(entry: object) -> Link | Unusable:
+    shown = _shown(entry)
     try:
-        size = stated_size(_first(entry, SIZE_FIELDS))
+        file = _file_named(entry) if isinstance(entry, str) else msgspec.convert(entry, _JsonFile)
+        target = _json_target(file)
     except ValueError:
-        return Unusable(printable(shown), "Its size is not one that a file can have.")
-    try:
-        time = stated_time(_first(entry, TIME_FIELDS))
-    except ValueError:
-        return Unusable(printable(shown), "Its time is not one.")
-    etag = entry.get("etag")
-    return _at(target, shown, size, time, etag if isinstance(etag, str) and etag else None)
-
-
-def _at(target: str | None, shown: str, *version: Any) -> Link | Unusable:  # noqa: ANN401 - size, time and ETag
+        return Unusable(shown, "An entry of a JSON listing that is not understood.")
     if target is None or len(target) > MAX_TARGET_LENGTH:
-        return Unusable(
-            printable(shown), "An entry of a JSON listing without a name, path or url that can be asked for."
-        )
-    return Link(target, *version)
+        return Unusable(shown, "An entry of a JSON listing without a name, path or url that can be requested.")
+    if file.type == "directory":
+        return Link(target if target.endswith("/") else f"{target}/")
+    try:
+        return Link(target, file.size, _json_time(file), file.etag or None)
+    except (ValueError, IndexError, TypeError, OverflowError):
+        return Unusable(shown, "An entry of a JSON listing with an impossible time.")
 
 
-def _target(entry: dict[str, Any]) -> tuple[str, str | None]:
-    """What stands there, and the URL reference that it means."""
-    for fields, read in ((URL_FIELDS, str), (PATH_FIELDS, encoded_path), (NAME_FIELDS, _named)):
-        value = _first(entry, fields)
-        if isinstance(value, str) and value:
-            return value, read(value)
-    return "(no name)", None
+def _shown(entry: object) -> str:
+    names = (entry.get(name) for name in ("url", "path", "name")) if isinstance(entry, dict) else (entry,)
+    return printable(next((name for name in names if isinstance(name, str)), f"({type(entry).__name__})"))
 
 
-def _named(name: str) -> str | None:
-    folder = name.endswith("/")
-    encoded = encoded_name(name[:-1] if folder else name)
-    return None if encoded is None else encoded + ("/" if folder else "")
+def _file_named(text: str) -> _JsonFile:
+    return _JsonFile(url=text) if text.startswith(("http://", "https://")) else _JsonFile(path=text)
 
 
-def _is_url(text: str) -> bool:
-    return text.startswith(("http://", "https://"))
+def _json_target(file: _JsonFile) -> str | None:
+    """Return the URL reference of a file; None where it has none that can be requested."""
+    if file.url:
+        return file.url
+    path = file.path or file.name or ""
+    names = path.removeprefix("./").removeprefix("/").removesuffix("/").split("/")
+    encoded = [_encoded_name(name) for name in names]
+    if None in encoded or (not file.path and len(names) > 1):
+        return None
+    # A colon in the first name would make it a scheme: it is percent-encoded, like everything that has a meaning.
+    return ("/" if path.startswith("/") else "") + "/".join(map(str, encoded)) + ("/" if path.endswith("/") else "")
 
 
-def _first(entry: dict[str, Any], names: tuple[str, ...]) -> Any:  # noqa: ANN401 - whatever JSON holds
-    return next((entry[name] for name in names if entry.get(name) is not None), None)
+def _encoded_name(name: str) -> str | None:
+    if name in ("", ".", "..") or len(name) > MAX_TARGET_LENGTH or any(char < " " or char == "\x7f" for char in name):
+        return None
+    return quote(name, safe="")
 
 
-def _next_page(found: dict[str, Any], count: int, facts: PageFacts) -> Iterator[Link]:
-    fields = {_plain(name): value for name, value in found.items()}
-    for around in AROUND_PAGES:
-        for name in (around, f"_{around}"):
-            inner = found.get(name)
-            if isinstance(inner, dict):
-                fields |= {_plain(key): value for key, value in inner.items()}
-    for name in NEXT_ADDRESSES:
-        value = fields.get(name)
-        value = value.get("href") if isinstance(value, dict) else value
-        if isinstance(value, str) and value:
-            yield Link(value, leads_on=True)
-            return
-    facts.unfinished = _rest(fields, count)
-
-
-def _rest(fields: dict[str, Any], count: int) -> str | None:
-    """Why there is more than this page, where its address is not told."""
-    for name in (*NEXT_ADDRESSES, *NEXT_TOKENS, *MORE_FLAGS):
-        if fields.get(name) not in (None, False, "", 0, [], {}, "false"):
-            return f"it is one page of several ({name!r} is set), and does not give the address of the next in 'next'"
-    total = _first(fields, TOTALS)
-    if isinstance(total, int) and total > count:
-        return f"it is one page of several (it has {count} of {printable(str(total)[:20])} entries)"
-    page, pages = fields.get("page"), _first(fields, PAGES)
-    if isinstance(page, int) and isinstance(pages, int) and page < pages:
-        return "it is one page of several, and does not give the address of the next in 'next'"
-    return None
-
-
-def _plain(name: str) -> str:
-    return name[:60].lower().translate({ord(char): None for char in "_-@."})
-
-
-NOT_IN_ADDRESSES = frozenset(' <>"{}|\\^`')
-LONGEST_ENDING = 12
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+def _json_time(file: _JsonFile) -> datetime | None:
+    stated = file.modified_at or file.mtime
+    if not stated:
+        return None
+    if len(stated) > _MAX_TIME_LENGTH:
+        raise ValueError("not a time")
+    moment = datetime.fromisoformat(stated) if file.modified_at else parsedate_to_datetime(stated)
+    # Without a zone it is UTC, as HTTP's times are.
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def text_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
-    """The links of a plain list, in its order; a sentence is none."""
+    """Yield the links of a plain list, in its order; a sentence is none."""
     facts.seen = f"text of {len(body)} bytes"
-    for line in _lines(body.removeprefix(BYTE_ORDER_MARK)):
+    for line in _lines(body.removeprefix(_BYTE_ORDER_MARK)):
         if line.startswith(b"#"):
             # Text alone may be anything; with a comment it is a list for certain, even when it names nothing.
             facts.recognised = True
@@ -435,7 +446,7 @@ def _text_link(line: bytes) -> Link | Unusable:
     if (
         len(text) <= MAX_TARGET_LENGTH
         and text.isprintable()
-        and not NOT_IN_ADDRESSES & set(text)
+        and not _NOT_IN_ADDRESSES & set(text)
         and _names_a_file(text)
     ):
         return Link(text)
@@ -443,10 +454,10 @@ def _text_link(line: bytes) -> Link | Unusable:
 
 
 def _names_a_file(text: str) -> bool:
-    """Whether an address ends in a folder's slash or in a name with an ending, as no word of an error does."""
+    """Return whether an address ends in a folder's slash or in a name with an ending, as no word of an error does."""
     try:
         path = urlsplit(text).path
     except ValueError:
         return False
     stem, _, ending = path.rpartition("/")[2].rpartition(".")
-    return path.endswith("/") or (bool(stem) and ending[:1].isalpha() and len(ending) <= LONGEST_ENDING)
+    return path.endswith("/") or (bool(stem) and ending[:1].isalpha() and len(ending) <= _LONGEST_ENDING)

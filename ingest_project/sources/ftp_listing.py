@@ -1,0 +1,198 @@
+"""Parse what FTP servers send of a folder, line by line, in pure functions.
+
+MLSD is a standard and exact. LIST is text for people: as `ls -l` prints it, or as MS-DOS did; in minutes, without the
+year where it is recent, in a time zone that the server does not state.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, tzinfo
+
+from ingest_project.sources.file_server import Entry, Kind
+from ingest_project.sources.protocol import MAX_SIZE_BYTES
+
+_MONTHS = (b"jan", b"feb", b"mar", b"apr", b"may", b"jun", b"jul", b"aug", b"sep", b"oct", b"nov", b"dec")
+_MODE = re.compile(rb"[A-Za-z-][-rwxsStTlL]{9}[.+@]?")
+_CLOCK = re.compile(rb"([0-9]{1,2}):([0-9]{2})")
+_DAY = re.compile(rb"[0-9]{1,2}")
+_ISO_DATE = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DOS_TIME = re.compile(rb"([0-9]{2})-([0-9]{2})-((?:[0-9]{2}){1,2}) ([0-9]{2}):([0-9]{2})(AM|PM)?")
+_MACHINE_TIME = re.compile(r"([0-9]{14})(?:\.([0-9]+))?")
+_TOTAL = re.compile(rb"total +[0-9]+")
+_MAX_SIZE_DIGITS = len(str(MAX_SIZE_BYTES))
+# After the mode: links, owner, group, size, time. Owners and groups of Windows domains have spaces in them.
+_MAX_WORDS = 16
+_UNIX_KINDS: dict[bytes, Kind] = {b"-": "file", b"d": "folder", b"l": "link"}
+_MACHINE_KINDS: dict[str, Kind] = {"file": "file", "dir": "folder"}
+# A server in a zone ahead of ours, or with a fast clock, may call this now.
+_AHEAD = timedelta(days=1)
+# Two-digit years of DOS listings from here on are of the last century.
+_FIRST_TWO_DIGIT_YEAR = 70
+
+
+def parse_time(text: str) -> datetime | None:
+    """Parse a time of MDTM, MLSD or MLST, `20260115103045` or with a fraction, in UTC; None where it is none."""
+    found = _MACHINE_TIME.fullmatch(text.strip())
+    if found is None:
+        return None
+    try:
+        moment = datetime.strptime(found[1], "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return moment.replace(microsecond=int((found[2] or "0")[:6].ljust(6, "0")))
+
+
+def parse_size(text: str) -> int | None:
+    """Parse a number of bytes of SIZE or MLSD; None where it is none that a file can have."""
+    return _size(text.strip().encode("latin-1", "replace"))
+
+
+def parse_machine_line(line: bytes) -> Entry:
+    """Parse one line of MLSD or MLST: `type=file;size=5;modify=20260115103045; name`.
+
+    A line that is not understood, or whose size or time is impossible, is `unknown`.
+    """
+    facts_text, space, name = line.partition(b" ")
+    if not space or b"=" not in facts_text:
+        return Entry(line, "unknown")
+    pairs = (fact.partition("=") for fact in facts_text.decode("latin-1").split(";"))
+    facts = {fact.lower(): value for fact, _, value in pairs}
+    kind, size, modified_at = _machine_kind(facts.get("type", "").lower()), facts.get("size"), facts.get("modify")
+    found = Entry(
+        name=name,
+        kind=kind,
+        size_bytes=parse_size(size) if size else None,
+        modified_at=parse_time(modified_at) if modified_at else None,
+        identity=facts.get("unique") or None,
+    )
+    impossible = (size and found.size_bytes is None) or (modified_at and found.modified_at is None)
+    return Entry(line, "unknown") if impossible and kind == "file" else found
+
+
+def parse_list_line(line: bytes, now: datetime, zone: tzinfo) -> Entry | None:
+    """Parse one line of LIST; None for what is no entry (blank lines, `total 12`).
+
+    Read from left to right, word by word: the time is linear in the length of the line, whatever it holds.
+
+    Args:
+        line: without its end.
+        now: decides the year of a time without one.
+        zone: of the server's clock.
+    """
+    stripped = line.strip()
+    if not stripped or _TOTAL.fullmatch(stripped):
+        return None
+    return _unix_entry(line, now, zone) or _dos_entry(line, zone) or Entry(line, "unknown")
+
+
+def _machine_kind(fact: str) -> Kind:
+    # `cdir` and `pdir`, the folder itself and the one above it, are named `.` and `..`, or by their paths.
+    return "link" if fact.startswith(("os.unix=symlink", "os.unix=slink")) else _MACHINE_KINDS.get(fact, "other")
+
+
+def _unix_entry(line: bytes, now: datetime, zone: tzinfo) -> Entry | None:
+    words = list(_words(line))
+    mode = words[0][0]
+    if not _MODE.fullmatch(mode):
+        return None
+    # A number after the mode counts links; where a server has no links to count, it may be the size.
+    after_links = 2 if len(words) > 1 and words[1][0].isdigit() else 1
+    for begin in (*range(after_links, len(words)), *range(1, after_links)):
+        size_bytes = _size(words[begin][0])
+        time = words[begin + 1 : begin + 4]
+        when = None if size_bytes is None else _unix_time([word for word, _ in time], now, zone)
+        if when is not None:
+            moment, length = when
+            name, kind = line[time[length - 1][1] + 1 :], _UNIX_KINDS.get(mode[:1], "other")
+            if kind == "link":
+                name = name.partition(b" -> ")[0]
+            return Entry(name, kind, size_bytes, moment, exact=False) if name else None
+    return None
+
+
+def _unix_time(words: list[bytes], now: datetime, zone: tzinfo) -> tuple[datetime | None, int] | None:
+    """Parse the time that these words begin with, and count its words; None where they begin with none.
+
+    The moment is None where the month is not English: the server has to say which time it is.
+    """
+    first, second, third = [*words, b"", b"", b""][:3]
+    try:
+        if _ISO_DATE.fullmatch(first) and _CLOCK.fullmatch(second):
+            return _utc(datetime.fromisoformat(f"{first.decode()}T{second.decode():0>5}"), zone), 2
+        dated, clock = third.isdigit() and len(third) == len("2026"), _CLOCK.fullmatch(third)
+        is_time = len(first) == len("Jan") and first.isalpha() and _DAY.fullmatch(second) and (dated or clock)
+        if not is_time:
+            return None
+        if first.lower() not in _MONTHS:
+            return None, 3
+        month, day = _MONTHS.index(first.lower()) + 1, int(second)
+        if clock is None:
+            return _utc(datetime(int(third), month, day), zone), 3  # noqa: DTZ001 - the zone is next
+        return _recent(month, day, int(clock[1]), int(clock[2]), now, zone), 3
+    except (ValueError, OverflowError):
+        return None
+
+
+def _recent(month: int, day: int, hour: int, minute: int, now: datetime, zone: tzinfo) -> datetime:  # noqa: PLR0913, PLR0917 - a time
+    """Return the last such time that was."""
+    this_year = now.astimezone(zone).year
+    for year in (this_year + 1, this_year, this_year - 1):
+        try:
+            moment = _utc(datetime(year, month, day, hour, minute), zone)  # noqa: DTZ001 - the zone is next
+        except ValueError:
+            continue  # the 29th of February
+        if moment <= now + _AHEAD:
+            return moment
+    raise ValueError("no such time in these years")
+
+
+def _dos_entry(line: bytes, zone: tzinfo) -> Entry | None:
+    words = list(_words(line))[:3]
+    if len(words) < 3 or words[0][1] != len(words[0][0]):  # noqa: PLR2004 - date, time, size; at the line's beginning
+        return None
+    (date, _), (clock, _), (size, end) = words
+    name = line[end:].lstrip() if size.startswith(b"<") else line[end + 1 :]
+    moment = _dos_time(date + b" " + clock, zone)
+    if moment is None or not name:
+        return None
+    if size.startswith(b"<") and size.endswith(b">"):
+        return Entry(name, "folder" if size == b"<DIR>" else "link", None, moment, exact=False)
+    size_bytes = _size(size)
+    return None if size_bytes is None else Entry(name, "file", size_bytes, moment, exact=False)
+
+
+def _dos_time(text: bytes, zone: tzinfo) -> datetime | None:
+    found = _DOS_TIME.fullmatch(text)
+    if found is None:
+        return None
+    month, day, year, hour, minute = map(int, found.groups()[:5])
+    if len(found[3]) == 2:  # noqa: PLR2004 - digits
+        year += 1900 if year >= _FIRST_TWO_DIGIT_YEAR else 2000
+    if found[6]:
+        hour = hour % 12 + (12 if found[6] == b"PM" else 0)
+    try:
+        return _utc(datetime(year, month, day, hour, minute), zone)  # noqa: DTZ001 - the zone is next
+    except (ValueError, OverflowError):
+        return None
+
+
+def _words(line: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield the first words of a line, each with its end."""
+    position = 0
+    for word in line.split(None, _MAX_WORDS)[:_MAX_WORDS]:
+        position = line.index(word, position) + len(word)
+        yield word, position
+
+
+def _size(word: bytes) -> int | None:
+    """Parse a number of bytes that a file can have; None for anything else."""
+    if not word.isdigit() or len(word) > _MAX_SIZE_DIGITS:
+        return None
+    size = int(word)
+    return size if size <= MAX_SIZE_BYTES else None
+
+
+def _utc(local: datetime, zone: tzinfo) -> datetime:
+    return local.replace(tzinfo=zone).astimezone(UTC)

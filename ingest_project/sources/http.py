@@ -1,0 +1,427 @@
+"""Files that a web server lists, `source_type` http: an index page, a JSON list, or a plain list of links.
+
+A job's `source_config`: `path` (address of the listing), `credentials` (they go to their own hosts only), `elsewhere`
+(true: links may lead out of the listing's folder, to any address that may be contacted). The rules of the web client
+decide which addresses may be contacted, at every redirect.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, BinaryIO
+from urllib.parse import unquote, urljoin, urlsplit
+
+from ingest_project.contracts.files import INGESTIBLE_TYPES, file_type_of
+from ingest_project.core.errors import (
+    AddressRejectedError,
+    ForbiddenPathError,
+    PermanentError,
+    SourceAccessDeniedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
+    UnreadableListingError,
+)
+from ingest_project.core.settings import Credential
+from ingest_project.platform.http.client import WebClient
+from ingest_project.platform.http.pinned_transport import Deadline
+from ingest_project.platform.http.urls import WebAddress
+from ingest_project.sources.context import SourceContext, require_for_host
+from ingest_project.sources.http_files import (
+    WebFileReader,
+    decoded_body,
+    decoder_of,
+    describe,
+    strong_etag,
+    web_errors,
+)
+from ingest_project.sources.http_listing import MAX_PAGE_BYTES, read_page
+from ingest_project.sources.http_parsers import Link, PageFacts, Unusable, is_page_query
+from ingest_project.sources.protocol import MAX_DEPTH, Skipped, SourceFile, printable
+from ingest_project.sources.reading import ListingBudget, Pace, SourceLimits, resumed_reading
+from ingest_project.sources.selection import Pattern, refusal
+
+MAX_FOLDERS = 10_000
+# Of one folder.
+MAX_PAGES = 10_000
+_MEMORY_BYTES = 8 * 1024**2
+_SKIPPED_FOLDER: Mapping[type[PermanentError], str] = {
+    SourceNotFoundError: "A folder that was removed.",
+    SourceAccessDeniedError: "A folder that its server does not let us into.",
+    UnreadableListingError: "A folder whose page is no listing that can be read.",
+}
+
+
+def open_http(source_config: Mapping[str, Any], context: SourceContext) -> HttpSource:
+    """Make the source of the files that one listing names.
+
+    Raises:
+        UnknownCredentialsError: it names credentials that are not stored.
+    """
+    return HttpSource(
+        str(source_config.get("path") or ""),
+        context.web,
+        context.credential(source_config),
+        context.limits,
+        elsewhere=source_config.get("elsewhere") in (True, "true"),
+        concurrency=context.polling.source_connections_per_host,
+    )
+
+
+@dataclass(frozen=True)
+class HttpSource:
+    """One listing.
+
+    Args:
+        listing: its address; empty where a single file is opened by its own.
+        web: the client of web hosts.
+        credential: that the job names; the web client sends it.
+        limits: of time and entries.
+        elsewhere: whether files may be outside of the listing's folder.
+        concurrency: number of requests at a time for versions of files.
+    """
+
+    listing: str
+    web: WebClient
+    credential: Credential | None
+    limits: SourceLimits
+    elsewhere: bool = False
+    concurrency: int = 4
+
+    @property
+    def location(self) -> str:
+        """The listing's address, without a query, which may be a signature."""
+        return self._printable(self.listing)
+
+    def canonical_location(self, path: str) -> str:
+        """Return the address in its one spelling, its query included: another query is another file."""
+        try:
+            return self.web.check(path).url
+        except AddressRejectedError as error:
+            # An address that may not be requested still needs a stable name in reports.
+            return error.url
+
+    def require_allowed(self, path: str) -> None:
+        """Refuse an address that may not be contacted, or that is outside of the listing's folder."""
+        address = self.checked(path)
+        if self.listing and not self.may_hold(address, self.checked(self.listing)):
+            raise ForbiddenPathError(
+                address.printable, 'it is outside of the listing\'s folder. Say "elsewhere": true in source_config.'
+            )
+        if self.credential is not None:
+            require_for_host(self.credential, address.host, address.port, address.printable)
+
+    def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
+        """Yield the listing's links as they are read, and those of its folders where the pattern reaches them."""
+        parsed = Pattern.parse(pattern)
+        self.require_allowed(self.listing)
+        budget = ListingBudget(self.limits, self.location)
+
+        def with_version(file: SourceFile) -> SourceFile | Skipped:
+            budget.seconds_left()
+            return self._with_version(file)
+
+        with ThreadPoolExecutor(self.concurrency, "http-versions") as pool:
+            try:
+                yield from _in_order(_Walk(self, parsed, budget).files(), pool, self.concurrency, with_version)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def stat(self, path: str) -> SourceFile:
+        """Return what the server says about the file now."""
+        self.require_allowed(path)
+        return describe(self.web, path, _name(self.checked(path)), self.limits)
+
+    def open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """Open a file, all of one version; a cut connection is replaced and the reading resumes."""
+        self.require_allowed(path)
+        location = self._printable(path)
+        return resumed_reading(WebFileReader(self.web, path, location, self.limits).opened, location, self.limits)
+
+    def checked(self, url: str) -> WebAddress:
+        """Parse an address.
+
+        Raises:
+            ForbiddenPathError: it may not be contacted.
+        """
+        try:
+            return self.web.check(url)
+        except AddressRejectedError as error:
+            raise ForbiddenPathError(error.url, str(error)) from error
+
+    def may_hold(self, address: WebAddress, listing: WebAddress) -> bool:
+        """Return whether files of this listing may be at an address."""
+        return self.elsewhere or _is_below(address, listing)
+
+    def _with_version(self, file: SourceFile) -> SourceFile | Skipped:
+        try:
+            found = describe(self.web, file.path, file.name, self.limits)
+        except SourceNotFoundError:
+            return Skipped(self._printable(file.path), "It was removed while the listing was read.")
+        except (SourceAccessDeniedError, ForbiddenPathError) as error:
+            return Skipped(self._printable(file.path), f"No access: {error.reason.rstrip('.')}.")
+        return replace(found, size_bytes=found.size_bytes if found.size_bytes is not None else file.size_bytes)
+
+    def _printable(self, url: str) -> str:
+        try:
+            return self.web.check(url).printable
+        except AddressRejectedError as error:
+            return error.url
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder to list; `relative` is empty for the first one, and ends with a slash for all others."""
+
+    address: WebAddress
+    relative: str
+
+
+# A file, and whether its version is known.
+_Found = tuple[SourceFile, bool] | Skipped
+
+
+class _Walk:
+    """One listing with its folders and pages.
+
+    Args:
+        source: the source.
+        pattern: of the files that are taken.
+        budget: of the listing.
+    """
+
+    def __init__(self, source: HttpSource, pattern: Pattern, budget: ListingBudget) -> None:
+        self._source = source
+        self._pattern = pattern
+        self._budget = budget
+        self._root = source.checked(source.listing)
+        self._waiting = deque([_Folder(self._root, "")])
+        self._folders = {self._root.url}
+        # Digests of all links: an index may link a name and its icon, and pages overlap.
+        self._links: set[bytes] = set()
+        # Links to files of a type that is ingested.
+        self._files = 0
+
+    def files(self) -> Iterator[_Found]:
+        """Yield the files that match, folder by folder and page by page."""
+        doubt = ""
+        while self._waiting:
+            folder = self._waiting.popleft()
+            try:
+                found = yield from self._list(folder)
+            except (SourceNotFoundError, SourceAccessDeniedError, UnreadableListingError) as error:
+                if not folder.relative:
+                    raise
+                visible = not isinstance(error, SourceNotFoundError)
+                yield Skipped(folder.address.printable, _SKIPPED_FOLDER[type(error)], visible=visible)
+            else:
+                doubt = doubt or found
+        if doubt and not self._files:
+            raise UnreadableListingError(self._root.printable, doubt)
+
+    def _list(self, folder: _Folder) -> Generator[_Found, None, str]:
+        """List one folder; return why its page may be no listing at all, empty without a doubt.
+
+        A page that is no index for certain is one if it links files; without any it is not known to be empty.
+        """
+        pages, seen, doubt, files_before = deque([folder.address]), {folder.address.url}, "", self._files
+        while pages:
+            requested = pages.popleft()
+            address, facts, entries = self._page(requested)
+            if requested == folder.address:
+                self._require_same_folder(address, folder)
+            doubt, base = doubt or _doubt_about(facts, address), _base(facts, address)
+            for entry in self._budget.counted(entries):
+                resolved = self._resolved(entry, base)
+                if isinstance(resolved, Skipped):
+                    yield resolved
+                    continue
+                link, target = resolved
+                if link.is_next_page or _is_page_of(target, requested):
+                    _add_page(target, address, pages, seen)
+                elif not _is_above(target, address) and self._is_new(target):
+                    yield from self._link(target, link, folder)
+        if not doubt or self._files > files_before:
+            return ""
+        if folder.relative:
+            raise UnreadableListingError(folder.address.printable, doubt)
+        return doubt
+
+    def _link(self, target: WebAddress, link: Link, folder: _Folder) -> Iterator[_Found]:
+        name = _name(target)
+        relative = folder.relative + name
+        if not urlsplit(target.url).path.endswith("/"):
+            allowed = self._source.may_hold(target, self._root)
+            self._files += file_type_of(relative) in INGESTIBLE_TYPES and allowed
+            if self._pattern.matches(relative):
+                yield self._file(target, name, link, allowed=allowed)
+        elif name.startswith("."):
+            yield Skipped(target.printable, "A hidden folder.", visible=False)
+        elif (
+            _is_below(target, folder.address)
+            and self._pattern.may_match_below(relative)
+            and target.url not in self._folders
+        ):
+            self._folders.add(target.url)
+            self._require_bounded(relative)
+            self._waiting.append(_Folder(target, f"{relative}/"))
+
+    def _file(self, address: WebAddress, name: str, link: Link, *, allowed: bool) -> _Found:
+        if (skipped := refusal(address.printable, name)) is not None:
+            return skipped
+        if not allowed:
+            return Skipped(address.printable, "A link that leads out of the listing's folder.")
+        etag = link.etag if link.modified_at is None else strong_etag(link.etag)
+        return SourceFile(address.url, name, link.size_bytes, link.modified_at, etag), link.has_version
+
+    def _page(self, requested: WebAddress) -> tuple[WebAddress, PageFacts, Iterator[Link | Unusable]]:
+        """Read one page of a listing: the address that answered after redirects, its facts and its entries.
+
+        It is copied first: its server must not wait while the versions of its files are requested.
+        """
+        with SpooledTemporaryFile(_MEMORY_BYTES) as copy:
+            try:
+                address, headers = self._copy(requested, copy)
+            except SourceUnreachableError:
+                # Where the time of the whole is over, that is the reason.
+                self._budget.seconds_left()
+                raise
+            size = copy.tell()
+            copy.seek(0)
+            return address, *read_page(copy, size, headers, address.printable)
+
+    def _copy(self, requested: WebAddress, copy: IO[bytes]) -> tuple[WebAddress, Mapping[str, str]]:
+        deadline = Deadline(self._budget.page_time())
+        with web_errors(requested.printable), self._source.web.get(requested.url, deadline) as answer:
+            location = answer.address.printable
+            pieces = decoded_body(answer, decoder_of(answer, location))
+            pace = Pace(self._source.limits, location)
+            while piece := pace.timed(lambda: next(pieces, b"")):
+                copy.write(piece)
+                if copy.tell() > MAX_PAGE_BYTES:
+                    raise UnreadableListingError(location, f"it answers with more than {MAX_PAGE_BYTES} bytes")
+            return answer.address, answer.headers
+
+    def _require_same_folder(self, address: WebAddress, folder: _Folder) -> None:
+        """Refuse a redirect out of the listing's folder: every link would lead out."""
+        if self._source.may_hold(address, self._root):
+            return
+        if folder.relative:
+            raise SourceAccessDeniedError(address.printable, "it leads out of the listing's folder")
+        raise ForbiddenPathError(
+            self._root.printable,
+            f"it redirects to {address.printable}, outside of its folder. Name that address as the path, or say "
+            '"elsewhere": true in source_config.',
+        )
+
+    def _resolved(self, entry: Link | Unusable, base: str) -> tuple[Link, WebAddress] | Skipped:
+        if isinstance(entry, Unusable):
+            return Skipped(entry.shown, entry.reason)
+        try:
+            return entry, self._source.web.check(urljoin(base, entry.target))
+        except AddressRejectedError as error:
+            shown = printable(entry.target.partition("?")[0])
+            return Skipped(shown, f"A link that may not be followed: {error.rule}.", visible="://" in entry.target)
+        except ValueError:
+            return Skipped(printable(entry.target), "A link that is no address.")
+
+    def _is_new(self, target: WebAddress) -> bool:
+        digest = blake2b(target.url.encode(), digest_size=16).digest()
+        known = digest in self._links
+        self._links.add(digest)
+        return not known
+
+    def _require_bounded(self, relative: str) -> None:
+        if len(self._folders) > MAX_FOLDERS or relative.count("/") > MAX_DEPTH:
+            raise PermanentError(
+                f"{self._source.location} has more than {MAX_FOLDERS} folders, or is more than {MAX_DEPTH} levels "
+                "deep. Name a folder further down."
+            )
+
+
+def _in_order(
+    found: Iterator[_Found],
+    pool: ThreadPoolExecutor,
+    ahead: int,
+    with_version: Callable[[SourceFile], SourceFile | Skipped],
+) -> Iterator[SourceFile | Skipped]:
+    """Yield what was found, with versions; a few of them are requested at a time."""
+    waiting: deque[Future[SourceFile | Skipped]] = deque()
+    for entry in found:
+        if isinstance(entry, Skipped):
+            yield entry
+        elif entry[1]:
+            yield entry[0]
+        else:
+            waiting.append(pool.submit(with_version, entry[0]))
+            if len(waiting) > 2 * ahead:
+                yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _doubt_about(facts: PageFacts, address: WebAddress) -> str:
+    """Return why a page may be no listing; empty where it is one for certain.
+
+    Raises:
+        UnreadableListingError: it is none.
+    """
+    if facts.unusable and not facts.links:
+        raise UnreadableListingError(address.printable, f"it answers with {facts.seen}, none of which is understood")
+    doubt = "" if facts.recognised else f"it answers with {facts.seen}, which is no index of a folder"
+    if doubt and not facts.links:
+        raise UnreadableListingError(address.printable, doubt)
+    return doubt
+
+
+def _base(facts: PageFacts, address: WebAddress) -> str:
+    """Return the address that the links of a page are relative to."""
+    try:
+        return urljoin(address.url, facts.base or "")
+    except ValueError:
+        raise UnreadableListingError(address.printable, "the base of its links is no address") from None
+
+
+def _add_page(target: WebAddress, page: WebAddress, pages: deque[WebAddress], seen: set[str]) -> None:
+    """Add a further page of the same folder, once."""
+    if target.url in seen:
+        return
+    seen.add(target.url)
+    if target.origin != page.origin:
+        raise UnreadableListingError(page.printable, f"its next page is on another host ({target.printable})")
+    if len(seen) > MAX_PAGES:
+        raise UnreadableListingError(page.printable, f"it has more than {MAX_PAGES} pages")
+    pages.append(target)
+
+
+def _is_page_of(target: WebAddress, page: WebAddress) -> bool:
+    """Return whether a link leads to the same folder by another query that names a page."""
+    there, here = urlsplit(target.url), urlsplit(page.url)
+    return target.origin == page.origin and there.path == here.path and is_page_query(there.query)
+
+
+def _folder_of(address: WebAddress) -> str:
+    return urlsplit(address.url).path.rpartition("/")[0] + "/"
+
+
+def _is_below(address: WebAddress, listing: WebAddress) -> bool:
+    path = urlsplit(address.url).path
+    return address.origin == listing.origin and path.startswith(_folder_of(listing)) and "/../" not in unquote(path)
+
+
+def _is_above(address: WebAddress, folder: WebAddress) -> bool:
+    return address.origin == folder.origin and _folder_of(folder).startswith(urlsplit(address.url).path)
+
+
+def _name(address: WebAddress) -> str:
+    name = urlsplit(address.url).path.rstrip("/").rpartition("/")[2]
+    try:
+        return unquote(name, errors="strict")
+    except UnicodeDecodeError:
+        # Names of servers that write latin-1; the address keeps their bytes.
+        return unquote(name, encoding="latin-1")

@@ -1,1 +1,0 @@
-"""Web listings as a source."""

@@ -1,0 +1,312 @@
+"""Limits of time and entries of one source, and reading files within them.
+
+The time-out of each read ends silence. A server that sends a byte now and then is never silent: so every answer has a
+total time as well, every file a least speed, and every listing a total time and a number of entries. Reading a file
+resumes where it stopped when its connection breaks, as long as it is the same version.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import BinaryIO, Protocol, TypeVar, cast
+
+import stamina
+from typing_extensions import Buffer
+
+from ingest_project.core.errors import PermanentError, SourceChangedError, SourceUnreachableError
+from ingest_project.core.settings import PollingSettings
+from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSocket, deadline_in_force
+
+LEAST_BYTES_PER_SECOND = 1_024
+Item = TypeVar("Item")
+
+_RETRY_PAUSES = timedelta(seconds=10)
+_ENTRIES_SETTING = "INGEST_MAX_LISTING_ENTRIES"
+_SECONDS_SETTING = "INGEST_MAX_LISTING_SECONDS"
+_BUFFER_BYTES = 1024**2
+_RECONNECTIONS_WITHOUT_PROGRESS = 3
+_FIRST_PAUSE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class SourceLimits:
+    """Limits of one source.
+
+    Args:
+        timeout_seconds: without a byte.
+        max_entries: of one listing, all folders and pages together.
+        max_listing_seconds: of one listing.
+    """
+
+    timeout_seconds: float = 30.0
+    max_entries: int = 1_000_000
+    max_listing_seconds: float = 3_600.0
+
+    @classmethod
+    def of(cls, settings: PollingSettings) -> SourceLimits:
+        """Take the limits from the settings."""
+        return cls(settings.source_timeout_seconds, settings.max_listing_entries, settings.max_listing_seconds)
+
+    @property
+    def answer_time(self) -> timedelta:
+        """Total time of an answer without a body."""
+        return timedelta(seconds=2 * self.timeout_seconds)
+
+    @property
+    def page_time(self) -> timedelta:
+        """Total time of one page of a listing."""
+        return timedelta(seconds=10 * self.timeout_seconds)
+
+    @property
+    def attempts_time(self) -> timedelta:
+        """Total time of an answer that a client library requests several times, its pauses included."""
+        return self.page_time + _RETRY_PAUSES
+
+
+class ListingBudget:
+    """The entries and the time that are left for one listing.
+
+    Args:
+        limits: at its beginning.
+        location: for messages.
+    """
+
+    def __init__(self, limits: SourceLimits, location: str) -> None:
+        self._limits = limits
+        self._location = location
+        self._entries = 0
+        self._until = time.monotonic() + limits.max_listing_seconds
+
+    def count(self, entries: int = 1) -> None:
+        """Count entries that were read, taken or not.
+
+        Raises:
+            PermanentError: there are too many.
+            SourceUnreachableError: it has taken too long.
+        """
+        self._entries += entries
+        if self._entries > self._limits.max_entries:
+            raise PermanentError(
+                f"{self._location} has more than {self._limits.max_entries} entries (limit: {_ENTRIES_SETTING}). "
+                "Name a folder further down."
+            )
+        self.seconds_left()
+
+    def counted(self, entries: Iterator[Item]) -> Iterator[Item]:
+        """Yield the same entries and count them."""
+        for entry in entries:
+            self.count()
+            yield entry
+
+    def counted_in_time(self, entries: Iterator[Item]) -> Iterator[Item]:
+        """Yield the same entries and count them; each request for more has the time of a page."""
+        while True:
+            with deadline_in_force(Deadline(self.page_time())):
+                try:
+                    entry = next(entries)
+                except StopIteration:
+                    return
+            self.count()
+            yield entry
+
+    def seconds_left(self) -> float:
+        """Return the time that is left, more than zero.
+
+        Raises:
+            SourceUnreachableError: it has taken too long.
+        """
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise SourceUnreachableError(
+                self._location,
+                f"listing it took more than {self._limits.max_listing_seconds:g} s (limit: {_SECONDS_SETTING})",
+            )
+        return left
+
+    def page_time(self) -> timedelta:
+        """Return the time for the next page, at most what is left of the whole."""
+        return min(self._limits.page_time, timedelta(seconds=self.seconds_left()))
+
+
+def with_deadline(connection: socket.socket) -> socket.socket:
+    """Return the same connection as a socket that keeps to the deadline in force."""
+    if isinstance(connection, DeadlineSocket):
+        return connection
+    timeout = connection.gettimeout()
+    bounded = DeadlineSocket(fileno=connection.detach())
+    bounded.settimeout(timeout)
+    return bounded
+
+
+class OpenedFile(Protocol):
+    """A file that is read from some position to its end."""
+
+    size_bytes: int | None
+    modified_at: datetime | None
+
+    def read(self, size: int) -> bytes:
+        """Return some of the next bytes, at most `size`; empty at the end.
+
+        Raises:
+            SourceUnreachableError: the connection broke.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop reading and give the connection back; never raises."""
+        ...
+
+
+class Pace:
+    """Measures the speed of what is read piece by piece.
+
+    Args:
+        limits: their time-out decides how long the server may be slower.
+        location: for messages.
+    """
+
+    def __init__(self, limits: SourceLimits, location: str) -> None:
+        self._interval = 2 * limits.timeout_seconds
+        self._location = location
+        self._seconds = 0.0
+        self._bytes = 0
+
+    def timed(self, read: Callable[[], bytes]) -> bytes:
+        """Read one piece; the time that the caller takes in between does not count.
+
+        Raises:
+            SourceUnreachableError: the server is slower than the least speed.
+        """
+        before = time.monotonic()
+        piece = read()
+        self._seconds += time.monotonic() - before
+        self._bytes += len(piece)
+        if self._seconds >= self._interval and piece:
+            if self._bytes < LEAST_BYTES_PER_SECOND * self._seconds:
+                raise SourceUnreachableError(
+                    self._location,
+                    f"it is too slow: {self._bytes} bytes in {self._seconds:.0f} s, under {LEAST_BYTES_PER_SECOND} "
+                    "bytes a second",
+                )
+            self._seconds, self._bytes = 0.0, 0
+        return piece
+
+
+@contextmanager
+def resumed_reading(open_at: Callable[[int], OpenedFile], location: str, limits: SourceLimits) -> Iterator[BinaryIO]:
+    """Open a buffered file whose cut connection is replaced, up to three times without a byte in between.
+
+    Args:
+        open_at: opens the file at a position, on a connection of its own.
+        location: of the file, for messages.
+        limits: of its source; they hold over all connections together.
+    """
+    raw = _ResumedFile(open_at, location, Pace(limits, location))
+    with io.BufferedReader(raw, buffer_size=_BUFFER_BYTES) as file:
+        # typeshed's BufferedReader is generic; to a caller it is a BinaryIO.
+        yield cast("BinaryIO", file)
+
+
+def skip_bytes(file: OpenedFile, count: int, pace: Pace) -> None:
+    """Read and drop so many bytes: for servers that cannot begin in the middle."""
+    while count and (block := pace.timed(partial(file.read, min(count, _BUFFER_BYTES)))):
+        count -= len(block)
+
+
+class PacedReader(io.RawIOBase):
+    """A file that a client library reads, held to the least speed.
+
+    Args:
+        file: closed by its opener.
+        limits: of its source.
+        location: for messages.
+    """
+
+    def __init__(self, file: BinaryIO, limits: SourceLimits, location: str) -> None:
+        self._file = file
+        self._limits = limits
+        self._pace = Pace(limits, location)
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Read some of the next bytes, within the time of a page."""
+        view = memoryview(buffer).cast("B")
+        with deadline_in_force(Deadline(self._limits.page_time)):
+            block = self._pace.timed(partial(self._file.read, len(view)))
+        view[: len(block)] = block
+        return len(block)
+
+
+class _ResumedFile(io.RawIOBase):
+    """The unbuffered part of `resumed_reading`."""
+
+    def __init__(self, open_at: Callable[[int], OpenedFile], location: str, pace: Pace) -> None:
+        super().__init__()
+        self._pace = pace
+        self._open_at = open_at
+        self._location = location
+        self._file = open_at(0)
+        self._version = (self._file.size_bytes, self._file.modified_at)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        block = self._pace.timed(partial(self._next_block, len(view)))
+        view[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def _next_block(self, size: int) -> bytes:
+        try:
+            return self._read(size)
+        except SourceUnreachableError:
+            return self._resume(size)
+
+    def _resume(self, size: int) -> bytes:
+        for attempt in stamina.retry_context(
+            SourceUnreachableError,
+            attempts=_RECONNECTIONS_WITHOUT_PROGRESS,
+            timeout=None,
+            wait_initial=_FIRST_PAUSE_SECONDS,
+            wait_jitter=0.0,
+        ):
+            with attempt:
+                self._file = self._open_at(self._position)
+                if (self._file.size_bytes, self._file.modified_at) != self._version:
+                    raise SourceChangedError(
+                        self._location, "the connection was cut, and by then it was another version"
+                    )
+                return self._read(size)
+        raise AssertionError("the last attempt either returns or raises")
+
+    def _read(self, size: int) -> bytes:
+        try:
+            block = self._file.read(size)
+            self._require_complete(block)
+        except SourceUnreachableError:
+            self._file.close()
+            raise
+        self._position += len(block)
+        return block
+
+    def _require_complete(self, block: bytes) -> None:
+        size, _ = self._version
+        if not block and size is not None and self._position < size:
+            raise SourceUnreachableError(self._location, f"it ended after {self._position} of {size} bytes")

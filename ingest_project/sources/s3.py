@@ -1,0 +1,540 @@
+"""Objects in S3, `source_type` s3: Amazon's, or another server's that speaks its protocol.
+
+A job's `source_config`: `path` (`s3://bucket/prefix`, or a prefix together with `bucket`), `credentials`,
+`endpoint_url`, `region`, `requester_pays`. S3 has no folders: a prefix that nothing starts with is an empty listing.
+
+A job is an untrusted message: an endpoint and a bucket that it names must be known, and a credential goes only to the
+endpoints that it lists. Without a credential of its own, another endpoint is contacted anonymously.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from urllib.parse import quote
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from botocore.response import StreamingBody
+from pydantic import SecretStr
+
+from ingest_project.core.errors import (
+    ForbiddenPathError,
+    IngestError,
+    PermanentError,
+    SourceAccessDeniedError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
+    UnreadableListingError,
+)
+from ingest_project.core.settings import Credential
+from ingest_project.platform.http.host_policy import HostLists, HostRules
+from ingest_project.platform.http.pinned_transport import Connector, Deadline, deadline_in_force
+from ingest_project.platform.http.urls import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
+from ingest_project.platform.object_store.s3 import BoundedS3Resource
+from ingest_project.sources.context import SourceContext, patterns_for, require_for_host
+from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.reading import ListingBudget, SourceLimits, resumed_reading
+from ingest_project.sources.s3_transport import bound
+from ingest_project.sources.selection import Pattern, refusal
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
+
+AMAZON = parse_url("https://s3.amazonaws.com")
+LONGEST_KEY_BYTES = 1_024
+# A message names the region, and a client takes megabytes.
+KEPT_CLIENTS = 32
+READ_BYTES = 64 * 1024
+_SCHEME = "s3://"
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
+_REGION = re.compile(r"[a-z0-9-]{1,40}")
+_SAFE_IN_KEY = "/!*'()=,;:@&+$"
+_ARCHIVED = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+_SERVER_ERRORS = 500
+_REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _PRECONDITION_FAILED, _REDIRECTED = 408, 429, 412, 301
+_THROTTLED = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
+_NOT_FOUND = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket", "NoSuchVersion"})
+_OTHER_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+_LONGEST_CAUSE = 200
+
+
+def open_s3(source_config: Mapping[str, Any], context: SourceContext) -> S3Source:
+    """Make the source of the objects of one bucket whose keys start with a prefix.
+
+    Raises:
+        UnknownCredentialsError: it names credentials that are not stored.
+        PermanentError: it names no bucket, or two.
+        ForbiddenPathError, AddressRejectedError: the bucket or the endpoint is not one that jobs may name.
+    """
+    credential = context.credential(source_config)
+    account = _account_of(source_config, credential, context)
+    _require_allowed_bucket(source_config, credential, context)
+    return S3Source(
+        str(source_config.get("path") or ""),
+        Bucket(account, _bucket_of(source_config)),
+        context.host_lists,
+        context.limits,
+        requester_pays=source_config.get("requester_pays") in (True, "true"),
+    )
+
+
+@dataclass(frozen=True)
+class S3Account:
+    """An endpoint of S3 and our keys there. None: boto3's own configuration decides.
+
+    Args:
+        endpoint_url: address of a server other than Amazon's.
+        unsigned: send requests anonymously.
+        from_job: a job names the endpoint, so that the client may connect to nothing else; else the settings do.
+        internal_allowed: whether a setting names this very host, so that it may have an internal address.
+    """
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: SecretStr | None = None
+    unsigned: bool = False
+    from_job: bool = False
+    internal_allowed: bool = False
+
+    @property
+    def endpoint(self) -> WebAddress | None:
+        """The address of the server; None for Amazon's."""
+        return parse_url(self.endpoint_url) if self.endpoint_url else None
+
+    def rules(self, lists: HostLists) -> HostRules | None:
+        """Return the rules that its client connects by; None for an endpoint of the settings."""
+        endpoint = self.endpoint
+        if not self.from_job or endpoint is None:
+            return None
+        return lists.rules_for((endpoint.host, endpoint.port), internal_allowed=self.internal_allowed)
+
+
+@lru_cache(maxsize=KEPT_CLIENTS)
+def s3_client(account: S3Account, timeout_seconds: float, lists: HostLists) -> S3Client:
+    """Return the client of an account, made by dagster-aws's resource; equal accounts share its connections.
+
+    Args:
+        account: where, and with which keys.
+        timeout_seconds: how long a server may be silent.
+        lists: hosts that are not contacted, and internal ones that may be.
+    """
+    secret, rules = account.secret_access_key, account.rules(lists)
+    resource = BoundedS3Resource(
+        use_unsigned_session=account.unsigned,
+        region_name=account.region,
+        endpoint_url=account.endpoint_url,
+        aws_access_key_id=account.access_key_id,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        timeout_seconds=timeout_seconds,
+        # A proxy would resolve the name itself. An endpoint of the settings is reached as they say.
+        proxied=rules is None,
+    )
+    return bound(resource.get_client(), Connector(rules) if rules else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket at an account's endpoint.
+
+    Args:
+        account: endpoint and keys.
+        name: of the bucket, or an access point's.
+    """
+
+    account: S3Account
+    name: str
+
+    @property
+    def location(self) -> str:
+        """`s3://bucket` at Amazon, `s3+http://host:port/bucket` at any other server."""
+        if self.account.endpoint_url is None:
+            return f"{_SCHEME}{self.name}"
+        return f"s3+{self.account.endpoint_url.rstrip('/')}/{self.name}"
+
+    def key(self, path: str) -> str:
+        """Return the key that a path names: `s3://bucket/key`, or the key alone.
+
+        Raises:
+            ForbiddenPathError: another bucket, or no object can have such a key.
+        """
+        key = path
+        if path.startswith(_SCHEME):
+            bucket, _, key = path.removeprefix(_SCHEME).partition("/")
+            if bucket != self.name:
+                raise ForbiddenPathError(path, f"it is not in the bucket {self.name} that its source names.")
+        if "\x00" in key or len(key.encode("utf-8", "replace")) > LONGEST_KEY_BYTES:
+            raise ForbiddenPathError(path[:200], f"a key has at most {LONGEST_KEY_BYTES} bytes, none of them NUL.")
+        return key
+
+    def path(self, key: str) -> str:
+        """Return the path of a key, as messages carry it."""
+        return f"{_SCHEME}{self.name}/{key}"
+
+
+@dataclass(frozen=True)
+class S3Source:
+    """One prefix of a bucket.
+
+    Args:
+        prefix: as the job names it.
+        bucket: the bucket.
+        lists: hosts that are not contacted, and internal ones that may be.
+        limits: of time and entries.
+        requester_pays: whether we pay for what the bucket's owner would not.
+    """
+
+    prefix: str
+    bucket: Bucket
+    lists: HostLists
+    limits: SourceLimits
+    requester_pays: bool = False
+
+    @property
+    def location(self) -> str:
+        """`s3://bucket/prefix`, or with another server's address in front."""
+        return self.canonical_location(self.prefix)
+
+    def canonical_location(self, path: str) -> str:
+        """Return the bucket's address and the key, percent-encoded."""
+        try:
+            key = self.bucket.key(path)
+        except ForbiddenPathError:
+            # A path that no object can have still needs a stable name in reports.
+            key = path
+        return f"{self.bucket.location}/{quote(key, safe=_SAFE_IN_KEY, errors='replace')}"
+
+    def require_allowed(self, path: str) -> None:
+        """Refuse another bucket than the source's, and a key that no object can have."""
+        self.bucket.key(path)
+
+    def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
+        """List pages of 1,000 keys: all below a prefix at once where the pattern has `**`, level by level if not."""
+        parsed = Pattern.parse(pattern)
+        prefix = self.bucket.key(self.prefix).rstrip("/")
+        root = f"{prefix}/" if prefix else ""
+        waiting, budget = [root + parsed.fixed_beginning], ListingBudget(self.limits, self.bucket.location)
+        while waiting:
+            for page in self._pages(waiting.pop(), parsed, budget):
+                contents, folders = page.get("Contents", []), page.get("CommonPrefixes", [])
+                budget.count(len(contents) + len(folders))
+                for found in contents:
+                    with s3_errors(self.bucket.location):
+                        entry = self._entry(found, len(root), parsed)
+                    if entry is not None:
+                        yield entry
+                for folder in folders:
+                    below = str(folder.get("Prefix", ""))
+                    if parsed.may_match_below(below[len(root) : -1]):
+                        waiting.append(below)
+
+    def stat(self, path: str) -> SourceFile:
+        """Return what S3 says about the object that is there now."""
+        key = self.bucket.key(path)
+        with s3_errors(self.canonical_location(path)), deadline_in_force(Deadline(self.limits.attempts_time)):
+            found = self._client.head_object(Bucket=self.bucket.name, Key=key, **self._payer)
+            return SourceFile(
+                path=self.bucket.path(key),
+                name=key.rpartition("/")[2],
+                size_bytes=found["ContentLength"],
+                modified_at=found["LastModified"],
+                etag=found["ETag"].strip('"'),
+            )
+
+    def open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """Open an object, all of one version; a cut connection is replaced and the reading resumes."""
+        key, location = self.bucket.key(path), self.canonical_location(path)
+        reader = _ObjectReader(self._client, self.bucket.name, key, location, self._payer, self.limits)
+        return resumed_reading(reader.opened, location, self.limits)
+
+    @cached_property
+    def _client(self) -> S3Client:
+        with s3_errors(self.bucket.location):
+            return s3_client(self.bucket.account, self.limits.timeout_seconds, self.lists)
+
+    @property
+    def _payer(self) -> dict[str, Any]:
+        return {"RequestPayer": "requester"} if self.requester_pays else {}
+
+    def _pages(self, prefix: str, pattern: Pattern, budget: ListingBudget) -> Iterator[ListObjectsV2OutputTypeDef]:
+        delimiter: dict[str, Any] = {} if pattern.recursive else {"Delimiter": "/"}
+        location = f"{self.bucket.location}/{quote(prefix, safe=_SAFE_IN_KEY)}"
+        with s3_errors(location):
+            pages = self._client.get_paginator("list_objects_v2")
+            found = iter(pages.paginate(Bucket=self.bucket.name, Prefix=prefix, **delimiter, **self._payer))
+            for page in budget.counted_in_time(found):
+                if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+                    raise UnreadableListingError(location, "S3 says that there is more, and not how to request it")
+                yield page
+
+    def _entry(self, found: ObjectTypeDef, root_length: int, pattern: Pattern) -> SourceFile | Skipped | None:
+        key = found["Key"]
+        relative = key[root_length:]
+        # With a key that ends with a slash, some tools mark a folder; the object holds nothing.
+        if not relative or key.endswith("/") or not pattern.matches(relative):
+            return None
+        path, (*folders, name) = self.bucket.path(key), relative.split("/")
+        if any(folder.startswith(".") for folder in folders):
+            return Skipped(path, "A file in a hidden folder.", visible=False)
+        if found.get("StorageClass") in _ARCHIVED:
+            return Skipped(path, "It is archived (Glacier); restored, it is taken.")
+        return refusal(path, name) or SourceFile(
+            path=path,
+            name=name,
+            size_bytes=found["Size"],
+            modified_at=found["LastModified"],
+            etag=found["ETag"].strip('"'),
+            location=self.canonical_location(path),
+        )
+
+
+@dataclass
+class _ObjectReader:
+    """Opens one object, and opens it again where a connection broke: only ever the version it opened first."""
+
+    client: S3Client
+    bucket: str
+    key: str
+    location: str
+    payer: dict[str, Any]
+    limits: SourceLimits
+    etag: str | None = field(default=None, init=False)
+    size_bytes: int = field(default=0, init=False)
+
+    def opened(self, offset: int) -> _OpenedObject:
+        """Open the object at this position.
+
+        Raises:
+            SourceChangedError: by now it is another version. And what else a source raises.
+        """
+        wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
+        if offset:
+            wanted["Range"] = f"bytes={offset}-"
+        # The SDK's own attempts are within this time.
+        with s3_errors(self.location), deadline_in_force(Deadline(self.limits.attempts_time)):
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.key, **wanted, **self.payer)
+            if self.etag is None:
+                self.etag, self.size_bytes = answer["ETag"], answer["ContentLength"]
+            return _OpenedObject(answer["Body"], self.location, self.size_bytes, answer["LastModified"], self.limits)
+
+
+class _OpenedObject:
+    """One answer of S3 that is being read."""
+
+    def __init__(
+        self, body: StreamingBody, location: str, size_bytes: int, modified_at: datetime, limits: SourceLimits
+    ) -> None:
+        self._limits = limits
+        self._body = body
+        self._location = location
+        self.size_bytes: int | None = size_bytes
+        self.modified_at: datetime | None = modified_at
+
+    def read(self, size: int) -> bytes:
+        """Read some of the next bytes; empty at the end."""
+        # The body is read until all of this is there: at the least speed, so much comes in time.
+        with s3_errors(self._location), deadline_in_force(Deadline(self._limits.answer_time)):
+            return self._body.read(min(size, READ_BYTES))
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._body.close()
+
+
+@contextmanager
+def s3_errors(location: str) -> Iterator[None]:
+    """Map a failure inside the block to a source's error.
+
+    Args:
+        location: of the bucket or object, for messages.
+
+    Raises:
+        SourceNotFoundError: no such bucket or object.
+        SourceAccessDeniedError: no credentials, wrong ones, no right, an archived object, another region.
+        SourceChangedError: the object is not the version that was requested.
+        SourceUnreachableError: no answer, a cut one, or one that may be another later.
+        UnreadableListingError: an answer with an impossible number or time.
+    """
+    try:
+        yield
+    except ClientError as error:
+        raise map_error(error, location) from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise SourceAccessDeniedError(
+            location, "there are no S3 credentials; set INGEST_S3_ACCESS_KEY_ID, or name stored ones in the job"
+        ) from error
+    except ParamValidationError as error:
+        raise SourceNotFoundError(location) from error
+    except (BotoCoreError, OSError) as error:
+        raise SourceUnreachableError(location, _sentence(error)) from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        # The SDK reads numbers and times without a guard.
+        raise UnreadableListingError(location, f"S3 answered with an impossible value ({_sentence(error)})") from error
+
+
+def map_error(error: ClientError, location: str) -> IngestError:
+    """Map an answer of S3 that is an error."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    said = f"S3 answered {status} {code}".rstrip()
+    if code in _NOT_FOUND:
+        return SourceNotFoundError(location)
+    if code in _THROTTLED or status >= _SERVER_ERRORS or status in (_REQUEST_TIMEOUT, _TOO_MANY_REQUESTS):
+        return SourceUnreachableError(location, said)
+    if status == _PRECONDITION_FAILED:
+        return SourceChangedError(location, "it is no longer the version that was requested")
+    if code in _OTHER_REGION or status == _REDIRECTED:
+        return SourceAccessDeniedError(location, f"{said}; say 'region' in source_config or set INGEST_S3_REGION")
+    if code == "InvalidObjectState":
+        return SourceAccessDeniedError(location, "it is archived (Glacier); restore it first")
+    return SourceAccessDeniedError(location, f"{said}; check the credentials and their rights on this bucket")
+
+
+def _sentence(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:_LONGEST_CAUSE]
+
+
+class _NamedBucket(NamedTuple):
+    endpoint: str
+    bucket: str
+
+
+def _named_bucket(source_config: Mapping[str, Any], account: S3Account) -> _NamedBucket:
+    """Return the bucket that a `source_config` names, and the endpoint's origin.
+
+    Args:
+        source_config: of an s3 source.
+        account: of jobs that name no endpoint.
+
+    Raises:
+        PermanentError: it names none, or two, or something else as an endpoint.
+    """
+    endpoint = _named_endpoint(source_config) or account.endpoint or AMAZON
+    return _NamedBucket(endpoint.origin, _bucket_of(source_config))
+
+
+def _default_account(context: SourceContext) -> S3Account:
+    """Return the account of jobs that name neither credentials nor an endpoint."""
+    storage = context.settings.storage
+    return S3Account(storage.s3_endpoint_url, storage.s3_region, storage.s3_access_key_id, storage.s3_secret_access_key)
+
+
+@lru_cache(maxsize=4)
+def _configured_buckets(context: SourceContext) -> frozenset[_NamedBucket]:
+    """Return the buckets of configured sources, which jobs may name as well."""
+    named = set()
+    for source in context.settings.sources.values():
+        # A source that names no bucket fails when it is listed; it does not stop all others.
+        with suppress(PermanentError):
+            if source.source_config["source_type"] == "s3":
+                named.add(_named_bucket(source.source_config, _default_account(context)))
+    return frozenset(named)
+
+
+def _require_allowed_bucket(
+    source_config: Mapping[str, Any], credential: Credential | None, context: SourceContext
+) -> None:
+    """Refuse a bucket that nobody but the message names."""
+    bucket = _bucket_of(source_config)
+    own = credential.buckets if credential is not None else []
+    if own and not _matches(bucket, own):
+        raise ForbiddenPathError(
+            f"{_SCHEME}{bucket}",
+            "the credentials that the job names are not for this bucket; list it in their 'buckets'.",
+        )
+    if _matches(bucket, [*own, *context.polling.allowed_buckets]):
+        return
+    if _named_bucket(source_config, _default_account(context)) not in _configured_buckets(context):
+        raise ForbiddenPathError(
+            f"{_SCHEME}{bucket}",
+            "no setting names this bucket. List it in INGEST_ALLOWED_BUCKETS, or in the 'buckets' of credentials that "
+            "the job names.",
+        )
+
+
+def _matches(bucket: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(bucket, pattern) for pattern in patterns)
+
+
+def _bucket_of(source_config: Mapping[str, Any]) -> str:
+    path = str(source_config.get("path") or "")
+    named = {str(source_config["bucket"])} if source_config.get("bucket") else set()
+    if path.startswith(_SCHEME):
+        named.add(path.removeprefix(_SCHEME).partition("/")[0])
+    if len(named) != 1:
+        raise PermanentError("source_config of an s3 source needs one 'bucket', or a path s3://bucket/prefix.")
+    bucket = named.pop()
+    if not _BUCKET.fullmatch(bucket):
+        raise PermanentError(f"{bucket[:100]!r} is no name of a bucket.")
+    return bucket
+
+
+def _account_of(source_config: Mapping[str, Any], credential: Credential | None, context: SourceContext) -> S3Account:
+    default = _default_account(context)
+    region = source_config.get("region")
+    if region is not None and not _REGION.fullmatch(str(region)):
+        raise PermanentError(f"region {str(region)[:40]!r} is no name of a region.")
+    account = replace(default, region=str(region)) if region else default
+    endpoint = _named_endpoint(source_config) or default.endpoint
+    if endpoint is not None and endpoint != default.endpoint:
+        account = _account_at(endpoint, account.region, credential, context)
+    if credential is None:
+        return account
+    if not credential.access_key_id or credential.secret_access_key is None:
+        raise PermanentError("The credentials that the job names have no access_key_id and secret_access_key.")
+    if credential.hosts:
+        server = endpoint or AMAZON
+        require_for_host(credential, server.host, server.port, server.origin)
+    secret = credential.secret_access_key
+    return replace(account, access_key_id=credential.access_key_id, secret_access_key=secret, unsigned=False)
+
+
+def _named_endpoint(source_config: Mapping[str, Any]) -> WebAddress | None:
+    text = str(source_config.get("endpoint_url") or "")
+    if not text:
+        return None
+    try:
+        parts = split_address(text, tuple(DEFAULT_PORTS))
+        reason = "" if parts.is_server else "it names more than a server"
+    except MalformedAddressError as error:
+        reason = error.reason
+    if reason:
+        shown = text.rpartition("@")[2][:100]
+        raise PermanentError(f"endpoint_url must be http(s)://host:port, not {shown!r}: {reason}.")
+    return parse_url(parts.origin)
+
+
+def _account_at(
+    endpoint: WebAddress, region: str | None, credential: Credential | None, context: SourceContext
+) -> S3Account:
+    """Return the anonymous account at an endpoint of a job; refuse one that nobody but the message names."""
+    listed = list(context.polling.allowed_source_hosts)
+    if credential is not None:
+        require_for_host(credential, endpoint.host, endpoint.port, endpoint.origin)
+        listed += credential.hosts
+    patterns = patterns_for(listed, endpoint.host, endpoint.port)
+    if not patterns:
+        raise ForbiddenPathError(
+            endpoint.origin,
+            "its host is not allowed. List it in INGEST_ALLOWED_SOURCE_HOSTS, or in the 'hosts' of credentials that "
+            "the job names.",
+        )
+    internal_allowed = any(pattern.is_specific for pattern in patterns)
+    account = S3Account(endpoint.origin, region, unsigned=True, from_job=True, internal_allowed=internal_allowed)
+    # An endpoint that is an address and no name is refused when the message arrives.
+    context.host_lists.rules_for((endpoint.host, endpoint.port), internal_allowed=internal_allowed).check(endpoint.url)
+    return account
