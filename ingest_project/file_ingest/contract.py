@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import mistakes, yaml_content
-from ingest_project.readers.casting import FORMULA, KIND_OF, NUMBER, TEXT
+from ingest_project.readers.casting import KIND_OF
+from ingest_project.readers.excel_worker import FORMULA, NUMBER, TEXT
 from ingest_project.readers.names import clean_name, is_suspicious, matched_name, odd_names
 
 SHIPPED_SENSOR_TYPES = Path(__file__).with_name("sensor_types.yaml")

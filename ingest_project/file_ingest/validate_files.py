@@ -32,7 +32,7 @@ from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.frames import METRICS, QUARANTINED, READINGS
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
 from ingest_project.platform.work_queue.states import FileState
-from ingest_project.readers.chunks import ReadingsChunk, ReadLimits
+from ingest_project.readers.layout import ReadingsChunk, ReadLimits
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.reading import cast, read_chunks
 

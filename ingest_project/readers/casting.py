@@ -10,6 +10,7 @@ from typing import Literal
 
 import polars as pl
 
+from ingest_project.readers.excel_worker import DATE, NUMBER, PERCENT, TEXT
 from ingest_project.readers.profiles import NumberLayout, ReaderProfile, TimestampLayout
 from ingest_project.readers.time_formats import moments, time_format
 
@@ -136,18 +137,6 @@ def _within_reach(found: pl.Series) -> pl.Series:
     outside = (ticks < FIRST_TICK) | (ticks > LAST_TICK)
     return kept(found, ~outside) if outside.any() else found
 
-
-TEXT = "s"
-NUMBER = "n"
-# A number that is shown as so many per cent.
-PERCENT = "p"
-DATE = "d"
-# A length of time or a clock time without a day.
-DURATION = "t"
-BOOLEAN = "b"
-ERROR = "e"
-# A formula whose result nobody has worked out.
-FORMULA = "f"
 
 # The column that tells the kinds of another one's cells.
 KIND_OF = "{}_kind".format
