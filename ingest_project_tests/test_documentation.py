@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.settings import TopicSettings
 from ingest_project.definitions import defs
-from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
+from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.platform.database.columns import metadata
 from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.database.migrate import migrate

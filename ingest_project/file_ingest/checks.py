@@ -24,11 +24,11 @@ from ingest_project.file_ingest.asset_events import (
     rows_refused,
 )
 from ingest_project.file_ingest.catalog import QUARANTINED_FILES, RAW_FILES, VALIDATED_SENSOR_DATA, files_partitions
-from ingest_project.file_ingest.contract import ValidationRules, validate
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.sensor_readings import ValidationRules, validate
 from ingest_project.file_ingest.validate_files import Contract
-from ingest_project.file_ingest.warehouse.protocol import StoredCounts
+from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.platform.dagster.asset_events import CheckResult, report_each
 from ingest_project.platform.work_queue.states import FileState
 

@@ -55,7 +55,7 @@ from ingest_project.file_ingest.validate_files import (
     open_file,
     verdict,
 )
-from ingest_project.file_ingest.warehouse.protocol import WarehouseTransaction
+from ingest_project.file_ingest.warehouse import WarehouseTransaction
 from ingest_project.platform.object_store.content_store import Landed
 from ingest_project.platform.work_queue.states import FileState
 

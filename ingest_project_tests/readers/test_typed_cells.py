@@ -14,7 +14,7 @@ import pytest
 import xlwt
 from openpyxl.utils.datetime import CALENDAR_MAC_1904
 
-from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
+from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.readers.excel_sheets import EPOCHS
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import cast

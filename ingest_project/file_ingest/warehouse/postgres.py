@@ -12,29 +12,27 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import adbc_driver_manager
+import polars as pl
+from adbc_driver_manager.dbapi import Connection, Cursor
 from adbc_driver_postgresql import StatementOptions, dbapi
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.file_ingest.warehouse.frames import (
+from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction
+from ingest_project.file_ingest.warehouse.sql import (
     CLAIMS,
     FINISHED,
     METRICS,
     QUARANTINED,
     READINGS,
     VERSIONS,
+    SqlWarehouse,
     fitted,
 )
-from ingest_project.file_ingest.warehouse.protocol import REPLACEABLE_STATES, VersionRow
-from ingest_project.file_ingest.warehouse.queries import WarehouseQueries
 from ingest_project.platform.database.engine import database_address, database_errors, postgres_options
-
-if TYPE_CHECKING:
-    import polars as pl
-    from adbc_driver_manager.dbapi import Connection, Cursor
 
 # A content can change hands between the moment it is seen taken and the moment its owner is read.
 CLAIM_TRIES = 5
@@ -108,8 +106,8 @@ PIN_VERSIONS = """
     WHERE files.file_key = found.file_key"""
 
 
-class PostgresWarehouse(WarehouseQueries):
-    """See `warehouse.Warehouse`. Threads may use it at once; each transaction then has a connection of its own."""
+class PostgresWarehouse(SqlWarehouse):
+    """See `Warehouse`. Threads may use it at once; each transaction then has a connection of its own."""
 
     def __init__(self, database_url: str, connect_timeout_seconds: float = 10) -> None:
         super().__init__(database_url, connect_timeout_seconds)
@@ -118,7 +116,7 @@ class PostgresWarehouse(WarehouseQueries):
         self._idle: deque[Connection] = deque()
 
     @contextmanager
-    def transaction(self) -> Iterator[PostgresTransaction]:
+    def transaction(self) -> Iterator[WarehouseTransaction]:
         """One database transaction: committed at the end, rolled back when anything is raised.
 
         Raises:
@@ -170,7 +168,7 @@ class PostgresWarehouse(WarehouseQueries):
 
 
 class PostgresTransaction:
-    """See `warehouse.WarehouseTransaction`."""
+    """See `WarehouseTransaction`."""
 
     def __init__(self, connection: Connection, address: str) -> None:
         self._address = address
