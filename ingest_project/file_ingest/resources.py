@@ -5,10 +5,28 @@ from __future__ import annotations
 from functools import cached_property
 
 from ingest_project.file_ingest.file_queue import FileLedger
-from ingest_project.file_ingest.warehouse import Warehouse, open_warehouse
+from ingest_project.file_ingest.warehouse import Warehouse
+from ingest_project.platform.database.engine import database_address
 from ingest_project.platform.object_store.content_store import LandingStore, open_landing
 from ingest_project.platform.object_store.locations import s3_options
 from ingest_project.sources.resources import SourceResources
+
+
+def open_warehouse(database_url: str, connect_timeout_seconds: float = 10) -> Warehouse:
+    """Return the warehouse at a SQLAlchemy URL; nothing is connected yet.
+
+    PostgreSQL is loaded by binary COPY; every other database by ordinary inserts.
+
+    Raises:
+        SettingsError: the URL is empty or cannot be understood.
+    """
+    if database_address(database_url).get_backend_name() == "postgresql":
+        from ingest_project.file_ingest.warehouse.postgres import PostgresWarehouse  # noqa: PLC0415 - loads the driver
+
+        return PostgresWarehouse(database_url, connect_timeout_seconds)
+    from ingest_project.file_ingest.warehouse.sql import SqlWarehouse  # noqa: PLC0415 - one of the two is used
+
+    return SqlWarehouse(database_url, connect_timeout_seconds)
 
 
 class FileIngestResources(SourceResources):

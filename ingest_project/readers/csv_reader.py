@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 from pyarrow import csv
 
-from ingest_project.readers.casting import kept
+from ingest_project.readers.casting import TRIMMED, kept
 from ingest_project.readers.csv_text import (
     INVALID_BYTE,
     LINE_END,
@@ -32,7 +32,6 @@ from ingest_project.readers.csv_text import (
     text_blocks,
 )
 from ingest_project.readers.layout import Layout, ReadingsChunk, ReadLimits, known_names, layout_of, readings_chunk
-from ingest_project.readers.names import TRIMMED
 from ingest_project.readers.profiles import ReaderProfile
 
 MOST_LINES = 250_000

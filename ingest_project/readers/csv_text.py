@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
-from ingest_project.readers.names import clean_name, matched_name
+from ingest_project.readers.casting import clean_name, matched_name
 
 LINE_END = re.compile(rb"\r\n|\r|\n")
 UNCLOSED = re.compile(rb'"(?:[^"]++|"")*+\Z')

@@ -21,7 +21,7 @@ from xml.parsers import expat
 import xlrd
 from python_calamine import CalamineWorkbook
 
-from ingest_project.readers.excel_worker import (
+from ingest_project.readers.excel_cells import (
     BLANK,
     BOOLEAN,
     DURATION,
@@ -52,7 +52,7 @@ END_RECORD = 0x000A
 UNCALCULATED_RECORD = 0x005E
 FORMULA_START = struct.Struct("<HHH8sH")
 RECORD_START = struct.Struct("<HH")
-# The bit of a formula that asks for it to be calculated when the workbook is opened.
+# The bit of a formula that is to be calculated when the workbook is opened.
 ON_LOAD = 0x0002
 ELAPSED = re.compile(r"\[(?:h+|m+|s+)\]", re.IGNORECASE)
 EPOCHS = (datetime(1899, 12, 30), datetime(1904, 1, 1))  # noqa: DTZ001 - cells of a workbook have no zone
@@ -60,7 +60,7 @@ DAY_MILLISECONDS = 86_400_000
 
 
 def xlsx_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cell]]:
-    """The rows of one sheet from its first one on, blank ones too.
+    """Yield the rows of one sheet from its first one on, blank ones included.
 
     Raises:
         WorkbookRejectedError: there is no such sheet, or it has more cells than allowed.
@@ -76,7 +76,7 @@ def xlsx_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cel
 
 
 def chosen_sheet(names: list[str], sheet: int | str) -> str:
-    """The name of the sheet that a profile asks for, by name or by number.
+    """Return the name of the sheet that a profile selects, by name or by number.
 
     Raises:
         WorkbookRejectedError: there is none.
@@ -120,7 +120,7 @@ class Marks:
                 )
 
     def cell(self, row: int, column: int, value: object) -> Cell:
-        """The cell at this place, counted from 0."""
+        """Return the cell at this position, counted from 0."""
         return self._special.get((row, column)) or cell_of(value, self._styles.get((row, column), PLAIN))
 
     def _tree(self, part: str) -> ET.Element:
@@ -131,7 +131,7 @@ class Marks:
             raise WorkbookRejectedError("unreadable_container", f"The workbook has no part {part}.") from None
 
     def _target(self, part: str, kind: str) -> str | None:
-        """The part that another one is related to in this way."""
+        """Return the part that another one is related to in this way."""
         return next((target for _, ending, target in self._relations(part) if ending == kind), None)
 
     def _relations(self, part: str) -> Iterator[tuple[str, str, str]]:
@@ -154,7 +154,7 @@ class Marks:
         raise WorkbookRejectedError("unreadable_container", "The workbook does not say where its sheet is.")
 
     def _number_styles(self, part: str | None) -> dict[str, Style]:
-        """The styles of cells that change what a number says, by their index as it is written in cells."""
+        """Return the styles of cells that change the meaning of a number, by their index as it is written in cells."""
         if part is None or part.lower() not in self._parts:
             return {}
         root = self._tree(part)
@@ -179,12 +179,12 @@ class Marks:
 
 
 def _local(name: str) -> str:
-    """A name without its namespace."""
+    """Strip the namespace from a name."""
     return name.rpartition("}")[2]
 
 
 def _awaits_calculation(root: ET.Element) -> bool:
-    """Whether the workbook asks to be calculated when opened: what stands beside formulas is not to be trusted."""
+    """Tell whether the workbook is to be calculated when opened: results stored with formulas are not reliable then."""
     settings = next((element for element in root if _local(element.tag) == "calcPr"), None)
     if settings is None:
         return False
@@ -269,7 +269,7 @@ class _SheetParser:
             self._special[place] = Cell(FORMULA, f"={self._text['f'][:FORMULA_SHOWN]}")
 
     def _is_calculated(self) -> bool:
-        """Whether there is a result to trust: writers that do not calculate leave it out, or put a zero."""
+        """Tell whether there is a reliable result: writers that do not calculate leave it out, or store a zero."""
         result = self._text["v"].strip()
         if not result:
             # An empty text is what many a formula is meant to give.
@@ -308,7 +308,7 @@ def _is_zero(text: str) -> bool:
 
 
 def xls_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cell]]:
-    """The rows of one sheet from its first one on, blank ones too.
+    """Yield the rows of one sheet from its first one on, blank ones included.
 
     Raises:
         WorkbookRejectedError: there is no such sheet, or it has more cells than allowed.
@@ -358,7 +358,7 @@ def _style(formats: _Formats, index: int) -> Style:
 
 
 def _date(days: float, code: str, epoch: datetime) -> Cell:
-    """A count of days by its format: a length of time and a clock time are no date."""
+    """Interpret a count of days by its format: a length of time and a clock time are no date."""
     if ELAPSED.search(code) or not days >= 1:
         return Cell(DURATION, str(timedelta(days=days)) if abs(days) < timedelta.max.days else repr(days))
     try:
@@ -368,8 +368,8 @@ def _date(days: float, code: str, epoch: datetime) -> Cell:
 
 
 def _never_calculated(stream: bytes, position: int) -> set[tuple[int, int]]:
-    """The cells whose formula asks to be calculated when opened, and has the result zero until then."""
-    asked: set[tuple[int, int]] = set()
+    """Find the cells whose formula is to be calculated when opened, and has the result zero until then."""
+    on_load: set[tuple[int, int]] = set()
     zeros: set[tuple[int, int]] = set()
     everything = False
     depth = 0
@@ -385,7 +385,7 @@ def _never_calculated(stream: bytes, position: int) -> set[tuple[int, int]]:
             if result[6:8] != b"\xff\xff" and struct.unpack("<d", result)[0] == 0:
                 zeros.add((row, column))
                 if flags & ON_LOAD:
-                    asked.add((row, column))
+                    on_load.add((row, column))
         if depth <= 0:
             break
-    return zeros if everything else asked
+    return zeros if everything else on_load

@@ -3,8 +3,8 @@
 Run by `excel_reader` as a script in a confined process, with little of the project imported, no secrets in its
 environment, and limits of memory, CPU time and output in force. Writes the sheet's rows as tab-separated text, every
 cell quoted, with the row's number and the kinds of its cells in front; or one JSON object with `rule` and `detail` that
-gives the reason. A number stays one whatever marks a profile declares: its kind says so. Formulas are never evaluated:
-the result that a spreadsheet program stored is taken, where it was calculated.
+gives the reason. Formulas are never evaluated: the result that a spreadsheet program stored is taken, where it was
+calculated.
 """
 
 from __future__ import annotations
@@ -12,18 +12,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import re
 import sys
 import zipfile
 from collections.abc import Iterable
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
-# The kinds of cells; a percentage is a number shown in per cent, a duration also a clock time without a day, and a
-# formula one that was never calculated.
-TEXT, NUMBER, PERCENT, DATE, DURATION, BOOLEAN, ERROR, FORMULA = "snpdtbef"
+from ingest_project.readers.excel_cells import Cell, WorkbookRejectedError
 
 MAX_PARTS = 10_000
 # A sheet of repeated cells deflates to about a fiftieth; deflate itself cannot go beyond a thousandth.
@@ -32,90 +27,6 @@ SMALL_PART_BYTES = 4 * 1024**2
 PROLOG_BYTES = 64 * 1024
 # In front of each row: too long for a spelling of "missing", with the row's number at a fixed position.
 ROW_MARK = "row {:>10} cells {}"
-# Above this a float no longer holds every integer.
-EXACT_INTEGERS = 2.0**53
-# Excel counts a 29 February 1900 that never was: days before it are a day off, in some programs and not in others.
-FIRST_SOUND_DAY = datetime(1900, 3, 1)  # noqa: DTZ001 - cells of a workbook have no zone
-BUILT_IN_PERCENT = frozenset({9, 10})
-END_OF_DAYS = datetime(9999, 12, 31)  # noqa: DTZ001 - as above
-# What a number format shows as it is: quoted and escaped text, colours and conditions.
-LITERAL = re.compile(r'"[^"]*"|\\.|_.|\*.|\[[^\]]*\]')
-
-
-class WorkbookRejectedError(Exception):
-    """The workbook is not read, and why."""
-
-    def __init__(self, rule: str, detail: str, limit: str | None = None) -> None:
-        self.reason = {"rule": rule, "detail": detail, "limit": limit}
-        super().__init__(detail)
-
-
-class Cell(NamedTuple):
-    """What a cell holds: its kind, one of those above, and its text; a blank cell is an empty text."""
-
-    kind: str
-    text: str
-
-
-BLANK = Cell(TEXT, "")
-
-
-class Style(NamedTuple):
-    """What a number format changes of a number: shown in per cent, or with leading zeros up to so many digits."""
-
-    percent: bool = False
-    digits: int = 0
-
-
-PLAIN = Style()
-
-
-def style_of(format_id: int, code: str) -> Style:
-    """What a number format means for a number cell.
-
-    Args:
-        format_id: its number; the first few are built in, and may have no code.
-        code: as in `0.0 %` or `00000`.
-    """
-    first = LITERAL.sub("", code).partition(";")[0]
-    if format_id in BUILT_IN_PERCENT or "%" in first:
-        return Style(percent=True)
-    return Style(digits=len(first)) if first and not first.strip("0") else PLAIN
-
-
-def cell_of(value: object, style: Style = PLAIN) -> Cell:
-    """A cell by its value, as the reading library gives it."""
-    if value is None or value != value:  # noqa: PLR0124 - only NaN is unlike itself
-        return BLANK
-    if isinstance(value, bool):
-        return Cell(BOOLEAN, "true" if value else "false")
-    if isinstance(value, int | float):
-        return _number(value, style)
-    if isinstance(value, datetime):
-        return _moment(value)
-    if isinstance(value, date):
-        # A cell that holds midnight comes as a date alone.
-        return _moment(datetime(value.year, value.month, value.day))  # noqa: DTZ001 - as above
-    return Cell(DURATION if isinstance(value, time | timedelta) else TEXT, str(value))
-
-
-def _number(value: float, style: Style) -> Cell:
-    """Every digit a number has, whole numbers without a fraction."""
-    if style.percent:
-        return Cell(PERCENT, format(Decimal(repr(value)), "f"))
-    if float(value).is_integer() and abs(value) < EXACT_INTEGERS:
-        whole = int(value)
-        return Cell(NUMBER, f"{whole:0{style.digits + (whole < 0)}d}")
-    return Cell(NUMBER, repr(value))
-
-
-def _moment(value: datetime) -> Cell:
-    """A date to the millisecond, which is as much as a day count in a float holds and Excel shows."""
-    if not FIRST_SOUND_DAY <= value < END_OF_DAYS:
-        return Cell(DURATION, value.isoformat())
-    rounded = value + timedelta(microseconds=500)
-    rounded = rounded.replace(microsecond=rounded.microsecond // 1000 * 1000)
-    return Cell(DATE, rounded.isoformat())
 
 
 def main() -> int:
@@ -217,7 +128,4 @@ def _write(rows: Iterable[list[Cell]], skip_rows: int, file: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    # As the module that the readers of sheets import, so that there is one WorkbookRejectedError.
-    from ingest_project.readers import excel_worker  # noqa: PLW0406
-
-    sys.exit(excel_worker.main())
+    sys.exit(main())

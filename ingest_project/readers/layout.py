@@ -10,8 +10,7 @@ import polars as pl
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError, SettingsError
 from ingest_project.core.settings import FileIngestSettings
-from ingest_project.readers.casting import KIND_OF, without_null_numbers
-from ingest_project.readers.names import matched_name
+from ingest_project.readers.casting import KIND_OF, matched_name, without_null_numbers
 from ingest_project.readers.profiles import READING_COLUMNS, Quantity, ReaderProfile, first_group
 
 NAMES_SHOWN = 12
@@ -98,12 +97,12 @@ class Layout:
 
 
 def known_names(profile: ReaderProfile) -> frozenset[str]:
-    """Every column name the profile knows, for telling a delimiter that makes sense from one that does not."""
+    """Return every column name the profile knows, to tell a delimiter that makes sense from one that does not."""
     return frozenset(matched_name(name) for name in (*profile.columns, *profile.quantities))
 
 
 def unknown_columns(names: Sequence[str], profile: ReaderProfile) -> tuple[str, ...]:
-    """The columns of a file that a profile neither reads nor leaves out on purpose, in the file's order."""
+    """Return the columns that a profile neither reads nor leaves out on purpose, in the file's order."""
     known = known_names(profile) | {matched_name(name) for name in profile.ignored}
     shown = ((matched_name(name), name or f"column {place}, without a name") for place, name in enumerate(names, 1))
     return tuple(name for matched, name in shown if matched not in known)
@@ -173,7 +172,7 @@ def _named(column: str, profile: ReaderProfile) -> str:
 
 
 def to_readings(table: pl.DataFrame, layout: Layout) -> pl.DataFrame:
-    """A table's rows as readings: line_number and the columns of a reading, all of them text.
+    """Convert a table's rows to readings: line_number and the columns of a reading, all of them text.
 
     In a wide file one row becomes as many readings as it has quantities that are not empty, in the profile's order.
     The kinds of cells, where the table has them, go with the cells.

@@ -11,8 +11,6 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from ingest_project.platform.database.engine import database_address
-
 if TYPE_CHECKING:
     import polars as pl
 
@@ -54,7 +52,7 @@ class QuarantinedRow(NamedTuple):
 
 
 class VersionRow(NamedTuple):
-    """One version of a location, as the ledger has it; the last six say where it stands among the others."""
+    """One version of a location in the work queue; the last six order it among the others."""
 
     location_key: str
     state: str
@@ -70,7 +68,7 @@ class VersionRow(NamedTuple):
 class WarehouseTransaction(Protocol):
     """One group of files, or one large file in many chunks. Frames are polars; NUL characters become U+FFFD.
 
-    Readings of an earlier time are known by the file's metrics or its ledger entry: a transaction that appends readings
+    Readings stored earlier are known by the file's metrics or its queue entry: a transaction that appends readings
     of a file also puts its metrics or finishes it.
 
     Raises:
@@ -83,19 +81,19 @@ class WarehouseTransaction(Protocol):
 
         Args:
             location_keys: hashes of the locations.
-            wait: for whoever decides now; otherwise those locations are left out.
+            wait: for the transaction that decides now; otherwise those locations are left out.
 
         Returns:
             the locations that are held.
         """
 
     def versions_at(self, location_keys: Sequence[str]) -> list[VersionRow]:
-        """The versions of these locations that are not replaced, those in this transaction's hands among them."""
+        """Return the versions of these locations that are not replaced, this transaction's own included."""
 
     def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
         """Mark versions as replaced and held by this run until it has reported that; their rows are not touched.
 
-        A version that a run or a queue holds only stands no more: whoever holds it finds its successor.
+        A version that a run or a queue holds only stops standing: its holder finds the successor.
 
         Args:
             successors: key of each version to the key of the one that counts in its place.
@@ -135,14 +133,14 @@ class WarehouseTransaction(Protocol):
         """
 
     def release_contents(self, file_keys: Sequence[str]) -> tuple[str, ...]:
-        """These files no longer stand for any content, being refused now.
+        """Release the contents that these files, which are refused now, stand for.
 
         Returns:
             keys of their duplicates, which are pending again: one of them will stand for the content.
         """
 
     def finish_files(self, files: pl.DataFrame) -> None:
-        """End the ledger entries of these files.
+        """Finish the queue entries of these files.
 
         Args:
             files: file_key, state, reason, error_class, run_id, sha256, profile, duplicate_of, replaced_by, rows_read,
@@ -154,49 +152,32 @@ class Warehouse(Protocol):
     """Stores rows, and counts what is stored."""
 
     def transaction(self) -> AbstractContextManager[WarehouseTransaction]:
-        """One database transaction: committed at the end, rolled back when anything is raised."""
+        """Open a database transaction: committed at the end, rolled back when anything is raised."""
 
     def file_counts(self, file_keys: Sequence[str]) -> dict[str, StoredCounts]:
-        """What is stored of each of these files, counted in the tables; zeros where there is nothing."""
+        """Count what is stored of each of these files, in the tables; zeros where there is nothing."""
 
     def readings_of(self, file_key: str) -> Iterator[pl.DataFrame]:
-        """The file's stored readings in parts of bounded size, in no particular order.
+        """Yield the file's stored readings in parts of bounded size, in no particular order.
 
         Returns:
             frames of line_number, timestamp (UTC), device_id, sensor_type, value, unit.
         """
 
     def totals(self) -> StoredCounts:
-        """What is stored of all files. Counts every row: for checks, not for every tick."""
+        """Count what is stored of all files. Reads every row: for checks, not for every tick."""
 
     def metrics_of(self, file_key: str) -> tuple[DeviceMetric, ...]:
-        """The file's metrics by device and sensor type."""
+        """Return the file's metrics by device and sensor type."""
 
     def metrics_of_files(self, file_keys: Sequence[str]) -> Mapping[str, tuple[DeviceMetric, ...]]:
-        """The same for many files; files without metrics are left out."""
+        """Return the metrics of many files; files without metrics are left out."""
 
     def device_metrics(self) -> tuple[DeviceMetric, ...]:
-        """Merged over all files, by device and sensor type."""
+        """Return the metrics merged over all files, by device and sensor type."""
 
     def quarantined_rows_of(self, file_key: str, limit: int = 100) -> tuple[QuarantinedRow, ...]:
-        """The file's refused rows, the first lines first."""
+        """Return the file's refused rows, the first lines first."""
 
     def close(self) -> None:
         """Give the connections back. The warehouse opens new ones when it is used again."""
-
-
-def open_warehouse(database_url: str, connect_timeout_seconds: float = 10) -> Warehouse:
-    """Return the warehouse at a SQLAlchemy URL; nothing is connected yet.
-
-    PostgreSQL is loaded by binary COPY; every other database by ordinary inserts.
-
-    Raises:
-        SettingsError: the URL is empty or cannot be understood.
-    """
-    if database_address(database_url).get_backend_name() == "postgresql":
-        from ingest_project.file_ingest.warehouse.postgres import PostgresWarehouse  # noqa: PLC0415 - loads the driver
-
-        return PostgresWarehouse(database_url, connect_timeout_seconds)
-    from ingest_project.file_ingest.warehouse.sql import SqlWarehouse  # noqa: PLC0415 - one of the two is used
-
-    return SqlWarehouse(database_url, connect_timeout_seconds)

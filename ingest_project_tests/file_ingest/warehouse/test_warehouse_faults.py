@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ingest_project.core.errors import DatabaseUnavailableError, TransactionConflictError
-from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse, open_warehouse
+from ingest_project.file_ingest.resources import open_warehouse
+from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
 from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, in_ledger, metrics, readings, states
 from ingest_project_tests.services.postgres import PostgresServer
 
 HALF_A_TRANSACTION = """
 import sys
-from ingest_project.file_ingest.warehouse import open_warehouse
+from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, metrics, readings
 warehouse = open_warehouse(sys.argv[1])
 with warehouse.transaction() as transaction:
