@@ -15,7 +15,7 @@ from ingest_project.contracts.files import file_key, version_of
 from ingest_project.core.console import add_row, counts, say, shortened, show, table
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.file_queue import FileRecord
-from ingest_project.file_ingest.warehouse.protocol import DeviceMetric
+from ingest_project.file_ingest.warehouse import DeviceMetric
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.work_queue.states import AttachmentState, FileState
 from ingest_project.sources.context import SourceContext

@@ -173,7 +173,7 @@ def _without_overflow(summary: pl.DataFrame, readings: pl.DataFrame, keys: Seque
 
 
 def standing_alone(frame: pl.DataFrame) -> pl.DataFrame:
-    """A copy that holds no other memory: texts are views of the text they were read from, and keep all of it."""
+    """Return a copy that holds no other memory: texts are views that keep all of the text they were read from."""
     return pl.DataFrame(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
 
@@ -185,7 +185,7 @@ def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
     Returns:
         what `aggregate` of all readings would give, up to rounding. Means and squared deviations are combined as Chan,
-        Golub and LeVeque do, which does not lose digits where the mean is large beside the deviation.
+        Golub and LeVeque do, which does not lose digits where the mean is large compared with the deviation.
     """
     if len(parts) == 1:
         return parts[0]

@@ -1,43 +1,47 @@
 """Asset checks of file ingest. Each reads what is stored now, never a remembered answer.
 
 `contract_holds` is about one file and partitioned like it; a batch run reports it for each of its files as it stores
-them (see `reports`), and running the check by itself asks the database again. The others are about all files at once.
+them (see `result`), and running the check alone queries the database again. The others are about all files at once.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from ingest_project.file_ingest.asset_events import (
+from ingest_project.file_ingest.aggregation import NONE_SHARED, aggregate_files, instants_by_file
+from ingest_project.file_ingest.catalog import QUARANTINED_FILES, RAW_FILES, VALIDATED_SENSOR_DATA, files_partitions
+from ingest_project.file_ingest.file_queue import FileRecord
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.result import (
     CONTRACT_HOLDS,
     EVERY_COLUMN_READ,
     FILE_ACCEPTED,
     ONE_READING_AN_INSTANT,
     broken_contract,
-    columns_of_landed,
+    columns_result,
     file_accepted,
-    instants_of_stored,
+    instants_result,
     rows_refused,
 )
-from ingest_project.file_ingest.catalog import QUARANTINED_FILES, RAW_FILES, VALIDATED_SENSOR_DATA, files_partitions
-from ingest_project.file_ingest.contract import ValidationRules, validate
-from ingest_project.file_ingest.file_queue import FileRecord
-from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.validate_files import Contract
-from ingest_project.file_ingest.warehouse.protocol import StoredCounts
+from ingest_project.file_ingest.sensor_readings import ValidationRules, validate
+from ingest_project.file_ingest.validate_files import Contract, open_file
+from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.platform.dagster.asset_events import CheckResult, report_each
 from ingest_project.platform.work_queue.states import FileState
 
+RECENT = timedelta(hours=24)
+
 
 def contract_of_stored(services: FileIngestResources, file_key: str, rules: ValidationRules) -> CheckResult:
-    """The result of `contract_holds` for one file: its stored rows keep the rules, and none is missing or refused."""
+    """Return the result of `contract_holds` for one file: its stored rows keep the rules, and none is missing."""
     record = services.files.get(file_key)
     if record is None:
-        reason = "The ledger does not know this file."
+        reason = "The work queue does not know this file."
         return _broken(reason, broken_contract(file_key, reason, {"not_in_the_ledger": 1}, 0, 0))
     if record.state in {FileState.DUPLICATE, FileState.REPLACED}:
         return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, description=record.reason)
@@ -56,7 +60,7 @@ def contract_of_stored(services: FileIngestResources, file_key: str, rules: Vali
 
 
 def stored_violations(services: FileIngestResources, file_key: str, rules: ValidationRules) -> Counter[str]:
-    """How often each rule is broken by a stored reading of the file; none should be."""
+    """Count how often each rule is broken by a stored reading of the file; none should be."""
     broken: Counter[str] = Counter()
     for readings in services.warehouse.readings_of(file_key):
         # The rules ask the text only where the typed value is null, which no stored value can be.
@@ -67,12 +71,32 @@ def stored_violations(services: FileIngestResources, file_key: str, rules: Valid
 
 
 def missing_rows(record: FileRecord, stored: StoredCounts) -> Counter[str]:
-    """Rows that the ledger says were stored and that are not there, or the other way round."""
+    """Count rows that are recorded as stored and are missing, or the other way round."""
     differences = {
         "accepted_rows_not_stored": abs((record.rows_accepted or 0) - stored.readings),
         "quarantined_rows_not_stored": abs((record.rows_quarantined or 0) - stored.quarantined),
     }
     return Counter({rule: count for rule, count in differences.items() if count})
+
+
+def columns_of_landed(services: FileIngestResources, file_key: str, contract: Contract) -> CheckResult:
+    """Return the result of `every_column_read` for one file, by its header as it was landed."""
+    record = services.files.get(file_key)
+    landed = services.landing.find(record.sha256) if record and record.sha256 else None
+    if record is None or landed is None or record.state is not FileState.INGESTED:
+        return columns_result(())
+    with ExitStack() as resources:
+        file = open_file(record, landed, services.landing, contract)
+        resources.push(file.resources)
+        return columns_result(file.first.unknown_columns)
+
+
+def instants_of_stored(services: FileIngestResources, file_key: str) -> CheckResult:
+    """Return the result of `one_reading_an_instant` for one file, by its stored readings."""
+    key = pl.lit(file_key).alias("file_key")
+    parts = [aggregate_files(part.with_columns(key))[1] for part in services.warehouse.readings_of(file_key)]
+    found = instants_by_file(pl.concat(parts)) if parts else {}
+    return instants_result(found.get(file_key, NONE_SHARED))
 
 
 def _broken_by(
@@ -98,9 +122,6 @@ def _broken(
     )
 
 
-RECENT = timedelta(hours=24)
-
-
 @dg.asset_check(
     asset=VALIDATED_SENSOR_DATA,
     name=CONTRACT_HOLDS,
@@ -110,7 +131,7 @@ RECENT = timedelta(hours=24)
 def contract_holds(
     context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
 ) -> dg.AssetCheckResult:
-    """Hold the contract against what is stored of each selected file."""
+    """Check the stored rows of each selected file against the contract."""
     rules = Contract.from_settings(services.settings.file_ingest).rules()
     return _of_each(context, lambda key: contract_of_stored(services, key, rules))
 
@@ -171,7 +192,7 @@ def file_was_accepted(
 
     def result_of(key: str) -> CheckResult:
         if key not in records:
-            return file_accepted(key, FileState.FAILED, "The ledger does not know this file.")
+            return file_accepted(key, FileState.FAILED, "The work queue does not know this file.")
         return file_accepted(key, records[key].state, records[key].reason)
 
     return _of_each(context, result_of)
@@ -182,7 +203,7 @@ def file_was_accepted(
     description="Of all ingested files: rows read are rows accepted and rows quarantined, and all of them are stored.",
 )
 def rows_add_up(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
-    """Compare the ledger's counts with the tables."""
+    """Compare the recorded counts with the tables."""
     said, stored = services.files.row_totals(), services.warehouse.totals()
     metadata = {
         "rows_read": said.read,

@@ -1,4 +1,4 @@
-"""Step 3: what was accepted and what was refused, stored in one transaction with the ledger.
+"""Step 3: store accepted and refused rows in one transaction with the end of the files' queue entries.
 
 Every write replaces what an earlier attempt at the same files wrote, so a second time ends in the same state; killed
 in the middle it leaves nothing behind. Content that another file already stands for, and a newer version of the same
@@ -11,12 +11,11 @@ while the database does not answer at all they wait together.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import polars as pl
+import stamina
 
 from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError, StoreUnavailableError, TransientError
@@ -26,21 +25,20 @@ from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of
 from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.versions import settle
-from ingest_project.file_ingest.warehouse.frames import CLAIMS, FINISHED, VERSIONS
-from ingest_project.file_ingest.warehouse.protocol import WarehouseTransaction
+from ingest_project.file_ingest.warehouse import WarehouseTransaction
+from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, VERSIONS
 from ingest_project.platform.database.errors import sqlstate
 from ingest_project.platform.work_queue.states import FileState
 
 logger = get_logger(__name__)
 
-# Within a run a short outage is waited out; a longer one puts the files back, to be asked for again later.
-STORE_PAUSES_SECONDS = (0.5, 2.0)
+# A run waits for the end of a short outage; after a longer one its files are claimed again later.
+STORE_ATTEMPTS = 3
+STORE_WAIT_SECONDS, LONGEST_STORE_WAIT_SECONDS = 0.5, 2.0
 # PostgreSQL's classes of errors that are about tables and rights and never about rows: no table, no permission.
 SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26")
 
 MISSES_BEFORE_AWAY = 3
-
-Stored = TypeVar("Stored")
 
 
 @dataclass
@@ -51,7 +49,7 @@ class Storing:
         group: what is to be stored.
         services: where to.
         run_id: of the Dagster run.
-        done: what became of each file so far, and of the versions that were replaced.
+        done: results of the files so far, and of the versions that were replaced.
         busy: files of whose location another transaction stores a version now.
     """
 
@@ -64,10 +62,18 @@ class Storing:
 
     def store(self, outcomes: Sequence[FileResult]) -> None:
         """Store these files, all or none. The first failure is waited out, the others are worth no pause."""
-        pauses = () if self._failed_before else STORE_PAUSES_SECONDS
+        attempts = 1 if self._failed_before else STORE_ATTEMPTS
         try:
             with panics_as_errors():
-                stored = retrying(lambda: self._store_at_once(outcomes, wait=False), pauses)
+                retrying = stamina.RetryingCaller(
+                    attempts=attempts,
+                    timeout=None,
+                    wait_initial=STORE_WAIT_SECONDS,
+                    wait_max=LONGEST_STORE_WAIT_SECONDS,
+                    wait_exp_base=4,
+                    wait_jitter=0,
+                )
+                stored = retrying(TransientError, self._store_at_once, outcomes, wait=False)
         except Exception:
             self._failed_before = True
             raise
@@ -92,7 +98,7 @@ class Storing:
 
 
 def store(group: CheckedGroup, services: FileIngestResources, run_id: str) -> list[FileResult]:
-    """Store a group of files and finish them in the ledger.
+    """Store a group of files and finish their queue entries.
 
     Args:
         group: outcomes of all its files, and the frames of the ingested ones.
@@ -100,8 +106,8 @@ def store(group: CheckedGroup, services: FileIngestResources, run_id: str) -> li
         run_id: of the Dagster run.
 
     Returns:
-        what became of each file: as given, or duplicate, replaced or failed, or pending where it is to be tried again;
-        and of each other version that was replaced by one of them.
+        the result of each file: as given, or duplicate, replaced or failed, or pending where it is to be retried; and
+        of each other version that was replaced by one of them.
 
     Raises:
         Exception: the tables are not as they should be; nothing can be stored.
@@ -138,17 +144,6 @@ def answers(services: FileIngestResources) -> bool:
     return True
 
 
-def retrying(action: Callable[[], Stored], pauses_seconds: Sequence[float] | None = None) -> Stored:
-    """Run an action, again after a pause where it failed for a reason that may pass."""
-    for pause_seconds in STORE_PAUSES_SECONDS if pauses_seconds is None else pauses_seconds:
-        try:
-            return action()
-        except TransientError as error:
-            logger.warning("store_retried", reason=str(error), pause_seconds=pause_seconds)
-            time.sleep(pause_seconds)
-    return action()
-
-
 def not_stored(outcome: FileResult, cause: Exception, services: FileIngestResources, run_id: str) -> FileResult:
     """Record why one file cannot be stored: for good, or for now."""
     error = error_of("Storing the file", cause)
@@ -166,7 +161,7 @@ def not_stored(outcome: FileResult, cause: Exception, services: FileIngestResour
 
 
 def only(group: CheckedGroup, outcomes: Sequence[FileResult]) -> CheckedGroup:
-    """The part of a group that belongs to some of its files."""
+    """Return the part of a group that belongs to some of its files."""
     if len(outcomes) == len(group.outcomes):
         return replace(group, outcomes=outcomes)
     own = pl.col("file_key").is_in([outcome.record.file_key for outcome in outcomes])
@@ -189,7 +184,7 @@ def store_at_once(group: CheckedGroup, services: FileIngestResources, run_id: st
         wait: for other transactions that store versions of the same locations; else those files are left out.
 
     Returns:
-        what became of each file that was not left out, and of the versions they replaced.
+        the result of each file that was not left out, and of the versions they replaced.
     """
     with services.warehouse.transaction() as transaction:
         outcomes = hold_locations(transaction, group.outcomes, wait=wait)
@@ -231,7 +226,7 @@ def settle_versions(
 
 
 def replaced_outcomes(services: FileIngestResources, file_keys: Sequence[str]) -> list[FileResult]:
-    """What became of the versions that were replaced; those that a run or a queue holds come to their end there."""
+    """Return the results of the versions that were replaced, except those that a run or a queue holds."""
     records = services.files.get_many(file_keys) if file_keys else ()
     return [
         FileResult(record, record.state, profile=record.profile, reason=record.reason, replaced_by=record.replaced_by)
@@ -269,7 +264,7 @@ def without_duplicates(transaction: WarehouseTransaction, outcomes: Sequence[Fil
 
 
 def finish(transaction: WarehouseTransaction, outcomes: Sequence[FileResult], run_id: str) -> None:
-    """Record in the ledger what became of each file, inside the transaction that stores its rows."""
+    """Finish the queue entry of each file, inside the transaction that stores its rows."""
     transaction.release_contents(
         [o.record.file_key for o in outcomes if o.state not in {FileState.INGESTED, FileState.DUPLICATE}]
     )
@@ -313,12 +308,12 @@ def _version(outcome: FileResult) -> Mapping[str, object]:
 
 
 def _storable(text: str | None) -> str | None:
-    """The text without lone surrogates, which a reason may quote from a file's name and UTF-8 cannot write."""
+    """Drop lone surrogates, which a reason may quote from a file's name and UTF-8 cannot write."""
     return None if text is None else text.encode("utf-8", "replace").decode()
 
 
 def keep_refused(outcomes: Sequence[FileResult], services: FileIngestResources, run_id: str) -> list[FileResult]:
-    """Put the bytes of refused files into quarantine; a file that cannot be kept there is put back, or failed."""
+    """Store the bytes of refused files in quarantine; a file that cannot be kept there is retried later, or failed."""
     kept: list[FileResult] = []
     misses_in_a_row = 0
     trouble: IngestError | None = None
@@ -326,7 +321,7 @@ def keep_refused(outcomes: Sequence[FileResult], services: FileIngestResources, 
         if outcome.state is not FileState.QUARANTINED:
             kept.append(outcome)
             continue
-        # A store that is away is not asked for each file: every question may take as long as its time-out.
+        # A store that is away is not tried for each file: every request may take as long as its time-out.
         if trouble is None or misses_in_a_row < MISSES_BEFORE_AWAY:
             trouble = None
             try:
@@ -338,7 +333,7 @@ def keep_refused(outcomes: Sequence[FileResult], services: FileIngestResources, 
                 trouble = error_of("Quarantining the file", cause)
                 misses_in_a_row = misses_in_a_row + 1 if isinstance(trouble, StoreUnavailableError) else 0
                 key = outcome.record.file_key
-                told = traceback_of(cause)
-                logger.warning("file_not_quarantined", partition_key=key, reason=str(trouble), traceback=told)
+                trace = traceback_of(cause)
+                logger.warning("file_not_quarantined", partition_key=key, reason=str(trouble), traceback=trace)
         kept.append(outcome_of_error(outcome.record, trouble, outcome.landed, profile=outcome.profile))
     return kept

@@ -54,7 +54,7 @@ from ingest_project.file_ingest.validate_files import (
     open_file,
     verdict,
 )
-from ingest_project.file_ingest.warehouse.protocol import WarehouseTransaction
+from ingest_project.file_ingest.warehouse import WarehouseTransaction
 from ingest_project.platform.object_store.content_store import Landed
 from ingest_project.platform.work_queue.states import FileState
 
@@ -70,8 +70,8 @@ def store_large_file(
     """Check and store one large file.
 
     Returns:
-        what became of it, and of a version that it replaced; a file that is ingested, a duplicate or replaced is in the
-        ledger already, anything else is still to be stored.
+        its result, and that of a version that it replaced; a file that is ingested, a duplicate or replaced is
+        finished in the queue, any other is still to be stored.
     """
     try:
         with services.warehouse.transaction() as transaction:
@@ -84,7 +84,7 @@ def store_large_file(
 
 
 def refused_group(outcome: FileResult, contract: Contract) -> CheckedGroup:
-    """A group of one file of which nothing is stored but its outcome."""
+    """Return a group of one file of which nothing is stored but its result."""
     return replace(check_group([], contract), outcomes=[outcome])
 
 
@@ -186,13 +186,13 @@ def ingest(
     """Take files through all steps.
 
     Args:
-        records: from the ledger, in the order to work in.
+        records: queue entries, in the order to work in.
         services: where to read from and store to.
         contract: what files must be.
-        run_id: of the Dagster run, for the ledger and the quarantine.
+        run_id: of the Dagster run, for the queue entries and the quarantine.
 
     Yields:
-        what became of each group of files, as soon as it is stored.
+        the results of each group of files, as soon as it is stored.
     """
     made = (prepare(group, services, contract) for group in split_into_groups(records))
     with prefetch(made) as prepared_groups:
@@ -257,7 +257,7 @@ def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
 def finish_group(
     prepared: PreparedGroup, services: FileIngestResources, contract: Contract, run_id: str
 ) -> list[FileResult]:
-    """Store a prepared group, and record in the ledger what became of each file."""
+    """Store a prepared group, and finish the queue entry of each file."""
     outcomes = [*prepared.requeue_later, *store(prepared.group, services, run_id)]
     for file in prepared.large:
         with file.resources:
@@ -266,7 +266,7 @@ def finish_group(
 
 
 def _read(record: FileRecord, services: FileIngestResources, contract: Contract) -> OpenedFile | FileResult:
-    """A landed file of which the beginning is read; where that fails, what becomes of it."""
+    """Land a file and read its beginning; return its result where that fails."""
     landed = None
     try:
         with panics_as_errors():
@@ -288,7 +288,7 @@ def _failed(record: FileRecord, doing: str, cause: Exception, landed: Landed | N
 
 
 def _without_a_result(outcome: FileResult, services: FileIngestResources) -> FileResult:
-    """Settle in the ledger a file of which nothing was stored in this run."""
+    """Update the queue entry of a file of which nothing was stored in this run."""
     if outcome.state is FileState.PENDING:
         outcome = requeue_later(outcome, services)
     if outcome.leaves_what_is_stored:

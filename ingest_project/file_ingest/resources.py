@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from ingest_project.file_ingest.file_queue import FileLedger
-from ingest_project.file_ingest.warehouse.protocol import Warehouse
+from ingest_project.file_ingest.warehouse import Warehouse
 from ingest_project.platform.database.engine import database_address
 from ingest_project.platform.object_store.content_store import LandingStore, open_landing
 from ingest_project.platform.object_store.locations import s3_options
@@ -13,7 +13,7 @@ from ingest_project.sources.registry import SourceResources
 
 
 def open_warehouse(database_url: str, connect_timeout_seconds: float = 10) -> Warehouse:
-    """The warehouse at a SQLAlchemy URL; nothing is connected yet.
+    """Return the warehouse at a SQLAlchemy URL; nothing is connected yet.
 
     PostgreSQL is loaded by binary COPY; every other database by ordinary inserts.
 

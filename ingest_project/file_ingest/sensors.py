@@ -17,12 +17,11 @@ from msgspec.structs import replace as replaced
 from ingest_project.contracts.files import FileEvent, decode_file_event, file_key, profile_named, version_of
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import FileIngestSettings, TopicSettings
-from ingest_project.file_ingest.asset_events import contract_result
 from ingest_project.file_ingest.catalog import FILES
 from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.file_ingest.raw_files import source_of
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.result import FileResult
+from ingest_project.file_ingest.result import FileResult, contract_result
 from ingest_project.file_ingest.versions import Announced, with_versions
 from ingest_project.platform.dagster.asset_events import report_failed
 from ingest_project.platform.kafka.offsets import Positions

@@ -25,14 +25,14 @@ from ingest_project.file_ingest.aggregation import (
     instants_by_file,
 )
 from ingest_project.file_ingest.catalog import FILES_FRESHNESS, VALIDATED_SENSOR_DATA, files_partitions
-from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.result import FileResult, outcome_of_error
+from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.versions import meaning_of
-from ingest_project.file_ingest.warehouse.frames import METRICS, QUARANTINED, READINGS
+from ingest_project.file_ingest.warehouse.sql import METRICS, QUARANTINED, READINGS
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
 from ingest_project.platform.work_queue.states import FileState
-from ingest_project.readers.chunks import ReadingsChunk, ReadLimits
+from ingest_project.readers.layout import ReadingsChunk, ReadLimits
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.reading import cast, read_chunks
 
@@ -72,7 +72,7 @@ class Contract:
         """Read the profiles and sensor types that the settings name.
 
         Raises:
-            SettingsError: the file of sensor types is malformed; a broken profile is told by the files that use it.
+            SettingsError: the file of sensor types is malformed; a broken profile is reported by the files that use it.
         """
         return cls(
             load_profiles(settings.profiles),
@@ -82,7 +82,7 @@ class Contract:
         )
 
     def profile_of(self, record: FileRecord) -> ReaderProfile:
-        """The profile that a file's event names, or the default one.
+        """Return the profile that a file's event names, or the default one.
 
         Raises:
             FileRejectedError: there is no profile of that name, or it is broken.
@@ -90,7 +90,7 @@ class Contract:
         return self.profiles.named(record.profile)
 
     def rules(self) -> ValidationRules:
-        """The rules as of now: a timestamp's future begins when it is checked."""
+        """Return the rules as of now: a timestamp's future begins when it is checked."""
         settings = self.settings
         return ValidationRules(self.sensor_types, datetime.now(UTC), settings.future_tolerance, settings.earliest_time)
 
@@ -114,10 +114,10 @@ class OpenedFile:
     """A landed file whose first chunk has been read.
 
     Args:
-        record: from the ledger.
+        record: its queue entry.
         landed: where its bytes are.
         profile: that reads it.
-        meaning: hash of what decides, beside its bytes, which rows it holds.
+        meaning: hash of what determines, besides its bytes, which rows it holds.
         first: its first chunk.
         rest: the others; holds the file open until `close`.
         resources: closes what reading needed.
@@ -143,7 +143,7 @@ class OpenedFile:
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """Rows after the contract was held against them.
+    """Rows checked against the contract.
 
     Args:
         accepted: file_key, line_number, timestamp (UTC), device_id, sensor_type, value, unit.
@@ -160,7 +160,7 @@ class CheckedRows:
         return dict(self.quarantined.group_by("file_key").len().iter_rows())
 
     def broken_rules_by_file(self) -> dict[str, dict[str, int]]:
-        """How often each rule was broken, by file key; files that broke none are absent."""
+        """Count how often each rule was broken, by file key; files that broke none are absent."""
         counts: dict[str, dict[str, int]] = {}
         broken = self.quarantined.select("file_key", rule="reasons").explode("rule").group_by("file_key", "rule").len()
         for file_key, rule, count in broken.sort("file_key", "rule").iter_rows():
@@ -168,7 +168,7 @@ class CheckedRows:
         return counts
 
     def sample_by_file(self) -> dict[str, list[dict[str, object]]]:
-        """The first few bad rows of each file."""
+        """Return the first few bad rows of each file."""
         return first_rows(self.quarantined, SAMPLE_ROWS)
 
 
@@ -220,7 +220,7 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
 
 
 def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
-    """Hold the contract against the rows of several small files at once; none at all make an empty group."""
+    """Check the rows of several small files at once; no files make an empty group."""
     if not files:
         return CheckedGroup([], *(pl.DataFrame(schema=schema) for schema in (READINGS, QUARANTINED, METRICS)))
     checked = check_rows([(file.record.file_key, file.profile, file.first) for file in files], contract)
@@ -269,7 +269,7 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
 
 
 def verdict(outcome: FileResult, contract: Contract) -> FileResult:
-    """The outcome of a file all of whose rows have been checked: as it is, or quarantined as a whole."""
+    """Judge a file all of whose rows have been checked: return it as it is, or quarantined as a whole."""
     try:
         contract.require_acceptable(outcome.rows_read, outcome.rows_quarantined)
     except FileRejectedError as error:
@@ -286,7 +286,7 @@ def verdict(outcome: FileResult, contract: Contract) -> FileResult:
 
 
 def check_rows(chunks: Sequence[tuple[str, ReaderProfile, ReadingsChunk]], contract: Contract) -> CheckedRows:
-    """Hold the contract against chunks of one or many files.
+    """Check chunks of one or many files against the contract.
 
     Args:
         chunks: file key, profile and rows of each.
@@ -301,7 +301,7 @@ def check_rows(chunks: Sequence[tuple[str, ReaderProfile, ReadingsChunk]], contr
                 for index, (_, used, chunk) in enumerate(chunks)
                 if used.name == profile.name
             ],
-            # Rows of workbooks have the kinds of their cells beside them, those of text do not.
+            # Rows of workbooks have columns with the kinds of their cells, those of text do not.
             how="diagonal",
         )
         checked = validate(cast(rows, profile), contract.rules())

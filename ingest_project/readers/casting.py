@@ -1,8 +1,14 @@
-"""Cast text and workbook cells to moments and numbers, for the rows of many files at once."""
+"""Cast text and workbook cells to moments, numbers and names, for the rows of many files at once.
+
+Of names, what cannot be seen is removed at their ends, and refused inside: a byte order mark, a no-break space or a
+stray quote would make a device of its own that nobody can tell from the real one, and a sensor type that escapes its
+limits.
+"""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -10,21 +16,13 @@ from typing import Literal
 
 import polars as pl
 
+from ingest_project.readers.excel_cells import DATE, NUMBER, PERCENT, TEXT
 from ingest_project.readers.profiles import NumberLayout, ReaderProfile, TimestampLayout
 from ingest_project.readers.time_formats import moments, time_format
 
-
-def kept(values: pl.Series, where: pl.Series) -> pl.Series:
-    """The values where this is true, and null elsewhere: of the same type, which `Series.set` loses with the last."""
-    if not len(values):
-        return values
-    nothing = pl.Series(values.name, [None], values.dtype).new_from_index(0, len(values))
-    return values.zip_with(where.fill_null(value=False), nothing)
-
-
 MOMENT = pl.Datetime("us", "UTC")
 # The layouts for which Polars has a parser of its own, ten times faster than the general one, with the shape it must
-# be held to: it takes `24-1-5` and the 60th second as well.
+# have: that parser accepts `24-1-5` and the 60th second as well.
 PLAIN_ISO_SHAPES = {
     "%Y-%m-%dT%H:%M:%SZ": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9]Z$",
     "%Y-%m-%dT%H:%M:%S": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9]$",
@@ -43,9 +41,45 @@ AMBIGUOUS: dict[str, Literal["null", "earliest", "latest"]] = {
     "latest": "latest",
 }
 
+# The column that tells the kinds of another one's cells.
+KIND_OF = "{}_kind".format
+
+
+# The marks that people and spreadsheets write for one and the same.
+ALIKE = {" ": " \u00a0\u202f\u2009", "'": "'\u2019"}
+WORDS = "[iI][nN][fF](?:[iI][nN][iI][tT][yY])?|[nN][aA][nN]"
+PERCENT_UNIT = "(?i)^(?:%.*|percent|pct)$"
+
+# Letters and marks that leave no trace on paper, next to the controls, formats and separators that Unicode calls so.
+UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0xFFFD, *range(0xFE00, 0xFE10)}
+UNSEEN |= set(range(0xE0100, 0xE01F0))
+QUOTES = "\"'`´‘’‚‛“”„‟«»‹›＂"  # noqa: RUF001 - the quotes that look alike are the point
+# What most names are made of: nothing in here needs a closer look.
+PLAIN_NAME = r"^[0-9A-Za-z](?:[0-9A-Za-z_.:/+#() -]*[0-9A-Za-z_.:/+#()-])?$"
+
+
+# First and last of each run of Unicode white space and format characters, byte order marks among them; a constant,
+# because asking Unicode for each of a million characters takes a third of a second.
+TRIMMED_RANGES = (
+    *((0x09, 0x0D), (0x1C, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0xAD, 0xAD), (0x600, 0x605), (0x61C, 0x61C)),
+    *((0x6DD, 0x6DD), (0x70F, 0x70F), (0x890, 0x891), (0x8E2, 0x8E2), (0x1680, 0x1680), (0x180E, 0x180E)),
+    *((0x2000, 0x200F), (0x2028, 0x202F), (0x205F, 0x206F), (0x3000, 0x3000), (0xFEFF, 0xFEFF), (0xFFF9, 0xFFFB)),
+    *((0x110BD, 0x110BD), (0x110CD, 0x110CD), (0x13430, 0x1343F), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A)),
+    *((0xE0001, 0xE0001), (0xE0020, 0xE007F)),
+)
+TRIMMED = "".join(chr(code) for first, last in TRIMMED_RANGES for code in range(first, last + 1))
+
+
+def kept(values: pl.Series, where: pl.Series) -> pl.Series:
+    """Replace the values where this is false by null; keeps the type, which `Series.set` loses with the last value."""
+    if not len(values):
+        return values
+    nothing = pl.Series(values.name, [None], values.dtype).new_from_index(0, len(values))
+    return values.zip_with(where.fill_null(value=False), nothing)
+
 
 def parse_timestamps(texts: pl.Series, layout: TimestampLayout) -> pl.Series:
-    """Moments in UTC, to the microsecond; null where the text is missing or fits none of the formats.
+    """Parse moments in UTC, to the microsecond; null where the text is missing or fits none of the formats.
 
     Digits beyond the microsecond are dropped, never rounded. A date alone is no moment unless a format of the profile
     says so. Clock times that do not exist in the zone, because clocks went forward, are null.
@@ -55,7 +89,7 @@ def parse_timestamps(texts: pl.Series, layout: TimestampLayout) -> pl.Series:
 
 
 def moments_of_clock(clock_times: pl.Series, layout: TimestampLayout) -> pl.Series:
-    """Local clock times, without zone, to moments in UTC; null where there is none, or two and the profile takes none.
+    """Convert local clock times to moments in UTC; null for none, or for two of which the profile takes none.
 
     Args:
         clock_times: in the zone of the layout.
@@ -74,7 +108,7 @@ def moments_of_clock(clock_times: pl.Series, layout: TimestampLayout) -> pl.Seri
 
 
 def _steps(name: str, texts: pl.Series) -> list[str]:
-    """A format as the parsers to try, the likeliest first."""
+    """Return the parsers to try for a format, the likeliest first."""
     if name != "iso8601":
         return [name]
     first = texts.drop_nulls().head(1).to_list()
@@ -131,40 +165,18 @@ def _unix(texts: pl.Series, step: str) -> pl.Series:
 
 
 def _within_reach(found: pl.Series) -> pl.Series:
-    """Null for moments outside the years 1 to 9999, compared as numbers: Python cannot even name them."""
+    """Replace moments outside the years 1 to 9999 by null, compared as numbers: Python cannot even name them."""
     ticks = found.to_physical()
     outside = (ticks < FIRST_TICK) | (ticks > LAST_TICK)
     return kept(found, ~outside) if outside.any() else found
 
 
-TEXT = "s"
-NUMBER = "n"
-# A number that is shown as so many per cent.
-PERCENT = "p"
-DATE = "d"
-# A length of time or a clock time without a day.
-DURATION = "t"
-BOOLEAN = "b"
-ERROR = "e"
-# A formula whose result nobody has worked out.
-FORMULA = "f"
-
-# The column that tells the kinds of another one's cells.
-KIND_OF = "{}_kind".format
-
-
-# The marks that people and spreadsheets write for one and the same.
-ALIKE = {" ": " \u00a0\u202f\u2009", "'": "'\u2019"}
-WORDS = "[iI][nN][fF](?:[iI][nN][iI][tT][yY])?|[nN][aA][nN]"
-PERCENT_UNIT = "(?i)^(?:%.*|percent|pct)$"
-
-
 def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
-    """Give timestamp and value their types; keep their text beside them.
+    """Give timestamp and value their types; keep their text in further columns.
 
     Args:
-        rows: readings as text, of any number of files; other columns pass through. Where a column tells the kinds of
-            the cells (`cell_kinds`), the profile's rules are held to cells of text only.
+        rows: readings as text, of any number of files; other columns pass through. Where a column has the kinds of
+            the cells (see `excel_cells`), the profile's rules apply to cells of text only.
         profile: the one all these files share.
 
     Returns:
@@ -186,7 +198,7 @@ def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
 
 
 def parse_numbers(texts: pl.Series, layout: NumberLayout) -> pl.Series:
-    """Decimal numbers, with or without an exponent; null for everything else, formulas among it.
+    """Parse decimal numbers, with or without an exponent; null for everything else, formulas included.
 
     A number is the nearest one that 64 bits hold: 15 significant digits are exact. One too small for them is null: it
     would become zero.
@@ -204,7 +216,7 @@ def parse_numbers(texts: pl.Series, layout: NumberLayout) -> pl.Series:
 
 
 def _without_lost(texts: pl.Series, numbers: pl.Series) -> pl.Series:
-    """Null where something became nothing: 1e-400 is not zero."""
+    """Replace a zero that was no zero in the text by null: 1e-400 is not zero."""
     zeros = (numbers == 0).arg_true()
     if not len(zeros):
         return numbers
@@ -213,7 +225,7 @@ def _without_lost(texts: pl.Series, numbers: pl.Series) -> pl.Series:
 
 
 def _pattern(layout: NumberLayout) -> str:
-    """What a number looks like. Without this, 1.234 in a file with decimal commas would be a little over one."""
+    """Return the shape of a number: without it, 1.234 in a file with decimal commas would be a little over one."""
     fraction = rf"(?:{re.escape(layout.decimal)}[0-9]*)?"
     shapes = [rf"[0-9]*{fraction}(?:[eE][+-]?[0-9]+)?", WORDS]
     # No group is longer or shorter than three digits, no grouped number begins with a zero, and one mark is used.
@@ -223,7 +235,7 @@ def _pattern(layout: NumberLayout) -> str:
 
 
 def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLayout) -> pl.Series:
-    """The numbers that cells hold; null for every other cell.
+    """Return the numbers that cells hold; null for every other cell.
 
     Args:
         texts: of the cells.
@@ -239,7 +251,7 @@ def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLa
 
 
 def without_null_numbers(table: pl.DataFrame, columns: Iterable[str], profile: ReaderProfile) -> pl.DataFrame:
-    """A table without the numbers that mean "missing", however they are written: -9999.0 is -9999.
+    """Replace the numbers that mean "missing" by null, however they are written: -9999.0 is -9999.
 
     Args:
         table: text, maybe with the kinds of its cells.
@@ -291,3 +303,30 @@ def _shown_per_cent(rows: pl.DataFrame) -> pl.DataFrame:
         pl.when(percent).then(pl.col("value") + "e2").otherwise("value").alias("value"),
         pl.when(percent).then(pl.col("unit").fill_null("%")).otherwise("unit").alias("unit"),
     )
+
+
+@lru_cache(maxsize=4_096)
+def clean_name(name: str) -> str:
+    """Strip unseen characters from both ends of a name, and compose it (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", name.strip(TRIMMED))
+
+
+@lru_cache(maxsize=4_096)
+def is_suspicious(name: str) -> bool:
+    """Tell whether a clean name holds unseen or unprintable characters, or quotes that do not belong to it."""
+    if not name.isprintable() or any(ord(character) in UNSEEN for character in name):
+        return True
+    return name[:1] in QUOTES or name[-1:] in QUOTES or name.count('"') % 2 == 1
+
+
+def odd_names(names: pl.Series) -> pl.Series:
+    """Return the different names of a column that do not match PLAIN_NAME."""
+    different = names.unique().drop_nulls()
+    return different.filter(~different.str.contains(PLAIN_NAME))
+
+
+@lru_cache(maxsize=4_096)
+def matched_name(name: str) -> str:
+    """Return the form in which names are compared: regardless of case and of what cannot be seen."""
+    seen = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+    return " ".join(seen.casefold().split())

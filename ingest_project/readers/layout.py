@@ -1,18 +1,77 @@
-"""The columns of one file to the columns of a reading, as its profile says."""
+"""The columns of one file matched with the columns of a reading, chunks of readings, and the limits of reading."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import polars as pl
 
-from ingest_project.core.errors import FileRejectedError
-from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.names import matched_name
+from ingest_project.core.errors import FileRejectedError, LimitExceededError, SettingsError
+from ingest_project.core.settings import FileIngestSettings
+from ingest_project.readers.casting import KIND_OF, matched_name, without_null_numbers
 from ingest_project.readers.profiles import READING_COLUMNS, Quantity, ReaderProfile, first_group
 
 NAMES_SHOWN = 12
+LARGEST_ROW_LIMIT_BYTES = 256 * 1024**2
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """How much of one file is held or computed at most; the names are those of the settings.
+
+    Args:
+        chunk_bytes: text that is read at a time. Reading needs about thirty times as much memory.
+    """
+
+    max_row_bytes: int = 1024**2
+    max_columns: int = 2_000
+    max_excel_bytes: int = 100 * 1024**2
+    max_excel_cells: int = 20_000_000
+    max_excel_memory_bytes: int = 1536 * 1024**2
+    max_excel_seconds: float = 60.0
+    chunk_bytes: int = 1024**2
+
+    def __post_init__(self) -> None:
+        if self.max_row_bytes > LARGEST_ROW_LIMIT_BYTES:
+            raise SettingsError(f"INGEST_MAX_ROW_BYTES can be at most {LARGEST_ROW_LIMIT_BYTES}: a row is held whole.")
+
+    @classmethod
+    def from_settings(cls, settings: FileIngestSettings) -> ReadLimits:
+        """Return the limits that are in force."""
+        names = (field.name for field in fields(cls) if field.name != "chunk_bytes")
+        return cls(**{name: getattr(settings, name) for name in names})
+
+
+class RawText(Protocol):
+    """The text that the rows of a chunk came from."""
+
+    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
+        """Return the records that start on these lines, as they were written, shortened visibly when over 64 KiB."""
+
+
+@dataclass(frozen=True)
+class ReadingsChunk:
+    """Some consecutive readings of a file.
+
+    Args:
+        rows: line_number (physical line, or row of the sheet, on which the record starts), timestamp, device_id,
+            sensor_type, value, unit; all but the first are text, trimmed, and null where missing. Of a workbook also
+            the kind of each of these cells, see `excel_worker.Cell`.
+        malformed: line_number, raw_text and reason of records that are no rows, see `csv_reader.Malformed`.
+        text: what the rows came from.
+        unknown_columns: columns of the file that its profile does not know, and that were left out.
+    """
+
+    rows: pl.DataFrame
+    malformed: pl.DataFrame
+    text: RawText
+    unknown_columns: tuple[str, ...] = ()
+
+    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
+        """Return the records that start on these lines of `rows`, in any order; see `RawText`."""
+        return self.text.raw_text(line_numbers)
 
 
 @dataclass(frozen=True)
@@ -38,12 +97,12 @@ class Layout:
 
 
 def known_names(profile: ReaderProfile) -> frozenset[str]:
-    """Every column name the profile knows, for telling a delimiter that makes sense from one that does not."""
+    """Return every column name the profile knows, to tell a delimiter that makes sense from one that does not."""
     return frozenset(matched_name(name) for name in (*profile.columns, *profile.quantities))
 
 
 def unknown_columns(names: Sequence[str], profile: ReaderProfile) -> tuple[str, ...]:
-    """The columns of a file that a profile neither reads nor leaves out on purpose, in the file's order."""
+    """Return the columns that a profile neither reads nor leaves out on purpose, in the file's order."""
     known = known_names(profile) | {matched_name(name) for name in profile.ignored}
     shown = ((matched_name(name), name or f"column {place}, without a name") for place, name in enumerate(names, 1))
     return tuple(name for matched, name in shown if matched not in known)
@@ -113,7 +172,7 @@ def _named(column: str, profile: ReaderProfile) -> str:
 
 
 def to_readings(table: pl.DataFrame, layout: Layout) -> pl.DataFrame:
-    """A table's rows as readings: line_number and the columns of a reading, all of them text.
+    """Convert a table's rows to readings: line_number and the columns of a reading, all of them text.
 
     In a wide file one row becomes as many readings as it has quantities that are not empty, in the profile's order.
     The kinds of cells, where the table has them, go with the cells.
@@ -142,3 +201,18 @@ def _ordered(table: pl.DataFrame, constants: Mapping[str, str | None]) -> pl.Dat
     return table.select(
         pl.lit(constants[name], pl.String).alias(name) if name in constants else pl.col(name) for name in columns
     )
+
+
+def layout_of(names: Sequence[str], profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Layout:
+    """Match a header with the profile, within the limit of columns."""
+    if len(names) > limits.max_columns:
+        raise LimitExceededError("INGEST_MAX_COLUMNS", f"The file has {len(names)} columns, over {limits.max_columns}")
+    return match_columns(names, profile, file_name)
+
+
+def readings_chunk(
+    cells: pl.DataFrame, malformed: pl.DataFrame, text: RawText, layout: Layout, profile: ReaderProfile
+) -> ReadingsChunk:
+    """Return the readings of some rows of a table."""
+    present = without_null_numbers(cells, layout.numbers, profile)
+    return ReadingsChunk(to_readings(present, layout), malformed, text, layout.unknown)

@@ -65,7 +65,7 @@ def _one_group(pattern: str) -> str:
 
 
 def first_group(text: str, pattern: str) -> str | None:
-    """The text of a regular expression's one group, found in linear time: file names come from strangers."""
+    """Return the text of a regular expression's one group, in linear time: file names come from strangers."""
     found: str | None = pl.Series([text]).str.extract(pattern, 1).item()
     return found
 
@@ -188,7 +188,7 @@ class ReaderProfile(_Part):
             if column not in sources and column not in self.optional:
                 raise ValueError(f"nothing says where {column} comes from")
             if column in {*self.constants, *self.from_file_name} and sources.count(column) > 1:
-                raise ValueError(f"{column} comes from more than one place")
+                raise ValueError(f"{column} comes from more than one source")
         if self.quantities and {"sensor_type", "value", "unit"} & set(self.columns.values()):
             raise ValueError("with quantities, sensor_type, value and unit are not columns of the file")
         return self
@@ -199,7 +199,7 @@ class BrokenProfile:
     """A profile that cannot be used.
 
     Args:
-        name: that files would ask for it by; None where not even that can be told.
+        name: by which files name it; None where not even that is known.
         problem: which file, which line, and what is wrong.
     """
 
@@ -228,11 +228,11 @@ class Profiles(Mapping[str, ReaderProfile]):
         return len(self._usable)
 
     def named(self, name: str) -> ReaderProfile:
-        """The profile that a file asks for.
+        """Return the profile of this name.
 
         Raises:
             FileRejectedError: `broken_profile` or `unknown_profile`; ingested again it is read, once the profile is
-        mended.
+        fixed.
         """
         if name in self._usable:
             return self._usable[name]
@@ -244,7 +244,7 @@ class Profiles(Mapping[str, ReaderProfile]):
 
 
 def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
-    """The shipped profiles and a user's own, by name. A broken one of a user's is logged as a warning, and kept apart.
+    """Load the shipped profiles and a user's own, by name; a broken one of a user's is logged and kept apart.
 
     Args:
         paths: YAML files with one profile each, or folders of such files.
@@ -269,7 +269,7 @@ def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
 
 
 def read_profile(path: Path) -> ReaderProfile:
-    """The profile in one YAML file.
+    """Read the profile in one YAML file.
 
     Raises:
         SettingsError: it cannot be read, or is not a profile; names the file, the line and what is wrong.
@@ -286,7 +286,7 @@ def read_profile(path: Path) -> ReaderProfile:
 
 
 def _name_in(path: Path) -> str | None:
-    """The name in a file that is no profile, and maybe not even YAML."""
+    """Find the name in a file that is no profile, and maybe not even YAML."""
     try:
         match = NAME_LINE.search(path.read_text(encoding="utf-8", errors="replace"))
     except OSError:

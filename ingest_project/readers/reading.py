@@ -6,19 +6,28 @@ then validation. A chunk keeps the text its rows came from, so that the few bad 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import cast
-from ingest_project.readers.chunks import ReadingsChunk, ReadLimits, dialect_of, layout_of, readings_chunk
-from ingest_project.readers.csv.header import HeaderSearch, find_header
-from ingest_project.readers.csv.table import split_blocks, text_blocks
-from ingest_project.readers.layout import known_names
+from ingest_project.readers.csv_reader import CsvReader
+from ingest_project.readers.excel_reader import ExcelReader
+from ingest_project.readers.layout import ReadingsChunk, ReadLimits
 from ingest_project.readers.profiles import ReaderProfile
 
-__all__ = ["cast", "read_chunks"]
+__all__ = ["Reader", "cast", "read_chunks"]
+
+
+class Reader(Protocol):
+    """Reads files of one type."""
+
+    def read(self, path: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Iterator[ReadingsChunk]:
+        """Yield the readings of one file; see `read_chunks`."""
+
+
+READERS: Mapping[str, Reader] = {"csv": CsvReader(), "xlsx": ExcelReader("xlsx"), "xls": ExcelReader("xls")}
 
 
 def read_chunks(
@@ -28,7 +37,7 @@ def read_chunks(
 
     Args:
         path: where its bytes are; they do not change meanwhile.
-        file_type: `csv`, `xlsx` or `xls`; what is inside must match.
+        file_type: one of `READERS`; the content must match.
         profile: its layout.
         limits: what it may cost.
         file_name: its own name, when `path` has another.
@@ -42,30 +51,9 @@ def read_chunks(
             `duplicate_column`, `missing_sheet`, `file_name`.
         LimitExceededError: it is larger than a limit.
     """
-    name = file_name or path.name
-    if file_type == "csv":
-        chunks = _read_text(text_blocks(path, profile.encoding, limits.chunk_bytes), profile, limits, name)
-    else:
-        from ingest_project.readers.excel.reader import read_workbook  # noqa: PLC0415 - most runs meet no workbook
-
-        chunks = read_workbook(path, file_type, profile, limits, name)
     found = False
-    for chunk in chunks:
+    for chunk in READERS[file_type].read(path, profile, limits, file_name or path.name):
         found = found or chunk.rows.height > 0 or chunk.malformed.height > 0
         yield chunk
     if not found:
         raise FileRejectedError("no_rows", "The file has a header and no readings.")
-
-
-def _read_text(
-    blocks: Iterator[tuple[bytes, bool]], profile: ReaderProfile, limits: ReadLimits, file_name: str
-) -> Iterator[ReadingsChunk]:
-    header, text, final = find_header(
-        blocks, HeaderSearch(profile.delimiter, known_names(profile), profile.skip_lines, limits.max_row_bytes)
-    )
-    header = header.without_spare_columns() if profile.header else header.as_first_record()
-    layout = layout_of(header, profile, limits, file_name)
-    dialect = dialect_of(header, layout, profile, limits)
-    rest = chain([(text[header.start :], final)], blocks)
-    for table in split_blocks(rest, dialect, header.line_number):
-        yield readings_chunk(table, layout, profile)

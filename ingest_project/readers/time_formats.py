@@ -24,7 +24,7 @@ FIRST_SHORT_YEAR = 69
 
 
 def _any_case(words: tuple[str, ...]) -> str:
-    """A pattern of ASCII letters alone: `(?i)` would take a long s or a Kelvin sign for theirs."""
+    """Return a pattern of ASCII letters alone: `(?i)` would also match a long s or a Kelvin sign."""
     return "|".join("".join(f"[{letter.upper()}{letter}]" for letter in word) for word in words)
 
 
@@ -68,7 +68,7 @@ SHORT_FOR = {"%F": "%Y-%m-%d", "%T": "%H:%M:%S", "%R": "%H:%M"}
 SHORT_FOR |= {f"%-{letter}": f"%{letter}" for letter in "dmHIMSj"}
 REMEDIES = {
     "s": "write unix_seconds instead",
-    "Z": "the name of a zone is no offset; write it as text and name the zone beside the formats",
+    "Z": "the name of a zone is no offset; write it as text and name the zone next to the formats",
     "e": "write %d, which takes one digit too",
     "k": "write %H, which takes one digit too",
     "l": "write %I, which takes one digit too",

@@ -67,7 +67,7 @@ KILL_POINTS = [
     KillPoint(
         "materialisations shown, checks not", "ingest_project.platform.dagster.asset_events:_store_materializations", 2
     ),
-    KillPoint("files reported", "ingest_project.file_ingest.assets:report_bisecting"),
+    KillPoint("files reported", "ingest_project.file_ingest.definitions:report_bisecting"),
     KillPoint("files marked as reported", f"{FILES_QUEUE}.mark_reported"),
 ]
 FILES = {

@@ -25,7 +25,7 @@ KILL_POINTS = [
     KillPoint("its rows removed", f"{TRANSACTION}.replace_files"),
     KillPoint("newer rows appended", f"{TRANSACTION}.append_readings"),
     KillPoint("finished, before the commit", f"{TRANSACTION}.finish_files"),
-    KillPoint("reported", "ingest_project.file_ingest.assets:report_bisecting"),
+    KillPoint("reported", "ingest_project.file_ingest.definitions:report_bisecting"),
     KillPoint("marked as reported", "ingest_project.file_ingest.file_queue:FileLedger.mark_reported"),
 ]
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from structlog.testing import capture_logs
 
-from ingest_project.file_ingest import assets
+from ingest_project.file_ingest import definitions
 from ingest_project.file_ingest.file_queue import FileLedger
 from ingest_project.file_ingest.result import FileResult
 from ingest_project.platform.database.engine import open_engine
@@ -36,5 +36,5 @@ def test_a_file_or_row_that_was_refused_is_a_warning(
     engine.dispose()
     assert record is not None
     with capture_logs() as logged:
-        assets._log(FileResult(record, state, rows_read=5, rows_quarantined=rows_quarantined))
+        definitions._log(FileResult(record, state, rows_read=5, rows_quarantined=rows_quarantined))
     assert [line["log_level"] for line in logged] == [level]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ingest_project.file_ingest.aggregation import aggregate, merge
-from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
+from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.readers.casting import cast
-from ingest_project.readers.chunks import ReadLimits
+from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import load_profiles
 from ingest_project.readers.reading import read_chunks
 

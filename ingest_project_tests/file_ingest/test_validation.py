@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.file_ingest.contract import SensorType, SensorTypes, ValidationRules, row_rules, validate
+from ingest_project.file_ingest.sensor_readings import SensorType, SensorTypes, ValidationRules, row_rules, validate
 from ingest_project.readers.casting import cast
 from ingest_project.readers.profiles import READING_COLUMNS, load_profiles
 

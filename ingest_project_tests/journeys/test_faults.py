@@ -69,7 +69,7 @@ def test_while_the_database_is_down_runs_and_ticks_fail_and_afterwards_they_go_o
     announce(system)
     (request,) = system.requests()
     own_postgres_server.kill()
-    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_WAIT_SECONDS", 0.0)
     assert not system.execute("file_batch", request).success
     with pytest.raises(DatabaseUnavailableError, match="does not answer"):
         system.tick()
@@ -95,7 +95,8 @@ def test_a_database_that_is_killed_while_a_batch_is_stored_gets_all_of_it_when_i
             threading.Timer(0.3, own_postgres_server.start).start()
 
     monkeypatch.setattr(PostgresTransaction, "finish_files", crash)
-    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_PAUSES_SECONDS", (2.0, 2.0, 2.0))
+    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_WAIT_SECONDS", 2.0)
+    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_ATTEMPTS", 4)
     announce(system)
     assert all(run.success for run in system.drive())
     assert_all_stored_once(system)

@@ -161,7 +161,7 @@ def test_the_99_are_stored_at_their_first_attempt(  # noqa: PLR0913, PLR0917 - a
     state: FileState,
     reason: str,
 ) -> None:
-    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_WAIT_SECONDS", 0.0)
     system.settings = changed(system.settings, "retries", delay_seconds=3_600.0)
     system.restart()
     names = [f"{number}.csv" for number in range(GOOD)]
@@ -197,7 +197,7 @@ def test_a_database_that_is_away_is_no_files_fault(system: System, monkeypatch: 
         calls.append(1)
         raise DatabaseUnavailableError("somewhere", "it is away")
 
-    monkeypatch.setattr(storing, "STORE_PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr(storing, "STORE_WAIT_SECONDS", 0.0)
     system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(10)))
     (request,) = system.requests()
     with monkeypatch.context() as patch:

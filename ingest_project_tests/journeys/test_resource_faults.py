@@ -73,7 +73,7 @@ def test_a_disk_of_the_database_that_is_full_stops_only_as_long_as_it_is_full(
     impatient: System, own_postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system, server = impatient, own_postgres_server
-    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr("ingest_project.file_ingest.load.STORE_WAIT_SECONDS", 0.0)
     with small_disk(server.folder / "small") as disk:
         owner = server.data.stat()
         os.chown(disk, owner.st_uid, owner.st_gid)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from ingest_project.readers.chunks import ReadingsChunk, ReadLimits
+from ingest_project.readers.layout import ReadingsChunk, ReadLimits
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
 from ingest_project.readers.reading import cast, read_chunks
 

@@ -1,4 +1,4 @@
-"""The fast way and the careful way through CSV text agree with each other, and with Python's csv module."""
+"""Arrow's reader and the splitter of records agree with each other, and with Python's csv module."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import io
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest_project.readers.csv.arrow_strings import TextBlock
-from ingest_project.readers.csv.fallback_tokenizer import split_carefully
-from ingest_project.readers.csv.rejects import Dialect
-from ingest_project.readers.csv.row_index import index_records
-from ingest_project.readers.csv.table import TableChunk, split_blocks
+from ingest_project.readers.csv_reader import Dialect, TableChunk, read_regular, split_blocks
+from ingest_project.readers.csv_text import split_records
 
 Cell = st.text(st.sampled_from("ab é€😀,;\"\r\n\t'\\=0123456789"), max_size=20)
 AWKWARD = st.lists(
@@ -59,17 +56,24 @@ def test_any_table_that_python_writes_is_read_back_equal(table: list[list[str]])
 @example('"a""b",c\nd,e')
 @example('a,"b\r\nc"\rd,"e"\r\n')
 @example('"a,b\nc,d\n')
-def test_where_the_fast_way_goes_it_agrees_with_the_careful_way(text: str) -> None:
+def test_what_arrow_reads_is_what_the_splitter_finds(text: str) -> None:
     raw = text.encode()
-    index = index_records(TextBlock.of(raw), ord(","), final=True)
-    if index is None or index.consumed < len(raw):
+    read = read_regular(raw, dialect(2), 1, final=True)
+    if read is None:
         return
-    records = list(split_carefully(raw, b",", final=True, max_row_bytes=10_000))
+    chunk, consumed, lines = read
+    records = list(split_records(raw, ",", final=True, max_row_bytes=10_000))
+    assert consumed == len(raw)
+    assert lines == sum(record.lines for record in records)
     assert all(record.cells is not None for record in records)
-    assert index.starts.tolist() == [record.start for record in records]
-    assert index.ends.tolist() == [record.end for record in records]
-    assert index.lines.tolist() == [record.line for record in records]
-    assert index.cell_counts.tolist() == [len(record.cells or []) for record in records]
+    filled = [record for record in records if raw[record.start : record.end].strip(b" \t,")]
+    good = [record for record in filled if len(record.cells or []) == 2]
+    bad = [record for record in filled if record not in good]
+    assert chunk.columns["line_number"].to_list() == [record.line + 1 for record in good]
+    assert chunk.malformed["line_number"].to_list() == [record.line + 1 for record in bad]
+    raw_texts = [[raw[record.start : record.end].decode() for record in found] for found in (good, bad)]
+    assert chunk.raw_text(chunk.columns["line_number"].to_list()) == raw_texts[0]
+    assert chunk.malformed["raw_text"].to_list() == raw_texts[1]
 
 
 @given(AWKWARD, st.integers(1, 40), st.integers(1, 3))
@@ -99,15 +103,15 @@ def test_every_line_is_read_or_reported_and_raw_text_is_what_was_written(text: s
 
 @given(AWKWARD)
 @settings(max_examples=300, deadline=None)
-def test_columns_hold_the_cells_that_the_careful_way_finds(text: str) -> None:
+def test_columns_hold_the_cells_that_the_splitter_finds(text: str) -> None:
     raw = text.encode()
-    careful = [
+    split = [
         tuple(expected_cell(cell.decode()) for cell in record.cells)
-        for record in split_carefully(raw, b",", final=True, max_row_bytes=10_000)
+        for record in split_records(raw, ",", final=True, max_row_bytes=10_000)
         if record.cells is not None
         and len(record.cells) == 2
         and raw[record.start : record.end].strip(b" \t,")
         and b"\0" not in raw[record.start : record.end]
     ]
     rows, _ = everything(list(split_blocks([(raw, True)], dialect(2), 1)))
-    assert [row[1:] for row in rows] == careful
+    assert [row[1:] for row in rows] == split

@@ -14,7 +14,7 @@ import pytest
 import xlwt
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
-from ingest_project.readers.chunks import ReadLimits
+from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project_tests.readers.samples import CANONICAL, casted, read
 

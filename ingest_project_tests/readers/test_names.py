@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.readers.names import TRIMMED, clean_name, is_suspicious, matched_name
+from ingest_project.readers.casting import TRIMMED, clean_name, is_suspicious, matched_name
 
 Seen = st.text(st.characters(categories=["L", "N", "P", "S", "M"]), min_size=1, max_size=20)
 Unseen = st.text(st.sampled_from(TRIMMED), max_size=4)

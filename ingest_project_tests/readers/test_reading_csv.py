@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError, SettingsError
 from ingest_project.core.settings import Settings
-from ingest_project.readers.chunks import ReadLimits
+from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
 from ingest_project.readers.reading import read_chunks
 from ingest_project_tests.readers.samples import CANONICAL, HEADER, Outcome, casted, columns_profile, read, read_text

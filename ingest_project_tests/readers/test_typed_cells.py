@@ -14,8 +14,8 @@ import pytest
 import xlwt
 from openpyxl.utils.datetime import CALENDAR_MAC_1904
 
-from ingest_project.file_ingest.contract import SensorTypes, ValidationRules, validate
-from ingest_project.readers.excel.xls import EPOCHS
+from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
+from ingest_project.readers.excel_sheets import EPOCHS
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import cast
 from ingest_project_tests.readers.samples import CANONICAL, read
@@ -259,7 +259,7 @@ def test_a_null_spelling_never_hides_a_row_or_the_kinds_of_its_cells(tmp_path: P
 def test_workbooks_and_text_are_validated_together(tmp_path: Path) -> None:
     from ingest_project.core.settings import Settings  # noqa: PLC0415
     from ingest_project.file_ingest.validate_files import Contract, check_rows  # noqa: PLC0415
-    from ingest_project.readers.chunks import ReadLimits  # noqa: PLC0415
+    from ingest_project.readers.layout import ReadLimits  # noqa: PLC0415
     from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415
 
     contract = Contract(load_profiles(), SensorTypes.load(), ReadLimits(), Settings().file_ingest)

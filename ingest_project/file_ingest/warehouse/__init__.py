@@ -1,1 +1,183 @@
-"""Readings, metrics and quarantined rows in PostgreSQL or SQLite."""
+"""The warehouse: readings, metrics and refused rows of every file, and the end of its queue entry, in one transaction.
+
+Whatever happens in the middle of a transaction (an exception, a killed process, a cut connection), the files of its
+group are as they were before. A file that is stored again replaces its own rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# Of versions that a newer one replaces; one that a run or a queue holds finds its successor there.
+REPLACEABLE_STATES = ("ingested", "quarantined", "duplicate", "failed")
+
+
+class StoredCounts(NamedTuple):
+    """What is stored of one file, counted in the tables."""
+
+    readings: int = 0
+    quarantined: int = 0
+    metrics: int = 0
+
+
+class DeviceMetric(NamedTuple):
+    """Readings of one device and sensor type, of one file or of all, summarised.
+
+    Args:
+        mean: None over all files where readings are too large to be summed.
+        stddev: of the sample; None for a single reading, and over all files where readings are too large to be squared.
+    """
+
+    device_id: str
+    sensor_type: str
+    min: float
+    max: float
+    mean: float | None
+    count: int  # type: ignore[assignment]  # tuple.count is not used, and the column is named so
+    stddev: float | None
+
+
+class QuarantinedRow(NamedTuple):
+    """One refused row of a file, its text as it was, and why it was refused."""
+
+    line_number: int
+    raw_text: str
+    reasons: tuple[str, ...]
+
+
+class VersionRow(NamedTuple):
+    """One version of a location in the work queue; the last six order it among the others."""
+
+    location_key: str
+    state: str
+    stands: bool
+    version_at: datetime
+    announced_at: datetime
+    topic: str
+    partition: int
+    offset: int
+    file_key: str
+
+
+class WarehouseTransaction(Protocol):
+    """One group of files, or one large file in many chunks. Frames are polars; NUL characters become U+FFFD.
+
+    Readings stored earlier are known by the file's metrics or its queue entry: a transaction that appends readings
+    of a file also puts its metrics or finishes it.
+
+    Raises:
+        DatabaseUnavailableError: the database went away; run the transaction again later.
+        TransactionConflictError: another transaction was in the way; run the transaction again.
+    """
+
+    def lock_locations(self, location_keys: Sequence[str], *, wait: bool) -> set[str]:
+        """Keep other transactions from deciding about the versions of these locations until this one ends.
+
+        Args:
+            location_keys: hashes of the locations.
+            wait: for the transaction that decides now; otherwise those locations are left out.
+
+        Returns:
+            the locations that are held.
+        """
+
+    def versions_at(self, location_keys: Sequence[str]) -> list[VersionRow]:
+        """Return the versions of these locations that are not replaced, this transaction's own included."""
+
+    def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
+        """Mark versions as replaced and held by this run until it has reported that; their rows are not touched.
+
+        A version that a run or a queue holds only stops standing: its holder finds the successor.
+
+        Args:
+            successors: key of each version to the key of the one that counts in its place.
+            run_id: of the run that stores the successors.
+
+        Returns:
+            keys of those that were marked.
+        """
+
+    def pin_versions(self, versions: pl.DataFrame) -> None:
+        """Record which versions were read of files whose events named none.
+
+        Args:
+            versions: file_key, size_bytes, modified_at, etag, version_at.
+        """
+
+    def replace_files(self, file_keys: Sequence[str]) -> None:
+        """Delete what is stored of these files, and keep other transactions away from them until this one ends."""
+
+    def append_readings(self, readings: pl.DataFrame) -> None:
+        """Store readings: timestamp (Datetime us UTC), device_id, sensor_type, value, unit, file_key, line_number."""
+
+    def append_quarantined(self, rows: pl.DataFrame) -> None:
+        """Store refused rows: file_key, line_number, raw_text, reasons (list of strings)."""
+
+    def put_metrics(self, metrics: pl.DataFrame) -> None:
+        """Store metrics of replaced files: file_key, device_id, sensor_type, min, max, mean, count, stddev."""
+
+    def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
+        """Ask which file stands for each content; the first that asks does, for good.
+
+        Args:
+            claims: file_key, sha256, meaning.
+
+        Returns:
+            for each file the key of the one that stands for its content: itself, or the file it is a duplicate of.
+        """
+
+    def release_contents(self, file_keys: Sequence[str]) -> tuple[str, ...]:
+        """Release the contents that these files, which are refused now, stand for.
+
+        Returns:
+            keys of their duplicates, which are pending again: one of them will stand for the content.
+        """
+
+    def finish_files(self, files: pl.DataFrame) -> None:
+        """Finish the queue entries of these files.
+
+        Args:
+            files: file_key, state, reason, error_class, run_id, sha256, profile, duplicate_of, replaced_by, rows_read,
+                rows_accepted, rows_quarantined, rule_counts (JSON text: rule to number of rows).
+        """
+
+
+class Warehouse(Protocol):
+    """Stores rows, and counts what is stored."""
+
+    def transaction(self) -> AbstractContextManager[WarehouseTransaction]:
+        """Open a database transaction: committed at the end, rolled back when anything is raised."""
+
+    def file_counts(self, file_keys: Sequence[str]) -> dict[str, StoredCounts]:
+        """Count what is stored of each of these files, in the tables; zeros where there is nothing."""
+
+    def readings_of(self, file_key: str) -> Iterator[pl.DataFrame]:
+        """Yield the file's stored readings in parts of bounded size, in no particular order.
+
+        Returns:
+            frames of line_number, timestamp (UTC), device_id, sensor_type, value, unit.
+        """
+
+    def totals(self) -> StoredCounts:
+        """Count what is stored of all files. Reads every row: for checks, not for every tick."""
+
+    def metrics_of(self, file_key: str) -> tuple[DeviceMetric, ...]:
+        """Return the file's metrics by device and sensor type."""
+
+    def metrics_of_files(self, file_keys: Sequence[str]) -> Mapping[str, tuple[DeviceMetric, ...]]:
+        """Return the metrics of many files; files without metrics are left out."""
+
+    def device_metrics(self) -> tuple[DeviceMetric, ...]:
+        """Return the metrics merged over all files, by device and sensor type."""
+
+    def quarantined_rows_of(self, file_key: str, limit: int = 100) -> tuple[QuarantinedRow, ...]:
+        """Return the file's refused rows, the first lines first."""
+
+    def close(self) -> None:
+        """Give the connections back. The warehouse opens new ones when it is used again."""

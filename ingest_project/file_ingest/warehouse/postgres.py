@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 import adbc_driver_manager
+import polars as pl
+import sqlalchemy as sa
+from adbc_driver_manager.dbapi import Connection, Cursor
 from adbc_driver_postgresql import StatementOptions, dbapi
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.file_ingest.warehouse.frames import (
+from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction
+from ingest_project.file_ingest.warehouse.sql import (
     CLAIMS,
     FINISHED,
     METRICS,
     QUARANTINED,
     READINGS,
     VERSIONS,
+    SqlWarehouse,
     fitted,
 )
-from ingest_project.file_ingest.warehouse.protocol import REPLACEABLE_STATES, VersionRow
-from ingest_project.file_ingest.warehouse.queries import WarehouseQueries
 from ingest_project.platform.database.engine import database_address, database_errors, postgres_options
 
-if TYPE_CHECKING:
-    import polars as pl
-    from adbc_driver_manager.dbapi import Connection, Cursor
-
-# A content can change hands between the moment it is seen taken and the moment its owner is read.
+# A content can change its owner between the failed claim and the reading of its owner.
 CLAIM_TRIES = 5
 
 LOCK_FILES = """
@@ -47,22 +45,22 @@ DELETE_QUARANTINED = "DELETE FROM quarantined_rows WHERE file_key = ANY($1::text
 DELETE_READINGS = "DELETE FROM raw_sensor_data WHERE file_key = ANY($1::text[])"
 
 CLAIMED = "json_to_recordset($1::json) AS claim (place int, file_key text, sha256 text, meaning text)"
-GIVE_UP_OTHER_CONTENTS = f"""
+RELEASE_OTHER_CONTENTS = f"""
     DELETE FROM contents USING {CLAIMED}
     WHERE contents.file_key = claim.file_key
       AND (contents.sha256, contents.meaning) <> (claim.sha256, claim.meaning)
     RETURNING contents.file_key"""
-# Sorted: two transactions that claim the same contents must not wait for each other crosswise.
+# Sorted: two transactions that claim the same contents must not deadlock.
 CLAIM = f"""
     INSERT INTO contents (sha256, meaning, file_key)
     SELECT DISTINCT ON (sha256, meaning) sha256, meaning, file_key FROM {CLAIMED}
     ORDER BY sha256, meaning, place
     ON CONFLICT DO NOTHING"""
-# Shared lock: whoever gives a content up waits until the duplicates of it that are being stored can be seen.
+# Shared lock: a transaction that releases a content waits until the duplicates being stored of it are visible.
 OWNERS = f"""
     SELECT claim.file_key, contents.file_key FROM {CLAIMED}
     JOIN contents USING (sha256, meaning) ORDER BY sha256, meaning FOR SHARE OF contents"""
-GIVE_UP_CONTENTS = "DELETE FROM contents WHERE file_key = ANY($1::text[]) RETURNING file_key"
+RELEASE_CONTENTS = "DELETE FROM contents WHERE file_key = ANY($1::text[]) RETURNING file_key"
 REOPEN_DUPLICATES = """
     UPDATE files SET state = 'pending', attempts = 0, duplicate_of = NULL, stands = FALSE, batch_id = NULL,
         run_id = NULL, finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz
@@ -108,69 +106,46 @@ PIN_VERSIONS = """
     WHERE files.file_key = found.file_key"""
 
 
-class PostgresWarehouse(WarehouseQueries):
-    """See `warehouse.Warehouse`. Threads may use it at once; each transaction then has a connection of its own."""
+class PostgresWarehouse(SqlWarehouse):
+    """See `Warehouse`. Threads may use it at once; each transaction then has a connection of its own."""
 
     def __init__(self, database_url: str, connect_timeout_seconds: float = 10) -> None:
         super().__init__(database_url, connect_timeout_seconds)
         self._url = database_address(database_url)
-        self._address = _libpq_address(database_url, connect_timeout_seconds)
-        self._idle: deque[Connection] = deque()
+        address = _libpq_address(database_url, connect_timeout_seconds)
+        self._pool = sa.QueuePool(lambda: dbapi.connect(address), max_overflow=-1)
+        sa.event.listen(self._pool, "checkout", _require_alive)
 
     @contextmanager
-    def transaction(self) -> Iterator[PostgresTransaction]:
-        """One database transaction: committed at the end, rolled back when anything is raised.
+    def transaction(self) -> Iterator[WarehouseTransaction]:
+        """Open a database transaction: committed at the end, rolled back when anything is raised.
 
         Raises:
             DatabaseUnavailableError: also when the answer to the commit was lost; to run it again does no harm.
-            TransactionConflictError: a deadlock or a lock that did not come free; run it again.
+            TransactionConflictError: a deadlock or a lock that was not released in time; run it again.
         """
-        with database_errors(self._url):
-            connection = self._take()
+        with database_errors(self._url), contextlib.closing(self._pool.connect()) as connection:
             try:
-                with contextlib.closing(PostgresTransaction(connection, str(self._url))) as transaction:
+                driver = cast("Connection", connection.driver_connection)
+                with contextlib.closing(PostgresTransaction(driver, str(self._url))) as transaction:
                     yield transaction
                 connection.commit()
             except BaseException:
-                self._give_back_rolled_back(connection)
+                try:
+                    connection.rollback()
+                except adbc_driver_manager.Error:
+                    connection.invalidate()
                 raise
-            self._idle.append(connection)
 
     def close(self) -> None:
-        """Give the connections back. The warehouse opens new ones when it is used again."""
+        """Close the idle connections. The warehouse opens new ones when it is used again."""
         super().close()
-        while self._idle:
-            _close(self._idle.pop())
-
-    def _take(self) -> Connection:
-        while self._idle:
-            try:
-                connection = self._idle.pop()
-            except IndexError:  # another thread took the last one
-                break
-            try:
-                with _statement_cursor(connection) as cursor:
-                    cursor.execute("SELECT 1")
-                    cursor.fetchall()
-            except adbc_driver_manager.Error:
-                # Cut while nobody used it: nothing is lost.
-                _close(connection)
-            else:
-                return connection
-        fresh: Connection = dbapi.connect(self._address)
-        return fresh
-
-    def _give_back_rolled_back(self, connection: Connection) -> None:
-        try:
-            connection.rollback()
-        except adbc_driver_manager.Error:
-            _close(connection)
-        else:
-            self._idle.append(connection)
+        self._pool.dispose()
+        self._pool = self._pool.recreate()
 
 
 class PostgresTransaction:
-    """See `warehouse.WarehouseTransaction`."""
+    """See `WarehouseTransaction`."""
 
     def __init__(self, connection: Connection, address: str) -> None:
         self._address = address
@@ -192,7 +167,7 @@ class PostgresTransaction:
         return set(keys)
 
     def versions_at(self, location_keys: Sequence[str]) -> list[VersionRow]:
-        """The versions of these locations that are not replaced."""
+        """Return the versions of these locations that are not replaced."""
         return [VersionRow(*row) for row in self._run(VERSIONS_AT, sorted(set(location_keys)))]
 
     def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
@@ -217,7 +192,7 @@ class PostgresTransaction:
         stored.update(key for (key,) in self._run(DELETE_METRICS, keys))
         self._run(DELETE_QUARANTINED, keys)
         if stored:
-            # Without statistics the planner would read the whole table in place of its index.
+            # Without statistics the planner would read the whole table instead of its index.
             self._run("SET LOCAL enable_seqscan = off")
             self._run(DELETE_READINGS, sorted(stored))
             self._run("SET LOCAL enable_seqscan = on")
@@ -235,29 +210,29 @@ class PostgresTransaction:
         self._copy("aggregated_metrics", fitted(metrics, METRICS))
 
     def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
-        """For each file the key of the one that stands for its content.
+        """Return for each file the key of the one that stands for its content.
 
         A claim of a content that another transaction is claiming waits for the end of that one.
         """
         if claims.is_empty():
             return {}
         rows = fitted(claims, CLAIMS).with_row_index("place").write_json()
-        self._reopen_duplicates_of([key for (key,) in self._run(GIVE_UP_OTHER_CONTENTS, rows)])
+        self._reopen_duplicates_of([key for (key,) in self._run(RELEASE_OTHER_CONTENTS, rows)])
         for _ in range(CLAIM_TRIES):
             self._run(CLAIM, rows)
             owners = dict(self._run(OWNERS, rows))
             if len(owners) == claims["file_key"].n_unique():
                 return owners
-        raise TransactionConflictError(self._address, "a content changed hands again and again")
+        raise TransactionConflictError(self._address, "a content changed its owner again and again")
 
     def release_contents(self, file_keys: Sequence[str]) -> tuple[str, ...]:
-        """These files no longer stand for any content; their duplicates are pending again and are returned."""
+        """Release the contents that these files stand for; return their duplicates, which are pending again."""
         if not file_keys:
             return ()
-        return self._reopen_duplicates_of([key for (key,) in self._run(GIVE_UP_CONTENTS, list(file_keys))])
+        return self._reopen_duplicates_of([key for (key,) in self._run(RELEASE_CONTENTS, list(file_keys))])
 
     def finish_files(self, files: pl.DataFrame) -> None:
-        """End the ledger entries of these files, in one statement."""
+        """Finish the queue entries of these files, in one statement."""
         if not files.is_empty():
             self._run(FINISH, fitted(files, FINISHED).write_json(), _now())
 
@@ -276,7 +251,7 @@ class PostgresTransaction:
 
 
 def _statement_cursor(connection: Connection) -> Cursor:
-    # The driver fetches by COPY (statement) TO STDOUT unless told otherwise, which only a query can be.
+    # The driver fetches by COPY (statement) TO STDOUT by default, which works for queries only.
     return connection.cursor(adbc_stmt_kwargs={StatementOptions.USE_COPY.value: "false"})
 
 
@@ -288,9 +263,14 @@ def _libpq_address(database_url: str, connect_timeout_seconds: float) -> str:
     return f"{address}?{urlencode(options, doseq=True, quote_via=quote)}"
 
 
-def _close(connection: Connection) -> None:
-    with contextlib.suppress(adbc_driver_manager.Error):
-        connection.close()
+def _require_alive(connection: Connection, *_: object) -> None:
+    """Have the pool replace a connection that was cut while nobody used it."""
+    try:
+        with _statement_cursor(connection) as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchall()
+    except adbc_driver_manager.Error as error:
+        raise sa.exc.DisconnectionError(str(error)) from error
 
 
 def _now() -> str:

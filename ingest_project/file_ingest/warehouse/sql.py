@@ -1,4 +1,7 @@
-"""The warehouse on any database that SQLAlchemy reaches, SQLite first: ordinary statements, the same behaviour."""
+"""The warehouse on any database that SQLAlchemy reaches, SQLite first, and the queries that all databases share.
+
+Frames are fitted to their tables here: the columns each takes, in order and type, and no NUL in any text.
+"""
 
 from __future__ import annotations
 
@@ -6,61 +9,201 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import polars as pl
+import polars.selectors as cs
 import sqlalchemy as sa
 
 from ingest_project.file_ingest.tables import aggregated_metrics, contents, quarantined_rows, raw_sensor_data
-from ingest_project.file_ingest.tables import files as ledger
-from ingest_project.file_ingest.warehouse.frames import (
-    CLAIMS,
-    FINISHED,
-    METRICS,
-    QUARANTINED,
-    READINGS,
-    VERSIONS,
-    fitted,
+from ingest_project.file_ingest.tables import files as files_table
+from ingest_project.file_ingest.warehouse import (
+    REPLACEABLE_STATES,
+    DeviceMetric,
+    QuarantinedRow,
+    StoredCounts,
+    VersionRow,
+    WarehouseTransaction,
 )
-from ingest_project.file_ingest.warehouse.protocol import REPLACEABLE_STATES, VersionRow
-from ingest_project.file_ingest.warehouse.queries import WarehouseQueries, in_parts
-from ingest_project.platform.database.engine import writing
+from ingest_project.platform.database.engine import open_engine, reading, writing
 
-if TYPE_CHECKING:
-    import polars as pl
-
+KEYS_AT_A_TIME = 1_000
+READINGS_AT_A_TIME = 50_000
+device_metrics = sa.table("device_metrics", *(sa.column(name) for name in DeviceMetric._fields))
 ROWS_AT_A_TIME = 20_000
 
+Schema = dict[str, pl.DataType | type[pl.DataType]]
 
-class SqlWarehouse(WarehouseQueries):
-    """See `warehouse.Warehouse`."""
+READINGS: Schema = {
+    "timestamp": pl.Datetime("us", "UTC"),
+    "device_id": pl.String,
+    "sensor_type": pl.String,
+    "value": pl.Float64,
+    "unit": pl.String,
+    "file_key": pl.String,
+    "line_number": pl.Int64,
+}
+QUARANTINED: Schema = {
+    "file_key": pl.String,
+    "line_number": pl.Int64,
+    "raw_text": pl.String,
+    "reasons": pl.List(pl.String),
+}
+METRICS: Schema = {
+    "file_key": pl.String,
+    "device_id": pl.String,
+    "sensor_type": pl.String,
+    "min": pl.Float64,
+    "max": pl.Float64,
+    "mean": pl.Float64,
+    "count": pl.Int64,
+    "stddev": pl.Float64,
+}
+CLAIMS: Schema = {"file_key": pl.String, "sha256": pl.String, "meaning": pl.String}
+# Of versions that were not known until they were read.
+VERSIONS: Schema = {
+    "file_key": pl.String,
+    "size_bytes": pl.Int64,
+    "modified_at": pl.Datetime("us", "UTC"),
+    "etag": pl.String,
+    "version_at": pl.Datetime("us", "UTC"),
+}
+FINISHED: Schema = {
+    "file_key": pl.String,
+    "state": pl.String,
+    "reason": pl.String,
+    "error_class": pl.String,
+    "run_id": pl.String,
+    "sha256": pl.String,
+    "landed_bytes": pl.Int64,
+    "profile": pl.String,
+    "duplicate_of": pl.String,
+    "replaced_by": pl.String,
+    "rows_read": pl.Int64,
+    "rows_accepted": pl.Int64,
+    "rows_quarantined": pl.Int64,
+    "rule_counts": pl.String,
+}
+
+NUL = "\x00"
+REPLACEMENT = "\ufffd"
+
+device_metrics = sa.table("device_metrics", *(sa.column(name) for name in DeviceMetric._fields))
+
+
+class SqlWarehouse:
+    """See `Warehouse`; connects when it is first used."""
 
     def __init__(self, database_url: str, connect_timeout_seconds: float = 10) -> None:
-        super().__init__(database_url, connect_timeout_seconds)
+        self._engine = open_engine(database_url, connect_timeout_seconds)
 
     @contextmanager
-    def transaction(self) -> Iterator[SqlTransaction]:
-        """One database transaction: committed at the end, rolled back when anything is raised.
+    def transaction(self) -> Iterator[WarehouseTransaction]:
+        """Open a database transaction: committed at the end, rolled back when anything is raised.
 
         SQLite has one writer at a time; another one waits for it.
         """
         with writing(self._engine) as connection:
             yield SqlTransaction(connection)
 
+    def file_counts(self, file_keys: Sequence[str]) -> dict[str, StoredCounts]:
+        """Count what is stored of each of these files, in the tables; zeros where there is nothing."""
+        counts: dict[str, list[int]] = {key: [0, 0, 0] for key in file_keys}
+        with self._by_index() as connection:
+            for position, table in enumerate((raw_sensor_data, quarantined_rows, aggregated_metrics)):
+                for part in in_parts(file_keys):
+                    key = table.c.file_key
+                    query = sa.select(key, sa.func.count()).where(key.in_(part)).group_by(key)
+                    for found, number in connection.execute(query):
+                        counts[found][position] = number
+        return {key: StoredCounts(*numbers) for key, numbers in counts.items()}
+
+    def readings_of(self, file_key: str) -> Iterator[pl.DataFrame]:
+        """Yield the file's stored readings in parts of bounded size, in no particular order."""
+        table = raw_sensor_data
+        schema = {name: dtype for name, dtype in READINGS.items() if name != "file_key"}
+        query = sa.select(*(table.c[name] for name in schema)).where(table.c.file_key == file_key)
+        with self._by_index() as connection:
+            rows = connection.execution_options(stream_results=True).execute(query)
+            for part in rows.partitions(READINGS_AT_A_TIME):
+                yield pl.DataFrame(list(map(tuple, part)), schema=schema, orient="row")
+
+    def totals(self) -> StoredCounts:
+        """Count what is stored of all files. Reads every row: for checks, not for every tick."""
+        tables = (raw_sensor_data, quarantined_rows, aggregated_metrics)
+        with reading(self._engine) as connection:
+            numbers = [
+                connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one() for table in tables
+            ]
+        return StoredCounts(*numbers)
+
+    def metrics_of(self, file_key: str) -> tuple[DeviceMetric, ...]:
+        """Return the file's metrics by device and sensor type."""
+        return self.metrics_of_files([file_key]).get(file_key, ())
+
+    def metrics_of_files(self, file_keys: Sequence[str]) -> dict[str, tuple[DeviceMetric, ...]]:
+        """Return the metrics of many files; files without metrics are left out."""
+        table = aggregated_metrics
+        found: dict[str, list[DeviceMetric]] = {}
+        with reading(self._engine) as connection:
+            for part in in_parts(file_keys):
+                query = (
+                    sa.select(table.c.file_key, *(table.c[name] for name in DeviceMetric._fields))
+                    .where(table.c.file_key.in_(part))
+                    .order_by(table.c.file_key, table.c.device_id, table.c.sensor_type)
+                )
+                for key, *values in connection.execute(query):
+                    found.setdefault(key, []).append(DeviceMetric(*values))
+        return {key: tuple(metrics) for key, metrics in found.items()}
+
+    def device_metrics(self) -> tuple[DeviceMetric, ...]:
+        """Return the metrics merged over all files, by device and sensor type."""
+        query = sa.select(device_metrics).order_by(device_metrics.c.device_id, device_metrics.c.sensor_type)
+        with reading(self._engine) as connection:
+            return tuple(DeviceMetric(*row) for row in connection.execute(query))
+
+    def quarantined_rows_of(self, file_key: str, limit: int = 100) -> tuple[QuarantinedRow, ...]:
+        """Return the file's refused rows, the first lines first."""
+        table = quarantined_rows
+        query = (
+            sa.select(table.c.line_number, table.c.raw_text, table.c.reasons)
+            .where(table.c.file_key == file_key)
+            .order_by(table.c.line_number)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            return tuple(QuarantinedRow(line, text, tuple(why)) for line, text, why in connection.execute(query))
+
+    def close(self) -> None:
+        """Give the connections back. The warehouse opens new ones when it is used again."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _by_index(self) -> Iterator[sa.Connection]:
+        """Open a connection that finds a file's readings by their index.
+
+        Before its first ANALYZE a table has no statistics, and the planner takes a whole scan for the cheaper way.
+        """
+        with reading(self._engine) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            yield connection
+
 
 class SqlTransaction:
-    """See `warehouse.WarehouseTransaction`."""
+    """See `WarehouseTransaction`."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
     def lock_locations(self, location_keys: Sequence[str], *, wait: bool) -> set[str]:
-        """All of them: SQLite has one writer at a time."""
+        """Return all of them: SQLite has one writer at a time."""
         del wait
         return set(location_keys)
 
     def versions_at(self, location_keys: Sequence[str]) -> list[VersionRow]:
-        """The versions of these locations that are not replaced."""
-        c = ledger.c
+        """Return the versions of these locations that are not replaced."""
+        c = files_table.c
         columns = (c.location_key, c.state, c.stands, c.version_at, c.announced_at)
         position = (c.kafka_topic, c.kafka_partition, c.kafka_offset, c.file_key)
         found: list[VersionRow] = []
@@ -73,10 +216,10 @@ class SqlTransaction:
 
     def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
         """Mark versions as replaced, those that a run or a queue holds as not standing; returns the marked ones."""
-        now, c = datetime.now(UTC), ledger.c
+        now, c = datetime.now(UTC), files_table.c
         replaced = []
         for old_key, new_key in sorted(successors.items()):
-            self._connection.execute(sa.update(ledger).where(c.file_key == old_key).values(stands=False))
+            self._connection.execute(sa.update(files_table).where(c.file_key == old_key).values(stands=False))
             finished = sa.and_(c.file_key == old_key, c.state.in_(REPLACEABLE_STATES))
             before = sa.case(
                 (sa.or_(c.state == "ingested", c.reason.is_(None)), ""),
@@ -84,7 +227,7 @@ class SqlTransaction:
             )
             reason = sa.literal(f"{new_key} is newer and counts in its place.") + before
             statement = (
-                sa.update(ledger)
+                sa.update(files_table)
                 .where(finished)
                 .values(state="replaced", replaced_by=new_key, reason=reason, run_id=run_id)
                 .values(batch_id=None, reported_at=None, updated_at=now)
@@ -97,14 +240,16 @@ class SqlTransaction:
         """Record which versions were read of files whose events named none."""
         for row in fitted(versions, VERSIONS).iter_rows(named=True):
             key = row.pop("file_key")
-            self._connection.execute(sa.update(ledger).where(ledger.c.file_key == key).values(**row, pinned=True))
+            self._connection.execute(
+                sa.update(files_table).where(files_table.c.file_key == key).values(**row, pinned=True)
+            )
 
     def replace_files(self, file_keys: Sequence[str]) -> None:
         """Delete what is stored of these files, and keep other transactions away from them until this one ends."""
         for part in in_parts(sorted(set(file_keys))):
-            chosen = ledger.c.file_key.in_(part)
+            chosen = files_table.c.file_key.in_(part)
             # Written to itself: a lock in every dialect, and SQLite has its lock already.
-            self._connection.execute(sa.update(ledger).where(chosen).values(state=ledger.c.state))
+            self._connection.execute(sa.update(files_table).where(chosen).values(state=files_table.c.state))
             for table in (aggregated_metrics, quarantined_rows, raw_sensor_data):
                 self._connection.execute(sa.delete(table).where(table.c.file_key.in_(part)))
 
@@ -121,29 +266,29 @@ class SqlTransaction:
         self._insert(aggregated_metrics, fitted(metrics, METRICS))
 
     def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
-        """For each file the key of the one that stands for its content."""
+        """Return for each file the key of the one that stands for its content."""
         owners: dict[str, str] = {}
         for claim in fitted(claims, CLAIMS).iter_rows(named=True):
-            self._give_up_others(claim)
+            self._release_others(claim)
             owners[claim["file_key"]] = self._claim(claim)
         return owners
 
     def release_contents(self, file_keys: Sequence[str]) -> tuple[str, ...]:
-        """These files no longer stand for any content; their duplicates are pending again and are returned."""
+        """Release the contents that these files stand for; return their duplicates, which are pending again."""
         reopened: list[str] = []
         for part in in_parts(file_keys):
-            reopened += self._give_up(contents.c.file_key.in_(part))
+            reopened += self._release(contents.c.file_key.in_(part))
         return tuple(reopened)
 
     def finish_files(self, files: pl.DataFrame) -> None:
-        """End the ledger entries of these files."""
+        """Finish the queue entries of these files."""
         now = datetime.now(UTC)
         for row in fitted(files, FINISHED).iter_rows(named=True):
             key, counts = row.pop("file_key"), row.pop("rule_counts")
             counts = sa.null() if counts is None else json.loads(counts)
             self._connection.execute(
-                sa.update(ledger)
-                .where(ledger.c.file_key == key)
+                sa.update(files_table)
+                .where(files_table.c.file_key == key)
                 .values(**row, rule_counts=counts, updated_at=now, finished_at=now)
                 .values(stands=row["state"] in {"ingested", "duplicate"}, retry_group=None)
             )
@@ -158,18 +303,18 @@ class SqlTransaction:
             return claim["file_key"]
         return str(owner)
 
-    def _give_up_others(self, claim: Mapping[str, str]) -> None:
+    def _release_others(self, claim: Mapping[str, str]) -> None:
         other = sa.or_(contents.c.sha256 != claim["sha256"], contents.c.meaning != claim["meaning"])
-        self._give_up(sa.and_(contents.c.file_key == claim["file_key"], other))
+        self._release(sa.and_(contents.c.file_key == claim["file_key"], other))
 
-    def _give_up(self, chosen: sa.ColumnElement[bool]) -> list[str]:
+    def _release(self, chosen: sa.ColumnElement[bool]) -> list[str]:
         originals = self._connection.execute(sa.select(contents.c.file_key).where(chosen)).scalars().all()
         self._connection.execute(sa.delete(contents).where(chosen))
         now = datetime.now(UTC)
-        duplicates = sa.and_(ledger.c.duplicate_of.in_(originals), ledger.c.state == "duplicate")
-        reopened = list(self._connection.execute(sa.select(ledger.c.file_key).where(duplicates)).scalars())
+        duplicates = sa.and_(files_table.c.duplicate_of.in_(originals), files_table.c.state == "duplicate")
+        reopened = list(self._connection.execute(sa.select(files_table.c.file_key).where(duplicates)).scalars())
         self._connection.execute(
-            sa.update(ledger)
+            sa.update(files_table)
             .where(duplicates)
             .values(state="pending", attempts=0, duplicate_of=None, batch_id=None, run_id=None, finished_at=None)
             .values(next_attempt_at=now, updated_at=now, stands=False)
@@ -192,11 +337,39 @@ class SqlTransaction:
 
 def _as_sqlite_stores(frame: pl.DataFrame) -> pl.DataFrame:
     """Times and lists as the text that the column types of `database.column_types` read back."""
-    import polars as pl  # noqa: PLC0415 - whoever has a frame has it loaded
-    import polars.selectors as cs  # noqa: PLC0415
-
     changed = frame.with_columns(cs.datetime().dt.strftime("%Y-%m-%d %H:%M:%S%.6f"))
     for name in [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]:
         texts = pl.Series(name, [json.dumps(values) for values in frame[name].to_list()], dtype=pl.String)
         changed = changed.with_columns(texts)
     return changed
+
+
+def in_parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Split keys into numbers that one statement can take."""
+    for start in range(0, len(keys), KEYS_AT_A_TIME):
+        yield keys[start : start + KEYS_AT_A_TIME]
+
+
+def fitted(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Select exactly these columns, in this order and type, and remove NUL from every text.
+
+    PostgreSQL cannot store NUL; to let SQLite keep it would make the two differ.
+
+    Raises:
+        polars.exceptions.PolarsError: a column is missing or cannot be of its type.
+    """
+    # Casting a column to the type it has costs nothing; a column of nulls alone has no type before.
+    columns = frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+    return _without_nul(columns)
+
+
+def _without_nul(frame: pl.DataFrame) -> pl.DataFrame:
+    found = frame.select(cs.string().str.contains(NUL, literal=True).any())
+    dirty = [column.name for column in found.iter_columns() if column.item()]
+    lists = [name for name, dtype in frame.schema.items() if dtype == pl.List(pl.String)]
+    if not dirty and not lists:
+        return frame
+    return frame.with_columns(
+        pl.col(dirty).str.replace_all(NUL, REPLACEMENT, literal=True),
+        pl.col(lists).list.eval(pl.element().str.replace_all(NUL, REPLACEMENT, literal=True)),
+    )

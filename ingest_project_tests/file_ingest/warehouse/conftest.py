@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ingest_project.file_ingest.resources import open_warehouse
-from ingest_project.file_ingest.warehouse.protocol import Warehouse
+from ingest_project.file_ingest.warehouse import Warehouse
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from ingest_project.core.errors import DatabaseUnavailableError, TransactionConflictError
 from ingest_project.file_ingest.resources import open_warehouse
-from ingest_project.file_ingest.warehouse.protocol import StoredCounts, Warehouse
+from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
 from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, in_ledger, metrics, readings, states
 from ingest_project_tests.services.postgres import PostgresServer
 

@@ -1,12 +1,12 @@
-"""Workbooks to canonical readings, by way of a process that may die without harm (excel_worker.py)."""
+"""Workbooks to canonical readings, through a process that may die without harm (`excel_worker`)."""
 
 from __future__ import annotations
 
 import json
 import math
 import tempfile
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -14,12 +14,11 @@ import polars as pl
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
+from ingest_project.readers import excel_worker
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.chunks import ReadingsChunk, ReadLimits, dialect_of, layout_of, readings_chunk
-from ingest_project.readers.csv.header import HeaderSearch, find_header
-from ingest_project.readers.csv.table import TableChunk, split_blocks, text_blocks
-from ingest_project.readers.excel import worker as excel_worker
-from ingest_project.readers.layout import Layout
+from ingest_project.readers.csv_reader import TableChunk, dialect_of, shortened, split_blocks
+from ingest_project.readers.csv_text import HeaderSearch, find_header, text_blocks
+from ingest_project.readers.layout import Layout, ReadingsChunk, ReadLimits, layout_of, readings_chunk
 from ingest_project.readers.profiles import ReaderProfile
 
 ZIP_START = b"PK\x03\x04"
@@ -28,23 +27,26 @@ LOCK_FILE_BYTES = 171
 LIMIT_SETTINGS = {"memory": "INGEST_MAX_EXCEL_MEMORY_BYTES", "cells": "INGEST_MAX_EXCEL_CELLS"}
 OUTPUT_BYTES = 2 * 1024**3
 ROW_MARK = "row_mark"
-# Where the number and the kinds of the cells stand in the mark of a row, see excel_worker.
-NUMBER_PLACE, KINDS_PLACE = (4, 10), 21
+# Where the number and the kinds of the cells are in the mark of a row, see `excel_worker`.
+NUMBER_AT, KINDS_AT = (4, 10), 21
 
 
-def read_workbook(
-    path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, file_name: str
-) -> Iterator[ReadingsChunk]:
-    """Read one sheet; line numbers are the sheet's row numbers, raw text is its cells, quoted and tab-separated.
+@dataclass(frozen=True)
+class ExcelReader:
+    """Reads one sheet of a workbook; see `reading.Reader`.
 
-    Raises:
-        FileRejectedError, LimitExceededError: see `reading.read_chunks`.
+    Line numbers are the sheet's row numbers, raw text is its cells, quoted and tab-separated.
     """
-    _check_outside(path, file_type, limits, file_name)
-    with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
-        rows = Path(folder, "rows.tsv")
-        _run_worker(path, file_type, profile, limits, rows)
-        yield from _read_rows(rows, profile, limits, file_name)
+
+    file_type: str
+
+    def read(self, path: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Iterator[ReadingsChunk]:
+        """Read one workbook."""
+        _check_outside(path, self.file_type, limits, file_name)
+        with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
+            rows = Path(folder, "rows.tsv")
+            _run_worker(path, self.file_type, profile, limits, rows)
+            yield from _read_rows(rows, profile, limits, file_name)
 
 
 def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: str) -> None:
@@ -59,7 +61,7 @@ def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: st
         start = file.read(4)
     if file_name.startswith("~$") and start not in {ZIP_START, OLE_START}:
         raise FileRejectedError(
-            "unreadable_container", "This is the lock file that Excel keeps beside an open workbook."
+            "unreadable_container", "This is the lock file that Excel keeps next to an open workbook."
         )
     if file_type == "xlsx" and start == OLE_START:
         raise FileRejectedError(
@@ -88,10 +90,10 @@ def _run_worker(path: Path, file_type: str, profile: ReaderProfile, limits: Read
 
 def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejectedError:
     if reason.exists() and reason.stat().st_size:
-        told = json.loads(reason.read_text(encoding="utf-8"))
-        if told["limit"]:
-            return LimitExceededError(LIMIT_SETTINGS[told["limit"]], told["detail"])
-        return FileRejectedError(told["rule"], told["detail"])
+        given = json.loads(reason.read_text(encoding="utf-8"))
+        if given["limit"]:
+            return LimitExceededError(LIMIT_SETTINGS[given["limit"]], given["detail"])
+        return FileRejectedError(given["rule"], given["detail"])
     if code == OUT_OF_MEMORY:
         return LimitExceededError(LIMIT_SETTINGS["memory"], "Opening it needs more memory than allowed")
     if code in KILLED:
@@ -119,33 +121,39 @@ def _read_rows(rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name
         )
     if not profile.header:
         header = header.as_first_record()
-    layout = layout_of(header, profile, limits, file_name)
+    layout = layout_of(header.names, profile, limits, file_name)
     dialect = dialect_of(header, layout, profile, limits)
-    # The mark and the number of the row stand before the sheet's own columns.
+    # The mark and the number of the row precede the sheet's own columns.
     wanted = {ROW_MARK: 0} | {name: index + 2 for name, index in layout.wanted.items()}
     dialect = replace(dialect, wanted=wanted, width=dialect.width + 2)
     rest = chain([(text[header.start :], final)], blocks)
     for table in split_blocks(rest, dialect, header.line_number):
-        yield readings_chunk(_without_marks(table, layout), layout, profile)
+        yield _chunk(table, layout, profile)
 
 
-def _without_marks(table: TableChunk, layout: Layout) -> TableChunk:
-    """A chunk in which the marks of rows have become line numbers and the kinds of the wanted cells."""
+def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile) -> ReadingsChunk:
+    """Turn the marks of rows into line numbers and the kinds of the wanted cells."""
     mark = pl.col(ROW_MARK)
-    kinds = [mark.str.slice(KINDS_PLACE + index, 1).alias(KIND_OF(name)) for name, index in layout.wanted.items()]
-    number = mark.str.slice(*NUMBER_PLACE).str.strip_chars().cast(pl.Int64).alias("line_number")
-    columns = table.columns.with_columns(number, *kinds).drop(ROW_MARK)
-    # Quotes and a tab stand around and after the mark.
-    mark_bytes = table.columns[ROW_MARK].str.len_bytes().cast(pl.Int64).to_numpy() + 3
+    kinds = [mark.str.slice(KINDS_AT + index, 1).alias(KIND_OF(name)) for name, index in layout.wanted.items()]
+    number = mark.str.slice(*NUMBER_AT).str.strip_chars().cast(pl.Int64).alias("line_number")
+    cells = table.columns.with_columns(number, *kinds).drop(ROW_MARK)
     raw_text = pl.col("raw_text")
-    row = raw_text.str.slice(NUMBER_PLACE[0] + 1, NUMBER_PLACE[1]).str.strip_chars().cast(pl.Int64, strict=False)
+    row = raw_text.str.slice(NUMBER_AT[0] + 1, NUMBER_AT[1]).str.strip_chars().cast(pl.Int64, strict=False)
     malformed = table.malformed.with_columns(
         row.fill_null(0).alias("line_number"), raw_text.str.replace('^"row[^"]*"\t', "")
     )
-    return replace(
-        table,
-        columns=columns,
-        line_numbers=columns["line_number"].to_numpy(),
-        malformed=malformed,
-        starts=table.starts + mark_bytes,
-    )
+    text = _SheetText(table, cells["line_number"])
+    return readings_chunk(cells, malformed, text, layout, profile)
+
+
+@dataclass(frozen=True)
+class _SheetText:
+    """The quoted cells of rows, by their numbers in the sheet; see `layout.RawText`."""
+
+    table: TableChunk
+    rows: pl.Series
+
+    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
+        lines = dict(zip(self.rows, self.table.columns["line_number"], strict=True))
+        records = (self.table.records.raw(lines[number]) for number in line_numbers)
+        return [shortened(raw.partition(b"\t")[2]) for raw in records]

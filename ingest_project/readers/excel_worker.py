@@ -1,9 +1,10 @@
 """The process that opens one workbook: whatever a hostile one does, it does to this process.
 
-Run by excel.py as a script in a confined process, with little of the project imported, no secrets in its environment,
-and limits of memory, CPU time and output in force. Writes the sheet's rows as tab-separated text, every cell quoted,
-with the row's number and the kinds of its cells in front; or one JSON object with `rule` and `detail` that says why.
-Formulas are never evaluated: what a spreadsheet program stored as their result is taken, where it was worked out.
+Run by `excel_reader` as a script in a confined process, with little of the project imported, no secrets in its
+environment, and limits of memory, CPU time and output in force. Writes the sheet's rows as tab-separated text, every
+cell quoted, with the row's number and the kinds of its cells in front; or one JSON object with `rule` and `detail` that
+gives the reason. Formulas are never evaluated: the result that a spreadsheet program stored is taken, where it was
+calculated.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
-from ingest_project.readers.excel.cells import Cell, WorkbookRejectedError
+from ingest_project.readers.excel_cells import Cell, WorkbookRejectedError
 
 MAX_PARTS = 10_000
 # A sheet of repeated cells deflates to about a fiftieth; deflate itself cannot go beyond a thousandth.
 MAX_RATIO = 300
 SMALL_PART_BYTES = 4 * 1024**2
 PROLOG_BYTES = 64 * 1024
-# In front of each row: too long for a spelling of "missing", with the row's number at a fixed place.
+# In front of each row: too long for a spelling of "missing", with the row's number at a fixed position.
 ROW_MARK = "row {:>10} cells {}"
 
 
@@ -111,11 +112,10 @@ def _check_prolog(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
 
 
 def _rows(options: argparse.Namespace) -> Iterable[list[Cell]]:
-    # After the limits are in force: whatever these libraries take, they take of what is allowed.
-    if options.kind == "xlsx":
-        from ingest_project.readers.excel.xlsx import sheet_rows  # noqa: PLC0415
-    else:
-        from ingest_project.readers.excel.xls import sheet_rows  # noqa: PLC0415
+    # After the limits are in force, which then hold for these libraries too.
+    from ingest_project.readers.excel_sheets import xls_rows, xlsx_rows  # noqa: PLC0415
+
+    sheet_rows = xlsx_rows if options.kind == "xlsx" else xls_rows
     return sheet_rows(options.workbook, options.sheet, options.max_cells)
 
 

@@ -1,24 +1,39 @@
-"""Cells of an xlsx workbook: values by calamine, and what calamine does not tell from the sheet's own XML.
+"""The rows of a sheet, by calamine for xlsx and xlrd for xls, and what these do not report of single cells.
 
-That is: which number is shown in per cent, which cell holds an error, and which formula was never calculated. Most
-sheets have none of these, and are not looked at twice.
+That is, of xlsx: which number is shown in per cent, which cell holds an error, and which formula was never calculated;
+most sheets have none of these, and are read once. Of xls: which formula was never calculated, from its records.
+Imported in the confined process only.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
+import xlrd
 from python_calamine import CalamineWorkbook
 
-from ingest_project.readers.casting import ERROR, FORMULA
-from ingest_project.readers.excel.cells import PLAIN, Cell, Style, WorkbookRejectedError, cell_of, style_of
+from ingest_project.readers.excel_cells import (
+    BLANK,
+    BOOLEAN,
+    DURATION,
+    ERROR,
+    FORMULA,
+    PLAIN,
+    Cell,
+    Style,
+    WorkbookRejectedError,
+    cell_of,
+    style_of,
+)
 
 BLOCK_BYTES = 1024**2
 # What a sheet with formulas or errors has somewhere, and hardly any other.
@@ -29,12 +44,26 @@ MOST_RANGES = 1_000
 TRUE = {"1", "true"}
 FALSE = {"0", "false"}
 
+# Of xls.
+FORMULA_RECORDS = {0x0006, 0x0206, 0x0406}
+BEGIN_RECORDS = {0x0009, 0x0209, 0x0409, 0x0809}
+END_RECORD = 0x000A
+# The whole sheet waits to be calculated.
+UNCALCULATED_RECORD = 0x005E
+FORMULA_START = struct.Struct("<HHH8sH")
+RECORD_START = struct.Struct("<HH")
+# The bit of a formula that is to be calculated when the workbook is opened.
+ON_LOAD = 0x0002
+ELAPSED = re.compile(r"\[(?:h+|m+|s+)\]", re.IGNORECASE)
+EPOCHS = (datetime(1899, 12, 30), datetime(1904, 1, 1))  # noqa: DTZ001 - cells of a workbook have no zone
+DAY_MILLISECONDS = 86_400_000
 
-def sheet_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cell]]:
-    """The rows of one sheet from its first one on, blank ones too.
+
+def xlsx_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cell]]:
+    """Yield the rows of one sheet from its first one on, blank ones included.
 
     Raises:
-        Refused: there is no such sheet, or it has more cells than allowed.
+        WorkbookRejectedError: there is no such sheet, or it has more cells than allowed.
     """
     with CalamineWorkbook.from_path(path) as workbook:
         name = chosen_sheet(workbook.sheet_names, sheet)
@@ -47,10 +76,10 @@ def sheet_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Ce
 
 
 def chosen_sheet(names: list[str], sheet: int | str) -> str:
-    """The name of the sheet that a profile asks for, by name or by number.
+    """Return the name of the sheet that a profile selects, by name or by number.
 
     Raises:
-        Refused: there is none.
+        WorkbookRejectedError: there is none.
     """
     if not names:
         raise WorkbookRejectedError("unreadable_container", "The workbook has no sheet that can be read.")
@@ -66,7 +95,7 @@ def require_cells(cells: int, most: int) -> None:
     """Refuse a sheet that is too large.
 
     Raises:
-        Refused: it has more cells than that.
+        WorkbookRejectedError: it has more cells than that.
     """
     if cells > most:
         raise WorkbookRejectedError("limit_exceeded", f"The sheet has {cells} cells, over {most}", "cells")
@@ -91,7 +120,7 @@ class Marks:
                 )
 
     def cell(self, row: int, column: int, value: object) -> Cell:
-        """The cell at this place, counted from 0."""
+        """Return the cell at this position, counted from 0."""
         return self._special.get((row, column)) or cell_of(value, self._styles.get((row, column), PLAIN))
 
     def _tree(self, part: str) -> ET.Element:
@@ -102,7 +131,7 @@ class Marks:
             raise WorkbookRejectedError("unreadable_container", f"The workbook has no part {part}.") from None
 
     def _target(self, part: str, kind: str) -> str | None:
-        """The part that another one is related to in this way."""
+        """Return the part that another one is related to in this way."""
         return next((target for _, ending, target in self._relations(part) if ending == kind), None)
 
     def _relations(self, part: str) -> Iterator[tuple[str, str, str]]:
@@ -125,7 +154,7 @@ class Marks:
         raise WorkbookRejectedError("unreadable_container", "The workbook does not say where its sheet is.")
 
     def _number_styles(self, part: str | None) -> dict[str, Style]:
-        """The styles of cells that change what a number says, by their index as it is written in cells."""
+        """Return the styles of cells that change the meaning of a number, by their index as it is written in cells."""
         if part is None or part.lower() not in self._parts:
             return {}
         root = self._tree(part)
@@ -150,12 +179,12 @@ class Marks:
 
 
 def _local(name: str) -> str:
-    """A name without its namespace."""
+    """Strip the namespace from a name."""
     return name.rpartition("}")[2]
 
 
 def _awaits_calculation(root: ET.Element) -> bool:
-    """Whether the workbook asks to be calculated when opened: what stands beside formulas is not to be trusted."""
+    """Tell whether the workbook is to be calculated when opened: results stored with formulas are not reliable then."""
     settings = next((element for element in root if _local(element.tag) == "calcPr"), None)
     if settings is None:
         return False
@@ -240,7 +269,7 @@ class _SheetParser:
             self._special[place] = Cell(FORMULA, f"={self._text['f'][:FORMULA_SHOWN]}")
 
     def _is_calculated(self) -> bool:
-        """Whether there is a result to trust: writers that do not calculate leave it out, or put a zero."""
+        """Tell whether there is a reliable result: writers that do not calculate leave it out, or store a zero."""
         result = self._text["v"].strip()
         if not result:
             # An empty text is what many a formula is meant to give.
@@ -276,3 +305,87 @@ def _is_zero(text: str) -> bool:
         return float(text) == 0
     except ValueError:
         return False
+
+
+def xls_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cell]]:
+    """Yield the rows of one sheet from its first one on, blank ones included.
+
+    Raises:
+        WorkbookRejectedError: there is no such sheet, or it has more cells than allowed.
+    """
+    with xlrd.open_workbook(str(path), on_demand=True, formatting_info=True) as book:
+        name = chosen_sheet(book.sheet_names(), sheet)
+        found = book.sheet_by_name(name)
+        require_cells(found.nrows * found.ncols, max_cells)
+        waiting = _never_calculated(book.mem, book._sh_abs_posn[found.number])  # noqa: SLF001 - has no other name
+        formats = _Formats(book)
+        for row in range(found.nrows):
+            yield [
+                Cell(FORMULA, "=") if (row, column) in waiting else _cell(found, row, column, formats)
+                for column in range(found.ncols)
+            ]
+
+
+class _Formats:
+    """Number formats by the index that cells have of them."""
+
+    def __init__(self, book: Any) -> None:  # noqa: ANN401 - xlrd is not typed
+        codes = [book.format_map.get(xf.format_key) for xf in book.xf_list]
+        keys = [xf.format_key for xf in book.xf_list]
+        self.codes = [code.format_str if code else "" for code in codes]
+        self.styles = [style_of(key, code) for key, code in zip(keys, self.codes, strict=True)]
+        self.epoch = EPOCHS[book.datemode]
+
+
+def _cell(sheet: Any, row: int, column: int, formats: _Formats) -> Cell:  # noqa: ANN401 - as above
+    kind, value = sheet.cell_type(row, column), sheet.cell_value(row, column)
+    if kind in {xlrd.XL_CELL_EMPTY, xlrd.XL_CELL_BLANK}:
+        return BLANK
+    if kind == xlrd.XL_CELL_BOOLEAN:
+        return Cell(BOOLEAN, "true" if value else "false")
+    if kind == xlrd.XL_CELL_ERROR:
+        return Cell(ERROR, xlrd.error_text_from_code.get(value, "#ERROR"))
+    if kind == xlrd.XL_CELL_TEXT:
+        return cell_of(value)
+    index = sheet.cell_xf_index(row, column)
+    if kind == xlrd.XL_CELL_DATE:
+        return _date(value, formats.codes[index], formats.epoch)
+    return cell_of(value, _style(formats, index))
+
+
+def _style(formats: _Formats, index: int) -> Style:
+    return formats.styles[index] if index < len(formats.styles) else PLAIN
+
+
+def _date(days: float, code: str, epoch: datetime) -> Cell:
+    """Interpret a count of days by its format: a length of time and a clock time are no date."""
+    if ELAPSED.search(code) or not days >= 1:
+        return Cell(DURATION, str(timedelta(days=days)) if abs(days) < timedelta.max.days else repr(days))
+    try:
+        return cell_of(epoch + timedelta(milliseconds=round(days * DAY_MILLISECONDS)))
+    except OverflowError:
+        return Cell(ERROR, repr(days))
+
+
+def _never_calculated(stream: bytes, position: int) -> set[tuple[int, int]]:
+    """Find the cells whose formula is to be calculated when opened, and has the result zero until then."""
+    on_load: set[tuple[int, int]] = set()
+    zeros: set[tuple[int, int]] = set()
+    everything = False
+    depth = 0
+    while position + RECORD_START.size <= len(stream):
+        code, length = RECORD_START.unpack_from(stream, position)
+        start = position + RECORD_START.size
+        position = start + length
+        depth += code in BEGIN_RECORDS
+        depth -= code == END_RECORD
+        everything |= code == UNCALCULATED_RECORD
+        if code in FORMULA_RECORDS and depth == 1 and length >= FORMULA_START.size:
+            row, column, _, result, flags = FORMULA_START.unpack_from(stream, start)
+            if result[6:8] != b"\xff\xff" and struct.unpack("<d", result)[0] == 0:
+                zeros.add((row, column))
+                if flags & ON_LOAD:
+                    on_load.add((row, column))
+        if depth <= 0:
+            break
+    return zeros if everything else on_load

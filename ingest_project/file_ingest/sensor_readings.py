@@ -1,7 +1,7 @@
 """Typed readings to accepted ones and rejected ones, each rejected one with all of its reasons.
 
 The rules are written once, as Polars expressions. A pandera schema, lazy and vectorised, decides column by column
-whether they hold; only the rules of a column that failed are then asked which rows broke them. So a batch without bad
+whether they hold; only the rules of a column that failed are then applied row by row. So a batch without bad
 rows costs one check a column, and one with bad rows does not pay for pandera's own, much dearer, failure cases.
 """
 
@@ -21,13 +21,39 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import mistakes, yaml_content
-from ingest_project.readers.casting import FORMULA, KIND_OF, NUMBER, TEXT
-from ingest_project.readers.names import clean_name, is_suspicious, matched_name, odd_names
+from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, odd_names
+from ingest_project.readers.excel_cells import FORMULA, NUMBER, TEXT
 
 SHIPPED_SENSOR_TYPES = Path(__file__).with_name("sensor_types.yaml")
 LONGEST_TEXT_BYTES = 200
 ACCEPTED_COLUMNS = ("line_number", "timestamp", "device_id", "sensor_type", "value", "unit")
 NAME_COLUMNS = ("device_id", "sensor_type", "unit")
+# Of these columns and of those of metrics, how Dagster shows them.
+READING_COLUMN_KINDS = {
+    "line_number": "int",
+    "timestamp": "string",
+    "device_id": "string",
+    "sensor_type": "string",
+    "value": "float",
+    "unit": "string",
+}
+METRIC_COLUMNS = {
+    "device_id": "string",
+    "sensor_type": "string",
+    "min": "float",
+    "max": "float",
+    "mean": "float",
+    "count": "int",
+    "stddev": "float",
+}
+# The aspects of the contract, each with the beginnings of its rules' names; any other rule is about the whole file.
+ASPECTS = {
+    "timestamps": ("timestamp_",),
+    "ids": ("device_id_", "sensor_type_"),
+    "ranges": ("value_out_of_range",),
+    "numbers": ("value_", "unit_"),
+    "columns": ("missing_column", "duplicate_column", "too_few_cells", "too_many_cells"),
+}
 NOT_STORED = frozenset({"timestamp_text", "value_text", *map(KIND_OF, ACCEPTED_COLUMNS)})
 
 
@@ -73,7 +99,7 @@ class SensorTypes:
             unknown: see the class.
 
         Raises:
-            SettingsError: the file is missing, or not of this shape; names the place.
+            SettingsError: the file is missing, or not of this shape; names the line.
         """
         path = path or SHIPPED_SENSOR_TYPES
         content = yaml_content(path, "sensor types")
@@ -114,7 +140,7 @@ def _same_names(types: Mapping[str, SensorType]) -> dict[str, list[str]]:
 
 
 class LimitLookup(NamedTuple):
-    """Sensor types by code: a code is the place of a name in its enumeration.
+    """Sensor types by code: a code is the position of a name in its enumeration.
 
     Args:
         type_codes, unit_codes: names of types and units.
@@ -132,13 +158,13 @@ class LimitLookup(NamedTuple):
 
 @dataclass(frozen=True)
 class ValidationRules:
-    """What readings are held against.
+    """The rules for readings.
 
     Args:
         sensor_types: units and limits.
         now: the time of validation, UTC.
         future_tolerance: how far ahead of that a timestamp may be.
-        earliest: no reading is older: a wrong century and a clock that was never set are told by it.
+        earliest: no reading is older: this finds a wrong century and a clock that was never set.
     """
 
     sensor_types: SensorTypes
@@ -174,11 +200,11 @@ class Rule(NamedTuple):
 
 
 def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
-    """Tell the good rows from the bad ones.
+    """Separate the good rows from the bad ones.
 
     Args:
-        rows: as `formats.casting.cast` gives them, of any number of files.
-        rules: what to hold them against.
+        rows: as `casting.cast` returns them, of any number of files.
+        rules: the rules.
     """
     extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, *NOT_STORED}]
     kept = [*extra, *ACCEPTED_COLUMNS]
@@ -198,7 +224,7 @@ def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
 def row_rules(
     rules: ValidationRules, suspicious: Mapping[str, Sequence[str]] | None = None, *, typed: bool = False
 ) -> dict[str, Rule]:
-    """Every rule by its stable name, which is what reports and metrics count by.
+    """Return every rule by its stable name, which reports and metrics count by.
 
     Args:
         rules: limits and times.
@@ -215,7 +241,7 @@ def row_rules(
 
 
 def _rules_of_cells(found: Mapping[str, Rule]) -> dict[str, Rule]:
-    """The rules for readings from a workbook: a cell is of a kind that its column can have, and has been calculated."""
+    """Return the rules for readings from a workbook: a cell is of a kind that its column can have, and calculated."""
     changed: dict[str, Rule] = {}
     for column in ("timestamp", "value", *NAME_COLUMNS):
         is_formula = (pl.col(KIND_OF(column)) == FORMULA).fill_null(value=False)
@@ -292,7 +318,7 @@ def with_clean_names(
 
 
 def _codes(rows: pl.DataFrame, lookup: LimitLookup) -> dict[str, pl.Series]:
-    """The codes of sensor types and units; null for those that are not known."""
+    """Return the codes of sensor types and units; null for unknown ones."""
     return {
         "sensor_type": rows["sensor_type"].cast(lookup.type_codes, strict=False).to_physical().cast(pl.Int64),
         "unit": rows["unit"].cast(lookup.unit_codes, strict=False).to_physical().cast(pl.Int64),
@@ -305,7 +331,7 @@ def _too_long(text: pl.Expr) -> pl.Expr:
 
 
 def _with_limits(rows: pl.DataFrame, lookup: LimitLookup, codes: Mapping[str, pl.Series]) -> pl.DataFrame:
-    """Put what is known of each row's sensor type beside the row."""
+    """Add the limits of each row's sensor type as columns."""
     types, units = codes["sensor_type"], codes["unit"]
     belongs = lookup.units.gather(types * len(lookup.unit_codes.categories) + units)
     return rows.with_columns(
@@ -320,7 +346,7 @@ def _with_limits(rows: pl.DataFrame, lookup: LimitLookup, codes: Mapping[str, pl
 
 
 def _columns_that_fail(checked: pl.DataFrame, named: Mapping[str, Rule]) -> set[str]:
-    """The columns of a reading for which some rule is broken in some row.
+    """Return the columns of a reading for which some rule is broken in some row.
 
     Raises:
         pandera.errors.SchemaErrors: the frame lacks a column or has one of another type: a fault of the caller.

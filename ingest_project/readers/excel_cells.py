@@ -1,6 +1,6 @@
-"""One cell of a workbook as text, with its kind beside it: a number stays one whatever marks a profile declares.
+"""One cell of a workbook as text, with its kind: a number stays one whatever marks a profile declares.
 
-Used only in the process that opens a workbook (excel_worker.py), so that it imports nothing else of the project.
+Imports nothing else of the project: it is used in the confined process that opens a workbook, too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
-from ingest_project.readers.casting import BOOLEAN, DATE, DURATION, NUMBER, PERCENT, TEXT
+# The kinds of cells; a percentage is a number shown in per cent, a duration also a clock time without a day, and a
+# formula one that was never calculated.
+TEXT, NUMBER, PERCENT, DATE, DURATION, BOOLEAN, ERROR, FORMULA = "snpdtbef"
 
 # Above this a float no longer holds every integer.
 EXACT_INTEGERS = 2.0**53
@@ -31,7 +33,7 @@ class WorkbookRejectedError(Exception):
 
 
 class Cell(NamedTuple):
-    """What a cell holds: its kind, one of `cell_kinds`, and its text; a blank cell is an empty text."""
+    """What a cell holds: its kind, one of those above, and its text; a blank cell is an empty text."""
 
     kind: str
     text: str
@@ -51,7 +53,7 @@ PLAIN = Style()
 
 
 def style_of(format_id: int, code: str) -> Style:
-    """What a number format means for a number cell.
+    """Interpret a number format, for a number cell.
 
     Args:
         format_id: its number; the first few are built in, and may have no code.
@@ -64,7 +66,7 @@ def style_of(format_id: int, code: str) -> Style:
 
 
 def cell_of(value: object, style: Style = PLAIN) -> Cell:
-    """A cell by its value, as the reading library gives it."""
+    """Make a cell of its value, as the reading library gives it."""
     if value is None or value != value:  # noqa: PLR0124 - only NaN is unlike itself
         return BLANK
     if isinstance(value, bool):
@@ -80,7 +82,7 @@ def cell_of(value: object, style: Style = PLAIN) -> Cell:
 
 
 def _number(value: float, style: Style) -> Cell:
-    """Every digit a number has, whole numbers without a fraction."""
+    """Write every digit a number has, whole numbers without a fraction."""
     if style.percent:
         return Cell(PERCENT, format(Decimal(repr(value)), "f"))
     if float(value).is_integer() and abs(value) < EXACT_INTEGERS:
@@ -90,7 +92,7 @@ def _number(value: float, style: Style) -> Cell:
 
 
 def _moment(value: datetime) -> Cell:
-    """A date to the millisecond, which is as much as a day count in a float holds and Excel shows."""
+    """Write a date to the millisecond, which is as much as a day count in a float holds and Excel shows."""
     if not FIRST_SOUND_DAY <= value < END_OF_DAYS:
         return Cell(DURATION, value.isoformat())
     rounded = value + timedelta(microseconds=500)

@@ -1,1 +1,0 @@
-"""The csv reader."""

@@ -1,0 +1,423 @@
+"""CSV text to readings, block by block: by Arrow's reader where the text is regular, record by record elsewhere.
+
+Arrow splits what is in form and hands over the rows of another width. It does not see a quote out of place, a NUL or a
+row over the limit: a block with one of these is split by `csv_text.split_records`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+from pyarrow import csv
+
+from ingest_project.readers.casting import TRIMMED, kept
+from ingest_project.readers.csv_text import (
+    INVALID_BYTE,
+    LINE_END,
+    Header,
+    HeaderSearch,
+    Record,
+    find_header,
+    is_blank,
+    split_records,
+    text_blocks,
+)
+from ingest_project.readers.layout import Layout, ReadingsChunk, ReadLimits, known_names, layout_of, readings_chunk
+from ingest_project.readers.profiles import ReaderProfile
+
+MOST_LINES = 250_000
+RAW_TEXT_BYTES = 64 * 1024
+TAB, LF, CR, SPACE, QUOTE = b'\t\n\r "'
+BLANKS = b" \t"
+# Unseen characters at the ends of a cell, except line ends, which a quoted cell may hold.
+UNSEEN_ENDS = TRIMMED.translate({ord("\r"): None, ord("\n"): None})
+UNSEEN = frozenset(UNSEEN_ENDS) - set(" \t")
+ORDINARY = bytes([*range(0x20, 0x7F), *b"\0\t\r\n"])
+MALFORMED = pl.DataFrame(schema={"line_number": pl.Int64, "raw_text": pl.String, "reason": pl.String})
+
+Positions = npt.NDArray[np.int64]
+
+
+class CsvReader:
+    """Reads CSV files; see `reading.Reader`."""
+
+    def read(self, path: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Iterator[ReadingsChunk]:
+        """Read one file; line numbers are physical lines."""
+        blocks = text_blocks(path, profile.encoding, limits.chunk_bytes)
+        search = HeaderSearch(profile.delimiter, known_names(profile), profile.skip_lines, limits.max_row_bytes)
+        header, text, final = find_header(blocks, search)
+        header = header.without_spare_columns() if profile.header else header.as_first_record()
+        layout = layout_of(header.names, profile, limits, file_name)
+        dialect = dialect_of(header, layout, profile, limits)
+        rest = chain([(text[header.start :], final)], blocks)
+        for table in split_blocks(rest, dialect, header.line_number):
+            yield readings_chunk(table.columns, table.malformed, table, layout, profile)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How to split text into the cells that are wanted.
+
+    Args:
+        delimiter: one ASCII character.
+        width: cells of every good record.
+        wanted: the columns to read: the name each gets, and its index.
+        nulls: texts that mean "missing".
+        max_row_bytes: longer records are malformed.
+        spare: columns without a name at the end of the header: as many further cells a record may have, all empty.
+    """
+
+    delimiter: str
+    width: int
+    wanted: Mapping[str, int]
+    nulls: frozenset[str]
+    max_row_bytes: int
+    spare: int = 0
+
+
+def dialect_of(header: Header, layout: Layout, profile: ReaderProfile, limits: ReadLimits) -> Dialect:
+    """Return how to split the records below this header."""
+    nulls = frozenset(profile.nulls)
+    return Dialect(header.delimiter, len(header.names), layout.wanted, nulls, limits.max_row_bytes, header.spare)
+
+
+class Malformed(NamedTuple):
+    """A record that is no row of the table.
+
+    Args:
+        line_number: physical line it starts on, the first line of the file is 1.
+        raw_text: its text, shortened visibly when it is over 64 KiB.
+        reason: `too_few_cells`, `too_many_cells`, `unbalanced_quote`, `row_too_long`, `nul_byte` or
+            `invalid_bytes` (not in the file's encoding).
+    """
+
+    line_number: int
+    raw_text: str
+    reason: str
+
+
+class RawRecords(Protocol):
+    """The text of the records of a block."""
+
+    def raw(self, line_number: int) -> bytes:
+        """Return the record that starts on this line, as it was written."""
+
+
+@dataclass(frozen=True)
+class TableChunk:
+    """The records of one block.
+
+    Args:
+        columns: `line_number` and the wanted columns as text, one row per good record; null is missing.
+        malformed: the other records, except blank ones: line_number, raw_text, reason.
+        records: their text.
+    """
+
+    columns: pl.DataFrame
+    malformed: pl.DataFrame
+    records: RawRecords
+
+    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
+        """Return the text of the good records that start on these lines, shortened visibly when it is long."""
+        return [shortened(self.records.raw(number)) for number in line_numbers]
+
+
+def split_blocks(blocks: Iterable[tuple[bytes, bool]], dialect: Dialect, line_number: int) -> Iterator[TableChunk]:
+    """Yield all records of the text.
+
+    Args:
+        blocks: text, and whether it is the last; the first begins where a record begins.
+        dialect: how to split it.
+        line_number: physical line the first block begins on.
+
+    Memory stays within a few times the block size and the row limit: of a longer line only the beginning is kept.
+    """
+    carry = b""
+    skipping = False
+    for text, final in _bounded(blocks):
+        if skipping:
+            match = LINE_END.search(text)
+            if match is None:
+                continue
+            text, skipping, line_number = text[match.end() :], False, line_number + 1  # noqa: PLW2901 - the rest of it
+        block, consumed = carry + text, -1
+        while consumed and block and (final or consumed < 0 or len(block) > dialect.max_row_bytes):
+            chunk, consumed, lines = _split(block, dialect, line_number, final=final)
+            if chunk is not None:
+                yield chunk
+            line_number += lines
+            block = block[consumed:]
+        carry = block
+        if len(carry) > dialect.max_row_bytes:
+            yield _chunk_of_records([], [Malformed(line_number, shortened(carry), "row_too_long")], dialect, {})
+            carry, skipping = b"", True
+
+
+def _bounded(blocks: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bool]]:
+    """Halve blocks of very many, very short lines: each line costs memory, however short it is."""
+    for text, final in blocks:
+        middle = len(text) // 2
+        if middle > MOST_LINES and text.count(b"\n") + text.count(b"\r") > MOST_LINES:
+            middle += text[middle - 1 : middle + 1] == b"\r\n"
+            yield from _bounded([(text[:middle], False), (text[middle:], final)])
+        else:
+            yield text, final
+
+
+def _split(text: bytes, dialect: Dialect, line_number: int, *, final: bool) -> tuple[TableChunk | None, int, int]:
+    """Return the chunk of a block's complete records, the bytes they take and the lines they span."""
+    regular = read_regular(text, dialect, line_number, final=final)
+    if regular is not None:
+        return regular
+    records = list(split_records(text, dialect.delimiter, final=final, max_row_bytes=dialect.max_row_bytes))
+    if not records:
+        return None, 0, 0
+    good, malformed, raw = [], [], {}
+    for record in records:
+        number, written = record.line + line_number, text[record.start : record.end]
+        if is_blank(written, dialect.delimiter):
+            continue
+        if reason := record.reason or _reason(written, record.cells or [], dialect):
+            malformed.append(Malformed(number, shortened(written), reason))
+        else:
+            good.append((number, record))
+            raw[number] = written
+    last = records[-1]
+    return _chunk_of_records(good, malformed, dialect, raw), last.after, last.line + last.lines
+
+
+def _chunk_of_records(
+    good: Sequence[tuple[int, Record]], malformed: Sequence[Malformed], dialect: Dialect, raw: Mapping[int, bytes]
+) -> TableChunk:
+    columns: dict[str, pl.Series] = {"line_number": pl.Series([number for number, _ in good], dtype=pl.Int64)}
+    for name, place in dialect.wanted.items():
+        texts = ((record.cells or [])[place].decode().strip(UNSEEN_ENDS) for _, record in good)
+        found = [None if text == "" or text in dialect.nulls else text for text in texts]
+        columns[name] = pl.Series(found, dtype=pl.String)
+    return TableChunk(pl.DataFrame(columns), _frame(malformed), _KnownRecords(raw))
+
+
+@dataclass(frozen=True)
+class _KnownRecords:
+    by_line: Mapping[int, bytes]
+
+    def raw(self, line_number: int) -> bytes:
+        return self.by_line[line_number]
+
+
+def _frame(malformed: Sequence[Malformed]) -> pl.DataFrame:
+    return pl.DataFrame(malformed, schema=MALFORMED.schema, orient="row") if malformed else MALFORMED
+
+
+def shortened(raw: bytes) -> str:
+    """Return text to display: at most RAW_TEXT_BYTES of it, NUL and invalid bytes made visible by their digits."""
+    text = raw[:RAW_TEXT_BYTES].decode("utf-8", "ignore" if len(raw) > RAW_TEXT_BYTES else "replace")
+    visible = text.replace(INVALID_BYTE, "\\x").replace("\0", "\\x00") if "\0" in text else text
+    return visible if len(raw) <= RAW_TEXT_BYTES else f"{visible}… [{len(raw)} bytes]"
+
+
+def _reason(raw: bytes, cells: Sequence[bytes], dialect: Dialect) -> str | None:
+    """Tell why a record with these cells is no row of its table; None when it is."""
+    if b"\0" in raw:
+        return "invalid_bytes" if INVALID_BYTE.encode() in raw else "nul_byte"
+    if len(cells) < dialect.width:
+        return "too_few_cells"
+    spare = cells[dialect.width :]
+    return "too_many_cells" if len(spare) > dialect.spare or any(cell.strip(BLANKS) for cell in spare) else None
+
+
+@dataclass(frozen=True)
+class _RecordIndex:
+    """Where the records of a regular block are.
+
+    Args:
+        text: complete records, with the quotes of each in place.
+        first_line: physical line it begins on.
+        quotes: positions of all quotes.
+    """
+
+    text: bytes
+    first_line: int
+    quotes: Positions
+
+    @cached_property
+    def _line_ends(self) -> Positions:
+        codes = np.frombuffer(self.text, np.uint8)
+        ends = np.flatnonzero(codes == LF)
+        if b"\r" in self.text:
+            returns = np.flatnonzero(codes == CR)
+            lone = returns[codes[np.minimum(returns + 1, codes.size - 1)] != LF]
+            ends = np.sort(np.concatenate([ends, lone]))
+        return ends if len(ends) and ends[-1] == codes.size - 1 else np.append(ends, codes.size)
+
+    @cached_property
+    def _last_lines(self) -> Positions:
+        """The last line of each record, counted from 0."""
+        return np.flatnonzero((np.searchsorted(self.quotes, self._line_ends) & 1) == 0)
+
+    @property
+    def line_count(self) -> int:
+        return len(self._line_ends)
+
+    @cached_property
+    def line_numbers(self) -> Positions:
+        """Physical line that each record starts on."""
+        if not len(self.quotes):
+            return np.arange(self.first_line, self.first_line + self.line_count)
+        return np.append(0, self._last_lines[:-1] + 1) + self.first_line
+
+    @cached_property
+    def bounds(self) -> Positions:
+        """Where each record starts, and after the last one."""
+        return np.append(0, self._line_ends[self._last_lines] + 1)
+
+    def raw(self, line_number: int) -> bytes:
+        record = int(np.searchsorted(self.line_numbers, line_number))
+        raw = self.text[self.bounds[record] : self.bounds[record + 1]]
+        return raw.removesuffix(b"\n").removesuffix(b"\r") if raw.endswith(b"\n") else raw.removesuffix(b"\r")
+
+
+def _index(text: bytes, dialect: Dialect, line_number: int, *, final: bool) -> _RecordIndex | None:
+    """Find the complete records of a block; None where it is not regular, or has none."""
+    if b"\0" in text or not text:
+        return None
+    codes = np.frombuffer(text, np.uint8)
+    quotes = np.flatnonzero(codes == QUOTE) if b'"' in text else np.empty(0, np.int64)
+    index = _RecordIndex(text, line_number, quotes)
+    if not final:
+        end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        if len(quotes):
+            closed = index.bounds[index.bounds <= end]
+            end = int(closed[-1]) if len(closed) else 0
+        if not end:
+            return None
+        index = _RecordIndex(text[:end], line_number, quotes[: np.searchsorted(quotes, end)])
+    if len(quotes) and not _quotes_in_place(index, dialect.delimiter):
+        return None
+    return None if len(text) > dialect.max_row_bytes and np.diff(index.bounds).max() > dialect.max_row_bytes else index
+
+
+def _quotes_in_place(index: _RecordIndex, delimiter: str) -> bool:
+    """Tell whether each opening quote begins a cell or is the second of a doubled one, and each closing one ends it."""
+    quotes = index.quotes
+    if len(quotes) % 2:
+        return False
+    opening, closing = quotes[::2], quotes[1::2]
+    codes = np.frombuffer(b"\n" + index.text + b"\n", np.uint8)
+    bound = np.zeros(256, np.bool_)
+    bound[[LF, CR, ord(delimiter)]] = True
+    doubled = opening[1:] == closing[:-1] + 1
+    begins, ends = bound[codes[opening]], bound[codes[closing + 2]]
+    begins[1:] |= doubled
+    ends[:-1] |= doubled
+    return bool(begins.all() and ends.all())
+
+
+def read_regular(text: bytes, dialect: Dialect, line_number: int, *, final: bool) -> tuple[TableChunk, int, int] | None:
+    """Read a block by Arrow.
+
+    Returns:
+        the chunk of its complete records, the bytes they take and the lines they span; None where the block is not
+        regular, has no complete record, or uses the spare columns of its header.
+    """
+    index = _index(text, dialect, line_number, final=final)
+    if index is None:
+        return None
+    irregular: list[csv.InvalidRow] = []
+    cells = _read_by_arrow(index, dialect, irregular)
+    spare = [cells[place] for place in range(dialect.width, dialect.width + dialect.spare)]
+    if spare and (irregular or any(column.null_count() < len(column) for column in spare)):
+        return None
+    numbers = index.line_numbers
+    if irregular:
+        numbers = np.delete(numbers, [row.number - 1 for row in irregular])
+    columns = [pl.Series("line_number", numbers, pl.Int64)]
+    columns += [cells[place].alias(name) for name, place in dialect.wanted.items()]
+    malformed = [
+        Malformed(
+            int(index.line_numbers[row.number - 1]),
+            shortened(row.text.encode()),
+            "too_few_cells" if row.actual_columns < dialect.width else "too_many_cells",
+        )
+        for row in irregular
+        if not is_blank(row.text.encode(), dialect.delimiter)
+    ]
+    chunk = TableChunk(_without_blank(pl.DataFrame(columns), index, dialect), _frame(malformed), index)
+    return chunk, len(index.text), index.line_count
+
+
+def _read_by_arrow(index: _RecordIndex, dialect: Dialect, irregular: list[csv.InvalidRow]) -> dict[int, pl.Series]:
+    """Return the wanted and the spare columns by their index, trimmed; null is missing.
+
+    Rows of another width are left out and appended to `irregular`.
+    """
+
+    def skip(row: csv.InvalidRow) -> str:
+        irregular.append(row)
+        return "skip"
+
+    names = [str(place) for place in range(dialect.width + dialect.spare)]
+    included = sorted({*dialect.wanted.values(), *range(dialect.width, len(names))})
+    quoted = len(index.quotes) > 0
+    nulls = ["", *dialect.nulls]
+    table = csv.read_csv(
+        pa.BufferReader(index.text),
+        csv.ReadOptions(use_threads=False, column_names=names, block_size=len(index.text) + 1),
+        csv.ParseOptions(
+            delimiter=dialect.delimiter,
+            quote_char='"' if quoted else False,
+            newlines_in_values=quoted,
+            ignore_empty_lines=False,
+            invalid_row_handler=skip,
+        ),
+        csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            include_columns=[names[place] for place in included],
+            null_values=nulls,
+            strings_can_be_null=True,
+            check_utf8=False,
+        ),
+    )
+    cells = {place: pl.Series(values=column) for place, column in zip(included, table.columns, strict=True)}
+    to_trim = _characters_to_trim(index.text, dialect.delimiter)
+    return {place: _trimmed(column, to_trim, nulls) for place, column in cells.items()} if to_trim else cells
+
+
+def _trimmed(column: pl.Series, characters: str, nulls: Sequence[str]) -> pl.Series:
+    trimmed = column.str.strip_chars(characters)
+    return kept(trimmed, ~trimmed.is_in(nulls))
+
+
+def _characters_to_trim(text: bytes, delimiter: str) -> str:
+    """Return what cells may have at their ends that is to be removed; nothing where no cell has any."""
+    # Of the characters that are not plain ASCII, most files have a few or none.
+    if not UNSEEN.isdisjoint(text.translate(None, ORDINARY).decode()):
+        return UNSEEN_ENDS
+    if b" " not in text and b"\t" not in text:
+        return ""
+    codes = np.frombuffer(text, np.uint8)
+    blanks = np.flatnonzero((codes == SPACE) | ((codes == TAB) if delimiter != "\t" else False))
+    if not len(blanks):
+        return ""
+    neighbours = np.concatenate([codes[blanks - 1], codes[np.minimum(blanks + 1, codes.size - 1)]])
+    at_an_end = blanks[0] == 0 or blanks[-1] == codes.size - 1
+    edges = np.frombuffer(b'\r\n"' + delimiter.encode(), np.uint8)
+    return " \t" if at_an_end or np.isin(neighbours, edges).any() else ""
+
+
+def _without_blank(columns: pl.DataFrame, index: _RecordIndex, dialect: Dialect) -> pl.DataFrame:
+    """Drop the rows of nothing but delimiters and blanks; only those without any cell need a look at their text."""
+    if any(not column.null_count() for column in columns.get_columns()[1:]):
+        return columns
+    candidates = columns.select(pl.all_horizontal(pl.exclude("line_number").is_null())).to_series()
+    blank = [n for n in columns["line_number"].filter(candidates) if is_blank(index.raw(n), dialect.delimiter)]
+    return columns.filter(~pl.col("line_number").is_in(blank)) if blank else columns

@@ -1,1 +1,0 @@
-"""The readers of xlsx and xls workbooks."""
