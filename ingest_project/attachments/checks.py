@@ -13,6 +13,7 @@ from ingest_project.attachments.catalog import (
 )
 from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord
 from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.attachments.storage import stored_attachment
 from ingest_project.platform.dagster.asset_events import CheckResult, report_each
 from ingest_project.platform.work_queue.states import AttachmentState, JobState
 
@@ -45,7 +46,7 @@ def stored_bytes_match(services: AttachmentResources, record: AttachmentRecord) 
     """Whether what is stored of one attachment is what was downloaded."""
     if record.state is not AttachmentState.STORED:
         return kept_result(record, passed=False, description=f"Not stored: {record.reason or f'{record.state.value}.'}")
-    found = services.attachment_store(record.domain).stat(record.destination_path)
+    found = stored_attachment(services.attachment_store(record.domain), record.destination_path)
     if found is None:
         return kept_result(record, passed=False, description=f"{record.stored_path} is not there any more.")
     if (found.size_bytes, found.sha256) != (record.size_bytes, record.sha256):

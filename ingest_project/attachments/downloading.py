@@ -22,7 +22,7 @@ import msgspec
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.retry_schedule import next_attempt_at
-from ingest_project.attachments.storage.store import OWNER, StoredAttachment
+from ingest_project.attachments.storage import OWNER, StoredAttachment, put_attachment, stored_attachment
 from ingest_project.attachments.turns import Turns, host_of
 from ingest_project.contracts.download import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.core.errors import (
@@ -35,8 +35,9 @@ from ingest_project.core.errors import (
     UnreadableMessageError,
 )
 from ingest_project.core.logging import bound, get_logger
-from ingest_project.platform.azure.errors import StoreRejectedError
+from ingest_project.platform.azure.accounts import StoreRejectedError
 from ingest_project.platform.http.download import Downloaded, DownloadRequest
+from ingest_project.platform.local_files import LocalFile
 from ingest_project.platform.work_queue.item_errors import error_class_of, reason_of
 
 logger = get_logger(__name__)
@@ -315,7 +316,6 @@ def _request(task: DownloadTask) -> DownloadRequest:
 def _store(
     services: AttachmentResources, record: AttachmentRecord, task: DownloadTask, downloaded: Downloaded
 ) -> StoredAttachment:
-    store = services.attachment_store(record.domain)
     metadata = {
         OWNER: record.attachment_key,
         "trace_id": record.trace_id,
@@ -324,14 +324,8 @@ def _store(
         "event_type": task.event_type,
     }
     try:
-        return store.put(
-            downloaded.path,
-            record.destination_path,
-            size_bytes=downloaded.size_bytes,
-            sha256=downloaded.sha256,
-            metadata=metadata,
-            seal=downloaded.seal,
-        )
+        file = LocalFile(downloaded.path, downloaded.size_bytes, downloaded.sha256, downloaded.seal)
+        return put_attachment(services.attachment_store(record.domain), file, record.destination_path, metadata)
     except StoreRejectedError as error:
         # A permission that is missing is given in minutes; the file's own server may not have it for ever.
         raise StoreUnavailableError(error.address, f"refused ({error.code})") from error
@@ -386,7 +380,7 @@ def _is_still_stored(record: AttachmentRecord, services: AttachmentResources) ->
     if record.stored_path is None:
         return False
     try:
-        found = services.attachment_store(record.domain).stat(record.destination_path)
+        found = stored_attachment(services.attachment_store(record.domain), record.destination_path)
     except IngestError:
         return True
     return found is not None and (found.size_bytes, found.sha256) == (record.size_bytes, record.sha256)

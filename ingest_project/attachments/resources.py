@@ -11,45 +11,16 @@ from ingest_project.attachments.eventhouse.polling import EventhousePositions
 from ingest_project.attachments.queue.attachments import AttachmentLedger
 from ingest_project.attachments.queue.events import EventLedger
 from ingest_project.attachments.queue.outcomes import OutcomeLedger
-from ingest_project.attachments.storage.destinations import Destinations
-from ingest_project.attachments.storage.store import AttachmentStore
-from ingest_project.core.errors import SettingsError
+from ingest_project.attachments.storage import Destinations
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.address import is_address, parse_address
-from ingest_project.platform.azure.identity import OneLakeOptions, options_of
 from ingest_project.platform.delta.location import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.platform.http.client import web_client
 from ingest_project.platform.http.download import Downloader, download_limits
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.event_hubs import EventHub, event_hub
-from ingest_project.platform.object_store.locations import Bucket, location_of
+from ingest_project.platform.object_store.store import ObjectStore, open_configured_store
 from ingest_project.platform.runtime import Runtime
-
-
-def open_attachment_store(url: str, options: OneLakeOptions | None = None, *, sync: bool = False) -> AttachmentStore:
-    """The attachment store at a folder or an address in OneLake; nothing is connected to yet.
-
-    Args:
-        url: a folder, `file:///folder`, or any form of `onelake.address.parse_address`.
-        options: how to reach OneLake.
-        sync: wait until each local file is on the disk itself, see `attachment_folder`.
-
-    Raises:
-        SettingsError: none of these.
-        ForbiddenPathError: a host or level of OneLake that cannot be written.
-    """
-    if is_address(url):
-        from ingest_project.attachments.storage.onelake import OneLakeAttachments  # noqa: PLC0415 - one of the two is used
-
-        options = options or OneLakeOptions()
-        return OneLakeAttachments(parse_address(url, options.endpoint), options)
-    from ingest_project.attachments.storage.folder import FolderAttachments  # noqa: PLC0415
-
-    place = location_of(url)
-    if isinstance(place, Bucket):
-        raise SettingsError(f"{url}: attachments are kept in a folder or in OneLake.")
-    return FolderAttachments(place, sync=sync)
 
 
 class AttachmentResources(Runtime):
@@ -57,7 +28,7 @@ class AttachmentResources(Runtime):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._attachment_stores: dict[str, AttachmentStore] = {}
+        self._attachment_stores: dict[str, ObjectStore] = {}
         self._opening = threading.Lock()
 
     @cached_property
@@ -90,7 +61,7 @@ class AttachmentResources(Runtime):
         attachments = self.settings.attachments
         return Destinations(attachments.destination_template, attachments.destinations)
 
-    def attachment_store(self, domain: str) -> AttachmentStore:
+    def attachment_store(self, domain: str) -> ObjectStore:
         """The store that keeps a domain's attachments, opened once a process.
 
         Raises:
@@ -98,7 +69,7 @@ class AttachmentResources(Runtime):
         """
         return self._attachment_store_at(self.destinations.store_url(domain, self.settings.attachments_url))
 
-    def attachment_stores(self) -> list[AttachmentStore]:
+    def attachment_stores(self) -> list[ObjectStore]:
         """Every store that keeps attachments, the default one first."""
         default = self.settings.attachments_url
         urls = [self.destinations.store_url(domain, default) for domain in self.settings.attachments.destinations]
@@ -141,8 +112,8 @@ class AttachmentResources(Runtime):
         """Bounded reads from Event Hubs."""
         return TopicReader(self.event_hub.settings)
 
-    def _attachment_store_at(self, url: str) -> AttachmentStore:
+    def _attachment_store_at(self, url: str) -> ObjectStore:
         with self._opening:
             if url not in self._attachment_stores:
-                self._attachment_stores[url] = open_attachment_store(url, options_of(self.settings.onelake))
+                self._attachment_stores[url] = open_configured_store(url, self.settings)
             return self._attachment_stores[url]

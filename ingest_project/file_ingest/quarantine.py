@@ -6,22 +6,17 @@ in `quarantined_rows`. Done again for the same file it replaces what it wrote be
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
 from ingest_project.file_ingest.catalog import QUARANTINED_FILES, files_partitions
 from ingest_project.file_ingest.result import FileResult
-from ingest_project.platform.object_store.content_store import LandingStore
-from ingest_project.platform.object_store.quarantine import QuarantineStore
+from ingest_project.platform.local_files import FileFingerprint, LocalFile
+from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 from ingest_project.platform.work_queue.states import FileState
-
-if TYPE_CHECKING:
-    pass
-
 
 quarantined_files = dg.AssetSpec(
     QUARANTINED_FILES,
@@ -39,10 +34,12 @@ def quarantine_file(outcome: FileResult, landing: LandingStore, quarantine: Quar
     note = reason_note(outcome, run_id)
     if outcome.landed is None:
         # It was refused before a byte of it was copied, for its size: only the reason is kept.
-        quarantine.put(outcome.record.file_key, io.BytesIO(), note)
+        quarantine.put(outcome.record.file_key, b"", note)
         return outcome
     with landing.local_path(outcome.landed.sha256) as path:
-        kept = quarantine.put(outcome.record.file_key, path, note)
+        # The landed bytes are verified: a store on the same disk links them unread.
+        file = LocalFile(path, outcome.landed.size_bytes, outcome.landed.sha256, FileFingerprint.of(path.stat()))
+        kept = quarantine.put(outcome.record.file_key, file, note)
     return replace(outcome, kept_at=kept.location)
 
 

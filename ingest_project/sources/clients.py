@@ -10,10 +10,11 @@ from ingest_project.core.errors import PermanentError
 from ingest_project.core.settings import (
     Settings,
 )
-from ingest_project.platform.azure.identity import AllowedAccount, accounts_of
+from ingest_project.platform.azure.accounts import AllowedAccount, accounts_of
 from ingest_project.platform.http.client import WebClient, web_client
 from ingest_project.platform.http.host_policy import HostLists, host_lists
 from ingest_project.platform.http.pinned_transport import Connector
+from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources.context import Clients, NamedBucket, S3Account
 from ingest_project.sources.s3.location import named_bucket
 
@@ -80,6 +81,8 @@ def named_accounts(settings: Settings) -> tuple[AllowedAccount, ...]:
     attachments, onelake = settings.attachments, settings.onelake
     configured = [source.source_config for source in settings.sources.values()]
     addresses = [
+        settings.storage.landing_url,
+        settings.storage.quarantine_url,
         attachments.store_url,
         attachments.results_url,
         settings.user_activity.table_url,
@@ -91,27 +94,25 @@ def named_accounts(settings: Settings) -> tuple[AllowedAccount, ...]:
 
 
 def s3_client(account: S3Account, timeout_seconds: float, lists: HostLists) -> S3Client:
-    """A client of S3 for sources, made by dagster-aws's resource.
+    """Return a client of S3 for sources.
 
     Args:
         account: who we are, and where.
         timeout_seconds: how long a server may be silent.
         lists: hosts that are not contacted, and internal ones that may be.
     """
-    from ingest_project.platform.object_store.s3 import BoundedS3Resource  # noqa: PLC0415 - takes 0.5 s; other sources do without
+    from ingest_project.platform.object_store import s3  # noqa: PLC0415 - takes 0.5 s; other sources do without
 
     secret = account.secret_access_key
-    resource = BoundedS3Resource(
-        use_unsigned_session=account.unsigned,
-        region_name=account.region,
-        endpoint_url=account.endpoint_url,
-        aws_access_key_id=account.access_key_id,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-        timeout_seconds=timeout_seconds,
-        # A proxy would resolve the name by itself. What the settings name is reached as they say.
+    client = s3.s3_client(
+        S3Options(
+            account.endpoint_url, account.region, account.access_key_id, secret.get_secret_value() if secret else None
+        ),
+        timeout_seconds,
+        unsigned=account.unsigned,
+        # A proxy would resolve the name itself. A server that the settings name is reached as they say.
         proxied=account.contact is None,
     )
-    client = resource.get_client()
     if account.contact is not None:
         from ingest_project.platform.http.pinned_s3 import pin  # noqa: PLC0415 - imports botocore
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from ingest_project.core.errors import ForbiddenPathError, SettingsError, UnknownCredentialsError
 from ingest_project.core.settings import Credential, OneLakeSettings, PollingSettings
-from ingest_project.platform.azure.identity import AllowedAccount, OneLakeOptions, options_of
+from ingest_project.platform.azure.accounts import AllowedAccount, OneLakeOptions, onelake_options
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostPattern, HostRules
 
@@ -102,7 +102,7 @@ class Clients:
 
     def onelake_options(self, credential: Credential | None) -> OneLakeOptions:
         """How OneLake is reached, with a stored credential or the settings' own."""
-        return options_of(self.onelake, credential)
+        return onelake_options(self.onelake, credential)
 
 
 @dataclass(frozen=True)

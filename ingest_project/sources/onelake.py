@@ -28,10 +28,16 @@ from ingest_project.core.errors import (
     UnreadableListingError,
 )
 from ingest_project.core.settings import Credential
-from ingest_project.platform.azure.address import OneLakeAddress, parse_address, safe_path
-from ingest_project.platform.azure.client import Listed, list_folder, open_file, open_file_system
-from ingest_project.platform.azure.errors import StoreRejectedError, onelake_errors
-from ingest_project.platform.azure.identity import ALLOWED_ACCOUNTS, AllowedAccount, OneLakeOptions
+from ingest_project.platform.azure.accounts import (
+    ALLOWED_ACCOUNTS,
+    AllowedAccount,
+    OneLakeAddress,
+    OneLakeOptions,
+    StoreRejectedError,
+    parse_address,
+    safe_path,
+)
+from ingest_project.platform.azure.client import Listed, list_folder, onelake_errors, open_file, open_file_system
 from ingest_project.platform.http.deadlines import Deadline, deadline_in_force
 from ingest_project.platform.http.urls import parse_url, printable_url
 from ingest_project.sources.context import SourceContext, named_credential, require_for_host

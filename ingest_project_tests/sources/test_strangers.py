@@ -23,8 +23,8 @@ from ingest_project.file_ingest.versions import Announced, with_versions
 from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_s3 import pin
 from ingest_project.platform.http.pinned_transport import Connector
-from ingest_project.platform.object_store.locations import S3Options
-from ingest_project.platform.object_store.locations import s3_client as store_client
+from ingest_project.platform.object_store.s3 import s3_client as store_client
+from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources.clients import s3_client, source_clients
 from ingest_project.sources.context import S3Account, SourceContext
 from ingest_project.sources.ftp.source import open_ftp

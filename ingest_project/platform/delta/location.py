@@ -17,9 +17,9 @@ from ingest_project.core.settings import (
     OneLakeSettings,
     Settings,
 )
-from ingest_project.platform.azure.identity import default_credential
+from ingest_project.platform.azure.accounts import default_credential
 from ingest_project.platform.http.urls import MalformedAddressError, host_and_port, printable_url, split_address
-from ingest_project.platform.object_store.locations import Bucket, S3Options, location_of, s3_options
+from ingest_project.platform.object_store.store import Bucket, S3Options, location_of, s3_options
 
 AZURE_SCHEMES = ("abfss", "abfs")
 # A token that ends sooner than one slow commit may take counts as ended.

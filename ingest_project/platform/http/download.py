@@ -36,7 +36,7 @@ from ingest_project.platform.http.response import (
     require_readable,
 )
 from ingest_project.platform.http.urls import printable_url
-from ingest_project.platform.object_store.files import FileFingerprint
+from ingest_project.platform.local_files import FileFingerprint
 
 
 def download_limits(downloads: DownloadSettings) -> DownloadLimits:

@@ -24,7 +24,7 @@ from ingest_project.core.errors import DownloadFailedError, StoreUnavailableErro
 from ingest_project.platform.http.content_types import SNIFFED_BYTES
 from ingest_project.platform.http.response import WebResponse, codings_in
 from ingest_project.platform.http.urls import printable_url
-from ingest_project.platform.object_store.files import FileFingerprint, write_all
+from ingest_project.platform.local_files import FileFingerprint, write_all
 
 # Asking for less again is cheaper than remembering it.
 WORTH_RESUMING_BYTES = 1024**2

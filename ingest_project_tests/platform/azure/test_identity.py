@@ -6,8 +6,7 @@ import pytest
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.address import DEFAULT_ENDPOINT, parse_address
-from ingest_project.platform.azure.identity import AllowedAccount, accounts_of
+from ingest_project.platform.azure.accounts import DEFAULT_ENDPOINT, AllowedAccount, accounts_of, parse_address
 from ingest_project.sources.clients import source_clients
 
 WORKSPACE = "3f0a2c1e-58f1-4f7e-9d9b-0a6f5a2b7c11"

@@ -30,7 +30,8 @@ from ingest_project.platform.delta.location import (
 )
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum
 from ingest_project.platform.delta.table import AlreadyCommitted, Committed, DeltaStore
-from ingest_project.platform.object_store.locations import S3Options, s3_client
+from ingest_project.platform.object_store.s3 import s3_client
+from ingest_project.platform.object_store.store import S3Options
 from ingest_project_tests.platform.delta.test_append import numbers, together
 from ingest_project_tests.services.azurite import ACCOUNT, KEY, Azurite, why_not_azurite
 from ingest_project_tests.services.kafka import wait_until

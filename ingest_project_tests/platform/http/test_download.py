@@ -32,7 +32,7 @@ from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.download import Downloaded, Downloader, DownloadRequest
 from ingest_project.platform.http.host_policy import HostRules
 from ingest_project.platform.http.limits import HostLimits, LoadLimits
-from ingest_project.platform.object_store.files import FileFingerprint
+from ingest_project.platform.local_files import FileFingerprint
 from ingest_project_tests.platform.http.conftest import CONTACT, PATIENT, SMALL
 from ingest_project_tests.services.http_server import DEFAULT_SIZE, HttpServer, content_of
 
