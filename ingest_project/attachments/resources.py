@@ -1,4 +1,4 @@
-"""What attachments use."""
+"""Resources of attachments: work queues, stores, the web and Eventhouse."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ class AttachmentResources(Runtime):
 
     @cached_property
     def attachment_events(self) -> EventLedger:
-        """What is known of every attachment event."""
+        """Return the work queue of events."""
         return EventLedger(self.engine)
 
     @cached_property
     def attachments(self) -> AttachmentLedger:
-        """What is known of every attachment."""
+        """Return the work queue of attachments."""
         return AttachmentLedger(self.engine)
 
     @cached_property
     def outcomes(self) -> OutcomeLedger:
-        """How every download attempt ended."""
+        """Return the results of download attempts."""
         return OutcomeLedger(self.engine)
 
     @cached_property
     def eventhouse_positions(self) -> EventhousePositions:
-        """How far Eventhouse has been read."""
+        """Return the positions in Eventhouse."""
         return EventhousePositions(self.engine)
 
     @cached_property
     def destinations(self) -> Destinations:
-        """Where attachments go.
+        """Return the names that attachments get.
 
         Raises:
             SettingsError: the template is malformed.
@@ -62,33 +62,33 @@ class AttachmentResources(Runtime):
         return Destinations(attachments.destination_template, attachments.destinations)
 
     def attachment_store(self, domain: str) -> ObjectStore:
-        """The store that keeps a domain's attachments, opened once a process.
+        """Return the store that keeps a domain's attachments, opened once a process.
 
         Raises:
-            SettingsError, ForbiddenPathError: its address is none.
+            SettingsError, ForbiddenPathError: its address is invalid.
         """
         return self._attachment_store_at(self.destinations.store_url(domain, self.settings.attachments_url))
 
     def attachment_stores(self) -> list[ObjectStore]:
-        """Every store that keeps attachments, the default one first."""
+        """Return every store that keeps attachments, the default one first."""
         default = self.settings.attachments_url
         urls = [self.destinations.store_url(domain, default) for domain in self.settings.attachments.destinations]
         return [self._attachment_store_at(url) for url in dict.fromkeys([default, *urls])]
 
     @cached_property
     def attachment_results(self) -> DeltaStore:
-        """The Delta table of download results."""
+        """Return the Delta table of download results."""
         credentials = delta_credentials(self.settings)
         return open_delta_table(self.settings.attachment_results_url, credentials, partition_by=("domain", "day"))
 
     @cached_property
     def downloader(self) -> Downloader:
-        """Downloads from web hosts within the rules."""
+        """Return the downloader, bound by the host rules and limits."""
         return Downloader(web_client(self.settings), download_limits(self.settings.downloads))
 
     @cached_property
     def eventhouse(self) -> EventhouseClient:
-        """Queries to Eventhouse.
+        """Return the client of Eventhouse.
 
         Raises:
             SettingsError: its address or credentials are missing, or it is not trusted.
@@ -97,10 +97,10 @@ class AttachmentResources(Runtime):
 
     @cached_property
     def event_hub(self) -> EventHub:
-        """The event hub that is read in place of `events.raw`.
+        """Return the event hub that is read instead of `events.raw`.
 
         Raises:
-            SettingsError: not enough is set to reach it.
+            SettingsError: a setting that is needed to reach it is missing.
         """
         hub = self.settings.eventhubs
         return event_hub(
@@ -109,7 +109,7 @@ class AttachmentResources(Runtime):
 
     @cached_property
     def event_hub_reader(self) -> TopicReader:
-        """Bounded reads from Event Hubs."""
+        """Return the bounded reader of Event Hubs."""
         return TopicReader(self.event_hub.settings)
 
     def _attachment_store_at(self, url: str) -> ObjectStore:

@@ -51,7 +51,7 @@ KILL_POINTS = [
     KillPoint("events marked as reported", f"{EVENTS}.mark_reported"),
     KillPoint("attachments started", f"{LEDGER}.start"),
     KillPoint("first file downloaded", "ingest_project.platform.http.download:Downloader.download"),
-    KillPoint("cached files told", f"{STEPS}.assets:tell_cached"),
+    KillPoint("cached files told", f"{STEPS}.assets:publish_cached"),
     KillPoint("first file uploaded", f"{STORE}._bring"),
     KillPoint("first file described", f"{STORE}._describe"),
     KillPoint("first file renamed", f"{STORE}.put"),

@@ -347,8 +347,8 @@ class OneLakeOptions:
         connect_timeout_seconds: how long a connection may take.
         read_timeout_seconds: how long the service may be silent.
         retries: further attempts of one request that failed for a reason which may pass.
-        longest_wait_seconds: longest pause between two attempts; when the service asks for a longer one, there is no
-            further attempt here, and the failure says how long it asked for.
+        longest_wait_seconds: longest pause between two attempts; when the service requests a longer one, there is no
+            further attempt here, and the error carries the requested pause.
     """
 
     credential: OneLakeCredential = field(default_factory=OneLakeCredential)
