@@ -22,6 +22,7 @@ pytest_plugins = [
     "ingest_project_tests.services.postgres",
     "ingest_project_tests.services.s3",
     "ingest_project_tests.services.dfs_server",
+    "ingest_project_tests.services.object_stores",
     "ingest_project_tests.services.dagster",
     "ingest_project_tests.services.http_server",
     "ingest_project_tests.journeys.system",

@@ -1,14 +1,14 @@
 """The assets of attachments: events to download tasks, attachments to stored files, attempts to a Delta table.
 
-`attachment_events`: an attachment is entered before it is announced: what comes back over the topic is known then, and
-any other request for the same address in the same trace means the same attachment.
+`attachment_events`: an attachment is recorded before its task is published: the task is known when it comes back over
+the topic, and any other task for the same address in the same trace means the same attachment.
 
-`onelake_attachments`: the end of an attempt is recorded in the work queue, then published to Kafka and Dagster, and
-committed to Delta at the end of the run. A run that is killed in between leaves an end that was not published or not
-committed; the next run of the attachment continues there, without downloading again. Whatever cannot be recorded,
-published or shown of one attachment costs the others nothing: see `bisection`.
+`onelake_attachments`: the result of an attempt is recorded in the work queue, then published to Kafka and Dagster, and
+committed to Delta at the end of the run. A run that is killed in between leaves a result that was not published or not
+committed; the next run of the attachment continues there, without downloading again. An error in recording, publishing
+or reporting one attachment does not affect the others: see `bisection`.
 
-`attachment_results`: runs commit their own rows; this asset commits what is left.
+`attachment_results`: runs commit their own rows; this asset commits the rest.
 """
 
 from collections import Counter
@@ -17,7 +17,6 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.attachments.asset_events import attachment_report, results_reports
 from ingest_project.attachments.catalog import (
     ANY_ATTACHMENT,
     ATTACHMENT_EVENTS,
@@ -29,13 +28,13 @@ from ingest_project.attachments.catalog import (
     attachments_partitions,
     hourly_partitions,
 )
+from ingest_project.attachments.checks import attachment_report, results_reports
 from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
 from ingest_project.attachments.extraction import AddressPaths, tasks_of
-from ingest_project.attachments.publish_outcomes import publish, publish_outcomes, tell_cached
 from ingest_project.attachments.queue.events import EventRecord, Extracted, HourOfEvents
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult, TaskArrival
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.attachments.results_table import commit_results
+from ingest_project.attachments.results import commit_results, publish, publish_cached, publish_outcomes
 from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.batches import store_bisecting
 from ingest_project.core.logging import bound, get_logger
@@ -53,7 +52,7 @@ from ingest_project.platform.work_queue.item_errors import error_class_of, is_it
 
 logger = get_logger(__name__)
 
-# Marks the tasks that we announce ourselves: one of somebody else for a failed attachment asks for another try.
+# Marks the tasks that we publish: a task of another producer for a failed attachment requests another attempt.
 ORIGIN_HEADER = "origin"
 ORIGIN = b"ingest_project"
 EVENTS_AT_A_TIME = 1_000
@@ -78,7 +77,7 @@ EVENTS_AT_A_TIME = 1_000
 def attachment_events(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """Take the addresses out of the selected hours' events again: a fixed path may find what was missed."""
+    """Extract the addresses of the selected hours' events again: a corrected path may find missed ones."""
     keys = [key for hour in context.partition_keys for key in services.attachment_events.of_hour(hour)]
     extract(context, services, keys, hours=context.partition_keys)
     yield from outputs_without_events(context)
@@ -91,14 +90,14 @@ def extract(
     batch_id: str | None = None,
     hours: Sequence[str] = (),
 ) -> None:
-    """Take the addresses out of events, announce the tasks, and report the hours.
+    """Extract addresses from events, publish the tasks, and report the hours.
 
     Args:
         context: of the run.
-        services: ledger and Kafka.
+        services: work queues and Kafka.
         keys: of the events.
-        batch_id: of a run that goes on to download what it finds; None leaves that to whoever is asked next.
-        hours: reported in any case, also where no event arrived in them.
+        batch_id: of a run that continues with the downloads; None leaves these to the next batch.
+        hours: reported in any case, also without events.
     """
     keep_connections_open(context.instance)
     paths = AddressPaths(services.settings.attachments.url_paths)
@@ -134,7 +133,7 @@ def _extract(
     _fail(services, failures, now)
     arrivals = [arrival for tasks in by_event.values() for arrival in tasks]
     ours = {arrival.attachment_key: arrival for arrival in arrivals if owners[arrival.attachment_key] in by_event}
-    announce(services, [arrival for arrival in ours.values() if not arrival.task.refused])
+    publish_tasks(services, [arrival for arrival in ours.values() if not arrival.task.refused])
     context.instance.add_dynamic_partitions(ATTACHMENTS, list(ours))
     services.attachment_events.finish([_extracted(key, tasks, owners) for key, tasks in by_event.items()], now)
     refused = sum(bool(arrival.task.refused) for arrival in ours.values())
@@ -146,7 +145,7 @@ def _extract(
 def _tasks_by_event(
     services: AttachmentResources, records: Sequence[EventRecord], paths: AddressPaths
 ) -> tuple[dict[str, list[TaskArrival]], dict[str, Exception]]:
-    """The tasks of each event; of those that none can be made of, why."""
+    """Return the tasks of each event, and the error of each event that no task can be made of."""
     tasks: list[TaskArrival] = []
     by_event: dict[str, list[TaskArrival]] = {}
     failures: dict[str, Exception] = {}
@@ -171,8 +170,8 @@ def _fail(services: AttachmentResources, failures: Mapping[str, Exception], now:
     services.attachment_events.fail(why, now)
 
 
-def announce(services: AttachmentResources, arrivals: Sequence[TaskArrival]) -> None:
-    """Publish tasks on `downloads.pending`, each once. One that the broker does not take is downloaded all the same."""
+def publish_tasks(services: AttachmentResources, arrivals: Sequence[TaskArrival]) -> None:
+    """Publish tasks on `downloads.pending`, each once. One that the broker refuses is downloaded all the same."""
     messages = [
         (f"task/{arrival.attachment_key}", ProducerRecord(arrival.raw.encode(), _key(arrival), _headers(arrival)))
         for arrival in arrivals
@@ -235,7 +234,7 @@ def onelake_attachments(
 
 
 def download(context: Context, services: AttachmentResources, keys: Sequence[str]) -> None:
-    """Download and store attachments, and say how each ended.
+    """Download and store attachments, and report each.
 
     Raises:
         Failure: all of them are dead.
@@ -243,7 +242,7 @@ def download(context: Context, services: AttachmentResources, keys: Sequence[str
     keep_connections_open(context.instance)
     with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
         records = services.attachments.start(keys, context.run.run_id, datetime.now(UTC))
-        dead = sum(_finish(context, services, group) for group in _ends(context, services, records))
+        dead = sum(_finish(context, services, group) for group in _results(context, services, records))
         report(context, results_reports(services, commit_results(services)))
         services.attachments.mark_reported(keys, datetime.now(UTC))
     if dead and dead == len(keys):
@@ -252,13 +251,13 @@ def download(context: Context, services: AttachmentResources, keys: Sequence[str
         )
 
 
-def _ends(
+def _results(
     context: Context, services: AttachmentResources, records: Sequence[AttachmentRecord]
 ) -> Iterator[list[AttemptResult]]:
-    """How attempts ended: first those that a lost run had made, then new ones."""
+    """Yield results of attempts: first those of a lost run, then new ones."""
     recovered = services.outcomes.recovered([record.attachment_key for record in records])
     present = {(record.attachment_key, record.replays, record.attempt) for record in records}
-    _announce(context, services, [outcome for outcome in recovered if outcome.identity not in present])
+    _publish_results(context, services, [outcome for outcome in recovered if outcome.identity not in present])
     ended = {outcome.identity: outcome for outcome in recovered if outcome.identity in present}
     yield list(ended.values())
     remaining = [r for r in records if (r.attachment_key, r.replays, r.attempt) not in ended]
@@ -268,7 +267,7 @@ def _ends(
         lambda record: download_at(record, services),
         downloads.concurrency,
         store=lambda cached: store_at(cached, services),
-        announce=lambda cached: tell_cached(services, cached),
+        announce=lambda cached: publish_cached(services, cached),
         per_host=downloads.concurrency_per_host,
         begin_within=timedelta(seconds=downloads.max_seconds),
     )
@@ -277,16 +276,16 @@ def _ends(
             _postpone(services, [end for end in group if isinstance(end, Postponed)])
             yield [end for end in group if isinstance(end, AttemptResult)]
     finally:
-        # Of a run that failed: what it had in the cache is brought again by the next one, perhaps on another machine.
+        # After a failure: the next run, perhaps on another machine, downloads again what this one had in the cache.
         groups.close()
         _remove_cached(services, [record.attachment_key for record in remaining])
 
 
 def _postpone(services: AttachmentResources, postponed: Sequence[Postponed]) -> None:
-    together: dict[tuple[str, datetime], list[str]] = {}
+    by_reason: dict[tuple[str, datetime], list[str]] = {}
     for end in postponed:
-        together.setdefault((end.reason, end.until), []).append(end.attachment_key)
-    for (reason, until), keys in together.items():
+        by_reason.setdefault((end.reason, end.until), []).append(end.attachment_key)
+    for (reason, until), keys in by_reason.items():
         services.attachments.postpone(keys, reason, until, datetime.now(UTC))
 
 
@@ -296,32 +295,32 @@ def _remove_cached(services: AttachmentResources, keys: Sequence[str]) -> None:
 
 
 def _finish(context: Context, services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> int:
-    """Enter, tell and show how some attempts ended; returns how many attachments are dead after them."""
+    """Record, publish and report the results of attempts; returns how many attachments are dead after them."""
     if not outcomes:
         return 0
-    holding = _entered(services, outcomes, context.run.run_id)
+    recorded = _recorded(services, outcomes, context.run.run_id)
     _remove_cached(services, [outcome.attachment_key for outcome in outcomes])
-    _announce(context, services, holding)
-    ended = Counter(outcome.result.status for outcome in holding)
+    _publish_results(context, services, recorded)
+    ended = Counter(outcome.result.status for outcome in recorded)
     logger.info("attempts_ended", **{status.value: count for status, count in ended.items()})
     return ended[DownloadStatus.FAILED_PERMANENT]
 
 
-def _entered(services: AttachmentResources, outcomes: Sequence[AttemptResult], run_id: str) -> list[AttemptResult]:
-    """Enter outcomes; one that the ledger does not take is entered as the failure that it is."""
-    holding: list[AttemptResult] = []
+def _recorded(services: AttachmentResources, outcomes: Sequence[AttemptResult], run_id: str) -> list[AttemptResult]:
+    """Record results; one that the work queue refuses is recorded as a failure."""
+    recorded: list[AttemptResult] = []
 
     def enter(part: Sequence[AttemptResult]) -> None:
-        holding.extend(services.attachments.finish(part, run_id, datetime.now(UTC)))
+        recorded.extend(services.attachments.finish(part, run_id, datetime.now(UTC)))
 
     for outcome, error in store_bisecting(outcomes, enter, is_item_fault):
         logger.error("outcome_not_entered", partition_key=outcome.attachment_key, exc_info=traceback_of(error))
         enter([unrecordable(outcome, error)])
-    return holding
+    return recorded
 
 
-def _announce(context: Context, services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> None:
-    """Tell Kafka and Dagster how attempts ended. Done again, Kafka has each message once."""
+def _publish_results(context: Context, services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> None:
+    """Publish results to Kafka and Dagster. Done again, Kafka has each message once."""
     if not outcomes:
         return
     unpublished = publish_outcomes(services, outcomes)
@@ -350,7 +349,7 @@ def _announce(context: Context, services: AttachmentResources, outcomes: Sequenc
 def attachment_results(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """Commit what is in no commit yet, and show the selected hours as they are now."""
+    """Commit the rows that are in no commit yet, and report the present state of the selected hours."""
     keep_connections_open(context.instance)
     hours = {*commit_results(services), *context.partition_keys}
     report(context, results_reports(services, sorted(hours)))

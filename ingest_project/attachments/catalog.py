@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.attachments.results_table import results_schema
+from ingest_project.attachments.results import results_schema
 from ingest_project.core.keys import hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.external_assets import KAFKA, topic, topic_key
@@ -20,7 +20,7 @@ ATTACHMENTS = "attachments"
 FIRST_HOUR = datetime(2026, 1, 1, tzinfo=UTC)
 
 attachments_partitions = dg.DynamicPartitionsDefinition(name=ATTACHMENTS)
-# The hour that is going on is a partition too: people want to see what has just arrived.
+# The current hour is a partition too: people want to see what has just arrived.
 hourly_partitions = dg.HourlyPartitionsDefinition(start_date=FIRST_HOUR, end_offset=1)
 
 ATTACHMENT_EVENTS = dg.AssetKey("attachment_events")
@@ -28,13 +28,13 @@ ONELAKE_ATTACHMENTS = dg.AssetKey("onelake_attachments")
 ATTACHMENT_RESULTS = dg.AssetKey("attachment_results")
 
 # An attachment's key does not say in which hour its event arrived, nor an hour which attachments ended in it. Without a
-# mapping of its own, Dagster would look for an hour that is called like the attachment, and reject every backfill.
+# mapping of its own, Dagster would look for an hour with the attachment's name, and reject every backfill.
 EVENTS_OF_ANY_HOUR = dg.AssetDep(ATTACHMENT_EVENTS, partition_mapping=dg.AllPartitionMapping())
 ANY_ATTACHMENT = dg.AssetDep(ONELAKE_ATTACHMENTS, partition_mapping=dg.AllPartitionMapping())
 
 
 def hour_of_arrival(moment: datetime | None, now: datetime) -> str:
-    """The hourly partition of a moment; of now, where the moment lies before the first partition or in the future."""
+    """Return the hourly partition of a moment; of now, if it is before the first partition or in the future."""
     return hour_key(moment if moment is not None and FIRST_HOUR <= moment <= now else now)
 
 
@@ -82,7 +82,7 @@ def _event_source(settings: Settings) -> list[dg.AssetSpec]:
         return [
             dg.AssetSpec(
                 EVENTHOUSE,
-                description="The Eventhouse database that is asked for new events.",
+                description="The Eventhouse database that is polled for new events.",
                 group_name=GROUP,
                 kinds={"kusto"},
                 metadata={"dagster/uri": printable_url(eventhouse.address)} if eventhouse.address else {},

@@ -1,22 +1,115 @@
-"""Asset checks of attachments. Each looks at what is there now, never at a remembered answer."""
+"""Attachments in the Dagster UI: the events of each attempt and hour, and the asset checks.
 
+Each check inspects the present state, never a remembered answer.
+"""
+
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dagster as dg
 
-from ingest_project.attachments.asset_events import ATTACHMENT_STORED, kept_result
 from ingest_project.attachments.catalog import (
     ATTACHMENT_EVENTS,
     ATTACHMENT_RESULTS,
     ONELAKE_ATTACHMENTS,
     attachments_partitions,
 )
-from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord
+from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.platform.dagster.asset_events import CheckResult, report_each
+from ingest_project.attachments.storage import stored_attachment
+from ingest_project.contracts.attachments import DownloadStatus
+from ingest_project.core.keys import end_of, parse_hour_key
+from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, report_each
+from ingest_project.platform.http.urls import printable_url
 from ingest_project.platform.work_queue.states import AttachmentState, JobState
 
+ATTACHMENT_STORED = "attachment_stored"
 RECENT = timedelta(hours=24)
+
+
+def attachment_report(outcome: AttemptResult) -> PartitionEvents:
+    """Return the events of one attachment after an attempt: stored, or a failed check with the reason."""
+    materialized = {}
+    if outcome.result.status is DownloadStatus.SUCCESS or outcome.leaves_stored_bytes:
+        materialized[ONELAKE_ATTACHMENTS] = stored_metadata(outcome)
+    return PartitionEvents(outcome.attachment_key, materialized, [stored_result(outcome)])
+
+
+def stored_metadata(outcome: AttemptResult) -> dict[str, Any]:
+    """Return where an attachment came from and where it is; without the query of its address, which may be a secret."""
+    result = outcome.result
+    return {
+        "size_bytes": result.size_bytes,
+        "sha256": result.sha256,
+        "content_type": outcome.content_type,
+        "stored_at": result.onelake_path,
+        "dagster/uri": result.onelake_path,
+        "source": printable_url(result.attachment_url),
+        "trace_id": result.trace_id,
+        "domain": outcome.domain,
+        "attempt": result.attempt,
+        "replays": outcome.replays,
+        **({"not_downloaded_again": result.error} if outcome.leaves_stored_bytes else {}),
+    }
+
+
+def stored_result(outcome: AttemptResult) -> CheckResult:
+    """Judge an attempt: a warning while it is retried or earlier bytes stay stored, an error when it is dead."""
+    result = outcome.result
+    if result.status is DownloadStatus.SUCCESS:
+        return CheckResult(ONELAKE_ATTACHMENTS, ATTACHMENT_STORED, passed=True)
+    waits = outcome.next_attempt_at
+    harmless = waits is not None or outcome.leaves_stored_bytes
+    if outcome.leaves_stored_bytes:
+        follows = "The earlier file stays stored."
+    else:
+        follows = f"Tried again at {waits:%Y-%m-%d %H:%M:%S} UTC." if waits else "In the dead letters."
+    return CheckResult(
+        ONELAKE_ATTACHMENTS,
+        ATTACHMENT_STORED,
+        passed=False,
+        severity=dg.AssetCheckSeverity.WARN if harmless else dg.AssetCheckSeverity.ERROR,
+        description=f"{result.error} {follows}",
+        metadata={
+            "attachment": outcome.attachment_key,
+            "source": printable_url(result.attachment_url),
+            "error_class": result.error_class or "",
+            "http_status": result.http_status or 0,
+            "attempt": result.attempt,
+            "replays": outcome.replays,
+        },
+    )
+
+
+def kept_result(record: AttachmentRecord, *, passed: bool, description: str | None = None) -> CheckResult:
+    """Return the result of checking one stored attachment."""
+    metadata = {"attachment": record.attachment_key, "state": record.state.value, "reason": record.reason or ""}
+    return CheckResult(
+        ONELAKE_ATTACHMENTS, ATTACHMENT_STORED, passed=passed, description=description, metadata=metadata
+    )
+
+
+def results_reports(services: AttachmentResources, hours: Sequence[str]) -> list[PartitionEvents]:
+    """Return one materialisation of the Delta table for each of these hours."""
+    if not hours:
+        return []
+    table = services.attachment_results.figures()
+    shared: dict[str, Any] = {"table": services.attachment_results.url}
+    if table is not None:
+        shared |= {"table_version": table.table_version, "table_files": table.files, "table_rows": table.rows or 0}
+    return [PartitionEvents(hour, {ATTACHMENT_RESULTS: {**_hour(services, hour), **shared}}) for hour in hours]
+
+
+def _hour(services: AttachmentResources, hour: str) -> dict[str, int]:
+    begin = parse_hour_key(hour)
+    ended = services.outcomes.ended_between(begin, end_of(begin))
+    return {
+        "dagster/row_count": ended.success + ended.failed_transient + ended.failed_permanent,
+        "success": ended.success,
+        "failed_transient": ended.failed_transient,
+        "failed_permanent": ended.failed_permanent,
+    }
 
 
 @dg.asset_check(
@@ -28,7 +121,7 @@ RECENT = timedelta(hours=24)
 def attachment_stored(
     context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> dg.AssetCheckResult:
-    """Look at the stored file of each selected attachment."""
+    """Check the stored file of each selected attachment."""
     records = services.attachments.get_many(list(context.partition_keys))
     results = {record.attachment_key: stored_bytes_match(services, record) for record in records}
     report_each(context, results)
@@ -36,21 +129,21 @@ def attachment_stored(
     first = failed[0] if failed else next(iter(results.values()), None)
     return dg.AssetCheckResult(
         passed=not failed,
-        description=first.description if first else "The ledger does not know this attachment.",
+        description=first.description if first else "The work queue does not know this attachment.",
         metadata=dict(first.metadata) if first and len(results) == 1 else {"failed": len(failed)},
     )
 
 
 def stored_bytes_match(services: AttachmentResources, record: AttachmentRecord) -> CheckResult:
-    """Whether what is stored of one attachment is what was downloaded."""
+    """Compare the stored file of one attachment with the download."""
     if record.state is not AttachmentState.STORED:
         return kept_result(record, passed=False, description=f"Not stored: {record.reason or f'{record.state.value}.'}")
-    found = services.attachment_store(record.domain).stat(record.destination_path)
+    found = stored_attachment(services.attachment_store(record.domain), record.destination_path)
     if found is None:
         return kept_result(record, passed=False, description=f"{record.stored_path} is not there any more.")
     if (found.size_bytes, found.sha256) != (record.size_bytes, record.sha256):
-        said = f"{record.stored_path} has {found.size_bytes} bytes, not the {record.size_bytes} that were downloaded"
-        return kept_result(record, passed=False, description=f"{said}, or other ones.")
+        size = f"{record.stored_path} has {found.size_bytes} bytes, not the {record.size_bytes} that were downloaded"
+        return kept_result(record, passed=False, description=f"{size}, or other ones.")
     return kept_result(record, passed=True)
 
 
@@ -59,7 +152,7 @@ def stored_bytes_match(services: AttachmentResources, record: AttachmentRecord) 
     description="Every task that was made of an event is an attachment that is stored, waiting or dead.",
 )
 def every_event_accounted(services: dg.ResourceParam[AttachmentResources]) -> dg.AssetCheckResult:
-    """Compare what events say with the attachments there are, and those with how attempts ended."""
+    """Compare the tasks of events with the attachments, and the attachments with the results of attempts."""
     states = services.attachments.counts_by_state()
     stored, dead = states[AttachmentState.STORED], states[AttachmentState.FAILED]
     made = services.attachment_events.tasks_made()
@@ -83,10 +176,10 @@ def every_event_accounted(services: dg.ResourceParam[AttachmentResources]) -> dg
 
 @dg.asset_check(
     asset=ATTACHMENT_RESULTS,
-    description="The Delta table has one row for each attempt that the ledger says is in it.",
+    description="The Delta table has one row for each attempt that the work queue says is in it.",
 )
 def stored_results_match(services: dg.ResourceParam[AttachmentResources]) -> dg.AssetCheckResult:
-    """Compare the ledger's committed attempts with the table's rows."""
+    """Compare the work queue's committed attempts with the table's rows."""
     committed = services.outcomes.totals()["committed"]
     figures = services.attachment_results.figures()
     rows = (figures.rows or 0) if figures else 0
@@ -98,7 +191,7 @@ def stored_results_match(services: dg.ResourceParam[AttachmentResources]) -> dg.
     description="No download whose time has come has been waiting longer than INGEST_MAX_OVERDUE_SECONDS.",
 )
 def nothing_overdue(services: dg.ResourceParam[AttachmentResources]) -> dg.AssetCheckResult:
-    """Look at the retry that has been due longest."""
+    """Check the retry that has been due longest."""
     limit_seconds = services.settings.attachments.max_overdue_seconds
     oldest = services.attachments.most_overdue(RETRY_LANE)
     overdue_seconds = (datetime.now(UTC) - oldest.next_attempt_at).total_seconds() if oldest else 0.0
@@ -113,7 +206,7 @@ def nothing_overdue(services: dg.ResourceParam[AttachmentResources]) -> dg.Asset
     description="Of the attachments finished in the last day, the share that is dead is below INGEST_MAX_DEAD_SHARE.",
 )
 def dead_share_acceptable(services: dg.ResourceParam[AttachmentResources]) -> dg.AssetCheckResult:
-    """Look at the attachments of the last day."""
+    """Check the attachments of the last day."""
     finished = services.attachments.finished_since(datetime.now(UTC) - RECENT)
     dead, total = finished[AttachmentState.FAILED], sum(finished.values())
     share = dead / total if total else 0.0

@@ -1,4 +1,4 @@
-"""Attachments, as Dagster sees them."""
+"""Dagster definitions of attachments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingest_project.attachments.events_sensor import attachment_events_sensor
 from ingest_project.attachments.jobs import attachment_events_batch, attachments_batch, attachments_maintenance
 from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
 
-# Without the checks: a batch reports on each attachment itself, see `reports`.
+# Without the checks: a batch reports on each attachment itself, see `checks`.
 downloads_batch = dg.define_asset_job(
     "downloads_batch",
     selection=dg.AssetSelection.assets(ONELAKE_ATTACHMENTS).without_checks(),
@@ -22,7 +22,7 @@ downloads_batch = dg.define_asset_job(
 attachment_checks = dg.define_asset_job(
     "attachment_checks",
     selection=dg.AssetSelection.checks(*CHECKS_OF_ALL_ATTACHMENTS),
-    description="Looks at all attachments: is each accounted for, does anything wait too long, is too much dead.",
+    description="Checks all attachments: is each accounted for, does anything wait too long, is too much dead.",
 )
 
 attachments = dg.Definitions(

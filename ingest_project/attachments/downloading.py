@@ -1,7 +1,7 @@
-"""One attempt at one attachment: download, verify, store. What went wrong decides whether there is another attempt.
+"""One attempt at one attachment: download, verify, store. The kind of error decides whether it is retried.
 
-Between the two halves of an attempt everybody is told that the file lies in the cache. It stays there until its end is
-on record; what a killed run left there is brought again by the next one, to the same place.
+Between the two halves of an attempt, a message says that the file is in the cache. It stays there until the result is
+recorded; the next run downloads again what a killed one left there, to the same path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.retry_schedule import next_attempt_at
-from ingest_project.attachments.storage.store import OWNER, StoredAttachment
+from ingest_project.attachments.storage import OWNER, StoredAttachment, put_attachment, stored_attachment
 from ingest_project.attachments.turns import Turns, host_of
 from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.core.errors import (
@@ -35,25 +35,26 @@ from ingest_project.core.errors import (
     UnreadableMessageError,
 )
 from ingest_project.core.logging import bound, get_logger
-from ingest_project.platform.azure.errors import StoreRejectedError
+from ingest_project.platform.azure.accounts import StoreRejectedError
 from ingest_project.platform.http.download import Downloaded, DownloadRequest
+from ingest_project.platform.local_files import LocalFile
 from ingest_project.platform.work_queue.item_errors import error_class_of, reason_of
 
 logger = get_logger(__name__)
 
-# Ends are entered and told in groups: a transaction and an acknowledgement for each would cost more than a download.
+# Results are recorded and published in groups: a transaction and an acknowledgement each cost more than a download.
 GROUP_SECONDS = 1.0
-# Results that may wait to be entered, for each place; and what may lie in the cache beside what is being downloaded.
-RESULTS_PER_PLACE = 16
+# Results that may wait to be recorded, for each worker; and what the cache may hold besides running downloads.
+RESULTS_PER_WORKER = 16
 MOST_UNSTORED_BYTES = 1024**3
 
 
 @dataclass(frozen=True)
 class Postponed:
-    """An attachment whose host is left alone for a while. It was not contacted, and that is no attempt.
+    """An attachment whose host is paused. It was not contacted, and that is no attempt.
 
     Args:
-        until: not to be tried before.
+        until: no attempt before this time.
     """
 
     attachment_key: str
@@ -71,17 +72,17 @@ class Cached:
 
     @property
     def size_bytes(self) -> int:
-        """Of the file on this machine's disk."""
+        """Return the size of the file on this machine's disk."""
         return self.downloaded.size_bytes
 
     @property
     def identity(self) -> tuple[str, int, int]:
-        """What tells this attempt from every other, as of its outcome."""
+        """Return what identifies this attempt, and its result."""
         return (self.record.attachment_key, self.record.replays, self.task.attempt)
 
     @property
     def message(self) -> CachedDownload:
-        """What everybody is told."""
+        """Return the message that announces the cached file."""
         shared = {n: getattr(self.task, n) for n in CachedDownload.__struct_fields__ if hasattr(self.task, n)}
         return CachedDownload(
             **shared
@@ -98,14 +99,14 @@ End = AttemptResult | Postponed
 
 
 class RunLostError(PermanentError):
-    """Every run that took this attachment up was lost."""
+    """Every run that began this attachment was lost."""
 
     def __init__(self, runs: int) -> None:
         super().__init__(f"{runs} runs were lost while they worked on this. Look at their logs, then replay it.")
 
 
 class AttachmentRefusedError(PermanentError):
-    """What an event names cannot be an attachment; the message is the reason."""
+    """An event names something that cannot be an attachment; the message is the reason."""
 
 
 def attempts(  # noqa: PLR0913 - each is passed by name
@@ -118,25 +119,24 @@ def attempts(  # noqa: PLR0913 - each is passed by name
     per_host: int = 8,
     begin_within: timedelta = timedelta.max,
 ) -> Generator[list[End], None, None]:
-    """Make an attempt at each attachment, several at a time, in fair shares: see `turns`.
+    """Attempt each attachment, several at a time, in fair shares: see `turns`.
 
     Args:
         records: in any order.
         attempt: makes one, or its first half; never raises.
         concurrency: at a time.
         store: the second half of an attempt; never raises.
-        announce: is told of attempts between their halves.
+        announce: receives attempts between their halves.
         per_host: most of one host at a time.
-        begin_within: after this time no attempt begins any more, so that others get their turn.
+        begin_within: no attempt begins after this time, so that other runs get their turn.
 
     Yields:
-        how those ended that have ended since the last time, about once a second. Those that were not begun in time
-        are postponed to now.
+        the results since the last time, about once a second. Attempts that did not begin in time are postponed to now.
     """
     turns: Turns[Callable[[], End]] = Turns(
         hosts_in_turn(records),
         most_per_host=per_host,
-        most_unfinished=RESULTS_PER_PLACE * concurrency,
+        most_unfinished=RESULTS_PER_WORKER * concurrency,
         most_unstored_bytes=MOST_UNSTORED_BYTES,
     )
     results: SimpleQueue[End | Cached | BaseException] = SimpleQueue()
@@ -146,7 +146,7 @@ def attempts(  # noqa: PLR0913 - each is passed by name
             pool.submit(_work, turns, attempt, results)
         yield from _gathered(turns, results, len(records), store, announce, begin_within)
     finally:
-        # Where the run fails, its database being away perhaps, what has not begun is left to another one.
+        # If the run fails, its database being away perhaps, another one does what has not begun.
         turns.close()
         pool.shutdown(cancel_futures=True)
 
@@ -195,20 +195,20 @@ def _gathered(  # noqa: PLR0913, PLR0917 - the parts of `attempts`
         ends += new
         if ends and (not outstanding or time.monotonic() - last >= GROUP_SECONDS):
             yield ends
-            _see_to(turns, ends, stored_bytes)
+            _acknowledge(turns, ends, stored_bytes)
             ends = []
         if time.monotonic() - last >= GROUP_SECONDS:
             last = time.monotonic()
 
 
-def _see_to(turns: Turns[Callable[[], End]], ends: Sequence[End], stored_bytes: dict[str, int]) -> None:
-    """Ends were seen to: of attempts that had a second half, the first one was seen to before."""
+def _acknowledge(turns: Turns[Callable[[], End]], ends: Sequence[End], stored_bytes: dict[str, int]) -> None:
+    """Count results as processed: of attempts with a second half, the first one was counted before."""
     sizes = [stored_bytes.pop(end.attachment_key, None) for end in ends]
     turns.processed(sizes.count(None), sum(size or 0 for size in sizes))
 
 
 def _drained(results: SimpleQueue[End | Cached | BaseException], seconds: float) -> list[End | Cached]:
-    """Everything that is there, waiting so long for a first result."""
+    """Return every present result, after waiting up to this long for a first one."""
     found: list[End | Cached] = []
     with contextlib.suppress(Empty):
         one = results.get(timeout=seconds) if seconds > 0 else results.get_nowait()
@@ -228,29 +228,23 @@ def _not_begun(turns: Turns[Callable[[], End]]) -> list[End]:
 
 
 def hosts_in_turn(records: Sequence[AttachmentRecord]) -> list[AttachmentRecord]:
-    """The same records, one of each host after another: a host with many must not keep all places from the others."""
+    """Order records so that hosts take turns: a host with many must not occupy all workers."""
     turns: dict[str, int] = {}
-    placed = []
-    for place, record in enumerate(records):
+    ordered = []
+    for index, record in enumerate(records):
         host = host_of(record.attachment_url)
         turns[host] = turns.get(host, 0) + 1
-        placed.append((turns[host], place, record))
-    return [record for _, _, record in sorted(placed, key=lambda entry: entry[:2])]
-
-
-def attempt_at(record: AttachmentRecord, services: AttachmentResources) -> End:
-    """Download and store one attachment, and say how that ended. Done twice, it leaves the same file."""
-    half = download_at(record, services)
-    return store_at(half, services) if isinstance(half, Cached) else half
+        ordered.append((turns[host], index, record))
+    return [record for _, _, record in sorted(ordered, key=lambda entry: entry[:2])]
 
 
 def download_at(record: AttachmentRecord, services: AttachmentResources) -> End | Cached:
-    """The first half of an attempt: the file in the cache, or how the attempt ended without it."""
+    """Do the first half of an attempt: returns the file in the cache, or the result of an attempt without it."""
     task = _task_of(record)
     with bound(partition_key=record.attachment_key, trace_id=record.trace_id):
         try:
             if task.refused:
-                raise AttachmentRefusedError(task.refused)  # noqa: TRY301 - it ends like any other failure
+                raise AttachmentRefusedError(task.refused)  # noqa: TRY301 - handled like any other failure
             _require_runs_left(record, services)
             services.destinations.require_own(
                 record.destination_path,
@@ -262,13 +256,13 @@ def download_at(record: AttachmentRecord, services: AttachmentResources) -> End 
         except HostThrottledError as error:
             pause = error.retry_after or timedelta(seconds=services.settings.downloads.pause_seconds)
             return Postponed(record.attachment_key, str(error), datetime.now(UTC) + pause)
-        except Exception as error:  # noqa: BLE001 - what one attachment brings to light must not take the others down
+        except Exception as error:  # noqa: BLE001 - an error of one attachment must not fail the others
             return _failed(record, task, error, services, None)
         return Cached(record, task, downloaded)
 
 
 def store_at(cached: Cached, services: AttachmentResources) -> AttemptResult:
-    """The second half of an attempt."""
+    """Do the second half of an attempt."""
     record, task = cached.record, cached.task
     with bound(partition_key=record.attachment_key, trace_id=record.trace_id):
         try:
@@ -279,12 +273,12 @@ def store_at(cached: Cached, services: AttachmentResources) -> AttemptResult:
 
 
 def cache_path(services: AttachmentResources, attachment_key: str) -> Path:
-    """Where the file of an attachment lies between download and store."""
+    """Return the path of an attachment's file between download and store."""
     return services.settings.cache_dir / hashlib.sha256(attachment_key.encode()).hexdigest()
 
 
 def _task_of(record: AttachmentRecord) -> DownloadTask:
-    """The task of this attempt; one that says why it cannot be served, where what is on record cannot be read."""
+    """Return the task of this attempt; if the recorded one is unreadable, a refused task with the reason."""
     try:
         return record.this_task
     except UnreadableMessageError as error:
@@ -315,7 +309,6 @@ def _request(task: DownloadTask) -> DownloadRequest:
 def _store(
     services: AttachmentResources, record: AttachmentRecord, task: DownloadTask, downloaded: Downloaded
 ) -> StoredAttachment:
-    store = services.attachment_store(record.domain)
     metadata = {
         OWNER: record.attachment_key,
         "trace_id": record.trace_id,
@@ -324,16 +317,10 @@ def _store(
         "event_type": task.event_type,
     }
     try:
-        return store.put(
-            downloaded.path,
-            record.destination_path,
-            size_bytes=downloaded.size_bytes,
-            sha256=downloaded.sha256,
-            metadata=metadata,
-            seal=downloaded.seal,
-        )
+        file = LocalFile(downloaded.path, downloaded.size_bytes, downloaded.sha256, downloaded.seal)
+        return put_attachment(services.attachment_store(record.domain), file, record.destination_path, metadata)
     except StoreRejectedError as error:
-        # A permission that is missing is given in minutes; the file's own server may not have it for ever.
+        # A missing permission is granted in minutes; the file's own server may not keep it for ever.
         raise StoreUnavailableError(error.address, f"refused ({error.code})") from error
 
 
@@ -382,18 +369,18 @@ def _failed(
 
 
 def _is_still_stored(record: AttachmentRecord, services: AttachmentResources) -> bool:
-    """Tell an attachment that was stored before a person asked for it again; assume it where the store is away."""
+    """Tell whether the bytes of an earlier attempt are still stored; assume so where the store is away."""
     if record.stored_path is None:
         return False
     try:
-        found = services.attachment_store(record.domain).stat(record.destination_path)
+        found = stored_attachment(services.attachment_store(record.domain), record.destination_path)
     except IngestError:
         return True
     return found is not None and (found.size_bytes, found.sha256) == (record.size_bytes, record.sha256)
 
 
 def _kept(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> AttemptResult:
-    """A failed attempt at an attachment whose bytes are stored: they stay, and so does its state."""
+    """Return the result of a failed attempt at a stored attachment: its bytes stay, and so does its state."""
     result = msgspec.structs.replace(
         _result(task, DownloadStatus.FAILED_TRANSIENT),
         http_status=getattr(error, "http_status", None),
@@ -407,7 +394,7 @@ def _kept(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> A
 
 
 def unrecordable(outcome: AttemptResult, error: Exception) -> AttemptResult:
-    """The end of an attempt whose own end the ledger did not take: failed, and why; without what it had brought."""
+    """Return a failed result in place of one that the work queue refused, with the reason and without its content."""
     result = DownloadResult(
         trace_id=outcome.result.trace_id,
         attachment_url=outcome.result.attachment_url,

@@ -15,9 +15,9 @@ import msgspec
 
 from ingest_project.attachments.assets import ORIGIN, ORIGIN_HEADER
 from ingest_project.attachments.catalog import ATTACHMENTS
-from ingest_project.attachments.publish_outcomes import DUE_HEADER
 from ingest_project.attachments.queue.record import RETRY_LANE, TaskArrival
 from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.attachments.results import DUE_HEADER
 from ingest_project.contracts.attachments import DownloadTask, attachment_key, decode_download_task
 from ingest_project.core.settings import AttachmentSettings
 from ingest_project.platform.http.client import LONGEST_RETRY_AFTER

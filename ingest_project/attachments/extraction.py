@@ -15,7 +15,7 @@ import msgspec
 
 from ingest_project.attachments.queue.events import EventRecord
 from ingest_project.attachments.queue.record import TaskArrival
-from ingest_project.attachments.storage.destinations import Destinations, distinct_file_names
+from ingest_project.attachments.storage import Destinations, distinct_file_names
 from ingest_project.contracts.attachments import (
     MAX_TEXT_LENGTH,
     AttachmentEvent,

@@ -1,4 +1,4 @@
-"""What attachments use."""
+"""Resources of attachments: work queues, stores, the web and Eventhouse."""
 
 from __future__ import annotations
 
@@ -11,45 +11,16 @@ from ingest_project.attachments.eventhouse.polling import EventhousePositions
 from ingest_project.attachments.queue.attachments import AttachmentLedger
 from ingest_project.attachments.queue.events import EventLedger
 from ingest_project.attachments.queue.outcomes import OutcomeLedger
-from ingest_project.attachments.storage.destinations import Destinations
-from ingest_project.attachments.storage.store import AttachmentStore
-from ingest_project.core.errors import SettingsError
+from ingest_project.attachments.storage import Destinations
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.address import is_address, parse_address
-from ingest_project.platform.azure.identity import OneLakeOptions, options_of
 from ingest_project.platform.delta.location import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.platform.http.client import web_client
 from ingest_project.platform.http.download import Downloader
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.event_hubs import EventHub, event_hub
-from ingest_project.platform.object_store.locations import Bucket, location_of
+from ingest_project.platform.object_store.store import ObjectStore, open_configured_store
 from ingest_project.platform.runtime import Runtime
-
-
-def open_attachment_store(url: str, options: OneLakeOptions | None = None, *, sync: bool = False) -> AttachmentStore:
-    """The attachment store at a folder or an address in OneLake; nothing is connected to yet.
-
-    Args:
-        url: a folder, `file:///folder`, or any form of `onelake.address.parse_address`.
-        options: how to reach OneLake.
-        sync: wait until each local file is on the disk itself, see `attachment_folder`.
-
-    Raises:
-        SettingsError: none of these.
-        ForbiddenPathError: a host or level of OneLake that cannot be written.
-    """
-    if is_address(url):
-        from ingest_project.attachments.storage.onelake import OneLakeAttachments  # noqa: PLC0415 - one of the two is used
-
-        options = options or OneLakeOptions()
-        return OneLakeAttachments(parse_address(url, options.endpoint), options)
-    from ingest_project.attachments.storage.folder import FolderAttachments  # noqa: PLC0415
-
-    place = location_of(url)
-    if isinstance(place, Bucket):
-        raise SettingsError(f"{url}: attachments are kept in a folder or in OneLake.")
-    return FolderAttachments(place, sync=sync)
 
 
 class AttachmentResources(Runtime):
@@ -57,32 +28,32 @@ class AttachmentResources(Runtime):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._attachment_stores: dict[str, AttachmentStore] = {}
+        self._attachment_stores: dict[str, ObjectStore] = {}
         self._opening = threading.Lock()
 
     @cached_property
     def attachment_events(self) -> EventLedger:
-        """What is known of every attachment event."""
+        """Return the work queue of events."""
         return EventLedger(self.engine)
 
     @cached_property
     def attachments(self) -> AttachmentLedger:
-        """What is known of every attachment."""
+        """Return the work queue of attachments."""
         return AttachmentLedger(self.engine)
 
     @cached_property
     def outcomes(self) -> OutcomeLedger:
-        """How every download attempt ended."""
+        """Return the results of download attempts."""
         return OutcomeLedger(self.engine)
 
     @cached_property
     def eventhouse_positions(self) -> EventhousePositions:
-        """How far Eventhouse has been read."""
+        """Return the positions in Eventhouse."""
         return EventhousePositions(self.engine)
 
     @cached_property
     def destinations(self) -> Destinations:
-        """Where attachments go.
+        """Return the names that attachments get.
 
         Raises:
             SettingsError: the template is malformed.
@@ -90,34 +61,34 @@ class AttachmentResources(Runtime):
         attachments = self.settings.attachments
         return Destinations(attachments.destination_template, attachments.destinations)
 
-    def attachment_store(self, domain: str) -> AttachmentStore:
-        """The store that keeps a domain's attachments, opened once a process.
+    def attachment_store(self, domain: str) -> ObjectStore:
+        """Return the store that keeps a domain's attachments, opened once a process.
 
         Raises:
-            SettingsError, ForbiddenPathError: its address is none.
+            SettingsError, ForbiddenPathError: its address is invalid.
         """
         return self._attachment_store_at(self.destinations.store_url(domain, self.settings.attachments_url))
 
-    def attachment_stores(self) -> list[AttachmentStore]:
-        """Every store that keeps attachments, the default one first."""
+    def attachment_stores(self) -> list[ObjectStore]:
+        """Return every store that keeps attachments, the default one first."""
         default = self.settings.attachments_url
         urls = [self.destinations.store_url(domain, default) for domain in self.settings.attachments.destinations]
         return [self._attachment_store_at(url) for url in dict.fromkeys([default, *urls])]
 
     @cached_property
     def attachment_results(self) -> DeltaStore:
-        """The Delta table of download results."""
+        """Return the Delta table of download results."""
         credentials = delta_credentials(self.settings)
         return open_delta_table(self.settings.attachment_results_url, credentials, partition_by=("domain", "day"))
 
     @cached_property
     def downloader(self) -> Downloader:
-        """Downloads from web hosts within the rules."""
+        """Return the downloader, bound by the host rules and limits."""
         return Downloader(web_client(self.settings), self.settings.downloads)
 
     @cached_property
     def eventhouse(self) -> EventhouseClient:
-        """Queries to Eventhouse.
+        """Return the client of Eventhouse.
 
         Raises:
             SettingsError: its address or credentials are missing, or it is not trusted.
@@ -126,10 +97,10 @@ class AttachmentResources(Runtime):
 
     @cached_property
     def event_hub(self) -> EventHub:
-        """The event hub that is read in place of `events.raw`.
+        """Return the event hub that is read instead of `events.raw`.
 
         Raises:
-            SettingsError: not enough is set to reach it.
+            SettingsError: a setting that is needed to reach it is missing.
         """
         hub = self.settings.eventhubs
         return event_hub(
@@ -138,11 +109,11 @@ class AttachmentResources(Runtime):
 
     @cached_property
     def event_hub_reader(self) -> TopicReader:
-        """Bounded reads from Event Hubs."""
+        """Return the bounded reader of Event Hubs."""
         return TopicReader(self.event_hub.settings)
 
-    def _attachment_store_at(self, url: str) -> AttachmentStore:
+    def _attachment_store_at(self, url: str) -> ObjectStore:
         with self._opening:
             if url not in self._attachment_stores:
-                self._attachment_stores[url] = open_attachment_store(url, options_of(self.settings.onelake))
+                self._attachment_stores[url] = open_configured_store(url, self.settings)
             return self._attachment_stores[url]

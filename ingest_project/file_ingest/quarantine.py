@@ -1,27 +1,22 @@
-"""`quarantined_files`: what was refused, whole or by row, with its reasons.
+"""`quarantined_files`: rejected files and rows, with their reasons.
 
-A file that is refused whole keeps its bytes in the quarantine store beside a JSON with the reason; single bad rows are
-in `quarantined_rows`. Done again for the same file it replaces what it wrote before.
+The quarantine store keeps the bytes of a file that is rejected whole, next to a JSON with the reason; single bad rows
+are in `quarantined_rows`. Idempotent: a second write for the same file replaces the first.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
 from ingest_project.file_ingest.catalog import QUARANTINED_FILES, files_partitions
 from ingest_project.file_ingest.result import FileResult
-from ingest_project.platform.object_store.content_store import LandingStore
-from ingest_project.platform.object_store.quarantine import QuarantineStore
+from ingest_project.platform.local_files import FileFingerprint, LocalFile
+from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 from ingest_project.platform.work_queue.states import FileState
-
-if TYPE_CHECKING:
-    pass
-
 
 quarantined_files = dg.AssetSpec(
     QUARANTINED_FILES,
@@ -35,29 +30,31 @@ quarantined_files = dg.AssetSpec(
 
 
 def quarantine_file(outcome: FileResult, landing: LandingStore, quarantine: QuarantineStore, run_id: str) -> FileResult:
-    """Keep a refused file's bytes and the reason; the outcome then says where the bytes are."""
+    """Keep a rejected file's bytes and the reason; returns the result with the location of the bytes."""
     note = reason_note(outcome, run_id)
     if outcome.landed is None:
-        # It was refused before a byte of it was copied, for its size: only the reason is kept.
-        quarantine.put(outcome.record.file_key, io.BytesIO(), note)
+        # It was rejected for its size, before a byte of it was copied: only the reason is kept.
+        quarantine.put(outcome.record.file_key, b"", note)
         return outcome
     with landing.local_path(outcome.landed.sha256) as path:
-        kept = quarantine.put(outcome.record.file_key, path, note)
+        # The landed bytes are verified: a store on the same disk links them unread.
+        file = LocalFile(path, outcome.landed.size_bytes, outcome.landed.sha256, FileFingerprint.of(path.stat()))
+        kept = quarantine.put(outcome.record.file_key, file, note)
     return replace(outcome, kept_at=kept.location)
 
 
 def leave_quarantine(outcome: FileResult, quarantine: QuarantineStore) -> None:
-    """Forget an earlier refusal of a file that is accepted now.
+    """Remove an accepted file from quarantine.
 
-    Done before its rows are stored: where that comes to nothing, the file is taken or refused again.
+    Done before its rows are stored: if that fails, the file is accepted or rejected again.
     """
-    # Only a file with a reason on record can be there: to ask about each one would cost S3 two requests a file.
+    # Only a file with a recorded reason can be there: to look for each one would cost S3 two requests a file.
     if outcome.state in {FileState.INGESTED, FileState.DUPLICATE} and outcome.record.reason is not None:
         quarantine.remove(outcome.record.file_key)
 
 
 def reason_note(outcome: FileResult, run_id: str) -> dict[str, Any]:
-    """What the JSON beside a refused file says."""
+    """Return the content of the JSON next to a rejected file."""
     record = outcome.record
     return {
         "file_key": record.file_key,

@@ -1,8 +1,7 @@
-"""Step 1, `raw_files`: a file's bytes, unchanged, from its source into the landing store.
+"""Step 1, `raw_files`: copy a file's bytes, unchanged, from its source into the landing store.
 
-Done again it finds the same content at the same address. The version that the event announced is the one that is
-landed: a file that has changed since is not, because its new version is a file of its own. Once landed it needs its
-source no more.
+Idempotent: the same content has the same address. Only the announced version is landed: a file that has changed since
+is not, because its new version is a file of its own. A landed file needs its source no longer.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Taken(NamedTuple):
     """A file whose bytes are in the landing store.
 
     Args:
-        record: of the ledger, with the version that was read where its event named none.
+        record: of the work queue, with the version that was read if its event named none.
     """
 
     record: FileRecord
@@ -55,10 +54,10 @@ class Taken(NamedTuple):
 
 
 def land(record: FileRecord, services: FileIngestResources) -> Taken:
-    """Copy one file into the landing store; what was landed of it before serves where its source has it no more.
+    """Copy one file to the landing store. If the source no longer has it, reuse the copy landed earlier.
 
     Raises:
-        VersionSupersededError: its source has another version than the one that was announced.
+        VersionSupersededError: its source has another version than the announced one.
         SourceChangedError: it changed while it was read, or its source does not show the announced version yet.
         LimitExceededError: it is larger than INGEST_MAX_FILE_BYTES.
         SourceNotFoundError, SourceUnreachableError, ForbiddenPathError: as its source says.
@@ -82,7 +81,7 @@ def _copy(record: FileRecord, services: FileIngestResources) -> Taken:
         return Taken(_with_version(record, found), _copy_found(record, found, source, services))
     except SourceChangedError:
         if record.pinned:
-            # It may have been announced in the middle of being written: then no attempt will find that version again.
+            # It may have been announced while it was written: then no attempt will find that version again.
             _require_announced_version(record, source.stat(record.event.file_path), source)
         raise
 
@@ -100,7 +99,7 @@ def _copy_found(record: FileRecord, found: SourceFile, source: Source, services:
 
 
 def _with_version(record: FileRecord, found: SourceFile) -> FileRecord:
-    """The record with the version that is there, where its event named none."""
+    """Return the record with the version that was found, if its event named none."""
     if record.pinned:
         return record
     version = {"size_bytes": found.size_bytes, "modified_at": found.modified_at, "etag": found.etag}
@@ -111,7 +110,7 @@ def _with_version(record: FileRecord, found: SourceFile) -> FileRecord:
 
 
 def _landed_before(record: FileRecord, landing: LandingStore) -> Landed | None:
-    """The bytes of this very version, where an earlier run landed them: the ledger names them by their content."""
+    """Return the bytes of this very version, if an earlier run landed them: the work queue has their digest."""
     landed = landing.find(record.sha256) if record.sha256 else None
     if landed is None or record.landed_bytes not in {None, landed.size_bytes}:
         return None
@@ -119,7 +118,7 @@ def _landed_before(record: FileRecord, landing: LandingStore) -> Landed | None:
 
 
 def source_of(event: FileEvent, services: FileIngestResources) -> Source:
-    """The source that a file comes from."""
+    """Return the source that a file comes from."""
     return services.open_source({**event.source_config, "source_type": event.source_type})
 
 
@@ -150,7 +149,7 @@ def _older(found: datetime, announced: datetime) -> bool:
 
 
 def _same_time(announced: datetime, found: datetime) -> bool:
-    """Whether two times of change are the same, to the precision of the announced one: producers round."""
+    """Compare two times of change, to the precision of the announced one: producers round."""
     if announced.microsecond == 0:
         tolerance = timedelta(seconds=1)
     elif announced.microsecond % 1000 == 0:

@@ -7,8 +7,8 @@ from functools import cached_property
 from ingest_project.file_ingest.file_queue import FileLedger
 from ingest_project.file_ingest.warehouse import Warehouse
 from ingest_project.platform.database.engine import database_address
-from ingest_project.platform.object_store.content_store import LandingStore, open_landing
-from ingest_project.platform.object_store.locations import s3_options
+from ingest_project.platform.object_store.content_store import LandingStore
+from ingest_project.platform.object_store.store import open_configured_store
 from ingest_project.sources.registry import SourceResources
 
 
@@ -46,4 +46,4 @@ class FileIngestResources(SourceResources):
     @cached_property
     def landing(self) -> LandingStore:
         """The bytes of every file, by content."""
-        return open_landing(self.settings.landing_url, s3_options(self.settings.storage))
+        return LandingStore(open_configured_store(self.settings.landing_url, self.settings))

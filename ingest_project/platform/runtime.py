@@ -18,8 +18,8 @@ from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.offset_ranges import RangeReader
 from ingest_project.platform.kafka.outbox import MessageOutbox
 from ingest_project.platform.kafka.producer import TopicWriter
-from ingest_project.platform.object_store.locations import s3_options
-from ingest_project.platform.object_store.quarantine import QuarantineStore, open_quarantine
+from ingest_project.platform.object_store.content_store import QuarantineStore
+from ingest_project.platform.object_store.store import open_configured_store
 from ingest_project.platform.work_queue.capacity import Capacity, available_slots, commit_seconds, fullest_disk
 from ingest_project.platform.work_queue.skipped_offsets import SkipLedger
 
@@ -98,8 +98,8 @@ class Runtime:
 
     @cached_property
     def quarantine(self) -> QuarantineStore:
-        """The bytes of refused files beside their reasons."""
-        return open_quarantine(self.settings.quarantine_url, s3_options(self.settings.storage))
+        """The bytes of rejected files next to their reasons."""
+        return QuarantineStore(open_configured_store(self.settings.quarantine_url, self.settings))
 
     @cached_property
     def reader(self) -> TopicReader:

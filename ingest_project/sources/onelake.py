@@ -28,16 +28,18 @@ from ingest_project.core.errors import (
     UnreadableListingError,
 )
 from ingest_project.core.settings import Credential
-from ingest_project.platform.azure.address import OneLakeAddress, parse_address, safe_path
-from ingest_project.platform.azure.client import Listed, list_folder, open_file, open_file_system
-from ingest_project.platform.azure.errors import StoreRejectedError, onelake_errors
-from ingest_project.platform.azure.identity import (
+from ingest_project.platform.azure.accounts import (
     ALLOWED_ACCOUNTS,
     AllowedAccount,
+    OneLakeAddress,
     OneLakeOptions,
+    StoreRejectedError,
     accounts_of,
-    options_of,
+    onelake_options,
+    parse_address,
+    safe_path,
 )
+from ingest_project.platform.azure.client import Listed, list_folder, onelake_errors, open_file, open_file_system
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.platform.http.urls import parse_url, printable_url
 from ingest_project.sources.context import SourceContext, require_for_host
@@ -60,7 +62,7 @@ def open_onelake(source_config: Mapping[str, Any], context: SourceContext) -> On
     if credential is not None and not (credential.sas_token or credential.account_key):
         raise PermanentError("The credentials that the job names have no sas_token and no account_key.")
     path = str(source_config.get("path") or "")
-    return OneLakeSource(path, options_of(context.settings.onelake, credential), context, credential)
+    return OneLakeSource(path, onelake_options(context.settings.onelake, credential), context, credential)
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,8 @@ def allowed_accounts(context: SourceContext) -> tuple[AllowedAccount, ...]:
     settings = context.settings
     configured = [source.source_config for source in settings.sources.values()]
     addresses = [
+        settings.storage.landing_url,
+        settings.storage.quarantine_url,
         settings.attachments.store_url,
         settings.attachments.results_url,
         settings.user_activity.table_url,

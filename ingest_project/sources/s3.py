@@ -43,7 +43,8 @@ from ingest_project.core.settings import Credential
 from ingest_project.platform.http.host_policy import HostLists, HostRules
 from ingest_project.platform.http.pinned_transport import Connector, Deadline, deadline_in_force
 from ingest_project.platform.http.urls import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
-from ingest_project.platform.object_store.s3 import BoundedS3Resource
+from ingest_project.platform.object_store.s3 import s3_client
+from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources.context import SourceContext, patterns_for, require_for_host
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.reading import ListingBudget, SourceLimits, resumed_reading
@@ -125,8 +126,8 @@ class S3Account:
 
 
 @lru_cache(maxsize=KEPT_CLIENTS)
-def s3_client(account: S3Account, timeout_seconds: float, lists: HostLists) -> S3Client:
-    """Return the client of an account, made by dagster-aws's resource; equal accounts share its connections.
+def account_client(account: S3Account, timeout_seconds: float, lists: HostLists) -> S3Client:
+    """Return the client of an account, whose connections equal accounts share.
 
     Args:
         account: where, and with which keys.
@@ -134,17 +135,15 @@ def s3_client(account: S3Account, timeout_seconds: float, lists: HostLists) -> S
         lists: hosts that are not contacted, and internal ones that may be.
     """
     secret, rules = account.secret_access_key, account.rules(lists)
-    resource = BoundedS3Resource(
-        use_unsigned_session=account.unsigned,
-        region_name=account.region,
-        endpoint_url=account.endpoint_url,
-        aws_access_key_id=account.access_key_id,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-        timeout_seconds=timeout_seconds,
+    key = secret.get_secret_value() if secret else None
+    client = s3_client(
+        S3Options(account.endpoint_url, account.region, account.access_key_id, key),
+        timeout_seconds,
+        unsigned=account.unsigned,
         # A proxy would resolve the name itself. An endpoint of the settings is reached as they say.
         proxied=rules is None,
     )
-    return bound(resource.get_client(), Connector(rules) if rules else None)
+    return bound(client, Connector(rules) if rules else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +263,7 @@ class S3Source:
     @cached_property
     def _client(self) -> S3Client:
         with s3_errors(self.bucket.location):
-            return s3_client(self.bucket.account, self.limits.timeout_seconds, self.lists)
+            return account_client(self.bucket.account, self.limits.timeout_seconds, self.lists)
 
     @property
     def _payer(self) -> dict[str, Any]:

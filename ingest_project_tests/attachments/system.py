@@ -104,8 +104,8 @@ class AttachmentSystem(System):
     def stored_bytes(self, name: str) -> bytes:
         """The stored file of an attachment."""
         record = self.attachment(name)
-        with self.services.attachment_store(record.domain).open(record.destination_path) as stream:
-            return stream.read()
+        with self.services.attachment_store(record.domain).local_path(record.destination_path) as path:
+            return path.read_bytes()
 
     def results(self) -> list[dict[str, Any]]:
         """Every row of the Delta table, the first attempt first."""

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 
 COMMIT = """
 import sys
-from ingest_project.attachments.results_table import commit_results
+from ingest_project.attachments.results import commit_results
 from ingest_project.operations.resources import SystemResources
 from ingest_project.core.settings import load_settings
 services = SystemResources(load_settings().settings)

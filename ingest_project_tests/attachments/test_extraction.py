@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from ingest_project.attachments.extraction import AddressPaths, declared_in, distinct_names, tasks_of
 from ingest_project.attachments.queue.events import EventRecord
-from ingest_project.attachments.storage.destinations import Destinations
+from ingest_project.attachments.storage import Destinations
 from ingest_project.contracts.attachments import AttachmentEvent, DeclaredAttachment, decode_attachment_event
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.platform.work_queue.types import KafkaPosition

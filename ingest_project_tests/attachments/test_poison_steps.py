@@ -11,10 +11,10 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.attachments.assets import _entered
+from ingest_project.attachments.assets import _recorded
 from ingest_project.attachments.queue.outcomes import attempts_at
 from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
-from ingest_project.attachments.results_table import commit_results
+from ingest_project.attachments.results import commit_results
 from ingest_project.attachments.tables import attachment_events
 from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.errors import StoreUnavailableError
@@ -252,7 +252,7 @@ def test_an_end_that_the_ledger_does_not_take_is_entered_as_the_failure_that_it_
     services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], 3, NOW)
     services.attachments.start(keys, "run", NOW)
 
-    holding = _entered(services, outcomes, "run")
+    holding = _recorded(services, outcomes, "run")
 
     assert sorted(outcome.attachment_key for outcome in holding) == sorted(keys)
     states = services.attachments.counts_by_state()

@@ -15,8 +15,8 @@ import pytest
 
 from ingest_project.attachments.downloading import Cached, Postponed, attempts, cache_path, download_at, store_at
 from ingest_project.attachments.jobs import remove_old_files
-from ingest_project.attachments.publish_outcomes import tell_cached
 from ingest_project.attachments.queue.record import PENDING_LANE, AttachmentRecord, AttemptResult
+from ingest_project.attachments.results import publish_cached
 from ingest_project.contracts.attachments import CachedDownload
 from ingest_project_tests.attachments.queue.samples import NOW, arrival, record
 from ingest_project_tests.attachments.system import AttachmentSystem
@@ -138,7 +138,7 @@ def test_a_cached_file_is_announced_before_it_is_stored_and_is_there_until_its_e
     announced: dict[str, CachedDownload] = {}
 
     def announce(cached: Sequence[Cached]) -> None:
-        tell_cached(services, cached)
+        publish_cached(services, cached)
         for message in system.on_topic(system.settings.topics.downloads_cached):
             told = msgspec.json.decode(message.value or b"", type=CachedDownload)
             if told.attachment_url in announced:

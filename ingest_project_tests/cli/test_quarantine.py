@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
 import pytest
 
 from ingest_project.operations.resources import SystemResources
@@ -22,7 +20,7 @@ def _four_files(services: SystemResources) -> None:
     finish(services, SOME, FileState.INGESTED, rules={"value_out_of_range": 2}, refused={3: "x,y", 9: "z"})
     for key in (BAD, WORSE):
         finish(services, key, FileState.QUARANTINED, reason=REASON, rules={"missing_column": 1})
-    services.quarantine.put(BAD, BytesIO(b"bytes"), {"reason": REASON})
+    services.quarantine.put(BAD, b"bytes", {"reason": REASON})
 
 
 def state(services: SystemResources, key: str) -> FileState:

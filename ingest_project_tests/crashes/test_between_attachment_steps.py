@@ -28,7 +28,7 @@ EVENTS = "ingest_project.attachments.queue.events:EventLedger"
 LEDGER = "ingest_project.attachments.queue.attachments:AttachmentLedger"
 OUTCOMES = "ingest_project.attachments.queue.outcomes:OutcomeLedger"
 STEPS = "ingest_project.attachments"
-STORE = "ingest_project.attachments.storage.folder:FolderAttachments"
+STORE = "ingest_project.platform.object_store.folder:FolderStore"
 CURSOR_SAVED = "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"
 INTENDED = "ingest_project.platform.kafka.outbox:MessageOutbox.intend"
 SENT = "ingest_project.platform.kafka.producer:TopicWriter.send_all"
@@ -51,7 +51,7 @@ KILL_POINTS = [
     KillPoint("events marked as reported", f"{EVENTS}.mark_reported"),
     KillPoint("attachments started", f"{LEDGER}.start"),
     KillPoint("first file downloaded", "ingest_project.platform.http.download:Downloader.download"),
-    KillPoint("cached files told", f"{STEPS}.assets:tell_cached"),
+    KillPoint("cached files told", f"{STEPS}.assets:publish_cached"),
     KillPoint("first file uploaded", f"{STORE}._bring"),
     KillPoint("first file described", f"{STORE}._describe"),
     KillPoint("first file renamed", f"{STORE}.put"),

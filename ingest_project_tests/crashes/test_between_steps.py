@@ -134,7 +134,7 @@ def assert_exactly_once(system: System) -> None:
     assert {key for key, status in system.accepted().items() if status == "SUCCEEDED"} == stored
     passed = keys("ingested") - {some}
     assert system.checks() == dict.fromkeys(passed, "SUCCEEDED") | dict.fromkeys(keys("quarantined") | {some}, "FAILED")
-    assert [note.file_key for note in system.services.quarantine.list()] == [system.file("refused.csv").file_key]
+    assert [note["file_key"] for note in system.quarantined()] == [system.file("refused.csv").file_key]
     (job,) = system.services.polling_jobs.list()
     assert job.state is JobState.DONE
     assert system.instance.get_materialized_partitions(DISCOVERED) == {job.job_key}

@@ -221,8 +221,13 @@ class System:
 
     def quarantined_bytes(self, key: str) -> bytes:
         """The bytes that the quarantine keeps of a refused file."""
-        with self.services.quarantine.open(key) as stream:
-            return stream.read()
+        with self.services.quarantine.local_path(key) as path:
+            return path.read_bytes()
+
+    def quarantined(self) -> list[dict[str, Any]]:
+        """Return the reason of every file in the quarantine store, a folder, by name."""
+        paths = sorted(Path(self.settings.quarantine_url).glob("*.json"))
+        return [json.loads(path.read_bytes()) for path in paths]
 
     def times_materialized(self, asset: dg.AssetKey) -> int:
         """How many materialisations of an asset Dagster knows, all partitions together."""

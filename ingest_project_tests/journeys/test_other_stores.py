@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.platform.object_store.locations import Bucket, S3Options, location_of, s3_client
+from ingest_project.platform.object_store.s3 import s3_client
+from ingest_project.platform.object_store.store import Bucket, S3Options, location_of
 from ingest_project_tests.journeys.system import RAW, VALIDATED, System, changed, readings
 
 FILES = {
@@ -33,8 +34,8 @@ def assert_all_there(system: System) -> None:
     for name in FILES:
         landed = system.file(name).sha256
         assert landed is not None
-        with system.services.landing.open(landed) as stream:
-            assert stream.read() == (system.folder / name).read_bytes()
+        with system.services.landing.local_path(landed) as path:
+            assert path.read_bytes() == (system.folder / name).read_bytes()
     assert system.quarantined_bytes(system.file("refused.csv").file_key) == FILES["refused.csv"].encode()
     assert len(system.instance.get_materialized_partitions(RAW)) == 4
     rows = [system.metadata(VALIDATED, record.file_key)["dagster/row_count"] for record in system.files().values()]

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from ingest_project.platform.azure.identity import default_credential
+from ingest_project.platform.azure.accounts import default_credential
 
 # Each of these makes the default credential try something else, or somebody's own account.
 VARIABLES_OF_OTHER_CREDENTIALS = (

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 from moto.server import ThreadedMotoServer
 
-from ingest_project.platform.object_store.locations import S3Options, s3_client
+from ingest_project.platform.object_store.s3 import s3_client
+from ingest_project.platform.object_store.store import S3Options
 
 
 @pytest.fixture(scope="session")

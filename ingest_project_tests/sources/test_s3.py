@@ -17,7 +17,7 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
 )
 from ingest_project.core.settings import Settings
-from ingest_project.platform.object_store.locations import S3Options
+from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources.context import SourceContext
 from ingest_project.sources.protocol import Skipped, Source, SourceFile
 from ingest_project.sources.registry import open_source

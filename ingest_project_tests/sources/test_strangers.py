@@ -23,13 +23,13 @@ from ingest_project.file_ingest.versions import Announced, with_versions
 from ingest_project.platform.http import pinned_transport
 from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_transport import Connector
-from ingest_project.platform.object_store.locations import S3Options
-from ingest_project.platform.object_store.locations import s3_client as store_client
+from ingest_project.platform.object_store.s3 import s3_client as store_client
+from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources.context import SourceContext
 from ingest_project.sources.ftp import open_ftp
 from ingest_project.sources.protocol import Source
 from ingest_project.sources.registry import open_source
-from ingest_project.sources.s3 import S3Account, s3_client
+from ingest_project.sources.s3 import S3Account, account_client
 from ingest_project.sources.s3_transport import bound
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.identity import IdentityServer
@@ -215,7 +215,7 @@ def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(
             ("localhost", port), internal_allowed=False
         )
         asked = iter(answers)
-        client = s3_client.__wrapped__(account, 5.0, HostLists())
+        client = account_client.__wrapped__(account, 5.0, HostLists())
         monkeypatch.setattr(pinned_transport, "system_addresses", lambda _host, _port, asked=asked: next(asked))
         bound(client, Connector(rules))
         if outcome is None:

@@ -1,108 +1,75 @@
-"""Clients of Microsoft's SDK with bounded patience and one connection pool; list folders and read files."""
+"""Clients of the Azure SDK with bounded retries and one connection pool; list folders, read files, map errors.
+
+Importing this loads the SDK, which takes 0.3 s: import it where OneLake is used.
+
+Whether trying again can help is decided here, once. The SDK's own exceptions quote the address they requested, and with
+it a SAS signature: they are neither repeated in a message nor chained, so that no log can show one.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from ingest_project.core.errors import SettingsError
-from ingest_project.platform.azure.address import OneLakeAddress
-from ingest_project.platform.azure.errors import onelake_errors
-from ingest_project.platform.azure.identity import OneLakeCredential, OneLakeOptions, default_credential
+import stamina
+from azure.core.credentials import AzureNamedKeyCredential
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+from azure.core.pipeline.transport import RequestsTransport
+from azure.storage.blob import ContainerClient
+from azure.storage.filedatalake import ExponentialRetry, FileSystemClient
+
+from ingest_project.core.errors import IngestError, SettingsError, SourceNotFoundError, StoreUnavailableError
+from ingest_project.platform.azure.accounts import (
+    OneLakeAddress,
+    OneLakeCredential,
+    OneLakeOptions,
+    StoreRejectedError,
+    StoreThrottledError,
+    default_credential,
+)
+from ingest_project.platform.http.pinned_transport import BoundSession
+from ingest_project.platform.http.urls import parse_url
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-    from azure.core.credentials import AzureNamedKeyCredential, TokenCredential
-    from azure.storage.blob import ContainerClient
-    from azure.storage.filedatalake import FileSystemClient
+    from azure.core.credentials import TokenCredential
+    from azure.core.pipeline import PipelineRequest, PipelineResponse
 
-
-# What a read asks for at a time: the SDK's own first request is 32 MiB, kept in memory whole.
+# Size of one read request: the SDK's own first request is 32 MiB, kept in memory whole.
 READ_BYTES = 4 * 1024**2
-
-
-def open_file_system(address: OneLakeAddress, options: OneLakeOptions | None = None) -> FileSystemClient:
-    """A client of the address's file system; its path is not looked at. Nothing is connected to yet.
-
-    It may be used from many threads, and its `get_file_client` share one connection pool. Close it after use. What it
-    raises is told in our terms by `failures.onelake_errors`.
-
-    Reading and file properties go through the account's blob endpoint, which the SDK derives from the name of the host.
-
-    Raises:
-        SettingsError: the credential does not suit the address.
-    """
-    from azure.storage.filedatalake import FileSystemClient  # noqa: PLC0415 - takes 0.3 s, and local stores do without
-
-    with _credential_errors(address):
-        return FileSystemClient(address.account_url, address.file_system, **_client_arguments(address, options))
-
-
-def open_container(address: OneLakeAddress, options: OneLakeOptions | None = None) -> ContainerClient:
-    """The same file system through the account's blob endpoint; otherwise as `open_file_system`.
-
-    It writes a small file whole in one request, which the DFS calls need four for.
-    """
-    from azure.storage.blob import ContainerClient  # noqa: PLC0415 - see above
-
-    account_url = blob_account_url(address.account_url)
-    with _credential_errors(address):
-        return ContainerClient(account_url, address.file_system, **_client_arguments(address, options))
-
-
-def blob_account_url(account_url: str) -> str:
-    """The blob endpoint of an account, as the SDK derives it; a test server has both under one name."""
-    return account_url.replace(".dfs.", ".blob.", 1)
-
-
-def _client_arguments(address: OneLakeAddress, options: OneLakeOptions | None) -> dict[str, Any]:
-    from ingest_project.platform.azure.pipeline import PatientRetry, pooled_transport  # noqa: PLC0415 - imports azure
-
-    options = options or OneLakeOptions()
-    _silence()
-    return {
-        "credential": _credential(options.credential),
-        # What one of them cannot do, the SDK asks of the other.
-        "transport": pooled_transport([address.account_url, blob_account_url(address.account_url)], options),
-        "retry_policy": PatientRetry(options),
-        "max_single_get_size": READ_BYTES,
-        "max_chunk_get_size": READ_BYTES,
-        "max_single_put_size": options.chunk_bytes,
-    }
-
-
-@contextmanager
-def _credential_errors(address: OneLakeAddress) -> Iterator[None]:
-    """The SDK refuses a token over plain http and a malformed key; neither refusal quotes the credential."""
-    try:
-        yield
-    except ValueError as error:
-        raise SettingsError(f"The credential for {address.account_url} cannot be used: {error}") from None
-
-
-def _credential(credential: OneLakeCredential) -> str | AzureNamedKeyCredential | TokenCredential:
-    if credential.sas:
-        # As text: the SDK then adds it to the source of a rename too, which AzureSasCredential does not.
-        return credential.sas.get_secret_value().lstrip("?")
-    if credential.account_name and credential.account_key:
-        from azure.core.credentials import AzureNamedKeyCredential  # noqa: PLC0415 - loaded with the client
-
-        return AzureNamedKeyCredential(credential.account_name, credential.account_key.get_secret_value())
-    return default_credential()
-
-
-def _silence() -> None:
-    """The SDK logs every request's headers at INFO, and each way to sign in that it tried."""
-    for name in ("azure.core.pipeline.policies.http_logging_policy", "azure.identity"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-# The most that the service gives in one answer.
+BUFFER_BYTES = 1024**2
+# Callers cut what they write themselves: the SDK is not to split it once more.
+MOST_PUT_BYTES = 256 * 1024**2
+# The most entries that the service gives in one answer.
 PAGE = 5_000
+CALLERS_PER_APPEND = 4
+RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+FIRST_WAIT_SECONDS = 0.25
+WAIT_FACTOR = 4
+TRANSIENT_STATUSES = frozenset({408, 412, 425, 429})
+SERVER_ERRORS = 500
+NOT_FOUND = 404
+NO_FILE_SYSTEM = frozenset({"FilesystemNotFound", "ContainerNotFound", "WorkspaceNotFound"})
+LONGEST_CAUSE = 200
+# A longer pause that the service requests is cut to this, as for any host.
+LONGEST_PAUSE_SECONDS = 3_600.0
+REMEDIES = {
+    400: "Check the address.",
+    401: "Check the credential: it is not accepted.",
+    403: "Check the credential and its rights on this location.",
+    409: "Something else of this name is in the way.",
+}
 
 
 class Listed(NamedTuple):
@@ -122,10 +89,131 @@ class Listed(NamedTuple):
     etag: str
 
 
+class Download(Protocol):
+    """A file being downloaded, as the SDK returns it."""
+
+    read: Callable[[int], bytes]
+
+
+class BoundedRetry(ExponentialRetry):
+    """A few attempts with short pauses, as long as the service requests, and never for minutes.
+
+    The SDK's own waits 15 s and more before its second attempt, does not read `Retry-After`, and gives up on a 429.
+    """
+
+    def __init__(self, options: OneLakeOptions) -> None:
+        super().__init__(retry_total=options.retries)
+        self._attempts = options.retries + 1
+        self._longest = options.longest_wait_seconds
+
+    def send(self, request: PipelineRequest[Any]) -> PipelineResponse[Any, Any]:
+        """Send one request until it is answered, or until the attempts are used up."""
+        # It also takes the storage client's own options out of what reaches the transport.
+        settings = self.configure_retries(request)
+        attempts = stamina.retry_context(
+            on=self._pause,
+            attempts=self._attempts,
+            timeout=None,
+            wait_initial=FIRST_WAIT_SECONDS,
+            wait_max=self._longest,
+            wait_jitter=0,
+            wait_exp_base=WAIT_FACTOR,
+        )
+        try:
+            for attempt in attempts:
+                with attempt:
+                    response = self._send_once(request)
+        except _FailedAttemptError as failed:
+            if isinstance(failed.outcome, AzureError):
+                raise failed.outcome from None
+            response = failed.outcome
+        response.http_response.location_mode = settings["mode"]
+        return response
+
+    def _send_once(self, request: PipelineRequest[Any]) -> PipelineResponse[Any, Any]:
+        try:
+            response: PipelineResponse[Any, Any] = self.next.send(request)
+        except (ServiceRequestError, ServiceResponseError) as error:
+            raise _FailedAttemptError(error) from None
+        if response.http_response.status_code in RETRIED_STATUSES:
+            raise _FailedAttemptError(response)
+        return response
+
+    def _pause(self, failed: Exception) -> bool | float:
+        """Decide about another attempt: after so many seconds, after the usual pause (True), or none (False)."""
+        if not isinstance(failed, _FailedAttemptError):
+            return False
+        if isinstance(failed.outcome, AzureError):
+            return True
+        seconds = retry_after_seconds(failed.outcome.http_response.headers)
+        if seconds is None:
+            return True
+        return seconds <= self._longest and max(seconds, FIRST_WAIT_SECONDS)
+
+
+class _FailedAttemptError(Exception):
+    """An attempt that may succeed later. Its text is empty: those of the SDK quote addresses with their signatures."""
+
+    def __init__(self, outcome: AzureError | PipelineResponse[Any, Any]) -> None:
+        self.outcome = outcome
+        super().__init__()
+
+
+def open_file_system(address: OneLakeAddress, options: OneLakeOptions | None = None) -> FileSystemClient:
+    """Return a client of the address's file system; its path is ignored. Nothing is connected to yet.
+
+    It may be used from many threads, and its `get_file_client` share one connection pool. `onelake_errors` maps what it
+    raises.
+
+    Reading and file properties go through the account's blob endpoint, which the SDK derives from the name of the host.
+
+    Raises:
+        SettingsError: the credential does not suit the address.
+    """
+    with _credential_errors(address):
+        return FileSystemClient(address.account_url, address.file_system, **_client_arguments(address, options))
+
+
+def open_container(address: OneLakeAddress, options: OneLakeOptions | None = None) -> ContainerClient:
+    """Return the same file system through the account's blob endpoint; otherwise as `open_file_system`.
+
+    It writes a small file whole in one request, which the DFS calls need four for.
+    """
+    account_url = blob_account_url(address.account_url)
+    with _credential_errors(address):
+        return ContainerClient(account_url, address.file_system, **_client_arguments(address, options))
+
+
+def blob_account_url(account_url: str) -> str:
+    """Return the blob endpoint of an account, as the SDK derives it; a test server has both under one name."""
+    return account_url.replace(".dfs.", ".blob.", 1)
+
+
+def pooled_transport(servers: Sequence[str], options: OneLakeOptions) -> RequestsTransport:
+    """Return the last step before the wire: it sends to these servers alone, wherever the service redirects to.
+
+    Its pool keeps enough connections: with requests' default of 10 the others are opened again each time.
+
+    Args:
+        servers: addresses of the account's endpoints; the proxy and the certificates are those for the first.
+        options: its time-outs and concurrency.
+    """
+    # More connections than appends, for other callers. A pool that blocks would bound them, but a refused download that
+    # the SDK does not read to its end keeps its connection, and with it a slot.
+    session = BoundSession([parse_url(server) for server in servers], CALLERS_PER_APPEND * options.concurrency)
+    return RequestsTransport(
+        session=session,
+        use_env_settings=False,
+        connection_verify=session.verify,
+        connection_timeout=options.connect_timeout_seconds,
+        read_timeout=options.read_timeout_seconds,
+    )
+
+
 def list_folder(
     files: FileSystemClient, folder: OneLakeAddress, *, recursive: bool = True, page: int = PAGE
 ) -> Iterator[Listed]:
-    """What is below a folder, as it is read; one page is in memory at a time.
+    """Yield what is below a folder, as it is read; one page is in memory at a time.
 
     Raises:
         SourceNotFoundError, StoreRejectedError, StoreUnavailableError: at the first page or at any later one.
@@ -138,17 +226,8 @@ def list_folder(
             yield Listed(found.name, bool(found.is_directory), size_bytes, modified_at, (found.etag or "").strip('"'))
 
 
-class Download(Protocol):
-    """What the SDK gives for a file being downloaded."""
-
-    read: Callable[[int], bytes]
-
-
-BUFFER_BYTES = 1024**2
-
-
 def open_file(files: FileSystemClient, address: OneLakeAddress) -> io.BufferedReader:
-    """The file's bytes, to be read in order; the caller closes it. At most `client.READ_BYTES` and a buffer are kept.
+    """Open a file for reading in order; the caller closes it. At most READ_BYTES and a buffer are in memory.
 
     All of it is of one version of the file: replaced meanwhile, it fails rather than mixes two.
 
@@ -158,6 +237,102 @@ def open_file(files: FileSystemClient, address: OneLakeAddress) -> io.BufferedRe
     with onelake_errors(address.url):
         download = files.get_file_client(address.path).download_file()
     return io.BufferedReader(_DownloadedBytes(cast("Download", download), address.url), BUFFER_BYTES)
+
+
+@contextmanager
+def onelake_errors(address: str) -> Iterator[None]:
+    """Raise a failure of the Azure SDK as one of ours.
+
+    Args:
+        address: of the file or folder, for the message; without secrets.
+
+    Raises:
+        SourceNotFoundError: there is no such file or folder (its `location` is the address), or no such workspace.
+        StoreRejectedError: 400, 401, 403, 409 or no credential: trying again cannot help.
+        StoreThrottledError: 429 or 503; carries what `Retry-After` said.
+        StoreUnavailableError: not reached, cut off, timed out, changed meanwhile, or any other server error.
+    """
+    try:
+        yield
+    except AzureError as error:
+        raise map_error(error, address) from None
+
+
+def map_error(error: AzureError, address: str) -> IngestError:
+    """Return our error for an exception of the SDK; see `onelake_errors`."""
+    if isinstance(error, HttpResponseError) and error.status_code:
+        return _map_answer(error, error.status_code, address)
+    if isinstance(error, ClientAuthenticationError):
+        return StoreRejectedError(
+            address, None, "no token could be had", "Sign in, or set a SAS or an account key for this store."
+        )
+    return StoreUnavailableError(address, f"{type(error).__name__}: {_without_secrets(str(error))}")
+
+
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """Return the pause that an answer requests, in either unit Azure uses; None when it says nothing usable."""
+    for name, unit in (("retry-after-ms", 1000), ("x-ms-retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            return max(float(headers[name]) / unit, 0.0)
+        except (KeyError, ValueError):
+            continue
+    return None
+
+
+def _map_answer(error: HttpResponseError, status: int, address: str) -> IngestError:
+    # The SDK's enumeration of codes prints as its member's name; the service's own word is the value.
+    named = getattr(error, "error_code", None)
+    code = str(getattr(named, "value", named) or error.reason or "")
+    if status == NOT_FOUND:
+        return SourceNotFoundError(f"The workspace or file system of {address}" if code in NO_FILE_SYSTEM else address)
+    if status not in TRANSIENT_STATUSES and status < SERVER_ERRORS:
+        return StoreRejectedError(address, status, code, REMEDIES.get(status, ""))
+    cause = f"{status} {code}".strip()
+    if status not in {429, 503}:
+        return StoreUnavailableError(address, cause)
+    seconds = retry_after_seconds(getattr(error.response, "headers", {}))
+    retry_after = None if seconds is None else timedelta(seconds=min(seconds, LONGEST_PAUSE_SECONDS))
+    return StoreThrottledError(address, cause, retry_after)
+
+
+def _without_secrets(text: str) -> str:
+    """Return the first line without any query of an address."""
+    line = next(iter(text.splitlines()), "")
+    return re.sub(r"\?[^\s'\"<>)]*|\bsig=[^&\s]*", "", line)[:LONGEST_CAUSE]
+
+
+def _client_arguments(address: OneLakeAddress, options: OneLakeOptions | None) -> dict[str, Any]:
+    options = options or OneLakeOptions()
+    # The SDK logs every request's headers at INFO, and each way to sign in that it tried.
+    for name in ("azure.core.pipeline.policies.http_logging_policy", "azure.identity"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return {
+        "credential": _credential(options.credential),
+        # The SDK sends to the one endpoint what the other cannot do.
+        "transport": pooled_transport([address.account_url, blob_account_url(address.account_url)], options),
+        "retry_policy": BoundedRetry(options),
+        "max_single_get_size": READ_BYTES,
+        "max_chunk_get_size": READ_BYTES,
+        "max_single_put_size": MOST_PUT_BYTES,
+    }
+
+
+@contextmanager
+def _credential_errors(address: OneLakeAddress) -> Iterator[None]:
+    """The SDK refuses a token over plain http and a malformed key; neither refusal quotes the credential."""
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError(f"The credential for {address.account_url} cannot be used: {error}") from None
+
+
+def _credential(credential: OneLakeCredential) -> str | AzureNamedKeyCredential | TokenCredential:
+    if credential.sas:
+        # As text: the SDK then adds it to the source of a rename too, which AzureSasCredential does not.
+        return credential.sas.get_secret_value().lstrip("?")
+    if credential.account_name and credential.account_key:
+        return AzureNamedKeyCredential(credential.account_name, credential.account_key.get_secret_value())
+    return default_credential()
 
 
 class _DownloadedBytes(io.RawIOBase):

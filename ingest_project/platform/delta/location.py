@@ -1,4 +1,4 @@
-"""Locate Delta tables, and build the credentials and options that their writer needs.
+"""Locate Delta tables, build the credentials and options that delta-rs needs, and map its errors.
 
 A table is addressed by a local folder, `s3://bucket/prefix`, `abfss://filesystem@account.dfs.core.windows.net/path`,
 or OneLake's `https://onelake.dfs.fabric.microsoft.com/<workspace GUID>/<item GUID>/Tables/<name>`. On OneLake the GUIDs
@@ -7,25 +7,41 @@ are the safe form: listing from a start name failed there with friendly names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote, urlsplit
 
-from ingest_project.core.errors import SettingsError
+from ingest_project.core.errors import (
+    SchemaConflictError,
+    SettingsError,
+    StoreUnavailableError,
+    TransactionConflictError,
+    TransientError,
+)
 from ingest_project.core.settings import (
     OneLakeSettings,
     Settings,
 )
-from ingest_project.platform.azure.identity import default_credential
+from ingest_project.platform.azure.accounts import default_credential
 from ingest_project.platform.http.urls import MalformedAddressError, host_and_port, printable_url, split_address
-from ingest_project.platform.object_store.locations import Bucket, S3Options, location_of, s3_options
+from ingest_project.platform.object_store.store import Bucket, S3Options, location_of, s3_options
 
+STORAGE_SCOPE = "https://storage.azure.com/.default"
 AZURE_SCHEMES = ("abfss", "abfs")
 # A token that ends sooner than one slow commit may take counts as ended.
 TOKEN_MARGIN = timedelta(minutes=5)
 # One request, and all tries of one request: a run must learn within a minute or so that its store is away.
 NETWORK_OPTIONS = {"timeout": "60s", "connect_timeout": "10s", "max_retries": "4", "retry_timeout": "60s"}
+LONGEST_REASON = 500
+# A name that a file system or an object store does not take: that of a partition's folder, made of a row's value.
+REFUSED_NAMES = ("file name too long", "os error 36", "key too long", "keytoolong", "invalid argument", "os error 22")
+NO_SPACE = ("no space left", "os error 28", "quota", "os error 122")
+TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# A signed address is as good as a password.
+SIGNATURE = re.compile(r"(?i)(\b(?:sig|x-amz-signature|x-amz-credential|x-amz-security-token)=)[^&\s\"']+")
 
 
 @dataclass(frozen=True)
@@ -42,27 +58,23 @@ class BearerToken:
 
 @dataclass(frozen=True)
 class AzureCredential:
-    """How to be let in by ADLS Gen2 or OneLake: by exactly one of a token, a SAS or an account key.
+    """Our credential for ADLS Gen2 or OneLake: exactly one of a token, a SAS or an account key.
 
     Args:
-        tokens: gives a token that is valid now; asked again before the last one ends. azure-identity's credentials
-            keep a token for its life, so that asking costs nothing.
+        tokens: returns a token that is valid now; called again before the last one ends. azure-identity's credentials
+            keep a token until it ends, so that a call costs nothing.
         sas: shared access signature, as a query string.
         account_key: of the storage account; OneLake has none.
-        endpoint_url: address of the blob service, where it is not the one that the table's address implies.
-        emulator: the service is Azurite, at AZURITE_BLOB_STORAGE_URL: it cannot list from a start name.
     """
 
     tokens: Callable[[], BearerToken] | None = None
     sas: str | None = field(default=None, repr=False)
     account_key: str | None = field(default=None, repr=False)
-    endpoint_url: str | None = None
-    emulator: bool = False
 
 
 @dataclass(frozen=True)
 class DeltaCredentials:
-    """Credentials for every kind of place; a local folder needs none."""
+    """Credentials for every kind of location; a local folder needs none."""
 
     s3: S3Options = field(default_factory=S3Options)
     azure: AzureCredential | None = None
@@ -70,23 +82,23 @@ class DeltaCredentials:
 
 @dataclass(frozen=True)
 class DeltaLocation:
-    """One table's address, and who is let in."""
+    """One table's address and credentials."""
 
     url: str
     credentials: DeltaCredentials = field(default_factory=DeltaCredentials)
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """Tell a folder of this machine from a remote location."""
         return "://" not in self.url
 
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """What delta-rs is told, and until when that holds.
+    """Options for delta-rs, and when they expire.
 
     Args:
-        ends_at: UTC; None: it does not end.
+        ends_at: UTC; None: never.
     """
 
     values: dict[str, str] = field(repr=False)
@@ -94,15 +106,15 @@ class StorageOptions:
 
     @property
     def ended(self) -> bool:
-        """Whether a handle opened with these is to be opened again."""
+        """Tell whether a handle opened with these must be opened again."""
         return self.ends_at is not None and datetime.now(UTC) >= self.ends_at
 
 
 def delta_location(url: str, credentials: DeltaCredentials | None = None) -> DeltaLocation:
-    """A table's place, its address written as delta-rs wants it.
+    """Return a table's location, its address written as delta-rs needs it.
 
     Raises:
-        SettingsError: no such kind of address, or Azure without exactly one way to be let in.
+        SettingsError: no such kind of address, or Azure without exactly one credential.
     """
     credentials = credentials or DeltaCredentials()
     try:
@@ -110,27 +122,84 @@ def delta_location(url: str, credentials: DeltaCredentials | None = None) -> Del
     except ValueError as error:
         raise SettingsError(f"{printable_url(url)} is no address: {error}.") from None
     if parts.scheme in AZURE_SCHEMES or (parts.scheme == "https" and ".dfs." in parts.netloc):
-        return _azure_place(url, credentials)
+        return _azure_location(url, credentials)
     if parts.scheme not in ("", "file", "s3"):
         raise SettingsError(f"{url} cannot hold a Delta table. Use a folder, s3://, abfss:// or OneLake's https://.")
-    place = location_of(url)
-    if isinstance(place, Bucket):
-        return DeltaLocation(place.url.rstrip("/"), credentials)
-    return DeltaLocation(str(place.absolute()), credentials)
+    location = location_of(url)
+    if isinstance(location, Bucket):
+        return DeltaLocation(location.url.rstrip("/"), credentials)
+    return DeltaLocation(str(location.absolute()), credentials)
 
 
-def storage_options(place: DeltaLocation) -> StorageOptions:
-    """What to tell delta-rs to get in, with a token of this moment where tokens are used."""
-    if place.is_local:
+def storage_options(location: DeltaLocation) -> StorageOptions:
+    """Return the options that delta-rs needs for a location, with a new token where tokens are used."""
+    if location.is_local:
         return StorageOptions({})
-    if place.url.startswith("s3://"):
-        return StorageOptions(NETWORK_OPTIONS | _s3_options(place.credentials.s3))
-    credential = place.credentials.azure
-    assert credential is not None  # noqa: S101 - delta_location saw to it
+    if location.url.startswith("s3://"):
+        return StorageOptions(NETWORK_OPTIONS | _s3_options(location.credentials.s3))
+    credential = location.credentials.azure
+    assert credential is not None  # noqa: S101 - delta_location requires one
     return _azure_options(credential)
 
 
-def _azure_place(url: str, credentials: DeltaCredentials) -> DeltaLocation:
+def delta_credentials(settings: Settings) -> DeltaCredentials:
+    """Return the credentials of Delta tables in every kind of location."""
+    return DeltaCredentials(s3_options(settings.storage), azure_credential(settings.onelake))
+
+
+def azure_credential(onelake: OneLakeSettings) -> AzureCredential:
+    """Return a SAS, an account key, or with neither a token of azure-identity's default credential."""
+    if onelake.sas_token:
+        return AzureCredential(sas=onelake.sas_token.get_secret_value())
+    if onelake.account_key:
+        return AzureCredential(account_key=onelake.account_key.get_secret_value())
+    return AzureCredential(tokens=_storage_token)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one line about an error: delta-rs draws a tree of causes, and adds the stack of its own calls.
+
+    A long one is cut in the middle, where paths are: what the system said is at its end.
+    """
+    text = TERMINAL_COLOURS.sub("", str(error)).split("\n   0: ")[0].split("\nPreview of ")[0].replace("↳", "<-")
+    text = SIGNATURE.sub(r"\1***", " ".join(text.split()))
+    half = LONGEST_REASON // 2
+    return text if len(text) <= LONGEST_REASON else f"{text[:half]} … {text[-half:]}"
+
+
+def may_be_a_rows_fault(error: Exception) -> bool:
+    """Tell an error that a row may have caused from one of the store, its disk, the schema or another writer.
+
+    An unreachable store cannot always be told apart: try a commit without that row before believing it.
+    """
+    if isinstance(error, StoreUnavailableError):
+        cause = error.__cause__
+        text = str(cause).lower()
+        if isinstance(cause, OSError):
+            return any(sign in text for sign in REFUSED_NAMES)
+        return not any(sign in text for sign in NO_SPACE)
+    return not isinstance(error, TransientError | SchemaConflictError | MemoryError)
+
+
+@contextmanager
+def delta_errors(location: DeltaLocation) -> Iterator[None]:
+    """Raise a failure of delta-rs or of its storage as one of ours.
+
+    Raises:
+        TransactionConflictError: another writer was in the way.
+        StoreUnavailableError: not reached, refused, full, or not a Delta table.
+    """
+    from deltalake.exceptions import CommitFailedError, DeltaError  # noqa: PLC0415 - heavy, and loaded already here
+
+    try:
+        yield
+    except CommitFailedError as error:
+        raise TransactionConflictError(location.url, reason_of(error)) from error
+    except (DeltaError, OSError) as error:
+        raise StoreUnavailableError(location.url, reason_of(error)) from error
+
+
+def _azure_location(url: str, credentials: DeltaCredentials) -> DeltaLocation:
     url = _abfss(url)
     azure = credentials.azure
     if azure is None or sum(way is not None for way in (azure.tokens, azure.sas, azure.account_key)) != 1:
@@ -139,7 +208,7 @@ def _azure_place(url: str, credentials: DeltaCredentials) -> DeltaLocation:
 
 
 def _abfss(url: str) -> str:
-    """The address as delta-rs takes it, put together again from its parts."""
+    """Return the address as delta-rs needs it, rebuilt from its parts."""
     try:
         parts = split_address(url, ("https", *AZURE_SCHEMES), with_user=not url.lower().startswith("https"))
         reason = "" if parts.query is None and parts.fragment is None else "it carries a query, which may be a secret"
@@ -160,49 +229,26 @@ def _abfss(url: str) -> str:
 
 def _s3_options(options: S3Options) -> dict[str, str]:
     # A commit is a PUT that S3 refuses when the name is taken: two writers never both get version N.
-    told = {"aws_conditional_put": "etag"}
+    values = {"aws_conditional_put": "etag"}
     if options.endpoint_url:
-        told |= {"aws_endpoint_url": options.endpoint_url, "aws_virtual_hosted_style_request": "false"}
-        told["aws_allow_http"] = str(options.endpoint_url.startswith("http://")).lower()
+        values |= {"aws_endpoint_url": options.endpoint_url, "aws_virtual_hosted_style_request": "false"}
+        values["aws_allow_http"] = str(options.endpoint_url.startswith("http://")).lower()
     named = {
         "aws_region": options.region,
         "aws_access_key_id": options.access_key_id,
         "aws_secret_access_key": options.secret_access_key,
     }
-    return told | {name: value for name, value in named.items() if value}
+    return values | {name: value for name, value in named.items() if value}
 
 
 def _azure_options(credential: AzureCredential) -> StorageOptions:
-    told = dict(NETWORK_OPTIONS)
-    if credential.emulator:
-        told["azure_storage_use_emulator"] = "true"
-    if credential.endpoint_url:
-        told["azure_storage_endpoint"] = credential.endpoint_url
-        told["azure_allow_http"] = str(credential.endpoint_url.startswith("http://")).lower()
     if credential.sas:
-        return StorageOptions(told | {"azure_storage_sas_token": credential.sas.removeprefix("?")})
+        return StorageOptions(NETWORK_OPTIONS | {"azure_storage_sas_token": credential.sas.removeprefix("?")})
     if credential.account_key:
-        return StorageOptions(told | {"azure_storage_account_key": credential.account_key})
-    assert credential.tokens is not None  # noqa: S101 - delta_location saw to it
+        return StorageOptions(NETWORK_OPTIONS | {"azure_storage_account_key": credential.account_key})
+    assert credential.tokens is not None  # noqa: S101 - delta_location requires one of the three
     token = credential.tokens()
-    return StorageOptions(told | {"azure_storage_token": token.value}, token.expires_at - TOKEN_MARGIN)
-
-
-STORAGE_SCOPE = "https://storage.azure.com/.default"
-
-
-def delta_credentials(settings: Settings) -> DeltaCredentials:
-    """How Delta tables are reached, wherever they are."""
-    return DeltaCredentials(s3_options(settings.storage), azure_credential(settings.onelake))
-
-
-def azure_credential(onelake: OneLakeSettings) -> AzureCredential:
-    """A SAS, an account key, or with neither a token of azure-identity's default credential."""
-    if onelake.sas_token:
-        return AzureCredential(sas=onelake.sas_token.get_secret_value())
-    if onelake.account_key:
-        return AzureCredential(account_key=onelake.account_key.get_secret_value())
-    return AzureCredential(tokens=_storage_token)
+    return StorageOptions(NETWORK_OPTIONS | {"azure_storage_token": token.value}, token.expires_at - TOKEN_MARGIN)
 
 
 def _storage_token() -> BearerToken:

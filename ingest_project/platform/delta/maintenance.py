@@ -1,14 +1,14 @@
-"""Keeping a Delta table healthy: few files, a short log, and nothing on the disk that no reader needs.
+"""Delta table maintenance: compaction, log checkpointing and vacuum.
 
 Every commit adds files and one entry to the log, and each later commit pays for the number of them. Maintenance may run
-beside appenders: merging small files does not conflict with appending. Where two upkeeps meet, one gives way.
+next to appenders: compaction does not conflict with appending. Where two maintenance runs meet, one stops.
 
-That last one is our own doing: delta-rs lets two merges of the same files both commit, and then every row is there
-twice. But it refuses a merge when the table's metadata changed since the state it began with. So each maintenance first
-writes a claim of its own into the table's properties, and merges from no state that has another's: a later claim stops
-whatever an earlier one still has under way. An append that a claim runs into is tried again by its writer.
+The last one is our own guarantee: delta-rs lets two compactions of the same files both commit, and then every row is
+there twice. But it refuses one when the table's metadata changed since the state it began with. So each maintenance
+first writes a claim of its own into the table's properties, and compacts from no state that has another's: a later
+claim stops everything an earlier one still has under way. A writer retries an append that conflicts with a claim.
 
-A merge by another program (Spark's or Fabric's OPTIMIZE) makes no claim: let either it or this one keep a table.
+A compaction by another program (Spark's or Fabric's OPTIMIZE) makes no claim: let only one of the two maintain a table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -24,14 +24,14 @@ from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.settings import (
     DeltaSettings,
 )
-from ingest_project.platform.delta.errors import delta_errors
+from ingest_project.platform.delta.location import delta_errors
 from ingest_project.platform.delta.table import DeltaStore, TableFigures, figures_of
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 
-CLAIM_PROPERTY = "ingest_project.upkeep"
+CLAIM_PROPERTY = "ingest_project.maintenance"
 # Delta's own protection: a reader of an old version, and a writer that is still busy, are done after a week.
 SHORTEST_SAFE_RETENTION = timedelta(days=7)
 
@@ -42,21 +42,19 @@ class MaintenanceLimits:
 
     Args:
         min_small_files: a partition with fewer than these is left alone.
-        target_bytes: files are merged up to this size on disk; one half of it and more does not count as small.
-        time_limit: no further partition is begun after this; the next maintenance goes on.
-        retention: how long files stay that are part of old versions only, or of none.
-        allow_short_retention: take a retention that can break running readers and writers; for tests.
+        target_bytes: files are compacted up to this size on disk; one half of it and more does not count as small.
+        time_limit: no further partition is begun after this; the next maintenance continues.
+        retention: how long files stay that are part of old versions only, or of none; not below the table's own.
     """
 
     min_small_files: int = 10
     target_bytes: int = 128 * 1024**2
     time_limit: timedelta = timedelta(minutes=10)
     retention: timedelta = SHORTEST_SAFE_RETENTION
-    allow_short_retention: bool = False
 
 
 def maintenance_limits(delta: DeltaSettings) -> MaintenanceLimits:
-    """How much one maintenance of a Delta table may do."""
+    """Return how much one maintenance of a Delta table may do."""
     return MaintenanceLimits(
         min_small_files=delta.min_small_files,
         target_bytes=delta.target_file_bytes,
@@ -66,27 +64,26 @@ def maintenance_limits(delta: DeltaSettings) -> MaintenanceLimits:
 
 
 @dataclass(frozen=True)
-class Upkeep:
-    """What an maintenance did; with `dry_run`, what it would do.
+class Maintenance:
+    """Result of one maintenance.
 
     Args:
-        merged: partitions whose small files were merged, as `column=value/...`; the whole table is the empty text.
-        given_way: partitions left alone because somebody else changed the table: another maintenance, or a new column.
-        put_off: partitions that there was no time for.
+        compacted: partitions with small files, as `column=value/...`; the whole table is the empty text.
+        conflicted: partitions left alone because another maintenance, or a new column, changed the table.
+        postponed: partitions that there was no time for.
         removed: files deleted, relative to the table.
     """
 
     before: TableFigures
     after: TableFigures
-    merged: list[str] = field(default_factory=list)
-    given_way: list[str] = field(default_factory=list)
-    put_off: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    dry_run: bool = False
+    compacted: list[str]
+    conflicted: list[str]
+    postponed: list[str]
+    removed: list[str]
 
 
-def summary(maintenance: Upkeep | None) -> str:
-    """One line about an maintenance, or about a table that is not there yet."""
+def summary(maintenance: Maintenance | None) -> str:
+    """Return one line about a maintenance, or about a table that is not there yet."""
     if maintenance is None:
         return "There is no table yet."
     return (
@@ -108,15 +105,12 @@ class _Partition:
         return [(column, "=", value or "") for column, value in self.values] or None
 
 
-def optimize_and_vacuum(
-    store: DeltaStore, limits: MaintenanceLimits | None = None, *, dry_run: bool = False
-) -> Upkeep | None:
-    """Merge small files, write a checkpoint, shorten the log, delete what is out of retention. Again: the same state.
+def optimize_and_vacuum(store: DeltaStore, limits: MaintenanceLimits | None = None) -> Maintenance | None:
+    """Compact small files, write a checkpoint, clean the log, delete expired files. Idempotent.
 
     Args:
         store: of the table; it stays free for appending meanwhile.
         limits: how much to do.
-        dry_run: change nothing.
 
     Returns:
         None when there is no table yet.
@@ -129,23 +123,23 @@ def optimize_and_vacuum(
     if table is None:
         return None
     limits = limits or MaintenanceLimits()
-    with delta_errors(store.place):
+    with delta_errors(store.location):
         before = figures_of(table)
-        partitions = _partitions_to_merge(table, limits)
-        if dry_run:
-            removed = _vacuum(table, limits, dry_run=True)
-            return Upkeep(before, before, merged=[part.name for part in partitions], removed=removed, dry_run=True)
-    merged, given_way, put_off = _merge_all(store, table, partitions, limits)
-    with delta_errors(store.place):
+        partitions = _partitions_to_compact(table, limits)
+    compacted, conflicted, postponed = _compact_all(store, table, partitions, limits)
+    with delta_errors(store.location):
         table.update_incremental()
-        removed = _vacuum(table, limits, dry_run=False)
+        # Also files that a killed writer left and no version ever had.
+        removed = table.vacuum(
+            retention_hours=math.ceil(limits.retention / timedelta(hours=1)), dry_run=False, full=True
+        )
         table.create_checkpoint()
         table.cleanup_metadata()
-        return Upkeep(before, figures_of(table), merged, given_way, put_off, removed)
+        return Maintenance(before, figures_of(table), compacted, conflicted, postponed, removed)
 
 
-def _partitions_to_merge(table: DeltaTable, limits: MaintenanceLimits) -> list[_Partition]:
-    """Those with many small files, the ones with the most first."""
+def _partitions_to_compact(table: DeltaTable, limits: MaintenanceLimits) -> list[_Partition]:
+    """Return the partitions with many small files, the ones with the most first."""
     import pyarrow as pa  # noqa: PLC0415 - heavy
     import pyarrow.compute as pc  # noqa: PLC0415
 
@@ -162,7 +156,7 @@ def _partitions_to_merge(table: DeltaTable, limits: MaintenanceLimits) -> list[_
 
 
 def _as_written(value: object) -> str | None:
-    """A partition's value as the log has it."""
+    """Return a partition's value as the log has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, datetime):
@@ -170,20 +164,20 @@ def _as_written(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _merge_all(
+def _compact_all(
     store: DeltaStore, table: DeltaTable, partitions: list[_Partition], limits: MaintenanceLimits
 ) -> tuple[list[str], list[str], list[str]]:
-    """The names of the partitions that were merged, that somebody else was at, and that are put off."""
+    """Return the names of the partitions that were compacted, conflicted, and postponed."""
     names = [partition.name for partition in partitions]
-    give_up_at = time.monotonic() + limits.time_limit.total_seconds()
+    deadline = time.monotonic() + limits.time_limit.total_seconds()
     done = 0
     try:
-        with delta_errors(store.place):
+        with delta_errors(store.location):
             claim = _claimed(table) if partitions else ""
             for partition in partitions:
-                if time.monotonic() > give_up_at:
+                if time.monotonic() > deadline:
                     break
-                _merge(store, table, partition, claim, limits)
+                _compact(store, table, partition, claim, limits)
                 done += 1
     except TransactionConflictError:
         return names[:done], names[done:], []
@@ -191,33 +185,25 @@ def _merge_all(
 
 
 def _claimed(table: DeltaTable) -> str:
-    """The claim that is now in the table's properties."""
+    """Write a new claim into the table's properties and return it."""
     claim = uuid.uuid4().hex
     table.update_incremental()
     table.alter.set_table_properties({CLAIM_PROPERTY: claim}, raise_if_not_exists=False)
     return claim
 
 
-def _merge(store: DeltaStore, table: DeltaTable, partition: _Partition, claim: str, limits: MaintenanceLimits) -> None:
+def _compact(
+    store: DeltaStore, table: DeltaTable, partition: _Partition, claim: str, limits: MaintenanceLimits
+) -> None:
     from deltalake import PostCommitHookProperties  # noqa: PLC0415 - heavy
 
     table.update_incremental()
     if table.metadata().configuration.get(CLAIM_PROPERTY) != claim:
-        raise TransactionConflictError(store.url, "another upkeep has begun")
+        raise TransactionConflictError(store.url, "another maintenance has begun")
     table.optimize.compact(
         partition_filters=partition.filters,
         target_size=limits.target_bytes,
         max_concurrent_tasks=1,
         # One checkpoint at the end of the maintenance is enough.
         post_commithook_properties=PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
-    )
-
-
-def _vacuum(table: DeltaTable, limits: MaintenanceLimits, *, dry_run: bool) -> list[str]:
-    """Files out of retention, also those that a killed writer left and no version ever had."""
-    return table.vacuum(
-        retention_hours=math.ceil(limits.retention / timedelta(hours=1)),
-        dry_run=dry_run,
-        enforce_retention_duration=not limits.allow_short_retention,
-        full=True,
     )

@@ -1,4 +1,4 @@
-"""What columns a Delta table may take: types that any Delta reader knows, and changes that only add columns.
+"""Rules for columns of a Delta table: types that any Delta reader knows, and changes that only add columns.
 
 delta-rs itself would cast 1.5 to 1, wrap 200 into a signed byte, and turn on a table feature for a time without a zone
 that many readers lack. So every column is held against the table before anything is written.
@@ -82,7 +82,7 @@ def delta_schema(schema: pa.Schema, table: str) -> pa.Schema:
 
 
 def check_only_adds(table_schema: pa.Schema, data_schema: pa.Schema, table: str) -> None:
-    """Whether data fit a table, or only add columns (or fields of a struct) to it. Both as `delta_schema` gives them.
+    """Require that data fit a table, or only add columns (or fields of a struct). Both as `delta_schema` returns them.
 
     Raises:
         SchemaConflictError: a column of another type, or a new name that differs from an old one only in case.

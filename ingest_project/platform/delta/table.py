@@ -9,13 +9,13 @@ things together:
 
 So a writer that was killed, one whose commit landed while the answer was lost, and two writers with the same position
 at the same time all end in one commit. Nothing of that needs a lock, and nothing reaches readers but whole commits.
-What a stream owes in return: its versions only grow, and a version stands for the same rows whenever it is written.
+In return, the versions of a stream only grow, and a version stands for the same rows whenever it is written.
 
 A table can go back in time, by a restore, a removed log entry, or a dropped folder: `standings` tells a stream where
 it is and whether rows may be missing below that. The version up to which a stream was looked at is in the table too.
 
-`History` says which commits may have taken rows away: a restore, a delete or an overwrite, by whatever program. Delta
-keeps the position of a stream through all of these, so whoever relies on a position looks at the commits too.
+`History` names commits that may have removed rows: a restore, a delete or an overwrite, by whatever program. Delta
+keeps the position of a stream through all of these, so the owner of a position checks the commits too.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
-from ingest_project.platform.delta.errors import delta_errors, reason_of
 from ingest_project.platform.delta.location import (
     DeltaCredentials,
     DeltaLocation,
     StorageOptions,
+    delta_errors,
     delta_location,
+    reason_of,
     storage_options,
 )
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 
-# What these leave is at least what was there. Any other operation, also one that is not known, may take rows away.
+# These keep every row. Any other operation, also an unknown one, may remove rows.
 ONLY_ADDS = frozenset({"WRITE", "STREAMING UPDATE"})
 KEEPS_ROWS = frozenset(
     {
@@ -122,7 +123,7 @@ class TableFigures:
 
 
 def figures_of(table: DeltaTable) -> TableFigures:
-    """The figures of an open handle; reads nothing from the store."""
+    """Return the figures of an open handle; reads nothing from the store."""
     import pyarrow as pa  # noqa: PLC0415 - heavy
     import pyarrow.compute as pc  # noqa: PLC0415
 
@@ -177,7 +178,7 @@ class AlreadyCommitted:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the table is in one stream, and whether its rows can be fewer than that says.
+    """Position of the table in one stream, and whether rows below it may be missing.
 
     Args:
         position: of the stream; None: nothing of it was committed, or there is no table.
@@ -196,8 +197,8 @@ class DeltaStore:
     Threads may share a store. A process forked after its first use must not use deltalake any more: spawn instead.
     """
 
-    def __init__(self, place: DeltaLocation, partition_by: Sequence[str] = ()) -> None:
-        self._place = place
+    def __init__(self, location: DeltaLocation, partition_by: Sequence[str] = ()) -> None:
+        self._location = location
         self._partition_by = list(partition_by)
         self._lock = threading.Lock()
         self._table: DeltaTable | None = None
@@ -207,13 +208,13 @@ class DeltaStore:
 
     @property
     def url(self) -> str:
-        """Where the table lies."""
-        return self._place.url
+        """Return the table's address."""
+        return self._location.url
 
     @property
-    def place(self) -> DeltaLocation:
-        """Where the table lies, and who is let in."""
-        return self._place
+    def location(self) -> DeltaLocation:
+        """Return the table's address and credentials."""
+        return self._location
 
     def append(
         self,
@@ -255,7 +256,7 @@ class DeltaStore:
         return outcome
 
     def committed_version(self, app_id: str) -> int | None:
-        """How far the table is in a stream; None: nothing of it was committed, or there is no table yet.
+        """Return the table's position in a stream; None: nothing of it was committed, or there is no table yet.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -265,7 +266,7 @@ class DeltaStore:
             return None if table is None else self._position_in(table, app_id)
 
     def standings(self, app_ids: Sequence[str]) -> dict[str, Standing]:
-        """Where the table is in some streams now, and which commits since the last check may have removed their rows.
+        """Return positions in some streams, and the commits since the last check that may have removed their rows.
 
         Opens the table again: a handle that is kept does not always notice that its table went back.
 
@@ -276,7 +277,7 @@ class DeltaStore:
             table = self._reopened()
             if table is None:
                 return dict.fromkeys(app_ids, Standing(None, -1))
-            with delta_errors(self._place):
+            with delta_errors(self._location):
                 history, of_all = History(table), table.transaction_version(checked_by(EVERY_STREAM))
                 found = {}
                 for app_id in app_ids:
@@ -288,7 +289,7 @@ class DeltaStore:
                 return found
 
     def mark_checked(self, version: int, app_id: str = EVERY_STREAM) -> None:
-        """Remember that the rows of a stream, or of all, were complete at a version of the table.
+        """Record that the rows of a stream, or of all, were complete at a version of the table.
 
         Raises:
             TransactionConflictError: other writers were in the way each time.
@@ -303,7 +304,7 @@ class DeltaStore:
             self.append(nothing, app_id=checked_by(app_id), version=version)
 
     def figures(self) -> TableFigures | None:
-        """Version, files, rows and bytes; None: there is no table yet.
+        """Return version, files, rows and bytes; None: there is no table yet.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -313,7 +314,7 @@ class DeltaStore:
             return None if table is None else figures_of(table)
 
     def opened(self) -> DeltaTable | None:
-        """A handle of one's own at the newest version, for reading and for maintenance; None: there is no table yet.
+        """Return a new handle at the newest version, for reading and for maintenance; None: there is no table yet.
 
         Read with its `scan`, or with deltalake's `QueryBuilder`: a process that used `to_pyarrow_table` or
         `to_pyarrow_dataset` at times aborts when it ends.
@@ -321,13 +322,13 @@ class DeltaStore:
         Raises:
             StoreUnavailableError: the store does not answer or refused.
         """
-        return _open(self._place, storage_options(self._place))
+        return _open(self._location, storage_options(self._location))
 
     def _refreshed(self) -> DeltaTable | None:
-        """The kept handle at the newest version, or a new one where it cannot follow any more."""
+        """Return the kept handle at the newest version, or a new one where it cannot follow any more."""
         if self._table is None or self._options.ended or self._log_identity != self._identity_now():
             return self._reopened()
-        with delta_errors(self._place):
+        with delta_errors(self._location):
             from deltalake.exceptions import DeltaError  # noqa: PLC0415 - heavy, and loaded already here
 
             try:
@@ -341,8 +342,8 @@ class DeltaStore:
         return self._table
 
     def _reopened(self) -> DeltaTable | None:
-        self._options = storage_options(self._place)
-        self._table = _open(self._place, self._options)
+        self._options = storage_options(self._location)
+        self._table = _open(self._location, self._options)
         self._opened_version = 0 if self._table is None else self._table.version()
         self._log_identity = self._identity_now()
         return self._table
@@ -353,7 +354,7 @@ class DeltaStore:
         Returns:
             what identifies the log and its entry of the version that the handle has.
         """
-        if not self._place.is_local:
+        if not self._location.is_local:
             return ()
         log = Path(self.url) / "_delta_log"
         entry = log / f"{-1 if self._table is None else self._table.version():020}.json"
@@ -366,19 +367,19 @@ class DeltaStore:
         from ingest_project.platform.delta.schema import delta_schema  # noqa: PLC0415 - brings pyarrow
 
         schema = delta_schema(data.schema, self.url)
-        with delta_errors(self._place):
+        with delta_errors(self._location):
             try:
                 DeltaTable.create(
                     self.url,
                     schema,
                     partition_by=self._partition_by,
                     configuration={"delta.logRetentionDuration": LOG_RETENTION},
-                    storage_options=storage_options(self._place).values,
+                    storage_options=storage_options(self._location).values,
                     # Without further tries, a second creator cannot put its own schema over the first one's.
                     commit_properties=CommitProperties(max_commit_retries=0),
                 )
             except DeltaError:
-                # Somebody else was quicker; if not, the store is in trouble and this error is what to say.
+                # Another writer was faster; if not, the store fails and this error says why.
                 if self._reopened() is None:
                     raise
             table = self._reopened()
@@ -387,13 +388,13 @@ class DeltaStore:
         return table
 
     def _position_in(self, table: DeltaTable, app_id: str) -> int | None:
-        with delta_errors(self._place):
+        with delta_errors(self._location):
             return table.transaction_version(app_id)
 
     def _tried_to_append(
         self, data: pa.Table, app_id: str, after: int | Position | None, transactions: Mapping[str, int]
     ) -> Committed | AlreadyCommitted | TransactionConflictError:
-        """One try; a conflict is returned when the same try may succeed next, and raised when it cannot."""
+        """Try once; returns a conflict when the same attempt may succeed next, and raises it when it cannot."""
         table = self._refreshed() or self._created(data)
         there = self._position_in(table, app_id)
         if there is not None and there >= transactions[app_id]:
@@ -415,7 +416,7 @@ class DeltaStore:
         rows, other_columns = rows_to_append(data, table.schema(), self.url)
         now_ms = int(time.time() * 1000)
         carried = [Transaction(name, version, now_ms) for name, version in transactions.items()]
-        with delta_errors(self._place):
+        with delta_errors(self._location):
             write_deltalake(
                 table,
                 rows,
@@ -443,10 +444,10 @@ def _identity_of(path: Path) -> tuple[int, int] | None:
 def open_delta_table(
     url: str, credentials: DeltaCredentials | None = None, *, partition_by: tuple[str, ...] = ()
 ) -> DeltaStore:
-    """The table's store: one per process and set of arguments, with its handle kept. Touches no storage yet.
+    """Return the table's store: one per process and set of arguments, with its handle kept. Touches no storage yet.
 
     Args:
-        url: a folder, or see `delta_places`.
+        url: a folder, or see `location`.
         credentials: for S3 and Azure; the same object each time, for it tells one store from another.
         partition_by: columns whose values make the folders of the table; counts when the table is created.
 
@@ -456,26 +457,26 @@ def open_delta_table(
     return DeltaStore(delta_location(url, credentials), partition_by)
 
 
-def _open(place: DeltaLocation, options: StorageOptions) -> DeltaTable | None:
+def _open(location: DeltaLocation, options: StorageOptions) -> DeltaTable | None:
     from deltalake import DeltaTable  # noqa: PLC0415 - heavy
     from deltalake.exceptions import TableNotFoundError  # noqa: PLC0415
 
-    with delta_errors(place):
+    with delta_errors(location):
         try:
-            return DeltaTable(place.url, storage_options=options.values)
+            return DeltaTable(location.url, storage_options=options.values)
         except TableNotFoundError:
             return None
 
 
 def _pauses() -> Iterator[float]:
-    """Seconds between the tries of one commit: growing, and never the same in two writers."""
+    """Yield the seconds between the attempts of one commit: growing, and never the same in two writers."""
     for attempt in range(COMMIT_RETRIES):
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)
         yield random.uniform(longest / 2, longest)  # noqa: S311 - no secret
 
 
 def ask(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
-    """The answer to a query over `events`, a few thousand rows at a time; nothing where there is no table yet.
+    """Yield the answer to a query over `events`, a few thousand rows at a time; nothing where there is no table yet.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
@@ -495,7 +496,7 @@ def answer(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.Reco
     from deltalake import QueryBuilder  # noqa: PLC0415
 
     try:
-        with delta_errors(store.place):
+        with delta_errors(store.location):
             for batch in QueryBuilder().register("events", table).execute(query):
                 yield pa.record_batch(batch)
     except Exception as error:

@@ -41,7 +41,7 @@ from ingest_project.platform.http.response import (
     require_readable,
 )
 from ingest_project.platform.http.urls import printable_url
-from ingest_project.platform.object_store.files import FileFingerprint
+from ingest_project.platform.local_files import FileFingerprint
 
 SIZE_SETTING = "INGEST_MAX_ATTACHMENT_BYTES"
 EXPANSION_SETTING = "INGEST_MAX_ATTACHMENT_EXPANSION"

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from ingest_project.core.errors import BrokerUnavailableError, SettingsError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.azure.identity import default_credential
+from ingest_project.platform.azure.accounts import default_credential
 from ingest_project.platform.http.urls import MalformedAddressError, host_and_port, parse_server
 
 REMEDY = (

@@ -1,1 +1,1 @@
-"""Bytes in folders and buckets, and the addresses of such places."""
+"""One store of bytes with three back ends, and the landing and quarantine stores over it."""

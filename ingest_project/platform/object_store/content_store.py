@@ -1,8 +1,8 @@
-"""The landing store: the bytes of every file, unchanged, under the SHA-256 of their content.
+"""The two stores of files' bytes, over any `ObjectStore`: landing by content, quarantine by file key.
 
-Storing the same bytes again writes nothing and loses nothing, and no reader ever sees half a file: the folder writes
-under a temporary name and renames once, S3 takes small files in one request and large ones in parts under a temporary
-key.
+The landing store keeps the bytes of every file, unchanged, under the SHA-256 of their content: storing the same bytes
+again writes nothing. The quarantine store keeps the bytes of each rejected file, and next to them a JSON that gives the
+reason. The JSON is written last and removed first: a file is in quarantine when its JSON is there.
 """
 
 from __future__ import annotations
@@ -11,39 +11,32 @@ import contextlib
 import hashlib
 import itertools
 import os
-import tempfile
-import time
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import quote
+
+import msgspec
 
 from ingest_project.core.errors import SourceChangedError, SourceNotFoundError
-from ingest_project.platform.object_store.files import write_all
-from ingest_project.platform.object_store.locations import (
-    Bucket,
-    S3Options,
-    bucket_errors,
-    folder_errors,
-    is_missing,
-    location_of,
-    s3_client,
-)
+from ingest_project.core.keys import digest_of
+from ingest_project.platform.local_files import PIECE_BYTES, FileFingerprint, LocalFile, folder_errors, write_all
+from ingest_project.platform.object_store.store import ObjectStore
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
-
-
-CHUNK_BYTES = 1024**2
+# Larger files go to the disk first, because their name is known only after their last byte.
+MEMORY_BYTES = PIECE_BYTES
+# File systems accept 255 bytes; the rest is for `.json` and a description's name.
+MAX_NAME_LENGTH = 180
 
 
 class Landed(NamedTuple):
     """A file's bytes in the landing store.
 
     Args:
-        path: where they are, for people: a file's path or s3:// address.
+        path: where they are, for people: a file's path or an address.
         landed_before: they were found there, and not copied there now.
     """
 
@@ -53,370 +46,196 @@ class Landed(NamedTuple):
     landed_before: bool = False
 
 
-class LandingStore(Protocol):
-    """Keeps bytes by content. Memory use does not grow with the file."""
+class LandingStore:
+    """Keeps bytes by content. Memory use does not grow with the file.
+
+    Raises:
+        StoreUnavailableError: from every method, when the store cannot be used.
+    """
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
 
     def land(
-        self,
-        stream: BinaryIO | Iterator[bytes],
-        *,
-        expected_size: int | None = None,
-        expected_md5: str | None = None,
-        location: str = "The file",
+        self, stream: BinaryIO | Iterator[bytes], *, expected_size: int | None = None, location: str = "The file"
     ) -> Landed:
         """Copy a stream to its end. Landing the same bytes again changes nothing.
 
         Args:
             stream: a binary file, or pieces of any size.
             expected_size: bytes the file had when it was announced; None when that is not known.
-            expected_md5: hex digest the source gave; None when it gives none.
             location: of the file, for the error.
 
         Raises:
-            SourceChangedError: not of the announced size or digest; nothing is kept.
-            StoreUnavailableError: the store cannot be written.
+            SourceChangedError: not of the announced size; nothing is kept.
         """
+        digest = _Digest(expected_size, location)
+        pieces = digest.counted(_pieces_of(stream))
+        head = bytearray()
+        for piece in pieces:
+            head += piece
+            if len(head) > MEMORY_BYTES:
+                with _spooled(self._objects.scratch, head, pieces) as path:
+                    sha256 = digest.finish()
+                    file = LocalFile(path, digest.size_bytes, sha256, FileFingerprint.of(path.stat()))
+                    return self._keep(sha256, digest.size_bytes, file)
+        return self._keep(digest.finish(), digest.size_bytes, bytes(head))
 
     def find(self, sha256: str) -> Landed | None:
-        """What was landed before under this name; None when there is nothing.
+        """Return what was landed before under this name; None when there is nothing."""
+        present = self._objects.stat(object_name(sha256))
+        return Landed(sha256, present.size_bytes, present.location, landed_before=True) if present else None
 
-        Raises:
-            StoreUnavailableError: the store cannot be asked.
-        """
+    def remove(self, sha256: str) -> None:
+        """Remove a content; a missing one is removed already."""
+        self._objects.remove(object_name(sha256))
 
-    def open(self, sha256: str) -> BinaryIO:
-        """The bytes, to be read in order; the caller closes it.
+    def local_path(self, sha256: str) -> AbstractContextManager[Path]:
+        """Open a local file with the bytes: not to be written to, and removed afterwards if the store is remote.
 
         Raises:
             SourceNotFoundError: no such content was landed.
-            StoreUnavailableError: the store cannot be read.
         """
+        return self._objects.local_path(object_name(sha256))
 
-    def remove(self, sha256: str) -> None:
-        """Let go of a content; what is not there is removed already.
-
-        Raises:
-            StoreUnavailableError: the store refuses.
-        """
-
-    def local_path(self, sha256: str) -> AbstractContextManager[Path]:
-        """A local file with the bytes, for readers that need one; not to be written to, gone afterwards if remote.
-
-        Raises:
-            SourceNotFoundError, StoreUnavailableError: as `open`.
-        """
+    def _keep(self, sha256: str, size_bytes: int, content: LocalFile | bytes) -> Landed:
+        name = object_name(sha256)
+        present = self._objects.stat(name)
+        # One of another size was left by a power cut, and is written again.
+        if present is None or present.size_bytes != size_bytes:
+            present = self._objects.put(name, content)
+        return Landed(sha256, size_bytes, present.location)
 
 
 def object_name(sha256: str) -> str:
-    """`ab/abcd...`: a million files are some 4,000 to a folder, and 256 folders are soon made.
+    """Return `ab/abcd...`: a million files are some 4,000 to a folder, and 256 folders are soon made.
 
     A second level would make a new folder for nearly every file of a new store, which takes longer than the file.
     """
     return f"{sha256[:2]}/{sha256}"
 
 
-def chunks_of(stream: BinaryIO | Iterator[bytes], size: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """The stream in pieces of at most that size, none of them empty."""
-    if hasattr(stream, "read"):
-        while chunk := stream.read(size):
-            yield chunk
-        return
-    for chunk in stream:
-        for start in range(0, len(chunk), size):
-            yield chunk[start : start + size]
+class QuarantinedFile(msgspec.Struct, frozen=True):
+    """A rejected file.
+
+    Args:
+        reason: why, by whom and from where: rule, detail, source path, sha256, when, run id, Kafka position.
+        location: of its bytes, for people.
+    """
+
+    file_key: str
+    reason: dict[str, Any]
+    location: str
 
 
-class Digest:
-    """What is learnt of a stream while it is copied: its length, its name, and whether it is what was announced."""
+class QuarantineStore:
+    """Keeps rejected files by file key, which may be any text.
 
-    def __init__(self, expected_size: int | None, expected_md5: str | None, location: str) -> None:
+    Raises:
+        StoreUnavailableError: from every method, when the store cannot be used.
+    """
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+
+    def put(self, file_key: str, content: LocalFile | bytes, reason: Mapping[str, Any]) -> QuarantinedFile:
+        """Keep the bytes and the reason, which is anything that JSON can hold; replaces both."""
+        name = safe_name(file_key)
+        stored = self._objects.put(name, content)
+        note = msgspec.json.encode({"file_key": file_key, **reason})
+        self._objects.put(f"{name}.json", msgspec.json.format(note, indent=2))
+        return QuarantinedFile(file_key, dict(reason), stored.location)
+
+    def get(self, file_key: str) -> QuarantinedFile | None:
+        """Return why this file is in quarantine; None when it is not."""
+        name = safe_name(file_key)
+        try:
+            with self._objects.local_path(f"{name}.json") as path:
+                reason: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+        except SourceNotFoundError:
+            return None
+        return QuarantinedFile(str(reason.pop("file_key")), reason, self._objects.location(name))
+
+    def local_path(self, file_key: str) -> AbstractContextManager[Path]:
+        """Open a local file with the bytes; see `LandingStore.local_path`."""
+        return self._objects.local_path(safe_name(file_key))
+
+    def remove(self, file_key: str) -> None:
+        """Remove an accepted file; nothing happens when it is not there."""
+        name = safe_name(file_key)
+        self._objects.remove(f"{name}.json")
+        self._objects.remove(name)
+
+
+def safe_name(file_key: str) -> str:
+    """Return a name that every store accepts, readable for ordinary keys, different for different keys."""
+    name = quote(file_key, safe="~")
+    name = re.sub(r"^\.", "%2E", name)
+    if len(name) > MAX_NAME_LENGTH:
+        # Cut between escapes, not inside one.
+        name = re.sub(r"%.?$", "", name[:MAX_NAME_LENGTH]) + f"~{digest_of(file_key)}"
+    # No name of bytes may look like another file's JSON.
+    return re.sub(r"\.json$", "%2Ejson", name)
+
+
+class _Digest:
+    """Length and SHA-256 of a stream while it is copied, held to what was announced."""
+
+    def __init__(self, expected_size: int | None, location: str) -> None:
         self.size_bytes = 0
         self._sha256 = hashlib.sha256()
-        self._md5 = hashlib.md5(usedforsecurity=False) if expected_md5 else None
         self._expected_size = expected_size
-        self._expected_md5 = expected_md5
         self._location = location
 
-    def add(self, chunk: bytes) -> None:
-        """Count and hash one more piece.
+    def counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the pieces, counted and hashed.
 
         Raises:
             SourceChangedError: longer than announced already; an endless stream is not read to its end.
         """
-        self.size_bytes += len(chunk)
-        if self._expected_size is not None and self.size_bytes > self._expected_size:
-            raise SourceChangedError(self._location, f"it has more than the announced {self._expected_size} bytes")
-        self._sha256.update(chunk)
-        if self._md5 is not None:
-            self._md5.update(chunk)
+        for piece in pieces:
+            self.size_bytes += len(piece)
+            if self._expected_size is not None and self.size_bytes > self._expected_size:
+                raise SourceChangedError(self._location, f"it has more than the announced {self._expected_size} bytes")
+            self._sha256.update(piece)
+            yield piece
 
     def finish(self) -> str:
-        """The SHA-256 of everything, in hex.
+        """Return the SHA-256 of everything, in hex.
 
         Raises:
-            SourceChangedError: not what was announced.
+            SourceChangedError: shorter than announced.
         """
         if self._expected_size is not None and self.size_bytes != self._expected_size:
             raise SourceChangedError(
                 self._location, f"it has {self.size_bytes} bytes, not the announced {self._expected_size}"
             )
-        if self._md5 is not None and self._md5.hexdigest() != str(self._expected_md5).lower():
-            raise SourceChangedError(self._location, "its content is not what its checksum announced")
         return self._sha256.hexdigest()
 
 
-# Left by a process that was killed while it copied; nobody copies for a day.
-STALE_SECONDS = 24 * 3600
-# Quarantined files are further names of the same bytes: nobody must change them in place.
-READ_ONLY = 0o400
+def _pieces_of(stream: BinaryIO | Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the stream in pieces of bounded size, none of them empty."""
+    if hasattr(stream, "read"):
+        while chunk := stream.read(PIECE_BYTES):
+            yield chunk
+        return
+    for chunk in stream:
+        for start in range(0, len(chunk), PIECE_BYTES):
+            yield chunk[start : start + PIECE_BYTES]
 
 
-class FolderLanding:
-    """See `LandingStore`.
-
-    A power cut may lose the last seconds; a file lost that way is noticed by its size and landed again when it is
-    ingested again.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.absolute()
-        self._incoming = self._folder / "incoming"
-        self._numbers = itertools.count()
-        with folder_errors(self._folder):
-            self._incoming.mkdir(parents=True, exist_ok=True)
-            self._remove_stale()
-
-    def land(
-        self,
-        stream: BinaryIO | Iterator[bytes],
-        *,
-        expected_size: int | None = None,
-        expected_md5: str | None = None,
-        location: str = "The file",
-    ) -> Landed:
-        """Copy a stream to its end; see `LandingStore.land`."""
-        digest = Digest(expected_size, expected_md5, location)
-        temporary = f"{self._incoming}/{os.getpid()}-{next(self._numbers)}-{time.time_ns()}"
-        try:
-            self._copy(chunks_of(stream), temporary, digest)
-            sha256 = digest.finish()
-            path = self._keep(temporary, sha256, digest.size_bytes)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108 - strings: a thousand small files a batch pass here
-            raise
-        return Landed(sha256, digest.size_bytes, path)
-
-    def find(self, sha256: str) -> Landed | None:
-        """Find what was landed before; see `LandingStore.find`."""
-        path = self._folder / object_name(sha256)
-        with folder_errors(self._folder):
-            try:
-                return Landed(sha256, path.stat().st_size, str(path), landed_before=True)
-            except FileNotFoundError:
-                return None
-
-    def open(self, sha256: str) -> BinaryIO:
-        """Open the bytes; see `LandingStore.open`."""
-        path = self._folder / object_name(sha256)
-        try:
-            with folder_errors(self._folder):
-                return path.open("rb")
-        except Exception as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise SourceNotFoundError(str(path)) from error
-            raise
-
-    def remove(self, sha256: str) -> None:
-        """Remove a content; see `LandingStore.remove`."""
-        with folder_errors(self._folder):
-            (self._folder / object_name(sha256)).unlink(missing_ok=True)
-
-    @contextmanager
-    def local_path(self, sha256: str) -> Iterator[Path]:
-        """The file itself."""
-        path = self._folder / object_name(sha256)
-        if not path.exists():
-            raise SourceNotFoundError(str(path))
+@contextmanager
+def _spooled(folder: Path, head: bytearray, rest: Iterator[bytes]) -> Iterator[Path]:
+    """Write a stream to a temporary file, and remove it after use."""
+    path = folder / f"landing-{uuid.uuid4().hex}"
+    with folder_errors(folder):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    try:
+        with contextlib.closing(os.fdopen(descriptor, "wb", buffering=0)):
+            # A failure while the source is read is the source's, not the store's.
+            for piece in itertools.chain([bytes(head)], rest):
+                with folder_errors(folder):
+                    write_all(descriptor, piece)
         yield path
-
-    def _copy(self, chunks: Iterator[bytes], temporary: str, digest: Digest) -> None:
-        with folder_errors(self._folder):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, READ_ONLY)
-        try:
-            # What goes wrong while the source is read is the source's failure, not the store's.
-            for chunk in chunks:
-                digest.add(chunk)
-                with folder_errors(self._folder):
-                    write_all(descriptor, chunk)
-        finally:
-            os.close(descriptor)
-
-    def _keep(self, temporary: str, sha256: str, size_bytes: int) -> str:
-        path = f"{self._folder}/{object_name(sha256)}"
-        with folder_errors(self._folder):
-            try:
-                # Of another size: a power cut left it, and it is written again.
-                if os.stat(path).st_size == size_bytes:  # noqa: PTH116 - see above
-                    os.unlink(temporary)  # noqa: PTH108
-                    return path
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
-            os.replace(temporary, path)  # noqa: PTH105
-        return path
-
-    def _remove_stale(self) -> None:
-        oldest = time.time() - STALE_SECONDS
-        for entry in os.scandir(self._incoming):
-            with contextlib.suppress(FileNotFoundError):
-                if entry.stat().st_mtime < oldest:
-                    os.unlink(entry.path)  # noqa: PTH108
-
-
-# S3 takes at most 10,000 parts of at least 5 MiB: files of up to 80 GB.
-PART_BYTES = 8 * 1024**2
-
-
-class S3Landing:
-    """See `LandingStore`."""
-
-    def __init__(self, client: S3Client, bucket: Bucket) -> None:
-        self._client = client
-        self._bucket = bucket
-
-    def land(
-        self,
-        stream: BinaryIO | Iterator[bytes],
-        *,
-        expected_size: int | None = None,
-        expected_md5: str | None = None,
-        location: str = "The file",
-    ) -> Landed:
-        """Copy a stream to its end; see `LandingStore.land`."""
-        digest = Digest(expected_size, expected_md5, location)
-        parts = _parts(chunks_of(stream), digest)
-        first = next(parts, b"")
-        second = next(parts, None)
-        if second is None:
-            sha256 = digest.finish()
-            with bucket_errors(self._bucket):
-                if self._size_of(sha256) is None:
-                    self._client.put_object(Bucket=self._bucket.name, Key=self._key(sha256), Body=first)
-        else:
-            sha256 = self._land_large(first, second, parts, digest)
-        return Landed(sha256, digest.size_bytes, self._address(sha256))
-
-    def find(self, sha256: str) -> Landed | None:
-        """Find what was landed before; see `LandingStore.find`."""
-        with bucket_errors(self._bucket):
-            size_bytes = self._size_of(sha256)
-        return None if size_bytes is None else Landed(sha256, size_bytes, self._address(sha256), landed_before=True)
-
-    def open(self, sha256: str) -> BinaryIO:
-        """Open the bytes; see `LandingStore.open`."""
-        with bucket_errors(self._bucket):
-            try:
-                answer = self._client.get_object(Bucket=self._bucket.name, Key=self._key(sha256))
-            except self._client.exceptions.ClientError as error:
-                if is_missing(error):
-                    raise SourceNotFoundError(f"{self._bucket.url}{object_name(sha256)}") from error
-                raise
-        return cast("BinaryIO", answer["Body"])
-
-    def remove(self, sha256: str) -> None:
-        """Remove a content; see `LandingStore.remove`."""
-        with bucket_errors(self._bucket):
-            self._client.delete_object(Bucket=self._bucket.name, Key=self._key(sha256))
-
-    @contextmanager
-    def local_path(self, sha256: str) -> Iterator[Path]:
-        """A temporary copy."""
-        with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
-            path = Path(folder) / sha256
-            with bucket_errors(self._bucket):
-                try:
-                    self._client.download_file(self._bucket.name, self._key(sha256), str(path))
-                except self._client.exceptions.ClientError as error:
-                    if is_missing(error):
-                        raise SourceNotFoundError(f"{self._bucket.url}{object_name(sha256)}") from error
-                    raise
-            yield path
-
-    def _land_large(self, first: bytes, second: bytes, rest: Iterator[bytes], digest: Digest) -> str:
-        # The name is known only when all has been read.
-        temporary = f"{self._bucket.prefix}incoming/{uuid.uuid4().hex}"
-        bucket = self._bucket.name
-        with bucket_errors(self._bucket):
-            upload_id = self._client.create_multipart_upload(Bucket=bucket, Key=temporary)["UploadId"]
-        done: list[CompletedPartTypeDef] = []
-        try:
-            for number, part in enumerate(_after(first, second, rest), start=1):
-                with bucket_errors(self._bucket):
-                    answer = self._client.upload_part(
-                        Bucket=bucket, Key=temporary, UploadId=upload_id, PartNumber=number, Body=part
-                    )
-                done.append({"PartNumber": number, "ETag": answer["ETag"]})
-            sha256 = digest.finish()
-        except BaseException:
-            with bucket_errors(self._bucket):
-                self._client.abort_multipart_upload(Bucket=bucket, Key=temporary, UploadId=upload_id)
-            raise
-        with bucket_errors(self._bucket):
-            self._client.complete_multipart_upload(
-                Bucket=bucket, Key=temporary, UploadId=upload_id, MultipartUpload={"Parts": done}
-            )
-            if self._size_of(sha256) is None:
-                self._client.copy({"Bucket": bucket, "Key": temporary}, bucket, self._key(sha256))
-            self._client.delete_object(Bucket=bucket, Key=temporary)
-        return sha256
-
-    def _size_of(self, sha256: str) -> int | None:
-        """Bytes of an object; None when there is no such object."""
-        try:
-            return self._client.head_object(Bucket=self._bucket.name, Key=self._key(sha256))["ContentLength"]
-        except self._client.exceptions.ClientError as error:
-            if is_missing(error):
-                return None
-            raise
-
-    def _address(self, sha256: str) -> str:
-        return f"s3://{self._bucket.name}/{self._key(sha256)}"
-
-    def _key(self, sha256: str) -> str:
-        return self._bucket.prefix + object_name(sha256)
-
-
-def _parts(chunks: Iterator[bytes], digest: Digest) -> Iterator[bytes]:
-    """Parts of equal size, the last one shorter, counted and hashed on their way."""
-    part = bytearray()
-    for chunk in chunks:
-        digest.add(chunk)
-        part += chunk
-        if len(part) >= PART_BYTES:
-            yield bytes(part[:PART_BYTES])
-            del part[:PART_BYTES]
-    if part:
-        yield bytes(part)
-
-
-def _after(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield second
-    yield from rest
-
-
-def open_landing(url: str, s3: S3Options | None = None) -> LandingStore:
-    """The landing store at a folder or `s3://bucket/prefix`.
-
-    Args:
-        url: the setting `storage.landing_url`.
-        s3: how to reach S3.
-
-    Raises:
-        SettingsError: the URL is neither of the two.
-    """
-    place = location_of(url)
-    if isinstance(place, Bucket):
-        return S3Landing(s3_client(s3 or S3Options()), place)
-
-    return FolderLanding(place)
+    finally:
+        path.unlink(missing_ok=True)

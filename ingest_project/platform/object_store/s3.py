@@ -1,32 +1,74 @@
-"""The S3 resource of dagster-aws, with clients that wait no longer than the setting says."""
+"""The object store in a prefix of an S3 bucket, and the one factory of S3 clients. Loads boto3: import it lazily.
+
+S3 makes an object visible when its one request, or the last one of a multipart upload, succeeded; what was read here is
+verified before that. Each request carries a checksum, which the service verifies. Conditions on the present version
+(`If-Match`, `If-None-Match`) are sent only where `may_replace` decides: not every S3 server knows them.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import boto3
+from boto3.exceptions import Boto3Error
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from dagster_aws.s3 import S3Resource
 
-from ingest_project.platform.object_store.locations import S3_MAX_ATTEMPTS, S3_TIMEOUT_SECONDS, s3_config
+from ingest_project.core.errors import SourceNotFoundError, StoreUnavailableError
+from ingest_project.platform.local_files import LocalFile
+from ingest_project.platform.object_store.store import (
+    Bucket,
+    ConflictError,
+    MayReplace,
+    S3Options,
+    StoredObject,
+    content_type_of,
+    from_header_values,
+    header_values,
+    require_safe_name,
+    temporary_copy,
+    write_conditionally,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+TIMEOUT_SECONDS = 20.0
+MAX_ATTEMPTS = 4
+# S3 accepts at most 10,000 parts of at least 5 MiB: objects of up to 80 GB.
+PART_BYTES = 8 * 1024**2
+# S3 accepts 2 KB of metadata, names included.
+MOST_METADATA = 1_800
+MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+CONFLICTS = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}) | MISSING
 
 
 class BoundedS3Resource(S3Resource):
-    """What dagster-aws's resource is told, and a time-out, which it knows nothing of.
+    """dagster-aws's S3Resource, plus a time-out and a choice about proxies, which it does not support.
 
     Args:
-        timeout_seconds: how long a server may be silent, in each attempt.
-        proxied: whether the environment's proxies are used.
+        max_attempts: the first one counts.
+        timeout_seconds: how long a server may be silent, in each attempt; boto3's own is a minute.
+        proxied: use the environment's proxies.
     """
 
-    max_attempts: int = S3_MAX_ATTEMPTS
-    timeout_seconds: float = S3_TIMEOUT_SECONDS
+    max_attempts: int = MAX_ATTEMPTS
+    timeout_seconds: float = TIMEOUT_SECONDS
     proxied: bool = True
 
     def get_client(self) -> S3Client:
-        """A client with the same options as those of the stores."""
+        """Return a client with these options."""
+        # Path style: servers other than Amazon's rarely have a name for every bucket.
+        style: Literal["path", "auto"] = "path" if self.endpoint_url else "auto"
         return boto3.Session(profile_name=self.profile_name).client(
             "s3",
             region_name=self.region_name,
@@ -36,11 +78,210 @@ class BoundedS3Resource(S3Resource):
             aws_access_key_id=self.aws_access_key_id,
             aws_secret_access_key=self.aws_secret_access_key,
             aws_session_token=self.aws_session_token,
-            config=s3_config(
-                self.endpoint_url,
-                self.timeout_seconds,
-                self.max_attempts,
-                unsigned=self.use_unsigned_session,
-                proxied=self.proxied,
+            config=Config(
+                connect_timeout=self.timeout_seconds,
+                read_timeout=self.timeout_seconds,
+                retries={"mode": "standard", "total_max_attempts": self.max_attempts},
+                s3={"addressing_style": style},
+                signature_version=UNSIGNED if self.use_unsigned_session else None,
+                proxies=None if self.proxied else {},
             ),
         )
+
+
+def s3_client(
+    options: S3Options,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    *,
+    unsigned: bool = False,
+    proxied: bool = True,
+) -> S3Client:
+    """Return a client of S3; every client of stores and sources comes from here.
+
+    Args:
+        options: endpoint, region and keys.
+        timeout_seconds: how long a server may be silent.
+        unsigned: send no credential.
+        proxied: use the environment's proxies.
+    """
+    return BoundedS3Resource(
+        use_unsigned_session=unsigned,
+        region_name=options.region,
+        endpoint_url=options.endpoint_url,
+        aws_access_key_id=options.access_key_id,
+        aws_secret_access_key=options.secret_access_key,
+        timeout_seconds=timeout_seconds,
+        proxied=proxied,
+    ).get_client()
+
+
+@contextmanager
+def bucket_errors(bucket: Bucket) -> Iterator[None]:
+    """Raise a failure of S3 as one of ours.
+
+    Raises:
+        StoreUnavailableError: not reached, no such bucket, refused.
+    """
+    try:
+        yield
+    except (BotoCoreError, ClientError, Boto3Error) as error:
+        raise StoreUnavailableError(bucket.url, error) from error
+
+
+class _Condition(TypedDict, total=False):
+    IfMatch: str
+    IfNoneMatch: str
+
+
+class S3Store:
+    """See `ObjectStore`.
+
+    Args:
+        client: from `s3_client`.
+        bucket: and its prefix, which names are relative to.
+    """
+
+    scratch = Path(tempfile.gettempdir())
+
+    def __init__(self, client: S3Client, bucket: Bucket) -> None:
+        self._client = client
+        self._bucket = bucket
+
+    def location(self, name: str) -> str:
+        """Return the s3:// address of an object."""
+        return f"{self._bucket.url}{require_safe_name(name)}"
+
+    def put(
+        self,
+        name: str,
+        content: LocalFile | bytes,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        may_replace: MayReplace | None = None,
+    ) -> StoredObject:
+        """Store an object; see `ObjectStore.put`."""
+        key, kept = self._key(name), metadata or {}
+
+        def write(present: StoredObject | None) -> None:
+            with self._conflicts():
+                self._write(key, content, kept, _still(present))
+
+        with bucket_errors(self._bucket):
+            if may_replace is None:
+                self._write(key, content, kept, {})
+            elif left_alone := write_conditionally(write, None, lambda: self.stat(name), may_replace):
+                return left_alone
+        size_bytes = len(content) if isinstance(content, bytes) else content.size_bytes
+        return StoredObject(self.location(name), size_bytes, kept)
+
+    def stat(self, name: str) -> StoredObject | None:
+        """Return size and metadata; see `ObjectStore.stat`."""
+        key = self._key(name)
+        with bucket_errors(self._bucket):
+            try:
+                head = self._client.head_object(Bucket=self._bucket.name, Key=key)
+            except ClientError as error:
+                if _code(error) in MISSING:
+                    return None
+                raise
+        metadata = from_header_values(head["Metadata"])
+        return StoredObject(self.location(name), head["ContentLength"], metadata, head["ETag"])
+
+    def local_path(self, name: str) -> AbstractContextManager[Path]:
+        """Download into a temporary file; see `ObjectStore.local_path`."""
+        return temporary_copy(name, lambda path: self._download(name, path))
+
+    def remove(self, name: str) -> None:
+        """Remove an object; see `ObjectStore.remove`."""
+        with bucket_errors(self._bucket):
+            self._client.delete_object(Bucket=self._bucket.name, Key=self._key(name))
+
+    def remove_orphaned(self, older_than: timedelta) -> int:
+        """Abort the multipart uploads of killed writers; see `ObjectStore.remove_orphaned`."""
+        oldest = datetime.now(UTC) - older_than
+        name, removed = self._bucket.name, 0
+        with bucket_errors(self._bucket):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=name, Prefix=self._bucket.prefix
+            )
+            for upload in [upload for page in pages for upload in page.get("Uploads", [])]:
+                if upload["Initiated"] < oldest:
+                    self._client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
+                    removed += 1
+        return removed
+
+    def _write(self, key: str, content: LocalFile | bytes, metadata: Mapping[str, str], condition: _Condition) -> None:
+        if isinstance(content, bytes):
+            self._put_object(key, content, metadata, condition)
+            return
+        with content:
+            if content.size_bytes <= PART_BYTES:
+                self._put_object(key, content.read_all(), metadata, condition)
+            else:
+                self._upload_parts(key, content, metadata, condition)
+
+    def _put_object(self, key: str, data: bytes, metadata: Mapping[str, str], condition: _Condition) -> None:
+        self._client.put_object(
+            Bucket=self._bucket.name,
+            Key=key,
+            Body=data,
+            Metadata=header_values(metadata, MOST_METADATA),
+            ContentType=content_type_of(metadata),
+            **condition,
+        )
+
+    def _upload_parts(self, key: str, file: LocalFile, metadata: Mapping[str, str], condition: _Condition) -> None:
+        bucket = self._bucket.name
+        upload_id = self._client.create_multipart_upload(
+            Bucket=bucket,
+            Key=key,
+            Metadata=header_values(metadata, MOST_METADATA),
+            ContentType=content_type_of(metadata),
+        )["UploadId"]
+        done: list[CompletedPartTypeDef] = []
+        try:
+            while part := file.read(PART_BYTES):
+                number = len(done) + 1
+                answer = self._client.upload_part(
+                    Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=part
+                )
+                done.append({"PartNumber": number, "ETag": answer["ETag"]})
+            file.finish()
+            self._client.complete_multipart_upload(
+                Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": done}, **condition
+            )
+        except BaseException:
+            # One that cannot be aborted now is found by `remove_orphaned`.
+            with contextlib.suppress(BotoCoreError, ClientError):
+                self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+            raise
+
+    def _download(self, name: str, path: Path) -> None:
+        with bucket_errors(self._bucket):
+            try:
+                self._client.download_file(self._bucket.name, self._key(name), str(path))
+            except ClientError as error:
+                if _code(error) in MISSING:
+                    raise SourceNotFoundError(self.location(name)) from error
+                raise
+
+    @contextmanager
+    def _conflicts(self) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            if _code(error) in CONFLICTS:
+                raise ConflictError(error) from error
+            raise
+
+    def _key(self, name: str) -> str:
+        return self._bucket.prefix + require_safe_name(name)
+
+
+def _still(present: StoredObject | None) -> _Condition:
+    """Return the condition that an object is still this version, or that there is still none."""
+    return {"IfMatch": present.version} if present else {"IfNoneMatch": "*"}
+
+
+def _code(error: ClientError) -> str:
+    return error.response["Error"]["Code"]

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.address import is_address
+from ingest_project.platform.azure.accounts import is_address
 from ingest_project.platform.database.engine import writing
-from ingest_project.platform.object_store.locations import location_of
+from ingest_project.platform.object_store.store import location_of
 
 MEBIBYTE = 1024**2
 # While the warehouse is slow: the one that is under way shows by itself when it is quick again.

@@ -9,7 +9,6 @@ service that is away fails the tick instead, and everything waits where it is.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -286,4 +285,4 @@ def _publish_or_keep(
             raise
         logger.warning("dead_letter_kept_in_quarantine", message_id=letter[0], reason=reason_of(refusal))
         note = {"reason": reason_of(cause), "topic": received.topic, "not_dead_lettered": reason_of(refusal)}
-        services.quarantine.put(letter[0], io.BytesIO(received.value or b""), note)
+        services.quarantine.put(letter[0], received.value or b"", note)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.platform.delta.errors import delta_errors
+from ingest_project.platform.delta.location import delta_errors
 from ingest_project.platform.delta.table import DeltaStore, answer, ask
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _replace(
     if table is None:
         return None
     schema, batches = rows()
-    with delta_errors(store.place):
+    with delta_errors(store.location):
         # Raises where a batch cannot be had: nothing is committed then.
         write_deltalake(
             table,

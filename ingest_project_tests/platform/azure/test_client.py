@@ -26,10 +26,16 @@ from ingest_project.core.errors import (
     TransientError,
 )
 from ingest_project.core.settings import Credential, OneLakeSettings
-from ingest_project.platform.azure.address import OneLakeAddress, parse_address
-from ingest_project.platform.azure.client import list_folder, open_file, open_file_system
-from ingest_project.platform.azure.errors import StoreRejectedError, StoreThrottledError, onelake_errors
-from ingest_project.platform.azure.identity import OneLakeCredential, OneLakeOptions, options_of
+from ingest_project.platform.azure.accounts import (
+    OneLakeAddress,
+    OneLakeCredential,
+    OneLakeOptions,
+    StoreRejectedError,
+    StoreThrottledError,
+    onelake_options,
+    parse_address,
+)
+from ingest_project.platform.azure.client import list_folder, onelake_errors, open_file, open_file_system
 from ingest_project_tests.services.dfs_calls import ACCOUNT, SAS
 from ingest_project_tests.services.dfs_server import ACCOUNT_KEY, ITEM, DfsServer, guid_of
 
@@ -146,8 +152,8 @@ def test_a_token_is_not_sent_over_plain_http(folder: OneLakeAddress) -> None:
 
 def test_the_settings_credential_is_used_unless_a_job_names_another() -> None:
     settings = OneLakeSettings(sas_token=SecretStr("ours"), endpoint="https://other.dfs.core.windows.net")
-    assert options_of(settings).credential == OneLakeCredential(sas=SecretStr("ours"))
-    named = options_of(settings, Credential(account_name="a", account_key=SecretStr("k")))
+    assert onelake_options(settings).credential == OneLakeCredential(sas=SecretStr("ours"))
+    named = onelake_options(settings, Credential(account_name="a", account_key=SecretStr("k")))
     assert named.credential == OneLakeCredential(account_name="a", account_key=SecretStr("k"))
     assert named.endpoint == "https://other.dfs.core.windows.net"
 
@@ -267,8 +273,8 @@ def test_the_test_server_runs_by_itself_keeps_files_in_a_folder_and_takes_faults
 
 
 def test_importing_the_package_does_not_load_the_sdk() -> None:
-    platform = "ingest_project.platform.azure"
-    modules = f"{platform}.client, {platform}.errors, ingest_project.attachments.storage.store"
+    platform = "ingest_project.platform"
+    modules = f"{platform}.azure.accounts, {platform}.object_store.store, ingest_project.attachments.storage"
     code = f"import {modules}, sys; print([name for name in sys.modules if name.split('.')[0] == 'azure'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,8 +6,7 @@ import pytest
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.address import DEFAULT_ENDPOINT, parse_address
-from ingest_project.platform.azure.identity import AllowedAccount, accounts_of
+from ingest_project.platform.azure.accounts import DEFAULT_ENDPOINT, AllowedAccount, accounts_of, parse_address
 from ingest_project.sources.context import SourceContext
 from ingest_project.sources.onelake import allowed_accounts
 

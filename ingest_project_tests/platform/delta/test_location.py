@@ -30,8 +30,10 @@ from ingest_project.platform.delta.location import (
 )
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum
 from ingest_project.platform.delta.table import AlreadyCommitted, Committed, DeltaStore
-from ingest_project.platform.object_store.locations import S3Options, s3_client
+from ingest_project.platform.object_store.s3 import s3_client
+from ingest_project.platform.object_store.store import S3Options
 from ingest_project_tests.platform.delta.test_append import numbers, together
+from ingest_project_tests.platform.delta.test_maintenance import keep_nothing_expired
 from ingest_project_tests.services.azurite import ACCOUNT, KEY, Azurite, why_not_azurite
 from ingest_project_tests.services.kafka import wait_until
 
@@ -83,11 +85,19 @@ def answers(port: int) -> bool:
 def azure_place(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A container of this test alone, entered with the account's key."""
     monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", azurite.server_url)
+    # It cannot list from a start name.
+    monkeypatch.setenv("AZURE_STORAGE_USE_EMULATOR", "true")
     name = f"test-{uuid.uuid4().hex}"
     with ContainerClient(azurite.endpoint_url, name, credential=KEY) as container:
         container.create_container()
-    credential = AzureCredential(account_key=KEY, emulator=True)
+    credential = AzureCredential(account_key=KEY)
     return f"abfss://{name}@{ACCOUNT}.dfs.core.windows.net/some/table", DeltaCredentials(azure=credential)
+
+
+def serve_azure_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Send delta-rs to a local server in place of the account's own host, by its own environment variables."""
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", url)
+    monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
 
 
 @pytest.fixture(params=["s3", "azure"])
@@ -129,7 +139,8 @@ def test_upkeep_works_there_too(place: Place) -> None:
     store = store_at(place)
     for version in range(12):
         store.append(numbers(version), app_id="topic-0", version=version)
-    done = optimize_and_vacuum(store, MaintenanceLimits(retention=timedelta(0), allow_short_retention=True))
+    keep_nothing_expired(store)
+    done = optimize_and_vacuum(store, MaintenanceLimits(retention=timedelta(0)))
     assert done is not None
     assert (done.before.files, done.after.files, len(done.removed)) == (12, 1, 12)
     assert read(store) == list(range(12))
@@ -150,8 +161,12 @@ def test_a_commit_whose_answer_is_lost_is_found_and_not_repeated(s3_place: Place
     assert read(store_at(s3_place)) == [0, 1]
 
 
-def test_a_sas_lets_in_and_one_that_does_not_is_not_shown(azurite: Azurite, azure_place: Place) -> None:
+def test_a_sas_lets_in_and_one_that_does_not_is_not_shown(
+    azurite: Azurite, azure_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, _ = azure_place
+    monkeypatch.delenv("AZURE_STORAGE_USE_EMULATOR")
+    serve_azure_at(monkeypatch, azurite.endpoint_url)
     container = urlsplit(url).username
     assert container is not None
     sas = generate_container_sas(
@@ -163,7 +178,7 @@ def test_a_sas_lets_in_and_one_that_does_not_is_not_shown(azurite: Azurite, azur
     )
 
     def append_with(sas: str) -> None:
-        credential = AzureCredential(sas=sas, endpoint_url=azurite.endpoint_url)
+        credential = AzureCredential(sas=sas)
         store_at((url, DeltaCredentials(azure=credential))).append(numbers(1), app_id="topic-0", version=1)
 
     append_with(sas)
@@ -190,7 +205,7 @@ def test_a_token_is_asked_for_again_before_it_ends() -> None:
     assert "token-" not in repr(first) + repr(place)
 
 
-def test_the_token_of_the_moment_is_what_the_service_is_shown() -> None:
+def test_the_token_of_the_moment_is_what_the_service_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = iter(["first", "second"])
     shown: set[str | None] = set()
 
@@ -209,10 +224,8 @@ def test_the_token_of_the_moment_is_what_the_service_is_shown() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    credential = AzureCredential(
-        tokens=lambda: BearerToken(next(tokens), datetime.now(UTC) + timedelta(minutes=1)),
-        endpoint_url=f"http://127.0.0.1:{server.server_address[1]}",
-    )
+    credential = AzureCredential(tokens=lambda: BearerToken(next(tokens), datetime.now(UTC) + timedelta(minutes=1)))
+    serve_azure_at(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}")
     store = store_at((ONELAKE, DeltaCredentials(azure=credential)))
     try:
         for token in ("first", "second"):

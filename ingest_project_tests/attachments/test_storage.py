@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.attachments.storage.destinations import (
+from ingest_project.attachments.storage import (
     DEFAULT_TEMPLATE,
     LONGEST_PART_BYTES,
     Destinations,
+    PathTakenError,
+    StoredAttachment,
     distinct_file_names,
+    put_attachment,
     safe_part,
+    stored_attachment,
 )
-from ingest_project.attachments.storage.store import require_plain
 from ingest_project.contracts.attachments import attachment_hash
 from ingest_project.core.errors import ForbiddenPathError, SettingsError
+from ingest_project.platform.object_store.store import ObjectStore, open_store, require_safe_name
+from ingest_project_tests.platform.object_store.samples import CONTENTS, NAME, digest, local_file, read
+from ingest_project_tests.services.object_stores import CHUNK_BYTES
 
 MOMENT = datetime(2026, 1, 15, 23, 30, tzinfo=timezone(timedelta(hours=-2)))
 
@@ -161,14 +169,14 @@ LONG = ["x" * 300, "😀" * 300, "a" * 300 + ".pdf"]
 @pytest.mark.parametrize("value", HOSTILE + LONG)
 def test_any_text_becomes_one_safe_part(value: str) -> None:
     part = safe_part(value)
-    assert require_plain(part) == part
+    assert require_safe_name(part) == part
     assert len(part.encode()) <= LONGEST_PART_BYTES
 
 
 @given(st.text(max_size=400))
 def test_no_text_leads_out_of_its_part(value: str) -> None:
     part = safe_part(value)
-    assert require_plain(part) == part
+    assert require_safe_name(part) == part
     assert "/" not in part
     assert len(part.encode()) <= LONGEST_PART_BYTES
 
@@ -200,3 +208,102 @@ def test_the_same_values_always_give_the_same_place() -> None:
     destinations = Destinations()
     other = destinations.path(domain="claims", trace_id="trace-1", file_name="a.pdf", occurred_at=moment)
     assert other == path(destinations)
+
+
+def put(store: ObjectStore, folder: Path, content: bytes, destination: str = NAME, **metadata: str) -> StoredAttachment:
+    """Store some bytes as an attachment of theirs."""
+    return put_attachment(store, local_file(folder, content), destination, metadata or {"trace_id": "trace-1"})
+
+
+def metadata_of(store: ObjectStore) -> dict[str, str]:
+    found = store.stat(NAME)
+    assert found
+    return dict(found.metadata)
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_an_attachment_is_described_by_its_length_and_digest_the_second_time_too(
+    store: ObjectStore, tmp_path: Path, content: bytes
+) -> None:
+    stored = put(store, tmp_path, content)
+    assert stored == (store.location(NAME), len(content), digest(content))
+    assert stored_attachment(store, NAME) == stored == put(store, tmp_path, content)
+    assert read(store) == content
+
+
+def test_metadata_of_any_text_is_kept_and_signed_addresses_lose_their_secret(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    signed = "https://user:secret@files.example/ä/a.pdf?sig=c2VjcmV0#page=2"
+    put(store, tmp_path, b"x", source_url=signed, note="100 % größer, 日本\n", content_type="application/pdf")
+    assert metadata_of(store) == {
+        "source_url": "https://files.example/ä/a.pdf",
+        "note": "100 % größer, 日本",
+        "content_type": "application/pdf",
+        "sha256": digest(b"x"),
+    }
+
+
+@pytest.mark.parametrize("content", [CONTENTS["small"], CONTENTS["large"]], ids=["small", "large"])
+def test_a_file_of_another_attachment_is_never_replaced(store: ObjectStore, tmp_path: Path, content: bytes) -> None:
+    put(store, tmp_path, content, attachment_key="a.pdf~one", trace_id="t", source_url="http://h/a.pdf")
+    for other in ({"attachment_key": "a.pdf~two"}, {"note": "nobody's"}):
+        for replacement in (CONTENTS["small"], CONTENTS["large"], b"else"):
+            with pytest.raises(PathTakenError, match=r"a\.pdf~one"):
+                put(store, tmp_path, replacement, trace_id="t", source_url="http://h/a.pdf", **other)
+    assert read(store) == content
+    assert metadata_of(store)["attachment_key"] == "a.pdf~one"
+    put(store, tmp_path, b"its own new content", attachment_key="a.pdf~one")
+    assert read(store) == b"its own new content"
+
+
+def test_a_file_that_is_no_attachment_s_is_left_alone(store: ObjectStore, tmp_path: Path) -> None:
+    put(store, tmp_path, b"of another program", note="nobody's")
+    with pytest.raises(PathTakenError, match="no attachment's"):
+        put(store, tmp_path, b"else", attachment_key=f"a.pdf~{'0' * 32}")
+    assert read(store) == b"of another program"
+
+
+def test_a_file_stored_before_files_had_owners_is_replaced_by_its_own_attachment_alone(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    earlier = {"trace_id": "t", "source_url": "http://h/a.pdf?sig=1"}
+    put(store, tmp_path, b"earlier", **earlier)
+    for other in (
+        {**earlier, "attachment_key": f"a.pdf~{'0' * 32}"},
+        {**earlier, "attachment_key": "a.pdf~0123456789ab", "trace_id": "other"},
+    ):
+        with pytest.raises(PathTakenError):
+            put(store, tmp_path, b"else", **other)
+    put(store, tmp_path, b"replayed", attachment_key="a.pdf~0123456789ab", **earlier)
+    assert read(store) == b"replayed"
+
+
+def test_of_attachments_that_want_one_name_at_once_one_gets_it(store: ObjectStore, tmp_path: Path) -> None:
+    contents = {f"a.pdf~{number}": bytes([number]) * (number * CHUNK_BYTES) for number in range(1, 7)}
+    refused: list[str] = []
+
+    def try_to_put(key: str) -> None:
+        try:
+            put(store, tmp_path, contents[key], attachment_key=key)
+        except PathTakenError:
+            refused.append(key)
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(try_to_put, contents))
+    (winner,) = contents.keys() - set(refused)
+    assert metadata_of(store)["attachment_key"] == winner
+    assert read(store) == contents[winner]
+
+
+def test_a_file_that_others_put_is_read_to_know_its_digest(store: ObjectStore) -> None:
+    store.put(NAME, CONTENTS["large"])
+    stored = stored_attachment(store, NAME)
+    assert stored == (store.location(NAME), len(CONTENTS["large"]), digest(CONTENTS["large"]))
+    assert stored_attachment(store, "none") is None
+
+
+@pytest.mark.parametrize("destination", ["a /b", " a", "a.", "a. /b", "e\u0301.pdf"])
+def test_a_name_that_some_stores_would_change_is_refused(tmp_path: Path, destination: str) -> None:
+    with pytest.raises(ForbiddenPathError):
+        put(open_store(str(tmp_path / "store")), tmp_path, b"x", destination)

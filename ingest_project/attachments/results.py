@@ -1,0 +1,316 @@
+"""Where the results of attempts go: messages to Kafka, and rows to the Delta table `attachment_results`.
+
+Kafka gets the cached file in the middle of an attempt; at its end the result, and the retry or dead-letter task. Every
+message has an id made of attachment, replay and attempt, so that publishing twice publishes once. Its content comes
+from the work queue alone: a run that continues a lost one publishes exactly the same.
+
+The Delta table has one row for each attempt, each exactly once. A commit's rows are numbered in the work queue before
+it is made, and the number goes into the commit: a numbered commit that may not have been made is made again, and the
+table knows whether it has that number. One process at a time commits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ingest_project.attachments.downloading import Cached
+from ingest_project.attachments.queue.outcomes import Identity
+from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
+from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.attachments.retry_schedule import retry_topic
+from ingest_project.contracts.attachments import DownloadStatus
+from ingest_project.contracts.decoding import encode
+from ingest_project.core.batches import store_bisecting
+from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError, TransientError
+from ingest_project.core.keys import hour_key
+from ingest_project.core.logging import get_logger
+from ingest_project.core.settings import TopicSettings
+from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.kafka.dead_letters import dead_letter
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.kafka.publisher import publish_once
+from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, traceback_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = get_logger(__name__)
+
+DUE_HEADER = "due-at"
+REPLAYS_HEADER = "replays"
+APPLICATION_ID = "ingest_project/attachment_results"
+LOCK = "attachment_results"
+# Commits in a row that the table refused: so many are not the fault of single rows.
+MOST_FAILED_COMMITS = 200
+# Full, not writable, or too many open files.
+_OF_THE_STORE = re.compile(r"No space left|Disk quota|Read-only file system|Permission denied|Too many open files")
+
+Addressed = tuple[str, str, ProducerRecord]
+"""Topic, message id and message."""
+
+
+def publish_cached(services: AttachmentResources, cached: Sequence[Cached]) -> None:
+    """Publish that these files are downloaded and wait to be stored, each once.
+
+    Raises:
+        BrokerUnavailableError: not all of it was confirmed; call again.
+    """
+    messages = []
+    for one in cached:
+        headers = (("trace-id", one.record.trace_id.encode()),)
+        message = ProducerRecord(encode(one.message), one.record.attachment_key.encode(), headers)
+        messages.append((f"cached/{'/'.join(map(str, one.identity))}", message))
+    for message_id, error in publish(services, services.settings.topics.downloads_cached, messages):
+        logger.warning("cached_file_not_announced", message_id=message_id, reason=reason_of(error))
+
+
+def publish_outcomes(services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> dict[Identity, str]:
+    """Publish what follows from these outcomes, each message once.
+
+    Returns:
+        the reason for each result of which a message could not be published.
+
+    Raises:
+        BrokerUnavailableError: not all of it was confirmed; call again.
+    """
+    failed = [o.attachment_key for o in outcomes if o.result.status is not DownloadStatus.SUCCESS]
+    records = {record.attachment_key: record for record in services.attachments.get_many(failed)}
+    by_topic: dict[str, list[tuple[str, ProducerRecord]]] = {}
+    identities: dict[str, Identity] = {}
+    errors: dict[Identity, Exception] = {}
+    for outcome in outcomes:
+        try:
+            addressed = list(messages_of(outcome, records, services.settings.topics))
+        except Exception as error:
+            if not is_item_fault(error):
+                raise
+            errors[outcome.identity] = error
+            continue
+        for topic, message_id, message in addressed:
+            by_topic.setdefault(topic, []).append((message_id, message))
+            identities[message_id] = outcome.identity
+    for topic, messages in by_topic.items():
+        errors |= {identities[message_id]: refusal for message_id, refusal in publish(services, topic, messages)}
+    reasons = {identity: reason_of(refusal) for identity, refusal in errors.items()}
+    for (key, _, _), reason in reasons.items():
+        logger.error("outcome_not_published", partition_key=key, reason=reason)
+    return reasons
+
+
+def publish(
+    services: AttachmentResources, topic: str, messages: Sequence[tuple[str, ProducerRecord]]
+) -> list[tuple[str, Exception]]:
+    """Publish messages, each once; returns the ids of those that the broker refuses, and why.
+
+    Raises:
+        BrokerUnavailableError, PublisherReplacedError: not all of it was confirmed; call again.
+    """
+
+    def publish_part(part: Sequence[tuple[str, ProducerRecord]]) -> None:
+        publish_once(services.writer, services.reader, services.outbox, topic, part)
+
+    failures = store_bisecting(messages, publish_part, is_message_fault)
+    return [(message_id, error) for (message_id, _), error in failures]
+
+
+def is_message_fault(error: Exception) -> bool:
+    """Tell an error that a message may have caused from one of the broker or of another publisher."""
+    return not isinstance(error, TransientError) and is_item_fault(error)
+
+
+def messages_of(
+    outcome: AttemptResult, records: Mapping[str, AttachmentRecord], topics: TopicSettings
+) -> Iterator[Addressed]:
+    """Yield the messages that follow from one result.
+
+    Args:
+        outcome: as the work queue has it.
+        records: of the attachments that failed.
+        topics: their names.
+    """
+    identity = "/".join(map(str, outcome.identity))
+    key = outcome.attachment_key.encode()
+    trace = ("trace-id", outcome.result.trace_id.encode())
+    yield topics.downloads_results, f"result/{identity}", ProducerRecord(encode(outcome.result), key, (trace,))
+    record = records.get(outcome.attachment_key)
+    if outcome.result.status is DownloadStatus.SUCCESS or outcome.leaves_stored_bytes or record is None:
+        return
+    if outcome.next_attempt_at is not None:
+        topic = retry_topic(outcome.result.attempt, topics.downloads_retry)
+        yield topic, f"retry/{identity}", _waiting_task(record, outcome, outcome.next_attempt_at)
+    else:
+        yield topics.downloads_dlq, f"dead/{identity}", _dead_task(record, outcome)
+
+
+def commit_results(services: AttachmentResources) -> list[str]:
+    """Commit every outcome that is in no commit yet, in one commit; first those that a lost run had begun.
+
+    A row that the table refuses is found by bisection: it is marked with the reason, and the others are committed.
+
+    Returns:
+        the hours in which the committed attempts ended.
+
+    Raises:
+        StoreUnavailableError, TransactionConflictError: not everything was committed; call again.
+    """
+    hours: set[str] = set()
+    with exclusive(services.engine, LOCK):
+        services.outcomes.number_next_commit()
+        while numbers := services.outcomes.open_commits():
+            committing = _Committing(services, numbers[0])
+            failures = committing.commit()
+            hours.update(hour_key(outcome.result.completed_at) for outcome in committing.committed)
+            for outcome, error in failures:
+                logger.error("result_not_committed", partition_key=outcome.attachment_key, exc_info=traceback_of(error))
+                services.outcomes.mark_uncommittable(outcome, reason_of(error))
+            if failures:
+                services.outcomes.number_next_commit()
+    return sorted(hours)
+
+
+def results_table(outcomes: Sequence[AttemptResult]) -> pa.Table:
+    """Return rows of the Delta table: the fields of DownloadResult, and those of its attachment.
+
+    Times are UTC; `day` is the day on which the attempt ended, `yyyy-mm-dd`.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+
+    return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=results_schema())
+
+
+def results_schema() -> pa.Schema:
+    """Return the columns of the Delta table."""
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+
+    return pa.schema(
+        [
+            ("domain", pa.string()),
+            ("day", pa.string()),
+            ("attachment_key", pa.string()),
+            ("trace_id", pa.string()),
+            ("event_type", pa.string()),
+            ("attachment_url", pa.string()),
+            ("status", pa.string()),
+            ("http_status", pa.int32()),
+            ("error_class", pa.string()),
+            ("error", pa.string()),
+            ("size_bytes", pa.int64()),
+            ("sha256", pa.string()),
+            ("content_type", pa.string()),
+            ("onelake_path", pa.string()),
+            ("attempt", pa.int32()),
+            ("replays", pa.int32()),
+            ("completed_at", pa.timestamp("us", tz="UTC")),
+        ]
+    )
+
+
+class _Committing:
+    """One numbered commit, and the smaller ones that it is split into where the table refuses it."""
+
+    def __init__(self, services: AttachmentResources, number: int) -> None:
+        self._services = services
+        self._number: int | None = number
+        self._outcomes = services.outcomes.of_commit(number)
+        self._failed_commits = 0
+        self._is_row_fault = False
+        self.committed: list[AttemptResult] = []
+
+    def commit(self) -> list[tuple[AttemptResult, Exception]]:
+        """Commit; returns the rows that the table refuses, and why."""
+        failures = store_bisecting(self._outcomes, self._store, lambda _: self._is_row_fault)
+        if failures and not self.committed and any(isinstance(error, StoreUnavailableError) for _, error in failures):
+            raise failures[0][1]
+        return failures
+
+    def _store(self, part: Sequence[AttemptResult]) -> None:
+        outcomes, table = self._services.outcomes, self._services.attachment_results
+        number, self._number = self._number, None
+        if number is None:
+            number = outcomes.number_commit_of(part)
+        self._is_row_fault = False
+        try:
+            table.append(results_table(part), app_id=APPLICATION_ID, version=number)
+        except Exception as error:
+            # Where the store answers it says whether the commit has landed while its answer was lost.
+            if not self._may_be_row_fault(error) or (table.committed_version(APPLICATION_ID) or 0) >= number:
+                raise
+            outcomes.withdraw_commits(number)
+            self._failed_commits += 1
+            self._is_row_fault = True
+            raise
+        outcomes.mark_committed(number, datetime.now(UTC))
+        self._failed_commits = 0
+        self.committed += part
+        logger.info("results_committed", commit=number, rows=len(part))
+
+    def _may_be_row_fault(self, error: Exception) -> bool:
+        """Tell an error that a row may have caused from a store that is away or full, which would refuse any row."""
+        if isinstance(error, TransactionConflictError) or self._failed_commits > MOST_FAILED_COMMITS:
+            return False
+        if not isinstance(error, StoreUnavailableError):
+            return is_item_fault(error)
+        return not _OF_THE_STORE.search(str(error))
+
+
+def _row(outcome: AttemptResult) -> dict[str, object]:
+    result = outcome.result
+    completed_at = result.completed_at.astimezone(UTC)
+    return {
+        **msgspec.structs.asdict(result),
+        "status": result.status.value,
+        "domain": outcome.domain,
+        "day": completed_at.date().isoformat(),
+        "attachment_key": outcome.attachment_key,
+        "event_type": outcome.event_type,
+        "content_type": outcome.content_type,
+        "replays": outcome.replays,
+        "completed_at": completed_at,
+    }
+
+
+def _waiting_task(record: AttachmentRecord, outcome: AttemptResult, due_at: datetime) -> ProducerRecord:
+    headers = {
+        "trace-id": record.trace_id,
+        "origin": "ingest_project",
+        DUE_HEADER: due_at.isoformat(timespec="milliseconds"),
+        "attempt": str(outcome.result.attempt + 1),
+        REPLAYS_HEADER: str(outcome.replays),
+        "first-failed-at": (record.first_failed_at or outcome.result.completed_at).isoformat(timespec="milliseconds"),
+        "error-class": outcome.result.error_class or "",
+    }
+    task = record.task_of(outcome.result.attempt + 1)
+    return ProducerRecord(
+        encode(task), record.attachment_key.encode(), tuple((n, v.encode()) for n, v in headers.items())
+    )
+
+
+def _dead_task(record: AttachmentRecord, outcome: AttemptResult) -> ProducerRecord:
+    """Return the original task, with the error in its headers."""
+    intake = record.intake
+    original = ConsumerRecord(
+        topic=intake.topic,
+        partition=intake.partition,
+        offset=intake.offset,
+        timestamp_ms=int(intake.at.timestamp() * 1_000) if intake.at else None,
+        key=record.attachment_key.encode(),
+        value=record.task.encode(),
+        headers=((REPLAYS_HEADER, str(outcome.replays).encode()),),
+    )
+    _, letter = dead_letter(
+        original,
+        error_class=outcome.result.error_class or "",
+        reason=outcome.result.error or "",
+        first_failed_at=record.first_failed_at or outcome.result.completed_at,
+        last_failed_at=outcome.result.completed_at,
+        topic_id=intake.topic_id,
+        attempt=outcome.result.attempt,
+        trace_id=record.trace_id,
+    )
+    return letter

@@ -1,1 +1,0 @@
-"""Where the bytes of attachments are kept: a folder or OneLake."""

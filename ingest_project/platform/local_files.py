@@ -1,0 +1,126 @@
+"""Local files: written completely, and read with their announced length and digest verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from ingest_project.core.errors import SourceChangedError, SourceNotFoundError, StoreUnavailableError
+
+PIECE_BYTES = 1024**2
+
+
+@contextmanager
+def folder_errors(folder: Path) -> Iterator[None]:
+    """Raise a failure of the file system as one of ours.
+
+    Raises:
+        StoreUnavailableError: full, read-only, forbidden, broken.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailableError(str(folder), error.strerror or error) from error
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte: the system may accept a part at a time, and a nearly full disk does before it refuses the rest.
+
+    Raises:
+        OSError: the rest cannot be written.
+    """
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
+
+
+class FileFingerprint(NamedTuple):
+    """Identity of a file and time of its last write. A link to the file has the same one, a copy has another."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """Return the fingerprint of a file in its present state."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class LocalFile:
+    """A finished file with its announced length and digest; as a context manager, it is read once from start to end.
+
+    Args:
+        path: of the file, which nobody changes meanwhile.
+        size_bytes: its length.
+        sha256: its digest, in hex.
+        fingerprint: of the file when its digest was computed. While the file still has it, a store that links the file
+            need not read it again.
+
+    Raises:
+        SourceNotFoundError: there is no such file.
+        SourceChangedError: another length (on opening), or another digest (after the last byte was read).
+        StoreUnavailableError: the disk cannot be read.
+    """
+
+    def __init__(self, path: Path, size_bytes: int, sha256: str, fingerprint: FileFingerprint | None = None) -> None:
+        self.path = path
+        self.size_bytes = size_bytes
+        self.sha256 = sha256.lower()
+        self.fingerprint = fingerprint
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = self.path.open("rb", buffering=0)
+        except FileNotFoundError:
+            raise SourceNotFoundError(str(self.path)) from None
+        except OSError as error:
+            raise SourceChangedError(str(self.path), f"it cannot be opened: {error.strerror}") from error
+        self._digest = hashlib.sha256()
+        actual = os.fstat(self._file.fileno()).st_size
+        if actual != self.size_bytes:
+            self._file.close()
+            raise SourceChangedError(str(self.path), f"it has {actual} bytes, not the announced {self.size_bytes}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    @property
+    def descriptor(self) -> int:
+        """Return the descriptor of the open file, for system calls."""
+        return self._file.fileno()
+
+    def read(self, size: int) -> bytes:
+        """Return the next piece: of this size, except for the last."""
+        with folder_errors(self.path):
+            chunk = self._file.read(size) or b""
+            while len(chunk) < size and (more := self._file.read(size - len(chunk))):
+                chunk += more
+        self._digest.update(chunk)
+        return chunk
+
+    def read_all(self) -> bytes:
+        """Return the whole content, verified."""
+        data = self.read(self.size_bytes)
+        self.finish()
+        return data
+
+    def pieces(self) -> Iterable[bytes]:
+        """Yield the content in pieces, and verify it after the last one."""
+        while piece := self.read(PIECE_BYTES):
+            yield piece
+        self.finish()
+
+    def finish(self) -> None:
+        """Verify the digest of everything that was read."""
+        if self._digest.hexdigest() != self.sha256:
+            raise SourceChangedError(str(self.path), "its content is not what its checksum announced")
