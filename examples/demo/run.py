@@ -35,9 +35,9 @@ from ingest_project.core.settings import load_settings
 from ingest_project.devstack.job_run import JobIncompleteError, run_jobs
 from ingest_project.devstack.supervisor import running_stack
 from ingest_project.devstack.system import Stack
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster.run_records import DagsterRecords
-from ingest_project.platform.work_queue.states import FileState
 
 SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}
 GENEROUS_SECONDS = 300.0

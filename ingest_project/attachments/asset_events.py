@@ -7,8 +7,9 @@ from typing import Any
 
 import dagster as dg
 
+from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.catalog import ATTACHMENT_RESULTS, ONELAKE_ATTACHMENTS
-from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
+from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.contracts.download import DownloadStatus
 from ingest_project.core.hours import end_of, parse_hour_key

@@ -13,8 +13,8 @@ from typing import Any
 import jsonpath
 import msgspec
 
-from ingest_project.attachments.queue.events import EventRecord
-from ingest_project.attachments.queue.record import TaskArrival
+from ingest_project.attachments.event_queue import EventRecord
+from ingest_project.attachments.queue import TaskArrival
 from ingest_project.attachments.storage.destinations import Destinations, distinct_file_names
 from ingest_project.contracts.attachment_event import (
     AttachmentEvent,

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
+from ingest_project.attachments.attempts import AttemptResult, Identity
 from ingest_project.attachments.downloading import Cached
-from ingest_project.attachments.queue.outcomes import Identity
-from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
+from ingest_project.attachments.queue import AttachmentRecord, retry_topic
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.attachments.retry_schedule import retry_topic
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.download import DownloadStatus
 from ingest_project.core.bisection import store_bisecting

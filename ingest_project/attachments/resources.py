@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from functools import cached_property
 
+from ingest_project.attachments.attempts import AttemptResults
+from ingest_project.attachments.event_queue import EventQueue
 from ingest_project.attachments.eventhouse.client import EventhouseClient
 from ingest_project.attachments.eventhouse.clusters import cluster_access
 from ingest_project.attachments.eventhouse.polling import EventhousePositions
-from ingest_project.attachments.queue.attachments import AttachmentLedger
-from ingest_project.attachments.queue.events import EventLedger
-from ingest_project.attachments.queue.outcomes import OutcomeLedger
+from ingest_project.attachments.queue import AttachmentQueue
 from ingest_project.attachments.storage.destinations import Destinations
 from ingest_project.attachments.storage.store import AttachmentStore
 from ingest_project.core.errors import SettingsError
@@ -61,19 +61,19 @@ class AttachmentResources(Runtime):
         self._opening = threading.Lock()
 
     @cached_property
-    def attachment_events(self) -> EventLedger:
+    def attachment_events(self) -> EventQueue:
         """What is known of every attachment event."""
-        return EventLedger(self.engine)
+        return EventQueue(self.engine)
 
     @cached_property
-    def attachments(self) -> AttachmentLedger:
+    def attachments(self) -> AttachmentQueue:
         """What is known of every attachment."""
-        return AttachmentLedger(self.engine)
+        return AttachmentQueue(self.engine)
 
     @cached_property
-    def outcomes(self) -> OutcomeLedger:
+    def outcomes(self) -> AttemptResults:
         """How every download attempt ended."""
-        return OutcomeLedger(self.engine)
+        return AttemptResults(self.engine)
 
     @cached_property
     def eventhouse_positions(self) -> EventhousePositions:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ingest_project.attachments.queue.record import AttemptResult
+from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.core.bisection import store_bisecting
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
@@ -84,7 +84,7 @@ class _Committing:
         ledger, table = self._services.outcomes, self._services.attachment_results
         number, self._number = self._number, None
         if number is None:
-            number = ledger.number_commit_of(part)
+            number = ledger.number_next_commit(part)
         self._is_row_fault = False
         try:
             table.append(results_table(part), app_id=APPLICATION_ID, version=number)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
-from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.attachments.queue import AttachmentRecord
 
 FIRST_PLACES = 2
 SLOW_SECONDS = 10.0

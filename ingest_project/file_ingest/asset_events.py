@@ -19,9 +19,9 @@ from ingest_project.file_ingest.catalog import (
 )
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import Contract, open_file
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
-from ingest_project.platform.work_queue.states import FileState
 
 EVERY_COLUMN_READ = "every_column_read"
 ONE_READING_AN_INSTANT = "one_reading_an_instant"

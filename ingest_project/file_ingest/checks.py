@@ -27,10 +27,10 @@ from ingest_project.file_ingest.catalog import QUARANTINED_FILES, RAW_FILES, VAL
 from ingest_project.file_ingest.contract import ValidationRules, validate
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import Contract
 from ingest_project.file_ingest.warehouse.protocol import StoredCounts
 from ingest_project.platform.dagster.asset_events import CheckResult, report_each
-from ingest_project.platform.work_queue.states import FileState
 
 
 def contract_of_stored(services: FileIngestResources, file_key: str, rules: ValidationRules) -> CheckResult:

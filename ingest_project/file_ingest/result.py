@@ -19,8 +19,8 @@ from ingest_project.core.errors import (
 )
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
 from ingest_project.file_ingest.file_queue import FileRecord
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.object_store.content_store import Landed
-from ingest_project.platform.work_queue.states import FileState
 
 # Each library of Rust's has a class of its own of this name, which no `except Exception` catches.
 PANIC = "PanicException"

@@ -25,8 +25,8 @@ from ingest_project.core.keys import digest_of
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.file_queue import VersionOrder
 from ingest_project.file_ingest.result import FileResult
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse.protocol import REPLACEABLE_STATES, VersionRow
-from ingest_project.platform.work_queue.states import FileState
 from ingest_project.readers.profiles import ReaderProfile, first_group
 from ingest_project.sources.protocol import Source, SourceFile
 

@@ -12,30 +12,29 @@ import msgspec
 import pytest
 
 from ingest_project.contracts.decoding import encode
-from ingest_project.file_ingest.file_queue import FileArrival, FileLedger, QuarantineShare, origin_of
+from ingest_project.file_ingest.file_queue import FileArrival, FileQueue, QuarantineShare, origin_of
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.work_queue.queue import Due, Lease
-from ingest_project.platform.work_queue.states import FileState
-from ingest_project.platform.work_queue.types import Recorded, RequeuedEntry
-from ingest_project_tests.file_ingest.samples import NOW, TOPIC, arrival, delay
+from ingest_project.platform.work_queue.queue import Due, Lease, Recorded, RequeuedEntries
+from ingest_project_tests.file_ingest.samples import NOW, TOPIC, arrival, retries
 
 LATER = NOW + timedelta(minutes=1)
 
 
 @pytest.fixture
-def ledger(database_url: str) -> Iterator[FileLedger]:
+def ledger(database_url: str) -> Iterator[FileQueue]:
     engine = open_engine(database_url)
-    yield FileLedger(engine)
+    yield FileQueue(engine)
     engine.dispose()
 
 
-def state(ledger: FileLedger, key: str) -> FileState:
+def state(ledger: FileQueue, key: str) -> FileState:
     record = ledger.get(key)
     assert record is not None
     return record.state
 
 
-def due(ledger: FileLedger, now: datetime, limit: int = 10) -> tuple[str, ...]:
+def due(ledger: FileQueue, now: datetime, limit: int = 10) -> tuple[str, ...]:
     return tuple(entry.key for entry in ledger.due(TOPIC, limit, now))
 
 
@@ -44,7 +43,7 @@ def of_folder(name: str, number: int) -> FileArrival:
     return sent._replace(event=msgspec.structs.replace(sent.event, source_config={"path": f"/in/{name}"}))
 
 
-def test_a_file_comes_back_with_its_event_and_its_kafka_position(ledger: FileLedger) -> None:
+def test_a_file_comes_back_with_its_event_and_its_kafka_position(ledger: FileQueue) -> None:
     sent = arrival("a.csv~1", 7)
     assert ledger.record([sent], NOW) == Recorded(new=("a.csv~1",))
     record = ledger.get("a.csv~1")
@@ -55,7 +54,7 @@ def test_a_file_comes_back_with_its_event_and_its_kafka_position(ledger: FileLed
     assert b'"file_path":"/in/a.csv~1"' in encode(record)
 
 
-def test_recording_again_changes_nothing(ledger: FileLedger) -> None:
+def test_recording_again_changes_nothing(ledger: FileQueue) -> None:
     arrivals = [arrival("b", 1), arrival("a", 2), arrival("b", 3)]
     assert ledger.record(arrivals, NOW) == Recorded(new=("b", "a"))
     before = ledger.list()
@@ -64,7 +63,7 @@ def test_recording_again_changes_nothing(ledger: FileLedger) -> None:
     assert ledger.record([], NOW) == Recorded()
 
 
-def test_text_that_no_database_can_hold_is_made_storable(ledger: FileLedger) -> None:
+def test_text_that_no_database_can_hold_is_made_storable(ledger: FileQueue) -> None:
     sent = arrival("a")
     event = msgspec.structs.replace(sent.event, trace_id="t\x00", metadata={"k\x00": ["v\x00", "\\u0000"]})
     ledger.record([sent._replace(event=event)], NOW)
@@ -79,7 +78,7 @@ def test_two_ticks_that_record_the_same_files_at_once_enter_each_once(database_u
     def record(order: int) -> Recorded:
         engine = open_engine(database_url)
         at_once.wait(timeout=10)
-        found = FileLedger(engine).record([arrival(f"f{n}", n) for n in range(300)][::order], NOW)
+        found = FileQueue(engine).record([arrival(f"f{n}", n) for n in range(300)][::order], NOW)
         engine.dispose()
         return found
 
@@ -88,7 +87,7 @@ def test_two_ticks_that_record_the_same_files_at_once_enter_each_once(database_u
     assert sorted(key for each in found for key in each.new) == sorted(f"f{n}" for n in range(300))
 
 
-def test_files_wait_their_turn_the_oldest_first(ledger: FileLedger) -> None:
+def test_files_wait_their_turn_the_oldest_first(ledger: FileQueue) -> None:
     ledger.record([arrival("late")], LATER)
     ledger.record([arrival("early")], NOW)
     ledger.record([arrival("elsewhere", topic="file_events")], NOW)
@@ -97,7 +96,7 @@ def test_files_wait_their_turn_the_oldest_first(ledger: FileLedger) -> None:
     assert due(ledger, LATER, limit=1) == ("early",)
 
 
-def test_each_origin_has_the_same_share_of_what_is_asked_for_next(ledger: FileLedger) -> None:
+def test_each_origin_has_the_same_share_of_what_is_asked_for_next(ledger: FileQueue) -> None:
     ledger.record([of_folder("noisy", n) for n in range(5_000)], NOW)
     ledger.record([of_folder("late", n) for n in range(5)], LATER)
     ledger.record([of_folder("later", n) for n in range(300)], LATER)
@@ -109,7 +108,7 @@ def test_each_origin_has_the_same_share_of_what_is_asked_for_next(ledger: FileLe
     assert Counter(key.partition("/")[0] for key in due(ledger, NOW, limit=400)) == {"noisy": 400}
 
 
-def test_with_more_origins_than_can_be_asked_for_those_that_wait_longest_are_first(ledger: FileLedger) -> None:
+def test_with_more_origins_than_can_be_asked_for_those_that_wait_longest_are_first(ledger: FileQueue) -> None:
     for minute in range(7):
         ledger.record([of_folder(f"folder-{minute}", n) for n in range(3)], NOW + timedelta(minutes=minute))
     asked = due(ledger, NOW + timedelta(hours=1), limit=4)
@@ -124,19 +123,19 @@ def test_a_place_is_one_origin_however_its_files_are_announced() -> None:
     assert origin_of(alone, "local:/in/a.csv") != origin_of(alone, "local:/out/a.csv")
 
 
-def test_a_file_is_claimed_by_one_batch(ledger: FileLedger) -> None:
+def test_a_file_is_claimed_by_one_batch(ledger: FileQueue) -> None:
     ledger.record([arrival("a"), arrival("b")], NOW)
-    assert ledger.request("batch-1", ["b", "a", "unknown"], NOW) == ("b", "a")
-    assert ledger.request("batch-2", ["a", "b"], NOW) == ()
+    assert ledger.claim("batch-1", ["b", "a", "unknown"], NOW) == ("b", "a")
+    assert ledger.claim("batch-2", ["a", "b"], NOW) == ()
     assert ledger.batch("batch-1") == ("a", "b")
     assert due(ledger, LATER) == ()
     assert ledger.in_flight_batches(TOPIC) == 1
 
 
-def test_a_tick_that_was_never_saved_did_not_ask_for_its_files(ledger: FileLedger) -> None:
+def test_a_tick_that_was_never_saved_did_not_ask_for_its_files(ledger: FileQueue) -> None:
     arrivals = [arrival("a", 1), arrival("b", 2), arrival("c", 3)]
     ledger.record(arrivals, NOW)
-    ledger.request("lost", ["a", "b"], NOW)
+    ledger.claim("lost", ["a", "b"], NOW)
     again = [arrival("a", 1), arrival("b", 9), arrival("c", 3)]
     assert ledger.record(again, LATER) == Recorded(reopened=("a",), known=("b", "c"))
     record = ledger.get("a")
@@ -145,17 +144,17 @@ def test_a_tick_that_was_never_saved_did_not_ask_for_its_files(ledger: FileLedge
     assert ledger.batch("lost") == ("b",)
 
 
-def test_the_same_offset_in_another_life_of_the_topic_is_another_position(ledger: FileLedger) -> None:
+def test_the_same_offset_in_another_life_of_the_topic_is_another_position(ledger: FileQueue) -> None:
     ledger.record([arrival("a", 1)], NOW)
-    ledger.request("batch", ["a"], NOW)
+    ledger.claim("batch", ["a"], NOW)
     assert ledger.record([arrival("a", 1, topic_id="g2")], NOW) == Recorded(known=("a",))
 
 
-def test_a_run_takes_files_in_the_order_it_asks_whatever_their_state(ledger: FileLedger) -> None:
+def test_a_run_takes_files_in_the_order_it_asks_whatever_their_state(ledger: FileQueue) -> None:
     ledger.record([arrival("a"), arrival("b"), arrival("c")], NOW)
-    ledger.request("batch", ["a"], NOW)
+    ledger.claim("batch", ["a"], NOW)
     ledger.fail(["b"], "why", "Error", NOW)
-    records = ledger.start(["b", "unknown", "a"], "run-1", LATER)
+    records = ledger.begin(["b", "unknown", "a"], "run-1", LATER)
     assert [(r.file_key, r.state, r.run_id, r.started_at, r.finished_at) for r in records] == [
         ("b", "ingesting", "run-1", LATER, None),
         ("a", "ingesting", "run-1", LATER, None),
@@ -163,30 +162,30 @@ def test_a_run_takes_files_in_the_order_it_asks_whatever_their_state(ledger: Fil
     assert state(ledger, "c") == "pending"
 
 
-def test_batches_that_nobody_touches_are_found(ledger: FileLedger) -> None:
+def test_batches_that_nobody_touches_are_found(ledger: FileQueue) -> None:
     ledger.record([arrival(key) for key in "abcd"], NOW)
-    ledger.request("asked", ["a"], NOW)
-    ledger.request("running", ["b", "c"], NOW)
-    ledger.start(["b", "c"], "run-1", NOW)
-    ledger.request("fresh", ["d"], LATER)
-    assert set(ledger.held(TOPIC, LATER)) == {Lease("asked", None, 1, NOW), Lease("running", "run-1", 2, NOW)}
-    ledger.start(["b"], "run-1", LATER)
-    assert ledger.held(TOPIC, LATER) == (Lease("asked", None, 1, NOW),)
+    ledger.claim("asked", ["a"], NOW)
+    ledger.claim("running", ["b", "c"], NOW)
+    ledger.begin(["b", "c"], "run-1", NOW)
+    ledger.claim("fresh", ["d"], LATER)
+    assert set(ledger.leases(TOPIC, LATER)) == {Lease("asked", None, 1, NOW), Lease("running", "run-1", 2, NOW)}
+    ledger.begin(["b"], "run-1", LATER)
+    assert ledger.leases(TOPIC, LATER) == (Lease("asked", None, 1, NOW),)
     assert ledger.in_flight_batches(TOPIC) == 3
 
 
-def test_what_a_dead_run_held_is_tried_again_later_and_failed_at_the_cap(ledger: FileLedger) -> None:
+def test_what_a_dead_run_held_is_tried_again_later_and_failed_at_the_cap(ledger: FileQueue) -> None:
     ledger.record([arrival("a"), arrival("b")], NOW)
     now = NOW
     for attempt in (1, 2):
-        ledger.request(f"batch-{attempt}", ["a"], now)
-        ledger.start(["a"], f"run-{attempt}", now)
+        ledger.claim(f"batch-{attempt}", ["a"], now)
+        ledger.begin(["a"], f"run-{attempt}", now)
         if attempt == 1:
-            assert ledger.release("batch-1", "run-1", "killed", 2, delay, now) == RequeuedEntry(pending=1)
+            assert ledger.requeue_lost("batch-1", "run-1", "killed", retries(2), now) == RequeuedEntries(pending=1)
             assert due(ledger, now + timedelta(seconds=4)) == ("b",)
             now += timedelta(seconds=5)
             assert due(ledger, now) == ("b", "a")
-    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == RequeuedEntry(failed=("a",))
+    assert ledger.requeue_lost("batch-2", "run-2", "killed", retries(2), now) == RequeuedEntries(failed=("a",))
     record = ledger.get("a")
     assert record is not None
     assert (record.state, record.reason, record.error_class, record.finished_at) == (
@@ -195,10 +194,10 @@ def test_what_a_dead_run_held_is_tried_again_later_and_failed_at_the_cap(ledger:
         "RunLostError",
         now,
     )
-    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == RequeuedEntry()
+    assert ledger.requeue_lost("batch-2", "run-2", "killed", retries(2), now) == RequeuedEntries()
 
 
-def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culprit_is_alone(ledger: FileLedger) -> None:
+def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culprit_is_alone(ledger: FileQueue) -> None:
     keys = [f"{number:02d}" for number in range(16)]
     ledger.record([arrival(key) for key in keys], NOW)
     now, sizes = NOW, []
@@ -209,10 +208,10 @@ def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culpri
         for batch in groups.values():
             sizes.append(len(batch))
             batch_id, run_id = f"batch-{len(sizes)}", f"run-{len(sizes)}"
-            assert len(ledger.request(batch_id, batch, now)) == len(batch)
-            ledger.start(batch, run_id, now)
+            assert len(ledger.claim(batch_id, batch, now)) == len(batch)
+            ledger.begin(batch, run_id, now)
             if "05" in batch:
-                ledger.release(batch_id, run_id, "killed", 6, delay, now)
+                ledger.requeue_lost(batch_id, run_id, "killed", retries(6), now)
             else:
                 ledger.fail(batch, "stands for done", "Error", now)
                 ledger.mark_reported(batch, now)
@@ -224,85 +223,87 @@ def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culpri
     assert state(ledger, "05") == "failed"
 
 
-def test_what_a_file_failed_of_before_its_run_was_lost_is_still_told(ledger: FileLedger) -> None:
+def test_what_a_file_failed_of_before_its_run_was_lost_is_still_told(ledger: FileQueue) -> None:
     ledger.record([arrival("a")], NOW)
-    ledger.request("batch-1", ["a"], NOW)
-    ledger.start(["a"], "run-1", NOW)
-    ledger.requeue_later(["a"], "timed out", "SourceUnreachableError", 5, delay, NOW)
+    ledger.claim("batch-1", ["a"], NOW)
+    ledger.begin(["a"], "run-1", NOW)
+    ledger.requeue_later(["a"], "timed out", "SourceUnreachableError", retries(5), NOW)
     for number in (2, 3):
-        ledger.request(f"batch-{number}", ["a"], NOW)
-        ledger.start(["a"], f"run-{number}", NOW)
-        ledger.release(f"batch-{number}", f"run-{number}", f"run {number} was killed.", 9, delay, NOW)
+        ledger.claim(f"batch-{number}", ["a"], NOW)
+        ledger.begin(["a"], f"run-{number}", NOW)
+        ledger.requeue_lost(f"batch-{number}", f"run-{number}", f"run {number} was killed.", retries(9), NOW)
     record = ledger.get("a")
     assert record is not None
     assert (record.reason, record.error_class) == ("run 3 was killed. Before that: timed out", "RunLostError")
 
 
-def test_a_run_that_started_meanwhile_keeps_its_files(ledger: FileLedger) -> None:
+def test_a_run_that_started_meanwhile_keeps_its_files(ledger: FileQueue) -> None:
     ledger.record([arrival("a")], NOW)
-    ledger.request("batch", ["a"], NOW)
-    ledger.start(["a"], "run-1", NOW)
-    assert ledger.release("batch", None, "never started", 5, delay, LATER) == RequeuedEntry()
+    ledger.claim("batch", ["a"], NOW)
+    ledger.begin(["a"], "run-1", NOW)
+    assert ledger.requeue_lost("batch", None, "never started", retries(5), LATER) == RequeuedEntries()
     assert state(ledger, "a") == "ingesting"
 
 
-def test_a_transient_failure_puts_a_file_back_with_its_reason(ledger: FileLedger) -> None:
+def test_a_transient_failure_puts_a_file_back_with_its_reason(ledger: FileQueue) -> None:
     ledger.record([arrival("a"), arrival("b")], NOW)
-    ledger.request("batch", ["a", "b"], NOW)
-    ledger.start(["a", "b"], "run", NOW)
-    assert ledger.requeue_later(["a"], "timed out", "SourceUnreachableError", 5, delay, NOW) == RequeuedEntry(pending=1)
+    ledger.claim("batch", ["a", "b"], NOW)
+    ledger.begin(["a", "b"], "run", NOW)
+    assert ledger.requeue_later(["a"], "timed out", "SourceUnreachableError", retries(5), NOW) == RequeuedEntries(
+        pending=1
+    )
     record = ledger.get("a")
     assert record is not None
     assert (record.state, record.reason, record.error_class) == ("pending", "timed out", "SourceUnreachableError")
     assert record.next_attempt_at == NOW + timedelta(seconds=5)
-    assert ledger.requeue_later(["b"], "timed out", "SourceUnreachableError", 1, delay, NOW) == RequeuedEntry(
+    assert ledger.requeue_later(["b"], "timed out", "SourceUnreachableError", retries(1), NOW) == RequeuedEntries(
         failed=("b",)
     )
 
 
-def test_a_due_file_says_how_often_it_was_tried(ledger: FileLedger) -> None:
+def test_a_due_file_says_how_often_it_was_tried(ledger: FileQueue) -> None:
     ledger.record([arrival("a")], NOW)
     assert ledger.due(TOPIC, 10, NOW) == (Due("a", 0),)
-    ledger.request("batch", ["a"], NOW)
-    ledger.release("batch", None, "never started", 5, delay, NOW)
+    ledger.claim("batch", ["a"], NOW)
+    ledger.requeue_lost("batch", None, "never started", retries(5), NOW)
     assert ledger.due(TOPIC, 10, LATER) == (Due("a", 1),)
 
 
-def test_a_run_that_died_between_storing_and_reporting_is_done_again_at_once(ledger: FileLedger) -> None:
+def test_a_run_that_died_between_storing_and_reporting_is_done_again_at_once(ledger: FileQueue) -> None:
     ledger.record([arrival("stored"), arrival("reported")], NOW)
-    ledger.request("batch", ["stored", "reported"], NOW)
-    ledger.start(["stored", "reported"], "run", NOW)
+    ledger.claim("batch", ["stored", "reported"], NOW)
+    ledger.begin(["stored", "reported"], "run", NOW)
     ledger.fail(["stored", "reported"], "why", "Error", NOW)
     ledger.mark_reported(["reported"], NOW)
     assert ledger.in_flight_batches(TOPIC) == 0
-    assert ledger.held(TOPIC, LATER) == (Lease("batch", "run", 1, NOW),)
-    assert ledger.release("batch", "run", "killed", 2, delay, LATER) == RequeuedEntry(pending=1)
+    assert ledger.leases(TOPIC, LATER) == (Lease("batch", "run", 1, NOW),)
+    assert ledger.requeue_lost("batch", "run", "killed", retries(2), LATER) == RequeuedEntries(pending=1)
     assert ledger.due(TOPIC, 10, LATER) == (Due("stored", 1),)
-    assert ledger.held(TOPIC, LATER) == ()
+    assert ledger.leases(TOPIC, LATER) == ()
     assert state(ledger, "reported") == "failed"
 
 
-def test_a_file_whose_runs_always_die_while_reporting_is_not_stored_again_for_ever(ledger: FileLedger) -> None:
+def test_a_file_whose_runs_always_die_while_reporting_is_not_stored_again_for_ever(ledger: FileQueue) -> None:
     ledger.record([arrival("stored")], NOW)
-    ledger.request("batch", ["stored"], NOW)
-    ledger.start(["stored"], "run", NOW)
+    ledger.claim("batch", ["stored"], NOW)
+    ledger.begin(["stored"], "run", NOW)
     ledger.fail(["stored"], "why", "Error", NOW)
-    assert ledger.release("batch", "run", "killed", 1, delay, LATER) == RequeuedEntry()
-    assert ledger.held(TOPIC, LATER) == ()
+    assert ledger.requeue_lost("batch", "run", "killed", retries(1), LATER) == RequeuedEntries()
+    assert ledger.leases(TOPIC, LATER) == ()
     assert state(ledger, "stored") == "failed"
 
 
-def test_what_is_still_in_work_cannot_be_reported(ledger: FileLedger) -> None:
+def test_what_is_still_in_work_cannot_be_reported(ledger: FileQueue) -> None:
     ledger.record([arrival("a")], NOW)
-    ledger.request("batch", ["a"], NOW)
-    ledger.start(["a"], "run", NOW)
+    ledger.claim("batch", ["a"], NOW)
+    ledger.begin(["a"], "run", NOW)
     ledger.mark_reported(["a"], NOW)
-    assert ledger.held(TOPIC, LATER) == (Lease("batch", "run", 1, NOW),)
+    assert ledger.leases(TOPIC, LATER) == (Lease("batch", "run", 1, NOW),)
 
 
-def test_a_person_reopens_finished_files_only(ledger: FileLedger) -> None:
+def test_a_person_reopens_finished_files_only(ledger: FileQueue) -> None:
     ledger.record([arrival("a"), arrival("b")], NOW)
-    ledger.request("batch", ["a"], NOW)
+    ledger.claim("batch", ["a"], NOW)
     ledger.fail(["a"], "why", "Error", NOW)
     assert ledger.reopen(["b", "a", "unknown"], LATER) == ("a",)
     record = ledger.get("a")
@@ -311,7 +312,7 @@ def test_a_person_reopens_finished_files_only(ledger: FileLedger) -> None:
     assert due(ledger, LATER) == ("b", "a")
 
 
-def test_a_reopened_file_is_no_longer_bound_to_the_version_that_was_announced(ledger: FileLedger) -> None:
+def test_a_reopened_file_is_no_longer_bound_to_the_version_that_was_announced(ledger: FileQueue) -> None:
     ledger.record([arrival("a")], NOW)
     ledger.fail(["a"], "why", "Error", NOW)
     ledger.reopen(["a"], LATER)
@@ -321,7 +322,7 @@ def test_a_reopened_file_is_no_longer_bound_to_the_version_that_was_announced(le
     assert (record.location, record.event.job_id, record.reason) == ("local:/in/a", "job_123", "why")
 
 
-def test_files_are_listed_by_state_and_text_the_last_changed_first(ledger: FileLedger) -> None:
+def test_files_are_listed_by_state_and_text_the_last_changed_first(ledger: FileQueue) -> None:
     ledger.record([arrival("a_1"), arrival("ax1"), arrival("B%")], NOW)
     ledger.fail(["a_1"], "Disk on fire", "Error", LATER)
     assert [r.file_key for r in ledger.list()] == ["a_1", "B%", "ax1"]
@@ -332,7 +333,7 @@ def test_files_are_listed_by_state_and_text_the_last_changed_first(ledger: FileL
     assert [r.file_key for r in ledger.list(limit=1, offset=1)] == ["B%"]
 
 
-def test_counts_name_every_state(ledger: FileLedger) -> None:
+def test_counts_name_every_state(ledger: FileQueue) -> None:
     assert set(ledger.counts_by_state().values()) == {0}
     ledger.record([arrival("a"), arrival("b")], NOW)
     ledger.fail(["a"], "why", "Error", NOW)
@@ -341,7 +342,7 @@ def test_counts_name_every_state(ledger: FileLedger) -> None:
     assert (counts[FileState.PENDING], counts[FileState.FAILED]) == (1, 1)
 
 
-def test_the_share_of_quarantined_files_counts_recently_finished_ones(ledger: FileLedger) -> None:
+def test_the_share_of_quarantined_files_counts_recently_finished_ones(ledger: FileQueue) -> None:
     assert ledger.quarantine_share(NOW).share == 0.0
     ledger.record([arrival("a"), arrival("b"), arrival("c")], NOW)
     ledger.fail(["a"], "why", "Error", NOW)
@@ -350,7 +351,7 @@ def test_the_share_of_quarantined_files_counts_recently_finished_ones(ledger: Fi
     assert ledger.quarantine_share(NOW).finished == 2
 
 
-def test_the_file_that_waits_longest_is_known(ledger: FileLedger) -> None:
+def test_the_file_that_waits_longest_is_known(ledger: FileQueue) -> None:
     assert ledger.oldest_unfinished() is None
     ledger.record([arrival("late")], LATER)
     ledger.record([arrival("early"), arrival("failed")], NOW)
@@ -360,10 +361,10 @@ def test_the_file_that_waits_longest_is_known(ledger: FileLedger) -> None:
     assert oldest.file_key == "early"
 
 
-def test_thousands_of_files_go_through_every_step_in_bulk(ledger: FileLedger) -> None:
+def test_thousands_of_files_go_through_every_step_in_bulk(ledger: FileQueue) -> None:
     keys = [f"file_{number}.csv~{number:010x}" for number in range(6_000)]
     assert len(ledger.record([arrival(key, number) for number, key in enumerate(keys)], NOW).new) == 6_000
     assert len(ledger.due(TOPIC, 10_000, NOW)) == 6_000
-    assert ledger.request("batch", keys, NOW) == tuple(keys)
-    assert [record.file_key for record in ledger.start(keys, "run", NOW)] == keys
-    assert ledger.requeue_later(keys, "why", "Error", 5, delay, NOW) == RequeuedEntry(pending=6_000)
+    assert ledger.claim("batch", keys, NOW) == tuple(keys)
+    assert [record.file_key for record in ledger.begin(keys, "run", NOW)] == keys
+    assert ledger.requeue_later(keys, "why", "Error", retries(5), NOW) == RequeuedEntries(pending=6_000)

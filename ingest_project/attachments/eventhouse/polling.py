@@ -30,7 +30,7 @@ from ingest_project.attachments.eventhouse.queries import INGESTED_AT, KEY, Doma
 from ingest_project.attachments.tables import eventhouse_positions as positions
 from ingest_project.core.errors import QueryRejectedError
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.work_queue.sql_helpers import insert_missing
+from ingest_project.platform.database.statements import insert_missing
 
 
 class DomainPosition(msgspec.Struct, frozen=True):
