@@ -15,7 +15,7 @@ from ingest_project.contracts.decoding import encode
 from ingest_project.file_ingest.file_queue import FileArrival, FileQueue, QuarantineShare, origin_of
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.work_queue.queue import Due, Lease, Recorded, RequeuedEntries
+from ingest_project.platform.work_queue.queue import Recorded, RequeuedEntries
 from ingest_project_tests.file_ingest.samples import NOW, TOPIC, arrival, retries
 
 LATER = NOW + timedelta(minutes=1)
@@ -52,15 +52,6 @@ def test_a_file_comes_back_with_its_event_and_its_kafka_position(ledger: FileQue
     assert record.intake == sent.intake
     assert (record.state, record.attempts, record.created_at, record.location) == ("pending", 0, NOW, sent.location)
     assert b'"file_path":"/in/a.csv~1"' in encode(record)
-
-
-def test_recording_again_changes_nothing(ledger: FileQueue) -> None:
-    arrivals = [arrival("b", 1), arrival("a", 2), arrival("b", 3)]
-    assert ledger.record(arrivals, NOW) == Recorded(new=("b", "a"))
-    before = ledger.list()
-    assert ledger.record([*arrivals, arrival("c", 4)], LATER) == Recorded(new=("c",), known=("b", "a"))
-    assert {record.file_key: record for record in ledger.list()}["a"] in before
-    assert ledger.record([], NOW) == Recorded()
 
 
 def test_text_that_no_database_can_hold_is_made_storable(ledger: FileQueue) -> None:
@@ -123,78 +114,10 @@ def test_a_place_is_one_origin_however_its_files_are_announced() -> None:
     assert origin_of(alone, "local:/in/a.csv") != origin_of(alone, "local:/out/a.csv")
 
 
-def test_a_file_is_claimed_by_one_batch(ledger: FileQueue) -> None:
-    ledger.record([arrival("a"), arrival("b")], NOW)
-    assert ledger.claim("batch-1", ["b", "a", "unknown"], NOW) == ("b", "a")
-    assert ledger.claim("batch-2", ["a", "b"], NOW) == ()
-    assert ledger.batch("batch-1") == ("a", "b")
-    assert due(ledger, LATER) == ()
-    assert ledger.in_flight_batches(TOPIC) == 1
-
-
-def test_a_tick_that_was_never_saved_did_not_ask_for_its_files(ledger: FileQueue) -> None:
-    arrivals = [arrival("a", 1), arrival("b", 2), arrival("c", 3)]
-    ledger.record(arrivals, NOW)
-    ledger.claim("lost", ["a", "b"], NOW)
-    again = [arrival("a", 1), arrival("b", 9), arrival("c", 3)]
-    assert ledger.record(again, LATER) == Recorded(reopened=("a",), known=("b", "c"))
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.attempts, record.batch_id) == ("pending", 0, None)
-    assert ledger.batch("lost") == ("b",)
-
-
 def test_the_same_offset_in_another_life_of_the_topic_is_another_position(ledger: FileQueue) -> None:
     ledger.record([arrival("a", 1)], NOW)
     ledger.claim("batch", ["a"], NOW)
     assert ledger.record([arrival("a", 1, topic_id="g2")], NOW) == Recorded(known=("a",))
-
-
-def test_a_run_takes_files_in_the_order_it_asks_whatever_their_state(ledger: FileQueue) -> None:
-    ledger.record([arrival("a"), arrival("b"), arrival("c")], NOW)
-    ledger.claim("batch", ["a"], NOW)
-    ledger.fail(["b"], "why", "Error", NOW)
-    records = ledger.begin(["b", "unknown", "a"], "run-1", LATER)
-    assert [(r.file_key, r.state, r.run_id, r.started_at, r.finished_at) for r in records] == [
-        ("b", "ingesting", "run-1", LATER, None),
-        ("a", "ingesting", "run-1", LATER, None),
-    ]
-    assert state(ledger, "c") == "pending"
-
-
-def test_batches_that_nobody_touches_are_found(ledger: FileQueue) -> None:
-    ledger.record([arrival(key) for key in "abcd"], NOW)
-    ledger.claim("asked", ["a"], NOW)
-    ledger.claim("running", ["b", "c"], NOW)
-    ledger.begin(["b", "c"], "run-1", NOW)
-    ledger.claim("fresh", ["d"], LATER)
-    assert set(ledger.leases(TOPIC, LATER)) == {Lease("asked", None, 1, NOW), Lease("running", "run-1", 2, NOW)}
-    ledger.begin(["b"], "run-1", LATER)
-    assert ledger.leases(TOPIC, LATER) == (Lease("asked", None, 1, NOW),)
-    assert ledger.in_flight_batches(TOPIC) == 3
-
-
-def test_what_a_dead_run_held_is_tried_again_later_and_failed_at_the_cap(ledger: FileQueue) -> None:
-    ledger.record([arrival("a"), arrival("b")], NOW)
-    now = NOW
-    for attempt in (1, 2):
-        ledger.claim(f"batch-{attempt}", ["a"], now)
-        ledger.begin(["a"], f"run-{attempt}", now)
-        if attempt == 1:
-            assert ledger.requeue_lost("batch-1", "run-1", "killed", retries(2), now) == RequeuedEntries(pending=1)
-            assert due(ledger, now + timedelta(seconds=4)) == ("b",)
-            now += timedelta(seconds=5)
-            assert due(ledger, now) == ("b", "a")
-    assert ledger.requeue_lost("batch-2", "run-2", "killed", retries(2), now) == RequeuedEntries(failed=("a",))
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.reason, record.error_class, record.finished_at) == (
-        "failed",
-        "killed",
-        "RunLostError",
-        now,
-    )
-    assert ledger.requeue_lost("batch-2", "run-2", "killed", retries(2), now) == RequeuedEntries()
 
 
 def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culprit_is_alone(ledger: FileQueue) -> None:
@@ -221,95 +144,6 @@ def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culpri
     assert reasons.pop("05") == "killed"
     assert set(reasons.values()) == {"stands for done"}
     assert state(ledger, "05") == "failed"
-
-
-def test_what_a_file_failed_of_before_its_run_was_lost_is_still_told(ledger: FileQueue) -> None:
-    ledger.record([arrival("a")], NOW)
-    ledger.claim("batch-1", ["a"], NOW)
-    ledger.begin(["a"], "run-1", NOW)
-    ledger.requeue_later(["a"], "timed out", "SourceUnreachableError", retries(5), NOW)
-    for number in (2, 3):
-        ledger.claim(f"batch-{number}", ["a"], NOW)
-        ledger.begin(["a"], f"run-{number}", NOW)
-        ledger.requeue_lost(f"batch-{number}", f"run-{number}", f"run {number} was killed.", retries(9), NOW)
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.reason, record.error_class) == ("run 3 was killed. Before that: timed out", "RunLostError")
-
-
-def test_a_run_that_started_meanwhile_keeps_its_files(ledger: FileQueue) -> None:
-    ledger.record([arrival("a")], NOW)
-    ledger.claim("batch", ["a"], NOW)
-    ledger.begin(["a"], "run-1", NOW)
-    assert ledger.requeue_lost("batch", None, "never started", retries(5), LATER) == RequeuedEntries()
-    assert state(ledger, "a") == "ingesting"
-
-
-def test_a_transient_failure_puts_a_file_back_with_its_reason(ledger: FileQueue) -> None:
-    ledger.record([arrival("a"), arrival("b")], NOW)
-    ledger.claim("batch", ["a", "b"], NOW)
-    ledger.begin(["a", "b"], "run", NOW)
-    assert ledger.requeue_later(["a"], "timed out", "SourceUnreachableError", retries(5), NOW) == RequeuedEntries(
-        pending=1
-    )
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.reason, record.error_class) == ("pending", "timed out", "SourceUnreachableError")
-    assert record.next_attempt_at == NOW + timedelta(seconds=5)
-    assert ledger.requeue_later(["b"], "timed out", "SourceUnreachableError", retries(1), NOW) == RequeuedEntries(
-        failed=("b",)
-    )
-
-
-def test_a_due_file_says_how_often_it_was_tried(ledger: FileQueue) -> None:
-    ledger.record([arrival("a")], NOW)
-    assert ledger.due(TOPIC, 10, NOW) == (Due("a", 0),)
-    ledger.claim("batch", ["a"], NOW)
-    ledger.requeue_lost("batch", None, "never started", retries(5), NOW)
-    assert ledger.due(TOPIC, 10, LATER) == (Due("a", 1),)
-
-
-def test_a_run_that_died_between_storing_and_reporting_is_done_again_at_once(ledger: FileQueue) -> None:
-    ledger.record([arrival("stored"), arrival("reported")], NOW)
-    ledger.claim("batch", ["stored", "reported"], NOW)
-    ledger.begin(["stored", "reported"], "run", NOW)
-    ledger.fail(["stored", "reported"], "why", "Error", NOW)
-    ledger.mark_reported(["reported"], NOW)
-    assert ledger.in_flight_batches(TOPIC) == 0
-    assert ledger.leases(TOPIC, LATER) == (Lease("batch", "run", 1, NOW),)
-    assert ledger.requeue_lost("batch", "run", "killed", retries(2), LATER) == RequeuedEntries(pending=1)
-    assert ledger.due(TOPIC, 10, LATER) == (Due("stored", 1),)
-    assert ledger.leases(TOPIC, LATER) == ()
-    assert state(ledger, "reported") == "failed"
-
-
-def test_a_file_whose_runs_always_die_while_reporting_is_not_stored_again_for_ever(ledger: FileQueue) -> None:
-    ledger.record([arrival("stored")], NOW)
-    ledger.claim("batch", ["stored"], NOW)
-    ledger.begin(["stored"], "run", NOW)
-    ledger.fail(["stored"], "why", "Error", NOW)
-    assert ledger.requeue_lost("batch", "run", "killed", retries(1), LATER) == RequeuedEntries()
-    assert ledger.leases(TOPIC, LATER) == ()
-    assert state(ledger, "stored") == "failed"
-
-
-def test_what_is_still_in_work_cannot_be_reported(ledger: FileQueue) -> None:
-    ledger.record([arrival("a")], NOW)
-    ledger.claim("batch", ["a"], NOW)
-    ledger.begin(["a"], "run", NOW)
-    ledger.mark_reported(["a"], NOW)
-    assert ledger.leases(TOPIC, LATER) == (Lease("batch", "run", 1, NOW),)
-
-
-def test_a_person_reopens_finished_files_only(ledger: FileQueue) -> None:
-    ledger.record([arrival("a"), arrival("b")], NOW)
-    ledger.claim("batch", ["a"], NOW)
-    ledger.fail(["a"], "why", "Error", NOW)
-    assert ledger.reopen(["b", "a", "unknown"], LATER) == ("a",)
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.attempts, record.batch_id, record.finished_at) == ("pending", 0, None, None)
-    assert due(ledger, LATER) == ("b", "a")
 
 
 def test_a_reopened_file_is_no_longer_bound_to_the_version_that_was_announced(ledger: FileQueue) -> None:

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 import pytest
 
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.work_queue.queue import JobState, Lease, Recorded, RequeuedEntries
+from ingest_project.platform.work_queue.queue import JobState, Recorded
 from ingest_project.polling.job_queue import JobQueue
-from ingest_project_tests.file_ingest.samples import NOW, job, retries
+from ingest_project_tests.file_ingest.samples import NOW, job
 
 LATER = NOW + timedelta(minutes=1)
 TOPIC = "polling-queue"
@@ -42,21 +42,6 @@ def test_high_priority_goes_first_then_age(ledger: JobQueue) -> None:
     assert due(ledger, NOW, limit=3) == ("high", "old", "new")
 
 
-def test_a_job_is_claimed_once(ledger: JobQueue) -> None:
-    ledger.record([job("a")], NOW)
-    assert ledger.claim("batch", ["a", "unknown"], NOW) == ("a",)
-    assert ledger.claim("batch", ["a"], NOW) == ()
-
-
-def test_a_tick_that_was_never_saved_did_not_ask_for_its_job(ledger: JobQueue) -> None:
-    ledger.record([job("a", 1), job("b", 2)], NOW)
-    ledger.claim("batch", ["a", "b"], NOW)
-    assert ledger.record([job("a", 1), job("b", 9)], NOW) == Recorded(reopened=("a",), known=("b",))
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.attempts) == ("pending", 0)
-
-
 def test_a_finished_job_says_what_it_found(ledger: JobQueue) -> None:
     ledger.record([job("a")], NOW)
     ledger.claim("batch", ["a"], NOW)
@@ -68,31 +53,6 @@ def test_a_finished_job_says_what_it_found(ledger: JobQueue) -> None:
     assert record.skipped == {"hidden": 1, "not an ingestible type": 2}
     assert record.finished_at == LATER
     assert ledger.counts_by_state()[JobState.DONE] == 1
-
-
-def test_a_dead_runs_job_is_tried_again_and_failed_at_the_cap(ledger: JobQueue) -> None:
-    ledger.record([job("a")], NOW)
-    ledger.claim("batch", ["a"], NOW)
-    ledger.begin(["a"], "run-1", NOW)
-    assert ledger.leases(TOPIC, LATER) == (Lease("batch", "run-1", 1, NOW),)
-    assert ledger.leases(TOPIC, NOW) == ()
-    assert ledger.requeue_lost("batch", None, "never started", retries(2), NOW) == RequeuedEntries()
-    assert ledger.requeue_lost("batch", "run-1", "killed", retries(2), NOW) == RequeuedEntries(pending=1)
-    assert due(ledger, NOW, limit=10) == ()
-    assert due(ledger, NOW + timedelta(seconds=5), limit=10) == ("a",)
-    ledger.claim("again", ["a"], LATER)
-    assert ledger.requeue_lost("again", None, "never started", retries(2), LATER) == RequeuedEntries(failed=("a",))
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.reason) == ("failed", "never started")
-
-
-def test_a_person_reopens_a_finished_job_only(ledger: JobQueue) -> None:
-    ledger.record([job("a")], NOW)
-    assert not ledger.reopen(["a"], NOW)
-    ledger.fail(["a"], "no such folder", "SourceNotFoundError", NOW)
-    assert ledger.reopen(["a"], LATER)
-    assert due(ledger, LATER, limit=10) == ("a",)
 
 
 def test_jobs_are_listed_by_state_and_text(ledger: JobQueue) -> None:

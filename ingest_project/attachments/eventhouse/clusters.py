@@ -1,17 +1,6 @@
-"""Which clusters are trusted: a query carries a token, and only these hosts may see one."""
+"""Trusted clusters: a query carries a token, and only these hosts may receive one."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from ingest_project.core.errors import SettingsError
-from ingest_project.core.settings import (
-    EventhouseSettings,
-)
-
-if TYPE_CHECKING:
-    pass
-
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +8,8 @@ from typing import Literal
 
 from pydantic import SecretStr
 
+from ingest_project.core.errors import SettingsError
+from ingest_project.core.settings import EventhouseSettings
 from ingest_project.platform.http.host_policy import ANY_HOST, HostPattern
 from ingest_project.platform.http.urls import DEFAULT_PORTS, MalformedAddressError, printable_url, split_address
 
@@ -31,7 +22,7 @@ TRUSTED_HOSTS = (
     "*.kusto.chinacloudapi.cn",
     "*.kusto.azuresynapse.azure.cn",
 )
-# Where Microsoft Entra takes an application's secret, in each of its clouds.
+# Hosts at which Microsoft Entra accepts an application's secret, in each of its clouds.
 LOGIN_HOSTS = (
     "login.microsoftonline.com",
     "login.windows.net",
@@ -43,7 +34,7 @@ LOGIN_HOSTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterAccess:
-    """How to reach a cluster, and as whom.
+    """Address and identity for one cluster.
 
     Args:
         address: query URI of the cluster, e.g. `https://name.z1.kusto.fabric.microsoft.com`.
@@ -52,10 +43,10 @@ class ClusterAccess:
         tenant_id: of the application.
         client_id: of the application.
         client_secret: of the application.
-        trusted_hosts: further host names, or patterns like `*.example.com`, that may get a token. Plain HTTP is spoken
+        trusted_hosts: further host names, or patterns like `*.example.com`, that may get a token. Plain HTTP is used
             only with hosts named here.
         timeout_seconds: how long the server may work on one query, in whole seconds.
-        max_page_bytes: of one answer; a page that is larger is asked for in smaller parts.
+        max_page_bytes: of one answer; a larger page is queried in smaller parts.
     """
 
     address: str
@@ -69,10 +60,10 @@ class ClusterAccess:
 
 
 def check_address(access: ClusterAccess) -> str:
-    """The cluster's address, as it is used from here on.
+    """Return the cluster's address in its canonical form.
 
     Raises:
-        SettingsError: it is not the address of a trusted cluster; says what would make it one.
+        SettingsError: it is not the address of a trusted cluster; names the remedy.
     """
     shown = _shown(access.address)
     try:
@@ -90,14 +81,14 @@ def check_address(access: ClusterAccess) -> str:
         )
     if parts.scheme == "http" and not named:
         raise SettingsError(
-            f"Eventhouse at {host} must be asked over https; plain http needs the host in "
+            f"Eventhouse at {host} must be queried over https; plain http needs the host in "
             "INGEST_EVENTHOUSE_TRUSTED_HOSTS."
         )
     return parts.origin
 
 
 def check_login(authority: str, access: ClusterAccess) -> str:
-    """Where the cluster says that its tokens are to be had: an application shows its secret there.
+    """Return the address at which the cluster wants clients to sign in: an application sends its secret there.
 
     Raises:
         SettingsError: it is neither Microsoft's nor a trusted host; nothing is sent there.
@@ -117,17 +108,17 @@ def check_login(authority: str, access: ClusterAccess) -> str:
 
 def _matches(host: str, port: int, patterns: Iterable[str]) -> bool:
     parsed = [HostPattern.parse(pattern) for pattern in patterns]
-    # Every host there is cannot be trusted with a token.
+    # A pattern for every host does not make any of them trusted.
     return any(pattern.name != ANY_HOST and pattern.matches_name(host, port) for pattern in parsed)
 
 
 def _shown(address: str) -> str:
-    """The address without what may be a password before an @ or a key behind a question mark."""
+    """Return the address without a possible password before an @ or key behind a question mark."""
     return repr(printable_url(address).partition("?")[0][:200])
 
 
 def cluster_access(eventhouse: EventhouseSettings) -> ClusterAccess:
-    """How Eventhouse is reached.
+    """Return how Eventhouse is reached by the settings.
 
     Raises:
         SettingsError: no address is set.
