@@ -8,7 +8,6 @@ from functools import cached_property
 from ingest_project.attachments.attempts import AttemptResults
 from ingest_project.attachments.event_queue import EventQueue
 from ingest_project.attachments.eventhouse.client import EventhouseClient
-from ingest_project.attachments.eventhouse.clusters import cluster_access
 from ingest_project.attachments.eventhouse.polling import EventhousePositions
 from ingest_project.attachments.queue import AttachmentQueue
 from ingest_project.attachments.storage.destinations import Destinations
@@ -122,7 +121,7 @@ class AttachmentResources(Runtime):
         Raises:
             SettingsError: its address or credentials are missing, or it is not trusted.
         """
-        return EventhouseClient(cluster_access(self.settings.eventhouse))
+        return EventhouseClient(self.settings.eventhouse)
 
     @cached_property
     def event_hub(self) -> EventHub:

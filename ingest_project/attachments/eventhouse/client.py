@@ -17,7 +17,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 
-from ingest_project.attachments.eventhouse.clusters import ClusterAccess, check_address
+from ingest_project.attachments.eventhouse.clusters import check_address
 from ingest_project.attachments.eventhouse.queries import INGESTED_AT
 from ingest_project.core.errors import (
     AddressRejectedError,
@@ -27,6 +27,7 @@ from ingest_project.core.errors import (
     QueryRejectedError,
     SettingsError,
 )
+from ingest_project.core.settings import EventhouseSettings
 
 if TYPE_CHECKING:
     from azure.kusto.data import ClientRequestProperties
@@ -108,15 +109,15 @@ class EventhouseClient:
         SettingsError: the address is not that of a trusted cluster, or credentials are missing.
     """
 
-    def __init__(self, access: ClusterAccess) -> None:
-        self.address = check_address(access)
-        self._access = access
+    def __init__(self, settings: EventhouseSettings) -> None:
+        self.address = check_address(settings)
+        self._settings = settings
         self._client: CheckedKustoClient | None = None
         self._lock = threading.Lock()
-        application = (access.tenant_id, access.client_id, access.client_secret)
-        if access.authentication == "application" and not all(application):
+        application = (settings.tenant_id, settings.client_id, settings.client_secret)
+        if settings.authentication == "application" and not all(application):
             raise SettingsError("An Eventhouse application needs a tenant id, a client id and a client secret.")
-        if access.authentication == "none" and not self.address.startswith("http://"):
+        if settings.authentication == "none" and not self.address.startswith("http://"):
             raise SettingsError(f"Eventhouse at {self.address} needs credentials: only plain http goes without.")
 
     def query(self, database: str, text: str, parameters: Mapping[str, str] | None = None) -> QueryResult:
@@ -159,7 +160,7 @@ class EventhouseClient:
             if self._client is None:
                 from ingest_project.attachments.eventhouse.kusto import connect  # noqa: PLC0415 - half a second
 
-                self._client = connect(self._access, self.address)
+                self._client = connect(self._settings, self.address)
             return self._client
 
     def _properties(self, parameters: Mapping[str, str]) -> ClientRequestProperties:
@@ -168,8 +169,8 @@ class EventhouseClient:
         properties = ClientRequestProperties()  # type: ignore[no-untyped-call]
         properties.application = APPLICATION
         properties.client_request_id = f"{APPLICATION};{uuid.uuid4()}"
-        properties.set_option("servertimeout", timedelta(seconds=self._access.timeout_seconds))
-        properties.set_option("truncationmaxsize", self._access.max_page_bytes)
+        properties.set_option("servertimeout", timedelta(seconds=self._settings.timeout_seconds))
+        properties.set_option("truncationmaxsize", self._settings.max_page_bytes)
         properties.set_option("results_progressive_enabled", value=False)
         properties.set_option("request_readonly", value=True)
         for name, value in parameters.items():

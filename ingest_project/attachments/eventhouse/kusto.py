@@ -16,7 +16,8 @@ from requests import PreparedRequest, Response, Session
 from urllib3.connection import HTTPConnection
 
 from ingest_project.attachments.eventhouse.client import check_frames
-from ingest_project.attachments.eventhouse.clusters import ClusterAccess, check_login
+from ingest_project.attachments.eventhouse.clusters import check_login
+from ingest_project.core.settings import EventhouseSettings
 from ingest_project.platform.http.pinned_transport import require_origin
 from ingest_project.platform.http.urls import parse_url
 
@@ -66,16 +67,16 @@ class _ClusterAdapter(HTTPAdapterWithSocketOptions):
         return super().send(request, *args, **kwargs)
 
 
-def connect(access: ClusterAccess, address: str) -> CheckedKustoClient:
+def connect(settings: EventhouseSettings, address: str) -> CheckedKustoClient:
     """Return a client for an address that was checked before; nothing is sent yet."""
-    if access.authentication == "none":
+    if settings.authentication == "none":
         connection = KustoConnectionStringBuilder.with_no_authentication(address)
     else:
         _trust(parse_url(address).host)
         connection = KustoConnectionStringBuilder.with_azure_token_credential(
-            address, credential_from_login_endpoint=lambda authority: _credential(access, authority)
+            address, credential_from_login_endpoint=lambda authority: _credential(settings, authority)
         )
-    return CheckedKustoClient(connection, address, access.timeout_seconds)
+    return CheckedKustoClient(connection, address, settings.timeout_seconds)
 
 
 def _trust(host: str) -> None:
@@ -85,11 +86,11 @@ def _trust(host: str) -> None:
     well_known_kusto_endpoints.add_trusted_hosts([rule], replace=False)  # type: ignore[no-untyped-call]
 
 
-def _credential(access: ClusterAccess, authority: str) -> TokenCredential:
+def _credential(settings: EventhouseSettings, authority: str) -> TokenCredential:
     from azure.identity import ClientSecretCredential, DefaultAzureCredential  # noqa: PLC0415 - not for local servers
 
-    authority = check_login(authority, access)
-    if access.authentication == "application" and access.client_secret is not None:
-        secret = access.client_secret.get_secret_value()
-        return ClientSecretCredential(access.tenant_id, access.client_id, secret, authority=authority)
+    authority = check_login(authority, settings)
+    if settings.authentication == "application" and settings.client_secret is not None:
+        secret = settings.client_secret.get_secret_value()
+        return ClientSecretCredential(settings.tenant_id or "", settings.client_id or "", secret, authority=authority)
     return DefaultAzureCredential(authority=authority)
