@@ -47,7 +47,7 @@ def run(brokers: str, topic: str, folder: Path, events: int) -> None:
         for one in cut(topic, backlog.topic_id, partition, backlog.starts[partition], end, ROWS_PER_COMMIT)
     ]
     services.stream_ranges.plan(ranges, [], now)
-    records = services.stream_ranges.start([one.key for one in ranges], "benchmark", now)
+    records = services.stream_ranges.begin([one.key for one in ranges], "benchmark", now)
     stored = Stored()
     store_ranges(services, records, stored)
     assert stored.totals["events"] == events

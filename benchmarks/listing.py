@@ -30,7 +30,7 @@ from ingest_project.devstack.embedded_kafka import PARTITIONS, start_broker, wai
 from ingest_project.devstack.postgres import start_postgres, wait_for_postgres
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER
-from ingest_project.platform.work_queue.types import KafkaPosition
+from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.polling.discovery import discover
 from ingest_project.polling.job_queue import JobArrival
 
@@ -143,11 +143,11 @@ def _look(folder: str) -> dict[str, object]:
     listings = [_seconds(services, folder) for _ in range(REPETITIONS)]
     looks, published = [], []
     for job in jobs[: 1 + REPETITIONS]:
-        (record,) = services.polling_jobs.start([job.job_key], "benchmark", datetime.now(UTC))
+        (record,) = services.polling_jobs.begin([job.job_key], "benchmark", datetime.now(UTC))
         began = time.monotonic()
         found = discover(services, record)
         looks.append(time.monotonic() - began)
-        done = services.polling_jobs.finish(job.job_key, found.found, found.not_announced(), datetime.now(UTC))
+        done = services.polling_jobs.finish_listing(job.job_key, found.found, found.not_announced(), datetime.now(UTC))
         published.append(done.files_published)
     # The machine is shared: the quickest of a few says most about the program.
     return {

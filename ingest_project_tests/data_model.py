@@ -53,7 +53,7 @@ COMMON = {
     "partition": "Kafka partition",
     "reason": "Why the entry is in its state; the last real error",
     "replays": "How often the attachment was replayed, 0 at first",
-    "reported_at": "When Dagster was told the result; until then a run holds the lease",
+    "reported_at": "When the result was reported to Dagster; until then a run holds the lease",
     "run_id": "Dagster run that holds or held the lease",
     "sha256": "SHA-256 of the bytes, in hexadecimal digits",
     "size_bytes": "Size in bytes",
@@ -243,7 +243,7 @@ TABLES = {
         {},
     ),
     "skipped_offsets": Described(
-        "Messages that an operator told the queue to skip; they become dead letters unread.",
+        "Offsets that an operator wants skipped; their messages become dead letters unread.",
         "SELECT topic, partition, first_offset, end_offset, reason FROM skipped_offsets",
         {"asked_by": "Who skipped them", "asked_at": "When", "reason": "Why, as the operator says"},
     ),

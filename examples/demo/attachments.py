@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from examples.demo.server import FileServer
-from ingest_project.attachments.queue.attachments import FailedFilter
-from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord
+from ingest_project.attachments.queue import RETRY_QUEUE, AttachmentRecord, FailedFilter
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.dlq import replay
 from ingest_project.cli.send_messages import deliver
 from ingest_project.contracts.attachments import AttachmentEvent, attachment_key
@@ -24,7 +24,6 @@ from ingest_project.core.settings import LoadedSettings, Settings
 from ingest_project.devstack.supervisor import with_addresses
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.http.host_policy import HostRules
-from ingest_project.platform.work_queue.states import AttachmentState
 
 FOLDER = "attachments"
 EVENTS = {
@@ -98,7 +97,7 @@ class DemoAttachments:
 
 
 def _is_settled(record: AttachmentRecord) -> bool:
-    return record.state.finished or (record.state is AttachmentState.PENDING and record.queue_name == RETRY_LANE)
+    return record.state.finished or (record.state is AttachmentState.PENDING and record.queue_name == RETRY_QUEUE)
 
 
 @contextmanager

@@ -9,15 +9,16 @@ import msgspec
 from rich.text import Text
 
 from examples.demo.streams import DemoStreams, StreamsReport, show_streams
-from ingest_project.attachments.queue.outcomes import Attempt, attempts_at
-from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.attachments.attempts import Attempt, attempts_at
+from ingest_project.attachments.queue import AttachmentRecord
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts.files import file_key, version_of
 from ingest_project.core.console import add_row, counts, say, shortened, show, table
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.file_queue import FileRecord
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse import DeviceMetric
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.states import AttachmentState, FileState
 from ingest_project.sources.context import SourceContext
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.registry import open_source

@@ -34,9 +34,9 @@ from ingest_project.core.keys import hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.dagster_processes import JobIncompleteError, run_jobs
 from ingest_project.devstack.supervisor import Stack, running_stack
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster.run_records import DagsterRecords
-from ingest_project.platform.work_queue.states import FileState
 
 SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}
 GENEROUS_SECONDS = 300.0

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.catalog import (
     ANY_ATTACHMENT,
     ATTACHMENT_EVENTS,
@@ -30,9 +31,9 @@ from ingest_project.attachments.catalog import (
 )
 from ingest_project.attachments.checks import attachment_report, results_reports
 from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
+from ingest_project.attachments.event_queue import EventRecord, HourOfEvents
 from ingest_project.attachments.extraction import AddressPaths, tasks_of
-from ingest_project.attachments.queue.events import EventRecord, Extracted, HourOfEvents
-from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult, TaskArrival
+from ingest_project.attachments.queue import AttachmentRecord, TaskArrival
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.results import commit_results, publish, publish_cached, publish_outcomes
 from ingest_project.contracts.attachments import DownloadStatus
@@ -49,6 +50,7 @@ from ingest_project.platform.dagster.external_assets import topic_key
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
+from ingest_project.platform.work_queue.queue import JobState
 
 logger = get_logger(__name__)
 
@@ -105,7 +107,7 @@ def extract(
         touched = set(hours)
         for start in range(0, len(keys), EVENTS_AT_A_TIME):
             part = keys[start : start + EVENTS_AT_A_TIME]
-            records = services.attachment_events.start(part, context.run.run_id, datetime.now(UTC))
+            records = services.attachment_events.begin(part, context.run.run_id, datetime.now(UTC))
             _extract(context, services, records, paths, batch_id)
             touched.update(record.hour for record in records)
         report(context, [_hour_report(hour) for hour in services.attachment_events.hours(sorted(touched))])
@@ -135,7 +137,8 @@ def _extract(
     ours = {arrival.attachment_key: arrival for arrival in arrivals if owners[arrival.attachment_key] in by_event}
     publish_tasks(services, [arrival for arrival in ours.values() if not arrival.task.refused])
     context.instance.add_dynamic_partitions(ATTACHMENTS, list(ours))
-    services.attachment_events.finish([_extracted(key, tasks, owners) for key, tasks in by_event.items()], now)
+    extracted = {key: _extracted(key, tasks, owners) for key, tasks in by_event.items()}
+    services.attachment_events.finish(extracted, JobState.DONE, now)
     refused = sum(bool(arrival.task.refused) for arrival in ours.values())
     logger.info(
         "events_extracted", events=len(records), addresses=len(arrivals), attachments=len(ours), refused=refused
@@ -158,7 +161,7 @@ def _tasks_by_event(
             failures[record.event_key] = error
         else:
             by_event[record.event_key] = []
-    for task in services.attachments.under_known_keys(tasks):
+    for task in tasks:
         by_event[task.event_key or ""].append(task)
     return by_event, failures
 
@@ -166,8 +169,7 @@ def _tasks_by_event(
 def _fail(services: AttachmentResources, failures: Mapping[str, Exception], now: datetime) -> None:
     for key, error in failures.items():
         logger.error("event_not_extracted", event_key=key, reason=reason_of(error), exc_info=traceback_of(error))
-    why = {key: (error_class_of(error), reason_of(error)) for key, error in failures.items()}
-    services.attachment_events.fail(why, now)
+        services.attachment_events.fail([key], reason_of(error), error_class_of(error), now)
 
 
 def publish_tasks(services: AttachmentResources, arrivals: Sequence[TaskArrival]) -> None:
@@ -189,9 +191,9 @@ def _headers(arrival: TaskArrival) -> tuple[tuple[str, bytes], ...]:
     return (("trace-id", arrival.task.trace_id.encode()), (ORIGIN_HEADER, ORIGIN))
 
 
-def _extracted(event_key: str, tasks: Sequence[TaskArrival], owners: dict[str, str]) -> Extracted:
+def _extracted(event_key: str, tasks: Sequence[TaskArrival], owners: dict[str, str]) -> dict[str, int]:
     own = {task.attachment_key for task in tasks if owners[task.attachment_key] == event_key}
-    return Extracted(event_key, addresses=len(tasks), duplicates=len(tasks) - len(own))
+    return {"addresses": len(tasks), "duplicates": len(tasks) - len(own)}
 
 
 def _hour_report(hour: HourOfEvents) -> PartitionEvents:
@@ -241,7 +243,7 @@ def download(context: Context, services: AttachmentResources, keys: Sequence[str
     """
     keep_connections_open(context.instance)
     with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
-        records = services.attachments.start(keys, context.run.run_id, datetime.now(UTC))
+        records = services.attachments.begin(keys, context.run.run_id, datetime.now(UTC))
         dead = sum(_finish(context, services, group) for group in _results(context, services, records))
         report(context, results_reports(services, commit_results(services)))
         services.attachments.mark_reported(keys, datetime.now(UTC))
@@ -311,7 +313,7 @@ def _recorded(services: AttachmentResources, outcomes: Sequence[AttemptResult], 
     recorded: list[AttemptResult] = []
 
     def enter(part: Sequence[AttemptResult]) -> None:
-        recorded.extend(services.attachments.finish(part, run_id, datetime.now(UTC)))
+        recorded.extend(services.attachments.finish_attempts(part, run_id, datetime.now(UTC)))
 
     for outcome, error in store_bisecting(outcomes, enter, is_item_fault):
         logger.error("outcome_not_entered", partition_key=outcome.attachment_key, exc_info=traceback_of(error))

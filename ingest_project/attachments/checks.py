@@ -9,20 +9,22 @@ from typing import Any
 
 import dagster as dg
 
+from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.catalog import (
     ATTACHMENT_EVENTS,
     ATTACHMENT_RESULTS,
     ONELAKE_ATTACHMENTS,
     attachments_partitions,
 )
-from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord, AttemptResult
+from ingest_project.attachments.queue import RETRY_QUEUE, AttachmentRecord
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.storage import stored_attachment
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.keys import end_of, parse_hour_key
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, report_each
 from ingest_project.platform.http.urls import printable_url
-from ingest_project.platform.work_queue.states import AttachmentState, JobState
+from ingest_project.platform.work_queue.queue import JobState
 
 ATTACHMENT_STORED = "attachment_stored"
 RECENT = timedelta(hours=24)
@@ -193,7 +195,7 @@ def stored_results_match(services: dg.ResourceParam[AttachmentResources]) -> dg.
 def nothing_overdue(services: dg.ResourceParam[AttachmentResources]) -> dg.AssetCheckResult:
     """Check the retry that has been due longest."""
     limit_seconds = services.settings.attachments.max_overdue_seconds
-    oldest = services.attachments.most_overdue(RETRY_LANE)
+    oldest = services.attachments.most_overdue(RETRY_QUEUE)
     overdue_seconds = (datetime.now(UTC) - oldest.next_attempt_at).total_seconds() if oldest else 0.0
     metadata: dict[str, float | str] = {"limit_seconds": limit_seconds, "overdue_seconds": max(0.0, overdue_seconds)}
     if oldest:

@@ -7,11 +7,10 @@ import dagster as dg
 from ingest_project.attachments.assets import attachment_events, attachment_results, onelake_attachments
 from ingest_project.attachments.catalog import ONELAKE_ATTACHMENTS
 from ingest_project.attachments.checks import CHECKS, CHECKS_OF_ALL_ATTACHMENTS
-from ingest_project.attachments.downloads_sensor import downloads_sensor
 from ingest_project.attachments.eventhouse.sensor import eventhouse_sensor
-from ingest_project.attachments.events_sensor import attachment_events_sensor
 from ingest_project.attachments.jobs import attachment_events_batch, attachments_batch, attachments_maintenance
-from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
+from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE
+from ingest_project.attachments.sensors import attachment_events_sensor, downloads_sensor
 
 # Without the checks: a batch reports on each attachment itself, see `checks`.
 downloads_batch = dg.define_asset_job(
@@ -46,7 +45,7 @@ attachments = dg.Definitions(
     sensors=[
         eventhouse_sensor,
         attachment_events_sensor(attachment_events_batch.name),
-        downloads_sensor("downloads_pending_sensor", PENDING_LANE, attachments_batch.name),
-        downloads_sensor("downloads_retry_sensor", RETRY_LANE, attachments_batch.name),
+        downloads_sensor("downloads_pending_sensor", PENDING_QUEUE, attachments_batch.name),
+        downloads_sensor("downloads_retry_sensor", RETRY_QUEUE, attachments_batch.name),
     ],
 )

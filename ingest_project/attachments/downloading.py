@@ -19,9 +19,9 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
-from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
+from ingest_project.attachments.attempts import AttemptResult
+from ingest_project.attachments.queue import AttachmentRecord, next_attempt_at
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.attachments.retry_schedule import next_attempt_at
 from ingest_project.attachments.storage import OWNER, StoredAttachment, put_attachment, stored_attachment
 from ingest_project.attachments.turns import Turns, host_of
 from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus, DownloadTask

@@ -1,7 +1,7 @@
-"""Events to download tasks: the addresses they declare, and those that a domain's JSONPaths find in their payload.
+"""Make download tasks of events: of the addresses they declare, and those that JSONPaths find in their payload.
 
-What an event names and what cannot be an attachment becomes a task as well, one that says why it is refused: it fails
-like any other attachment, where everybody looks for those that failed.
+An entry of an event that cannot be an attachment becomes a task as well, one with the reason why it is refused: it
+fails like any other attachment, and is listed with them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import jsonpath
 import msgspec
 
-from ingest_project.attachments.queue.events import EventRecord
-from ingest_project.attachments.queue.record import TaskArrival
+from ingest_project.attachments.event_queue import EventRecord
+from ingest_project.attachments.queue import TaskArrival
 from ingest_project.attachments.storage import Destinations, distinct_file_names
 from ingest_project.contracts.attachments import (
     MAX_TEXT_LENGTH,
@@ -35,9 +35,9 @@ from ingest_project.platform.http.file_names import chosen_file_name
 logger = get_logger(__name__)
 
 EVERY_DOMAIN = "*"
-# What one event may ask for: its payload comes from strangers, and a path may match anything in it.
+# Bound of one event: its payload comes from strangers, and a path may match anything in it.
 MAX_ADDRESSES = 10_000
-# Where neither the event nor Kafka says when it was.
+# Time of an event where neither it nor Kafka has one.
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -55,14 +55,14 @@ class AddressPaths:
         self._compiled = {domain: [_compiled(text) for text in texts] for domain, texts in paths.items()}
 
     def find(self, domain: str, payload: object) -> Iterator[DeclaredAttachment]:
-        """What the domain's paths find: addresses, objects with a `url`, or lists of either."""
+        """Yield what the domain's paths find: addresses, objects with a `url`, or lists of either."""
         for path in (*self._compiled.get(domain, ()), *self._compiled.get(EVERY_DOMAIN, ())):
             for value in _found(path, payload):
                 yield from _declared(value)
 
 
 def named_in(event: AttachmentEvent, paths: AddressPaths) -> tuple[list[DeclaredAttachment], list[RefusedAttachment]]:
-    """Every attachment that an event names, declared ones first, and what cannot be one.
+    """Return every attachment that an event names, declared ones first, and the entries that cannot be one.
 
     An address may occur more than once.
     """
@@ -80,20 +80,20 @@ def named_in(event: AttachmentEvent, paths: AddressPaths) -> tuple[list[Declared
 
 
 def declared_in(event: AttachmentEvent, paths: AddressPaths) -> list[DeclaredAttachment]:
-    """Every attachment that an event names and that can be one."""
+    """Return every attachment that an event names and that can be one."""
     return named_in(event, paths)[0]
 
 
 def tasks_of(record: EventRecord, paths: AddressPaths, destinations: Destinations) -> list[TaskArrival]:
-    """The download tasks of one event, one for each address that it names, in their order; refused ones at the end.
+    """Return the download tasks of one event, one for each address that it names, in order; refused ones at the end.
 
     Args:
-        record: the event, as the ledger keeps it.
+        record: the event, as the queue keeps it.
         paths: where addresses are in its payload.
         destinations: where files go.
 
     Raises:
-        UnreadableMessageError: what the ledger keeps is no event.
+        UnreadableMessageError: the stored body is no event.
     """
     event = decode_attachment_event(record.body.encode())
     declared, refused = named_in(event, paths)
@@ -104,7 +104,7 @@ def tasks_of(record: EventRecord, paths: AddressPaths, destinations: Destination
 
 
 def distinct_names(declared: Sequence[DeclaredAttachment]) -> dict[str, str]:
-    """A file name for each address, no two of one event alike."""
+    """Return a file name for each address, no two of one event alike."""
     by_url = {one.url: one for one in reversed(declared)}
     named = [(chosen_file_name(one.file_name, None, one.url), url) for url, one in by_url.items()]
     return dict(zip(by_url, distinct_file_names(named), strict=True))
@@ -158,7 +158,7 @@ def _refused_arrival(
 
 
 def _found(path: jsonpath.CompoundJSONPath | jsonpath.JSONPath, payload: object) -> list[Any]:
-    """What a path finds; nothing in a payload that it cannot be followed in, e.g. one that is nested too deeply."""
+    """Return what a path finds; nothing where it cannot be followed, e.g. in a payload that is nested too deeply."""
     if not isinstance(payload, dict | list):
         return []
     try:

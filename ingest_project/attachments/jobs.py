@@ -2,7 +2,7 @@
 
 These are jobs of operations and not of assets: one run of assets cannot have partitions of two kinds, hours and
 attachments, and Dagster 1.13 refuses a run of a partitioned asset without a partition once the asset before it, which
-is partitioned too, was ever materialised. What they make is reported on the partitions all the same.
+is partitioned too, was ever materialised. Their results are reported on the partitions all the same.
 """
 
 import contextlib
@@ -17,62 +17,61 @@ from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 
+# No upload takes a day.
+ABANDONED_AFTER = timedelta(days=1)
 
-@dg.op(out=dg.Out(dg.Nothing), description="Takes the addresses out of the batch's events and announces the tasks.")
+
+@dg.op(out=dg.Out(dg.Nothing), description="Extracts the addresses of the batch's events and announces the tasks.")
 def take_addresses_out(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
-    """The first half of the batch."""
+    """Extract the addresses of the batch's events."""
     extract(context, services, keys_of_run(context, services.attachment_events.batch), context.run.tags[BATCH_ID_TAG])
 
 
 @dg.op(
     ins={"taken": dg.In(dg.Nothing)},
     pool=ONELAKE_POOL,
-    description="Downloads and stores what the batch's events lead to.",
+    description="Downloads and stores the attachments of the batch's events.",
 )
 def download_and_store(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
-    """The second half of the batch."""
+    """Download and store the batch's attachments."""
     download(context, services, services.attachments.batch(context.run.tags[BATCH_ID_TAG]))
 
 
-@dg.job(description="Takes the addresses out of a batch of events, downloads and stores.")
+@dg.job(description="Extracts the addresses of a batch of events, downloads and stores.")
 def attachment_events_batch() -> None:
-    """Both halves, one after the other."""
+    """Extract, then download and store."""
     download_and_store(take_addresses_out())
 
 
 @dg.job(description="Downloads and stores a batch of attachments.")
 def attachments_batch() -> None:
-    """The second half alone, of tasks that came over Kafka or are due again."""
+    """Download and store tasks that came over Kafka or are due again."""
     download_and_store()
-
-
-# No upload takes a day.
-ABANDONED_AFTER = timedelta(days=1)
 
 
 @dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
 def keep_results_healthy(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
-    """Look after the Delta table of results; the second time nothing is left to do."""
+    """Maintain the Delta table of results; the second time nothing is left to do."""
     maintenance = optimize_and_vacuum(services.attachment_results, maintenance_limits(services.settings.delta))
     context.log.info(summary(maintenance))
 
 
 @dg.op(description="Removes temporary files of uploads that were killed.")
 def remove_abandoned_uploads(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
-    """Look through every store that a domain has."""
+    """Remove them from every store; the second time nothing is left to do."""
     removed = sum(store.remove_orphaned(ABANDONED_AFTER) for store in services.attachment_stores())
     context.log.info("%d abandoned uploads were removed.", removed)
 
 
 @dg.op(description="Removes downloaded files of runs that were killed before they were stored.")
 def remove_abandoned_downloads(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
-    """Look through the cache of this machine; the second time nothing is left to do."""
+    """Remove them from the cache of this machine; the second time nothing is left to do."""
     removed = remove_old_files(services.settings.cache_dir, ABANDONED_AFTER)
     context.log.info("%d abandoned downloads were removed.", removed)
 
 
 def remove_old_files(folder: Path, older_than: timedelta) -> int:
-    """Remove the files of a folder that nobody has changed for so long, and return how many."""
+    """Remove the files of a folder that have not changed for so long, and return how many."""
     oldest = time.time() - older_than.total_seconds()
     removed = 0
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -85,7 +84,7 @@ def remove_old_files(folder: Path, older_than: timedelta) -> int:
 
 @dg.job(description="Keeps the Delta table of results and the attachment stores healthy.")
 def attachments_maintenance() -> None:
-    """All parts of the upkeep."""
+    """Run all parts of the maintenance."""
     keep_results_healthy()
     remove_abandoned_uploads()
     remove_abandoned_downloads()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 from functools import cached_property
 
+from ingest_project.attachments.attempts import AttemptResults
+from ingest_project.attachments.event_queue import EventQueue
 from ingest_project.attachments.eventhouse.client import EventhouseClient
-from ingest_project.attachments.eventhouse.clusters import cluster_access
 from ingest_project.attachments.eventhouse.polling import EventhousePositions
-from ingest_project.attachments.queue.attachments import AttachmentLedger
-from ingest_project.attachments.queue.events import EventLedger
-from ingest_project.attachments.queue.outcomes import OutcomeLedger
+from ingest_project.attachments.queue import AttachmentQueue
 from ingest_project.attachments.storage import Destinations
 from ingest_project.core.settings import Settings
 from ingest_project.platform.delta.location import delta_credentials
@@ -32,19 +31,19 @@ class AttachmentResources(Runtime):
         self._opening = threading.Lock()
 
     @cached_property
-    def attachment_events(self) -> EventLedger:
+    def attachment_events(self) -> EventQueue:
         """Return the work queue of events."""
-        return EventLedger(self.engine)
+        return EventQueue(self.engine)
 
     @cached_property
-    def attachments(self) -> AttachmentLedger:
+    def attachments(self) -> AttachmentQueue:
         """Return the work queue of attachments."""
-        return AttachmentLedger(self.engine)
+        return AttachmentQueue(self.engine)
 
     @cached_property
-    def outcomes(self) -> OutcomeLedger:
+    def outcomes(self) -> AttemptResults:
         """Return the results of download attempts."""
-        return OutcomeLedger(self.engine)
+        return AttemptResults(self.engine)
 
     @cached_property
     def eventhouse_positions(self) -> EventhousePositions:
@@ -93,7 +92,7 @@ class AttachmentResources(Runtime):
         Raises:
             SettingsError: its address or credentials are missing, or it is not trusted.
         """
-        return EventhouseClient(cluster_access(self.settings.eventhouse))
+        return EventhouseClient(self.settings.eventhouse)
 
     @cached_property
     def event_hub(self) -> EventHub:

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ingest_project.attachments.attempts import AttemptResult, Identity
 from ingest_project.attachments.downloading import Cached
-from ingest_project.attachments.queue.outcomes import Identity
-from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
+from ingest_project.attachments.queue import AttachmentRecord, retry_topic
 from ingest_project.attachments.resources import AttachmentResources
-from ingest_project.attachments.retry_schedule import retry_topic
 from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.contracts.decoding import encode
 from ingest_project.core.batches import store_bisecting
@@ -233,7 +232,7 @@ class _Committing:
         outcomes, table = self._services.outcomes, self._services.attachment_results
         number, self._number = self._number, None
         if number is None:
-            number = outcomes.number_commit_of(part)
+            number = outcomes.number_next_commit(part)
         self._is_row_fault = False
         try:
             table.append(results_table(part), app_id=APPLICATION_ID, version=number)

@@ -1,6 +1,16 @@
-"""Tables of the attachments capability, as the code sees them. The migrations create them."""
+"""Tables of the attachments capability, as the code sees them, and the states of an attachment.
+
+The migrations create the tables.
+
+    event        pending -> requested -> running     -> done | failed
+    attachment   pending -> requested -> downloading -> stored | failed
+
+A transient failure or a lost run leads back to pending; a person may have any finished one tried again.
+"""
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
@@ -15,12 +25,28 @@ from ingest_project.platform.database.columns import (
     work_columns,
 )
 
-# An event as it was read, kept whole: taking its addresses out again after a fixed setting finds what was missed.
+
+class AttachmentState(StrEnum):
+    """State of an attachment in the work queue. One in a retry topic is pending, with a time before which it waits."""
+
+    PENDING = "pending"
+    REQUESTED = "requested"
+    DOWNLOADING = "downloading"
+    STORED = "stored"
+    FAILED = "failed"
+
+    @property
+    def finished(self) -> bool:
+        """Whether only a person has it tried again."""
+        return self in {AttachmentState.STORED, AttachmentState.FAILED}
+
+
+# An event as it was read, kept whole: extracting its addresses again after a fixed setting finds what was missed.
 attachment_events = sa.Table(
     "attachment_events",
     metadata,
     Col("event_key", sa.Text, primary_key=True),
-    # The hour it arrived, as Dagster names hourly partitions.
+    # The hour in which it arrived, as Dagster names hourly partitions.
     Col("hour", sa.Text, nullable=False),
     Col("trace_id", sa.Text, nullable=False),
     Col("domain", sa.Text, nullable=False),
@@ -52,7 +78,7 @@ attachments = sa.Table(
     # The event it was found in; null for a task that came over Kafka.
     Col("event_key", sa.Text),
     *kafka_columns(),
-    # Which sensor looks after it: `pending` for a first attempt, `retry` for the others.
+    # Sensor that serves it: `pending` for a first attempt, `retry` for the others.
     Col("queue_name", sa.Text, nullable=False),
     *work_columns(),
     # Which attempt comes next or was last, the first being 1; and how often it began again.
@@ -72,7 +98,7 @@ attachments = sa.Table(
     sa.Index("attachments_by_event", "event_key"),
 )
 
-# How each attempt ended: what is published, shown and committed to Delta is made of these, also after a crash.
+# How each attempt ended: messages, Dagster events and Delta commits are made of these, also after a crash.
 download_outcomes = sa.Table(
     "download_outcomes",
     metadata,
@@ -84,12 +110,12 @@ download_outcomes = sa.Table(
     Col("result", Json, nullable=False),
     Col("completed_at", UtcTime, nullable=False),
     Col("run_id", sa.Text, nullable=False),
-    # When Kafka and Dagster had been told.
+    # When Kafka and Dagster had it.
     Col("published_at", UtcTime),
-    # Which commit of the Delta table holds it: given before the commit, so that a repeated one has the same rows.
+    # The commit of the Delta table that holds it: numbered before the commit, so that a repeated one has the same rows.
     Col("commit_number", sa.BigInteger),
     Col("committed_at", UtcTime),
-    # Why a message of it is on no topic, and why it is in no commit: no other attempt waits for that.
+    # Why a message of it is on no topic, and why it is in no commit; other attempts go on.
     Col("publish_error", sa.Text),
     Col("commit_error", sa.Text),
     sa.Index(
@@ -102,7 +128,7 @@ download_outcomes = sa.Table(
     sa.Index("download_outcomes_by_time", "completed_at"),
 )
 
-# Who had which attachment tried again, and when.
+# Audit of replays: who replayed which attachment, and when.
 attachment_replays = sa.Table(
     "attachment_replays",
     metadata,

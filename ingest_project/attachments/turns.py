@@ -1,8 +1,8 @@
-"""Whose download is next: fair shares of a run's places for domains, traces and hosts.
+"""Choose the next download: fair shares of a run's slots for domains, traces and hosts.
 
-The next place goes to the domain that holds the fewest, in it to the trace that does, in it to the host. A host begins
-with two places and gets one more with each download that ends soon; while one of its downloads is slow it gets no
-further place. So a few slow hosts never hold all places, and what is left over is anybody's.
+The next slot goes to the domain that holds the fewest, in it to the trace that does, in it to the host. A host begins
+with two slots and gets one more with each download that ends soon; while one of its downloads is slow it gets no
+further slot. So a few slow hosts never hold all slots, and any host may use what others leave.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
-from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.attachments.queue import AttachmentRecord
 
-FIRST_PLACES = 2
+FIRST_SLOTS = 2
 SLOW_SECONDS = 10.0
 
 Job = TypeVar("Job")
 
 
 class Turns(Generic[Job]):
-    """The records that wait and the places they hold; threads take their next job from it.
+    """The records that wait and the slots they hold; threads get their next job from it.
 
     Args:
         records: that wait, in the order of their turns where shares are equal.
-        most_per_host: places of one host.
+        most_per_host: slots of one host.
         most_unfinished: results that may lie unprocessed before no further download begins.
         most_unstored_bytes: of downloaded files that are not stored yet, before no further download begins.
     """
@@ -48,7 +48,7 @@ class Turns(Generic[Job]):
         self._waiting_of_host: Counter[str] = Counter()
         self._begun: dict[str, dict[str, float]] = {}
         self._held: Counter[tuple[str, ...]] = Counter()
-        self._places: dict[str, int] = {}
+        self._slots: dict[str, int] = {}
         self._first: deque[Job] = deque()
         self._unfinished = 0
         self._unstored_bytes = 0
@@ -60,7 +60,7 @@ class Turns(Generic[Job]):
             self._waiting_of_host[host_of(record.attachment_url)] += 1
 
     def next(self) -> AttachmentRecord | Job | None:
-        """What a thread does next, as soon as there is something; None once there is nothing more to do for it."""
+        """Return a thread's next job, as soon as there is one; None once it is to end."""
         with self._changed:
             while not self._closed:
                 if self._first:
@@ -68,28 +68,28 @@ class Turns(Generic[Job]):
                 record = self._chosen()
                 if record is not None:
                     return record
-                # By itself a host only becomes slow; everything that frees a place tells.
+                # Without a notification a host only becomes slow; everything that frees a slot notifies.
                 self._changed.wait()
         return None
 
     def put_first(self, jobs: Iterable[Job]) -> None:
-        """Jobs that are done before any further download."""
+        """Add jobs that are done before any further download."""
         with self._changed:
             self._first.extend(jobs)
             self._changed.notify_all()
 
     def ended(self, record: AttachmentRecord, unstored_bytes: int = 0) -> None:
-        """A download is over; its place is free, and its result lies unprocessed.
+        """Free the slot of a download that ended; its result is unprocessed.
 
         Args:
             record: of the download.
-            unstored_bytes: of the file that it brought.
+            unstored_bytes: of the downloaded file.
         """
         host = host_of(record.attachment_url)
         with self._changed:
             took = time.monotonic() - self._begun[host].pop(record.attachment_key)
-            places = self._places.get(host, FIRST_PLACES)
-            self._places[host] = FIRST_PLACES if took > SLOW_SECONDS else min(places + 1, self._most_per_host)
+            slots = self._slots.get(host, FIRST_SLOTS)
+            self._slots[host] = FIRST_SLOTS if took > SLOW_SECONDS else min(slots + 1, self._most_per_host)
             for share in _shares(record):
                 self._held[share] -= 1
             self._unfinished += 1
@@ -97,14 +97,14 @@ class Turns(Generic[Job]):
             self._changed.notify_all()
 
     def processed(self, results: int, stored_bytes: int = 0) -> None:
-        """So many results were seen to, and files of so many bytes are not on the disk any more."""
+        """Count results as processed, and the bytes of their files as gone from the disk."""
         with self._changed:
             self._unfinished -= results
             self._unstored_bytes -= stored_bytes
             self._changed.notify_all()
 
     def withdraw(self) -> list[AttachmentRecord]:
-        """Take away every record that still waits."""
+        """Remove every record that still waits, and return them."""
         with self._changed:
             left = [
                 record
@@ -118,7 +118,7 @@ class Turns(Generic[Job]):
         return left
 
     def close(self) -> None:
-        """Let every thread that asks go."""
+        """End every thread at its next request."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -127,7 +127,7 @@ class Turns(Generic[Job]):
         if self._unfinished >= self._most_unfinished or self._unstored_bytes >= self._most_unstored_bytes:
             return None
         now = time.monotonic()
-        open_hosts = {host for host in self._waiting_of_host if self._has_place(host, now)}
+        open_hosts = {host for host in self._waiting_of_host if self._has_slot(host, now)}
         if not open_hosts:
             return None
         for domain in self._by_share(self._waiting):
@@ -142,10 +142,10 @@ class Turns(Generic[Job]):
     def _by_share(self, names: Iterable[str], *above: str) -> Iterator[str]:
         return iter(sorted(names, key=lambda name: self._held[*above, name]))
 
-    def _has_place(self, host: str, now: float) -> bool:
+    def _has_slot(self, host: str, now: float) -> bool:
         begun = self._begun.get(host, {})
-        most = min(self._places.get(host, FIRST_PLACES), self._most_per_host)
-        if len(begun) < min(FIRST_PLACES, most):
+        most = min(self._slots.get(host, FIRST_SLOTS), self._most_per_host)
+        if len(begun) < min(FIRST_SLOTS, most):
             return True
         return len(begun) < most and now - min(begun.values()) < SLOW_SECONDS
 
@@ -168,7 +168,7 @@ class Turns(Generic[Job]):
 
 
 def host_of(url: str) -> str:
-    """Host and port as an address has them; empty where it is none."""
+    """Return host and port of an address; empty where it has none."""
     try:
         return urlsplit(url).netloc
     except ValueError:

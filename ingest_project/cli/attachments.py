@@ -9,8 +9,9 @@ from urllib.parse import quote
 import msgspec
 import typer
 
-from ingest_project.attachments.queue.outcomes import Attempt, Replay, attempts_at, replays_of
-from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.attachments.attempts import Attempt, Replay, attempts_at, replays_of
+from ingest_project.attachments.queue import AttachmentRecord
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.key_lookup import find_attachment
 from ingest_project.contracts.decoding import encode
 from ingest_project.core.console import (
@@ -30,7 +31,6 @@ from ingest_project.core.console import (
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.http.urls import printable_url
-from ingest_project.platform.work_queue.states import AttachmentState
 
 if TYPE_CHECKING:
     from rich.table import Table

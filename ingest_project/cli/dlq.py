@@ -13,8 +13,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ingest_project.attachments.queue.attachments import FailedFilter
-from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.attachments.queue import AttachmentRecord, FailedFilter
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.attachments import Limit, page_of, shortened_list, show_page
 from ingest_project.cli.key_lookup import find_attachment
 from ingest_project.cli.unreadable_messages import list_messages, show_message
@@ -34,7 +34,6 @@ from ingest_project.core.console import (
 )
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.states import AttachmentState
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _AGO = re.compile(r"(\d{1,5})([smhd])")

@@ -29,10 +29,10 @@ from ingest_project.core.console import (
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileRecord
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.object_store.content_store import object_name
-from ingest_project.platform.work_queue.states import FileState
-from ingest_project.platform.work_queue.types import KafkaPosition
+from ingest_project.platform.work_queue.queue import KafkaPosition
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Protocol, TypeVar
 
-from ingest_project.attachments.queue.attachments import AttachmentLedger
-from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.attachments.queue import AttachmentQueue, AttachmentRecord
 from ingest_project.core.console import counted
 from ingest_project.core.errors import PermanentError
 from ingest_project.core.terminal_text import printable
-from ingest_project.file_ingest.file_queue import FileLedger, FileRecord
+from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
 
 SEARCHED = 1_000
 SHOWN = 5
@@ -42,7 +41,7 @@ class _Ledger(Protocol[Record_co]):
     def list(self, *, text: str | None = None, limit: int = 100) -> Sequence[Record_co]: ...
 
 
-def find_file(ledger: FileLedger, key: str) -> FileRecord:
+def find_file(ledger: FileQueue, key: str) -> FileRecord:
     """The file with this key, or the only one whose key begins with it.
 
     Raises:
@@ -51,7 +50,7 @@ def find_file(ledger: FileLedger, key: str) -> FileRecord:
     return _find(ledger, key, attrgetter("file_key"), "file", "ingest files list")
 
 
-def find_attachment(ledger: AttachmentLedger, key: str) -> AttachmentRecord:
+def find_attachment(ledger: AttachmentQueue, key: str) -> AttachmentRecord:
     """The attachment with this key, or the only one whose key begins with it.
 
     Raises:

@@ -27,9 +27,9 @@ from ingest_project.core.console import (
     table,
 )
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.file_ingest.file_queue import FileLedger, FileRecord
+from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.states import FileState
 
 app = typer.Typer(help="Files that were refused: why, and the way back.", no_args_is_help=True)
 
@@ -132,7 +132,7 @@ def release(
         raise typer.Exit(1)
 
 
-def quarantined(ledger: FileLedger) -> Iterator[FileRecord]:
+def quarantined(ledger: FileQueue) -> Iterator[FileRecord]:
     """Every file that was refused whole."""
     offset = 0
     while found := ledger.list(state=FileState.QUARANTINED, limit=KEYS_PER_QUESTION, offset=offset):
@@ -140,13 +140,13 @@ def quarantined(ledger: FileLedger) -> Iterator[FileRecord]:
         offset += len(found)
 
 
-def _release(ledger: FileLedger, chosen: Sequence[FileRecord]) -> Release:
+def _release(ledger: FileQueue, chosen: Sequence[FileRecord]) -> Release:
     released = ledger.reopen([record.file_key for record in chosen], datetime.now(UTC))
     states = {record.file_key: record.state for record in chosen}
     return Release(released, {key: state for key, state in states.items() if key not in set(released)})
 
 
-def _announce_again(ledger: FileLedger, chosen: Sequence[FileRecord], profile: str) -> Release:
+def _announce_again(ledger: FileQueue, chosen: Sequence[FileRecord], profile: str) -> Release:
     released, unchanged = [], {}
     for record in chosen:
         key = ledger.announce_again(record, profile, datetime.now(UTC)) if record.state.finished else None

@@ -15,7 +15,7 @@ from ingest_project.contracts.files import PollingJob, Priority, decode_polling_
 from ingest_project.core.console import AsJson, complain, counted, counts, print_json, say
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.states import JobState
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import JobRecord
 from ingest_project.sources.registry import known_source_types
 

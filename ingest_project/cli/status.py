@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.text import Text
 
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.system_status import RetryTier, SystemStatus, described, for_scripts, look
 from ingest_project.core.console import (
     AsJson,
@@ -26,9 +27,10 @@ from ingest_project.core.console import (
 )
 from ingest_project.core.settings import load_settings
 from ingest_project.core.terminal_text import printable
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster.run_records import DagsterRecords
-from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.streams.range_record import RangeState
 from ingest_project.streams.ranges import MOST_COUNTED
 

@@ -13,18 +13,19 @@ from typing import TypeVar
 
 import msgspec
 
-from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
-from ingest_project.attachments.retry_schedule import Pending, pending_at
+from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE, Pending, pending_at
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.core.console import (
     counted,
     length_of,
 )
 from ingest_project.core.errors import IngestError
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
 from ingest_project.operations.topics import LagMeter, TopicLag, consumed_position, events_intake, intakes
 from ingest_project.platform.dagster.run_records import DagsterRecords, RunsInFlight
 from ingest_project.platform.work_queue.capacity import fullest_disk
-from ingest_project.platform.work_queue.states import PENDING, AttachmentState, FileState, JobState
+from ingest_project.platform.work_queue.queue import PENDING, JobState
 from ingest_project.streams.range_record import RangeState
 
 MOST_HOURS = 1_000
@@ -148,7 +149,7 @@ def retry_tiers_of(pending: Sequence[Pending], topics: Sequence[str]) -> tuple[R
     for place, topic in enumerate(topics):
         # Attempt 2 comes after the first topic; what has more attempts than there are topics waits in the last one.
         there = [
-            p for p in pending if p.queue_name == RETRY_LANE and min(max(p.attempt - 2, 0), len(topics) - 1) == place
+            p for p in pending if p.queue_name == RETRY_QUEUE and min(max(p.attempt - 2, 0), len(topics) - 1) == place
         ]
         tiers.append(
             RetryTier(
@@ -276,15 +277,17 @@ def held_entries(services: SystemResources) -> int:
     topics = intakes(services.settings)
     whenever = datetime.now(UTC) + timedelta(days=1)
     held = [
-        *(holding for intake in topics.polling for holding in services.polling_jobs.held(intake.topic, whenever)),
-        *(holding for intake in topics.files for holding in services.files.held(intake.topic, whenever)),
-        *services.attachment_events.held(consumed_position(events_intake(services.settings), services).topic, whenever),
+        *(holding for intake in topics.polling for holding in services.polling_jobs.leases(intake.topic, whenever)),
+        *(holding for intake in topics.files for holding in services.files.leases(intake.topic, whenever)),
+        *services.attachment_events.leases(
+            consumed_position(events_intake(services.settings), services).topic, whenever
+        ),
         *(
             holding
-            for queue_name in (PENDING_LANE, RETRY_LANE)
-            for holding in services.attachments.held(queue_name, whenever)
+            for queue_name in (PENDING_QUEUE, RETRY_QUEUE)
+            for holding in services.attachments.leases(queue_name, whenever)
         ),
-        *(holding for intake in topics.streams for holding in services.stream_ranges.held(intake.topic, whenever)),
+        *(holding for intake in topics.streams for holding in services.stream_ranges.leases(intake.topic, whenever)),
     ]
     return sum(holding.entries for holding in held)
 

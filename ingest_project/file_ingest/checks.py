@@ -29,10 +29,10 @@ from ingest_project.file_ingest.result import (
     rows_refused,
 )
 from ingest_project.file_ingest.sensor_readings import ValidationRules, validate
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import Contract, open_file
 from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.platform.dagster.asset_events import CheckResult, report_each
-from ingest_project.platform.work_queue.states import FileState
 
 RECENT = timedelta(hours=24)
 

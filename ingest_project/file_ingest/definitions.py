@@ -29,6 +29,7 @@ from ingest_project.file_ingest.result import (
     traceback_of,
 )
 from ingest_project.file_ingest.sensors import file_events_sensor
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import Contract, validated_sensor_data
 from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
@@ -38,7 +39,6 @@ from ingest_project.platform.dagster.asset_events import (
     report_bisecting,
 )
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
-from ingest_project.platform.work_queue.states import FileState
 
 logger = get_logger(__name__)
 
@@ -69,7 +69,7 @@ def file_ingest_assets(
 
 
 def _ingest(context: dg.AssetExecutionContext, services: FileIngestResources, keys: Sequence[str]) -> None:
-    records = services.files.start(keys, context.run.run_id, datetime.now(UTC))
+    records = services.files.begin(keys, context.run.run_id, datetime.now(UTC))
     try:
         contract = Contract.from_settings(services.settings.file_ingest)
     except SettingsError as error:

@@ -23,12 +23,12 @@ from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.quarantine import leave_quarantine, quarantine_file
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.versions import settle
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, VERSIONS
 from ingest_project.platform.database.errors import sqlstate
-from ingest_project.platform.work_queue.states import FileState
 
 logger = get_logger(__name__)
 

@@ -41,6 +41,7 @@ from ingest_project.file_ingest.quarantine import leave_quarantine
 from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import (
     METRICS_SHOWN,
     SAMPLE_ROWS,
@@ -56,7 +57,6 @@ from ingest_project.file_ingest.validate_files import (
 )
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
 from ingest_project.platform.object_store.content_store import Landed
-from ingest_project.platform.work_queue.states import FileState
 
 
 class _RejectedError(Exception):
@@ -304,8 +304,7 @@ def requeue_later(outcome: FileResult, services: FileIngestResources) -> FileRes
         [outcome.record.file_key],
         outcome.reason or "",
         outcome.error_class or "",
-        retries.max_attempts,
-        retries.delay,
+        retries,
         datetime.now(UTC),
     )
     return replace(outcome, state=FileState.FAILED) if released.failed else outcome

@@ -14,9 +14,9 @@ import dagster as dg
 
 from ingest_project.file_ingest.catalog import QUARANTINED_FILES, files_partitions
 from ingest_project.file_ingest.result import FileResult
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.local_files import FileFingerprint, LocalFile
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
-from ingest_project.platform.work_queue.states import FileState
 
 quarantined_files = dg.AssetSpec(
     QUARANTINED_FILES,

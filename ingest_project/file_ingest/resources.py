@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from ingest_project.file_ingest.file_queue import FileLedger
+from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.file_ingest.warehouse import Warehouse
 from ingest_project.platform.database.engine import database_address
 from ingest_project.platform.object_store.content_store import LandingStore
@@ -33,9 +33,9 @@ class FileIngestResources(SourceResources):
     """The file queue, the warehouse and the stores of file contents."""
 
     @cached_property
-    def files(self) -> FileLedger:
+    def files(self) -> FileQueue:
         """What is known of every file."""
-        return FileLedger(self.engine)
+        return FileQueue(self.engine)
 
     @cached_property
     def warehouse(self) -> Warehouse:

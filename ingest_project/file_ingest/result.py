@@ -33,9 +33,9 @@ from ingest_project.file_ingest.catalog import (
 )
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import ASPECTS, METRIC_COLUMNS, READING_COLUMN_KINDS
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
 from ingest_project.platform.object_store.content_store import Landed
-from ingest_project.platform.work_queue.states import FileState
 
 CONTRACT_HOLDS = "contract_holds"
 FILE_ACCEPTED = "file_accepted"

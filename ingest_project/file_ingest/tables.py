@@ -1,9 +1,16 @@
-"""The tables of rows, files, polling jobs and sent messages, as the code sees them. The migrations create them.
+"""Tables of file ingestion, as the code sees them, and the states of a file. The migrations create the tables.
 
 A test compares the two after every migration, so that neither can drift from the other.
+
+    pending -> requested -> ingesting -> ingested | quarantined | duplicate | failed | superseded
+
+A transient failure or a lost run leads back to pending; a person may reopen any finished file; each finished file but
+a superseded one may end as replaced.
 """
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
@@ -19,6 +26,28 @@ from ingest_project.platform.database.columns import (
     pending_index,
     work_columns,
 )
+
+
+class FileState(StrEnum):
+    """State of a file in the work queue."""
+
+    PENDING = "pending"
+    REQUESTED = "requested"
+    INGESTING = "ingesting"
+    INGESTED = "ingested"
+    QUARANTINED = "quarantined"
+    DUPLICATE = "duplicate"
+    FAILED = "failed"
+    # Its source had another version by the time it was read.
+    SUPERSEDED = "superseded"
+    # A newer version of the same location, or the same one read by another profile, counts instead.
+    REPLACED = "replaced"
+
+    @property
+    def finished(self) -> bool:
+        """Whether only a person or a newer version changes it."""
+        return self not in {FileState.PENDING, FileState.REQUESTED, FileState.INGESTING}
+
 
 # No primary key: identity and key together cost 45 % of the time of a COPY. A file's rows are found by their file_key.
 raw_sensor_data = sa.Table(
@@ -57,12 +86,12 @@ quarantined_rows = sa.Table(
     sa.Index("quarantined_rows_by_file", "file_key"),
 )
 
-# Which file's rows stand for a content: the same bytes under another name that mean the same count once.
+# The file whose rows represent a content: the same bytes under another name that mean the same count once.
 contents = sa.Table(
     "contents",
     metadata,
     Col("sha256", sa.Text, primary_key=True),
-    # Hash of everything beside the bytes that decides which rows they are, see `file_ingest.versions.meaning_of`.
+    # Hash of everything but the bytes that decides which rows they are, see `file_ingest.versions.meaning_of`.
     Col("meaning", sa.Text, primary_key=True),
     Col("file_key", sa.Text, nullable=False),
     sa.Index("contents_by_file", "file_key"),
@@ -92,14 +121,14 @@ files = sa.Table(
     # Of the versions of one location the one with the later pair replaces the others.
     Col("version_at", UtcTime),
     Col("announced_at", UtcTime),
-    # Whether the event said which version it means; else it means the one that is there.
+    # Whether the event names its version; else it means the one present when it is consumed.
     Col("pinned", sa.Boolean, nullable=False, server_default=sa.true()),
     # Whether this version is the one of its location that counts: its rows, or those it is a duplicate of.
     Col("stands", sa.Boolean, nullable=False, server_default=sa.false()),
     Col("replaced_by", sa.Text),
-    # Files that a lost run held are asked for again in halves: each half has a name.
+    # Files that a lost run held are tried again in halves: each half has a name.
     Col("retry_group", sa.Text),
-    # Whose share of a batch it takes, see `ledger.fair_shares`.
+    # Sender whose share of a batch it takes, see `file_ingest.file_queue`.
     Col("origin", sa.Text, nullable=False, server_default=""),
     *kafka_columns(),
     *work_columns(),
@@ -116,7 +145,7 @@ files = sa.Table(
     sa.Index("files_by_batch", "batch_id"),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),
-    # Of a file that grows every minute there are soon thousands of versions: those that were replaced are left out.
+    # A file that grows every minute soon has thousands of versions: those that were replaced are left out.
     sa.Index(
         "files_by_location",
         "location_key",

@@ -28,10 +28,10 @@ from ingest_project.file_ingest.catalog import FILES_FRESHNESS, VALIDATED_SENSOR
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.result import FileResult, outcome_of_error
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.sql import METRICS, QUARANTINED, READINGS
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
-from ingest_project.platform.work_queue.states import FileState
 from ingest_project.readers.layout import ReadingsChunk, ReadLimits
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.reading import cast, read_chunks

@@ -1,12 +1,13 @@
 """Resolve the version that an event means, and decide which version of a location counts.
 
 An event that carries no version means the one that is present when the event is consumed. A tick must end in time
-whichever source does not answer: sources are queried in parallel, one query after the other each, and those that are
-away or stay silent are left alone.
+whichever source does not answer: servers are queried in parallel, one query after the other each, and those that are
+away or stay silent are skipped.
 
 Of one location the newest accepted version counts, whatever the order in which versions arrive. That is decided inside
 the transaction that stores a version, while no other transaction decides about the same location. Rows of an older
-version go in the moment the newer one's come; an older version that comes later is read, and not stored.
+version are removed in the transaction that adds the newer one's; an older version that comes later is read, and not
+stored.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from ingest_project.core.keys import digest_of
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.file_queue import VersionOrder
 from ingest_project.file_ingest.result import FileResult
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow
-from ingest_project.platform.work_queue.states import FileState
 from ingest_project.readers.profiles import ReaderProfile, first_group
 from ingest_project.sources.protocol import Source, SourceFile
 
@@ -45,16 +46,16 @@ class Announced(NamedTuple):
 
     @property
     def names_its_version(self) -> bool:
-        """Whether the event says which version it means."""
+        """Whether the event names its version."""
         return self.event.etag is not None or self.event.modified_at is not None
 
 
 def with_versions(
     announced: Sequence[Announced], silent_seconds: float = SILENT_SECONDS, longest_seconds: float = LONGEST_SECONDS
 ) -> list[FileEvent]:
-    """The events, in order, each with the version that is there where it names none.
+    """Return the events, in order, each with the version that is present where it names none.
 
-    What cannot be told, or not in time, stays without: ingest says why once it reads the file.
+    Where that cannot be found out in time, the event stays without: ingest gives the reason once it reads the file.
 
     Args:
         announced: the events.
@@ -62,36 +63,36 @@ def with_versions(
         longest_seconds: how long to wait in all.
     """
     questions: dict[str, list[int]] = {}
-    for place, one in enumerate(announced):
+    for index, one in enumerate(announced):
         if not one.names_its_version:
-            questions.setdefault(_server_of(one.source.location), []).append(place)
+            questions.setdefault(_server_of(one.source.location), []).append(index)
     answers = _Answers()
-    # Threads that nobody waits for at the end of the process: what they ask may stay silent for long.
+    # Daemon threads: a server that stays silent must not delay the end of the process.
     threads = [
-        threading.Thread(target=_ask, args=(announced, places, answers), daemon=True) for places in questions.values()
+        threading.Thread(target=_ask, args=(announced, indexes, answers), daemon=True) for indexes in questions.values()
     ]
     for thread in threads:
         thread.start()
     answers.wait_for(threads, silent_seconds, longest_seconds)
     found = answers.taken()
     return [
-        _with_version(one.event, found[place]) if place in found else one.event for place, one in enumerate(announced)
+        _with_version(one.event, found[index]) if index in found else one.event for index, one in enumerate(announced)
     ]
 
 
 class _Answers:
-    """What has been answered so far, by the place of the event."""
+    """The versions found so far, by the index of the event."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: dict[int, SourceFile] = {}
         self._last_at = time.monotonic()
 
-    def add(self, place: int, file: SourceFile | None) -> None:
+    def add(self, index: int, file: SourceFile | None) -> None:
         with self._lock:
             self._last_at = time.monotonic()
             if file is not None:
-                self._found[place] = file
+                self._found[index] = file
 
     def wait_for(self, threads: Sequence[threading.Thread], silent_seconds: float, longest_seconds: float) -> None:
         begun_at = time.monotonic()
@@ -107,24 +108,24 @@ class _Answers:
             return dict(self._found)
 
 
-def _ask(announced: Sequence[Announced], places: Sequence[int], answers: _Answers) -> None:
-    for place in places:
-        event, source = announced[place]
+def _ask(announced: Sequence[Announced], indexes: Sequence[int], answers: _Answers) -> None:
+    for index in indexes:
+        event, source = announced[index]
         try:
-            answers.add(place, source.stat(event.file_path))
+            answers.add(index, source.stat(event.file_path))
         except TransientError as error:
             logger.warning("version_unknown", source=source.location, reason=str(error))
             return
         except IngestError as error:
             logger.warning("version_unknown", source=source.location, reason=str(error))
-            answers.add(place, None)
-        except Exception:  # what one event causes is told when its file is read
+            answers.add(index, None)
+        except Exception:  # the reason is reported when its file is read
             logger.exception("version_unknown", source=source.location)
-            answers.add(place, None)
+            answers.add(index, None)
 
 
 def _server_of(location: str) -> str:
-    """Scheme and host of a source's address, `local` for this host."""
+    """Return scheme and host of a source's address, `local` for this host."""
     scheme, _, rest = location.partition(":")
     return f"{scheme}://{rest[2:].partition('/')[0]}" if rest.startswith("//") else scheme
 
@@ -139,7 +140,7 @@ class Settled:
 
     Args:
         outcomes: as given, those that do not count as replaced.
-        replaced: key of each version that counted, or waited for somebody to mend it, to the key of its successor.
+        replaced: key of each version that counted, or waited for a person, to the key of its successor.
     """
 
     outcomes: Sequence[FileResult]
@@ -150,7 +151,7 @@ def settle(outcomes: Sequence[FileResult], stored: Sequence[VersionRow]) -> Sett
     """Let the newest accepted version of each location count, and no other.
 
     Args:
-        outcomes: of the files that are about to be stored.
+        outcomes: results of the files that are about to be stored.
         stored: the other versions of their locations.
     """
     own = {outcome.record.file_key for outcome in outcomes}
@@ -172,11 +173,11 @@ def settle(outcomes: Sequence[FileResult], stored: Sequence[VersionRow]) -> Sett
 
 
 def meaning_of(profile: ReaderProfile, file_name: str, kind: str) -> str:
-    """Hash what decides, beside a file's bytes, which rows they are: two files that differ in it are two files.
+    """Hash everything but the bytes that decides which rows a file has: two files that differ in it are two files.
 
     Args:
-        profile: that reads it, with all it says.
-        file_name: what the profile takes from it counts, the rest does not.
+        profile: that reads it.
+        file_name: only what the profile takes from it counts.
         kind: file type, by which the bytes are read.
     """
     taken = {column: first_group(file_name, pattern) for column, pattern in profile.from_file_name.items()}
@@ -187,5 +188,5 @@ def _judged(outcome: FileResult, newest: VersionOrder | None) -> FileResult:
     if newest is None or outcome.record.order >= newest or outcome.state not in REPLACEABLE_STATES:
         return outcome
     before = "" if outcome.state is FileState.INGESTED else f" It would have been {outcome.state}: {outcome.reason}"
-    reason = f"{newest.file_key} is newer and counts in its place.{before}"
+    reason = f"{newest.file_key} is newer and counts instead.{before}"
     return replace(outcome, state=FileState.REPLACED, replaced_by=newest.file_key, reason=reason, sample=())

@@ -52,4 +52,4 @@ def _repair_ledgers(services: SystemResources, now: datetime) -> int:
         services.attachments,
         services.stream_ranges,
     )
-    return sum(ledger.bring_back_to(now, LARGEST_SKEW_SECONDS) for ledger in ledgers)
+    return sum(ledger.correct_future_times(now, LARGEST_SKEW_SECONDS) for ledger in ledgers)

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import RowMapping
 
-from ingest_project.attachments.tables import attachment_events, attachments, download_outcomes
-from ingest_project.file_ingest.tables import files
-from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
+from ingest_project.attachments.tables import AttachmentState, attachment_events, attachments, download_outcomes
+from ingest_project.file_ingest.tables import FileState, files
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.range_record import RangeState
 from ingest_project.streams.tables import stream_ranges

@@ -16,12 +16,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from ingest_project.attachments.tables import AttachmentState
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations import counters as of
 from ingest_project.operations.counts import LedgerSeen, TablesSeen
 from ingest_project.operations.metric_rollup import Series
 from ingest_project.operations.snapshot import DagsterSeen, SystemSnapshot
 from ingest_project.operations.topics import BrokerSeen
-from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
+from ingest_project.platform.work_queue.queue import JobState
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric

@@ -2,7 +2,7 @@
 
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.polling.resources import PollingResources
+from ingest_project.polling.job_queue import PollingResources
 from ingest_project.streams.crm.resources import CrmResources
 from ingest_project.streams.user_activity.resources import UserActivityResources
 

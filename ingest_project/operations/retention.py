@@ -11,15 +11,15 @@ from typing import NamedTuple
 import dagster as dg
 import sqlalchemy as sa
 
-from ingest_project.attachments.tables import attachment_events, attachments
-from ingest_project.file_ingest.tables import files
+from ingest_project.attachments.tables import AttachmentState, attachment_events, attachments
+from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database.statements import in_parts
 from ingest_project.platform.kafka.outbox import SENT, outbox
 from ingest_project.platform.work_queue.batches import BATCH_TAG
-from ingest_project.platform.work_queue.sql_helpers import in_parts
-from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import polling_jobs
 
 

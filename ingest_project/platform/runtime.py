@@ -21,7 +21,7 @@ from ingest_project.platform.kafka.producer import TopicWriter
 from ingest_project.platform.object_store.content_store import QuarantineStore
 from ingest_project.platform.object_store.store import open_configured_store
 from ingest_project.platform.work_queue.capacity import Capacity, available_slots, commit_seconds, fullest_disk
-from ingest_project.platform.work_queue.skipped_offsets import SkipLedger
+from ingest_project.platform.work_queue.skipped_offsets import SkippedOffsetStore
 
 logger = get_logger(__name__)
 
@@ -92,9 +92,9 @@ class Runtime:
         return MessageOutbox(self.engine)
 
     @cached_property
-    def skipped_offsets(self) -> SkipLedger:
+    def skipped_offsets(self) -> SkippedOffsetStore:
         """What an operator has asked to be skipped."""
-        return SkipLedger(self.engine)
+        return SkippedOffsetStore(self.engine)
 
     @cached_property
     def quarantine(self) -> QuarantineStore:

@@ -1,27 +1,44 @@
-"""One look into a job's source: list it page by page, leave out what is not ready, announce the rest.
+"""List a job's source page by page, leave out files that are not ready, and announce the rest on `file-event-queue`.
 
-The next page is listed and written while this one is sent; two pages are in memory, however many files there are.
+One announcement is published for each version of a file and reader profile, whichever job finds it. Its id is the
+file's key. Jobs publish one after the other: two that list the same folder at the same time, or one inside the other,
+would both find a file that neither has announced yet.
+
+A page of a listing that was announced to its end is remembered as a whole too: as long as nothing in it changes, one
+query answers for all of its files. The next page is listed and prepared while this one is published; two pages are in
+memory, however many files there are.
 """
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
+import msgspec
+
+from ingest_project.contracts.decoding import encode
+from ingest_project.contracts.files import FileEvent, file_key, file_type_of, profile_named, version_of
 from ingest_project.core.batches import prefetch
-from ingest_project.platform.work_queue.item_errors import storable
-from ingest_project.polling.job_queue import JobOutbox, JobRecord
-from ingest_project.polling.publish_file_events import Announcements, prepare, publish
-from ingest_project.polling.resources import PollingResources
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.kafka.publisher import publish_once
+from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, storable
+from ingest_project.polling.job_queue import JobOutbox, JobRecord, PollingResources
+from ingest_project.sources.protocol import Skipped, Source, SourceFile
 from ingest_project.sources.selection import count_reason, files_further_down, ready_at
 
+logger = get_logger(__name__)
+
+LOCK = "file-announcements"
 SHOWN_FILES = 50
-TOO_YOUNG = "It changed a moment ago and may still be being written."
+UNSETTLED = "It changed a moment ago and may still be being written."
 ANNOUNCED_BEFORE = "Announced before, in this version."
 
 Item = TypeVar("Item")
@@ -29,40 +46,40 @@ Item = TypeVar("Item")
 
 @dataclass
 class Discovery:
-    """What one look found.
+    """Result of one listing.
 
     Args:
         found: files that match the job and are of a type that is ingested.
-        announced: of those, the ones that had not been announced before this look.
-        young: of those, the ones that may still be being written.
+        announced: of those, the ones that had not been announced before this listing.
+        unsettled: of those, the ones that may still be being written.
         skipped: what is not ingested at all, counted by reason.
-        shown: the first few of everything, for people: path and what became of it.
-        ready_at: when the last of the young ones can be taken; None without any.
+        shown: the first few of everything, for people: path and result.
+        ready_at: when the last of the unsettled ones is ready; None without any.
     """
 
     found: int = 0
     announced: int = 0
-    young: int = 0
+    unsettled: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     shown: list[tuple[str, str]] = field(default_factory=list)
     ready_at: datetime | None = None
 
     def not_announced(self, by_earlier_attempts: int = 0) -> dict[str, int]:
-        """Everything that was seen and not announced, reason to number.
+        """Return everything that was seen and not announced, reason to number.
 
         Args:
             by_earlier_attempts: how many files this job's own earlier attempts announced: those were not skipped.
         """
-        known = max(self.found - self.announced - self.young - by_earlier_attempts, 0)
-        return dict(self.skipped + Counter({ANNOUNCED_BEFORE: known, TOO_YOUNG: self.young}))
+        known = max(self.found - self.announced - self.unsettled - by_earlier_attempts, 0)
+        return dict(self.skipped + Counter({ANNOUNCED_BEFORE: known, UNSETTLED: self.unsettled}))
 
-    def show(self, path: str, outcome: str) -> None:
+    def show(self, path: str, result: str) -> None:
         """Remember one of the first few."""
         if len(self.shown) < SHOWN_FILES:
-            self.shown.append((path, outcome))
+            self.shown.append((path, result))
 
-    def take(self, page: Sequence[SourceFile | Skipped], now: datetime, min_age: timedelta) -> list[SourceFile]:
-        """Count a page; those of its files that can be announced."""
+    def add_page(self, page: Sequence[SourceFile | Skipped], now: datetime, min_age: timedelta) -> list[SourceFile]:
+        """Count a page, and return those of its files that can be announced."""
         files = [entry for entry in page if isinstance(entry, SourceFile)]
         self.found += len(files)
         if len(files) < len(page):
@@ -70,9 +87,8 @@ class Discovery:
         settled = now - min_age
         ready = [file for file in files if file.modified_at is None or file.modified_at <= settled]
         if len(ready) < len(files):
-            ready += self._old_enough(
-                (file for file in files if file.modified_at and file.modified_at > settled), now, min_age
-            )
+            recent = (file for file in files if file.modified_at and file.modified_at > settled)
+            ready += self._old_enough(recent, now, min_age)
         return ready
 
     def refuse(self, files: Sequence[tuple[SourceFile, str]]) -> None:
@@ -91,16 +107,34 @@ class Discovery:
             if (at := ready_at(file, now, min_age)) is None:
                 yield file
             else:
-                self.young += 1
+                self.unsettled += 1
                 self.ready_at = max(at, self.ready_at or at)
-                self.show(file.path, TOO_YOUNG)
+                self.show(file.path, UNSETTLED)
+
+
+@dataclass(frozen=True)
+class Announcements:
+    """Announcements of one page.
+
+    Args:
+        page_id: by which the page as a whole is remembered.
+        messages: by id, of the files that have not been announced in this version; None where the page as a whole was
+            announced before.
+        paths: of those files.
+        refused: files that cannot be announced at all, and why.
+    """
+
+    page_id: str
+    messages: Mapping[str, ProducerRecord] | None
+    paths: frozenset[str]
+    refused: Sequence[tuple[SourceFile, str]] = ()
 
 
 def discover(services: PollingResources, record: JobRecord) -> Discovery:
     """List one job's source and announce each file version that has not been announced.
 
     Raises:
-        TransientError: the source, Kafka or the database is away; doing it again goes on where this ended.
+        TransientError: the source, Kafka or the database is away; repeating it goes on where this ended.
         PermanentError: the source cannot be listed at all.
     """
     settings = services.settings.polling
@@ -111,7 +145,7 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
     def prepared() -> Generator[Announcements, None, None]:
         with prefetch(_pages(source.list_files(record.job.file_pattern), settings.page_files)) as pages:
             for page in pages:
-                ready = discovery.take(page, datetime.now(UTC), settings.min_age)
+                ready = discovery.add_page(page, datetime.now(UTC), settings.min_age)
                 if ready:
                     announcements = prepare(services, record, source, ready, outbox)
                     discovery.refuse(announcements.refused)
@@ -120,13 +154,110 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
                         discovery.show(file.path, "announced" if was_new else "announced before")
                     yield announcements
 
-    with prefetch(prepared()) as prepared_ones:
-        for announcements in prepared_ones:
+    with prefetch(prepared()) as prepared_pages:
+        for announcements in prepared_pages:
             publish(services, announcements, outbox)
-            discovery.announced += len(announcements.messages)
+            discovery.announced += len(announcements.messages or ())
     if not discovery.found and not record.standing:
         discovery.skipped.update(files_further_down(source, record.job.file_pattern))
     return discovery
+
+
+def prepare(
+    services: PollingResources, record: JobRecord, source: Source, files: Sequence[SourceFile], outbox: JobOutbox
+) -> Announcements:
+    """Find out which files have not been announced in this version, and write their announcements; nothing is sent.
+
+    Args:
+        services: Kafka.
+        record: the job that found them.
+        source: that they are in.
+        files: a page of them.
+        outbox: knows what was announced.
+    """
+    # What was announced on a topic that is gone has to be announced again: nobody else remembers it.
+    topic_id = _topic_id(services, services.settings.topics.file_event_queue)
+    profile = profile_named(record.job.metadata, services.settings.file_ingest.default_profile)
+    found, refused = _by_message_id(topic_id, source, files, profile)
+    content = msgspec.json.encode((source.location, list(found.values()), profile))
+    page_id = f"{topic_id}/page/{hashlib.sha256(content).hexdigest()}"
+    if not outbox.unsent([page_id]):
+        return Announcements(page_id, None, frozenset(), refused)
+    new = outbox.unsent(list(found))
+    messages = {message_id: _message(record, found[message_id], message_id) for message_id in new}
+    return Announcements(page_id, messages, frozenset(found[message_id].path for message_id in new), refused)
+
+
+def publish(services: PollingResources, announcements: Announcements, outbox: JobOutbox) -> None:
+    """Publish announcements that are not on the topic yet.
+
+    Killed anywhere and called again, by this or another job, it leaves each version on the topic once.
+
+    Raises:
+        BrokerUnavailableError, DatabaseUnavailableError, TransactionConflictError: call again.
+    """
+    topic = services.settings.topics.file_event_queue
+    if announcements.messages is None:
+        return
+    if announcements.messages:
+        with exclusive(services.engine, LOCK):
+            publish_once(services.writer, services.reader, outbox, topic, list(announcements.messages.items()))
+    outbox.remember(topic, announcements.page_id)
+
+
+def file_event(record: JobRecord, file: SourceFile) -> FileEvent:
+    """Return the announcement of one file; what the job says about its format is part of it."""
+    job = record.job
+    config = {name: value for name, value in job.source_config.items() if name != "source_type"}
+    return FileEvent(
+        event_id=str(uuid.uuid4()),
+        job_id=job.job_id,
+        source_type=job.source_type,
+        file_path=file.path,
+        file_name=file.name,
+        file_type=file_type_of(file.name),
+        size_bytes=file.size_bytes,
+        modified_at=file.modified_at,
+        etag=file.etag,
+        discovered_at=datetime.now(UTC),
+        trace_id=job.trace_id,
+        metadata=job.metadata,
+        source_config=config,
+    )
+
+
+def _by_message_id(
+    topic_id: str, source: Source, files: Sequence[SourceFile], profile: str
+) -> tuple[dict[str, SourceFile], list[tuple[SourceFile, str]]]:
+    """Return files by the id of their announcement, and apart from them those that cannot be announced."""
+    found: dict[str, SourceFile] = {}
+    refused: list[tuple[SourceFile, str]] = []
+    for file in files:
+        try:
+            location = file.location or source.canonical_location(file.path)
+            key = file_key(location, file.name, version_of(file.etag, file.size_bytes, file.modified_at), profile)
+            msgspec.json.encode(file)
+        except Exception as error:
+            if not is_item_fault(error):
+                raise
+            logger.warning("file_not_announced", path=storable(file.path), reason=reason_of(error), exc_info=error)
+            refused.append((file, f"It cannot be announced: {type(error).__name__}."))
+        else:
+            found[f"{topic_id}/{key}"] = file
+    return found, refused
+
+
+def _topic_id(services: PollingResources, topic: str) -> str:
+    """Return the topic's id; a topic that does not exist yet is created first."""
+    if not services.reader.topic_id(topic):
+        services.writer.require_topic(topic)
+    return services.reader.topic_id(topic)
+
+
+def _message(record: JobRecord, file: SourceFile, message_id: str) -> ProducerRecord:
+    event = file_event(record, file)
+    headers = (("trace-id", event.trace_id.encode()),) if event.trace_id else ()
+    return ProducerRecord(encode(event), key=message_id.rpartition("/")[2].encode(), headers=headers)
 
 
 def _pages(entries: Iterator[Item], size: int) -> Generator[list[Item], None, None]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from ingest_project.platform.database.engine import reading, snapshot, writing
-from ingest_project.platform.work_queue.sql_helpers import KEYS_AT_A_TIME
+from ingest_project.platform.database.statements import KEYS_AT_A_TIME
 from ingest_project.streams.range_record import Lane, OffsetRange, RangeState, offset_columns
 from ingest_project.streams.ranges import topic_partitions
 from ingest_project.streams.tables import stream_intervals as intervals

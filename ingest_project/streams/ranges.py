@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.work_queue.queue import WorkLedger
-from ingest_project.platform.work_queue.sql_helpers import in_parts, insert_missing
+from ingest_project.platform.database.statements import in_parts, insert_missing
+from ingest_project.platform.work_queue.queue import QueueTable, WorkQueue
 from ingest_project.streams.range_record import (
     FINISHED,
     UNFINISHED,
@@ -34,18 +35,25 @@ MOST_COUNTED = 10_000
 REMOVED = "removed from the topic before they were read."
 
 
-class StreamRangeLedger(WorkLedger):
+class StreamRangeLedger(WorkQueue[Any, Any, RangeState]):
     """Reads and writes the table `stream_ranges`. Times are UTC-aware; every method is one transaction.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
-    # Oldest offsets first, all partitions in turn.
-    order_of_due = ("first_offset", "partition", "created_at")
-
     def __init__(self, engine: sa.Engine) -> None:
-        super().__init__(engine, ranges, ranges.c.range_key, RangeState.RUNNING, queue_name=ranges.c.topic)
+        # Oldest offsets first, all partitions in turn.
+        order = ("first_offset", "partition", "created_at")
+        queue: QueueTable[Any, RangeState] = QueueTable(
+            table=ranges,
+            entry=RangeRecord,
+            states=RangeState,
+            working=RangeState.RUNNING,
+            queue_name="topic",
+            order_of_due=order,
+        )
+        super().__init__(engine, queue)
 
     def planned_ends(self, topic: str, topic_id: str, partitions: Iterable[int]) -> dict[int, int]:
         """Where the last planned range of each partition ends; partitions without any are left out."""
@@ -197,7 +205,7 @@ class StreamRangeLedger(WorkLedger):
             found = [RangeRecord.of(row) for row in connection.execute(statement).mappings()]
         return tuple(sorted(found, key=lambda record: record.offsets))
 
-    def finish(self, key: str, messages: int, lost: int, outcome: Mapping[str, int], now: datetime) -> None:
+    def finish(self, key: str, messages: int, lost: int, outcome: Mapping[str, int], now: datetime) -> None:  # type: ignore[override]
         """Every message of a range is stored.
 
         Args:
@@ -217,7 +225,7 @@ class StreamRangeLedger(WorkLedger):
         with writing(self._engine) as connection:
             connection.execute(statement)
 
-    def reopen(self, topic: str, states: Sequence[RangeState], now: datetime) -> int:
+    def reopen(self, topic: str, states: Sequence[RangeState], now: datetime) -> int:  # type: ignore[override]
         """A person wants finished ranges read again, as if for the first time; how many there were."""
         statement = (
             sa.update(ranges)
@@ -238,7 +246,7 @@ class StreamRangeLedger(WorkLedger):
             ]
         return tuple(sorted(found, key=lambda record: record.offsets))
 
-    def list(
+    def list(  # type: ignore[override]
         self,
         topic: str,
         states: Sequence[RangeState] = tuple(RangeState),
@@ -257,7 +265,7 @@ class StreamRangeLedger(WorkLedger):
         with reading(self._engine) as connection:
             return tuple(RangeRecord.of(row) for row in connection.execute(query).mappings())
 
-    def counts_by_state(self, topic: str) -> dict[RangeState, int]:
+    def counts_by_state(self, topic: str) -> dict[RangeState, int]:  # type: ignore[override]
         """Number of ranges in every state, also those with none; of those that are done at most MOST_COUNTED."""
         others = (
             sa.select(ranges.c.state, sa.func.count())

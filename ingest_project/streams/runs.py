@@ -69,7 +69,7 @@ class RangesConfig(dg.Config):
 
 def claim(context: Context, services: StreamResources, keys: Sequence[str]) -> tuple[RangeRecord, ...]:
     """Ranges into a run's hands, ordered by partition and offset; those that were let go are left out, and said."""
-    records = services.stream_ranges.start(keys, context.run.run_id, datetime.now(UTC))
+    records = services.stream_ranges.begin(keys, context.run.run_id, datetime.now(UTC))
     if len(records) < len(keys):
         missing = len(keys) - len(records)
         context.log.warning("%d of %d ranges were stored long ago and are not on record any more.", missing, len(keys))

@@ -18,7 +18,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import RetrySettings
 from ingest_project.platform.kafka.offset_ranges import Backlog
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.work_queue.batches import requeue_orphaned
+from ingest_project.platform.work_queue.sensor import requeue_orphaned
 from ingest_project.streams.range_record import OffsetRange, cut
 from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.runs import Batch, run_request
@@ -170,5 +170,5 @@ def _requests(services: StreamResources, intake: StreamConfig, free: int) -> lis
     ledger, now = services.stream_ranges, datetime.now(UTC)
     batches = intake.batches(now)[:free]
     # All or none: whoever else looks after this topic can only have taken the whole batch.
-    taken = [one for one in batches if len(ledger.request(one.batch_id, one.keys, now)) == len(one.keys)]
+    taken = [one for one in batches if len(ledger.claim(one.batch_id, one.keys, now)) == len(one.keys)]
     return [run_request(intake.what, intake.op, one) for one in taken]

@@ -15,6 +15,7 @@ from examples.demo.attachments import serving
 from examples.demo.report import DemoAttachment, DemoFile, DemoReport, expected_files
 from examples.demo.run import SOURCE, ingest_samples
 from examples.demo.streams import streaming
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.send_messages import deliver
 from ingest_project.cli.status import wait_for_idle
 from ingest_project.contracts.attachments import DownloadTask, attachment_key
@@ -23,7 +24,6 @@ from ingest_project.core.settings import Settings, load_settings
 from ingest_project.devstack.supervisor import running_stack
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster.run_records import DagsterRecords
-from ingest_project.platform.work_queue.states import AttachmentState
 
 DUMMY_DATA = Path(__file__).parents[2] / "dummy_data"
 DEMO_SECONDS = 180.0

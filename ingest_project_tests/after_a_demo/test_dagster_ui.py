@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from ingest_project.attachments.tables import AttachmentState
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.states import AttachmentState, FileState
 from ingest_project_tests.after_a_demo.dead_attachments import ledger_of, ten_dead
 from ingest_project_tests.after_a_demo.finished_demo import Demo
 from ingest_project_tests.browser.window import Window

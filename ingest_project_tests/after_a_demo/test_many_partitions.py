@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.send_messages import deliver
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.files import PollingJob
 from ingest_project.devstack.dagster_processes import run_jobs
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.states import AttachmentState, FileState
 from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, partitions_of, wait_for
 from ingest_project_tests.after_a_demo.dead_attachments import ledger_of, ten_dead
 from ingest_project_tests.after_a_demo.finished_demo import Demo, settle

@@ -12,9 +12,10 @@ import pytest
 from dagster import DagsterInstance, ExecuteInProcessResult
 
 import ingest_project.attachments.definitions
-from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.attachments.queue import AttachmentRecord
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.work_queue.states import AttachmentState, JobState
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project_tests.journeys.system import System, environment
 from ingest_project_tests.platform.delta.delta_log_reader import rows_of
 from ingest_project_tests.services.http_server import HttpServer

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ingest_project.attachments.catalog import ATTACHMENTS, hour_of_arrival
-from ingest_project.attachments.queue.attachments import FailedFilter
-from ingest_project.platform.work_queue.states import AttachmentState
+from ingest_project.attachments.queue import FailedFilter
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED, STORED_CHECK, AttachmentSystem
 from ingest_project_tests.journeys.check_results import behind_its_back
 from ingest_project_tests.journeys.system import changed

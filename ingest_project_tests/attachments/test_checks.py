@@ -10,7 +10,7 @@ import pytest
 
 from ingest_project.attachments.catalog import ATTACHMENTS
 from ingest_project.attachments.definitions import attachment_checks
-from ingest_project.attachments.queue.record import AttachmentRecord
+from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.results import APPLICATION_ID
 from ingest_project_tests.attachments.system import RETRY, AttachmentSystem
 from ingest_project_tests.journeys.check_results import behind_its_back, numbers

@@ -15,7 +15,7 @@ import pytest
 
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
-from ingest_project_tests.attachments.queue.samples import NOW, arrival, dead, stored
+from ingest_project_tests.attachments.samples import NOW, arrival, dead, stored
 from ingest_project_tests.platform.delta.delta_log_reader import rows_of
 
 pytestmark = pytest.mark.long
@@ -69,10 +69,10 @@ def committer(environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
 
 def end(services: SystemResources, keys: Sequence[str]) -> None:
     """Attempts at these have ended, well or badly, and everybody was told but the table."""
-    services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], 3, NOW)
-    services.attachments.start(keys, "run", NOW)
+    services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], NOW)
+    services.attachments.begin(keys, "run", NOW)
     outcomes = [dead(key) if number % 3 else stored(key) for number, key in enumerate(keys)]
-    services.attachments.finish(outcomes, "run", NOW)
+    services.attachments.finish_attempts(outcomes, "run", NOW)
     services.outcomes.mark_published(outcomes, NOW + timedelta(seconds=1))
 
 

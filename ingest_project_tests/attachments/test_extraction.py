@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
+from ingest_project.attachments.event_queue import EventRecord
 from ingest_project.attachments.extraction import AddressPaths, declared_in, distinct_names, tasks_of
-from ingest_project.attachments.queue.events import EventRecord
 from ingest_project.attachments.storage import Destinations
 from ingest_project.contracts.attachments import AttachmentEvent, DeclaredAttachment, decode_attachment_event
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
-from ingest_project.platform.work_queue.types import KafkaPosition
+from ingest_project.platform.work_queue.queue import JobState, KafkaPosition
 from ingest_project_tests.contracts.test_download import EVENTS, JSON
 
 NOW = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
@@ -23,8 +23,10 @@ PATHS = AddressPaths({"claims": ["$.docs[*].href"], "*": ["$..scan", "$.list[?(@
 
 def record_of(body: bytes) -> EventRecord:
     return EventRecord(
-        event_key="e", hour="2026-01-15-10:00", trace_id="t", domain="d", event_type="", attempts=1,
-        body=body.decode("utf-8", "replace"), intake=KafkaPosition("events.raw", 0, 1, "g", NOW),
+        event_key="e", hour="2026-01-15-10:00", trace_id="t", domain="d", event_type="", state=JobState.RUNNING,
+        attempts=1, body=body.decode("utf-8", "replace"), intake=KafkaPosition("events.raw", 0, 1, "g", NOW),
+        reason=None, error_class=None, batch_id=None, run_id=None, next_attempt_at=NOW, created_at=NOW, updated_at=NOW,
+        started_at=None, finished_at=None,
     )  # fmt: skip
 
 

@@ -16,10 +16,10 @@ from dagster._serdes import serialize_value
 from pydantic import SecretStr
 
 from ingest_project.attachments.eventhouse.sensor import is_due
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.event_hubs import EventHub, event_hub
-from ingest_project.platform.work_queue.states import AttachmentState
 from ingest_project_tests.attachments.system import AttachmentSystem, attachment_environment
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors
 from ingest_project_tests.journeys.system import changed

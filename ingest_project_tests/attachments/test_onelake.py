@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.platform.work_queue.states import AttachmentState
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.services.dfs_calls import SAS

@@ -12,17 +12,17 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.attachments.assets import _recorded
-from ingest_project.attachments.queue.outcomes import attempts_at
-from ingest_project.attachments.queue.record import AttachmentRecord, AttemptResult
+from ingest_project.attachments.attempts import AttemptResult, attempts_at
+from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.results import commit_results
-from ingest_project.attachments.tables import attachment_events
+from ingest_project.attachments.tables import AttachmentState, attachment_events
 from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.work_queue.states import AttachmentState, JobState
-from ingest_project_tests.attachments.queue.samples import NOW, arrival, stored
+from ingest_project.platform.work_queue.queue import JobState
+from ingest_project_tests.attachments.samples import NOW, arrival, stored
 from ingest_project_tests.attachments.system import EVENTS, JOBS, AttachmentSystem
 from ingest_project_tests.attachments.test_committing import environ, services
 from ingest_project_tests.platform.delta.delta_log_reader import rows_of
@@ -187,9 +187,9 @@ def test_a_message_that_the_broker_does_not_take_costs_the_others_nothing(
 def ended(services: SystemResources, outcomes: Sequence[AttemptResult]) -> None:
     """These attempts have ended and everybody was told but the table."""
     keys = [outcome.attachment_key for outcome in outcomes]
-    services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], 3, NOW)
-    services.attachments.start(keys, "run", NOW)
-    services.attachments.finish(outcomes, "run", NOW)
+    services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], NOW)
+    services.attachments.begin(keys, "run", NOW)
+    services.attachments.finish_attempts(outcomes, "run", NOW)
     services.outcomes.mark_published(outcomes, NOW)
 
 
@@ -249,8 +249,8 @@ def test_an_end_that_the_ledger_does_not_take_is_entered_as_the_failure_that_it_
     result = msgspec.structs.replace(outcomes[7].result, http_status=10**12)
     outcomes[7] = msgspec.structs.replace(outcomes[7], result=result)
     keys = [outcome.attachment_key for outcome in outcomes]
-    services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], 3, NOW)
-    services.attachments.start(keys, "run", NOW)
+    services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], NOW)
+    services.attachments.begin(keys, "run", NOW)
 
     holding = _recorded(services, outcomes, "run")
 

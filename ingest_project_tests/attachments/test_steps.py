@@ -9,12 +9,11 @@ import pytest
 
 from ingest_project.attachments.catalog import hour_of_arrival
 from ingest_project.attachments.downloading import Postponed, attempts, hosts_in_turn
-from ingest_project.attachments.downloads_sensor import batches_of
-from ingest_project.attachments.queue.record import AttachmentRecord
-from ingest_project.attachments.retry_schedule import next_attempt_at, retry_topic
+from ingest_project.attachments.queue import AttachmentRecord, next_attempt_at, retry_topic
+from ingest_project.attachments.sensors import cut_downloads
 from ingest_project.core.settings import AttachmentSettings
 from ingest_project.platform.work_queue.queue import Due
-from ingest_project_tests.attachments.queue.samples import NOW, record
+from ingest_project_tests.attachments.samples import NOW, record
 
 DELAYS = tuple(timedelta(minutes=minutes) for minutes in (5, 10, 20, 40))
 
@@ -64,7 +63,7 @@ def test_a_run_that_fails_begins_no_further_download() -> None:
 
 def test_runs_get_smaller_with_each_that_is_lost_until_an_attachment_goes_alone() -> None:
     due = [Due(f"{lost}-{n}", lost) for lost in (0, 1, 2, 5) for n in range(100)]
-    batches = batches_of(due, AttachmentSettings())
+    batches = cut_downloads(due, AttachmentSettings())
     assert {len({key[0] for key in keys}) for keys in batches} == {1}
     largest = {lost: max(len(keys) for keys in batches if keys[0][0] == lost) for lost in "0125"}
     assert largest == {"0": 100, "1": 100, "2": 34, "5": 1}

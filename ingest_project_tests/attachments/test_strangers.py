@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from ingest_project.attachments.downloads_sensor import due_at
+from ingest_project.attachments.sensors import due_at
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.work_queue.states import AttachmentState
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.services.http_server import HttpServer, content_of
 

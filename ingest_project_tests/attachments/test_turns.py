@@ -13,12 +13,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.downloading import Cached, Postponed, attempts, cache_path, download_at, store_at
 from ingest_project.attachments.jobs import remove_old_files
-from ingest_project.attachments.queue.record import PENDING_LANE, AttachmentRecord, AttemptResult
+from ingest_project.attachments.queue import PENDING_QUEUE, AttachmentRecord
 from ingest_project.attachments.results import publish_cached
 from ingest_project.contracts.attachments import CachedDownload
-from ingest_project_tests.attachments.queue.samples import NOW, arrival, record
+from ingest_project_tests.attachments.samples import NOW, arrival, record
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.services.http_server import HttpServer
 
@@ -118,8 +119,8 @@ def test_what_is_due_is_asked_for_in_turns_of_domains_and_traces(attachment_syst
         one = arrival(f"k-{number:02}", number)
         trace, domain = ("flood", "flood") if number < 50 else (f"t-{number % 2}", f"d-{number % 5}")
         arrivals.append(one._replace(task=msgspec.structs.replace(one.task, trace_id=trace, domain=domain)))
-    ledger.record(arrivals, 3, NOW)
-    due = [one.key for one in ledger.due(PENDING_LANE, 20, datetime.now(UTC))]
+    ledger.record(arrivals, NOW)
+    due = [one.key for one in ledger.due(PENDING_QUEUE, 20, datetime.now(UTC))]
     assert len(due) == 20
     assert sum(int(key[2:]) >= 50 for key in due) == 10
     assert sum(int(key[2:]) < 50 for key in due[:6]) == 1
@@ -134,7 +135,7 @@ def test_a_cached_file_is_announced_before_it_is_stored_and_is_there_until_its_e
     system.send(system.settings.topics.downloads_pending, *({**task, "attachment_url": url} for url in urls))
     system.tick("downloads_pending_sensor")
     keys = [one.attachment_key for one in services.attachments.list()]
-    records = services.attachments.start(keys, "run", datetime.now(UTC))
+    records = services.attachments.begin(keys, "run", datetime.now(UTC))
     announced: dict[str, CachedDownload] = {}
 
     def announce(cached: Sequence[Cached]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from ingest_project.attachments.queue.record import AttemptResult, TaskArrival
+from ingest_project.attachments.attempts import AttemptResult
+from ingest_project.attachments.queue import TaskArrival
 from ingest_project.contracts.attachments import DownloadResult, DownloadStatus, DownloadTask, attachment_key
 from ingest_project.contracts.decoding import encode
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.types import KafkaPosition
+from ingest_project.platform.work_queue.queue import KafkaPosition
 
 ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 SIGNATURE = "sig=hunter2"
@@ -35,7 +36,7 @@ def arrive(
         encode(task).decode(),
         KafkaPosition("downloads.pending", 0, 7, "g", ARRIVED),
     )
-    services.attachments.record([arrival], 5, datetime.now(UTC))
+    services.attachments.record([arrival], datetime.now(UTC))
     return arrival.attachment_key
 
 
@@ -50,7 +51,7 @@ def finish(  # noqa: PLR0913 - one for each thing that an attempt may end in
 ) -> None:
     """A run has tried it: stored, failed for good, or to be tried again after a while, and everybody was told."""
     now = at or datetime.now(UTC)
-    (record,) = services.attachments.start([key], "run-1", now)
+    (record,) = services.attachments.begin([key], "run-1", now)
     status = DownloadStatus.SUCCESS if error_class is None else DownloadStatus.FAILED_PERMANENT
     if again_in is not None:
         status = DownloadStatus.FAILED_TRANSIENT
@@ -77,7 +78,7 @@ def finish(  # noqa: PLR0913 - one for each thing that an attempt may end in
         content_type="application/pdf" if stored else None,
         next_attempt_at=None if again_in is None else now + again_in,
     )
-    services.attachments.finish([outcome], "run-1", now)
+    services.attachments.finish_attempts([outcome], "run-1", now)
     services.outcomes.mark_published([outcome], now)
     services.attachments.mark_reported([key], now)
 

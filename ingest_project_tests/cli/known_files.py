@@ -10,9 +10,9 @@ import polars as pl
 
 from ingest_project.contracts.files import FileEvent, PollingJob
 from ingest_project.file_ingest.file_queue import FileArrival
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.states import FileState
-from ingest_project.platform.work_queue.types import KafkaPosition
+from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.polling.job_queue import JobArrival
 
 ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
@@ -50,8 +50,8 @@ def arrive(services: SystemResources, *file_keys: str) -> None:
 def take(services: SystemResources, *file_keys: str) -> None:
     """A run has them in its hands."""
     now = datetime.now(UTC)
-    services.files.request("batch-1", file_keys, now)
-    services.files.start(file_keys, "run-1", now)
+    services.files.claim("batch-1", file_keys, now)
+    services.files.begin(file_keys, "run-1", now)
 
 
 def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file

@@ -103,7 +103,7 @@ def test_from_the_beginning_plans_what_was_left_out_once_however_often(ingest: I
 
 def test_while_events_are_being_stored_nothing_is_read_again(ingest: Ingest, stream: SystemResources) -> None:
     (record,) = stream.stream_ranges.list(TOPIC)
-    stream.stream_ranges.request("batch", [record.range_key], datetime.now(UTC))
+    stream.stream_ranges.claim("batch", [record.range_key], datetime.now(UTC))
     refused = ingest("activity", "from-beginning", "--yes")
     assert refused.exit_code == 1
     assert "user_activity_events_sensor" in refused.err

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.dlq import asked_by, moment_of
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.states import AttachmentState
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_attachments import NOT_FOUND, SIGNATURE, arrive, dead, finish
 

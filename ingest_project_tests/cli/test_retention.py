@@ -33,7 +33,7 @@ def done_long_ago(services: SystemResources) -> int:
     planned = cut(TOPIC, "life", 0, 0, 1_000, 100)
     ranges.plan(planned, [], moment)
     keys = [one.key for one in planned]
-    ranges.start(keys, "run", moment)
+    ranges.begin(keys, "run", moment)
     for key in keys:
         ranges.finish(key, 100, 0, {"events": 100}, moment)
     ranges.mark_reported(keys, moment)

@@ -19,7 +19,7 @@ from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.platform.work_queue.types import KafkaPosition
+from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.polling.job_queue import JobArrival, JobOutbox
 from ingest_project_tests.cli.conftest import Ingest
 
@@ -107,12 +107,12 @@ def test_a_polling_job_that_is_waited_for_says_how_it_ended(  # noqa: PLR0913, P
         position = KafkaPosition(message.topic, message.partition, message.offset, "g", message.timestamp)
         ledger.record([JobArrival("j~1", decode_polling_job(message.value), position)], now)
         if ended == "done":
-            ledger.start(["j~1"], "run", now)
+            ledger.begin(["j~1"], "run", now)
             JobOutbox(services.engine, "j~1").intend("files", ["a", "b"], {0: 0})
             JobOutbox(services.engine, "j~1").mark_sent("files", ["a", "b"])
-            ledger.finish("j~1", 3, {"Announced before, in this version.": 1}, now)
+            ledger.finish_listing("j~1", 3, {"Announced before, in this version.": 1}, now)
         elif ended == "failed":
-            ledger.fail("j~1", "no such folder", "SourceNotFoundError", now)
+            ledger.fail(["j~1"], "no such folder", "SourceNotFoundError", now)
 
     with ThreadPoolExecutor(1) as elsewhere:
         looked = elsewhere.submit(look)

@@ -22,16 +22,18 @@ from dagster._core.remote_origin import (
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.attachments.tables import attachments as table
 from ingest_project.cli.system_status import AttachmentStatus, StreamStatus, SystemStatus
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
 from ingest_project.operations.topics import TopicLag
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.streams.range_record import OffsetRange, RangeState
 from ingest_project_tests.cli import known_attachments as attachments
 from ingest_project_tests.cli.conftest import Ingest
@@ -233,8 +235,8 @@ def test_a_stream_is_busy_until_its_ranges_are_stored_shown_and_its_hours_counte
     planned = [OffsetRange(topic, "", 0, 0, 3) for topic in STREAMS.values()]
     activity, sales = (one.key for one in planned)
     ledger.plan(planned, [], now)
-    ledger.request("batch", [activity], now)
-    ledger.start([activity], "run", now)
+    ledger.claim("batch", [activity], now)
+    ledger.begin([activity], "run", now)
     status = ingest("status", "--json").json
     assert status["going_on"][2:] == [
         "1 offset range of user-activity-events running",
@@ -245,7 +247,7 @@ def test_a_stream_is_busy_until_its_ranges_are_stored_shown_and_its_hours_counte
 
     ledger.finish(activity, 3, 0, {}, now)
     system.activity_hours.mark_changed(activity, {datetime(2026, 1, 15, 10, tzinfo=UTC): 3}, now)
-    ledger.start([sales], "run", now)
+    ledger.begin([sales], "run", now)
     ledger.finish(sales, 3, 0, {}, now)
     ledger.mark_reported([sales], now)
     assert ingest("status", "--json").json["going_on"][2:] == [
@@ -287,7 +289,7 @@ def test_an_attachment_in_a_runs_hands_is_work_and_one_that_dagster_does_not_sho
 ) -> None:
     del dagster_instance
     now = datetime.now(UTC)
-    system.attachments.start([attachments.arrive(system, "a.pdf")], "run-1", now)
+    system.attachments.begin([attachments.arrive(system, "a.pdf")], "run-1", now)
     unreported = attachments.arrive(system, "b.pdf")
     attachments.finish(system, unreported)
     with writing(system.engine) as connection:

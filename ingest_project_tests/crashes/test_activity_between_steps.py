@@ -28,9 +28,9 @@ EVENTS = 25
 # In the order in which they come.
 KILL_POINTS = [
     KillPoint("ranges planned", f"{LEDGER}.plan"),
-    KillPoint("ranges requested", f"{LEDGER}.request"),
+    KillPoint("ranges requested", f"{LEDGER}.claim"),
     KillPoint("cursor saved", "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"),
-    KillPoint("ranges started", f"{LEDGER}.start"),
+    KillPoint("ranges started", f"{LEDGER}.begin"),
     KillPoint("dead letters published, before the commit", f"{STORING}:dead_letter_message"),
     KillPoint("first commit made", "ingest_project.platform.delta.table:DeltaStore.append"),
     KillPoint("hours marked", f"{HOURS}.mark_changed"),
@@ -74,7 +74,7 @@ def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  #
     ledger = system.services.stream_ranges
     assert {record.state for record in ledger.list(system.topic)} == {RangeState.DONE}
     assert system.services.stream_intervals.seams(system.topic) == ()
-    assert ledger.held(system.topic, datetime.now(UTC)) == ()
+    assert ledger.leases(system.topic, datetime.now(UTC)) == ()
     for name in ("no_gap_in_offsets", "no_duplicate_offsets"):
         assert system.check(name).passed
     system.close()

@@ -14,19 +14,20 @@ from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
 from ingest_project.attachments.catalog import ATTACHMENTS
-from ingest_project.attachments.queue.record import PENDING_LANE, RETRY_LANE
+from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts.attachments import DownloadResult
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.work_queue.states import AttachmentState, JobState
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED, AttachmentSystem, attachment_environment
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.services.http_server import HttpServer, content_of
 from ingest_project_tests.services.kafka import Server
 
 WAY = "ingest_project_tests.attachments.system:AttachmentSystem.drive_to_the_end"
-EVENTS = "ingest_project.attachments.queue.events:EventLedger"
-LEDGER = "ingest_project.attachments.queue.attachments:AttachmentLedger"
-OUTCOMES = "ingest_project.attachments.queue.outcomes:OutcomeLedger"
+EVENTS = "ingest_project.attachments.event_queue:EventQueue"
+QUEUE = "ingest_project.attachments.queue:AttachmentQueue"
+OUTCOMES = "ingest_project.attachments.attempts:AttemptResults"
 STEPS = "ingest_project.attachments"
 STORE = "ingest_project.platform.object_store.folder:FolderStore"
 CURSOR_SAVED = "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"
@@ -38,10 +39,10 @@ APPENDED = "ingest_project.platform.delta.table:DeltaStore.append"
 # In the order in which they come. The second call of a step on attachments is of the one that is tried again.
 KILL_POINTS = [
     KillPoint("event recorded", f"{EVENTS}.record"),
-    KillPoint("event batch requested", f"{EVENTS}.request"),
+    KillPoint("event batch requested", f"{EVENTS}.claim"),
     KillPoint("event cursor saved", CURSOR_SAVED),
-    KillPoint("events started", f"{EVENTS}.start"),
-    KillPoint("attachments entered", f"{LEDGER}.record_extracted"),
+    KillPoint("events started", f"{EVENTS}.begin"),
+    KillPoint("attachments entered", f"{QUEUE}.record_extracted"),
     KillPoint("tasks intended", INTENDED),
     KillPoint("tasks announced", SENT),
     KillPoint("tasks marked as sent", MARKED_SENT),
@@ -49,14 +50,14 @@ KILL_POINTS = [
     KillPoint("events finished", f"{EVENTS}.finish"),
     KillPoint("hour shown", f"{STEPS}.assets:report"),
     KillPoint("events marked as reported", f"{EVENTS}.mark_reported"),
-    KillPoint("attachments started", f"{LEDGER}.start"),
+    KillPoint("attachments started", f"{QUEUE}.begin"),
     KillPoint("first file downloaded", "ingest_project.platform.http.download:Downloader.download"),
     KillPoint("cached files told", f"{STEPS}.assets:publish_cached"),
     KillPoint("first file uploaded", f"{STORE}._bring"),
     KillPoint("first file described", f"{STORE}._describe"),
     KillPoint("first file renamed", f"{STORE}.put"),
     KillPoint("second file renamed", f"{STORE}.put", 2),
-    KillPoint("ends entered", f"{LEDGER}.finish"),
+    KillPoint("ends entered", f"{QUEUE}.finish_attempts"),
     KillPoint("first topic told", SENT, 2),
     KillPoint("second topic told, not marked", SENT, 3),
     KillPoint("second topic marked as sent", MARKED_SENT, 3),
@@ -67,17 +68,17 @@ KILL_POINTS = [
     KillPoint("committed", APPENDED),
     KillPoint("marked as committed", f"{OUTCOMES}.mark_committed"),
     KillPoint("results shown", f"{STEPS}.assets:report", 3),
-    KillPoint("attachments marked as reported", f"{LEDGER}.mark_reported"),
-    KillPoint("announced tasks read", f"{LEDGER}.record"),
+    KillPoint("attachments marked as reported", f"{QUEUE}.mark_reported"),
+    KillPoint("announced tasks read", f"{QUEUE}.record"),
     KillPoint("task cursor saved", CURSOR_SAVED, 2),
-    KillPoint("retry task read", f"{LEDGER}.record", 2),
-    KillPoint("retry requested", f"{LEDGER}.request"),
-    KillPoint("retry started", f"{LEDGER}.start", 2),
+    KillPoint("retry task read", f"{QUEUE}.record", 2),
+    KillPoint("retry requested", f"{QUEUE}.claim"),
+    KillPoint("retry started", f"{QUEUE}.begin", 2),
     KillPoint("retried file renamed", f"{STORE}.put", 3),
-    KillPoint("end of the retry entered", f"{LEDGER}.finish", 2),
+    KillPoint("end of the retry entered", f"{QUEUE}.finish_attempts", 2),
     KillPoint("retry marked as told", f"{OUTCOMES}.mark_published", 2),
     KillPoint("retry committed", APPENDED, 2),
-    KillPoint("retry marked as reported", f"{LEDGER}.mark_reported", 2),
+    KillPoint("retry marked as reported", f"{QUEUE}.mark_reported", 2),
 ]
 GOOD = {"one.pdf": 3_000, "two.jpg": 70_000}
 
@@ -185,9 +186,9 @@ def assert_shown(system: AttachmentSystem) -> None:
 
 def assert_nothing_is_held(system: AttachmentSystem) -> None:
     later = datetime.now(UTC) + timedelta(seconds=1)
-    assert system.services.attachments.held(PENDING_LANE, later) == ()
-    assert system.services.attachments.held(RETRY_LANE, later) == ()
-    assert system.services.attachment_events.held(system.settings.topics.events_raw, later) == ()
+    assert system.services.attachments.leases(PENDING_QUEUE, later) == ()
+    assert system.services.attachments.leases(RETRY_QUEUE, later) == ()
+    assert system.services.attachment_events.leases(system.settings.topics.events_raw, later) == ()
     assert system.services.attachment_events.counts_by_state()[JobState.DONE] == 1
     assert system.services.outcomes.uncommitted() == 0
     assert system.services.outcomes.unpublished() == 0

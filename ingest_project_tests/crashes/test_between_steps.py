@@ -13,7 +13,7 @@ from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.work_queue.states import JobState
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.journeys.system import (
     DISCOVERED,
@@ -28,7 +28,7 @@ from ingest_project_tests.journeys.system import (
 from ingest_project_tests.services.kafka import Server
 
 JOBS = "ingest_project.polling.job_queue"
-FILES_QUEUE = "ingest_project.file_ingest.file_queue:FileLedger"
+FILES_QUEUE = "ingest_project.file_ingest.file_queue:FileQueue"
 OUTBOX = "ingest_project.platform.kafka.outbox:MessageOutbox"
 CURSOR_SAVED = "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"
 PARTITIONS_ADDED = "dagster:DagsterInstance.add_dynamic_partitions"
@@ -42,22 +42,22 @@ KILL_POINTS = [
     KillPoint("dead letter intended", INTENDED),
     KillPoint("dead letter sent", SENT),
     KillPoint("dead letter marked as sent", MARKED_SENT),
-    KillPoint("jobs recorded", f"{JOBS}:JobLedger.record"),
+    KillPoint("jobs recorded", f"{JOBS}:JobQueue.record"),
     KillPoint("job partitions added", PARTITIONS_ADDED),
-    KillPoint("jobs requested", f"{JOBS}:JobLedger.request"),
+    KillPoint("jobs requested", f"{JOBS}:JobQueue.claim"),
     KillPoint("polling cursor saved", CURSOR_SAVED),
-    KillPoint("jobs started", f"{JOBS}:JobLedger.start"),
+    KillPoint("jobs started", f"{JOBS}:JobQueue.begin"),
     KillPoint("file events intended", INTENDED, 2),
     KillPoint("file events sent", SENT, 2),
     KillPoint("file events marked as sent", f"{JOBS}:JobOutbox.mark_sent"),
-    KillPoint("job finished", f"{JOBS}:JobLedger.finish"),
+    KillPoint("job finished", f"{JOBS}:JobQueue.finish_listing"),
     KillPoint("job reported", "ingest_project.polling.assets:report"),
-    KillPoint("job marked as reported", f"{JOBS}:JobLedger.mark_reported"),
+    KillPoint("job marked as reported", f"{JOBS}:JobQueue.mark_reported"),
     KillPoint("files recorded", f"{FILES_QUEUE}.record"),
-    KillPoint("file partitions added", PARTITIONS_ADDED, 2),
-    KillPoint("files requested", f"{FILES_QUEUE}.request"),
+    KillPoint("file partitions added", PARTITIONS_ADDED, 3),
+    KillPoint("files requested", f"{FILES_QUEUE}.claim"),
     KillPoint("file cursor saved", CURSOR_SAVED, 2),
-    KillPoint("files started", f"{FILES_QUEUE}.start"),
+    KillPoint("files started", f"{FILES_QUEUE}.begin"),
     KillPoint("second file landed", "ingest_project.file_ingest.pipeline:land", 2),
     KillPoint("refused file put into quarantine", "ingest_project.file_ingest.load:quarantine_file"),
     KillPoint("rows replaced", f"{TRANSACTION}.replace_files"),
@@ -141,5 +141,5 @@ def assert_exactly_once(system: System) -> None:
     assert len(system.on_topic(system.settings.topics.file_event_queue)) == len(FILES)
     assert len(system.on_topic(system.settings.topics.polling_queue_dlq)) == 1
     now = datetime.now(UTC)
-    assert system.services.files.held(system.settings.topics.file_event_queue, now) == ()
-    assert system.services.polling_jobs.held(system.settings.topics.polling_queue, now) == ()
+    assert system.services.files.leases(system.settings.topics.file_event_queue, now) == ()
+    assert system.services.polling_jobs.leases(system.settings.topics.polling_queue, now) == ()

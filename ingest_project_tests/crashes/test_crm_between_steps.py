@@ -26,9 +26,9 @@ RECORDS = 25
 # In the order in which they come.
 KILL_POINTS = [
     KillPoint("ranges planned", f"{LEDGER}.plan"),
-    KillPoint("ranges requested", f"{LEDGER}.request"),
+    KillPoint("ranges requested", f"{LEDGER}.claim"),
     KillPoint("cursor saved", "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"),
-    KillPoint("ranges started", f"{LEDGER}.start"),
+    KillPoint("ranges started", f"{LEDGER}.begin"),
     KillPoint("opportunities upserted, before the commit", "ingest_project.streams.crm.upsert:upsert"),
     KillPoint("unidentified messages kept, before the commit", "ingest_project.streams.crm.upsert:keep"),
     KillPoint("first range committed", "ingest_project.streams.crm.assets:store"),
@@ -74,7 +74,7 @@ def test_killed_after_a_step_and_run_again_everything_is_there_exactly_once(  # 
     assert {record.state for record in ledger.list(system.topic)} == {RangeState.DONE}
     assert sum(len(record.offsets) for record in ledger.list(system.topic)) == 2 * RECORDS + 2
     assert system.services.stream_intervals.seams(system.topic) == ()
-    assert ledger.held(system.topic, datetime.now(UTC)) == ()
+    assert ledger.leases(system.topic, datetime.now(UTC)) == ()
     for name in ("no_gap_in_offsets", "no_duplicate_offsets"):
         assert system.check(name).passed
     system.close()

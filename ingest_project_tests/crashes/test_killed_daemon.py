@@ -15,7 +15,7 @@ import pytest
 from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
 
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.work_queue.states import FileState
+from ingest_project.file_ingest.tables import FileState
 from ingest_project_tests.cli.running import left_behind, started_stack, wait_until_nothing_is_left
 from ingest_project_tests.journeys.system import RAW, VALIDATED, System, environment, readings
 from ingest_project_tests.services.dagster import instance_on

@@ -12,7 +12,7 @@ from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.work_queue.states import JobState
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.journeys.system import POLLING, System, environment
 from ingest_project_tests.services.kafka import Server

@@ -12,7 +12,7 @@ from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.work_queue.states import FileState
+from ingest_project.file_ingest.tables import FileState
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.journeys.system import VALIDATED, System, environment, readings
 from ingest_project_tests.services.kafka import Server
@@ -26,7 +26,7 @@ KILL_POINTS = [
     KillPoint("newer rows appended", f"{TRANSACTION}.append_readings"),
     KillPoint("finished, before the commit", f"{TRANSACTION}.finish_files"),
     KillPoint("reported", "ingest_project.file_ingest.definitions:report_bisecting"),
-    KillPoint("marked as reported", "ingest_project.file_ingest.file_queue:FileLedger.mark_reported"),
+    KillPoint("marked as reported", "ingest_project.file_ingest.file_queue:FileQueue.mark_reported"),
 ]
 
 
@@ -64,5 +64,5 @@ def test_killed_while_a_version_is_replaced_and_run_again_each_reading_counts_on
     assert [metric.count for metric in system.services.warehouse.device_metrics()] == [4]
     assert system.metadata(VALIDATED, older.file_key)["dagster/row_count"] == 0
     assert system.metadata(VALIDATED, newer.file_key)["dagster/row_count"] == 4
-    assert system.services.files.held(system.settings.topics.file_event_queue, datetime.now(UTC)) == ()
+    assert system.services.files.leases(system.settings.topics.file_event_queue, datetime.now(UTC)) == ()
     system.close()

@@ -22,7 +22,7 @@ FILES, ROWS = 5, 3_000
 PATIENCE_SECONDS = 30
 WAY = f"{__name__}:LimitedSystem.one_batch"
 # No process lives to see so many calls.
-NEVER = KillPoint("nothing", "ingest_project.file_ingest.file_queue:FileLedger.record", 10**9)
+NEVER = KillPoint("nothing", "ingest_project.file_ingest.file_queue:FileQueue.record", 10**9)
 
 
 class LimitedSystem(System):

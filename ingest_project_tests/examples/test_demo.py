@@ -23,8 +23,8 @@ from examples.demo.streams import streaming
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack import dagster_processes as graphql
 from ingest_project.devstack.supervisor import child_environment, running_stack
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse import DeviceMetric
-from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.cli.running import wait_until_nothing_is_left
 
 REPOSITORY = Path(__file__).parents[2]

@@ -5,17 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from ingest_project.contracts.files import FileEvent, PollingJob, Priority
+from ingest_project.core.settings import RetrySettings
 from ingest_project.file_ingest.file_queue import FileArrival
-from ingest_project.platform.work_queue.types import KafkaPosition
+from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.polling.job_queue import JobArrival
 
 NOW = datetime(2026, 1, 15, 10, 30, 45, 123456, tzinfo=UTC)
 TOPIC = "file-event-queue"
 
 
-def delay(attempts: int) -> timedelta:
-    """5, 10, 20 … seconds."""
-    return timedelta(seconds=5 * 2 ** (attempts - 1))
+def retries(max_attempts: int) -> RetrySettings:
+    """So many attempts, 5, 10, 20 … seconds apart."""
+    return RetrySettings(max_attempts=max_attempts, delay_seconds=5)
 
 
 def arrival(key: str, offset: int = 0, *, topic: str = TOPIC, topic_id: str = "g1") -> FileArrival:

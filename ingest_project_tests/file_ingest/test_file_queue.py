@@ -1,4 +1,4 @@
-"""What the ledger of files promises, the same on PostgreSQL and SQLite."""
+"""What only the queue of files promises, the same on PostgreSQL and SQLite."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ import msgspec
 import pytest
 
 from ingest_project.contracts.decoding import encode
-from ingest_project.file_ingest.file_queue import FileArrival, FileLedger, QuarantineShare, origin_of
+from ingest_project.file_ingest.file_queue import FileArrival, FileQueue, QuarantineShare, origin_of
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.work_queue.queue import Due, Lease
-from ingest_project.platform.work_queue.states import FileState
-from ingest_project.platform.work_queue.types import Recorded, RequeuedEntry
-from ingest_project_tests.file_ingest.samples import NOW, TOPIC, arrival, delay
+from ingest_project.platform.work_queue.queue import Recorded, RequeuedEntries
+from ingest_project_tests.file_ingest.samples import NOW, TOPIC, arrival, retries
 
 LATER = NOW + timedelta(minutes=1)
 
 
 @pytest.fixture
-def ledger(database_url: str) -> Iterator[FileLedger]:
+def queue(database_url: str) -> Iterator[FileQueue]:
     engine = open_engine(database_url)
-    yield FileLedger(engine)
+    yield FileQueue(engine)
     engine.dispose()
 
 
-def state(ledger: FileLedger, key: str) -> FileState:
-    record = ledger.get(key)
+def state(queue: FileQueue, key: str) -> FileState:
+    record = queue.get(key)
     assert record is not None
     return record.state
 
 
-def due(ledger: FileLedger, now: datetime, limit: int = 10) -> tuple[str, ...]:
-    return tuple(entry.key for entry in ledger.due(TOPIC, limit, now))
+def due(queue: FileQueue, now: datetime, limit: int = 10) -> tuple[str, ...]:
+    return tuple(entry.key for entry in queue.due(TOPIC, limit, now))
 
 
 def of_folder(name: str, number: int) -> FileArrival:
@@ -44,10 +43,10 @@ def of_folder(name: str, number: int) -> FileArrival:
     return sent._replace(event=msgspec.structs.replace(sent.event, source_config={"path": f"/in/{name}"}))
 
 
-def test_a_file_comes_back_with_its_event_and_its_kafka_position(ledger: FileLedger) -> None:
+def test_a_file_comes_back_with_its_event_and_its_kafka_position(queue: FileQueue) -> None:
     sent = arrival("a.csv~1", 7)
-    assert ledger.record([sent], NOW) == Recorded(new=("a.csv~1",))
-    record = ledger.get("a.csv~1")
+    assert queue.record([sent], NOW) == Recorded(new=("a.csv~1",))
+    record = queue.get("a.csv~1")
     assert record is not None
     assert record.event == msgspec.structs.replace(sent.event, file_type="csv")
     assert record.intake == sent.intake
@@ -55,20 +54,11 @@ def test_a_file_comes_back_with_its_event_and_its_kafka_position(ledger: FileLed
     assert b'"file_path":"/in/a.csv~1"' in encode(record)
 
 
-def test_recording_again_changes_nothing(ledger: FileLedger) -> None:
-    arrivals = [arrival("b", 1), arrival("a", 2), arrival("b", 3)]
-    assert ledger.record(arrivals, NOW) == Recorded(new=("b", "a"))
-    before = ledger.list()
-    assert ledger.record([*arrivals, arrival("c", 4)], LATER) == Recorded(new=("c",), known=("b", "a"))
-    assert {record.file_key: record for record in ledger.list()}["a"] in before
-    assert ledger.record([], NOW) == Recorded()
-
-
-def test_text_that_no_database_can_hold_is_made_storable(ledger: FileLedger) -> None:
+def test_text_that_no_database_can_hold_is_made_storable(queue: FileQueue) -> None:
     sent = arrival("a")
     event = msgspec.structs.replace(sent.event, trace_id="t\x00", metadata={"k\x00": ["v\x00", "\\u0000"]})
-    ledger.record([sent._replace(event=event)], NOW)
-    record = ledger.get("a")
+    queue.record([sent._replace(event=event)], NOW)
+    record = queue.get("a")
     assert record is not None
     assert (record.event.trace_id, record.event.metadata) == ("t\ufffd", {"k\ufffd": ["v\ufffd", "\\u0000"]})
 
@@ -79,7 +69,7 @@ def test_two_ticks_that_record_the_same_files_at_once_enter_each_once(database_u
     def record(order: int) -> Recorded:
         engine = open_engine(database_url)
         at_once.wait(timeout=10)
-        found = FileLedger(engine).record([arrival(f"f{n}", n) for n in range(300)][::order], NOW)
+        found = FileQueue(engine).record([arrival(f"f{n}", n) for n in range(300)][::order], NOW)
         engine.dispose()
         return found
 
@@ -88,31 +78,31 @@ def test_two_ticks_that_record_the_same_files_at_once_enter_each_once(database_u
     assert sorted(key for each in found for key in each.new) == sorted(f"f{n}" for n in range(300))
 
 
-def test_files_wait_their_turn_the_oldest_first(ledger: FileLedger) -> None:
-    ledger.record([arrival("late")], LATER)
-    ledger.record([arrival("early")], NOW)
-    ledger.record([arrival("elsewhere", topic="file_events")], NOW)
-    assert due(ledger, NOW) == ("early",)
-    assert due(ledger, LATER) == ("early", "late")
-    assert due(ledger, LATER, limit=1) == ("early",)
+def test_files_wait_their_turn_the_oldest_first(queue: FileQueue) -> None:
+    queue.record([arrival("late")], LATER)
+    queue.record([arrival("early")], NOW)
+    queue.record([arrival("elsewhere", topic="file_events")], NOW)
+    assert due(queue, NOW) == ("early",)
+    assert due(queue, LATER) == ("early", "late")
+    assert due(queue, LATER, limit=1) == ("early",)
 
 
-def test_each_origin_has_the_same_share_of_what_is_asked_for_next(ledger: FileLedger) -> None:
-    ledger.record([of_folder("noisy", n) for n in range(5_000)], NOW)
-    ledger.record([of_folder("late", n) for n in range(5)], LATER)
-    ledger.record([of_folder("later", n) for n in range(300)], LATER)
+def test_each_origin_has_the_same_share_of_what_is_asked_for_next(queue: FileQueue) -> None:
+    queue.record([of_folder("noisy", n) for n in range(5_000)], NOW)
+    queue.record([of_folder("late", n) for n in range(5)], LATER)
+    queue.record([of_folder("later", n) for n in range(300)], LATER)
     later_still = LATER + timedelta(minutes=1)
-    asked = Counter(key.partition("/")[0] for key in due(ledger, later_still, limit=400))
+    asked = Counter(key.partition("/")[0] for key in due(queue, later_still, limit=400))
     assert asked == {"late": 5, "later": 133, "noisy": 262}, "what a small one leaves over goes to who waits longest"
-    first = [key.partition("/")[0] for key in due(ledger, later_still, limit=400)[:15]]
+    first = [key.partition("/")[0] for key in due(queue, later_still, limit=400)[:15]]
     assert Counter(first) == {"late": 5, "later": 5, "noisy": 5}, "by turns"
-    assert Counter(key.partition("/")[0] for key in due(ledger, NOW, limit=400)) == {"noisy": 400}
+    assert Counter(key.partition("/")[0] for key in due(queue, NOW, limit=400)) == {"noisy": 400}
 
 
-def test_with_more_origins_than_can_be_asked_for_those_that_wait_longest_are_first(ledger: FileLedger) -> None:
+def test_with_more_origins_than_can_be_asked_for_those_that_wait_longest_are_first(queue: FileQueue) -> None:
     for minute in range(7):
-        ledger.record([of_folder(f"folder-{minute}", n) for n in range(3)], NOW + timedelta(minutes=minute))
-    asked = due(ledger, NOW + timedelta(hours=1), limit=4)
+        queue.record([of_folder(f"folder-{minute}", n) for n in range(3)], NOW + timedelta(minutes=minute))
+    asked = due(queue, NOW + timedelta(hours=1), limit=4)
     assert [key.partition("/")[0] for key in asked] == [f"folder-{minute}" for minute in range(4)]
 
 
@@ -124,246 +114,91 @@ def test_a_place_is_one_origin_however_its_files_are_announced() -> None:
     assert origin_of(alone, "local:/in/a.csv") != origin_of(alone, "local:/out/a.csv")
 
 
-def test_a_file_is_claimed_by_one_batch(ledger: FileLedger) -> None:
-    ledger.record([arrival("a"), arrival("b")], NOW)
-    assert ledger.request("batch-1", ["b", "a", "unknown"], NOW) == ("b", "a")
-    assert ledger.request("batch-2", ["a", "b"], NOW) == ()
-    assert ledger.batch("batch-1") == ("a", "b")
-    assert due(ledger, LATER) == ()
-    assert ledger.in_flight_batches(TOPIC) == 1
+def test_the_same_offset_in_another_life_of_the_topic_is_another_position(queue: FileQueue) -> None:
+    queue.record([arrival("a", 1)], NOW)
+    queue.claim("batch", ["a"], NOW)
+    assert queue.record([arrival("a", 1, topic_id="g2")], NOW) == Recorded(known=("a",))
 
 
-def test_a_tick_that_was_never_saved_did_not_ask_for_its_files(ledger: FileLedger) -> None:
-    arrivals = [arrival("a", 1), arrival("b", 2), arrival("c", 3)]
-    ledger.record(arrivals, NOW)
-    ledger.request("lost", ["a", "b"], NOW)
-    again = [arrival("a", 1), arrival("b", 9), arrival("c", 3)]
-    assert ledger.record(again, LATER) == Recorded(reopened=("a",), known=("b", "c"))
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.attempts, record.batch_id) == ("pending", 0, None)
-    assert ledger.batch("lost") == ("b",)
-
-
-def test_the_same_offset_in_another_life_of_the_topic_is_another_position(ledger: FileLedger) -> None:
-    ledger.record([arrival("a", 1)], NOW)
-    ledger.request("batch", ["a"], NOW)
-    assert ledger.record([arrival("a", 1, topic_id="g2")], NOW) == Recorded(known=("a",))
-
-
-def test_a_run_takes_files_in_the_order_it_asks_whatever_their_state(ledger: FileLedger) -> None:
-    ledger.record([arrival("a"), arrival("b"), arrival("c")], NOW)
-    ledger.request("batch", ["a"], NOW)
-    ledger.fail(["b"], "why", "Error", NOW)
-    records = ledger.start(["b", "unknown", "a"], "run-1", LATER)
-    assert [(r.file_key, r.state, r.run_id, r.started_at, r.finished_at) for r in records] == [
-        ("b", "ingesting", "run-1", LATER, None),
-        ("a", "ingesting", "run-1", LATER, None),
-    ]
-    assert state(ledger, "c") == "pending"
-
-
-def test_batches_that_nobody_touches_are_found(ledger: FileLedger) -> None:
-    ledger.record([arrival(key) for key in "abcd"], NOW)
-    ledger.request("asked", ["a"], NOW)
-    ledger.request("running", ["b", "c"], NOW)
-    ledger.start(["b", "c"], "run-1", NOW)
-    ledger.request("fresh", ["d"], LATER)
-    assert set(ledger.held(TOPIC, LATER)) == {Lease("asked", None, 1, NOW), Lease("running", "run-1", 2, NOW)}
-    ledger.start(["b"], "run-1", LATER)
-    assert ledger.held(TOPIC, LATER) == (Lease("asked", None, 1, NOW),)
-    assert ledger.in_flight_batches(TOPIC) == 3
-
-
-def test_what_a_dead_run_held_is_tried_again_later_and_failed_at_the_cap(ledger: FileLedger) -> None:
-    ledger.record([arrival("a"), arrival("b")], NOW)
-    now = NOW
-    for attempt in (1, 2):
-        ledger.request(f"batch-{attempt}", ["a"], now)
-        ledger.start(["a"], f"run-{attempt}", now)
-        if attempt == 1:
-            assert ledger.release("batch-1", "run-1", "killed", 2, delay, now) == RequeuedEntry(pending=1)
-            assert due(ledger, now + timedelta(seconds=4)) == ("b",)
-            now += timedelta(seconds=5)
-            assert due(ledger, now) == ("b", "a")
-    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == RequeuedEntry(failed=("a",))
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.reason, record.error_class, record.finished_at) == (
-        "failed",
-        "killed",
-        "RunLostError",
-        now,
-    )
-    assert ledger.release("batch-2", "run-2", "killed", 2, delay, now) == RequeuedEntry()
-
-
-def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culprit_is_alone(ledger: FileLedger) -> None:
+def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culprit_is_alone(queue: FileQueue) -> None:
     keys = [f"{number:02d}" for number in range(16)]
-    ledger.record([arrival(key) for key in keys], NOW)
+    queue.record([arrival(key) for key in keys], NOW)
     now, sizes = NOW, []
-    while due_now := ledger.due(TOPIC, 100, now):
+    while due_now := queue.due(TOPIC, 100, now):
         groups: dict[str | None, list[str]] = {}
         for entry in due_now:
             groups.setdefault(entry.retry_group, []).append(entry.key)
         for batch in groups.values():
             sizes.append(len(batch))
             batch_id, run_id = f"batch-{len(sizes)}", f"run-{len(sizes)}"
-            assert len(ledger.request(batch_id, batch, now)) == len(batch)
-            ledger.start(batch, run_id, now)
+            assert len(queue.claim(batch_id, batch, now)) == len(batch)
+            queue.begin(batch, run_id, now)
             if "05" in batch:
-                ledger.release(batch_id, run_id, "killed", 6, delay, now)
+                queue.requeue_lost(batch_id, run_id, "killed", retries(6), now)
             else:
-                ledger.fail(batch, "stands for done", "Error", now)
-                ledger.mark_reported(batch, now)
+                queue.fail(batch, "stands for done", "Error", now)
+                queue.mark_reported(batch, now)
         now += timedelta(minutes=5)
     assert sizes == [16, 8, 8, 4, 4, 2, 2, 1, 1, 1], "alone after four losses, and then its attempts are used up"
-    reasons = {key: record.reason for key in keys if (record := ledger.get(key)) is not None}
+    reasons = {key: record.reason for key in keys if (record := queue.get(key)) is not None}
     assert reasons.pop("05") == "killed"
     assert set(reasons.values()) == {"stands for done"}
-    assert state(ledger, "05") == "failed"
+    assert state(queue, "05") == "failed"
 
 
-def test_what_a_file_failed_of_before_its_run_was_lost_is_still_told(ledger: FileLedger) -> None:
-    ledger.record([arrival("a")], NOW)
-    ledger.request("batch-1", ["a"], NOW)
-    ledger.start(["a"], "run-1", NOW)
-    ledger.requeue_later(["a"], "timed out", "SourceUnreachableError", 5, delay, NOW)
-    for number in (2, 3):
-        ledger.request(f"batch-{number}", ["a"], NOW)
-        ledger.start(["a"], f"run-{number}", NOW)
-        ledger.release(f"batch-{number}", f"run-{number}", f"run {number} was killed.", 9, delay, NOW)
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.reason, record.error_class) == ("run 3 was killed. Before that: timed out", "RunLostError")
-
-
-def test_a_run_that_started_meanwhile_keeps_its_files(ledger: FileLedger) -> None:
-    ledger.record([arrival("a")], NOW)
-    ledger.request("batch", ["a"], NOW)
-    ledger.start(["a"], "run-1", NOW)
-    assert ledger.release("batch", None, "never started", 5, delay, LATER) == RequeuedEntry()
-    assert state(ledger, "a") == "ingesting"
-
-
-def test_a_transient_failure_puts_a_file_back_with_its_reason(ledger: FileLedger) -> None:
-    ledger.record([arrival("a"), arrival("b")], NOW)
-    ledger.request("batch", ["a", "b"], NOW)
-    ledger.start(["a", "b"], "run", NOW)
-    assert ledger.requeue_later(["a"], "timed out", "SourceUnreachableError", 5, delay, NOW) == RequeuedEntry(pending=1)
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.reason, record.error_class) == ("pending", "timed out", "SourceUnreachableError")
-    assert record.next_attempt_at == NOW + timedelta(seconds=5)
-    assert ledger.requeue_later(["b"], "timed out", "SourceUnreachableError", 1, delay, NOW) == RequeuedEntry(
-        failed=("b",)
-    )
-
-
-def test_a_due_file_says_how_often_it_was_tried(ledger: FileLedger) -> None:
-    ledger.record([arrival("a")], NOW)
-    assert ledger.due(TOPIC, 10, NOW) == (Due("a", 0),)
-    ledger.request("batch", ["a"], NOW)
-    ledger.release("batch", None, "never started", 5, delay, NOW)
-    assert ledger.due(TOPIC, 10, LATER) == (Due("a", 1),)
-
-
-def test_a_run_that_died_between_storing_and_reporting_is_done_again_at_once(ledger: FileLedger) -> None:
-    ledger.record([arrival("stored"), arrival("reported")], NOW)
-    ledger.request("batch", ["stored", "reported"], NOW)
-    ledger.start(["stored", "reported"], "run", NOW)
-    ledger.fail(["stored", "reported"], "why", "Error", NOW)
-    ledger.mark_reported(["reported"], NOW)
-    assert ledger.in_flight_batches(TOPIC) == 0
-    assert ledger.held(TOPIC, LATER) == (Lease("batch", "run", 1, NOW),)
-    assert ledger.release("batch", "run", "killed", 2, delay, LATER) == RequeuedEntry(pending=1)
-    assert ledger.due(TOPIC, 10, LATER) == (Due("stored", 1),)
-    assert ledger.held(TOPIC, LATER) == ()
-    assert state(ledger, "reported") == "failed"
-
-
-def test_a_file_whose_runs_always_die_while_reporting_is_not_stored_again_for_ever(ledger: FileLedger) -> None:
-    ledger.record([arrival("stored")], NOW)
-    ledger.request("batch", ["stored"], NOW)
-    ledger.start(["stored"], "run", NOW)
-    ledger.fail(["stored"], "why", "Error", NOW)
-    assert ledger.release("batch", "run", "killed", 1, delay, LATER) == RequeuedEntry()
-    assert ledger.held(TOPIC, LATER) == ()
-    assert state(ledger, "stored") == "failed"
-
-
-def test_what_is_still_in_work_cannot_be_reported(ledger: FileLedger) -> None:
-    ledger.record([arrival("a")], NOW)
-    ledger.request("batch", ["a"], NOW)
-    ledger.start(["a"], "run", NOW)
-    ledger.mark_reported(["a"], NOW)
-    assert ledger.held(TOPIC, LATER) == (Lease("batch", "run", 1, NOW),)
-
-
-def test_a_person_reopens_finished_files_only(ledger: FileLedger) -> None:
-    ledger.record([arrival("a"), arrival("b")], NOW)
-    ledger.request("batch", ["a"], NOW)
-    ledger.fail(["a"], "why", "Error", NOW)
-    assert ledger.reopen(["b", "a", "unknown"], LATER) == ("a",)
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.attempts, record.batch_id, record.finished_at) == ("pending", 0, None, None)
-    assert due(ledger, LATER) == ("b", "a")
-
-
-def test_a_reopened_file_is_no_longer_bound_to_the_version_that_was_announced(ledger: FileLedger) -> None:
-    ledger.record([arrival("a")], NOW)
-    ledger.fail(["a"], "why", "Error", NOW)
-    ledger.reopen(["a"], LATER)
-    record = ledger.get("a")
+def test_a_reopened_file_is_no_longer_bound_to_the_version_that_was_announced(queue: FileQueue) -> None:
+    queue.record([arrival("a")], NOW)
+    queue.fail(["a"], "why", "Error", NOW)
+    queue.reopen(["a"], LATER)
+    record = queue.get("a")
     assert record is not None
     assert (record.event.size_bytes, record.event.modified_at, record.event.etag) == (None, None, None)
     assert (record.location, record.event.job_id, record.reason) == ("local:/in/a", "job_123", "why")
 
 
-def test_files_are_listed_by_state_and_text_the_last_changed_first(ledger: FileLedger) -> None:
-    ledger.record([arrival("a_1"), arrival("ax1"), arrival("B%")], NOW)
-    ledger.fail(["a_1"], "Disk on fire", "Error", LATER)
-    assert [r.file_key for r in ledger.list()] == ["a_1", "B%", "ax1"]
-    assert [r.file_key for r in ledger.list(state=FileState.PENDING)] == ["B%", "ax1"]
-    assert [r.file_key for r in ledger.list(text="a_")] == ["a_1"]
-    assert [r.file_key for r in ledger.list(text="%")] == ["B%"]
-    assert [r.file_key for r in ledger.list(text="DISK")] == ["a_1"]
-    assert [r.file_key for r in ledger.list(limit=1, offset=1)] == ["B%"]
+def test_files_are_listed_by_state_and_text_the_last_changed_first(queue: FileQueue) -> None:
+    queue.record([arrival("a_1"), arrival("ax1"), arrival("B%")], NOW)
+    queue.fail(["a_1"], "Disk on fire", "Error", LATER)
+    assert [r.file_key for r in queue.list()] == ["a_1", "B%", "ax1"]
+    assert [r.file_key for r in queue.list(state=FileState.PENDING)] == ["B%", "ax1"]
+    assert [r.file_key for r in queue.list(text="a_")] == ["a_1"]
+    assert [r.file_key for r in queue.list(text="%")] == ["B%"]
+    assert [r.file_key for r in queue.list(text="DISK")] == ["a_1"]
+    assert [r.file_key for r in queue.list(limit=1, offset=1)] == ["B%"]
 
 
-def test_counts_name_every_state(ledger: FileLedger) -> None:
-    assert set(ledger.counts_by_state().values()) == {0}
-    ledger.record([arrival("a"), arrival("b")], NOW)
-    ledger.fail(["a"], "why", "Error", NOW)
-    counts = ledger.counts_by_state()
+def test_counts_name_every_state(queue: FileQueue) -> None:
+    assert set(queue.counts_by_state().values()) == {0}
+    queue.record([arrival("a"), arrival("b")], NOW)
+    queue.fail(["a"], "why", "Error", NOW)
+    counts = queue.counts_by_state()
     assert set(counts) == set(FileState)
     assert (counts[FileState.PENDING], counts[FileState.FAILED]) == (1, 1)
 
 
-def test_the_share_of_quarantined_files_counts_recently_finished_ones(ledger: FileLedger) -> None:
-    assert ledger.quarantine_share(NOW).share == 0.0
-    ledger.record([arrival("a"), arrival("b"), arrival("c")], NOW)
-    ledger.fail(["a"], "why", "Error", NOW)
-    ledger.fail(["b"], "why", "Error", LATER)
-    assert ledger.quarantine_share(LATER) == QuarantineShare(finished=1, quarantined=0)
-    assert ledger.quarantine_share(NOW).finished == 2
+def test_the_share_of_quarantined_files_counts_recently_finished_ones(queue: FileQueue) -> None:
+    assert queue.quarantine_share(NOW).share == 0.0
+    queue.record([arrival("a"), arrival("b"), arrival("c")], NOW)
+    queue.fail(["a"], "why", "Error", NOW)
+    queue.fail(["b"], "why", "Error", LATER)
+    assert queue.quarantine_share(LATER) == QuarantineShare(finished=1, quarantined=0)
+    assert queue.quarantine_share(NOW).finished == 2
 
 
-def test_the_file_that_waits_longest_is_known(ledger: FileLedger) -> None:
-    assert ledger.oldest_unfinished() is None
-    ledger.record([arrival("late")], LATER)
-    ledger.record([arrival("early"), arrival("failed")], NOW)
-    ledger.fail(["failed"], "why", "Error", LATER)
-    oldest = ledger.oldest_unfinished()
+def test_the_file_that_waits_longest_is_known(queue: FileQueue) -> None:
+    assert queue.oldest_unfinished() is None
+    queue.record([arrival("late")], LATER)
+    queue.record([arrival("early"), arrival("failed")], NOW)
+    queue.fail(["failed"], "why", "Error", LATER)
+    oldest = queue.oldest_unfinished()
     assert oldest is not None
     assert oldest.file_key == "early"
 
 
-def test_thousands_of_files_go_through_every_step_in_bulk(ledger: FileLedger) -> None:
+def test_thousands_of_files_go_through_every_step_in_bulk(queue: FileQueue) -> None:
     keys = [f"file_{number}.csv~{number:010x}" for number in range(6_000)]
-    assert len(ledger.record([arrival(key, number) for number, key in enumerate(keys)], NOW).new) == 6_000
-    assert len(ledger.due(TOPIC, 10_000, NOW)) == 6_000
-    assert ledger.request("batch", keys, NOW) == tuple(keys)
-    assert [record.file_key for record in ledger.start(keys, "run", NOW)] == keys
-    assert ledger.requeue_later(keys, "why", "Error", 5, delay, NOW) == RequeuedEntry(pending=6_000)
+    assert len(queue.record([arrival(key, number) for number, key in enumerate(keys)], NOW).new) == 6_000
+    assert len(queue.due(TOPIC, 10_000, NOW)) == 6_000
+    assert queue.claim("batch", keys, NOW) == tuple(keys)
+    assert [record.file_key for record in queue.begin(keys, "run", NOW)] == keys
+    assert queue.requeue_later(keys, "why", "Error", retries(5), NOW) == RequeuedEntries(pending=6_000)

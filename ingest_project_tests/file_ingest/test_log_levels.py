@@ -8,10 +8,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from ingest_project.file_ingest import definitions
-from ingest_project.file_ingest.file_queue import FileLedger
+from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.file_ingest.result import FileResult
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.file_ingest.samples import arrival
 
 
@@ -30,7 +30,7 @@ def test_a_file_or_row_that_was_refused_is_a_warning(
     state: FileState, rows_quarantined: int, level: str, sqlite_url: str
 ) -> None:
     engine = open_engine(sqlite_url)
-    ledger = FileLedger(engine)
+    ledger = FileQueue(engine)
     ledger.record([arrival("a")], datetime.now(UTC))
     record = ledger.get("a")
     engine.dispose()

@@ -14,9 +14,9 @@ from dagster._core.test_utils import create_run_for_test
 
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.file_queue import FileArrival, file_row
+from ingest_project.file_ingest.file_queue import FileArrival
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.journeys.system import (
     FILE_EVENTS,
     SHORT_FILE_EVENTS,
@@ -230,13 +230,13 @@ def test_files_whose_source_is_away_stay_together(system: System) -> None:
 def test_an_event_that_the_ledger_cannot_hold_is_a_dead_letter_and_the_others_are_recorded(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = file_row
+    original = FileArrival.own_columns
 
     def unrecordable(arrival: FileArrival, now: datetime) -> dict[str, object]:
         row = original(arrival, now)
         return row | {"size_bytes": 2**70} if arrival.event.file_name == "5.csv" else row
 
-    monkeypatch.setattr("ingest_project.file_ingest.file_queue.file_row", unrecordable)
+    monkeypatch.setattr(FileArrival, "own_columns", unrecordable)
     system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(10)))
     (request,) = system.requests()
     assert request.tags["ingest/batch_size"] == "9"
@@ -249,7 +249,7 @@ def _die_with(system: System, tags: Mapping[str, str]) -> None:
     """A run takes the batch, and its process is gone."""
     run = create_run_for_test(system.instance, job_name="file_batch", tags=dict(tags), status=DagsterRunStatus.STARTED)
     keys = system.services.files.batch(tags["ingest/batch_id"])
-    system.services.files.start(keys, run.run_id, system.file("0.csv").created_at)
+    system.services.files.begin(keys, run.run_id, system.file("0.csv").created_at)
     system.instance.report_run_failed(run)
 
 

@@ -9,27 +9,26 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.file_ingest.file_queue import FileLedger, FileRecord
+from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
 from ingest_project.file_ingest.load import finish, hold_locations, settle_versions
 from ingest_project.file_ingest.result import FileResult
-from ingest_project.file_ingest.tables import files
+from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.sql import SqlTransaction
 from ingest_project.platform.database.columns import metadata
 from ingest_project.platform.database.engine import writing
-from ingest_project.platform.work_queue.states import FileState
 from ingest_project.readers.profiles import load_profiles
 from ingest_project_tests.file_ingest.samples import NOW, arrival
 
 LOCATIONS = ("local:/in/a.csv", "local:/in/b.csv")
 
 
-def ledger_with(places: Sequence[tuple[int, int]]) -> tuple[sa.Engine, FileLedger]:
+def ledger_with(places: Sequence[tuple[int, int]]) -> tuple[sa.Engine, FileQueue]:
     """A ledger of versions: location and minute of change of each."""
     # One connection for all: the database is in its memory.
     engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
     metadata.create_all(engine, tables=[files, *[t for t in metadata.sorted_tables if t.name == "contents"]])
-    ledger = FileLedger(engine)
+    ledger = FileQueue(engine)
     arrivals = []
     for number, (location, minute) in enumerate(places):
         one = arrival(f"{number}.csv~{number}", number)
@@ -70,7 +69,7 @@ def test_the_newest_accepted_version_counts_whatever_the_order_and_the_groups(da
     size = data.draw(st.integers(1, 4))
     todo = [*order, *again]
     for start in range(0, len(todo), size):
-        store(engine, ledger.start(todo[start : start + size], "run", NOW), refused)
+        store(engine, ledger.begin(todo[start : start + size], "run", NOW), refused)
     records = [record for key in keys if (record := ledger.get(key)) is not None]
     for location in LOCATIONS:
         versions = sorted((r for r in records if r.location == location), key=lambda record: record.order)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.platform.work_queue.states import FileState
+from ingest_project.file_ingest.tables import FileState
 from ingest_project_tests.journeys.system import METRICS, QUARANTINED, RAW, VALIDATED, System, changed, readings
 
 SEMICOLONS = (

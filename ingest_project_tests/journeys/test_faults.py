@@ -10,8 +10,9 @@ import pytest
 from pydantic import SecretStr
 
 from ingest_project.core.errors import DatabaseUnavailableError
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction
-from ingest_project.platform.work_queue.states import FileState, JobState
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project_tests.journeys.system import POLLING, System, changed, paused, readings
 from ingest_project_tests.services.kafka import Server
 from ingest_project_tests.services.postgres import PostgresServer

@@ -17,8 +17,8 @@ from ingest_project.contracts.files import file_key, version_of
 from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest import pipeline as ingesting
 from ingest_project.file_ingest import validate_files as validated_sensor_data
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.object_store.content_store import safe_name
-from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.journeys.system import VALIDATED, System, changed, readings
 
 GOOD = 99

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingest_project.file_ingest.file_queue import FileRecord
-from ingest_project.platform.work_queue.states import FileState
+from ingest_project.file_ingest.tables import FileState
 from ingest_project_tests.journeys.system import METRICS, RAW, VALIDATED, System, changed, file_event, readings
 
 SEMICOLONS = """
@@ -81,7 +81,7 @@ def test_a_file_that_grew_counts_each_reading_once_and_its_older_version_is_mark
     assert system.metadata(METRICS, older.file_key)["dagster/row_count"] == 0
     assert system.checks() == {older.file_key: "SUCCEEDED", newer.file_key: "SUCCEEDED"}
     assert system.check("contract_holds", older.file_key).passed
-    assert system.services.files.held(system.settings.topics.file_event_queue, datetime.now(UTC)) == ()
+    assert system.services.files.leases(system.settings.topics.file_event_queue, datetime.now(UTC)) == ()
 
 
 ORDERS = [

@@ -33,7 +33,7 @@ from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster import daemon
 from ingest_project.platform.dagster.instigators import is_ahead
 from ingest_project.platform.database.engine import writing
-from ingest_project.polling import scheduled_polls as standing_jobs
+from ingest_project.polling.sensors import standing_job
 from ingest_project_tests.journeys.system import System, readings
 
 NOW = datetime.now(UTC)
@@ -106,12 +106,12 @@ def test_a_standing_job_whose_interval_lies_in_the_future_is_looked_at_again(sys
     )
     ledger, finished = system.services.polling_jobs, []
     for now in (AHEAD, NOW, NOW + timedelta(seconds=120)):
-        job = standing_jobs.standing_job("standing", source, 60, now)
-        finished.append(ledger.stand([job], now))
-        ledger.stand([job], now)
+        job = standing_job("standing", source, 60, now)
+        finished.append(ledger.begin_intervals([job], now))
+        ledger.begin_intervals([job], now)
         ledger.fail(job.job_key, "done with", "Test", now)
     assert [len(keys) for keys in finished] == [1, 1, 1]
-    assert ledger.stand([standing_jobs.standing_job("standing", source, 60, NOW)], NOW + timedelta(seconds=120)) == ()
+    assert ledger.begin_intervals([standing_job("standing", source, 60, NOW)], NOW + timedelta(seconds=120)) == ()
 
 
 class BegunAnewError(Exception):

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.attachments.tables import attachments, download_outcomes
-from ingest_project.file_ingest.file_queue import FileLedger
+from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations import metric_rollup as counting
 from ingest_project.operations.counters import LATENCY_BUCKET, LATENCY_SUM, bucket_of
@@ -107,7 +107,7 @@ def test_a_file_that_is_ingested_again_counts_again_and_never_less(engine: sa.En
     put(engine, files, [file_row("f", "ingested", NOW - AGO)])
     totals = RunningTotals(engine)
     totals.count(NOW)
-    FileLedger(engine).reopen(["f"], NOW)
+    FileQueue(engine).reopen(["f"], NOW)
     totals.count(NOW + AGO)
     assert totals.totals()["ingest_files", ("ingested",)] == 1
     with writing(engine) as connection:

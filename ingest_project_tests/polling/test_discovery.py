@@ -12,10 +12,10 @@ import pytest
 
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import ConfiguredSource
-from ingest_project.platform.work_queue.states import JobState
-from ingest_project.polling import scheduled_polls as standing_jobs
-from ingest_project.polling.discovery import ANNOUNCED_BEFORE, TOO_YOUNG, discover
+from ingest_project.platform.work_queue.queue import JobState
+from ingest_project.polling.discovery import ANNOUNCED_BEFORE, UNSETTLED, discover
 from ingest_project.polling.job_queue import JobOutbox, JobRecord
+from ingest_project.polling.sensors import standing_job
 from ingest_project_tests.journeys.system import DISCOVERED, POLLING, System, changed, readings
 
 STANDING = "standing_jobs_sensor"
@@ -53,8 +53,8 @@ def test_a_file_that_changed_a_moment_ago_is_looked_at_again_once_it_has_settled
     poll(system)
     record = only_job(system)
     assert (record.state, announced(system)) == (JobState.PENDING, 1)
-    assert "looked at again" in (record.reason or "")
-    assert record.skipped == {TOO_YOUNG: 1}
+    assert "listed again" in (record.reason or "")
+    assert record.skipped == {UNSETTLED: 1}
     assert not system.requests(POLLING)
     give_up_at = time.monotonic() + 20
     while only_job(system).state is not JobState.DONE and time.monotonic() < give_up_at:
@@ -131,7 +131,7 @@ def test_two_jobs_that_look_at_the_same_time_announce_each_file_once(system: Sys
         system.send_job(path)
     system.tick(POLLING)
     keys = [record.job_key for record in system.services.polling_jobs.list()]
-    records = system.services.polling_jobs.start(keys, "run", datetime.now(UTC))
+    records = system.services.polling_jobs.begin(keys, "run", datetime.now(UTC))
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda record: discover(system.services, record), records))
     assert announced(system) == 300
@@ -143,7 +143,7 @@ def test_a_failure_says_whether_it_is_tried_again(system: System) -> None:
     poll(system)
     record = only_job(system)
     assert (record.state, record.error_class) == (JobState.FAILED, "SourceNotFoundError")
-    assert "Not tried again" in (record.reason or "")
+    assert "Not retried automatically" in (record.reason or "")
     away = {"source_type": "s3", "path": "s3://bucket/x", "endpoint_url": "http://127.0.0.1:9", "region": "eu-west-1"}
     system.settings = changed(
         system.settings, "polling", allowed_source_hosts=["127.0.0.1"], allowed_buckets=["bucket"]
@@ -153,7 +153,7 @@ def test_a_failure_says_whether_it_is_tried_again(system: System) -> None:
     poll(system)
     record = next(record for record in system.services.polling_jobs.list() if record.job.source_type == "s3")
     assert (record.state, record.error_class) == (JobState.PENDING, "SourceUnreachableError")
-    assert "Tried again" in (record.reason or "")
+    assert "Retried automatically" in (record.reason or "")
 
 
 def standing(system: System, **more: object) -> None:
@@ -171,14 +171,14 @@ def test_a_configured_source_is_looked_at_once_in_each_interval_whoever_ticks(sy
     source = system.settings.sources["inbox"]
 
     def enter(now: datetime) -> int:
-        return len(ledger.stand([standing_jobs.standing_job("inbox", source, 60, now)], now))
+        return len(ledger.begin_intervals([standing_job("inbox", source, 60, now)], now))
 
     assert [enter(beginning), enter(beginning), enter(beginning + timedelta(seconds=54))] == [1, 0, 0]
     (due,) = ledger.due("standing-jobs", 10, datetime.now(UTC))
     assert enter(beginning + timedelta(seconds=60)) == 0, "one that is not finished is not entered again"
-    ledger.request("batch", [due.key], beginning)
-    ledger.start([due.key], "run", beginning)
-    ledger.finish(due.key, 1, {}, beginning)
+    ledger.claim("batch", [due.key], beginning)
+    ledger.begin([due.key], "run", beginning)
+    ledger.finish_listing(due.key, 1, {}, beginning)
     ledger.mark_reported([due.key], beginning)
     with ThreadPoolExecutor(2) as pool:
         moments = [beginning + timedelta(seconds=seconds) for seconds in (60, 61)]
@@ -198,8 +198,8 @@ def test_a_standing_job_ingests_what_arrives_and_is_one_job_and_one_partition(sy
     assert (record.state, record.files_published, record.standing) == (JobState.DONE, 1, True)
     assert system.times_materialized(DISCOVERED) == 1
     later = datetime.now(UTC) + timedelta(seconds=length)
-    next_look = standing_jobs.standing_job("inbox", system.settings.sources["inbox"], length, later)
-    assert system.services.polling_jobs.stand([next_look], datetime.now(UTC))
+    next_look = standing_job("inbox", system.settings.sources["inbox"], length, later)
+    assert system.services.polling_jobs.begin_intervals([next_look], datetime.now(UTC))
     poll(system, STANDING)
     assert only_job(system).skipped == {ANNOUNCED_BEFORE: 1}
     assert system.times_materialized(DISCOVERED) == 1, "a look that found nothing new leaves no event"

@@ -1,4 +1,4 @@
-"""What the ledger of polling jobs promises, the same on PostgreSQL and SQLite."""
+"""What only the queue of polling jobs promises, the same on PostgreSQL and SQLite."""
 
 from __future__ import annotations
 
@@ -8,98 +8,56 @@ from datetime import datetime, timedelta
 import pytest
 
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.work_queue.queue import Lease
-from ingest_project.platform.work_queue.states import JobState
-from ingest_project.platform.work_queue.types import Recorded, RequeuedEntry
-from ingest_project.polling.job_queue import JobLedger
-from ingest_project_tests.file_ingest.samples import NOW, delay, job
+from ingest_project.platform.work_queue.queue import JobState, Recorded
+from ingest_project.polling.job_queue import JobQueue
+from ingest_project_tests.file_ingest.samples import NOW, job
 
 LATER = NOW + timedelta(minutes=1)
 TOPIC = "polling-queue"
 
 
 @pytest.fixture
-def ledger(database_url: str) -> Iterator[JobLedger]:
+def queue(database_url: str) -> Iterator[JobQueue]:
     engine = open_engine(database_url)
-    yield JobLedger(engine)
+    yield JobQueue(engine)
     engine.dispose()
 
 
-def due(ledger: JobLedger, now: datetime, limit: int = 10) -> tuple[str, ...]:
-    return tuple(entry.key for entry in ledger.due(TOPIC, limit, now))
+def due(queue: JobQueue, now: datetime, limit: int = 10) -> tuple[str, ...]:
+    return tuple(entry.key for entry in queue.due(TOPIC, limit, now))
 
 
-def test_a_job_comes_back_as_it_was_sent(ledger: JobLedger) -> None:
+def test_a_job_comes_back_as_it_was_sent(queue: JobQueue) -> None:
     sent = job("a", 5)
-    assert ledger.record([sent, sent], NOW) == Recorded(new=("a",))
-    assert ledger.record([sent], LATER) == Recorded(known=("a",))
-    record = ledger.get("a")
+    assert queue.record([sent, sent], NOW) == Recorded(new=("a",))
+    assert queue.record([sent], LATER) == Recorded(known=("a",))
+    record = queue.get("a")
     assert record is not None
     assert (record.job, record.intake, record.state, record.created_at) == (sent.job, sent.intake, "pending", NOW)
-    assert ledger.get("b") is None
+    assert queue.get("b") is None
 
 
-def test_high_priority_goes_first_then_age(ledger: JobLedger) -> None:
-    ledger.record([job("low", 1, "low"), job("old", 2), job("new", 3), job("high", 4, "high")], NOW)
-    assert due(ledger, NOW, limit=3) == ("high", "old", "new")
+def test_high_priority_goes_first_then_age(queue: JobQueue) -> None:
+    queue.record([job("low", 1, "low"), job("old", 2), job("new", 3), job("high", 4, "high")], NOW)
+    assert due(queue, NOW, limit=3) == ("high", "old", "new")
 
 
-def test_a_job_is_claimed_once(ledger: JobLedger) -> None:
-    ledger.record([job("a")], NOW)
-    assert ledger.request("batch", ["a", "unknown"], NOW) == ("a",)
-    assert ledger.request("batch", ["a"], NOW) == ()
-
-
-def test_a_tick_that_was_never_saved_did_not_ask_for_its_job(ledger: JobLedger) -> None:
-    ledger.record([job("a", 1), job("b", 2)], NOW)
-    ledger.request("batch", ["a", "b"], NOW)
-    assert ledger.record([job("a", 1), job("b", 9)], NOW) == Recorded(reopened=("a",), known=("b",))
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.attempts) == ("pending", 0)
-
-
-def test_a_finished_job_says_what_it_found(ledger: JobLedger) -> None:
-    ledger.record([job("a")], NOW)
-    ledger.request("batch", ["a"], NOW)
-    (started,) = ledger.start(["a", "unknown"], "run-1", NOW)
+def test_a_finished_job_says_what_it_found(queue: JobQueue) -> None:
+    queue.record([job("a")], NOW)
+    queue.claim("batch", ["a"], NOW)
+    (started,) = queue.begin(["a", "unknown"], "run-1", NOW)
     assert started.job.job_id == "id-a"
-    record = ledger.finish("a", 12, {"hidden": 1, "not an ingestible type": 2}, LATER)
-    assert record == ledger.get("a")
+    record = queue.finish_listing("a", 12, {"hidden": 1, "not an ingestible type": 2}, LATER)
+    assert record == queue.get("a")
     assert (record.state, record.files_found, record.files_published, record.files_skipped) == ("done", 12, 0, 3)
     assert record.skipped == {"hidden": 1, "not an ingestible type": 2}
     assert record.finished_at == LATER
-    assert ledger.counts_by_state()[JobState.DONE] == 1
+    assert queue.counts_by_state()[JobState.DONE] == 1
 
 
-def test_a_dead_runs_job_is_tried_again_and_failed_at_the_cap(ledger: JobLedger) -> None:
-    ledger.record([job("a")], NOW)
-    ledger.request("batch", ["a"], NOW)
-    ledger.start(["a"], "run-1", NOW)
-    assert ledger.held(TOPIC, LATER) == (Lease("batch", "run-1", 1, NOW),)
-    assert ledger.held(TOPIC, NOW) == ()
-    assert ledger.release("batch", None, "never started", 2, delay, NOW) == RequeuedEntry()
-    assert ledger.release("batch", "run-1", "killed", 2, delay, NOW) == RequeuedEntry(pending=1)
-    assert due(ledger, NOW, limit=10) == ()
-    assert due(ledger, NOW + timedelta(seconds=5), limit=10) == ("a",)
-    ledger.request("again", ["a"], LATER)
-    assert ledger.release("again", None, "never started", 2, delay, LATER) == RequeuedEntry(failed=("a",))
-    record = ledger.get("a")
-    assert record is not None
-    assert (record.state, record.reason) == ("failed", "never started")
-
-
-def test_a_person_reopens_a_finished_job_only(ledger: JobLedger) -> None:
-    ledger.record([job("a")], NOW)
-    assert not ledger.reopen("a", NOW)
-    ledger.fail("a", "no such folder", "SourceNotFoundError", NOW)
-    assert ledger.reopen("a", LATER)
-    assert due(ledger, LATER, limit=10) == ("a",)
-
-
-def test_jobs_are_listed_by_state_and_text(ledger: JobLedger) -> None:
-    ledger.record([job("a"), job("b")], NOW)
-    ledger.fail("a", "no such folder", "SourceNotFoundError", LATER)
-    assert [record.job_key for record in ledger.list()] == ["a", "b"]
-    assert [record.job_key for record in ledger.list(state=JobState.PENDING)] == ["b"]
-    assert [record.job_key for record in ledger.list(text="FOLDER")] == ["a"]
+def test_jobs_are_listed_by_state_and_text(queue: JobQueue) -> None:
+    queue.record([job("a"), job("b")], NOW)
+    queue.fail(["a"], "no such folder", "SourceNotFoundError", LATER)
+    assert [record.job_key for record in queue.list()] == ["a", "b"]
+    assert [record.job_key for record in queue.list(state=JobState.PENDING)] == ["b"]
+    assert [record.job_key for record in queue.list(text="FOLDER")] == ["a"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ingest_project.platform.work_queue.states import JobState
+from ingest_project.platform.work_queue.queue import JobState
 from ingest_project_tests.journeys.system import DISCOVERED, POLLING, System, readings
 
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest_project.core.settings import RetrySettings
 from ingest_project.platform.database.engine import open_engine, reading, writing
 from ingest_project.platform.database.migrate import migrate
 from ingest_project.streams.contiguous_intervals import Bounds, StreamIntervals, holes
@@ -123,9 +124,9 @@ def test_of_every_partition_the_newest_range_stays_and_the_next_plan_begins_wher
 def test_what_failed_got_lost_waits_or_is_in_a_runs_hands_stays_however_old_it_is(ledgers: Ledgers) -> None:
     done, failed, lost, waits, running, unreported, newest = ranges = ten_each(70)
     store(ledgers, ranges)
-    ledgers.ranges.start([failed.key, waits.key, running.key, unreported.key], "run", LONG_AGO)
-    ledgers.ranges.requeue_later([failed.key], "broken", "X", 0, lambda _: timedelta(0), LONG_AGO)
-    ledgers.ranges.requeue_later([waits.key], "broken", "X", 9, lambda _: timedelta(0), LONG_AGO)
+    ledgers.ranges.begin([failed.key, waits.key, running.key, unreported.key], "run", LONG_AGO)
+    ledgers.ranges.requeue_later([failed.key], "broken", "X", RetrySettings(max_attempts=1, delay_seconds=0), LONG_AGO)
+    ledgers.ranges.requeue_later([waits.key], "broken", "X", RetrySettings(max_attempts=9, delay_seconds=0), LONG_AGO)
     ledgers.ranges.finish(unreported.key, 10, 0, {}, LONG_AGO)
     ledgers.ranges.finish(lost.key, 5, 5, {}, LONG_AGO)
     assert purge(ledgers) == 1

@@ -1,6 +1,9 @@
 """Query Eventhouse by Microsoft's client, check the whole answer, and bound the wait.
 
 The client is imported where a query is about to be sent, because the library takes half a second to import.
+
+The status line of an answer is sent before the query has run, so an answer of status 200 may end in an error: as an
+object among the rows, or in the last frame. It is then neither complete nor right, however many rows it has.
 """
 
 from __future__ import annotations
@@ -8,14 +11,13 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 
-from ingest_project.attachments.eventhouse.clusters import ClusterAccess, check_address
-from ingest_project.attachments.eventhouse.frames import BrokenAnswerError, QueryReportedError, ReportedError
+from ingest_project.attachments.eventhouse.clusters import check_address
 from ingest_project.attachments.eventhouse.queries import INGESTED_AT
 from ingest_project.core.errors import (
     AddressRejectedError,
@@ -25,12 +27,13 @@ from ingest_project.core.errors import (
     QueryRejectedError,
     SettingsError,
 )
+from ingest_project.core.settings import EventhouseSettings
 
 if TYPE_CHECKING:
     from azure.kusto.data import ClientRequestProperties
     from azure.kusto.data.response import KustoResponseDataSet
 
-    from ingest_project.attachments.eventhouse.checked_client import CheckedKustoClient
+    from ingest_project.attachments.eventhouse.kusto import CheckedKustoClient
 
 
 APPLICATION = "ingest-project"
@@ -47,6 +50,37 @@ CHECK_ADDRESS = "Check the address of the cluster."
 
 FIRST_REFUSAL, FIRST_FAILURE = 400, 500
 _PASSING_STATUSES = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+# Frames of Kusto's v2 protocol.
+FIRST_FRAME = "DataSetHeader"
+LAST_FRAME = "DataSetCompletion"
+TABLE_FRAME = "DataTable"
+
+
+@dataclass(frozen=True)
+class ReportedError:
+    """One error as Kusto reports it.
+
+    Args:
+        code: e.g. `LimitsExceeded`.
+        text: for a person.
+        permanent: whether the same query would fail again; None where Kusto does not say.
+    """
+
+    code: str
+    text: str
+    permanent: bool | None = None
+
+
+class BrokenAnswerError(Exception):
+    """An answer that is cut off or not of the v2 protocol."""
+
+
+class QueryReportedError(Exception):
+    """An answer that reports errors."""
+
+    def __init__(self, errors: list[ReportedError]) -> None:
+        self.errors = errors
+        super().__init__("; ".join(error.text for error in errors))
 
 
 class AnswerTooLargeError(Exception):
@@ -60,7 +94,7 @@ class QueryResult:
     Args:
         columns: names, in order.
         rows: values as JSON has them, one list a row. Datetimes are text with seven digits of a second.
-        cursor: the database's cursor at the time of the query, where the query asked for it.
+        cursor: the database's cursor at the time of the query, where the query used cursors.
     """
 
     columns: list[str]
@@ -69,37 +103,37 @@ class QueryResult:
 
 
 class EventhouseClient:
-    """Asks one cluster, for any number of threads, over connections that stay open. Only ever reads.
+    """Queries one cluster, for any number of threads, over connections that stay open. Reads only.
 
     Raises:
         SettingsError: the address is not that of a trusted cluster, or credentials are missing.
     """
 
-    def __init__(self, access: ClusterAccess) -> None:
-        self.address = check_address(access)
-        self._access = access
+    def __init__(self, settings: EventhouseSettings) -> None:
+        self.address = check_address(settings)
+        self._settings = settings
         self._client: CheckedKustoClient | None = None
         self._lock = threading.Lock()
-        application = (access.tenant_id, access.client_id, access.client_secret)
-        if access.authentication == "application" and not all(application):
+        application = (settings.tenant_id, settings.client_id, settings.client_secret)
+        if settings.authentication == "application" and not all(application):
             raise SettingsError("An Eventhouse application needs a tenant id, a client id and a client secret.")
-        if access.authentication == "none" and not self.address.startswith("http://"):
+        if settings.authentication == "none" and not self.address.startswith("http://"):
             raise SettingsError(f"Eventhouse at {self.address} needs credentials: only plain http goes without.")
 
     def query(self, database: str, text: str, parameters: Mapping[str, str] | None = None) -> QueryResult:
-        """The rows of a query.
+        """Run a query and return its rows.
 
         Args:
-            database: to ask.
-            text: KQL. Values do not belong into it.
+            database: to query.
+            text: KQL without values.
             parameters: what the text declares as query parameters of type string.
 
         Raises:
             AnswerTooLargeError: the answer exceeds Kusto's limit or ours.
             EventhouseUnavailableError: no answer, throttled, cut off, or an error that may pass.
             QueryRejectedError: not KQL that can be run, or not allowed; also where sign-in is refused.
-        SettingsError, AddressRejectedError: a query or a secret would go to a host that is not trusted; it was not
-        sent.
+            SettingsError, AddressRejectedError: a query or a secret would go to a host that is not trusted; it was not
+                sent.
         """
         properties = self._properties(parameters or {})
         try:
@@ -124,9 +158,9 @@ class EventhouseClient:
     def _connected(self) -> CheckedKustoClient:
         with self._lock:
             if self._client is None:
-                from ingest_project.attachments.eventhouse.checked_client import connect  # noqa: PLC0415 - half a second
+                from ingest_project.attachments.eventhouse.kusto import connect  # noqa: PLC0415 - half a second
 
-                self._client = connect(self._access, self.address)
+                self._client = connect(self._settings, self.address)
             return self._client
 
     def _properties(self, parameters: Mapping[str, str]) -> ClientRequestProperties:
@@ -135,8 +169,8 @@ class EventhouseClient:
         properties = ClientRequestProperties()  # type: ignore[no-untyped-call]
         properties.application = APPLICATION
         properties.client_request_id = f"{APPLICATION};{uuid.uuid4()}"
-        properties.set_option("servertimeout", timedelta(seconds=self._access.timeout_seconds))
-        properties.set_option("truncationmaxsize", self._access.max_page_bytes)
+        properties.set_option("servertimeout", timedelta(seconds=self._settings.timeout_seconds))
+        properties.set_option("truncationmaxsize", self._settings.max_page_bytes)
         properties.set_option("results_progressive_enabled", value=False)
         properties.set_option("request_readonly", value=True)
         for name, value in parameters.items():
@@ -144,7 +178,7 @@ class EventhouseClient:
         return properties
 
     def _failure(self, error: Exception, database: str, request_id: str) -> Exception:
-        """What to raise for an exception of the library's."""
+        """Return the error to raise for an exception of the library."""
         from azure.kusto.data.exceptions import KustoAuthenticationError, KustoNetworkError  # noqa: PLC0415 - slow
 
         subject = f"The query to {database} at {self.address} (request {request_id})"
@@ -191,6 +225,35 @@ class EventhouseClient:
         return EventhouseUnavailableError(self.address, reason)
 
 
+def check_frames(frames: object) -> None:
+    """Check that an answer is whole and without errors.
+
+    Raises:
+        QueryReportedError: it carries errors.
+        BrokenAnswerError: it is not a whole answer.
+    """
+    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+        raise BrokenAnswerError("the answer is not a list of frames")
+    errors = [error for frame in frames for error in _errors_in(frame)]
+    if errors:
+        raise QueryReportedError(errors)
+    kinds = [frame.get("FrameType") for frame in frames]
+    if len(kinds) < 2 or kinds[0] != FIRST_FRAME or kinds[-1] != LAST_FRAME:  # noqa: PLR2004 - the first and the last
+        raise BrokenAnswerError("the answer is cut off")
+    if not all(_is_table(frame) for frame in frames if frame["FrameType"] == TABLE_FRAME):
+        raise BrokenAnswerError("a table of the answer is malformed")
+
+
+def reported_error(body: object) -> ReportedError | None:
+    """Return the error in a body of the form `{"error": {...}}`, if it is one."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return None
+    text = error.get("@message") or error.get("message") or error.get("code") or "no reason given"
+    permanent = error.get("@permanent")
+    return ReportedError(str(error.get("code", "")), str(text), permanent if isinstance(permanent, bool) else None)
+
+
 def _answer(data: KustoResponseDataSet) -> QueryResult:
     # The raw rows: the library's own ones lose the seventh digit of a time.
     tables = {table.table_kind: table for table in data.tables}
@@ -202,7 +265,7 @@ def _answer(data: KustoResponseDataSet) -> QueryResult:
 
 
 def _cursor(properties: list[list[Any]]) -> str | None:
-    """The cursor among the answer's properties, which are rows of table id, name and value."""
+    """Return the cursor among the answer's properties, which are rows of table id, name and value."""
     for row in properties:
         if CURSOR_PROPERTY in row[:-1]:
             return str(row[-1])
@@ -212,7 +275,7 @@ def _cursor(properties: list[list[Any]]) -> str | None:
 
 
 def _reported_by(error: Exception) -> ReportedError:
-    """What the body of a refusal said."""
+    """Return the error in the body of a refusal."""
     from azure.kusto.data.exceptions import KustoApiError  # noqa: PLC0415 - half a second
 
     if isinstance(error, KustoApiError):
@@ -226,7 +289,7 @@ def _remedy(reason: str) -> str:
 
 
 def _refusal(error: BaseException | None) -> PermanentError | None:
-    """Our own refusal to send something, which the library wraps in one of its exceptions."""
+    """Return our own refusal to send something, which the library wraps in one of its exceptions."""
     while error is not None:
         if isinstance(error, SettingsError | AddressRejectedError):
             return error
@@ -235,7 +298,7 @@ def _refusal(error: BaseException | None) -> PermanentError | None:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The status of the response that an exception, or one that it came from, is about."""
+    """Return the status of the response that an exception, or one of its causes, is about."""
     while error is not None:
         response = getattr(error, "http_response", None)
         response = getattr(error, "response", None) if response is None else response
@@ -252,6 +315,37 @@ def _network_reason(error: Exception) -> str:
 
 
 def _short(text: str) -> str:
-    """One line of bounded length, to go into the middle of a sentence."""
+    """Return one line of bounded length, for the middle of a sentence."""
     line = " ".join(text.split()).rstrip(".")
     return line if len(line) <= MAX_REASON_LENGTH else line[: MAX_REASON_LENGTH - 1] + "…"
+
+
+def _errors_in(frame: dict[str, Any]) -> Iterator[ReportedError]:
+    rows = frame.get("Rows")
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict):
+            yield from _errors_of(row)
+    if frame.get("HasErrors") or frame.get("OneApiErrors"):
+        yield from _errors_of(frame)
+
+
+def _errors_of(holder: dict[str, Any]) -> Iterator[ReportedError]:
+    bodies = holder.get("OneApiErrors")
+    found = [reported_error(body) for body in bodies] if isinstance(bodies, list) else []
+    known = [error for error in found if error is not None]
+    if known:
+        yield from known
+    else:
+        exceptions = holder.get("Exceptions")
+        text = "; ".join(map(str, exceptions)) if isinstance(exceptions, list) else "the query failed, no reason given"
+        yield ReportedError("", text)
+
+
+def _is_table(frame: dict[str, Any]) -> bool:
+    columns, rows = frame.get("Columns"), frame.get("Rows")
+    return (
+        isinstance(columns, list)
+        and isinstance(rows, list)
+        and all(isinstance(column, dict) and "ColumnName" in column for column in columns)
+        and all(isinstance(row, list) and len(row) == len(columns) for row in rows)
+    )

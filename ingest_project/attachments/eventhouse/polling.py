@@ -1,22 +1,21 @@
-"""Poll the new events of a domain page by page, publish each exactly once, and record how far each was read.
+"""Read the new events of a domain page by page, and record how far each domain was read.
 
-Everything lies in the position, which the caller saves in the same transaction as a page's events:
+The whole state is the position, which the caller saves once a page's events are published:
 
-- By cursor: a window reaches from the saved cursor to the one that the window's first answer tells. Kusto gives a row
-  its cursor value after it has become visible, and no row gets one that lies in a window already told.
-- By ingestion time: a row becomes visible some time after the ingestion time it bears. So a window reaches from where
+- By cursor: a window reaches from the saved cursor to the one in the window's first answer. Kusto gives a row
+  its cursor value after it has become visible, and no row gets one that lies in an earlier window.
+- By ingestion time: a row becomes visible some time after its ingestion time. So a window reaches from where
   the last one ended to the server's present, and every `overlap_seconds` one reaches back by twice that, which brings
   the late rows and repeats others. The ids of events make the repetition harmless: they are the same for the same
-  row, and the caller's outbox lets each out once. It is the outbox and not the position that remembers them,
+  row, and the caller's outbox lets each out once. The outbox and not the position remembers them,
   because it does so anyway, has room, and stays right however many rows the overlap holds.
 
-Within a window the order is total (ingestion time, then a hash of the key) and both bounds stand still, so a page
-begins right after the row where the last one ended, also in another process: nothing is skipped, nothing comes twice.
+Within a window the order is total (ingestion time, then a hash of the key) and both bounds are fixed, so a page
+begins right after the row where the last one ended, also in another process: no row is skipped or read twice.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,22 +24,37 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.attachments.eventhouse.client import AnswerTooLargeError, EventhouseClient, QueryResult
-from ingest_project.attachments.eventhouse.events import PolledEvent, RefusedRow, event_of
-from ingest_project.attachments.eventhouse.queries import INGESTED_AT, KEY, DomainQuery, page_text, server_time_text
+from ingest_project.attachments.eventhouse.queries import (
+    INGESTED_AT,
+    KEY,
+    DomainQuery,
+    PolledEvent,
+    RefusedRow,
+    event_of,
+    page_text,
+    server_time_text,
+)
 from ingest_project.attachments.tables import eventhouse_positions as positions
 from ingest_project.core.errors import QueryRejectedError
+from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.work_queue.sql_helpers import insert_missing
+from ingest_project.platform.database.statements import insert_missing
+
+logger = get_logger(__name__)
+
+BEGINNING_OF_TIME = "1900-01-01T00:00:00Z"
+_NO_CURSOR = "Set `mode: window` for this domain, or enable the table's IngestionTime policy."
+_NO_TIMES = "Enable it: `.alter table {table} policy ingestiontime true`."
 
 
 class DomainPosition(msgspec.Struct, frozen=True):
-    """One domain.
+    """How far one domain was read.
 
     Args:
         position: opaque; empty before the first page.
         events: read so far.
         refused: rows that could not become events.
-        reason: why the last look failed; None where it did not.
+        reason: why the last poll failed; None where it did not.
     """
 
     domain: str
@@ -61,13 +75,13 @@ class EventhousePositions:
         self._engine = engine
 
     def get(self, domain: str) -> str | None:
-        """Where to go on; None: from the beginning."""
+        """Return the position from which to go on; None: from the beginning."""
         query = sa.select(positions.c.position).where(positions.c.domain == domain)
         with reading(self._engine) as connection:
             return connection.execute(query).scalar() or None
 
     def advance(self, domain: str, position: str, events: int, refused: int, now: datetime) -> None:
-        """A page has been published. Entered a second time it would be counted twice, and read but once."""
+        """Store the position behind a published page. Storing it twice counts its events twice."""
         change = {
             "position": position,
             "events": positions.c.events + events,
@@ -78,11 +92,11 @@ class EventhousePositions:
         self._change(domain, change, now)
 
     def fail(self, domain: str, reason: str, now: datetime) -> None:
-        """The last look came to nothing; the position stays."""
+        """Store why the last poll failed; the position stays."""
         self._change(domain, {"reason": reason, "updated_at": now}, now)
 
     def list(self) -> tuple[DomainPosition, ...]:
-        """Every domain that was ever looked at."""
+        """Return every domain that was ever polled."""
         columns = (positions.c.domain, positions.c.position, positions.c.events, positions.c.refused)
         query = sa.select(*columns, positions.c.reason).order_by(positions.c.domain)
         with reading(self._engine) as connection:
@@ -95,15 +109,8 @@ class EventhousePositions:
             connection.execute(sa.update(positions).where(positions.c.domain == domain).values(change))
 
 
-BEGINNING_OF_TIME = "1900-01-01T00:00:00Z"
-_NO_CURSOR = "Set `mode: window` for this domain, or enable the table's IngestionTime policy."
-_NO_TIMES = "Enable it: `.alter table {table} policy ingestiontime true`."
-
-_logger = logging.getLogger(__name__)
-
-
 class QueryCursor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far a domain has been read. Opaque to whoever saves it; see `to_json` and `position_from_json`.
+    """How far a domain has been read. Opaque to the caller; see `to_json` and `position_from_json`.
 
     Args:
         source: mode, database and table it refers to.
@@ -126,13 +133,13 @@ class QueryCursor(msgspec.Struct, frozen=True, omit_defaults=True):
     rows: int = 0
 
     def to_json(self) -> str:
-        """The position as text to save, of a few hundred bytes."""
+        """Return the position as text to save, of a few hundred bytes."""
         return msgspec.json.encode(self).decode()
 
 
 @dataclass(frozen=True)
 class Page:
-    """What one poll brought.
+    """Result of one poll.
 
     Args:
         events: in the order of their ingestion. In window mode some may have come before, see `PolledEvent.event_id`.
@@ -148,7 +155,7 @@ class Page:
 
 
 def position_from_json(text: str) -> QueryCursor:
-    """A position that was saved.
+    """Return a position that was saved.
 
     Raises:
         ValueError: it is not one.
@@ -170,7 +177,7 @@ def poll(client: EventhouseClient, query: DomainQuery, position: QueryCursor | N
         QueryRejectedError: the query, its permissions or the table must be changed.
     """
     if position is not None and position.source != query.source:
-        _logger.warning("%s is read from its beginning: it was %s before.", query.source, position.source)
+        logger.warning("eventhouse_read_from_beginning", source=query.source, before=position.source)
         position = None
     begin = position or QueryCursor(query.source)
     if query.mode == "window" and not begin.until:
@@ -183,7 +190,7 @@ def poll(client: EventhouseClient, query: DomainQuery, position: QueryCursor | N
 
 
 def _time_window(client: EventhouseClient, query: DomainQuery, begin: QueryCursor) -> QueryCursor | None:
-    """The next window of ingestion times; None while the table is empty."""
+    """Return the next window of ingestion times; None while the table is empty."""
     found = client.query(query.database, server_time_text(query)).rows
     if not found:
         return None
@@ -195,7 +202,7 @@ def _time_window(client: EventhouseClient, query: DomainQuery, begin: QueryCurso
 
 
 def next_window(done: QueryCursor, now: datetime, overlap: timedelta) -> QueryCursor:
-    """The window of ingestion times to read after another.
+    """Return the window of ingestion times to read after another.
 
     A row that becomes visible at most `overlap` after its ingestion time is in a window that begins after it has: the
     window that first looks for late rows after that begins an overlap before the last one that did had ended.
@@ -215,7 +222,7 @@ def next_window(done: QueryCursor, now: datetime, overlap: timedelta) -> QueryCu
 
 
 def _read(client: EventhouseClient, query: DomainQuery, begin: QueryCursor) -> tuple[QueryResult, int]:
-    """The next rows, and how many were asked for: half as many each time that they were too large together."""
+    """Return the next rows, and the limit that was queried: halved each time that they were too large together."""
     rows = begin.rows or query.page_rows
     parameters = {
         "_after": begin.since or begin.after,
@@ -234,7 +241,7 @@ def _read(client: EventhouseClient, query: DomainQuery, begin: QueryCursor) -> t
                     f"Polling {query.source}", f"a single row is too large: {error}", remedy
                 ) from error
             rows //= 2
-            _logger.info("A page of %s is too large; asking for %d rows.", query.source, rows)
+            logger.info("eventhouse_page_too_large", source=query.source, next_rows=rows)
 
 
 def _page(query: DomainQuery, begin: QueryCursor, answer: QueryResult, rows: int) -> Page:
@@ -242,7 +249,7 @@ def _page(query: DomainQuery, begin: QueryCursor, answer: QueryResult, rows: int
     made = [event_of(query, row) for row in found]
     until = begin.until or answer.cursor
     if not until:
-        raise QueryRejectedError(f"Polling {query.source}", "the database tells no cursor", _NO_CURSOR)
+        raise QueryRejectedError(f"Polling {query.source}", "the database returns no cursor", _NO_CURSOR)
     more = len(found) >= rows
     if more:
         last = found[-1]

@@ -1,4 +1,4 @@
-"""What is read from Eventhouse for each business domain: one YAML file a domain, and the KQL made of it.
+"""Queries of Eventhouse, one YAML file for each business domain: the KQL made of it, and the events made of its rows.
 
     domain: claims
     database: ClaimsDb
@@ -10,19 +10,27 @@
     columns: {trace_id: ClaimId, occurred_at: ReceivedAt, attachments: Uploads}
     mode: cursor
 
-The text of a query holds nothing but what stands in such a file; every value goes in as a query parameter.
+The text of a query consists of such a file only; every value is a query parameter.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ingest_project.core.errors import SettingsError
+from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import mistakes, yaml_content, yaml_files
+
+logger = get_logger(__name__)
 
 # Kusto returns at most this many rows (and 64 MB) to one query.
 MAX_ROWS = 500_000
@@ -35,11 +43,16 @@ IS_TIMED = "_ingest_timed"
 
 PARAMETERS = "declare query_parameters(_after:string, _until:string, _page_at:string, _page_key:string);"
 
+# What a broker with default limits accepts, with room for headers.
+MAX_EVENT_BYTES = 1_000_000
+LONGEST_REASON = 500
+OMITTED = "payload_omitted"
+
 Name = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^'\"\\\[\]\r\n]+$")]
 
 
 class EventColumns(BaseModel):
-    """Which columns hold the fields of an AttachmentEvent; every other column becomes part of its payload.
+    """Names the columns that hold the fields of an AttachmentEvent; every other column becomes part of its payload.
 
     Args:
         trace_id: text; a row without one is traced by its key.
@@ -59,21 +72,21 @@ class EventColumns(BaseModel):
 
 
 class DomainQuery(BaseModel):
-    """What is read for one domain.
+    """The query of one domain.
 
     Args:
         domain: name of the domain, the same in every message about its events.
         database: in the cluster.
         table: whose rows are read; its IngestionTime policy must be enabled, as it is by default.
-        key: columns that tell one event from another. Rows with the same key are one event, however often they are
+        key: columns that identify an event. Rows with the same key are one event, however often they are
             ingested; a row whose key is empty is known by its whole content and the time it was ingested.
-        steps: KQL that goes on from the table's new rows, beginning with `|`. It may filter, extend and project, but
+        steps: KQL that continues from the table's new rows, beginning with `|`. It may filter, extend and project, but
             must keep the column `_ingest_at`.
-        columns: where the fields of an event are.
+        columns: of the fields of an event.
         mode: `cursor` reads by database cursor. `window` reads by ingestion time, for databases without cursors
             (streaming ingestion, Fabric).
         overlap_seconds: window only: how long after its ingestion time a row may become visible.
-        page_rows: rows asked for at a time; fewer where they are too large.
+        page_rows: rows of one query; fewer where they are too large.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,22 +106,54 @@ class DomainQuery(BaseModel):
     def _goes_on_from_the_table(cls, steps: str) -> str:
         steps = steps.strip()
         if steps and not steps.startswith("|"):
-            raise ValueError("steps go on from the table's rows and begin with '|'")
+            raise ValueError("steps continue from the table's rows and begin with '|'")
         return steps
 
     @property
     def source(self) -> str:
-        """What the positions of this query refer to: a position of another source or mode means nothing here."""
+        """The source that positions of this query refer to: one of another source or mode is invalid."""
         return f"{self.mode}:{self.database}.{self.table}"
 
 
+@dataclass(frozen=True)
+class PolledEvent:
+    """One event.
+
+    Args:
+        event_id: the same for every row with the same key, forever: publish each id once.
+        trace_id: of the event.
+        value: the AttachmentEvent, JSON in UTF-8.
+    """
+
+    event_id: str
+    trace_id: str
+    value: bytes
+
+
+@dataclass(frozen=True)
+class RefusedRow:
+    """A row that cannot become an event.
+
+    Args:
+        event_id: that its event would have had.
+        reason: why, naming the limit.
+        error_class: under which it is counted.
+        value: the row, as a JSON object.
+    """
+
+    event_id: str
+    reason: str
+    error_class: str
+    value: bytes
+
+
 def page_text(query: DomainQuery, rows: int, *, until_is_known: bool, goes_on: bool) -> str:
-    """KQL for one page: the next rows between two bounds, in an order that is the same every time.
+    """Return KQL for one page: the next rows between two bounds, in an order that is the same every time.
 
     Args:
         query: of the domain.
         rows: at most this many.
-        until_is_known: whether there is an upper bound yet; without one the answer of a cursor query tells it.
+        until_is_known: whether there is an upper bound yet; without one the answer of a cursor query contains it.
         goes_on: whether to go on after the row at `_page_at` and `_page_key`.
     """
     lines = [
@@ -134,7 +179,7 @@ def page_text(query: DomainQuery, rows: int, *, until_is_known: bool, goes_on: b
 
 
 def server_time_text(query: DomainQuery) -> str:
-    """KQL for the server's clock, and whether the table's rows have ingestion times; no row if it has no rows."""
+    """Return KQL for the server's clock, and whether rows have ingestion times; no row if the table is empty."""
     return "\n".join(
         [
             _quoted(query.table),
@@ -145,11 +190,11 @@ def server_time_text(query: DomainQuery) -> str:
 
 
 def load_queries(paths: Sequence[Path], problems: list[SettingsError] | None = None) -> Mapping[str, DomainQuery]:
-    """The queries by domain.
+    """Load the queries, by domain.
 
     Args:
         paths: YAML files with one query each, or folders of such files.
-        problems: takes what is wrong with a file, which is then left out; without it, the first one is raised.
+        problems: collects the errors of files, which are then left out; without it, the first one is raised.
 
     Raises:
         SettingsError: a file is missing or not a query, or two are for the same domain; says which and why.
@@ -175,7 +220,7 @@ def _new_query(path: Path, known: Mapping[str, DomainQuery]) -> DomainQuery:
 
 
 def read_query(path: Path) -> DomainQuery:
-    """The query in one YAML file.
+    """Read the query in one YAML file.
 
     Raises:
         SettingsError: it cannot be read, or is not a query.
@@ -189,6 +234,25 @@ def read_query(path: Path) -> DomainQuery:
         raise SettingsError(
             f"{path} is not an Eventhouse query: {mistakes(error, DomainQuery, EventColumns)}"
         ) from None
+
+
+def event_of(query: DomainQuery, row: dict[str, Any]) -> PolledEvent | RefusedRow:
+    """Return the event of a row, or the row with the reason why it is none; whatever a row causes stops no other."""
+    try:
+        return _event_of(query, row)
+    except Exception as error:
+        logger.exception("eventhouse_row_unreadable", source=query.source)
+        text = " ".join(str(error).split())[:LONGEST_REASON]
+        return refused_row(query, row, f"It cannot become an event: {type(error).__name__}: {text}", error)
+
+
+def refused_row(query: DomainQuery, row: dict[str, Any], reason: str, error: Exception | None = None) -> RefusedRow:
+    """Return a row with the reason why it is no event, identified by its key, or by its content where it has none."""
+    # Not msgspec: Kusto's answer may hold lone surrogates and NaN, and a dead letter keeps them.
+    value = json.dumps(row, default=str).encode()
+    key = row.get(KEY) or hashlib.sha256(value).hexdigest()
+    error_class = type(error).__name__ if error else "EventTooLarge"
+    return RefusedRow(f"eventhouse:{query.domain}:{key}", reason, error_class, value)
 
 
 def _between(query: DomainQuery, *, until_is_known: bool) -> str:
@@ -206,3 +270,82 @@ def _key_text(query: DomainQuery) -> str:
 
 def _quoted(name: str) -> str:
     return f"['{name}']"
+
+
+def _event_of(query: DomainQuery, row: dict[str, Any]) -> PolledEvent | RefusedRow:
+    """Return the event of a row.
+
+    A payload that makes the event too large for a message is left out, and the event says so: the attachments are
+    what matters.
+
+    Args:
+        query: that returned the row.
+        row: values by column, as JSON has them.
+    """
+    event_id = f"eventhouse:{query.domain}:{row[KEY]}"
+    event = _event(query, row)
+    value = msgspec.json.encode(event)
+    if len(value) > MAX_EVENT_BYTES:
+        omitted = f"{len(value)} bytes are more than the {MAX_EVENT_BYTES} of a message"
+        value = msgspec.json.encode(event | {"payload": {OMITTED: omitted}})
+    if len(value) > MAX_EVENT_BYTES:
+        reason = f"Without its payload the event has {len(value)} bytes; a message has at most {MAX_EVENT_BYTES}."
+        return refused_row(query, row, reason)
+    return PolledEvent(event_id, event["trace_id"], value)
+
+
+def _event(query: DomainQuery, row: dict[str, Any]) -> dict[str, Any]:
+    columns = query.columns
+    named = {columns.trace_id, columns.event_type, columns.occurred_at, columns.attachments, columns.payload}
+    others = {name: value for name, value in row.items() if name not in named and not name.startswith("_ingest_")}
+    return {
+        "trace_id": _text(row.get(columns.trace_id)) or row[KEY],
+        "event_type": _text(row.get(columns.event_type)) or f"{query.domain}.event",
+        "domain": query.domain,
+        "occurred_at": _time(row.get(columns.occurred_at)) or _time(row[INGESTED_AT]),
+        "attachments": _attachments(row.get(columns.attachments)),
+        "payload": others | _payload(row.get(columns.payload)),
+    }
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _time(value: object) -> str:
+    """Return ISO 8601 in UTC with at most six digits of a second; other text unchanged, for readers to refuse."""
+    text = _text(value)
+    try:
+        moment = datetime.fromisoformat(text)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return text
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def _attachments(value: object) -> list[Any]:
+    value = _parsed(value)
+    if value is None or value == "":
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _payload(value: object) -> dict[str, Any]:
+    value = _parsed(value)
+    if value is None or value == "":
+        return {}
+    return value if isinstance(value, dict) else {"payload": value}
+
+
+def _parsed(value: object) -> Any:  # noqa: ANN401 - JSON
+    """Return the value of a dynamic column: Kusto sends JSON or, depending on how it was made, JSON as text."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith(("[", "{")):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+    return text

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from ingest_project.platform.database.columns import Json, UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.work_queue.sql_helpers import in_parts, insert_missing
+from ingest_project.platform.database.statements import in_parts, insert_missing
 
 # What a producer was about to send, written before it is sent; a row still `intended` after a crash may have been sent.
 outbox = sa.Table(

@@ -1,7 +1,6 @@
-"""When less is asked for: as many batches as may be are in flight, the warehouse is slow, a disk is nearly full.
+"""Limit how many batches a sensor may start: by batches in flight, while the warehouse is slow or a disk nearly full.
 
-What is not asked for waits where it is, on its topic or in the ledger, and the next tick looks again: nothing has to be
-switched on again.
+What is not started waits on its topic or in the queue, and the next tick decides again.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from ingest_project.platform.database.engine import writing
 from ingest_project.platform.object_store.store import location_of
 
 MEBIBYTE = 1024**2
-# While the warehouse is slow: the one that is under way shows by itself when it is quick again.
+# While the warehouse is slow, one batch goes on: it shows when the warehouse is quick again.
 BATCHES_WHILE_SLOW = 1
-# A transaction that is nothing but its commit, which PostgreSQL has to write and flush as any other.
+# A transaction of nothing but a commit, which PostgreSQL has to write and flush like any other.
 COMMITTED = "SELECT pg_logical_emit_message(true, 'ingest_project', '')"
 
 
@@ -30,8 +29,8 @@ class Disk(NamedTuple):
     """The disk that a folder is on.
 
     Args:
-        free_bytes: what this process may still write.
-        needed_bytes: below that nothing new is begun.
+        free_bytes: available to this process.
+        needed_bytes: with less, nothing new is begun.
     """
 
     folder: Path
@@ -40,11 +39,11 @@ class Disk(NamedTuple):
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether less is free than is needed."""
+        """Test whether less is free than is needed."""
         return self.free_bytes < self.needed_bytes
 
     def __str__(self) -> str:
-        """One line on it, which says what to do where it is nearly full."""
+        """Return one line, with the remedy where the disk is nearly full."""
         free = f"{self.free_bytes / MEBIBYTE:,.0f} MiB free at {self.folder}"
         if not self.is_nearly_full:
             return free
@@ -53,27 +52,28 @@ class Disk(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """How many more batches may be asked for, and why it is not more; None where nothing is in the way."""
+    """How many more batches may be requested, and the reason where that is limited."""
 
     batches: int
     reason: str | None = None
 
 
 def fullest_disk(settings: Settings) -> Disk:
-    """The disk with the least room among those that local stores and the state folder are on.
+    """Return the disk with the least free space among those of the local stores and the state folder.
 
-    It is this machine's: a store that is elsewhere, and the disk of runs on other machines, is not known here.
+    Only this machine's disks count: those of remote stores, and of runs on other machines, are not known here.
     """
-    disks = [Disk(folder, _free_bytes(folder), settings.backpressure.min_free_disk_bytes) for folder in _on(settings)]
+    needed = settings.backpressure.min_free_disk_bytes
+    disks = [Disk(folder, _free_bytes(folder), needed) for folder in _local_folders(settings)]
     return min(disks, key=lambda disk: disk.free_bytes)
 
 
 def available_slots(in_flight: int, most: int, slow_seconds: float | None = None) -> Capacity:
-    """Decide how many more batches may be asked for.
+    """Return how many more batches may be requested.
 
     Args:
-        in_flight: batches of the same sensor that are asked for or running.
-        most: of them at a time.
+        in_flight: batches of the same sensor that are requested or running.
+        most: limit of them.
         slow_seconds: how long the warehouse took for a small transaction, where that is too long.
     """
     if slow_seconds is not None:
@@ -86,11 +86,11 @@ def available_slots(in_flight: int, most: int, slow_seconds: float | None = None
 
 
 def commit_seconds(engine: sa.Engine, slow_seconds: float) -> float:
-    """How long the warehouse takes for an empty transaction; once more where that was slow, and the better of the two.
+    """Measure an empty transaction in seconds; a slow one is repeated, and the better of the two counts.
 
     Args:
         engine: of the warehouse.
-        slow_seconds: what counts as slow: a connection that had to be opened first, or a single hiccup, does not.
+        slow_seconds: counts as slow. A connection that had to be opened first, or a single hiccup, does not.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: it does not answer, or only with an error.
@@ -106,8 +106,8 @@ def _commit(engine: sa.Engine) -> float:
     return time.monotonic() - began
 
 
-def _on(settings: Settings) -> Iterator[Path]:
-    """Every local folder that is written to, the state folder first."""
+def _local_folders(settings: Settings) -> Iterator[Path]:
+    """Yield every local folder that is written to, the state folder first."""
     yield settings.state_dir.absolute()
     urls = (
         settings.landing_url,
@@ -118,12 +118,12 @@ def _on(settings: Settings) -> Iterator[Path]:
         *settings.attachments.destinations.values(),
     )
     for url in urls:
-        if not is_address(url) and isinstance(place := location_of(url), Path):
-            yield place.absolute()
+        if not is_address(url) and isinstance(location := location_of(url), Path):
+            yield location.absolute()
 
 
 def _free_bytes(folder: Path) -> int:
-    """Of the disk that a folder is on, or will be once it is made."""
+    """Return the free space of the disk that a folder is on, or will be once it is created."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -1,24 +1,30 @@
-"""The first half of every tick: read on from the saved cursor, decode, store, and put aside what cannot be taken.
+"""Consume a queue topic: read on from the saved cursor, decode, store, and dead-letter what cannot be stored.
 
 Nothing here remembers where it was: a tick that is killed reads the same messages again. Dead letters carry the
 position of the message they came from and are published once, however often that happens.
 
 Whatever one message causes, in whichever step, costs that message alone: it becomes a dead letter with the reason. A
 service that is away fails the tick instead, and everything waits where it is.
+
+A tick can also end without an exception to blame on one message: it takes too long for all of them together, or not
+even a dead letter can be made of one. Each time a tick ends so, the next one from the same positions takes half as many
+messages; the one that ends a tick alone is refused from then on. A tick that ends well lets the next one take twice as
+many. All of this is kept in this process: after a restart the culprit is found again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Generic, TypeVar
 
 from ingest_project.contracts.decoding import trace_id_in
 from ingest_project.core.batches import store_bisecting
-from ingest_project.core.errors import SkippedByOperatorError
+from ingest_project.core.errors import SkippedByOperatorError, UnexpectedError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import BoundedRead, TopicReader
 from ingest_project.platform.kafka.dead_letters import dead_letter
@@ -34,24 +40,26 @@ from ingest_project.platform.work_queue.item_errors import (
     reason_of,
     traceback_of,
 )
-from ingest_project.platform.work_queue.narrowing import Attempt, beginning
-from ingest_project.platform.work_queue.types import KafkaPosition
+from ingest_project.platform.work_queue.queue import KafkaPosition
 
 logger = get_logger(__name__)
 
 MAX_BYTES_PER_TICK = 32 * 1024**2
 MESSAGES_AT_A_TIME = 1_000
-# The daemon gives up a tick after 60 s, and would begin again with the same messages: what is left goes to the next
-# one.
+# The daemon gives up a tick after 60 s, and would begin again with the same messages: the rest waits for the next one.
 LONGEST_SECONDS = 15.0
+# A tick that the daemon gave up names no cause, and a database that hung looks the same.
+MOST_UNFINISHED_ALONE = 3
+MOST_REFUSED = 10_000
 
 Message = TypeVar("Message")
-Refused = tuple["ConsumerRecord", Exception]
+Refused = tuple[ConsumerRecord, Exception]
+PartitionOffset = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class ConsumedMessage(Generic[Message]):
-    """One decoded message, where it stood, and the headers it came with."""
+    """One decoded message, its Kafka position, and the record that it was read from."""
 
     message: Message
     intake: KafkaPosition
@@ -65,11 +73,11 @@ class ConsumedMessage(Generic[Message]):
 
 @dataclass(frozen=True)
 class Queue(Generic[Message]):
-    """A topic whose messages are taken one by one into a ledger.
+    """A topic whose messages are consumed one by one.
 
     Args:
         topic: to read from.
-        dead_letter_topic: where messages go that cannot be taken.
+        dead_letter_topic: of messages that cannot be stored.
         decode: value to message; whatever it raises refuses that message.
         max_messages: bound of one tick.
         wait_seconds: how long to wait for a first message on a quiet topic.
@@ -84,20 +92,71 @@ class Queue(Generic[Message]):
     reader: TopicReader | None = None
 
 
+@dataclass
+class Attempt:
+    """One tick's attempt at a topic.
+
+    Args:
+        saved: positions where it began.
+        max_messages: how many it may read.
+        refused: messages that ended a tick alone, and how.
+        messages: what it read.
+        unfinished_alone: how many ticks each message ended alone without an exception.
+    """
+
+    saved: Positions | None
+    max_messages: int
+    refused: dict[PartitionOffset, Exception]
+    messages: Sequence[ConsumerRecord] = ()
+    unfinished_alone: dict[PartitionOffset, int] = field(default_factory=dict)
+
+    def refusal_of(self, message: ConsumerRecord) -> Exception | None:
+        """Return why a message is not decoded at all; None where it is."""
+        return self.refused.get((message.partition, message.offset))
+
+    def refuse_single(self, cause: Exception) -> None:
+        """Refuse the only message of this attempt from now on."""
+        if len(self.refused) < MOST_REFUSED:
+            (message,) = self.messages
+            error = UnexpectedError("Taking this message", cause)
+            self.refused.setdefault((message.partition, message.offset), error)
+
+    def following(self, saved: Positions | None, most: int) -> Attempt:
+        """Return the next attempt at the topic; one that begins where this one did gets half as many messages."""
+        following = Attempt(saved, min(most, self.max_messages), self.refused, (), self.unfinished_alone)
+        if self.saved == saved and self.messages:
+            following.max_messages = max(1, len(self.messages) // 2)
+            if len(self.messages) == 1:
+                self._count_unfinished_alone()
+        return following
+
+    def _count_unfinished_alone(self) -> None:
+        where = (self.messages[0].partition, self.messages[0].offset)
+        self.unfinished_alone[where] = self.unfinished_alone.get(where, 0) + 1
+        if self.unfinished_alone[where] >= MOST_UNFINISHED_ALONE:
+            self.refuse_single(TimeoutError(f"{MOST_UNFINISHED_ALONE} ticks that took it alone did not end in time"))
+
+
+# The last attempt at each topic, until one has ended well with as many messages as a tick may read.
+_attempts: dict[str, Attempt] = {}
+# The last notices of each topic: a topic that does not exist yet would log the same every few seconds.
+_logged_notices: dict[str, Sequence[str]] = {}
+
+
 def consume(
     services: Runtime,
     queue: Queue[Message],
     saved: Positions | None,
     store: Callable[[Sequence[ConsumedMessage[Message]]], object],
 ) -> Positions:
-    """Take what has arrived, at most so many messages.
+    """Consume what has arrived, at most so many messages.
 
     Args:
-        services: Kafka and the ledger.
-        queue: to take from.
+        services: Kafka, the outbox and the quarantine.
+        queue: to consume.
         saved: positions of the last saved cursor; None at the first tick.
-        store: enters messages in their ledger; doing it again leaves the same state. What it raises refuses the
-            message that caused it, unless a service is away.
+        store: stores messages; doing it again leaves the same state. What it raises refuses the message that caused it,
+            unless a service is away.
 
     Returns:
         the positions to save.
@@ -107,7 +166,7 @@ def consume(
             with the same positions.
     """
     reader = queue.reader or services.reader
-    with beginning(queue.topic, saved, queue.max_messages) as attempt:
+    with attempting(queue.topic, saved, queue.max_messages) as attempt:
         read = reader.read(
             queue.topic,
             saved,
@@ -120,10 +179,93 @@ def consume(
             # Only now that the broker has answered: a commit that meets one that was away ends the process from within.
             reader.commit(queue.topic, saved)
         _log_new_notices(queue.topic, read.notices)
-        return _take_read(services, queue, read, attempt, store)
+        return _store_read(services, queue, read, attempt, store)
 
 
-def _take_read(
+@contextmanager
+def attempting(topic: str, saved: Positions | None, most: int) -> Iterator[Attempt]:
+    """Make one attempt at a topic; how it ends decides how many messages the next one reads.
+
+    Args:
+        topic: to consume.
+        saved: positions where it begins.
+        most: messages to read after attempts that ended well.
+    """
+    last = _attempts.get(topic)
+    attempt = last.following(saved, most) if last else Attempt(saved, most, {})
+    _attempts[topic] = attempt
+    try:
+        yield attempt
+    except Exception as error:
+        if not is_item_fault(error):
+            # A service is away: that says nothing about the messages.
+            attempt.messages = ()
+        elif len(attempt.messages) == 1:
+            attempt.refuse_single(error)
+        raise
+    if _attempts.get(topic) is attempt:
+        attempt.messages = ()
+        attempt.max_messages *= 2
+        if attempt.max_messages >= most:
+            del _attempts[topic]
+
+
+def without_skipped(
+    services: Runtime, messages: Sequence[ConsumerRecord], topic_id: str
+) -> tuple[Sequence[ConsumerRecord], list[Refused]]:
+    """Separate the messages of one topic from those that an operator wants skipped, which are refused."""
+    ranges = services.skipped_offsets.of(messages[0].topic, topic_id) if messages else ()
+    wanted: list[ConsumerRecord] = []
+    refused: list[Refused] = []
+    for message in messages:
+        skipped = next((one for one in ranges if one.covers(message.partition, message.offset)), None)
+        if skipped is None:
+            wanted.append(message)
+        else:
+            refused.append((message, SkippedByOperatorError(skipped.asked_by, skipped.reason)))
+    return wanted, refused
+
+
+def dead_letter_message(services: Runtime, dead_letter_topic: str, refused: Sequence[Refused], topic_id: str) -> None:
+    """Publish messages that cannot be stored as dead letters, each once however often this is called.
+
+    One that no topic accepts, e.g. for its size, goes to the quarantine store instead.
+
+    Args:
+        services: Kafka, the outbox and the quarantine.
+        dead_letter_topic: to publish to.
+        refused: the messages and what is wrong with them.
+        topic_id: of the topic they were read from.
+
+    Raises:
+        BrokerUnavailableError: not all were published; call again.
+    """
+    now = datetime.now(UTC)
+    _log_refused(refused)
+    letters = [
+        dead_letter(
+            received,
+            error_class=error_class_of(error),
+            reason=reason_of(error),
+            first_failed_at=now,
+            last_failed_at=now,
+            topic_id=topic_id,
+        )
+        for received, error in refused
+    ]
+
+    def publish(part: Sequence[tuple[Refused, tuple[str, ProducerRecord]]]) -> None:
+        messages = [letter for _, letter in part]
+        publish_once(services.writer, services.reader, services.outbox, dead_letter_topic, messages)
+
+    pairs = list(zip(refused, letters, strict=True))
+    for ((received, cause), (message_id, _)), error in store_bisecting(pairs, publish, is_item_fault):
+        logger.warning("dead_letter_kept_in_quarantine", message_id=message_id, reason=reason_of(error))
+        note = {"reason": reason_of(cause), "topic": received.topic, "not_dead_lettered": reason_of(error)}
+        services.quarantine.put(message_id, received.value or b"", note)
+
+
+def _store_read(
     services: Runtime,
     queue: Queue[Message],
     read: BoundedRead,
@@ -132,56 +274,27 @@ def _take_read(
 ) -> Positions:
     topic_id, give_up_at = read.positions.topic_id, time.monotonic() + LONGEST_SECONDS
     wanted, refused = without_skipped(services, read.messages, topic_id)
-    messages, taken = iter(wanted), 0
-    while part := _decoded(queue, islice(messages, MESSAGES_AT_A_TIME), topic_id, attempt, give_up_at):
-        failures = store_bisecting(part.arrived, store, is_item_fault)
-        dead_letter_message(
-            services,
-            queue.dead_letter_topic,
-            [*refused, *part.refused, *((one.received, error) for one, error in failures)],
-            topic_id,
-        )
-        refused, taken = [], taken + part.seen
+    messages, seen = iter(wanted), 0
+    while True:
+        part = islice(messages, MESSAGES_AT_A_TIME)
+        arrived, undecodable = _decode(queue, part, topic_id, attempt, give_up_at)
+        if not arrived and not undecodable:
+            break
+        seen += len(arrived) + len(undecodable)
+        failures = store_bisecting(arrived, store, is_item_fault)
+        refused += [*undecodable, *((one.received, error) for one, error in failures)]
+        dead_letter_message(services, queue.dead_letter_topic, refused, topic_id)
+        refused = []
         if time.monotonic() > give_up_at:
             break
     dead_letter_message(services, queue.dead_letter_topic, refused, topic_id)
-    return _positions(read, wanted[taken:])
+    return _positions(read, wanted[seen:])
 
 
-def without_skipped(
-    services: Runtime, messages: Sequence[ConsumerRecord], topic_id: str
-) -> tuple[Sequence[ConsumerRecord], list[Refused]]:
-    """Messages of one topic that are to be taken, and those that an operator has asked to be skipped."""
-    asked = services.skipped_offsets.of(messages[0].topic, topic_id) if messages else ()
-    wanted: list[ConsumerRecord] = []
-    refused: list[Refused] = []
-    for message in messages:
-        skipped = next((one for one in asked if one.covers(message.partition, message.offset)), None)
-        if skipped is None:
-            wanted.append(message)
-        else:
-            refused.append((message, SkippedByOperatorError(skipped.asked_by, skipped.reason)))
-    return wanted, refused
-
-
-@dataclass(frozen=True)
-class _Part(Generic[Message]):
-    """Some messages, decoded as far as there was time."""
-
-    arrived: Sequence[ConsumedMessage[Message]]
-    refused: Sequence[Refused]
-
-    @property
-    def seen(self) -> int:
-        return len(self.arrived) + len(self.refused)
-
-    def __bool__(self) -> bool:
-        return bool(self.seen)
-
-
-def _decoded(
-    queue: Queue[Message], messages: islice[ConsumerRecord], topic_id: str, attempt: Attempt, give_up_at: float
-) -> _Part[Message]:
+def _decode(
+    queue: Queue[Message], messages: Iterator[ConsumerRecord], topic_id: str, attempt: Attempt, give_up_at: float
+) -> tuple[list[ConsumedMessage[Message]], list[Refused]]:
+    """Decode messages as long as there is time; returns those that can be decoded, and those that cannot."""
     arrived: list[ConsumedMessage[Message]] = []
     refused: list[Refused] = []
     for received in messages:
@@ -189,7 +302,9 @@ def _decoded(
             refused.append((received, refusal))
         else:
             try:
-                intake = _intake(received, topic_id)
+                intake = KafkaPosition(
+                    received.topic, received.partition, received.offset, topic_id, received.timestamp
+                )
                 arrived.append(ConsumedMessage(queue.decode(received.value), intake, received))
             except SERVICES:
                 raise
@@ -197,49 +312,20 @@ def _decoded(
                 refused.append((received, error))
         if time.monotonic() > give_up_at:
             break
-    return _Part(arrived, refused)
+    return arrived, refused
 
 
 def _positions(read: BoundedRead, left: Sequence[ConsumerRecord]) -> Positions:
-    """Where the next tick goes on: before the first message of each partition that there was no time for."""
+    """Return where the next tick goes on: before the first message of each partition that there was no time for."""
     next_offsets = dict(read.positions.next_offsets)
     for received in left:
         next_offsets[received.partition] = min(next_offsets[received.partition], received.offset)
     return Positions(read.positions.topic_id, next_offsets)
 
 
-# What was last said of each topic: a topic that is not there yet would say so every few seconds.
-_said: dict[str, Sequence[str]] = {}
-
-
-def _log_new_notices(topic: str, notices: Sequence[str]) -> None:
-    if notices != _said.get(topic, []):
-        for notice in notices:
-            logger.warning("topic_notice", topic=topic, notice=notice)
-    _said[topic] = notices
-
-
-def _intake(received: ConsumerRecord, topic_id: str) -> KafkaPosition:
-    return KafkaPosition(received.topic, received.partition, received.offset, topic_id, received.timestamp)
-
-
-def dead_letter_message(services: Runtime, dead_letter_topic: str, refused: Sequence[Refused], topic_id: str) -> None:
-    """Publish messages that cannot be taken as dead letters, each once however often this is called.
-
-    Args:
-        services: Kafka, the outbox, and the quarantine for what no topic takes.
-        dead_letter_topic: where to.
-        refused: the messages and what is wrong with them.
-        topic_id: life of the topic they were read from.
-
-    Raises:
-        BrokerUnavailableError: not all were published; call again.
-    """
-    if not refused:
-        return
-    now = datetime.now(UTC)
-    letters = []
-    told: set[str] = set()
+def _log_refused(refused: Sequence[Refused]) -> None:
+    """Log every refused message, with a traceback for the first of each class of error."""
+    traced: set[str] = set()
     for received, error in refused:
         error_class = error_class_of(error)
         logger.warning(
@@ -248,41 +334,13 @@ def dead_letter_message(services: Runtime, dead_letter_topic: str, refused: Sequ
             partition=received.partition,
             offset=received.offset,
             reason=reason_of(error),
-            exc_info=None if error_class in told else traceback_of(error),
+            exc_info=None if error_class in traced else traceback_of(error),
         )
-        told.add(error_class)
-        letters.append(
-            dead_letter(
-                received,
-                error_class=error_class,
-                reason=reason_of(error),
-                first_failed_at=now,
-                last_failed_at=now,
-                topic_id=topic_id,
-            )
-        )
-    try:
-        publish_once(services.writer, services.reader, services.outbox, dead_letter_topic, letters)
-    except Exception as error:
-        if not is_item_fault(error):
-            raise
-        for (received, cause), letter in zip(refused, letters, strict=True):
-            _publish_or_keep(services, dead_letter_topic, received, cause, letter)
+        traced.add(error_class)
 
 
-def _publish_or_keep(
-    services: Runtime,
-    dead_letter_topic: str,
-    received: ConsumerRecord,
-    cause: Exception,
-    letter: tuple[str, ProducerRecord],
-) -> None:
-    """One dead letter; one that no topic takes, e.g. for its size, goes to the quarantine store instead."""
-    try:
-        publish_once(services.writer, services.reader, services.outbox, dead_letter_topic, [letter])
-    except Exception as refusal:
-        if not is_item_fault(refusal):
-            raise
-        logger.warning("dead_letter_kept_in_quarantine", message_id=letter[0], reason=reason_of(refusal))
-        note = {"reason": reason_of(cause), "topic": received.topic, "not_dead_lettered": reason_of(refusal)}
-        services.quarantine.put(letter[0], received.value or b"", note)
+def _log_new_notices(topic: str, notices: Sequence[str]) -> None:
+    if notices != _logged_notices.get(topic, []):
+        for notice in notices:
+            logger.warning("topic_notice", topic=topic, notice=notice)
+    _logged_notices[topic] = notices

@@ -1,6 +1,6 @@
-"""Whose fault an exception is: that of one item, which is put aside, or that of a service, which is waited for.
+"""Tell faults of one item, which fails alone, from faults of a service, which everything waits for.
 
-An item's fault must never hold up its neighbours, and a service that is away must never cost an item its place.
+An item's fault must never delay its neighbours, and a service that is away must never cost an item an attempt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LONGEST_REASON = 2_000
 def is_item_fault(error: Exception) -> bool:
     """Tell an error that an item may be to blame for from one of a service, a setting or this machine.
 
-    What nobody foresaw is the item's: nothing else has changed since the item before it.
+    An unexpected error is the item's: nothing else has changed since the item before it.
     """
     if isinstance(error, (*SERVICES, SettingsError)):
         return False
@@ -40,19 +40,19 @@ def is_item_fault(error: Exception) -> bool:
 
 
 def error_class_of(error: BaseException) -> str:
-    """The name under which a failure is stored and counted."""
+    """Return the name under which a failure is stored and counted."""
     return error.error_class if isinstance(error, IngestError) else type(error).__name__
 
 
 def traceback_of(error: BaseException) -> BaseException | None:
-    """What to log with a failure: an error of ours and a database's say everything, and the latter also quote rows."""
+    """Return the error to log with its traceback; None for ours, which say all, and a database's, which quote rows."""
     return None if isinstance(error, IngestError) or is_database_failure(error) else error
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that any database and any header takes: what an error of ours says, and of another its class too."""
+    """Return one line that any database and any header accepts; errors that are not ours also get their class."""
     text = str(getattr(error, "orig", None) or error).strip()
-    # What a database says further on quotes the whole row.
+    # The lines after the first quote the whole row.
     text = text.partition("\n")[0] if is_database_failure(error) else " ".join(text.split())
     if not isinstance(error, IngestError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -61,5 +61,5 @@ def reason_of(error: BaseException) -> str:
 
 
 def storable(text: str) -> str:
-    """The text with what neither UTF-8 nor PostgreSQL can hold (lone surrogates, NUL) replaced by U+FFFD."""
+    """Replace what neither UTF-8 nor PostgreSQL can hold (lone surrogates, NUL) by U+FFFD."""
     return text.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,31 +1,186 @@
-"""What the ledgers of files, jobs, events and attachments have in common: who is asked to work on what, and until when.
+"""Generic work queue stored in one SQL table: recording, claiming, leasing, retrying and requeueing entries.
 
-An entry is pending until a tick asks for it in a batch, held by that batch's run until it is finished and reported, and
-pending again when its run came to nothing. Finished is not the end: a run that is killed between storing and reporting
-leaves its entries held, and they are done again so that what Dagster shows is what is stored.
+An entry is pending until a tick claims it for a batch, leased by that batch's run until it is finished and reported,
+and pending again when its run was lost. Finished is not the end: a run that is killed between storing and reporting
+leaves its entries leased, and they are done again so that Dagster shows what is stored.
+
+    pending -> requested -> working -> one of the finished states
+       ^           |           |                |
+       +-----------+-----------+----------------+   transient failure, lost run, or reopened by a person
+
+A capability describes its table with `QueueTable`; it needs a subclass only for statements of its own.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from enum import StrEnum
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.work_queue.sql_helpers import add_reason, in_parts, requeue
-from ingest_project.platform.work_queue.states import PENDING, REQUESTED
-from ingest_project.platform.work_queue.types import DelayRule, KafkaPosition, RequeuedEntry
+from ingest_project.platform.database.statements import contains, in_parts, insert_missing, update_each
+
+PENDING = "pending"
+REQUESTED = "requested"
+FAILED = "failed"
+RUN_LOST = "RunLostError"
+EARLIER_REASON = " Before that: "
+LONGEST_REASON = 500
+
+
+class JobState(StrEnum):
+    """State of an entry of a queue without states of its own: polling jobs and attachment events."""
+
+    PENDING = "pending"
+    REQUESTED = "requested"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+    @property
+    def finished(self) -> bool:
+        """Whether only a person has it tried again."""
+        return self in {JobState.DONE, JobState.FAILED}
+
+
+class RetryRule(Protocol):
+    """How often and when an entry is tried again."""
+
+    @property
+    def max_attempts(self) -> int:
+        """Attempts after which an entry is failed."""
+        ...
+
+    def delay(self, attempts: int) -> timedelta:
+        """Return the pause after so many attempts."""
+        ...
+
+
+class KafkaPosition(msgspec.Struct, frozen=True):
+    """The Kafka position an entry came from.
+
+    Args:
+        topic_id: distinguishes a topic from an earlier one of the same name, whose offsets mean other messages.
+        at: the message's own timestamp, where it has one.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    topic_id: str = ""
+    at: datetime | None = None
+
+    def __str__(self) -> str:
+        """Return the usual notation, `topic[partition]@offset`."""
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+    @property
+    def position(self) -> tuple[str, int, int, str]:
+        """Identity of the message: two arrivals with the same one are the same message."""
+        return (self.topic, self.partition, self.offset, self.topic_id)
+
+    def columns(self) -> dict[str, Any]:
+        """Return the position as columns of a queue's table."""
+        return {
+            "kafka_topic": self.topic,
+            "kafka_partition": self.partition,
+            "kafka_offset": self.offset,
+            "kafka_topic_id": self.topic_id,
+            "kafka_timestamp": self.at,
+        }
+
+    @classmethod
+    def of(cls, row: sa.RowMapping) -> KafkaPosition:
+        """Return the position of a stored entry."""
+        return cls(*(row[f"kafka_{name}"] for name in ("topic", "partition", "offset", "topic_id", "timestamp")))
+
+
+class QueueArrival(Protocol):
+    """Work as it was read from Kafka. It also has the table's key, under the key column's name."""
+
+    @property
+    def intake(self) -> KafkaPosition:
+        """Position of the message."""
+        ...
+
+    def own_columns(self, now: datetime) -> Mapping[str, Any]:
+        """Return the columns that only this queue has; they may override those that every queue has."""
+        ...
+
+
+class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What every queue knows of an entry. A queue's own record adds its key and its own columns.
+
+    Args:
+        attempts: how often a batch claimed it, since it arrived or was reopened.
+        reason: why it failed or waits again.
+        next_attempt_at: not claimed before then.
+    """
+
+    states: ClassVar[type[StrEnum]] = JobState
+
+    intake: KafkaPosition
+    state: StrEnum
+    attempts: int
+    reason: str | None
+    error_class: str | None
+    batch_id: str | None
+    run_id: str | None
+    next_attempt_at: datetime
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, row: sa.RowMapping) -> Self:
+        """Return the entry that a row of the table holds."""
+        columns = {name: row[name] for name in cls.__struct_fields__ if name in row}
+        return cls(**columns | cls.composed_fields(row))
+
+    @classmethod
+    def composed_fields(cls, row: sa.RowMapping) -> dict[str, Any]:
+        """Return the fields whose values are not a column's as it is."""
+        return {"intake": KafkaPosition.of(row), "state": cls.states(row["state"])}
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """Keys that `record` found, by what it did with them.
+
+    Args:
+        new: not known before; now pending.
+        reopened: claimed by a tick whose cursor was never saved, hence never dispatched; pending again.
+        known: known before; unchanged.
+    """
+
+    new: tuple[str, ...] = ()
+    reopened: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+
+
+class RequeuedEntries(msgspec.Struct, frozen=True):
+    """Result of requeueing entries.
+
+    Args:
+        pending: how many will be claimed again.
+        failed: keys of those that had no attempt left.
+    """
+
+    pending: int = 0
+    failed: tuple[str, ...] = ()
 
 
 class Due(msgspec.Struct, frozen=True):
     """An entry whose time has come, and how often it was tried before.
 
     Args:
-        retry_group: name of the half of a lost batch that it is to be tried with, and with nothing else.
+        retry_group: name of the half of a lost batch that it must be tried with, and with nothing else.
     """
 
     key: str
@@ -37,8 +192,8 @@ class Lease(msgspec.Struct, frozen=True):
     """Entries that one batch, or one run of it, holds.
 
     Args:
-        batch_id: None where a person took them by hand.
-        run_id: None while no run has started on them.
+        batch_id: None where a person started the run on them.
+        run_id: None while no run has begun them.
         touched_at: when the last of them changed.
     """
 
@@ -48,94 +203,200 @@ class Lease(msgspec.Struct, frozen=True):
     touched_at: datetime
 
 
-class WorkLedger:
-    """Asking for work and taking it back, over one table. Times are UTC-aware; every method is one transaction.
+Arrival = TypeVar("Arrival", bound=QueueArrival)
+Entry = TypeVar("Entry", bound=QueueEntry)
+State = TypeVar("State", bound=StrEnum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueTable(Generic[Entry, State]):
+    """Describes one queue.
 
     Args:
-        engine: of the database.
-        table: with the columns state, attempts, batch_id, run_id, next_attempt_at, reported_at.
-        key: its primary key.
-        working_state: of entries in a run's hands.
-        queue: the column that says which sensor looks after an entry; the topic it came from, by default.
+        table: with one primary key column, `kafka_columns()` and `work_columns()`.
+        entry: its record.
+        states: all states of its entries; `pending`, `requested` and `failed` are among them.
+        working: state of entries that a run has begun.
+        queue_name: column that names the sensor that serves an entry; the topic it came from, by default.
+        order_of_due: columns by which due entries are claimed; those that wait longest first, by default.
+        searched: columns that `list` searches.
+        halves_lost_batches: whether the entries of a lost run are tried again in halves, until the one that takes its
+            run down is alone. Needs the column retry_group, and batches that respect it.
+    """
+
+    table: sa.Table
+    entry: type[Entry]
+    states: type[State]
+    working: State
+    queue_name: str = "kafka_topic"
+    order_of_due: tuple[str, ...] = ("next_attempt_at",)
+    searched: tuple[str, ...] = ()
+    halves_lost_batches: bool = False
+
+    @property
+    def unfinished(self) -> tuple[State, ...]:
+        """States of entries on which work is still to be done."""
+        return (self.states(PENDING), self.states(REQUESTED), self.working)
+
+    @property
+    def finished(self) -> tuple[State, ...]:
+        """All other states."""
+        return tuple(state for state in self.states if state not in self.unfinished)
+
+
+class WorkQueue(Generic[Arrival, Entry, State]):
+    """Claims and requeues the entries of one table. Times are UTC-aware; every method is one transaction.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: from every method.
     """
 
-    # Entries that wait longest first; a ledger with priorities puts them in front.
-    order_of_due: tuple[str, ...] = ("next_attempt_at",)
-    # Whether what a lost run held is tried again in halves, until what takes its run down is alone. Needs the column
-    # retry_group, and whoever asks for runs has to keep to it.
-    halves_lost_batches = False
-
-    def __init__(
-        self,
-        engine: sa.Engine,
-        table: sa.Table,
-        key: sa.Column[str],
-        working_state: str,
-        queue_name: sa.Column[str] | None = None,
-    ) -> None:
+    def __init__(self, engine: sa.Engine, queue: QueueTable[Entry, State]) -> None:
         self._engine = engine
-        self._table = table
-        self._key = key
-        self._working = working_state
-        self._queue_name: sa.Column[str] = table.c.kafka_topic if queue_name is None else queue_name
+        self._queue = queue
+        self._table = queue.table
+        self._key: sa.Column[str] = next(iter(queue.table.primary_key))
+        self._queue_name = queue.table.c[queue.queue_name]
+
+    def key_of(self, one: Arrival | Entry) -> str:
+        """Return the key of an arrival or an entry."""
+        return str(getattr(one, self._key.name))
+
+    def record(self, arrivals: Sequence[Arrival], now: datetime) -> Recorded:
+        """Enter arrivals as pending. Entries that are known stay unchanged, with one exception.
+
+        An entry that is `requested` and arrives again from the same position was claimed by a tick whose cursor was
+        never saved: that batch does not exist. It is pending again, and that attempt is not counted.
+        """
+        first = {self.key_of(arrival): arrival for arrival in reversed(arrivals)}
+        # In one order everywhere: two ticks that record the same entries must not wait for each other crosswise.
+        ordered = sorted(first)
+        with writing(self._engine) as connection:
+            there = self._select_keys(connection, ordered)
+            new = self._insert(connection, [self._row(first[key], now) for key in ordered if key not in there])
+            known = {key: first[key] for key in ordered if key not in new}
+            reopened = self._reopen_unsaved(connection, known, now) | self._record_known(connection, known, now)
+        keys = list(dict.fromkeys(self.key_of(arrival) for arrival in arrivals))
+        return Recorded(
+            new=tuple(key for key in keys if key in new),
+            reopened=tuple(key for key in keys if key in reopened),
+            known=tuple(key for key in keys if key not in new and key not in reopened),
+        )
 
     def due(self, queue_name: str, limit: int, now: datetime) -> tuple[Due, ...]:
-        """Pending entries whose time has come, in the order they are to be asked for."""
+        """Return pending entries whose time has come, in the order in which they are to be claimed."""
         with reading(self._engine) as connection:
             return tuple(Due(*row) for row in connection.execute(self._due(queue_name, limit, now)))
 
-    def _due(self, queue_name: str, limit: int, now: datetime) -> sa.Select[Any]:
-        columns = self._table.c
-        group = [columns.retry_group] if self.halves_lost_batches else []
-        return (
-            sa.select(self._key, columns.attempts, *group)
-            .where(self._queue_name == queue_name, columns.state == sa.literal_column(f"'{PENDING}'"))
-            .where(columns.next_attempt_at <= now)
-            .order_by(*(columns[name] for name in self.order_of_due))
-            .limit(limit)
-        )
-
-    def request(self, batch_id: str, keys: Sequence[str], now: datetime) -> tuple[str, ...]:
+    def claim(self, batch_id: str, keys: Sequence[str], now: datetime) -> tuple[str, ...]:
         """Claim pending entries for a batch, one attempt more each; returns those that were still pending, in order."""
         columns = self._table.c
-        change = {"state": REQUESTED, "batch_id": batch_id, "run_id": None, "reported_at": None, "updated_at": now}
-        claimed: set[str] = set()
-        with writing(self._engine) as connection:
-            for part in in_parts(keys):
-                statement = (
-                    sa.update(self._table)
-                    .where(self._key.in_(part), columns.state == PENDING)
-                    .values(**change, attempts=columns.attempts + 1)
-                    .returning(self._key)
-                )
-                claimed.update(connection.execute(statement).scalars())
-        return tuple(key for key in dict.fromkeys(keys) if key in claimed)
+        change = {"state": REQUESTED, "batch_id": batch_id, "run_id": None, "reported_at": None}
+        return self._change(keys, {**change, "attempts": columns.attempts + 1}, now, columns.state == PENDING)
 
     def batch(self, batch_id: str) -> tuple[str, ...]:
-        """Keys of the entries that were last asked for in this batch."""
+        """Return the keys of the entries that this batch claimed last."""
         query = sa.select(self._key).where(self._table.c.batch_id == batch_id).order_by(self._key)
         with reading(self._engine) as connection:
             return tuple(connection.execute(query).scalars())
 
+    def begin(self, keys: Sequence[str], run_id: str, now: datetime) -> tuple[Entry, ...]:
+        """Lease entries to a run, in whatever state they are: a person may repeat any of them.
+
+        Returns:
+            the full entries in the order of the keys; unknown keys are left out.
+        """
+        change = {"state": self._queue.working, "run_id": run_id, "started_at": now, "updated_at": now}
+        change |= {"finished_at": None, "reported_at": None}
+        found: dict[str, Entry] = {}
+        with writing(self._engine) as connection:
+            for part in in_parts(keys):
+                self._before_begin(connection, part, run_id, now)
+                begun = sa.update(self._table).where(self._key.in_(part)).values(change).returning(*self._table.c)
+                found.update(self._entries(connection, begun))
+        return tuple(found[key] for key in dict.fromkeys(keys) if key in found)
+
+    def finish(self, results: Mapping[str, Mapping[str, Any]], state: State, now: datetime) -> None:
+        """End entries, each with result columns of its own; all results name the same columns. Idempotent."""
+        end = {"state": state, "reason": None, "error_class": None, "finished_at": now, "updated_at": now}
+        rows = [{self._key.name: key, **end, **results[key]} for key in sorted(results)]
+        with writing(self._engine) as connection:
+            update_each(connection, self._table, self._key, rows)
+
+    def fail(self, keys: Sequence[str], reason: str, error_class: str, now: datetime) -> None:
+        """End entries as failed: only a person tries them again."""
+        self._change(keys, {"state": FAILED, "reason": reason, "error_class": error_class, "finished_at": now}, now)
+
+    def reopen(self, keys: Sequence[str], now: datetime) -> tuple[str, ...]:
+        """Make finished entries pending as if they had just arrived; returns those that were finished, in order."""
+        return self._change(keys, self._as_new(now), now, self._table.c.state.in_(self._queue.finished))
+
+    def requeue_later(
+        self, keys: Sequence[str], reason: str, error_class: str, retries: RetryRule, now: datetime
+    ) -> RequeuedEntries:
+        """Handle a transient failure inside a run: pending again after a pause, or failed when no attempt is left."""
+        why = {"reason": reason, "error_class": error_class}
+        found: list[RequeuedEntries] = []
+        with writing(self._engine) as connection:
+            for part in in_parts(keys):
+                if self._queue.halves_lost_batches:
+                    # Its run is alive: it is not what took the others down.
+                    connection.execute(sa.update(self._table).where(self._key.in_(part)).values(retry_group=None))
+                chosen = sa.and_(self._key.in_(part), self._is_leased())
+                found.append(self._requeue(connection, chosen, why, retries, now))
+        return RequeuedEntries(sum(one.pending for one in found), tuple(key for one in found for key in one.failed))
+
+    def requeue_lost(
+        self, batch_id: str | None, run_id: str | None, reason: str, retries: RetryRule, now: datetime
+    ) -> RequeuedEntries:
+        """Requeue what the dead or never started run of a batch holds; a run that began meanwhile keeps its entries.
+
+        What was finished and only not reported is pending at once; with no attempt left it stays finished, unreported.
+        Where this queue halves lost batches, what a run held together with others is tried again whatever its
+        attempts: each loss halves the group, so that the culprit is alone soon.
+        """
+        columns = self._table.c
+        unfinished = columns.state.in_([REQUESTED, self._queue.working])
+        chosen = sa.and_(
+            self._is_leased(),
+            columns.batch_id.is_not_distinct_from(batch_id),
+            columns.run_id.is_not_distinct_from(run_id),
+        )
+        lost = sa.and_(chosen, unfinished)
+        finished = sa.update(self._table).where(chosen, ~unfinished)
+        again = {"state": PENDING, "next_attempt_at": now, "updated_at": now}
+        with writing(self._engine) as connection:
+            unreported = connection.execute(finished.where(columns.attempts < retries.max_attempts).values(again))
+            connection.execute(finished.where(columns.attempts >= retries.max_attempts).values(reported_at=now))
+            self._add_reason(connection, lost, reason)
+            halved = 0
+            if self._queue.halves_lost_batches and run_id is not None:
+                halved = self._halve(connection, lost, {"updated_at": now, "next_attempt_at": now + retries.delay(1)})
+            requeued = self._requeue(connection, lost, {}, retries, now)
+            # No run is left that could report them: unmarked, they would count as leased, and be tried again for ever.
+            self._update(connection, requeued.failed, {"reported_at": now})
+        return RequeuedEntries(requeued.pending + unreported.rowcount + halved, requeued.failed)
+
+    def mark_reported(self, keys: Sequence[str], now: datetime) -> None:
+        """End the lease of finished entries: Dagster shows them. Marking twice changes nothing but the time."""
+        with writing(self._engine) as connection:
+            self._update(connection, keys, {"reported_at": now}, self._table.c.state.not_in(self._queue.unfinished))
+
     def in_flight_batches(self, queue_name: str) -> int:
-        """Batches that are asked for or running."""
+        """Count the batches that are requested or running."""
         columns = self._table.c
         query = sa.select(sa.func.count(columns.batch_id.distinct())).where(
-            self._queue_name == queue_name, self._is_held(), columns.state.in_([REQUESTED, self._working])
+            self._queue_name == queue_name, self._is_leased(), columns.state.in_([REQUESTED, self._queue.working])
         )
-        with reading(self._engine) as connection:
-            return int(connection.execute(query).scalar_one())
+        return self._count(query)
 
-    def held(self, queue_name: str, untouched_since: datetime) -> tuple[Lease, ...]:
-        """Batches with entries that are asked for, in a run's hands or not yet reported, untouched since then."""
+    def leases(self, queue_name: str, untouched_since: datetime) -> tuple[Lease, ...]:
+        """Return batches whose entries are requested, begun or not yet reported, and untouched since then."""
         columns = self._table.c
         touched_at = sa.func.max(columns.updated_at, type_=columns.updated_at.type).label("touched_at")
         query = (
             sa.select(columns.batch_id, columns.run_id, sa.func.count().label("entries"), touched_at)
-            .where(self._queue_name == queue_name, self._is_held())
+            .where(self._queue_name == queue_name, self._is_leased())
             .group_by(columns.batch_id, columns.run_id)
             .having(touched_at < untouched_since)
             .order_by(touched_at)
@@ -143,146 +404,201 @@ class WorkLedger:
         with reading(self._engine) as connection:
             return tuple(Lease(**row) for row in connection.execute(query).mappings())
 
-    def release(  # noqa: PLR0913, PLR0917 - the retry rule is two settings
-        self,
-        batch_id: str | None,
-        run_id: str | None,
-        reason: str,
-        max_attempts: int,
-        delay: DelayRule,
-        now: datetime,
-        *,
-        error_class: str = "RunLostError",
-    ) -> RequeuedEntry:
-        """Take back what a batch's dead or never started run holds; a run that started meanwhile keeps its entries.
+    def correct_future_times(self, now: datetime, skew_seconds: float) -> int:
+        """Set the times of entries that a clock, set back since, wrote with a time in the future.
 
-        What was finished and only not reported is pending at once; with no attempt left it stays finished, unreported.
-        Where this ledger halves lost batches, what a run held together with others is tried again whatever its
-        attempts: each loss halves its company, so that it is alone soon.
+        Args:
+            now: the right time.
+            skew_seconds: normal difference between clocks.
+
+        Returns:
+            how many there were; a second time there are none.
         """
         columns = self._table.c
-        chosen = sa.and_(
-            self._is_held(),
-            columns.batch_id.is_not_distinct_from(batch_id),
-            columns.run_id.is_not_distinct_from(run_id),
-        )
-        unfinished = columns.state.in_([REQUESTED, self._working])
-        finished = sa.update(self._table).where(chosen, ~unfinished)
-        again = {"state": PENDING, "next_attempt_at": now, "updated_at": now}
+        sooner = sa.case((columns.next_attempt_at > now, now), else_=columns.next_attempt_at)
+        ahead = sa.update(self._table).where(columns.updated_at > now + timedelta(seconds=skew_seconds))
         with writing(self._engine) as connection:
-            unreported = connection.execute(finished.where(columns.attempts < max_attempts).values(**again))
-            connection.execute(finished.where(columns.attempts >= max_attempts).values(reported_at=now))
-            lost = sa.and_(chosen, unfinished)
-            add_reason(connection, self._table, self._key, lost, reason, error_class)
-            halved = 0
-            if self.halves_lost_batches and run_id is not None:
-                halved = self._halve(connection, lost, {"updated_at": now, "next_attempt_at": now + delay(1)})
-            released = requeue(
-                connection, self._table, self._key, lost,
-                reason=columns.reason, error_class=error_class, max_attempts=max_attempts, delay=delay, now=now,
-            )  # fmt: skip
-            # No run is left that could report them: unmarked, they would be found held, and tried again for ever.
-            for part in in_parts(released.failed):
-                connection.execute(sa.update(self._table).where(self._key.in_(part)).values(reported_at=now))
-        return RequeuedEntry(pending=released.pending + unreported.rowcount + halved, failed=released.failed)
+            return connection.execute(ahead.values(updated_at=now, next_attempt_at=sooner)).rowcount
+
+    def get(self, key: str) -> Entry | None:
+        """Return one entry."""
+        found = self.get_many([key])
+        return found[0] if found else None
+
+    def get_many(self, keys: Sequence[str]) -> tuple[Entry, ...]:
+        """Return entries in the order of the keys; unknown keys are left out."""
+        found: dict[str, Entry] = {}
+        with reading(self._engine) as connection:
+            for part in in_parts(keys):
+                found.update(self._entries(connection, sa.select(self._table).where(self._key.in_(part))))
+        return tuple(found[key] for key in dict.fromkeys(keys) if key in found)
+
+    def list(
+        self, state: State | None = None, text: str | None = None, limit: int = 100, offset: int = 0
+    ) -> tuple[Entry, ...]:
+        """Return entries, the last changed first.
+
+        Args:
+            state: only those in this state.
+            text: part of one of the searched columns, upper and lower case alike.
+            limit: at most so many.
+            offset: so many are passed over first.
+        """
+        columns = self._table.c
+        query = sa.select(self._table).order_by(columns.updated_at.desc(), self._key).limit(limit).offset(offset)
+        if state is not None:
+            query = query.where(columns.state == state)
+        if text:
+            query = query.where(contains(text, *(columns[name] for name in self._queue.searched)))
+        return self._select(query)
+
+    def counts_by_state(self) -> dict[State, int]:
+        """Count the entries in every state, also those with none."""
+        query = sa.select(self._table.c.state, sa.func.count()).group_by(self._table.c.state)
+        with reading(self._engine) as connection:
+            counts = {row[0]: int(row[1]) for row in connection.execute(query)}
+        return {state: counts.get(state, 0) for state in self._queue.states}
+
+    def oldest_unfinished(self) -> Entry | None:
+        """Return the entry that has been waiting longest for its end."""
+        unfinished = sa.select(self._table).where(self._table.c.state.in_(self._queue.unfinished))
+        found = self._select(unfinished.order_by(self._table.c.created_at).limit(1))
+        return found[0] if found else None
+
+    def _record_known(self, connection: sa.Connection, known: Mapping[str, Arrival], now: datetime) -> set[str]:  # noqa: ARG002 - for subclasses
+        """Update entries that arrived again and return the keys of those that are pending by it; none, by default."""
+        return set()
+
+    def _before_begin(self, connection: sa.Connection, keys: Sequence[str], run_id: str, now: datetime) -> None:
+        """Prepare entries that a run is about to begin; by default there is nothing to prepare."""
+
+    def _as_new(self, now: datetime) -> dict[str, Any]:
+        """Return the changes that make a finished entry as if it had just arrived."""
+        fresh: dict[str, Any] = dict.fromkeys(("batch_id", "run_id", "finished_at"))
+        if self._queue.halves_lost_batches:
+            fresh["retry_group"] = None
+        return {**fresh, "state": PENDING, "attempts": 0, "next_attempt_at": now}
+
+    def _due(self, queue_name: str, limit: int, now: datetime) -> sa.Select[Any]:
+        columns = self._table.c
+        group = [columns.retry_group] if self._queue.halves_lost_batches else []
+        return (
+            sa.select(self._key, columns.attempts, *group)
+            .where(self._queue_name == queue_name, columns.state == sa.literal_column(f"'{PENDING}'"))
+            .where(columns.next_attempt_at <= now)
+            .order_by(*(columns[name] for name in self._queue.order_of_due))
+            .limit(limit)
+        )
+
+    def _is_leased(self) -> sa.ColumnElement[bool]:
+        # Spelt out, not bound: only then does either database see that the partial index answers.
+        return sa.literal_column(f"({self._table.name}.reported_at IS NULL AND state <> '{PENDING}')", sa.Boolean)
+
+    def _row(self, arrival: Arrival, now: datetime) -> dict[str, Any]:
+        work = {"state": PENDING, "attempts": 0, "next_attempt_at": now, "created_at": now, "updated_at": now}
+        key = {self._key.name: self.key_of(arrival)}
+        return {**key, **arrival.intake.columns(), **work, **arrival.own_columns(now)}
+
+    def _insert(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        return insert_missing(connection, self._table, rows, self._key)
+
+    def _select_keys(
+        self, connection: sa.Connection, keys: Sequence[str], *conditions: sa.ColumnElement[bool]
+    ) -> set[str]:
+        found: set[str] = set()
+        for part in in_parts(keys):
+            found.update(connection.execute(sa.select(self._key).where(self._key.in_(part), *conditions)).scalars())
+        return found
+
+    def _select(self, query: sa.Select[Any]) -> tuple[Entry, ...]:
+        with reading(self._engine) as connection:
+            return tuple(self._entries(connection, query).values())
+
+    def _entries(self, connection: sa.Connection, statement: sa.Executable) -> dict[str, Entry]:
+        rows = connection.execute(statement).mappings()
+        return {row[self._key.name]: self._queue.entry.of(row) for row in rows}
+
+    def _count(self, query: sa.Select[Any]) -> int:
+        with reading(self._engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def _change(
+        self, keys: Sequence[str], change: Mapping[str, Any], now: datetime, *conditions: sa.ColumnElement[bool]
+    ) -> tuple[str, ...]:
+        """Change entries that meet the conditions, in a transaction of its own; returns their keys, in order."""
+        with writing(self._engine) as connection:
+            changed = self._update(connection, keys, {**change, "updated_at": now}, *conditions)
+        return tuple(key for key in dict.fromkeys(keys) if key in changed)
+
+    def _update(
+        self,
+        connection: sa.Connection,
+        keys: Sequence[str],
+        change: Mapping[str, Any],
+        *conditions: sa.ColumnElement[bool],
+    ) -> set[str]:
+        changed: set[str] = set()
+        for part in in_parts(keys):
+            update = sa.update(self._table).where(self._key.in_(part), *conditions).values(change)
+            changed.update(connection.execute(update.returning(self._key)).scalars())
+        return changed
+
+    def _reopen_unsaved(self, connection: sa.Connection, known: Mapping[str, Arrival], now: datetime) -> set[str]:
+        columns = self._table.c
+        position = (columns.kafka_topic, columns.kafka_partition, columns.kafka_offset, columns.kafka_topic_id)
+        requested = columns.state == REQUESTED
+        unsaved: list[str] = []
+        for part in in_parts(list(known)):
+            rows = connection.execute(sa.select(self._key, *position).where(self._key.in_(part), requested))
+            unsaved += [key for key, *found in rows if tuple(found) == known[key].intake.position]
+        change = {"state": PENDING, "batch_id": None, "next_attempt_at": now, "updated_at": now}
+        return self._update(connection, unsaved, {**change, "attempts": columns.attempts - 1}, requested)
+
+    def _requeue(
+        self,
+        connection: sa.Connection,
+        chosen: sa.ColumnElement[bool],
+        why: Mapping[str, str],
+        retries: RetryRule,
+        now: datetime,
+    ) -> RequeuedEntries:
+        columns = self._table.c
+        pending = 0
+        failed: list[str] = []
+        for attempts in sorted(connection.execute(sa.select(columns.attempts).where(chosen).distinct()).scalars()):
+            if attempts >= retries.max_attempts:
+                change = {"state": FAILED, "finished_at": now}
+            else:
+                change = {"state": PENDING, "next_attempt_at": now + retries.delay(max(attempts, 1))}
+            update = sa.update(self._table).where(chosen, columns.attempts == attempts).returning(self._key)
+            update = update.values({**why, **change, "updated_at": now})
+            keys = connection.execute(update).scalars().all()
+            if change["state"] == FAILED:
+                failed += keys
+            else:
+                pending += len(keys)
+        return RequeuedEntries(pending, tuple(failed))
+
+    def _add_reason(self, connection: sa.Connection, lost: sa.ColumnElement[bool], reason: str) -> None:
+        """Store why runs were lost, and keep why each entry failed before: a lost run says little about an entry."""
+        columns = self._table.c
+        by_reason: dict[str, list[str]] = {}
+        for key, earlier, error_class in connection.execute(
+            sa.select(self._key, columns.reason, columns.error_class).where(lost)
+        ):
+            kept = (earlier or "").partition(EARLIER_REASON)[2] if error_class == RUN_LOST else earlier
+            full = f"{reason}{EARLIER_REASON}{kept[:LONGEST_REASON]}" if kept else reason
+            by_reason.setdefault(full, []).append(key)
+        for full, keys in by_reason.items():
+            self._update(connection, keys, {"reason": full, "error_class": RUN_LOST})
 
     def _halve(self, connection: sa.Connection, lost: sa.ColumnElement[bool], change: Mapping[str, Any]) -> int:
-        """Make two groups of what a lost run held, pending; one entry alone stays alone, and is not given back here."""
+        """Make two pending groups of what a lost run held; returns how many. One alone only gets a group of its own."""
         keys = connection.execute(sa.select(self._key).where(lost).order_by(self._key)).scalars().all()
         if len(keys) <= 1:
             connection.execute(sa.update(self._table).where(lost).values(retry_group=uuid.uuid4().hex))
             return 0
         middle = len(keys) // 2
         for half in (keys[:middle], keys[middle:]):
-            group = {"state": PENDING, "retry_group": uuid.uuid4().hex}
-            for part in in_parts(half):
-                connection.execute(sa.update(self._table).where(self._key.in_(part)).values(**change, **group))
+            self._update(connection, half, {**change, "state": PENDING, "retry_group": uuid.uuid4().hex})
         return len(keys)
-
-    def requeue_later(  # noqa: PLR0913, PLR0917 - as release
-        self,
-        keys: Sequence[str],
-        reason: str,
-        error_class: str,
-        max_attempts: int,
-        delay: DelayRule,
-        now: datetime,
-    ) -> RequeuedEntry:
-        """A transient failure inside a run: pending again after a pause, or failed when no attempt is left."""
-        pending = 0
-        failed: list[str] = []
-        with writing(self._engine) as connection:
-            for part in in_parts(keys):
-                if self.halves_lost_batches:
-                    # Its run lives to tell: it is not what took the others down.
-                    connection.execute(sa.update(self._table).where(self._key.in_(part)).values(retry_group=None))
-                given_back = requeue(
-                    connection, self._table, self._key, sa.and_(self._key.in_(part), self._is_held()),
-                    reason=reason, error_class=error_class, max_attempts=max_attempts, delay=delay, now=now,
-                )  # fmt: skip
-                pending += given_back.pending
-                failed += given_back.failed
-        return RequeuedEntry(pending=pending, failed=tuple(failed))
-
-    def bring_back_to(self, now: datetime, skew_seconds: float) -> int:
-        """Entries that were written with a time in the future, by a clock that has been set back, count as of now.
-
-        Args:
-            now: the right time.
-            skew_seconds: by how much clocks differ anyway.
-
-        Returns:
-            how many there were; a second time there are none.
-        """
-        columns = self._table.c
-        statement = (
-            sa.update(self._table)
-            .where(columns.updated_at > now + timedelta(seconds=skew_seconds))
-            .values(
-                updated_at=now,
-                next_attempt_at=sa.case((columns.next_attempt_at > now, now), else_=columns.next_attempt_at),
-            )
-        )
-        with writing(self._engine) as connection:
-            return connection.execute(statement).rowcount
-
-    def mark_reported(self, keys: Sequence[str], now: datetime) -> None:
-        """Dagster knows what became of these finished entries. Marking twice changes nothing but the time."""
-        working = [PENDING, REQUESTED, self._working]
-        with writing(self._engine) as connection:
-            for part in in_parts(keys):
-                connection.execute(
-                    sa.update(self._table)
-                    .where(self._key.in_(part), self._table.c.state.not_in(working))
-                    .values(reported_at=now)
-                )
-
-    def _reopen_unsaved(
-        self, connection: sa.Connection, came_from: Mapping[str, KafkaPosition], now: datetime
-    ) -> set[str]:
-        """Entries that are requested and arrive again from the very position they came from: pending again.
-
-        They were asked for by a tick whose cursor was never saved, so that batch does not exist; that attempt is not
-        counted.
-        """
-        columns = self._table.c
-        position = (columns.kafka_topic, columns.kafka_partition, columns.kafka_offset, columns.kafka_topic_id)
-        reopened: set[str] = set()
-        for part in in_parts(list(came_from)):
-            query = sa.select(self._key, *position).where(self._key.in_(part), columns.state == REQUESTED)
-            same = [key for key, *found in connection.execute(query) if tuple(found) == came_from[key].position]
-            if not same:
-                continue
-            statement = (
-                sa.update(self._table)
-                .where(self._key.in_(same), columns.state == REQUESTED)
-                .values(state=PENDING, batch_id=None, next_attempt_at=now, updated_at=now)
-                .values(attempts=columns.attempts - 1)
-                .returning(self._key)
-            )
-            reopened.update(connection.execute(statement).scalars())
-        return reopened
-
-    def _is_held(self) -> sa.ColumnElement[bool]:
-        # Spelt out, not bound: only then does either database see that the partial index answers.
-        return sa.literal_column(f"({self._table.name}.reported_at IS NULL AND state <> '{PENDING}')", sa.Boolean)

@@ -1,28 +1,151 @@
-"""What the sensors over intakes have in common: they tick about once a second, and say what hinders them."""
+"""The sensor over a work queue: consume topics into the queue, requeue lost entries, dispatch batch runs of due ones.
+
+The saved cursor owns the Kafka positions. A tick reads from it, writes what it read to the queue, adds the partition
+keys, and requests runs over what is due; Dagster saves the cursor together with the requests. Killed before that, the
+next tick reads the same messages again and finds them in the queue; killed after it, Dagster starts the runs itself.
+What a lost run left unfinished is due again after a pause.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
 
 import dagster as dg
+import msgspec
 
+from ingest_project.core.settings import RetrySettings
+from ingest_project.platform.dagster.failures import failure_of_run
+from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
+from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, new_batch_id, run_request
+from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, consume
+from ingest_project.platform.work_queue.queue import Due, Lease, QueueArrival, WorkQueue
+
+LONGEST_REASON = 300
 
 # The second argument is the resources of the sensor's own capability.
 Tick = Callable[[dg.SensorEvaluationContext, Any], dg.SensorResult | dg.SkipReason]
+Message = TypeVar("Message")
+
+
+@dataclass(frozen=True)
+class Intake(Generic[Message]):
+    """A topic that fills a work queue.
+
+    Args:
+        topic: what to consume, and how.
+        arrivals: makes entries of decoded messages; what it raises refuses the message that caused it.
+    """
+
+    topic: Queue[Message]
+    arrivals: Callable[[Sequence[ConsumedMessage[Message]]], Sequence[QueueArrival]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueSensor:
+    """Describes what one sensor does at each tick.
+
+    Args:
+        queue: that it serves.
+        queue_name: which of the queue's entries it serves, usually the topic they came from.
+        kind: of the batch runs, e.g. `files`; also names the set of dynamic partitions.
+        cut: due entries to batches, those to be done first in front.
+        batch_entries: most entries of one batch.
+        max_batches: most batches in flight.
+        retries: how long a run may take to appear, and when the entries of a lost one are tried again.
+        intakes: the topics that fill the queue.
+        has_partitions: whether each entry is a dynamic partition.
+        runs_have_partitions: whether a run over a single entry is a partitioned run.
+        on_failed: called with the keys of entries that were lost and have no attempt left.
+    """
+
+    queue: WorkQueue[Any, Any, Any]
+    queue_name: str
+    kind: str
+    cut: Callable[[Sequence[Due]], list[list[str]]]
+    batch_entries: int
+    max_batches: int
+    retries: RetrySettings
+    intakes: Sequence[Intake[Any]] = field(default=())
+    has_partitions: bool = True
+    runs_have_partitions: bool = True
+    on_failed: Callable[[Sequence[str]], object] | None = None
+
+    def tick(self, context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult:
+        """Consume what has arrived, requeue what lost runs left, and request runs over what is due."""
+        cursor = self._consume(context, services) if self.intakes else None
+        failed = requeue_orphaned(context.instance, self.queue, self.queue_name, self.retries)
+        if failed and self.on_failed:
+            self.on_failed(failed)
+        capacity = services.available_slots(self.queue.in_flight_batches(self.queue_name), self.max_batches)
+        requests = self.dispatch(context.instance, capacity.batches)
+        return dg.SensorResult(
+            run_requests=requests,
+            cursor=cursor,
+            skip_reason=None if requests else capacity.reason or f"Nothing due on {self.queue_name}.",
+        )
+
+    def dispatch(self, instance: dg.DagsterInstance, slots: int) -> list[dg.RunRequest]:
+        """Claim due entries in at most so many batches, and return the requests for their runs."""
+        if not slots:
+            return []
+        now = datetime.now(UTC)
+        batches = self.cut(self.queue.due(self.queue_name, slots * self.batch_entries, now))[:slots]
+        # An entry that a person reopened may have no partition any more: after months it was purged.
+        self._add_partitions(instance, [key for batch in batches for key in batch])
+        requests = []
+        for keys in batches:
+            batch_id = new_batch_id()
+            if claimed := self.queue.claim(batch_id, keys, now):
+                requests.append(run_request(self.kind, batch_id, claimed, partitioned=self.runs_have_partitions))
+        return requests
+
+    def record(self, instance: dg.DagsterInstance, arrivals: Sequence[QueueArrival]) -> None:
+        """Enter arrivals in the queue and add their partitions; entering them again changes nothing."""
+        self.queue.record(arrivals, datetime.now(UTC))
+        # Also of those that were known: a tick that was killed between the two lines left them without a partition.
+        self._add_partitions(instance, [self.queue.key_of(arrival) for arrival in arrivals])
+
+    def _add_partitions(self, instance: dg.DagsterInstance, keys: Sequence[str]) -> None:
+        if keys and self.has_partitions:
+            instance.add_dynamic_partitions(self.kind, list(dict.fromkeys(keys)))
+
+    def _consume(self, context: dg.SensorEvaluationContext, services: Runtime) -> str:
+        cursors = self._cursors(context.cursor)
+        for intake in self.intakes:
+            saved = Positions.from_cursor(cursors.get(intake.topic.topic))
+            positions = consume(services, intake.topic, saved, self._storing(context.instance, intake))
+            cursors[intake.topic.topic] = positions.to_cursor()
+        return msgspec.json.encode(cursors).decode()
+
+    def _cursors(self, text: str | None) -> dict[str, str]:
+        """Return the saved positions of each topic, as `Positions.to_cursor` writes them."""
+        try:
+            return msgspec.json.decode(text, type=dict[str, str]) if text else {}
+        except msgspec.MsgspecError:
+            # Of a sensor that had one topic only, or none of ours: `Positions.from_cursor` says so.
+            return {self.intakes[0].topic.topic: text or ""}
+
+    def _storing(
+        self, instance: dg.DagsterInstance, intake: Intake[Message]
+    ) -> Callable[[Sequence[ConsumedMessage[Message]]], object]:
+        return lambda arrived: self.record(instance, intake.arrivals(arrived))
 
 
 def queue_sensor(
-    name: str, job_name: str, description: str, tick: Tick, *, every_seconds: int = 1
+    name: str, job_name: str | None, description: str, tick: Tick, *, every_seconds: int = 1
 ) -> dg.SensorDefinition:
-    """A sensor that is on from the start, and ticks unless something it needs is missing.
+    """Create a sensor that is enabled by default and skips its tick while a required service is not available.
 
     Args:
         name: of the sensor.
-        job_name: of the job whose runs it asks for.
+        job_name: of the job whose runs it requests.
         description: one sentence, for the UI.
-        tick: one look: what to ask for, and the cursor to save, or why there is nothing to do.
+        tick: one evaluation, e.g. `QueueSensor.tick`: what to request, and the cursor to save, or why there is nothing
+            to do.
         every_seconds: the least time between two ticks.
     """
 
@@ -41,3 +164,41 @@ def queue_sensor(
         return tick(context, services)
 
     return sensor
+
+
+def requeue_orphaned(
+    instance: dg.DagsterInstance, queue: WorkQueue[Any, Any, Any], queue_name: str, retries: RetrySettings
+) -> list[str]:
+    """Requeue entries that no live run holds: its launch failed, it was killed, or the tick's cursor was never saved.
+
+    Args:
+        instance: knows the runs.
+        queue: to look through.
+        queue_name: of the sensor; each sensor requeues only its own entries.
+        retries: how long a run may take to appear, and when what it left is tried again.
+
+    Returns:
+        keys of those that had no attempt left and are failed.
+    """
+    now = datetime.now(UTC)
+    failed: list[str] = []
+    for lease in queue.leases(queue_name, now - retries.launch_grace):
+        if not _is_alive(instance, lease):
+            reason = _reason_of_loss(instance, lease)
+            failed += queue.requeue_lost(lease.batch_id, lease.run_id, reason, retries, now).failed
+    return failed
+
+
+def _reason_of_loss(instance: dg.DagsterInstance, lease: Lease) -> str:
+    """Say that the run is over, and what Dagster recorded of its end: an exception, or how its process died."""
+    holder = f"run {lease.run_id}" if lease.run_id else f"batch {lease.batch_id}"
+    recorded = failure_of_run(instance, lease.run_id)[:LONGEST_REASON] if lease.run_id else ""
+    return f"The {holder} ended before this was done{': ' + recorded if recorded else '.'}"
+
+
+def _is_alive(instance: dg.DagsterInstance, lease: Lease) -> bool:
+    """Test whether the leasing run, or another run of the same batch, is not finished."""
+    filters = [dg.RunsFilter(run_ids=[lease.run_id])] if lease.run_id else []
+    if lease.batch_id:
+        filters.append(dg.RunsFilter(tags={BATCH_ID_TAG: lease.batch_id}))
+    return any(not run.is_finished for found in filters for run in instance.get_runs(filters=found, limit=10))

@@ -1,7 +1,7 @@
-"""What an operator has asked to be skipped: messages that go to the dead letters unseen once their turn comes.
+"""Offsets that an operator wants skipped: their messages are dead-lettered without being decoded.
 
-The saved cursor owns the positions, so that nobody moves it from outside: a tick that reads a message of this list puts
-it aside and goes on, whether it runs while the list is written or an hour later.
+The saved cursor owns the positions, so that nobody moves it from outside: a tick that reads a message of this list
+dead-letters it and goes on, whether it runs while the list is written or an hour later.
 """
 
 from __future__ import annotations
@@ -11,19 +11,35 @@ from datetime import datetime
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy import Column as Col
 
+from ingest_project.platform.database.columns import UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.work_queue.sql_helpers import insert_missing
-from ingest_project.platform.work_queue.tables import skipped_offsets as skipped
+from ingest_project.platform.database.statements import insert_missing
+
+# A topic that is created again has another id, and other messages at these offsets.
+skipped_offsets = sa.Table(
+    "skipped_offsets",
+    metadata,
+    Col("topic", sa.Text, primary_key=True),
+    Col("topic_id", sa.Text, primary_key=True),
+    Col("partition", sa.Integer, primary_key=True, autoincrement=False),
+    Col("first_offset", sa.BigInteger, primary_key=True, autoincrement=False),
+    # Of the first message that is not skipped.
+    Col("end_offset", sa.BigInteger, nullable=False),
+    Col("reason", sa.Text, nullable=False),
+    Col("asked_by", sa.Text, nullable=False),
+    Col("asked_at", UtcTime, nullable=False),
+)
 
 
 class SkippedOffsets(msgspec.Struct, frozen=True, kw_only=True):
-    """Messages of one partition that are to be skipped.
+    """A range of offsets of one partition to skip.
 
     Args:
-        topic_id: of the topic, see `Positions`; empty where nobody tells it.
+        topic_id: of the topic, see `Positions`; empty where the broker does not tell it.
         end_offset: of the first message that is not skipped.
-        reason: why, by whoever asked.
+        reason: given by the operator.
     """
 
     topic: str
@@ -36,11 +52,11 @@ class SkippedOffsets(msgspec.Struct, frozen=True, kw_only=True):
     asked_at: datetime
 
     def covers(self, partition: int, offset: int) -> bool:
-        """Tell whether a message of this life of the topic is one of them."""
+        """Test whether a message is in the range."""
         return partition == self.partition and self.first_offset <= offset < self.end_offset
 
 
-class SkipLedger:
+class SkippedOffsetStore:
     """Reads and writes the table `skipped_offsets`. Every method is one transaction.
 
     Raises:
@@ -50,34 +66,34 @@ class SkipLedger:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def add(self, asked: SkippedOffsets) -> bool:
-        """Have messages skipped; asked for again from the same offset on, the longer of the two counts.
+    def add(self, offsets: SkippedOffsets) -> bool:
+        """Store a range; of two from the same offset on, the longer one counts.
 
         Returns:
             whether anything changed.
         """
-        row = msgspec.structs.asdict(asked)
+        row = msgspec.structs.asdict(offsets)
         same = (
-            (skipped.c.topic == asked.topic)
-            & (skipped.c.topic_id == asked.topic_id)
-            & (skipped.c.partition == asked.partition)
-            & (skipped.c.first_offset == asked.first_offset)
+            (skipped_offsets.c.topic == offsets.topic)
+            & (skipped_offsets.c.topic_id == offsets.topic_id)
+            & (skipped_offsets.c.partition == offsets.partition)
+            & (skipped_offsets.c.first_offset == offsets.first_offset)
         )
-        longer = sa.update(skipped).where(same, skipped.c.end_offset < asked.end_offset).values(row)
+        longer = sa.update(skipped_offsets).where(same, skipped_offsets.c.end_offset < offsets.end_offset).values(row)
         with writing(self._engine) as connection:
-            added = insert_missing(connection, skipped, [row], skipped.c.topic)
+            added = insert_missing(connection, skipped_offsets, [row], skipped_offsets.c.topic)
             return bool(added) or bool(connection.execute(longer).rowcount)
 
     def of(self, topic: str, topic_id: str) -> tuple[SkippedOffsets, ...]:
-        """What is to be skipped in this life of a topic."""
-        is_this_life = skipped.c.topic_id.in_([topic_id, ""]) if topic_id else sa.true()
-        query = sa.select(skipped).where(skipped.c.topic == topic, is_this_life)
+        """Return the ranges of a topic; those of an earlier topic of the same name do not count."""
+        is_this_topic = skipped_offsets.c.topic_id.in_([topic_id, ""]) if topic_id else sa.true()
+        query = sa.select(skipped_offsets).where(skipped_offsets.c.topic == topic, is_this_topic)
         with reading(self._engine) as connection:
             return tuple(_rows(connection.execute(query).mappings()))
 
     def list(self, limit: int = 100) -> tuple[SkippedOffsets, ...]:
-        """Everything that was ever asked for, the newest first."""
-        query = sa.select(skipped).order_by(skipped.c.asked_at.desc()).limit(limit)
+        """Return every range that was ever stored, the newest first."""
+        query = sa.select(skipped_offsets).order_by(skipped_offsets.c.asked_at.desc()).limit(limit)
         with reading(self._engine) as connection:
             return tuple(_rows(connection.execute(query).mappings()))
 

@@ -102,7 +102,7 @@ def _claim_due(services: CrmResources, topic: str) -> list[str]:
     ledger, now = services.stream_ranges, datetime.now(UTC)
     ledger.reopen(topic, [RangeState.FAILED], now)
     due = [entry.key for entry in ledger.due(topic, MOST_BY_HAND, now)]
-    return list(ledger.request(new_batch_id(), due, now))
+    return list(ledger.claim(new_batch_id(), due, now))
 
 
 def _store_ranges(
@@ -151,14 +151,9 @@ def _identified(
 
 def _requeue(services: CrmResources, keys: Sequence[str], error: IngestError) -> None:
     retries = services.settings.retries
-
-    def pause(attempts: int) -> timedelta:
-        return retries.delay(attempts) * jittered(1.0)
-
+    jittery = retries.model_copy(update={"delay_seconds": retries.delay_seconds * jittered(1.0)})
     try:
-        services.stream_ranges.requeue_later(
-            keys, str(error), error.error_class, retries.max_attempts, pause, datetime.now(UTC)
-        )
+        services.stream_ranges.requeue_later(keys, str(error), error.error_class, jittery, datetime.now(UTC))
     except TransientError as away:
         # The database itself is what is away: a tick takes back what this run holds once it is there again.
         logger.warning("ranges_not_given_back", reason=str(away))

@@ -100,7 +100,7 @@ def _claim_due(services: UserActivityResources) -> list[str]:
     due = frozenset(entry.key for entry in ledger.due(topic, MOST_UNFINISHED, now))
     unfinished = ledger.unfinished(topic, MOST_UNFINISHED)
     keys = [record.range_key for topic_partition in ready(unfinished, due) for record in topic_partition]
-    return list(ledger.request(new_batch_id(), keys, now))
+    return list(ledger.claim(new_batch_id(), keys, now))
 
 
 def _store(services: UserActivityResources, records: Sequence[RangeRecord], stored: Stored) -> IngestError | None:
@@ -117,10 +117,9 @@ def _store(services: UserActivityResources, records: Sequence[RangeRecord], stor
 
 
 def _requeue(services: UserActivityResources, keys: Sequence[str], error: IngestError) -> None:
+    retries = services.settings.retries.model_copy(update={"max_attempts": NO_LAST_ATTEMPT})
     try:
-        services.stream_ranges.requeue_later(
-            keys, str(error), error.error_class, NO_LAST_ATTEMPT, services.settings.retries.delay, datetime.now(UTC)
-        )
+        services.stream_ranges.requeue_later(keys, str(error), error.error_class, retries, datetime.now(UTC))
     except TransientError as away:
         # The database itself is what is away: a tick takes back what this run holds once it is there again.
         logger.warning("ranges_not_given_back", reason=str(away))

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.work_queue.sql_helpers import in_parts
+from ingest_project.platform.database.statements import in_parts
 from ingest_project.streams.range_record import OffsetRange, offset_columns
 from ingest_project.streams.tables import stream_ranges as ranges
 from ingest_project.streams.user_activity.tables import activity_hour_spans as spans

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from ingest_project.attachments.eventhouse.client import EventhouseClient
-from ingest_project.attachments.eventhouse.clusters import ClusterAccess
 from ingest_project.attachments.eventhouse.polling import Page, QueryCursor, poll, position_from_json
 from ingest_project.attachments.eventhouse.queries import DomainQuery
+from ingest_project.core.settings import EventhouseSettings
 from ingest_project_tests.services.kusto_server import KustoServer
 
 TABLE = "ClaimDocuments"
 
 
-def access_to(server: KustoServer, **changes: Any) -> ClusterAccess:  # noqa: ANN401 - fields of different types
+def access_to(server: KustoServer, **changes: Any) -> EventhouseSettings:  # noqa: ANN401 - fields of different types
     """Access to the tests' own cluster, whose host is trusted by name."""
-    access = ClusterAccess(
-        address=server.address, authentication="none", trusted_hosts=("127.0.0.1",), timeout_seconds=2
+    access = EventhouseSettings(
+        address=server.address, authentication="none", trusted_hosts=["127.0.0.1"], timeout_seconds=2
     )
-    return dataclasses.replace(access, **changes)
+    return access.model_copy(update=changes)
 
 
 def claims(**changes: Any) -> DomainQuery:  # noqa: ANN401 - fields of different types

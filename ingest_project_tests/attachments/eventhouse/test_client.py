@@ -7,15 +7,21 @@ import time
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.attachments.eventhouse.client import AnswerTooLargeError, EventhouseClient
-from ingest_project.attachments.eventhouse.clusters import ClusterAccess, check_address, check_login
-from ingest_project.attachments.eventhouse.frames import BrokenAnswerError, QueryReportedError, check_frames
+from ingest_project.attachments.eventhouse.client import (
+    AnswerTooLargeError,
+    BrokenAnswerError,
+    EventhouseClient,
+    QueryReportedError,
+    check_frames,
+)
+from ingest_project.attachments.eventhouse.clusters import check_address, check_login
 from ingest_project.core.errors import (
     AddressRejectedError,
     EventhouseUnavailableError,
     QueryRejectedError,
     SettingsError,
 )
+from ingest_project.core.settings import EventhouseSettings
 from ingest_project_tests.attachments.eventhouse.samples import TABLE, access_to, row
 from ingest_project_tests.services.identity import IdentityServer
 from ingest_project_tests.services.kusto_server import Fault, KustoServer
@@ -68,7 +74,7 @@ def test_an_answer_that_does_not_come_is_given_up_in_time(kusto_server: KustoSer
 
 
 def test_a_cluster_that_is_away_is_transient() -> None:
-    access = ClusterAccess(address="http://127.0.0.1:9", authentication="none", trusted_hosts=("127.0.0.1",))
+    access = EventhouseSettings(address="http://127.0.0.1:9", authentication="none", trusted_hosts=["127.0.0.1"])
     with EventhouseClient(access) as client, pytest.raises(EventhouseUnavailableError, match="refused"):
         client.query("events", "T")
 
@@ -183,7 +189,7 @@ def test_a_sign_in_that_fails_is_told_without_secrets(
 )
 def test_an_address_that_is_not_trusted_gets_nothing(address: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        EventhouseClient(ClusterAccess(address=address))
+        EventhouseClient(EventhouseSettings(address=address))
     assert "password" not in str(caught.value)
 
 
@@ -197,20 +203,20 @@ def test_an_address_that_is_not_trusted_gets_nothing(address: str) -> None:
     ],
 )
 def test_microsoft_s_clouds_are_trusted(address: str, used: str) -> None:
-    assert check_address(ClusterAccess(address=address)) == used
+    assert check_address(EventhouseSettings(address=address)) == used
 
 
 def test_a_setting_trusts_further_hosts() -> None:
-    trusted = ("*.private.example.com", "localhost")
+    trusted = ["*.private.example.com", "localhost"]
     for address in ("https://a.private.example.com", "http://localhost:8080", "http://b.private.example.com"):
-        assert check_address(ClusterAccess(address=address, trusted_hosts=trusted)) == address
+        assert check_address(EventhouseSettings(address=address, trusted_hosts=trusted)) == address
     with pytest.raises(SettingsError, match="INGEST_EVENTHOUSE_TRUSTED_HOSTS"):
-        check_address(ClusterAccess(address="https://private.example.com", trusted_hosts=trusted))
+        check_address(EventhouseSettings(address="https://private.example.com", trusted_hosts=trusted))
 
 
 def test_a_star_does_not_trust_every_host_with_a_token() -> None:
     with pytest.raises(SettingsError, match="not trusted"):
-        check_address(ClusterAccess(address="https://evil.example.com", trusted_hosts=("*",)))
+        check_address(EventhouseSettings(address="https://evil.example.com", trusted_hosts=["*"]))
 
 
 def test_a_request_for_another_host_is_not_sent(kusto_server: KustoServer, database: Database) -> None:
@@ -236,24 +242,26 @@ def test_a_request_for_another_host_is_not_sent(kusto_server: KustoServer, datab
     ],
 )
 def test_an_application_s_secret_is_shown_to_microsoft_s_sign_in_alone(authority: str) -> None:
-    access = ClusterAccess(address="https://name.kusto.windows.net")
+    access = EventhouseSettings(address="https://name.kusto.windows.net")
     with pytest.raises(SettingsError, match="sign in"):
         check_login(authority, access)
     assert check_login("https://login.microsoftonline.com/", access) == "https://login.microsoftonline.com"
-    trusted = ClusterAccess(address="https://name.kusto.windows.net", trusted_hosts=("login.private.example.com",))
+    trusted = EventhouseSettings(address="https://name.kusto.windows.net", trusted_hosts=["login.private.example.com"])
     assert check_login("https://login.private.example.com", trusted) == "https://login.private.example.com"
 
 
 def test_credentials_that_do_not_fit_together_are_refused_before_anything_is_sent() -> None:
     address = "https://name.kusto.windows.net"
     with pytest.raises(SettingsError, match="client secret"):
-        EventhouseClient(ClusterAccess(address=address, authentication="application", tenant_id="t", client_id="c"))
+        EventhouseClient(
+            EventhouseSettings(address=address, authentication="application", tenant_id="t", client_id="c")
+        )
     with pytest.raises(SettingsError, match="only plain http"):
-        EventhouseClient(ClusterAccess(address=address, authentication="none"))
+        EventhouseClient(EventhouseSettings(address=address, authentication="none"))
 
 
 def test_secrets_do_not_print() -> None:
-    access = ClusterAccess(address="https://name.kusto.windows.net", client_secret=SecretStr("hush"))
+    access = EventhouseSettings(address="https://name.kusto.windows.net", client_secret=SecretStr("hush"))
     assert "hush" not in repr(access)
 
 

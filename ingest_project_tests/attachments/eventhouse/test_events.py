@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ingest_project.attachments.eventhouse.events import MAX_EVENT_BYTES, PolledEvent, RefusedRow, event_of
+from ingest_project.attachments.eventhouse.queries import MAX_EVENT_BYTES, PolledEvent, RefusedRow, event_of
 from ingest_project.contracts.attachments import decode_attachment_event
 from ingest_project_tests.attachments.eventhouse.samples import claims, row
 

@@ -14,11 +14,11 @@ from pydantic import SecretStr
 
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.file_queue import FileRecord
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.readiness import readiness
 from ingest_project.operations.resources import SystemResources
 from ingest_project.operations.snapshot import SystemSnapshot as Monitored
 from ingest_project.platform.work_queue.capacity import Capacity, Disk, available_slots, fullest_disk
-from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.journeys.system import (
     FILE_EVENTS,
     POLLING,
@@ -141,7 +141,7 @@ def test_a_disk_that_fills_stops_the_intake_and_room_on_it_lets_it_go_on(system:
     ballast.unlink()
     system.drive()
     assert system.states() == {"before.csv": "ingested", "while.csv": "ingested"}
-    assert system.tick(FILE_EVENTS).skip_message == f"Nothing new on {system.settings.topics.file_event_queue}."
+    assert system.tick(FILE_EVENTS).skip_message == f"Nothing due on {system.settings.topics.file_event_queue}."
 
 
 def test_what_is_kept_elsewhere_is_on_no_disk_of_this_machine(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from ingest_project.core.settings import RetrySettings
 from ingest_project.streams.crm.tables import opportunities, projects
 from ingest_project.streams.crm.unidentified_store import log_path
 from ingest_project.streams.range_record import OffsetRange, RangeState
@@ -184,7 +184,9 @@ def test_a_person_who_names_no_ranges_gets_what_is_due_and_what_was_given_up(crm
     crm.requests(SENSOR)
     ledger = crm.services.stream_ranges
     (record,) = ledger.list(crm.topic)
-    ledger.requeue_later([record.range_key], "broken", "X", 1, lambda _: timedelta(0), record.created_at)
+    ledger.requeue_later(
+        [record.range_key], "broken", "X", RetrySettings(max_attempts=1, delay_seconds=0), record.created_at
+    )
     assert ledger.counts_by_state(crm.topic)[RangeState.FAILED] == 1
     assert not crm.check("no_gap_in_offsets").passed
     assert crm.run("crm_batch").success

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from confluent_kafka import Producer
 
-from ingest_project.core.settings import load_settings
+from ingest_project.core.settings import RetrySettings, load_settings
 from ingest_project.streams.range_record import RangeState
 from ingest_project.streams.user_activity.recompute_hours import read_again_from_beginning
 from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
@@ -256,7 +256,9 @@ def test_a_person_who_names_no_ranges_gets_what_is_due(activity: ActivitySystem)
     activity.requests(SENSOR)
     ledger = activity.services.stream_ranges
     (record,) = ledger.list(activity.topic)
-    ledger.requeue_later([record.range_key], "broken", "X", 1, lambda _: timedelta(0), record.created_at)
+    ledger.requeue_later(
+        [record.range_key], "broken", "X", RetrySettings(max_attempts=1, delay_seconds=0), record.created_at
+    )
     assert activity.run(BATCH).success
     assert len(activity.rows()) == 1
     assert activity.run(BATCH).success

@@ -191,7 +191,7 @@ def store_everything(activity: ActivitySystem) -> None:
     services, ledger = activity.services, activity.services.stream_ranges
     plan_backlog(services, activity.topic, Positions("", {}), size=4, most=100, wait_seconds=0)
     keys = [record.range_key for record in ledger.unfinished(activity.topic, 1_000)]
-    store_ranges(services, ledger.start(keys, "a run", datetime.now(UTC)), Stored())
+    store_ranges(services, ledger.begin(keys, "a run", datetime.now(UTC)), Stored())
 
 
 def happen(activity: ActivitySystem, what: str, number: int) -> None:

@@ -32,7 +32,7 @@ def store_when_told(keys: Sequence[str]) -> None:
     """Take the ranges, say so, wait for a line, and store them; says how many were done."""
     assert event_table  # loaded before the other is waited for, so that both begin at once
     services = SystemResources(load_settings().settings)
-    records = services.stream_ranges.start(keys, f"run-{os.getpid()}", datetime.now(UTC))
+    records = services.stream_ranges.begin(keys, f"run-{os.getpid()}", datetime.now(UTC))
     stored = Stored()
     print("ready", flush=True)  # noqa: T201 - to the test
     sys.stdin.readline()

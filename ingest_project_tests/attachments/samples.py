@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from ingest_project.attachments.queue.events import EventArrival
-from ingest_project.attachments.queue.record import PENDING_LANE, AttachmentRecord, AttemptResult, TaskArrival
+from ingest_project.attachments.attempts import AttemptResult
+from ingest_project.attachments.event_queue import EventArrival
+from ingest_project.attachments.queue import PENDING_QUEUE, AttachmentRecord, TaskArrival
+from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts.attachments import DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.contracts.decoding import encode
-from ingest_project.platform.work_queue.states import AttachmentState
-from ingest_project.platform.work_queue.types import KafkaPosition
+from ingest_project.platform.work_queue.queue import KafkaPosition
 
 NOW = datetime(2026, 1, 15, 10, 30, 45, 123456, tzinfo=UTC)
+# More replays than any test makes.
+MANY = 100
 URL = "http://files.example.com/a.pdf"
 
 
@@ -22,7 +25,7 @@ def task(url: str = URL, trace_id: str = "trace") -> DownloadTask:
 def arrival(key: str, offset: int = 0, *, event: str | None = None, repeat: bool = False) -> TaskArrival:
     one = task(f"{URL}?{key}")
     intake = KafkaPosition("downloads.pending", 0, offset, "g1", NOW)
-    return TaskArrival(key, one, encode(one).decode(), intake, event_key=event, is_repeat=repeat)
+    return TaskArrival(key, one, encode(one).decode(), intake, event_key=event, max_replays=MANY if repeat else 0)
 
 
 def event(key: str, offset: int = 0) -> EventArrival:
@@ -42,7 +45,7 @@ def record(key: str, url: str = URL) -> AttachmentRecord:
     return AttachmentRecord(
         attachment_key=key, trace_id="trace", domain="claims", attachment_url=url, task=encode(task(url)).decode(),
         destination_path="claims/a.pdf", event_key=None, intake=KafkaPosition("t", 0, 0, "g1", NOW),
-        queue_name=PENDING_LANE,
+        queue_name=PENDING_QUEUE,
         state=AttachmentState.DOWNLOADING, attempts=1, attempt=1, replays=0, reason=None, error_class=None,
         batch_id=None, run_id=None, next_attempt_at=NOW, first_failed_at=None, http_status=None, size_bytes=None,
         sha256=None, content_type=None, stored_path=None, created_at=NOW, updated_at=NOW, started_at=None,

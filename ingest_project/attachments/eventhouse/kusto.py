@@ -15,17 +15,14 @@ from azure.kusto.data.response import KustoResponseDataSet
 from requests import PreparedRequest, Response, Session
 from urllib3.connection import HTTPConnection
 
-from ingest_project.attachments.eventhouse.clusters import ClusterAccess, check_login
-from ingest_project.attachments.eventhouse.frames import check_frames
+from ingest_project.attachments.eventhouse.client import check_frames
+from ingest_project.attachments.eventhouse.clusters import check_login
+from ingest_project.core.settings import EventhouseSettings
 from ingest_project.platform.http.pinned_transport import require_origin
 from ingest_project.platform.http.urls import parse_url
 
 QUERY_PATH = "v2/rest/query"
-
-
 CONNECT_SECONDS = 10.0
-
-
 # What the network may add to the time that the server may take.
 NETWORK_SECONDS = 5.0
 
@@ -33,14 +30,14 @@ NETWORK_SECONDS = 5.0
 class CheckedKustoClient(KustoClient):
     """A client that raises for every answer with an error in it, wherever in the answer it stands.
 
-    The library's own looks at the rows and leaves out the frame that says whether the answer is complete.
+    The library checks the rows only, not the frame that says whether the answer is complete.
     """
 
     def __init__(self, connection: KustoConnectionStringBuilder, address: str, timeout_seconds: float) -> None:
         super().__init__(connection)
         read_seconds = timeout_seconds + NETWORK_SECONDS
         adapter = _ClusterAdapter(address, read_seconds, self.compose_socket_options())
-        # The library's own type leaves open whether it is aiohttp's; this client is the one that waits.
+        # The library's type also allows aiohttp's session; this client is the synchronous one.
         session = cast("Session", self._session)
         session.mount("https://", adapter)
         session.mount("http://", adapter)
@@ -53,7 +50,7 @@ class CheckedKustoClient(KustoClient):
 
 
 class _ClusterAdapter(HTTPAdapterWithSocketOptions):
-    """The last step before the wire: requests go to the cluster and to no other host, whatever made them.
+    """Sends requests to the cluster and to no other host, whatever made them, and with a time-out.
 
     The library waits without an end for a cluster's metadata, and half a minute too long for an answer.
     """
@@ -70,30 +67,30 @@ class _ClusterAdapter(HTTPAdapterWithSocketOptions):
         return super().send(request, *args, **kwargs)
 
 
-def connect(access: ClusterAccess, address: str) -> CheckedKustoClient:
-    """A client for an address that was checked before; nothing is sent yet."""
-    if access.authentication == "none":
+def connect(settings: EventhouseSettings, address: str) -> CheckedKustoClient:
+    """Return a client for an address that was checked before; nothing is sent yet."""
+    if settings.authentication == "none":
         connection = KustoConnectionStringBuilder.with_no_authentication(address)
     else:
         _trust(parse_url(address).host)
         connection = KustoConnectionStringBuilder.with_azure_token_credential(
-            address, credential_from_login_endpoint=lambda authority: _credential(access, authority)
+            address, credential_from_login_endpoint=lambda authority: _credential(settings, authority)
         )
-    return CheckedKustoClient(connection, address, access.timeout_seconds)
+    return CheckedKustoClient(connection, address, settings.timeout_seconds)
 
 
 def _trust(host: str) -> None:
-    """Have the library send a token to this host, which was checked. Adding it again changes nothing."""
+    """Let the library send a token to this host, which was checked. Idempotent."""
     # The library leaves these two without types.
     rule = MatchRule(host, exact=True)  # type: ignore[no-untyped-call]
     well_known_kusto_endpoints.add_trusted_hosts([rule], replace=False)  # type: ignore[no-untyped-call]
 
 
-def _credential(access: ClusterAccess, authority: str) -> TokenCredential:
+def _credential(settings: EventhouseSettings, authority: str) -> TokenCredential:
     from azure.identity import ClientSecretCredential, DefaultAzureCredential  # noqa: PLC0415 - not for local servers
 
-    authority = check_login(authority, access)
-    if access.authentication == "application" and access.client_secret is not None:
-        secret = access.client_secret.get_secret_value()
-        return ClientSecretCredential(access.tenant_id, access.client_id, secret, authority=authority)
+    authority = check_login(authority, settings)
+    if settings.authentication == "application" and settings.client_secret is not None:
+        secret = settings.client_secret.get_secret_value()
+        return ClientSecretCredential(settings.tenant_id or "", settings.client_id or "", secret, authority=authority)
     return DefaultAzureCredential(authority=authority)

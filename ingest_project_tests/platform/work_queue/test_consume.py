@@ -9,7 +9,7 @@ import pytest
 from ingest_project.core.errors import DatabaseUnavailableError, UnexpectedError
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.platform.work_queue.narrowing import MOST_UNFINISHED_ALONE, Attempt, beginning
+from ingest_project.platform.work_queue.consume import MOST_UNFINISHED_ALONE, Attempt, attempting
 
 MESSAGES = [ConsumerRecord("t", 0, offset, None, None, b"", ()) for offset in range(100)]
 POISON = 61
@@ -17,7 +17,7 @@ POISON = 61
 
 def tick(topic: str, first: int, *, most: int = 100) -> tuple[int, Attempt]:
     """One tick from an offset on, which the poisonous message ends; where the next one goes on."""
-    with beginning(topic, Positions("", {0: first}), most) as attempt:
+    with attempting(topic, Positions("", {0: first}), most) as attempt:
         attempt.messages = MESSAGES[first : first + attempt.max_messages]
         wanted = [message for message in attempt.messages if attempt.refusal_of(message) is None]
         if any(message.offset == POISON for message in wanted):
@@ -48,14 +48,14 @@ def test_a_message_that_ended_its_tick_alone_says_why_it_is_refused() -> None:
 
 def test_a_service_that_is_away_narrows_nothing_and_refuses_nothing() -> None:
     def away() -> None:
-        with beginning("away", Positions("", {0: 0}), 1) as attempt:
+        with attempting("away", Positions("", {0: 0}), 1) as attempt:
             attempt.messages = MESSAGES[:1]
             raise DatabaseUnavailableError("db", "gone")
 
     for _ in range(5):
         with pytest.raises(DatabaseUnavailableError):
             away()
-    with beginning("away", Positions("", {0: 0}), 100) as attempt:
+    with attempting("away", Positions("", {0: 0}), 100) as attempt:
         assert attempt.refusal_of(MESSAGES[0]) is None
 
 
@@ -63,7 +63,7 @@ def test_ticks_that_the_daemon_gave_up_take_half_and_in_the_end_refuse_the_one_t
     sizes = []
     for _ in range(MOST_UNFINISHED_ALONE + 3):
         # Left without an end, as a thread that hangs leaves it.
-        attempt = beginning("hanging", Positions("", {0: 0}), 4).__enter__()
+        attempt = attempting("hanging", Positions("", {0: 0}), 4).__enter__()
         attempt.messages = MESSAGES[: attempt.max_messages]
         sizes.append(len(attempt.messages))
     assert sizes[:3] == [4, 2, 1]

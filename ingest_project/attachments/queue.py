@@ -1,0 +1,491 @@
+"""The work queue of attachments: what is to be downloaded, what a run leases, what waits for a retry, what failed.
+
+An attempt's result is stored before it is published. A run that is killed in between leaves an unpublished result; the
+next run that begins the attachment publishes that one and does not download again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.attachments.attempts import AttemptResult, Identity, enter_results
+from ingest_project.attachments.tables import (
+    AttachmentState,
+    attachment_replays,
+    attachments,
+    download_outcomes,
+)
+from ingest_project.contracts.attachments import DownloadStatus, DownloadTask
+from ingest_project.contracts.decoding import decode
+from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database.statements import in_parts, update_each
+from ingest_project.platform.work_queue.queue import KafkaPosition, QueueEntry, QueueTable, WorkQueue
+
+# Names of the two parts of the queue: first attempts, and the others.
+PENDING_QUEUE = "pending"
+RETRY_QUEUE = "retry"
+# Of those that are due, the ones that are ranked for fair shares: bounds what a tick costs.
+MOST_DUE = 100_000
+COLUMNS = attachments.c
+
+
+class TaskArrival(NamedTuple):
+    """A download task that has arrived, found in an event or sent over Kafka.
+
+    Args:
+        attachment_key: partition key, see `contracts.download.attachment_key`.
+        raw: the task as it came, JSON.
+        due_at: not to be tried before; None: at once.
+        event_key: the event it was found in; None over Kafka.
+        max_replays: where the attachment had failed, this task replays it up to so many times; 0: not at all.
+    """
+
+    attachment_key: str
+    task: DownloadTask
+    raw: str
+    intake: KafkaPosition
+    due_at: datetime | None = None
+    event_key: str | None = None
+    max_replays: int = 0
+
+    def own_columns(self, now: datetime) -> dict[str, Any]:
+        """Return the columns that only attachments have."""
+        task = self.task
+        return {
+            "trace_id": task.trace_id,
+            "domain": task.domain,
+            "attachment_url": task.attachment_url,
+            "task": self.raw,
+            "destination_path": task.destination_path,
+            "event_key": self.event_key,
+            "queue_name": PENDING_QUEUE if task.attempt == 1 else RETRY_QUEUE,
+            "attempt": task.attempt,
+            "replays": 0,
+            "batch_id": None,
+            "run_id": None,
+            "next_attempt_at": self.due_at or now,
+        }
+
+
+class AttachmentRecord(QueueEntry, frozen=True, kw_only=True):
+    """One attachment.
+
+    Args:
+        task: as it came, JSON.
+        attempts: how often a batch claimed it since the last attempt ended; more than one: runs were lost.
+        attempt: which attempt comes next or was the last, the first being 1.
+        replays: how often it began again.
+    """
+
+    states: ClassVar = AttachmentState
+
+    attachment_key: str
+    trace_id: str
+    domain: str
+    attachment_url: str
+    task: str
+    destination_path: str
+    event_key: str | None
+    queue_name: str
+    state: AttachmentState
+    attempt: int
+    replays: int
+    first_failed_at: datetime | None
+    http_status: int | None
+    size_bytes: int | None
+    sha256: str | None
+    content_type: str | None
+    stored_path: str | None
+
+    @property
+    def identity(self) -> Identity:
+        """Identity of the attempt that comes next or was the last."""
+        return (self.attachment_key, self.replays, self.attempt)
+
+    @property
+    def this_task(self) -> DownloadTask:
+        """The task of the attempt that comes next or was the last."""
+        return self.task_of(self.attempt)
+
+    def task_of(self, attempt: int) -> DownloadTask:
+        """Return the task of one of the attempts, the first being 1.
+
+        Raises:
+            UnreadableMessageError: what is on record is no task.
+        """
+        task = decode(self.task.encode(), DownloadTask)
+        return msgspec.structs.replace(task, destination_path=self.destination_path, attempt=attempt)
+
+
+class Replayed(NamedTuple):
+    """Result of a replay.
+
+    Args:
+        keys: attachments that are tried again, in the order they will be.
+        exhausted: attachments that have been replayed as often as is allowed.
+    """
+
+    keys: tuple[str, ...]
+    exhausted: tuple[str, ...]
+
+
+class FailedFilter(NamedTuple):
+    """Selects failed attachments; what is None does not matter."""
+
+    trace_id: str | None = None
+    domain: str | None = None
+    error_class: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    keys: tuple[str, ...] | None = None
+
+    def conditions(self) -> list[sa.ColumnElement[bool]]:
+        """Return the SQL conditions."""
+        equal = {"trace_id": self.trace_id, "domain": self.domain, "error_class": self.error_class}
+        conditions = [COLUMNS[name] == value for name, value in equal.items() if value is not None]
+        if self.since is not None:
+            conditions.append(COLUMNS.updated_at >= self.since)
+        if self.until is not None:
+            conditions.append(COLUMNS.updated_at < self.until)
+        if self.keys is not None:
+            conditions.append(COLUMNS.attachment_key.in_(self.keys))
+        return conditions
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """Attachments that wait with one number of attempts behind them.
+
+    Args:
+        attempt: which one comes next, the first being 1.
+    """
+
+    queue_name: str
+    attempt: int
+    waiting: int
+    due: int
+    next_due_at: datetime
+
+
+ATTACHMENT_QUEUE = QueueTable(
+    table=attachments,
+    entry=AttachmentRecord,
+    states=AttachmentState,
+    working=AttachmentState.DOWNLOADING,
+    queue_name="queue_name",
+    searched=("attachment_key", "trace_id", "attachment_url", "reason"),
+)
+
+
+class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState]):
+    """The queue over the table `attachments`.
+
+    An entry that was finished and that a run begins is replayed: a person selected its partition.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        super().__init__(engine, ATTACHMENT_QUEUE)
+
+    def record_extracted(
+        self, arrivals: Sequence[TaskArrival], batch_id: str | None, run_id: str, now: datetime
+    ) -> dict[str, str]:
+        """Enter tasks found in events: leased to the run that found them, or pending where it does not download them.
+
+        One that is known and was never tried is due now: the sender of its task may have set any other time.
+
+        Args:
+            arrivals: the tasks.
+            batch_id: of a run that goes on to download them; None leaves that to the next one.
+            run_id: of the run.
+            now: when.
+
+        Returns:
+            of each of these attachments, the event that it is known by.
+        """
+        first = {arrival.attachment_key: arrival for arrival in reversed(arrivals)}
+        leased = {"state": AttachmentState.REQUESTED, "batch_id": batch_id, "run_id": run_id, "attempts": 1}
+        rows = [self._row(first[key], now) | (leased if batch_id else {}) for key in sorted(first)]
+        never_tried = sa.and_(COLUMNS.state == AttachmentState.PENDING, COLUMNS.first_failed_at.is_(None))
+        is_later = sa.or_(COLUMNS.next_attempt_at > now, COLUMNS.attempt > 1)
+        due_now = {"next_attempt_at": now, "attempt": 1, "queue_name": PENDING_QUEUE, "updated_at": now}
+        owners: dict[str, str] = {}
+        with writing(self._engine) as connection:
+            new = self._insert(connection, rows)
+            self._update(connection, sorted(first.keys() - new), due_now, never_tried, is_later)
+            for part in in_parts(sorted(first)):
+                query = sa.select(COLUMNS.attachment_key, COLUMNS.event_key)
+                found = connection.execute(query.where(COLUMNS.attachment_key.in_(part)))
+                owners.update((key, event_key or "") for key, event_key in found)
+        return owners
+
+    def finish_attempts(
+        self, results: Sequence[AttemptResult], run_id: str, now: datetime
+    ) -> tuple[AttemptResult, ...]:
+        """Store how attempts ended, and what follows from it.
+
+        Of an attempt that had ended already, by a lost run or one that worked at the same time, the first result holds.
+
+        Args:
+            results: one of each attachment.
+            run_id: of the run that made them.
+            now: when.
+
+        Returns:
+            the results that hold, in order of their attachments.
+        """
+        own = {result.attachment_key: result for result in results}
+        with writing(self._engine) as connection:
+            present = self._present_attempts(connection, sorted(own))
+            holding = enter_results(connection, own, run_id)
+            followed = [result for result in holding.values() if result.identity in present]
+            for end in (_stored, _kept, _failed):
+                rows = [row for result in followed if (row := end(result, now))]
+                update_each(connection, attachments, COLUMNS.attachment_key, rows)
+            failed = [result.attachment_key for result in followed if _failed(result, now)]
+            self._update(connection, failed, {"first_failed_at": now}, COLUMNS.first_failed_at.is_(None))
+        return tuple(holding.values())
+
+    def postpone(self, keys: Sequence[str], reason: str, until: datetime, now: datetime) -> None:
+        """Make attachments pending with a time before which they are not tried; that counts as no attempt."""
+        change = {"state": AttachmentState.PENDING, "attempts": 0, "batch_id": None, "run_id": None}
+        self._change(keys, {**change, "reason": reason, "next_attempt_at": until}, now)
+
+    def replay(
+        self, keys: Sequence[str], asked_by: str, max_replays: int, per_second: float, now: datetime
+    ) -> Replayed:
+        """Have failed attachments tried again, a bounded number a second.
+
+        Args:
+            keys: of failed attachments; others stay unchanged.
+            asked_by: for the audit.
+            max_replays: an attachment that has begun again as often as this stays failed.
+            per_second: how fast they become due.
+            now: the first is due.
+        """
+        failed, exhausted = COLUMNS.state == AttachmentState.FAILED, COLUMNS.replays >= max_replays
+        replayed: list[str] = []
+        left: list[str] = []
+        with writing(self._engine) as connection:
+            for part in in_parts(keys):
+                unchanged = self._select_keys(connection, part, failed, exhausted)
+                left += [key for key in part if key in unchanged]
+                begun = self._begin_again(connection, part, asked_by, now, failed, ~exhausted)
+                in_order = [key for key in part if key in begun]
+                due = [
+                    {"attachment_key": key, "next_attempt_at": now + timedelta(seconds=number / per_second)}
+                    for number, key in enumerate(in_order, start=len(replayed))
+                ]
+                update_each(connection, attachments, COLUMNS.attachment_key, due)
+                replayed += in_order
+        return Replayed(tuple(replayed), tuple(left))
+
+    def failed(self, wanted: FailedFilter, limit: int = 100) -> tuple[AttachmentRecord, ...]:
+        """Return failed attachments, those that failed first in front."""
+        query = sa.select(attachments).where(COLUMNS.state == AttachmentState.FAILED, *wanted.conditions())
+        return self._select(query.order_by(COLUMNS.updated_at, COLUMNS.attachment_key).limit(limit))
+
+    def most_overdue(self, queue_name: str) -> AttachmentRecord | None:
+        """Return the pending attachment of a queue whose time came first."""
+        pending = sa.select(attachments).where(
+            COLUMNS.queue_name == queue_name, COLUMNS.state == AttachmentState.PENDING
+        )
+        found = self._select(pending.order_by(COLUMNS.next_attempt_at).limit(1))
+        return found[0] if found else None
+
+    def found_in_events(self) -> int:
+        """Count the attachments that were found in events, not sent as tasks."""
+        return self._count(sa.select(sa.func.count()).where(COLUMNS.event_key.is_not(None)))
+
+    def ends_without_outcome(self) -> int:
+        """Count the finished attachments without a result of their last attempt."""
+        outcome = download_outcomes.c
+        same = sa.and_(
+            outcome.attachment_key == COLUMNS.attachment_key,
+            outcome.replays == COLUMNS.replays,
+            outcome.attempt == COLUMNS.attempt,
+        )
+        query = sa.select(sa.func.count()).select_from(attachments.outerjoin(download_outcomes, same))
+        is_finished = COLUMNS.state.in_(ATTACHMENT_QUEUE.finished)
+        return self._count(query.where(is_finished, outcome.attachment_key.is_(None)))
+
+    def finished_since(self, since: datetime) -> dict[AttachmentState, int]:
+        """Count how many attachments were stored and how many failed since then."""
+        counted = [sa.func.count().filter(COLUMNS.state == state) for state in ATTACHMENT_QUEUE.finished]
+        recent = (COLUMNS.state.in_(ATTACHMENT_QUEUE.finished), COLUMNS.updated_at >= since)
+        with reading(self._engine) as connection:
+            counts = connection.execute(sa.select(*counted).where(*recent)).one()
+        return dict(zip(ATTACHMENT_QUEUE.finished, map(int, counts), strict=True))
+
+    def _due(self, queue_name: str, limit: int, now: datetime) -> sa.Select[Any]:
+        """Domains take turns, and in each its traces: one that has thousands does not delay the others."""
+        due = super()._due(queue_name, MOST_DUE, now)
+        due_rows = due.add_columns(COLUMNS.domain, COLUMNS.trace_id, COLUMNS.next_attempt_at).subquery().c
+        of_trace = sa.func.row_number().over(
+            partition_by=[due_rows.domain, due_rows.trace_id], order_by=due_rows.next_attempt_at
+        )
+        ranked = sa.select(*due_rows, of_trace.label("of_trace")).subquery().c
+        of_domain = sa.func.row_number().over(
+            partition_by=ranked.domain, order_by=[ranked.of_trace, ranked.next_attempt_at]
+        )
+        turns = sa.select(*ranked, of_domain.label("of_domain")).subquery().c
+        in_turn = sa.select(turns.attachment_key, turns.attempts).order_by(turns.of_domain, turns.next_attempt_at)
+        return in_turn.limit(limit)
+
+    def _record_known(self, connection: sa.Connection, known: Mapping[str, TaskArrival], now: datetime) -> set[str]:
+        """Replay failed attachments whose tasks somebody else sends again, as often as is allowed."""
+        failed = COLUMNS.state == AttachmentState.FAILED
+        replayed: set[str] = set()
+        for most in {arrival.max_replays for arrival in known.values()} - {0}:
+            keys = [key for key, arrival in known.items() if arrival.max_replays == most]
+            replayed |= self._begin_again(connection, keys, "a message", now, failed, COLUMNS.replays < most)
+        return replayed
+
+    def _before_begin(self, connection: sa.Connection, keys: Sequence[str], run_id: str, now: datetime) -> None:
+        finished = COLUMNS.state.in_(ATTACHMENT_QUEUE.finished)
+        self._begin_again(connection, keys, f"run {run_id}", now, finished)
+
+    def _begin_again(
+        self,
+        connection: sa.Connection,
+        keys: Sequence[str],
+        asked_by: str,
+        now: datetime,
+        *conditions: sa.ColumnElement[bool],
+    ) -> set[str]:
+        """Make attachments pending as if for the first time, with an entry in the audit; returns their keys."""
+        query = sa.select(COLUMNS.attachment_key, COLUMNS.replays, COLUMNS.error_class, COLUMNS.reason)
+        query = query.where(*conditions).with_for_update()
+        audit = [
+            {
+                "attachment_key": key,
+                "replays": replays + 1,
+                "asked_by": asked_by,
+                "asked_at": now,
+                "earlier_error_class": error_class,
+                "earlier_reason": reason,
+            }
+            for part in in_parts(keys)
+            for key, replays, error_class, reason in connection.execute(query.where(COLUMNS.attachment_key.in_(part)))
+        ]
+        if not audit:
+            return set()
+        connection.execute(sa.insert(attachment_replays), audit)
+        again = self._as_new(now) | {"queue_name": PENDING_QUEUE, "attempt": 1, "first_failed_at": None}
+        again |= {"replays": COLUMNS.replays + 1, "updated_at": now}
+        return self._update(connection, [row["attachment_key"] for row in audit], again)
+
+    @staticmethod
+    def _present_attempts(connection: sa.Connection, keys: Sequence[str]) -> set[Identity]:
+        """Return the attempt that each attachment is at, locked until the end of the transaction."""
+        query = sa.select(COLUMNS.attachment_key, COLUMNS.replays, COLUMNS.attempt).with_for_update()
+        present: set[Identity] = set()
+        for part in in_parts(keys):
+            ordered = query.where(COLUMNS.attachment_key.in_(part)).order_by(COLUMNS.attachment_key)
+            present.update((row[0], row[1], row[2]) for row in connection.execute(ordered))
+        return present
+
+
+def next_attempt_at(
+    failed_at: datetime, attempt: int, delays: Sequence[timedelta], host_delay: timedelta | None = None
+) -> datetime | None:
+    """Return when to try again, or None once every delay is used up.
+
+    Args:
+        failed_at: when the attempt ended.
+        attempt: which one that was, the first being 1.
+        delays: of the retry topics, in order.
+        host_delay: how long the host wants no request; a longer pause than ours is kept.
+    """
+    if attempt > len(delays):
+        return None
+    return failed_at + max(delays[attempt - 1], host_delay or delays[attempt - 1])
+
+
+def retry_topic(attempt: int, topics: Sequence[str]) -> str:
+    """Return the topic in which a task waits after so many attempts, the first being 1."""
+    return topics[min(attempt, len(topics)) - 1]
+
+
+def pending_at(engine: sa.Engine, now: datetime) -> tuple[Pending, ...]:
+    """Count the attachments that wait, by queue and attempt. `next_due_at` is the first time after now, if any.
+
+    Raises:
+        DatabaseUnavailableError, TransactionConflictError: the database does not answer.
+    """
+    is_due = COLUMNS.next_attempt_at <= now
+    query = (
+        sa.select(
+            COLUMNS.queue_name,
+            COLUMNS.attempt,
+            sa.func.count().label("waiting"),
+            sa.func.count().filter(is_due).label("due"),
+            sa.func.coalesce(
+                sa.func.min(COLUMNS.next_attempt_at).filter(~is_due),
+                sa.func.min(COLUMNS.next_attempt_at),
+                type_=COLUMNS.next_attempt_at.type,
+            ).label("next_due_at"),
+        )
+        .where(COLUMNS.state == AttachmentState.PENDING)
+        .group_by(COLUMNS.queue_name, COLUMNS.attempt)
+        .order_by(COLUMNS.queue_name, COLUMNS.attempt)
+    )
+    with reading(engine) as connection:
+        return tuple(Pending(**row) for row in connection.execute(query).mappings())
+
+
+def _stored(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
+    """Return the changes after a success; None after anything else, as the two below."""
+    result = ended.result
+    if result.status is not DownloadStatus.SUCCESS:
+        return None
+    return {
+        **_ended(ended, now),
+        "state": AttachmentState.STORED,
+        "reason": None,
+        "error_class": None,
+        "size_bytes": result.size_bytes,
+        "sha256": result.sha256,
+        "content_type": ended.content_type,
+        "stored_path": result.onelake_path,
+    }
+
+
+def _kept(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
+    """Return the changes where an attempt failed and the stored bytes stay."""
+    if not ended.leaves_stored_bytes:
+        return None
+    reason = f"Stored; the last attempt to download it again failed: {ended.result.error}"
+    return {**_ended(ended, now), "state": AttachmentState.STORED, "attempts": 0, "reason": reason}
+
+
+def _failed(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
+    """Return the changes after a failure: a wait for the next attempt, or the end."""
+    if ended.result.status is DownloadStatus.SUCCESS or ended.leaves_stored_bytes:
+        return None
+    waits = ended.next_attempt_at is not None
+    return {
+        **_ended(ended, now),
+        "state": AttachmentState.PENDING if waits else AttachmentState.FAILED,
+        "queue_name": RETRY_QUEUE,
+        "attempt": ended.result.attempt + waits,
+        "attempts": 0,
+        "next_attempt_at": ended.next_attempt_at or now,
+        "finished_at": None if waits else now,
+    }
+
+
+def _ended(ended: AttemptResult, now: datetime) -> dict[str, Any]:
+    result = ended.result
+    return {
+        "attachment_key": ended.attachment_key,
+        "attempt": result.attempt,
+        "reason": result.error,
+        "error_class": result.error_class,
+        "http_status": result.http_status,
+        "finished_at": now,
+        "updated_at": now,
+    }

@@ -1,1 +1,0 @@
-"""The state of attachment events, attachments and download attempts."""

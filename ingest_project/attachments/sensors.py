@@ -1,0 +1,218 @@
+"""Sensors on `events.raw` (or an event hub), and on `downloads.pending` and the retry topics.
+
+Events become runs that extract, download and store. Tasks that were sent by others, or wait for a retry, become runs
+that download and store. What waits is in the queue, by the time it is due; the topics are consumed as they fill. So the
+first task that is not due yet delays no other, and ten thousand that wait cost a tick no more than none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import dagster as dg
+from msgspec.structs import replace
+
+from ingest_project.attachments.assets import ORIGIN, ORIGIN_HEADER
+from ingest_project.attachments.catalog import ATTACHMENTS, hour_of_arrival
+from ingest_project.attachments.event_queue import EventArrival
+from ingest_project.attachments.queue import RETRY_QUEUE, TaskArrival
+from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.attachments.results import DUE_HEADER
+from ingest_project.contracts.attachments import (
+    AttachmentEvent,
+    DownloadTask,
+    attachment_key,
+    decode_attachment_event,
+    decode_download_task,
+)
+from ingest_project.core.keys import digest_of
+from ingest_project.core.settings import AttachmentSettings
+from ingest_project.platform.http.client import LONGEST_RETRY_AFTER
+from ingest_project.platform.http.file_names import chosen_file_name
+from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.work_queue.batches import batches_of_due, split_evenly
+from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
+from ingest_project.platform.work_queue.queue import Due
+from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, queue_sensor
+
+EVENTS = "attachment_events"
+# One attachment may be what takes its run down: each run that is lost makes the next ones so much smaller, until it is
+# alone. Alone at once would make thousands of runs of one batch that a database's hiccup took down.
+SMALLER_AFTER_A_LOST_RUN = 8
+# A lost run is no attempt of the server's: the run limits how often that may happen, see `downloading.RunLostError`.
+NEVER = 2**31 - 1
+# How much the clock of a task's sender may be ahead of ours.
+CLOCK_SKEW = timedelta(minutes=10)
+# Characters of an ISO 8601 time, microseconds and zone included.
+LONGEST_TIME = 40
+UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def attachment_events_sensor(job_name: str) -> dg.SensorDefinition:
+    """Create the sensor that consumes attachment events, in runs of the job that extracts, downloads and stores."""
+
+    def tick(context: dg.SensorEvaluationContext, services: AttachmentResources) -> dg.SensorResult:
+        settings = services.settings
+        topic, reader = topic_and_reader(services)
+        queue = Queue(
+            topic,
+            settings.topics.events_raw_dlq,
+            decode_attachment_event,
+            max_messages=settings.attachments.tick_max_messages,
+            wait_seconds=settings.file_ingest.tick_wait_seconds,
+            reader=reader,
+        )
+        batch_events, parallel = settings.attachments.batch_events, settings.attachments.max_parallel_batches
+        events = QueueSensor(
+            queue=services.attachment_events,
+            queue_name=topic,
+            kind=EVENTS,
+            cut=partial(batches_of_due, largest=batch_events, parallel=parallel),
+            batch_entries=batch_events,
+            max_batches=2 * parallel,
+            retries=settings.retries,
+            intakes=[Intake(queue, lambda arrived: [event_arrival(one, datetime.now(UTC)) for one in arrived])],
+            # Events are shown under the hour in which they arrived.
+            has_partitions=False,
+            runs_have_partitions=False,
+        )
+        return events.tick(context, services)
+
+    description = "Requests runs over the events that arrive on events.raw, or on the event hub that replaces it."
+    return queue_sensor("attachment_events_sensor", job_name, description, tick)
+
+
+def downloads_sensor(name: str, queue_name: str, job_name: str) -> dg.SensorDefinition:
+    """Create a sensor that serves one part of the queue of attachments.
+
+    Args:
+        name: of the sensor.
+        queue_name: `pending` for first attempts, `retry` for the others.
+        job_name: of the job that downloads and stores a batch.
+    """
+
+    def tick(context: dg.SensorEvaluationContext, services: AttachmentResources) -> dg.SensorResult:
+        settings = services.settings.attachments
+        downloads = QueueSensor(
+            queue=services.attachments,
+            queue_name=queue_name,
+            kind=ATTACHMENTS,
+            cut=partial(cut_downloads, settings=settings),
+            batch_entries=settings.batch_downloads,
+            max_batches=2 * settings.max_parallel_batches,
+            retries=services.settings.retries.model_copy(update={"max_attempts": NEVER}),
+            intakes=[_tasks(services, topic) for topic in topics_of(services, queue_name)],
+            # Not even a run over a single one: see `attachments.jobs`.
+            runs_have_partitions=False,
+        )
+        return downloads.tick(context, services)
+
+    return queue_sensor(
+        name,
+        job_name,
+        f"Requests runs over downloads that are {'due again' if queue_name == RETRY_QUEUE else 'new'}.",
+        tick,
+        # Those that wait for a first message inside the tick take longer than a second anyway.
+        every_seconds=5 if queue_name == RETRY_QUEUE else 1,
+    )
+
+
+def topic_and_reader(services: AttachmentResources) -> tuple[str, TopicReader]:
+    """Return the topic of events and its reader: `events.raw`, or the event hub that replaces it."""
+    if services.settings.attachments.event_source == "eventhub":
+        return services.event_hub.topic, services.event_hub_reader
+    return services.settings.topics.events_raw, services.reader
+
+
+def topics_of(services: AttachmentResources, queue_name: str) -> Sequence[str]:
+    """Return the topics whose tasks go into a part of the queue."""
+    topics = services.settings.topics
+    return topics.downloads_retry if queue_name == RETRY_QUEUE else (topics.downloads_pending,)
+
+
+def event_arrival(arrived: ConsumedMessage[AttachmentEvent], now: datetime) -> EventArrival:
+    """Return an event as the queue keeps it, under a key made of its position: read again, it is the same event."""
+    event, intake = arrived.message, arrived.intake
+    return EventArrival(
+        event_key=digest_of(*intake.position),
+        hour=hour_of_arrival(intake.at, now),
+        trace_id=event.trace_id,
+        domain=event.domain,
+        event_type=event.event_type,
+        body=(arrived.received.value or b"").decode("utf-8", "replace"),
+        intake=intake,
+    )
+
+
+def task_arrival(arrived: ConsumedMessage[DownloadTask], services: AttachmentResources) -> TaskArrival:
+    """Return a task as the queue keeps it; one without a destination gets its domain's."""
+    task, received, settings = arrived.message, arrived.received, services.settings.attachments
+    # At most as many as there are retry tiers: a stranger may send any number.
+    task = replace(task, attempt=min(task.attempt, len(settings.retry_delays) + 1))
+    if not task.destination_path:
+        task = replace(task, destination_path=_destination(task, arrived, services))
+    return TaskArrival(
+        attachment_key=attachment_key(task.trace_id, task.attachment_url),
+        task=task,
+        raw=(received.value or b"").decode("utf-8", "replace"),
+        intake=arrived.intake,
+        due_at=due_at(received.header(DUE_HEADER), settings.retry_delays, datetime.now(UTC)),
+        max_replays=0 if received.header(ORIGIN_HEADER) == ORIGIN else settings.max_replays,
+    )
+
+
+def due_at(header: bytes | None, delays: Sequence[timedelta], now: datetime) -> datetime | None:
+    """Return the time at which a task is due, no later than a retry of ours may be; None: at once.
+
+    A time that has passed counts as none: it would put the task before those that wait longest.
+
+    Args:
+        header: ISO 8601; UTC where it names no zone.
+        delays: of the retry topics.
+        now: when the task was read.
+    """
+    try:
+        moment = datetime.fromisoformat((header or b"")[:LONGEST_TIME].decode())
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
+    return min(moment, now + max(*delays, LONGEST_RETRY_AFTER) + CLOCK_SKEW) if moment > now else None
+
+
+def cut_downloads(due: Sequence[Due], settings: AttachmentSettings) -> list[list[str]]:
+    """Cut due attachments into batches, smaller ones of those whose runs were lost."""
+    by_lost_runs: dict[int, list[str]] = {}
+    for one in due:
+        by_lost_runs.setdefault(one.attempts, []).append(one.key)
+    batches = []
+    for lost_runs, keys in sorted(by_lost_runs.items()):
+        largest = max(1, settings.batch_downloads // SMALLER_AFTER_A_LOST_RUN**lost_runs)
+        batches += split_evenly(keys, largest, settings.max_parallel_batches)
+    return batches
+
+
+def _tasks(services: AttachmentResources, topic: str) -> Intake[DownloadTask]:
+    settings = services.settings
+    waits = topic == settings.topics.downloads_pending
+    queue = Queue(
+        topic,
+        settings.topics.downloads_dlq,
+        decode_download_task,
+        max_messages=settings.attachments.tick_max_messages,
+        wait_seconds=settings.file_ingest.tick_wait_seconds if waits else 0,
+    )
+    return Intake(queue, lambda arrived: [task_arrival(one, services) for one in arrived])
+
+
+def _destination(task: DownloadTask, arrived: ConsumedMessage[DownloadTask], services: AttachmentResources) -> str:
+    occurred_at = task.occurred_at or arrived.intake.at or UNKNOWN_TIME
+    return services.destinations.path(
+        domain=task.domain,
+        trace_id=task.trace_id,
+        file_name=chosen_file_name(task.file_name, None, task.attachment_url),
+        occurred_at=occurred_at if occurred_at.tzinfo else occurred_at.replace(tzinfo=UTC),
+        attachment_url=task.attachment_url,
+        event_type=task.event_type,
+    )
