@@ -150,7 +150,7 @@ class UserActivitySettings(Section):
         description="folder, s3:// or OneLake address of the Delta table of events; empty: delta/ in the state folder",
     )
     range_messages: Annotated[int, Env("INGEST_USER_ACTIVITY_RANGE_MESSAGES")] = Field(
-        50_000, gt=0, description="most offsets planned as one range, which is one commit as a rule"
+        50_000, gt=0, description="events of one commit"
     )
     batch_messages: Annotated[int, Env("INGEST_USER_ACTIVITY_BATCH_MESSAGES")] = Field(
         4_000_000, gt=0, description="offsets in one run"
@@ -162,7 +162,7 @@ class UserActivitySettings(Section):
         60, ge=0, description="pause between two makings of the same hour's statistics while its events keep coming"
     )
     max_unfinished_seconds: Annotated[int, Env("INGEST_USER_ACTIVITY_MAX_UNFINISHED_SECONDS")] = Field(
-        900, gt=0, description="events planned and not stored for longer fail the check no_gap_in_offsets"
+        900, gt=0, description="events that wait to be stored for longer fail the check no_gap_in_offsets"
     )
     max_implausible_share: Annotated[float, Env("INGEST_USER_ACTIVITY_MAX_IMPLAUSIBLE_SHARE")] = Field(
         0.01, ge=0, le=1, description="share of recent events with an impossible time that fails event_time_plausible"
@@ -179,10 +179,10 @@ class CrmSettings(Section):
         50_000, gt=0, description="CRM messages in one run"
     )
     max_parallel_batches: Annotated[int, Env("INGEST_CRM_MAX_PARALLEL_BATCHES")] = Field(
-        2, gt=0, description="runs over CRM messages side by side"
+        2, gt=0, description="runs over CRM messages side by side, each with partitions of its own"
     )
     max_unfinished_seconds: Annotated[int, Env("INGEST_CRM_MAX_UNFINISHED_SECONDS")] = Field(
-        900, gt=0, description="CRM messages planned and not stored for longer fail the check no_gap_in_offsets"
+        900, gt=0, description="CRM messages that wait to be stored for longer fail the check no_gap_in_offsets"
     )
 
 

@@ -82,10 +82,6 @@ class RetentionSettings(Section):
         400, gt=0, description="ids of published messages; longer than a source lists the same file version"
     )
 
-    range_days: Annotated[int, Env("INGEST_KEEP_RANGES_DAYS")] = Field(
-        30, gt=0, description="offset ranges of streams that are done; longer than a run that may be done again"
-    )
-
     @property
     def partitions(self) -> timedelta:
         """How long partitions stay."""

@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 class TokenSource:
-    """Gives tokens to one Kafka client: one to begin with, and a new one some time before that ends.
+    """Provide tokens to one Kafka client: one to begin with, and a new one some time before that ends.
 
     A token is good for the broker's host alone: no other host could use it, and no other host is shown it.
 
@@ -55,11 +55,11 @@ class TokenSource:
         self._get()
 
     def __call__(self, _config: str | None) -> tuple[str, float]:
-        """A token and when it ends, in seconds since 1970: what the library's `oauth_cb` returns."""
+        """Return a token and when it ends, in seconds since 1970, as the library's `oauth_cb` does."""
         try:
             token = self._get()
         except BrokerUnavailableError as error:
-            # The library asks again every ten seconds, and what it then says of the connection has no reason in it.
+            # The library tries again every ten seconds, and its own error of the connection has no reason in it.
             _logger.warning("%s", error)
             raise
         return token.token, float(token.expires_on)
@@ -95,7 +95,7 @@ MAX_RECONNECT_BACKOFF_MS = 1_000
 
 
 class _ConnectionFailuresAreDetail(logging.Filter):
-    """A broker that is away would fill the log, several lines a second and client; the failed call says it once."""
+    """Log connection failures as detail: a broker that is away would fill the log; the failed call says it once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.getMessage().startswith(CONNECTION_FAILURE):
@@ -108,7 +108,7 @@ LIBRARY_LOGGER.addFilter(_ConnectionFailuresAreDetail())
 
 
 def client_config(settings: KafkaSettings) -> dict[str, Any]:
-    """The librdkafka configuration that consumers, producers and admin clients share.
+    """Return the librdkafka configuration that consumers, producers and admin clients share.
 
     Raises:
         BrokerUnavailableError: no address is configured, or no token is to be had for it.
@@ -135,19 +135,19 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def is_event_hubs(settings: KafkaSettings) -> bool:
-    """Whether the address is Azure Event Hubs, whose Kafka endpoint knows gzip only and has no topic ids."""
+    """Return whether the address is Azure Event Hubs, whose Kafka endpoint knows gzip only and has no topic ids."""
     return EVENT_HUBS_DOMAIN in settings.bootstrap_servers
 
 
 def unavailable(settings: KafkaSettings, cause: KafkaException | KafkaError | str) -> BrokerUnavailableError:
-    """The error to raise for what the client library reported, with the library's own words as the cause."""
+    """Return the error for a failure of the client library, with the library's own words as the cause."""
     if isinstance(cause, KafkaException):
         cause = cause.args[0]
     return BrokerUnavailableError(settings.bootstrap_servers, cause.str() if isinstance(cause, KafkaError) else cause)
 
 
 def error_code(error: KafkaException) -> int:
-    """The `KafkaError` code inside an exception."""
+    """Return the `KafkaError` code inside an exception."""
     inner: KafkaError = error.args[0]
     return inner.code()
 

@@ -38,7 +38,7 @@ class EventHub:
 def event_hub(
     main: KafkaSettings, *, connection_string: SecretStr | None = None, namespace: str = "", topic: str = ""
 ) -> EventHub:
-    """The event hub that is configured.
+    """Return the event hub that is configured.
 
     Args:
         main: settings of the main cluster, for what has nothing to do with the connection.
@@ -62,7 +62,7 @@ def event_hub(
         "sasl_mechanism": "PLAIN" if connection_string else "OAUTHBEARER",
         "sasl_username": CONNECTION_STRING_USER if connection_string else None,
         "sasl_password": connection_string,
-        # Topics have no ids here, and the embedded broker's lives are nothing to this cluster.
+        # Topics have no ids here, and the embedded broker's generations mean nothing to this cluster.
         "generation": "",
     }
     return EventHub(main.model_copy(update=connection), topic or hub)

@@ -18,10 +18,10 @@ from ingest_project.platform.kafka.client import client_config, unavailable
 
 
 class Positions(msgspec.Struct, frozen=True):
-    """The next offset to read of each partition, valid within one life of the topic.
+    """The next offset to read of each partition, valid for one topic id.
 
     Args:
-        topic_id: which life of the topic: its topic id where the broker tells it. Empty: unknown, never compared.
+        topic_id: tells a topic from an earlier one of the same name. Empty: the broker names none; never compared.
         next_offsets: partition to the offset of the first message not yet read.
     """
 
@@ -29,14 +29,14 @@ class Positions(msgspec.Struct, frozen=True):
     next_offsets: Mapping[int, int]
 
     def to_cursor(self) -> str:
-        """Compact JSON, the same text for the same positions."""
+        """Return compact JSON, the same text for the same positions."""
         return msgspec.json.encode(
             {"topic_id": self.topic_id, "next_offsets": dict(sorted(self.next_offsets.items()))}
         ).decode()
 
     @classmethod
     def from_cursor(cls, text: str | None) -> Positions | None:
-        """The positions that a cursor holds, or None where nothing has been saved yet.
+        """Return the positions that a cursor holds, or None where nothing has been saved yet.
 
         Raises:
             IngestError: the cursor is not one of ours. Starting again silently would read everything twice, so a
@@ -60,27 +60,27 @@ class _Cursor(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def committed_positions(settings: KafkaSettings, topic: str, partitions: Iterable[int]) -> Positions | None:
-    """What the group committed for a topic; None where it committed nothing.
+    """Return what the group committed for a topic; None where it committed nothing.
 
     Args:
         settings: name the group.
-        topic: to ask about.
+        topic: whose offsets.
         partitions: of the topic; brokers differ in what they answer when none are named.
 
     Raises:
         BrokerUnavailableError: no answer.
     """
-    places = [TopicPartition(topic, partition) for partition in partitions]
-    if not places:
+    wanted = [TopicPartition(topic, partition) for partition in partitions]
+    if not wanted:
         return None
     admin = AdminClient(client_config(settings))
     try:
         answers = admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(settings.group_id, places)], request_timeout=settings.request_timeout_seconds
+            [ConsumerGroupTopicPartitions(settings.group_id, wanted)], request_timeout=settings.request_timeout_seconds
         )
         committed = answers[settings.group_id].result().topic_partitions
     except KafkaException as error:
         raise unavailable(settings, error) from error
     # A negative offset says that nothing was committed.
-    offsets = {place.partition: place.offset for place in committed if place.offset >= 0}
+    offsets = {one.partition: one.offset for one in committed if one.offset >= 0}
     return Positions("", offsets) if offsets else None

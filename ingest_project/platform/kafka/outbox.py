@@ -1,7 +1,7 @@
-"""What is remembered of messages on their way out, so that a publisher that was killed sends each of them once.
+"""Record of messages on their way out, so that a publisher that was killed sends each of them once.
 
-An intent is written before its message; a message with an intent and no mark may be on the topic or not, and whoever
-publishes next looks there first. It takes the intent over before it looks, and a publisher makes sure that its intents
+An intent is written before its message; a message with an intent and no mark may be on the topic or not, and the next
+publisher looks there first. It takes the intent over before it looks, and a publisher makes sure that its intents
 are still its own right before it writes: one that was suspended in between and taken for dead finds that they are not.
 """
 
@@ -30,7 +30,7 @@ outbox = sa.Table(
     Col("state", sa.Text, nullable=False),
     Col("since", Json),
     Col("created_at", UtcTime, nullable=False),
-    # Who is about to send it: whoever takes an intent over puts another name here, and the one before sends no more.
+    # The publisher that is about to send it: one that takes the intent over enters its own name, and the other stops.
     Col("owner", sa.Text),
 )
 
@@ -56,7 +56,7 @@ class MessageOutbox:
         self._name = uuid.uuid4().hex
 
     def unsent(self, message_ids: Sequence[str]) -> list[str]:
-        """Those of the ids that are not marked as sent, in order."""
+        """Return those of the ids that are not marked as sent, in order."""
         if self._engine.dialect.name == "postgresql":
             # Asks for what is missing, which is usually little, in one parameter; `IN` takes thousands of both.
             with reading(self._engine) as connection:
@@ -90,7 +90,7 @@ class MessageOutbox:
         return lambda: self._owns(topic, message_ids, owner)
 
     def interrupted(self, topic: str, message_ids: Sequence[str]) -> dict[str, dict[int, int]]:
-        """Take over those of the ids with an intent and no mark: whoever had intended to write them does not any more.
+        """Take over those of the ids with an intent and no mark: their earlier publisher will not write them any more.
 
         Each with the offset by partition it may be found from.
         """
@@ -111,6 +111,14 @@ class MessageOutbox:
         """Remember that these are on the topic. Marking twice changes nothing."""
         with writing(self._engine) as connection:
             self._mark(connection, topic, message_ids)
+
+    def ids(self, topic: str, prefix: str) -> list[str]:
+        """Return the ids of messages to a topic that begin so."""
+        query = sa.select(outbox.c.message_id).where(
+            outbox.c.topic == topic, outbox.c.message_id.startswith(prefix, autoescape=True)
+        )
+        with reading(self._engine) as connection:
+            return list(connection.execute(query).scalars())
 
     def remember(self, topic: str, message_id: str) -> None:
         """Mark as sent what stands for other messages and has none of its own. A second time changes nothing."""
@@ -135,7 +143,7 @@ class MessageOutbox:
         return owned == len(set(message_ids))
 
     def _owner(self) -> str:
-        """A name of this process and thread alone, also after a fork."""
+        """Return a name of this process and thread alone, also after a fork."""
         return f"{self._name}/{os.getpid()}/{threading.get_ident()}"
 
     def _intended(self, topic: str, message_ids: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:

@@ -2,14 +2,14 @@
 
 Neither the embedded broker nor Event Hubs has transactions that isolate, and on Apache Kafka their markers take offsets
 of their own, which every count of what waits would show as messages. A producer that was killed does not know what it
-had written. So an intent is recorded before anything is written, with the topic's end at that time; whoever goes on
-after a crash takes the intent over, looks through the topic from there for the ids that made it, writes the rest, and
+had written. So an intent is recorded before anything is written, with the topic's end at that time; after a crash the
+next publisher takes the intent over, looks through the topic from there for the ids that made it, writes the rest, and
 marks all of them as sent.
 
 A publisher that was suspended, its clocks too, and goes on after another one took its intents over, asks right before
 it writes whether they are still its own, and writes nothing. What is left: one that is suspended in the milliseconds
 between that question and the broker's socket, or whose request lies unread for longer than SETTLE_SECONDS. Then a
-message is on the topic twice, and whoever must not take it twice goes by its header `message-id`.
+message is on the topic twice, and a consumer that must not take it twice goes by its header `message-id`.
 
 The guarantee holds as long as retention has not removed what a killed publisher wrote before its work is taken up.
 """
@@ -50,10 +50,10 @@ class PublisherReplacedError(TransientError):
 
 
 class Outbox(Protocol):
-    """What is remembered of messages on their way out. Every method is durable when it returns."""
+    """Record of messages on their way out. Every method is durable when it returns."""
 
     def unsent(self, message_ids: Sequence[str]) -> list[str]:
-        """Those of the ids that are not marked as sent."""
+        """Return those of the ids that are not marked as sent."""
 
     def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> Callable[[], bool] | None:
         """Remember that these are about to be written, and where the topic ended before that.
@@ -129,7 +129,7 @@ def _while_ours(
 
 
 def _find_written(reader: TopicReader, topic: str, interrupted: Mapping[str, Mapping[int, int]]) -> set[str]:
-    """Which of the interrupted ids the topic holds, looking from the earliest of their intents to its end."""
+    """Return the interrupted ids that the topic holds, reading from the earliest of their intents to its end."""
     if not interrupted:
         return set()
     time.sleep(SETTLE_SECONDS)
@@ -153,7 +153,7 @@ def _ids_since(reader: TopicReader, topic: str, since: Mapping[int, int]) -> Ite
 
 
 def _earliest(sinces: Iterable[Mapping[int, int]]) -> dict[int, int]:
-    """The lowest offset of each partition; one that any intent does not know is left out, to be read from its start."""
+    """Return the lowest offset of each partition; one that an intent does not know is read from its start."""
     known = list(sinces)
     partitions = set(known[0]).intersection(*known)
     return {partition: min(since[partition] for since in known) for partition in partitions}

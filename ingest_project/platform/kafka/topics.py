@@ -1,6 +1,6 @@
-"""What the broker says of a topic: which life of it this is, its partitions, and from where to where each one reaches.
+"""State of topics at the broker: topic id, partitions, and the offsets that each partition holds.
 
-One client answers for all topics and threads; each question is two requests of about a millisecond.
+One client serves all topics and threads; each look-up is two requests of about a millisecond.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ABSENT_TOPIC_CODES = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPI
 
 @dataclass(frozen=True)
 class LogBounds:
-    """The offsets a partition holds: from `start` up to, not including, `end`."""
+    """Offsets that a partition holds: from `start` up to, not including, `end`."""
 
     start: int
     end: int
@@ -50,7 +50,7 @@ class TopicState:
     """A topic at one moment.
 
     Args:
-        topic_id: which life of the topic this is, see `Positions`.
+        topic_id: of the topic, see `Positions`.
         bounds: what each partition holds.
     """
 
@@ -64,14 +64,14 @@ class TopicState:
 
 
 class TopicStates:
-    """Asks the broker about topics. Safe to share between threads."""
+    """Look up topics at the broker. Safe to share between threads."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._trouble = ""
 
     def look_up(self, topic: str) -> TopicState | None:
-        """The topic's present state, or None where there is no such topic.
+        """Return the topic's present state, or None where there is no such topic.
 
         Raises:
             BrokerUnavailableError: no answer within the request time-out, during which a dropped connection or an
@@ -80,7 +80,7 @@ class TopicStates:
         give_up_at = time.monotonic() + self._settings.request_timeout_seconds
         while True:
             try:
-                return self._ask(topic, give_up_at - time.monotonic())
+                return self._query(topic, give_up_at - time.monotonic())
             except KafkaException as error:
                 if error_code(error) in ABSENT_TOPIC_CODES:
                     return None
@@ -92,7 +92,7 @@ class TopicStates:
         """Set the consumer group's offsets.
 
         Raises:
-            BrokerUnavailableError: no answer, or the group refused them (somebody else's consumers are active in it).
+            BrokerUnavailableError: no answer, or the group refused them (other consumers are active in it).
         """
         offsets = [TopicPartition(topic, partition, offset) for partition, offset in positions.next_offsets.items()]
         request = ConsumerGroupTopicPartitions(self._settings.group_id, offsets)
@@ -121,11 +121,11 @@ class TopicStates:
         self._client.poll(0)
         return unavailable(self._settings, self._trouble or error)
 
-    def _ask(self, topic: str, timeout: float) -> TopicState:
+    def _query(self, topic: str, timeout: float) -> TopicState:
         self._trouble = ""
         self._client.poll(0)  # delivers what the library has logged
-        ask = self._list if is_event_hubs(self._settings) else self._describe
-        topic_id, partitions = ask(topic, timeout)
+        describe = self._list if is_event_hubs(self._settings) else self._describe
+        topic_id, partitions = describe(topic, timeout)
         return TopicState(topic_id, self._bounds(topic, partitions, timeout))
 
     def _describe(self, topic: str, timeout: float) -> tuple[str, list[int]]:
@@ -141,8 +141,8 @@ class TopicStates:
         return self._settings.generation, list(metadata.partitions)
 
     def _bounds(self, topic: str, partitions: list[int], timeout: float) -> dict[int, LogBounds]:
-        # Both questions are on their way before the first answer is waited for.
-        asked = [
+        # Both requests are sent before the first answer is waited for.
+        requests = [
             self._client.list_offsets(
                 {TopicPartition(topic, partition): spec for partition in partitions},
                 # A reader sees no further than the oldest open transaction, so that is where the log ends for it.
@@ -152,6 +152,6 @@ class TopicStates:
             for spec in (_EARLIEST, _LATEST)
         ]
         starts, ends = (
-            {place.partition: answer.result().offset for place, answer in answers.items()} for answers in asked
+            {one.partition: answer.result().offset for one, answer in answers.items()} for answers in requests
         )
         return {partition: LogBounds(starts[partition], ends[partition]) for partition in sorted(partitions)}

@@ -104,6 +104,16 @@ def _work_columns() -> list[sa.Column[Any]]:
     ]
 
 
+def _partition_columns() -> list[sa.Column[Any]]:
+    """Return the columns that name one partition of a stream."""
+    return [
+        sa.Column("stream", sa.Text, nullable=False),
+        sa.Column("topic", sa.Text, nullable=False),
+        sa.Column("topic_id", sa.Text, nullable=False),
+        sa.Column("partition", sa.Integer, autoincrement=False, nullable=False),
+    ]
+
+
 def _partial_index(name: str, table: str, columns: list[str], condition: str) -> None:
     """Create an index over the rows that meet a condition."""
     op.create_index(name, table, columns, postgresql_where=sa.text(condition), sqlite_where=sa.text(condition))
@@ -113,7 +123,6 @@ def upgrade() -> None:
     """Create the tables and the view over all files."""
     _create_activity_hour_spans()
     _create_activity_hours()
-    _create_activity_range_hours()
     _create_aggregated_metrics()
     _create_attachment_events()
     _create_attachment_replays()
@@ -122,6 +131,7 @@ def upgrade() -> None:
     _create_download_outcomes()
     _create_eventhouse_positions()
     _create_files()
+    _create_lost_offsets()
     _create_metric_minutes()
     _create_metric_progress()
     _create_metric_totals()
@@ -132,9 +142,8 @@ def upgrade() -> None:
     _create_quarantined_rows()
     _create_raw_sensor_data()
     _index_readings()
+    _create_sink_positions()
     _create_skipped_offsets()
-    _create_stream_intervals()
-    _create_stream_ranges()
     _create_unidentified_messages()
     _create_user_activity_hourly()
     op.execute(DEVICE_METRICS)
@@ -146,9 +155,8 @@ def downgrade() -> None:
     for table in (
         "user_activity_hourly",
         "unidentified_messages",
-        "stream_ranges",
-        "stream_intervals",
         "skipped_offsets",
+        "sink_positions",
         "raw_sensor_data",
         "quarantined_rows",
         "projects",
@@ -158,6 +166,7 @@ def downgrade() -> None:
         "metric_totals",
         "metric_progress",
         "metric_minutes",
+        "lost_offsets",
         "files",
         "eventhouse_positions",
         "download_outcomes",
@@ -166,7 +175,6 @@ def downgrade() -> None:
         "attachment_replays",
         "attachment_events",
         "aggregated_metrics",
-        "activity_range_hours",
         "activity_hours",
         "activity_hour_spans",
     ):
@@ -198,10 +206,13 @@ def _create_activity_hour_spans() -> None:
         sa.Column("topic", sa.Text, nullable=False),
         sa.Column("topic_id", sa.Text, nullable=False),
         sa.Column("partition", sa.Integer, autoincrement=False, nullable=False),
+        sa.Column("piece", sa.BigInteger, autoincrement=False, nullable=False),
         sa.Column("first_offset", sa.BigInteger, nullable=False),
         sa.Column("end_offset", sa.BigInteger, nullable=False),
-        sa.PrimaryKeyConstraint("hour", "topic", "topic_id", "partition"),
+        sa.PrimaryKeyConstraint("hour", "topic", "topic_id", "partition", "piece"),
     )
+    by_offset = ["topic", "topic_id", "partition", "end_offset"]
+    op.create_index("activity_hour_spans_by_offset", "activity_hour_spans", by_offset)
 
 
 def _create_activity_hours() -> None:
@@ -212,20 +223,11 @@ def _create_activity_hours() -> None:
         sa.Column("changed_at", UtcTime, nullable=False),
         sa.Column("computed_changes", sa.BigInteger, nullable=False),
         sa.Column("computed_at", UtcTime, nullable=True),
+        sa.Column("reported_changes", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("hour"),
     )
     _partial_index("activity_hours_stale", "activity_hours", ["hour"], "changes > computed_changes")
-
-
-def _create_activity_range_hours() -> None:
-    op.create_table(
-        "activity_range_hours",
-        sa.Column("range_key", sa.Text, nullable=False),
-        sa.Column("hour", UtcTime, nullable=False),
-        sa.Column("events", sa.BigInteger, nullable=False),
-        sa.PrimaryKeyConstraint("range_key", "hour"),
-    )
-    op.create_index("activity_range_hours_by_hour", "activity_range_hours", ["hour"])
+    _partial_index("activity_hours_unreported", "activity_hours", ["hour"], "changes > reported_changes")
 
 
 def _create_aggregated_metrics() -> None:
@@ -420,6 +422,19 @@ def _create_files() -> None:
     )
 
 
+def _create_lost_offsets() -> None:
+    op.create_table(
+        "lost_offsets",
+        *_partition_columns(),
+        sa.Column("first_offset", sa.BigInteger, autoincrement=False, nullable=False),
+        sa.Column("end_offset", sa.BigInteger, nullable=False),
+        sa.Column("messages", sa.BigInteger, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("found_at", UtcTime, nullable=False),
+        sa.PrimaryKeyConstraint("stream", "topic", "topic_id", "partition", "first_offset"),
+    )
+
+
 def _create_metric_minutes() -> None:
     op.create_table(
         "metric_minutes",
@@ -546,6 +561,23 @@ def _create_raw_sensor_data() -> None:
     )
 
 
+def _create_sink_positions() -> None:
+    op.create_table(
+        "sink_positions",
+        *_partition_columns(),
+        sa.Column("epoch", sa.Integer, nullable=False),
+        sa.Column("first_offset", sa.BigInteger, nullable=False),
+        sa.Column("next_offset", sa.BigInteger, nullable=False),
+        sa.Column("outcome", Json, nullable=False),
+        sa.Column("updated_at", UtcTime, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("run_id", sa.Text, nullable=True),
+        sa.Column("reason", sa.Text, nullable=True),
+        sa.Column("next_attempt_at", UtcTime, nullable=True),
+        sa.PrimaryKeyConstraint("stream", "topic", "topic_id", "partition"),
+    )
+
+
 def _create_skipped_offsets() -> None:
     op.create_table(
         "skipped_offsets",
@@ -558,44 +590,6 @@ def _create_skipped_offsets() -> None:
         sa.Column("asked_by", sa.Text, nullable=False),
         sa.Column("asked_at", UtcTime, nullable=False),
         sa.PrimaryKeyConstraint("topic", "topic_id", "partition", "first_offset"),
-    )
-
-
-def _create_stream_intervals() -> None:
-    op.create_table(
-        "stream_intervals",
-        sa.Column("topic", sa.Text, nullable=False),
-        sa.Column("topic_id", sa.Text, nullable=False),
-        sa.Column("partition", sa.Integer, autoincrement=False, nullable=False),
-        sa.Column("first_offset", sa.BigInteger, autoincrement=False, nullable=False),
-        sa.Column("end_offset", sa.BigInteger, nullable=False),
-        sa.PrimaryKeyConstraint("topic", "topic_id", "partition", "first_offset"),
-    )
-
-
-def _create_stream_ranges() -> None:
-    op.create_table(
-        "stream_ranges",
-        sa.Column("range_key", sa.Text, nullable=False),
-        sa.Column("topic", sa.Text, nullable=False),
-        sa.Column("topic_id", sa.Text, nullable=False),
-        sa.Column("partition", sa.Integer, nullable=False),
-        sa.Column("first_offset", sa.BigInteger, nullable=False),
-        sa.Column("end_offset", sa.BigInteger, nullable=False),
-        *_work_columns(),
-        sa.Column("messages", sa.BigInteger, nullable=True),
-        sa.Column("outcome", Json, nullable=True),
-        sa.PrimaryKeyConstraint("range_key"),
-    )
-    op.create_index("stream_ranges_by_batch", "stream_ranges", ["batch_id"])
-    op.create_index("stream_ranges_by_end", "stream_ranges", ["topic", "topic_id", "partition", "end_offset"])
-    op.create_index("stream_ranges_by_state", "stream_ranges", ["state", "updated_at"])
-    _partial_index("stream_ranges_due", "stream_ranges", ["topic", "next_attempt_at"], PENDING)
-    _partial_index(
-        "stream_ranges_held",
-        "stream_ranges",
-        ["topic", "batch_id", "run_id", "updated_at"],
-        HELD,
     )
 
 
