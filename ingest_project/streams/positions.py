@@ -27,7 +27,7 @@ from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.kafka.offset_ranges import Backlog
 from ingest_project.platform.kafka.offsets import Positions
 
-UNNAMED_TOPIC_ID = "life-"
+UNNAMED_TOPIC_ID = "unnamed-"
 REMOVED = "removed from the topic before they were read"
 # An outcome of messages, also a label of the metric.
 LOST = "lost"
@@ -38,7 +38,7 @@ def _partition_columns() -> list[Col[Any]]:
     return [
         Col("stream", sa.Text, primary_key=True),
         Col("topic", sa.Text, primary_key=True),
-        # Where the broker names none: `life-1`, and the next number once a log ends before what was stored.
+        # Where the broker names none: `unnamed-1`, and the next number once a log ends before what was stored.
         Col("topic_id", sa.Text, primary_key=True),
         Col("partition", sa.Integer, primary_key=True, autoincrement=False),
     ]

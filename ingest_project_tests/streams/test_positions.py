@@ -102,7 +102,7 @@ def test_where_a_broker_names_no_topic_a_log_that_ends_too_early_is_another_one(
     moved(engine, first[0], 9)
     assert positions.begin(backlog("", {0: 9, 1: 20}), NOW)[0].next_offset == 9
     again = positions.begin(backlog("", {0: 3, 1: 20}, {0: 0, 1: 5}), NOW)
-    assert [(one.topic_id, one.next_offset) for one in again.values()] == [("life-2", 0), ("life-2", 0)]
+    assert [(one.topic_id, one.next_offset) for one in again.values()] == [("unnamed-2", 0), ("unnamed-2", 0)]
 
 
 def test_failures_are_counted_until_the_position_moves_and_the_pause_grows(

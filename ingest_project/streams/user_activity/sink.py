@@ -87,10 +87,9 @@ class ActivitySink:
         return rows
 
     def is_full(self, batch: Batch[EventRows]) -> bool:
-        """Return whether the rows make a commit."""
-        tables = [rows.table for rows in batch.rows]
-        rows, size_bytes = sum(table.num_rows for table in tables), sum(table.nbytes for table in tables)
-        return bool(rows >= self._commit_rows or size_bytes >= COMMIT_BYTES)
+        """Return whether there are enough messages for a commit."""
+        size_bytes = sum(rows.table.nbytes for rows in batch.rows)
+        return bool(batch.messages >= self._commit_rows or size_bytes >= COMMIT_BYTES)
 
     def store(self, batch: Batch[EventRows], position: SinkPosition) -> SinkPosition:
         """Commit rows with the position, then note the commit in the database; see `Sink.store`."""
