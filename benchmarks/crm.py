@@ -25,7 +25,7 @@ from benchmarks.memory import PeakMemory
 from benchmarks.sensors import switch_sensor
 from benchmarks.system import System, _connect, running_system
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.kafka.topics import TopicStates
+from ingest_project.platform.kafka.offsets import TopicStates
 from ingest_project_tests.services.kafka import Server, start_server
 
 SENSOR = "sales_events_sensor"

@@ -15,7 +15,7 @@ from ingest_project.attachments.tables import attachment_events, attachments
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.kafka.outbox import SENT, outbox
+from ingest_project.platform.kafka.publisher import SENT, outbox
 from ingest_project.platform.work_queue.batches import BATCH_TAG
 from ingest_project.platform.work_queue.sql_helpers import in_parts
 from ingest_project.platform.work_queue.states import AttachmentState, FileState, JobState

@@ -16,8 +16,8 @@ from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.database.migrate import migrate
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.offset_ranges import RangeReader
-from ingest_project.platform.kafka.outbox import MessageOutbox
 from ingest_project.platform.kafka.producer import TopicWriter
+from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.object_store.locations import s3_options
 from ingest_project.platform.object_store.quarantine import QuarantineStore, open_quarantine
 from ingest_project.platform.work_queue.capacity import Capacity, available_slots, commit_seconds, fullest_disk

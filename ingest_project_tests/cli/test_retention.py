@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import writing
-from ingest_project.platform.kafka.outbox import outbox
+from ingest_project.platform.kafka.publisher import outbox
 from ingest_project_tests.cli.conftest import Ingest
 
 DAGSTER_YAML = Path(__file__).parents[2] / "dagster.yaml"

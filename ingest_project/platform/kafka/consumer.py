@@ -25,9 +25,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.client import client_config, unavailable
-from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.kafka.offsets import LogBounds, Positions, TopicState, TopicStates
 from ingest_project.platform.kafka.records import ConsumerRecord, received
-from ingest_project.platform.kafka.topics import LogBounds, TopicState, TopicStates
 
 
 @dataclass(frozen=True)

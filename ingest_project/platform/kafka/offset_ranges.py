@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.consumer import ReadBounds, TopicConsumer, starting_points
-from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.kafka.offsets import Positions, TopicState, TopicStates
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.platform.kafka.topics import TopicState, TopicStates
 
 LOOK_AGAIN_SECONDS = 0.1
 
