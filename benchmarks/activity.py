@@ -147,8 +147,8 @@ def _by_product(brokers: str, folder: Path, events: int) -> dict[str, float]:
 def _wait_until_stored(system: System, events: int) -> float:
     """Wait until every event is stored and reported; returns when the first run had begun."""
     query = (
-        "SELECT coalesce(sum(end_offset - first_offset) FILTER (WHERE reported_at IS NOT NULL), 0), min(started_at)"
-        " FROM stream_ranges WHERE topic = %s"
+        "SELECT coalesce(sum(next_offset - first_offset) FILTER (WHERE run_id IS NULL), 0), count(run_id) > 0"
+        " FROM sink_positions WHERE topic = %s"
     )
     deadline, started = time.monotonic() + PATIENCE_SECONDS, 0.0
     while True:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ from deltalake import write_deltalake
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.records import received
-from ingest_project.streams.range_record import cut
+from ingest_project.streams.engine import settle, store_stream
 from ingest_project.streams.user_activity.event_table import event_rows
-from ingest_project.streams.user_activity.load import Stored, store_ranges
+from ingest_project.streams.user_activity.sink import ActivitySink
 
 ROWS_PER_COMMIT = 50_000
 MESSAGES_PER_CALL = 10_000
 
 
 def run(brokers: str, topic: str, folder: Path, events: int) -> None:
-    """What a run does, ledger and exactly-once included, over the ranges that a tick would plan."""
+    """Do what a run does, positions and exactly-once included."""
     environ = {
         "KAFKA_BOOTSTRAP_SERVERS": brokers,
         "KAFKA_TOPIC_USER_ACTIVITY_EVENTS": topic,
@@ -38,19 +37,10 @@ def run(brokers: str, topic: str, folder: Path, events: int) -> None:
         "INGEST_STATE_DIR": str(folder),
     }
     services = SystemResources(load_settings(environ, folder).settings)
-    backlog = services.range_reader.backlog(topic, None, 0)
-    assert backlog is not None
-    now = datetime.now(UTC)
-    ranges = [
-        one
-        for partition, end in backlog.ends.items()
-        for one in cut(topic, backlog.topic_id, partition, backlog.starts[partition], end, ROWS_PER_COMMIT)
-    ]
-    services.stream_ranges.plan(ranges, [], now)
-    records = services.stream_ranges.begin([one.key for one in ranges], "benchmark", now)
-    stored = Stored()
-    store_ranges(services, records, stored)
-    assert stored.totals["events"] == events
+    positions, sink = services.activity_positions, ActivitySink(services)
+    done = store_stream(services, positions, sink, run_id="benchmark")
+    settle(services, positions, done)
+    assert done.outcome["events"] == events
 
 
 def floor(brokers: str, topic: str, folder: Path, events: int) -> None:

@@ -25,7 +25,7 @@ from benchmarks.memory import PeakMemory
 from benchmarks.sensors import switch_sensor
 from benchmarks.system import System, _connect, running_system
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.kafka.topics import TopicStates
+from ingest_project.platform.kafka.offsets import TopicStates
 from ingest_project_tests.services.kafka import Server, start_server
 
 SENSOR = "sales_events_sensor"
@@ -38,8 +38,14 @@ NOTES = "Discussed the terms of the renewal with procurement; they ask for a lon
 PATIENCE_SECONDS = 60.0
 SLOWEST_MESSAGES_PER_SECOND = 1_000
 POLL_SECONDS = 0.1
-# Nothing more happens to these, and they are not what was sent.
-GIVEN_UP = "SELECT range_key || ': ' || coalesce(reason, state) FROM stream_ranges WHERE state IN ('failed', 'lost')"
+FAILED = (
+    "SELECT reason FROM sink_positions WHERE attempts > 3 AND reason IS NOT NULL UNION SELECT reason FROM lost_offsets"
+)
+# Messages that are stored and reported, and whether a run has begun.
+STORED = (
+    "SELECT coalesce(sum(next_offset - first_offset) FILTER (WHERE run_id IS NULL), 0), count(run_id) > 0"
+    " OR coalesce(sum(next_offset - first_offset), 0) > 0 FROM sink_positions WHERE stream = 'crm'"
+)
 FIRST = datetime(2024, 3, 24, tzinfo=UTC)
 
 
@@ -137,16 +143,14 @@ def _wait_until_stored(system: System, messages: int) -> float:
     """Wait until every message is stored and reported; returns the seconds to the first run's start."""
     patience = PATIENCE_SECONDS + messages / SLOWEST_MESSAGES_PER_SECOND
     began_at, deadline = datetime.now(UTC), time.monotonic() + patience
-    done = (
-        "SELECT coalesce(sum(end_offset - first_offset), 0), min(started_at) FROM stream_ranges"
-        " WHERE reported_at IS NOT NULL"
-    )
+    done, first = STORED, None
     while True:
-        ((stored, first),) = system._ask(done)  # noqa: SLF001
-        if stored >= messages:
-            return float((first - began_at).total_seconds())
-        if given_up := system._ask(GIVEN_UP):  # noqa: SLF001
-            raise SystemExit(f"{len(given_up)} offset ranges were given up or lost, the first: {given_up[0][0]}")
+        ((stored, begun),) = system._ask(done)  # noqa: SLF001
+        first = first or (datetime.now(UTC) if begun else None)
+        if first and stored >= messages:
+            return (first - began_at).total_seconds()
+        if failed := system._ask(FAILED):  # noqa: SLF001
+            raise SystemExit(f"Messages are not stored or lost: {failed[0][0]}")
         complaint = f"Only {stored:,} of {messages:,} messages were stored in {patience:.0f} s."
         system._require_going_on(deadline, complaint)  # noqa: SLF001
         time.sleep(POLL_SECONDS)

@@ -19,25 +19,23 @@ from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster.external_assets import broker
 from ingest_project.platform.dagster.stored_tables import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable
 from ingest_project.polling import definitions as polling_definitions
-from ingest_project.streams.crm import catalog as crm_catalog
 from ingest_project.streams.crm import definitions as crm_definitions
-from ingest_project.streams.user_activity import catalog as user_activity_catalog
 from ingest_project.streams.user_activity import definitions as user_activity_definitions
 
 # What each name of INGEST_DISABLED_CAPABILITIES stands for, and what it reads, writes and stores.
 CAPABILITIES = {
     "polling": (polling_definitions.polling, polling_definitions.external_assets),
     "file_ingest": (file_ingest_definitions.file_ingest, file_ingest_catalog.external_assets),
-    "user_activity": (user_activity_definitions.user_activity, user_activity_catalog.external_assets),
-    "crm": (crm_definitions.crm, crm_catalog.external_assets),
+    "user_activity": (user_activity_definitions.user_activity, user_activity_definitions.external_assets),
+    "crm": (crm_definitions.crm, crm_definitions.external_assets),
     "attachments": (attachments_definitions.attachments, attachments_catalog.external_assets),
     "alerts": (alerts_definitions.alerts, None),
     "retention": (retention_definitions.retention, None),
 }
 STORED: dict[dg.AssetKey, StoredTable] = {
     **file_ingest_catalog.STORED,
-    **user_activity_catalog.STORED,
-    **crm_catalog.STORED,
+    **user_activity_definitions.STORED,
+    **crm_definitions.STORED,
     **attachments_catalog.STORED,
 }
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+import ingest_project.operations.metric_rollup  # noqa: F401 - registers its tables
 from ingest_project.definitions import STORED
 from ingest_project.platform.dagster.stored_tables import HourlyDeltaTable
 from ingest_project.platform.database.columns import metadata
@@ -228,19 +229,32 @@ TABLES = {
             "reason": "Why the last poll failed; null where it did not",
         },
     ),
-    "stream_ranges": Described(
-        "One offset range of a stream: an entry of the work queue.",
-        "SELECT topic, state, count(*), sum(messages) FROM stream_ranges GROUP BY topic, state",
+    "sink_positions": Described(
+        "How far one partition of a stream is stored. CRM rows and their position are one transaction; of a Delta table"
+        " it is where the table was seen last.",
+        "SELECT topic, partition, next_offset, attempts, reason FROM sink_positions ORDER BY epoch, partition",
         {
-            "range_key": "Key of the range",
-            "messages": "Messages read; fewer than offsets where a topic is compacted or transactional",
-            "outcome": "Number of messages by result",
+            "stream": "Name of the stream",
+            "epoch": "0 for the first topic of this name, one more each time it was created again",
+            "first_offset": "Where reading began",
+            "next_offset": "The first offset that is not stored",
+            "outcome": "Number of messages by outcome",
+            "updated_at": "When the position moved last",
+            "attempts": "Runs in a row that did not move the position",
+            "run_id": "The run that stores the partition now",
+            "reason": "Why the last run failed",
+            "next_attempt_at": "When the next run may begin",
         },
     ),
-    "stream_intervals": Described(
-        "Offsets of a partition that were planned without a gap. It stays when finished ranges are purged.",
-        "SELECT topic, partition, first_offset, end_offset FROM stream_intervals",
-        {},
+    "lost_offsets": Described(
+        "Offsets whose messages are in no table and no longer in Kafka.",
+        "SELECT topic, partition, first_offset, end_offset, reason FROM lost_offsets ORDER BY found_at DESC",
+        {
+            "stream": "Name of the stream",
+            "messages": "At most so many messages",
+            "reason": "How they were lost",
+            "found_at": "When that was found",
+        },
     ),
     "skipped_offsets": Described(
         "Offsets that an operator wants skipped; their messages become dead letters unread.",
@@ -320,17 +334,13 @@ TABLES = {
             "changed_at": "When they last changed",
             "computed_changes": "Number of changes that the figures include",
             "computed_at": "When the figures were computed",
+            "reported_changes": "Number of changes that Dagster was told of",
         },
     ),
-    "activity_range_hours": Described(
-        "Which hours an offset range had events of.",
-        "SELECT hour, sum(events) FROM activity_range_hours GROUP BY hour",
-        {"range_key": "Key of the range", "events": "Events of that hour in the range"},
-    ),
     "activity_hour_spans": Described(
-        "The same for ranges that were purged.",
+        "Offsets from the first to the last that had events of an hour, by pieces of 1,000,000 offsets.",
         "SELECT hour, topic, partition, first_offset, end_offset FROM activity_hour_spans",
-        {},
+        {"piece": "Number of the piece"},
     ),
     "metric_totals": Described(
         "One counter since the beginning. Purged entries stay counted.",
@@ -398,9 +408,10 @@ Open PostgreSQL's shell with `ingest psql`. Words are explained in the [glossary
 
 ## States
 
-Files, polling jobs, attachment events, attachments and offset ranges are entries of one
-[work queue](glossary.md). A transient failure or a lost run leads back to `pending`, with a time before which the entry
-is not claimed again (`next_attempt_at`); a person may lead any finished entry back (release, replay, materialise).
+Files, polling jobs, attachment events and attachments are entries of one [work queue](glossary.md). A transient failure
+or a lost run leads back to `pending`, with a time before which the entry is not claimed again (`next_attempt_at`); a
+person may lead any finished entry back (release, replay, materialise). A stream has no entries: its position says what
+is stored.
 
 A file:
 
@@ -447,22 +458,6 @@ stateDiagram-v2
     downloading --> stored
     downloading --> failed: permanent failure, or last retry tier
     failed --> pending: replay
-```
-
-An offset range:
-
-```mermaid
-stateDiagram-v2
-    [*] --> pending: planned
-    pending --> requested: claimed for a batch
-    requested --> running: run begins
-    requested --> pending: run lost
-    running --> pending: transient failure, run lost
-    running --> done: every message stored or set aside
-    running --> failed: no attempt left
-    [*] --> lost: offsets expired before they were read
-    running --> lost: some offsets expired before they were read
-    done --> lost: rows gone from the table, and from the topic
 ```
 
 ## Tables

@@ -21,7 +21,6 @@ from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import load_profiles
 from ingest_project.readers.reading import cast, read_chunks
-from ingest_project.streams.range_record import RangeState
 from ingest_project_tests import data_model, message_reference
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +125,7 @@ def test_the_data_model_describes_no_column_that_is_gone() -> None:
 
 def test_the_data_model_shows_every_state() -> None:
     diagrams = blocks(ROOT / "docs" / "data-model.md", "mermaid")
-    for diagram, states in zip(diagrams, (FileState, JobState, AttachmentState, RangeState), strict=True):
+    for diagram, states in zip(diagrams, (FileState, JobState, AttachmentState), strict=True):
         shown = {*re.findall(r"([a-z]+) -->", diagram), *re.findall(r"--> ([a-z]+)", diagram)}
         assert shown == {state.value for state in states}
 

@@ -16,13 +16,10 @@ from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.keys import hour_key, parse_hour_key
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.streams.range_record import FINISHED
-from ingest_project.streams.user_activity.hourly_statistics import HourOfType, statistics_of
+from ingest_project.streams.user_activity.statistics import HourOfType, statistics_of
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-MOST_RANGES = 1_000
 
 
 class DemoActivity(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +72,7 @@ class ActivitySample:
             topic=topic,
             earlier=earlier,
             hours=found,
-            dead_letters=_dead_letters(services, topic),
+            dead_letters=_dead_letters(services),
             missing=tuple(self._missing(found)),
         )
 
@@ -109,10 +106,9 @@ def _hours_table(report: DemoActivity) -> Table:
     return made
 
 
-def _dead_letters(services: SystemResources, topic: str) -> int:
-    """Count dead letters in the ledger: the embedded broker loses its topics when it stops."""
-    finished = services.stream_ranges.list(topic, tuple(FINISHED), MOST_RANGES)
-    return sum((record.outcome or {}).get("dead_letters", 0) for record in finished)
+def _dead_letters(services: SystemResources) -> int:
+    """Count dead letters by the positions: the embedded broker loses its topics when it stops."""
+    return sum(one.outcome.get("dead_letters", 0) for one in services.activity_positions.all())
 
 
 def _events_by_hour(messages: Iterable[bytes]) -> Mapping[tuple[str, str], set[str]]:

@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "attachments": "attachments",
     "dlq": "dlq",
     "topics": "topics",
+    "streams": "streams.register_streams",
     "activity": "streams.register_activity",
     "crm": "streams.register_crm",
     "trace": "operations.register_trace",

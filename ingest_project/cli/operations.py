@@ -20,7 +20,7 @@ from ingest_project.core.errors import SettingsError, StoreUnavailableError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.operations.traces import Moment, story_of
-from ingest_project.streams.user_activity.events_schema import events_of_trace
+from ingest_project.streams.user_activity.event_queries import events_of_trace
 
 if TYPE_CHECKING:
     import dagster as dg

@@ -31,13 +31,11 @@ from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.work_queue.queue import JobState
-from ingest_project.streams.range_record import RangeState
-from ingest_project.streams.ranges import MOST_COUNTED
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-State = TypeVar("State", FileState, JobState, AttachmentState, RangeState)
+State = TypeVar("State", FileState, JobState, AttachmentState)
 
 PAUSE_SECONDS = 0.5
 # Without a terminal, what goes on is said again at this distance even if it stays the same.
@@ -123,7 +121,7 @@ def print_status(seen: SystemStatus) -> None:
             ("Files", _states(seen.files)),
             ("Attachment events", _states(found.events if found else None)),
             ("Attachments", _states(found.attachments if found else None)),
-            *_ranges(seen),
+            *_streams(seen),
             ("Waiting for their time", _later(seen)),
             ("Not yet in Delta", (found.uncommitted_results or None) if found else None),
             ("Not yet in Dagster", seen.unreported or None),
@@ -154,12 +152,14 @@ def _retry_tiers(tiers: Sequence[RetryTier]) -> Table:
     return made
 
 
-def _ranges(seen: SystemStatus) -> Iterator[tuple[str, str | None]]:
+def _streams(seen: SystemStatus) -> Iterator[tuple[str, str | None]]:
     if seen.streams is None:
-        yield "Offset ranges", "unknown"
+        yield "Streams", "unknown"
         return
-    for topic, counts in seen.streams.ranges.items():
-        yield f"Ranges of {topic}", _states(counts, MOST_COUNTED)
+    for topic, counts in seen.streams.stored.items():
+        yield f"Stored of {topic}", ", ".join(f"{number:,} {name}" for name, number in counts.items()) or None
+    for topic, number in seen.streams.lost.items():
+        yield f"Lost of {topic}", counted(number, "message") if number else None
     due = seen.streams.hours_due
     yield "Hours to be counted", f"{due:,}" if due else None
 

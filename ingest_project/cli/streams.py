@@ -1,7 +1,7 @@
-"""`ingest activity` and `ingest crm`: query and repair the shipped streams.
+"""`ingest streams`, `ingest activity` and `ingest crm`: query and repair the shipped streams.
 
-`activity` shows the statistics of an hour and reads the topic again from its beginning. `crm` lists the messages that
-are neither opportunity nor project, and retries them after a fix.
+`streams` shows how far each partition is stored. `activity` shows the statistics of an hour and reads the topic again
+from its beginning. `crm` lists the messages that are neither opportunity nor project, and retries them after a fix.
 """
 
 from __future__ import annotations
@@ -28,21 +28,61 @@ from ingest_project.core.console import (
     stdout,
     table,
 )
-from ingest_project.core.errors import PermanentError
+from ingest_project.core.errors import BrokerUnavailableError, PermanentError
 from ingest_project.core.keys import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading
-from ingest_project.streams.crm.unidentified_store import KeptMessage, find, get
-from ingest_project.streams.user_activity.hourly_statistics import HourOfType, statistics_of
+from ingest_project.streams.crm.unidentified import KeptMessage, find, get
+from ingest_project.streams.positions import LostOffsets
+from ingest_project.streams.user_activity.statistics import HourOfType, statistics_of
 
+streams_app = typer.Typer(help="How far the streams are stored.", no_args_is_help=True)
 activity_app = typer.Typer(help="What arrived on user-activity-events.", no_args_is_help=True)
+crm_app = typer.Typer(help="What arrived on sales_events.", no_args_is_help=True)
+unidentified_app = typer.Typer(help="Messages that are neither opportunity nor project.", no_args_is_help=True)
+crm_app.add_typer(unidentified_app, name="unidentified")
+
+MAX_SHOWN_REASON = 100
+MAX_SHOWN_MESSAGE = 4_000
+MOST_LOST = 50
 
 Hour = Annotated[str | None, typer.Argument(metavar="HOUR", help="As Dagster calls it: 2026-01-15-10:00.")]
+Limit = Annotated[int, typer.Option(min=1, help="Most messages to list.")]
+MessageId = Annotated[str, typer.Argument(metavar="ID", help="The message's id, or the beginning of it.")]
+
+
+class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition of a stream.
+
+    Args:
+        next_offset: the first offset that is not stored.
+        waiting: messages after it; None where the broker does not answer or has no such partition any more.
+        attempts: runs in a row that did not move the position.
+        reason: why the last run failed.
+    """
+
+    stream: str
+    topic: str
+    topic_id: str
+    partition: int
+    next_offset: int
+    waiting: int | None
+    attempts: int
+    reason: str | None
+    updated_at: datetime
+
+
+class StreamList(msgspec.Struct, frozen=True):
+    """Partitions of all streams, the offsets that were lost last, and why the broker cannot be asked."""
+
+    partitions: tuple[PartitionStatus, ...]
+    lost: tuple[LostOffsets, ...]
+    problem: str | None
 
 
 class HourFigures(msgspec.Struct, frozen=True):
-    """What happened in an hour, the type with most events first."""
+    """Statistics of an hour, the type with most events first."""
 
     hour: str
     types: tuple[HourOfType, ...]
@@ -52,6 +92,52 @@ class ReadAgain(msgspec.Struct, frozen=True):
     """Offsets that were read again or are planned to be read, by partition."""
 
     offsets: dict[int, int]
+
+
+def register_streams(to: typer.Typer) -> None:
+    """Add the commands."""
+    to.add_typer(streams_app, name="streams")
+
+
+@streams_app.command("positions")
+def show_positions(*, as_json: AsJson = False) -> None:
+    """Show position, lag and last failure of each partition, and the offsets that were lost."""
+    found = _stream_list(_services())
+    if as_json:
+        print_json(found)
+        return
+    made = table("Topic", "Partition", "Next offset", "Waiting", "Moved", "Failures", "Reason", numbers=["Waiting"])
+    for one in found.partitions:
+        waiting, reason = (
+            "unknown" if one.waiting is None else one.waiting,
+            shortened(one.reason or "", MAX_SHOWN_REASON),
+        )
+        add_row(made, one.topic, one.partition, one.next_offset, waiting, ago(one.updated_at), one.attempts, reason)
+    show_list(made, "partitions", more=False)
+    for lost in found.lost:
+        complain(f"Lost: {lost}")
+    if found.problem:
+        complain(found.problem)
+
+
+def _stream_list(services: SystemResources) -> StreamList:
+    partitions: list[PartitionStatus] = []
+    lost: list[LostOffsets] = []
+    problem: str | None = None
+    for positions in (services.activity_positions, services.crm_positions):
+        ends: dict[int, int] = {}
+        if problem is None:
+            try:
+                ends = services.reader.end_offsets(positions.topic)
+            except BrokerUnavailableError as error:
+                problem = str(error)
+        current = {one.topic_partition for one in positions.current().values()}
+        for one in positions.all():
+            end = ends.get(one.partition) if one.topic_partition in current else None
+            own = {name: getattr(one, name) for name in PartitionStatus.__struct_fields__ if name != "waiting"}
+            partitions.append(PartitionStatus(**own, waiting=None if end is None else max(0, end - one.next_offset)))
+        lost += positions.lost(limit=MOST_LOST)
+    return StreamList(tuple(partitions), tuple(lost), problem)
 
 
 def register_activity(to: typer.Typer) -> None:
@@ -82,13 +168,14 @@ def from_beginning(
 
     Turn the sensor user_activity_events_sensor off before, and on again afterwards.
     """
-    from ingest_project.streams.user_activity.recompute_hours import read_again_from_beginning  # noqa: PLC0415 - imports dagster
+    from ingest_project.streams.user_activity.rebuild import read_again_from_beginning  # noqa: PLC0415 - imports dagster
 
     services = _services()
     topic = services.settings.topics.user_activity_events
-    if services.stream_ranges.in_flight_batches(topic):
+    if runs := {one.run_id for one in services.activity_positions.all() if one.run_id}:
         raise PermanentError(
-            f"Events of {topic} are being stored. Turn user_activity_events_sensor off and wait for its runs."
+            f"Events of {topic} are being stored by {', '.join(sorted(runs))}. Turn user_activity_events_sensor off and"
+            " wait for its runs."
         )
     if not yes:
         typer.confirm(f"Read all of {topic} again?", abort=True)
@@ -118,22 +205,11 @@ def _times(one: HourOfType) -> tuple[str, str]:
     return ("" if p50 is None else f"{p50:g}", "" if p95 is None else f"{p95:g}")
 
 
-crm_app = typer.Typer(help="What arrived on sales_events.", no_args_is_help=True)
-unidentified_app = typer.Typer(help="Messages that are neither opportunity nor project.", no_args_is_help=True)
-crm_app.add_typer(unidentified_app, name="unidentified")
-
-MAX_SHOWN_REASON = 100
-MAX_SHOWN_MESSAGE = 4_000
-
-Limit = Annotated[int, typer.Option(min=1, help="Most messages to list.")]
-MessageId = Annotated[str, typer.Argument(metavar="ID", help="The message's id, or the beginning of it.")]
-
-
 class MessageList(msgspec.Struct, frozen=True):
     """Some of the messages.
 
     Args:
-        more: whether there are others that were not asked for.
+        more: whether there are others that are not listed.
     """
 
     messages: tuple[KeptMessage, ...]
@@ -141,7 +217,7 @@ class MessageList(msgspec.Struct, frozen=True):
 
 
 class RetryResult(msgspec.Struct, frozen=True):
-    """What trying again brought, by message id."""
+    """The result of trying again, by message id."""
 
     identified: tuple[str, ...]
     unidentified: tuple[str, ...]
@@ -189,7 +265,7 @@ def retry_unidentified(
     everything: Annotated[bool, typer.Option("--all", help="Every message that is not identified.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look at messages again by today's rules; what is identified now becomes a record, once.
+    """Identify messages again by today's rules; what is identified now becomes a record, once.
 
     Exit code 1 when one of the messages that were named is still not identified.
     """
@@ -198,13 +274,13 @@ def retry_unidentified(
     services = _services()
     # Every id is looked up before anything changes: a misspelt one changes nothing.
     chosen = [_find(services, message_id).message_id for message_id in message_ids] if message_ids else None
-    from ingest_project.streams.crm.unidentified import retry as try_again  # noqa: PLC0415 - imports dagster
+    from ingest_project.streams.crm.sink import retry as try_again  # noqa: PLC0415 - heavy
 
     done = try_again(services.engine, chosen)
     if as_json:
         print_json(RetryResult(done.identified, done.unidentified))
     else:
-        _tell(done.identified, done.unidentified)
+        _show_result(done.identified, done.unidentified)
     if chosen and done.unidentified:
         raise typer.Exit(1)
 
@@ -251,7 +327,7 @@ def _show_message(message: KeptMessage) -> None:
         say(shortened(message.payload_text, MAX_SHOWN_MESSAGE))
 
 
-def _tell(identified: Sequence[str], unidentified: Sequence[str]) -> None:
+def _show_result(identified: Sequence[str], unidentified: Sequence[str]) -> None:
     for message_id in identified:
         say(f"{message_id} is identified and stored.")
     for message_id in unidentified:

@@ -7,6 +7,7 @@ own: those are looked at once more.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -26,51 +27,48 @@ from ingest_project.operations.topics import LagMeter, TopicLag, consumed_positi
 from ingest_project.platform.dagster.run_records import DagsterRecords, RunsInFlight
 from ingest_project.platform.work_queue.capacity import fullest_disk
 from ingest_project.platform.work_queue.queue import PENDING, JobState
-from ingest_project.streams.range_record import RangeState
+from ingest_project.streams.checks import is_failing
 
 MOST_HOURS = 1_000
 
 
 class StreamStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Offset ranges by state, and hours.
+    """Positions of streams, and hours.
 
     Args:
-        ranges: by topic.
+        stored: messages by topic and outcome.
+        failing: partitions whose last runs failed one after the other, with the reason.
+        lost: number of messages that were lost, by topic.
         hours_due: hours of user activity whose statistics are to be made now; those that are made again after a pause,
             as their events keep coming, are no work until then.
     """
 
-    ranges: Mapping[str, Mapping[RangeState, int]]
+    stored: Mapping[str, Mapping[str, int]]
+    failing: tuple[str, ...] = ()
+    lost: Mapping[str, int] = {}
     hours_due: int = 0
-
-    @property
-    def in_hand(self) -> int:
-        """Ranges that are asked for, or in a run's hands."""
-        counts = self.ranges.values()
-        return sum(of[state] for of in counts for state in (RangeState.REQUESTED, RangeState.RUNNING))
 
     @property
     def going_on(self) -> Iterator[str]:
         """Describe the unfinished work, one phrase per kind."""
-        for topic, counts in self.ranges.items():
-            for state, number in counts.items():
-                if number and not state.finished:
-                    yield f"{counted(number, 'offset range')} of {topic} {state}"
         if self.hours_due:
             yield f"{counted(self.hours_due, 'hour')} of user activity to be counted"
 
 
 def stream_status(services: SystemResources) -> StreamStatus:
-    """Count ranges and hours.
+    """Read positions and hours.
 
     Raises:
-        DatabaseUnavailableError, TransactionConflictError: they could not be counted.
+        DatabaseUnavailableError, TransactionConflictError: they could not be read.
     """
-    settings = services.settings
-    pause = timedelta(seconds=settings.user_activity.hourly_refresh_seconds)
+    pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
+    streams = (services.activity_positions, services.crm_positions)
+    known = {stream.topic: stream.all() for stream in streams}
     return StreamStatus(
-        ranges={one.topic: services.stream_ranges.counts_by_state(one.topic) for one in intakes(settings).streams},
-        # After the ranges: a range that was finished meanwhile has marked its hours before.
+        stored={topic: sum((Counter(one.outcome) for one in found), Counter()) for topic, found in known.items()},
+        failing=tuple(f"{one}: {one.reason}" for found in known.values() for one in found if is_failing(one)),
+        lost={stream.topic: sum(one.messages for one in stream.lost()) for stream in streams},
+        # After the positions: messages that were stored meanwhile have marked their hours before.
         hours_due=len(services.activity_hours.due(datetime.now(UTC), pause, MOST_HOURS)),
     )
 
@@ -253,6 +251,7 @@ def look(services: SystemResources, records: DagsterRecords) -> SystemStatus:
         problems.append(str(disk))
     failing = asked(lambda _: records.failing()) or {}
     problems += [f"{sensor} {ticks}" for sensor, ticks in sorted(failing.items())]
+    problems += streams.failing if streams else ()
     seen = SystemStatus(
         at=datetime.now(UTC),
         topics=(*polling, *file_topics, *download_topics, *stream_topics),
@@ -260,7 +259,7 @@ def look(services: SystemResources, records: DagsterRecords) -> SystemStatus:
         files=files,
         attachments=attachments,
         streams=streams,
-        unreported=None if held is None else max(0, held - _in_hand(jobs, files, attachments, streams)),
+        unreported=None if held is None else max(0, held - _in_hand(jobs, files, attachments)),
         oldest_unfinished=oldest,
         runs=runs,
         problems=tuple(problems),
@@ -287,7 +286,6 @@ def held_entries(services: SystemResources) -> int:
             for queue_name in (PENDING_QUEUE, RETRY_QUEUE)
             for holding in services.attachments.leases(queue_name, whenever)
         ),
-        *(holding for intake in topics.streams for holding in services.stream_ranges.leases(intake.topic, whenever)),
     ]
     return sum(holding.entries for holding in held)
 
@@ -312,7 +310,7 @@ def _going_on(status: SystemStatus) -> Iterator[str]:
         for number, noun, state in going_on_with(status.attachments):
             yield f"{counted(number, noun)} {state}"
     if status.streams is None:
-        yield "the ledger of offset ranges cannot be read"
+        yield "the positions of streams cannot be read"
     else:
         yield from status.streams.going_on
     if status.unreported:
@@ -337,11 +335,10 @@ def _in_hand(
     jobs: Mapping[JobState, int] | None,
     files: Mapping[FileState, int] | None,
     attachments: AttachmentStatus | None,
-    streams: StreamStatus | None,
 ) -> int:
     of_jobs = sum(number for state, number in (jobs or {}).items() if not state.finished and state != PENDING)
     of_files = sum(number for state, number in (files or {}).items() if not state.finished and state != PENDING)
-    return of_jobs + of_files + sum(one.in_hand for one in (attachments, streams) if one)
+    return of_jobs + of_files + (attachments.in_hand if attachments else 0)
 
 
 def _unfinished(numbers: Mapping[FileState, int] | Mapping[JobState, int] | None, noun: str) -> Iterator[str]:

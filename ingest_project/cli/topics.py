@@ -83,7 +83,7 @@ def _intake_of(services: SystemResources, topic: str) -> ConsumedTopic:
     topics = intakes(services.settings)
     if topic in {intake.topic for intake in topics.streams}:
         raise IngestError(
-            f"{topic} is read in ranges, where a message that cannot be stored is put aside by itself. "
+            f"{topic} is a stream, where a message that cannot be stored becomes a dead letter or is kept apart. "
             "There is nothing to skip."
         )
     queues = [*topics.polling, *topics.files, *topics.attachments]

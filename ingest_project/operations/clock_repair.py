@@ -50,6 +50,7 @@ def _repair_ledgers(services: SystemResources, now: datetime) -> int:
         services.polling_jobs,
         services.attachment_events,
         services.attachments,
-        services.stream_ranges,
+        services.activity_positions,
+        services.crm_positions,
     )
     return sum(ledger.correct_future_times(now, LARGEST_SKEW_SECONDS) for ledger in ledgers)

@@ -18,8 +18,6 @@ from ingest_project.attachments.tables import AttachmentState, attachment_events
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import polling_jobs
-from ingest_project.streams.range_record import RangeState
-from ingest_project.streams.tables import stream_ranges
 
 JOBS = "poller_jobs"
 FILES_PUBLISHED = "poller_files_published"
@@ -124,12 +122,6 @@ def of_download(row: RowMapping) -> Iterator[Amount]:
         yield Amount(DOWNLOAD_FAILURES, (result.get("error_class") or "unknown",), 1)
 
 
-def of_range(row: RowMapping) -> Iterator[Amount]:
-    """What a range of offsets adds that was stored."""
-    for outcome, messages in (row["outcome"] or {}).items():
-        yield Amount(STREAM_MESSAGES, (row["topic"], outcome), messages)
-
-
 def sources() -> Iterator[CountedTable]:
     """Everything that is counted. One source a state, so that an index leads straight to what is new."""
     columns = files.c
@@ -140,9 +132,6 @@ def sources() -> Iterator[CountedTable]:
     yield from _by_state(attachment_events, _ends(JobState), (attachment_events.c.state,), of_event)
     told_of_one = (attachments.c.state, *_times(attachments))
     yield from _by_state(attachments, _ends(AttachmentState), told_of_one, of_attachment)
-    ranges = stream_ranges.c
-    read = (RangeState.DONE, RangeState.LOST)
-    yield from _by_state(stream_ranges, read, (ranges.topic, ranges.outcome), of_range)
     outcome = download_outcomes.c
     attempts = (outcome.attempt, outcome.domain, outcome.result)
     yield CountedTable(download_outcomes.name, download_outcomes, None, outcome.completed_at, attempts, of_download)

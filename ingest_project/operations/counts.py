@@ -21,7 +21,7 @@ from ingest_project.platform.database.engine import reading
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.crm.tables import unidentified_messages
-from ingest_project.streams.tables import stream_ranges
+from ingest_project.streams.positions import stream_failures
 
 
 class DeltaFigures(msgspec.Struct, frozen=True):
@@ -82,7 +82,6 @@ KINDS: Mapping[str, tuple[sa.Table, sa.Column[str], tuple[str, ...], str | None]
     "polling_job": (polling_jobs, polling_jobs.c.job_key, ("failed",), "discovered_files"),
     "attachment_event": (attachment_events, attachment_events.c.event_key, ("failed",), None),
     "attachment": (attachments, attachments.c.attachment_key, ("failed",), "onelake_attachments"),
-    "offset_range": (stream_ranges, stream_ranges.c.range_key, ("failed", "lost"), None),
 }
 
 
@@ -98,7 +97,7 @@ class Failure(msgspec.Struct, frozen=True):
     """An entry that did not come to a good end.
 
     Args:
-        kind: one of KINDS.
+        kind: one of KINDS, `stream_partition` or `lost_offsets`.
         asset: whose partition of this key shows it, where one does.
     """
 
@@ -201,4 +200,9 @@ def _failures(connection: sa.Connection) -> tuple[Failure, ...]:
             )
             rows = connection.execute(query)
             found += [Failure(kind, name, state, reason, at, run_id, asset) for name, reason, at, run_id in rows]
+    failed, lost = stream_failures(connection, FAILURES)
+    found += [
+        Failure("stream_partition", str(one), "failed", one.reason, one.updated_at, one.run_id, None) for one in failed
+    ]
+    found += [Failure("lost_offsets", str(one.offsets), "lost", one.reason, one.found_at, None, None) for one in lost]
     return tuple(sorted(found, key=lambda failure: failure.at, reverse=True)[:FAILURES])

@@ -16,9 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest_project.operations.counters import CountedTable, sources
+from ingest_project.operations.counters import STREAM_MESSAGES, CountedTable, sources
 from ingest_project.platform.database.columns import Double, UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
+from ingest_project.streams.positions import message_counts
 
 # Since the beginning: what retention removes from the ledger stays counted here.
 metric_totals = sa.Table(
@@ -95,6 +96,7 @@ class RunningTotals:
             until = _settled(connection, now)
             progress = _progress(connection)
             counted = sum(_count_source(connection, source, progress, until) for source in self._sources)
+            counted += _count_streams(connection, now)
             if counted:
                 oldest = int(now.timestamp() // 60) - KEPT_MINUTES
                 connection.execute(sa.delete(metric_minutes).where(metric_minutes.c.minute < oldest))
@@ -209,6 +211,20 @@ def _add(connection: sa.Connection, source: CountedTable, rows: Iterable[sa.RowM
         minutes[minute, *stored_as[series]] += value
     _upsert(connection, metric_totals, ("name", "labels"), totals)
     _upsert(connection, metric_minutes, ("minute", "name", "labels"), minutes)
+
+
+def _count_streams(connection: sa.Connection, now: datetime) -> int:
+    """Count the messages of streams since the last time: their positions keep totals of their own."""
+    query = sa.select(metric_totals.c.labels, metric_totals.c.value).where(metric_totals.c.name == STREAM_MESSAGES)
+    known = {labels: value for labels, value in connection.execute(query)}  # noqa: C416 - dict() loses the types
+    counts = {json.dumps(labels): number for labels, number in message_counts(connection).items()}
+    added = {labels: number - known.get(labels, 0) for labels, number in counts.items()}
+    new = {labels: float(number) for labels, number in added.items() if number > 0}
+    _upsert(connection, metric_totals, ("name", "labels"), {(STREAM_MESSAGES, one): new[one] for one in new})
+    minute = int(now.timestamp() // 60)
+    minutes = {(minute, STREAM_MESSAGES, one): new[one] for one in new}
+    _upsert(connection, metric_minutes, ("minute", "name", "labels"), minutes)
+    return len(new)
 
 
 def _stored_series(connection: sa.Connection, wanted: Iterable[Series]) -> dict[Series, tuple[str, str]]:

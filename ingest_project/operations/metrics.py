@@ -48,7 +48,7 @@ COUNTERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (of.DOWNLOADS, ("status", "attempt"), "Attempts at downloads, by how they ended and which attempt it was."),
     (of.DOWNLOAD_FAILURES, ("reason",), "Attempts at downloads that failed, by class of error."),
     (of.UPLOADED_BYTES, ("domain",), "Bytes of attachments stored."),
-    (of.STREAM_MESSAGES, ("topic", "outcome"), "Messages of topics that are read in ranges, by what became of them."),
+    (of.STREAM_MESSAGES, ("topic", "outcome"), "Messages of streams by outcome."),
 )
 # Series that are there from the beginning: what appears with its first value hides that value from a rate.
 FROM_THE_BEGINNING: Mapping[str, tuple[tuple[str, ...], ...]] = {

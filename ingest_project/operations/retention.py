@@ -13,11 +13,10 @@ import sqlalchemy as sa
 
 from ingest_project.attachments.tables import AttachmentState, attachment_events, attachments
 from ingest_project.file_ingest.tables import FileState, files
-from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.database.statements import in_parts
-from ingest_project.platform.kafka.outbox import SENT, outbox
+from ingest_project.platform.kafka.publisher import SENT, outbox
 from ingest_project.platform.work_queue.batches import BATCH_TAG
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import polling_jobs
@@ -144,9 +143,6 @@ def _has_old_body(before: datetime) -> sa.ColumnElement[bool]:
 MOST_PARTITIONS = 10_000
 MOST_RUNS = 2_000
 MOST_CONTENTS = 10_000
-MOST_RANGES = 1_000_000
-# Longer than any tick takes: what was planned before is planned, and nothing comes in between any more.
-SETTLED = timedelta(days=1)
 SHOWN = 10
 PARTITION_TAG = "dagster/partition"
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -187,7 +183,6 @@ def plan_purge(services: SystemResources, instance: dg.DagsterInstance, now: dat
         PurgeStep(
             "ids of published messages", ledger.old_messages(messages), [], lambda: ledger.drop_messages(messages)
         ),
-        _ranges(services, now, now - timedelta(days=kept.range_days)),
     ]
 
 
@@ -233,18 +228,6 @@ def _contents(services: SystemResources, ledger: RetentionLedger, before: dateti
         ledger.forget_contents(sha256s)
 
     return PurgeStep("landed contents", len(sha256s), sha256s[:SHOWN], remove)
-
-
-def _ranges(services: SystemResources, now: datetime, before: datetime) -> PurgeStep:
-    intervals = services.stream_intervals
-
-    def remove() -> None:
-        totals = RunningTotals(services.engine)
-        totals.catch_up(datetime.now(UTC))
-        intervals.extend(now - SETTLED)
-        intervals.purge(min(before, totals.counted_until()), MOST_RANGES)
-
-    return PurgeStep("offset ranges", intervals.count_old(before, MOST_RANGES), [], remove)
 
 
 class RetentionConfig(dg.Config):

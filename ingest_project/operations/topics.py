@@ -19,8 +19,7 @@ from ingest_project.core.settings import KafkaSettings, Settings
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailableError, SensorOnRecord
 from ingest_project.platform.kafka.consumer import TopicReader
-from ingest_project.platform.kafka.offsets import Positions, committed_positions
-from ingest_project.platform.kafka.topics import TopicStates
+from ingest_project.platform.kafka.offsets import Positions, TopicStates, committed_positions
 
 
 class ConsumedTopic(NamedTuple):

@@ -16,8 +16,8 @@ from ingest_project.platform.database.engine import open_engine
 from ingest_project.platform.database.migrate import migrate
 from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.offset_ranges import RangeReader
-from ingest_project.platform.kafka.outbox import MessageOutbox
 from ingest_project.platform.kafka.producer import TopicWriter
+from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.object_store.content_store import QuarantineStore
 from ingest_project.platform.object_store.store import open_configured_store
 from ingest_project.platform.work_queue.capacity import Capacity, available_slots, commit_seconds, fullest_disk

@@ -21,7 +21,7 @@ from ingest_project.platform.database.columns import (
     work_columns,
 )
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.kafka.outbox import MessageOutbox
+from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.work_queue.queue import (
     JobState,
     KafkaPosition,

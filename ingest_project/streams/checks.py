@@ -1,57 +1,74 @@
-"""What the ledger says of ranges that were not read, or would be read twice: for the checks of every stream."""
+"""Health of a stream by its positions, for the checks of every stream."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
 
-from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState
-from ingest_project.streams.resources import StreamResources
+from ingest_project.platform.runtime import Runtime
+from ingest_project.streams.positions import SinkPosition, StreamPositions
 
 RECENT = timedelta(hours=24)
 MOST_SHOWN = 20
+# A failure may pass; after so many in a row a person should look.
+MOST_FAILURES = 3
 
 
-class Unread(NamedTuple):
-    """Offsets of a topic that are in no table, at most so many of each as are worth showing.
-
-    Args:
-        gaps: between two ranges that are planned.
-        given_up: ranges with no attempt left.
-        late: ranges that should have been read by now.
-        lost: ranges that retention removed of late before they were read.
-    """
-
-    gaps: list[OffsetRange]
-    given_up: tuple[RangeRecord, ...]
-    late: tuple[RangeRecord, ...]
-    lost: tuple[RangeRecord, ...]
-
-
-def unread(services: StreamResources, topic: str, max_unfinished_seconds: float) -> Unread:
-    """Look for offsets between two ranges, and for ranges that were not read.
+@dataclass(frozen=True)
+class StreamHealth:
+    """Lines for a person, at most as many as are worth showing.
 
     Args:
-        services: the ledger.
-        topic: which.
-        max_unfinished_seconds: how long a range may take from its planning to its end.
+        failing: partitions whose last runs failed, with the reason.
+        late: partitions with messages that should have been stored by now.
+        lost: offsets that were found to be lost of late.
     """
-    ledger, now = services.stream_ranges, datetime.now(UTC)
-    gaps = [seam.offsets for seam in services.stream_intervals.seams(topic) if seam.is_gap]
-    return Unread(
-        gaps=gaps[:MOST_SHOWN],
-        given_up=ledger.list(topic, [RangeState.FAILED], MOST_SHOWN),
-        late=ledger.unfinished_since(topic, now - timedelta(seconds=max_unfinished_seconds), MOST_SHOWN),
-        lost=ledger.list(topic, [RangeState.LOST], MOST_SHOWN, since=now - RECENT),
+
+    failing: list[str]
+    late: list[str]
+    lost: list[str]
+
+    def metadata(self) -> Mapping[str, list[str]]:
+        """Return what Dagster shows."""
+        return {"failing": self.failing, "waiting": self.late, "lost": self.lost}
+
+
+def health_of(services: Runtime, positions: StreamPositions, max_waiting_seconds: float) -> StreamHealth:
+    """Compare the positions of a stream with its topic.
+
+    Args:
+        services: Kafka.
+        positions: of the stream.
+        max_waiting_seconds: how long a message may wait to be stored.
+
+    Raises:
+        BrokerUnavailableError, DatabaseUnavailableError: a service is away.
+    """
+    current = positions.current().values()
+    now = datetime.now(UTC)
+    return StreamHealth(
+        failing=[f"{one}: {one.attempts} runs in a row: {one.reason}" for one in current if is_failing(one)],
+        late=list(_late(services, positions, now - timedelta(seconds=max_waiting_seconds)))[:MOST_SHOWN],
+        lost=[str(one) for one in positions.lost(now - RECENT, MOST_SHOWN)],
     )
 
 
-def planned_twice(services: StreamResources, topic: str) -> list[str]:
-    """Offsets that are in two ranges."""
-    return [str(seam.offsets) for seam in services.stream_intervals.seams(topic) if not seam.is_gap]
+def is_failing(position: SinkPosition) -> bool:
+    """Return whether the last runs over a partition failed one after the other."""
+    return position.attempts >= MOST_FAILURES and position.reason is not None
 
 
-def shown(ranges: Sequence[RangeRecord]) -> list[str]:
-    """A line for each."""
-    return [f"{record.offsets}{f': {record.reason}' if record.reason else ''}" for record in ranges]
+def _late(services: Runtime, positions: StreamPositions, moment: datetime) -> Iterator[str]:
+    """Yield partitions that have not moved since a moment although a message of before then waits."""
+    if all(one.updated_at >= moment for one in positions.current().values()):
+        return
+    backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
+    for partition, one in positions.current().items():
+        end = backlog.ends.get(partition, 0) if backlog else 0
+        if one.updated_at >= moment or one.next_offset >= end:
+            continue
+        chunks = services.range_reader.read(*one.topic_partition, one.next_offset, one.next_offset + 1, 1, 1)
+        written = [message.timestamp for chunk in chunks for message in chunk.messages]
+        if not any(at and at >= moment for at in written):
+            yield f"{one.until(end)}, since {one.updated_at:%Y-%m-%d %H:%M:%S}"

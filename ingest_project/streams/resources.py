@@ -1,23 +1,23 @@
-"""What every stream uses."""
+"""Resources that every stream uses: where its partitions are stored up to."""
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from ingest_project.platform.runtime import Runtime
-from ingest_project.streams.contiguous_intervals import StreamIntervals
-from ingest_project.streams.ranges import StreamRangeLedger
+from ingest_project.streams.positions import StreamPositions
+
+USER_ACTIVITY = "user_activity"
+CRM = "crm"
 
 
 class StreamResources(Runtime):
-    """The offset ranges of streams."""
+    """Positions of the shipped streams."""
 
-    @cached_property
-    def stream_ranges(self) -> StreamRangeLedger:
-        """What is known of every offset range of the topics that are read in ranges."""
-        return StreamRangeLedger(self.engine)
+    @property
+    def activity_positions(self) -> StreamPositions:
+        """Positions of user activity."""
+        return StreamPositions(self.engine, USER_ACTIVITY, self.settings.topics.user_activity_events)
 
-    @cached_property
-    def stream_intervals(self) -> StreamIntervals:
-        """Offset ranges that follow one another, and what stays of those that are let go."""
-        return StreamIntervals(self.engine)
+    @property
+    def crm_positions(self) -> StreamPositions:
+        """Positions of CRM messages."""
+        return StreamPositions(self.engine, CRM, self.settings.topics.sales_events)

@@ -18,8 +18,8 @@ from pydantic import SecretStr
 from ingest_project.attachments.eventhouse.sensor import is_due
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.core.settings import load_settings
+from ingest_project.platform.kafka.client import EventHub, event_hub
 from ingest_project.platform.kafka.consumer import TopicReader
-from ingest_project.platform.kafka.event_hubs import EventHub, event_hub
 from ingest_project_tests.attachments.system import AttachmentSystem, attachment_environment
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors
 from ingest_project_tests.journeys.system import changed
@@ -35,9 +35,9 @@ QUERY = f"domain: claims\ndatabase: events\ntable: {TABLE}\nkey: [EventId]\npage
 WAY = "ingest_project_tests.attachments.system:AttachmentSystem.look_at_eventhouse"
 POSITIONS = "ingest_project.attachments.eventhouse.polling:EventhousePositions"
 KILL_POINTS = [
-    KillPoint("page intended", "ingest_project.platform.kafka.outbox:MessageOutbox.intend"),
+    KillPoint("page intended", "ingest_project.platform.kafka.publisher:MessageOutbox.intend"),
     KillPoint("page sent", "ingest_project.platform.kafka.producer:TopicWriter.send_all"),
-    KillPoint("page marked as sent", "ingest_project.platform.kafka.outbox:MessageOutbox.mark_sent"),
+    KillPoint("page marked as sent", "ingest_project.platform.kafka.publisher:MessageOutbox.mark_sent"),
     KillPoint("position saved", f"{POSITIONS}.advance"),
     KillPoint("second page sent", "ingest_project.platform.kafka.producer:TopicWriter.send_all", 2),
 ]

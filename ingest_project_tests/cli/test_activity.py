@@ -12,9 +12,10 @@ from ingest_project.core.keys import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.streams.range_record import OffsetRange, RangeState
-from ingest_project.streams.user_activity.hourly_statistics import HourOfType, replace_hours
+from ingest_project.streams.positions import OffsetRange, removed
+from ingest_project.streams.user_activity.statistics import HourOfType, replace_hours
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.journeys.system import close
 from ingest_project_tests.streams.user_activity.events import event
@@ -77,7 +78,7 @@ def test_an_hour_without_events_and_one_that_is_none_are_told_apart(ingest: Inge
 def stream(
     services: SystemResources, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SystemResources]:
-    """The services, with a topic that has three events, two of which were planned to be read."""
+    """The services, with a topic that has three events and is read from the second one."""
     del services
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
     embedded_broker.create_topic(TOPIC, 1)
@@ -85,26 +86,44 @@ def stream(
     writer = TopicWriter(system.settings.kafka)
     writer.send_all(TOPIC, [ProducerRecord(json.dumps(event(f"e{number}")).encode()) for number in range(3)])
     writer.close()
-    topic_id = system.reader.topic_id(TOPIC)
-    system.stream_ranges.plan([OffsetRange(TOPIC, topic_id, 0, 1, 3)], [], datetime.now(UTC))
+    backlog = system.range_reader.backlog(TOPIC, Positions("", {0: 1}), 0)
+    assert backlog is not None
+    system.activity_positions.begin(backlog, datetime.now(UTC))
     yield system
     close(system)
 
 
-def test_from_the_beginning_plans_what_was_left_out_once_however_often(ingest: Ingest, stream: SystemResources) -> None:
+def test_from_the_beginning_the_next_run_reads_what_was_left_out_however_often(
+    ingest: Ingest, stream: SystemResources
+) -> None:
     for _ in range(2):
         done = ingest("activity", "from-beginning", "--yes", "--json")
         assert done.exit_code == 0, done.err
-    ranges = sorted(record.offsets for record in stream.stream_ranges.list(TOPIC))
-    assert [(one.first, one.end) for one in ranges] == [(0, 1), (1, 3)]
-    assert stream.stream_ranges.counts_by_state(TOPIC)[RangeState.PENDING] == 2
-    assert "of 1 partition" in ingest("activity", "from-beginning", "--yes").out
+    (position,) = stream.activity_positions.all()
+    assert (position.first_offset, position.next_offset) == (0, 0)
+    assert "3 offsets of 1 partition" in ingest("activity", "from-beginning", "--yes").out
 
 
 def test_while_events_are_being_stored_nothing_is_read_again(ingest: Ingest, stream: SystemResources) -> None:
-    (record,) = stream.stream_ranges.list(TOPIC)
-    stream.stream_ranges.claim("batch", [record.range_key], datetime.now(UTC))
+    stream.activity_positions.lease(stream.activity_positions.all(), "run-1")
     refused = ingest("activity", "from-beginning", "--yes")
     assert refused.exit_code == 1
     assert "user_activity_events_sensor" in refused.err
-    assert len(stream.stream_ranges.list(TOPIC)) == 1
+    (position,) = stream.activity_positions.all()
+    assert position.first_offset == 1
+
+
+def test_positions_are_listed_with_lag_failures_and_what_was_lost(ingest: Ingest, stream: SystemResources) -> None:
+    positions = stream.activity_positions
+    (position,) = positions.all()
+    positions.lease([position], "run-1")
+    positions.fail([(position, "the disk is full")], "run-1", stream.settings.retries, datetime.now(UTC))
+    positions.add_lost([removed(OffsetRange(TOPIC, position.topic_id, 0, 0, 1), datetime.now(UTC))])
+    found = ingest("streams", "positions", "--json").json
+    (one,) = found["partitions"]
+    assert (one["topic"], one["next_offset"], one["waiting"], one["attempts"]) == (TOPIC, 1, 2, 1)
+    assert one["reason"] == "the disk is full"
+    assert [lost["messages"] for lost in found["lost"]] == [1]
+    shown = ingest("streams", "positions")
+    assert "the disk is full" in shown.out
+    assert f"{TOPIC}[0] 0 to 0" in shown.err

@@ -10,9 +10,9 @@ import pytest
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.streams.crm.classify import identify_payload
 from ingest_project.streams.crm.records import MessageOrder, count
-from ingest_project.streams.crm.unidentified_store import Unidentified, keep
+from ingest_project.streams.crm.sink import identify_payload
+from ingest_project.streams.crm.unidentified import Unidentified, keep
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.streams.crm.messages import encoded, opportunity
 

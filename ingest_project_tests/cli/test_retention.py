@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from ingest_project.operations.resources import SystemResources
-from ingest_project.streams.range_record import cut
+from ingest_project.platform.database.engine import writing
+from ingest_project.platform.kafka.publisher import outbox
 from ingest_project_tests.cli.conftest import Ingest
 
 DAGSTER_YAML = Path(__file__).parents[2] / "dagster.yaml"
@@ -27,43 +29,39 @@ def dagster_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def done_long_ago(services: SystemResources) -> int:
-    """Ten ranges one after the other, all done and reported a year ago."""
-    moment, ranges = datetime.now(UTC) - timedelta(days=365), services.stream_ranges
-    planned = cut(TOPIC, "life", 0, 0, 1_000, 100)
-    ranges.plan(planned, [], moment)
-    keys = [one.key for one in planned]
-    ranges.begin(keys, "run", moment)
-    for key in keys:
-        ranges.finish(key, 100, 0, {"events": 100}, moment)
-    ranges.mark_reported(keys, moment)
-    return len(planned)
+def sent_long_ago(services: SystemResources) -> int:
+    """Ten ids of messages that were published three years ago."""
+    ids = [f"message-{number}" for number in range(10)]
+    for message_id in ids:
+        services.outbox.remember(TOPIC, message_id)
+    with writing(services.engine) as connection:
+        connection.execute(sa.update(outbox).values(created_at=datetime.now(UTC) - timedelta(days=1_000)))
+    return len(ids)
 
 
 @pytest.mark.usefixtures("dagster_home")
 def test_what_would_go_is_said_and_stays_and_goes_when_it_is_meant(
-    ingest: Ingest, services: SystemResources, done_long_ago: int
+    ingest: Ingest, services: SystemResources, sent_long_ago: int
 ) -> None:
     def number(*options: str) -> int:
         told = ingest("retention", "--json", *options)
         assert told.exit_code == 0, told.err
-        (ranges,) = (one for one in told.json["removals"] if one["what"] == "offset ranges")
-        return int(ranges["number"])
+        (messages,) = (one for one in told.json["removals"] if one["what"] == "ids of published messages")
+        return int(messages["number"])
 
-    # The newest of a partition says where planning goes on.
-    assert number("--dry-run") == done_long_ago - 1
-    assert len(services.stream_ranges.list(TOPIC)) == done_long_ago
-    assert number() == done_long_ago - 1
-    assert len(services.stream_ranges.list(TOPIC)) == 1
+    assert number("--dry-run") == sent_long_ago
+    assert len(services.outbox.ids(TOPIC, "message-")) == sent_long_ago
+    assert number() == sent_long_ago
+    assert services.outbox.ids(TOPIC, "message-") == []
     assert number() == 0
 
 
-@pytest.mark.usefixtures("dagster_home", "done_long_ago")
+@pytest.mark.usefixtures("dagster_home", "sent_long_ago")
 def test_it_is_a_table_for_people(ingest: Ingest) -> None:
     said = ingest("retention", "--dry-run")
     assert said.exit_code == 0, said.err
     assert "Would be removed" in said.out
-    assert "offset ranges" in said.out
+    assert "ids of published messages" in said.out
 
 
 def test_without_dagsters_folder_it_says_what_to_do(ingest: Ingest, services: SystemResources) -> None:

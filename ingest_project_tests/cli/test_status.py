@@ -34,7 +34,9 @@ from ingest_project.platform.database.engine import writing
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.work_queue.queue import JobState
-from ingest_project.streams.range_record import OffsetRange, RangeState
+from ingest_project.streams.checks import MOST_FAILURES
+from ingest_project.streams.positions import move
+from ingest_project.streams.user_activity.hours import count_changes
 from ingest_project_tests.cli import known_attachments as attachments
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import arrive, finish, job_arrives, take
@@ -220,7 +222,7 @@ def test_attachments_are_told_by_state_and_the_ladder_by_rung(
     assert "Downloads to be tried again" in shown
 
 
-def test_a_stream_is_busy_until_its_ranges_are_stored_shown_and_its_hours_counted(
+def test_a_stream_is_busy_until_its_messages_are_stored_and_its_hours_counted_and_one_that_fails_is_named(
     ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance
@@ -231,29 +233,24 @@ def test_a_stream_is_busy_until_its_ranges_are_stored_shown_and_its_hours_counte
     assert status["going_on"] == waiting
     assert {lag["sensor"]: lag["topic"] for lag in status["topics"]}.items() >= STREAMS.items()
 
-    ledger, now = system.stream_ranges, datetime.now(UTC)
-    planned = [OffsetRange(topic, "", 0, 0, 3) for topic in STREAMS.values()]
-    activity, sales = (one.key for one in planned)
-    ledger.plan(planned, [], now)
-    ledger.claim("batch", [activity], now)
-    ledger.begin([activity], "run", now)
+    now, positions = datetime.now(UTC), {}
+    for stream in (system.activity_positions, system.crm_positions):
+        backlog = system.range_reader.backlog(stream.topic, None, 0)
+        assert backlog is not None
+        begun = stream.begin(backlog, now)
+        (positions[stream.topic],) = (begun[partition] for partition, end in backlog.ends.items() if end)
+    for _ in range(MOST_FAILURES):
+        system.crm_positions.lease([positions["sales_events"]], "run")
+    failures = [(positions["sales_events"], "the disk is full")]
+    system.crm_positions.fail(failures, "run", system.settings.retries, now)
+    with writing(system.engine) as connection:
+        move(connection, positions["user-activity-events"], 3, {"events": 2, "dead_letters": 1}, now)
+        count_changes(connection, [datetime(2026, 1, 15, 10, tzinfo=UTC)], now)
     status = ingest("status", "--json").json
-    assert status["going_on"][2:] == [
-        "1 offset range of user-activity-events running",
-        "1 offset range of sales_events pending",
-    ]
-    assert status["streams"]["ranges"]["sales_events"]["pending"] == 1
-    assert "1 running" in ingest("status").out
-
-    ledger.finish(activity, 3, 0, {}, now)
-    system.activity_hours.mark_changed(activity, {datetime(2026, 1, 15, 10, tzinfo=UTC): 3}, now)
-    ledger.begin([sales], "run", now)
-    ledger.finish(sales, 3, 0, {}, now)
-    ledger.mark_reported([sales], now)
-    assert ingest("status", "--json").json["going_on"][2:] == [
-        "1 hour of user activity to be counted",
-        "1 finished entry not yet shown in Dagster",
-    ]
+    assert status["going_on"][2:] == ["1 hour of user activity to be counted"]
+    assert status["streams"]["stored"]["user-activity-events"] == {"events": 2, "dead_letters": 1}
+    assert f"{positions['sales_events']}: the disk is full" in status["problems"]
+    assert "2 events, 1 dead_letters" in ingest("status").out
 
 
 def test_a_broker_that_is_away_is_asked_once_and_every_topic_says_so(
@@ -325,7 +322,7 @@ def test_a_status_is_idle_only_when_every_part_said_so() -> None:
         polling_jobs={JobState.DONE: 3},
         files={FileState.INGESTED: 3, FileState.FAILED: 1},
         attachments=AttachmentStatus(events={}, attachments={AttachmentState.PENDING: 7}, later=7),
-        streams=StreamStatus(ranges={"sales_events": {RangeState.DONE: 3, RangeState.LOST: 1, RangeState.PENDING: 0}}),
+        streams=StreamStatus(stored={"sales_events": {"opportunities": 3}}, lost={"sales_events": 1}),
         unreported=0,
     )
     assert quiet.going_on == ["Dagster's runs cannot be read"]

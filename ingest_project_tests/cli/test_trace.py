@@ -5,13 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from ingest_project.operations.resources import SystemResources
-from ingest_project.streams.crm.classify import identify
-from ingest_project.streams.crm.upsert import store
 from ingest_project.streams.user_activity.event_table import event_rows
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import arrive, take
 from ingest_project_tests.streams.crm.messages import encoded as crm_encoded
 from ingest_project_tests.streams.crm.messages import opportunity
+from ingest_project_tests.streams.crm.system import store_messages
 from ingest_project_tests.streams.user_activity.events import encoded, event, received
 
 KEY = "clean.csv~aaaaaaaaaa"
@@ -45,7 +44,7 @@ def test_events_and_crm_records_of_a_trace_are_in_its_story(ingest: Ingest, serv
     rows = event_rows(messages[:1], "g").table
     services.user_activity_events.append(rows, app_id="test", version=1)
     crm = [msgspec.structs.replace(messages[0], value=crm_encoded(opportunity())), messages[1]]
-    store(services.engine, identify(crm, "g"), None)
+    store_messages(services, crm)
     moments = ingest("trace", "t-9", "--json").json["moments"]
     assert {(moment["subject"], moment["what"]) for moment in moments} == {
         ("event e9", "page_view"),

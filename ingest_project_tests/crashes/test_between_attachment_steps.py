@@ -31,9 +31,9 @@ OUTCOMES = "ingest_project.attachments.attempts:AttemptResults"
 STEPS = "ingest_project.attachments"
 STORE = "ingest_project.platform.object_store.folder:FolderStore"
 CURSOR_SAVED = "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"
-INTENDED = "ingest_project.platform.kafka.outbox:MessageOutbox.intend"
+INTENDED = "ingest_project.platform.kafka.publisher:MessageOutbox.intend"
 SENT = "ingest_project.platform.kafka.producer:TopicWriter.send_all"
-MARKED_SENT = "ingest_project.platform.kafka.outbox:MessageOutbox.mark_sent"
+MARKED_SENT = "ingest_project.platform.kafka.publisher:MessageOutbox.mark_sent"
 APPENDED = "ingest_project.platform.delta.table:DeltaStore.append"
 
 # In the order in which they come. The second call of a step on attachments is of the one that is tried again.

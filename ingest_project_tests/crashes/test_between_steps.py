@@ -29,7 +29,7 @@ from ingest_project_tests.services.kafka import Server
 
 JOBS = "ingest_project.polling.job_queue"
 FILES_QUEUE = "ingest_project.file_ingest.file_queue:FileQueue"
-OUTBOX = "ingest_project.platform.kafka.outbox:MessageOutbox"
+OUTBOX = "ingest_project.platform.kafka.publisher:MessageOutbox"
 CURSOR_SAVED = "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"
 PARTITIONS_ADDED = "dagster:DagsterInstance.add_dynamic_partitions"
 INTENDED = f"{OUTBOX}.intend"

@@ -13,7 +13,7 @@ from ingest_project.attachments.tables import attachments, download_outcomes
 from ingest_project.file_ingest.tables import files
 from ingest_project.platform.database.engine import writing
 from ingest_project.polling.job_queue import polling_jobs
-from ingest_project.streams.tables import stream_ranges
+from ingest_project.streams.positions import sink_positions
 
 
 def file_row(key: str, state: str, ended_at: datetime, *, seconds: float = 3.0, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - columns
@@ -87,17 +87,16 @@ def outcome_row(key: str, attempt: int, status: str, completed_at: datetime, **r
     }
 
 
-def range_row(key: str, state: str, ended_at: datetime, outcome: dict[str, int] | None = None) -> dict[str, Any]:
-    """A range of offsets."""
+def position_row(moved_at: datetime, outcome: dict[str, int]) -> dict[str, Any]:
+    """Return a partition of `sales_events` that is stored."""
+    partition = {"stream": "crm", "topic": "sales_events", "topic_id": "g", "partition": 0, "epoch": 0}
     return {
-        **_work(state, ended_at, finished=state in {"done", "failed", "lost"}),
-        "range_key": key,
-        "topic": "sales_events",
-        "topic_id": "g",
-        "partition": 0,
+        **partition,
         "first_offset": 0,
-        "end_offset": 100,
+        "next_offset": 100,
         "outcome": outcome,
+        "updated_at": moved_at,
+        "attempts": 0,
     }
 
 
@@ -121,7 +120,7 @@ def busy_hour(engine: sa.Engine, now: datetime) -> int:
     put(engine, attachments, [*_attachments(chance, now)])
     put(engine, download_outcomes, [*_outcomes(chance, now)])
     told = {"opportunities": 41_200, "projects": 8_730, "unidentified": 70}
-    put(engine, stream_ranges, [range_row("r", "done", now - timedelta(minutes=3), told)])
+    put(engine, sink_positions, [position_row(now - timedelta(minutes=3), told)])
     return sum(row["state"] == "ingested" for row in of_an_hour)
 
 

@@ -14,12 +14,12 @@ from ingest_project.attachments.tables import attachments, download_outcomes
 from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations import metric_rollup as counting
-from ingest_project.operations.counters import LATENCY_BUCKET, LATENCY_SUM, bucket_of
+from ingest_project.operations.counters import LATENCY_BUCKET, LATENCY_SUM, STREAM_MESSAGES, bucket_of
 from ingest_project.operations.metric_rollup import MOST_SERIES, RunningTotals, metric_minutes
 from ingest_project.platform.database.engine import open_engine, writing
 from ingest_project.polling.job_queue import polling_jobs
-from ingest_project.streams.tables import stream_ranges
-from ingest_project_tests.operations.seeding import attachment_row, file_row, job_row, outcome_row, put, range_row
+from ingest_project.streams.positions import sink_positions
+from ingest_project_tests.operations.seeding import attachment_row, file_row, job_row, outcome_row, position_row, put
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 AGO = timedelta(minutes=1)
@@ -51,10 +51,10 @@ def test_every_kind_of_end_is_counted(engine: sa.Engine) -> None:
     told = {"size_bytes": 10}
     put(engine, download_outcomes, [outcome_row("a", 1, "failed_transient", ended, error_class="DownloadFailedError")])
     put(engine, download_outcomes, [outcome_row("a", 2, "success", ended, **told)])
-    put(engine, stream_ranges, [range_row("r", "done", ended, {"opportunities": 90, "unidentified": 10})])
+    put(engine, sink_positions, [position_row(ended, {"opportunities": 90, "unidentified": 10})])
 
     totals = RunningTotals(engine)
-    assert totals.count(NOW) == 11
+    assert totals.count(NOW) == 12
     counted = totals.totals()
     assert {labels[0]: value for (name, labels), value in counted.items() if name == "ingest_files"} == {
         "ingested": 1,
@@ -78,6 +78,18 @@ def test_every_kind_of_end_is_counted(engine: sa.Engine) -> None:
         (LATENCY_SUM, ("files",)): 3,
     }
     assert {series: counted.get(series) for series in expected} == expected
+
+
+def test_messages_of_streams_are_counted_once_and_when_their_positions_move(engine: sa.Engine) -> None:
+    put(engine, sink_positions, [position_row(NOW, {"opportunities": 90})])
+    totals = RunningTotals(engine)
+    assert [totals.count(NOW), totals.count(NOW)] == [1, 0]
+    with writing(engine) as connection:
+        connection.execute(sa.update(sink_positions).values(outcome={"opportunities": 95, "lost": 2}))
+    totals.count(NOW)
+    assert totals.totals()[STREAM_MESSAGES, ("sales_events", "opportunities")] == 95
+    assert totals.totals()[STREAM_MESSAGES, ("sales_events", "lost")] == 2
+    assert sum(one.value for one in totals.history(NOW - AGO, 1, [STREAM_MESSAGES])) == 97
 
 
 def test_counting_again_and_in_another_process_counts_nothing_twice(engine: sa.Engine) -> None:

@@ -118,12 +118,12 @@ class UserActivitySettings(Section):
 
     Args:
         table_url: folder, s3:// or OneLake address of the Delta table of events; empty: delta/ in the state folder.
-        range_messages: most offsets planned as one range, which is one commit as a rule.
+        range_messages: events of one commit.
         batch_messages: offsets in one run.
         max_parallel_batches: runs over events side by side, each with partitions of its own.
         hourly_refresh_seconds: pause between two computations of the same hour's statistics while its events keep
             arriving.
-        max_unfinished_seconds: events planned and not stored for longer fail the check no_gap_in_offsets.
+        max_unfinished_seconds: events that wait to be stored for longer fail the check no_gap_in_offsets.
         max_implausible_share: share of recent events with an impossible time that fails event_time_plausible.
         retention_hours: how long files stay that only old versions of the table have.
     """
@@ -143,8 +143,8 @@ class CrmSettings(Section):
 
     Args:
         batch_messages: CRM messages in one run.
-        max_parallel_batches: runs over CRM messages side by side.
-        max_unfinished_seconds: CRM messages planned and not stored for longer fail the check no_gap_in_offsets.
+        max_parallel_batches: runs over CRM messages side by side, each with partitions of its own.
+        max_unfinished_seconds: CRM messages that wait to be stored for longer fail the check no_gap_in_offsets.
     """
 
     batch_messages: Annotated[int, Env("INGEST_CRM_BATCH_MESSAGES")] = Field(50_000, gt=0)

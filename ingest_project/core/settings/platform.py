@@ -284,7 +284,6 @@ class RetentionSettings(Section):
         landing_days: landed bytes of ingested files.
         event_days: bodies of attachment events, from which addresses can be taken again.
         outbox_days: ids of published messages; longer than a source lists the same file version.
-        range_days: offset ranges of streams that are done; longer than a run that may be done again.
     """
 
     partition_days: Annotated[int, Env("INGEST_KEEP_PARTITIONS_DAYS")] = Field(90, gt=0)
@@ -292,8 +291,6 @@ class RetentionSettings(Section):
     landing_days: Annotated[int, Env("INGEST_KEEP_LANDED_DAYS")] = Field(365, gt=0)
     event_days: Annotated[int, Env("INGEST_KEEP_EVENTS_DAYS")] = Field(30, gt=0)
     outbox_days: Annotated[int, Env("INGEST_KEEP_OUTBOX_DAYS")] = Field(400, gt=0)
-
-    range_days: Annotated[int, Env("INGEST_KEEP_RANGES_DAYS")] = Field(30, gt=0)
 
     @property
     def partitions(self) -> timedelta:

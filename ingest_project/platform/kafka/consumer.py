@@ -25,14 +25,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.client import client_config, unavailable
-from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.kafka.offsets import LogBounds, Positions, TopicState, TopicStates
 from ingest_project.platform.kafka.records import ConsumerRecord, received
-from ingest_project.platform.kafka.topics import LogBounds, TopicState, TopicStates
 
 
 @dataclass(frozen=True)
 class StartingPoints:
-    """The offset each partition is read from, and one sentence for each one that is not where the last read ended."""
+    """Offset from which each partition is read, and one sentence for each one that is not where the last read ended."""
 
     offsets: Mapping[int, int]
     notices: list[str]
@@ -132,7 +131,7 @@ _LOG_CHANGED = (
 
 @dataclass(frozen=True)
 class ReadBounds:
-    """What one read may bring.
+    """Bounds of one read.
 
     Args:
         max_messages: at most this many.
@@ -218,7 +217,7 @@ class TopicConsumer:
         self._ahead_bytes = 0
 
     def _is_far_behind(self, intake: ReadBuffer, ends: Mapping[int, int]) -> bool:
-        """Whether the next read will want what is being fetched ahead, and what was is not too much to keep."""
+        """Return whether the next read will want what is being fetched ahead, and it is not too much to keep."""
         return self._ahead_bytes <= MOST_BYTES_AHEAD and any(
             offset < ends[partition] for partition, offset in intake.next_offsets.items()
         )
@@ -274,7 +273,7 @@ class TopicConsumer:
 
 
 class ReadBuffer:
-    """What one read has taken so far, without gaps in any partition.
+    """Messages that one read has taken so far, without gaps in any partition.
 
     A partition is finished when it has had its share or has no more to give. What still comes from it is for the next
     read: the methods return whether they have dealt with what they were given.
@@ -303,7 +302,7 @@ class ReadBuffer:
 
     @property
     def wanted(self) -> int:
-        """How many more messages this read may take; 0 once every partition is finished."""
+        """Number of messages that this read may still take; 0 once every partition is finished."""
         return min(self._messages_left, sum(self._unfinished.values()))
 
     def take(self, arrived: Message) -> bool:
@@ -348,7 +347,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BoundedRead:
-    """What one read brought.
+    """Result of one read.
 
     Args:
         messages: in order within each partition.
@@ -422,17 +421,17 @@ class TopicReader:
             _logger.warning("Offsets of %s were not committed for group %s: %s", topic, self._settings.group_id, error)
 
     def topic_id(self, topic: str) -> str:
-        """Which life of the topic this is, see `Positions`; empty where there is no such topic or nobody can tell."""
+        """Return the topic id, see `Positions`; empty where there is no such topic or the broker names none."""
         state = self._states.look_up(topic)
         return state.topic_id if state else ""
 
     def end_offsets(self, topic: str) -> dict[int, int]:
-        """The offset that each partition's next message will get; empty where there is no such topic."""
+        """Return the offset that each partition's next message will get; empty where there is no such topic."""
         state = self._states.look_up(topic)
         return state.ends if state else {}
 
     def lags(self, positions: Mapping[str, Positions | None]) -> dict[str, dict[int, int]]:
-        """How many messages wait to be read.
+        """Count the messages that wait to be read.
 
         Args:
             positions: where each topic has been read to; None where it has not been read.
@@ -466,7 +465,7 @@ class TopicReader:
 
 
 class _Slot:
-    """The place of one topic's consumer, held by one thread at a time."""
+    """Holder of one topic's consumer, locked by one thread at a time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -474,7 +473,7 @@ class _Slot:
         self._topic_id = ""
 
     def connect(self, settings: KafkaSettings, topic: str, topic_id: str) -> TopicConsumer:
-        """The connected consumer, a new one for each life of the topic: a consumer remembers the topic's id."""
+        """Return the connected consumer, a new one for each topic id: a consumer remembers it."""
         if self._consumer is not None and self._topic_id != topic_id:
             self.disconnect()
         if self._consumer is None:

@@ -38,7 +38,7 @@ def dead_letter(  # noqa: PLR0913 - one argument for each header of the contract
     attempt: int = 1,
     trace_id: str | None = None,
 ) -> tuple[str, ProducerRecord]:
-    """The dead letter of one message, ready for `publish_once`.
+    """Return the dead letter of one message, ready for `publish_once`.
 
     Args:
         message: as it was read.
@@ -46,12 +46,12 @@ def dead_letter(  # noqa: PLR0913 - one argument for each header of the contract
         reason: what is wrong, for a person; cut at 2 KiB.
         first_failed_at: when it failed for the first time, UTC-aware.
         last_failed_at: when it failed for the last time, UTC-aware.
-        topic_id: life of the topic it was read from, see `Positions`.
+        topic_id: of the topic it was read from, see `Positions`.
         attempt: how many times it was tried.
         trace_id: where the message has one.
 
     Returns:
-        an id that is the same for the same place on the same topic, and the message.
+        an id that is the same for the same position on the same topic, and the message.
     """
     facts = {
         "original-topic": message.topic,
@@ -70,8 +70,13 @@ def dead_letter(  # noqa: PLR0913 - one argument for each header of the contract
         for name, text in facts.items()
         if text
     )
-    message_id = f"dlq:{message.topic}:{topic_id}:{message.partition}:{message.offset}"
+    message_id = f"{message_id_prefix(message.topic, topic_id, message.partition)}{message.offset}"
     return message_id, ProducerRecord(message.value, message.key, (*message.headers, *headers))
+
+
+def message_id_prefix(topic: str, topic_id: str, partition: int) -> str:
+    """Return how the ids of all dead letters of a partition begin; the offset follows."""
+    return f"dlq:{topic}:{topic_id}:{partition}:"
 
 
 def _bounded(text: str, max_bytes: int) -> bytes:
@@ -84,23 +89,23 @@ def _iso(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
-# Read backwards in parts of this size: a topic may hold millions, and only the newest are asked for.
+# Read backwards in parts of this size: a topic may hold millions, and only the newest are wanted.
 OFFSETS_AT_A_TIME = 500
 MAX_BYTES_AT_A_TIME = 32 * 1024**2
 BEGINNING_BYTES = 60
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that was put aside, and what its headers say of it; None where they say nothing.
+    """A dead letter and what its headers say of it; None where they say nothing.
 
     Args:
         place: where it is now, `topic/partition/offset`.
         original_location: where it had been, in the same form.
-        failed_at: when it failed for the last time; without that, when it was put aside.
+        failed_at: when it failed for the last time; without that, when it was dead-lettered.
         key: as text, see `as_text`.
         size_bytes: of its value.
         begins: the beginning of its value as text, see `as_text`; None is a tombstone.
-        value: its bytes, unchanged, where it was asked for alone.
+        value: its bytes, unchanged; only of a single letter, see `letter_at`.
     """
 
     place: str
@@ -119,7 +124,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 def newest_letters(
     reader: RangeReader, topic: str, limit: int, wanted: Callable[[bytes | None], bool]
 ) -> Iterator[DeadLetter]:
-    """The newest letters of each partition of a topic, a topic that does not exist having none.
+    """Yield the newest letters of each partition of a topic; a topic that does not exist has none.
 
     Args:
         reader: of the cluster.
@@ -139,7 +144,7 @@ def newest_letters(
 
 
 def letter_at(reader: RangeReader, topic: str, partition: int, offset: int) -> DeadLetter | None:
-    """The letter at a place; None where there is none, or none any more.
+    """Return the letter at a position; None where there is none, or none any more.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
@@ -152,7 +157,7 @@ def letter_at(reader: RangeReader, topic: str, partition: int, offset: int) -> D
 
 
 def letter_of(received: ConsumerRecord) -> DeadLetter:
-    """What is known of a message on a topic of dead letters; without its value, which may be large."""
+    """Read the headers of a message on a topic of dead letters; leaves out its value, which may be large."""
     said = {name: _said(received, name) for name in ("error-class", "reason", "attempt", "trace-id")}
     original = [_said(received, f"original-{part}") for part in ("topic", "partition", "offset")]
     return DeadLetter(
@@ -170,7 +175,7 @@ def letter_of(received: ConsumerRecord) -> DeadLetter:
 
 
 def as_text(content: bytes | None) -> str | None:
-    """Any bytes as text: UTF-8, and an escape for each byte that is none."""
+    """Decode any bytes: UTF-8, and an escape for each byte that is none."""
     return None if content is None else content.decode("utf-8", "backslashreplace")
 
 

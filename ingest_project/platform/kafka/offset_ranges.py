@@ -14,19 +14,18 @@ from dataclasses import dataclass
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.consumer import ReadBounds, TopicConsumer, starting_points
-from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.kafka.offsets import Positions, TopicState, TopicStates
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.platform.kafka.topics import TopicState, TopicStates
 
 LOOK_AGAIN_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits on a topic.
+    """The messages that wait on a topic.
 
     Args:
-        topic_id: which life of the topic, see `Positions`.
+        topic_id: of the topic, see `Positions`.
         starts: the first offset that a saved position has not passed, by partition.
         log_starts: the oldest offset that is still there, by partition.
         ends: the offset that the next message will get, by partition.
@@ -68,7 +67,7 @@ class RangeReader:
         self._states = TopicStates(settings)
 
     def backlog(self, topic: str, saved: Positions | None, wait_seconds: float) -> Backlog | None:
-        """What waits beyond a position; None where there is no such topic.
+        """Return what waits beyond a position; None where there is no such topic.
 
         Args:
             topic: to look at.
@@ -90,7 +89,7 @@ class RangeReader:
 
     @contextmanager
     def opened(self) -> Iterator[OpenRanges]:
-        """For a caller that reads range after range: what comes after one is on its way while that one is used."""
+        """Open connections for several ranges: what comes after one is fetched while that one is used."""
         ranges = OpenRanges(self._settings, self._states)
         try:
             yield ranges
@@ -100,7 +99,7 @@ class RangeReader:
     def read(  # noqa: PLR0913, PLR0917 - a range is four facts
         self, topic: str, topic_id: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
     ) -> Iterator[Chunk]:
-        """The messages of one range, see `OpenRanges.read`."""
+        """Yield the messages of one range, see `OpenRanges.read`."""
         with self.opened() as ranges:
             yield from ranges.read(topic, topic_id, partition, first, end, max_messages, max_bytes)
 
@@ -121,7 +120,7 @@ class OpenRanges:
     def read(  # noqa: PLR0913, PLR0917 - a range is four facts
         self, topic: str, topic_id: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
     ) -> Iterator[Chunk]:
-        """The messages from `first` up to, not including, `end`, in chunks of at most so many and so much.
+        """Yield the messages from `first` up to, not including, `end`, in chunks of at most so many and so much.
 
         Reading it again brings the same messages, less what retention has removed meanwhile.
         """
@@ -160,9 +159,9 @@ class OpenRanges:
 
 
 def _oldest(state: TopicState, topic_id: str, partition: int, end: int) -> int | None:
-    """The oldest offset that can still be read; None where this life of the topic is over."""
+    """Return the oldest offset that can still be read; None where the topic is gone."""
     if state.topic_id and topic_id and state.topic_id != topic_id:
         return None
     bounds = state.bounds.get(partition)
-    # Where nobody tells one life of a topic from the next, a log that ends before what it held was created again.
+    # Without topic ids, a log that ends before what it held was created again.
     return None if bounds is None or bounds.end < end else bounds.start

@@ -1,27 +1,49 @@
-"""Positions of a topic: those that a sensor's cursor keeps, and those that the consumer group has committed.
+"""Topics and offsets: the state of topics at the broker, positions in them, and committed offsets.
 
-The saved cursor owns the positions; the consumer group's committed offsets only follow it.
+A sensor keeps positions in its cursor, which owns them for queue topics; the consumer group's committed offsets only
+follow the saved cursor. One client looks up all topics for all threads; each look-up is two requests of about a
+millisecond.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
 
 import msgspec
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
 
-from ingest_project.core.errors import IngestError
+from ingest_project.core.errors import BrokerUnavailableError, IngestError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.client import client_config, unavailable
+from ingest_project.platform.kafka.client import client_config, error_code, is_event_hubs, unavailable
+
+RETRY_SECONDS = 0.1
+# The library refuses to wait less for an answer.
+MIN_TIMEOUT_SECONDS = 0.05
+NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
+# The library leaves these two without types.
+_EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+ABSENT_TOPIC_CODES = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)  # noqa: SLF001 - a public code
 
 
 class Positions(msgspec.Struct, frozen=True):
-    """The next offset to read of each partition, valid within one life of the topic.
+    """The next offset to read of each partition, valid for one topic id.
 
     Args:
-        topic_id: which life of the topic: its topic id where the broker tells it. Empty: unknown, never compared.
+        topic_id: tells a topic from an earlier one of the same name. Empty: the broker names none; never compared.
         next_offsets: partition to the offset of the first message not yet read.
     """
 
@@ -29,14 +51,14 @@ class Positions(msgspec.Struct, frozen=True):
     next_offsets: Mapping[int, int]
 
     def to_cursor(self) -> str:
-        """Compact JSON, the same text for the same positions."""
+        """Return compact JSON, the same text for the same positions."""
         return msgspec.json.encode(
             {"topic_id": self.topic_id, "next_offsets": dict(sorted(self.next_offsets.items()))}
         ).decode()
 
     @classmethod
     def from_cursor(cls, text: str | None) -> Positions | None:
-        """The positions that a cursor holds, or None where nothing has been saved yet.
+        """Return the positions that a cursor holds, or None where nothing has been saved yet.
 
         Raises:
             IngestError: the cursor is not one of ours. Starting again silently would read everything twice, so a
@@ -60,27 +82,147 @@ class _Cursor(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def committed_positions(settings: KafkaSettings, topic: str, partitions: Iterable[int]) -> Positions | None:
-    """What the group committed for a topic; None where it committed nothing.
+    """Return what the group committed for a topic; None where it committed nothing.
 
     Args:
         settings: name the group.
-        topic: to ask about.
+        topic: whose offsets.
         partitions: of the topic; brokers differ in what they answer when none are named.
 
     Raises:
         BrokerUnavailableError: no answer.
     """
-    places = [TopicPartition(topic, partition) for partition in partitions]
-    if not places:
+    wanted = [TopicPartition(topic, partition) for partition in partitions]
+    if not wanted:
         return None
     admin = AdminClient(client_config(settings))
     try:
         answers = admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(settings.group_id, places)], request_timeout=settings.request_timeout_seconds
+            [ConsumerGroupTopicPartitions(settings.group_id, wanted)], request_timeout=settings.request_timeout_seconds
         )
         committed = answers[settings.group_id].result().topic_partitions
     except KafkaException as error:
         raise unavailable(settings, error) from error
     # A negative offset says that nothing was committed.
-    offsets = {place.partition: place.offset for place in committed if place.offset >= 0}
+    offsets = {one.partition: one.offset for one in committed if one.offset >= 0}
     return Positions("", offsets) if offsets else None
+
+
+@dataclass(frozen=True)
+class LogBounds:
+    """Offsets that a partition holds: from `start` up to, not including, `end`."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """A topic at one moment.
+
+    Args:
+        topic_id: of the topic, see `Positions`.
+        bounds: what each partition holds.
+    """
+
+    topic_id: str
+    bounds: Mapping[int, LogBounds]
+
+    @property
+    def ends(self) -> dict[int, int]:
+        """The offset that each partition's next message will get."""
+        return {partition: bounds.end for partition, bounds in self.bounds.items()}
+
+
+class TopicStates:
+    """Look up topics at the broker. Safe to share between threads."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._trouble = ""
+
+    def look_up(self, topic: str) -> TopicState | None:
+        """Return the topic's present state, or None where there is no such topic.
+
+        Raises:
+            BrokerUnavailableError: no answer within the request time-out, during which a dropped connection or an
+                election of leaders is sat out.
+        """
+        give_up_at = time.monotonic() + self._settings.request_timeout_seconds
+        while True:
+            try:
+                return self._query(topic, give_up_at - time.monotonic())
+            except KafkaException as error:
+                if error_code(error) in ABSENT_TOPIC_CODES:
+                    return None
+                if time.monotonic() + RETRY_SECONDS + MIN_TIMEOUT_SECONDS > give_up_at:
+                    raise self._unavailable(error) from error
+            time.sleep(RETRY_SECONDS)
+
+    def commit(self, topic: str, positions: Positions) -> None:
+        """Set the consumer group's offsets.
+
+        Raises:
+            BrokerUnavailableError: no answer, or the group refused them (other consumers are active in it).
+        """
+        offsets = [TopicPartition(topic, partition, offset) for partition, offset in positions.next_offsets.items()]
+        request = ConsumerGroupTopicPartitions(self._settings.group_id, offsets)
+        timeout = self._settings.request_timeout_seconds
+        try:
+            answers = self._client.alter_consumer_group_offsets([request], request_timeout=timeout)
+            committed = [partition for answer in answers.values() for partition in answer.result().topic_partitions]
+        except KafkaException as error:
+            raise self._unavailable(error) from error
+        for partition in committed:
+            if partition.error is not None:
+                raise unavailable(self._settings, partition.error)
+
+    @cached_property
+    def _client(self) -> AdminClient:
+        configuration: dict[str, Any] = {**client_config(self._settings), "error_cb": self._note_trouble}
+        return AdminClient(configuration)
+
+    def _note_trouble(self, error: KafkaError) -> None:
+        # The first of these names the reason, e.g. "Connection refused" or "Authentication failed"; what a request
+        # that then fails has to say is no more than "timed out". The last one only counts the brokers.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - the library's public name
+            self._trouble = error.str()
+
+    def _unavailable(self, error: KafkaException) -> BrokerUnavailableError:
+        self._client.poll(0)
+        return unavailable(self._settings, self._trouble or error)
+
+    def _query(self, topic: str, timeout: float) -> TopicState:
+        self._trouble = ""
+        self._client.poll(0)  # delivers what the library has logged
+        describe = self._list if is_event_hubs(self._settings) else self._describe
+        topic_id, partitions = describe(topic, timeout)
+        return TopicState(topic_id, self._bounds(topic, partitions, timeout))
+
+    def _describe(self, topic: str, timeout: float) -> tuple[str, list[int]]:
+        description = self._client.describe_topics(TopicCollection([topic]), request_timeout=timeout)[topic].result()
+        topic_id = str(description.topic_id)
+        topic_id = self._settings.generation if topic_id == NO_TOPIC_ID else topic_id
+        return topic_id, [partition.id for partition in description.partitions]
+
+    def _list(self, topic: str, timeout: float) -> tuple[str, list[int]]:
+        metadata = self._client.list_topics(topic, timeout=timeout).topics[topic]
+        if metadata.error is not None:
+            raise KafkaException(metadata.error)
+        return self._settings.generation, list(metadata.partitions)
+
+    def _bounds(self, topic: str, partitions: list[int], timeout: float) -> dict[int, LogBounds]:
+        # Both requests are sent before the first answer is waited for.
+        requests = [
+            self._client.list_offsets(
+                {TopicPartition(topic, partition): spec for partition in partitions},
+                # A reader sees no further than the oldest open transaction, so that is where the log ends for it.
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=timeout,
+            )
+            for spec in (_EARLIEST, _LATEST)
+        ]
+        starts, ends = (
+            {one.partition: answer.result().offset for one, answer in answers.items()} for answers in requests
+        )
+        return {partition: LogBounds(starts[partition], ends[partition]) for partition in sorted(partitions)}

@@ -78,7 +78,7 @@ class TopicWriter:
             return call.confirmed
 
     def require_topic(self, topic: str) -> None:
-        """Wait until a topic can be written to; most brokers create one that is asked for.
+        """Wait until a topic can be written to; most brokers create one on request.
 
         Raises:
             BrokerUnavailableError: the broker does not answer, or leaves the creation of topics to people.
@@ -132,7 +132,7 @@ class TopicWriter:
 
 
 class _Call:
-    """One call of send_all: what was handed to the producer and what became of it."""
+    """One call of send_all: number of messages that were handed over and confirmed."""
 
     def __init__(self, producer: Producer, topic: str, patience_seconds: float) -> None:
         self.topic = topic

@@ -1,4 +1,4 @@
-"""One message as it was read."""
+"""Messages as they are read and sent."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 
 class ConsumerRecord(msgspec.Struct, frozen=True, gc=False):
-    """A message and where it stands.
+    """A message and its position.
 
     Args:
         topic: its topic.
         partition: its partition.
-        offset: its place in the partition.
+        offset: its position in the partition.
         timestamp_ms: when it was written, in milliseconds since 1970; None where the broker does not say.
         key: as it was sent.
         value: as it was sent; None is a tombstone.
@@ -46,23 +46,23 @@ class ConsumerRecord(msgspec.Struct, frozen=True, gc=False):
             return None
 
     def header(self, name: str) -> bytes | None:
-        """The last value under a name, which is the one that counts; None where there is none."""
+        """Return the last value under a name, which is the one that counts; None where there is none."""
         return next((value for key, value in reversed(self.headers) if key == name), None)
 
 
 def received(message: Message) -> ConsumerRecord:
-    """What the client library delivered, in our own terms."""
+    """Convert a message of the client library."""
     kind, timestamp_ms = message.timestamp()
     # The stubs describe messages to be sent as well, of which nothing need be known yet; these come from a broker.
-    place: Any = message
+    record: Any = message
     return ConsumerRecord(
-        place.topic(),
-        place.partition(),
-        place.offset(),
+        record.topic(),
+        record.partition(),
+        record.offset(),
         None if kind == TIMESTAMP_NOT_AVAILABLE else timestamp_ms,
-        place.key(),
-        place.value(),
-        _headers(place),
+        record.key(),
+        record.value(),
+        _headers(record),
     )
 
 
@@ -71,6 +71,6 @@ def _headers(message: Any) -> Headers:  # noqa: ANN401 - as above
     try:
         return tuple(message.headers() or ())
     except (UnicodeDecodeError, SystemError) as error:
-        place = f"{message.topic()}[{message.partition()}]@{message.offset()}"
-        _logger.warning("Headers of %s cannot be read and are left out: %s", place, error)
+        position = f"{message.topic()}[{message.partition()}]@{message.offset()}"
+        _logger.warning("Headers of %s cannot be read and are left out: %s", position, error)
         return ()

@@ -26,11 +26,11 @@ JSON_COLUMNS = ("tags", "meta_data", "other_fields")
 
 
 class MessageOrder(NamedTuple):
-    """Where a message stands.
+    """Position of a message, by which versions of one moment are ordered.
 
     Args:
-        topic_id: which life of the topic.
-        epoch: the number of that life: 0 for the first one that was read, growing.
+        topic_id: of the topic.
+        epoch: number of that topic among those of the same name: 0 for the first one that was read.
     """
 
     topic: str
@@ -40,7 +40,7 @@ class MessageOrder(NamedTuple):
     epoch: int = 0
 
     def __str__(self) -> str:
-        """As people write it."""
+        """Name topic, partition and offset."""
         return f"{self.topic}[{self.partition}]@{self.offset}"
 
 
@@ -70,7 +70,7 @@ class PlacedEvent(NamedTuple):
 
 
 class Upserted(NamedTuple):
-    """What an upsert did.
+    """Result of an upsert.
 
     Args:
         messages: versions that were given.
@@ -96,7 +96,7 @@ def upsert(connection: sa.Connection, kind: CrmKind, placed: Iterable[PlacedEven
 
 
 def out_of_range(connection: sa.Connection, kind: CrmKind) -> int:
-    """Stored records with a negative amount, or a probability outside 0 to 100."""
+    """Count stored records with a negative amount, or a probability outside 0 to 100."""
     table = TABLES[kind]
     number: Any = sa.REAL if connection.dialect.name == "sqlite" else sa.Numeric
 
@@ -111,12 +111,12 @@ def out_of_range(connection: sa.Connection, kind: CrmKind) -> int:
 
 
 def count(connection: sa.Connection, kind: CrmKind) -> int:
-    """How many records are stored."""
+    """Count the stored records."""
     return int(connection.execute(sa.select(sa.func.count()).select_from(TABLES[kind])).scalar_one())
 
 
 def _newest(messages: Sequence[PlacedEvent]) -> Iterable[PlacedEvent]:
-    """Of each record the version that would be left in the end: one statement touches a row only once."""
+    """Return the version of each record that would be left in the end: one statement touches a row only once."""
     newest: dict[str, PlacedEvent] = {}
     for one in messages:
         known = newest.setdefault(one.event.event_id, one)
@@ -157,7 +157,7 @@ def _upsert_statement(table: sa.Table, columns: Sequence[str], source: str, coll
 
 
 def _row(placed: PlacedEvent, stored_at: str, time: Any, json: Any) -> dict[str, Any]:  # noqa: ANN401 - text makers
-    """A row whose values are texts and whole numbers, as either database takes them without a loss."""
+    """Return a row whose values are texts and whole numbers, as either database takes them without a loss."""
     event, position, trace_id = placed
     row = {
         "event_id": event.event_id,
@@ -198,5 +198,5 @@ def _iso(moment: datetime) -> str:
 
 
 def _sqlite_time(moment: datetime) -> str:
-    """As SQLAlchemy writes times there: of fixed width, so that text order is time order."""
+    """Format a time as SQLAlchemy does for SQLite: of fixed width, so that text order is time order."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")

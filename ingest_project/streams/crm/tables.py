@@ -11,7 +11,7 @@ from ingest_project.platform.database.columns import ExactDecimal, Json, UtcTime
 
 
 def _origin() -> list[Col[Any]]:
-    """Which version of the record this is, and the message that brought it."""
+    """Return the columns that say which version of the record this is, and which message brought it."""
     return [
         Col("last_modified", UtcTime, nullable=False),
         # Of the whole message.
@@ -21,7 +21,7 @@ def _origin() -> list[Col[Any]]:
         Col("kafka_partition", sa.Integer, nullable=False),
         Col("kafka_offset", sa.BigInteger, nullable=False),
         Col("stored_at", UtcTime, nullable=False),
-        # The number of that life of the topic: of two versions of one moment the later one stays.
+        # Number of the topic among those of the same name: of two versions of one moment the later one stays.
         Col("kafka_epoch", sa.Integer, nullable=False, server_default="0"),
         # Of the message that brought this version, where its headers name one.
         Col("trace_id", sa.Text, index=True),
@@ -29,7 +29,7 @@ def _origin() -> list[Col[Any]]:
 
 
 def _described() -> list[Col[Any]]:
-    """What both kinds of records say beside their own fields."""
+    """Return the columns that both kinds of records have in common."""
     return [
         Col("account_id", sa.Text),
         Col("owner_id", sa.Text),

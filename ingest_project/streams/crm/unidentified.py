@@ -1,113 +1,251 @@
-"""`unidentified_messages`: what is neither opportunity nor project, whole, and trying it again after a fix."""
+"""Keep each message that is neither opportunity nor project: whole, once, with its position and the reason.
+
+The table is what counts. The log next to LOG_FILE, one JSON object a line, is for people and programs that follow
+files. A line is written before its row is committed: after a crash it may be there twice, and is never missing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from typing import NamedTuple
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
-import dagster as dg
-from sqlalchemy import Engine
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest_project.contracts.crm_event import CrmEvent, CrmKind
-from ingest_project.core.batches import store_bisecting
-from ingest_project.platform.dagster.external_assets import topic_key
-from ingest_project.platform.database.engine import reading, writing
-from ingest_project.streams.crm import unidentified_store as store
-from ingest_project.streams.crm.classify import identify_payload
-from ingest_project.streams.crm.records import PlacedEvent, upsert
-from ingest_project.streams.crm.upsert import may_be_a_messages_fault, reason_of
-from ingest_project.streams.ranges import StreamRangeLedger
+from ingest_project.contracts.crm_event import CrmKind
+from ingest_project.contracts.decoding import trace_id_in
+from ingest_project.core.logging import get_logger
+from ingest_project.core.terminal_text import to_json
+from ingest_project.streams.crm.records import MessageOrder
+from ingest_project.streams.crm.tables import unidentified_messages as table
 
-UNIDENTIFIED_MESSAGES = dg.AssetKey("unidentified_messages")
-MESSAGES_PER_TRANSACTION = 200
-
-unidentified_messages = dg.AssetSpec(
-    UNIDENTIFIED_MESSAGES,
-    deps=[topic_key("sales_events")],
-    description="Messages of sales_events that are neither opportunity nor project, whole, each with its reason.",
-    group_name="crm",
-    kinds={"postgres"},
-    skippable=True,
-)
+MAX_REASON_LENGTH = 1_000
 
 
-class Retried(NamedTuple):
-    """What trying again brought.
+class Unidentified(msgspec.Struct, frozen=True, kw_only=True):
+    """A message to be kept.
 
     Args:
-        identified: ids of messages that are records now.
-        unidentified: ids of those that are still none.
+        payload: the bytes as they were sent; None for a message without any.
+        headers: in the order they were sent.
     """
 
-    identified: tuple[str, ...] = ()
-    unidentified: tuple[str, ...] = ()
+    position: MessageOrder
+    timestamp: datetime | None
+    key: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    payload: bytes | None
+    reason: str
+    error_class: str
+
+    @property
+    def message_id(self) -> str:
+        """Its position, and the topic id where the broker names one."""
+        topic_id = f"~{self.position.topic_id}" if self.position.topic_id else ""
+        return f"{self.position.topic}-{self.position.partition}-{self.position.offset}{topic_id}"
 
 
-def retry(engine: Engine, message_ids: Sequence[str] | None = None) -> Retried:
-    """Look again at messages by today's rules; what is identified now is stored as if it had just come.
-
-    Record and mark are one transaction, and a message is in the hands of one retry at a time: done twice, also at
-    once, it becomes a record once. An older version still never overwrites a newer one.
+class KeptMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that is kept; `messages.encode` makes JSON of it, bytes in base64.
 
     Args:
-        engine: of the database.
-        message_ids: which; None for all that are open.
+        payload_text: the payload where it is UTF-8.
+        retries: how often it was tried again.
+        identified_at: when it was identified later; None while it is not.
+        event_id: of the record that it became then.
     """
-    identified: list[str] = []
-    unidentified: list[str] = []
 
-    def retry_part(ids: Sequence[str]) -> None:
-        done = _retry_together(engine, ids)
-        identified.extend(done.identified)
-        unidentified.extend(done.unidentified)
+    message_id: str
+    kafka_topic: str
+    kafka_topic_id: str
+    kafka_partition: int
+    kafka_offset: int
+    kafka_timestamp: datetime | None
+    message_key: bytes | None
+    headers: list[list[str | None]] | None
+    payload: bytes | None
+    payload_text: str | None
+    size_bytes: int
+    reason: str
+    error_class: str
+    received_at: datetime
+    retries: int
+    retried_at: datetime | None
+    identified_at: datetime | None
+    identified_as: str | None
+    event_id: str | None
+    trace_id: str | None
 
-    for ids in _open_ids(engine) if message_ids is None else _parts(message_ids):
-        for message_id, error in store_bisecting(ids, retry_part, may_be_a_messages_fault):
-            with writing(engine) as connection:
-                store.mark_retried(connection, {message_id: reason_of(error)}, datetime.now(UTC))
-            unidentified.append(message_id)
-    return Retried(tuple(identified), tuple(unidentified))
+    @property
+    def position(self) -> MessageOrder:
+        """Its position."""
+        return MessageOrder(self.kafka_topic, self.kafka_topic_id, self.kafka_partition, self.kafka_offset)
 
-
-def _retry_together(engine: Engine, message_ids: Sequence[str]) -> Retried:
-    now, ledger = datetime.now(UTC), StreamRangeLedger(engine)
-    epochs: dict[str, dict[str, int]] = {}
-    with writing(engine) as connection:
-        events: dict[str, PlacedEvent] = {}
-        reasons: dict[str, tuple[str, str]] = {}
-        for message in store.take_open(connection, message_ids):
-            found = identify_payload(message.payload)
-            if isinstance(found, tuple):
-                reasons[message.message_id] = found
-            else:
-                place = message.position
-                if place.topic not in epochs:
-                    epochs[place.topic] = ledger.epochs(place.topic)
-                place = place._replace(epoch=epochs[place.topic].get(place.topic_id, 0))
-                events[message.message_id] = PlacedEvent(found, place, message.trace_id)
-        for kind in CrmKind:
-            upsert(connection, kind, [one for one in events.values() if one.event.kind is kind], now)
-        store.mark_identified(connection, {key: _record(one.event) for key, one in events.items()}, now)
-        store.mark_retried(connection, reasons, now)
-    return Retried(tuple(events), tuple(reasons))
+    @classmethod
+    def of(cls, row: sa.RowMapping) -> KeptMessage:
+        """Read a row of the table `unidentified_messages`."""
+        return cls(**{name: row[name] for name in cls.__struct_fields__})
 
 
-def _record(event: CrmEvent) -> tuple[CrmKind, str]:
-    return event.kind, event.event_id
+def keep(connection: sa.Connection, messages: Sequence[Unidentified], now: datetime) -> list[Unidentified]:
+    """Keep messages, in the caller's transaction; returns those that were not kept before.
+
+    Idempotent: messages that are kept stay as they are.
+    """
+    if not messages:
+        return []
+    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+    statement = insert.on_conflict_do_nothing().returning(table.c.message_id)
+    rows = [_row(message, now) for message in messages]
+    new = set(connection.execute(statement, rows).scalars())
+    return [message for message in messages if message.message_id in new]
 
 
-def _open_ids(engine: Engine) -> Iterator[list[str]]:
-    after = ""
-    while True:
-        with reading(engine) as connection:
-            found = store.find(connection, limit=MESSAGES_PER_TRANSACTION, after=after)
-        if not found:
-            return
-        after = found[-1].message_id
-        yield [message.message_id for message in found]
+def find(
+    connection: sa.Connection, *, open_only: bool = True, text: str | None = None, limit: int = 100, after: str = ""
+) -> tuple[KeptMessage, ...]:
+    """Return kept messages in the order of their ids.
+
+    Args:
+        connection: to read with.
+        open_only: only those that are not identified yet.
+        text: part of the id, the reason or the message, upper and lower case alike.
+        limit: at most so many.
+        after: only those whose id comes after this one.
+    """
+    query = sa.select(table).where(table.c.message_id > after).order_by(table.c.message_id).limit(limit)
+    if open_only:
+        query = query.where(table.c.identified_at.is_(None))
+    if text:
+        searched = (table.c.message_id, table.c.reason, table.c.payload_text)
+        query = query.where(sa.or_(*(column.icontains(text, autoescape=True) for column in searched)))
+    return tuple(KeptMessage.of(row) for row in connection.execute(query).mappings())
 
 
-def _parts(message_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(message_ids), MESSAGES_PER_TRANSACTION):
-        yield message_ids[start : start + MESSAGES_PER_TRANSACTION]
+def get(connection: sa.Connection, message_id: str) -> KeptMessage | None:
+    """Return one message by its id, or by the beginning of it if no other begins so."""
+    query = sa.select(table).where(table.c.message_id.startswith(message_id, autoescape=True)).limit(2)
+    found = [KeptMessage.of(row) for row in connection.execute(query).mappings()]
+    exact = [message for message in found if message.message_id == message_id]
+    candidates = exact or found
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def take_open(connection: sa.Connection, message_ids: Sequence[str]) -> tuple[KeptMessage, ...]:
+    """Return those of the messages that are still open, locked until the transaction ends."""
+    query = (
+        sa.select(table)
+        .where(table.c.message_id.in_(message_ids), table.c.identified_at.is_(None))
+        .order_by(table.c.message_id)
+        .with_for_update(skip_locked=True)
+    )
+    return tuple(KeptMessage.of(row) for row in connection.execute(query).mappings())
+
+
+def mark_identified(connection: sa.Connection, records: Mapping[str, tuple[CrmKind, str]], now: datetime) -> None:
+    """Mark messages that became records: by id, the kind and the event_id of the record."""
+    for message_id, (kind, event_id) in records.items():
+        connection.execute(
+            sa.update(table)
+            .where(table.c.message_id == message_id)
+            .values(identified_at=now, identified_as=kind.value, event_id=event_id)
+            .values(retries=table.c.retries + 1, retried_at=now)
+        )
+
+
+def mark_retried(connection: sa.Connection, reasons: Mapping[str, tuple[str, str]], now: datetime) -> None:
+    """Mark messages that are still not identified: by id, the present reason and its error class."""
+    for message_id, (reason, error_class) in reasons.items():
+        connection.execute(
+            sa.update(table)
+            .where(table.c.message_id == message_id)
+            .values(reason=_storable(reason[:MAX_REASON_LENGTH]), error_class=error_class)
+            .values(retries=table.c.retries + 1, retried_at=now)
+        )
+
+
+def count_open(connection: sa.Connection) -> int:
+    """Count the messages that are not identified."""
+    query = sa.select(sa.func.count()).select_from(table).where(table.c.identified_at.is_(None))
+    return int(connection.execute(query).scalar_one())
+
+
+def _row(message: Unidentified, now: datetime) -> dict[str, Any]:
+    return {
+        "message_id": message.message_id,
+        "kafka_topic": message.position.topic,
+        "kafka_topic_id": message.position.topic_id,
+        "kafka_partition": message.position.partition,
+        "kafka_offset": message.position.offset,
+        "kafka_timestamp": message.timestamp,
+        "message_key": message.key,
+        "headers": [[_storable(name), _base64(value)] for name, value in message.headers],
+        "payload": message.payload,
+        "payload_text": text_of(message.payload),
+        "size_bytes": len(message.payload or b""),
+        "reason": _storable(message.reason[:MAX_REASON_LENGTH]),
+        "error_class": message.error_class,
+        "received_at": now,
+        "retries": 0,
+        "trace_id": trace_id_in(message.headers),
+    }
+
+
+def text_of(payload: bytes | None) -> str | None:
+    """Return a payload as text if it is UTF-8; NUL, which PostgreSQL cannot keep in a text, becomes U+FFFD."""
+    try:
+        return None if payload is None else _storable(payload.decode())
+    except UnicodeDecodeError:
+        return None
+
+
+def _storable(text: str) -> str:
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _base64(value: bytes | None) -> str | None:
+    return None if value is None else base64.b64encode(value).decode()
+
+
+logger = get_logger(__name__)
+
+
+def log_path(log_file: Path | None) -> Path | None:
+    """Return the path of the log: `ingest.unidentified.log` for a LOG_FILE `ingest.log`; None if none is set."""
+    return None if log_file is None else log_file.with_name(f"{log_file.stem}.unidentified{log_file.suffix or '.log'}")
+
+
+def append_to_log(log_file: Path | None, messages: Sequence[Unidentified], now: datetime) -> None:
+    """Write a line for each message. A log that cannot be written is reported in the other one, and stops nothing."""
+    path = log_path(log_file)
+    if path is None or not messages:
+        return
+    lines = b"".join(_line(message, now) for message in messages)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Runs write side by side: what is appended in one call stays together.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "ab", buffering=0) as file:
+            file.write(lines)
+    except OSError as error:
+        logger.warning("unidentified_log_not_written", path=str(path), reason=str(error), messages=len(messages))
+
+
+def _line(message: Unidentified, now: datetime) -> bytes:
+    text = text_of(message.payload)
+    fields = {
+        "timestamp": now,
+        "message_id": message.message_id,
+        "topic": message.position.topic,
+        "partition": message.position.partition,
+        "offset": message.position.offset,
+        "reason": message.reason,
+        # Text where it is text, base64 otherwise.
+        **({"message": text} if text is not None else {"message_base64": message.payload}),
+    }
+    return to_json(fields).encode() + b"\n"

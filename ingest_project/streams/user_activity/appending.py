@@ -1,4 +1,4 @@
-"""Rows to commits: where the table refuses a row, it alone becomes a dead letter, and the rows around it are stored."""
+"""Append rows to the Delta table: a row that the table refuses becomes a dead letter, and the others are stored."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from ingest_project.core.logging import get_logger
 from ingest_project.platform.delta.location import may_be_a_rows_fault, reason_of
 from ingest_project.platform.delta.table import Committed
 from ingest_project.platform.work_queue.consume import dead_letter_message
-from ingest_project.streams.range_record import OffsetRange
+from ingest_project.streams.engine import CHUNK_BYTES
+from ingest_project.streams.positions import TopicPartition
 from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import CHUNK_BYTES, stream_of
+from ingest_project.streams.user_activity.stream import app_id_of
 
 logger = get_logger(__name__)
 
@@ -31,7 +32,7 @@ MOST_REFUSED_FROM_THE_FIRST = 10
 
 @dataclass
 class Appended:
-    """What became of the rows of a commit.
+    """The result of appending rows.
 
     Args:
         rows: that the table has now.
@@ -45,39 +46,39 @@ class Appended:
 
 
 @dataclass(frozen=True)
-class Place:
+class AppendTarget:
     """Where rows go.
 
     Args:
-        offsets: of the partition that they are from.
+        partition: that they are from.
         app_id: the stream of the table that counts them.
         after: its position before them.
         position_at: its position once all rows before one, given by its number, are stored.
         checked: version of the table at which everything before was there.
     """
 
-    offsets: OffsetRange
+    partition: TopicPartition
     app_id: str
     after: int | None
     position_at: Callable[[int], int]
     checked: int | None = None
 
 
-def append_bisecting(services: UserActivityResources, table: pa.Table, place: Place) -> Appended:
-    """Append rows in one commit; where they are refused, in more, until the row stands alone that the table refuses.
+def append_bisecting(services: UserActivityResources, table: pa.Table, target: AppendTarget) -> Appended:
+    """Append rows in one commit; where they are refused, in more, until the refused row stands alone.
 
-    Each commit begins where the one before it ended. The dead letter of a refused row goes out before the commit that
-    passes its offset: killed anywhere, the same call goes on.
+    Each commit begins where the one before it ended. The dead letter of a refused row is published before the commit
+    that passes its offset: killed anywhere, the same call goes on.
 
     Args:
         services: Kafka and the table.
         table: rows in the order of their offsets.
-        place: where they go.
+        target: where they go.
 
     Raises:
         IngestError: the store, its schema or another writer was in the way, and no row.
     """
-    append = _Append(services, table, place)
+    append = _Append(services, table, target)
     if table.num_rows:
         store_bisecting(range(table.num_rows), append.part, lambda error: isinstance(error, _RefusedRowsError))
     else:
@@ -86,23 +87,27 @@ def append_bisecting(services: UserActivityResources, table: pa.Table, place: Pl
     return append.done
 
 
+class _RefusedRowsError(Exception):
+    """Some of the rows cannot be stored."""
+
+
 class _Append:
     """Rows on their way into the table, some of them at a time."""
 
-    def __init__(self, services: UserActivityResources, table: pa.Table, place: Place) -> None:
-        self._services, self._table, self._place = services, table, place
-        self._reached, self._accepted = place.after, 0
+    def __init__(self, services: UserActivityResources, table: pa.Table, target: AppendTarget) -> None:
+        self._services, self._table, self._target = services, table, target
+        self._reached, self._accepted = target.after, 0
         self.done = Appended(table)
 
     def commit(self, first: int, count: int, next_row: int) -> None:
         """Commit some rows, or none, and move the position to the next one."""
-        place, position = self._place, self._place.position_at(next_row)
+        target, position = self._target, self._target.position_at(next_row)
         committed = self._services.user_activity_events.append(
             self._table.slice(first, count),
-            app_id=place.app_id,
+            app_id=target.app_id,
             version=position,
             after=self._reached,
-            checked=place.checked,
+            checked=target.checked,
         )
         if isinstance(committed, Committed):
             self.done.table_version = committed.table_version
@@ -126,24 +131,24 @@ class _Append:
             self._single(first)
 
     def _is_a_rows_fault(self, error: Exception, count: int) -> bool:
-        """Of a store that is away no row is to blame: it must take a commit without these rows."""
+        """Blame a row only if the table takes a commit without these rows: its store may be away."""
         if not may_be_a_rows_fault(error):
             return False
         if count == 1 and not self._accepted and len(self.done.refused) >= MOST_REFUSED_FROM_THE_FIRST:
             # It takes no row at all.
             return False
         is_certain = 1 < count < self._table.num_rows
-        return is_certain or _takes_commits(self._services, self._place.offsets)
+        return is_certain or _takes_commits(self._services, self._target.partition)
 
     def _single(self, row: int) -> None:
-        """Try a row once more, for a store that has just come back, and dead-letter it where it is refused again."""
+        """Try a row once more, as the store may just have come back, and dead-letter it when it is refused again."""
         try:
             self.commit(row, 1, row + 1)
         except Exception as error:
             if not may_be_a_rows_fault(error):
                 raise
             offset = self._table["kafka_offset"][row].as_py()
-            _refuse(self._services, self._place.offsets, offset, error)
+            _refuse(self._services, self._target.partition, offset, error)
             self.done.refused.append(offset)
             self.commit(row, 0, row + 1)
 
@@ -157,15 +162,11 @@ def _without(table: pa.Table, offsets: Sequence[int]) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["kafka_offset"], pa.array(offsets, pa.int64()))))
 
 
-class _RefusedRowsError(Exception):
-    """Some of the rows cannot be stored."""
-
-
-def _takes_commits(services: UserActivityResources, offsets: OffsetRange) -> bool:
-    """Whether the table takes a commit that has no rows."""
+def _takes_commits(services: UserActivityResources, partition: TopicPartition) -> bool:
+    """Try a commit without rows."""
     from ingest_project.streams.user_activity.event_table import SCHEMA  # noqa: PLC0415 - brings pyarrow
 
-    probe = f"{stream_of(offsets)}/probe"
+    probe = f"{app_id_of(partition)}/probe"
     try:
         services.user_activity_events.append(SCHEMA.empty_table(), app_id=probe, version=time.time_ns() // 1_000)
     except IngestError:
@@ -173,18 +174,18 @@ def _takes_commits(services: UserActivityResources, offsets: OffsetRange) -> boo
     return True
 
 
-def _refuse(services: UserActivityResources, offsets: OffsetRange, offset: int, error: Exception) -> None:
+def _refuse(services: UserActivityResources, partition: TopicPartition, offset: int, error: Exception) -> None:
     """Publish the message of a row as a dead letter, with the reason of the table."""
-    for chunk in services.range_reader.read(*offsets.topic_partition, offset, offset + 1, 1, CHUNK_BYTES):
+    for chunk in services.range_reader.read(*partition, offset, offset + 1, 1, CHUNK_BYTES):
         if chunk.lost:
-            # Without its bytes there is no dead letter: it waits where a person sees it, and is lost only knowingly.
+            # Without its bytes there is no dead letter: the partition waits where a person sees it.
             reason = f"the message at {offset} is gone, and the table refuses its row"
             raise BrokerUnavailableError(services.settings.kafka.bootstrap_servers, reason) from error
-        refused = [(message, _reason_of(error)) for message in chunk.messages]
-        dead_letter_message(services, services.settings.topics.user_activity_events_dlq, refused, offsets.topic_id)
+        refused = [(message, _refusal(error)) for message in chunk.messages]
+        dead_letter_message(services, services.settings.topics.user_activity_events_dlq, refused, partition.topic_id)
 
 
-def _reason_of(error: Exception) -> PermanentError | UnreadableMessageError:
+def _refusal(error: Exception) -> PermanentError | UnreadableMessageError:
     if isinstance(error, IngestError):
         return UnreadableMessageError(f"The table refuses it: {reason_of(error.__cause__ or error)}.")
     logger.error("storing_failed_unforeseen", exc_info=error)

@@ -1,8 +1,7 @@
 """The assets of user activity: the Delta table of events, by the hour in which they happened, and hourly statistics.
 
-`user_activity_events`: a run that a tick requests gets its offset ranges in its configuration and stores just these,
-however often. A person who materialises hours rebuilds them from what Kafka still has of them; without hours and
-ranges, a run stores what is due.
+`user_activity_events`: a run that a tick requests stores each partition up to the offsets in its configuration; one
+that a person starts without them stores all. A person who materialises hours rebuilds them from what Kafka still has.
 
 `user_activity_hourly`: computed again whenever events of the hour were stored, also late ones. Changes of an hour are
 counted before its events are read. One that comes in meanwhile leaves the hour stale, and the next tick requests it
@@ -10,8 +9,7 @@ again.
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -27,26 +25,30 @@ from ingest_project.platform.dagster.asset_events import (
 )
 from ingest_project.platform.dagster.external_assets import topic_key
 from ingest_project.platform.database.engine import exclusive
-from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, new_batch_id
-from ingest_project.streams.range_record import OffsetRange, RangeRecord, RangeState
-from ingest_project.streams.runs import claim, trouble_of
-from ingest_project.streams.ticks import lag
-from ingest_project.streams.user_activity.checks import EVENTS_FRESHNESS, HOURLY_FRESHNESS
-from ingest_project.streams.user_activity.hourly_statistics import HourOfType, replace_hours, statistics_of_hour
-from ingest_project.streams.user_activity.load import Stored, store_ranges
-from ingest_project.streams.user_activity.range_batches import ready
-from ingest_project.streams.user_activity.recompute_hours import rebuild_hour
+from ingest_project.platform.work_queue.batches import BATCH_ID_TAG
+from ingest_project.streams.engine import StreamRun, as_ingest_error, settle, store_stream
+from ingest_project.streams.sensor import StreamRunConfig
+from ingest_project.streams.user_activity.rebuild import rebuild_hour
 from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.user_activity.sink import ActivitySink
+from ingest_project.streams.user_activity.statistics import HourOfType, replace_hours, statistics_of_hour
 from ingest_project.streams.user_activity.stream import (
-    MOST_UNFINISHED,
-    NO_LAST_ATTEMPT,
+    FIRST_HOUR,
     USER_ACTIVITY_EVENTS,
     USER_ACTIVITY_HOURLY,
     hourly_partitions,
-    hours_between,
 )
 
+EVENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2), warn_window=timedelta(hours=1))
+HOURLY_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=3), warn_window=timedelta(hours=2))
+
 logger = get_logger(__name__)
+
+HOURLY_LOCK = "user_activity_hourly"
+HOURLY_LOCK_WAIT_SECONDS = 900.0
+MOST_TYPES_SHOWN = 20
+MOST_STORE_FAILURES = 3
+MOST_HOURS = 10_000
 
 
 @dg.multi_asset(
@@ -71,90 +73,50 @@ def user_activity_events(
     """Rebuild the selected hours, from Kafka as far as it has them."""
     keep_connections_open(context.instance)
     for partition in context.partition_keys:
-        rebuilt = rebuild_hour(services, parse_hour_key(partition))
+        hour = parse_hour_key(partition)
+        rebuilt = rebuild_hour(services, hour)
+        changes = services.activity_hours.changes([hour])
         report(context, [PartitionEvents(partition, {USER_ACTIVITY_EVENTS: rebuilt.metadata()})])
+        services.activity_hours.mark_reported(changes)
     yield from outputs_without_events(context)
 
 
-def store_batch(context: Context, services: UserActivityResources, ranges: Sequence[OffsetRange]) -> None:
-    """Store ranges, or everything that is due where none is named, and report the hours.
+def store_events(context: Context, services: UserActivityResources, config: StreamRunConfig) -> None:
+    """Store events up to the offsets of the configuration, or all, and report the hours that changed.
 
     Raises:
-        Failure: not all of it is stored; what is left will be asked for again.
+        Failure: not all of them are stored; what is left is requested again.
     """
     keep_connections_open(context.instance)
+    positions, sink = services.activity_positions, ActivitySink(services)
     with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
-        keys = [one.key for one in ranges] or _claim_due(services)
-        records = claim(context, services, keys)
-        stored = Stored()
-        trouble = _store(services, records, stored)
-        _report(context, services, stored)
-    if trouble is not None:
-        raise dg.Failure(description=str(trouble), metadata={"error_class": trouble.error_class}, allow_retries=False)
+        run = store_stream(services, positions, sink, run_id=context.run.run_id, ends=config.ends)
+        _report(context, services, run, sink)
+        settle(services, positions, run)
+    if run.failure is not None:
+        error_class = run.failure.error_class
+        raise dg.Failure(description=str(run.failure), metadata={"error_class": error_class}, allow_retries=False)
 
 
-def _claim_due(services: UserActivityResources) -> list[str]:
-    """What a person who names no ranges gets."""
-    ledger, topic, now = services.stream_ranges, services.settings.topics.user_activity_events, datetime.now(UTC)
-    ledger.reopen(topic, [RangeState.FAILED], now)
-    due = frozenset(entry.key for entry in ledger.due(topic, MOST_UNFINISHED, now))
-    unfinished = ledger.unfinished(topic, MOST_UNFINISHED)
-    keys = [record.range_key for topic_partition in ready(unfinished, due) for record in topic_partition]
-    return list(ledger.claim(new_batch_id(), keys, now))
-
-
-def _store(services: UserActivityResources, records: Sequence[RangeRecord], stored: Stored) -> IngestError | None:
-    """Store what can be stored, and give back the rest with the reason."""
+def _report(context: Context, services: UserActivityResources, run: StreamRun, sink: ActivitySink) -> None:
+    """Report each hour that changed since it was reported last: also those of a run that was killed before it did."""
     try:
-        store_ranges(services, records, stored)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the ledger must say so
-        trouble = trouble_of(error, "Storing events")
-        logger.warning("ranges_not_done", done=len(stored.done), ranges=len(records), reason=str(trouble))
-        finished = {record.range_key for record in stored.done}
-        _requeue(services, [record.range_key for record in records if record.range_key not in finished], trouble)
-        return trouble
-    return None
-
-
-def _requeue(services: UserActivityResources, keys: Sequence[str], error: IngestError) -> None:
-    retries = services.settings.retries.model_copy(update={"max_attempts": NO_LAST_ATTEMPT})
-    try:
-        services.stream_ranges.requeue_later(keys, str(error), error.error_class, retries, datetime.now(UTC))
+        changes = services.activity_hours.unreported(FIRST_HOUR, datetime.now(UTC), MOST_HOURS)
     except TransientError as away:
-        # The database itself is what is away: a tick takes back what this run holds once it is there again.
-        logger.warning("ranges_not_given_back", reason=str(away))
-
-
-def _report(context: Context, services: UserActivityResources, stored: Stored) -> None:
-    recovered = stored.recovered
-    if not stored.by_range and not recovered.rows:
+        # The next run reports them.
+        logger.warning("hours_not_reported", reason=str(away))
         return
-    common = {**stored.totals, "ranges": len(stored.done), **_state(services, stored), **recovered.metadata()}
-    rows = stored.hours + recovered.hours
+    version = {} if sink.table_version is None else {"table_version": sink.table_version}
+    common = {**run.outcome, **run.metadata(), **version, **sink.recovered.metadata()}
+    rows = sink.hours + sink.recovered.hours
     report(
         context,
         [
             PartitionEvents(hour_key(hour), {USER_ACTIVITY_EVENTS: {"rows_added": rows[hour], **common}})
-            for hour in hours_between(rows, datetime.now(UTC))
+            for hour in changes
         ],
     )
-    services.stream_ranges.mark_reported([record.range_key for record in stored.done], datetime.now(UTC))
-
-
-def _state(services: UserActivityResources, stored: Stored) -> dict[str, Any]:
-    shown: dict[str, Any] = {} if stored.table_version is None else {"table_version": stored.table_version}
-    if stored.done:
-        last = stored.done[-1].offsets
-        waiting = lag(services, last.topic, last.topic_id)
-        shown |= {"offsets": ", ".join(str(record.offsets) for record in stored.done[:20])}
-        shown |= {} if waiting is None else {"consumer_lag": waiting}
-    return shown
-
-
-HOURLY_LOCK = "user_activity_hourly"
-HOURLY_LOCK_WAIT_SECONDS = 900.0
-MOST_TYPES_SHOWN = 20
-MOST_STORE_TROUBLES = 3
+    services.activity_hours.mark_reported(changes)
 
 
 @dg.multi_asset(
@@ -176,36 +138,34 @@ MOST_STORE_TROUBLES = 3
 def user_activity_hourly(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[UserActivityResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """Make the statistics of the selected hours again from the Delta table."""
-    make_statistics(context, services, [parse_hour_key(partition) for partition in context.partition_keys])
+    """Compute the statistics of the selected hours from the Delta table."""
+    compute_statistics(context, services, [parse_hour_key(partition) for partition in context.partition_keys])
     yield from outputs_without_events(context)
 
 
-def make_statistics(context: Context, services: UserActivityResources, hours: Sequence[datetime]) -> None:
-    """Make the statistics of some hours again and report them; the second time they are the same.
+def compute_statistics(context: Context, services: UserActivityResources, hours: Sequence[datetime]) -> None:
+    """Compute the statistics of some hours and report them. Idempotent.
 
     An hour that cannot be counted, for whatever reason, keeps none of the others from being counted.
 
     Raises:
-        TransientError: the hours that are not done stay stale, and are asked for again.
+        TransientError: the hours that are not done stay stale, and are requested again.
         Failure: names the hours that are not done and why; they stay stale as well.
     """
     keep_connections_open(context.instance)
-    alert_conditions: dict[str, IngestError] = {}
+    failures: dict[str, IngestError] = {}
     with bound(run_id=context.run.run_id), exclusive(services.engine, HOURLY_LOCK, HOURLY_LOCK_WAIT_SECONDS):
         for hour in hours:
             try:
                 _count_hour(context, services, hour)
             except Exception as error:
                 # One file of the table may be gone or broken; of a store that is away all are.
-                many = len(alert_conditions) >= MOST_STORE_TROUBLES
+                many = len(failures) >= MOST_STORE_FAILURES
                 if isinstance(error, TransientError) and (many or not isinstance(error, StoreUnavailableError)):
                     raise
-                alert_conditions[hour_key(hour)] = trouble_of(error, f"Counting {hour_key(hour)}")
-    if alert_conditions:
-        raise dg.Failure(
-            "; ".join(f"{hour}: {trouble}" for hour, trouble in alert_conditions.items()), allow_retries=False
-        )
+                failures[hour_key(hour)] = as_ingest_error(error, f"Counting {hour_key(hour)}")
+    if failures:
+        raise dg.Failure("; ".join(f"{hour}: {failure}" for hour, failure in failures.items()), allow_retries=False)
 
 
 def _count_hour(context: Context, services: UserActivityResources, hour: datetime) -> None:

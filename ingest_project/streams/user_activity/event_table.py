@@ -34,7 +34,7 @@ from ingest_project.streams.user_activity.stream import FIRST_HOUR, hours_betwee
 logger = get_logger(__name__)
 
 INSTANT = pa.timestamp("us", tz="UTC")
-# What Arrow and msgspec read alike. Anything else, the ends of the calendar included, msgspec decides on by itself.
+# What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.
 PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
 # The clock of a sender may be wrong; a day ahead of when the broker got the event is no partition of its own.
 MOST_AHEAD = timedelta(days=1)
@@ -77,7 +77,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class EventRows:
-    """What messages became.
+    """Rows and refused messages.
 
     Args:
         table: a row each for the readable ones, see SCHEMA.
@@ -89,17 +89,17 @@ class EventRows:
 
 
 def event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> EventRows:
-    """Decode messages. No message makes it fail: one that nobody foresaw is found by halving, and refused alone.
+    """Decode messages. No message makes it fail: one with an unexpected error is found by halving, and refused alone.
 
     Args:
         messages: as they were read.
-        topic_id: which life of the topic they are from.
+        topic_id: of the topic that they are from.
     """
     found = [EventRows(SCHEMA.empty_table(), [])]
 
     def decode(part: Sequence[ConsumerRecord]) -> None:
         rows = _event_rows(part, topic_id)
-        # Whoever stores the rows needs their hours: what has none must be found here.
+        # Storing the rows needs their hours: a row without one must be found here.
         hours_in(rows.table)
         found.append(rows)
 
@@ -107,10 +107,10 @@ def event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> EventRows:
         logger.error("decoding_failed_unforeseen", exc_info=error)
         found.append(EventRows(SCHEMA.empty_table(), [(message, UnexpectedError("Reading the message", error))]))
     refused = [one for rows in found for one in rows.refused]
-    return EventRows(pa.concat_tables([rows.table for rows in found]), sorted(refused, key=_place_of))
+    return EventRows(pa.concat_tables([rows.table for rows in found]), sorted(refused, key=_position_of))
 
 
-def _place_of(refused: tuple[ConsumerRecord, object]) -> tuple[int, int]:
+def _position_of(refused: tuple[ConsumerRecord, object]) -> tuple[int, int]:
     return refused[0].partition, refused[0].offset
 
 
@@ -141,7 +141,7 @@ def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> EventRows:
 
 
 def with_few_days(table: pa.Table) -> pa.Table:
-    """The rows of one commit, those of its rarest days without a day where there are too many."""
+    """Return the rows of one commit with a bounded number of days: those of its rarest days get none."""
     days = pc.value_counts(table[DAY].combine_chunks())
     if len(days) <= MOST_DAYS_PER_COMMIT:
         return table
@@ -152,21 +152,21 @@ def with_few_days(table: pa.Table) -> pa.Table:
 
 
 def hours_in(table: pa.Table) -> dict[datetime, int]:
-    """The hours of which there is, or soon will be, a partition; each with its number of rows."""
+    """Count the rows of each hour that is, or soon will be, a partition."""
     counts = pc.value_counts(pc.floor_temporal(table["timestamp"].combine_chunks(), unit="hour"))
     found = {count["values"].astimezone(UTC): count["counts"] for count in counts.to_pylist()}
     return {hour: found[hour] for hour in hours_between(found, datetime.now(UTC) + MOST_AHEAD)}
 
 
 def of_hour(table: pa.Table, hour: datetime) -> pa.Table:
-    """The rows of the events that happened in an hour."""
+    """Return the rows of the events that happened in an hour."""
     begin, end = (pa.scalar(moment, INSTANT) for moment in (hour, end_of(hour)))
     moments = table["timestamp"]
     return table.filter(pc.and_(pc.greater_equal(moments, begin), pc.less(moments, end)))
 
 
 def _trace_of(message: ConsumerRecord, event: EnrichedEvent) -> str | None:
-    """The trace that the headers name, or the request that the event was part of."""
+    """Return the trace that the headers name, or the request that the event was part of."""
     if message.headers and (named := trace_id_in(message.headers)) is not None:
         return named
     request = event.request_id
@@ -185,14 +185,14 @@ def _event_columns(events: Sequence[EnrichedEvent], problems: dict[int, str]) ->
 
 
 def _columns(structs: Sequence[msgspec.Struct], shape: type[msgspec.Struct]) -> dict[str, list[Any]]:
-    """The values of each field."""
+    """Return the values of each field."""
     return {name: list(map(attrgetter(name), structs)) for name in shape.__struct_fields__}
 
 
 def _struct(
     values: Sequence[msgspec.Struct | None], nothing: msgspec.Struct, struct: pa.StructType, problems: dict[int, str]
 ) -> pa.StructArray:
-    """A column of structs; a missing one is null and not a struct of nulls."""
+    """Return a column of structs; a missing one is null and not a struct of nulls."""
     columns = _columns([nothing if value is None else value for value in values], type(nothing))
     fields = [
         _instants(columns[field.name], f"processing_info.{field.name}", problems)
@@ -205,7 +205,7 @@ def _struct(
 
 
 def _objects(values: Sequence[bytes], path: str, problems: dict[int, str]) -> pa.Array:
-    """JSON objects as text; none where there is nothing or null."""
+    """Return JSON objects as text; null where there is nothing or null."""
     # Most are long, and hashing or comparing them would take longer than looking at their length.
     texts = pa.array([None if len(value) < SHORTEST and value in NOTHING else value for value in values], pa.binary())
     try:
@@ -223,7 +223,7 @@ def _object_text(value: bytes) -> str:
 
 
 def _instants(texts: Sequence[str | None], path: str, problems: dict[int, str]) -> pa.Array:
-    """Times in UTC. Those without zone are taken as UTC, as everywhere in this system."""
+    """Parse times to UTC. Those without zone are taken as UTC, as everywhere in this system."""
     column = pa.array(texts, pa.string())
     try:
         if pc.all(pc.match_substring_regex(column, PLAIN_INSTANT)).as_py() is not False:
@@ -244,7 +244,7 @@ def _instant(text: str) -> datetime:
 def _one_by_one(
     values: Iterable[Any], convert: Callable[[Any], Any], path: str, problems: dict[int, str], to: pa.DataType
 ) -> pa.Array:
-    """The slow way to the same column, which finds out whose fault it is."""
+    """Convert value by value, to find the rows that cannot be converted."""
     converted: list[Any] = []
     for row, value in enumerate(values):
         try:
@@ -270,7 +270,7 @@ def _position_columns(messages: Sequence[ConsumerRecord], topic_id: str) -> dict
 
 
 def _days(moments: pa.Array, written: pa.Array) -> pa.Array:
-    """The day of each event, `yyyy-mm-dd`; none where its time cannot be: before the first partition, or tomorrow."""
+    """Return the day of each event, `yyyy-mm-dd`; null if impossible: before the first partition, or tomorrow."""
     not_before = pc.greater_equal(moments, pa.scalar(FIRST_HOUR, INSTANT))
     latest = pc.add(pc.fill_null(written, datetime.now(UTC)), pa.scalar(MOST_AHEAD, pa.duration("us")))
     return pc.if_else(

@@ -1,4 +1,4 @@
-"""What user activity uses."""
+"""Resources of user activity: the Delta table of events and the hours that changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cached_property
 from ingest_project.platform.delta.location import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.streams.resources import StreamResources
-from ingest_project.streams.user_activity.changed_hours import ActivityHours
+from ingest_project.streams.user_activity.hours import ActivityHours
 
 
 class UserActivityResources(StreamResources):
@@ -15,7 +15,7 @@ class UserActivityResources(StreamResources):
 
     @cached_property
     def activity_hours(self) -> ActivityHours:
-        """Which hours of user activity changed."""
+        """The hours of user activity that changed."""
         return ActivityHours(self.engine)
 
     @cached_property

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
 from ingest_project.platform.database.engine import open_engine, printable, reading, writing
-from ingest_project.platform.kafka.outbox import outbox
+from ingest_project.platform.kafka.publisher import outbox
 from ingest_project_tests.services.postgres import PostgresServer
 
 

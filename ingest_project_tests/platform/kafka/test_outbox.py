@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.kafka.outbox import MessageOutbox
+from ingest_project.platform.kafka.publisher import MessageOutbox
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,17 @@ from dagster import ExecuteInProcessResult
 
 import ingest_project.streams.crm.definitions
 from ingest_project.platform.database.engine import reading
+from ingest_project.platform.kafka.offset_ranges import Backlog
 from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.streams.crm.sink import CrmSink
 from ingest_project.streams.crm.tables import opportunities, projects, unidentified_messages
-from ingest_project.streams.crm.unidentified_store import KeptMessage, find
+from ingest_project.streams.crm.unidentified import KeptMessage, find
+from ingest_project.streams.engine import Batch
+from ingest_project.streams.positions import StreamPositions
+from ingest_project.streams.resources import StreamResources
 from ingest_project_tests.journeys.system import environment
-from ingest_project_tests.streams.system import StreamSystem
+from ingest_project_tests.streams.system import StreamNames, StreamSystem
 
 SENSOR = "sales_events_sensor"
 TABLES = (opportunities, projects, unidentified_messages)
@@ -31,10 +38,12 @@ class CrmSystem(StreamSystem):
     def _definitions(self) -> dg.Definitions:
         return ingest_project.streams.crm.definitions.crm
 
+    names = StreamNames(SENSOR, "crm_batch", "crm")
+
     @property
-    def topic(self) -> str:
-        """The topic of the messages."""
-        return self.settings.topics.sales_events
+    def positions(self) -> StreamPositions:
+        """Positions of CRM messages."""
+        return self.services.crm_positions
 
     def put(self, *messages: Mapping[str, Any] | bytes | None) -> None:
         """Send messages, in the order given, to one partition."""
@@ -45,14 +54,14 @@ class CrmSystem(StreamSystem):
         )
 
     def drive(self) -> list[ExecuteInProcessResult]:
-        """Tick, and do what is asked for, until every range is finished."""
+        """Tick, and do what is asked for, until every message is stored."""
         done: list[ExecuteInProcessResult] = []
         for _ in range(30):
             requests = self.requests(SENSOR)
             done += [self.execute("crm_batch", request) for request in requests]
             if not requests and self.is_idle:
                 return done
-        raise AssertionError(f"Still busy: {self.services.stream_ranges.counts_by_state(self.topic)}")
+        raise AssertionError(f"Still busy: {self.positions.all()}")
 
     def rows(self, table: sa.Table) -> dict[str, dict[str, Any]]:
         """All rows of a table by key, without the time they were stored."""
@@ -73,3 +82,15 @@ def crm_environment(bootstrap_servers: str, database_url: str, folder: Path) -> 
     environ = environment(bootstrap_servers, database_url, folder)
     name = environ["KAFKA_GROUP_ID"]
     return environ | {"KAFKA_TOPIC_SALES_EVENTS": f"{name}.sales", "INGEST_LAUNCH_GRACE_SECONDS": "0"}
+
+
+def store_messages(
+    services: StreamResources, messages: Sequence[ConsumerRecord], topic_id: str = "g"
+) -> dict[str, int]:
+    """Store messages as a run does, the first offset being 0; returns their number by outcome."""
+    end = messages[-1].offset + 1
+    backlog = Backlog(topic_id, starts={0: 0}, log_starts={0: 0}, ends={0: end}, notices=[])
+    (position,) = services.crm_positions.begin(backlog, datetime.now(UTC)).values()
+    sink = CrmSink(services)
+    batch = Batch(0, end, [sink.decode(messages, position)], len(messages))
+    return sink.store(batch, position).outcome

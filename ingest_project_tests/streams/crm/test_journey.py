@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 
-from ingest_project.core.settings import RetrySettings
+from ingest_project.platform.database.engine import writing
+from ingest_project.streams.checks import MOST_FAILURES
 from ingest_project.streams.crm.tables import opportunities, projects
-from ingest_project.streams.crm.unidentified_store import log_path
-from ingest_project.streams.range_record import OffsetRange, RangeState
+from ingest_project.streams.crm.unidentified import log_path
+from ingest_project.streams.positions import sink_positions
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
 from ingest_project_tests.streams.crm.system import SENSOR, CrmSystem
@@ -59,89 +62,52 @@ def test_a_quiet_topic_asks_for_nothing_and_one_that_is_not_there_yet_is_no_fail
     other.close()
 
 
-def test_a_run_is_told_exactly_what_to_read(crm: CrmSystem) -> None:
+def test_a_run_stores_up_to_the_offsets_that_were_requested(crm: CrmSystem) -> None:
     crm.put(*(opportunity(f"opp_{number}") for number in range(3)))
     (request,) = crm.requests(SENSOR)
-    (told,) = request.run_config["ops"]["crm"]["config"]["ranges"]
-    assert (told["first_offset"], told["end_offset"]) == (0, 3)
-    assert request.run_key == request.tags["ingest/batch_id"]
+    assert list(crm.ends_in(request).values()) == [3]
     crm.put(*(opportunity(f"opp_{number}") for number in range(3, 5)))
     crm.execute("crm_batch", request)
     assert len(crm.rows(opportunities)) == 3
     crm.drive()
     assert len(crm.rows(opportunities)) == 5
+    assert crm.outcome == {"opportunity_messages": 5, "opportunity_rows_changed": 5}
 
 
-def test_a_tick_whose_cursor_was_never_saved_asks_for_the_same_run_again(crm: CrmSystem) -> None:
+def test_a_run_that_is_done_again_starts_where_the_sink_is(crm: CrmSystem) -> None:
+    crm.put(*(opportunity(f"opp_{number}") for number in range(3)))
+    (request,) = crm.requests(SENSOR)
+    for _ in range(2):
+        assert crm.execute("crm_batch", request).success
+    assert crm.outcome["opportunity_messages"] == 3
+    assert crm.check("no_duplicate_offsets").passed
+
+
+def test_a_tick_whose_cursor_was_never_saved_and_a_run_that_never_came_lose_nothing(crm: CrmSystem) -> None:
     crm.put(opportunity())
     (lost,) = crm.requests(SENSOR, save=False)
     crm.put(opportunity("opp_2"))
     (again,) = crm.requests(SENSOR)
-    (first, second) = again.run_config["ops"]["crm"]["config"]["ranges"]
-    assert [first] == lost.run_config["ops"]["crm"]["config"]["ranges"]
-    assert (second["first_offset"], second["end_offset"]) == (1, 2)
-    crm.execute("crm_batch", again)
+    assert (list(crm.ends_in(lost).values()), list(crm.ends_in(again).values())) == ([1], [2])
+    (once_more,) = crm.requests(SENSOR)
+    crm.execute("crm_batch", once_more)
+    crm.execute("crm_batch", lost)
     crm.drive()
     assert set(crm.rows(opportunities)) == {"opp_1", "opp_2"}
-    assert crm.services.stream_intervals.seams(crm.topic) == ()
-    assert {record.attempts for record in crm.services.stream_ranges.list(crm.topic)} == {1}
+    assert crm.outcome["opportunity_messages"] == 2
 
 
-def test_a_run_that_was_asked_for_and_never_came_is_asked_for_again(crm: CrmSystem) -> None:
-    crm.put(opportunity())
-    (lost,) = crm.requests(SENSOR)
-    (again,) = crm.requests(SENSOR)
-    assert again.run_key != lost.run_key
-    crm.execute("crm_batch", again)
-    assert len(crm.rows(opportunities)) == 1
-
-
-def test_far_behind_ranges_are_cut_and_read_side_by_side(crm: CrmSystem) -> None:
+def test_far_behind_a_run_takes_a_bounded_number_of_messages_and_the_next_goes_on(crm: CrmSystem) -> None:
     crm.settings = changed(crm.settings, "crm", batch_messages=10)
     crm.restart()
-    crm.put(*(opportunity(f"opp_{number}") for number in range(95)))
-    requests = crm.requests(SENSOR)
-    assert len(requests) == 4
-    assert {request.tags["ingest/batch_size"] for request in requests} == {"10"}
-    for request in requests:
+    crm.put(*(opportunity(f"opp_{number}") for number in range(25)))
+    sizes = []
+    while requests := crm.requests(SENSOR):
+        (request,) = requests
+        sizes.append(request.tags["ingest/batch_size"])
         crm.execute("crm_batch", request)
-    crm.drive()
-    assert len(crm.rows(opportunities)) == 95
-    ranges = crm.services.stream_ranges.list(crm.topic)
-    assert sum(len(record.offsets) for record in ranges) == 95
-    assert {record.state for record in ranges} == {RangeState.DONE}
-
-
-def test_messages_that_were_removed_before_they_were_read_are_said_to_be_lost(
-    crm: CrmSystem,
-    kafka_server: Any,  # noqa: ANN401 - either broker
-) -> None:
-    crm.put(*(opportunity(f"opp_{number}") for number in range(4)))
-    (request,) = crm.requests(SENSOR)
-    (told,) = request.run_config["ops"]["crm"]["config"]["ranges"]
-    kafka_server.delete_records(crm.topic, told["partition"], 3)
-    assert crm.execute("crm_batch", request).success
-    assert set(crm.rows(opportunities)) == {"opp_3"}
-    (record,) = crm.services.stream_ranges.list(crm.topic)
-    assert (record.state, record.messages) == (RangeState.LOST, 1)
-    check = crm.check("no_gap_in_offsets")
-    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
-
-
-def test_a_topic_that_was_created_anew_is_read_from_its_beginning(
-    crm: CrmSystem,
-    kafka_server: Any,  # noqa: ANN401 - either broker
-) -> None:
-    crm.put(opportunity("opp_1"), opportunity("opp_2"))
-    crm.drive()
-    kafka_server.delete_topic(crm.topic)
-    kafka_server.create_topic(crm.topic, 2)
-    crm.restart()
-    crm.put(opportunity("opp_3"), b"?")
-    crm.drive()
-    assert set(crm.rows(opportunities)) == {"opp_1", "opp_2", "opp_3"}
-    assert len(crm.unidentified) == 1
-    assert crm.check("no_gap_in_offsets").passed
+    assert sizes == ["10", "10", "5"]
+    assert len(crm.rows(opportunities)) == 25
 
 
 def test_of_one_moment_the_later_offset_wins_and_the_recreated_topic_over_the_old_one_also_when_read_again(
@@ -152,7 +118,8 @@ def test_of_one_moment_the_later_offset_wins_and_the_recreated_topic_over_the_ol
     crm.restart()
     crm.put(*(opportunity(stage=f"Old {number}") for number in range(3)))
     old = crm.requests(SENSOR)
-    for request in (*old, *reversed(old)):
+    crm.drive()
+    for request in old:
         assert crm.execute("crm_batch", request).success
     assert crm.rows(opportunities)["opp_1"]["stage"] == "Old 2"
     kafka_server.delete_topic(crm.topic)
@@ -171,27 +138,30 @@ def test_all_checks_pass_where_all_is_well_and_fail_where_it_is_not(crm: CrmSyst
     assert [crm.check(name).passed for name in names] == [True] * 4
     crm.put(opportunity("opp_2", amount=-1), project("proj_2", budget=-1))
     crm.drive()
-    (record, *_) = crm.services.stream_ranges.list(crm.topic)
-    one = record.offsets
-    ledger, now = crm.services.stream_ranges, record.created_at
-    ledger.plan([OffsetRange(one.topic, one.topic_id, one.partition, 3, 5)], [], now)
-    ledger.plan([OffsetRange(one.topic, one.topic_id, one.partition, 7, 9)], [], now)
+    (position,) = (one for one in crm.positions.all() if one.next_offset)
+    run_id = "a run that is over"
+    for _ in range(MOST_FAILURES):
+        crm.positions.lease([position], run_id)
+    crm.positions.fail([(position, "broken")], run_id, crm.settings.retries, position.updated_at)
+    with writing(crm.services.engine) as connection:
+        counted = {**position.outcome, "opportunity_messages": 9}
+        connection.execute(sa.update(sink_positions).values(outcome=counted))
     assert [crm.check(name).passed for name in names] == [False] * 4
+    assert "broken" in str(crm.check("no_gap_in_offsets").metadata["failing"].value)
 
 
-def test_a_person_who_names_no_ranges_gets_what_is_due_and_what_was_given_up(crm: CrmSystem) -> None:
+def test_a_person_who_names_no_offsets_gets_all_also_what_waits_for_its_next_attempt(crm: CrmSystem) -> None:
     crm.put(opportunity())
     crm.requests(SENSOR)
-    ledger = crm.services.stream_ranges
-    (record,) = ledger.list(crm.topic)
-    ledger.requeue_later(
-        [record.range_key], "broken", "X", RetrySettings(max_attempts=1, delay_seconds=0), record.created_at
-    )
-    assert ledger.counts_by_state(crm.topic)[RangeState.FAILED] == 1
-    assert not crm.check("no_gap_in_offsets").passed
+    (position,) = (one for one in crm.positions.all() if one.partition in crm.partitions_with_messages)
+    crm.positions.lease([position], "run")
+    retries = crm.settings.retries.model_copy(update={"delay_seconds": 60.0})
+    crm.positions.fail([(position, "broken")], "run", retries, datetime.now(UTC))
+    assert crm.requests(SENSOR) == []
     assert crm.run("crm_batch").success
     assert set(crm.rows(opportunities)) == {"opp_1"}
     assert crm.run("crm_batch").success
+    assert crm.positions.current()[position.partition].reason is None
 
 
 def test_a_message_the_database_refuses_is_kept_and_the_others_are_stored(crm: CrmSystem) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.platform.database.engine import open_engine, reading, writing
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.streams.crm.classify import identify
+from ingest_project.streams.crm.sink import retry
 from ingest_project.streams.crm.tables import opportunities, unidentified_messages
-from ingest_project.streams.crm.unidentified import retry
-from ingest_project.streams.crm.upsert import store
-from ingest_project.streams.range_record import RangeState
+from ingest_project.streams.resources import StreamResources
 from ingest_project_tests.streams.crm.messages import encoded, opportunity
-from ingest_project_tests.streams.crm.system import SENSOR, CrmSystem
+from ingest_project_tests.streams.crm.system import SENSOR, CrmSystem, store_messages
 
 OVERFLOWING = "0001-01-01T00:00:00+14:00"
 FINE = b"0." + b"1" * 20_000
@@ -61,30 +61,30 @@ POISON = {
 
 
 @pytest.fixture
-def engine(postgres_url: str) -> Iterator[sa.Engine]:
-    opened = open_engine(postgres_url)
+def services(postgres_url: str, tmp_path: Path) -> Iterator[StreamResources]:
+    opened = StreamResources(load_settings({"DATABASE_URL": postgres_url}, tmp_path).settings)
     yield opened
-    opened.dispose()
+    opened.engine.dispose()
 
 
 @pytest.mark.parametrize("name", POISON)
 def test_the_99_good_messages_are_stored_at_once_and_the_poison_is_kept_with_its_reason(
-    engine: sa.Engine, name: str
+    services: StreamResources, name: str
 ) -> None:
     raw, reason = POISON[name]
     payloads = [encoded(opportunity(f"opp_{number}")) for number in range(99)]
     payloads.insert(50, raw)
     found = [ConsumerRecord("sales_events", 0, offset, None, None, raw, ()) for offset, raw in enumerate(payloads)]
-    outcome = store(engine, identify(found, "g"), None)
+    outcome = store_messages(services, found)
     assert (outcome["opportunity_messages"], outcome["unidentified"]) == (99, 1)
-    with reading(engine) as connection:
+    with reading(services.engine) as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(opportunities)).scalar() == 99
         (kept,) = connection.execute(sa.select(unidentified_messages)).mappings()
     assert reason in kept["reason"]
     assert (kept["kafka_offset"], kept["payload"]) == (50, raw)
 
 
-def test_a_message_that_breaks_a_tables_rule_is_kept_and_its_range_is_done_at_the_first_attempt(crm: CrmSystem) -> None:
+def test_a_message_that_breaks_a_tables_rule_is_kept_at_the_first_attempt(crm: CrmSystem) -> None:
     # A rule that somebody else gave the table: nothing of ours foresees it.
     if crm.services.engine.dialect.name != "postgresql":
         pytest.skip("SQLite adds no rule to a table that is there")
@@ -97,7 +97,7 @@ def test_a_message_that_breaks_a_tables_rule_is_kept_and_its_range_is_done_at_th
     assert len(crm.rows(opportunities)) == 99
     (kept,) = crm.unidentified
     assert "violates check constraint" in kept.reason
-    assert {(one.state, one.attempts) for one in crm.services.stream_ranges.list(crm.topic)} == {(RangeState.DONE, 1)}
+    assert crm.outcome == {"opportunity_messages": 99, "opportunity_rows_changed": 99, "unidentified": 1}
     # Tried again it is refused again, and holds up no other.
     with writing(crm.services.engine) as connection:
         connection.execute(
@@ -122,15 +122,14 @@ def test_odd_headers_and_keys_do_not_keep_a_message_from_being_kept(crm: CrmSyst
     assert crm.unidentified[0].trace_id is None
 
 
-def test_a_defect_of_the_tables_gives_the_range_back_with_the_real_reason(crm: CrmSystem) -> None:
+def test_a_defect_of_the_tables_leaves_the_position_and_says_the_real_reason(crm: CrmSystem) -> None:
     with writing(crm.services.engine) as connection:
         connection.execute(sa.text("ALTER TABLE opportunities RENAME COLUMN stage TO phase"))
     crm.put(opportunity())
     (request,) = crm.requests(SENSOR)
     assert not crm.execute("crm_batch", request).success
-    (record,) = crm.services.stream_ranges.list(crm.topic)
-    assert record.state is RangeState.PENDING
-    assert "stage" in (record.reason or "")
+    assert set(crm.next_offsets.values()) == {0}
+    assert "stage" in crm.reasons
     with writing(crm.services.engine) as connection:
         connection.execute(sa.text("ALTER TABLE opportunities RENAME COLUMN phase TO stage"))
     crm.drive()

@@ -15,9 +15,10 @@ from ingest_project.core.keys import parse_hour_key
 from ingest_project.platform.delta.table import ask
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.streams.user_activity.hourly_statistics import HourOfType, statistics_of
+from ingest_project.streams.positions import StreamPositions
+from ingest_project.streams.user_activity.statistics import HourOfType, statistics_of
 from ingest_project_tests.journeys.system import environment
-from ingest_project_tests.streams.system import StreamSystem
+from ingest_project_tests.streams.system import StreamNames, StreamSystem
 from ingest_project_tests.streams.user_activity.events import encoded
 
 SENSOR, HOURLY_SENSOR = "user_activity_events_sensor", "user_activity_hourly_sensor"
@@ -30,10 +31,12 @@ class ActivitySystem(StreamSystem):
     def _definitions(self) -> dg.Definitions:
         return ingest_project.streams.user_activity.definitions.user_activity
 
+    names = StreamNames(SENSOR, BATCH, "store_user_activity")
+
     @property
-    def topic(self) -> str:
-        """The topic of the events."""
-        return self.settings.topics.user_activity_events
+    def positions(self) -> StreamPositions:
+        """Positions of user activity."""
+        return self.services.activity_positions
 
     def put(self, *messages: Mapping[str, Any] | bytes | None, key: bytes = b"one") -> None:
         """Send events, in the order given, to the partition of a key."""
@@ -49,7 +52,7 @@ class ActivitySystem(StreamSystem):
         )
 
     def drive(self) -> list[ExecuteInProcessResult]:
-        """Tick, and do what is asked for, until every range is finished and every hour counted."""
+        """Tick, and do what is asked for, until every event is stored and every hour counted."""
         done: list[ExecuteInProcessResult] = []
         for _ in range(60):
             batches, hours = self.requests(SENSOR), self.requests(HOURLY_SENSOR)
@@ -57,7 +60,7 @@ class ActivitySystem(StreamSystem):
             done += [self.execute(HOURLY_BATCH, request) for request in hours]
             if not batches and not hours and self.is_idle:
                 return done
-        raise AssertionError(f"Still busy: {self.services.stream_ranges.counts_by_state(self.topic)}")
+        raise AssertionError(f"Still busy: {self.positions.all()}")
 
     def rows(self, columns: str = "*") -> list[dict[str, Any]]:
         """The Delta table, in the order of the offsets."""

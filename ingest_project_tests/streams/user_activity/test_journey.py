@@ -6,13 +6,13 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import dagster as dg
 import pytest
 from confluent_kafka import Producer
 
-from ingest_project.core.settings import RetrySettings, load_settings
-from ingest_project.streams.range_record import RangeState
-from ingest_project.streams.user_activity.recompute_hours import read_again_from_beginning
+from ingest_project.core.settings import load_settings
+from ingest_project.streams.engine import store_stream
+from ingest_project.streams.user_activity.rebuild import read_again_from_beginning
+from ingest_project.streams.user_activity.sink import ActivitySink
 from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.user_activity.events import event
@@ -20,15 +20,6 @@ from ingest_project_tests.streams.user_activity.system import BATCH, HOURLY_BATC
 
 CHECKS = ("no_gap_in_offsets", "no_duplicate_offsets", "event_time_plausible")
 HOUR, NEXT_HOUR = "2026-01-15-10:00", "2026-01-15-11:00"
-
-
-def all_done(activity: ActivitySystem) -> bool:
-    counts = activity.services.stream_ranges.counts_by_state(activity.topic)
-    return counts[RangeState.DONE] == sum(counts.values())
-
-
-def partitions_of(request: dg.RunRequest) -> list[int]:
-    return [told["partition"] for told in request.run_config["ops"]["store_user_activity"]["config"]["ranges"]]
 
 
 def test_an_event_becomes_a_row_with_its_types_and_its_position(activity: ActivitySystem) -> None:
@@ -90,78 +81,30 @@ def test_every_compression_is_read(activity: ActivitySystem, codec: str) -> None
     assert len(activity.rows()) == 50
 
 
-def test_a_range_that_is_planned_and_read_twice_leaves_each_offset_once(activity: ActivitySystem) -> None:
+def test_a_run_that_is_requested_and_done_twice_leaves_each_offset_once(activity: ActivitySystem) -> None:
     activity.put(*(event(f"e{number}") for number in range(30)))
     (lost,) = activity.requests(SENSOR, save=False)
     assert activity.execute(BATCH, lost).success
-    (again, *_) = [*activity.requests(SENSOR), lost]
-    assert activity.execute(BATCH, again).success
+    assert activity.execute(BATCH, lost).success
     activity.drive()
     assert [offset for _, offset in activity.offsets()] == list(range(30))
-    assert activity.services.stream_intervals.seams(activity.topic) == ()
+    assert activity.outcome == {"events": 30}
     assert activity.statistics(HOUR)["page_view"].events == 30
 
 
-def test_far_behind_ranges_are_cut_each_partition_in_order_and_different_ones_side_by_side(
-    activity: ActivitySystem,
-) -> None:
+def test_far_behind_runs_take_a_bounded_number_of_events_of_every_partition(activity: ActivitySystem) -> None:
     activity.settings = changed(activity.settings, "user_activity", range_messages=10, batch_messages=40)
     activity.restart()
     for partition_key in (b"one", b"three", b"a", b"b", b"c"):
         activity.put(*(event(f"{partition_key!r}{number}") for number in range(20)), key=partition_key)
     while requests := activity.requests(SENSOR):
-        partitions = [set(partitions_of(request)) for request in requests]
+        partitions = [set(activity.ends_in(request)) for request in requests]
         assert len(set().union(*partitions)) == sum(len(some) for some in partitions)
+        assert all(int(request.tags["ingest/batch_size"]) <= 40 for request in requests)
         for request in requests:
             assert activity.execute(BATCH, request).success
     assert len(set(activity.offsets())) == len(activity.offsets()) == 100
-    assert all_done(activity)
-
-
-def test_a_range_that_comes_before_its_turn_waits_and_nothing_is_lost(activity: ActivitySystem) -> None:
-    activity.settings = changed(activity.settings, "user_activity", range_messages=10)
-    activity.restart()
-    activity.put(*(event(f"e{number}") for number in range(30)))
-    (request,) = activity.requests(SENSOR)
-    config = json.loads(json.dumps(request.run_config))
-    told = config["ops"]["store_user_activity"]["config"]
-    told["ranges"] = told["ranges"][2:]
-    assert not activity.run(BATCH, config).success
-    activity.execute(BATCH, request)
-    activity.drive()
-    assert [offset for _, offset in activity.offsets()] == list(range(30))
-
-
-def test_messages_that_were_removed_before_they_were_read_are_said_to_be_lost(
-    activity: ActivitySystem,
-    kafka_server: Any,  # noqa: ANN401 - either broker
-) -> None:
-    activity.put(*(event(f"e{number}") for number in range(4)))
-    (request,) = activity.requests(SENSOR)
-    (told,) = request.run_config["ops"]["store_user_activity"]["config"]["ranges"]
-    kafka_server.delete_records(activity.topic, told["partition"], 3)
-    assert activity.execute(BATCH, request).success
-    activity.put(event("e4"))
-    activity.drive()
-    assert [row["event_id"] for row in activity.rows()] == ["e3", "e4"]
-    check = activity.check("no_gap_in_offsets")
-    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
-
-
-def test_a_topic_that_was_created_anew_is_another_stream(
-    activity: ActivitySystem,
-    kafka_server: Any,  # noqa: ANN401 - either broker
-) -> None:
-    activity.put(event("e1"), event("e2"))
-    activity.drive()
-    kafka_server.delete_topic(activity.topic)
-    kafka_server.create_topic(activity.topic, 2)
-    activity.restart()
-    activity.put(event("e3"), event("e4"))
-    activity.drive()
-    assert {row["event_id"] for row in activity.rows()} == {"e1", "e2", "e3", "e4"}
-    assert len({row["kafka_topic_id"] for row in activity.rows()}) == 2
-    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+    assert activity.is_idle
 
 
 def test_an_hour_counts_distinct_events_users_and_sessions_by_type(activity: ActivitySystem) -> None:
@@ -251,18 +194,23 @@ def test_a_store_that_is_away_fails_the_run_and_the_events_are_stored_later(acti
     assert len(activity.dead_letters) == 1
 
 
-def test_a_person_who_names_no_ranges_gets_what_is_due(activity: ActivitySystem) -> None:
+def test_a_person_who_names_no_offsets_gets_all(activity: ActivitySystem) -> None:
     activity.put(event())
     activity.requests(SENSOR)
-    ledger = activity.services.stream_ranges
-    (record,) = ledger.list(activity.topic)
-    ledger.requeue_later(
-        [record.range_key], "broken", "X", RetrySettings(max_attempts=1, delay_seconds=0), record.created_at
-    )
     assert activity.run(BATCH).success
     assert len(activity.rows()) == 1
     assert activity.run(BATCH).success
     assert activity.run(HOURLY_BATCH).success
+
+
+def test_hours_that_a_killed_run_did_not_report_are_reported_by_the_next(activity: ActivitySystem) -> None:
+    activity.put(event())
+    sink = ActivitySink(activity.services)
+    store_stream(activity.services, activity.positions, sink, run_id="killed")
+    assert activity.times_materialized(USER_ACTIVITY_EVENTS) == 0
+    activity.drive()
+    activity.drive()
+    assert activity.times_materialized(USER_ACTIVITY_EVENTS) == 1
 
 
 @pytest.mark.long

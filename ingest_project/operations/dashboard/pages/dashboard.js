@@ -4,7 +4,7 @@ import { bars, columns, count, element, table } from "./charts.js";
 
 const TONES = { ingested: "good", accepted: "good", stored: "good", success: "good", duplicate: "known", replaced: "known", superseded: "known", quarantined: "warn", failed_transient: "warn", failed: "bad", failed_permanent: "bad" };
 const ORDER = Object.keys(TONES);
-const KINDS = { file: "File", polling_job: "Polling job", attachment_event: "Attachment event", attachment: "Attachment", offset_range: "Offset range" };
+const KINDS = { file: "File", polling_job: "Polling job", attachment_event: "Attachment event", attachment: "Attachment", stream_partition: "Stream partition", lost_offsets: "Lost offsets" };
 const WORDS = { failed_transient: "will be retried", failed_permanent: "for good" };
 const LOST_AFTER_MS = 10_000;
 

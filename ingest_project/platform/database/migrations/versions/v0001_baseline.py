@@ -89,6 +89,11 @@ def _kafka_columns() -> list[sa.Column[Any]]:
     ]
 
 
+def _stream_partition() -> list[sa.Column[Any]]:
+    """Return the key columns that name one partition of a stream."""
+    return [*_key(sa.Text, "stream", "topic", "topic_id"), *_key(sa.Integer, "partition")]
+
+
 def _work_columns() -> list[sa.Column[Any]]:
     """Return the columns of every work queue."""
     return [
@@ -142,23 +147,19 @@ _table(
     *_key(UtcTime, "hour"),
     *_key(sa.Text, "topic", "topic_id"),
     *_key(sa.Integer, "partition"),
+    *_key(sa.BigInteger, "piece"),
     *_required(sa.BigInteger, "first_offset", "end_offset"),
+    sa.Index("activity_hour_spans_by_offset", "topic", "topic_id", "partition", "end_offset"),
 )
 _table(
     "activity_hours",
     *_key(UtcTime, "hour"),
     *_required(sa.BigInteger, "changes"),
     *_required(UtcTime, "changed_at"),
-    *_required(sa.BigInteger, "computed_changes"),
+    *_required(sa.BigInteger, "computed_changes", "reported_changes"),
     *_optional(UtcTime, "computed_at"),
     _partial_index("activity_hours_stale", "changes > computed_changes", "hour"),
-)
-_table(
-    "activity_range_hours",
-    *_key(sa.Text, "range_key"),
-    *_key(UtcTime, "hour"),
-    *_required(sa.BigInteger, "events"),
-    sa.Index("activity_range_hours_by_hour", "hour"),
+    _partial_index("activity_hours_unreported", "changes > reported_changes", "hour"),
 )
 _table(
     "aggregated_metrics",
@@ -267,6 +268,14 @@ _table(
     *_queue_indexes("files", "kafka_topic"),
 )
 _table(
+    "lost_offsets",
+    *_stream_partition(),
+    *_key(sa.BigInteger, "first_offset"),
+    *_required(sa.BigInteger, "end_offset", "messages"),
+    *_required(sa.Text, "reason"),
+    *_required(UtcTime, "found_at"),
+)
+_table(
     "metric_minutes",
     *_key(sa.BigInteger, "minute"),
     *_key(sa.Text, "name", "labels"),
@@ -340,6 +349,17 @@ _table(
     *_required(sa.BigInteger, "line_number"),
 )
 _table(
+    "sink_positions",
+    *_stream_partition(),
+    *_required(sa.Integer, "epoch"),
+    *_required(sa.BigInteger, "first_offset", "next_offset"),
+    *_required(Json, "outcome"),
+    *_required(UtcTime, "updated_at"),
+    *_required(sa.Integer, "attempts"),
+    *_optional(sa.Text, "run_id", "reason"),
+    *_optional(UtcTime, "next_attempt_at"),
+)
+_table(
     "skipped_offsets",
     *_key(sa.Text, "topic", "topic_id"),
     *_key(sa.Integer, "partition"),
@@ -347,25 +367,6 @@ _table(
     *_required(sa.BigInteger, "end_offset"),
     *_required(sa.Text, "reason", "asked_by"),
     *_required(UtcTime, "asked_at"),
-)
-_table(
-    "stream_intervals",
-    *_key(sa.Text, "topic", "topic_id"),
-    *_key(sa.Integer, "partition"),
-    *_key(sa.BigInteger, "first_offset"),
-    *_required(sa.BigInteger, "end_offset"),
-)
-_table(
-    "stream_ranges",
-    *_key(sa.Text, "range_key"),
-    *_required(sa.Text, "topic", "topic_id"),
-    *_required(sa.Integer, "partition"),
-    *_required(sa.BigInteger, "first_offset", "end_offset"),
-    *_work_columns(),
-    *_optional(sa.BigInteger, "messages"),
-    *_optional(Json, "outcome"),
-    sa.Index("stream_ranges_by_end", "topic", "topic_id", "partition", "end_offset"),
-    *_queue_indexes("stream_ranges", "topic"),
 )
 _table(
     "unidentified_messages",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -12,13 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.streams.range_record import RangeState
-from ingest_project.streams.ticks import plan_backlog
-from ingest_project.streams.user_activity.load import Stored, store_ranges
-from ingest_project.streams.user_activity.recovery import complete_all, runs_between
+from ingest_project.streams.engine import settle, store_stream
+from ingest_project.streams.user_activity.recovery import complete_all, runs_between, subtract
+from ingest_project.streams.user_activity.sink import ActivitySink
 from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS
-from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import ActivitySystem
@@ -143,23 +139,18 @@ def test_what_kafka_has_no_more_is_lost_with_partition_offsets_and_hours(
     assert complete_all(activity.services).lost == []
 
 
-def test_what_was_lost_of_ranges_that_were_let_go_is_said_as_well(
+def test_what_was_lost_of_a_dropped_table_is_said_once_and_without_the_dead_letters(
     activity: ActivitySystem,
     kafka_server: Any,  # noqa: ANN401 - either broker
 ) -> None:
-    activity.settings = changed(activity.settings, "user_activity", range_messages=5)
-    activity.restart()
     partition = went_back(activity, "a dropped table")
-    now = datetime.now(UTC)
-    activity.services.stream_intervals.extend(now)
-    assert activity.services.stream_intervals.purge(now, 2) == 2
     kafka_server.delete_records(activity.topic, partition, 15)
     found = complete_all(activity.services)
-    assert [(str(span).split("] ")[1], rows) for span, rows in found.lost] == [("10 to 14", 4), ("0 to 9", 10)]
+    assert [(str(one.offsets).split("] ")[1], one.messages) for one in found.lost] == [("0 to 13", 14)]
     assert len(activity.rows()) == 4
-    lost = activity.services.stream_ranges.list(activity.topic, [RangeState.LOST])
-    assert sorted((record.reason or "")[:10] for record in lost) == ["4 rows are", "At most 10"]
-    assert activity.services.stream_intervals.seams(activity.topic) == ()
+    assert [one.messages for one in activity.positions.lost()] == [14]
+    assert complete_all(activity.services).lost == []
+    foreign.drop(activity.services)
     assert complete_all(activity.services).lost == []
 
 
@@ -186,12 +177,18 @@ def test_runs_and_present_offsets_make_up_the_whole(present: set[int], first: in
     assert all(begin < end for begin, end in runs)
 
 
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
+def test_what_is_left_of_missing_offsets_is_in_none_of_the_known_ones(missing: set[int], known: set[int]) -> None:
+    runs = runs_between(sorted(set(range(41)) - missing), 0, 41)
+    left = subtract(runs, [(number, number + 1) for number in sorted(known)])
+    assert sorted(number for first, end in left for number in range(first, end)) == sorted(missing - known)
+
+
 def store_everything(activity: ActivitySystem) -> None:
-    """Plan and store as a tick and a run do, without Dagster around them."""
-    services, ledger = activity.services, activity.services.stream_ranges
-    plan_backlog(services, activity.topic, Positions("", {}), size=4, most=100, wait_seconds=0)
-    keys = [record.range_key for record in ledger.unfinished(activity.topic, 1_000)]
-    store_ranges(services, ledger.begin(keys, "a run", datetime.now(UTC)), Stored())
+    """Store as a run does, without Dagster around it."""
+    sink = ActivitySink(activity.services)
+    run = store_stream(activity.services, activity.positions, sink, run_id="a run")
+    settle(activity.services, activity.positions, run)
 
 
 def happen(activity: ActivitySystem, what: str, number: int) -> None:

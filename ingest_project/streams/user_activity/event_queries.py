@@ -1,21 +1,22 @@
-"""Questions to the Delta table of user activity, and the replacing of the rows of some offsets.
+"""Query the Delta table of user activity, and replace the rows of some offsets.
 
-Every question names days, hours or offsets, by which the table's log leaves files out that cannot have such rows.
+Every query names days, hours or offsets, by which the table's log leaves files out that cannot have such rows.
 """
 
 from __future__ import annotations
 
-import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+import stamina
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.delta.location import delta_errors
 from ingest_project.platform.delta.table import DeltaStore, answer, ask
+from ingest_project.streams.positions import OffsetRange
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,26 +27,17 @@ MOST_OF_TRACE = 1_000
 POSITION_COLUMNS = frozenset({"kafka_topic", "kafka_topic_id", "kafka_partition", "kafka_offset"})
 
 
-class Offsets(NamedTuple):
-    """Offsets of one partition in one life of a topic: from `first` up to, not including, `end`."""
-
-    topic: str
-    topic_id: str
-    partition: int
-    first: int
-    end: int
-
-    @property
-    def condition(self) -> str:
-        """The rows of these offsets, in SQL."""
-        return (
-            f"kafka_topic = {_text(self.topic)} AND kafka_topic_id = {_text(self.topic_id)} AND"
-            f" kafka_partition = {self.partition} AND kafka_offset >= {self.first} AND kafka_offset < {self.end}"
-        )
+def of_offsets(offsets: OffsetRange) -> str:
+    """Return the SQL condition for the rows of some offsets."""
+    return (
+        f"kafka_topic = {_text(offsets.topic)} AND kafka_topic_id = {_text(offsets.topic_id)} AND"
+        f" kafka_partition = {offsets.partition}"
+        f" AND kafka_offset >= {offsets.first} AND kafka_offset < {offsets.end}"
+    )
 
 
 def of_hours(first: datetime, end: datetime) -> str:
-    """The rows of events from `first` up to, not including, `end`, in SQL."""
+    """Return the SQL condition for the events from `first` up to, not including, `end`."""
     days = ", ".join(_text(day) for day in _days(first, end))
     return (
         f"(event_day IN ({days}) OR event_day IS NULL)"
@@ -53,8 +45,8 @@ def of_hours(first: datetime, end: datetime) -> str:
     )
 
 
-def rows_by_hour(store: DeltaStore, offsets: Offsets) -> dict[datetime, int]:
-    """How many rows of some offsets are of which hour.
+def rows_by_hour(store: DeltaStore, offsets: OffsetRange) -> dict[datetime, int]:
+    """Count the rows of some offsets by hour.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
@@ -63,30 +55,30 @@ def rows_by_hour(store: DeltaStore, offsets: Offsets) -> dict[datetime, int]:
 
     found: Counter[datetime] = Counter()
     # Not SQL's own date_trunc: it fails for the ends of the calendar, and with it for every row around them.
-    for batch in ask(store, f'SELECT "timestamp" FROM events WHERE {offsets.condition}'):
+    for batch in ask(store, f'SELECT "timestamp" FROM events WHERE {of_offsets(offsets)}'):
         for count in pc.value_counts(pc.floor_temporal(batch["timestamp"], unit="hour")).to_pylist():
             found[count["values"].astimezone(UTC)] += count["counts"]
     return dict(found)
 
 
-def stored_offsets(store: DeltaStore, offsets: Offsets) -> list[int]:
-    """Which of some offsets have a row, in order. All of them are in memory at once.
+def stored_offsets(store: DeltaStore, offsets: OffsetRange) -> list[int]:
+    """Return those of some offsets that have a row, in order. All of them are in memory at once.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
-    query = f"SELECT DISTINCT kafka_offset FROM events WHERE {offsets.condition} ORDER BY 1"
+    query = f"SELECT DISTINCT kafka_offset FROM events WHERE {of_offsets(offsets)} ORDER BY 1"
     return [offset for batch in _ask_of(store, POSITION_COLUMNS, query) for offset in batch["kafka_offset"].to_pylist()]
 
 
-def count_offsets(store: DeltaStore, offsets: Offsets, size: int) -> dict[int, int]:
-    """How many of some offsets have a row, by pieces of so many offsets; a piece is named by its first multiple.
+def count_offsets(store: DeltaStore, offsets: OffsetRange, size: int) -> dict[int, int]:
+    """Count the offsets that have a row, by pieces of `size` offsets; a piece is named by its first multiple.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
     counted = f"kafka_offset / {size} AS piece, count(DISTINCT kafka_offset) AS offsets"
-    query = f"SELECT {counted} FROM events WHERE {offsets.condition} GROUP BY 1"
+    query = f"SELECT {counted} FROM events WHERE {of_offsets(offsets)} GROUP BY 1"
     return {
         row["piece"] * size: row["offsets"]
         for batch in _ask_of(store, POSITION_COLUMNS, query)
@@ -95,7 +87,7 @@ def count_offsets(store: DeltaStore, offsets: Offsets, size: int) -> dict[int, i
 
 
 def events_of_trace(store: DeltaStore, trace_id: str) -> list[dict[str, Any]]:
-    """The events of a trace, at most MOST_OF_TRACE, in the order in which they were written to Kafka.
+    """Return the events of a trace, at most MOST_OF_TRACE, in the order in which they were written to Kafka.
 
     Goes through the whole table: a trace says nothing of the day.
 
@@ -109,7 +101,7 @@ def events_of_trace(store: DeltaStore, trace_id: str) -> list[dict[str, Any]]:
 
 
 def _ask_of(store: DeltaStore, columns: AbstractSet[str], query: str) -> Iterator[pa.RecordBatch]:
-    """Ask, where the table has these columns: it may be older than one, or somebody else's."""
+    """Query the table if it has these columns: it may be older than one, or another program's."""
     table = store.opened()
     if table is not None and {field.name for field in table.schema().fields} >= columns:
         yield from answer(store, table, query)
@@ -118,7 +110,7 @@ def _ask_of(store: DeltaStore, columns: AbstractSet[str], query: str) -> Iterato
 def replace(
     store: DeltaStore, condition: str, rows: Callable[[], tuple[pa.Schema, Iterator[pa.RecordBatch]]]
 ) -> int | None:
-    """Put rows in the place of all that meet a condition, in one commit; the second time it is the same.
+    """Replace all rows that meet a condition, in one commit. Idempotent.
 
     Args:
         store: of the table.
@@ -132,13 +124,12 @@ def replace(
         TransactionConflictError: events of the same days were appended each time; wait for a quieter time.
         StoreUnavailableError: the store does not answer or refused.
     """
-    for attempt in range(REPLACE_TRIES):
-        try:
+    tries = stamina.retry_context(
+        on=TransactionConflictError, attempts=REPLACE_TRIES, timeout=None, wait_max=LONGEST_PAUSE_SECONDS
+    )
+    for attempt in tries:
+        with attempt:
             return _replace(store, condition, rows)
-        except TransactionConflictError:
-            if attempt + 1 == REPLACE_TRIES:
-                raise
-        time.sleep(random.uniform(0.5, 1) * min(LONGEST_PAUSE_SECONDS, 0.1 * 2**attempt))  # noqa: S311 - no secret
     return None
 
 
@@ -159,7 +150,7 @@ def _replace(
             pa.RecordBatchReader.from_batches(schema, batches),
             mode="overwrite",
             predicate=condition,
-            # The table may be older than a column of ours, or have one of somebody else's.
+            # The table may be older than a column of ours, or have one of another program's.
             schema_mode="merge",
         )
         table.update_incremental()

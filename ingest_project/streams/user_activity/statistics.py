@@ -18,12 +18,36 @@ from datetime import datetime
 import msgspec
 import polars as pl
 import sqlalchemy as sa
+from sqlalchemy import Column as Col
 
 from ingest_project.core.keys import end_of
+from ingest_project.platform.database.columns import Double, UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.delta.table import DeltaStore, ask
-from ingest_project.streams.user_activity.events_schema import of_hours
-from ingest_project.streams.user_activity.tables import activity_hours, user_activity_hourly
+from ingest_project.streams.user_activity.event_queries import of_hours
+from ingest_project.streams.user_activity.hours import activity_hours
+
+ROWS_AT_A_TIME = 1_000_000
+COLUMNS = (
+    "event_type, event_id, user_id, session_id, processing_info['processing_ms'] AS processing_ms,"
+    " kafka_topic_id, kafka_partition, kafka_offset"
+)
+
+user_activity_hourly = sa.Table(
+    "user_activity_hourly",
+    metadata,
+    Col("hour", UtcTime, primary_key=True),
+    Col("event_type", sa.Text, primary_key=True),
+    # Distinct event ids; an event that was delivered twice counts once.
+    Col("events", sa.BigInteger, nullable=False),
+    Col("users", sa.BigInteger, nullable=False),
+    Col("sessions", sa.BigInteger, nullable=False),
+    Col("processing_ms_p50", Double),
+    Col("processing_ms_p95", Double),
+    # Rows of the Delta table, with the events that were delivered again.
+    Col("deliveries", sa.BigInteger, nullable=False),
+    Col("computed_at", UtcTime, nullable=False),
+)
 
 
 class HourOfType(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +78,7 @@ def replace_hours(
     changes: Mapping[datetime, int],
     now: datetime,
 ) -> None:
-    """Replace all that is stored of these hours, in one transaction; the second time it is the same.
+    """Replace all that is stored of these hours, in one transaction. Idempotent.
 
     Args:
         engine: of the warehouse.
@@ -77,7 +101,7 @@ def replace_hours(
 
 
 def statistics_of(engine: sa.Engine, hour: datetime) -> tuple[HourOfType, ...]:
-    """What is stored of an hour, the type with most events first."""
+    """Return the stored statistics of an hour, the type with most events first."""
     columns = [user_activity_hourly.c[name] for name in HourOfType.__struct_fields__]
     query = (
         sa.select(*columns)
@@ -88,16 +112,9 @@ def statistics_of(engine: sa.Engine, hour: datetime) -> tuple[HourOfType, ...]:
         return tuple(HourOfType(**row) for row in connection.execute(query).mappings())
 
 
-ROWS_AT_A_TIME = 1_000_000
-COLUMNS = (
-    "event_type, event_id, user_id, session_id, processing_info['processing_ms'] AS processing_ms,"
-    " kafka_topic_id, kafka_partition, kafka_offset"
-)
-
-
 @dataclass
 class _TypeSoFar:
-    """One type of event, as far as its rows were seen."""
+    """Figures of one type of event, as far as its rows were read."""
 
     events: int = 0
     deliveries: int = 0
@@ -107,7 +124,7 @@ class _TypeSoFar:
 
 
 def statistics_of_hour(store: DeltaStore, hour: datetime) -> list[HourOfType]:
-    """The statistics of an hour as the table is now, by type of event.
+    """Compute the statistics of an hour from the table as it is now, by type of event.
 
     An event that was delivered several times counts once, as it came first in its partition.
 
@@ -126,7 +143,7 @@ def statistics_of_hour(store: DeltaStore, hour: datetime) -> list[HourOfType]:
 
 
 def percentile(counts: Counter[float], share: float) -> float | None:
-    """The value below which this share of the values lies, between two of them in proportion; None without any.
+    """Return the value below which this share of the values lies, interpolated linearly; None without any.
 
     Args:
         counts: how often each value occurs.
@@ -134,21 +151,21 @@ def percentile(counts: Counter[float], share: float) -> float | None:
     """
     if not counts:
         return None
-    place = share * (counts.total() - 1)
-    low, high = _value_at(counts, math.floor(place)), _value_at(counts, math.ceil(place))
-    return low + (high - low) * (place - math.floor(place))
+    rank = share * (counts.total() - 1)
+    low, high = _value_at(counts, math.floor(rank)), _value_at(counts, math.ceil(rank))
+    return low + (high - low) * (rank - math.floor(rank))
 
 
-def _value_at(counts: Counter[float], place: int) -> float:
+def _value_at(counts: Counter[float], rank: int) -> float:
     for value in sorted(counts):
-        place -= counts[value]
-        if place < 0:
+        rank -= counts[value]
+        if rank < 0:
             return value
-    raise IndexError(place)
+    raise IndexError(rank)
 
 
 def _share(store: DeltaStore, where: str, share: int, shares: int) -> pl.DataFrame:
-    """The rows of the event ids whose hash falls to this share, in the order in which they came."""
+    """Return the rows of the event ids whose hash falls to this share, in the order in which they came."""
     import polars as pl  # noqa: PLC0415 - heavy
 
     def chosen() -> Iterator[pl.DataFrame]:

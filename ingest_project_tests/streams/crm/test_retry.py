@@ -10,13 +10,11 @@ import pytest
 import sqlalchemy as sa
 from dagster import DagsterInstance
 
-from ingest_project.core.errors import BrokerUnavailableError, DatabaseUnavailableError, TransientError
-from ingest_project.core.settings import RetrySettings, load_settings
+from ingest_project.core.errors import BrokerUnavailableError, DatabaseUnavailableError
+from ingest_project.core.settings import load_settings
 from ingest_project.platform.database.engine import writing
+from ingest_project.streams.crm.sink import RetryResult, retry
 from ingest_project.streams.crm.tables import opportunities, unidentified_messages
-from ingest_project.streams.crm.unidentified import Retried, retry
-from ingest_project.streams.crm.upsert import PATIENCE_SECONDS, retried
-from ingest_project.streams.range_record import RangeState
 from ingest_project_tests.journeys.system import paused
 from ingest_project_tests.services.kafka import Server
 from ingest_project_tests.services.postgres import PostgresServer
@@ -24,42 +22,6 @@ from ingest_project_tests.streams.crm.messages import encoded, opportunity
 from ingest_project_tests.streams.crm.system import SENSOR, CrmSystem, crm_environment
 
 pytestmark = pytest.mark.long
-
-
-def failing(times: int) -> tuple[list[int], object]:
-    calls: list[int] = []
-
-    def action() -> str:
-        calls.append(1)
-        if len(calls) <= times:
-            raise DatabaseUnavailableError("somewhere", "away")
-        return "done"
-
-    return calls, action
-
-
-def test_pauses_double_with_jitter_and_stay_within_their_bounds() -> None:
-    pauses: list[float] = []
-    _, action = failing(4)
-    retries = RetrySettings(max_attempts=8, delay_seconds=1)
-    assert retried(action, retries, pauses.append) == "done"  # type: ignore[arg-type]
-    for pause, delay in zip(pauses, (1, 2, 4, 8), strict=True):
-        assert delay * 0.5 <= pause <= delay * 1.5
-
-
-@pytest.mark.parametrize(("delay", "attempts", "most"), [(0.0, 3, 3), (100.0, 8, 2)])
-def test_there_is_an_end_to_trying_again(delay: float, attempts: int, most: int) -> None:
-    pauses: list[float] = []
-    calls, action = failing(99)
-    with pytest.raises(TransientError):
-        retried(action, RetrySettings(max_attempts=attempts, delay_seconds=delay), pauses.append)  # type: ignore[arg-type]
-    assert len(calls) <= most
-    assert sum(pauses) <= PATIENCE_SECONDS
-
-
-def test_what_is_not_transient_is_not_tried_again() -> None:
-    with pytest.raises(ZeroDivisionError):
-        retried(lambda: 1 / 0, RetrySettings(), lambda _: pytest.fail("it waited"))
 
 
 def test_a_database_that_goes_away_loses_nothing(
@@ -82,7 +44,7 @@ def test_a_database_that_goes_away_loses_nothing(
     crm.close()
 
 
-def test_a_broker_that_goes_away_gives_the_ranges_back(crm: CrmSystem, kafka_server: Server) -> None:
+def test_a_broker_that_goes_away_loses_nothing_and_is_named(crm: CrmSystem, kafka_server: Server) -> None:
     crm.settings = crm.settings.model_copy(
         update={"retries": crm.settings.retries.model_copy(update={"max_attempts": 3, "delay_seconds": 0.01})}
     )
@@ -93,10 +55,8 @@ def test_a_broker_that_goes_away_gives_the_ranges_back(crm: CrmSystem, kafka_ser
         assert not crm.execute("crm_batch", request).success
         with pytest.raises(BrokerUnavailableError):
             crm.requests(SENSOR)
-    (record,) = crm.services.stream_ranges.list(crm.topic)
-    assert record.state is RangeState.PENDING
-    assert "does not answer" in (record.reason or "")
-    crm.services.stream_ranges.reopen(crm.topic, [RangeState.FAILED], record.created_at)
+    assert set(crm.next_offsets.values()) == {0}
+    assert "does not answer" in crm.reasons
     crm.drive()
     assert set(crm.rows(opportunities)) == {"opp_1"}
 
@@ -126,7 +86,7 @@ def test_what_is_identified_after_a_fix_becomes_a_record_once(crm: CrmSystem) ->
     )
     crm.put(opportunity(stage="New"))
     crm.drive()
-    assert retry(crm.services.engine) == Retried((ids[0], ids[2]), (ids[1],))
+    assert retry(crm.services.engine) == RetryResult((ids[0], ids[2]), (ids[1],))
     assert {key: row["stage"] for key, row in crm.rows(opportunities).items()} == {
         "opp_1": "New",
         "opp_2": "Negotiation",
@@ -138,13 +98,13 @@ def test_what_is_identified_after_a_fix_becomes_a_record_once(crm: CrmSystem) ->
         ("opportunity", "opp_2", 1),
     ]
     before = crm.rows(opportunities)
-    assert retry(crm.services.engine) == Retried((), (ids[1],))
+    assert retry(crm.services.engine) == RetryResult((), (ids[1],))
     assert crm.rows(opportunities) == before
 
 
 def test_two_retries_at_once_identify_each_message_once(crm: CrmSystem) -> None:
     ids = spoil(crm, *(encoded(opportunity(f"opp_{number}")) for number in range(30)))
-    done: list[Retried] = []
+    done: list[RetryResult] = []
     threads = [threading.Thread(target=lambda: done.append(retry(crm.services.engine))) for _ in range(3)]
     for thread in threads:
         thread.start()

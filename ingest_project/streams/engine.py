@@ -1,0 +1,289 @@
+"""Store the messages of a topic in a sink, each offset exactly once.
+
+A run reads each partition from the sink's own position up to the offsets that were requested, and hands batches to the
+sink, which stores rows and position together. Whatever is killed, repeated, lost or run at the same time, the next run
+goes on where the sink is. While one batch is stored, the next one is read and decoded.
+
+What fails costs its partition alone, unless a service is away: then the run stops. A tick requests the rest again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+from ingest_project.core.batches import prefetch
+from ingest_project.core.errors import (
+    BrokerUnavailableError,
+    DatabaseUnavailableError,
+    IngestError,
+    TransientError,
+    UnexpectedError,
+)
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.kafka.offset_ranges import OpenRanges
+from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.runtime import Runtime
+from ingest_project.streams.positions import (
+    LOST,
+    LostOffsets,
+    OffsetRange,
+    PositionConflictError,
+    SinkPosition,
+    StreamPositions,
+    removed,
+)
+
+logger = get_logger(__name__)
+
+CHUNK_BYTES = 16 * 1024**2
+MOST_SHOWN = 20
+# None of these is a matter of one partition.
+SERVICES_AWAY = (BrokerUnavailableError, DatabaseUnavailableError)
+
+Rows = TypeVar("Rows")
+
+
+@dataclass
+class Batch(Generic[Rows]):
+    """Messages of one partition that are stored together.
+
+    Args:
+        partition: of the topic.
+        next_offset: of the first message after them.
+        rows: what the sink decoded, one item per chunk that was read.
+        messages: number of messages that were read.
+        lost: offsets among them that retention had removed.
+    """
+
+    partition: int
+    next_offset: int
+    rows: list[Rows] = field(default_factory=list)
+    messages: int = 0
+    lost: list[LostOffsets] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> Counter[str]:
+        """Number of offsets that were lost."""
+        return Counter({LOST: sum(one.messages for one in self.lost)})
+
+
+class Sink(Protocol[Rows]):
+    """Stores rows, and owns the position up to which each partition is stored.
+
+    Args:
+        chunk_messages: most messages to decode at a time.
+    """
+
+    chunk_messages: int
+
+    def prepare(self, positions: Sequence[SinkPosition]) -> None:
+        """Look at the sink before partitions are resumed."""
+        ...
+
+    def resume(self, position: SinkPosition) -> SinkPosition:
+        """Return where the sink is in a partition, after it has repaired what it lacks before that."""
+        ...
+
+    def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> Rows:
+        """Turn messages into rows, and publish what is unreadable as dead letters. No message makes it fail."""
+        ...
+
+    def is_full(self, batch: Batch[Rows]) -> bool:
+        """Return whether a batch is to be stored before more is read."""
+        ...
+
+    def store(self, batch: Batch[Rows], position: SinkPosition) -> SinkPosition:
+        """Store rows and move the position in one transaction.
+
+        Args:
+            batch: decoded from the messages after the position.
+            position: where the sink must be.
+
+        Returns:
+            the new position.
+
+        Raises:
+            PositionConflictError: another run has moved the position; nothing was stored.
+            IngestError: nothing was stored beyond the position that the sink has now.
+        """
+        ...
+
+
+@dataclass
+class StreamRun:
+    """The result of one run.
+
+    Args:
+        run_id: of the run.
+        begun: where each partition was before.
+        positions: where each partition is now.
+        messages: number of messages read.
+        failures: why a partition was not stored up to the end that was requested.
+        conflicts: partitions that another run stores.
+        ends: the offset after the last message of each partition of the topic.
+    """
+
+    run_id: str
+    begun: dict[int, SinkPosition] = field(default_factory=dict)
+    positions: dict[int, SinkPosition] = field(default_factory=dict)
+    messages: int = 0
+    failures: dict[int, IngestError] = field(default_factory=dict)
+    conflicts: set[int] = field(default_factory=set)
+    ends: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> Counter[str]:
+        """Number of messages by outcome."""
+        before = sum((Counter(one.outcome) for one in self.begun.values()), Counter[str]())
+        after = sum((Counter(one.outcome) for one in self.positions.values()), Counter[str]())
+        return after - before
+
+    @property
+    def stored(self) -> list[OffsetRange]:
+        """The offsets that were stored."""
+        ranges = [self.begun[partition].until(now.next_offset) for partition, now in sorted(self.positions.items())]
+        return [one for one in ranges if len(one)]
+
+    @property
+    def failure(self) -> IngestError | None:
+        """The first failure."""
+        return next(iter(self.failures.values()), None)
+
+    def metadata(self) -> dict[str, str | int]:
+        """Return what Dagster shows: offsets by partition, and how many messages still wait."""
+        waiting = sum(max(0, self.ends[partition] - now.next_offset) for partition, now in self.positions.items())
+        shown: dict[str, str | int] = {"messages_read": self.messages, "consumer_lag": waiting}
+        if self.stored:
+            shown["offsets"] = ", ".join(map(str, self.stored[:MOST_SHOWN]))
+        if self.conflicts:
+            shown["stored_by_another_run"] = ", ".join(str(self.positions[one]) for one in sorted(self.conflicts))
+        return shown
+
+
+def store_stream(
+    services: Runtime,
+    positions: StreamPositions,
+    sink: Sink[Rows],
+    *,
+    run_id: str,
+    ends: Mapping[int, int] | None = None,
+) -> StreamRun:
+    """Store what a topic has beyond the sink's positions. Call `settle` once the result is reported.
+
+    Args:
+        services: Kafka.
+        positions: of the stream.
+        sink: that owns them.
+        run_id: of the run.
+        ends: up to which offset of which partitions; None: up to the present ends of all.
+
+    Raises:
+        BrokerUnavailableError, DatabaseUnavailableError: nothing was begun.
+    """
+    run = StreamRun(run_id)
+    backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
+    if backlog is None:
+        return run
+    known = positions.begin(backlog, datetime.now(UTC))
+    chosen = [one for partition, one in known.items() if ends is None or partition in ends]
+    run.ends = backlog.ends
+    run.begun = {one.partition: one for one in chosen}
+    run.positions = dict(run.begun)
+    positions.lease(chosen, run_id)
+    bounds = backlog.ends if ends is None else ends
+    wanted = {one.partition: min(bounds[one.partition], backlog.ends[one.partition]) for one in chosen}
+    try:
+        _store(services, sink, run, wanted)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the positions must say so
+        failure = as_ingest_error(error, f"Storing messages of {positions.topic}")
+        for partition, position in run.positions.items():
+            if position.next_offset < wanted[partition] and partition not in run.conflicts:
+                run.failures.setdefault(partition, failure)
+    return run
+
+
+def settle(services: Runtime, positions: StreamPositions, run: StreamRun) -> None:
+    """Note what a run came to: partitions that failed are tried again after a pause."""
+    failed = [(run.positions[partition], str(error)) for partition, error in run.failures.items()]
+    done = [one for partition, one in run.positions.items() if partition not in run.failures.keys() | run.conflicts]
+    try:
+        positions.fail(failed, run.run_id, services.settings.retries, datetime.now(UTC))
+        positions.release(done, run.run_id)
+        positions.unlease((run.positions[partition] for partition in run.conflicts), run.run_id)
+    except TransientError as away:
+        # The database itself is away: a tick finds that the run has ended.
+        logger.warning("partitions_not_released", reason=str(away))
+
+
+def as_ingest_error(error: Exception, doing: str) -> IngestError:
+    """Return an error of ours; an unexpected one is logged with its traceback."""
+    if isinstance(error, IngestError):
+        return error
+    logger.error("run_failed_unforeseen", doing=doing, exc_info=error)
+    return UnexpectedError(doing, error)
+
+
+def _store(services: Runtime, sink: Sink[Rows], run: StreamRun, wanted: Mapping[int, int]) -> None:
+    sink.prepare(list(run.positions.values()))
+    for partition in wanted:
+        _attempt(run, partition, sink.resume)
+    with (
+        services.range_reader.opened() as ranges,
+        prefetch(_batches(ranges, sink, run, wanted)) as batches,
+    ):
+        for batch in batches:
+            if _is_open(run, batch.partition):
+                run.messages += batch.messages
+                _attempt(run, batch.partition, partial(sink.store, batch))
+
+
+def _attempt(run: StreamRun, partition: int, step: Callable[[SinkPosition], SinkPosition]) -> None:
+    """Take a step in a partition; a failure closes the partition for this run."""
+    position = run.positions[partition]
+    try:
+        run.positions[partition] = step(position)
+    except SERVICES_AWAY:
+        raise
+    except PositionConflictError as conflict:
+        logger.info("partition_left_to_another_run", partition=str(position), reason=str(conflict))
+        run.conflicts.add(partition)
+    except Exception as error:  # noqa: BLE001 - of one partition
+        run.failures[partition] = as_ingest_error(error, f"Storing {position}")
+        logger.warning("partition_not_stored", partition=str(position), reason=str(run.failures[partition]))
+
+
+def _is_open(run: StreamRun, partition: int) -> bool:
+    return partition not in run.failures and partition not in run.conflicts
+
+
+def _batches(
+    ranges: OpenRanges, sink: Sink[Rows], run: StreamRun, wanted: Mapping[int, int]
+) -> Generator[Batch[Rows], None, None]:
+    """Read and decode one partition after the other, up to the offsets wanted."""
+    for partition, end in wanted.items():
+        if _is_open(run, partition):
+            yield from _batches_of(ranges, sink, run, run.positions[partition].until(end))
+
+
+def _batches_of(ranges: OpenRanges, sink: Sink[Rows], run: StreamRun, offsets: OffsetRange) -> Iterable[Batch[Rows]]:
+    partition, reached = offsets.partition, offsets.first
+    position = run.positions[partition]
+    batch: Batch[Rows] = Batch(partition, reached)
+    for chunk in ranges.read(*offsets.topic_partition, reached, offsets.end, sink.chunk_messages, CHUNK_BYTES):
+        if not _is_open(run, partition):
+            return
+        if chunk.lost:
+            lost = OffsetRange(*offsets.topic_partition, reached, reached + chunk.lost)
+            batch.lost.append(removed(lost, datetime.now(UTC)))
+        if chunk.messages:
+            batch.rows.append(sink.decode(chunk.messages, position))
+        batch.messages += len(chunk.messages)
+        batch.next_offset = reached = chunk.next_offset
+        if reached >= offsets.end or sink.is_full(batch):
+            yield batch
+            batch = Batch(partition, reached)

@@ -1,0 +1,193 @@
+"""The sensor of a stream: compare the topic's ends with the sink's positions, and request runs up to these ends.
+
+A tick reads no message and keeps nothing that matters: a request that is lost, repeated or made twice stores the same
+rows. The cursor holds the positions that the tick saw, from which lag is measured; the consumer group's committed
+offsets follow it, and so never pass what is stored.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+from dagster import DagsterRunStatus
+from pydantic import Field
+
+from ingest_project.core.keys import digest_of
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.dagster.failures import failure_of_run
+from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.runtime import Runtime
+from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
+from ingest_project.platform.work_queue.sensor import Tick, queue_sensor
+from ingest_project.streams.positions import SinkPosition, StreamPositions
+
+logger = get_logger(__name__)
+
+PARTITIONS_TAG = "ingest/partitions"
+LONGEST_REASON = 300
+MOST_RUNS = 100
+UNFINISHED_RUNS = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+
+
+class StreamRunConfig(dg.Config):
+    """Up to which offset a run stores each partition; nothing named means everything that the topic has."""
+
+    end_offsets: dict[str, int] = Field(default_factory=dict)
+
+    @property
+    def ends(self) -> dict[int, int] | None:
+        """The end offsets by partition."""
+        return {int(partition): end for partition, end in self.end_offsets.items()} or None
+
+
+@dataclass(frozen=True)
+class StreamSensor:
+    """What is particular to one stream.
+
+    Args:
+        job_name: of the job that stores it.
+        op_name: of the step that takes a `StreamRunConfig`.
+        run_messages: most offsets of one run.
+        parallel_runs: runs at a time, each over partitions of its own.
+        worth_splitting: fewer messages than this are stored sooner than a second run has started.
+    """
+
+    job_name: str
+    op_name: str
+    run_messages: int
+    parallel_runs: int
+    worth_splitting: int
+
+
+def stream_sensor(name: str, job_name: str, tick: Tick) -> dg.SensorDefinition:
+    """Create the sensor of a stream.
+
+    Args:
+        name: of the sensor.
+        job_name: of the job whose runs it requests.
+        tick: see `tick`.
+    """
+    return queue_sensor(name, job_name, "Requests runs over the messages that the sink does not have yet.", tick)
+
+
+def tick(
+    context: dg.SensorEvaluationContext, services: Runtime, positions: StreamPositions, stream: StreamSensor
+) -> dg.SensorResult | dg.SkipReason:
+    """Request runs over the partitions whose sink is behind their topic, or that a dead run has left."""
+    saved = Positions.from_cursor(context.cursor)
+    wait_seconds = services.settings.file_ingest.tick_wait_seconds
+    backlog = services.range_reader.backlog(positions.topic, positions.saved(), wait_seconds)
+    if backlog is None:
+        return dg.SkipReason(f"Topic {positions.topic} does not exist yet.")
+    if saved is not None:
+        # Only now that the broker has answered: a commit to a broker that is away blocks the process.
+        services.reader.commit(positions.topic, saved)
+    for notice in backlog.notices:
+        logger.warning("topic_notice", topic=positions.topic, notice=notice)
+    current = positions.begin(backlog, datetime.now(UTC))
+    seen = Positions(backlog.topic_id, {partition: one.next_offset for partition, one in current.items()})
+    # An attempt that is not settled may have left hours unreported, or a table that is not repaired.
+    behind = [one for one in current.values() if one.attempts or one.next_offset < backlog.ends[one.partition]]
+    requests, reason = (
+        _requests(context.instance, services, positions, stream, behind, backlog.ends) if behind else ([], None)
+    )
+    return dg.SensorResult(
+        run_requests=requests,
+        cursor=seen.to_cursor(),
+        skip_reason=None if requests else reason or f"Nothing new on {positions.topic}.",
+    )
+
+
+def split(waiting: Mapping[int, int], most_runs: int, worth_splitting: int) -> list[list[int]]:
+    """Divide partitions between runs, about evenly.
+
+    Args:
+        waiting: messages by partition.
+        most_runs: at most so many.
+        worth_splitting: messages for which a further run is worth its start.
+    """
+    wanted = min(most_runs, len(waiting), max(1, sum(waiting.values()) // worth_splitting))
+    shares: list[list[int]] = [[] for _ in range(wanted)]
+    for partition in sorted(waiting, key=lambda one: (-waiting[one], one)):
+        min(shares, key=lambda share: (sum(waiting[one] for one in share), len(share))).append(partition)
+    return shares
+
+
+def end_of(position: SinkPosition, end: int, most: int) -> int:
+    """Return up to which offset a run may go; half as far after each attempt that did not move the position.
+
+    So a message that takes its process down ends up in a run of its own.
+    """
+    return min(end, position.next_offset + max(1, most >> min(position.attempts, 62)))
+
+
+def _requests(  # noqa: PLR0913, PLR0917 - all that a tick knows
+    instance: dg.DagsterInstance,
+    services: Runtime,
+    positions: StreamPositions,
+    stream: StreamSensor,
+    behind: Sequence[SinkPosition],
+    ends: Mapping[int, int],
+) -> tuple[list[dg.RunRequest], str | None]:
+    runs = instance.get_runs(dg.RunsFilter(job_name=stream.job_name, statuses=UNFINISHED_RUNS), limit=MOST_RUNS)
+    if any(PARTITIONS_TAG not in run.tags for run in runs):
+        return [], "A run that was started by hand stores all partitions."
+    busy = {int(partition) for run in runs for partition in run.tags[PARTITIONS_TAG].split(",")}
+    free = [one for one in behind if one.partition not in busy]
+    if orphans := [one for one in free if one.run_id and not _is_alive(instance, one.run_id)]:
+        _fail_orphans(instance, services, positions, orphans)
+        return [], "A run has ended before its partitions were stored; they are requested again."
+    now = datetime.now(UTC)
+    due = {one.partition: one for one in free if one.is_due(now) and not one.run_id}
+    if not due:
+        return [], "Messages are being stored." if busy else "Partitions wait for their next attempt."
+    capacity = services.available_slots(len(runs), stream.parallel_runs)
+    if not capacity.batches:
+        return [], capacity.reason
+    waiting = {partition: max(0, ends[partition] - one.next_offset) for partition, one in due.items()}
+    shares = split(waiting, capacity.batches, stream.worth_splitting)
+    return [_request(positions, stream, [due[partition] for partition in share], ends) for share in shares], None
+
+
+def _request(
+    positions: StreamPositions, stream: StreamSensor, share: Sequence[SinkPosition], ends: Mapping[int, int]
+) -> dg.RunRequest:
+    most = max(1, stream.run_messages // len(share))
+    bounds = {str(one.partition): end_of(one, ends[one.partition], most) for one in sorted(share, key=_partition)}
+    offsets = sum(bounds[str(one.partition)] - one.next_offset for one in share)
+    tags = {
+        BATCH_TAG: positions.stream,
+        BATCH_ID_TAG: digest_of(*((str(one), one.topic_id, one.next_offset, one.attempts) for one in share)),
+        BATCH_SIZE_TAG: str(max(0, offsets)),
+        PARTITIONS_TAG: ",".join(bounds),
+    }
+    # Without a run key: what a run that failed has left is requested again.
+    return dg.RunRequest(run_config={"ops": {stream.op_name: {"config": {"end_offsets": bounds}}}}, tags=tags)
+
+
+def _partition(position: SinkPosition) -> int:
+    return position.partition
+
+
+def _is_alive(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is not None and not run.is_finished
+
+
+def _fail_orphans(
+    instance: dg.DagsterInstance, services: Runtime, positions: StreamPositions, orphans: Sequence[SinkPosition]
+) -> None:
+    """Record why runs ended that did not record it themselves: killed, or cut off from the database."""
+    for one in orphans:
+        run_id = one.run_id or ""
+        said = failure_of_run(instance, run_id)[:LONGEST_REASON]
+        reason = f"The run {run_id} ended before this was done{': ' + said if said else '.'}"
+        logger.warning("run_ended_early", partition=str(one), reason=reason)
+        positions.fail([(one, reason)], run_id, services.settings.retries, datetime.now(UTC))

@@ -1,0 +1,152 @@
+"""Replace the rows of an hour, or of all offsets, by what the topic has now.
+
+What retention has removed from the topic stays in the table as it is. Only offsets that the table has passed already
+are replaced, so that a run that stores new ones meanwhile writes no row twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from ingest_project.core.errors import BrokerUnavailableError
+from ingest_project.core.keys import end_of
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.database.engine import exclusive, writing
+from ingest_project.platform.work_queue.consume import dead_letter_message
+from ingest_project.streams.engine import CHUNK_BYTES
+from ingest_project.streams.positions import OffsetRange
+from ingest_project.streams.user_activity.event_queries import of_hours, of_offsets, replace
+from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows, hours_in, of_hour
+from ingest_project.streams.user_activity.hours import add_spans, count_changes
+from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.user_activity.stream import CHUNK_MESSAGES, LOCK, LOCK_WAIT_SECONDS, app_id_of
+
+logger = get_logger(__name__)
+
+OFFSETS_AT_A_TIME = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The result of rebuilding an hour.
+
+    Args:
+        read_again: offsets that were read from Kafka again.
+        kept: offsets that Kafka does not have any more, whose rows stayed as they are.
+    """
+
+    read_again: int
+    kept: int
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what Dagster shows."""
+        return {"offsets_read_again": self.read_again, "offsets_kept": self.kept}
+
+
+def rebuild_hour(services: UserActivityResources, hour: datetime) -> Rebuilt:
+    """Replace the rows of an hour's events by what Kafka has of them. Idempotent.
+
+    Args:
+        services: Kafka, the table and the hours.
+        hour: its beginning.
+
+    Raises:
+        TransactionConflictError: events of that day are being stored; try again at a quieter time.
+        TransientError: a service was away. What was replaced until then stays; the rest is as it was.
+    """
+    ranges = services.activity_hours.offsets_of(hour)
+    read_again = 0
+    with exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
+        retained = {one.topic_partition: one for one in _retained(services)}
+        for one in ranges:
+            there = retained.get(one.topic_partition)
+            if there is None:
+                continue
+            both = OffsetRange(*one.topic_partition, max(one.first, there.first), min(one.end, there.end))
+            for piece in both.pieces(OFFSETS_AT_A_TIME):
+                _replace(services, piece, hour)
+                read_again += len(piece)
+    services.activity_hours.touch([hour], datetime.now(UTC))
+    logger.info("hour_rebuilt", hour=hour.isoformat(), offsets_read_again=read_again)
+    return Rebuilt(read_again, sum(len(one) for one in ranges) - read_again)
+
+
+def read_again_from_beginning(services: UserActivityResources) -> dict[int, int]:
+    """Store everything that the topic has, also what was there before the first position that was read.
+
+    Rows that are stored already are replaced now; the rest is left to the next run.
+
+    Returns:
+        number of offsets by partition.
+
+    Raises:
+        TransientError: a service was away; do it again.
+    """
+    positions, store, found = services.activity_positions, services.user_activity_events, {}
+    with exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
+        backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
+        if backlog is None:
+            return {}
+        for partition, one in positions.begin(backlog, datetime.now(UTC)).items():
+            app_id, start = app_id_of(one.topic_partition), backlog.log_starts[partition]
+            reached = store.committed_version(app_id)
+            if reached is None:
+                # A run that is storing the partition meets this position, and leaves it to the next one.
+                store.append(SCHEMA.empty_table(), app_id=app_id, version=start, after=None)
+            for piece in OffsetRange(*one.topic_partition, start, reached or start).pieces(OFFSETS_AT_A_TIME):
+                hours = _replace(services, piece, None)
+                with writing(services.engine) as connection:
+                    count_changes(connection, hours, datetime.now(UTC))
+                    add_spans(connection, piece, hours)
+            next_offset = one.next_offset if reached is not None else start
+            positions.restart(one, min(start, one.first_offset), next_offset)
+            found[partition] = backlog.ends[partition] - start
+    return found
+
+
+def _retained(services: UserActivityResources) -> Iterator[OffsetRange]:
+    """Yield what Kafka still has of each partition that the table has passed."""
+    positions = services.activity_positions
+    backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
+    for partition, one in positions.current().items():
+        if backlog is None or partition not in backlog.ends or backlog.topic_id not in {"", one.topic_id}:
+            continue
+        reached = services.user_activity_events.committed_version(app_id_of(one.topic_partition)) or 0
+        end = min(backlog.ends[partition], reached)
+        yield OffsetRange(*one.topic_partition, min(backlog.log_starts[partition], end), end)
+
+
+def _replace(services: UserActivityResources, offsets: OffsetRange, hour: datetime | None) -> set[datetime]:
+    """Replace the rows of some offsets, or those of them that are of one hour; returns the hours of the rows."""
+    condition = of_offsets(offsets)
+    if hour is not None:
+        condition = f"{condition} AND {of_hours(hour, end_of(hour))}"
+    hours: set[datetime] = set()
+
+    def tables() -> Iterator[pa.Table]:
+        for table in _read(services, offsets):
+            hours.update(hours_in(table))
+            yield table if hour is None else of_hour(table, hour)
+
+    def rows() -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        return SCHEMA, (batch for table in tables() for batch in table.to_batches())
+
+    replace(services.user_activity_events, condition, rows)
+    return hours
+
+
+def _read(services: UserActivityResources, offsets: OffsetRange) -> Iterator[pa.Table]:
+    for chunk in services.range_reader.read(
+        *offsets.topic_partition, offsets.first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES
+    ):
+        if chunk.lost:
+            reason = f"retention removed part of {offsets} while it was read"
+            raise BrokerUnavailableError(services.settings.kafka.bootstrap_servers, reason)
+        rows = event_rows(chunk.messages, offsets.topic_id)
+        dead_letter_message(services, services.settings.topics.user_activity_events_dlq, rows.refused, offsets.topic_id)
+        yield rows.table
