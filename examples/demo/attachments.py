@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from examples.demo.server import FileServer
+from ingest_project.attachments.commands import replay
 from ingest_project.attachments.queue.attachments import FailedFilter
 from ingest_project.attachments.queue.record import RETRY_LANE, AttachmentRecord
-from ingest_project.cli.dlq import replay
-from ingest_project.cli.send_messages import deliver
+from ingest_project.cli.send import deliver
 from ingest_project.contracts.attachment_event import AttachmentEvent
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.download import attachment_key

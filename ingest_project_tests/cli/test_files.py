@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ingest_project.cli.key_lookup import nearest_keys
 from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.key_lookup import nearest_keys
 from ingest_project.platform.object_store.content_store import object_name
 from ingest_project.platform.work_queue.states import FileState
 from ingest_project_tests.cli.conftest import Ingest

@@ -44,7 +44,7 @@ def eventhouse_sensor(
     settings = services.settings
     if settings.attachments.event_source != "eventhouse":
         return dg.SensorResult(skip_reason="EVENT_SOURCE is not eventhouse.")
-    if hindrance := services.what_hinders():
+    if hindrance := services.blocking_reason():
         return dg.SensorResult(skip_reason=hindrance)
     now = datetime.now(UTC)
     if not is_due(context.cursor, now, settings.eventhouse.poll_seconds):

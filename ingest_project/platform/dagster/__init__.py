@@ -10,11 +10,11 @@ it does not.
 - `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData`, `AssetCheckEvaluation`,
   `get_step_execution_context`, and the metadata key by which an output has no event (test_asset_events, test_batches).
   With a storage other than `BulkEventLogStorage` each event goes through `DagsterInstance.handle_new_event`.
-- `instigators.py`, `failures.py`: `InstigatorState`, its data and its ticks; `StepFailureData` and `JobFailureData`
-  (test_clock_repair, test_alerts, test_batches).
-- `run_records.py`: the run and schedule storages, opened without an instance (test_status).
+- `run_records.py`: the run and schedule storages, opened without an instance; `InstigatorState` and its ticks;
+  `StepFailureData` and `JobFailureData` (test_status, test_alerts, test_batches).
 - `daemon.py`: `MIN_INTERVAL_LOOP_TIME` and `DEFAULT_DAEMON_INTERVAL_SECONDS` of Dagster's loops; the command line of
-  `dagster-daemon` (test_daemon). Without it: `dagster-daemon run`, each message seen up to four seconds later.
+  `dagster-daemon`; `InstigatorState`, its data and its ticks (test_daemon, test_clock_repair). Without it:
+  `dagster-daemon run`, each message seen up to four seconds later.
 - `code_server.py`: that the code server starts run workers by `multiprocessing.get_context("spawn")`; the command of
   `dagster api grpc` (test_code_server, test_internals). Without it: `dagster api grpc`, each run two seconds later.
 - `run_launcher.py`: `DefaultRunLauncher._get_grpc_client_for_termination`, `DagsterGrpcClient.get_current_runs`

@@ -16,7 +16,7 @@ from typing import Protocol
 import dagster as dg
 
 from ingest_project.core.settings import RetrySettings
-from ingest_project.platform.dagster.failures import failure_of_run
+from ingest_project.platform.dagster.run_records import failure_of_run
 
 BATCH_TAG = "ingest/batch"
 BATCH_ID_TAG = "ingest/batch_id"

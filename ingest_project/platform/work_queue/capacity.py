@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from ingest_project.core.settings import Settings
+from ingest_project.core.settings import BackpressureSettings
 from ingest_project.platform.azure.address import is_address
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.object_store.locations import location_of
@@ -59,12 +59,16 @@ class Capacity(NamedTuple):
     reason: str | None = None
 
 
-def fullest_disk(settings: Settings) -> Disk:
-    """The disk with the least room among those that local stores and the state folder are on.
+def fullest_disk(urls: Sequence[str], settings: BackpressureSettings) -> Disk:
+    """Return the disk with the least room among those that local stores are on.
 
     It is this machine's: a store that is elsewhere, and the disk of runs on other machines, is not known here.
+
+    Args:
+        urls: of the stores, at least one of them a local folder.
+        settings: say how much room is needed.
     """
-    disks = [Disk(folder, _free_bytes(folder), settings.backpressure.min_free_disk_bytes) for folder in _on(settings)]
+    disks = [Disk(folder, _free_bytes(folder), settings.min_free_disk_bytes) for folder in _local_folders(urls)]
     return min(disks, key=lambda disk: disk.free_bytes)
 
 
@@ -106,17 +110,7 @@ def _commit(engine: sa.Engine) -> float:
     return time.monotonic() - began
 
 
-def _on(settings: Settings) -> Iterator[Path]:
-    """Every local folder that is written to, the state folder first."""
-    yield settings.state_dir.absolute()
-    urls = (
-        settings.landing_url,
-        settings.quarantine_url,
-        settings.attachments_url,
-        settings.attachment_results_url,
-        settings.user_activity_url,
-        *settings.attachments.destinations.values(),
-    )
+def _local_folders(urls: Sequence[str]) -> Iterator[Path]:
     for url in urls:
         if not is_address(url) and isinstance(place := location_of(url), Path):
             yield place.absolute()

@@ -36,7 +36,7 @@ def queue_sensor(
     def sensor(
         context: dg.SensorEvaluationContext, services: dg.ResourceParam[Runtime]
     ) -> dg.SensorResult | dg.SkipReason:
-        if hindrance := services.what_hinders():
+        if hindrance := services.blocking_reason():
             return dg.SkipReason(hindrance)
         return tick(context, services)
 

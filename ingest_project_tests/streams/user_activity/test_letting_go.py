@@ -8,10 +8,11 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.operations.counters import STREAM_MESSAGES
 from ingest_project.operations.metric_rollup import RunningTotals
-from ingest_project.operations.retention import PurgeStep, plan_purge
+from ingest_project.operations.retention import plan_purge
+from ingest_project.platform.capability import PurgeStep
 from ingest_project.platform.database.engine import writing
+from ingest_project.streams.capability import STREAM_MESSAGES
 from ingest_project.streams.tables import stream_ranges
 from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS
 from ingest_project_tests.journeys.system import changed
