@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 
 from ingest_project.core.settings import load_settings
-from ingest_project.definitions import CAPABILITIES, STORED, definitions
+from ingest_project.definitions import PARTS, STORED, definitions
 
 ROOT = Path(__file__).parents[1]
 SECRET = "c4n4ry-secret"  # noqa: S105 - looked for, never used
@@ -107,7 +107,7 @@ def test_a_disabled_capability_is_not_loaded_and_neither_are_its_sensors_and_sch
 
 
 def test_every_capability_can_be_disabled_alone() -> None:
-    for name in CAPABILITIES:
+    for name in PARTS:
         assert graph(INGEST_DISABLED_CAPABILITIES=name).get_all_asset_keys()
 
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from examples.demo.server import FileServer
+from ingest_project.attachments.commands import replay
 from ingest_project.attachments.queue import RETRY_QUEUE, AttachmentRecord, FailedFilter
 from ingest_project.attachments.tables import AttachmentState
-from ingest_project.cli.dlq import replay
-from ingest_project.cli.send_messages import deliver
+from ingest_project.cli.send import deliver
 from ingest_project.contracts.attachments import AttachmentEvent, attachment_key
 from ingest_project.contracts.decoding import encode
 from ingest_project.core.console import complain, counted

@@ -30,6 +30,17 @@ class AttachmentResources(Runtime):
         self._attachment_stores: dict[str, ObjectStore] = {}
         self._opening = threading.Lock()
 
+    @property
+    def store_urls(self) -> tuple[str, ...]:
+        """The stores of attachments and the table of results as well."""
+        settings = self.settings
+        stores = (
+            settings.attachments_url,
+            settings.attachment_results_url,
+            *settings.attachments.destinations.values(),
+        )
+        return (*super().store_urls, *stores)
+
     @cached_property
     def attachment_events(self) -> EventQueue:
         """Return the work queue of events."""

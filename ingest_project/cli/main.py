@@ -1,8 +1,7 @@
-"""`ingest`: one command, its parts each in a module of this package.
+"""`ingest`: the command line. Only the module of the command that is called is imported.
 
-A module has a function `register(app)`, or one for each of its commands; an entry in COMMANDS adds the command.
-Errors of ours end with their one message on standard error and an exit code a script can use: 2 for settings and usage,
-1 for everything else, 130 when somebody interrupted.
+An expected error prints its one message on standard error and sets an exit code for scripts: 2 for settings and usage,
+1 for everything else, 130 after an interrupt.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.terminal_text import printable, printable_lines
 
-# Command to the module of this package that has it, and to its function where the module has several commands.
+# Command to the function that adds it. A command of one capability is in that capability's folder.
 COMMANDS: Mapping[str, str] = {
-    "dev": "dev",
-    "send": "send",
-    "sources": "sources",
-    "status": "status",
-    "files": "files",
-    "quarantine": "quarantine",
-    "attachments": "attachments",
-    "dlq": "dlq",
-    "topics": "topics",
-    "streams": "streams.register_streams",
-    "activity": "streams.register_activity",
-    "crm": "streams.register_crm",
-    "trace": "operations.register_trace",
-    "retention": "operations.register_retention",
-    "config": "config",
-    "migrate": "database.register_migrate",
-    "psql": "database.register_psql",
-    "monitor": "operations.register_monitor",
+    "dev": "cli.dev:register",
+    "send": "cli.send:register",
+    "sources": "polling.commands:register",
+    "status": "cli.status:register",
+    "files": "file_ingest.commands:register_files",
+    "quarantine": "file_ingest.commands:register_quarantine",
+    "attachments": "attachments.commands:register_attachments",
+    "dlq": "cli.topics:register_dlq",
+    "topics": "cli.topics:register_topics",
+    "streams": "cli.streams:register_streams",
+    "activity": "cli.streams:register_activity",
+    "crm": "cli.streams:register_crm",
+    "trace": "cli.operations:register_trace",
+    "retention": "cli.operations:register_retention",
+    "config": "cli.operations:register_config",
+    "migrate": "cli.database:register_migrate",
+    "psql": "cli.database:register_psql",
+    "monitor": "cli.operations:register_monitor",
 }
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -63,8 +62,8 @@ def build_app(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     # Without a callback a lone command would become the app itself.
     app.callback()(_no_options)
     for name in commands:
-        module, _, register = COMMANDS[name].partition(".")
-        getattr(import_module(f"ingest_project.cli.{module}"), register or "register")(app)
+        module, _, register = COMMANDS[name].partition(":")
+        getattr(import_module(f"ingest_project.{module}"), register)(app)
     return app
 
 
@@ -79,7 +78,7 @@ def run_process(command: Callable[[], int]) -> None:
     threading.excepthook = _show_defect_of_thread
     try:
         code = command()
-    except Exception as defect:  # noqa: BLE001 - shown like any other, but for what acts on a terminal
+    except Exception as defect:  # noqa: BLE001 - shown as usual, without what acts on a terminal
         _show_defect(defect)
         code = FAILED
     sys.exit(code)

@@ -1,17 +1,22 @@
-"""`ingest send`: put a message on a topic as any other producer would, and return once the broker has confirmed it."""
+"""`ingest send`: publish a message as any other producer would, and return once the broker has confirmed it.
+
+A message that the system's own reader would reject is refused here: a dead letter helps nobody.
+"""
 
 from __future__ import annotations
 
+import os
+import time
 import uuid
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 import typer
 
-from ingest_project.cli import send_polling
-from ingest_project.cli.send_messages import Profile, TraceId, absolute_if_here, checked, deliver, tell
 from ingest_project.contracts.attachments import (
     AttachmentEvent,
     DownloadTask,
@@ -19,20 +24,59 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     decode_download_task,
 )
-from ingest_project.contracts.files import FileEvent, decode_file_event, file_type_of
-from ingest_project.core.console import AsJson, counted
+from ingest_project.contracts.decoding import encode
+from ingest_project.contracts.files import (
+    FileEvent,
+    PollingJob,
+    Priority,
+    decode_file_event,
+    decode_polling_job,
+    file_type_of,
+)
+from ingest_project.core.console import AsJson, complain, counted, counts, print_json, say
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.http.urls import printable_url
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.runtime import Runtime
+from ingest_project.platform.work_queue.queue import JobState
+from ingest_project.polling.job_queue import JobRecord, PollingResources
 from ingest_project.sources.context import SourceContext
-from ingest_project.sources.registry import open_source
+from ingest_project.sources.registry import known_source_types, open_source
+
+DUMMY_PATH = "./dummy_data"
+POLL_SECONDS = 0.5
+# The kinds whose address names a host as well as a path.
+SERVERS = ("ftp", "sftp")
+
+Profile = Annotated[str | None, typer.Option("--format", metavar="PROFILE", help="Reader profile of the files.")]
+TraceId = Annotated[str | None, typer.Option(help="Follows the message through logs and tables; made up if absent.")]
+Domain = Annotated[str, typer.Option(help="Business domain; decides where files are stored.")]
+EventType = Annotated[str, typer.Option(help="What happened, e.g. claim.documents.received.")]
+
+
+def _address(kind: str, example: str) -> Any:  # noqa: ANN401 - what Typer's option is
+    return typer.Option(metavar="ADDRESS", help=f"Look in {kind}, e.g. {example}.", rich_help_panel="Where to look")
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that the broker has.
+
+    Args:
+        trace_id: to find it by; None where the message carries none.
+        message: as it was sent, or as it may be printed.
+    """
+
+    topic: str
+    trace_id: str | None
+    message: Any
 
 
 def register(to: typer.Typer) -> None:
     """Add the commands."""
     app = typer.Typer(help="Send a message, and wait until the broker has it.", no_args_is_help=True)
     app.command("file-event")(send_file_event)
-    send_polling.register(app)
+    app.command("polling-job")(send_polling_job)
     app.command("attachment-event")(send_attachment_event)
     app.command("download-task")(send_download_task)
     to.add_typer(app, name="send")
@@ -46,9 +90,9 @@ def send_file_event(
     short: Annotated[bool, typer.Option("--short", help="The short form of older producers, on file_events.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Announce one local file."""
+    """Publish the event of one local file."""
     if short and (profile or trace_id):
-        raise typer.BadParameter("The short form has no place for --format or --trace-id.")
+        raise typer.BadParameter("The short form carries neither --format nor --trace-id.")
     settings = load_settings().settings
     event = file_event(path, settings, _format(profile), trace_id or str(uuid.uuid4()))
     raw = checked(event, decode_file_event)
@@ -56,47 +100,75 @@ def send_file_event(
     if short:
         raw = msgspec.json.encode({"file_path": event.file_path, "file_name": event.file_name})
     sent = deliver(
-        SystemResources(settings),
+        Runtime(settings),
         topics.file_events if short else topics.file_event_queue,
         event.file_path,
         raw,
         None if short else event.trace_id,
     )
-    tell(sent, f"file event for {event.file_path}", as_json=as_json)
+    print_sent(sent, f"file event for {event.file_path}", as_json=as_json)
 
 
-def file_event(path: str, settings: Settings, metadata: dict[str, Any], trace_id: str) -> FileEvent:
-    """The announcement of one local file, of the version that is there now where this host can see it.
-
-    Raises:
-        ForbiddenPathError: it is there, outside the folders that may be read.
-    """
-    located = absolute_if_here("local", path)
-    name = Path(located).name
-    size_bytes = modified_at = etag = None
-    if Path(located).exists():
-        found = open_source({"source_type": "local"}, SourceContext(settings)).stat(located)
-        size_bytes, modified_at, etag = found.size_bytes, found.modified_at, found.etag
-    return FileEvent(
-        event_id=str(uuid.uuid4()),
-        file_path=located,
-        file_name=name,
-        file_type=file_type_of(name),
-        size_bytes=size_bytes,
-        modified_at=modified_at,
-        etag=etag,
-        discovered_at=datetime.now(UTC),
-        trace_id=trace_id,
-        metadata=metadata,
+def send_polling_job(  # noqa: PLR0913 - one for each part of the message
+    *,
+    local: Annotated[str | None, _address("a folder", "/data/in")] = None,
+    s3: Annotated[str | None, _address("S3", "s3://bucket/prefix")] = None,
+    ftp: Annotated[str | None, _address("FTP", "ftp://host/in")] = None,
+    sftp: Annotated[str | None, _address("SFTP", "sftp://user@host:22/in")] = None,
+    http: Annotated[str | None, _address("a web listing", "https://host/in/")] = None,
+    onelake: Annotated[str | None, _address("OneLake", "workspace/item.Lakehouse/Files/in")] = None,
+    dummy: Annotated[
+        bool, typer.Option("--dummy", help="Look in the example files.", rich_help_panel="Where to look")
+    ] = False,
+    source_type: Annotated[
+        str | None, typer.Option(help="Any kind of source by its name.", rich_help_panel="Where to look")
+    ] = None,
+    path: Annotated[
+        str | None, typer.Option(help="Folder, prefix or listing address.", rich_help_panel="Where to look")
+    ] = None,
+    credentials: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Stored credentials.", rich_help_panel="Where to look")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="What else the source needs, e.g. region=eu-west-1; repeatable.",
+            rich_help_panel="Where to look",
+        ),
+    ] = None,
+    pattern: Annotated[str, typer.Option(help="Glob that file names must match.")] = "*",
+    priority: Annotated[Priority, typer.Option(help="high goes before normal before low.")] = "normal",
+    job_id: Annotated[str | None, typer.Option(help="Sent again, it polls the source again.")] = None,
+    profile: Profile = None,
+    trace_id: TraceId = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Carried along to every file; repeatable.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until the source was polled; 1 where that failed.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds that --wait waits at most.")] = 300.0,
+    as_json: AsJson = False,
+) -> None:
+    """Poll a source: each new file in it is ingested."""
+    by_address = {"local": local, "s3": s3, "ftp": ftp, "sftp": sftp, "http": http, "onelake": onelake}
+    config = _source_config(by_address, source_type, path, dummy=dummy) | pairs_of(source, "--source")
+    if credentials is not None:
+        config["credentials"] = credentials
+    job = PollingJob(
+        job_id=job_id or f"job_{datetime.now(UTC):%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:6]}",
+        source_config=config,
+        file_pattern=pattern,
+        priority=priority,
+        metadata=pairs_of(metadata, "--metadata") | ({"format": profile} if profile else {}),
+        trace_id=trace_id or str(uuid.uuid4()),
     )
-
-
-def _format(profile: str | None) -> dict[str, Any]:
-    return {"format": profile} if profile else {}
-
-
-Domain = Annotated[str, typer.Option(help="Business domain; decides where files are stored.")]
-EventType = Annotated[str, typer.Option(help="What happened, e.g. claim.documents.received.")]
+    services = PollingResources(load_settings().settings)
+    raw = checked(job, decode_polling_job)
+    sent = deliver(services, services.settings.topics.polling_queue, job.job_id, raw, job.trace_id)
+    if not (wait and as_json):
+        print_sent(sent, f"polling job {job.job_id}: {job.source_type} {job.path}, files {pattern}", as_json=as_json)
+    if wait:
+        _print_end(_finished(services, job, timeout), job, timeout, as_json=as_json)
 
 
 def send_attachment_event(  # noqa: PLR0913 - one for each part of the message
@@ -121,11 +193,11 @@ def send_attachment_event(  # noqa: PLR0913 - one for each part of the message
     )
     raw = checked(event, decode_attachment_event)
     settings = load_settings().settings
-    sent = deliver(SystemResources(settings), settings.topics.events_raw, event.trace_id, raw, event.trace_id)
+    sent = deliver(Runtime(settings), settings.topics.events_raw, event.trace_id, raw, event.trace_id)
     # The payload may have signed addresses anywhere.
     shown = msgspec.structs.replace(event, attachments=[printable_url(one) for one in urls or ()], payload=None)
     sent = msgspec.structs.replace(sent, message=shown)
-    tell(sent, f"an event of {domain} with {counted(len(event.attachments), 'attachment')}", as_json=as_json)
+    print_sent(sent, f"an event of {domain} with {counted(len(event.attachments), 'attachment')}", as_json=as_json)
 
 
 def send_download_task(  # noqa: PLR0913 - one for each part of the message
@@ -143,7 +215,7 @@ def send_download_task(  # noqa: PLR0913 - one for each part of the message
     trace_id: TraceId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask for one file to be downloaded and stored. Sent again for the same trace, a dead one is tried anew."""
+    """Request the download of one file. Sent again for the same trace, a dead one is retried."""
     task = DownloadTask(
         trace_id=trace_id or str(uuid.uuid4()),
         domain=domain,
@@ -159,10 +231,158 @@ def send_download_task(  # noqa: PLR0913 - one for each part of the message
     raw = checked(task, decode_download_task)
     settings = load_settings().settings
     key = attachment_key(task.trace_id, url)
-    sent = deliver(SystemResources(settings), settings.topics.downloads_pending, key, raw, task.trace_id)
+    sent = deliver(Runtime(settings), settings.topics.downloads_pending, key, raw, task.trace_id)
     shown = msgspec.structs.replace(task, attachment_url=printable_url(url))
     sent = msgspec.structs.replace(sent, message=shown)
-    tell(sent, f"the task to download {printable_url(url)}, attachment {key}", as_json=as_json)
+    print_sent(sent, f"the task to download {printable_url(url)}, attachment {key}", as_json=as_json)
+
+
+def file_event(path: str, settings: Settings, metadata: dict[str, Any], trace_id: str) -> FileEvent:
+    """Return the event of one local file, of the version that exists now where this host can see it.
+
+    Raises:
+        ForbiddenPathError: it exists outside the folders that may be read.
+    """
+    located = absolute_if_here("local", path)
+    name = Path(located).name
+    size_bytes = modified_at = etag = None
+    if Path(located).exists():
+        found = open_source({"source_type": "local"}, SourceContext(settings)).stat(located)
+        size_bytes, modified_at, etag = found.size_bytes, found.modified_at, found.etag
+    return FileEvent(
+        event_id=str(uuid.uuid4()),
+        file_path=located,
+        file_name=name,
+        file_type=file_type_of(name),
+        size_bytes=size_bytes,
+        modified_at=modified_at,
+        etag=etag,
+        discovered_at=datetime.now(UTC),
+        trace_id=trace_id,
+        metadata=metadata,
+    )
+
+
+def config_of(kind: str, address: str) -> dict[str, Any]:
+    """Return the `source_config` of an address as people write it, e.g. `sftp://user@host:22/in`."""
+    if kind not in SERVERS:
+        return {"source_type": kind, "path": absolute_if_here(kind, address)}
+    try:
+        parts = urlsplit(address if "://" in address else f"{kind}://{address}")
+        port = parts.port
+    except ValueError as error:
+        raise typer.BadParameter(f"--{kind}: {error}.") from error
+    if parts.scheme != kind or not parts.hostname:
+        raise typer.BadParameter(f"--{kind} takes {kind}://user@host:port/folder.")
+    if parts.password is not None:
+        raise typer.BadParameter("Messages carry no passwords: store it, and name it with --credentials.")
+    config = {"source_type": kind, "host": parts.hostname, "path": unquote(parts.path) or "/"}
+    if port is not None:
+        config["port"] = str(port)
+    return config | ({"username": unquote(parts.username)} if parts.username else {})
+
+
+def deliver(services: Runtime, topic: str, key: str, raw: bytes, trace_id: str | None) -> Sent:
+    """Write one message and wait for the broker's confirmation.
+
+    Raises:
+        BrokerUnavailableError: it was not confirmed.
+    """
+    headers = (("trace-id", trace_id.encode()),) if trace_id else ()
+    services.writer.send_all(topic, [ProducerRecord(raw, key=key.encode(), headers=headers)])
+    return Sent(topic=topic, trace_id=trace_id, message=msgspec.json.decode(raw))
+
+
+def checked(message: msgspec.Struct, decode: Callable[[bytes], object]) -> bytes:
+    """Encode the message, and refuse it where the reader would."""
+    try:
+        raw = encode(message)
+        decode(raw)
+    except UnreadableMessageError as error:
+        raise typer.BadParameter(str(error)) from error
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter("Messages are UTF-8, and one of the values is not.") from error
+    return raw
+
+
+def print_sent(sent: Sent, what: str, *, as_json: bool) -> None:
+    """Print what was sent and where."""
+    if as_json:
+        print_json(sent)
+        return
+    say(f"Sent to {sent.topic}: {what}.")
+    if sent.trace_id:
+        say(f"Its trace id is {sent.trace_id}.")
+    say("`ingest status` shows how far it is.")
+
+
+def absolute_if_here(source_type: str, path: str) -> str:
+    """Return a local path as an absolute one, so that it means the same to a process in another folder.
+
+    A path that this host does not have stays as it is: the system that ingests it may run elsewhere.
+    """
+    return str(Path(path).absolute()) if source_type == "local" and os.path.lexists(path) else path
+
+
+def pairs_of(given: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """Parse the values of a repeatable option KEY=VALUE."""
+    pairs: dict[str, Any] = {}
+    for text in given or ():
+        name, separator, value = text.partition("=")
+        if not name or not separator:
+            raise typer.BadParameter(f"{option} takes KEY=VALUE, not {text!r}.")
+        pairs[name] = value
+    return pairs
+
+
+def _format(profile: str | None) -> dict[str, Any]:
+    return {"format": profile} if profile else {}
+
+
+def _source_config(
+    by_address: dict[str, str | None], source_type: str | None, path: str | None, *, dummy: bool
+) -> dict[str, Any]:
+    """Return the one source that the options name; the example files where they name none."""
+    named = {kind: address for kind, address in by_address.items() if address is not None}
+    if len(named) + (source_type is not None) + dummy > 1:
+        raise typer.BadParameter("Name one source: the options under 'Where to look' exclude each other.")
+    if named:
+        ((kind, address),) = named.items()
+        return config_of(kind, address)
+    kind = source_type or "dummy"
+    if kind not in known_source_types():
+        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(known_source_types())}.")
+    if path is None and kind != "dummy":
+        raise typer.BadParameter("--path says where to look.")
+    return {"source_type": kind, "path": DUMMY_PATH if path is None else absolute_if_here(kind, path)}
+
+
+def _finished(services: PollingResources, job: PollingJob, timeout_seconds: float) -> JobRecord | None:
+    """Return the job once it has ended; None where that takes too long."""
+    until = time.monotonic() + timeout_seconds
+    while time.monotonic() < until:
+        for record in services.polling_jobs.list(text=job.trace_id, limit=1):
+            if record.state.finished:
+                return record
+        time.sleep(POLL_SECONDS)
+    return None
+
+
+def _print_end(record: JobRecord | None, job: PollingJob, timeout_seconds: float, *, as_json: bool) -> None:
+    if record is None:
+        complain(f"{job.job_id} was not done within {timeout_seconds:g} s. `ingest status` shows how far it is.")
+        raise typer.Exit(1)
+    if as_json:
+        print_json(record)
+    elif record.state is JobState.DONE:
+        found = counted(record.files_found or 0, "file")
+        say(f"Found {found}, announced {record.files_published or 0:,}.")
+        if record.skipped:
+            say(f"Not announced: {counts(record.skipped)}")
+    else:
+        complain(f"It failed: {record.reason}")
+    if record.state is JobState.FAILED:
+        raise typer.Exit(1)
 
 
 def _json(text: str | None) -> Any:  # noqa: ANN401 - whatever a payload is

@@ -1,16 +1,15 @@
-"""`ingest status`: how far everything is, and, when asked to, wait until nothing goes on any more."""
+"""`ingest status`: show the progress of everything and, on request, wait until the system is idle."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from ingest_project.attachments.tables import AttachmentState
-from ingest_project.cli.system_status import RetryTier, SystemStatus, described, for_scripts, look
 from ingest_project.core.console import (
     AsJson,
     add_row,
@@ -27,18 +26,16 @@ from ingest_project.core.console import (
 )
 from ingest_project.core.settings import load_settings
 from ingest_project.core.terminal_text import printable
-from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.operations.snapshot import SystemSnapshot, WarehouseState, take_snapshot
+from ingest_project.platform.capability import OldestEntry
 from ingest_project.platform.dagster.run_records import DagsterRecords
-from ingest_project.platform.work_queue.queue import JobState
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-State = TypeVar("State", FileState, JobState, AttachmentState)
-
 PAUSE_SECONDS = 0.5
-# Without a terminal, what goes on is said again at this distance even if it stays the same.
+# Without a terminal, unchanged progress is repeated at this interval.
 REPEAT_SECONDS = 30.0
 
 
@@ -61,15 +58,18 @@ def status(
     """
     settings = load_settings().settings
     services, records = SystemResources(settings), DagsterRecords(settings)
-    seen = look(services, records) if wait_until_idle is None else wait_for_idle(services, records, wait_until_idle)
-    if as_json:
-        print_json(for_scripts(seen))
+    if wait_until_idle is None:
+        snapshot = take_snapshot(services, records)
     else:
-        print_status(seen)
-    late = wait_until_idle is not None and not seen.idle
+        snapshot = wait_for_idle(services, records, wait_until_idle)
+    if as_json:
+        print_json(as_record(snapshot))
+    else:
+        print_status(snapshot)
+    late = wait_until_idle is not None and not snapshot.is_idle
     if late and not as_json:
-        complain(f"Not idle after {wait_until_idle:g} s: {'; '.join(seen.going_on)}.")
-    if late or seen.problems or any(lag.waiting is None for lag in seen.topics):
+        complain(f"Not idle after {wait_until_idle:g} s: {'; '.join(snapshot.going_on)}.")
+    if late or snapshot.problems:
         raise typer.Exit(1)
 
 
@@ -78,122 +78,131 @@ def wait_for_idle(
     records: DagsterRecords,
     seconds: float,
     check: Callable[[], None] = lambda: None,
-) -> SystemStatus:
-    """Look again and again until nothing goes on or the time is over, and tell on stderr what is waited for.
+) -> SystemSnapshot:
+    """Take snapshots until the system is idle or the time is over, and print on stderr what is waited for.
 
     Args:
-        services: what to look at.
-        records: the same.
+        services: of the system.
+        records: Dagster's.
         seconds: how long to wait.
         check: called each time; what it raises ends the wait.
 
     Returns:
-        what was seen last.
+        the last snapshot.
     """
     deadline = time.monotonic() + seconds
     console = stderr()
-    teller = _Teller()
+    printed, printed_at = "", 0.0
     with console.status(Text("Looking …")) as line:
         while True:
             check()
-            seen = look(services, records)
+            snapshot = take_snapshot(services, records)
             left = deadline - time.monotonic()
-            if seen.idle or left <= 0:
-                return seen
-            going_on = "; ".join(seen.going_on)
+            if snapshot.is_idle or left <= 0:
+                return snapshot
+            going_on = "; ".join(snapshot.going_on)
             if console.is_terminal:
                 line.update(Text(f"{printable(going_on)} …"))
-            else:
-                teller.tell(going_on)
+            elif going_on != printed or time.monotonic() - printed_at > REPEAT_SECONDS:
+                complain(f"{going_on} …")
+                printed, printed_at = going_on, time.monotonic()
             time.sleep(min(PAUSE_SECONDS, left))
 
 
-def print_status(seen: SystemStatus) -> None:
+def as_record(snapshot: SystemSnapshot) -> dict[str, object]:
+    """Return the status as JSON can show it: what could not be read is null, and named among the problems."""
+    warehouse, dagster = snapshot.warehouse.present, snapshot.dagster.present
+    work = warehouse.work.values() if warehouse else ()
+    counts = {queue.kind: queue.counts for queue in warehouse.queues} if warehouse else {}
+    return {
+        "idle": snapshot.is_idle,
+        "going_on": snapshot.going_on,
+        "at": snapshot.at,
+        "topics": snapshot.topics,
+        **{f"{queue.kind}s": counts.get(queue.kind) for capability in CAPABILITIES for queue in capability.queues},
+        "retry_tiers": warehouse.retry_tiers if warehouse else None,
+        "later": sum(one.later for one in work),
+        "next_due_at": _next_due(warehouse),
+        **{_identifier(name): number for one in work for name, number in one.facts.items()},
+        "unreported": snapshot.unreported,
+        "oldest_unfinished": snapshot.oldest_unfinished,
+        "runs": dagster.runs if dagster else None,
+        "problems": snapshot.problems,
+    }
+
+
+def print_status(snapshot: SystemSnapshot) -> None:
     """Print a status for a person."""
-    show(_topics(seen))
+    show(_topics(snapshot))
     stdout().print()
-    oldest = seen.oldest_unfinished
-    runs = seen.runs
-    found = seen.attachments
-    show_facts(
-        [
-            ("Polling jobs", _states(seen.polling_jobs)),
-            ("Files", _states(seen.files)),
-            ("Attachment events", _states(found.events if found else None)),
-            ("Attachments", _states(found.attachments if found else None)),
-            *_streams(seen),
-            ("Waiting for their time", _later(seen)),
-            ("Not yet in Delta", (found.uncommitted_results or None) if found else None),
-            ("Not yet in Dagster", seen.unreported or None),
-            ("Oldest unfinished", described(oldest, seen.at) if oldest else None),
-            ("Runs", f"{runs.queued:,} queued, {runs.started:,} started" if runs else "unknown"),
-        ]
-    )
-    if found and any(tier.waiting for tier in found.retry_tiers):
-        show(_retry_tiers(found.retry_tiers), "Downloads to be tried again")
-    problems = dict.fromkeys([*(lag.problem for lag in seen.topics if lag.problem), *seen.problems])
-    for problem in problems:
+    show_facts([*_facts(snapshot)])
+    warehouse = snapshot.warehouse.present
+    if warehouse and any(tier.waiting for tier in warehouse.retry_tiers):
+        show(_retry_tiers(warehouse), "Downloads to be tried again")
+    for problem in snapshot.problems:
         complain(problem)
-    if seen.idle:
-        say(f"Idle: nothing is due and nothing runs{_but_later(seen)}.", style="green")
+    if snapshot.is_idle:
+        later = sum(one.later for one in warehouse.work.values()) if warehouse else 0
+        waiting = counted(later, "attachment waits for its time", "attachments wait for their time")
+        say(f"Idle: nothing is due and nothing runs{f'; {waiting}' if later else ''}.", style="green")
 
 
-def _topics(seen: SystemStatus) -> Table:
+def _facts(snapshot: SystemSnapshot) -> Iterator[tuple[str, object]]:
+    warehouse, runs = snapshot.warehouse.present, snapshot.dagster.present and snapshot.dagster.present.runs
+    counts = {queue.kind: queue.counts for queue in warehouse.queues} if warehouse else {}
+    for queue in (queue for capability in CAPABILITIES for queue in capability.queues):
+        shown = [f"{number:,} {state}" for state, number in counts.get(queue.kind, {}).items() if number]
+        yield f"{queue.noun.capitalize()}s", (", ".join(shown) or "none") if warehouse else "unknown"
+    if warehouse:
+        yield "Waiting for their time", _later(warehouse, snapshot.at)
+        for work in warehouse.work.values():
+            yield from _further_facts(work.facts)
+    yield "Not yet in Dagster", snapshot.unreported or None
+    oldest = snapshot.oldest_unfinished
+    yield "Oldest unfinished", _description(oldest, snapshot.at) if oldest else None
+    yield "Runs", f"{runs.queued:,} queued, {runs.started:,} started" if runs else "unknown"
+
+
+def _further_facts(facts: Mapping[str, int | Mapping[str, Mapping[str, int]]]) -> Iterator[tuple[str, object]]:
+    for name, value in facts.items():
+        if isinstance(value, int):
+            yield name, value or None
+            continue
+        for thing, counts in value.items():
+            yield f"{name} of {thing}", ", ".join(f"{number:,} {what}" for what, number in counts.items()) or None
+
+
+def _topics(snapshot: SystemSnapshot) -> Table:
     made = table("Topic", "Waiting", "Read by", "Measured from", numbers=["Waiting"])
-    for lag in seen.topics:
+    for lag in snapshot.topics:
         add_row(made, lag.topic, "unknown" if lag.waiting is None else lag.waiting, lag.sensor, lag.measured_from or "")
     return made
 
 
-def _retry_tiers(tiers: Sequence[RetryTier]) -> Table:
+def _retry_tiers(warehouse: WarehouseState) -> Table:
     made = table("Retry topic", "Waiting", "Due", "Next at", numbers=["Waiting", "Due"])
-    for tier in tiers:
+    for tier in warehouse.retry_tiers:
         add_row(made, tier.topic, tier.waiting, tier.due, tier.next_due_at)
     return made
 
 
-def _streams(seen: SystemStatus) -> Iterator[tuple[str, str | None]]:
-    if seen.streams is None:
-        yield "Streams", "unknown"
-        return
-    for topic, counts in seen.streams.stored.items():
-        yield f"Stored of {topic}", ", ".join(f"{number:,} {name}" for name, number in counts.items()) or None
-    for topic, number in seen.streams.lost.items():
-        yield f"Lost of {topic}", counted(number, "message") if number else None
-    due = seen.streams.hours_due
-    yield "Hours to be counted", f"{due:,}" if due else None
+def _later(warehouse: WarehouseState, now: datetime) -> str | None:
+    later, due = sum(one.later for one in warehouse.work.values()), _next_due(warehouse)
+    return f"{counted(later, 'attachment')}, the next in {length_of(due - now)}" if later and due else None
 
 
-def _later(seen: SystemStatus) -> str | None:
-    found = seen.attachments
-    if not found or not found.later or not found.next_due_at:
-        return None
-    return f"{counted(found.later, 'attachment')}, the next in {length_of(found.next_due_at - seen.at)}"
+def _next_due(warehouse: WarehouseState | None) -> datetime | None:
+    each = [work.next_due_at for work in warehouse.work.values()] if warehouse else []
+    return min((moment for moment in each if moment), default=None)
 
 
-def _but_later(seen: SystemStatus) -> str:
-    found = seen.attachments
-    if not found or not found.later:
-        return ""
-    return f"; {counted(found.later, 'attachment waits for its time', 'attachments wait for their time')}"
+def _description(entry: OldestEntry, now: datetime) -> str:
+    attempts = counted(entry.attempts, "attempt")
+    text = f"{entry.key} is {entry.state} since {length_of(now - entry.since)}, {attempts}"
+    if entry.next_attempt_at > now:
+        text += f", next in {length_of(entry.next_attempt_at - now)}"
+    return f"{text}: {entry.reason}" if entry.reason else f"{text}."
 
 
-def _states(numbers: Mapping[State, int] | None, counted_to: int | None = None) -> str:
-    if numbers is None:
-        return "unknown"
-    shown = {state: f"{number:,}{' or more' * (number == counted_to)}" for state, number in numbers.items() if number}
-    return ", ".join(f"{number} {state}" for state, number in shown.items()) or "none"
-
-
-class _Teller:
-    """Says what goes on when it changes, and now and then when it does not."""
-
-    def __init__(self) -> None:
-        self._said = ""
-        self._at = 0.0
-
-    def tell(self, text: str) -> None:
-        now = time.monotonic()
-        if text != self._said or now - self._at > REPEAT_SECONDS:
-            complain(f"{text} …")
-            self._said, self._at = text, now
+def _identifier(name: str) -> str:
+    return name.lower().replace(" ", "_")

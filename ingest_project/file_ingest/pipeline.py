@@ -44,6 +44,7 @@ from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_e
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import (
     METRICS_SHOWN,
+    PREVIEW_ROWS,
     SAMPLE_ROWS,
     CheckedGroup,
     CheckedRows,
@@ -125,7 +126,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
             rows_bad += checked.quarantined.height
             for rule, count in checked.broken_rules_by_file().get(key, {}).items():
                 rule_counts[rule] = rule_counts.get(rule, 0) + count
-            preview = preview or first_rows(checked.accepted, SAMPLE_ROWS).get(key, [])
+            preview = preview or first_rows(checked.accepted, PREVIEW_ROWS).get(key, [])
             if len(sample) < SAMPLE_ROWS:
                 sample += checked.sample_by_file().get(key, [])
     merged = merge(metrics)

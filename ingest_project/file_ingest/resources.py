@@ -32,6 +32,11 @@ def open_warehouse(database_url: str, connect_timeout_seconds: float = 10) -> Wa
 class FileIngestResources(SourceResources):
     """The file queue, the warehouse and the stores of file contents."""
 
+    @property
+    def store_urls(self) -> tuple[str, ...]:
+        """The landing store and the quarantine as well."""
+        return (*super().store_urls, self.settings.landing_url, self.settings.quarantine_url)
+
     @cached_property
     def files(self) -> FileQueue:
         """What is known of every file."""

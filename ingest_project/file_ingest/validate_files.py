@@ -37,7 +37,8 @@ from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profil
 from ingest_project.readers.reading import cast, read_chunks
 
 SAMPLE_ROWS = 5
-METRICS_SHOWN = 10
+PREVIEW_ROWS = 3
+METRICS_SHOWN = 5
 
 validated_sensor_data = dg.AssetSpec(
     VALIDATED_SENSOR_DATA,
@@ -254,7 +255,7 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
         quarantined = quarantined.filter(~pl.col("file_key").is_in(refused))
     metrics, shared = aggregate_files(accepted)
     counts, instants = counts_by_file(metrics), instants_by_file(shared)
-    previews, metrics_shown = first_rows(accepted, SAMPLE_ROWS), first_rows(metrics, METRICS_SHOWN)
+    previews, metrics_shown = first_rows(accepted, PREVIEW_ROWS), first_rows(metrics, METRICS_SHOWN)
     counted = [
         replace(
             outcome,

@@ -2,8 +2,11 @@
 
     python -m ingest_project.operations.daemon run --workspace workspace.yaml
 
-takes what `dagster-daemon` takes. `platform/dagster/daemon.py` says what differs; here is the repair that it calls for:
-of Dagster's records and of the work queues (see `clock_repair`).
+takes the arguments of `dagster-daemon`; `platform/dagster/daemon.py` says what differs. This module repairs the times
+that lie in the future after a clock was ahead and is set back. Dagster runs no tick of a sensor or schedule whose last
+one lies in the future; the work queues start nothing that is due in the future and requeue nothing that was changed
+there. All of it would wait for as long as the clock had been ahead, restarts included. The repair sets such times to
+now, through Dagster's own interface and the work queues'.
 """
 
 from __future__ import annotations
@@ -16,9 +19,8 @@ from dagster import DagsterInstance
 from ingest_project.core.logging import get_logger
 from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.settings import current_settings
-from ingest_project.operations.clock_repair import repair
-from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.dagster.daemon import run_daemon
+from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.platform.dagster.daemon import LARGEST_SKEW_SECONDS, bring_back, instigators_ahead, run_daemon
 
 logger = get_logger(__name__)
 
@@ -35,8 +37,38 @@ def repair_records() -> list[str]:
         with DagsterInstance.get() as instance:
             return repair(instance, SystemResources(current_settings()), datetime.now(UTC))
     except Exception:  # the daemon goes on whatever this call meets
-        logger.exception("clock_not_looked_at")
+        logger.exception("clock_not_checked")
         return []
+
+
+def repair(instance: DagsterInstance, services: SystemResources, now: datetime) -> list[str]:
+    """Set every time in the future to now. Idempotent.
+
+    Args:
+        instance: Dagster's records.
+        services: the work queues.
+        now: the right time.
+
+    Returns:
+        the names of the sensors and schedules that waited.
+
+    Raises:
+        DatabaseUnavailableError: the work queues cannot be reached; call again.
+    """
+    ahead = instigators_ahead(instance, now.timestamp())
+    if not ahead:
+        return []
+    # The work queues first: once the sensors' times are right, nothing shows that there was something to repair.
+    entries = 0
+    if services.missing_services() is None:
+        entries = sum(
+            capability.correct_future_times(services, now, LARGEST_SKEW_SECONDS) for capability in CAPABILITIES
+        )
+    for state in ahead:
+        bring_back(instance, state, now.timestamp())
+    names = sorted(state.instigator_name for state in ahead)
+    logger.warning("clock_was_set_back", repaired=names, queue_entries=entries)
+    return names
 
 
 if __name__ == "__main__":

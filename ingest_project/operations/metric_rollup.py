@@ -16,12 +16,12 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest_project.operations.counters import STREAM_MESSAGES, CountedTable, sources
+from ingest_project.operations.resources import CAPABILITIES
+from ingest_project.platform.capability import CountedTable
 from ingest_project.platform.database.columns import Double, UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.streams.positions import message_counts
 
-# Since the beginning: what retention removes from the ledger stays counted here.
+# Since the beginning: what retention purges stays counted here.
 metric_totals = sa.Table(
     "metric_totals",
     metadata,
@@ -41,7 +41,7 @@ metric_minutes = sa.Table(
     Col("value", Double, nullable=False),
 )
 
-# How far each part of the ledger has been counted.
+# How far each source has been counted.
 metric_progress = sa.Table(
     "metric_progress",
     metadata,
@@ -66,7 +66,7 @@ Series = tuple[str, tuple[str, ...]]
 
 
 class MinuteValue(NamedTuple):
-    """What was added to one series in some minutes.
+    """The amount added to one series in some minutes.
 
     Args:
         step: which of the steps since 1970.
@@ -79,7 +79,7 @@ class MinuteValue(NamedTuple):
 
 
 class RunningTotals:
-    """Reads and writes the tables of the counters. Every method is one transaction, or several that may be repeated.
+    """Read and write the tables of the counters. Every method is one transaction, or several that may be repeated.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: from every method.
@@ -87,16 +87,16 @@ class RunningTotals:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._sources = tuple(sources())
+        self._sources = tuple(source for capability in CAPABILITIES for source in capability.counted)
 
     def count(self, now: datetime) -> int:
-        """Count what has ended and settled since the last time, a bounded number of each kind; how many that were."""
+        """Count what has ended and settled since the last time, a bounded number of each kind; return how many."""
         with writing(self._engine) as connection:
-            _become_the_only_counter(connection)
+            _lock_progress(connection)
             until = _settled(connection, now)
             progress = _progress(connection)
             counted = sum(_count_source(connection, source, progress, until) for source in self._sources)
-            counted += _count_streams(connection, now)
+            counted += _count_kept_totals(connection, now)
             if counted:
                 oldest = int(now.timestamp() // 60) - KEPT_MINUTES
                 connection.execute(sa.delete(metric_minutes).where(metric_minutes.c.minute < oldest))
@@ -108,22 +108,22 @@ class RunningTotals:
             pass
 
     def counted_until(self) -> datetime:
-        """Every end up to this moment is counted; 1970 where nothing has been counted yet."""
+        """Return the moment up to which every end is counted; 1970 where nothing has been counted yet."""
         with reading(self._engine) as connection:
             progress = _progress(connection)
         return min((progress.get(source.name, BEGINNING) for source in self._sources), default=BEGINNING)
 
     def totals(self) -> dict[Series, float]:
-        """Every series since the beginning."""
+        """Return every series since the beginning."""
         with reading(self._engine) as connection:
             rows = connection.execute(sa.select(metric_totals)).all()
         return {(name, tuple(json.loads(labels))): value for name, labels, value in rows}
 
     def history(self, since: datetime, step_minutes: int, names: Sequence[str]) -> tuple[MinuteValue, ...]:
-        """What was added to these counters, in steps of so many minutes, in no particular order.
+        """Return what was added to these counters, in steps of so many minutes, in no particular order.
 
         Args:
-            since: from the step that has this moment.
+            since: begin with the step that contains this moment.
             step_minutes: length of a step.
             names: of the counters.
         """
@@ -140,14 +140,14 @@ class RunningTotals:
         return tuple(MinuteValue(int(at), name, tuple(json.loads(labels)), value) for at, name, labels, value in rows)
 
 
-def _become_the_only_counter(connection: sa.Connection) -> None:
+def _lock_progress(connection: sa.Connection) -> None:
     # On SQLite the transaction itself is alone.
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("LOCK TABLE metric_progress IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def _settled(connection: sa.Connection, now: datetime) -> datetime:
-    """Up to when no end can appear any more."""
+    """Return the moment up to which no end can appear any more."""
     settled = now - SETTLE
     if connection.dialect.name != "postgresql":
         return settled
@@ -184,7 +184,7 @@ def _count_source(
 def _ends_between(
     connection: sa.Connection, source: CountedTable, after: datetime, until: datetime
 ) -> tuple[Sequence[sa.RowMapping], datetime]:
-    """The oldest ends in between, all those of the same moment together, and up to when these reach."""
+    """Return the oldest ends in between, all those of the same moment together, and the moment of the last one."""
     ended_at = source.ended_at.label("ended_at")
     query = sa.select(*source.columns, ended_at).where(source.ended_at > after).order_by(source.ended_at)
     if source.state is not None:
@@ -213,22 +213,23 @@ def _add(connection: sa.Connection, source: CountedTable, rows: Iterable[sa.RowM
     _upsert(connection, metric_minutes, ("minute", "name", "labels"), minutes)
 
 
-def _count_streams(connection: sa.Connection, now: datetime) -> int:
-    """Count the messages of streams since the last time: their positions keep totals of their own."""
-    query = sa.select(metric_totals.c.labels, metric_totals.c.value).where(metric_totals.c.name == STREAM_MESSAGES)
-    known = {labels: value for labels, value in connection.execute(query)}  # noqa: C416 - dict() loses the types
-    counts = {json.dumps(labels): number for labels, number in message_counts(connection).items()}
-    added = {labels: number - known.get(labels, 0) for labels, number in counts.items()}
-    new = {labels: float(number) for labels, number in added.items() if number > 0}
-    _upsert(connection, metric_totals, ("name", "labels"), {(STREAM_MESSAGES, one): new[one] for one in new})
+def _count_kept_totals(connection: sa.Connection, now: datetime) -> int:
+    """Add what totals that capabilities keep themselves have grown by since the last time; return how many grew."""
+    known = {(name, labels): value for name, labels, value in connection.execute(sa.select(metric_totals))}
+    added: dict[tuple[str, str], float] = {}
+    for capability in CAPABILITIES:
+        for name, labels, value in capability.running_totals(connection):
+            series = (name, json.dumps(labels))
+            if value > known.get(series, 0):
+                added[series] = value - known.get(series, 0)
+    _upsert(connection, metric_totals, ("name", "labels"), added)
     minute = int(now.timestamp() // 60)
-    minutes = {(minute, STREAM_MESSAGES, one): new[one] for one in new}
-    _upsert(connection, metric_minutes, ("minute", "name", "labels"), minutes)
-    return len(new)
+    _upsert(connection, metric_minutes, ("minute", "name", "labels"), {(minute, *one): added[one] for one in added})
+    return len(added)
 
 
 def _stored_series(connection: sa.Connection, wanted: Iterable[Series]) -> dict[Series, tuple[str, str]]:
-    """Each series as it is stored; a new one of a counter that has too many becomes one with the rest."""
+    """Return each series as it is stored; a new one of a counter with too many is merged into the rest."""
     known: defaultdict[str, set[str]] = defaultdict(set)
     for name, labels in connection.execute(sa.select(metric_totals.c.name, metric_totals.c.labels)):
         known[name].add(labels)

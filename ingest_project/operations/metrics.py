@@ -1,14 +1,14 @@
-"""Everything that was seen, as Prometheus reads it.
+"""Prometheus metrics of a snapshot of the system.
 
 A part that does not answer now has no samples, rather than old ones; `ingest_part_up` says so. Counters come from
-running totals in the database and from the broker, so that they go on over restarts of this process.
+running totals in the database and from the broker, so they continue after a restart of this process.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,153 +16,124 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from ingest_project.attachments.tables import AttachmentState
-from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations import counters as of
-from ingest_project.operations.counts import LedgerSeen, TablesSeen
 from ingest_project.operations.metric_rollup import Series
-from ingest_project.operations.snapshot import DagsterSeen, SystemSnapshot
-from ingest_project.operations.topics import BrokerSeen
-from ingest_project.platform.work_queue.queue import JobState
+from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.operations.snapshot import DagsterState, DeltaFigures, SystemSnapshot, WarehouseState
+from ingest_project.operations.topics import BrokerState
+from ingest_project.platform.capability import BEYOND, LATENCY, LATENCY_BUCKET, LATENCY_BUCKETS, LATENCY_SUM, Capability
+from ingest_project.platform.capability import Metric as MetricSpec
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 __all__ = ["CONTENT_TYPE_LATEST", "exposition"]
 
-# Name, labels, meaning.
-COUNTERS: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    (of.JOBS, ("status",), "Polling jobs that came to an end."),
-    (of.FILES_PUBLISHED, ("source_type",), "Files that polling jobs found and announced."),
-    (of.FILES, ("outcome",), "Files that came to an end."),
-    (of.ROWS, ("outcome",), "Rows of ingested files, accepted or put aside."),
-    (of.LANDED_BYTES, (), "Bytes of finished files in the landing store, each time they were ingested."),
-    (of.QUARANTINED_FILES, ("reason",), "Files refused whole, by the rule they broke."),
-    (
-        of.QUARANTINED_ROWS,
-        ("rule",),
-        "Rows put aside out of ingested files, by broken rule; one row may break several.",
-    ),
-    (of.ATTACHMENT_EVENTS, ("outcome",), "Events whose addresses were taken out."),
-    (of.ATTACHMENTS, ("outcome",), "Attachments that came to an end."),
-    (of.DOWNLOADS, ("status", "attempt"), "Attempts at downloads, by how they ended and which attempt it was."),
-    (of.DOWNLOAD_FAILURES, ("reason",), "Attempts at downloads that failed, by class of error."),
-    (of.UPLOADED_BYTES, ("domain",), "Bytes of attachments stored."),
-    (of.STREAM_MESSAGES, ("topic", "outcome"), "Messages of streams by outcome."),
-)
-# Series that are there from the beginning: what appears with its first value hides that value from a rate.
-FROM_THE_BEGINNING: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    of.JOBS: tuple((state.value,) for state in JobState if state.finished),
-    of.FILES: tuple((state.value,) for state in FileState if state.finished),
-    of.ROWS: (("accepted",), ("quarantined",)),
-    of.LANDED_BYTES: ((),),
-    of.ATTACHMENTS: tuple((state.value,) for state in AttachmentState if state.finished),
-}
-IN_HAND_JOBS = ("requested", "running")
-
 
 class SystemCollector(Collector):
-    """Turns what was seen last into metrics."""
+    """Create the metrics of a snapshot."""
 
-    def __init__(self, system: SystemSnapshot) -> None:
-        self._system = system
+    def __init__(self, snapshot: SystemSnapshot) -> None:
+        self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric there is a value for."""
-        system = self._system
-        yield from _parts(system)
-        if ledger := system.ledger.seen.present:
-            yield from _counters(ledger.totals)
-            yield _latency(ledger.totals)
-            yield from _unfinished(ledger)
-        if broker := system.broker.seen.present:
+        """Yield every metric that has a value."""
+        snapshot = self._snapshot
+        yield from _parts(snapshot)
+        if warehouse := snapshot.warehouse.present:
+            yield from _counters(warehouse.totals)
+            yield _latency(warehouse.totals)
+            yield from _work(warehouse, snapshot.at)
+        if broker := snapshot.broker.present:
             yield from _topics(broker)
-        if dagster := system.dagster.seen.present:
-            yield from _dagster(dagster)
-        if tables := system.tables.seen.present:
+        if dagster := snapshot.dagster.present:
+            yield from _dagster(dagster, snapshot.at)
+        if (tables := snapshot.tables.present) is not None:
             yield from _tables(tables)
-        if disk := system.disk.seen.present:
-            meaning = "Room on the fullest of the disks that this machine writes to."
+        if disk := snapshot.disk.present:
+            meaning = "Free space on the fullest of the disks that this machine writes to."
             yield GaugeMetricFamily("ingest_disk_free_bytes", meaning, value=disk.free_bytes)
 
 
-def exposition(system: SystemSnapshot) -> bytes:
-    """The text of `/metrics`."""
+def exposition(snapshot: SystemSnapshot) -> bytes:
+    """Return the text of `/metrics`."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(SystemCollector(system))
+    registry.register(SystemCollector(snapshot))
     return generate_latest(registry)
 
 
-def _parts(system: SystemSnapshot) -> Iterator[Metric]:
+def _parts(snapshot: SystemSnapshot) -> Iterator[Metric]:
     up = GaugeMetricFamily("ingest_part_up", "Whether a part answered the last time.", labels=["part"])
-    looks = GaugeMetricFamily(
-        "ingest_part_look_seconds", "How long the last look at a part took that worked.", labels=["part"]
+    polls = GaugeMetricFamily(
+        "ingest_part_look_seconds", "How long the last successful poll of a part took.", labels=["part"]
     )
-    for part in system.parts:
-        up.add_metric([part.name], float(part.seen.present is not None))
-        looks.add_metric([part.name], part.seen.took_seconds)
+    for name, sample in snapshot.parts.items():
+        up.add_metric([name], float(sample.present is not None))
+        polls.add_metric([name], sample.took_seconds)
     yield up
-    yield looks
+    yield polls
 
 
 def _counters(totals: Mapping[Series, float]) -> Iterator[Metric]:
     by_name: defaultdict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
-    for name, known in FROM_THE_BEGINNING.items():
-        by_name[name].update(dict.fromkeys(known, 0.0))
     for (name, labels), value in sorted(totals.items()):
         by_name[name][labels] = value
-    for name, labels, meaning in COUNTERS:
-        family = CounterMetricFamily(name, meaning, labels=labels)
-        for values, total in by_name[name].items():
-            family.add_metric(values, total)
+    for spec in _specs(lambda capability: capability.metrics):
+        values = dict.fromkeys(spec.initial, 0.0) | by_name[spec.name]
+        family = CounterMetricFamily(spec.name, spec.meaning, labels=spec.labels)
+        for labels, total in values.items():
+            family.add_metric(labels, total)
         yield family
 
 
 def _latency(totals: Mapping[Series, float]) -> Metric:
     family = HistogramMetricFamily(
-        of.LATENCY, "From the Kafka message to the end of what it asked for, in seconds.", labels=["pipeline"]
+        LATENCY, "From the Kafka message to the end of what it requests, in seconds.", labels=["pipeline"]
     )
-    for pipeline in sorted({labels[0] for name, labels in totals if name == of.LATENCY_BUCKET}):
+    for pipeline in sorted({labels[0] for name, labels in totals if name == LATENCY_BUCKET}):
         buckets, so_far = [], 0.0
-        for end in (*(f"{end:g}" for end in of.LATENCY_BUCKETS), of.BEYOND):
-            so_far += totals.get((of.LATENCY_BUCKET, (pipeline, end)), 0.0)
+        for end in (*(f"{end:g}" for end in LATENCY_BUCKETS), BEYOND):
+            so_far += totals.get((LATENCY_BUCKET, (pipeline, end)), 0.0)
             buckets.append((end, so_far))
-        family.add_metric([pipeline], buckets, totals.get((of.LATENCY_SUM, (pipeline,)), 0.0))
+        family.add_metric([pipeline], buckets, totals.get((LATENCY_SUM, (pipeline,)), 0.0))
     return family
 
 
-def _unfinished(ledger: LedgerSeen) -> Iterator[Metric]:
-    now = datetime.now(UTC)
-    jobs = ledger.unfinished["polling_job"]
-    active = sum(jobs.get(state, 0) for state in IN_HAND_JOBS)
-    yield GaugeMetricFamily("poller_active_jobs", "Polling jobs that a run has or was asked to take.", value=active)
-    entries = GaugeMetricFamily("ingest_unfinished_entries", "Entries of the ledger.", labels=["kind", "state"])
-    for kind, states in ledger.unfinished.items():
-        for state, number in sorted(states.items()):
-            entries.add_metric([kind, state], number)
-    yield entries
+def _work(state: WarehouseState, now: datetime) -> Iterator[Metric]:
+    entries = GaugeMetricFamily(
+        "ingest_unfinished_entries", "Unfinished entries of the work queues.", labels=["kind", "state"]
+    )
     oldest = GaugeMetricFamily(
         "ingest_oldest_unfinished_seconds",
-        "How long nothing has happened to the unfinished entry that has waited longest.",
+        "Time since the last change of the unfinished entry that has not changed for longest.",
         labels=["kind"],
     )
-    for kind, since in sorted(ledger.oldest_untouched.items()):
-        oldest.add_metric([kind], max(0.0, (now - since).total_seconds()))
+    for queue in state.queues:
+        for name, number in sorted(queue.unfinished.items()):
+            entries.add_metric([queue.kind, name], number)
+        if queue.oldest_untouched:
+            oldest.add_metric([queue.kind], max(0.0, (now - queue.oldest_untouched).total_seconds()))
+    yield entries
     yield oldest
-    retry_tiers = GaugeMetricFamily(
-        "ingest_downloads_waiting", "Downloads that wait to be retried.", labels=["attempt"]
-    )
-    for tier in ledger.retry_tiers:
-        retry_tiers.add_metric([str(tier.attempt)], tier.waiting)
-    yield retry_tiers
-    yield GaugeMetricFamily(
-        "ingest_unidentified_messages", "CRM messages kept apart and not identified.", value=ledger.unidentified
-    )
+    tiers = GaugeMetricFamily("ingest_downloads_waiting", "Downloads that wait to be retried.", labels=["attempt"])
+    for tier in state.retry_tiers:
+        tiers.add_metric([str(tier.attempt)], tier.waiting)
+    yield tiers
+    for spec in _specs(lambda capability: capability.gauges):
+        gauge = GaugeMetricFamily(spec.name, spec.meaning, labels=spec.labels)
+        for labels, value in sorted(state.gauges[spec.name].items()):
+            gauge.add_metric(labels, value)
+        yield gauge
 
 
-def _topics(broker: BrokerSeen) -> Iterator[Metric]:
+def _specs(
+    of: Callable[[Capability[SystemResources]], Sequence[MetricSpec]],
+) -> Iterator[MetricSpec]:
+    return (spec for capability in CAPABILITIES for spec in of(capability))
+
+
+def _topics(broker: BrokerState) -> Iterator[Metric]:
     lag = GaugeMetricFamily(
-        "ingest_consumer_lag_messages", "Messages that are not taken yet.", labels=["topic", "partition"]
+        "ingest_consumer_lag_messages", "Messages that are not consumed yet.", labels=["topic", "partition"]
     )
     for topic in broker.topics:
         for partition, waiting in sorted(topic.partitions.items()):
@@ -186,8 +157,7 @@ def _topics(broker: BrokerSeen) -> Iterator[Metric]:
     yield kept
 
 
-def _dagster(dagster: DagsterSeen) -> Iterator[Metric]:
-    now = datetime.now(UTC)
+def _dagster(dagster: DagsterState, now: datetime) -> Iterator[Metric]:
     runs = GaugeMetricFamily("ingest_runs", "Dagster runs that are not finished.", labels=["state"])
     runs.add_metric(["queued"], dagster.runs.queued)
     runs.add_metric(["started"], dagster.runs.started)
@@ -215,12 +185,12 @@ def _dagster(dagster: DagsterSeen) -> Iterator[Metric]:
     yield failures
 
 
-def _tables(tables: TablesSeen) -> Iterator[Metric]:
+def _tables(tables: Sequence[DeltaFigures]) -> Iterator[Metric]:
     commits = CounterMetricFamily("ingest_delta_commits", "Commits of a Delta table.", labels=["table"])
     rows = GaugeMetricFamily("ingest_delta_rows", "Rows of a Delta table.", labels=["table"])
     files = GaugeMetricFamily("ingest_delta_files", "Live files of a Delta table.", labels=["table"])
     size = GaugeMetricFamily("ingest_delta_size_bytes", "Bytes of the live files of a Delta table.", labels=["table"])
-    for figures in tables.figures:
+    for figures in tables:
         commits.add_metric([figures.table], figures.commits)
         if figures.rows is not None:
             rows.add_metric([figures.table], figures.rows)

@@ -1,26 +1,29 @@
-"""Poll every part of the system in the background and keep the last sample of each.
+"""The state of the whole system at one moment: what status, dashboard, metrics, readiness and alerts show.
 
-Each part has a thread of its own and an interval of its own. Readers get the last sample at once: scrapers and viewers
-cost the databases nothing, and a part that hangs delays nobody.
+`take_snapshot` reads every part once, for commands. `Monitor` polls each part in a thread of its own and keeps the last
+sample of each: scrapers and viewers cost the databases nothing, and a part that hangs delays nobody.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import msgspec
+import sqlalchemy as sa
 
+from ingest_project.core.console import counted
 from ingest_project.core.errors import IngestError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.operations.counts import LedgerLook, LedgerSeen, TablesLook, TablesSeen
-from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.topics import BrokerLook, BrokerSeen
+from ingest_project.operations.metric_rollup import RunningTotals, Series
+from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.operations.topics import BrokerPoll, BrokerState, LagMeter, TopicLag
+from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.run_records import (
     DagsterRecords,
     FailingTicks,
@@ -28,11 +31,21 @@ from ingest_project.platform.dagster.run_records import (
     RunsInFlight,
     SensorOnRecord,
 )
-from ingest_project.platform.work_queue.capacity import Disk, fullest_disk
+from ingest_project.platform.database.engine import reading
+from ingest_project.platform.work_queue.capacity import Disk
 
 logger = get_logger(__name__)
 
 Value = TypeVar("Value")
+
+SENSOR_DAEMON = "SENSOR"
+SHOWN_RUNS = 12
+SHOWN_FAILURES = 12
+# A part that is away should be known as away soon: only the monitor waits for its answer.
+TIMEOUT_SECONDS = 3
+# Reading the log of a remote table takes seconds and costs money.
+TABLES_SECONDS = 60.0
+STOP_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -40,10 +53,10 @@ class Sample(Generic[Value]):
     """Result of the last poll of a part.
 
     Args:
-        value: of the last look that worked, however long ago; None before the first.
+        value: of the last poll that succeeded, however long ago; None before the first.
         at: when that was.
         took_seconds: how long it took.
-        problem: why the last look did not work; None when it did.
+        problem: why the last poll failed; None when it did not.
     """
 
     value: Value | None = None
@@ -53,91 +66,44 @@ class Sample(Generic[Value]):
 
     @property
     def present(self) -> Value | None:
-        """The value, unless the last look failed."""
+        """The value, unless the last poll failed."""
         return None if self.problem else self.value
 
     def age_seconds(self, now: datetime) -> float | None:
-        """How old the value is; None where there is none."""
+        """Return how old the value is; None where there is none."""
         return None if self.at is None else max(0.0, (now - self.at).total_seconds())
 
 
-class Poller(Generic[Value]):
-    """A part and the thread that looks at it.
+class WarehouseState(msgspec.Struct, frozen=True, kw_only=True):
+    """The work queues and running totals at one moment.
 
     Args:
-        name: for people and metrics.
-        look: asks everything there is to know; an IngestError says why it cannot be known.
-        every_seconds: pause between two looks.
+        work: by capability.
+        totals: counters since the beginning.
+        failures: the last ones, newest first.
     """
 
-    def __init__(self, name: str, look: Callable[[], Value], every_seconds: float) -> None:
-        self.name = name
-        self.every_seconds = every_seconds
-        self._look = look
-        self._seen: Sample[Value] = Sample()
-        self._looked = threading.Event()
-        self._stop = threading.Event()
-        # A look that hangs must not keep the process alive.
-        self._thread = threading.Thread(target=self._keep_looking, name=f"monitor-{name}", daemon=True)
+    work: Mapping[str, WorkState]
+    totals: Mapping[Series, float] = {}
+    failures: tuple[Failure, ...] = ()
 
     @property
-    def seen(self) -> Sample[Value]:
-        """What the last look brought; a problem where nobody looks any more."""
-        if self._thread.ident is None or self._thread.is_alive() or self._stop.is_set():
-            return self._seen
-        return replace(self._seen, problem="nobody looks at it any more: its thread has ended. Start the monitor again")
+    def queues(self) -> tuple[QueueState, ...]:
+        """Every work queue, in the order in which data flows."""
+        return tuple(queue for work in self.work.values() for queue in work.queues)
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
+    @property
+    def retry_tiers(self) -> tuple[RetryTier, ...]:
+        """Every retry topic."""
+        return tuple(tier for work in self.work.values() for tier in work.retry_tiers)
 
-    def wait_for_first_look(self, seconds: float) -> None:
-        """Return once there has been a look, or after that time."""
-        self._looked.wait(seconds)
-
-    def ask_to_stop(self) -> None:
-        """No further look is begun."""
-        self._stop.set()
-
-    def join(self, seconds: float) -> None:
-        """Wait for the look that goes on."""
-        if self._thread.is_alive():
-            self._thread.join(seconds)
-
-    def look_now(self) -> None:
-        """Look once, in the calling thread."""
-        began = time.monotonic()
-        problem = None
-        try:
-            value = self._look()
-        except IngestError as error:
-            problem = str(error)
-        except Exception as error:  # a defect in one part must not end the others
-            logger.exception("look_failed", part=self.name)
-            problem = f"{type(error).__name__}: {error}"
-        if problem is None:
-            self._seen = Sample(value, datetime.now(UTC), time.monotonic() - began)
-        else:
-            if problem != self._seen.problem:
-                logger.warning("part_away", part=self.name, reason=problem)
-            self._seen = Sample(self._seen.value, self._seen.at, self._seen.took_seconds, problem)
-        self._looked.set()
-
-    def _keep_looking(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.look_now()
-            except Exception as defect:  # noqa: BLE001 - of the log, say: a thread that ended would look at nothing
-                self._seen = replace(self._seen, problem=f"{type(defect).__name__}: {defect}")
-                self._looked.set()
-            self._stop.wait(self.every_seconds)
+    @property
+    def gauges(self) -> dict[str, Mapping[tuple[str, ...], float]]:
+        """The capabilities' own gauges, by metric name and label values."""
+        return {name: value for work in self.work.values() for name, value in work.gauges.items()}
 
 
-SHOWN_RUNS = 12
-SENSOR_DAEMON = "SENSOR"
-
-
-class DagsterSeen(msgspec.Struct, frozen=True):
+class DagsterState(msgspec.Struct, frozen=True, kw_only=True):
     """Dagster at one moment.
 
     Args:
@@ -146,91 +112,379 @@ class DagsterSeen(msgspec.Struct, frozen=True):
         failing: the sensors whose last tick failed.
     """
 
-    sensors: Mapping[str, SensorOnRecord]
-    heartbeats: Mapping[str, datetime]
+    sensors: Mapping[str, SensorOnRecord] = {}
+    heartbeats: Mapping[str, datetime] = {}
     runs: RunsInFlight
-    running: tuple[RunOnRecord, ...]
+    running: tuple[RunOnRecord, ...] = ()
     failing: Mapping[str, FailingTicks] = {}
 
 
-class DagsterLook:
-    """Looks at Dagster's storage."""
-
-    def __init__(self, settings: Settings) -> None:
-        # Of its own: storages are not shared between threads.
-        self._records = DagsterRecords(settings)
-
-    def __call__(self) -> DagsterSeen:
-        """Raises DagsterRecordsUnavailableError where its storage cannot be read."""
-        records = self._records
-        return DagsterSeen(
-            sensors=records.sensors(),
-            heartbeats=records.heartbeats(),
-            runs=records.runs_in_flight(),
-            running=records.unfinished_runs(SHOWN_RUNS),
-            failing=records.failing(),
-        )
-
-
-# A part that is away should be known as away soon: nobody waits for the answer but this monitor.
-PATIENCE_SECONDS = 3
-# Reading the log of a remote table takes seconds and costs money.
-TABLES_SECONDS = 60.0
-STOP_SECONDS = 3.0
-
-
-class SystemSnapshot:
-    """The parts of a system, and the connections that they are looked at through.
+class DeltaFigures(msgspec.Struct, frozen=True):
+    """A Delta table that exists.
 
     Args:
-        settings: where everything is.
+        commits: ever made to it, maintenance included.
+        rows: None where a writer left its files uncounted.
+    """
+
+    table: str
+    commits: int
+    rows: int | None
+    files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSnapshot:
+    """The parts of the system, each as it was last read.
+
+    Args:
+        settings: of the system.
+        at: when the snapshot was taken.
+        broker: topics, lag and dead letters.
+        warehouse: work queues and running totals.
+        dagster: sensors, runs and daemons.
+        tables: the Delta tables that exist.
+        disk: the fullest disk of this machine.
+    """
+
+    settings: Settings
+    at: datetime
+    broker: Sample[BrokerState] = Sample()
+    warehouse: Sample[WarehouseState] = Sample()
+    dagster: Sample[DagsterState] = Sample()
+    tables: Sample[tuple[DeltaFigures, ...]] = Sample()
+    disk: Sample[Disk] = Sample()
+
+    @property
+    def parts(self) -> dict[str, Sample[Any]]:
+        """Every part by its name in metrics."""
+        return {
+            "ledger": self.warehouse,
+            "broker": self.broker,
+            "dagster": self.dagster,
+            "tables": self.tables,
+            "disk": self.disk,
+        }
+
+    @property
+    def topics(self) -> tuple[TopicLag, ...]:
+        """Every consumed topic; none where the broker could not be read."""
+        return self.broker.present.topics if self.broker.present else ()
+
+    @property
+    def going_on(self) -> list[str]:
+        """Describe the unfinished work and what could not be read, one phrase each; empty when the system is idle."""
+        return [*_waiting(self.topics), *_work(self.warehouse.present), *_runs(self.dagster.present)]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no work waits or runs, and every part could be read."""
+        return not self.going_on
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for each part that could not be read, each failing sensor and a disk that is nearly full."""
+        problems = [lag.problem for lag in self.topics if lag.problem]
+        problems += [sample.problem for sample in self.parts.values() if sample.problem]
+        if self.disk.present and self.disk.present.is_nearly_full:
+            problems.append(str(self.disk.present))
+        if self.warehouse.present:
+            problems += [problem for work in self.warehouse.present.work.values() for problem in work.problems]
+        failing = self.dagster.present.failing if self.dagster.present else {}
+        problems += [f"{sensor} {ticks}" for sensor, ticks in sorted(failing.items())]
+        return list(dict.fromkeys(problems))
+
+    @property
+    def unreported(self) -> int | None:
+        """Finished entries that Dagster does not show yet; None where the queues could not be read."""
+        state = self.warehouse.present
+        return None if state is None else sum(queue.unreported for queue in state.queues)
+
+    @property
+    def oldest_unfinished(self) -> OldestEntry | None:
+        """The unfinished entry that arrived first; None where there is none, or none was read."""
+        queues = self.warehouse.present.queues if self.warehouse.present else ()
+        return min((queue.oldest for queue in queues if queue.oldest), key=lambda entry: entry.since, default=None)
+
+
+def take_snapshot(services: SystemResources, records: DagsterRecords) -> SystemSnapshot:
+    """Read every part once, for a person who waits: in detail, without running totals and tables.
+
+    Topics and queues are read in the order in which data flows. Work moves on to a later part, so what has left one
+    part before it was read is seen in the next, and a system that looks idle was idle. Retries also go back, to topics
+    that were read before: those of an idle system are read once more.
+    """
+    meter = LagMeter(services, records)
+    lags: list[TopicLag] = []
+    work: dict[str, WorkState] = {}
+    problem: str | None = None
+    for capability in CAPABILITIES:
+        lags += meter.lags_of(capability.topics(services))
+        # A database that did not answer is not tried again: each try would take its time.
+        if problem is None:
+            try:
+                work[capability.name] = capability.read_work(services, detailed=True)
+            except IngestError as error:
+                problem = str(error)
+    snapshot = SystemSnapshot(
+        settings=services.settings,
+        at=datetime.now(UTC),
+        broker=Sample(BrokerState(tuple(lags))),
+        warehouse=Sample(problem=problem) if problem else Sample(WarehouseState(work=work)),
+        dagster=_sample(lambda: DagsterState(runs=records.runs_in_flight(), failing=records.failing())),
+        disk=_sample(services.fullest_disk),
+    )
+    if snapshot.is_idle:
+        snapshot = replace(snapshot, broker=Sample(BrokerState(meter.lags_of(consumed_topics(services)))))
+    return snapshot
+
+
+def consumed_topics(services: SystemResources) -> tuple[ConsumedTopic, ...]:
+    """Return every topic that is read, in the order in which data flows."""
+    return tuple(topic for capability in CAPABILITIES for topic in capability.topics(services))
+
+
+def read_warehouse(services: SystemResources) -> WarehouseState:
+    """Count what has ended since the last time, and read the work queues.
+
+    Raises:
+        DatabaseUnavailableError, TransactionConflictError: the database does not answer.
+    """
+    totals = RunningTotals(services.engine)
+    totals.count(datetime.now(UTC))
+    counters = totals.totals()
+    work = {one.name: one.read_work(services, detailed=False) for one in CAPABILITIES}
+    with reading(services.engine) as connection:
+        return WarehouseState(work=work, totals=counters, failures=_failures(connection))
+
+
+def read_dagster(records: DagsterRecords) -> DagsterState:
+    """Read sensors, runs and heartbeats.
+
+    Raises:
+        DagsterRecordsUnavailableError: Dagster's storage cannot be read.
+    """
+    return DagsterState(
+        sensors=records.sensors(),
+        heartbeats=records.heartbeats(),
+        runs=records.runs_in_flight(),
+        running=records.unfinished_runs(SHOWN_RUNS),
+        failing=records.failing(),
+    )
+
+
+def read_tables(services: SystemResources) -> tuple[DeltaFigures, ...]:
+    """Read the logs of the Delta tables. A store that does not answer says nothing about the others: it is left out."""
+    found: list[DeltaFigures] = []
+    for name, open_table in (
+        (name, table) for one in CAPABILITIES for name, table in one.delta_tables(services).items()
+    ):
+        try:
+            figures = open_table().figures()
+        except IngestError as error:
+            logger.warning("table_unavailable", table=name, reason=str(error))
+            continue
+        if figures is not None:
+            # The first commit makes version 0.
+            commits = figures.table_version + 1
+            found.append(DeltaFigures(name, commits, figures.rows, figures.files, figures.size_bytes))
+    return tuple(found)
+
+
+class Poller(Generic[Value]):
+    """A part and the thread that polls it.
+
+    Args:
+        name: for people and metrics.
+        poll: reads the part; an IngestError says why it cannot be read.
+        every_seconds: pause between two polls.
+    """
+
+    def __init__(self, name: str, poll: Callable[[], Value], every_seconds: float) -> None:
+        self.name = name
+        self._every_seconds = every_seconds
+        self._poll = poll
+        self._sample: Sample[Value] = Sample()
+        self._polled = threading.Event()
+        self._stop = threading.Event()
+        # A poll that hangs must not keep the process alive.
+        self._thread = threading.Thread(target=self._keep_polling, name=f"monitor-{name}", daemon=True)
+
+    @property
+    def sample(self) -> Sample[Value]:
+        """Result of the last poll; a problem where the thread has died."""
+        if self._thread.ident is None or self._thread.is_alive() or self._stop.is_set():
+            return self._sample
+        return replace(self._sample, problem="it is not polled any more: its thread has ended. Start the monitor again")
+
+    def start(self) -> None:
+        """Begin to poll."""
+        self._thread.start()
+
+    def wait_for_first(self, seconds: float) -> None:
+        """Return once there has been a poll, or after that time."""
+        self._polled.wait(seconds)
+
+    def request_stop(self) -> None:
+        """Begin no further poll."""
+        self._stop.set()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the poll in progress."""
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    def poll_now(self) -> None:
+        """Poll once, in the calling thread."""
+        sample = _sample(self._poll, self.name)
+        if sample.problem is not None:
+            if sample.problem != self._sample.problem:
+                logger.warning("part_away", part=self.name, reason=sample.problem)
+            sample = replace(self._sample, problem=sample.problem)
+        self._sample = sample
+        self._polled.set()
+
+    def _keep_polling(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.poll_now()
+            except Exception as defect:  # noqa: BLE001 - of the log, say: a thread that ended would poll nothing
+                self._sample = replace(self._sample, problem=f"{type(defect).__name__}: {defect}")
+                self._polled.set()
+            self._stop.wait(self._every_seconds)
+
+
+class Monitor:
+    """Pollers for every part of the system, over connections of their own.
+
+    Args:
+        settings: of the system.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.services = SystemResources(_impatient(settings))
-        records = DagsterRecords(self.services.settings)
+        services = self.services = SystemResources(_with_short_timeouts(settings))
         seconds = settings.monitor.refresh_seconds
-        self.started_at = datetime.now(UTC)
-        self.ledger: Poller[LedgerSeen] = Poller("ledger", LedgerLook(self.services), seconds)
-        self.broker: Poller[BrokerSeen] = Poller("broker", BrokerLook(self.services, records), seconds)
-        self.dagster: Poller[DagsterSeen] = Poller("dagster", DagsterLook(self.services.settings), seconds)
-        self.tables: Poller[TablesSeen] = Poller("tables", TablesLook(self.services), TABLES_SECONDS)
-        self.disk: Poller[Disk] = Poller("disk", lambda: fullest_disk(settings), seconds)
+        # Two of them: storages are not shared between threads.
+        broker = BrokerPoll(services, DagsterRecords(services.settings), lambda: consumed_topics(services))
+        records = DagsterRecords(services.settings)
+        self.warehouse: Poller[WarehouseState] = Poller("ledger", lambda: read_warehouse(services), seconds)
+        self.broker: Poller[BrokerState] = Poller("broker", broker, seconds)
+        self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds)
+        self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)
+        self.disk: Poller[Disk] = Poller("disk", services.fullest_disk, seconds)
+        self._pollers: tuple[Poller[Any], ...] = (self.warehouse, self.broker, self.dagster, self.tables, self.disk)
 
-    @property
-    def parts(self) -> tuple[Poller[Any], ...]:
-        """All of them."""
-        return (self.ledger, self.broker, self.dagster, self.tables, self.disk)
+    def snapshot(self) -> SystemSnapshot:
+        """Return the last sample of every part, at once."""
+        return SystemSnapshot(
+            settings=self.settings,
+            at=datetime.now(UTC),
+            broker=self.broker.sample,
+            warehouse=self.warehouse.sample,
+            dagster=self.dagster.sample,
+            tables=self.tables.sample,
+            disk=self.disk.sample,
+        )
+
+    def poll_now(self) -> SystemSnapshot:
+        """Poll every part once, in the calling thread."""
+        for poller in self._pollers:
+            poller.poll_now()
+        return self.snapshot()
 
     def start(self) -> None:
-        """Begin to look."""
-        for part in self.parts:
-            part.start()
+        """Begin to poll."""
+        for poller in self._pollers:
+            poller.start()
 
-    def wait_for_first_look(self, seconds: float) -> None:
-        """Return once every part has been looked at, or after that time."""
+    def wait_for_first(self, seconds: float) -> None:
+        """Return once every part has been polled, or after that time."""
         give_up_at = time.monotonic() + seconds
-        for part in self.parts:
-            part.wait_for_first_look(max(0.0, give_up_at - time.monotonic()))
+        for poller in self._pollers:
+            poller.wait_for_first(max(0.0, give_up_at - time.monotonic()))
 
     def stop(self) -> None:
-        """End all looking and disconnect; a look that hangs is left behind."""
-        for part in self.parts:
-            part.ask_to_stop()
+        """End all polling and disconnect; a poll that hangs is abandoned."""
+        for poller in self._pollers:
+            poller.request_stop()
         give_up_at = time.monotonic() + STOP_SECONDS
-        for part in self.parts:
-            part.join(max(0.0, give_up_at - time.monotonic()))
+        for poller in self._pollers:
+            poller.join(max(0.0, give_up_at - time.monotonic()))
         if "reader" in self.services.__dict__:
             self.services.reader.close()
         if "engine" in self.services.__dict__:
             self.services.engine.dispose()
 
 
-def _impatient(settings: Settings) -> Settings:
+def _sample(poll: Callable[[], Value], name: str = "") -> Sample[Value]:
+    began = time.monotonic()
+    try:
+        value = poll()
+    except IngestError as error:
+        return Sample(problem=str(error))
+    except Exception as error:  # a defect in one part must not end the others
+        logger.exception("poll_failed", part=name)
+        return Sample(problem=f"{type(error).__name__}: {error}")
+    return Sample(value, datetime.now(UTC), time.monotonic() - began)
+
+
+def _failures(connection: sa.Connection) -> tuple[Failure, ...]:
+    """Read the last entries of all queues that need a person, newest first."""
+    found: list[Failure] = []
+    for queue in (queue for capability in CAPABILITIES for queue in capability.queues):
+        columns = queue.table.c
+        for state in queue.failed_states:
+            query = (
+                sa.select(queue.key, columns.reason, columns.updated_at, columns.run_id)
+                .where(columns.state == state)
+                .order_by(columns.updated_at.desc())
+                .limit(SHOWN_FAILURES)
+            )
+            rows = connection.execute(query)
+            found += [
+                Failure(queue.kind, key, state, reason, at, run_id, queue.asset) for key, reason, at, run_id in rows
+            ]
+    for capability in CAPABILITIES:
+        found += capability.failures(connection, SHOWN_FAILURES)
+    return tuple(sorted(found, key=lambda failure: failure.at, reverse=True)[:SHOWN_FAILURES])
+
+
+def _waiting(lags: Iterable[TopicLag]) -> Iterator[str]:
+    for lag in lags:
+        if lag.waiting is None:
+            yield f"{lag.topic} cannot be read"
+        elif lag.waiting:
+            yield f"{counted(lag.waiting, 'message')} waiting on {lag.topic}"
+
+
+def _work(state: WarehouseState | None) -> Iterator[str]:
+    if state is None:
+        yield "the work queues cannot be read"
+        return
+    for work in state.work.values():
+        for queue in work.queues:
+            for name, number in queue.going_on.items():
+                yield f"{counted(number, queue.kind.replace('_', ' '))} {name}"
+        yield from work.going_on
+    if unreported := sum(queue.unreported for queue in state.queues):
+        yield f"{counted(unreported, 'finished entry', 'finished entries')} not yet shown in Dagster"
+
+
+def _runs(state: DagsterState | None) -> Iterator[str]:
+    if state is None:
+        yield "Dagster's runs cannot be read"
+        return
+    for name, number in (("queued", state.runs.queued), ("started", state.runs.started)):
+        if number:
+            yield f"{counted(number, 'run')} {name}"
+
+
+def _with_short_timeouts(settings: Settings) -> Settings:
     kafka, warehouse = settings.kafka, settings.warehouse
-    timeout = min(kafka.request_timeout_seconds, PATIENCE_SECONDS)
-    connect = min(warehouse.connect_timeout_seconds, PATIENCE_SECONDS)
+    timeout = min(kafka.request_timeout_seconds, TIMEOUT_SECONDS)
+    connect = min(warehouse.connect_timeout_seconds, TIMEOUT_SECONDS)
     return settings.model_copy(
         update={
             "kafka": kafka.model_copy(update={"request_timeout_seconds": timeout}),

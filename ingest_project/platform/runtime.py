@@ -20,7 +20,7 @@ from ingest_project.platform.kafka.producer import TopicWriter
 from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.object_store.content_store import QuarantineStore
 from ingest_project.platform.object_store.store import open_configured_store
-from ingest_project.platform.work_queue.capacity import Capacity, available_slots, commit_seconds, fullest_disk
+from ingest_project.platform.work_queue.capacity import Capacity, Disk, available_slots, commit_seconds, fullest_disk
 from ingest_project.platform.work_queue.skipped_offsets import SkippedOffsetStore
 
 logger = get_logger(__name__)
@@ -38,8 +38,13 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def what_is_missing(self) -> str | None:
-        """One line on what must be started or set before anything can be ingested; None when all of it is."""
+    @property
+    def store_urls(self) -> tuple[str, ...]:
+        """Folders and addresses that are written to. Each capability adds its own to those of the class before it."""
+        return ()
+
+    def missing_services(self) -> str | None:
+        """Say what must be started or set before anything can be ingested; None when all of it is."""
         missing = [
             name
             for name, value in (
@@ -50,19 +55,23 @@ class Runtime:
         ]
         return f"{' and '.join(missing)} not set. Start the services (ingest dev) or set them." if missing else None
 
-    def what_hinders(self) -> str | None:
-        """One line on why no run is to be asked for at all: what is missing, or a disk that is nearly full."""
-        if missing := self.what_is_missing():
+    def fullest_disk(self) -> Disk:
+        """Return the disk with the least room among those of the local stores and the state folder."""
+        return fullest_disk([str(self.settings.state_dir), *self.store_urls], self.settings.backpressure)
+
+    def blocking_reason(self) -> str | None:
+        """Say why no run can be requested: a missing service or a disk that is nearly full; None when neither is."""
+        if missing := self.missing_services():
             return missing
-        disk = fullest_disk(self.settings)
+        disk = self.fullest_disk()
         return str(disk) if disk.is_nearly_full else None
 
-    def available_slots(self, in_flight: int, most: int) -> Capacity:
-        """How many more batches a sensor may ask for, see `backpressure`.
+    def available_slots(self, in_flight: int, limit: int) -> Capacity:
+        """Return how many more batches a sensor may request, see `work_queue.capacity`.
 
         Args:
-            in_flight: its batches that are asked for or running.
-            most: of them at a time.
+            in_flight: its batches that are requested or running.
+            limit: of them at a time.
 
         Raises:
             DatabaseUnavailableError, TransactionConflictError: the warehouse does not answer.
@@ -70,10 +79,10 @@ class Runtime:
         slow = self.settings.backpressure.slow_warehouse_seconds
         took = commit_seconds(self.engine, slow)
         if took <= slow:
-            return available_slots(in_flight, most)
-        room = available_slots(in_flight, most, took)
-        logger.warning("intake_narrowed", reason=room.reason)
-        return room
+            return available_slots(in_flight, limit)
+        slots = available_slots(in_flight, limit, took)
+        logger.warning("intake_narrowed", reason=slots.reason)
+        return slots
 
     @cached_property
     def engine(self) -> Engine:
@@ -88,17 +97,17 @@ class Runtime:
 
     @cached_property
     def outbox(self) -> MessageOutbox:
-        """What has been published, by message id."""
+        """Messages that were published, by id."""
         return MessageOutbox(self.engine)
 
     @cached_property
     def skipped_offsets(self) -> SkippedOffsetStore:
-        """What an operator has asked to be skipped."""
+        """Offsets that an operator has skipped."""
         return SkippedOffsetStore(self.engine)
 
     @cached_property
     def quarantine(self) -> QuarantineStore:
-        """The bytes of rejected files next to their reasons."""
+        """The bytes of quarantined files, with their reasons."""
         return QuarantineStore(open_configured_store(self.settings.quarantine_url, self.settings))
 
     @cached_property

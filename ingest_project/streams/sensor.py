@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ingest_project.core.keys import digest_of
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.dagster.failures import failure_of_run
+from ingest_project.platform.dagster.run_records import failure_of_run
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG

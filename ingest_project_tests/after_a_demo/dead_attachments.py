@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ingest_project.attachments.tables import AttachmentState
-from ingest_project.cli.send_messages import deliver
+from ingest_project.cli.send import deliver
 from ingest_project.contracts.attachments import DownloadTask, attachment_key
 from ingest_project.contracts.decoding import encode
 from ingest_project.operations.resources import SystemResources

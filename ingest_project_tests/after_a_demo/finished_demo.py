@@ -16,7 +16,7 @@ from examples.demo.report import DemoAttachment, DemoFile, DemoReport, expected_
 from examples.demo.run import SOURCE, ingest_samples
 from examples.demo.streams import streaming
 from ingest_project.attachments.tables import AttachmentState
-from ingest_project.cli.send_messages import deliver
+from ingest_project.cli.send import deliver
 from ingest_project.cli.status import wait_for_idle
 from ingest_project.contracts.attachments import DownloadTask, attachment_key
 from ingest_project.contracts.decoding import encode
@@ -89,7 +89,7 @@ def finished_demo(folder: Path) -> Iterator[Demo]:
 def settle(services: SystemResources) -> None:
     """Wait until nothing is going on."""
     seen = wait_for_idle(services, DagsterRecords(services.settings), DEMO_SECONDS)
-    assert seen.idle, seen
+    assert seen.is_idle, seen
 
 
 def _dead_attachment(settings: Settings) -> str:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ingest_project.attachments.commands import moment_of, requester
 from ingest_project.attachments.tables import AttachmentState
-from ingest_project.cli.dlq import asked_by, moment_of
 from ingest_project.operations.resources import SystemResources
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_attachments import NOT_FOUND, SIGNATURE, arrive, dead, finish
@@ -90,7 +90,7 @@ def test_a_replayed_attachment_waits_to_be_tried_and_the_ledger_says_who_asked(
     assert "the last one is due at" in replayed.out
     assert state(services, key) is AttachmentState.PENDING
     (audit,) = ingest("attachments", "show", key, "--json").json["replays"]
-    assert audit["asked_by"] == asked_by()
+    assert audit["asked_by"] == requester()
     assert "@" in audit["asked_by"]
     assert audit["earlier_reason"] == NOT_FOUND
 

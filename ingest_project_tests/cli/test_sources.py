@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from ingest_project.cli.send_polling import config_of
+from ingest_project.cli.send import config_of
 from ingest_project_tests.cli.conftest import Ingest
 
 

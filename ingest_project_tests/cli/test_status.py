@@ -22,18 +22,17 @@ from dagster._core.remote_origin import (
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from ingest_project.attachments.tables import AttachmentState
 from ingest_project.attachments.tables import attachments as table
-from ingest_project.cli.system_status import AttachmentStatus, StreamStatus, SystemStatus
-from ingest_project.core.settings import load_settings
+from ingest_project.core.settings import Settings, load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.topics import TopicLag
+from ingest_project.operations.snapshot import Sample, SystemSnapshot, WarehouseState
+from ingest_project.operations.topics import BrokerState, TopicLag
+from ingest_project.platform.capability import QueueState, WorkState
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.streams.checks import MOST_FAILURES
 from ingest_project.streams.positions import move
 from ingest_project.streams.user_activity.hours import count_changes
@@ -147,10 +146,11 @@ def test_files_jobs_and_runs_that_are_not_finished_are_told(
         "1 run queued",
         "1 run started",
     ]
-    assert late.json["oldest_unfinished"]["file_key"] in {"first.csv~1", "second.csv~2"}
+    oldest = late.json["oldest_unfinished"]["key"]
+    assert oldest in {"first.csv~1", "second.csv~2", "job_1"}
     shown = ingest("status", "--wait-until-idle", "0")
     assert shown.exit_code == 1
-    assert "first.csv~1" in shown.out or "second.csv~2" in shown.out
+    assert f"{oldest} is " in shown.out
     assert "1 file pending" in shown.err
 
 
@@ -206,16 +206,16 @@ def test_attachments_are_told_by_state_and_the_ladder_by_rung(
     attachments.arrive(system, "third.pdf", attempt=3)
     attachments.arrive(system, "first.pdf")
     status = ingest("status", "--json").json
-    found = status["attachments"]
-    assert {state: n for state, n in found["attachments"].items() if n} == {"pending": 4, "stored": 1, "failed": 1}
-    assert (found["due"], found["later"]) == (2, 2)
-    assert [(tier["topic"], tier["waiting"], tier["due"]) for tier in found["retry_tiers"]] == [
+    counts = {state: n for state, n in status["attachments"].items() if n}
+    assert counts == {"pending": 4, "stored": 1, "failed": 1}
+    assert status["later"] == 2
+    assert [(tier["topic"], tier["waiting"], tier["due"]) for tier in status["retry_tiers"]] == [
         ("downloads.retry.5m", 2, 0),
         ("downloads.retry.10m", 1, 1),
         ("downloads.retry.20m", 0, 0),
         ("downloads.retry.40m", 0, 0),
     ]
-    assert found["next_due_at"] == found["retry_tiers"][0]["next_due_at"]
+    assert status["next_due_at"] == status["retry_tiers"][0]["next_due_at"]
     assert status["going_on"] == ["2 attachments due"]
     shown = ingest("status").out
     assert "4 pending, 1 stored, 1 failed" in shown
@@ -316,14 +316,16 @@ def test_a_dagster_database_that_is_away_is_told_quickly_and_without_its_passwor
 
 
 def test_a_status_is_idle_only_when_every_part_said_so() -> None:
-    quiet = SystemStatus(
+    work = {
+        "polling": WorkState(queues=(QueueState(kind="polling_job", counts={"done": 3}),)),
+        "file_ingest": WorkState(queues=(QueueState(kind="file", counts={"ingested": 3, "failed": 1}),)),
+        "attachments": WorkState(queues=(QueueState(kind="attachment", counts={"pending": 7}),), later=7),
+    }
+    quiet = SystemSnapshot(
+        settings=Settings(),
         at=datetime.now(UTC),
-        topics=(TopicLag(topic="t", sensor="s", waiting=0),),
-        polling_jobs={JobState.DONE: 3},
-        files={FileState.INGESTED: 3, FileState.FAILED: 1},
-        attachments=AttachmentStatus(events={}, attachments={AttachmentState.PENDING: 7}, later=7),
-        streams=StreamStatus(stored={"sales_events": {"opportunities": 3}}, lost={"sales_events": 1}),
-        unreported=0,
+        broker=Sample(BrokerState((TopicLag(topic="t", sensor="s", waiting=0),))),
+        warehouse=Sample(WarehouseState(work=work)),
     )
     assert quiet.going_on == ["Dagster's runs cannot be read"]
-    assert not quiet.idle
+    assert not quiet.is_idle

@@ -62,8 +62,8 @@ def test_a_skipped_message_is_a_dead_letter_as_it_is_and_the_others_are_taken(
     topic = services.settings.topics.polling_queue
     asked = ingest("topics", "skip", topic, "0", "2", "--count", "2", "--reason", "it hangs the sensor")
     assert asked.exit_code == 0, asked.err
-    assert "will be put aside unseen" in asked.out
-    assert "asked for before" in ingest("topics", "skip", topic, "0", "2", "--reason", "again").out
+    assert "will be skipped" in asked.out
+    assert "are skipped already" in ingest("topics", "skip", topic, "0", "2", "--reason", "again").out
     assert taken(services) == [*VALUES[:2], *VALUES[4:]]
     read = services.reader.read(
         services.settings.topics.polling_queue_dlq, None, max_messages=9, max_bytes=10**6, wait_seconds=5
@@ -87,7 +87,7 @@ def test_what_is_taken_or_not_there_or_not_read_cannot_be_skipped(
     )
     save_cursor(dagster_instance, "polling_queue_sensor", positions.to_cursor())
     for arguments, reason in (
-        ((topics.polling_queue, "0", "1"), "has been taken already"),
+        ((topics.polling_queue, "0", "1"), "has been consumed already"),
         ((topics.polling_queue, "0", "6"), "ends before offset 6"),
         ((topics.polling_queue, "5", "6"), "no partition 5"),
         (("elsewhere", "0", "0"), "is not read here"),

@@ -10,6 +10,7 @@ import requests
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings, load_settings
+from ingest_project.operations.dashboard.app import require_protection
 from ingest_project.operations.dashboard.auth import (
     COOKIE,
     FREE_FAILURES,
@@ -22,7 +23,6 @@ from ingest_project.operations.dashboard.auth import (
     GuessLimits,
     is_loopback,
 )
-from ingest_project.operations.dashboard.serving import require_protection
 from ingest_project_tests.operations.conftest import running
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105 - not one

@@ -14,10 +14,11 @@ from ingest_project.attachments.tables import attachments, download_outcomes
 from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations import metric_rollup as counting
-from ingest_project.operations.counters import LATENCY_BUCKET, LATENCY_SUM, STREAM_MESSAGES, bucket_of
 from ingest_project.operations.metric_rollup import MOST_SERIES, RunningTotals, metric_minutes
+from ingest_project.platform.capability import LATENCY_BUCKET, LATENCY_SUM, latency_bucket
 from ingest_project.platform.database.engine import open_engine, writing
 from ingest_project.polling.job_queue import polling_jobs
+from ingest_project.streams.capability import STREAM_MESSAGES
 from ingest_project.streams.positions import sink_positions
 from ingest_project_tests.operations.seeding import attachment_row, file_row, job_row, outcome_row, position_row, put
 
@@ -192,4 +193,4 @@ def test_history_lies_in_the_minutes_things_ended_in_and_is_dropped_after_a_whil
 
 @pytest.mark.parametrize(("seconds", "bucket"), [(0, "0.5"), (0.5, "0.5"), (0.51, "1"), (100_000, "+Inf")])
 def test_a_latency_lies_in_the_first_bucket_that_reaches_it(seconds: float, bucket: str) -> None:
-    assert bucket_of(seconds) == bucket
+    assert latency_bucket(seconds) == bucket

@@ -17,7 +17,7 @@ from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations import metric_rollup as counting
 from ingest_project.operations.metrics import exposition
-from ingest_project.operations.snapshot import SystemSnapshot
+from ingest_project.operations.snapshot import Monitor
 from ingest_project.platform.database.engine import open_engine, writing
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.operations.seeding import busy_hour, file_row, put
@@ -39,16 +39,14 @@ CONTRACT = {
 
 
 def looked(settings: Settings) -> dict[str, Metric]:
-    """Every metric after one look at each part."""
+    """Every metric after one poll of each part."""
     return {metric.name: metric for metric in parse(text_of(settings))}
 
 
 def text_of(settings: Settings) -> str:
-    system = SystemSnapshot(settings)
-    for part in system.parts:
-        part.look_now()
-    text = exposition(system).decode()
-    system.stop()
+    monitor = Monitor(settings)
+    text = exposition(monitor.poll_now()).decode()
+    monitor.stop()
     return text
 
 

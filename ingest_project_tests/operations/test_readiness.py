@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,8 +18,8 @@ from ingest_project.core.settings import Settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations import snapshot
 from ingest_project.operations.readiness import Line, daemon_line, readiness, sensors_line, topics_line
-from ingest_project.operations.snapshot import DagsterSeen, Poller, Sample, SystemSnapshot
-from ingest_project.operations.topics import BrokerSeen, Movement, TopicLag
+from ingest_project.operations.snapshot import DagsterState, Monitor, Poller, Sample
+from ingest_project.operations.topics import BrokerState, Movement, TopicLag
 from ingest_project.platform.dagster.run_records import DagsterRecords, FailingTicks, RunsInFlight, SensorOnRecord
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project_tests.cli.test_status import save_cursor
@@ -26,11 +27,9 @@ from ingest_project_tests.cli.test_status import save_cursor
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 
 
-def lines_of(system: SystemSnapshot) -> dict[str, Line]:
-    for part in system.parts:
-        part.look_now()
-    lines = {line.name: line for line in readiness(system, datetime.now(UTC))}
-    system.stop()
+def lines_of(monitor: Monitor) -> dict[str, Line]:
+    lines = {line.name: line for line in readiness(monitor.poll_now())}
+    monitor.stop()
     return lines
 
 
@@ -43,9 +42,7 @@ def test_with_everything_there_every_line_is_ok(
     now = datetime.now(UTC).timestamp()
     dagster_instance.add_daemon_heartbeat(DaemonHeartbeat(now, "SENSOR", "daemon"))
     save_cursor(dagster_instance, "file_events_sensor", Positions("", {0: 1}).to_cursor(), at=now)
-    lines = lines_of(
-        SystemSnapshot(on_record(settings_of(sqlite_url, embedded_broker.bootstrap_servers), dagster_instance))
-    )
+    lines = lines_of(Monitor(on_record(settings_of(sqlite_url, embedded_broker.bootstrap_servers), dagster_instance)))
     assert [name for name, line in lines.items() if not line.ok] == [], lines
     assert list(lines) == ["broker", "warehouse", "dagster storage", "daemon", "sensors", "topics", "disk"]
 
@@ -54,12 +51,12 @@ def test_each_part_that_is_away_is_down_alone(
     settings_of: Callable[..., Settings], sqlite_url: str, embedded_broker: EmbeddedBroker
 ) -> None:
     embedded_broker.go_down()
-    lines = lines_of(SystemSnapshot(settings_of(sqlite_url, embedded_broker.bootstrap_servers)))
+    lines = lines_of(Monitor(settings_of(sqlite_url, embedded_broker.bootstrap_servers)))
     assert lines["warehouse"].ok
     assert not lines["broker"].ok
     assert embedded_broker.bootstrap_servers in lines["broker"].detail
     nothing_there = "postgresql://somebody:canary@127.0.0.1:9/none"
-    lines = lines_of(SystemSnapshot(settings_of(nothing_there)))
+    lines = lines_of(Monitor(settings_of(nothing_there)))
     assert not lines["warehouse"].ok
     assert "canary" not in str(lines)
     assert not lines["dagster storage"].ok
@@ -142,33 +139,33 @@ def test_a_topic_that_does_not_move_although_it_has_messages_is_named() -> None:
     assert movement.stalled([lag(3, 7), lag(3, 0, "moving")], 0.0) == ()
     stalled = movement.stalled([lag(4, 7), lag(3, 1, "moving")], 300.0)
     assert [(one.topic, one.partitions, one.waiting, one.seconds) for one in stalled] == [("stuck", (1,), 4, 300.0)]
-    line = topics_line(Sample(BrokerSeen((lag(4, 7),), stalled, ())), seen())
+    line = topics_line(Sample(BrokerState((lag(4, 7),), stalled, ())), seen())
     assert not line.ok
     assert line.detail == "stuck has stood still for 300 s with 4 waiting (partition 1), read by s"
     stopped = seen(SensorOnRecord("s", None, NOW, stopped=True))
-    assert topics_line(Sample(BrokerSeen((lag(4, 7),), stalled, ())), stopped).ok, "a person has stopped it"
+    assert topics_line(Sample(BrokerState((lag(4, 7),), stalled, ())), stopped).ok, "a person has stopped it"
     assert movement.stalled([lag(0, 11)], 600.0) == ()
 
 
-def test_a_look_that_hangs_is_noticed(settings_of: Callable[..., Settings], sqlite_url: str) -> None:
-    system = SystemSnapshot(settings_of(sqlite_url))
-    system.ledger.look_now()
-    assert readiness(system, datetime.now(UTC))[1].ok
-    late = readiness(system, datetime.now(UTC) + timedelta(seconds=60))[1]
+def test_a_poll_that_hangs_is_noticed(settings_of: Callable[..., Settings], sqlite_url: str) -> None:
+    monitor = Monitor(settings_of(sqlite_url))
+    monitor.warehouse.poll_now()
+    assert readiness(monitor.snapshot())[1].ok
+    late = readiness(replace(monitor.snapshot(), at=datetime.now(UTC) + timedelta(seconds=60)))[1]
     assert not late.ok
     assert "has not answered for 60 s" in late.detail
-    system.stop()
+    monitor.stop()
 
 
-def test_a_defect_in_one_look_is_told_and_the_last_value_kept() -> None:
+def test_a_defect_in_one_poll_is_told_and_the_last_value_kept() -> None:
     answers = iter([1])
     part = Poller("part", lambda: next(answers), 1.0)
-    part.look_now()
-    first = part.seen.present
-    part.look_now()
-    assert (first, part.seen.present) == (1, None)
-    assert part.seen.value == 1
-    assert part.seen.problem == "StopIteration: "
+    part.poll_now()
+    first = part.sample.present
+    part.poll_now()
+    assert (first, part.sample.present) == (1, None)
+    assert part.sample.value == 1
+    assert part.sample.problem == "StopIteration: "
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -179,8 +176,8 @@ def test_a_thread_that_ended_is_told_and_one_whose_log_fails_goes_on(monkeypatch
     ended = Poller("part", end, 0.01)
     ended.start()
     ended.join(10)
-    assert ended.seen.present is None
-    assert "its thread has ended" in (ended.seen.problem or "")
+    assert ended.sample.present is None
+    assert "its thread has ended" in (ended.sample.problem or "")
 
     def failing(*_: object, **__: object) -> None:
         raise FileNotFoundError("no such log")
@@ -195,17 +192,17 @@ def test_a_thread_that_ended_is_told_and_one_whose_log_fails_goes_on(monkeypatch
     going_on.start()
     while next(numbers) < 5:
         time.sleep(0.01)
-    assert "no such log" in (going_on.seen.problem or "")
-    going_on.ask_to_stop()
+    assert "no such log" in (going_on.sample.problem or "")
+    going_on.request_stop()
     going_on.join(10)
 
 
 def seen(
     *sensors: SensorOnRecord, beat: datetime | None = None, failing: Mapping[str, FailingTicks] | None = None
-) -> Sample[DagsterSeen]:
+) -> Sample[DagsterState]:
     beats = {"SENSOR": beat} if beat else {}
     by_name = {sensor.name: sensor for sensor in sensors}
-    return Sample(DagsterSeen(by_name, beats, RunsInFlight(0, 0), (), failing or {}), NOW)
+    return Sample(DagsterState(sensors=by_name, heartbeats=beats, runs=RunsInFlight(0, 0), failing=failing or {}), NOW)
 
 
 def on_record(settings: Settings, instance: DagsterInstance) -> Settings:

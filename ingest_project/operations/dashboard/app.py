@@ -1,11 +1,11 @@
-"""The monitor as a web application: the page and its data, metrics, health."""
+"""The monitor as a web application: the page and its data, metrics and health, and the server that serves them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ingest_project.core.errors import IngestError
+from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.settings import Settings
 from ingest_project.core.terminal_text import printable
 from ingest_project.operations.dashboard.auth import (
@@ -26,37 +26,39 @@ from ingest_project.operations.dashboard.auth import (
     TooManyAttemptsError,
     address_of,
     cookie_of,
+    is_loopback,
 )
-from ingest_project.operations.dashboard.data import dashboard
-from ingest_project.operations.dashboard.history import WINDOWS, Histories
+from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
 from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.readiness import Line, readiness
-from ingest_project.operations.snapshot import SystemSnapshot
+from ingest_project.operations.snapshot import Monitor
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp
 
-FIRST_LOOK_SECONDS = 10.0
+FIRST_POLL_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.
-FIRST_LOOK_OF_PAGE_SECONDS = 1.0
-MOST_FORM_BYTES = 4_096
+FIRST_POLL_OF_PAGE_SECONDS = 1.0
+MAX_FORM_BYTES = 4_096
 FORM_SECONDS = 10.0
+# Time for requests in progress once the server is stopped.
+GRACE_SECONDS = 3
 PAGES = files("ingest_project.operations.dashboard") / "pages"
 STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "charts.js": "text/javascript"}
 
 
 def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
-    """The application; it begins to look when it is started, and connects to nothing before.
+    """Create the application; it begins to poll when it is started, and connects to nothing before.
 
     Args:
-        settings: where everything is, and the token.
-        local_only: answer only what was addressed to this machine's own names.
+        settings: of the system, with the token.
+        local_only: answer only requests that were addressed to this machine's own names.
     """
     token = settings.monitor.token
     gate = Gate(token.get_secret_value() if token else "")
-    answers = Answers(SystemSnapshot(settings), gate)
+    answers = Answers(Monitor(settings), gate)
     routes = [
         Route("/", answers.page),
         Route("/dashboard.json", answers.data),
@@ -68,47 +70,87 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
         Route("/logout", answers.logout, methods=["POST"]),
         Route("/static/{name}", answers.static),
     ]
-    return Guarded(Starlette(routes=routes, lifespan=answers.looking), gate, local_only=local_only)
+    return Guarded(Starlette(routes=routes, lifespan=answers.polling), gate, local_only=local_only)
+
+
+def serve(settings: Settings, host: str, port: int, started: Callable[[str], None], *, insecure: bool = False) -> None:
+    """Serve the monitor until SIGTERM or Ctrl-C, then shut down in order.
+
+    Args:
+        settings: of the system, with the token.
+        host: address to listen on.
+        port: 0 picks a free one.
+        started: called with the address once it listens.
+        insecure: listen beyond this machine without a token.
+
+    Raises:
+        SettingsError: it would be open to others without a token, or the port is taken.
+    """
+    import uvicorn  # noqa: PLC0415 - only this command serves
+
+    require_protection(settings, host, insecure=insecure)
+    app = monitor_app(settings, local_only=is_loopback(host) and not settings.monitor.token)
+    listener = _listen(host, port)
+    # Its own log would have another format, and a line for every request.
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False
+    )
+    shown = f"[{host}]" if ":" in host else host
+    started(f"http://{shown}:{listener.getsockname()[1]}/")
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def require_protection(settings: Settings, host: str, *, insecure: bool) -> None:
+    """Raise SettingsError where everybody on the network could read the monitor."""
+    if is_loopback(host) or settings.monitor.token or insecure:
+        return
+    raise SettingsError(
+        f"The monitor would be open to everybody who reaches {host}. "
+        "Set INGEST_MONITOR_TOKEN, or say --insecure where something else protects it."
+    )
 
 
 class Answers:
-    """What each address answers."""
+    """One method for each route."""
 
-    def __init__(self, system: SystemSnapshot, gate: Gate) -> None:
-        self._system = system
+    def __init__(self, monitor: Monitor, gate: Gate) -> None:
+        self._monitor = monitor
         self._gate = gate
-        self._histories = Histories(lambda: RunningTotals(system.services.engine))
+        self._histories = Histories(lambda: RunningTotals(monitor.services.engine))
 
     @asynccontextmanager
-    async def looking(self, _app: Starlette) -> AsyncIterator[None]:
-        """Look for as long as the application runs."""
-        self._system.start()
+    async def polling(self, _app: Starlette) -> AsyncIterator[None]:
+        """Poll for as long as the application runs."""
+        self._monitor.start()
         try:
             yield
         finally:
-            await run_in_threadpool(self._system.stop)
+            await run_in_threadpool(self._monitor.stop)
 
     async def page(self, _request: Request) -> Response:
-        """The dashboard."""
+        """Return the dashboard."""
         return HTMLResponse(_page("dashboard.html"))
 
     async def data(self, request: Request) -> Response:
-        """Its data, of `?window=1h`, `24h` or `7d`."""
+        """Return its data, of `?window=1h`, `24h` or `7d`."""
         window = request.query_params.get("window", "1h")
         if window not in WINDOWS:
             return PlainTextResponse(f"There is no window {window[:20]!r}: {', '.join(WINDOWS)}.\n", 400)
         return Response(await run_in_threadpool(self._data, window), media_type="application/json")
 
     async def metrics(self, _request: Request) -> Response:
-        """Prometheus's text."""
+        """Return the metrics in Prometheus's text format."""
         return Response(await run_in_threadpool(self._metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def alive(self, _request: Request) -> Response:
-        """This process answers; nothing else is asked."""
+        """Answer without asking any service."""
         return PlainTextResponse("ok\n")
 
     async def ready(self, request: Request) -> Response:
-        """Whether everything is there: 200, or 503 when something is not."""
+        """Return 200 when everything is ready, 503 when something is not."""
         lines = await run_in_threadpool(self._ready)
         status = 200 if all(line.ok for line in lines) else 503
         if "application/json" in request.headers.get("accept", ""):
@@ -116,17 +158,17 @@ class Answers:
         return PlainTextResponse("".join(f"{printable(line)}\n" for line in lines), status)
 
     async def login_form(self, _request: Request) -> Response:
-        """Asks a person for the token."""
+        """Return the form for the token."""
         return HTMLResponse(_page("login.html")) if self._gate.is_locked else RedirectResponse("./", 303)
 
     async def login(self, request: Request) -> Response:
-        """A cookie for the token."""
+        """Check the token, and set a cookie for it."""
         form = bytearray()
         try:
             async with asyncio.timeout(FORM_SECONDS):
                 async for piece in request.stream():
                     form += piece
-                    if len(form) > MOST_FORM_BYTES:
+                    if len(form) > MAX_FORM_BYTES:
                         return PlainTextResponse("The form is too large.\n", 413)
         except TimeoutError:
             return PlainTextResponse("The form took too long.\n", 408)
@@ -142,34 +184,35 @@ class Answers:
         return answer
 
     async def logout(self, request: Request) -> Response:
-        """End the session, and take its cookie away."""
+        """End the session and delete its cookie."""
         self._gate.end_session(cookie_of(request.headers))
         answer = RedirectResponse("login", 303)
         answer.delete_cookie(COOKIE, **_cookie_attributes(request))
         return answer
 
     async def static(self, request: Request) -> Response:
-        """A script or style sheet of the page."""
+        """Return a script or style sheet of the page."""
         name = request.path_params["name"]
         if name not in STATIC:
             return PlainTextResponse("Not found.\n", 404)
         return Response(_page(name), media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
 
     def _data(self, window: str) -> bytes:
-        self._system.wait_for_first_look(FIRST_LOOK_OF_PAGE_SECONDS)
+        self._monitor.wait_for_first(FIRST_POLL_OF_PAGE_SECONDS)
+        snapshot = self._monitor.snapshot()
         try:
-            history = None if self._system.ledger.seen.problem else self._histories.of(window)
+            history = None if snapshot.warehouse.problem else self._histories.of(window)
         except IngestError:
             history = None
-        return dashboard(self._system, history, window)
+        return dashboard(snapshot, history, window)
 
     def _metrics(self) -> bytes:
-        self._system.wait_for_first_look(FIRST_LOOK_SECONDS)
-        return exposition(self._system)
+        self._monitor.wait_for_first(FIRST_POLL_SECONDS)
+        return exposition(self._monitor.snapshot())
 
     def _ready(self) -> tuple[Line, ...]:
-        self._system.wait_for_first_look(FIRST_LOOK_SECONDS)
-        return readiness(self._system, datetime.now(UTC))
+        self._monitor.wait_for_first(FIRST_POLL_SECONDS)
+        return readiness(self._monitor.snapshot())
 
 
 def _cookie_attributes(request: Request) -> dict[str, Any]:
@@ -179,3 +222,20 @@ def _cookie_attributes(request: Request) -> dict[str, Any]:
 
 def _page(name: str) -> str:
     return (PAGES / name).read_text(encoding="utf-8")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        # Before the address is known: a client that connects at once waits for the server instead of being refused.
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"The monitor cannot listen on {host}:{port}: {error.strerror or error}. "
+            "Set INGEST_MONITOR_PORT to another port, or to 0 for a free one."
+        ) from error
+    return listener

@@ -1,60 +1,198 @@
-"""The JSON that the dashboard page requests."""
+"""The JSON that the dashboard page requests: the last snapshot, and the history of the counters by minute."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 from urllib.parse import quote
 
 import msgspec
 
+from ingest_project.attachments.capability import ATTACHMENTS, DOWNLOAD_FAILURES, DOWNLOADS
 from ingest_project.core.terminal_text import printable_json
-from ingest_project.operations.counts import Failure, LedgerSeen
-from ingest_project.operations.dashboard.history import History
+from ingest_project.file_ingest.capability import FILES, QUARANTINED_FILES, QUARANTINED_ROWS, ROWS
+from ingest_project.operations.metric_rollup import MinuteValue, RunningTotals
 from ingest_project.operations.readiness import readiness
-from ingest_project.operations.snapshot import DagsterSeen, SystemSnapshot
-from ingest_project.operations.topics import BrokerSeen
+from ingest_project.operations.snapshot import DagsterState, SystemSnapshot, WarehouseState
+from ingest_project.operations.topics import BrokerState
+from ingest_project.platform.capability import LATENCY_BUCKET, LATENCY_BUCKETS, LATENCY_SUM, Failure
 from ingest_project.platform.dagster.run_records import RunOnRecord
+from ingest_project.platform.work_queue.batches import BATCH_SIZE_TAG, BATCH_TAG
+from ingest_project.streams.capability import STREAM_MESSAGES, UNIDENTIFIED
 
-BATCH_TAG, BATCH_SIZE_TAG = "ingest/batch", "ingest/batch_size"
-SHOWN_REASON = 300
+MAX_SHOWN_REASON = 300
+SHOWN = (
+    FILES,
+    ROWS,
+    QUARANTINED_FILES,
+    QUARANTINED_ROWS,
+    ATTACHMENTS,
+    DOWNLOADS,
+    DOWNLOAD_FAILURES,
+    STREAM_MESSAGES,
+    LATENCY_BUCKET,
+    LATENCY_SUM,
+)
+PERCENTILES = (0.5, 0.95, 0.99)
 
 
-def dashboard(system: SystemSnapshot, history: History | None, window: str) -> bytes:
-    """JSON with everything the page shows; what cannot be known now is null, and a line of `health` says why.
+class Window(NamedTuple):
+    """How far the page looks back.
 
     Args:
-        system: what was seen last.
+        length: in minutes.
+        step: in minutes; a point of each chart.
+        kept_seconds: how long a result is reused.
+    """
+
+    length: int
+    step: int
+    kept_seconds: float
+
+
+WINDOWS: Mapping[str, Window] = {
+    "1h": Window(60, 1, 1.0),
+    "24h": Window(24 * 60, 15, 15.0),
+    "7d": Window(7 * 24 * 60, 120, 60.0),
+}
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Seconds from event to stored, of so many; percentiles are estimates within a bucket, None beyond the last."""
+
+    count: int
+    percentiles: tuple[float | None, ...]
+
+
+class History(msgspec.Struct, frozen=True):
+    """One window.
+
+    Args:
+        starts: of each step, seconds since 1970.
+        files, rows: by outcome, one number a step.
+        reasons: why files and rows were refused: reason, files, rows; the most frequent first.
+        downloads: by attempt and status.
+        failures: of downloads, by class of error.
+        messages: of streams, by topic and outcome.
+        latency: by pipeline.
+    """
+
+    step_minutes: int
+    starts: tuple[int, ...]
+    files: Mapping[str, tuple[int, ...]]
+    rows: Mapping[str, tuple[int, ...]]
+    reasons: tuple[tuple[str, int, int], ...]
+    downloads: Mapping[str, Mapping[str, int]]
+    failures: Mapping[str, int]
+    messages: Mapping[str, Mapping[str, int]]
+    latency: Mapping[str, Latency]
+
+
+class Histories:
+    """The windows, each read at most so often however many clients request it."""
+
+    def __init__(self, totals: Callable[[], RunningTotals]) -> None:
+        self._totals = totals
+        self._lock = threading.Lock()
+        self._kept: dict[str, tuple[float, History]] = {}
+
+    def of(self, name: str) -> History:
+        """Return one window.
+
+        Raises:
+            KeyError: there is none of that name.
+            DatabaseUnavailableError: the database does not answer.
+        """
+        window = WINDOWS[name]
+        with self._lock:
+            read_at, history = self._kept.get(name, (0.0, None))
+            if history is None or time.monotonic() - read_at > window.kept_seconds:
+                history = self._read(window)
+                self._kept[name] = (time.monotonic(), history)
+            return history
+
+    def _read(self, window: Window) -> History:
+        now = datetime.now(UTC)
+        since = now - timedelta(minutes=window.length - window.step)
+        return history_of(self._totals().history(since, window.step, SHOWN), window, now)
+
+
+def history_of(values: Iterable[MinuteValue], window: Window, now: datetime) -> History:
+    """Arrange the values of a window as series and tables."""
+    last = int(now.timestamp() // 60) // window.step
+    steps = range(last - window.length // window.step + 1, last + 1)
+    by_name: dict[str, list[MinuteValue]] = {name: [] for name in SHOWN}
+    for value in values:
+        if value.step in steps:
+            by_name[value.name].append(value)
+    return History(
+        step_minutes=window.step,
+        starts=tuple(step * window.step * 60 for step in steps),
+        files=_series(by_name[FILES], steps),
+        rows=_series(by_name[ROWS], steps),
+        reasons=_reasons(by_name[QUARANTINED_FILES], by_name[QUARANTINED_ROWS]),
+        downloads=_by_two(by_name[DOWNLOADS], outer=1),
+        failures=_by_last(by_name[DOWNLOAD_FAILURES]),
+        messages=_by_two(by_name[STREAM_MESSAGES], outer=0),
+        latency=_latencies(by_name[LATENCY_BUCKET]),
+    )
+
+
+def percentile(counts: Mapping[str, float], share: float) -> float | None:
+    """Estimate the seconds below which that share lies, linear within a bucket.
+
+    Args:
+        counts: by the upper end of the bucket, not cumulative.
+        share: 0 to 1.
+
+    Returns:
+        seconds; None where nothing was counted, or where it lies beyond the last bucket.
+    """
+    wanted = share * sum(counts.values())
+    so_far, start = 0.0, 0.0
+    for end in LATENCY_BUCKETS:
+        here = counts.get(f"{end:g}", 0.0)
+        if here and so_far + here >= wanted:
+            return start + (end - start) * (wanted - so_far) / here
+        so_far, start = so_far + here, float(end)
+    return None
+
+
+def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) -> bytes:
+    """Return JSON with everything the page shows; what is unknown is null, and a line of `health` says why.
+
+    Args:
+        snapshot: of the system.
         history: of the window; None where the database does not answer.
         window: the name of it.
     """
-    now = datetime.now(UTC)
-    settings = system.settings
-    site = settings.dagster.webserver_url.rstrip("/")
-    ledger, dagster = system.ledger.seen.value, system.dagster.seen.present
-    tables = system.tables.seen.present
+    settings, site = snapshot.settings, snapshot.settings.dagster.webserver_url.rstrip("/")
+    warehouse = snapshot.warehouse.value
     content = msgspec.json.encode(
         {
-            "at": now,
+            "at": snapshot.at,
             "environment": settings.environment,
             "dagster_url": site,
             "refresh_seconds": settings.monitor.refresh_seconds,
             "window": window,
-            "health": [*readiness(system, now)],
-            "topics": _topics(system.broker.seen.present),
-            "unfinished": ledger.unfinished if ledger else None,
-            "retry_tiers": _retry_tiers(ledger, settings.attachments.retry_delays_seconds, now),
-            "unidentified": ledger.unidentified if ledger else None,
-            "failures": [_failure(failure, site) for failure in ledger.failures] if ledger else None,
-            "runs": _runs(dagster, site),
+            "health": readiness(snapshot),
+            "topics": _topics(snapshot.broker.present),
+            "unfinished": {queue.kind: queue.unfinished for queue in warehouse.queues} if warehouse else None,
+            "retry_tiers": _retry_tiers(warehouse, settings.attachments.retry_delays_seconds, snapshot.at),
+            "unidentified": warehouse.gauges[UNIDENTIFIED][()] if warehouse else None,
+            "failures": [_failure(failure, site) for failure in warehouse.failures] if warehouse else None,
+            "runs": _runs(snapshot.dagster.present, site),
             "history": history,
-            "tables": tables.figures if tables else None,
+            "tables": snapshot.tables.present,
         }
     )
     return printable_json(content.decode()).encode()
 
 
-def _topics(broker: BrokerSeen | None) -> dict[str, object] | None:
+def _topics(broker: BrokerState | None) -> dict[str, object] | None:
     if broker is None:
         return None
     lags = [
@@ -72,23 +210,26 @@ def _topics(broker: BrokerSeen | None) -> dict[str, object] | None:
     return {"lags": lags, "dead_letters": broker.dead_letters}
 
 
-def _retry_tiers(ledger: LedgerSeen | None, delays: list[float], now: datetime) -> list[dict[str, object]] | None:
-    """The retry tiers there are, those without anyone on them too."""
-    if ledger is None:
+def _retry_tiers(
+    warehouse: WarehouseState | None, delays: Sequence[float], now: datetime
+) -> list[dict[str, object]] | None:
+    """Return every retry tier, the empty ones too."""
+    if warehouse is None:
         return None
-    waiting = {tier.attempt: tier for tier in ledger.retry_tiers}
-    tiers: list[dict[str, object]] = []
-    for attempt, delay in enumerate(delays, start=2):
-        tier = waiting.get(attempt)
-        due = max(0.0, (tier.next_due_at - now).total_seconds()) if tier else None
-        entry = {"attempt": attempt, "delay_seconds": delay, "waiting": tier.waiting if tier else 0}
-        tiers.append({**entry, "next_due_seconds": due})
-    return tiers
+    return [
+        {
+            "attempt": tier.attempt,
+            "delay_seconds": delay,
+            "waiting": tier.waiting,
+            "next_due_seconds": max(0.0, (tier.next_due_at - now).total_seconds()) if tier.next_due_at else None,
+        }
+        for tier, delay in zip(warehouse.retry_tiers, delays, strict=False)
+    ]
 
 
 def _failure(failure: Failure, site: str) -> dict[str, object]:
     where = f"{site}/assets/{failure.asset}?view=partitions&partition={quote(failure.key)}" if failure.asset else None
-    reason = (failure.reason or "")[:SHOWN_REASON]
+    reason = (failure.reason or "")[:MAX_SHOWN_REASON]
     return {
         "kind": failure.kind,
         "key": failure.key,
@@ -100,7 +241,7 @@ def _failure(failure: Failure, site: str) -> dict[str, object]:
     }
 
 
-def _runs(dagster: DagsterSeen | None, site: str) -> dict[str, object] | None:
+def _runs(dagster: DagsterState | None, site: str) -> dict[str, object] | None:
     if dagster is None:
         return None
     running = [_run(run, site) for run in dagster.running]
@@ -124,3 +265,44 @@ def _what(tags: Mapping[str, str]) -> Iterator[str]:
         yield partition
     elif batch := tags.get(BATCH_TAG):
         yield f"{tags.get(BATCH_SIZE_TAG, '')} {batch.replace('_', ' ')}".strip()
+
+
+def _series(values: Sequence[MinuteValue], steps: range) -> dict[str, tuple[int, ...]]:
+    made: dict[str, list[int]] = {}
+    for value in values:
+        made.setdefault(value.labels[-1], [0] * len(steps))[value.step - steps[0]] += round(value.value)
+    return {label: tuple(numbers) for label, numbers in sorted(made.items())}
+
+
+def _by_last(values: Sequence[MinuteValue]) -> dict[str, int]:
+    made: dict[str, int] = {}
+    for value in values:
+        made[value.labels[-1]] = made.get(value.labels[-1], 0) + round(value.value)
+    return dict(sorted(made.items(), key=lambda item: -item[1]))
+
+
+def _by_two(values: Sequence[MinuteValue], outer: int) -> dict[str, dict[str, int]]:
+    made: dict[str, dict[str, int]] = {}
+    for value in values:
+        inner = made.setdefault(value.labels[outer], {})
+        label = value.labels[1 - outer]
+        inner[label] = inner.get(label, 0) + round(value.value)
+    return dict(sorted(made.items()))
+
+
+def _reasons(files: Sequence[MinuteValue], rows: Sequence[MinuteValue]) -> tuple[tuple[str, int, int], ...]:
+    of_files, of_rows = _by_last(files), _by_last(rows)
+    each = [(reason, of_files.get(reason, 0), of_rows.get(reason, 0)) for reason in {**of_files, **of_rows}]
+    return tuple(sorted(each, key=lambda entry: (-entry[1], -entry[2], entry[0])))
+
+
+def _latencies(values: Sequence[MinuteValue]) -> dict[str, Latency]:
+    by_pipeline: dict[str, dict[str, float]] = {}
+    for value in values:
+        pipeline, end = value.labels
+        counts = by_pipeline.setdefault(pipeline, {})
+        counts[end] = counts.get(end, 0.0) + value.value
+    return {
+        pipeline: Latency(round(sum(counts.values())), tuple(percentile(counts, share) for share in PERCENTILES))
+        for pipeline, counts in sorted(by_pipeline.items())
+    }

@@ -4,17 +4,18 @@ Written against and tested with dagster 1.13.27 and dagster-postgres 0.29.27. No
 modules or dagster-postgres. An upgrade of Dagster has to keep what this list names; the tests named with each say where
 it does not.
 
-- `event_log_storage.py`: `EventLogStorage.store_event_batch`, `_connect` and `_check_partitions_table`; the tables
-  `event_logs`, `asset_check_executions` and `dynamic_partitions`; `serialize_value`; the `_engine` of three storages,
+- `event_log_storage.py`: the event log's `_event_to_row`, `_store_asset_event_tags`, `_store_asset_event`, `_connect`
+  and `_check_partitions_table`; the tables `event_logs`, `asset_check_executions` and `dynamic_partitions`;
+  `serialize_value`; the `_engine` of three storages,
   and that these can be copied; `_has_instigators_table`; `InstanceRef.from_dir` (test_asset_events, test_internals).
 - `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData`, `AssetCheckEvaluation`,
   `get_step_execution_context`, and the metadata key by which an output has no event (test_asset_events, test_batches).
   With a storage other than `BulkEventLogStorage` each event goes through `DagsterInstance.handle_new_event`.
-- `instigators.py`, `failures.py`: `InstigatorState`, its data and its ticks; `StepFailureData` and `JobFailureData`
-  (test_clock_repair, test_alerts, test_batches).
-- `run_records.py`: the run and schedule storages, opened without an instance (test_status).
+- `run_records.py`: the run and schedule storages, opened without an instance; `InstigatorState` and its ticks;
+  `StepFailureData` and `JobFailureData` (test_status, test_alerts, test_batches).
 - `daemon.py`: `MIN_INTERVAL_LOOP_TIME` and `DEFAULT_DAEMON_INTERVAL_SECONDS` of Dagster's loops; the command line of
-  `dagster-daemon` (test_daemon). Without it: `dagster-daemon run`, each message seen up to four seconds later.
+  `dagster-daemon`; `InstigatorState`, its data and its ticks (test_daemon, test_clock_repair). Without it:
+  `dagster-daemon run`, each message seen up to four seconds later.
 - `code_server.py`: that the code server starts run workers by `multiprocessing.get_context("spawn")`; the command of
   `dagster api grpc` (test_code_server, test_internals). Without it: `dagster api grpc`, each run two seconds later.
 - `run_launcher.py`: `DefaultRunLauncher._get_grpc_client_for_termination`, `DagsterGrpcClient.get_current_runs`

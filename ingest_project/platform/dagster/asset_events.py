@@ -1,7 +1,7 @@
-"""Record materialisations and check results of many partitions in Dagster's event log, in bulk where it can.
+"""Record materialisations and check results of many partitions in Dagster's event log, in bulk where possible.
 
 One file of a batch may be stored while the next is quarantined, and Dagster would report a run's outputs for every one
-of its partitions. So each partition's materialisations and check results are written by hand.
+of its partitions. So each partition's materialisations and check results are stored here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializa
 from dagster._core.events.log import EventLogEntry
 
 from ingest_project.core.batches import store_bisecting
-from ingest_project.platform.dagster.event_log_storage import ROWS_PER_STATEMENT, BulkEventLogStorage
+from ingest_project.platform.dagster.event_log_storage import BulkEventLogStorage
 
 _POOL_RECYCLE_SECONDS = 3_600
 _STATEMENT_TIMEOUT_MILLISECONDS = 120_000
@@ -48,13 +48,13 @@ class CheckResult:
 
     @property
     def key(self) -> dg.AssetCheckKey:
-        """Which check of which asset."""
+        """The key of the check."""
         return dg.AssetCheckKey(self.asset, self.check)
 
 
 @dataclass(frozen=True)
 class PartitionEvents:
-    """What happened to one partition: the metadata of each asset that was materialised for it, and its checks."""
+    """The events of one partition: the metadata of each asset that was materialised for it, and its check results."""
 
     partition: str
     materialized: Mapping[dg.AssetKey, Mapping[str, Any]]
@@ -62,7 +62,7 @@ class PartitionEvents:
 
 
 def report_failed(instance: dg.DagsterInstance, result: CheckResult, partition: str) -> None:
-    """Show in the UI that a partition failed for good, where no run is left that could say so."""
+    """Show in the UI that a partition failed permanently, where no run is left that could report it."""
     evaluation = dg.AssetCheckEvaluation(
         asset_key=result.asset,
         check_name=result.check,
@@ -76,7 +76,7 @@ def report_failed(instance: dg.DagsterInstance, result: CheckResult, partition: 
 
 
 def keep_connections_open(instance: dg.DagsterInstance) -> None:
-    """Let this process reuse its connections to Dagster's storage: by default each event opens one of its own."""
+    """Reuse this process's connections to Dagster's storage: by default each event opens one of its own."""
     if isinstance(instance.event_log_storage, BulkEventLogStorage):
         return  # they stay open anyway
     instance.optimize_for_webserver(
@@ -88,9 +88,9 @@ Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext | dg.OpExecut
 
 
 def report(context: Context, reports: Sequence[PartitionEvents]) -> None:
-    """Write the events of many partitions into Dagster's event log.
+    """Store the events of many partitions in Dagster's event log.
 
-    Done a second time it adds the same events again, and the UI shows the newest: the same state.
+    A second call adds the same events again, and the UI shows the newest: the same state.
     """
     targets = _store_materializations(context, reports)
     targets |= _earlier_targets(context.instance, reports)
@@ -98,34 +98,34 @@ def report(context: Context, reports: Sequence[PartitionEvents]) -> None:
 
 
 def report_bisecting(context: Context, reports: Sequence[PartitionEvents]) -> list[tuple[PartitionEvents, Exception]]:
-    """Write the events of many partitions; of one whose events cannot be written, a bare account of the reason.
+    """Store the events of many partitions; of one whose events cannot be stored, only the reason.
 
     Returns:
-        the partitions of which not even that can be written, each with what was raised.
+        the partitions of which not even that can be stored, each with what was raised.
 
     Raises:
-        Exception: no partition's events can be written: that is no partition's fault.
+        Exception: no partition's events can be stored: that is no partition's fault.
     """
     failures = store_bisecting(reports, lambda part: report(context, part), lambda _: True)
-    told = [(_bare(one, error), error) for one, error in failures]
-    left = store_bisecting([one for one, _ in told], lambda part: report(context, part), lambda _: True)
+    bare = [_bare(one, error) for one, error in failures]
+    left = store_bisecting(bare, lambda part: report(context, part), lambda _: True)
     if left and len(left) == len(reports):
         raise left[0][1]
     return left
 
 
 def _bare(one: PartitionEvents, error: Exception) -> PartitionEvents:
-    """What can be said of a partition for certain: which assets, how each check came out, and what stood in the way."""
-    told = {"not_shown": f"{type(error).__name__}: {ascii(str(error))[:_MAX_REASON]}"}
-    checks = [replace(result, metadata=told, description=told["not_shown"]) for result in one.checks]
-    return PartitionEvents(one.partition, dict.fromkeys(one.materialized, told), checks)
+    """Keep what is certain of a partition: its assets, the result of each check, and why its events were not stored."""
+    metadata = {"not_shown": f"{type(error).__name__}: {ascii(str(error))[:_MAX_REASON]}"}
+    checks = [replace(result, metadata=metadata, description=metadata["not_shown"]) for result in one.checks]
+    return PartitionEvents(one.partition, dict.fromkeys(one.materialized, metadata), checks)
 
 
 def outputs_without_events(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
     """Yield the output of each asset of the run, so that the steps below it go on, without an event of its own.
 
-    Dagster would report an output for every partition of the run, also for those that failed: `report` has reported
-    each. It leaves the event out for outputs that it takes to have reported themselves.
+    Dagster would report an output for every partition of the run, also for those that failed, and `report` has
+    reported each already. Dagster omits the event of an output that is marked as a source asset's observation.
     """
     for asset in context.job_def.asset_layer.asset_graph.toposorted_asset_keys:
         if asset not in context.selected_asset_keys:
@@ -134,11 +134,11 @@ def outputs_without_events(context: dg.AssetExecutionContext) -> Iterator[dg.Mat
 
 
 def report_each(context: dg.AssetCheckExecutionContext, results: Mapping[str, CheckResult]) -> None:
-    """Give each partition of a selection its own result: the one that Dagster stores itself stands for all of them.
+    """Store a result for each partition of a selection: Dagster itself stores one for all of them.
 
     Args:
-        context: of a check that was asked to look at these partitions.
-        results: by partition; where it is one alone, Dagster's own will do.
+        context: of a check that evaluates these partitions.
+        results: by partition; a single one is left to Dagster.
     """
     if len(results) > 1:
         report(context, [PartitionEvents(partition, {}, [result]) for partition, result in results.items()])
@@ -148,7 +148,7 @@ Targets = dict[tuple[dg.AssetKey, str], AssetCheckEvaluationTargetMaterializatio
 
 
 def _earlier_targets(instance: dg.DagsterInstance, reports: Sequence[PartitionEvents]) -> Targets:
-    """What checks that stand alone are about: without it Dagster takes them for older than what they looked at."""
+    """Find what checks without materialisations are about: else Dagster takes them for older than that."""
     targets: Targets = {}
     for check_report in reports:
         for asset in {check.asset for check in check_report.checks if not check_report.materialized}:
@@ -167,56 +167,33 @@ def _store_materializations(context: Context, reports: Sequence[PartitionEvents]
     for report in reports:
         for asset, metadata in report.materialized.items():
             by_asset[asset].append((report.partition, metadata))
+    checked = {(result.asset, report.partition) for report in reports for result in report.checks}
+    targets: Targets = {}
     for asset, partitions in by_asset.items():
-        _store_asset(context, now, asset, partitions)
-    checked = {
-        (result.asset, report.partition)
-        for report in reports
-        for result in report.checks
-        if result.asset in report.materialized
-    }
-    storage_ids = _materialization_ids(context, checked)
-    return {
-        key: AssetCheckEvaluationTargetMaterializationData(storage_id=storage_ids[key], run_id=run_id, timestamp=now)
-        for key in checked
-    }
+        events = [_materialization_event(context, now, asset, *partition) for partition in partitions]
+        for (partition, _), storage_id in zip(partitions, _store_asset(context, asset, events, checked), strict=True):
+            targets[asset, partition] = AssetCheckEvaluationTargetMaterializationData(
+                storage_id=storage_id, run_id=run_id, timestamp=now
+            )
+    return {key: target for key, target in targets.items() if key in checked}
 
 
 def _store_asset(
-    context: Context, timestamp: float, asset: dg.AssetKey, partitions: Sequence[tuple[str, Mapping[str, Any]]]
-) -> None:
-    storage = context.instance.event_log_storage
-    is_bulk = isinstance(storage, BulkEventLogStorage)
-    for start in range(0, len(partitions), ROWS_PER_STATEMENT):
-        events = [
-            _materialization_event(context, timestamp, asset, partition, metadata)
-            for partition, metadata in partitions[start : start + ROWS_PER_STATEMENT]
-        ]
-        if is_bulk:
-            storage.store_event_batch(events)
-        else:
-            for event in events:
-                context.instance.handle_new_event(event)
-
-
-def _materialization_ids(
-    context: Context, wanted: Collection[tuple[dg.AssetKey, str]]
-) -> Mapping[tuple[dg.AssetKey, str], int]:
-    """Return the storage ids of materialisations that this run has stored."""
-    if not wanted:
-        return {}
+    context: Context, asset: dg.AssetKey, events: Sequence[EventLogEntry], checked: Collection[tuple[dg.AssetKey, str]]
+) -> list[int]:
+    """Store materialisations of one asset; return their storage ids, 0 for those that no check is about."""
     storage = context.instance.event_log_storage
     if isinstance(storage, BulkEventLogStorage):
-        assets, partitions = {asset for asset, _ in wanted}, {partition for _, partition in wanted}
-        return storage.materialization_ids(context.run.run_id, list(assets), list(partitions))
-    return {
-        (asset, partition): context.instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition]), limit=1
-        )
-        .records[0]
-        .storage_id
-        for asset, partition in wanted
-    }
+        return storage.store_materializations(events)
+    storage_ids = []
+    for event in events:
+        context.instance.handle_new_event(event)
+        partition = event.get_dagster_event().partition or ""
+        wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition])
+        is_checked = (asset, partition) in checked
+        found = context.instance.fetch_materializations(wanted, limit=1).records if is_checked else []
+        storage_ids.append(found[0].storage_id if found else 0)
+    return storage_ids
 
 
 def _store_checks(context: Context, reports: Sequence[PartitionEvents], targets: Targets) -> None:

@@ -1,12 +1,13 @@
-"""Dagster's daemon, which looks for due sensors every second and restarts when the clock is set back.
+"""Dagster's daemon, with more frequent sensors, restarted when the clock is set back.
 
-It is Dagster's own and takes its commands. Only, it looks for sensors that are due every second and not every five: a
-sensor listens to its topic inside its tick, and in between nobody does. And it looks at backfills every five seconds
-and not every thirty, because a person waits for them. Without this module (`dagster dev`, `dagster-daemon run`)
-everything works as well, each message seen up to four seconds later.
+It is Dagster's own and takes its commands, with two shorter intervals: it looks for due sensors every second instead of
+every five, as a sensor reads its topic only inside its tick; and for backfills every five seconds instead of every
+thirty, as a person waits for them. Without this module (`dagster dev`, `dagster-daemon run`) everything works as well,
+each message seen up to four seconds later.
 
-Where the clock is set back, Dagster's loops sleep until it is where it was. This daemon notices, has the records
-repaired and restarts in the same process; so it does with what an earlier one has left.
+Where the clock is set back, Dagster's loops sleep until the time that was, and Dagster runs no tick of a sensor or
+schedule whose recorded times lie in the future. This daemon notices, has the records repaired and restarts in the same
+process; it does the same with records that an earlier one has left.
 """
 
 from __future__ import annotations
@@ -17,11 +18,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from dagster import DagsterInstance
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorTick,
+    ScheduleInstigatorData,
+    SensorInstigatorData,
+)
 from dagster._daemon import controller, sensor
 from dagster._daemon.cli import create_dagster_daemon_cli
 
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.dagster.instigators import LARGEST_SKEW_SECONDS
 
 logger = get_logger(__name__)
 
@@ -29,6 +36,10 @@ LOOK_EVERY_SECONDS = 1
 BACKFILLS_EVERY_SECONDS = 5
 # How often the records are checked: another machine's clock, or a restored database, shows there alone.
 REPAIR_EVERY_SECONDS = 10.0
+# Clocks of two machines differ, and are corrected in small steps.
+LARGEST_SKEW_SECONDS = 5.0
+# One tick each second of ten minutes, and more than any schedule makes in a year ahead.
+MAX_TICKS = 1_000
 
 Repair = Callable[[], Sequence[str]]
 
@@ -39,9 +50,9 @@ def run_daemon(program: str, arguments: Sequence[str], repair: Repair) -> None:
     Args:
         program: its name in messages.
         arguments: the command line.
-        repair: brings times in the future on record back to now, and returns the names of what waited for them.
+        repair: sets recorded times in the future to now, and returns the sensors and schedules that waited.
     """
-    # Not a setting of Dagster's, which says "checks every five seconds" whatever interval a sensor has.
+    # Dagster has no setting for it: it checks every five seconds whatever interval a sensor has.
     sensor.MIN_INTERVAL_LOOP_TIME = LOOK_EVERY_SECONDS
     controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILLS_EVERY_SECONDS
     if arguments[:1] == ["run"] and "--help" not in arguments:
@@ -67,6 +78,62 @@ def watch_clock(repair: Repair, on_set_back: Callable[[], object]) -> None:
 
 
 def restart() -> None:
-    """Start this program once more in the same process: the state of its loops is gone, the records stay."""
-    logger.warning("daemon_begins_anew", reason="the clock was set back")
+    """Start this program again in the same process: the state of its loops is gone, the records stay."""
+    logger.warning("daemon_restarted", reason="the clock was set back")
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves
+
+
+def instigators_ahead(instance: DagsterInstance, now: float) -> list[InstigatorState]:
+    """Return the sensors and schedules that wait for a time that lies further ahead than clocks differ."""
+    return [state for state in instance.all_instigator_state() if _waits(instance, state, now)]
+
+
+def is_ahead(state: InstigatorState, now: float) -> bool:
+    """Tell whether a sensor or schedule would wait for a time that lies further ahead than clocks differ."""
+    data, limit = state.instigator_data, now + LARGEST_SKEW_SECONDS
+    if isinstance(data, SensorInstigatorData):
+        return max(data.last_tick_timestamp or 0, data.last_tick_start_timestamp or 0) > limit
+    if isinstance(data, ScheduleInstigatorData):
+        return max(data.start_timestamp or 0, data.last_iteration_timestamp or 0) > limit
+    return False
+
+
+def bring_back(instance: DagsterInstance, seen: InstigatorState, now: float) -> None:
+    """Set every time in the future of a sensor or schedule and of its ticks to now."""
+    for tick in _ticks_ahead(instance, seen, now, MAX_TICKS):
+        instance.update_tick(tick._replace(tick_data=tick.tick_data.with_status(tick.status, timestamp=now)))
+    # Read again: a tick that ended meanwhile has saved its cursor.
+    state = instance.get_instigator_state(seen.instigator_origin_id, seen.selector_id)
+    if state is None or not is_ahead(state, now):
+        return
+    data = state.instigator_data
+    if isinstance(data, SensorInstigatorData):
+        repaired = data._replace(
+            last_tick_timestamp=_at_most(data.last_tick_timestamp, now),
+            last_tick_start_timestamp=_at_most(data.last_tick_start_timestamp, now),
+            last_sensor_start_timestamp=_at_most(data.last_sensor_start_timestamp, now),
+            last_tick_success_timestamp=_at_most(data.last_tick_success_timestamp, now),
+        )
+        instance.update_instigator_state(state.with_data(repaired))
+    elif isinstance(data, ScheduleInstigatorData):
+        schedule = data._replace(
+            start_timestamp=_at_most(data.start_timestamp, now),
+            last_iteration_timestamp=_at_most(data.last_iteration_timestamp, now),
+        )
+        instance.update_instigator_state(state.with_data(schedule))
+
+
+def _waits(instance: DagsterInstance, state: InstigatorState, now: float) -> bool:
+    if is_ahead(state, now):
+        return True
+    # A schedule goes on after its last tick, and notes only once an hour how far it is.
+    return isinstance(state.instigator_data, ScheduleInstigatorData) and bool(_ticks_ahead(instance, state, now, 1))
+
+
+def _ticks_ahead(instance: DagsterInstance, state: InstigatorState, now: float, limit: int) -> Sequence[InstigatorTick]:
+    limit_of_skew = now + LARGEST_SKEW_SECONDS
+    return instance.get_ticks(state.instigator_origin_id, state.selector_id, after=limit_of_skew, limit=limit)
+
+
+def _at_most(moment: float | None, now: float) -> float | None:
+    return None if moment is None else min(moment, now)

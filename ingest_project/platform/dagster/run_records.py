@@ -1,6 +1,6 @@
-"""What Dagster has on record: where each sensor has read to, which runs are not finished, and whether its daemon lives.
+"""Read Dagster's records: saved cursors, failing ticks, unfinished and failed runs, and the daemon's heartbeats.
 
-Read from its storage itself, PostgreSQL or SQLite by the same rule as `dagster.yaml`, so that it works without a
+They are read from its storage, PostgreSQL or SQLite by the same rule as `dagster.yaml`, which works without a
 DAGSTER_HOME, and while webserver and daemon are away. Nothing is created or changed.
 """
 
@@ -20,12 +20,12 @@ from ingest_project.core.settings import Settings
 from ingest_project.platform.database.engine import open_engine, printable, reading
 
 if TYPE_CHECKING:
-    from dagster import RunRecord
+    from dagster import DagsterInstance, RunRecord
     from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick
     from dagster._core.storage.runs import RunStorage
     from dagster._core.storage.schedules import ScheduleStorage
 
-LONGEST_REASON = 300
+MAX_REASON = 300
 MAIN_TABLES = {"runs", "instigators"}
 
 
@@ -40,7 +40,7 @@ class DagsterRecordsUnavailableError(TransientError):
 
 
 class RunsInFlight(msgspec.Struct, frozen=True):
-    """Runs that are not finished: those that wait, and those that work."""
+    """Numbers of runs that are not finished: those that wait, and those that work."""
 
     queued: int
     started: int
@@ -61,18 +61,20 @@ class SensorOnRecord(msgspec.Struct, frozen=True):
 
 
 class FailingTicks(msgspec.Struct, frozen=True):
-    """A sensor whose last tick failed.
+    """A sensor or schedule whose last tick failed.
 
     Args:
         in_a_row: ticks that failed one after the other.
         reason: of the last one.
+        kind: `sensor` or `schedule`.
     """
 
     in_a_row: int
     reason: str
+    kind: str = "sensor"
 
     def __str__(self) -> str:
-        """As people read it."""
+        """Describe it for people."""
         times = f"{self.in_a_row} times in a row" if self.in_a_row > 1 else "the last time"
         return f"failed {times}: {self.reason}"
 
@@ -81,7 +83,7 @@ class RunOnRecord(msgspec.Struct, frozen=True):
     """A run that is not finished.
 
     Args:
-        since: when it started, or was asked for where it has not.
+        since: when it started, or was requested where it has not.
         tags: as Dagster keeps them.
     """
 
@@ -93,74 +95,75 @@ class RunOnRecord(msgspec.Struct, frozen=True):
 
 
 class DagsterRecords:
-    """Reads Dagster's storage; opened when first asked.
+    """Read Dagster's storage; opened when first used.
 
     Args:
         settings: say where it is.
+        instance: whose storage is read in place of that of the settings.
 
     Raises:
         DagsterRecordsUnavailableError: from every method.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, instance: DagsterInstance | None = None) -> None:
         self._settings = settings
+        self._instance = instance
         self._url = settings.dagster.postgres_url.get_secret_value()
 
-    def cursor(self, sensor: str) -> str | None:
-        """The cursor that a sensor saved last; None where it has saved none."""
-        found = self.sensors().get(sensor)
-        return found.cursor if found else None
-
     def sensors(self) -> dict[str, SensorOnRecord]:
-        """Every sensor that has ticked, or that a person has started or stopped, by name."""
+        """Return every sensor that has ticked, or that a person has started or stopped, by name."""
         from dagster._core.definitions.run_request import InstigatorType  # noqa: PLC0415 - one second to import
 
-        with self._failures_told():
+        with self._mapped_errors():
             states = self._storages[1].all_instigator_state(instigator_type=InstigatorType.SENSOR)
         # The same sensor may be on record under an older name of its code location: the one that ticks counts.
         each = sorted(map(_sensor, states), key=lambda sensor: sensor.ticked_at.timestamp() if sensor.ticked_at else 0)
         return {sensor.name: sensor for sensor in each}
 
-    def failing(self) -> dict[str, FailingTicks]:
-        """The sensors whose last tick that ended has failed, by name; those that a person has stopped are left out."""
+    def failing(self, *, schedules: bool = False) -> dict[str, FailingTicks]:
+        """Return the sensors whose last ended tick failed, by name, without those that a person has stopped.
+
+        Args:
+            schedules: the schedules as well, which takes a query for each.
+        """
         from dagster._core.definitions.run_request import InstigatorType  # noqa: PLC0415 - one second to import
         from dagster._core.scheduler.instigation import TickStatus  # noqa: PLC0415 - the same
 
         ended = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
         storage = self._storages[1]
         found: dict[str, FailingTicks] = {}
-        with self._failures_told():
-            for state in storage.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        with self._mapped_errors():
+            for state in storage.all_instigator_state(instigator_type=None if schedules else InstigatorType.SENSOR):
                 if not _may_have_failed(state):
                     continue
                 for tick in storage.get_ticks(state.instigator_origin_id, state.selector_id, limit=1, statuses=ended):
                     if tick.status is TickStatus.FAILURE:
-                        found[state.instigator_name] = _failing(tick)
+                        found[state.instigator_name] = _failing(tick, state.instigator_type.value.lower())
         return found
 
     def heartbeats(self) -> dict[str, datetime]:
-        """When each kind of daemon was last alive; `SENSOR` is the one that ticks sensors."""
-        with self._failures_told():
+        """Return when each kind of daemon was last alive; `SENSOR` is the one that ticks sensors."""
+        with self._mapped_errors():
             beats = self._storages[0].get_daemon_heartbeats()
         return {kind: datetime.fromtimestamp(beat.timestamp, UTC) for kind, beat in beats.items()}
 
     def unfinished_runs(self, limit: int) -> tuple[RunOnRecord, ...]:
-        """Runs that wait or work, the newest first."""
+        """Return runs that wait or work, the newest first."""
         from dagster import RunsFilter  # noqa: PLC0415 - one second to import
         from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES  # noqa: PLC0415 - the same
 
-        with self._failures_told():
+        with self._mapped_errors():
             records = self._storages[0].get_run_records(RunsFilter(statuses=NOT_FINISHED_STATUSES), limit=limit)
         return tuple(map(_run, records))
 
     def runs_in_flight(self) -> RunsInFlight:
-        """How many runs are not finished."""
+        """Count the runs that are not finished."""
         from dagster import DagsterRunStatus, RunsFilter  # noqa: PLC0415 - one second to import
         from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES  # noqa: PLC0415 - the same
 
         waiting = [DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED]
         working = [status for status in NOT_FINISHED_STATUSES if status not in waiting]
-        with self._failures_told():
+        with self._mapped_errors():
             runs = self._storages[0]
             return RunsInFlight(
                 queued=runs.get_runs_count(RunsFilter(statuses=waiting)),
@@ -178,6 +181,8 @@ class DagsterRecords:
 
     @cached_property
     def _storages(self) -> tuple[RunStorage, ScheduleStorage]:
+        if self._instance:
+            return self._instance.run_storage, _schedules_of(self._instance)
         return self._in_postgres() if self._url else self._in_sqlite()
 
     def _in_postgres(self) -> tuple[RunStorage, ScheduleStorage]:
@@ -213,7 +218,7 @@ class DagsterRecords:
             raise DagsterRecordsUnavailableError(self._address, "there are none")
 
     @contextmanager
-    def _failures_told(self) -> Iterator[None]:
+    def _mapped_errors(self) -> Iterator[None]:
         from dagster_postgres.utils import DagsterPostgresException  # noqa: PLC0415 - one second to import
         from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - with the rest
 
@@ -224,6 +229,28 @@ class DagsterRecords:
         except (DagsterPostgresException, SQLAlchemyError, IngestError) as error:
             cause = getattr(error, "__cause__", None) or error
             raise DagsterRecordsUnavailableError(self._address, " ".join(str(cause).split())) from error
+
+
+def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
+    """Return what Dagster recorded of the end of a run: an exception, or how its process died; else nothing."""
+    from dagster import DagsterEventType  # noqa: PLC0415 - one second to import
+    from dagster._core.events import JobFailureData  # noqa: PLC0415 - the same
+    from dagster._core.execution.plan.objects import StepFailureData  # noqa: PLC0415 - the same
+
+    kinds = {DagsterEventType.STEP_FAILURE, DagsterEventType.RUN_FAILURE}
+    records = instance.get_records_for_run(run_id, of_type=kinds, limit=1).records
+    if not records:
+        return ""
+    entry = records[0].event_log_entry
+    event = entry.dagster_event
+    if event is None:
+        return entry.user_message
+    data = event.event_specific_data
+    error = data.error if isinstance(data, StepFailureData | JobFailureData) else None
+    while error is not None and error.cause is not None:
+        error = error.cause
+    reason = (error.message if error else event.message) or ""
+    return " ".join(reason.replace("\x00", "").split())
 
 
 def _sensor(state: InstigatorState) -> SensorOnRecord:
@@ -242,24 +269,31 @@ def _sensor(state: InstigatorState) -> SensorOnRecord:
 
 
 def _may_have_failed(state: InstigatorState) -> bool:
-    """Whether the ticks have to be asked: a sensor whose last tick ended well says so by itself."""
+    """Tell whether the ticks have to be read: the state of a sensor says when its last tick succeeded."""
     from dagster._core.scheduler.instigation import (  # noqa: PLC0415 - one second to import
         InstigatorStatus,
         SensorInstigatorData,
     )
 
     data = state.instigator_data
-    is_stopped = state.status is InstigatorStatus.STOPPED
-    return not is_stopped and isinstance(data, SensorInstigatorData) and not data.last_tick_success_timestamp
+    succeeded = isinstance(data, SensorInstigatorData) and data.last_tick_success_timestamp
+    return state.status is not InstigatorStatus.STOPPED and not succeeded
 
 
-def _failing(tick: InstigatorTick) -> FailingTicks:
+def _schedules_of(instance: DagsterInstance) -> ScheduleStorage:
+    storage = instance.schedule_storage
+    if storage is None:
+        raise DagsterRecordsUnavailableError(repr(instance), "it has no schedule storage")
+    return storage
+
+
+def _failing(tick: InstigatorTick, kind: str) -> FailingTicks:
     error = tick.error
-    # The innermost cause: around it stands what Dagster says of every sensor.
+    # The innermost cause: Dagster wraps it the same way for every sensor.
     while error is not None and error.cause is not None:
         error = error.cause
     reason = " ".join(error.message.split()) if error else "no reason is on record"
-    return FailingTicks(max(1, tick.consecutive_failure_count), reason[:LONGEST_REASON])
+    return FailingTicks(max(1, tick.consecutive_failure_count), reason[:MAX_REASON], kind)
 
 
 def _run(record: RunRecord) -> RunOnRecord:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from ingest_project.core.settings import Settings
+from ingest_project.core.settings import BackpressureSettings
 from ingest_project.platform.azure.accounts import is_address
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.object_store.store import location_of
@@ -58,13 +58,16 @@ class Capacity(NamedTuple):
     reason: str | None = None
 
 
-def fullest_disk(settings: Settings) -> Disk:
-    """Return the disk with the least free space among those of the local stores and the state folder.
+def fullest_disk(urls: Sequence[str], settings: BackpressureSettings) -> Disk:
+    """Return the disk with the least free space among those that local stores are on.
 
-    Only this machine's disks count: those of remote stores, and of runs on other machines, are not known here.
+    It is this machine's: a store that is elsewhere, and the disk of runs on other machines, is not known here.
+
+    Args:
+        urls: of the stores, at least one of them a local folder.
+        settings: say how much free space is needed.
     """
-    needed = settings.backpressure.min_free_disk_bytes
-    disks = [Disk(folder, _free_bytes(folder), needed) for folder in _local_folders(settings)]
+    disks = [Disk(folder, _free_bytes(folder), settings.min_free_disk_bytes) for folder in _local_folders(urls)]
     return min(disks, key=lambda disk: disk.free_bytes)
 
 
@@ -106,17 +109,7 @@ def _commit(engine: sa.Engine) -> float:
     return time.monotonic() - began
 
 
-def _local_folders(settings: Settings) -> Iterator[Path]:
-    """Yield every local folder that is written to, the state folder first."""
-    yield settings.state_dir.absolute()
-    urls = (
-        settings.landing_url,
-        settings.quarantine_url,
-        settings.attachments_url,
-        settings.attachment_results_url,
-        settings.user_activity_url,
-        *settings.attachments.destinations.values(),
-    )
+def _local_folders(urls: Sequence[str]) -> Iterator[Path]:
     for url in urls:
         if not is_address(url) and isinstance(location := location_of(url), Path):
             yield location.absolute()

@@ -17,7 +17,7 @@ import dagster as dg
 import msgspec
 
 from ingest_project.core.settings import RetrySettings
-from ingest_project.platform.dagster.failures import failure_of_run
+from ingest_project.platform.dagster.run_records import failure_of_run
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, new_batch_id, run_request
@@ -159,7 +159,7 @@ def queue_sensor(
     def sensor(
         context: dg.SensorEvaluationContext, services: dg.ResourceParam[Runtime]
     ) -> dg.SensorResult | dg.SkipReason:
-        if hindrance := services.what_hinders():
+        if hindrance := services.blocking_reason():
             return dg.SkipReason(hindrance)
         return tick(context, services)
 

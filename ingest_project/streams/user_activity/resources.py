@@ -13,6 +13,11 @@ from ingest_project.streams.user_activity.hours import ActivityHours
 class UserActivityResources(StreamResources):
     """The Delta table of events and the hours that changed."""
 
+    @property
+    def store_urls(self) -> tuple[str, ...]:
+        """The table of events as well."""
+        return (*super().store_urls, self.settings.user_activity_url)
+
     @cached_property
     def activity_hours(self) -> ActivityHours:
         """The hours of user activity that changed."""

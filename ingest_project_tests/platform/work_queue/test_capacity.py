@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -17,8 +16,8 @@ from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.readiness import readiness
 from ingest_project.operations.resources import SystemResources
-from ingest_project.operations.snapshot import SystemSnapshot as Monitored
-from ingest_project.platform.work_queue.capacity import Capacity, Disk, available_slots, fullest_disk
+from ingest_project.operations.snapshot import Monitor
+from ingest_project.platform.work_queue.capacity import Capacity, Disk, available_slots
 from ingest_project_tests.journeys.system import (
     FILE_EVENTS,
     POLLING,
@@ -149,16 +148,16 @@ def test_what_is_kept_elsewhere_is_on_no_disk_of_this_machine(tmp_path: Path) ->
     state = tmp_path / "not" / "made" / "yet"
     settings = changed(Settings(state_dir=state), "attachments", store_url=onelake, destinations={"claims": onelake})
     settings = changed(settings, "storage", landing_url="s3://bucket/landing", quarantine_url=f"file://{tmp_path}")
-    disk = fullest_disk(settings)
+    disk = SystemResources(settings).fullest_disk()
     assert tmp_path in {disk.folder, *disk.folder.parents}, "all that is left is kept there"
     assert disk.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, abs=MARGIN_BYTES)
 
 
 def test_the_monitor_says_that_a_disk_is_nearly_full(tmp_path: Path) -> None:
-    monitored = Monitored(with_room_for_nothing(Settings(state_dir=tmp_path)))
-    monitored.disk.look_now()
-    line = readiness(monitored, datetime.now(UTC))[-1]
-    monitored.stop()
+    monitor = Monitor(with_room_for_nothing(Settings(state_dir=tmp_path)))
+    monitor.disk.poll_now()
+    line = readiness(monitor.snapshot())[-1]
+    monitor.stop()
     assert (line.name, line.ok) == ("disk", False)
     assert NEARLY_FULL.fullmatch(line.detail)
     assert not Disk(tmp_path, 10, 10).is_nearly_full

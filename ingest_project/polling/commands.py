@@ -1,4 +1,4 @@
-"""`ingest sources`: the sources that are configured by name, and what can be seen in one of them."""
+"""`ingest sources`: list the sources that are configured by name, and try one of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import typer
 from ingest_project.core.console import AsJson, add_row, complain, counted, counts, print_json, say, stdout, table
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.settings import ConfiguredSource, load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.polling.job_queue import PollingResources
 from ingest_project.sources.protocol import Skipped, Source, SourceFile
 from ingest_project.sources.selection import count_reason, files_further_down
 
 app = typer.Typer(help="Sources that are configured by name.", no_args_is_help=True)
 
 SHOWN_FILES = 10
-# Listing goes on for ever where a source is huge; what is wrong with it shows at its beginning.
-MOST_ENTRIES = 10_000
+# Listing a huge source takes for ever; its faults show at the beginning.
+MAX_ENTRIES = 10_000
 READ_BYTES = 64 * 1024
 
 
@@ -28,16 +28,16 @@ def register(to: typer.Typer) -> None:
 
 
 class SourceSample(msgspec.Struct, kw_only=True):
-    """What was seen in a source.
+    """Result of trying a source.
 
     Args:
-        files: that would be announced, as far as was listed.
-        complete: whether everything was listed.
+        files: that would be published, of those that were listed.
+        complete: everything was listed.
         skipped: reason to number.
         first: the first few files.
         read_bytes: of the first file, read to try that too; None where there is no file.
-        error: what went wrong.
-        permanent: whether trying again cannot help.
+        error: what failed.
+        permanent: a retry cannot help.
     """
 
     source: str
@@ -53,7 +53,7 @@ class SourceSample(msgspec.Struct, kw_only=True):
 
 @app.command("list")
 def list_sources(*, as_json: AsJson = False) -> None:
-    """Every configured source."""
+    """List every configured source."""
     sources = load_settings().settings.sources
     if as_json:
         print_json({name: source.model_dump() for name, source in sources.items()})
@@ -75,52 +75,52 @@ def try_source(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Try a source: list it, read the first file, and say what was seen. Nothing is announced."""
+    """Try a source: list it, read the first file, and show the result. Nothing is published."""
     settings = load_settings().settings
     if name not in settings.sources:
         known = ", ".join(settings.sources) or "none"
         raise typer.BadParameter(f"{name!r} is not configured. Configured are: {known}.")
-    seen = look(name, settings.sources[name], SystemResources(settings))
+    sample = take_sample(name, settings.sources[name], PollingResources(settings))
     if as_json:
-        print_json(seen)
+        print_json(sample)
     else:
-        _show(seen)
-    if seen.error:
+        _show(sample)
+    if sample.error:
         raise typer.Exit(1)
 
 
-def look(name: str, configured: ConfiguredSource, services: SystemResources) -> SourceSample:
-    """What a source shows; a failure is part of it."""
-    seen = SourceSample(source=name, location="")
+def take_sample(name: str, configured: ConfiguredSource, services: PollingResources) -> SourceSample:
+    """List a source and read its first file; a failure is part of the result."""
+    sample = SourceSample(source=name, location="")
     try:
         source = services.open_source(configured.source_config)
-        seen.location = source.location
+        sample.location = source.location
         source.require_allowed(str(configured.source_config.get("path", "")))
-        _list(source, configured.file_pattern, seen)
+        _list(source, configured.file_pattern, sample)
     except IngestError as error:
-        seen.error, seen.permanent = str(error), not isinstance(error, TransientError)
-    return seen
+        sample.error, sample.permanent = str(error), not isinstance(error, TransientError)
+    return sample
 
 
-def _list(source: Source, pattern: str, seen: SourceSample) -> None:
+def _list(source: Source, pattern: str, sample: SourceSample) -> None:
     skipped: dict[str, int] = {}
     for number, entry in enumerate(source.list_files(pattern)):
-        if number >= MOST_ENTRIES:
+        if number >= MAX_ENTRIES:
             break
         if isinstance(entry, Skipped):
             count_reason(skipped, entry.reason)
         else:
-            seen.files += 1
-            if len(seen.first) < SHOWN_FILES:
-                seen.first.append(_described(entry))
-            if seen.read_bytes is None:
+            sample.files += 1
+            if len(sample.first) < SHOWN_FILES:
+                sample.first.append(_described(entry))
+            if sample.read_bytes is None:
                 with source.open(entry.path) as stream:
-                    seen.read_bytes = len(stream.read(READ_BYTES))
+                    sample.read_bytes = len(stream.read(READ_BYTES))
     else:
-        seen.complete = True
-    if not seen.files:
+        sample.complete = True
+    if not sample.files:
         skipped |= files_further_down(source, pattern)
-    seen.skipped = skipped
+    sample.skipped = skipped
 
 
 def _described(file: SourceFile) -> dict[str, Any]:
@@ -128,19 +128,19 @@ def _described(file: SourceFile) -> dict[str, Any]:
     return {"path": file.path, "size_bytes": file.size_bytes, "modified_at": modified_at, "etag": file.etag}
 
 
-def _show(seen: SourceSample) -> None:
-    say(f"{seen.source}: {seen.location}")
-    if seen.first:
+def _show(sample: SourceSample) -> None:
+    say(f"{sample.source}: {sample.location}")
+    if sample.first:
         files = table("file", "bytes", "changed", numbers={"bytes"})
-        for file in seen.first:
+        for file in sample.first:
             add_row(files, file["path"], file["size_bytes"], file["modified_at"])
         stdout().print(files)
-    more = "" if seen.complete or seen.error else f" in its first {MOST_ENTRIES:,} entries"
-    say(f"{counted(seen.files, 'file')} to ingest{more}.")
-    if seen.skipped:
-        say(f"Skipped: {counts(seen.skipped)}")
-    if seen.read_bytes is not None:
+    more = "" if sample.complete or sample.error else f" in its first {MAX_ENTRIES:,} entries"
+    say(f"{counted(sample.files, 'file')} to ingest{more}.")
+    if sample.skipped:
+        say(f"Skipped: {counts(sample.skipped)}")
+    if sample.read_bytes is not None:
         say("The first file can be read.")
-    if seen.error:
-        remedy = "Trying again cannot help." if seen.permanent else "It may work later."
-        complain(f"It cannot be used: {seen.error} {remedy}")
+    if sample.error:
+        remedy = "Trying again cannot help." if sample.permanent else "It may work later."
+        complain(f"It cannot be used: {sample.error} {remedy}")

@@ -1,0 +1,449 @@
+"""`ingest attachments` and `ingest dlq`: list attachments, show all that is known of one, replay dead ones.
+
+Addresses are shown without their query: a signed address is a secret.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
+
+import msgspec
+import typer
+
+from ingest_project.attachments.attempts import Attempt, Replay, attempts_at, replays_of
+from ingest_project.attachments.queue import AttachmentRecord, FailedFilter
+from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.attachments.tables import AttachmentState
+from ingest_project.contracts.decoding import encode
+from ingest_project.core.console import (
+    AsJson,
+    add_row,
+    ago,
+    complain,
+    counted,
+    length_of,
+    moment,
+    print_json,
+    say,
+    shortened,
+    show,
+    show_facts,
+    show_list,
+    stdout,
+    table,
+)
+from ingest_project.core.settings import Settings, load_settings
+from ingest_project.platform.http.urls import printable_url
+from ingest_project.platform.key_lookup import find_by_key
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MAX_SHOWN_REASON = 120
+MAX_NAMED = 20
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_AGO = re.compile(r"(\d{1,5})([smhd])")
+
+attachments_app = typer.Typer(help="Attachments and their outcomes.", no_args_is_help=True)
+dlq_app = typer.Typer(
+    help="Attachments that failed permanently: why, and how to replay them. Messages that could not be read.",
+    no_args_is_help=True,
+)
+
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The attachment's key, or the beginning of it.")]
+Limit = Annotated[int, typer.Option(min=1, help="Most attachments to list.")]
+Keys = Annotated[list[str] | None, typer.Argument(metavar="KEY...", help="Keys, or the beginnings of them.")]
+TraceId = Annotated[str | None, typer.Option(help="Only those of this trace.")]
+Domain = Annotated[str | None, typer.Option(help="Only those of this domain.")]
+ErrorClass = Annotated[str | None, typer.Option(help="Only those that failed so, e.g. DownloadRejectedError.")]
+Since = Annotated[str | None, typer.Option(metavar="TIME", help="Failed then or later: 2026-01-15T10:30 (UTC), 2h.")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Failed before: a time, or how long ago.")]
+
+
+class AttachmentPage(msgspec.Struct, frozen=True, kw_only=True):
+    """All of one attachment.
+
+    Args:
+        attachment: its addresses without query.
+        ui: address of its partition in the Dagster UI.
+        attempts: those that have ended, the first one first.
+        replays: each time that it was replayed.
+    """
+
+    attachment: AttachmentRecord
+    ui: str
+    attempts: tuple[Attempt, ...]
+    replays: tuple[Replay, ...]
+
+
+class AttachmentList(msgspec.Struct, frozen=True):
+    """Some of the attachments.
+
+    Args:
+        more: there are others.
+    """
+
+    attachments: tuple[AttachmentRecord, ...]
+    more: bool
+
+
+class ReplayResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of a replay, or of a dry run of it.
+
+    Args:
+        dry_run: nothing was changed.
+        replayed: attachments that are tried again, in the order they become due.
+        exhausted: those that have been replayed as often as INGEST_MAX_REPLAYS allows; they stay dead.
+        per_second: how fast they become due.
+        first_due_at: None where none is tried again; the same for the last one.
+        more: others were found that were too many for one replay.
+    """
+
+    dry_run: bool
+    replayed: tuple[str, ...]
+    exhausted: tuple[str, ...]
+    per_second: float
+    first_due_at: datetime | None
+    last_due_at: datetime | None
+    more: bool = False
+
+
+def register_attachments(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(attachments_app, name="attachments")
+
+
+@attachments_app.command("list")
+def list_attachments(
+    *,
+    state: Annotated[AttachmentState | None, typer.Option(help="Only attachments in this state.")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Only attachments with this text in key, trace id, address or reason.")
+    ] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List attachments, the last changed first."""
+    records = AttachmentResources(load_settings().settings).attachments.list(state=state, text=search, limit=limit + 1)
+    found = _shortened_list(records, limit)
+    if as_json:
+        print_json(found)
+        return
+    made = table("Key", "State", "Domain", "Attempt", "Bytes", "Changed", "Reason", numbers=["Attempt", "Bytes"])
+    for record in found.attachments:
+        values = (record.domain, record.attempt, record.size_bytes, ago(record.updated_at))
+        add_row(made, record.attachment_key, record.state, *values, shortened(record.reason or "", MAX_SHOWN_REASON))
+    show_list(made, "attachments", more=found.more)
+
+
+@attachments_app.command("show")
+def show_attachment(key: Key, *, as_json: AsJson = False) -> None:
+    """Show everything that is known of one attachment: its state, every attempt, replays, where it is stored."""
+    services = AttachmentResources(load_settings().settings)
+    page = _page_of(_find(services, key), services)
+    if as_json:
+        print_json(page)
+    else:
+        _show_page(page)
+
+
+@dlq_app.command("list")
+def list_dead(  # noqa: PLR0913 - one for each way to choose
+    *,
+    trace_id: TraceId = None,
+    domain: Domain = None,
+    error_class: ErrorClass = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List dead attachments, those that failed first in front."""
+    wanted = _filter(trace_id, domain, error_class, since, until)
+    services = AttachmentResources(load_settings().settings)
+    found = _shortened_list(services.attachments.failed(wanted, limit=limit + 1), limit)
+    if as_json:
+        print_json(found)
+        return
+    made = table("Key", "Domain", "Failed", "Error class", "Replays", "Reason", numbers=["Replays"])
+    for record in found.attachments:
+        values = (ago(record.finished_at or record.updated_at), record.error_class, record.replays)
+        add_row(made, record.attachment_key, record.domain, *values, shortened(record.reason or "", MAX_SHOWN_REASON))
+    show_list(made, "attachments", more=found.more)
+
+
+@dlq_app.command("show")
+def show_dead(key: Key, *, as_json: AsJson = False) -> None:
+    """Show why an attachment is dead, and every attempt at it. Exit code 1 when it is not."""
+    services = AttachmentResources(load_settings().settings)
+    page = _page_of(_find(services, key), services)
+    record = page.attachment
+    dead = record.state is AttachmentState.FAILED
+    if as_json:
+        print_json(page)
+    elif dead:
+        _show_page(page)
+        stdout().print()
+        say(f"Once that is fixed: ingest dlq replay {record.attachment_key}")
+    else:
+        complain(f"{record.attachment_key} is not dead: it is {record.state}.")
+    if not dead:
+        raise typer.Exit(1)
+
+
+@dlq_app.command("replay")
+def replay_dead(  # noqa: PLR0913 - one for each way to choose
+    keys: Keys = None,
+    *,
+    trace_id: TraceId = None,
+    domain: Domain = None,
+    error_class: ErrorClass = None,
+    since: Since = None,
+    until: Until = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every dead attachment.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Most to replay now, those that failed first.")] = 10_000,
+    per_second: Annotated[
+        float | None, typer.Option(min=0.001, help="How many become due a second.", show_default="by the settings")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replayed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replay dead attachments after a fix.
+
+    Attachments must match all given options. Each replay is recorded with who requested it. Exit code 1 when nothing
+    was found, or one of them has been replayed as often as is allowed.
+    """
+    wanted = _filter(trace_id, domain, error_class, since, until)
+    if everything == (bool(keys) or wanted != FailedFilter()):
+        raise typer.BadParameter("Name keys, say which by options, or say --all.")
+    services = AttachmentResources(load_settings().settings)
+    if keys:
+        # Every key is looked up before anything changes: a misspelt one changes nothing.
+        wanted = wanted._replace(keys=_dead_keys([_find(services, key) for key in keys]))
+    found = services.attachments.failed(wanted, limit=limit + 1)
+    more = len(found) > limit
+    done = replay(services, found[:limit], datetime.now(UTC), per_second=per_second, dry_run=dry_run, more=more)
+    if as_json:
+        print_json(done)
+    else:
+        _print_replay(done, services.settings.attachments.max_replays)
+    if done.exhausted or not done.replayed:
+        raise typer.Exit(1)
+
+
+def replay(  # noqa: PLR0913 - each is a choice of its own
+    services: AttachmentResources,
+    dead: Sequence[AttachmentRecord],
+    now: datetime,
+    *,
+    per_second: float | None = None,
+    dry_run: bool = False,
+    more: bool = False,
+) -> ReplayResult:
+    """Replay dead attachments. Idempotent: replayed again, they are not dead any more and stay as they are.
+
+    Args:
+        services: the work queue, and the settings that limit how often and how fast.
+        dead: in the order in which they are to be tried.
+        now: when the first is due.
+        per_second: how fast they become due; INGEST_REPLAYS_PER_SECOND by default.
+        dry_run: change nothing.
+        more: others were found that are not among these.
+    """
+    settings = services.settings.attachments
+    rate = per_second or settings.replays_per_second
+    keys = [record.attachment_key for record in dead]
+    if dry_run:
+        exhausted = {record.attachment_key for record in dead if record.replays >= settings.max_replays}
+        replayed, worn_out = [key for key in keys if key not in exhausted], [key for key in keys if key in exhausted]
+    else:
+        done = services.attachments.replay(keys, requester(), settings.max_replays, rate, now)
+        replayed, worn_out = list(done.keys), list(done.exhausted)
+    last = now + timedelta(seconds=(len(replayed) - 1) / rate) if replayed else None
+    return ReplayResult(
+        dry_run=dry_run,
+        replayed=tuple(replayed),
+        exhausted=tuple(worn_out),
+        per_second=rate,
+        first_due_at=now if replayed else None,
+        last_due_at=last,
+        more=more,
+    )
+
+
+def requester() -> str:
+    """Return who requests the replay, for the audit: user and host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number only
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def moment_of(text: str | None, option: str, now: datetime) -> datetime | None:
+    """Parse a moment as people type it; None for none.
+
+    Args:
+        text: `2026-01-15`, `2026-01-15T10:30`, with or without an offset (UTC without one), or how long ago: `30m`,
+            `2h`, `7d`.
+        option: named in the error.
+        now: what the length of time counts from.
+
+    Raises:
+        typer.BadParameter: it is none of these.
+    """
+    if text is None:
+        return None
+    if ago := _AGO.fullmatch(text.strip()):
+        return now - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise typer.BadParameter(f"{option} takes a time like 2026-01-15T10:30 or 2h, not {text!r}.") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _page_of(record: AttachmentRecord, services: AttachmentResources) -> AttachmentPage:
+    """Read the page of one attachment."""
+    key = record.attachment_key
+    return AttachmentPage(
+        attachment=_without_secrets(record),
+        ui=_partition_url(services.settings, key),
+        attempts=attempts_at(services.engine, [key]).get(key, ()),
+        replays=replays_of(services.engine, key),
+    )
+
+
+def _without_secrets(record: AttachmentRecord) -> AttachmentRecord:
+    """Return the record with its address, in the task as well, as it may be printed."""
+    task = record.this_task
+    task = msgspec.structs.replace(task, attachment_url=printable_url(task.attachment_url))
+    return msgspec.structs.replace(
+        record, attachment_url=printable_url(record.attachment_url), task=encode(task).decode()
+    )
+
+
+def _partition_url(settings: Settings, attachment_key: str) -> str:
+    """Return the address of this attachment in the Dagster UI."""
+    base = settings.dagster.webserver_url.rstrip("/")
+    return f"{base}/assets/onelake_attachments?view=partitions&partition={quote(attachment_key, safe='')}"
+
+
+def _show_page(page: AttachmentPage) -> None:
+    """Print the page for a person."""
+    say(page.attachment.attachment_key, style="bold")
+    show_facts(_facts(page))
+    if page.attempts:
+        show(_attempts(page), "Attempts")
+    if page.replays:
+        show(_replays(page), "Replays")
+
+
+def _shortened_list(records: Sequence[AttachmentRecord], limit: int) -> AttachmentList:
+    """Return the first of these records as they may be printed, and whether there are more."""
+    return AttachmentList(tuple(_without_secrets(record) for record in records[:limit]), more=len(records) > limit)
+
+
+def _find(services: AttachmentResources, key: str) -> AttachmentRecord:
+    return find_by_key(
+        services.attachments, key, lambda record: record.attachment_key, "attachment", "ingest attachments list"
+    )
+
+
+def _filter(
+    trace_id: str | None, domain: str | None, error_class: str | None, since: str | None, until: str | None
+) -> FailedFilter:
+    now = datetime.now(UTC)
+    return FailedFilter(
+        trace_id=trace_id,
+        domain=domain,
+        error_class=error_class,
+        since=moment_of(since, "--since", now),
+        until=moment_of(until, "--until", now),
+    )
+
+
+def _dead_keys(records: Sequence[AttachmentRecord]) -> tuple[str, ...]:
+    for record in records:
+        if record.state is not AttachmentState.FAILED:
+            complain(f"{record.attachment_key} is not dead: it is {record.state}.")
+    return tuple(record.attachment_key for record in records)
+
+
+def _print_replay(done: ReplayResult, max_replays: int) -> None:
+    for key in done.replayed[:MAX_NAMED]:
+        say(f"{key} {'would be' if done.dry_run else 'is'} tried anew.")
+    if len(done.replayed) > MAX_NAMED:
+        say(f"... and {len(done.replayed) - MAX_NAMED:,} more.")
+    for key in done.exhausted:
+        complain(f"{key} stays dead: it has been replayed {counted(max_replays, 'time')} (INGEST_MAX_REPLAYS).")
+    if not done.replayed and not done.exhausted:
+        complain("No dead attachments are like that.")
+    if done.replayed and done.last_due_at:
+        what = f"{counted(len(done.replayed), 'attachment')} {'would be replayed' if done.dry_run else 'replayed'}"
+        say(f"{what}, {done.per_second:g} a second; the last one is due at {moment(done.last_due_at)}.")
+    if done.more:
+        complain("There are others; replay again for those, or raise --limit.")
+
+
+def _facts(page: AttachmentPage) -> list[tuple[str, object]]:
+    record, task = page.attachment, page.attachment.this_task
+    finished = record.state.finished
+    return [
+        ("State", record.state),
+        ("Reason", record.reason),
+        ("Error class", record.error_class),
+        ("HTTP status", record.http_status),
+        ("Source", record.attachment_url),
+        ("Domain", record.domain),
+        ("Event type", task.event_type),
+        ("Trace id", record.trace_id),
+        ("Came from", _origin(record)),
+        ("Attempt", record.attempt),
+        ("Replays", record.replays or None),
+        ("Next attempt", None if finished else record.next_attempt_at),
+        ("Arrived", record.intake.at or record.created_at),
+        ("Failed first", record.first_failed_at),
+        ("Finished", _finished(record)),
+        ("Bytes", record.size_bytes),
+        ("Content type", record.content_type),
+        ("SHA-256", record.sha256),
+        ("Destination", record.destination_path),
+        ("Stored", record.stored_path),
+        ("Run", record.run_id),
+        ("Batch", record.batch_id),
+        ("Dagster UI", page.ui),
+    ]
+
+
+def _origin(record: AttachmentRecord) -> str:
+    return f"{'an event' if record.event_key else 'a task'} at {record.intake}"
+
+
+def _finished(record: AttachmentRecord) -> str | None:
+    if record.finished_at is None:
+        return None
+    return f"{moment(record.finished_at)}, {length_of(record.finished_at - record.created_at)} after it was taken in"
+
+
+def _attempts(page: AttachmentPage) -> Table:
+    numbers = ("Replay", "Attempt", "HTTP", "Bytes")
+    made = table("Replay", "Attempt", "Ended", "How", "HTTP", "Bytes", "Again at", "Why", numbers=numbers)
+    for one in page.attempts:
+        values = (one.completed_at, one.status, one.http_status, one.size_bytes, one.next_attempt_at, one.problems)
+        add_row(made, one.replays, one.attempt, *values)
+    return made
+
+
+def _replays(page: AttachmentPage) -> Table:
+    made = table("Replay", "Asked by", "At", "What had been wrong", numbers=["Replay"])
+    for one in page.replays:
+        add_row(made, one.replays, one.asked_by, one.asked_at, one.earlier_reason)
+    return made

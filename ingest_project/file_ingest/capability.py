@@ -1,0 +1,164 @@
+"""File ingest, as definitions, operations and commands see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.tables import FileState, files
+from ingest_project.platform.capability import (
+    Amount,
+    Capability,
+    ConsumedTopic,
+    DagsterParts,
+    Metric,
+    Moment,
+    PurgeStep,
+    QueueTable,
+    counted_by_state,
+    finished_states,
+    latency,
+    latency_columns,
+    queue_history,
+    rows_where,
+)
+from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database.statements import in_parts
+
+FILES = "ingest_files"
+ROWS = "ingest_rows"
+LANDED_BYTES = "ingest_landed_bytes"
+QUARANTINED_FILES = "ingest_quarantined_files"
+QUARANTINED_ROWS = "ingest_quarantined_rows"
+
+MAX_CONTENTS = 10_000
+SHOWN = 10
+
+QUEUE = QueueTable(
+    "file",
+    files,
+    files.c.file_key,
+    FileState,
+    failed_states=("failed", "quarantined"),
+    expiring_states=("ingested", "duplicate", "replaced", "superseded"),
+    partitions="files",
+    asset="validated_sensor_data",
+)
+
+
+def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:
+    """Yield what a finished file adds to the counters."""
+    state = row["state"]
+    yield Amount(FILES, (state,), 1)
+    if state == FileState.REPLACED:
+        # It was counted when it was stored, if it ever was.
+        return
+    yield Amount(LANDED_BYTES, (), row["landed_bytes"] or 0)
+    if state == FileState.INGESTED:
+        yield Amount(ROWS, ("accepted",), row["rows_accepted"] or 0)
+        yield Amount(ROWS, ("quarantined",), row["rows_quarantined"] or 0)
+        for rule, rows in (row["rule_counts"] or {}).items():
+            yield Amount(QUARANTINED_ROWS, (rule,), rows)
+        yield from latency("files", row)
+    elif state == FileState.QUARANTINED:
+        yield Amount(QUARANTINED_FILES, (_first_rule(row),), 1)
+
+
+class FileIngest(Capability[FileIngestResources]):
+    """File events to validated rows, metrics and quarantine."""
+
+    name = "file_ingest"
+    queues = (QUEUE,)
+    metrics = (
+        Metric(FILES, ("outcome",), "Files that ended.", tuple((state,) for state in finished_states(FileState))),
+        Metric(
+            ROWS, ("outcome",), "Rows of ingested files, accepted or quarantined.", (("accepted",), ("quarantined",))
+        ),
+        Metric(LANDED_BYTES, (), "Bytes of finished files in the landing store, each time they were ingested.", ((),)),
+        Metric(QUARANTINED_FILES, ("reason",), "Files quarantined whole, by the rule they broke."),
+        Metric(
+            QUARANTINED_ROWS,
+            ("rule",),
+            "Rows of ingested files that were quarantined, by broken rule; one row may break several.",
+        ),
+    )
+    counted = counted_by_state(
+        QUEUE,
+        (
+            *(files.c.state, files.c.landed_bytes, files.c.rows_accepted, files.c.rows_quarantined),
+            *(files.c.rule_counts, files.c.error_class, *latency_columns(files)),
+        ),
+        file_amounts,
+    )
+
+    def dagster_parts(self) -> Mapping[str, DagsterParts]:
+        """Import and return what Dagster loads."""
+        from ingest_project.file_ingest import catalog, definitions  # noqa: PLC0415 - imports dagster
+
+        return {self.name: DagsterParts(definitions.file_ingest, catalog.external_assets, catalog.STORED)}
+
+    def topics(self, services: FileIngestResources) -> tuple[ConsumedTopic, ...]:
+        """Return the topics of file events."""
+        topics = services.settings.topics
+        return (
+            ConsumedTopic(topics.file_event_queue, "file_event_queue_sensor"),
+            ConsumedTopic(topics.file_events, "file_events_sensor"),
+        )
+
+    def purge_steps(
+        self, services: FileIngestResources, now: datetime, counted_until: Callable[[], datetime]
+    ) -> Sequence[PurgeStep]:
+        """Find landed bytes that only files need which ended well long ago."""
+        del counted_until
+        sha256s = _unneeded_contents(services.engine, now - timedelta(days=services.settings.retention.landing_days))
+
+        def remove() -> None:
+            for sha256 in sha256s:
+                services.landing.remove(sha256)
+            with writing(services.engine) as connection:
+                for part in in_parts(sha256s):
+                    connection.execute(sa.update(files).where(files.c.sha256.in_(part)).values(landed_bytes=None))
+
+        return [PurgeStep("landed contents", len(sha256s), sha256s[:SHOWN], remove)]
+
+    def trace(self, services: FileIngestResources, trace_id: str) -> Sequence[Moment]:
+        """Return the history of the files of a trace."""
+        with reading(services.engine) as connection:
+            rows = rows_where(connection, files, files.c.trace_id == trace_id)
+        return [moment for row in rows for moment in _history(row)]
+
+    def correct_future_times(self, services: FileIngestResources, now: datetime, skew_seconds: float) -> int:
+        """Set times in the future to now."""
+        return services.files.correct_future_times(now, skew_seconds)
+
+
+def _first_rule(row: sa.RowMapping) -> str:
+    """Return the rule that most rows broke, or the class of the error where no rule is named."""
+    rules: Mapping[str, int] = row["rule_counts"] or {}
+    return max(rules, key=lambda rule: rules[rule]) if rules else row["error_class"] or "unknown"
+
+
+def _unneeded_contents(engine: sa.Engine, cutoff: datetime) -> list[str]:
+    """Return the SHA-256 of landed contents all of whose files ended well before the cutoff."""
+    expired = sa.func.count().filter(QUEUE.has_expired(cutoff))
+    query = (
+        sa.select(files.c.sha256)
+        .where(files.c.sha256.is_not(None))
+        .group_by(files.c.sha256)
+        .having(expired == sa.func.count(), sa.func.max(files.c.landed_bytes).is_not(None))
+        .order_by(files.c.sha256)
+        .limit(MAX_CONTENTS)
+    )
+    with reading(engine) as connection:
+        return list(connection.execute(query).scalars())
+
+
+def _history(row: sa.RowMapping) -> Iterator[Moment]:
+    subject = f"file {row['file_key']}"
+    rows = f"{row['rows_accepted'] or 0} rows accepted, {row['rows_quarantined'] or 0} in quarantine"
+    yield from queue_history(subject, row, row["reason"] or rows)
+    if row["discovered_at"]:
+        yield Moment(row["discovered_at"], subject, "discovered", row["location"])

@@ -1,0 +1,421 @@
+"""`ingest files` and `ingest quarantine`: list files, show all that is known of one, release quarantined ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+import msgspec
+import typer
+
+from ingest_project.core.console import (
+    AsJson,
+    add_row,
+    ago,
+    complain,
+    counted,
+    counts,
+    length_of,
+    moment,
+    print_json,
+    say,
+    shortened,
+    show,
+    show_facts,
+    show_list,
+    stdout,
+    table,
+)
+from ingest_project.core.errors import IngestError
+from ingest_project.core.settings import Settings, load_settings
+from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.tables import FileState
+from ingest_project.platform.key_lookup import find_by_key
+from ingest_project.platform.object_store.content_store import object_name
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MAX_SHOWN_TEXT = 160
+MAX_SHOWN_REASON = 120
+KEYS_PER_QUERY = 1_000
+
+files_app = typer.Typer(help="Files and their outcomes.", no_args_is_help=True)
+quarantine_app = typer.Typer(help="Quarantined files: why, and how to release them.", no_args_is_help=True)
+
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The file's key, or the beginning of it.")]
+Rows = Annotated[int, typer.Option(min=0, help="Most quarantined rows to show.")]
+Limit = Annotated[int, typer.Option(min=1, help="Most files to list.")]
+Search = Annotated[str | None, typer.Option(help="Only files with this text in key, path, job id, trace id or reason.")]
+
+
+class QuarantineNote(msgspec.Struct, frozen=True):
+    """What the quarantine store has of a file that was quarantined whole.
+
+    Args:
+        location: of its bytes.
+        reason: the JSON beside them.
+    """
+
+    location: str
+    reason: dict[str, Any]
+
+
+class FilePage(msgspec.Struct, frozen=True, kw_only=True):
+    """All of one file.
+
+    Args:
+        ui: address of its partition in the Dagster UI.
+        landed_at: address of its bytes; None where it never got that far.
+        metrics: by device and sensor type.
+        quarantined_rows: the first of them: line_number, raw_text, reasons.
+        quarantine: None where it was not quarantined whole.
+        problems: what could not be read.
+    """
+
+    file: FileRecord
+    ui: str
+    landed_at: str | None
+    metrics: Sequence[dict[str, Any]]
+    quarantined_rows: Sequence[dict[str, Any]]
+    quarantine: QuarantineNote | None
+    problems: Sequence[str] = ()
+
+
+class FileList(msgspec.Struct, frozen=True):
+    """Some of the files, the last changed first.
+
+    Args:
+        more: there are others.
+    """
+
+    files: tuple[FileRecord, ...]
+    more: bool
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Result of a release.
+
+    Args:
+        released: keys of the files that will be ingested again.
+        unchanged: keys of those that are not finished, with their state: they will be ingested anyway.
+    """
+
+    released: tuple[str, ...]
+    unchanged: dict[str, FileState]
+
+
+def register_files(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(files_app, name="files")
+
+
+def register_quarantine(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(quarantine_app, name="quarantine")
+
+
+@files_app.command("list")
+def list_files(
+    *,
+    state: Annotated[FileState | None, typer.Option(help="Only files in this state.")] = None,
+    search: Search = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List files, the last changed first."""
+    found = _listed(FileIngestResources(load_settings().settings), state, search, limit)
+    if as_json:
+        print_json(found)
+        return
+    made = table("Key", "State", "Accepted", "Refused", "Changed", "Reason", numbers=["Accepted", "Refused"])
+    for record in found.files:
+        reason = shortened(record.reason or "", MAX_SHOWN_REASON)
+        values = (record.rows_accepted, record.rows_quarantined, ago(record.updated_at), reason)
+        add_row(made, record.file_key, record.state, *values)
+    show_list(made, "files", more=found.more)
+
+
+@files_app.command("show")
+def show_file(key: Key, *, rows: Rows = 10, as_json: AsJson = False) -> None:
+    """Show everything that is known of one file."""
+    services = FileIngestResources(load_settings().settings)
+    page = _page_of(_find(services, key), services, rows)
+    if as_json:
+        print_json(page)
+    else:
+        _show_page(page)
+
+
+@quarantine_app.command("list")
+def list_quarantined(
+    *,
+    search: Search = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the files that were quarantined whole, the last first."""
+    found = _listed(FileIngestResources(load_settings().settings), FileState.QUARANTINED, search, limit)
+    if as_json:
+        print_json(found)
+        return
+    made = table("Key", "Refused", "Broken rules", "Reason")
+    for record in found.files:
+        reason = shortened(record.reason or "", MAX_SHOWN_REASON)
+        add_row(
+            made,
+            record.file_key,
+            ago(record.finished_at or record.updated_at),
+            counts(record.rule_counts or {}),
+            reason,
+        )
+    show_list(made, "files", more=found.more)
+
+
+@quarantine_app.command("show")
+def show_quarantined(key: Key, *, rows: Rows = 20, as_json: AsJson = False) -> None:
+    """Show why a file, or some of its rows, were quarantined. Exit code 1 when nothing of it was."""
+    services = FileIngestResources(load_settings().settings)
+    page = _page_of(_find(services, key), services, rows)
+    refused = page.file.state is FileState.QUARANTINED or bool(page.quarantined_rows)
+    if as_json:
+        print_json(page)
+    elif refused:
+        _show_quarantined(page)
+    else:
+        complain(f"Nothing of {page.file.file_key} is in quarantine: it is {page.file.state}.")
+    if not refused:
+        raise typer.Exit(1)
+
+
+@quarantine_app.command("release")
+def release(
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY...", help="Keys of files, or the beginnings of them.")
+    ] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Every file that was quarantined whole.")] = False,
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Read them by this reader profile from now on.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ingest files again, after the source, the settings or the reader profile were fixed, or by another profile.
+
+    Any finished file can be named, also one of which only some rows were quarantined. Exit code 1 when one of them is
+    not finished. It leaves the quarantine once it has been accepted. Read by another profile it has another key, and
+    replaces what the former profile made of it as soon as it is accepted.
+    """
+    if bool(keys) == everything:
+        raise typer.BadParameter("Name the files, or say --all.")
+    settings = load_settings().settings
+    if profile is not None:
+        _require_profile(profile, settings)
+    services = FileIngestResources(settings)
+    ledger = services.files
+    # Every key is looked up before anything changes: a misspelt one changes nothing.
+    chosen = [_find(services, key) for key in keys] if keys else list(_quarantined(ledger))
+    done = _release(ledger, chosen) if profile is None else _announce_again(ledger, chosen, profile)
+    if as_json:
+        print_json(done)
+    else:
+        _print_release(done)
+    if done.unchanged:
+        raise typer.Exit(1)
+
+
+def _page_of(record: FileRecord, services: FileIngestResources, rows: int) -> FilePage:
+    """Gather the page of one file.
+
+    Args:
+        record: of the file.
+        services: the stores; one of bytes that does not answer is named on the page.
+        rows: most quarantined rows to bring.
+    """
+    problems: list[str] = []
+    note = None
+    try:
+        if found := services.quarantine.get(record.file_key):
+            note = QuarantineNote(found.location, found.reason)
+    except IngestError as error:
+        problems.append(str(error))
+    settings = services.settings
+    return FilePage(
+        file=record,
+        ui=_partition_url(settings, record.file_key),
+        landed_at=f"{settings.landing_url.rstrip('/')}/{object_name(record.sha256)}" if record.sha256 else None,
+        metrics=[metric._asdict() for metric in services.warehouse.metrics_of(record.file_key)],
+        quarantined_rows=[row._asdict() for row in services.warehouse.quarantined_rows_of(record.file_key, rows)],
+        quarantine=note,
+        problems=problems,
+    )
+
+
+def _partition_url(settings: Settings, file_key: str) -> str:
+    """Return the address of this file in the Dagster UI."""
+    base = settings.dagster.webserver_url.rstrip("/")
+    return f"{base}/assets/validated_sensor_data?view=partitions&partition={quote(file_key, safe='')}"
+
+
+def _show_page(page: FilePage) -> None:
+    """Print the page for a person."""
+    say(page.file.file_key, style="bold")
+    show_facts(_facts(page))
+    if page.metrics:
+        show(_metrics(page), "Metrics")
+    _show_quarantined_rows(page)
+
+
+def _show_quarantined_rows(page: FilePage) -> None:
+    """Print the first quarantined rows, and how many there are."""
+    if not page.quarantined_rows:
+        return
+    total = page.file.rows_quarantined or len(page.quarantined_rows)
+    shown = len(page.quarantined_rows)
+    title = counted(total, "quarantined row") + (f", the first {shown:,}" if shown < total else "")
+    made = table("Line", "Reasons", "Text", numbers=["Line"])
+    for row in page.quarantined_rows:
+        add_row(made, row["line_number"], ", ".join(row["reasons"]), shortened(row["raw_text"], MAX_SHOWN_TEXT))
+    show(made, title)
+
+
+def _listed(services: FileIngestResources, state: FileState | None, search: str | None, limit: int) -> FileList:
+    """Return the files, and whether there are more."""
+    found = services.files.list(state=state, text=search, limit=limit + 1)
+    return FileList(found[:limit], more=len(found) > limit)
+
+
+def _find(services: FileIngestResources, key: str) -> FileRecord:
+    return find_by_key(services.files, key, lambda record: record.file_key, "file", "ingest files list")
+
+
+def _quarantined(ledger: FileQueue) -> Iterator[FileRecord]:
+    """Yield every file that was quarantined whole."""
+    offset = 0
+    while found := ledger.list(state=FileState.QUARANTINED, limit=KEYS_PER_QUERY, offset=offset):
+        yield from found
+        offset += len(found)
+
+
+def _release(ledger: FileQueue, chosen: Sequence[FileRecord]) -> Release:
+    released = ledger.reopen([record.file_key for record in chosen], datetime.now(UTC))
+    states = {record.file_key: record.state for record in chosen}
+    return Release(released, {key: state for key, state in states.items() if key not in set(released)})
+
+
+def _announce_again(ledger: FileQueue, chosen: Sequence[FileRecord], profile: str) -> Release:
+    released, unchanged = [], {}
+    for record in chosen:
+        key = ledger.announce_again(record, profile, datetime.now(UTC)) if record.state.finished else None
+        if key is None:
+            unchanged[record.file_key] = record.state
+        else:
+            released.append(key)
+    return Release(tuple(released), unchanged)
+
+
+def _require_profile(name: str, settings: Settings) -> None:
+    """Refuse a profile that would refuse every file."""
+    from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415 - the other commands need none
+
+    known = load_profiles(settings.file_ingest.profiles)
+    if name not in known:
+        raise typer.BadParameter(f"There is no usable reader profile {name!r}. Known: {', '.join(sorted(known))}.")
+
+
+def _print_release(done: Release) -> None:
+    for key in done.released:
+        say(f"{key} will be ingested again.")
+    for key, state in done.unchanged.items():
+        complain(f"{key} is {state}: it is on its way already.")
+    if not done.released and not done.unchanged:
+        say("Nothing is in quarantine.")
+    else:
+        say(f"{counted(len(done.released), 'file')} released. `ingest status` shows how far they are.")
+
+
+def _show_quarantined(page: FilePage) -> None:
+    record = page.file
+    whole = record.state is FileState.QUARANTINED
+    say(record.file_key, style="bold")
+    pairs = [
+        ("Refused", "the whole file" if whole else f"{record.rows_quarantined:,} of {record.rows_read:,} rows"),
+        ("Reason", record.reason),
+        ("Broken rules", counts(record.rule_counts or {})),
+        ("When", record.finished_at),
+        ("Source", record.location),
+        ("Reader profile", record.profile),
+        ("Its bytes", page.quarantine.location if page.quarantine else page.landed_at),
+        *(("Not known", problem) for problem in page.problems),
+    ]
+    show_facts(pairs)
+    _show_quarantined_rows(page)
+    stdout().print()
+    say(f"Once that is fixed: ingest quarantine release {record.file_key}")
+
+
+def _facts(page: FilePage) -> list[tuple[str, object]]:
+    record = page.file
+    return [
+        ("State", record.state),
+        ("Reason", record.reason),
+        ("Error class", record.error_class),
+        ("Stands for it", record.duplicate_of),
+        ("Replaced by", record.replaced_by),
+        ("Rows", _rows(record)),
+        ("Broken rules", counts(record.rule_counts or {})),
+        ("Source", record.location),
+        ("Version", _version(record)),
+        ("Reader profile", record.profile),
+        ("Polling job", record.event.job_id),
+        ("Trace id", record.event.trace_id),
+        ("Kafka", str(record.intake)),
+        ("Attempts", record.attempts),
+        ("Next attempt", None if record.state.finished else record.next_attempt_at),
+        ("Arrived", record.intake.at or record.created_at),
+        ("Finished", _finished(record)),
+        ("Run", record.run_id),
+        ("Batch", record.batch_id),
+        ("SHA-256", record.sha256),
+        ("Landed", page.landed_at),
+        ("In quarantine", page.quarantine.location if page.quarantine else None),
+        ("Dagster UI", page.ui),
+        *(("Not known", problem) for problem in page.problems),
+    ]
+
+
+def _rows(record: FileRecord) -> str | None:
+    if record.rows_read is None:
+        return None
+    return (
+        f"{record.rows_read:,} read, {record.rows_accepted or 0:,} accepted, {record.rows_quarantined or 0:,} refused"
+    )
+
+
+def _version(record: FileRecord) -> str:
+    event = record.event
+    parts = [
+        None if event.size_bytes is None else f"{event.size_bytes:,} bytes",
+        f"changed {moment(event.modified_at)}" if event.modified_at else None,
+        f"etag {event.etag}" if event.etag else None,
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _finished(record: FileRecord) -> str | None:
+    if record.finished_at is None:
+        return None
+    took = record.finished_at - record.created_at
+    return f"{moment(record.finished_at)}, {length_of(took)} after it was taken in"
+
+
+def _metrics(page: FilePage) -> Table:
+    columns = ("Count", "Min", "Mean", "Max", "Std dev")
+    made = table("Device", "Sensor type", *columns, numbers=columns)
+    for metric in page.metrics:
+        values = (metric["count"], metric["min"], metric["mean"], metric["max"], metric["stddev"])
+        add_row(made, metric["device_id"], metric["sensor_type"], *values)
+    return made

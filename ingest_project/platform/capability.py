@@ -1,0 +1,487 @@
+"""The protocol through which definitions, operations and the command line see a capability.
+
+A capability implements it once, in its `capability.py`, and is listed once, in `operations/resources.py`; the defaults
+here stand for what it does not have. Importing an implementation does not import Dagster, so that commands start fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.database.engine import reading
+from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.runtime import Runtime
+
+if TYPE_CHECKING:
+    # Importing Dagster takes a second, which commands do not have.
+    import dagster as dg
+
+    from ingest_project.core.settings import Settings
+    from ingest_project.platform.dagster.stored_tables import StoredTable
+    from ingest_project.platform.delta.table import DeltaStore
+
+# The states of all work queues; every other state is one that an entry ended in.
+IN_PROGRESS = ("requested", "ingesting", "running", "downloading")
+UNFINISHED = ("pending", *IN_PROGRESS)
+
+LATENCY = "ingest_event_to_stored_seconds"
+LATENCY_SUM = f"{LATENCY}_sum"
+LATENCY_BUCKET = f"{LATENCY}_bucket"
+# Upper ends in seconds, close together where files of an unhurried system lie, up to a day of retries.
+LATENCY_BUCKETS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
+BEYOND = "+Inf"
+
+MAX_ENTRIES_OF_TRACE = 10_000
+
+Services_contra = TypeVar("Services_contra", bound=Runtime, contravariant=True)
+
+
+class Cluster(NamedTuple):
+    """A topic as the cluster that stores it knows it."""
+
+    topic: str
+    reader: TopicReader
+    settings: KafkaSettings
+
+
+class ConsumedTopic(NamedTuple):
+    """A topic and the sensor that reads it.
+
+    Args:
+        topic: its name for people.
+        sensor: name of the sensor.
+        cluster: opens the cluster that stores it; None for the main one.
+        skippable: an operator can skip offsets, as its messages enter a work queue one by one.
+    """
+
+    topic: str
+    sensor: str
+    cluster: Callable[[], Cluster] | None = None
+    skippable: bool = True
+
+
+class QueueTable(NamedTuple):
+    """A work queue as operations see it: its table, with the columns that all work queues have.
+
+    Args:
+        kind: name in metrics and on the dashboard, e.g. `polling_job`.
+        table: of the entries.
+        key: its primary key.
+        states: in the order in which people see them.
+        failed_states: states in which an entry needs a person.
+        expiring_states: states whose entries retention may purge, with their partitions.
+        partitions: name of the partition set whose keys are the entries; None where they are no partitions.
+        asset: whose partition of the key shows an entry, where one does.
+    """
+
+    kind: str
+    table: sa.Table
+    key: sa.Column[str]
+    states: type[StrEnum]
+    failed_states: tuple[str, ...]
+    expiring_states: tuple[str, ...] = ()
+    partitions: str | None = None
+    asset: str | None = None
+
+    @property
+    def noun(self) -> str:
+        """The kind as words, e.g. `polling job`."""
+        return self.kind.replace("_", " ")
+
+    def has_expired(self, cutoff: datetime) -> sa.ColumnElement[bool]:
+        """Select the entries that ended well and were reported before the cutoff."""
+        columns = self.table.c
+        return sa.and_(
+            columns.state.in_(self.expiring_states),
+            columns.reported_at.is_not(None),
+            sa.func.coalesce(columns.finished_at < cutoff, sa.false()),
+        )
+
+
+class OldestEntry(msgspec.Struct, frozen=True):
+    """The entry that has waited longest for its end.
+
+    Args:
+        since: when it arrived.
+        reason: why its last attempt failed.
+    """
+
+    key: str
+    state: str
+    since: datetime
+    attempts: int
+    next_attempt_at: datetime
+    reason: str | None
+
+
+class QueueState(msgspec.Struct, frozen=True, kw_only=True):
+    """The entries of one work queue at one moment.
+
+    Args:
+        kind: of the queue.
+        counts: entries by state; those of finished states only in detail.
+        due: pending entries that are work now.
+        unreported: finished entries that Dagster does not show yet.
+        oldest_untouched: last change of the unfinished entry that has not changed for longest.
+        oldest: the unfinished entry that arrived first; only in detail.
+    """
+
+    kind: str
+    counts: Mapping[str, int]
+    due: int = 0
+    unreported: int = 0
+    oldest_untouched: datetime | None = None
+    oldest: OldestEntry | None = None
+
+    @property
+    def unfinished(self) -> dict[str, int]:
+        """Entries by unfinished state, without those of which there are none."""
+        return {state: self.counts[state] for state in UNFINISHED if self.counts.get(state)}
+
+    @property
+    def going_on(self) -> dict[str, int]:
+        """What is work now, by state; pending entries that are not due yet are not."""
+        work = self.unfinished
+        if self.due != work.get("pending", 0):
+            del work["pending"]
+            work = {"due": self.due, **work} if self.due else work
+        return work
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Something that needs a person, as an entry of a work queue that failed.
+
+    Args:
+        kind: of the queue, or what else it is.
+        asset: whose partition of this key shows it, where one does.
+    """
+
+    kind: str
+    key: str
+    state: str
+    reason: str | None
+    at: datetime
+    run_id: str | None
+    asset: str | None
+
+
+class RetryTier(msgspec.Struct, frozen=True):
+    """Entries that wait for the same attempt.
+
+    Args:
+        topic: of the tier; its tasks of all higher attempts wait in the last one.
+        attempt: that comes next, the first being 1.
+        due: those whose time has come.
+        next_due_at: first time after now at which one is due; None where none waits.
+    """
+
+    topic: str
+    attempt: int
+    waiting: int
+    due: int
+    next_due_at: datetime | None
+
+
+class WorkState(msgspec.Struct, frozen=True, kw_only=True):
+    """The work of one capability at one moment.
+
+    Args:
+        queues: its work queues.
+        retry_tiers: one for each retry topic, the shortest delay first.
+        later: entries that wait for a time to come, and are not work until then.
+        next_due_at: when the first of those is due.
+        going_on: unfinished work outside the queues, one phrase each.
+        facts: further numbers, by the name that `ingest status` shows; or counts by name for each of several things.
+        problems: one sentence for each thing that needs a person.
+        gauges: values of the capability's own gauges, by metric name and the values of its labels.
+    """
+
+    queues: tuple[QueueState, ...] = ()
+    retry_tiers: tuple[RetryTier, ...] = ()
+    later: int = 0
+    next_due_at: datetime | None = None
+    going_on: tuple[str, ...] = ()
+    facts: Mapping[str, int | Mapping[str, Mapping[str, int]]] = {}
+    problems: tuple[str, ...] = ()
+    gauges: Mapping[str, Mapping[tuple[str, ...], float]] = {}
+
+
+class Metric(NamedTuple):
+    """A counter or gauge of a capability.
+
+    Args:
+        name: without the suffix `_total`.
+        labels: names of its labels.
+        meaning: one sentence.
+        initial: label values of series that exist from the start: a rate misses the first value of one that appears.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    meaning: str
+    initial: tuple[tuple[str, ...], ...] = ()
+
+
+class Amount(NamedTuple):
+    """What is added to one series of a counter."""
+
+    name: str
+    labels: tuple[str, ...]
+    value: float
+
+
+@dataclass(frozen=True)
+class CountedTable:
+    """Rows that are counted once they have ended.
+
+    Args:
+        name: under which the progress is stored.
+        table: of the rows.
+        state: that they ended in; None for a table whose rows are ends themselves.
+        ended_at: when they ended; indexed, with the state before it where there is one.
+        columns: that `amounts` reads.
+        amounts: what one row adds.
+    """
+
+    name: str
+    table: sa.Table
+    state: str | None
+    ended_at: sa.Column[datetime]
+    columns: tuple[sa.Column[Any], ...]
+    amounts: Callable[[sa.RowMapping], Iterator[Amount]]
+
+
+class PurgeStep(NamedTuple):
+    """One kind of expired record and how to remove it.
+
+    Args:
+        what: for people, e.g. `partitions of files`.
+        number: how many have expired.
+        examples: the first few.
+        remove: removes them; idempotent.
+    """
+
+    what: str
+    number: int
+    examples: Sequence[str]
+    remove: Callable[[], object]
+
+
+class Moment(msgspec.Struct, frozen=True, order=True):
+    """One thing that happened in a trace.
+
+    Args:
+        at: when, UTC.
+        subject: what it happened to, e.g. `file readings.csv~3fa9c1d2e0`.
+        what: what happened.
+        detail: the rest, for a person.
+    """
+
+    at: datetime
+    subject: str
+    what: str
+    detail: str = ""
+
+
+class DagsterParts(NamedTuple):
+    """What Dagster loads of a capability.
+
+    Args:
+        definitions: its assets, checks, jobs, schedules and sensors.
+        external_assets: creates the specs of what it reads and writes outside this project.
+        stored: tables whose rows other assets can load.
+    """
+
+    definitions: dg.Definitions
+    external_assets: Callable[[Settings], Sequence[dg.AssetSpec]] | None = None
+    stored: Mapping[dg.AssetKey, StoredTable] = {}
+
+
+class Capability(Generic[Services_contra]):
+    """What definitions, operations and commands use of a capability, whose resources are of type `Services_contra`.
+
+    Methods that take resources raise DatabaseUnavailableError or TransactionConflictError where the database does not
+    answer.
+    """
+
+    name: str
+    queues: tuple[QueueTable, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    gauges: tuple[Metric, ...] = ()
+    counted: tuple[CountedTable, ...] = ()
+
+    def dagster_parts(self) -> Mapping[str, DagsterParts]:
+        """Import and return what Dagster loads, by the name that INGEST_DISABLED_CAPABILITIES takes."""
+        raise NotImplementedError
+
+    def topics(self, services: Services_contra) -> tuple[ConsumedTopic, ...]:
+        """Return the topics that the capability reads, in the order in which data flows."""
+        del services
+        return ()
+
+    def read_work(self, services: Services_contra, *, detailed: bool) -> WorkState:
+        """Count the work that is not finished.
+
+        Args:
+            services: the resources.
+            detailed: also count finished entries and find the oldest unfinished one, which takes time in proportion.
+        """
+        with reading(services.engine) as connection:
+            queues = tuple(read_queue(connection, queue, detailed=detailed) for queue in self.queues)
+        return WorkState(queues=queues)
+
+    def running_totals(self, connection: sa.Connection) -> Iterable[Amount]:
+        """Return totals since the beginning that the capability keeps itself, for counters that no queue feeds."""
+        del connection
+        return ()
+
+    def failures(self, connection: sa.Connection, limit: int) -> Iterable[Failure]:
+        """Return what needs a person besides failed entries of work queues, at most so many of a kind."""
+        del connection, limit
+        return ()
+
+    def delta_tables(self, services: Services_contra) -> Mapping[str, Callable[[], DeltaStore]]:
+        """Return the Delta tables by name, each with a function that opens it."""
+        del services
+        return {}
+
+    def purge_steps(
+        self, services: Services_contra, now: datetime, counted_until: Callable[[], datetime]
+    ) -> Sequence[PurgeStep]:
+        """Find expired records other than partitions and runs; remove nothing.
+
+        Args:
+            services: the resources.
+            now: from which the days of the retention settings are counted.
+            counted_until: counts what has ended; every end up to the time it returns is in the running totals.
+        """
+        del services, now, counted_until
+        return ()
+
+    def trace(self, services: Services_contra, trace_id: str) -> Sequence[Moment]:
+        """Return everything on record of one trace, in no particular order."""
+        del services, trace_id
+        return ()
+
+    def correct_future_times(self, services: Services_contra, now: datetime, skew_seconds: float) -> int:
+        """Set times that lie in the future, left by a clock that was set back, to now; return how many entries had one.
+
+        Args:
+            services: the resources.
+            now: the right time.
+            skew_seconds: by how much clocks differ anyway.
+        """
+        del services, now, skew_seconds
+        return 0
+
+
+def read_queue(connection: sa.Connection, queue: QueueTable, *, detailed: bool) -> QueueState:
+    """Read the state of a work queue. Unless in detail, it costs nothing however many finished entries there are."""
+    columns, count = queue.table.c, sa.func.count()
+    by_state = sa.select(columns.state, count).group_by(columns.state)
+    if not detailed:
+        by_state = by_state.where(columns.state.in_(UNFINISHED))
+    found = {state: int(number) for state, number in connection.execute(by_state)}
+    # As the partial index has it: only then does either database see that it answers.
+    held = sa.literal_column("reported_at IS NULL AND state <> 'pending'", sa.Boolean)
+    unreported = sa.select(count).select_from(queue.table).where(held, columns.state.not_in(UNFINISHED))
+    # One state at a time: then the first entry of an index answers.
+    changes = [
+        connection.execute(_oldest_change(queue.table, state)).scalar() for state in UNFINISHED if state in found
+    ]
+    return QueueState(
+        kind=queue.kind,
+        counts={state.value: found.get(state.value, 0) for state in queue.states} if detailed else found,
+        due=found.get("pending", 0),
+        unreported=int(connection.execute(unreported).scalar_one()),
+        oldest_untouched=min((change for change in changes if change is not None), default=None),
+        oldest=_oldest_entry(connection, queue) if detailed else None,
+    )
+
+
+def rows_where(connection: sa.Connection, table: sa.Table, chosen: sa.ColumnElement[bool]) -> Sequence[sa.RowMapping]:
+    """Select the rows of a trace, at most MAX_ENTRIES_OF_TRACE."""
+    return connection.execute(sa.select(table).where(chosen).limit(MAX_ENTRIES_OF_TRACE)).mappings().all()
+
+
+def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment]:
+    """Yield what every work queue records of an entry: its arrival, its run, its end or its next attempt."""
+    yield Moment(row["created_at"], subject, "arrived", kafka_position(row))
+    if row["started_at"]:
+        yield Moment(row["started_at"], subject, "taken by a run", f"run {row['run_id']}")
+    if row["finished_at"]:
+        yield Moment(row["finished_at"], subject, row["state"], end)
+    elif row["reason"]:
+        until = f" Not before {row['next_attempt_at']:%Y-%m-%d %H:%M:%S} UTC."
+        yield Moment(row["updated_at"], subject, "waits for another try", row["reason"] + until)
+
+
+def kafka_position(row: sa.RowMapping | Mapping[str, Any]) -> str:
+    """Return the Kafka position of a row, as tools for topics write it."""
+    return f"{row['kafka_topic']}[{row['kafka_partition']}]@{row['kafka_offset']}"
+
+
+def counted_by_state(
+    queue: QueueTable,
+    columns: tuple[sa.Column[Any], ...],
+    amounts: Callable[[sa.RowMapping], Iterator[Amount]],
+    states: Sequence[str] | None = None,
+) -> tuple[CountedTable, ...]:
+    """Return the counted rows of a work queue, one per state: an index then leads straight to the new ones.
+
+    Args:
+        queue: the work queue.
+        columns: that `amounts` reads.
+        amounts: what one entry adds.
+        states: that are counted; all finished ones by default.
+    """
+    table, ends = queue.table, states or finished_states(queue.states)
+    # Ending an entry sets both of its times, and this one is indexed.
+    return tuple(CountedTable(f"{table.name}/{end}", table, end, table.c.updated_at, columns, amounts) for end in ends)
+
+
+def finished_states(states: type[StrEnum]) -> tuple[str, ...]:
+    """Return the states in which nothing more happens to an entry."""
+    return tuple(state.value for state in states if state.value not in UNFINISHED)
+
+
+def latency_columns(table: sa.Table) -> tuple[sa.Column[Any], ...]:
+    """Return the columns that `latency` reads."""
+    return (table.c.kafka_timestamp, table.c.created_at, table.c.finished_at)
+
+
+def latency(pipeline: str, row: sa.RowMapping) -> Iterator[Amount]:
+    """Yield what a finished entry adds to the histogram of seconds from Kafka message to stored."""
+    # A message without a timestamp of its own counts from when it was read.
+    began = row["kafka_timestamp"] or row["created_at"]
+    if row["finished_at"] is None:
+        return
+    # Clocks of producers may be ahead of ours.
+    seconds = max(0.0, (row["finished_at"] - began).total_seconds())
+    yield Amount(LATENCY_BUCKET, (pipeline, latency_bucket(seconds)), 1)
+    yield Amount(LATENCY_SUM, (pipeline,), seconds)
+
+
+def latency_bucket(seconds: float) -> str:
+    """Return the bucket of a latency, by its upper end."""
+    return next((f"{end:g}" for end in LATENCY_BUCKETS if seconds <= end), BEYOND)
+
+
+def _oldest_change(table: sa.Table, state: str) -> sa.Select[Any]:
+    return sa.select(table.c.updated_at).where(table.c.state == state).order_by(table.c.updated_at).limit(1)
+
+
+def _oldest_entry(connection: sa.Connection, queue: QueueTable) -> OldestEntry | None:
+    columns = queue.table.c
+    shown = (queue.key, columns.state, columns.created_at, columns.attempts, columns.next_attempt_at, columns.reason)
+    query = sa.select(*shown).where(columns.state.in_(UNFINISHED)).order_by(columns.created_at).limit(1)
+    row = connection.execute(query).one_or_none()
+    return OldestEntry(*row) if row else None
