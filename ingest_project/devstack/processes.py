@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +32,10 @@ POLL_SECONDS = 0.02
 # Below the ports that systems give to outgoing connections: such a connection could take a port before its server does.
 SERVER_PORTS = range(20_000, 32_000)
 LISTENING = "0A"
+# Pauses before the restarts of a part; after the last one the stack ends.
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+# A part that ran for longer than this has its restarts back.
+REMEMBERED_SECONDS = 600.0
 
 Found = TypeVar("Found")
 
@@ -55,6 +60,28 @@ class ServiceFailedError(IngestError):
     def repeated(self, times: int) -> ServiceFailedError:
         """Return the error of a part whose restarts failed as well."""
         return ServiceFailedError(self.name, f"{self.what}, {times} times in a short while", self.log_path, self.tail)
+
+
+class Restarts:
+    """Counts how often each part ended."""
+
+    def __init__(self) -> None:
+        self._ends: defaultdict[str, list[float]] = defaultdict(list)
+
+    def pause_after_end(self, name: str, now: float) -> float | None:
+        """Count one more end of a part and return the pause before its restart; None when it has ended too often.
+
+        Args:
+            name: of the part.
+            now: on a monotonic clock, in seconds.
+        """
+        recent = [at for at in self._ends[name] if now - at < REMEMBERED_SECONDS]
+        self._ends[name] = [*recent, now]
+        return PAUSES_SECONDS[len(recent)] if len(recent) < len(PAUSES_SECONDS) else None
+
+    def ends(self, name: str) -> int:
+        """Return how many ends of a part are remembered."""
+        return len(self._ends[name])
 
 
 @dataclass(frozen=True)

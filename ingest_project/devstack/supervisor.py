@@ -12,7 +12,6 @@ import os
 import signal
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,15 +20,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pydantic import SecretStr
-
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.private_files import keep_files_private
-from ingest_project.core.settings import LoadedSettings, Origin, Settings
+from ingest_project.core.settings import LoadedSettings, Settings
 from ingest_project.devstack import dagster_processes, embedded_kafka, postgres
 from ingest_project.devstack.processes import (
     HOST,
     Child,
+    Restarts,
     ServiceFailedError,
     free_port,
     listener_on,
@@ -37,6 +35,7 @@ from ingest_project.devstack.processes import (
     python_module,
     start,
 )
+from ingest_project.devstack.runtime_settings import child_environment, is_chosen, with_addresses
 from ingest_project.devstack.state_folder import (
     LOGS,
     announce,
@@ -49,22 +48,6 @@ from ingest_project.devstack.state_folder import (
 
 POLL_SECONDS = 0.5
 BROKER, DATABASE, DAGSTER = "broker", "database", "Dagster"
-# Pauses before the restarts of a part; after the last one the stack ends.
-PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-# A part that ran for longer than this has its restarts back.
-REMEMBERED_SECONDS = 600.0
-# Settings that children inherit: the addresses of what this process started, wherever the rest came from.
-INHERITED = (
-    "kafka.bootstrap_servers",
-    "kafka.generation",
-    "warehouse.database_url",
-    "dagster.postgres_url",
-    "dagster.webserver_url",
-    # The demo's own web server is inside this network.
-    "downloads.allowed_internal_hosts",
-    # The demo reads the statistics of hours as soon as their events are stored.
-    "user_activity.hourly_refresh_seconds",
-)
 
 
 class StepState(StrEnum):
@@ -79,28 +62,6 @@ class StepState(StrEnum):
 
 
 Report = Callable[[str, StepState], None]
-
-
-class Restarts:
-    """Counts how often each part ended."""
-
-    def __init__(self) -> None:
-        self._ends: defaultdict[str, list[float]] = defaultdict(list)
-
-    def pause_after_end(self, name: str, now: float) -> float | None:
-        """Count one more end of a part and return the pause before its restart; None when it has ended too often.
-
-        Args:
-            name: of the part.
-            now: on a monotonic clock, in seconds.
-        """
-        recent = [at for at in self._ends[name] if now - at < REMEMBERED_SECONDS]
-        self._ends[name] = [*recent, now]
-        return PAUSES_SECONDS[len(recent)] if len(recent) < len(PAUSES_SECONDS) else None
-
-    def ends(self, name: str) -> int:
-        """Return how many ends of a part are remembered."""
-        return len(self._ends[name])
 
 
 @dataclass
@@ -226,36 +187,6 @@ def running_stack(
         yield stack
 
 
-def is_chosen(loaded: LoadedSettings, path: str) -> bool:
-    """Return True if a person set a setting, in any of the sources."""
-    return loaded.origins.get(path, Origin.DEFAULT) not in (Origin.DEFAULT, Origin.EMBEDDED)
-
-
-def with_addresses(loaded: LoadedSettings, addresses: Mapping[str, Any]) -> LoadedSettings:
-    """Replace settings by the addresses of what `ingest dev` started.
-
-    Args:
-        loaded: as they were read.
-        addresses: values by the setting's path, e.g. `kafka.bootstrap_servers`.
-    """
-    settings = loaded.settings
-    for path, value in addresses.items():
-        section_name, _, name = path.partition(".")
-        section = getattr(settings, section_name)
-        changed = type(section).model_validate({**dict(section), name: value})
-        settings = settings.model_copy(update={section_name: changed})
-    return LoadedSettings(settings, {**loaded.origins, **dict.fromkeys(addresses, Origin.EMBEDDED)})
-
-
-def child_environment(loaded: LoadedSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment that gives a child process the same settings, whatever their origin."""
-    inherited = {"INGEST_STATE_DIR": str(loaded.settings.state_dir.absolute())}
-    for setting in loaded.each():
-        if setting.path in INHERITED and (text := _plain(setting.value)):
-            inherited[setting.env_names[0]] = text
-    return {**environ, **inherited}
-
-
 def choose_port(loaded: LoadedSettings, user: str, path: str, report: Report) -> int:
     """Return the port of a setting, or a free one if it is 0, or is taken and a default.
 
@@ -281,12 +212,6 @@ def choose_port(loaded: LoadedSettings, user: str, path: str, report: Report) ->
     free = free_port()
     report(f"{taken} {user} takes port {free}; {variable} chooses another", StepState.NOTE)
     return free
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
 def _stop(stack: Stack) -> None:

@@ -14,7 +14,7 @@ from ingest_project.attachments.storage import Destinations
 from ingest_project.contracts.attachments import AttachmentEvent, DeclaredAttachment, decode_attachment_event
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.platform.work_queue.queue import JobState, KafkaPosition
-from ingest_project_tests.contracts.test_download import EVENTS, JSON
+from ingest_project_tests.contracts.test_attachments import EVENTS, JSON
 
 NOW = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 DESTINATIONS = Destinations("{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{file_name}", {})

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import stamina
 
 from ingest_project.core.logging import configure_logging, get_logger
 from ingest_project.core.settings import LoggingSettings
@@ -136,3 +137,16 @@ main.main()
     assert done.returncode == 1
     assert done.stderr.count(r"ValueError: a\x1b[2J\x9bb\u202ec") == 2
     assert not [one for one in SENT if one in done.stderr]
+
+
+def test_a_retry_prints_nothing_where_commands_print_results(capfd: pytest.CaptureFixture[str]) -> None:
+    failures = iter((OSError("not yet"),))
+
+    @stamina.retry(on=OSError, wait_initial=0, wait_max=0)
+    def done_at_last() -> str:
+        for failure in failures:
+            raise failure
+        return "done"
+
+    assert done_at_last() == "done"
+    assert capfd.readouterr().out == ""

@@ -197,6 +197,7 @@ def test_the_example_of_a_dotenv_file_names_every_setting_with_its_default(tmp_p
     assert load_settings({}, tmp_path).settings == load_settings({}, tmp_path / "none").settings
     for setting in load_settings({}, tmp_path / "none").each():
         assert f"#{setting.env_names[0]}=" in example, setting.path
+        assert setting.description in example.replace("\n# ", " "), setting.path
 
 
 def test_the_example_of_a_yaml_file_names_every_setting_with_its_default(tmp_path: Path) -> None:
@@ -205,6 +206,7 @@ def test_the_example_of_a_yaml_file_names_every_setting_with_its_default(tmp_pat
     text = (ROOT / "config.example.yaml").read_text(encoding="utf-8")
     for setting in load_settings({}, tmp_path / "none").each():
         assert f"{setting.path.rpartition('.')[2]}:" in text, setting.path
+        assert setting.description in text.replace("\n  # ", " "), setting.path
 
 
 def test_every_setting_has_a_description(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from examples.demo.server import FileServer
 from examples.demo.streams import streaming
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack import dagster_processes as graphql
-from ingest_project.devstack.supervisor import child_environment, running_stack
+from ingest_project.devstack.runtime_settings import child_environment
+from ingest_project.devstack.supervisor import running_stack
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse import DeviceMetric
 from ingest_project_tests.cli.running import wait_until_nothing_is_left

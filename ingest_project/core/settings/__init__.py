@@ -18,7 +18,6 @@ from enum import StrEnum
 from functools import cache, reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -66,6 +65,7 @@ from ingest_project.core.settings.platform import (
     StorageSettings,
     TopicSettings,
     WarehouseSettings,
+    database_of,
 )
 from ingest_project.core.yaml_models import yaml_content
 
@@ -85,8 +85,6 @@ SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d
 SERVICE_ADDRESS = ("tcp://", "udp://")
 SIMILAR_ENOUGH = 0.86
 LEAST_SIMILAR = 0.5
-DEFAULT_PORT = 5432
-THIS_MACHINE = {"", "localhost", "127.0.0.1", "::1"}
 
 
 class Settings(Section):
@@ -405,23 +403,8 @@ def _invalid_values(error: ValidationError, origins: Mapping[str, Origin]) -> st
 def _require_two_databases(settings: Settings) -> None:
     """Refuse one database for both: warehouse and Dagster each keep their version in a table of the same name."""
     urls = (settings.warehouse.database_url, settings.dagster.postgres_url)
-    warehouse, dagster = (_database_of(url.get_secret_value()) for url in urls)
+    warehouse, dagster = (database_of(url.get_secret_value()) for url in urls)
     if warehouse is not None and warehouse == dagster:
         raise SettingsError(
             "DATABASE_URL and DAGSTER_POSTGRES_URL name the same database. Give Dagster one of its own."
         )
-
-
-def _database_of(database_url: str) -> tuple[str, int, str, str] | None:
-    """Return host, port, database and session options, which may name a schema; None for other than PostgreSQL."""
-    try:
-        url = urlsplit(database_url)
-        query = {name: values[-1] for name, values in parse_qs(url.query).items()}
-        port = int(query.get("port") or url.port or DEFAULT_PORT)
-    except ValueError:
-        return None
-    if url.scheme.partition("+")[0] not in {"postgres", "postgresql"}:
-        return None
-    host = query.get("host") or url.hostname or ""
-    database = query.get("dbname") or unquote(url.path.lstrip("/")) or unquote(url.username or "")
-    return "localhost" if host in THIS_MACHINE else host.lower(), port, database, query.get("options", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
@@ -12,6 +13,8 @@ from ingest_project.core.settings.fields import CommaList, Env, Section, as_list
 
 SHORTEST_TOKEN = 16
 FEWEST_CHARACTERS = 6
+DEFAULT_PORT = 5432
+THIS_MACHINE = {"", "localhost", "127.0.0.1", "::1"}
 
 
 def _strong(token: SecretStr | None) -> SecretStr | None:
@@ -296,3 +299,18 @@ class RetentionSettings(Section):
     def partitions(self) -> timedelta:
         """Time for which partitions are kept."""
         return timedelta(days=self.partition_days)
+
+
+def database_of(database_url: str) -> tuple[str, int, str, str] | None:
+    """Return host, port, database and session options, which may name a schema; None for other than PostgreSQL."""
+    try:
+        url = urlsplit(database_url)
+        query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        port = int(query.get("port") or url.port or DEFAULT_PORT)
+    except ValueError:
+        return None
+    if url.scheme.partition("+")[0] not in {"postgres", "postgresql"}:
+        return None
+    host = query.get("host") or url.hostname or ""
+    database = query.get("dbname") or unquote(url.path.lstrip("/")) or unquote(url.username or "")
+    return "localhost" if host in THIS_MACHINE else host.lower(), port, database, query.get("options", "")

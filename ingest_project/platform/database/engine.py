@@ -18,6 +18,7 @@ import sqlalchemy as sa
 import stamina
 from sqlalchemy.engine import URL, make_url
 
+import ingest_project.core.logging  # noqa: F401 - keeps stamina's retries off stdout
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
 from ingest_project.core.private_files import make_private_folder
 from ingest_project.platform.database.errors import map_error
