@@ -13,15 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from ingest_project.core.errors import (
-    DownloadFailedError,
-    DownloadRejectedError,
-    FileRejectedError,
-    LimitExceededError,
-)
-from ingest_project.core.settings import (
-    DownloadSettings,
-)
+from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, FileRejectedError, LimitExceededError
+from ingest_project.core.settings import DownloadSettings
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.file_names import (
     announced_type,

@@ -36,6 +36,8 @@ from ingest_project.core.errors import AddressRejectedError
 from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostRules, IpAddress, parse_address
 from ingest_project.platform.http.urls import WebAddress, parse_url, printable_url, split_address
 
+_CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
+
 
 class Deadline:
     """A moment on the monotonic clock.
@@ -67,9 +69,6 @@ class Deadline:
     def postpone(self, seconds: float) -> None:
         """Exclude time that the server did not take, such as waiting for a free slot."""
         self._at += seconds
-
-
-_CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
 @contextmanager

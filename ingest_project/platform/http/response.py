@@ -29,12 +29,7 @@ from urllib3.exceptions import (
 )
 from urllib3.exceptions import SSLError as TLSError
 
-from ingest_project.core.errors import (
-    DownloadFailedError,
-    DownloadRejectedError,
-    FileRejectedError,
-    LimitExceededError,
-)
+from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, FileRejectedError, LimitExceededError
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.platform.http.urls import WebAddress
 
