@@ -21,11 +21,7 @@ from ingest_project.core.errors import FileRejectedError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.prefetch import prefetch
 from ingest_project.file_ingest.aggregation import (
-    NO_SUMMARIES,
-    NONE_SHARED,
     aggregate_files,
-    counts_by_file,
-    instants_by_file,
     merge,
     standing_alone,
 )
@@ -43,17 +39,18 @@ from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of
 from ingest_project.file_ingest.validate_files import (
-    METRICS_SHOWN,
     SAMPLE_ROWS,
     CheckedGroup,
     CheckedRows,
     Contract,
+    Findings,
     OpenedFile,
     check_group,
     check_rows,
     first_rows,
+    judge,
     open_file,
-    verdict,
+    with_metrics,
 )
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
 from ingest_project.platform.object_store.content_store import Landed
@@ -275,10 +272,8 @@ def _store(
 
 def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract: Contract) -> FileResult:
     key = file.record.file_key
-    rows_read = rows_bad = 0
-    rule_counts: dict[str, int] = {}
-    sample: list[dict[str, object]] = []
-    preview: list[dict[str, object]] = []
+    found = Findings()
+    preview: dict[str, list[dict[str, object]]] = {}
     metrics: list[pl.DataFrame] = []
     shared: list[pl.DataFrame] = []
     with prefetch(_checked(file, contract)) as chunks:
@@ -288,34 +283,14 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
             summaries, instants = map(standing_alone, aggregate_files(checked.accepted))
             metrics.append(summaries)
             shared.append(instants)
-            rows_read += checked.rows_read[key]
-            rows_bad += checked.quarantined.height
-            for rule, count in checked.broken_rules_by_file().get(key, {}).items():
-                rule_counts[rule] = rule_counts.get(rule, 0) + count
-            preview = preview or first_rows(checked.accepted, SAMPLE_ROWS).get(key, [])
-            if len(sample) < SAMPLE_ROWS:
-                sample += checked.sample_by_file().get(key, [])
+            found += checked.findings_by_file()[key]
+            preview = preview or first_rows(checked.accepted, SAMPLE_ROWS)
     merged = merge(metrics)
     transaction.put_metrics(merged)
-    return verdict(
-        FileResult(
-            file.record,
-            FileState.INGESTED,
-            file.landed,
-            file.profile.name,
-            file.meaning,
-            rows_read=rows_read,
-            rows_quarantined=rows_bad,
-            summaries=counts_by_file(merged).get(key, NO_SUMMARIES),
-            rule_counts=rule_counts,
-            sample=sample[:SAMPLE_ROWS],
-            preview=preview,
-            metrics_shown=first_rows(merged, METRICS_SHOWN).get(key, []),
-            unknown_columns=file.first.unknown_columns,
-            instants=instants_by_file(pl.concat(shared)).get(key, NONE_SHARED),
-        ),
-        contract,
-    )
+    outcome = judge(file, found, contract)
+    if outcome.state is not FileState.INGESTED:
+        return outcome
+    return with_metrics([outcome], preview, merged, pl.concat(shared))[0]
 
 
 def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
