@@ -31,6 +31,11 @@ aggregated_metrics = dg.AssetSpec(
 )
 
 
+EXAMPLES = 2
+NO_INSTANTS = pl.DataFrame(
+    schema=dict.fromkeys(("file_key", "device_id", "sensor_type"), pl.String)
+    | {"timestamp": pl.Datetime("us", "UTC"), "readings": pl.Int64}
+)
 SUMMARY_COLUMNS = ("min", "max", "mean", "count", "stddev")
 
 
@@ -40,10 +45,6 @@ class SummaryCounts(NamedTuple):
     rows: int
     devices: int
     sensor_types: int
-
-
-NO_SUMMARIES = SummaryCounts(0, 0, 0)
-EXAMPLES = 2
 
 
 class SharedInstants(NamedTuple):
@@ -62,11 +63,8 @@ class SharedInstants(NamedTuple):
     examples: tuple[str, ...]
 
 
+NO_SUMMARIES = SummaryCounts(0, 0, 0)
 NONE_SHARED = SharedInstants(0, 0, ())
-NO_INSTANTS = pl.DataFrame(
-    schema=dict.fromkeys(("file_key", "device_id", "sensor_type"), pl.String)
-    | {"timestamp": pl.Datetime("us", "UTC"), "readings": pl.Int64}
-)
 
 
 def instants_by_file(shared: pl.DataFrame) -> dict[str, SharedInstants]:
@@ -102,21 +100,6 @@ def counts_by_file(summaries: pl.DataFrame) -> dict[str, SummaryCounts]:
     return {file_key: SummaryCounts(*numbers) for file_key, *numbers in counts.iter_rows()}
 
 
-def aggregate(readings: pl.DataFrame, by: Sequence[str] = ()) -> pl.DataFrame:
-    """Summarise readings per device and sensor type.
-
-    Args:
-        readings: accepted rows: device_id, sensor_type, value (finite).
-        by: further columns that keep apart what belongs apart, e.g. `file_index`.
-
-    Returns:
-        one row per key, sorted by it: the key, then min, max, mean, count, stddev (of a sample; null for one reading).
-    """
-    keys = [*by, "device_id", "sensor_type"]
-    summary = readings.group_by(keys).agg(*_summary())
-    return _without_overflow(summary, readings, keys).sort(keys)
-
-
 def aggregate_files(readings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Summarise the readings of files, and find the instants at which one device has several of one type.
 
@@ -124,13 +107,21 @@ def aggregate_files(readings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]
         readings: accepted rows: file_key, device_id, sensor_type, timestamp, value, in the order of their files.
 
     Returns:
-        the summaries, as `aggregate` gives them; and file_key, device_id, sensor_type, timestamp and `readings`, one
-        row for each instant with more than one reading.
+        one row per file, device and sensor type, sorted by these: the key, then min, max, mean, count, stddev (of a
+        sample; null for one reading); and file_key, device_id, sensor_type, timestamp and `readings`, one row for each
+        instant with more than one reading.
     """
-    keys = ["file_key", "device_id", "sensor_type"]
+    keys, value = ["file_key", "device_id", "sensor_type"], pl.col("value")
     # Hardly any file is out of order, and one that is in order shows at a glance that no instant comes twice.
     in_order = (pl.col("timestamp").diff().drop_nulls() > pl.duration()).all().alias("in_order")
-    summary = readings.group_by(keys).agg(*_summary(), in_order)
+    summary = readings.group_by(keys).agg(
+        value.min().alias("min"),
+        value.max().alias("max"),
+        value.mean().alias("mean"),
+        pl.len().cast(pl.Int64).alias("count"),
+        value.std(ddof=1).alias("stddev"),
+        in_order,
+    )
     shared = NO_INSTANTS
     if not summary["in_order"].all():
         unclear = summary.filter(~pl.col("in_order")).select(keys)
@@ -138,17 +129,6 @@ def aggregate_files(readings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]
         counts = suspects.group_by(*keys, "timestamp").agg(pl.len().cast(pl.Int64).alias("readings"))
         shared = counts.filter(pl.col("readings") > 1)
     return _without_overflow(summary.drop("in_order"), readings, keys).sort(keys), shared
-
-
-def _summary() -> list[pl.Expr]:
-    value = pl.col("value")
-    return [
-        value.min().alias("min"),
-        value.max().alias("max"),
-        value.mean().alias("mean"),
-        pl.len().cast(pl.Int64).alias("count"),
-        value.std(ddof=1).alias("stddev"),
-    ]
 
 
 def _without_overflow(summary: pl.DataFrame, readings: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
@@ -181,10 +161,10 @@ def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Merge the summaries of the parts of a whole exactly, without looking at the readings again.
 
     Args:
-        parts: results of `aggregate` with the same keys; at least one.
+        parts: summaries by `aggregate_files` with the same keys; at least one.
 
     Returns:
-        what `aggregate` of all readings would give, up to rounding. Means and squared deviations are combined as Chan,
+        the summaries of all readings together, up to rounding. Means and squared deviations are combined as Chan,
         Golub and LeVeque do, which does not lose digits where the mean is large compared with the deviation.
     """
     if len(parts) == 1:

@@ -20,11 +20,7 @@ from ingest_project.core.batches import prefetch, store_bisecting
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.aggregation import (
-    NO_SUMMARIES,
-    NONE_SHARED,
     aggregate_files,
-    counts_by_file,
-    instants_by_file,
     merge,
     standing_alone,
 )
@@ -43,119 +39,21 @@ from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import (
-    METRICS_SHOWN,
-    PREVIEW_ROWS,
     SAMPLE_ROWS,
     CheckedGroup,
     CheckedRows,
     Contract,
+    Findings,
     OpenedFile,
     check_group,
     check_rows,
     first_rows,
+    judge,
     open_file,
-    verdict,
+    with_metrics,
 )
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
 from ingest_project.platform.object_store.content_store import Landed
-
-
-class _RejectedError(Exception):
-    def __init__(self, outcome: FileResult) -> None:
-        self.outcome = outcome
-
-
-def store_large_file(
-    file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str
-) -> list[FileResult]:
-    """Check and store one large file.
-
-    Returns:
-        its result, and that of a version that it replaced; a file that is ingested, a duplicate or replaced is
-        finished in the queue, any other is still to be stored.
-    """
-    try:
-        with services.warehouse.transaction() as transaction:
-            outcome, replaced = _store(transaction, file, services, contract, run_id)
-        return [outcome, *replaced_outcomes(services, replaced)]
-    except _RejectedError as refused:
-        return [refused.outcome]
-    except FileRejectedError as error:
-        return [outcome_of_error(file.record, error, file.landed, profile=file.profile.name)]
-
-
-def refused_group(outcome: FileResult, contract: Contract) -> CheckedGroup:
-    """Return a group of one file of which nothing is stored but its result."""
-    return replace(check_group([], contract), outcomes=[outcome])
-
-
-def _store(
-    transaction: WarehouseTransaction, file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str
-) -> tuple[FileResult, tuple[str, ...]]:
-    key = file.record.file_key
-    read = FileResult(file.record, FileState.INGESTED, file.landed, file.profile.name, file.meaning)
-    # Whether it is accepted shows at its end; a version that it replaces comes back with everything else if it is not.
-    settled, replaced = settle_versions(transaction, hold_locations(transaction, [read], wait=True), run_id)
-    (outcome,) = without_duplicates(transaction, settled)
-    transaction.replace_files([key, *replaced])
-    if outcome.state is FileState.INGESTED:
-        outcome = _append_chunks(transaction, file, contract)
-    if outcome.state is FileState.QUARANTINED:
-        raise _RejectedError(outcome)
-    leave_quarantine(outcome, services.quarantine)
-    finish(transaction, [outcome], run_id)
-    return outcome, replaced
-
-
-def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract: Contract) -> FileResult:
-    key = file.record.file_key
-    rows_read = rows_bad = 0
-    rule_counts: dict[str, int] = {}
-    sample: list[dict[str, object]] = []
-    preview: list[dict[str, object]] = []
-    metrics: list[pl.DataFrame] = []
-    shared: list[pl.DataFrame] = []
-    with prefetch(_checked(file, contract)) as chunks:
-        for checked in chunks:
-            transaction.append_readings(checked.accepted)
-            transaction.append_quarantined(checked.quarantined)
-            summaries, instants = map(standing_alone, aggregate_files(checked.accepted))
-            metrics.append(summaries)
-            shared.append(instants)
-            rows_read += checked.rows_read[key]
-            rows_bad += checked.quarantined.height
-            for rule, count in checked.broken_rules_by_file().get(key, {}).items():
-                rule_counts[rule] = rule_counts.get(rule, 0) + count
-            preview = preview or first_rows(checked.accepted, PREVIEW_ROWS).get(key, [])
-            if len(sample) < SAMPLE_ROWS:
-                sample += checked.sample_by_file().get(key, [])
-    merged = merge(metrics)
-    transaction.put_metrics(merged)
-    return verdict(
-        FileResult(
-            file.record,
-            FileState.INGESTED,
-            file.landed,
-            file.profile.name,
-            file.meaning,
-            rows_read=rows_read,
-            rows_quarantined=rows_bad,
-            summaries=counts_by_file(merged).get(key, NO_SUMMARIES),
-            rule_counts=rule_counts,
-            sample=sample[:SAMPLE_ROWS],
-            preview=preview,
-            metrics_shown=first_rows(merged, METRICS_SHOWN).get(key, []),
-            unknown_columns=file.first.unknown_columns,
-            instants=instants_by_file(pl.concat(shared)).get(key, NONE_SHARED),
-        ),
-        contract,
-    )
-
-
-def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
-    for chunk in file.chunks:
-        yield check_rows([(file.record.file_key, file.profile, chunk)], contract)
-
 
 logger = get_logger(__name__)
 
@@ -321,3 +219,78 @@ def _large(file: OpenedFile, services: FileIngestResources, contract: Contract, 
     if outcomes[0].state in {FileState.QUARANTINED, FileState.FAILED}:
         return store(refused_group(outcomes[0], contract), services, run_id)
     return outcomes
+
+
+class _RejectedError(Exception):
+    def __init__(self, outcome: FileResult) -> None:
+        self.outcome = outcome
+
+
+def store_large_file(
+    file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str
+) -> list[FileResult]:
+    """Check and store one large file.
+
+    Returns:
+        its result, and that of a version that it replaced; a file that is ingested, a duplicate or replaced is
+        finished in the queue, any other is still to be stored.
+    """
+    try:
+        with services.warehouse.transaction() as transaction:
+            outcome, replaced = _store(transaction, file, services, contract, run_id)
+        return [outcome, *replaced_outcomes(services, replaced)]
+    except _RejectedError as refused:
+        return [refused.outcome]
+    except FileRejectedError as error:
+        return [outcome_of_error(file.record, error, file.landed, profile=file.profile.name)]
+
+
+def refused_group(outcome: FileResult, contract: Contract) -> CheckedGroup:
+    """Return a group of one file of which nothing is stored but its result."""
+    return replace(check_group([], contract), outcomes=[outcome])
+
+
+def _store(
+    transaction: WarehouseTransaction, file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str
+) -> tuple[FileResult, tuple[str, ...]]:
+    key = file.record.file_key
+    read = FileResult(file.record, FileState.INGESTED, file.landed, file.profile.name, file.meaning)
+    # Whether it is accepted shows at its end; a version that it replaces comes back with everything else if it is not.
+    settled, replaced = settle_versions(transaction, hold_locations(transaction, [read], wait=True), run_id)
+    (outcome,) = without_duplicates(transaction, settled)
+    transaction.replace_files([key, *replaced])
+    if outcome.state is FileState.INGESTED:
+        outcome = _append_chunks(transaction, file, contract)
+    if outcome.state is FileState.QUARANTINED:
+        raise _RejectedError(outcome)
+    leave_quarantine(outcome, services.quarantine)
+    finish(transaction, [outcome], run_id)
+    return outcome, replaced
+
+
+def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract: Contract) -> FileResult:
+    key = file.record.file_key
+    found = Findings()
+    preview: dict[str, list[dict[str, object]]] = {}
+    metrics: list[pl.DataFrame] = []
+    shared: list[pl.DataFrame] = []
+    with prefetch(_checked(file, contract)) as chunks:
+        for checked in chunks:
+            transaction.append_readings(checked.accepted)
+            transaction.append_quarantined(checked.quarantined)
+            summaries, instants = map(standing_alone, aggregate_files(checked.accepted))
+            metrics.append(summaries)
+            shared.append(instants)
+            found += checked.findings_by_file()[key]
+            preview = preview or first_rows(checked.accepted, SAMPLE_ROWS)
+    merged = merge(metrics)
+    transaction.put_metrics(merged)
+    outcome = judge(file, found, contract)
+    if outcome.state is not FileState.INGESTED:
+        return outcome
+    return with_metrics([outcome], preview, merged, pl.concat(shared))[0]
+
+
+def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
+    for chunk in file.chunks:
+        yield check_rows([(file.record.file_key, file.profile, chunk)], contract)

@@ -166,11 +166,11 @@ def outcome_of_error(record: FileRecord, error: IngestError, landed: Landed | No
 
 
 def partition_report(outcome: FileResult) -> PartitionEvents:
-    """Return the result of a file that an error stopped: retried, quarantined for its content, or failed.
+    """Return the events of one file.
 
-    Every asset of a file that came to an end has a materialisation, also one without rows: Dagster counts a partition
-    that was requested and not reported as failed. A file that failed has none but what was landed of it. One whose rows
-    stay because it cannot be had again keeps its materialisations; its check tells of the attempt.
+    Every asset of a finished file has a materialization, also one without rows: Dagster counts a partition that was
+    requested and not reported as failed. A file that failed has only that of the bytes that were landed. One whose rows
+    stay because it cannot be read again keeps its materializations; its check reports the attempt.
     """
     if outcome.leaves_what_is_stored:
         return PartitionEvents(outcome.record.file_key, {}, [accepted_result(outcome)])

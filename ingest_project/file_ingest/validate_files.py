@@ -6,11 +6,13 @@ A file too large for that goes the same way chunk by chunk, in `large_file`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -156,21 +158,18 @@ class CheckedRows:
     quarantined: pl.DataFrame
     rows_read: Mapping[str, int]
 
-    def rejected_by_file(self) -> dict[str, int]:
-        """Bad rows by file key; files without any are absent."""
-        return dict(self.quarantined.group_by("file_key").len().iter_rows())
-
-    def broken_rules_by_file(self) -> dict[str, dict[str, int]]:
-        """Count how often each rule was broken, by file key; files that broke none are absent."""
+    def findings_by_file(self) -> dict[str, Findings]:
+        """Return what was found in each file."""
+        bad = dict(self.quarantined.group_by("file_key").len().iter_rows())
+        samples = first_rows(self.quarantined, SAMPLE_ROWS)
         counts: dict[str, dict[str, int]] = {}
         broken = self.quarantined.select("file_key", rule="reasons").explode("rule").group_by("file_key", "rule").len()
         for file_key, rule, count in broken.sort("file_key", "rule").iter_rows():
             counts.setdefault(file_key, {})[rule] = count
-        return counts
-
-    def sample_by_file(self) -> dict[str, list[dict[str, object]]]:
-        """Return the first few bad rows of each file."""
-        return first_rows(self.quarantined, SAMPLE_ROWS)
+        return {
+            key: Findings(rows_read, bad.get(key, 0), counts.get(key, {}), samples.get(key, ()))
+            for key, rows_read in self.rows_read.items()
+        }
 
 
 def first_rows(rows: pl.DataFrame, most: int) -> dict[str, list[dict[str, object]]]:
@@ -220,70 +219,99 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
         return OpenedFile(record, landed, profile, meaning, first, next(chunks, None), chunks, resources.pop_all())
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What reading and checking found in one file, or in a part of it.
+
+    Args:
+        rows_read: readings, malformed rows included.
+        rows_bad: those that broke a rule.
+        rule_counts: how often each rule was broken.
+        sample: some bad rows.
+    """
+
+    rows_read: int = 0
+    rows_bad: int = 0
+    rule_counts: Mapping[str, int] = field(default_factory=dict)
+    sample: Sequence[Mapping[str, object]] = ()
+
+    def __add__(self, other: Findings) -> Findings:
+        """Add up the findings of two parts of a file."""
+        return Findings(
+            self.rows_read + other.rows_read,
+            self.rows_bad + other.rows_bad,
+            Counter(self.rule_counts) + Counter(other.rule_counts),
+            [*self.sample, *other.sample][:SAMPLE_ROWS],
+        )
+
+
 def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
     """Check the rows of several small files at once; no files make an empty group."""
     if not files:
         return CheckedGroup([], *(pl.DataFrame(schema=schema) for schema in (READINGS, QUARANTINED, METRICS)))
     checked = check_rows([(file.record.file_key, file.profile, file.first) for file in files], contract)
-    rejected, broken, samples = (
-        checked.rejected_by_file(),
-        checked.broken_rules_by_file(),
-        checked.sample_by_file(),
-    )
-    outcomes = [
-        verdict(
-            FileResult(
-                file.record,
-                FileState.INGESTED,
-                file.landed,
-                file.profile.name,
-                file.meaning,
-                rows_read=checked.rows_read[file.record.file_key],
-                rows_quarantined=rejected.get(file.record.file_key, 0),
-                rule_counts=broken.get(file.record.file_key, {}),
-                sample=samples.get(file.record.file_key, []),
-                unknown_columns=file.first.unknown_columns,
-            ),
-            contract,
-        )
-        for file in files
-    ]
+    findings = checked.findings_by_file()
+    outcomes = [judge(file, findings[file.record.file_key], contract) for file in files]
     refused = [outcome.record.file_key for outcome in outcomes if outcome.state is not FileState.INGESTED]
     accepted, quarantined = checked.accepted, checked.quarantined
     if refused:
         accepted = accepted.filter(~pl.col("file_key").is_in(refused))
         quarantined = quarantined.filter(~pl.col("file_key").is_in(refused))
     metrics, shared = aggregate_files(accepted)
-    counts, instants = counts_by_file(metrics), instants_by_file(shared)
-    previews, metrics_shown = first_rows(accepted, PREVIEW_ROWS), first_rows(metrics, METRICS_SHOWN)
-    counted = [
+    previews = first_rows(accepted, PREVIEW_ROWS)
+    return CheckedGroup(with_metrics(outcomes, previews, metrics, shared), accepted, quarantined, metrics)
+
+
+def with_metrics(
+    outcomes: Sequence[FileResult],
+    previews: Mapping[str, Sequence[Mapping[str, object]]],
+    metrics: pl.DataFrame,
+    shared: pl.DataFrame,
+) -> list[FileResult]:
+    """Add to results what Dagster shows of the accepted rows.
+
+    Args:
+        outcomes: of checked files.
+        previews: first accepted rows by file key.
+        metrics: summaries, as `aggregate_files` returns them.
+        shared: instants, as `aggregate_files` returns them.
+    """
+    counts, instants, shown = counts_by_file(metrics), instants_by_file(shared), first_rows(metrics, METRICS_SHOWN)
+    return [
         replace(
             outcome,
-            preview=previews.get(outcome.record.file_key, []),
-            metrics_shown=metrics_shown.get(outcome.record.file_key, []),
-            summaries=counts.get(outcome.record.file_key, NO_SUMMARIES),
-            instants=instants.get(outcome.record.file_key, NONE_SHARED),
+            preview=previews.get(key, []),
+            metrics_shown=shown.get(key, []),
+            summaries=counts.get(key, NO_SUMMARIES),
+            instants=instants.get(key, NONE_SHARED),
         )
         for outcome in outcomes
+        for key in [outcome.record.file_key]
     ]
-    return CheckedGroup(counted, accepted, quarantined, metrics)
 
 
-def verdict(outcome: FileResult, contract: Contract) -> FileResult:
-    """Judge a file all of whose rows have been checked: return it as it is, or quarantined as a whole."""
+def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResult:
+    """Judge a file all of whose rows have been checked: ingested, or quarantined as a whole."""
+    known: dict[str, Any] = {
+        "profile": file.profile.name,
+        "rows_read": findings.rows_read,
+        "rows_quarantined": findings.rows_bad,
+        "sample": findings.sample,
+    }
     try:
-        contract.require_acceptable(outcome.rows_read, outcome.rows_quarantined)
+        contract.require_acceptable(findings.rows_read, findings.rows_bad)
     except FileRejectedError as error:
-        counts = {error.rule: 1, **outcome.rule_counts}
-        refused = outcome_of_error(outcome.record, error, outcome.landed, rule_counts=counts)
-        return replace(
-            refused,
-            profile=outcome.profile,
-            rows_read=outcome.rows_read,
-            rows_quarantined=outcome.rows_quarantined,
-            sample=outcome.sample,
-        )
-    return outcome
+        counts = {error.rule: 1, **findings.rule_counts}
+        return outcome_of_error(file.record, error, file.landed, rule_counts=counts, **known)
+    return FileResult(
+        file.record,
+        FileState.INGESTED,
+        file.landed,
+        meaning=file.meaning,
+        rule_counts=findings.rule_counts,
+        unknown_columns=file.first.unknown_columns,
+        **known,
+    )
 
 
 def check_rows(chunks: Sequence[tuple[str, ReaderProfile, ReadingsChunk]], contract: Contract) -> CheckedRows:

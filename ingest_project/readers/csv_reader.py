@@ -6,12 +6,12 @@ row over the limit: a block with one of these is split by `csv_text.split_record
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -105,13 +105,6 @@ class Malformed(NamedTuple):
     reason: str
 
 
-class RawRecords(Protocol):
-    """The text of the records of a block."""
-
-    def raw(self, line_number: int) -> bytes:
-        """Return the record that starts on this line, as it was written."""
-
-
 @dataclass(frozen=True)
 class TableChunk:
     """The records of one block.
@@ -119,16 +112,16 @@ class TableChunk:
     Args:
         columns: `line_number` and the wanted columns as text, one row per good record; null is missing.
         malformed: the other records, except blank ones: line_number, raw_text, reason.
-        records: their text.
+        raw: returns the record that starts on a line, as it was written.
     """
 
     columns: pl.DataFrame
     malformed: pl.DataFrame
-    records: RawRecords
+    raw: Callable[[int], bytes]
 
     def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
         """Return the text of the good records that start on these lines, shortened visibly when it is long."""
-        return [shortened(self.records.raw(number)) for number in line_numbers]
+        return [shortened(self.raw(number)) for number in line_numbers]
 
 
 def split_blocks(blocks: Iterable[tuple[bytes, bool]], dialect: Dialect, line_number: int) -> Iterator[TableChunk]:
@@ -203,15 +196,7 @@ def _chunk_of_records(
         texts = ((record.cells or [])[place].decode().strip(UNSEEN_ENDS) for _, record in good)
         found = [None if text == "" or text in dialect.nulls else text for text in texts]
         columns[name] = pl.Series(found, dtype=pl.String)
-    return TableChunk(pl.DataFrame(columns), _frame(malformed), _KnownRecords(raw))
-
-
-@dataclass(frozen=True)
-class _KnownRecords:
-    by_line: Mapping[int, bytes]
-
-    def raw(self, line_number: int) -> bytes:
-        return self.by_line[line_number]
+    return TableChunk(pl.DataFrame(columns), _frame(malformed), raw.__getitem__)
 
 
 def _frame(malformed: Sequence[Malformed]) -> pl.DataFrame:
@@ -351,7 +336,7 @@ def read_regular(text: bytes, dialect: Dialect, line_number: int, *, final: bool
         for row in irregular
         if not is_blank(row.text.encode(), dialect.delimiter)
     ]
-    chunk = TableChunk(_without_blank(pl.DataFrame(columns), index, dialect), _frame(malformed), index)
+    chunk = TableChunk(_without_blank(pl.DataFrame(columns), index, dialect), _frame(malformed), index.raw)
     return chunk, len(index.text), index.line_count
 
 

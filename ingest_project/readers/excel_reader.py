@@ -155,5 +155,5 @@ class _SheetText:
 
     def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
         lines = dict(zip(self.rows, self.table.columns["line_number"], strict=True))
-        records = (self.table.records.raw(lines[number]) for number in line_numbers)
+        records = (self.table.raw(lines[number]) for number in line_numbers)
         return [shortened(raw.partition(b"\t")[2]) for raw in records]

@@ -18,50 +18,11 @@ import polars as pl
 MONTHS: tuple[str, ...] = ("january", "february", "march", "april", "may", "june", "july", "august", "september")
 MONTHS += ("october", "november", "december")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+Tokens = list[tuple[str | None, ...]]
+
 LONGEST_FORMAT = 100
 # POSIX, as strptime has it: two digits are the years 1969 to 2068.
 FIRST_SHORT_YEAR = 69
-
-
-def _any_case(words: tuple[str, ...]) -> str:
-    """Return a pattern of ASCII letters alone: `(?i)` would also match a long s or a Kelvin sign."""
-    return "|".join("".join(f"[{letter.upper()}{letter}]" for letter in word) for word in words)
-
-
-class Directive(NamedTuple):
-    """What one directive stands for.
-
-    Args:
-        part: of a moment.
-        pattern: its text.
-        beside_digits: its text where a digit may stand next to it; None for one that is no number.
-    """
-
-    part: str
-    pattern: str
-    beside_digits: str | None = None
-
-
-DAY = Directive("day", "3[01]|[12][0-9]|0?[1-9]", "3[01]|[12][0-9]|0[1-9]")
-DIRECTIVES = {
-    "Y": Directive("year", "[0-9]{4}", "[0-9]{4}"),
-    "y": Directive("short_year", "[0-9]{2}", "[0-9]{2}"),
-    "m": Directive("month", "1[0-2]|0?[1-9]", "1[0-2]|0[1-9]"),
-    "b": Directive("month_name", _any_case(tuple(name[:3] for name in MONTHS))),
-    "B": Directive("month_name", _any_case(MONTHS)),
-    "d": DAY,
-    "j": Directive("day_of_year", "[0-9]{1,3}", "[0-9]{3}"),
-    "a": Directive("weekday", _any_case(tuple(name[:3] for name in WEEKDAYS))),
-    "A": Directive("weekday", _any_case(WEEKDAYS)),
-    "H": Directive("hour", "2[0-3]|[01]?[0-9]", "2[0-3]|[01][0-9]"),
-    "I": Directive("half_day_hour", "1[0-2]|0?[1-9]", "1[0-2]|0[1-9]"),
-    "p": Directive("half", _any_case(("am", "pm"))),
-    "M": Directive("minute", "[0-5]?[0-9]", "[0-5][0-9]"),
-    "S": Directive("second", "[0-5]?[0-9]", "[0-5][0-9]"),
-    "f": Directive("fraction", "[0-9]{1,6}", "[0-9]{6}"),
-    "z": Directive("offset", "Z|[+-](?:[01][0-9]|2[0-3]):?[0-5][0-9]"),
-    ":z": Directive("offset", "Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9]"),
-}
 # Short for several directives, and without doubt: strptime lacks them, strftime and C have them.
 SHORT_FOR = {"%F": "%Y-%m-%d", "%T": "%H:%M:%S", "%R": "%H:%M"}
 # Without the leading zero, as C's strftime writes; reading takes both.
@@ -96,6 +57,20 @@ SAMPLES = (
 SAMPLE_OFFSET = "+05:30"
 
 
+class Directive(NamedTuple):
+    """What one directive stands for.
+
+    Args:
+        part: of a moment.
+        pattern: its text.
+        beside_digits: its text where a digit may stand next to it; None for one that is no number.
+    """
+
+    part: str
+    pattern: str
+    beside_digits: str | None = None
+
+
 @dataclass(frozen=True)
 class TimeFormat:
     """How the whole text of a time looks.
@@ -111,6 +86,32 @@ class TimeFormat:
     is_utc: bool = False
 
 
+def _any_case(words: tuple[str, ...]) -> str:
+    """Return a pattern of ASCII letters alone: `(?i)` would also match a long s or a Kelvin sign."""
+    return "|".join("".join(f"[{letter.upper()}{letter}]" for letter in word) for word in words)
+
+
+# Built of the above.
+DAY = Directive("day", "3[01]|[12][0-9]|0?[1-9]", "3[01]|[12][0-9]|0[1-9]")
+DIRECTIVES = {
+    "Y": Directive("year", "[0-9]{4}", "[0-9]{4}"),
+    "y": Directive("short_year", "[0-9]{2}", "[0-9]{2}"),
+    "m": Directive("month", "1[0-2]|0?[1-9]", "1[0-2]|0[1-9]"),
+    "b": Directive("month_name", _any_case(tuple(name[:3] for name in MONTHS))),
+    "B": Directive("month_name", _any_case(MONTHS)),
+    "d": DAY,
+    "j": Directive("day_of_year", "[0-9]{1,3}", "[0-9]{3}"),
+    "a": Directive("weekday", _any_case(tuple(name[:3] for name in WEEKDAYS))),
+    "A": Directive("weekday", _any_case(WEEKDAYS)),
+    "H": Directive("hour", "2[0-3]|[01]?[0-9]", "2[0-3]|[01][0-9]"),
+    "I": Directive("half_day_hour", "1[0-2]|0?[1-9]", "1[0-2]|0[1-9]"),
+    "p": Directive("half", _any_case(("am", "pm"))),
+    "M": Directive("minute", "[0-5]?[0-9]", "[0-5][0-9]"),
+    "S": Directive("second", "[0-5]?[0-9]", "[0-5][0-9]"),
+    "f": Directive("fraction", "[0-9]{1,6}", "[0-9]{6}"),
+    "z": Directive("offset", "Z|[+-](?:[01][0-9]|2[0-3]):?[0-5][0-9]"),
+    ":z": Directive("offset", "Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9]"),
+}
 ISO_8601 = TimeFormat(
     r"^(?P<year>[0-9]{4})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})[Tt ](?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})"
     rf"(?::(?P<second>[0-5][0-9])(?:[.,](?P<fraction>[0-9]{{1,9}}))?)? ?{OFFSET}?$",
@@ -173,9 +174,6 @@ def _directive(name: str | None) -> Directive:
         remedy = REMEDIES.get(name)
         raise ValueError(f"%{name} is not taken" + (f"; {remedy}" if remedy else ", it is none of strptime's"))
     return DIRECTIVES[name]
-
-
-Tokens = list[tuple[str | None, ...]]
 
 
 def _ends_in_digit(before: Tokens) -> bool:

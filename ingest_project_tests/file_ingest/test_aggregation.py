@@ -16,37 +16,47 @@ from hypothesis import strategies as st
 
 from ingest_project.file_ingest.aggregation import (
     SharedInstants,
-    aggregate,
     aggregate_files,
     instants_by_file,
     merge,
     standing_alone,
 )
 
+MOMENT = datetime(2024, 1, 15, tzinfo=UTC)
 Values = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=30)
 
 
 def readings(values: list[float], device: str = "d") -> pl.DataFrame:
     return pl.DataFrame(
-        {"device_id": [device] * len(values), "sensor_type": "t", "value": values},
+        {
+            "file_key": "f",
+            "timestamp": MOMENT,
+            "device_id": [device] * len(values),
+            "sensor_type": "t",
+            "value": values,
+        },
         schema_overrides={"value": pl.Float64},
     )
+
+
+def aggregate(readings: pl.DataFrame) -> pl.DataFrame:
+    return aggregate_files(readings)[0]
 
 
 def test_one_row_per_device_and_type_sorted_by_key() -> None:
     table = pl.DataFrame(
         {"device_id": ["b", "a", "a", "a"], "sensor_type": ["t", "u", "t", "t"], "value": [1.0, 2.0, 3.0, 5.0]}
-    )
-    assert aggregate(table).rows() == [
+    ).with_columns(file_key=pl.lit("f"), timestamp=MOMENT)
+    assert aggregate(table).drop("file_key").rows() == [
         ("a", "t", 3.0, 5.0, 4.0, 2, pytest.approx(math.sqrt(2))),
         ("a", "u", 2.0, 2.0, 2.0, 1, None),
         ("b", "t", 1.0, 1.0, 1.0, 1, None),
     ]
 
 
-def test_files_are_kept_apart_by_the_callers_column() -> None:
-    table = pl.concat([readings([1.0, 3.0]).with_columns(file_index=pl.lit(i)) for i in range(3)])
-    assert aggregate(table, ["file_index"]).select("file_index", "mean").rows() == [(0, 2.0), (1, 2.0), (2, 2.0)]
+def test_files_are_kept_apart() -> None:
+    table = pl.concat([readings([1.0, 3.0]).with_columns(file_key=pl.lit(key)) for key in "abc"])
+    assert aggregate(table).select("file_key", "mean").rows() == [("a", 2.0), ("b", 2.0), ("c", 2.0)]
 
 
 def test_no_readings_are_no_rows() -> None:
@@ -107,7 +117,9 @@ def test_a_summary_that_stands_alone_keeps_nothing_of_the_text_it_came_from() ->
     block = pa.py_buffer(text)
     offsets = pa.py_buffer(np.array([0, len(text)], np.int64))
     device = pa.LargeStringArray.from_buffers(1, offsets, block)
-    readings = pl.DataFrame({"device_id": device, "sensor_type": ["t"], "value": [1.0]})
+    readings = pl.DataFrame({"device_id": device, "sensor_type": ["t"], "value": [1.0]}).with_columns(
+        file_key=pl.lit("f"), timestamp=MOMENT
+    )
     summary = aggregate(readings)
     alone = standing_alone(summary)
     assert alone.equals(summary)
@@ -119,13 +131,19 @@ def test_a_summary_that_stands_alone_keeps_nothing_of_the_text_it_came_from() ->
 
 
 def test_readings_of_one_device_and_type_at_one_instant_are_counted_with_examples() -> None:
-    moment = datetime(2024, 1, 15, tzinfo=UTC)
+    moment = MOMENT
     rows = [("a", "d1", "t", moment, 1.0)] * 24 + [("a", "d1", "u", moment, 1.0), ("a", "d2", "t", moment, 1.0)]
     rows += [("b", "d1", "t", moment + timedelta(hours=hour), 1.0) for hour in (0, 2, 1, 2)]
     rows += [("c", "d1", "t", moment + timedelta(hours=hour), 1.0) for hour in (3, 2, 1)]
     frame = pl.DataFrame(rows, schema=["file_key", "device_id", "sensor_type", "timestamp", "value"], orient="row")
     summaries, shared = aggregate_files(frame)
-    assert summaries.equals(aggregate(frame, by=["file_key"]))
+    assert [row[:3] + row[6:] for row in summaries.drop("stddev").rows()] == [
+        ("a", "d1", "t", 24),
+        ("a", "d1", "u", 1),
+        ("a", "d2", "t", 1),
+        ("b", "d1", "t", 4),
+        ("c", "d1", "t", 3),
+    ]
     assert instants_by_file(shared) == {
         "a": SharedInstants(24, 24, ("24 readings of t of d1 at 2024-01-15T00:00:00.000000Z",)),
         "b": SharedInstants(2, 2, ("2 readings of t of d1 at 2024-01-15T02:00:00.000000Z",)),

@@ -8,9 +8,10 @@ from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from ingest_project.file_ingest.aggregation import aggregate, merge
+from ingest_project.file_ingest.aggregation import aggregate_files, merge
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.readers.casting import cast
 from ingest_project.readers.layout import ReadLimits
@@ -57,9 +58,9 @@ def test_accepted_rows_and_summaries_of_a_real_file_are_what_a_plain_reading_say
     profile = PROFILES[{"luftdaten_long": "canonical", "luftdaten_raw": "luftdaten"}.get(kind, kind)]
     chunks = list(read_chunks(path, "csv", profile, ReadLimits(chunk_bytes=16_384)))
     outcomes = [validate(cast(chunk.rows, profile), RULES) for chunk in chunks]
-    summaries = merge([aggregate(outcome.accepted) for outcome in outcomes]).rows_by_key(
-        ["device_id", "sensor_type"], named=True
-    )
+    accepted = [outcome.accepted.with_columns(file_key=pl.lit("f")) for outcome in outcomes]
+    merged = merge([aggregate_files(rows)[0] for rows in accepted])
+    summaries = merged.rows_by_key(["device_id", "sensor_type"], named=True)
     expected = plain_values(path, kind)
     assert sum(outcome.rejected.height for outcome in outcomes) == 0
     assert sum(outcome.accepted.height for outcome in outcomes) == sum(map(len, expected.values()))

@@ -198,6 +198,7 @@ def test_a_database_that_is_away_is_no_files_fault(system: System, monkeypatch: 
         raise DatabaseUnavailableError("somewhere", "it is away")
 
     monkeypatch.setattr(storing, "STORE_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(storing, "STORE_ATTEMPTS", 2)
     system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(10)))
     (request,) = system.requests()
     with monkeypatch.context() as patch:

@@ -56,7 +56,7 @@ def test_a_users_profile_replaces_a_shipped_one(tmp_path: Path) -> None:
         (("name: greenhouse", "name: green house"), "name"),
         (('delimiter: ";"', "encoding: utf-88"), "no text encoding 'utf-88'"),
         (('delimiter: ";"', "from_file_name: {device_id: '('}"), "not a regular expression"),
-        (('delimiter: ";"', "from_file_name: {device_id: 'a(b)'}"), "more than one place"),
+        (('delimiter: ";"', "from_file_name: {device_id: 'a(b)'}"), "more than one source"),
         (('delimiter: ";"', "from_file_name: {device_id: '(a)(?=b)'}"), "looks ahead"),
         (('delimiter: ";"', "nulls: [not available at all]"), "longer than 12 bytes"),
         (('decimal: ","', "decimal: x"), "line 8:"),
