@@ -22,13 +22,7 @@ from ingest_project.platform.database.columns import (
 )
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.kafka.outbox import MessageOutbox
-from ingest_project.platform.work_queue.queue import (
-    JobState,
-    KafkaPosition,
-    QueueEntry,
-    QueueTable,
-    WorkQueue,
-)
+from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 from ingest_project.sources.resources import SourceResources
 
 polling_jobs = sa.Table(
@@ -55,7 +49,7 @@ polling_jobs = sa.Table(
 )
 
 URGENCY = {"high": 0, "normal": 1, "low": 2}
-# What standing jobs have in place of a topic: their interval is the offset.
+# Stands for the topic in the position of standing jobs; their interval is the offset.
 STANDING = "standing-jobs"
 LARGEST_SKEW_SECONDS = 5
 

@@ -69,12 +69,12 @@ class ExactDecimal(sa.types.TypeDecorator[Decimal]):
 metadata = sa.MetaData()
 
 PENDING = "state = 'pending'"
-# What a run holds, or has finished without telling Dagster yet.
+# Leased by a run, or finished and not reported yet.
 HELD = "reported_at IS NULL AND state <> 'pending'"
 
 
 def kafka_columns() -> list[Col[Any]]:
-    """The Kafka position an entry came from."""
+    """Kafka position an entry came from."""
     return [
         Col("kafka_topic", sa.Text, nullable=False),
         Col("kafka_partition", sa.Integer, nullable=False),
@@ -85,7 +85,7 @@ def kafka_columns() -> list[Col[Any]]:
 
 
 def work_columns() -> list[Col[Any]]:
-    """Who is asked to work on an entry, until when, and what came of it."""
+    """State of an entry, its lease, and its result."""
     return [
         Col("state", sa.Text, nullable=False),
         Col("attempts", sa.Integer, nullable=False),
@@ -98,18 +98,18 @@ def work_columns() -> list[Col[Any]]:
         Col("updated_at", UtcTime, nullable=False),
         Col("started_at", UtcTime),
         Col("finished_at", UtcTime),
-        # When Dagster was told what became of it; until then a run holds it.
+        # When the result was reported to Dagster; until then a run holds the lease.
         Col("reported_at", UtcTime),
     ]
 
 
 def pending_index(table: str, *columns: str, name: str | None = None) -> sa.Index:
-    """What the sensors ask every few seconds, over unfinished entries only: a million finished cost nothing."""
+    """Index for the query of every tick, over pending entries only: a million finished ones cost nothing."""
     return _partial(name or f"{table}_due", PENDING, *columns, "next_attempt_at")
 
 
 def held_index(table: str, queue_name: str) -> sa.Index:
-    """What is in the hands of runs, or was left there by one that died."""
+    """Index of leased entries, those of lost runs included."""
     return _partial(f"{table}_held", HELD, queue_name, "batch_id", "run_id", "updated_at")
 
 
