@@ -48,7 +48,7 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def leaves_stored_bytes(self) -> bool:
-        """Whether the attempt failed and what an earlier one had stored stays."""
+        """True when the attempt failed and the bytes that an earlier one stored stay."""
         return self.result.status is not DownloadStatus.SUCCESS and self.result.onelake_path is not None
 
     def row(self, run_id: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Announced(NamedTuple):
 
     @property
     def names_its_version(self) -> bool:
-        """Whether the event names its version."""
+        """True when the event names its version."""
         return self.event.etag is not None or self.event.modified_at is not None
 
 

@@ -97,7 +97,7 @@ class JobRecord(QueueEntry, frozen=True, kw_only=True):
 
     @property
     def standing(self) -> bool:
-        """Whether it is repeated at every interval, without a message."""
+        """True when it is repeated at every interval, without a message."""
         return self.intake.topic == STANDING
 
     @classmethod
