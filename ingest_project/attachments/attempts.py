@@ -48,7 +48,7 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def leaves_stored_bytes(self) -> bool:
-        """Whether the attempt failed and what an earlier one had stored stays."""
+        """True when the attempt failed and the bytes that an earlier one stored stay."""
         return self.result.status is not DownloadStatus.SUCCESS and self.result.onelake_path is not None
 
     def row(self, run_id: str) -> dict[str, Any]:
@@ -270,7 +270,8 @@ def attempts_at(engine: sa.Engine, attachment_keys: Sequence[str]) -> dict[str, 
     found: dict[str, tuple[Attempt, ...]] = {}
     with reading(engine) as connection:
         for row in connection.execute(query).mappings():
-            attempt = msgspec.convert({**row["result"], **row}, Attempt)
+            own = {name: row[name] for name in Attempt.__struct_fields__ if name in row}
+            attempt = msgspec.convert({**row["result"], **own}, Attempt)
             found[row["attachment_key"]] = (*found.get(row["attachment_key"], ()), attempt)
     return found
 
@@ -284,7 +285,8 @@ def replays_of(engine: sa.Engine, attachment_key: str) -> tuple[Replay, ...]:
     replays = attachment_replays.c
     query = sa.select(attachment_replays).where(replays.attachment_key == attachment_key).order_by(replays.replays)
     with reading(engine) as connection:
-        return tuple(msgspec.convert(dict(row), Replay) for row in connection.execute(query).mappings())
+        rows = connection.execute(query).mappings().all()
+    return tuple(Replay(**{name: row[name] for name in Replay.__struct_fields__}) for row in rows)
 
 
 def enter_results(

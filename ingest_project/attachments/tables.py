@@ -37,7 +37,7 @@ class AttachmentState(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Whether only a person has it tried again."""
+        """True when only a person can have it tried again."""
         return self in {AttachmentState.STORED, AttachmentState.FAILED}
 
 

@@ -18,14 +18,7 @@ from ingest_project.contracts.files import FileEvent, file_key, version_of
 from ingest_project.core.keys import digest_of
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.work_queue.queue import (
-    PENDING,
-    Due,
-    KafkaPosition,
-    QueueEntry,
-    QueueTable,
-    WorkQueue,
-)
+from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
 # Those that wait longest; the others have their turn when these were claimed.
 MOST_ORIGINS = 500

@@ -45,7 +45,7 @@ class FileState(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Whether only a person or a newer version changes it."""
+        """True when only a person or a newer version changes it."""
         return self not in {FileState.PENDING, FileState.REQUESTED, FileState.INGESTING}
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from msgspec.structs import replace as replaced
@@ -46,92 +47,67 @@ class Announced(NamedTuple):
 
     @property
     def names_its_version(self) -> bool:
-        """Whether the event names its version."""
+        """True when the event names its version."""
         return self.event.etag is not None or self.event.modified_at is not None
 
 
-def with_versions(
-    announced: Sequence[Announced], silent_seconds: float = SILENT_SECONDS, longest_seconds: float = LONGEST_SECONDS
-) -> list[FileEvent]:
+class Answer(NamedTuple):
+    """The present version of the file of one event, by the event's number; no file where the source has none."""
+
+    number: int
+    file: SourceFile | None
+
+
+def with_versions(announced: Sequence[Announced]) -> list[FileEvent]:
     """Return the events, in order, each with the version that is present where it names none.
 
     Where that cannot be found out in time, the event stays without: ingest gives the reason once it reads the file.
-
-    Args:
-        announced: the events.
-        silent_seconds: how long to wait while no source answers.
-        longest_seconds: how long to wait in all.
     """
-    questions: dict[str, list[int]] = {}
+    by_server: dict[str, list[int]] = {}
     for index, one in enumerate(announced):
         if not one.names_its_version:
-            questions.setdefault(_server_of(one.source.location), []).append(index)
-    answers = _Answers()
-    # Daemon threads: a server that stays silent must not delay the end of the process.
-    threads = [
-        threading.Thread(target=_ask, args=(announced, indexes, answers), daemon=True) for indexes in questions.values()
-    ]
-    for thread in threads:
-        thread.start()
-    answers.wait_for(threads, silent_seconds, longest_seconds)
-    found = answers.taken()
-    return [
-        _with_version(one.event, found[index]) if index in found else one.event for index, one in enumerate(announced)
-    ]
+            by_server.setdefault(_server_of(one.source.location), []).append(index)
+    answers: SimpleQueue[Answer | None] = SimpleQueue()
+    for indexes in by_server.values():
+        # Daemon threads: a server that stays silent must not delay the end of the process.
+        threading.Thread(target=_stat_each, args=(announced, indexes, answers), daemon=True).start()
+    events, running, give_up_at = [one.event for one in announced], len(by_server), time.monotonic() + LONGEST_SECONDS
+    while running and (left := give_up_at - time.monotonic()) > 0:
+        try:
+            answer = answers.get(timeout=min(SILENT_SECONDS, left))
+        except Empty:
+            break
+        if answer is None:
+            running -= 1
+        elif answer.file is not None:
+            file = answer.file
+            version = {"size_bytes": file.size_bytes, "modified_at": file.modified_at, "etag": file.etag}
+            events[answer.number] = replaced(events[answer.number], **version)
+    return events
 
 
-class _Answers:
-    """The versions found so far, by the index of the event."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._found: dict[int, SourceFile] = {}
-        self._last_at = time.monotonic()
-
-    def add(self, index: int, file: SourceFile | None) -> None:
-        with self._lock:
-            self._last_at = time.monotonic()
-            if file is not None:
-                self._found[index] = file
-
-    def wait_for(self, threads: Sequence[threading.Thread], silent_seconds: float, longest_seconds: float) -> None:
-        begun_at = time.monotonic()
-        for thread in threads:
-            while thread.is_alive():
-                until = min(self._last_at + silent_seconds, begun_at + longest_seconds)
-                if (left := until - time.monotonic()) <= 0:
-                    return
-                thread.join(left)
-
-    def taken(self) -> dict[int, SourceFile]:
-        with self._lock:
-            return dict(self._found)
-
-
-def _ask(announced: Sequence[Announced], indexes: Sequence[int], answers: _Answers) -> None:
+def _stat_each(announced: Sequence[Announced], indexes: Sequence[int], answers: SimpleQueue[Answer | None]) -> None:
+    """Query the version of one server's files until it is away; None ends the answers."""
     for index in indexes:
         event, source = announced[index]
+        file = None
         try:
-            answers.add(index, source.stat(event.file_path))
+            file = source.stat(event.file_path)
         except TransientError as error:
             logger.warning("version_unknown", source=source.location, reason=str(error))
-            return
+            break
         except IngestError as error:
             logger.warning("version_unknown", source=source.location, reason=str(error))
-            answers.add(index, None)
         except Exception:  # the reason is reported when its file is read
             logger.exception("version_unknown", source=source.location)
-            answers.add(index, None)
+        answers.put(Answer(index, file))
+    answers.put(None)
 
 
 def _server_of(location: str) -> str:
     """Return scheme and host of a source's address, `local` for this host."""
     scheme, _, rest = location.partition(":")
     return f"{scheme}://{rest[2:].partition('/')[0]}" if rest.startswith("//") else scheme
-
-
-def _with_version(event: FileEvent, found: SourceFile) -> FileEvent:
-    return replaced(event, size_bytes=found.size_bytes, modified_at=found.modified_at, etag=found.etag)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ polling_jobs = sa.Table(
 )
 
 URGENCY = {"high": 0, "normal": 1, "low": 2}
-# What standing jobs have in place of a topic: their interval is the offset.
+# Stands for the topic in the position of standing jobs; their interval is the offset.
 STANDING = "standing-jobs"
 LARGEST_SKEW_SECONDS = 5
 
@@ -103,7 +103,7 @@ class JobRecord(QueueEntry, frozen=True, kw_only=True):
 
     @property
     def standing(self) -> bool:
-        """Whether it is repeated at every interval, without a message."""
+        """True when it is repeated at every interval, without a message."""
         return self.intake.topic == STANDING
 
     @classmethod

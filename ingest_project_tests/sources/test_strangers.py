@@ -111,7 +111,7 @@ def test_no_identity_and_no_sas_leaves_for_a_host_or_account_that_no_setting_nam
     ours = "https://account.dfs.core.windows.net/c/in"
     source = opened({"onelake": onelake}, {"source_type": "onelake", "path": ours})
     event = FileEvent(file_path=path, file_name="a.csv")
-    assert with_versions([Announced(event, source)], 5.0) == [event]
+    assert with_versions([Announced(event, source)]) == [event]
     assert (listener.connections, listener.received) == (0, b"")
     assert identity_server.resources == []
 

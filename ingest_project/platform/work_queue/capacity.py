@@ -83,7 +83,7 @@ def available_slots(in_flight: int, most: int, slow_seconds: float | None = None
         most = min(most, BATCHES_WHILE_SLOW)
         reason = f"The warehouse takes {slow_seconds:.1f} s for an empty transaction: {most} batch at a time."
     else:
-        reason = f"{in_flight} batches are in flight, as many as may be; more are asked for when one has ended."
+        reason = f"{in_flight} batches are in flight, the most allowed; the next starts when one has ended."
     free = max(0, most - in_flight)
     return Capacity(free, None if free and slow_seconds is None else reason)
 

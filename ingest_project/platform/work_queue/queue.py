@@ -45,7 +45,7 @@ class JobState(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Whether only a person has it tried again."""
+        """True when only a person can have it tried again."""
         return self in {JobState.DONE, JobState.FAILED}
 
 
@@ -115,7 +115,7 @@ class QueueArrival(Protocol):
 
 
 class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """What every queue knows of an entry. A queue's own record adds its key and its own columns.
+    """Fields that the entries of every queue have. A queue's own record adds its key and its own columns.
 
     Args:
         attempts: how often a batch claimed it, since it arrived or was reopened.

@@ -41,7 +41,7 @@ NEARLY_FULL = re.compile(
 def test_as_many_batches_are_asked_for_as_are_free_and_one_at_a_time_while_the_warehouse_is_slow() -> None:
     assert available_slots(1, 4) == Capacity(3)
     full = available_slots(4, 4)
-    assert full == Capacity(0, "4 batches are in flight, as many as may be; more are asked for when one has ended.")
+    assert full == Capacity(0, "4 batches are in flight, the most allowed; the next starts when one has ended.")
     assert available_slots(9, 4).batches == 0
     slow = available_slots(0, 4, 2.5)
     assert slow == Capacity(1, "The warehouse takes 2.5 s for an empty transaction: 1 batch at a time.")
@@ -56,7 +56,7 @@ def test_while_batches_queue_up_no_further_run_is_asked_for_and_the_sensor_says_
     assert len(first) == 2
     queued = system.tick()
     assert not queued.run_requests
-    assert queued.skip_message == "2 batches are in flight, as many as may be; more are asked for when one has ended."
+    assert queued.skip_message == "2 batches are in flight, the most allowed; the next starts when one has ended."
     for request in first:
         system.execute("file_batch", request)
     system.drive()
