@@ -21,7 +21,7 @@ from ingest_project.platform.database.engine import reading
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.crm.tables import unidentified_messages
-from ingest_project.streams.positions import stream_failures
+from ingest_project.streams.positions import stream_attempts, stream_failures
 
 
 class DeltaFigures(msgspec.Struct, frozen=True):
@@ -120,6 +120,7 @@ class LedgerSeen(msgspec.Struct, frozen=True):
         retry tiers: the retries of downloads, the next attempt first.
         unidentified: CRM messages that are kept apart.
         failures: the last ones, newest first.
+        stream_attempts: runs in a row that did not move a partition of a stream, by topic and partition.
     """
 
     totals: Mapping[Series, float]
@@ -128,6 +129,7 @@ class LedgerSeen(msgspec.Struct, frozen=True):
     retry_tiers: tuple[RetryTier, ...]
     unidentified: int
     failures: tuple[Failure, ...]
+    stream_attempts: Mapping[tuple[str, int], int]
 
 
 class LedgerLook:
@@ -150,6 +152,7 @@ class LedgerLook:
                 retry_tiers=_retry_tiers(connection),
                 unidentified=_unidentified(connection),
                 failures=_failures(connection),
+                stream_attempts=stream_attempts(connection),
             )
 
 

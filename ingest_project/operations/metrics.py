@@ -147,6 +147,14 @@ def _unfinished(ledger: LedgerSeen) -> Iterator[Metric]:
     for kind, since in sorted(ledger.oldest_untouched.items()):
         oldest.add_metric([kind], max(0.0, (now - since).total_seconds()))
     yield oldest
+    attempts = GaugeMetricFamily(
+        "ingest_stream_failed_attempts",
+        "Runs in a row that did not move a partition of a stream, one that is under way included.",
+        labels=["topic", "partition"],
+    )
+    for (topic, partition), number in sorted(ledger.stream_attempts.items()):
+        attempts.add_metric([topic, str(partition)], number)
+    yield attempts
     retry_tiers = GaugeMetricFamily(
         "ingest_downloads_waiting", "Downloads that wait to be retried.", labels=["attempt"]
     )

@@ -394,6 +394,13 @@ def message_counts(connection: sa.Connection) -> Counter[tuple[str, str]]:
     return counts
 
 
+def stream_attempts(connection: sa.Connection) -> dict[tuple[str, int], int]:
+    """Return how many runs in a row did not move each partition of the present topics."""
+    columns = sink_positions.c
+    query = sa.select(columns.topic, columns.partition, columns.attempts).order_by(columns.epoch)
+    return {(topic, partition): attempts for topic, partition, attempts in connection.execute(query)}
+
+
 def stream_failures(connection: sa.Connection, limit: int) -> tuple[list[SinkPosition], list[LostOffsets]]:
     """Return the partitions whose last run failed, and the lost offsets that were found last, at most so many each."""
     failed = sa.select(sink_positions).where(sink_positions.c.reason.is_not(None)).limit(limit)
