@@ -89,7 +89,7 @@ class HourFigures(msgspec.Struct, frozen=True):
 
 
 class ReadAgain(msgspec.Struct, frozen=True):
-    """Offsets that were read again or are planned to be read, by partition."""
+    """Number of offsets that were read again or that the next run reads, by partition."""
 
     offsets: dict[int, int]
 

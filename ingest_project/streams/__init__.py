@@ -1,1 +1,1 @@
-"""Topics that are read in offset ranges: what is planned, and the runs that read it."""
+"""Store topics in sinks, each offset exactly once: positions, the engine, and the sensor of every stream."""

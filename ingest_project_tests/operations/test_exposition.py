@@ -78,6 +78,7 @@ def test_every_metric_of_the_contract_is_there_and_right(
     assert value_of(metrics, "poller_active_jobs") == 1
     assert value_of(metrics, "poller_files_published_total", source_type="sftp") == 8 * 40
     assert value_of(metrics, "ingest_unfinished_entries", kind="file", state="pending") == 640
+    assert value_of(metrics, "ingest_stream_failed_attempts", topic="sales_events", partition="0") == 0
     assert value_of(metrics, "ingest_downloads_waiting", attempt="3") == 12
     ingested = value_of(metrics, "ingest_files_total", outcome="ingested")
     assert value_of(metrics, "ingest_event_to_stored_seconds_count", pipeline="files") == ingested > 1_000

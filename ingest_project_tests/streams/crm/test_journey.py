@@ -110,6 +110,41 @@ def test_far_behind_a_run_takes_a_bounded_number_of_messages_and_the_next_goes_o
     assert len(crm.rows(opportunities)) == 25
 
 
+def test_messages_that_were_removed_before_they_were_read_are_said_to_be_lost(
+    crm: CrmSystem,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+) -> None:
+    crm.put(*(opportunity(f"opp_{number}") for number in range(4)))
+    (request,) = crm.requests(SENSOR)
+    (partition,) = crm.ends_in(request)
+    kafka_server.delete_records(crm.topic, partition, 3)
+    assert crm.execute("crm_batch", request).success
+    assert set(crm.rows(opportunities)) == {"opp_3"}
+    (lost,) = crm.positions.lost()
+    assert (lost.offsets.first, lost.offsets.end, lost.messages) == (0, 3, 3)
+    assert crm.outcome["lost"] == 3
+    assert metadata_of(crm, "opportunities")["offsets_lost"] == 3
+    check = crm.check("no_gap_in_offsets")
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+
+
+def test_a_topic_that_was_created_again_is_read_from_its_beginning(
+    crm: CrmSystem,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+) -> None:
+    crm.put(opportunity("opp_1"), opportunity("opp_2"))
+    crm.drive()
+    kafka_server.delete_topic(crm.topic)
+    kafka_server.create_topic(crm.topic, 2)
+    crm.restart()
+    crm.put(opportunity("opp_3"), b"?")
+    crm.drive()
+    assert set(crm.rows(opportunities)) == {"opp_1", "opp_2", "opp_3"}
+    assert len(crm.unidentified) == 1
+    assert {one.epoch for one in crm.positions.all()} == {0, 1}
+    assert crm.check("no_gap_in_offsets").passed
+
+
 def test_of_one_moment_the_later_offset_wins_and_the_recreated_topic_over_the_old_one_also_when_read_again(
     crm: CrmSystem,
     kafka_server: Any,  # noqa: ANN401 - either broker

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import dagster as dg
 import pytest
 from confluent_kafka import Producer
 
@@ -105,6 +106,41 @@ def test_far_behind_runs_take_a_bounded_number_of_events_of_every_partition(acti
             assert activity.execute(BATCH, request).success
     assert len(set(activity.offsets())) == len(activity.offsets()) == 100
     assert activity.is_idle
+
+
+def test_messages_that_were_removed_before_they_were_read_are_said_to_be_lost(
+    activity: ActivitySystem,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+) -> None:
+    activity.put(*(event(f"e{number}") for number in range(4)))
+    (request,) = activity.requests(SENSOR)
+    (partition,) = activity.ends_in(request)
+    kafka_server.delete_records(activity.topic, partition, 3)
+    assert activity.execute(BATCH, request).success
+    activity.put(event("e4"))
+    activity.drive()
+    assert [row["event_id"] for row in activity.rows()] == ["e3", "e4"]
+    (lost,) = activity.positions.lost()
+    assert (lost.offsets.first, lost.offsets.end, lost.messages) == (0, 3, 3)
+    assert activity.outcome == {"lost": 3, "events": 2}
+    check = activity.check("no_gap_in_offsets")
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+
+
+def test_a_topic_that_was_created_again_is_another_stream(
+    activity: ActivitySystem,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+) -> None:
+    activity.put(event("e1"), event("e2"))
+    activity.drive()
+    kafka_server.delete_topic(activity.topic)
+    kafka_server.create_topic(activity.topic, 2)
+    activity.restart()
+    activity.put(event("e3"), event("e4"))
+    activity.drive()
+    assert {row["event_id"] for row in activity.rows()} == {"e1", "e2", "e3", "e4"}
+    assert len({row["kafka_topic_id"] for row in activity.rows()}) == 2
+    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
 
 
 def test_an_hour_counts_distinct_events_users_and_sessions_by_type(activity: ActivitySystem) -> None:
