@@ -148,7 +148,7 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def going_on(self) -> dict[str, int]:
-        """What is work now, by state; pending entries that are not due yet are not."""
+        """The work of now by state, without pending entries that are not due yet."""
         work = self.unfinished
         if self.due != work.get("pending", 0):
             del work["pending"]
@@ -212,7 +212,7 @@ class Metric(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """What is added to one series of a counter."""
+    """An amount to add to one series of a counter."""
 
     name: str
     labels: tuple[str, ...]
@@ -273,7 +273,7 @@ class Moment(msgspec.Struct, frozen=True, order=True):
 
 
 class DagsterParts(NamedTuple):
-    """What Dagster loads of a capability.
+    """The parts of a capability that Dagster loads.
 
     Args:
         definitions: its assets, checks, jobs, schedules and sensors.
@@ -287,7 +287,7 @@ class DagsterParts(NamedTuple):
 
 
 class Capability(Generic[Services_contra]):
-    """What definitions, operations and commands use of a capability, whose resources are of type `Services_contra`.
+    """A capability as definitions, operations and commands use it, with resources of type `Services_contra`.
 
     Methods that take resources raise DatabaseUnavailableError or TransactionConflictError where the database does not
     answer.

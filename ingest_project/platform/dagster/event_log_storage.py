@@ -120,7 +120,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
             execute_values(cursor, _UPSERT_CHECKS, last.values(), page_size=ROWS_PER_STATEMENT)
 
     def add_dynamic_partitions(self, partitions_def_name: str, partition_keys: Sequence[str]) -> None:
-        """Add partitions; those that are there stay. One array in place of two parameters for each of thousands."""
+        """Add partitions; existing ones stay. One array in place of two parameters for each of thousands."""
         if not partition_keys:
             return
         self._check_partitions_table()
