@@ -151,7 +151,7 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
         """The work of now by state, without pending entries that are not due yet."""
         work = self.unfinished
         if self.due != work.get("pending", 0):
-            del work["pending"]
+            work.pop("pending", None)
             work = {"due": self.due, **work} if self.due else work
         return work
 

@@ -99,7 +99,7 @@ class Streams(Capability[StreamServices]):
             totals = Counter[str]()
             for counts in each:
                 totals.update(counts)
-            ranges = msgspec.structs.replace(state.queues[0], counts=dict(totals))
+            ranges = msgspec.structs.replace(state.queues[0], counts=dict(totals), due=totals["pending"])
             state = msgspec.structs.replace(state, queues=(ranges,))
         # After the ranges: a range that was finished meanwhile has marked its hours before.
         pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
