@@ -379,7 +379,7 @@ def _dead_keys(records: Sequence[AttachmentRecord]) -> tuple[str, ...]:
 
 def _print_replay(done: ReplayResult, max_replays: int) -> None:
     for key in done.replayed[:MAX_NAMED]:
-        say(f"{key} {'would be' if done.dry_run else 'is'} tried anew.")
+        say(f"{key} {'would be' if done.dry_run else 'is'} retried.")
     if len(done.replayed) > MAX_NAMED:
         say(f"... and {len(done.replayed) - MAX_NAMED:,} more.")
     for key in done.exhausted:

@@ -1,1 +1,1 @@
-"""The `ingest` command: one module a command, all registered by `main`."""
+"""The `ingest` command: `main`, and the commands that concern more than one capability."""

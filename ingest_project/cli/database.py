@@ -42,26 +42,26 @@ def register_migrate(app: typer.Typer) -> None:
 def migrate(
     *,
     topics: Annotated[
-        int | None, typer.Option(min=1, metavar="PARTITIONS", help="Also make the topics that are not there.")
+        int | None, typer.Option(min=1, metavar="PARTITIONS", help="Also create the missing topics.")
     ] = None,
     replication: Annotated[int, typer.Option(min=1, help="Copies of each partition of a new topic.")] = 1,
     wait: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long the databases and Kafka may be away.")
     ] = 0.0,
 ) -> None:
-    """Bring the tables of the warehouse and of Dagster to this version's form.
+    """Upgrade the tables of the warehouse and of Dagster to this version.
 
-    Run it once before the processes of a new version start. The second time nothing happens.
+    Run it once before the processes of a new version start. It is idempotent.
     """
     settings = load_settings().settings
     give_up_at = time.monotonic() + wait
-    _patiently(lambda: _migrate_warehouse(settings), give_up_at)
-    _patiently(lambda: _migrate_dagster(settings), give_up_at)
+    _with_retries(lambda: _migrate_warehouse(settings), give_up_at)
+    _with_retries(lambda: _migrate_dagster(settings), give_up_at)
     if topics is not None:
-        _patiently(lambda: _make_topics(settings, topics, replication), give_up_at)
+        _with_retries(lambda: _create_topics(settings, topics, replication), give_up_at)
 
 
-def _patiently(step: Callable[[], None], give_up_at: float) -> None:
+def _with_retries(step: Callable[[], None], give_up_at: float) -> None:
     while True:
         try:
             return step()
@@ -83,7 +83,7 @@ def _migrate_warehouse(settings: Settings) -> None:
 def _migrate_dagster(settings: Settings) -> None:
     url = settings.dagster.postgres_url.get_secret_value()
     if not url:
-        say("DAGSTER_POSTGRES_URL is not set: Dagster keeps its records in SQLite and makes them by itself.")
+        say("DAGSTER_POSTGRES_URL is not set: Dagster stores its records in SQLite, with tables of its own.")
         return
     engine = open_engine(url, settings.warehouse.connect_timeout_seconds)
     try:
@@ -104,7 +104,7 @@ def _upgrade_dagster() -> None:
     say(f"Dagster's tables are those of version {upgrade_tables()}.")
 
 
-def _make_topics(settings: Settings, partitions: int, replication: int) -> None:
+def _create_topics(settings: Settings, partitions: int, replication: int) -> None:
     names = list(dict.fromkeys(settings.topics.model_dump().values()))
     made = make_missing_topics(settings.kafka, names, partitions, replication)
     found = len(names) - len(made)
@@ -114,7 +114,7 @@ def _make_topics(settings: Settings, partitions: int, replication: int) -> None:
 def make_missing_topics(
     kafka: KafkaSettings, names: Sequence[str], partitions: int, replication: int
 ) -> tuple[str, ...]:
-    """Make the topics that are not there; those that are keep their partitions. Returns the ones made.
+    """Create the missing topics; those that exist keep their partitions. Return the created ones.
 
     Raises:
         BrokerUnavailableError: Kafka does not answer, or refuses.
@@ -147,12 +147,12 @@ def psql(
         bool, typer.Option("--dagster", help="Dagster's own database instead of the warehouse.")
     ] = False,
 ) -> None:
-    """Open psql on the warehouse; what follows is handed to psql. The password is not shown."""
+    """Open psql on the warehouse; further arguments go to psql. The password is not shown."""
     settings = load_settings().settings
     url = settings.dagster.postgres_url if dagster else settings.warehouse.database_url
     address, password = connection(url.get_secret_value(), "DAGSTER_POSTGRES_URL" if dagster else "DATABASE_URL")
     program = find_psql()
-    # Whoever lists processes sees the address; the environment is for this user alone.
+    # The process list shows the address to everybody; the environment is for this user alone.
     secret = {"PGPASSWORD": password} if password else {}
     os.execve(program, [program, f"--dbname={address}", *(arguments or [])], os.environ | secret)  # noqa: S606
 
@@ -172,9 +172,9 @@ def connection(database_url: str, setting: str) -> tuple[str, str]:
         raise SettingsError(f"{setting} is an address of {url.get_backend_name()}, and psql is for PostgreSQL alone.")
     in_query = url.query.get("password", "")
     bare = url.set(drivername="postgresql")._replace(password=None).difference_update_query(["password"])
-    place, mark, query = bare.render_as_string(hide_password=False).partition("?")
+    address, mark, query = bare.render_as_string(hide_password=False).partition("?")
     # libpq knows no other way of writing a space.
-    return place + mark + query.replace("+", "%20"), str(url.password or in_query)
+    return address + mark + query.replace("+", "%20"), str(url.password or in_query)
 
 
 def find_psql() -> str:

@@ -1,4 +1,4 @@
-"""`ingest dev`: everything on this machine, until Ctrl-C."""
+"""`ingest dev`: run the whole system on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def printed(console: Console) -> Report:
-    """A report for `running_stack` that prints one line per event, with the seconds each step took."""
+    """Create a report for `running_stack` that prints one line per event, with the seconds each step took."""
     started: dict[str, float] = {}
 
     def report(step: str, state: StepState) -> None:
@@ -72,7 +72,7 @@ def dev(
 
 
 def print_addresses(console: Console, stack: Stack, *, with_ui: bool) -> None:
-    """Where to look; passwords are left out."""
+    """Print the addresses of the parts, without passwords."""
     settings = stack.settings
     rows = [
         ("Kafka", settings.kafka.bootstrap_servers),
@@ -89,5 +89,5 @@ def print_addresses(console: Console, stack: Stack, *, with_ui: bool) -> None:
 
 
 def without_password(url: str) -> str:
-    """The URL with its password replaced by asterisks."""
+    """Return the URL with its password replaced by asterisks."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)

@@ -60,7 +60,7 @@ def _address(kind: str, example: str) -> Any:  # noqa: ANN401 - what Typer's opt
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that the broker has.
+    """A message that the broker has confirmed.
 
     Args:
         trace_id: to find it by; None where the message carries none.

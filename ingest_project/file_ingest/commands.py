@@ -53,11 +53,11 @@ Search = Annotated[str | None, typer.Option(help="Only files with this text in k
 
 
 class QuarantineNote(msgspec.Struct, frozen=True):
-    """What the quarantine store has of a file that was quarantined whole.
+    """The quarantine store's record of a file that was quarantined whole.
 
     Args:
         location: of its bytes.
-        reason: the JSON beside them.
+        reason: the JSON stored with them.
     """
 
     location: str
@@ -215,10 +215,10 @@ def release(
     if profile is not None:
         _require_profile(profile, settings)
     services = FileIngestResources(settings)
-    ledger = services.files
+    queue = services.files
     # Every key is looked up before anything changes: a misspelt one changes nothing.
-    chosen = [_find(services, key) for key in keys] if keys else list(_quarantined(ledger))
-    done = _release(ledger, chosen) if profile is None else _announce_again(ledger, chosen, profile)
+    chosen = [_find(services, key) for key in keys] if keys else list(_quarantined(queue))
+    done = _release(queue, chosen) if profile is None else _announce_again(queue, chosen, profile)
     if as_json:
         print_json(done)
     else:
@@ -292,24 +292,24 @@ def _find(services: FileIngestResources, key: str) -> FileRecord:
     return find_by_key(services.files, key, lambda record: record.file_key, "file", "ingest files list")
 
 
-def _quarantined(ledger: FileQueue) -> Iterator[FileRecord]:
+def _quarantined(queue: FileQueue) -> Iterator[FileRecord]:
     """Yield every file that was quarantined whole."""
     offset = 0
-    while found := ledger.list(state=FileState.QUARANTINED, limit=KEYS_PER_QUERY, offset=offset):
+    while found := queue.list(state=FileState.QUARANTINED, limit=KEYS_PER_QUERY, offset=offset):
         yield from found
         offset += len(found)
 
 
-def _release(ledger: FileQueue, chosen: Sequence[FileRecord]) -> Release:
-    released = ledger.reopen([record.file_key for record in chosen], datetime.now(UTC))
+def _release(queue: FileQueue, chosen: Sequence[FileRecord]) -> Release:
+    released = queue.reopen([record.file_key for record in chosen], datetime.now(UTC))
     states = {record.file_key: record.state for record in chosen}
     return Release(released, {key: state for key, state in states.items() if key not in set(released)})
 
 
-def _announce_again(ledger: FileQueue, chosen: Sequence[FileRecord], profile: str) -> Release:
+def _announce_again(queue: FileQueue, chosen: Sequence[FileRecord], profile: str) -> Release:
     released, unchanged = [], {}
     for record in chosen:
-        key = ledger.announce_again(record, profile, datetime.now(UTC)) if record.state.finished else None
+        key = queue.announce_again(record, profile, datetime.now(UTC)) if record.state.finished else None
         if key is None:
             unchanged[record.file_key] = record.state
         else:

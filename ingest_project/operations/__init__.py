@@ -1,1 +1,1 @@
-"""What an operator sees and does: status, metrics, readiness, alerts, retention, traces."""
+"""Operations: status, metrics, readiness, alerts, retention, dashboard."""

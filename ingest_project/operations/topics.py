@@ -20,14 +20,14 @@ from ingest_project.platform.runtime import Runtime
 
 
 class MeasuredFrom(StrEnum):
-    """What a topic's lag is measured from."""
+    """The positions from which a topic's lag is measured."""
 
     SAVED_CURSOR = "saved cursor"
     COMMITTED_OFFSETS = "committed offsets"
 
 
 class TopicLag(msgspec.Struct, frozen=True, kw_only=True):
-    """How many messages of a topic are not consumed yet.
+    """The number of messages of a topic that are not consumed yet.
 
     Args:
         sensor: that consumes them.

@@ -148,10 +148,10 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def going_on(self) -> dict[str, int]:
-        """What is work now, by state; pending entries that are not due yet are not."""
+        """The work of now by state, without pending entries that are not due yet."""
         work = self.unfinished
         if self.due != work.get("pending", 0):
-            del work["pending"]
+            work.pop("pending", None)
             work = {"due": self.due, **work} if self.due else work
         return work
 
@@ -231,7 +231,7 @@ class Metric(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """What is added to one series of a counter."""
+    """An amount to add to one series of a counter."""
 
     name: str
     labels: tuple[str, ...]
@@ -292,7 +292,7 @@ class Moment(msgspec.Struct, frozen=True, order=True):
 
 
 class DagsterParts(NamedTuple):
-    """What Dagster loads of a capability.
+    """The parts of a capability that Dagster loads.
 
     Args:
         definitions: its assets, checks, jobs, schedules and sensors.
@@ -306,7 +306,7 @@ class DagsterParts(NamedTuple):
 
 
 class Capability(Generic[Services_contra]):
-    """What definitions, operations and commands use of a capability, whose resources are of type `Services_contra`.
+    """A capability as definitions, operations and commands use it, with resources of type `Services_contra`.
 
     Methods that take resources raise DatabaseUnavailableError or TransactionConflictError where the database does not
     answer.

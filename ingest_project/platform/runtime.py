@@ -86,7 +86,7 @@ class Runtime:
 
     @cached_property
     def engine(self) -> Engine:
-        """The warehouse database, its tables brought up to date.
+        """The warehouse database, with its tables migrated.
 
         Raises:
             DatabaseUnavailableError: DATABASE_URL is not set, or nothing answers there.

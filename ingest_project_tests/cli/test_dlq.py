@@ -86,7 +86,7 @@ def test_a_replayed_attachment_waits_to_be_tried_and_the_ledger_says_who_asked(
     key = dead(services, "a.pdf")
     replayed = ingest("dlq", "replay", "a.pdf")
     assert replayed.exit_code == 0, replayed.err
-    assert f"{key} is tried anew." in replayed.out
+    assert f"{key} is retried." in replayed.out
     assert "the last one is due at" in replayed.out
     assert state(services, key) is AttachmentState.PENDING
     (audit,) = ingest("attachments", "show", key, "--json").json["replays"]
@@ -102,7 +102,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(ingest: Ingest, services: S
     assert result.json["replayed"] == [key]
     assert result.json["dry_run"] is True
     assert state(services, key) is AttachmentState.FAILED
-    assert "would be tried anew" in ingest("dlq", "replay", "--all", "--dry-run").out
+    assert "would be retried" in ingest("dlq", "replay", "--all", "--dry-run").out
 
 
 def test_many_are_let_go_one_after_another_and_it_says_when_the_last_one_is_due(

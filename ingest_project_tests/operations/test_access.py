@@ -15,8 +15,8 @@ from ingest_project.operations.dashboard.auth import (
     COOKIE,
     FREE_FAILURES,
     LONGEST_PAUSE_SECONDS,
-    MOST_ADDRESSES,
-    MOST_SESSIONS,
+    MAX_ADDRESSES,
+    MAX_SESSIONS,
     SESSION_SECONDS,
     SHARED_REFILL_SECONDS,
     Gate,
@@ -81,7 +81,7 @@ def test_a_session_ends_by_itself_and_with_its_process() -> None:
 
 def test_sessions_take_bounded_memory_and_the_oldest_ends_first() -> None:
     gate = Gate(TOKEN)
-    sessions = [gate.new_session(now=1_000.0) for _ in range(MOST_SESSIONS + 1)]
+    sessions = [gate.new_session(now=1_000.0) for _ in range(MAX_SESSIONS + 1)]
     assert len(set(sessions)) == len(sessions)
     assert not gate.knows(sessions[0], now=1_001.0)
     assert gate.knows(sessions[1], now=1_001.0)
@@ -147,7 +147,7 @@ def test_many_addresses_together_are_slowed_down_in_bounded_memory_and_a_known_o
         limits.failed(f"203.0.{number // 250}.{number % 250}", 1.0)
     assert limits.wait_seconds("192.0.2.99", 1.0) > 0
     assert limits.wait_seconds("198.51.100.7", 1.0) == 0
-    assert len(limits._failures) == MOST_ADDRESSES
+    assert len(limits._failures) == MAX_ADDRESSES
     assert limits.wait_seconds("192.0.2.99", 1.0 + 2 * SHARED_REFILL_SECONDS) == 0
 
 

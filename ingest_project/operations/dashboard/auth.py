@@ -1,4 +1,4 @@
-"""Access to the monitor: by token, or from this machine where no token is set; guessing is slowed down.
+"""Access to the monitor: by token, or from this machine where no token is set, with limits on guessing.
 
 Programs send the token as `Authorization: Bearer`, people type it into a form and get a cookie. The cookie is a random
 number that only this process knows: it ends with its time, with a logout and with the process. Every answer forbids the
@@ -31,10 +31,10 @@ logger = get_logger(__name__)
 FREE_FAILURES = 5
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
 FORGET_SECONDS = 3_600.0
-# Of all strangers together: so many at once, and then one more every so often.
+# For all unknown addresses together: so many at once, and then one more at each interval.
 SHARED_FAILURES, SHARED_REFILL_SECONDS = 60, 2.0
-MOST_ADDRESSES = 1_024
-# Whoever has one IPv6 address has the whole network of its first bits.
+MAX_ADDRESSES = 1_024
+# A client with one IPv6 address has the whole network of its first bits.
 IPV6_PREFIX = 64
 
 
@@ -52,9 +52,9 @@ class _Failures:
 
 
 class GuessLimits:
-    """Counts wrong tokens and says how long an address has to wait before its next attempt is looked at.
+    """Count wrong tokens and decide how long an address must wait before its next attempt is checked.
 
-    An address that has shown the right token is no stranger: others' guesses do not keep it out.
+    An address that has sent the right token is trusted: others' guesses do not lock it out.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class GuessLimits:
         self._shared_at = 0.0
 
     def wait_seconds(self, address: str, now: float) -> float:
-        """Return how long this address must wait; 0 where its attempt may be looked at."""
+        """Return how long this address must wait; 0 where its attempt may be checked."""
         who = _network(address)
         failures = self._failures.get(who)
         own = failures.pause(now) if failures else 0.0
@@ -99,7 +99,7 @@ class GuessLimits:
 
 
 def _keep_newest(entries: OrderedDict[str, Any]) -> None:
-    while len(entries) > MOST_ADDRESSES:
+    while len(entries) > MAX_ADDRESSES:
         entries.popitem(last=False)
 
 
@@ -117,9 +117,9 @@ def _network(address: str) -> str:
 
 COOKIE = "ingest_monitor"
 SESSION_SECONDS = 12 * 3600
-MOST_SESSIONS = 1_000
+MAX_SESSIONS = 1_000
 OPEN_PATHS = frozenset({"/healthz", "/login"})
-# The form's own looks are no secret.
+# The style of the form is no secret.
 OPEN_PREFIX = "/static/"
 HEADERS = {
     "Content-Security-Policy": (
@@ -135,10 +135,10 @@ HEADERS = {
 
 
 class Gate:
-    """Knows the token, the sessions of whoever has shown it, and who guesses.
+    """Check the token, sessions and guesses.
 
     Args:
-        token: empty where nobody is asked.
+        token: empty where none is required.
     """
 
     def __init__(self, token: str) -> None:
@@ -148,18 +148,18 @@ class Gate:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a token is asked for."""
+        """Whether a token is required."""
         return bool(self._token)
 
     def opens_with(self, token: str) -> bool:
-        """Whether that is the token; takes the same time for every wrong one."""
+        """Tell whether that is the token; takes the same time for every wrong one."""
         return self.is_locked and secrets.compare_digest(_digest(token), self._token)
 
     def try_token(self, token: str, address: str, now: float | None = None) -> bool:
-        """Whether somebody at that address has shown the token.
+        """Check a token that came from an address.
 
         Raises:
-            TooManyAttemptsError: the address has to wait; the token was not looked at.
+            TooManyAttemptsError: the address has to wait; the token was not checked.
         """
         now = time.monotonic() if now is None else now
         if wait := self._limits.wait_seconds(address, now):
@@ -171,25 +171,25 @@ class Gate:
         return False
 
     def new_session(self, now: float | None = None) -> str:
-        """The value of a cookie that is good for a while."""
+        """Create a session; return the value of its cookie."""
         now = time.monotonic() if now is None else now
         # Sessions end in the order in which they began.
-        while self._sessions and (len(self._sessions) >= MOST_SESSIONS or next(iter(self._sessions.values())) <= now):
+        while self._sessions and (len(self._sessions) >= MAX_SESSIONS or next(iter(self._sessions.values())) <= now):
             self._sessions.popitem(last=False)
         session = secrets.token_urlsafe(32)
         self._sessions[_digest(session)] = now + SESSION_SECONDS
         return session
 
     def knows(self, session: str, now: float | None = None) -> bool:
-        """Whether the cookie is one of ours and still good."""
+        """Tell whether the cookie belongs to a session that has not ended."""
         return self._sessions.get(_digest(session), 0.0) > (time.monotonic() if now is None else now)
 
     def end_session(self, session: str) -> None:
-        """Forget a cookie: whoever kept a copy of it has nothing."""
+        """End a session: copies of its cookie are worthless."""
         self._sessions.pop(_digest(session), None)
 
     def admits(self, headers: Headers, address: str) -> bool:
-        """Whether a request brings a cookie or the token.
+        """Tell whether a request carries a valid cookie or the token.
 
         Raises:
             TooManyAttemptsError: see `try_token`.
@@ -204,7 +204,7 @@ class TooManyAttemptsError(Exception):
     """An address has sent too many wrong tokens.
 
     Args:
-        wait_seconds: after which its next one is looked at.
+        wait_seconds: after which its next one is checked.
     """
 
     def __init__(self, wait_seconds: float) -> None:
@@ -212,7 +212,7 @@ class TooManyAttemptsError(Exception):
         super().__init__(f"Too many wrong tokens. Try again in {self.wait_seconds} s.")
 
     def answer(self) -> PlainTextResponse:
-        """What is answered."""
+        """Return the response to the client."""
         return PlainTextResponse(f"{self}\n", 429, {"Retry-After": str(self.wait_seconds)})
 
 
@@ -253,7 +253,7 @@ class Guarded:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own alone."""
+    """Tell whether a name or address always means this machine."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -263,13 +263,13 @@ def is_loopback(host: str) -> bool:
 
 
 def address_of(scope: Scope) -> str:
-    """Who asks, as far as the connection tells."""
+    """Return the address of the client, as far as the connection tells."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
 
 def _digest(text: str) -> bytes:
-    # Of one length whatever was sent, and of no use to whoever reads this process's memory.
+    # Of one length whatever was sent, and useless to a reader of this process's memory.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -281,7 +281,7 @@ def _host(headers: Headers) -> str:
 
 
 def cookie_of(headers: Headers) -> str:
-    """The session that a request brings; empty without one."""
+    """Return the session cookie of a request; empty without one."""
     cookies: SimpleCookie = SimpleCookie()
     try:
         cookies.load(headers.get("cookie", ""))

@@ -260,7 +260,7 @@ def _run(run: RunOnRecord, site: str) -> dict[str, object]:
 
 
 def _what(tags: Mapping[str, str]) -> Iterator[str]:
-    """What a run works on, by its tags."""
+    """Yield what a run works on, by its tags."""
     if partition := tags.get("dagster/partition"):
         yield partition
     elif batch := tags.get(BATCH_TAG):

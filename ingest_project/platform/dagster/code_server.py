@@ -3,7 +3,7 @@
     python -m ingest_project.platform.dagster.code_server --module-name ingest_project.definitions --port 4000
 
 takes what `dagster api grpc` takes and is the same server. Only, a run worker is not a new interpreter that imports
-Dagster, Polars and pandera for two seconds, but a fork of a process that did so once, before any run was asked for.
+Dagster, Polars and pandera for two seconds, but a fork of a process that did so once, before the first run.
 That process has no threads and no connections, which is what makes forking it safe. Without this module (`dagster dev`,
 `dagster api grpc`) everything works as well, each run two seconds later.
 
@@ -23,7 +23,7 @@ from typing import Any
 from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.settings import current_settings
 
-# What every run worker needs beside the definitions, and what takes long to import.
+# Slow imports of every run worker, in addition to the definitions.
 HEAVY_MODULES = (
     "adbc_driver_postgresql.dbapi",
     "dagster._grpc.impl",
@@ -36,11 +36,11 @@ HEAVY_MODULES = (
     "psycopg2.extras",
 )
 
-# Sees to it that no worker survives this server.
+# Ensures that no worker survives this server.
 WORKERS_PARENT = "ingest_project.platform.dagster.workers_parent"
 
-# Each sensor waits for a first message inside its tick, and keeps a thread of the server's meanwhile: by default there
-# are four more than cores, and launching a run would have to wait for one, too.
+# Each sensor waits for a first message inside its tick and occupies a thread of the server meanwhile. By default there
+# are four more than cores, and a run's launch would wait for one, too.
 THREADS = ("--max-workers", "32")
 
 
@@ -67,7 +67,7 @@ def warm_workers(modules: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it ends the process
-    """Serve until told to stop."""
+    """Serve until stopped."""
     keep_files_private()
     share_cores(current_settings().file_ingest.max_parallel_batches)
     if "--module-name" in arguments:

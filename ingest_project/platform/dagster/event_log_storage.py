@@ -79,7 +79,8 @@ class BulkEventLogStorage(PostgresEventLogStorage):
         This is Dagster's `store_event_batch`, which returns no ids, with a faster insert: SQLAlchemy takes as long to
         compile the statement as it takes to serialise the events.
         """
-        rows = [tuple(self._event_to_row(event).values()) for event in events]
+        # One by one: a page of them is serialised at a time.
+        rows = (tuple(self._event_to_row(event).values()) for event in events)
         with self._cursor() as cursor:
             # PostgreSQL numbers and returns the rows of a VALUES list in their order.
             stored = execute_values(cursor, _INSERT_MATERIALIZATIONS, rows, page_size=ROWS_PER_STATEMENT, fetch=True)
@@ -119,7 +120,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
             execute_values(cursor, _UPSERT_CHECKS, last.values(), page_size=ROWS_PER_STATEMENT)
 
     def add_dynamic_partitions(self, partitions_def_name: str, partition_keys: Sequence[str]) -> None:
-        """Add partitions; those that are there stay. One array in place of two parameters for each of thousands."""
+        """Add partitions; existing ones stay. One array in place of two parameters for each of thousands."""
         if not partition_keys:
             return
         self._check_partitions_table()

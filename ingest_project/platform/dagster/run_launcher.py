@@ -1,6 +1,6 @@
-"""Runs as processes of the code server, and the knowledge which of them are gone.
+"""Launch runs as processes of the code server, and detect which of them are gone.
 
-Dagster's own launcher of this kind cannot be asked: a run whose code server was killed with it (a power cut, a
+Dagster's own launcher of this kind has no health check: a run whose code server was killed with it (a power cut, a
 container that was replaced) would count as started for ever, and with it the files it holds. This one asks the server.
 """
 
@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 60.0
 class WatchedRunLauncher(DefaultRunLauncher):
     """Dagster's default launcher, whose runs the daemon's run monitoring can check.
 
-    Monitoring fails a run whose process is gone; the ledger then gives its files to another one. Should the process
+    Monitoring fails a run whose process is gone; the work queue then gives its files to another one. Should the process
     live after all (its code server alone was killed), both store the same state.
     """
 
@@ -34,17 +34,17 @@ class WatchedRunLauncher(DefaultRunLauncher):
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> WatchedRunLauncher:
-        """Without configuration, as the default launcher."""
+        """Create the launcher, without configuration as the default one."""
         del config_value
         return cls(inst_data)
 
     @property
     def supports_check_run_worker_health(self) -> bool:
-        """It does."""
+        """Return true: the code server knows its processes."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Whether the code server that started a run still has its process."""
+        """Ask the code server that started a run whether its process exists."""
         client: DagsterGrpcClient | None = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
         if client is None:
             return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "No code server is on record for it.")

@@ -218,7 +218,7 @@ def _frame(rows: Sequence[sa.Row[Any]], table: sa.Table) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class _Form:
-    """How a column's values are given: as which Polars type, and what is done to each before."""
+    """The Polars type of a column, and the conversion of its values."""
 
     polars_type: Callable[[], Any]
     convert: Callable[[Any], Any] = lambda value: value

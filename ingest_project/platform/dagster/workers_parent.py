@@ -32,12 +32,12 @@ def _in_a_worker() -> None:
 
 
 def prepare() -> None:
-    """Make this process the one that the docstring of this module speaks of."""
+    """Tie this process to the code server, and its forks to it."""
     end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.register_at_fork(after_in_child=_in_a_worker)
 
 
-# Python starts that process with this program, and whoever else imports the module is left as it is.
+# Python starts that process with this program, and another process that imports the module is not changed.
 if "from multiprocessing.forkserver import main" in sys.orig_argv[-1]:
     prepare()

@@ -252,9 +252,10 @@ def test_any_name_and_value_is_read_back_as_it_was_reported(
             partition, CheckResult(ASSET, CHECK.name, passed=True, metadata=metadata), None
         ),
     }
-    storage.store_event_batch([events["ASSET_MATERIALIZATION"]])
+    (storage_id,) = storage.store_materializations([events["ASSET_MATERIALIZATION"]])
     storage.store_check_results([events["ASSET_CHECK_EVALUATION"]])
-    assert (ASSET, partition) in storage.materialization_ids("run-2", [ASSET], [partition])
+    (newest,) = dagster_instance.fetch_materializations(ASSET, limit=1).records
+    assert (newest.storage_id, newest.partition_key) == (storage_id, partition)
     for kind, event in events.items():
         assert deserialize_value(stored(dagster_instance, kind)[-1], EventLogEntry) == event
 
@@ -267,8 +268,7 @@ def test_a_value_dagster_cannot_show_is_refused_as_dagster_refuses_it(dagster_in
 def test_more_events_than_one_statement_takes_are_tied_to_their_own_partitions(
     dagster_instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (asset_events, event_log_storage):
-        monkeypatch.setattr(module, "ROWS_PER_STATEMENT", 4)
+    monkeypatch.setattr(event_log_storage, "ROWS_PER_STATEMENT", 4)
     partitions = [str(number) for number in reversed(range(2 * 4 + 1))]
     result = CheckResult(CHECKED, "holds", passed=True)
     reporting_run(dagster_instance, [PartitionEvents(partition, {CHECKED: {}}, [result]) for partition in partitions])
