@@ -1,18 +1,20 @@
-"""The servers that tests may ask for, each in its own module under `services`."""
+"""The servers that tests may ask for, each in its own module under `services`, and the order of the tests."""
 
 from __future__ import annotations
 
+import gc
 import os
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from xdist.scheduler import LoadFileScheduling
 
 from ingest_project_tests.fuzz import PROFILE
 
 # Tests that state their own number of examples keep it: new seeds, round after round, are what finds more.
 settings.register_profile(PROFILE, max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# Dagster's modules are a million objects, and all tests are imported before the first begins.
+gc.set_threshold(50_000, 10, 10)
 
 pytest_plugins = [
     "ingest_project_tests.browser.fixtures",
@@ -29,16 +31,9 @@ pytest_plugins = [
     "ingest_project_tests.attachments.system",
 ]
 
-# These start the whole system. They begin first, and one after the other in one process: side by side they would take
-# each other's time, and at the end they would keep the other processes waiting.
-WHOLE_SYSTEMS = ("after_a_demo/test_", "cli/test_demo.py", "devstack/test_stack_dagster.py")
-
-
-class OneProcessForEachFile(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist is not typed
-    """Tests of one file in one process, and so with one set of servers; all that start the whole system in one too."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "whole systems" if _whole_system(nodeid) else str(super()._split_scope(nodeid))
+# These start the whole system. They come first, and so one after the other in one process: side by side they would take
+# each other's time.
+WHOLE_SYSTEMS = ("after_a_demo/test_", "devstack/test_stack_dagster.py", "devstack/test_dagster_dev.py")
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -46,15 +41,16 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(3, min(4, os.cpu_count() or 1))
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessForEachFile:  # noqa: ANN401 - its own
-    """Asked for by pytest-xdist."""
-    return OneProcessForEachFile(config, log)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; the others stay in their order."""
-    items.sort(key=lambda item: not _whole_system(item.nodeid))
+    """Put the tests of whole systems first; the others stay in their order."""
+    items.sort(key=lambda item: not any(path in item.nodeid for path in WHOLE_SYSTEMS))
 
 
-def _whole_system(nodeid: str) -> bool:
-    return any(path in nodeid for path in WHOLE_SYSTEMS)
+def pytest_collection_finish() -> None:
+    """Look no more through what the imports left."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let all objects be deleted at the end, as some libraries want it."""
+    gc.unfreeze()

@@ -1,4 +1,4 @@
-"""A finished demo that is up, and a window on its UI, made once for all tests of this folder."""
+"""Two finished demos, the second up, and a window on its UI, made once for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
-from ingest_project_tests.after_a_demo.finished_demo import Demo, finished_demo
+from ingest_project_tests.after_a_demo.finished_demo import Demo, dead_attachment, finished_demo
 from ingest_project_tests.browser.programs import BrowserPrograms
 from ingest_project_tests.browser.window import Window, open_browser
 
@@ -23,6 +23,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The whole system in a folder of its own, with the sample files ingested, attachments and streams stored."""
     with finished_demo(tmp_path_factory.mktemp("demo")) as demo:
         yield demo
+
+
+@pytest.fixture(scope="package")
+def dead_key(demo: Demo) -> str:
+    """Key of an attachment whose address is refused, which the documentation looks at and replays."""
+    with mock.patch.dict(os.environ, demo.environment):
+        return dead_attachment(SystemResources(load_settings().settings))
 
 
 @pytest.fixture

@@ -94,13 +94,13 @@ def test_a_stored_attachment_is_a_green_partition_that_tells_where_it_is(demo: D
     assert window.tone_of("Materialized") == "green"
 
 
-def test_a_dead_attachment_is_a_partition_whose_check_is_red_and_says_why(demo: Demo, window: Window) -> None:
+def test_a_dead_attachment_is_a_partition_whose_check_is_red_and_says_why(dead_key: str, window: Window) -> None:
     window.open("/assets/onelake_attachments?view=checks&checkDetail=attachment_stored")
     window.click("//button[normalize-space()='Partitions']")
     window.wait_for(r"^Failed \(1\)$")
-    window.click_partition(demo.dead_key)
+    window.click_partition(dead_key)
     window.wait_for(
-        rf"^{re.escape(demo.dead_key)}\nFailed\nLatest execution\n"
+        rf"^{re.escape(dead_key)}\nFailed\nLatest execution\n"
         r".*^Description\n[^\n]*Refused to contact http://10\.0\.0\.8/late_contract\.pdf[^\n]*In the dead letters\."
     )
     assert window.tone_of("Failed") == "red"

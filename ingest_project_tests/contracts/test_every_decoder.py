@@ -35,7 +35,7 @@ BOUNDED_SECONDS = 10.0
 LONGEST_REASON = 1_000
 # What a field that was left out, or a rule of the contract, adds.
 OUR_OWN = frozenset({"", "*", "local", "normal", "opportunity", "project"})
-MEDDLED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MEDDLED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Contract(NamedTuple):

@@ -1,16 +1,11 @@
-"""`make demo`: one command, and every file's fate is on the screen."""
+"""The parts of the demo; whole demos are in `after_a_demo`."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -21,7 +16,6 @@ from examples.demo.run import SOURCE, ingest_samples, run
 from examples.demo.server import FileServer
 from examples.demo.streams import streaming
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack import dagster_processes as graphql
 from ingest_project.devstack.runtime_settings import child_environment
 from ingest_project.devstack.supervisor import running_stack
 from ingest_project.file_ingest.tables import FileState
@@ -29,8 +23,6 @@ from ingest_project.file_ingest.warehouse import DeviceMetric
 from ingest_project_tests.cli.running import wait_until_nothing_is_left
 
 REPOSITORY = Path(__file__).parents[2]
-DEMO_SECONDS = 240
-DEMO = (sys.executable, "-m", "examples.demo")
 
 FATES = {
     "lab_readings.xlsx": "ingested",
@@ -46,35 +38,8 @@ FATES = {
 TWINS = ("sample_data_1.csv", "the_same_as_sample_data_1.csv")
 FILES = sorted((*FATES, *TWINS))
 
-# Three of the ten files are refused, which is more than the fifth that is allowed by default.
-CHECKS = {
-    "nothing_waits_too_long": "SUCCEEDED",
-    "rows_add_up": "SUCCEEDED",
-    "quarantine_share_acceptable": "FAILED",
-    "every_event_accounted": "SUCCEEDED",
-    "stored_results_match": "SUCCEEDED",
-    "nothing_overdue": "SUCCEEDED",
-    "dead_share_acceptable": "SUCCEEDED",
-    "no_gap_in_offsets": "SUCCEEDED",
-    "no_duplicate_offsets": "SUCCEEDED",
-    "event_time_plausible": "SUCCEEDED",
-    "amounts_and_probabilities_in_range": "SUCCEEDED",
-    "budgets_in_range": "SUCCEEDED",
-}
-# Name to attempts and replays: the server does not have the last one at first.
-ATTACHMENTS = {
-    "damage_report.pdf": (1, 0),
-    "photo.png": (1, 0),
-    "invoice_lines.csv": (1, 0),
-    "signed_contract.pdf": (2, 1),
-}
-# Of 242 messages one is no event and one was delivered twice; a late one is counted in its hour.
-EVENTS, DELIVERIES = 240, 241
-HOURS = {"2026-01-15T09:00:00Z": 86, "2026-01-15T10:00:00Z": 72, "2026-01-15T11:00:00Z": 82}
 # Table to messages and rows: two of the records come in several versions.
 CRM = {"opportunities": (5, 3), "projects": (4, 3), "unidentified_messages": (1, 1)}
-EVALUATIONS = """{ assetNodes { assetChecksOrError { ... on AssetChecks { checks {
-    name executionForLatestMaterialization { status } } } } } }"""
 
 
 @pytest.fixture
@@ -85,117 +50,6 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INGEST_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "10")
-
-
-def environment(state_dir: Path) -> dict[str, str]:
-    return {**os.environ, "INGEST_STATE_DIR": str(state_dir), "INGEST_WEBSERVER_PORT": "0"}
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "ingest_project.cli.main", *arguments]
-
-
-def ask(state_dir: Path, *arguments: str) -> Any:  # noqa: ANN401 - JSON
-    """What another command says of the running system."""
-    answer = subprocess.run(
-        command(*arguments, "--json"), cwd=REPOSITORY, env=environment(state_dir), capture_output=True, check=True
-    )
-    return json.loads(answer.stdout)
-
-
-def evaluations(state_dir: Path) -> dict[str, str]:
-    """What the UI shows of each check that was evaluated."""
-    address = load_settings({"INGEST_STATE_DIR": str(state_dir)}).settings.dagster.webserver_url
-    nodes = graphql.ask(urlsplit(address).port or 0, EVALUATIONS)["assetNodes"]
-    checks = [check for node in nodes for check in node["assetChecksOrError"].get("checks", [])]
-    return {
-        check["name"]: check["executionForLatestMaterialization"]["status"]
-        for check in checks
-        if check["executionForLatestMaterialization"]
-    }
-
-
-@pytest.mark.timeout(2 * DEMO_SECONDS)
-def test_the_demo_takes_every_file_to_its_end_and_a_second_one_finds_them_there(tmp_path: Path) -> None:
-    state_dir = tmp_path / "state"
-    first = subprocess.run(
-        [*DEMO, "--json"],
-        cwd=REPOSITORY,
-        env=environment(state_dir),
-        capture_output=True,
-        text=True,
-        timeout=DEMO_SECONDS,
-        check=False,
-    )
-    assert first.returncode == 0, first.stderr
-    report = json.loads(first.stdout)
-    fates = {file["file_name"]: file["state"] for file in report["files"]}
-    assert sorted(fates.pop(twin) for twin in TWINS) == ["duplicate", "ingested"]
-    assert fates == FATES
-    assert next(f for f in report["files"] if f["file_name"] == "some_bad_rows.csv")["rows_quarantined"] > 0
-    assert report["metrics"]
-    attachments = {one["file_name"]: one for one in report["attachments"]}
-    assert {name: (one["attempts"], one["replays"]) for name, one in attachments.items()} == ATTACHMENTS
-    for name, one in attachments.items():
-        assert Path(one["stored_path"]).read_bytes() == (REPOSITORY / "dummy_data/attachments" / name).read_bytes()
-    assert "404" in attachments["signed_contract.pdf"]["failure"]
-    _assert_streams(report["streams"], earlier=False)
-    assert wait_until_nothing_is_left(state_dir) == {}
-
-    with subprocess.Popen(
-        [*DEMO, "--keep"],
-        cwd=REPOSITORY,
-        env=environment(state_dir),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as second:
-        try:
-            _read_until("Ctrl-C stops", second)
-            assert ask(state_dir, "status")["idle"] is True
-            # Beside them `contract_holds`, as it was for whichever file came last.
-            assert evaluations(state_dir).items() >= CHECKS.items()
-            assert len(ask(state_dir, "files", "list")["files"]) == len(FILES)
-            # Those of the first demo, and as many of this one: its events have traces of their own.
-            stored = ask(state_dir, "attachments", "list", "--state", "stored")["attachments"]
-            assert len({one["attachment_key"] for one in stored}) == 2 * len(ATTACHMENTS)
-            assert ask(state_dir, "dlq", "list")["attachments"] == []
-            assert len(ask(state_dir, "quarantine", "list")["files"]) == list(FATES.values()).count("quarantined")
-            assert len(ask(state_dir, "crm", "unidentified", "list")["messages"]) == 1
-            counted = ask(state_dir, "activity", "hour", "2026-01-15-09:00")["types"]
-            assert sum(one["events"] for one in counted) == HOURS["2026-01-15T09:00:00Z"]
-            second.send_signal(signal.SIGINT)
-            shown, said = second.communicate(timeout=DEMO_SECONDS)
-        finally:
-            second.kill()
-    assert second.returncode == 0, said
-    assert "already ingested" in shown
-    assert "already quarantined" in shown
-    assert shown.count("(already stored)") == 2
-    assert "The events of users and the CRM messages had been stored by an earlier demo" in shown
-    assert "http://127.0.0.1:" in shown
-    assert wait_until_nothing_is_left(state_dir) == {}
-
-
-def _assert_streams(report: Any, *, earlier: bool) -> None:  # noqa: ANN401 - JSON
-    activity, crm = report["user_activity"], report["crm"]
-    assert (activity["earlier"], crm["earlier"]) == (earlier, earlier)
-    by_hour = dict.fromkeys(HOURS, 0)
-    for one in activity["hours"]:
-        by_hour[one["hour"]] += one["events"]
-    assert by_hour == HOURS
-    assert sum(by_hour.values()) == EVENTS
-    assert sum(one["deliveries"] for one in activity["hours"]) == DELIVERIES
-    assert activity["dead_letters"] == 1
-    assert {one["table"]: (one["messages"], one["rows"]) for one in crm["tables"]} == CRM
-
-
-def _read_until(text: str, process: subprocess.Popen[str]) -> None:
-    assert process.stderr is not None
-    for line in process.stderr:
-        if text in line:
-            return
-    pytest.fail(f"it ended without saying {text!r}")
 
 
 def test_what_is_not_finished_in_time_is_named_and_not_as_hoped(

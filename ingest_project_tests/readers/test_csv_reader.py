@@ -376,7 +376,7 @@ def test_rows_survive_the_file_they_came_from(tmp_path: Path) -> None:
     st.binary(max_size=3),
     st.integers(1, 200),
 )
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 def test_whatever_the_bytes_a_file_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], more: bytes, chunk_bytes: int
 ) -> None:

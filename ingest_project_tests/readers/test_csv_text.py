@@ -41,7 +41,7 @@ def expected_cell(cell: str) -> str | None:
 
 
 @given(st.integers(2, 5).flatmap(lambda n: st.lists(st.lists(Cell, min_size=n, max_size=n), min_size=1, max_size=12)))
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 def test_any_table_that_python_writes_is_read_back_equal(table: list[list[str]]) -> None:
     file = io.StringIO()
     csv.writer(file, quoting=csv.QUOTE_ALL).writerows(table)
@@ -52,7 +52,7 @@ def test_any_table_that_python_writes_is_read_back_equal(table: list[list[str]])
 
 
 @given(AWKWARD)
-@settings(max_examples=500, deadline=None)
+@settings(deadline=None)
 @example('"a""b",c\nd,e')
 @example('a,"b\r\nc"\rd,"e"\r\n')
 @example('"a,b\nc,d\n')
@@ -77,7 +77,7 @@ def test_what_arrow_reads_is_what_the_splitter_finds(text: str) -> None:
 
 
 @given(AWKWARD, st.integers(1, 40), st.integers(1, 3))
-@settings(max_examples=500, deadline=None)
+@settings(deadline=None)
 @example('a,"' + "b\n" * 30 + '",c\n', 7, 2)
 def test_the_cut_into_blocks_makes_no_difference(text: str, size: int, width: int) -> None:
     raw = text.encode()
@@ -86,7 +86,7 @@ def test_the_cut_into_blocks_makes_no_difference(text: str, size: int, width: in
 
 
 @given(AWKWARD, st.integers(1, 3))
-@settings(max_examples=500, deadline=None)
+@settings(deadline=None)
 def test_every_line_is_read_or_reported_and_raw_text_is_what_was_written(text: str, width: int) -> None:
     chunks = list(split_blocks([(text.encode(), True)], dialect(width), 1))
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -102,7 +102,7 @@ def test_every_line_is_read_or_reported_and_raw_text_is_what_was_written(text: s
 
 
 @given(AWKWARD)
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 def test_columns_hold_the_cells_that_the_splitter_finds(text: str) -> None:
     raw = text.encode()
     split = [

@@ -22,7 +22,7 @@ def test_everything_that_unicode_calls_white_space_or_a_format_is_trimmed() -> N
 
 
 @given(Unseen, Seen, Unseen)
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 def test_a_name_is_the_same_whatever_is_unseen_around_it(before: str, name: str, after: str) -> None:
     assert clean_name(before + name + after) == clean_name(name)
     assert clean_name(clean_name(name)) == clean_name(name)
@@ -34,7 +34,7 @@ def test_a_name_is_the_same_whatever_is_unseen_around_it(before: str, name: str,
     st.sampled_from([*TRIMMED.replace(" ", ""), "\0", "\x07", "\x7f", "\ufffd", "\ue000", "\u3164", "\ufe0f"]),
     Seen,
 )
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 def test_a_name_with_something_unseen_inside_is_suspicious(before: str, inside: str, after: str) -> None:
     assert is_suspicious(clean_name(before + inside + after))
 

@@ -29,7 +29,7 @@ def number(text: str, layout: NumberLayout) -> float | None:
 
 
 @given(Layouts, st.decimals(-(10**12), 10**12, places=4), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 def test_a_number_written_in_a_locale_is_read_in_it(layout: NumberLayout, value: Decimal, grouped: bool) -> None:  # noqa: FBT001 - drawn
     text = f"{value:,.4f}" if grouped and layout.thousands else f"{value:.4f}"
     written = "".join({",": layout.thousands or "", ".": layout.decimal}.get(c, c) for c in text)
@@ -42,7 +42,7 @@ def test_a_number_written_in_a_locale_is_read_in_it(layout: NumberLayout, value:
         st.sampled_from([*"0123456789", *".,' _+-eExnaif", "\u00a0", "\u202f", "\uff11", "٣", "\u2212"]), max_size=14
     ),
 )
-@settings(max_examples=500, deadline=None)
+@settings(deadline=None)
 def test_no_value_is_made_that_was_not_in_the_text(layout: NumberLayout, text: str) -> None:
     found = number(text, layout)
     if found is None or not math.isfinite(found):
@@ -115,7 +115,7 @@ def test_what_is_too_small_for_64_bits_does_not_become_zero(text: str) -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), Layouts)
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 def test_a_number_cell_is_its_number_whatever_marks_are_declared(value: float, layout: NumberLayout) -> None:
     found = numbers_of_cells(pl.Series([repr(value)]), pl.Series(["n"]), layout)
     assert found.to_list() == [value]

@@ -45,7 +45,7 @@ def in_utc(text: str, name: str) -> datetime | None:
 
 
 @given(Formats, st.lists(Moments, min_size=1, max_size=8), st.integers(-14 * 60, 14 * 60))
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 def test_every_format_reads_what_it_writes_as_strptime_does(name: str, written: list[datetime], minutes: int) -> None:
     zone = timezone(timedelta(minutes=minutes)) if "%z" in name else UTC
     texts = [moment.astimezone(zone).strftime(python_format(name)) for moment in written]
@@ -60,7 +60,7 @@ Mutations = st.sampled_from(
 
 
 @given(Formats, Moments, st.lists(st.tuples(st.integers(0, 40), st.booleans(), Mutations), min_size=1, max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 def test_no_text_is_taken_that_strptime_refuses_or_reads_otherwise(
     name: str, moment: datetime, changes: list[tuple[int, bool, str]]
 ) -> None:
@@ -72,7 +72,7 @@ def test_no_text_is_taken_that_strptime_refuses_or_reads_otherwise(
 
 
 @given(st.text(st.sampled_from([*"0123456789-:.,+ TZtz", "\uff11", "\u2212"]), max_size=30))
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 def test_iso_8601_and_unix_times_are_what_python_reads_or_nothing(text: str) -> None:
     (iso,) = moments([text], "iso8601")
     if iso is not None:

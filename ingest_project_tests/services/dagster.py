@@ -12,6 +12,21 @@ from dagster import DagsterInstance, instance_for_test
 from ingest_project.core.settings import current_settings
 from ingest_project_tests.services.postgres import PostgresServer
 
+OVERRIDES = {
+    "storage": {
+        "custom": {
+            "module": "ingest_project.platform.dagster.event_log_storage",
+            "class": "InstanceStorage",
+            "config": {},
+        }
+    },
+    # Two processes for each run would follow its output.
+    "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"},
+    "telemetry": {"enabled": False},
+}
+# Tables in which Dagster notes what it has done to the others, and whose instance they are.
+WRITTEN_WITH_THE_TABLES = ("alembic_version", "instance_info", "secondary_indexes")
+
 
 @contextmanager
 def instance_on(postgres_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
@@ -19,40 +34,33 @@ def instance_on(postgres_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", postgres_url)
     monkeypatch.setenv("INGEST_STATE_DIR", str(folder))
     current_settings.cache_clear()
-    storage = {
-        "custom": {
-            "module": "ingest_project.platform.dagster.event_log_storage",
-            "class": "InstanceStorage",
-            "config": {},
-        }
-    }
     try:
-        with instance_for_test(overrides={"storage": storage, "telemetry": {"enabled": False}}) as instance:
+        with instance_for_test(overrides=OVERRIDES) as instance:
             yield instance
     finally:
         current_settings.cache_clear()
 
 
 @pytest.fixture(scope="session")
-def dagster_template(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Name of a database with Dagster's tables and no rows, to copy from."""
+def dagster_database(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a database with Dagster's tables, without rows.
+
+    One for all tests: for each new address the storage looks for its tables and opens connections that stay.
+    """
     name = postgres_server.create_database()
     with (
         pytest.MonkeyPatch.context() as patch,
         instance_on(postgres_server.url(name), tmp_path_factory.mktemp("template"), patch) as instance,
     ):
         instance.get_runs(limit=1)
-    # The instance leaves its connections to the garbage collector, and a database that is in use cannot be copied.
-    postgres_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
     return name
 
 
 @pytest.fixture
-def dagster_postgres_url(postgres_server: PostgresServer, dagster_template: str) -> Iterator[str]:
-    """A database of one test with Dagster's tables."""
-    name = postgres_server.create_database(dagster_template)
-    yield postgres_server.url(name)
-    postgres_server.drop_database(name)
+def dagster_postgres_url(postgres_server: PostgresServer, dagster_database: str) -> Iterator[str]:
+    """A database with Dagster's tables, which are empty."""
+    yield postgres_server.url(dagster_database)
+    postgres_server.empty_database(dagster_database, kept=WRITTEN_WITH_THE_TABLES)
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])

@@ -7,7 +7,6 @@ import socketserver
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock, Thread
-from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl, unquote
 
@@ -139,9 +138,7 @@ class HttpServer(socketserver.ThreadingTCPServer):
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.shutdown()
         self._thread.join()
         with self._lock:

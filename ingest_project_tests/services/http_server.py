@@ -64,7 +64,7 @@ _BLOCK = hashlib.shake_256(b"content").digest(64 * 1024)
 
 
 @dataclass(frozen=True)
-class ConsumerRecord:
+class Request:
     """One request as it arrived.
 
     Args:
@@ -120,7 +120,7 @@ class HttpServer:
     tls: ssl.SSLContext | None = None
     authorization: str = "Bearer open sesame"
     drip_seconds: float = 0.05
-    requests: list[ConsumerRecord] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     published: dict[str, PublishedFile] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ class HttpServer:
         """Take it away again: 404 from now on."""
         del self.published[path]
 
-    def received(self, path: str) -> list[ConsumerRecord]:
+    def received(self, path: str) -> list[Request]:
         """The requests for one path, in their order."""
         return [request for request in self.requests if request.path == path]
 
@@ -241,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         path = unquote(parts.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.asked = ConsumerRecord(path, query, headers, time.monotonic())
+        self.asked = Request(path, query, headers, time.monotonic())
         self.owner.requests.append(self.asked)
         if path in self.owner.published:
             file = self.owner.published[path]

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from ingest_project.platform.azure.accounts import default_credential
+from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 
 # Each of these makes the default credential try something else, or somebody's own account.
 VARIABLES_OF_OTHER_CREDENTIALS = (
@@ -44,12 +42,9 @@ class IdentityServer:
         self.resources: list[str] = []
         self.refuses = False
         self.lifetime_seconds = 3600
-        handler = type("_BoundHandler", (_Handler,), {"identity": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._http.server_address[1]}/token"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05})
-        self._thread.start()
+        self._http = HttpServer(self._respond)
+        self._http.__enter__()
+        self.endpoint = f"{self._http.url}/token"
 
     def token(self, resource: str) -> str:
         """The token for a resource: always the same one, as if just issued in the year 2026."""
@@ -57,34 +52,20 @@ class IdentityServer:
 
     def stop(self) -> None:
         """End the server."""
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
+        self._http.__exit__()
+
+    def _respond(self, request: Request) -> Answer:
+        resource = request.query["resource"]
+        self.resources.append(resource)
+        if request.headers.get("x-identity-header") != self.secret or self.refuses:
+            return _answer(400, {"statusCode": 400, "message": "No managed identity is assigned."})
+        expires_on = str(int(time.time()) + self.lifetime_seconds)
+        token = {"access_token": self.token(resource), "expires_on": expires_on, "token_type": "Bearer"}
+        return _answer(200, token | {"resource": resource})
 
 
-class _Handler(BaseHTTPRequestHandler):
-    identity: IdentityServer
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
-
-    def do_GET(self) -> None:
-        resource = parse_qs(urlsplit(self.path).query)["resource"][0]
-        self.identity.resources.append(resource)
-        if self.headers["X-IDENTITY-HEADER"] != self.identity.secret or self.identity.refuses:
-            self._send(400, {"statusCode": 400, "message": "No managed identity is assigned."})
-            return
-        expires_on = str(int(time.time()) + self.identity.lifetime_seconds)
-        token = {"access_token": self.identity.token(resource), "expires_on": expires_on, "token_type": "Bearer"}
-        self._send(200, token | {"resource": resource})
-
-    def _send(self, status: int, body: dict[str, Any]) -> None:
-        text = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+def _answer(status: int, body: dict[str, Any]) -> Answer:
+    return Answer(status, {"Content-Type": "application/json"}, json.dumps(body).encode())
 
 
 def _unsigned(claims: dict[str, Any]) -> str:

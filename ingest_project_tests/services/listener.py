@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
+
+from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 
 WAIT_SECONDS = 0.2
 
@@ -56,35 +57,19 @@ class Redirecting:
 
     def __init__(self, location: str, status: int = 307) -> None:
         self.asked: list[tuple[str, str, dict[str, str]]] = []
-        owner = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def redirect(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                owner.asked.append((self.command, self.path, dict(self.headers)))
-                self.send_response(status)
-                self.send_header("Location", location)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            do_GET = do_HEAD = do_POST = do_PUT = redirect  # noqa: N815 - the base class's names
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as above
-                """Nothing on the tests' screen."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port = int(self._server.server_address[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._answer = Answer(status, {"Location": location})
+        self._http = HttpServer(self._respond)
+        self.url = self._http.url
+        self.port = int(self._http.server_address[1])
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._http.__enter__()
         return self
 
-    def __exit__(self, *_exc: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def __exit__(self, *exc: object) -> None:
+        self._http.__exit__(*exc)
+
+    def _respond(self, request: Request) -> Answer:
+        request.body()
+        self.asked.append((request.method, request.path, request.headers))
+        return self._answer

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import psycopg2
 import pytest
+from psycopg2.extensions import cursor
 
 from ingest_project.devstack import process_guard
 from ingest_project.devstack.postgres import server_user
@@ -38,6 +40,47 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 START_TIMEOUT_SECONDS = 30.0
 SERVER_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=100", "autovacuum=off", "max_wal_size=4GB")
+DISCONNECT_OTHERS = """
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+# No foreign key is looked at: all rows go.
+EMPTY = """
+SET session_replication_role = replica;
+SET lock_timeout = '10s';
+DO $$
+DECLARE
+    name text;
+    filled boolean;
+BEGIN
+    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT IN (%s) LOOP
+        EXECUTE format('SELECT EXISTS (SELECT FROM %%I)', name) INTO filled;
+        IF filled AND pg_relation_size(format('%%I', name)) < 65536 THEN
+            EXECUTE format('DELETE FROM %%I', name);
+        ELSIF filled THEN
+            EXECUTE format('TRUNCATE %%I CASCADE', name);
+        END IF;
+    END LOOP;
+    PERFORM setval(format('%%I', sequencename)::regclass, start_value, false)
+        FROM pg_sequences WHERE schemaname = 'public' AND last_value IS NOT NULL;
+END $$;
+"""
+# All that a test may have made of a migrated database, apart from rows.
+SHAPE = """
+SELECT md5(string_agg(shape, ',' ORDER BY shape)) FROM (
+    SELECT concat_ws(' ', relname, relkind, relpersistence, relacl, reloptions) AS shape
+        FROM pg_class WHERE relnamespace = 'public'::regnamespace
+    UNION ALL SELECT concat_ws(' ', attrelid::regclass, attname, atttypid, attnotnull)
+        FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+        WHERE relnamespace = 'public'::regnamespace AND attnum > 0
+    UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+    UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+    UNION ALL SELECT prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+    UNION ALL SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%'
+    UNION ALL SELECT setconfig::text FROM pg_db_role_setting
+    UNION ALL SELECT version_num FROM alembic_version
+)
+"""
 # Waits for the end of its input, which comes when the process that started it ends in any way, then clears up.
 WATCHER = """
 import os, shutil, signal, sys, time
@@ -120,16 +163,45 @@ class PostgresServer:
         return name
 
     def drop_database(self, name: str) -> None:
-        """CutError everybody off from the database and remove it; nothing happens when it is gone."""
+        """Cut everybody off from the database and remove it; nothing happens when it is gone."""
         self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
+    def empty_database(self, name: str, kept: Sequence[str] = ()) -> None:
+        """Delete all rows and let ids start again: a third of the work of another database.
+
+        Args:
+            name: of the database.
+            kept: tables whose rows stay.
+        """
+        with self._cursor(name) as cursor:
+            cursor.execute(_emptying(kept))
+
+    def shape(self, name: str) -> str:
+        """Return a digest of all that the migrated database holds, apart from rows."""
+        with self._cursor(name) as cursor:
+            return _shape(cursor)
+
+    def restore_database(self, name: str, shape: str, kept: Sequence[str] = ()) -> bool:
+        """Cut everybody off from the database and empty it; return whether it has the shape that it should have."""
+        with self._cursor(name) as cursor:
+            cursor.execute(DISCONNECT_OTHERS)
+            if _shape(cursor) != shape:
+                return False
+            cursor.execute(_emptying(kept))
+        return True
+
     def execute(self, statement: str) -> None:
-        """One statement outside any transaction."""
-        connection = psycopg2.connect(self.url())
+        """Execute one statement outside any transaction."""
+        with self._cursor("postgres") as cursor:
+            cursor.execute(statement)
+
+    @contextmanager
+    def _cursor(self, database: str) -> Iterator[cursor]:
+        connection = psycopg2.connect(self.url(database))
         try:
             connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
+            with connection.cursor() as opened:
+                yield opened
         finally:
             connection.close()
 
@@ -157,6 +229,16 @@ class PostgresServer:
         )
         if result.returncode:
             raise RuntimeError(f"{program} failed: {result.stderr}")
+
+
+def _emptying(kept: Sequence[str]) -> str:
+    return EMPTY % ", ".join(f"'{table}'" for table in ("", *kept))
+
+
+def _shape(opened: cursor) -> str:
+    opened.execute(SHAPE)
+    ((digest,),) = opened.fetchall()
+    return str(digest)
 
 
 def postgres_binaries() -> Path:
@@ -199,14 +281,34 @@ def own_postgres_server() -> Iterator[PostgresServer]:
         server.close()
 
 
+class MigratedDatabases:
+    """Databases with all tables and no rows, which tests take and give back."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self._template = server.create_database()
+        engine = open_engine(server.url(self._template))
+        migrate(engine)
+        engine.dispose()
+        self._shape = server.shape(self._template)
+        self._free: list[str] = []
+
+    def take(self) -> str:
+        """Return the name of one that nobody uses."""
+        return self._free.pop() if self._free else self._server.create_database(self._template)
+
+    def give_back(self, name: str) -> None:
+        """Empty it for the next test, or drop it where this test changed more than rows."""
+        if self._server.restore_database(name, self._shape, kept=["alembic_version"]):
+            self._free.append(name)
+        else:
+            self._server.drop_database(name)
+
+
 @pytest.fixture(scope="session")
-def migrated_template(postgres_server: PostgresServer) -> str:
-    """Name of a database with all tables and no rows, to copy from."""
-    name = postgres_server.create_database()
-    engine = open_engine(postgres_server.url(name))
-    migrate(engine)
-    engine.dispose()
-    return name
+def migrated_databases(postgres_server: PostgresServer) -> MigratedDatabases:
+    """Databases for one test after the other."""
+    return MigratedDatabases(postgres_server)
 
 
 @pytest.fixture
@@ -218,11 +320,11 @@ def empty_postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: PostgresServer, migrated_template: str) -> Iterator[str]:
+def postgres_url(postgres_server: PostgresServer, migrated_databases: MigratedDatabases) -> Iterator[str]:
     """A database of this test alone, with all tables and no rows."""
-    name = postgres_server.create_database(migrated_template)
+    name = migrated_databases.take()
     yield postgres_server.url(name)
-    postgres_server.drop_database(name)
+    migrated_databases.give_back(name)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def hosts_that_clients_contact(url: str) -> set[str]:
     }
 
 
-@settings(max_examples=400, deadline=None)
+@settings(deadline=None)
 @given(ADDRESSES)
 @example("https://127.0.0.1:8080\\.dfs.fabric.microsoft.com/w/i.Lakehouse/Files")
 @example("http://example.com:80/\\@127.0.0.1")
@@ -77,7 +77,7 @@ def test_what_is_accepted_leads_every_client_to_the_host_that_was_checked(text: 
     assert (urllib3.util.parse_url(address.url).port or address.port) == address.port
 
 
-@settings(max_examples=400, deadline=None)
+@settings(deadline=None)
 @given(HOST_TEXT)
 def test_a_host_is_a_name_or_one_spelling_of_an_address(text: str) -> None:
     try:
@@ -94,7 +94,7 @@ def test_a_host_is_a_name_or_one_spelling_of_an_address(text: str) -> None:
         socket.inet_aton(host)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(st.one_of(ADDRESSES, st.text(), st.binary().map(lambda data: data.decode("utf-8", "surrogateescape"))))
 def test_any_text_is_an_address_or_refused_by_an_error_of_ours(text: str) -> None:
     for read in (HostRules().check, parse_address, printable_url):

@@ -214,7 +214,7 @@ EVENTS = st.fixed_dictionaries(
 PAYLOADS = st.one_of(EVENTS.map(encoded), st.binary(max_size=30), st.none())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(payloads=st.lists(PAYLOADS, max_size=6))
 def test_every_message_is_a_row_or_refused_and_which_depends_on_itself_alone(payloads: list[bytes | None]) -> None:
     messages = received(*payloads)
