@@ -73,7 +73,7 @@ class Storing:
                     wait_exp_base=4,
                     wait_jitter=0,
                 )
-                stored = retrying(TransientError, self._store_at_once, outcomes, wait=False)
+                stored = retrying(TransientError, lambda: self._store_at_once(outcomes, wait=False))
         except Exception:
             self._failed_before = True
             raise
@@ -87,7 +87,11 @@ class Storing:
             self.done += self._store_at_once(outcomes, wait=True)
 
     def _store_at_once(self, outcomes: Sequence[FileResult], *, wait: bool) -> list[FileResult]:
-        return store_at_once(only(self.group, outcomes), self.services, self.run_id, wait=wait)
+        try:
+            return store_at_once(only(self.group, outcomes), self.services, self.run_id, wait=wait)
+        except TransientError as error:
+            logger.warning("store_failed", files=len(outcomes), reason=str(error))
+            raise
 
     def is_file_fault(self, error: Exception) -> bool:
         """Tell a file that cannot be stored from a database that stores nothing."""

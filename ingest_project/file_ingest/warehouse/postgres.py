@@ -113,7 +113,8 @@ class PostgresWarehouse(SqlWarehouse):
         super().__init__(database_url, connect_timeout_seconds)
         self._url = database_address(database_url)
         address = _libpq_address(database_url, connect_timeout_seconds)
-        self._pool = sa.QueuePool(lambda: dbapi.connect(address), max_overflow=-1)
+        # Every transaction ends with a commit or a rollback of its own.
+        self._pool = sa.QueuePool(lambda: dbapi.connect(address), max_overflow=-1, reset_on_return=None)
         sa.event.listen(self._pool, "checkout", _require_alive)
 
     @contextmanager
