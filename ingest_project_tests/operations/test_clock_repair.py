@@ -108,7 +108,7 @@ def test_a_standing_job_whose_interval_lies_in_the_future_is_looked_at_again(sys
         job = standing_job("standing", source, 60, now)
         finished.append(ledger.begin_intervals([job], now))
         ledger.begin_intervals([job], now)
-        ledger.fail(job.job_key, "done with", "Test", now)
+        ledger.fail([job.job_key], "done with", "Test", now)
     assert [len(keys) for keys in finished] == [1, 1, 1]
     assert ledger.begin_intervals([standing_job("standing", source, 60, NOW)], NOW + timedelta(seconds=120)) == ()
 
