@@ -248,7 +248,7 @@ def test_a_stream_is_busy_until_its_messages_are_stored_and_its_hours_counted_an
         count_changes(connection, [datetime(2026, 1, 15, 10, tzinfo=UTC)], now)
     status = ingest("status", "--json").json
     assert status["going_on"][2:] == ["1 hour of user activity to be counted"]
-    assert status["streams"]["stored"]["user-activity-events"] == {"events": 2, "dead_letters": 1}
+    assert status["stored"]["user-activity-events"] == {"events": 2, "dead_letters": 1}
     assert f"{positions['sales_events']}: the disk is full" in status["problems"]
     assert "2 events, 1 dead_letters" in ingest("status").out
 
