@@ -156,7 +156,7 @@ class StreamRun:
 
     def metadata(self) -> dict[str, str | int]:
         """Return what Dagster shows: offsets by partition, and how many messages still wait."""
-        waiting = sum(max(0, self.ends[partition] - now.next_offset) for partition, now in self.positions.items())
+        waiting = sum(max(0, self.ends.get(one, 0) - now.next_offset) for one, now in self.positions.items())
         shown: dict[str, str | int] = {"messages_read": self.messages, "consumer_lag": waiting}
         if self.stored:
             shown["offsets"] = ", ".join(map(str, self.stored[:MOST_SHOWN]))
@@ -186,7 +186,17 @@ def store_stream(
         BrokerUnavailableError, DatabaseUnavailableError: nothing was begun.
     """
     run = StreamRun(run_id)
-    backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
+    try:
+        backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
+    except BrokerUnavailableError as away:
+        run.begun = {
+            partition: one for partition, one in positions.current().items() if ends is None or partition in ends
+        }
+        run.positions, run.failures = dict(run.begun), dict.fromkeys(run.begun, away)
+        if not run.failures:
+            raise
+        positions.lease(run.begun.values(), run_id)
+        return run
     if backlog is None:
         return run
     known = positions.begin(backlog, datetime.now(UTC))
