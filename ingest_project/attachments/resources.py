@@ -18,7 +18,8 @@ from ingest_project.platform.http.client import web_client
 from ingest_project.platform.http.download import Downloader
 from ingest_project.platform.kafka.client import EventHub, event_hub
 from ingest_project.platform.kafka.consumer import TopicReader
-from ingest_project.platform.object_store.store import ObjectStore, open_configured_store
+from ingest_project.platform.object_store.opening import open_configured_store
+from ingest_project.platform.object_store.store import ObjectStore
 from ingest_project.platform.runtime import Runtime
 
 

@@ -19,7 +19,7 @@ from ingest_project.platform.kafka.offset_ranges import RangeReader
 from ingest_project.platform.kafka.producer import TopicWriter
 from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.object_store.content_store import QuarantineStore
-from ingest_project.platform.object_store.store import open_configured_store
+from ingest_project.platform.object_store.opening import open_configured_store
 from ingest_project.platform.work_queue.capacity import Capacity, Disk, available_slots, commit_seconds, fullest_disk
 from ingest_project.platform.work_queue.skipped_offsets import SkippedOffsetStore
 

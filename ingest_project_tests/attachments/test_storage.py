@@ -24,7 +24,8 @@ from ingest_project.attachments.storage import (
 )
 from ingest_project.contracts.attachments import attachment_hash
 from ingest_project.core.errors import ForbiddenPathError, SettingsError
-from ingest_project.platform.object_store.store import ObjectStore, open_store, require_safe_name
+from ingest_project.platform.object_store.opening import open_store
+from ingest_project.platform.object_store.store import ObjectStore, require_safe_name
 from ingest_project_tests.platform.object_store.samples import CONTENTS, NAME, digest, local_file, read
 from ingest_project_tests.services.object_stores import CHUNK_BYTES
 

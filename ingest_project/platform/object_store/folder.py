@@ -86,10 +86,12 @@ class FolderStore:
                 if metadata:
                     self._describe(path, temporary, metadata, may_replace)
                 os.replace(temporary, path)  # noqa: PTH105
-        finally:
-            # Also after success: a rename onto another link to the same file does nothing and leaves both.
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108
+        except BaseException:
+            _remove(temporary)
+            raise
+        if not isinstance(content, bytes):
+            # A rename onto another link to the same file does nothing and leaves both.
+            _remove(temporary)
         return StoredObject(path, len(content) if isinstance(content, bytes) else content.size_bytes, metadata or {})
 
     def stat(self, name: str) -> StoredObject | None:
@@ -177,8 +179,7 @@ class FolderStore:
                     may_replace(present)
                 os.replace(temporary, _description_path(path))  # noqa: PTH105
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)  # noqa: PTH108
+            _remove(temporary)
 
 
 class _Description(NamedTuple):
@@ -230,7 +231,14 @@ def _write_new(path: str, pieces: Iterable[bytes]) -> None:
         os.close(descriptor)
 
 
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)  # noqa: PTH108
+
+
 def _make_folder(folder: str) -> None:
+    if os.path.isdir(folder):  # noqa: PTH112
+        return
     try:
         os.mkdir(folder)  # noqa: PTH102
     except FileExistsError:

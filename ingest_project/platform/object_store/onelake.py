@@ -181,11 +181,11 @@ class OneLakeStore:
 
         def write(present: StoredObject | None) -> None:
             with _conflicts(target):
-                rename(**_still(present))
+                temporary.rename_file(final_name, **_still(present))
 
-        def rename(**condition: Any) -> None:  # noqa: ANN401 - the SDK's own options
+        def write_over_any(md5: bytes) -> None:
             try:
-                temporary.rename_file(final_name, **condition)
+                temporary.rename_file(final_name)
             except ResourceNotFoundError:
                 # Perhaps the answer to a first attempt was lost, and the file has its final name already.
                 if self._md5_of(target) != md5:
@@ -196,7 +196,7 @@ class OneLakeStore:
             with onelake_errors(target.url):
                 md5 = self._fill(temporary, file, target, metadata)
                 if may_replace is None:
-                    rename()
+                    write_over_any(md5)
                 else:
                     left_alone = write_conditionally(write, seen, lambda: self._stat(target), may_replace)
         except BaseException:
