@@ -28,7 +28,7 @@ from ingest_project.platform.capability import (
     Metric,
     Moment,
     PurgeStep,
-    QueueTable,
+    QueueView,
     RetryTier,
     WorkState,
     counted_by_state,
@@ -50,10 +50,10 @@ DOWNLOADS = "ingest_downloads"
 DOWNLOAD_FAILURES = "ingest_download_failures"
 UPLOADED_BYTES = "ingest_uploaded_bytes"
 
-EVENT_QUEUE = QueueTable(
+EVENT_QUEUE = QueueView(
     "attachment_event", attachment_events, attachment_events.c.event_key, JobState, failed_states=("failed",)
 )
-ATTACHMENT_QUEUE = QueueTable(
+ATTACHMENT_QUEUE = QueueView(
     "attachment",
     attachments,
     attachments.c.attachment_key,

@@ -17,7 +17,7 @@ from ingest_project.platform.capability import (
     Metric,
     Moment,
     PurgeStep,
-    QueueTable,
+    QueueView,
     counted_by_state,
     finished_states,
     latency,
@@ -37,7 +37,7 @@ QUARANTINED_ROWS = "ingest_quarantined_rows"
 MAX_CONTENTS = 10_000
 SHOWN = 10
 
-QUEUE = QueueTable(
+QUEUE = QueueView(
     "file",
     files,
     files.c.file_key,

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.resources import CAPABILITIES, SystemResources
-from ingest_project.platform.capability import PurgeStep, QueueTable
+from ingest_project.platform.capability import PurgeStep, QueueView
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.database.statements import in_parts
 from ingest_project.platform.kafka.publisher import SENT, outbox
@@ -51,12 +51,12 @@ def plan_purge(services: SystemResources, instance: dg.DagsterInstance, now: dat
     ]
 
 
-def _partitioned_queues() -> list[QueueTable]:
+def _partitioned_queues() -> list[QueueView]:
     """Return the work queues whose entries are partitions in Dagster."""
     return [queue for capability in CAPABILITIES for queue in capability.queues if queue.partitions]
 
 
-def _partitions(engine: sa.Engine, instance: dg.DagsterInstance, queue: QueueTable, cutoff: datetime) -> PurgeStep:
+def _partitions(engine: sa.Engine, instance: dg.DagsterInstance, queue: QueueView, cutoff: datetime) -> PurgeStep:
     partitions = str(queue.partitions)
     known = list(instance.get_dynamic_partitions(partitions))
     expired: set[str] = set()

@@ -68,7 +68,7 @@ class ConsumedTopic(NamedTuple):
     skippable: bool = True
 
 
-class QueueTable(NamedTuple):
+class QueueView(NamedTuple):
     """A work queue as operations see it: its table, with the columns that all work queues have.
 
     Args:
@@ -313,7 +313,7 @@ class Capability(Generic[Services_contra]):
     """
 
     name: str
-    queues: tuple[QueueTable, ...] = ()
+    queues: tuple[QueueView, ...] = ()
     metrics: tuple[Metric, ...] = ()
     gauges: tuple[Metric, ...] = ()
     counted: tuple[CountedTable, ...] = ()
@@ -383,7 +383,7 @@ class Capability(Generic[Services_contra]):
         return 0
 
 
-def read_queue(connection: sa.Connection, queue: QueueTable, *, detailed: bool) -> QueueState:
+def read_queue(connection: sa.Connection, queue: QueueView, *, detailed: bool) -> QueueState:
     """Read the state of a work queue. Unless in detail, it costs nothing however many finished entries there are."""
     columns, count = queue.table.c, sa.func.count()
     by_state = sa.select(columns.state, count).group_by(columns.state)
@@ -430,7 +430,7 @@ def kafka_position(row: sa.RowMapping | Mapping[str, Any]) -> str:
 
 
 def counted_by_state(
-    queue: QueueTable,
+    queue: QueueView,
     columns: tuple[sa.Column[Any], ...],
     amounts: Callable[[sa.RowMapping], Iterator[Amount]],
     states: Sequence[str] | None = None,
@@ -479,7 +479,7 @@ def _oldest_change(table: sa.Table, state: str) -> sa.Select[Any]:
     return sa.select(table.c.updated_at).where(table.c.state == state).order_by(table.c.updated_at).limit(1)
 
 
-def _oldest_entry(connection: sa.Connection, queue: QueueTable) -> OldestEntry | None:
+def _oldest_entry(connection: sa.Connection, queue: QueueView) -> OldestEntry | None:
     columns = queue.table.c
     shown = (queue.key, columns.state, columns.created_at, columns.attempts, columns.next_attempt_at, columns.reason)
     query = sa.select(*shown).where(columns.state.in_(UNFINISHED)).order_by(columns.created_at).limit(1)

@@ -16,7 +16,7 @@ from ingest_project.platform.capability import (
     DagsterParts,
     Metric,
     Moment,
-    QueueTable,
+    QueueView,
     WorkState,
     counted_by_state,
     finished_states,
@@ -31,7 +31,7 @@ JOBS = "poller_jobs"
 FILES_PUBLISHED = "poller_files_published"
 ACTIVE_JOBS = "poller_active_jobs"
 
-QUEUE = QueueTable(
+QUEUE = QueueView(
     "polling_job",
     polling_jobs,
     polling_jobs.c.job_key,
