@@ -12,8 +12,7 @@ from ingest_project.core.settings import Settings, current_settings
 from ingest_project.operations import alerts, retention
 from ingest_project.operations.resources import CAPABILITIES, SystemResources
 from ingest_project.platform.capability import DagsterParts
-from ingest_project.platform.dagster.external_assets import broker
-from ingest_project.platform.dagster.stored_tables import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable
+from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable, broker
 
 # By the names that INGEST_DISABLED_CAPABILITIES takes.
 PARTS: dict[str, DagsterParts] = {

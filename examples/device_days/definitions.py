@@ -5,7 +5,7 @@ import dagster as dg
 from examples.device_days.assets import device_days
 from ingest_project.definitions import stored_assets, stored_rows
 from ingest_project.file_ingest.catalog import VALIDATED_SENSOR_DATA
-from ingest_project.platform.dagster.stored_tables import IO_MANAGER_KEY
+from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY
 
 defs = dg.Definitions(
     assets=[device_days, *stored_assets(VALIDATED_SENSOR_DATA)],

@@ -46,7 +46,7 @@ from ingest_project.platform.dagster.asset_events import (
     outputs_without_events,
     report,
 )
-from ingest_project.platform.dagster.external_assets import topic_key
+from ingest_project.platform.dagster.catalog import topic_key
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of

@@ -9,8 +9,7 @@ import dagster as dg
 from ingest_project.attachments.results import results_schema
 from ingest_project.core.keys import hour_key
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.external_assets import KAFKA, topic, topic_key
-from ingest_project.platform.dagster.stored_tables import HourlyDeltaTable, StoredTable
+from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, StoredTable, topic, topic_key
 from ingest_project.platform.http.urls import printable_url
 
 ATTACHMENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))

@@ -24,7 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "dev": "cli.dev:register",
     "send": "cli.send:register",
     "sources": "polling.commands:register",
-    "status": "cli.status:register",
+    "status": "cli.operations:register_status",
     "files": "file_ingest.commands:register_files",
     "quarantine": "file_ingest.commands:register_quarantine",
     "attachments": "attachments.commands:register_attachments",

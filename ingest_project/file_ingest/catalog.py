@@ -8,8 +8,7 @@ import dagster as dg
 
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.tables import aggregated_metrics, quarantined_rows, raw_sensor_data
-from ingest_project.platform.dagster.external_assets import topic, topic_key
-from ingest_project.platform.dagster.stored_tables import SqlTable, StoredTable
+from ingest_project.platform.dagster.catalog import SqlTable, StoredTable, topic, topic_key
 
 FILES_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
 

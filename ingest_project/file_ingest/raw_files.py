@@ -24,7 +24,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.catalog import FILES_FRESHNESS, RAW_FILES, files_partitions
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.platform.dagster.external_assets import topic_key
+from ingest_project.platform.dagster.catalog import topic_key
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
 from ingest_project.sources.protocol import Source, SourceFile
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from ingest_project.core.settings import Settings
-    from ingest_project.platform.dagster.stored_tables import StoredTable
+    from ingest_project.platform.dagster.catalog import StoredTable
     from ingest_project.platform.delta.table import DeltaStore
 
 # The states of all work queues; every other state is one that an entry ended in.

@@ -7,7 +7,7 @@ import re
 import dagster as dg
 
 from ingest_project.core.settings import ConfiguredSource, Settings
-from ingest_project.platform.dagster.external_assets import topic, topic_key
+from ingest_project.platform.dagster.catalog import topic, topic_key
 from ingest_project.platform.http.urls import printable_url
 from ingest_project.polling.assets import DISCOVERED_FILES, FILE_SOURCES, discovered_files
 from ingest_project.polling.sensors import polling_queue_sensor, standing_jobs_sensor

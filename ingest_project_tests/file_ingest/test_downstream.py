@@ -12,7 +12,7 @@ import pytest
 
 from examples.device_days.assets import device_days
 from ingest_project.file_ingest import catalog
-from ingest_project.platform.dagster.stored_tables import IO_MANAGER_KEY, StoredRowsIOManager
+from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager
 from ingest_project_tests.journeys.system import System, readings
 
 

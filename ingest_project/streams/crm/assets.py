@@ -13,7 +13,7 @@ import dagster as dg
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.core.logging import bound
 from ingest_project.platform.dagster.asset_events import keep_connections_open
-from ingest_project.platform.dagster.external_assets import topic_key
+from ingest_project.platform.dagster.catalog import topic_key
 from ingest_project.platform.database.engine import reading
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, DATABASE_POOL
 from ingest_project.streams.crm.sink import CrmSink

@@ -4,8 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.external_assets import topic
-from ingest_project.platform.dagster.stored_tables import SqlTable, StoredTable
+from ingest_project.platform.dagster.catalog import SqlTable, StoredTable, topic
 from ingest_project.streams.crm.assets import ASSETS_OP, OPPORTUNITIES, PROJECTS, UNIDENTIFIED_MESSAGES, crm_assets
 from ingest_project.streams.crm.checks import CHECKS
 from ingest_project.streams.crm.sink import retry

@@ -23,7 +23,7 @@ from ingest_project.platform.dagster.asset_events import (
     outputs_without_events,
     report,
 )
-from ingest_project.platform.dagster.external_assets import topic_key
+from ingest_project.platform.dagster.catalog import topic_key
 from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG
 from ingest_project.streams.engine import StreamRun, as_ingest_error, settle, store_stream

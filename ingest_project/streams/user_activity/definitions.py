@@ -9,8 +9,7 @@ from pydantic import Field
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.keys import digest_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.external_assets import topic, topic_key
-from ingest_project.platform.dagster.stored_tables import HourlyDeltaTable, SqlTable, StoredTable
+from ingest_project.platform.dagster.catalog import HourlyDeltaTable, SqlTable, StoredTable, topic, topic_key
 from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
 from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG

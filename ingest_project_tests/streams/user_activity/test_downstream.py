@@ -10,7 +10,7 @@ from ingest_project.streams.user_activity.stream import (
     USER_ACTIVITY_HOURLY,
     hourly_partitions,
 )
-from ingest_project_tests.platform.dagster.test_stored_tables import loaded
+from ingest_project_tests.platform.dagster.test_catalog import loaded
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import ActivitySystem
 

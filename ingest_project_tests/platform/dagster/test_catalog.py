@@ -21,7 +21,7 @@ from ingest_project.file_ingest.catalog import (
     VALIDATED_SENSOR_DATA,
     files_partitions,
 )
-from ingest_project.platform.dagster.stored_tables import IO_MANAGER_KEY, StoredRowsIOManager
+from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager
 from ingest_project.streams.crm import definitions as crm
 from ingest_project.streams.crm.assets import OPPORTUNITIES
 from ingest_project.streams.crm.tables import opportunities

@@ -1,14 +1,17 @@
-"""Give stored rows to downstream assets: as pandas, Polars or Arrow, for one partition, several or all.
+"""Describe data for Dagster: topics as external assets, tables as metadata, stored rows as inputs of other assets.
 
-An asset that takes one of this project's assets as an argument gets its rows; the annotation of the argument says in
-which shape. Each capability lists its tables in its `catalog`. Reading is all this does: the project's own assets store
-their rows themselves.
+External assets are never materialised. Each capability lists its topics, sources and views, so that the lineage graph
+shows the whole path of the data: from a topic to an asset, from an asset to the next topic, from there to a table.
+
+An asset that takes one of this project's assets as an argument gets its rows, for one partition, several or all; the
+annotation of the argument says in which shape. Each capability lists its tables. The I/O manager only reads: the
+project's own assets store their rows themselves.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -21,12 +24,63 @@ from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql
 
 from ingest_project.core.keys import end_of, parse_hour_key
+from ingest_project.core.settings import Settings, TopicSettings
 from ingest_project.platform.database.columns import ExactDecimal, Texts, UtcTime
 from ingest_project.platform.database.engine import reading
 from ingest_project.platform.delta.table import DeltaStore, ask
 from ingest_project.platform.runtime import Runtime
 
+KAFKA = dg.AssetKey("kafka")
+IO_MANAGER_KEY = "stored_rows"
+KEYS_AT_A_TIME = 1_000
+ROWS_AT_A_TIME = 50_000
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's dialects have no annotations
+
+
+def broker(settings: Settings) -> dg.AssetSpec:
+    """Describe the Kafka cluster that keeps the topics."""
+    servers = settings.kafka.bootstrap_servers
+    return dg.AssetSpec(
+        KAFKA,
+        description="The Kafka cluster that keeps the topics.",
+        group_name="kafka",
+        kinds={"kafka"},
+        metadata={"dagster/uri": f"kafka://{servers}"} if servers else {},
+    )
+
+
+def topic_key(setting: str) -> dg.AssetKey:
+    """Return the asset key of a topic, which stays the same whatever the topic is called.
+
+    Args:
+        setting: field of the topic settings, e.g. `polling_queue`.
+    """
+    return dg.AssetKey(["kafka", setting])
+
+
+def topic(
+    settings: Settings, setting: str, *, group: str, deps: Iterable[dg.AssetKey] = (), cluster: dg.AssetKey = KAFKA
+) -> dg.AssetSpec:
+    """Describe one topic.
+
+    Args:
+        settings: hold its name and where the cluster is.
+        setting: field of the topic settings.
+        group: of the capability that reads or writes it.
+        deps: what writes to it.
+        cluster: that keeps it.
+    """
+    name = getattr(settings.topics, setting)
+    servers = settings.kafka.bootstrap_servers
+    uri = {"dagster/uri": f"kafka://{servers}/{name}"} if servers and cluster == KAFKA else {}
+    return dg.AssetSpec(
+        topic_key(setting),
+        deps=[cluster, *deps],
+        description=f"Topic {name}: {TopicSettings.model_fields[setting].description}.",
+        group_name=group,
+        kinds={"kafka"},
+        metadata={"topic": name, **uri},
+    )
 
 
 def table_metadata(table: sa.Table) -> dict[str, Any]:
@@ -49,14 +103,9 @@ def delta_metadata(name: str, schema: pa.Schema) -> dict[str, Any]:
     return {"dagster/table_name": name, "dagster/column_schema": dg.TableSchema(columns)}
 
 
-IO_MANAGER_KEY = "stored_rows"
-KEYS_AT_A_TIME = 1_000
-ROWS_AT_A_TIME = 50_000
-
-
 @dataclass(frozen=True)
 class SqlTable:
-    """Where an asset's rows are in the warehouse.
+    """Location of an asset's rows in the warehouse.
 
     Args:
         table: that holds them.
@@ -78,8 +127,6 @@ class SqlTable:
         Raises:
             DatabaseUnavailableError: the warehouse does not answer.
         """
-        import polars as pl  # noqa: PLC0415 - heavy
-
         frames = [_frame(rows, self.table) for rows in self._rows(services.engine, partitions)]
         return exact_decimals(pl.concat(frames) if frames else _frame([], self.table), self.table)
 
@@ -102,7 +149,7 @@ class SqlTable:
 
 @dataclass(frozen=True)
 class HourlyDeltaTable:
-    """Where the rows of an asset with a partition for each hour are in a Delta table.
+    """Location of the rows of an hourly partitioned asset in a Delta table.
 
     Args:
         name: of the table.
@@ -128,8 +175,6 @@ class HourlyDeltaTable:
         Raises:
             StoreUnavailableError: the table cannot be read.
         """
-        import polars as pl  # noqa: PLC0415 - heavy
-
         where = "true" if partitions is None else " OR ".join(self._of_hour(key) for key in partitions) or "false"
         batches = list(ask(self.store(services), f"SELECT * FROM events WHERE {where}"))
         found: list[pa.Table | pa.RecordBatch] = [*batches] or [self.schema().empty_table()]
@@ -161,7 +206,7 @@ class StoredRowsIOManager(dg.IOManager):
         self._tables = tables
         self._services = services
 
-    def load_input(self, context: dg.InputContext) -> Any:  # noqa: ANN401 - what the annotation asks for
+    def load_input(self, context: dg.InputContext) -> Any:  # noqa: ANN401 - of the type that the annotation names
         """Read the rows of the partitions that the input maps to; of all of them where it has none.
 
         Raises:
@@ -208,10 +253,8 @@ def shaped(frame: pl.DataFrame, wanted: Any) -> Any:  # noqa: ANN401 - a type, a
 
 def _frame(rows: Sequence[sa.Row[Any]], table: sa.Table) -> pl.DataFrame:
     """Build a frame whose columns are those of the table: JSON as its text, exact decimals as their digits."""
-    import polars as pl  # noqa: PLC0415 - heavy
-
     forms = [_form(column.type) for column in table.columns]
-    schema = {column.name: form.polars_type() for column, form in zip(table.columns, forms, strict=True)}
+    schema = {column.name: form.polars_type for column, form in zip(table.columns, forms, strict=True)}
     converted = [[form.convert(value) for form, value in zip(forms, row, strict=True)] for row in rows]
     return pl.DataFrame(converted, schema=schema, orient="row")
 
@@ -220,7 +263,7 @@ def _frame(rows: Sequence[sa.Row[Any]], table: sa.Table) -> pl.DataFrame:
 class _Form:
     """The Polars type of a column, and the conversion of its values."""
 
-    polars_type: Callable[[], Any]
+    polars_type: Any
     convert: Callable[[Any], Any] = lambda value: value
 
 
@@ -232,29 +275,27 @@ def _json_of(value: Any) -> str | None:  # noqa: ANN401 - any JSON
     return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _form(column_type: sa.types.TypeEngine[Any]) -> _Form:
-    import polars as pl  # noqa: PLC0415 - heavy
+_FORMS: tuple[tuple[type[sa.types.TypeEngine[Any]], _Form], ...] = (
+    (UtcTime, _Form(pl.Datetime("us", "UTC"))),
+    (ExactDecimal, _Form(pl.String, _text_of)),
+    (sa.Integer, _Form(pl.Int64)),
+    (sa.Double, _Form(pl.Float64)),
+    (sa.Date, _Form(pl.Date)),
+    (sa.LargeBinary, _Form(pl.Binary)),
+    (sa.JSON, _Form(pl.String, _json_of)),
+)
 
+
+def _form(column_type: sa.types.TypeEngine[Any]) -> _Form:
     if column_type is Texts:
-        return _Form(lambda: pl.List(pl.String))
-    forms: list[tuple[type[sa.types.TypeEngine[Any]], _Form]] = [
-        (UtcTime, _Form(lambda: pl.Datetime("us", "UTC"))),
-        (ExactDecimal, _Form(lambda: pl.String, _text_of)),
-        (sa.Integer, _Form(lambda: pl.Int64)),
-        (sa.Double, _Form(lambda: pl.Float64)),
-        (sa.Date, _Form(lambda: pl.Date)),
-        (sa.LargeBinary, _Form(lambda: pl.Binary)),
-        (sa.JSON, _Form(lambda: pl.String, _json_of)),
-    ]
-    return next((form for kind, form in forms if isinstance(column_type, kind)), _Form(lambda: pl.String))
+        return _Form(pl.List(pl.String))
+    return next((form for kind, form in _FORMS if isinstance(column_type, kind)), _Form(pl.String))
 
 
 def exact_decimals(frame: pl.DataFrame, table: sa.Table) -> pl.DataFrame:
-    """Turn digits of exact decimals into decimals with as many places as the longest of them has."""
-    import polars as pl  # noqa: PLC0415 - heavy
-
+    """Turn digits of exact decimals into decimals with the scale of the longest of them."""
     for column in table.columns:
         if isinstance(column.type, ExactDecimal):
-            places = [-int(Decimal(digits).as_tuple().exponent) for digits in frame[column.name].drop_nulls()]
-            frame = frame.with_columns(pl.col(column.name).cast(pl.Decimal(38, max([0, *places]))))
+            scales = [-int(Decimal(digits).as_tuple().exponent) for digits in frame[column.name].drop_nulls()]
+            frame = frame.with_columns(pl.col(column.name).cast(pl.Decimal(38, max([0, *scales]))))
     return frame
