@@ -87,7 +87,7 @@ def _migrate_dagster(settings: Settings) -> None:
         return
     engine = open_engine(url, settings.warehouse.connect_timeout_seconds)
     try:
-        # Dagster's own failure to connect is a traceback: ours says where and why.
+        # Dagster shows a failed connection as a traceback; this error names the address and the cause.
         with reading(engine) as connection:
             connection.execute(sa.select(1))
         with exclusive(engine, "ingest_dagster_migration", LOCK_SECONDS):
@@ -161,7 +161,7 @@ def connection(database_url: str, setting: str) -> tuple[str, str]:
     """Return the address as libpq takes it, without the password, and the password.
 
     Raises:
-        SettingsError: no address is set, or it is none of PostgreSQL.
+        SettingsError: no address is set, or it is not one of PostgreSQL.
     """
     from ingest_project.platform.database.engine import database_address  # noqa: PLC0415 - `ingest` starts without SQLAlchemy
 
@@ -181,7 +181,7 @@ def find_psql() -> str:
     """Return the path of psql: that of the embedded PostgreSQL, or the one on PATH.
 
     Raises:
-        PermanentError: there is none.
+        PermanentError: psql is not installed.
     """
     from ingest_project.devstack.postgres import binaries  # noqa: PLC0415 - with the engine
 

@@ -60,7 +60,7 @@ def dev(
 ) -> None:
     """Start broker, database, Dagster and the monitor on this machine, and stay until Ctrl-C.
 
-    What the settings place elsewhere (KAFKA_BOOTSTRAP_SERVERS, DATABASE_URL, DAGSTER_POSTGRES_URL) is not started.
+    A service that the settings name (KAFKA_BOOTSTRAP_SERVERS, DATABASE_URL, DAGSTER_POSTGRES_URL) is used, not started.
     """
     console = Console()
     with running_stack(

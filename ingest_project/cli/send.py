@@ -1,6 +1,6 @@
 """`ingest send`: publish a message as any other producer would, and return once the broker has confirmed it.
 
-A message that the system's own reader would reject is refused here: a dead letter helps nobody.
+A message that the system's own reader would reject is rejected here instead of becoming a dead letter.
 """
 
 from __future__ import annotations

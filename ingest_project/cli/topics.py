@@ -98,7 +98,7 @@ def skip(topic: Topic, partition: Partition, offset: Offset, *, reason: Reason, 
     topic_id = cluster.reader.topic_id(cluster.topic)
     _require_ahead(services, consumed, cluster.topic, partition, offset)
     _require_existing(cluster.reader.end_offsets(cluster.topic), topic, partition, offset + count)
-    asked = SkippedOffsets(
+    skipped_offsets = SkippedOffsets(
         topic=cluster.topic,
         topic_id=topic_id,
         partition=partition,
@@ -108,7 +108,7 @@ def skip(topic: Topic, partition: Partition, offset: Offset, *, reason: Reason, 
         asked_by=_user(),
         asked_at=datetime.now(UTC),
     )
-    if services.skipped_offsets.add(asked):
+    if services.skipped_offsets.add(skipped_offsets):
         say(f"{counted(count, 'message')} of {topic}[{partition}] from offset {offset} on will be skipped.")
     else:
         say("These are skipped already.")
@@ -189,7 +189,7 @@ def _require_ahead(services: SystemResources, consumed: ConsumedTopic, topic: st
     try:
         sensors = DagsterRecords(services.settings).sensors()
     except DagsterRecordsUnavailableError as error:
-        complain(f"{error} Whether these messages have been consumed already is not known.")
+        complain(f"{error} It is unknown if these messages have been consumed already.")
         return
     positions = saved_positions(consumed.sensor, topic, sensors)
     reached = positions.next_offsets.get(partition, 0) if positions else 0
@@ -203,7 +203,7 @@ def _require_existing(ends: dict[int, int], topic: str, partition: int, end: int
     if partition not in ends:
         raise IngestError(f"{topic} has no partition {partition}.")
     if end > ends[partition]:
-        raise IngestError(f"{topic}[{partition}] ends before offset {ends[partition]}: name messages that are there.")
+        raise IngestError(f"{topic}[{partition}] ends before offset {ends[partition]}: name messages that exist.")
 
 
 def _user() -> str:
@@ -227,7 +227,7 @@ def _newest(services: SystemResources, topics: list[str] | tuple[str, ...], limi
 
 
 def _is_no_task(value: bytes | None) -> bool:
-    """Tell whether a letter on `downloads.dlq` is of no attachment: those of attachments are in their work queue."""
+    """Tell whether a letter on `downloads.dlq` belongs to no attachment: those of attachments are in a work queue."""
     try:
         decode_download_task(value)
     except IngestError:

@@ -100,7 +100,7 @@ def alert_conditions(snapshot: SystemSnapshot, failed_jobs: Mapping[str, str]) -
             f"{site}/overview/{ticks.kind}s",
         )
         for name, ticks in failing.items()
-        # This sensor fails where the webhook does not take its alerts.
+        # This sensor fails where the webhook does not accept its alerts.
         if ticks.in_a_row >= limit and name != NAME
     ]
     conditions += [

@@ -2,11 +2,11 @@
 
     python -m ingest_project.operations.daemon run --workspace workspace.yaml
 
-takes the arguments of `dagster-daemon`; `platform/dagster/daemon.py` says what differs. This module repairs the times
-that lie in the future after a clock was ahead and is set back. Dagster runs no tick of a sensor or schedule whose last
-one lies in the future; the work queues start nothing that is due in the future and requeue nothing that was changed
-there. All of it would wait for as long as the clock had been ahead, restarts included. The repair sets such times to
-now, through Dagster's own interface and the work queues'.
+takes the arguments of `dagster-daemon`; `platform/dagster/daemon.py` lists the differences. This module repairs times
+that lie in the future because a clock was ahead and has been set back. Dagster runs no tick of a sensor or schedule
+whose last one lies in the future; the work queues start nothing that is due in the future and requeue nothing that was
+changed there. All of it would wait for as long as the clock had been ahead, restarts included. The repair sets such
+times to now, through Dagster's own interface and the work queues'.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def repair_records() -> list[str]:
     try:
         with DagsterInstance.get() as instance:
             return repair(instance, SystemResources(current_settings()), datetime.now(UTC))
-    except Exception:  # the daemon goes on whatever this call meets
+    except Exception:  # the daemon must not end over this
         logger.exception("clock_not_checked")
         return []
 

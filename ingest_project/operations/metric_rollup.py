@@ -1,6 +1,6 @@
 """Roll up finished work into running totals that outlive the rows they were counted from.
 
-They are small whatever passes through the system: a row a series, and one a series and minute for as long as the
+Their size does not depend on throughput: one row per series, and one per series and minute for as long as the
 dashboard looks back.
 """
 
@@ -52,12 +52,12 @@ metric_progress = sa.Table(
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 SETTLE = timedelta(seconds=5)
-# An end is stamped when its transaction is all but over: one that writes for longer has not stamped anything yet.
+# An end is stamped just before its transaction commits: one that has written for longer has not stamped anything yet.
 LONGEST_STAMPED = timedelta(seconds=60)
 ENDS_AT_A_TIME = 20_000
 ROWS_A_STATEMENT = 1_000
 KEPT_MINUTES = 8 * 24 * 60
-# Of one counter: what a sender can invent names for must not become a series each.
+# Of one counter: senders choose some label values, and must not create any number of series.
 MOST_SERIES = 60
 OTHER = "other"
 

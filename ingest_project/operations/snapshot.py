@@ -1,12 +1,10 @@
-"""The state of the whole system at one moment: what status, dashboard, metrics, readiness and alerts show.
+"""State of the whole system at one moment, as status, dashboard, metrics, readiness and alerts show it.
 
-`take_snapshot` reads every part once, for commands. `Monitor` polls each part in a thread of its own and keeps the last
-sample of each: scrapers and viewers cost the databases nothing, and a part that hangs delays nobody.
+`take_snapshot` reads every part once, for commands; `monitor.py` keeps reading them in the background.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.operations.metric_rollup import RunningTotals, Series
 from ingest_project.operations.resources import CAPABILITIES, SystemResources
-from ingest_project.operations.topics import BrokerPoll, BrokerState, LagMeter, TopicLag
+from ingest_project.operations.topics import BrokerState, LagMeter, TopicLag
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.run_records import (
     DagsterRecords,
@@ -41,11 +39,6 @@ Value = TypeVar("Value")
 SENSOR_DAEMON = "SENSOR"
 SHOWN_RUNS = 12
 SHOWN_FAILURES = 12
-# A part that is away should be known as away soon: only the monitor waits for its answer.
-TIMEOUT_SECONDS = 3
-# Reading the log of a remote table takes seconds and costs money.
-TABLES_SECONDS = 60.0
-STOP_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -232,8 +225,8 @@ def take_snapshot(services: SystemResources, records: DagsterRecords) -> SystemS
         at=datetime.now(UTC),
         broker=Sample(BrokerState(tuple(lags))),
         warehouse=Sample(problem=problem) if problem else Sample(WarehouseState(work=work)),
-        dagster=_sample(lambda: DagsterState(runs=records.runs_in_flight(), failing=records.failing())),
-        disk=_sample(services.fullest_disk),
+        dagster=sample_of(lambda: DagsterState(runs=records.runs_in_flight(), failing=records.failing())),
+        disk=sample_of(services.fullest_disk),
     )
     if snapshot.is_idle:
         snapshot = replace(snapshot, broker=Sample(BrokerState(meter.lags_of(consumed_topics(services)))))
@@ -292,133 +285,8 @@ def read_tables(services: SystemResources) -> tuple[DeltaFigures, ...]:
     return tuple(found)
 
 
-class Poller(Generic[Value]):
-    """A part and the thread that polls it.
-
-    Args:
-        name: for people and metrics.
-        poll: reads the part; an IngestError says why it cannot be read.
-        every_seconds: pause between two polls.
-    """
-
-    def __init__(self, name: str, poll: Callable[[], Value], every_seconds: float) -> None:
-        self.name = name
-        self._every_seconds = every_seconds
-        self._poll = poll
-        self._sample: Sample[Value] = Sample()
-        self._polled = threading.Event()
-        self._stop = threading.Event()
-        # A poll that hangs must not keep the process alive.
-        self._thread = threading.Thread(target=self._keep_polling, name=f"monitor-{name}", daemon=True)
-
-    @property
-    def sample(self) -> Sample[Value]:
-        """Result of the last poll; a problem where the thread has died."""
-        if self._thread.ident is None or self._thread.is_alive() or self._stop.is_set():
-            return self._sample
-        return replace(self._sample, problem="it is not polled any more: its thread has ended. Start the monitor again")
-
-    def start(self) -> None:
-        """Begin to poll."""
-        self._thread.start()
-
-    def wait_for_first(self, seconds: float) -> None:
-        """Return once there has been a poll, or after that time."""
-        self._polled.wait(seconds)
-
-    def request_stop(self) -> None:
-        """Begin no further poll."""
-        self._stop.set()
-
-    def join(self, seconds: float) -> None:
-        """Wait for the poll in progress."""
-        if self._thread.is_alive():
-            self._thread.join(seconds)
-
-    def poll_now(self) -> None:
-        """Poll once, in the calling thread."""
-        sample = _sample(self._poll, self.name)
-        if sample.problem is not None:
-            if sample.problem != self._sample.problem:
-                logger.warning("part_away", part=self.name, reason=sample.problem)
-            sample = replace(self._sample, problem=sample.problem)
-        self._sample = sample
-        self._polled.set()
-
-    def _keep_polling(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.poll_now()
-            except Exception as defect:  # noqa: BLE001 - of the log, say: a thread that ended would poll nothing
-                self._sample = replace(self._sample, problem=f"{type(defect).__name__}: {defect}")
-                self._polled.set()
-            self._stop.wait(self._every_seconds)
-
-
-class Monitor:
-    """Pollers for every part of the system, over connections of their own.
-
-    Args:
-        settings: of the system.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        services = self.services = SystemResources(_with_short_timeouts(settings))
-        seconds = settings.monitor.refresh_seconds
-        # Two of them: storages are not shared between threads.
-        broker = BrokerPoll(services, DagsterRecords(services.settings), lambda: consumed_topics(services))
-        records = DagsterRecords(services.settings)
-        self.warehouse: Poller[WarehouseState] = Poller("ledger", lambda: read_warehouse(services), seconds)
-        self.broker: Poller[BrokerState] = Poller("broker", broker, seconds)
-        self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds)
-        self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)
-        self.disk: Poller[Disk] = Poller("disk", services.fullest_disk, seconds)
-        self._pollers: tuple[Poller[Any], ...] = (self.warehouse, self.broker, self.dagster, self.tables, self.disk)
-
-    def snapshot(self) -> SystemSnapshot:
-        """Return the last sample of every part, at once."""
-        return SystemSnapshot(
-            settings=self.settings,
-            at=datetime.now(UTC),
-            broker=self.broker.sample,
-            warehouse=self.warehouse.sample,
-            dagster=self.dagster.sample,
-            tables=self.tables.sample,
-            disk=self.disk.sample,
-        )
-
-    def poll_now(self) -> SystemSnapshot:
-        """Poll every part once, in the calling thread."""
-        for poller in self._pollers:
-            poller.poll_now()
-        return self.snapshot()
-
-    def start(self) -> None:
-        """Begin to poll."""
-        for poller in self._pollers:
-            poller.start()
-
-    def wait_for_first(self, seconds: float) -> None:
-        """Return once every part has been polled, or after that time."""
-        give_up_at = time.monotonic() + seconds
-        for poller in self._pollers:
-            poller.wait_for_first(max(0.0, give_up_at - time.monotonic()))
-
-    def stop(self) -> None:
-        """End all polling and disconnect; a poll that hangs is abandoned."""
-        for poller in self._pollers:
-            poller.request_stop()
-        give_up_at = time.monotonic() + STOP_SECONDS
-        for poller in self._pollers:
-            poller.join(max(0.0, give_up_at - time.monotonic()))
-        if "reader" in self.services.__dict__:
-            self.services.reader.close()
-        if "engine" in self.services.__dict__:
-            self.services.engine.dispose()
-
-
-def _sample(poll: Callable[[], Value], name: str = "") -> Sample[Value]:
+def sample_of(poll: Callable[[], Value], name: str = "") -> Sample[Value]:
+    """Poll a part once; a problem, expected or not, becomes the sample's."""
     began = time.monotonic()
     try:
         value = poll()
@@ -479,15 +347,3 @@ def _runs(state: DagsterState | None) -> Iterator[str]:
     for name, number in (("queued", state.runs.queued), ("started", state.runs.started)):
         if number:
             yield f"{counted(number, 'run')} {name}"
-
-
-def _with_short_timeouts(settings: Settings) -> Settings:
-    kafka, warehouse = settings.kafka, settings.warehouse
-    timeout = min(kafka.request_timeout_seconds, TIMEOUT_SECONDS)
-    connect = min(warehouse.connect_timeout_seconds, TIMEOUT_SECONDS)
-    return settings.model_copy(
-        update={
-            "kafka": kafka.model_copy(update={"request_timeout_seconds": timeout}),
-            "warehouse": warehouse.model_copy(update={"connect_timeout_seconds": connect}),
-        }
-    )

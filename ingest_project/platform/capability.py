@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from ingest_project.platform.dagster.catalog import StoredTable
     from ingest_project.platform.delta.table import DeltaStore
 
-# The states of all work queues; every other state is one that an entry ended in.
+# States of all work queues; every other state is final.
 IN_PROGRESS = ("requested", "ingesting", "running", "downloading")
 UNFINISHED = ("pending", *IN_PROGRESS)
 
 LATENCY = "ingest_event_to_stored_seconds"
 LATENCY_SUM = f"{LATENCY}_sum"
 LATENCY_BUCKET = f"{LATENCY}_bucket"
-# Upper ends in seconds, close together where files of an unhurried system lie, up to a day of retries.
+# Upper ends in seconds: fine steps where files of a system with little load lie, up to a day of retries.
 LATENCY_BUCKETS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 BEYOND = "+Inf"
 
@@ -110,8 +110,8 @@ class OldestEntry(msgspec.Struct, frozen=True):
     """The entry that has waited longest for its end.
 
     Args:
-        since: when it arrived.
-        reason: why its last attempt failed.
+        since: time of arrival.
+        reason: of its last failed attempt.
     """
 
     key: str
@@ -130,7 +130,7 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
         counts: entries by state; those of finished states only in detail.
         due: pending entries that are work now.
         unreported: finished entries that Dagster does not show yet.
-        oldest_untouched: last change of the unfinished entry that has not changed for longest.
+        oldest_untouched: last change of the unfinished entry that has been unchanged for longest.
         oldest: the unfinished entry that arrived first; only in detail.
     """
 
@@ -143,12 +143,12 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unfinished(self) -> dict[str, int]:
-        """Entries by unfinished state, without those of which there are none."""
+        """Entries by unfinished state, without empty states."""
         return {state: self.counts[state] for state in UNFINISHED if self.counts.get(state)}
 
     @property
     def going_on(self) -> dict[str, int]:
-        """The work of now by state, without pending entries that are not due yet."""
+        """Current work by state, without pending entries that are not due yet."""
         work = self.unfinished
         if self.due != work.get("pending", 0):
             work.pop("pending", None)
@@ -297,7 +297,7 @@ class DagsterParts(NamedTuple):
     Args:
         definitions: its assets, checks, jobs, schedules and sensors.
         external_assets: creates the specs of what it reads and writes outside this project.
-        stored: tables whose rows other assets can load.
+        stored: tables with rows that other assets can load.
     """
 
     definitions: dg.Definitions
@@ -390,9 +390,9 @@ def read_queue(connection: sa.Connection, queue: QueueView, *, detailed: bool) -
     if not detailed:
         by_state = by_state.where(columns.state.in_(UNFINISHED))
     found = {state: int(number) for state, number in connection.execute(by_state)}
-    # As the partial index has it: only then does either database see that it answers.
-    held = sa.literal_column("reported_at IS NULL AND state <> 'pending'", sa.Boolean)
-    unreported = sa.select(count).select_from(queue.table).where(held, columns.state.not_in(UNFINISHED))
+    # In the words of the partial index: otherwise neither database uses it.
+    leased = sa.literal_column("reported_at IS NULL AND state <> 'pending'", sa.Boolean)
+    unreported = sa.select(count).select_from(queue.table).where(leased, columns.state.not_in(UNFINISHED))
     # One state at a time: then the first entry of an index answers.
     changes = [
         connection.execute(_oldest_change(queue.table, state)).scalar() for state in UNFINISHED if state in found

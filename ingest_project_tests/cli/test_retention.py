@@ -40,7 +40,7 @@ def sent_long_ago(services: SystemResources) -> int:
 
 
 @pytest.mark.usefixtures("dagster_home")
-def test_what_would_go_is_said_and_stays_and_goes_when_it_is_meant(
+def test_a_dry_run_lists_what_would_be_purged_and_removes_nothing_and_a_real_run_removes_it(
     ingest: Ingest, services: SystemResources, sent_long_ago: int
 ) -> None:
     def number(*options: str) -> int:

@@ -41,9 +41,7 @@ def only_message(
     return read
 
 
-def test_a_polling_job_arrives_as_it_was_asked_for(
-    ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
-) -> None:
+def test_a_polling_job_arrives_as_requested(ingest: Ingest, only_message: Callable[[str], ConsumerRecord]) -> None:
     sent = ingest(
         "send", "polling-job", "--job-id", "j 1", "--pattern", "*.csv", "--priority", "high", "--format", "luftdaten",
         "--metadata", "site=a=b", "--source", "credentials=sftp-1", "--trace-id", "t-1", "--json",
@@ -154,7 +152,7 @@ def test_the_short_form_has_path_and_name_only(ingest: Ingest, only_message: Cal
     assert only_message("file_events").value == b'{"file_path":"/data/elsewhere/b.csv","file_name":"b.csv"}'
 
 
-def test_an_attachment_event_arrives_as_it_was_asked_for_and_no_signature_is_printed(
+def test_an_attachment_event_arrives_as_requested_and_no_signature_is_printed(
     ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
 ) -> None:
     urls = ["https://files.example/a.pdf?sig=hunter2", "https://files.example/b.jpg"]
@@ -174,7 +172,7 @@ def test_an_attachment_event_arrives_as_it_was_asked_for_and_no_signature_is_pri
     assert "hunter2" not in sent.out
 
 
-def test_a_download_task_arrives_as_it_was_asked_for_and_tells_its_attachment(
+def test_a_download_task_arrives_as_requested_and_names_its_attachment(
     ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
 ) -> None:
     url = "https://files.example/a.pdf?sig=hunter2"

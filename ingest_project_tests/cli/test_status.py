@@ -127,7 +127,7 @@ def test_without_dagsters_records_lag_is_measured_from_the_committed_offsets_and
     assert shown.err.count("DAGSTER_POSTGRES_URL") == 1
 
 
-def test_files_jobs_and_runs_that_are_not_finished_are_told(
+def test_files_jobs_and_runs_that_are_not_finished_are_listed(
     ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     for run_id, state in (("r1", RunState.NOT_STARTED), ("r2", RunState.STARTED), ("r3", RunState.SUCCESS)):
@@ -194,7 +194,7 @@ def test_lag_of_every_topic_of_attachments_is_measured_from_its_part_of_the_curs
     }
 
 
-def test_attachments_are_told_by_state_and_the_ladder_by_rung(
+def test_attachments_are_counted_by_state_and_by_retry_tier(
     ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance
@@ -253,7 +253,7 @@ def test_a_stream_is_busy_until_its_messages_are_stored_and_its_hours_counted_an
     assert "2 events, 1 dead_letters" in ingest("status").out
 
 
-def test_a_broker_that_is_away_is_asked_once_and_every_topic_says_so(
+def test_a_broker_that_is_away_is_queried_once_and_every_topic_says_so(
     ingest: Ingest,
     system: SystemResources,
     dagster_instance: DagsterInstance,
@@ -306,7 +306,7 @@ def test_with_nothing_there_every_part_says_what_to_start_or_set(ingest: Ingest)
     assert "Traceback" not in shown.err
 
 
-def test_a_dagster_database_that_is_away_is_told_quickly_and_without_its_password(
+def test_a_dagster_database_that_is_away_is_reported_quickly_and_without_its_password(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://me:hunter2@127.0.0.1:1/dagster")

@@ -56,7 +56,7 @@ def taken(services: SystemResources) -> list[bytes]:
     return found
 
 
-def test_a_skipped_message_is_a_dead_letter_as_it_is_and_the_others_are_taken(
+def test_a_skipped_message_becomes_a_dead_letter_unchanged_and_the_others_are_consumed(
     ingest: Ingest, services: SystemResources
 ) -> None:
     topic = services.settings.topics.polling_queue
@@ -78,7 +78,7 @@ def test_a_skipped_message_is_a_dead_letter_as_it_is_and_the_others_are_taken(
     assert "it hangs the sensor" in ingest("topics", "skipped").out
 
 
-def test_what_is_taken_or_not_there_or_not_read_cannot_be_skipped(
+def test_offsets_that_are_consumed_or_missing_or_of_unread_topics_cannot_be_skipped(
     ingest: Ingest, services: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     topics = services.settings.topics

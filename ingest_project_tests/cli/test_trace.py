@@ -16,7 +16,7 @@ from ingest_project_tests.streams.user_activity.events import encoded, event, re
 KEY = "clean.csv~aaaaaaaaaa"
 
 
-def test_the_story_of_a_trace_is_told_in_the_order_of_time(ingest: Ingest, services: SystemResources) -> None:
+def test_the_history_of_a_trace_is_shown_in_time_order(ingest: Ingest, services: SystemResources) -> None:
     arrive(services, KEY, "other.csv~bbbbbbbbbb")
     take(services, KEY)
 

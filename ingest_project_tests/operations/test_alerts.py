@@ -1,4 +1,4 @@
-"""An incident is told once when it begins and once when it is over."""
+"""An incident is reported once when it begins and once when it is over."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def listener() -> Iterator[Listener]:
     listening.close()
 
 
-def test_an_incident_is_told_when_it_begins_and_when_it_is_over_and_not_in_between() -> None:
+def test_an_incident_is_reported_when_it_begins_and_when_it_is_over_and_not_in_between() -> None:
     known, begun = compare({}, [BROKEN], NOW)
     assert [(alert.status, alert.incident) for alert in begun] == [("firing", "job/a")]
     still, nothing = compare(known, [BROKEN], NOW + timedelta(minutes=5))
@@ -129,7 +129,7 @@ def fragile_job() -> None:
     break_or_not()
 
 
-def test_a_job_that_fails_and_is_mended_is_told_through_the_webhook(
+def test_a_job_that_fails_and_is_fixed_is_reported_through_the_webhook(
     listener: Listener, tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
     services = SystemResources(load_settings({"INGEST_ALERT_WEBHOOK_URL": listener.url}, tmp_path).settings)

@@ -1,4 +1,4 @@
-"""`ingest monitor` as the process that it is: it starts, answers whoever knows the token, and ends."""
+"""`ingest monitor` as a process: it starts, answers clients that know the token, and ends."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def status_of(url: str, token: str = "") -> tuple[int, str]:
             return refusal.code, refusal.read().decode()
 
 
-def test_it_starts_answers_whoever_knows_the_token_and_ends_leaving_nothing(
+def test_it_starts_answers_clients_that_know_the_token_and_ends_leaving_nothing(
     monitor: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     address = address_of(monitor)

@@ -31,8 +31,7 @@ from ingest_project.operations.dashboard.auth import (
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
 from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
-from ingest_project.operations.readiness import Line, readiness
-from ingest_project.operations.snapshot import Monitor
+from ingest_project.operations.monitor import Line, Monitor, readiness
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -109,7 +108,7 @@ def require_protection(settings: Settings, host: str, *, insecure: bool) -> None
         return
     raise SettingsError(
         f"The monitor would be open to everybody who reaches {host}. "
-        "Set INGEST_MONITOR_TOKEN, or say --insecure where something else protects it."
+        "Set INGEST_MONITOR_TOKEN, or pass --insecure where something else protects it."
     )
 
 
@@ -146,7 +145,7 @@ class Answers:
         return Response(await run_in_threadpool(self._metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def alive(self, _request: Request) -> Response:
-        """Answer without asking any service."""
+        """Answer without contacting any service."""
         return PlainTextResponse("ok\n")
 
     async def ready(self, request: Request) -> Response:

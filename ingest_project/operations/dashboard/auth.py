@@ -217,13 +217,13 @@ class TooManyAttemptsError(Exception):
 
 
 class Guarded:
-    """The application behind the gate.
+    """Wrap the application: only admitted requests reach it.
 
     Args:
-        app: what is guarded.
+        app: that is guarded.
         gate: knows the token.
-        local_only: refuse requests that were addressed to another name than this machine's own: a page from elsewhere
-            could have its name point here, and read what it likes.
+        local_only: refuse requests addressed to a name other than this machine's own: a foreign page could have its name
+            resolve to this machine and read everything (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, *, local_only: bool) -> None:
@@ -232,7 +232,7 @@ class Guarded:
         self._local_only = local_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or hand on."""
+        """Answer the request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -269,7 +269,7 @@ def address_of(scope: Scope) -> str:
 
 
 def _digest(text: str) -> bytes:
-    # Of one length whatever was sent, and useless to a reader of this process's memory.
+    # Of constant length, and useless to a reader of this process's memory.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -15,7 +15,7 @@ from ingest_project.attachments.capability import ATTACHMENTS, DOWNLOAD_FAILURES
 from ingest_project.core.terminal_text import printable_json
 from ingest_project.file_ingest.capability import FILES, QUARANTINED_FILES, QUARANTINED_ROWS, ROWS
 from ingest_project.operations.metric_rollup import MinuteValue, RunningTotals
-from ingest_project.operations.readiness import readiness
+from ingest_project.operations.monitor import readiness
 from ingest_project.operations.snapshot import DagsterState, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
 from ingest_project.platform.capability import LATENCY_BUCKET, LATENCY_BUCKETS, LATENCY_SUM, Failure
@@ -40,7 +40,7 @@ PERCENTILES = (0.5, 0.95, 0.99)
 
 
 class Window(NamedTuple):
-    """How far the page looks back.
+    """Time span that the page shows.
 
     Args:
         length: in minutes.
@@ -92,7 +92,7 @@ class History(msgspec.Struct, frozen=True):
 
 
 class Histories:
-    """The windows, each read at most so often however many clients request it."""
+    """The windows, each read at a limited rate however many clients request it."""
 
     def __init__(self, totals: Callable[[], RunningTotals]) -> None:
         self._totals = totals
@@ -103,7 +103,7 @@ class Histories:
         """Return one window.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: no window has this name.
             DatabaseUnavailableError: the database does not answer.
         """
         window = WINDOWS[name]
@@ -162,12 +162,12 @@ def percentile(counts: Mapping[str, float], share: float) -> float | None:
 
 
 def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) -> bytes:
-    """Return JSON with everything the page shows; what is unknown is null, and a line of `health` says why.
+    """Return JSON with everything the page shows; unknown values are null, and a line of `health` gives the reason.
 
     Args:
         snapshot: of the system.
         history: of the window; None where the database does not answer.
-        window: the name of it.
+        window: its name.
     """
     settings, site = snapshot.settings, snapshot.settings.dagster.webserver_url.rstrip("/")
     warehouse = snapshot.warehouse.value

@@ -14,7 +14,7 @@ it does not.
 - `run_records.py`: the run and schedule storages, opened without an instance; `InstigatorState` and its ticks;
   `StepFailureData` and `JobFailureData` (test_status, test_alerts, test_batches).
 - `daemon.py`: `MIN_INTERVAL_LOOP_TIME` and `DEFAULT_DAEMON_INTERVAL_SECONDS` of Dagster's loops; the command line of
-  `dagster-daemon`; `InstigatorState`, its data and its ticks (test_daemon, test_clock_repair). Without it:
+  `dagster-daemon`; `InstigatorState`, its data and its ticks (test_daemon of both packages). Without it:
   `dagster-daemon run`, each message seen up to four seconds later.
 - `code_server.py`: that the code server starts run workers by `multiprocessing.get_context("spawn")`; the command of
   `dagster api grpc` (test_code_server, test_internals). Without it: `dagster api grpc`, each run two seconds later.

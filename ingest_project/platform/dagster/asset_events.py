@@ -1,7 +1,7 @@
 """Record materialisations and check results of many partitions in Dagster's event log, in bulk where possible.
 
-One file of a batch may be stored while the next is quarantined, and Dagster would report a run's outputs for every one
-of its partitions. So each partition's materialisations and check results are stored here.
+One file of a batch may be stored while the next is quarantined, but Dagster reports the outputs of a run for every one
+of its partitions. Therefore each partition's materialisations and check results are stored here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _POOL_RECYCLE_SECONDS = 3_600
 _STATEMENT_TIMEOUT_MILLISECONDS = 120_000
 _MAX_REASON = 300
 
-# Partitioned checks are a preview of Dagster's: known, pinned and tested, and not worth a line in every process's log.
+# Partitioned checks are a preview of Dagster's. Its version is pinned and tested: no process needs to log the warning.
 warnings.filterwarnings(
     "ignore", message="Specifying a partitions_def on an AssetCheckSpec", category=dg.PreviewWarning
 )
@@ -101,21 +101,21 @@ def report_bisecting(context: Context, reports: Sequence[PartitionEvents]) -> li
     """Store the events of many partitions; of one whose events cannot be stored, only the reason.
 
     Returns:
-        the partitions of which not even that can be stored, each with what was raised.
+        the partitions for which not even that can be stored, each with the exception.
 
     Raises:
-        Exception: no partition's events can be stored: that is no partition's fault.
+        Exception: no partition's events can be stored, so the cause is not a partition.
     """
     failures = store_bisecting(reports, lambda part: report(context, part), lambda _: True)
     bare = [_bare(one, error) for one, error in failures]
-    left = store_bisecting(bare, lambda part: report(context, part), lambda _: True)
-    if left and len(left) == len(reports):
-        raise left[0][1]
-    return left
+    unstored = store_bisecting(bare, lambda part: report(context, part), lambda _: True)
+    if unstored and len(unstored) == len(reports):
+        raise unstored[0][1]
+    return unstored
 
 
 def _bare(one: PartitionEvents, error: Exception) -> PartitionEvents:
-    """Keep what is certain of a partition: its assets, the result of each check, and why its events were not stored."""
+    """Reduce a partition to its assets and the result of each check, with the reason why its events were not stored."""
     metadata = {"not_shown": f"{type(error).__name__}: {ascii(str(error))[:_MAX_REASON]}"}
     checks = [replace(result, metadata=metadata, description=metadata["not_shown"]) for result in one.checks]
     return PartitionEvents(one.partition, dict.fromkeys(one.materialized, metadata), checks)
@@ -148,7 +148,7 @@ Targets = dict[tuple[dg.AssetKey, str], AssetCheckEvaluationTargetMaterializatio
 
 
 def _earlier_targets(instance: dg.DagsterInstance, reports: Sequence[PartitionEvents]) -> Targets:
-    """Find what checks without materialisations are about: else Dagster takes them for older than that."""
+    """Find the materialisation that each check without one refers to: else Dagster shows the check as outdated."""
     targets: Targets = {}
     for check_report in reports:
         for asset in {check.asset for check in check_report.checks if not check_report.materialized}:
@@ -161,7 +161,7 @@ def _earlier_targets(instance: dg.DagsterInstance, reports: Sequence[PartitionEv
 
 
 def _store_materializations(context: Context, reports: Sequence[PartitionEvents]) -> Targets:
-    """Store the materialisations; return those that a check of the same report is about."""
+    """Store the materialisations; return those that a check of the same report refers to."""
     now, run_id = time.time(), context.run.run_id
     by_asset: dict[dg.AssetKey, list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
     for report in reports:
@@ -181,7 +181,7 @@ def _store_materializations(context: Context, reports: Sequence[PartitionEvents]
 def _store_asset(
     context: Context, asset: dg.AssetKey, events: Sequence[EventLogEntry], checked: Collection[tuple[dg.AssetKey, str]]
 ) -> list[int]:
-    """Store materialisations of one asset; return their storage ids, 0 for those that no check is about."""
+    """Store materialisations of one asset; return their storage ids, 0 for those that no check refers to."""
     storage = context.instance.event_log_storage
     if isinstance(storage, BulkEventLogStorage):
         return storage.store_materializations(events)

@@ -2,9 +2,9 @@
 
     python -m ingest_project.platform.dagster.code_server --module-name ingest_project.definitions --port 4000
 
-takes what `dagster api grpc` takes and is the same server. Only, a run worker is not a new interpreter that imports
-Dagster, Polars and pandera for two seconds, but a fork of a process that did so once, before the first run.
-That process has no threads and no connections, which is what makes forking it safe. Without this module (`dagster dev`,
+takes the arguments of `dagster api grpc` and is the same server, except that a run worker is not a new interpreter that
+imports Dagster, Polars and pandera for two seconds, but a fork of a process that did so once, before the first run.
+That process has no threads and no connections, which makes forking it safe. Without this module (`dagster dev`,
 `dagster api grpc`) everything works as well, each run two seconds later.
 
 Dagster's server starts processes by the "spawn" method of `multiprocessing` and no other, so this replaces that method.
@@ -40,12 +40,12 @@ HEAVY_MODULES = (
 WORKERS_PARENT = "ingest_project.platform.dagster.workers_parent"
 
 # Each sensor waits for a first message inside its tick and occupies a thread of the server meanwhile. By default there
-# are four more than cores, and a run's launch would wait for one, too.
+# are four more than cores, and the launch of a run would wait for one as well.
 THREADS = ("--max-workers", "32")
 
 
 def share_cores(parallel_runs: int) -> None:
-    """Give each run worker its share of the cores: more Polars threads than cores only take turns.
+    """Give each run worker its share of the cores: more Polars threads than cores gain nothing.
 
     Args:
         parallel_runs: run workers that are busy at a time. POLARS_MAX_THREADS, where it is set, is left as it is.

@@ -1,13 +1,13 @@
 """Dagster's daemon, with more frequent sensors, restarted when the clock is set back.
 
-It is Dagster's own and takes its commands, with two shorter intervals: it looks for due sensors every second instead of
-every five, as a sensor reads its topic only inside its tick; and for backfills every five seconds instead of every
-thirty, as a person waits for them. Without this module (`dagster dev`, `dagster-daemon run`) everything works as well,
-each message seen up to four seconds later.
+It is Dagster's own daemon and takes its commands, with two shorter intervals: it evaluates due sensors every second
+instead of every five, as a sensor reads its topic only inside its tick; and backfills every five seconds instead of
+every thirty, as a person waits for them. Without this module (`dagster dev`, `dagster-daemon run`) everything works as
+well, each message seen up to four seconds later.
 
-Where the clock is set back, Dagster's loops sleep until the time that was, and Dagster runs no tick of a sensor or
-schedule whose recorded times lie in the future. This daemon notices, has the records repaired and restarts in the same
-process; it does the same with records that an earlier one has left.
+Where the clock is set back, Dagster's loops sleep until the earlier time is reached again, and Dagster runs no tick of
+a sensor or schedule whose recorded times lie in the future. This daemon detects that, has the records repaired and
+restarts in the same process; it does the same with records left by an earlier process.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from ingest_project.core.logging import get_logger
 
 logger = get_logger(__name__)
 
-LOOK_EVERY_SECONDS = 1
+CHECK_EVERY_SECONDS = 1
 BACKFILLS_EVERY_SECONDS = 5
-# How often the records are checked: another machine's clock, or a restored database, shows there alone.
+# How often the records are checked: only they show another machine's clock, or a restored database.
 REPAIR_EVERY_SECONDS = 10.0
 # Clocks of two machines differ, and are corrected in small steps.
 LARGEST_SKEW_SECONDS = 5.0
@@ -53,7 +53,7 @@ def run_daemon(program: str, arguments: Sequence[str], repair: Repair) -> None:
         repair: sets recorded times in the future to now, and returns the sensors and schedules that waited.
     """
     # Dagster has no setting for it: it checks every five seconds whatever interval a sensor has.
-    sensor.MIN_INTERVAL_LOOP_TIME = LOOK_EVERY_SECONDS
+    sensor.MIN_INTERVAL_LOOP_TIME = CHECK_EVERY_SECONDS
     controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILLS_EVERY_SECONDS
     if arguments[:1] == ["run"] and "--help" not in arguments:
         repair()
@@ -72,9 +72,9 @@ def watch_clock(repair: Repair, on_set_back: Callable[[], object]) -> None:
             repaired = repair()
             repair_at = time.monotonic() + REPAIR_EVERY_SECONDS
             if set_back or repaired:
-                # The loops of this process may be asleep until the time that was.
+                # The loops of this process may sleep until the earlier time is reached again.
                 on_set_back()
-        time.sleep(LOOK_EVERY_SECONDS)
+        time.sleep(CHECK_EVERY_SECONDS)
 
 
 def restart() -> None:

@@ -120,7 +120,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
             execute_values(cursor, _UPSERT_CHECKS, last.values(), page_size=ROWS_PER_STATEMENT)
 
     def add_dynamic_partitions(self, partitions_def_name: str, partition_keys: Sequence[str]) -> None:
-        """Add partitions; existing ones stay. One array in place of two parameters for each of thousands."""
+        """Add partitions; existing ones stay. One array replaces two parameters for each of thousands of keys."""
         if not partition_keys:
             return
         self._check_partitions_table()
@@ -137,9 +137,9 @@ class BulkEventLogStorage(PostgresEventLogStorage):
 
 
 class _RememberingScheduleStorage(PostgresScheduleStorage):
-    """Dagster's ticks and sensor states, without the query of the catalogue that precedes each of its queries.
+    """Dagster's ticks and sensor states, without the catalogue query that precedes each of its queries.
 
-    A table or a migration that was found once stays.
+    A table or migration that was found once is not checked again.
     """
 
     def __init__(self, postgres_url: str) -> None:
@@ -148,17 +148,17 @@ class _RememberingScheduleStorage(PostgresScheduleStorage):
 
     def has_instigators_table(self) -> bool:
         """Tell whether states are stored by selector."""
-        return self._is_there("instigators", super().has_instigators_table)
+        return self._exists("instigators", super().has_instigators_table)
 
     def _has_instigators_table(self, conn: Connection) -> bool:
-        return self._is_there("instigators", partial(super()._has_instigators_table, conn))
+        return self._exists("instigators", partial(super()._has_instigators_table, conn))
 
     def has_built_index(self, migration_name: str) -> bool:
-        """Tell whether a migration of data was made."""
-        return self._is_there(migration_name, partial(super().has_built_index, migration_name))
+        """Tell whether a data migration has run."""
+        return self._exists(migration_name, partial(super().has_built_index, migration_name))
 
-    def _is_there(self, name: str, look: Callable[[], bool]) -> bool:
-        if name not in self._found and look():
+    def _exists(self, name: str, check: Callable[[], bool]) -> bool:
+        if name not in self._found and check():
             self._found.add(name)
         return name in self._found
 

@@ -1,7 +1,7 @@
 """Launch runs as processes of the code server, and detect which of them are gone.
 
 Dagster's own launcher of this kind has no health check: a run whose code server was killed with it (a power cut, a
-container that was replaced) would count as started for ever, and with it the files it holds. This one asks the server.
+container that was replaced) would count as started for ever, and its files as leased. This launcher queries the server.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ PATIENCE_SECONDS = 60.0
 class WatchedRunLauncher(DefaultRunLauncher):
     """Dagster's default launcher, whose runs the daemon's run monitoring can check.
 
-    Monitoring fails a run whose process is gone; the work queue then gives its files to another one. Should the process
-    live after all (its code server alone was killed), both store the same state.
+    Monitoring fails a run whose process is gone; the work queue then requeues its files. Should the process be alive
+    after all (only its code server was killed), both runs store the same state.
     """
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
@@ -44,7 +44,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Ask the code server that started a run whether its process exists."""
+        """Query the code server that started a run for its process."""
         client: DagsterGrpcClient | None = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
         if client is None:
             return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "No code server is on record for it.")
@@ -55,7 +55,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
         self._away_since.pop(run.run_id, None)
         if run.run_id in current:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its process ended without a word.")
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its process ended without reporting a result.")
 
     def _while_away(self, run_id: str) -> CheckRunHealthResult:
         now = time.monotonic()

@@ -99,7 +99,7 @@ class DagsterRecords:
 
     Args:
         settings: say where it is.
-        instance: whose storage is read in place of that of the settings.
+        instance: whose storage is read instead of that of the settings.
 
     Raises:
         DagsterRecordsUnavailableError: from every method.
@@ -205,7 +205,7 @@ class DagsterRecords:
         return SqliteRunStorage.from_local(str(runs)), SqliteScheduleStorage.from_local(str(schedules))
 
     def _require_tables(self) -> None:
-        """Find out quickly and quietly: Dagster itself would try for six seconds and log each time."""
+        """Fail fast and without log lines: Dagster itself would try for six seconds and log each time."""
         from sqlalchemy import inspect  # noqa: PLC0415 - with the rest
 
         engine = open_engine(self._url, self._settings.warehouse.connect_timeout_seconds)

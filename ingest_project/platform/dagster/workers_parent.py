@@ -1,8 +1,8 @@
-"""Imported first by the process that run workers are forks of: nothing survives the code server.
+"""Tie the parent process of the run workers to the code server, so that no worker survives it.
 
-A run worker must not go on when nobody can see or stop it. The kernel sees to that, whoever was killed and in whatever
-order: this process ends with the code server, and each worker with this process. A polite request to stop is for the
-workers alone; this process stays for as long as the code server does.
+The process that run workers are forked from imports this module first. A run worker must not continue once nobody can
+see or stop it. The kernel ensures that, in whatever order processes are killed: this process ends with the code server,
+and each worker with this process. SIGTERM ends the workers alone; this process runs as long as the code server does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def end_with_parent() -> None:
 
 
 def _in_a_worker() -> None:
-    # Also called in what a worker forks: that may come from a thread, with whose end it would be killed.
+    # Also called in forks of a worker. A thread may have forked them, and they would be killed when it ends.
     if os.getppid() == _own_pid:
         end_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -8,7 +8,7 @@ import pytest
 from dagster._daemon import backfill, controller, sensor
 
 from ingest_project.operations.daemon import main
-from ingest_project.platform.dagster.daemon import BACKFILLS_EVERY_SECONDS, LOOK_EVERY_SECONDS
+from ingest_project.platform.dagster.daemon import BACKFILLS_EVERY_SECONDS, CHECK_EVERY_SECONDS
 
 
 @pytest.mark.parametrize("command", ["run", "liveness-check"])
@@ -21,7 +21,7 @@ def test_it_takes_dagsters_commands_and_looks_for_sensors_each_second(
     with pytest.raises(SystemExit, match="0"):
         main()
     assert f"ingest_project.operations.daemon {command}" in capsys.readouterr().out
-    assert sensor.MIN_INTERVAL_LOOP_TIME == LOOK_EVERY_SECONDS
+    assert sensor.MIN_INTERVAL_LOOP_TIME == CHECK_EVERY_SECONDS
     assert controller.DEFAULT_DAEMON_INTERVAL_SECONDS == BACKFILLS_EVERY_SECONDS
 
 

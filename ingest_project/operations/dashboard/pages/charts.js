@@ -1,4 +1,4 @@
-// Elements and charts, made of nodes: no text from outside is ever read as HTML.
+// Elements and charts, built from nodes: no text from outside is ever parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 const exact = new Intl.NumberFormat("en");

@@ -1,4 +1,4 @@
-// Asks for the numbers again and again, and shows each part of the page anew when its part of them has changed.
+// Fetch the data at intervals, and redraw each part of the page when its data has changed.
 
 import { bars, columns, count, element, table } from "./charts.js";
 
@@ -30,16 +30,16 @@ async function ask() {
     console.warn("The monitor does not answer:", error);
   }
   if (mine === asking && !document.hidden) timer = setTimeout(ask, pause);
-  showLife();
+  showLiveness();
 }
 
-function showLife() {
+function showLiveness() {
   const silent = Date.now() - lastAnswer;
   const state = !lastAnswer ? "waiting" : silent < Math.max(LOST_AFTER_MS, 3 * pause) ? "live" : "lost";
   const text = { waiting: "connecting", live: "live", lost: `the monitor has not answered for ${length(silent / 1000)}` }[state];
-  const place = find("live");
-  if (place.dataset.state !== state) place.dataset.state = state;
-  if (place.textContent !== text) place.textContent = text;
+  const live = find("live");
+  if (live.dataset.state !== state) live.dataset.state = state;
+  if (live.textContent !== text) live.textContent = text;
 }
 
 function show(seen) {
@@ -63,14 +63,13 @@ function show(seen) {
     const text = JSON.stringify([seen.window, what]);
     if (shown.get(id) === text) continue;
     shown.set(id, text);
-    const place = find(id);
-    place.replaceChildren(...[make(place)].flat().filter(Boolean));
+    find(id).replaceChildren(...[make()].flat().filter(Boolean));
   }
   find("dagster").href = seen.dagster_url;
   find("at").textContent = `Seen at ${new Date(seen.at).toLocaleTimeString([], { hour12: false })}`;
 }
 
-// Ages are shown in coarse steps: no need to draw anew for each second.
+// Ages are shown in coarse steps: no need to redraw each second.
 const minuteOf = (seen) => Math.floor(Date.parse(seen.at) / 5_000);
 const empty = (text) => element("p", { class: "empty" }, text);
 const away = (what) => element("p", { class: "away" }, `${what} does not answer.`);
@@ -86,19 +85,19 @@ function length(seconds) {
 
 function bytes(value) {
   const unit = ["B", "kB", "MB", "GB", "TB"];
-  const place = Math.min(4, Math.floor(Math.log10(Math.max(value, 1)) / 3));
-  return `${count(Math.round((value / 1000 ** place) * 10) / 10)} ${unit[place]}`;
+  const power = Math.min(4, Math.floor(Math.log10(Math.max(value, 1)) / 3));
+  return `${count(Math.round((value / 1000 ** power) * 10) / 10)} ${unit[power]}`;
 }
 
 const health = (lines) => lines.map(({ name, ok, detail }) =>
   element("li", ok ? { title: detail } : { class: "down" },
-    element("span", {}, name, element("span", { class: "hidden-text" }, ok ? " is there" : " is down")), element("small", {}, detail)));
+    element("span", {}, name, element("span", { class: "hidden-text" }, ok ? " is up" : " is down")), element("small", {}, detail)));
 
 function figures(seen) {
   const { history, topics } = seen;
   const none = "–";
   const perMinute = (series) => {
-    // The last step has only begun; the five minutes before it say how fast it goes now.
+    // The last step is incomplete: the rate is that of the five minutes before it.
     const steps = Math.max(1, Math.round(5 / history.step_minutes));
     return Object.values(series).reduce((total, values) => total + sum(values.slice(-steps - 1, -1)), 0) / (steps * history.step_minutes);
   };
@@ -125,19 +124,19 @@ function figures(seen) {
   ];
 }
 
-function overTime(place, history, series, title, nothing) {
-  if (!history) return away("The ledger");
+function overTime(card, history, series, title, nothing) {
+  if (!history) return away("The warehouse");
   const labels = Object.keys(series).sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
   if (!labels.some((label) => series[label].some(Boolean))) return empty(nothing);
-  const open = place.querySelector("details")?.open;
+  const open = card.querySelector("details")?.open;
   return columns({
     title, open, starts: history.starts, stepMinutes: history.step_minutes,
     series: labels.map((label) => ({ label, tone: TONES[label] ?? "accent", values: series[label] })),
   });
 }
 
-const files = (history) => overTime(find("files"), history, history?.files ?? {}, title("Files", history), "No file came to its end in this time.");
-const rows = (history) => overTime(find("rows"), history, history?.rows ?? {}, title("Rows", history), "No rows were stored in this time.");
+const files = (history) => overTime(find("files"), history, history?.files ?? {}, title("Files", history), "No file finished in this window.");
+const rows = (history) => overTime(find("rows"), history, history?.rows ?? {}, title("Rows", history), "No rows were stored in this window.");
 const title = (what, history) => `${what} per ${history?.step_minutes === 1 ? "minute" : length((history?.step_minutes ?? 1) * 60)}`;
 
 function lag(topics) {
@@ -146,8 +145,8 @@ function lag(topics) {
   const still = topics.lags.filter((one) => !one.waiting && !one.problem);
   const most = Math.max(...busy.map((one) => one.waiting ?? 0), 1);
   const list = busy.length ? bars(busy.map((one) => ({
-    label: one.topic, text: one.problem ? "cannot be told" : count(one.waiting), parts: [["accent", one.waiting ?? 0]],
-  })), most) : empty("Nothing waits: every message has been taken.");
+    label: one.topic, text: one.problem ? "unknown" : count(one.waiting), parts: [["accent", one.waiting ?? 0]],
+  })), most) : empty("Nothing waits: every message has been consumed.");
   const caughtUp = still.length ? element("p", { class: "quiet-list" }, `Caught up: ${still.map((one) => one.topic).join(", ")}`) : null;
   const cells = topics.lags.flatMap((one) => Object.entries(one.partitions).map(([partition, waiting]) => [`${one.topic} [${partition}]`, count(waiting)]));
   return [list, caughtUp, cells.length ? element("details", { open: find("lag").querySelector("details")?.open }, element("summary", {}, "By partition"),
@@ -155,9 +154,9 @@ function lag(topics) {
 }
 
 function latency(history) {
-  if (!history) return away("The ledger");
+  if (!history) return away("The warehouse");
   const pipelines = Object.entries(history.latency).sort(([, one], [, other]) => other.count - one.count);
-  if (!pipelines.length) return empty("Nothing was stored in this time.");
+  if (!pipelines.length) return empty("Nothing was stored in this window.");
   return pipelines.flatMap(([name, { count: of, percentiles }]) => [
     element("h3", {}, `${count(of)} ${name}`),
     element("dl", { class: "percentiles" }, ["half within", "95 % within", "99 % within"].map((label, i) =>
@@ -166,8 +165,8 @@ function latency(history) {
 }
 
 function reasons(history) {
-  if (!history) return away("The ledger");
-  if (!history.reasons.length) return empty("Nothing was refused in this time.");
+  if (!history) return away("The warehouse");
+  if (!history.reasons.length) return empty("Nothing was refused in this window.");
   const text = (ofFiles, ofRows) => [ofFiles && `${count(ofFiles)} ${ofFiles === 1 ? "file" : "files"}`, ofRows && `${count(ofRows)} ${ofRows === 1 ? "row" : "rows"}`].filter(Boolean).join(", ");
   const top = history.reasons.slice(0, 8);
   const most = Math.max(...top.map(([, ofFiles, ofRows]) => Math.log1p(ofFiles + ofRows)));
@@ -178,9 +177,9 @@ function reasons(history) {
 }
 
 function downloads(history) {
-  if (!history) return away("The ledger");
+  if (!history) return away("The warehouse");
   const attempts = Object.entries(history.downloads);
-  if (!attempts.length) return empty("Nothing was downloaded in this time.");
+  if (!attempts.length) return empty("Nothing was downloaded in this window.");
   const most = Math.max(...attempts.map(([, ends]) => sum(Object.values(ends))));
   const text = (ends) => ORDER.filter((status) => ends[status]).map((status) => `${count(ends[status])} ${WORDS[status] ?? status}`).join(", ");
   const why = Object.entries(history.failures).slice(0, 6).map(([reason, number]) => [reason, count(number)]);
@@ -191,7 +190,7 @@ function downloads(history) {
 }
 
 function retry_tiers(tiers) {
-  if (!tiers) return away("The ledger");
+  if (!tiers) return away("The warehouse");
   return element("ol", { class: "tiers" }, tiers.map((tier) => element("li", tier.waiting ? { class: "busy" } : {},
     element("small", {}, length(tier.delay_seconds)),
     element("span", {}, `attempt ${tier.attempt} `, tier.waiting ? element("small", {}, tier.next_due_seconds ? `next in ${length(tier.next_due_seconds)}` : "due now") : null),
@@ -203,8 +202,8 @@ function since(moment, now) {
 }
 
 function running(seen) {
-  const inHand = seen.unfinished && Object.entries(seen.unfinished).flatMap(([kind, states]) => Object.entries(states).map(([state, number]) => [`${KINDS[kind]}, ${state}`, count(number)]));
-  const waiting = inHand?.length ? table(["In the ledger", "Entries"], inHand, "Unfinished entries") : null;
+  const unfinished = seen.unfinished && Object.entries(seen.unfinished).flatMap(([kind, states]) => Object.entries(states).map(([state, number]) => [`${KINDS[kind]}, ${state}`, count(number)]));
+  const waiting = unfinished?.length ? table(["In the work queues", "Entries"], unfinished, "Unfinished entries") : null;
   if (!seen.runs) return [away("Dagster"), waiting];
   const { queued, started, running: runs } = seen.runs;
   if (!runs.length) return [empty("Nothing runs, nothing is queued."), waiting];
@@ -236,7 +235,7 @@ function streams(seen) {
 }
 
 function failures(list, now) {
-  if (!list) return away("The ledger");
+  if (!list) return away("The warehouse");
   if (!list.length) return empty("Nothing has failed, and nothing is in quarantine.");
   const row = (one) => element("tr", {},
     element("td", { class: "name" }, one.url ? element("a", { href: one.url }, one.key) : one.key),
@@ -260,6 +259,6 @@ for (const button of document.querySelectorAll("[data-window]")) {
   button.addEventListener("click", () => { choose(button.dataset.window); ask(); });
 }
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : ask()));
-setInterval(showLife, 1_000);
+setInterval(showLiveness, 1_000);
 choose(document.querySelector(`[data-window="${chosen}"]`) ? chosen : "1h");
 ask();

@@ -1,4 +1,4 @@
-"""Counters: each end once, whatever happens to the process, the rows and the clock."""
+"""Counters count each end once, whatever happens to the process, the rows and the clock."""
 
 from __future__ import annotations
 

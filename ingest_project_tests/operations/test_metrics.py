@@ -1,4 +1,4 @@
-"""`/metrics`: what Prometheus reads, over restarts and with parts away."""
+"""`/metrics` as Prometheus reads it, over restarts and with parts away."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations import metric_rollup as counting
 from ingest_project.operations.metrics import exposition
-from ingest_project.operations.snapshot import Monitor
+from ingest_project.operations.monitor import Monitor
 from ingest_project.platform.database.engine import open_engine, writing
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.operations.seeding import busy_hour, file_row, put

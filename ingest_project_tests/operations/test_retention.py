@@ -1,4 +1,4 @@
-"""What is long done goes; what failed, is in quarantine or is held stays."""
+"""Expired records are purged; what failed, is in quarantine or is leased stays."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_run_stays_as_long_as_something_it_worked_on_is_not_long_done(system: 
     assert system.times_materialized(RAW) == 1
 
 
-def test_nothing_goes_before_its_time(system: System) -> None:
+def test_nothing_is_purged_before_its_time(system: System) -> None:
     system.send_files(system.write("good.csv", readings()))
     system.drive()
     assert [removal.number for removal in plan_purge(system.services, system.instance, datetime.now(UTC))] == [0] * 7

@@ -1,4 +1,4 @@
-"""`/readyz`: a line for everything that must be there."""
+"""The pollers of the monitor, and `/readyz`: a line for everything that ingestion needs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dagster_shared.error import SerializableErrorInfo
 from ingest_project.core.settings import Settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations import snapshot
-from ingest_project.operations.readiness import Line, daemon_line, readiness, sensors_line, topics_line
-from ingest_project.operations.snapshot import DagsterState, Monitor, Poller, Sample
+from ingest_project.operations.monitor import Line, Monitor, Poller, daemon_line, readiness, sensors_line, topics_line
+from ingest_project.operations.snapshot import DagsterState, Sample
 from ingest_project.operations.topics import BrokerState, Movement, TopicLag
 from ingest_project.platform.dagster.run_records import DagsterRecords, FailingTicks, RunsInFlight, SensorOnRecord
 from ingest_project.platform.kafka.offsets import Positions
@@ -118,7 +118,7 @@ def test_failing_ticks_are_found_in_dagsters_records_until_one_ends_well(
     assert records.failing() == {}
 
 
-def test_times_in_the_future_are_told_and_not_taken_for_now() -> None:
+def test_times_in_the_future_are_reported_and_not_treated_as_now() -> None:
     ahead = SensorOnRecord("ahead", None, NOW + timedelta(hours=3), stopped=False)
     line = sensors_line(seen(ahead), NOW)
     assert not line.ok
@@ -157,7 +157,7 @@ def test_a_poll_that_hangs_is_noticed(settings_of: Callable[..., Settings], sqli
     monitor.stop()
 
 
-def test_a_defect_in_one_poll_is_told_and_the_last_value_kept() -> None:
+def test_a_defect_in_one_poll_is_reported_and_the_last_value_kept() -> None:
     answers = iter([1])
     part = Poller("part", lambda: next(answers), 1.0)
     part.poll_now()
@@ -169,7 +169,7 @@ def test_a_defect_in_one_poll_is_told_and_the_last_value_kept() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_ended_is_told_and_one_whose_log_fails_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_ended_is_reported_and_one_whose_log_fails_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def end() -> int:
         raise SystemExit
 

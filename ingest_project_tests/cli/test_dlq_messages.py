@@ -1,4 +1,4 @@
-"""`ingest dlq messages`: what could not be read at all, on whichever topic it was put aside."""
+"""`ingest dlq messages` lists messages that could not be read at all, on every dead-letter topic."""
 
 from __future__ import annotations
 

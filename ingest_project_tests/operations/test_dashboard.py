@@ -1,4 +1,4 @@
-"""The dashboard in a browser: with nothing, with much, on a phone, in the dark, and while things come and go."""
+"""The dashboard in a browser: empty, full, on a phone, in the dark, and while parts come and go."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_with_nothing_at_all_every_part_says_so(
         page.keep("dashboard-empty")
 
 
-def test_what_happens_is_shown_without_a_reload_and_a_silence_is_told(
+def test_changes_are_shown_without_a_reload_and_a_silent_monitor_is_reported(
     settings_of: Callable[..., Settings], sqlite_url: str, browser: webdriver.Chrome
 ) -> None:
     with running(settings_of(sqlite_url)) as site:

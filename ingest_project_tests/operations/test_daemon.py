@@ -1,4 +1,4 @@
-"""A clock that goes ahead and is set back keeps nothing waiting, and is told."""
+"""A clock that goes ahead and is set back keeps nothing waiting, and is logged."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_work_that_was_entered_while_the_clock_was_ahead_is_done_now(system: Sys
     assert len(system.requests()) == 1
 
 
-def test_a_standing_job_whose_interval_lies_in_the_future_is_looked_at_again(system: System) -> None:
+def test_a_scheduled_poll_whose_interval_lies_in_the_future_runs_again(system: System) -> None:
     source = ConfiguredSource(
         source_config={"source_type": "local", "path": str(system.folder)}, file_pattern="*", every_seconds=60
     )
@@ -117,7 +117,7 @@ class BegunAnewError(Exception):
     """In place of the program that starts once more."""
 
 
-def test_the_daemon_begins_anew_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_daemon_restarts_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     right, looks = time.time, itertools.count()
     monkeypatch.setattr(daemon, "LOOK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr(time, "time", lambda: right() - (3_600 if next(looks) > 20 else 0))

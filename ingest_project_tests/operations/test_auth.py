@@ -1,4 +1,4 @@
-"""Who may look, and what every answer forbids."""
+"""Access to the monitor, and the headers of every response."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def locked(settings_of: Callable[..., Settings], sqlite_url: str) -> Iterator[st
         yield site
 
 
-def test_only_health_is_told_without_the_token(locked: str) -> None:
+def test_only_health_is_served_without_the_token(locked: str) -> None:
     assert requests.get(f"{locked}/healthz", timeout=5).status_code == 200
     for path in PROTECTED:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "ingest_monitor=9999999999.x"}):
@@ -69,7 +69,7 @@ def test_a_person_types_the_token_once_and_the_cookie_does_not_hold_it(locked: s
         assert person.get(f"{locked}/metrics", timeout=5).status_code == 401
 
 
-def test_a_session_ends_by_itself_and_with_its_process() -> None:
+def test_a_session_expires_and_ends_with_its_process() -> None:
     gate = Gate(TOKEN)
     session = gate.new_session(now=1_000.0)
     assert gate.knows(session, now=1_000.0 + SESSION_SECONDS - 1)
@@ -102,7 +102,7 @@ def test_behind_tls_the_cookie_never_goes_over_plain_http(locked: str) -> None:
     assert {"HttpOnly", "Secure", "SameSite=strict"} <= set(answer.headers["Set-Cookie"].split("; "))
 
 
-def test_whoever_guesses_has_to_wait_longer_and_longer_and_the_right_token_is_not_looked_at(locked: str) -> None:
+def test_a_guessing_client_waits_longer_and_longer_and_the_right_token_is_not_checked_meanwhile(locked: str) -> None:
     for way in ("header", "form"):
         codes = []
         for number in range(FREE_FAILURES + 2):

@@ -1,0 +1,318 @@
+"""Poll every part of the system in the background, and check the readiness of each.
+
+`Monitor` polls each part in a thread of its own and keeps the last sample of each: scrapers and viewers cost the
+databases nothing, and a part that hangs delays nobody. `readiness` returns one line for each service, sensor and disk
+that ingestion needs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Generic
+
+import msgspec
+
+from ingest_project.core.logging import get_logger
+from ingest_project.core.settings import Settings
+from ingest_project.operations.resources import SystemResources
+from ingest_project.operations.snapshot import (
+    SENSOR_DAEMON,
+    DagsterState,
+    DeltaFigures,
+    Sample,
+    SystemSnapshot,
+    Value,
+    WarehouseState,
+    consumed_topics,
+    read_dagster,
+    read_tables,
+    read_warehouse,
+    sample_of,
+)
+from ingest_project.operations.topics import BrokerPoll, BrokerState
+from ingest_project.platform.dagster.run_records import DagsterRecords
+from ingest_project.platform.work_queue.capacity import Disk
+
+logger = get_logger(__name__)
+
+# Short, so that a part that is away is reported soon: only the monitor waits for its answer.
+TIMEOUT_SECONDS = 3
+# Reading the log of a remote table takes seconds and costs money.
+TABLES_SECONDS = 60.0
+STOP_SECONDS = 3.0
+# The daemon writes a heartbeat every 30 seconds.
+LONGEST_SILENCE_SECONDS = 90.0
+# A tick may take its 60 seconds, and the next one follows after 5.
+LONGEST_PAUSE_SECONDS = 120.0
+# A poll that takes longer hangs: its part does not answer.
+LONGEST_POLL_SECONDS = 20.0
+# The clocks of two machines may differ by less than that.
+LARGEST_SKEW_SECONDS = 5.0
+SET_BACK = "a clock was set back, and the daemon repairs that"
+
+
+class Poller(Generic[Value]):
+    """A part and the thread that polls it.
+
+    Args:
+        name: for people and metrics.
+        poll: reads the part; an IngestError says why it cannot be read.
+        every_seconds: pause between two polls.
+    """
+
+    def __init__(self, name: str, poll: Callable[[], Value], every_seconds: float) -> None:
+        self.name = name
+        self._every_seconds = every_seconds
+        self._poll = poll
+        self._sample: Sample[Value] = Sample()
+        self._polled = threading.Event()
+        self._stop = threading.Event()
+        # A poll that hangs must not keep the process alive.
+        self._thread = threading.Thread(target=self._keep_polling, name=f"monitor-{name}", daemon=True)
+
+    @property
+    def sample(self) -> Sample[Value]:
+        """Result of the last poll; a problem where the thread has died."""
+        if self._thread.ident is None or self._thread.is_alive() or self._stop.is_set():
+            return self._sample
+        return replace(self._sample, problem="it is not polled any more: its thread has ended. Start the monitor again")
+
+    def start(self) -> None:
+        """Begin to poll."""
+        self._thread.start()
+
+    def wait_for_first(self, seconds: float) -> None:
+        """Return once there has been a poll, or after that time."""
+        self._polled.wait(seconds)
+
+    def request_stop(self) -> None:
+        """Begin no further poll."""
+        self._stop.set()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the poll in progress."""
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    def poll_now(self) -> None:
+        """Poll once, in the calling thread."""
+        sample = sample_of(self._poll, self.name)
+        if sample.problem is not None:
+            if sample.problem != self._sample.problem:
+                logger.warning("part_away", part=self.name, reason=sample.problem)
+            sample = replace(self._sample, problem=sample.problem)
+        self._sample = sample
+        self._polled.set()
+
+    def _keep_polling(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.poll_now()
+            except Exception as defect:  # noqa: BLE001 - of the log, say: a thread that ended would poll nothing
+                self._sample = replace(self._sample, problem=f"{type(defect).__name__}: {defect}")
+                self._polled.set()
+            self._stop.wait(self._every_seconds)
+
+
+class Monitor:
+    """Pollers for every part of the system, over connections of their own.
+
+    Args:
+        settings: of the system.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        services = self.services = SystemResources(_with_short_timeouts(settings))
+        seconds = settings.monitor.refresh_seconds
+        # Two of them: storages are not shared between threads.
+        broker = BrokerPoll(services, DagsterRecords(services.settings), lambda: consumed_topics(services))
+        records = DagsterRecords(services.settings)
+        self.warehouse: Poller[WarehouseState] = Poller("ledger", lambda: read_warehouse(services), seconds)
+        self.broker: Poller[BrokerState] = Poller("broker", broker, seconds)
+        self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds)
+        self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)
+        self.disk: Poller[Disk] = Poller("disk", services.fullest_disk, seconds)
+        self._pollers: tuple[Poller[Any], ...] = (self.warehouse, self.broker, self.dagster, self.tables, self.disk)
+
+    def snapshot(self) -> SystemSnapshot:
+        """Return the last sample of every part, at once."""
+        return SystemSnapshot(
+            settings=self.settings,
+            at=datetime.now(UTC),
+            broker=self.broker.sample,
+            warehouse=self.warehouse.sample,
+            dagster=self.dagster.sample,
+            tables=self.tables.sample,
+            disk=self.disk.sample,
+        )
+
+    def poll_now(self) -> SystemSnapshot:
+        """Poll every part once, in the calling thread."""
+        for poller in self._pollers:
+            poller.poll_now()
+        return self.snapshot()
+
+    def start(self) -> None:
+        """Begin to poll."""
+        for poller in self._pollers:
+            poller.start()
+
+    def wait_for_first(self, seconds: float) -> None:
+        """Return once every part has been polled, or after that time."""
+        give_up_at = time.monotonic() + seconds
+        for poller in self._pollers:
+            poller.wait_for_first(max(0.0, give_up_at - time.monotonic()))
+
+    def stop(self) -> None:
+        """End all polling and disconnect; a poll that hangs is abandoned."""
+        for poller in self._pollers:
+            poller.request_stop()
+        give_up_at = time.monotonic() + STOP_SECONDS
+        for poller in self._pollers:
+            poller.join(max(0.0, give_up_at - time.monotonic()))
+        if "reader" in self.services.__dict__:
+            self.services.reader.close()
+        if "engine" in self.services.__dict__:
+            self.services.engine.dispose()
+
+
+def _with_short_timeouts(settings: Settings) -> Settings:
+    kafka, warehouse = settings.kafka, settings.warehouse
+    timeout = min(kafka.request_timeout_seconds, TIMEOUT_SECONDS)
+    connect = min(warehouse.connect_timeout_seconds, TIMEOUT_SECONDS)
+    return settings.model_copy(
+        update={
+            "kafka": kafka.model_copy(update={"request_timeout_seconds": timeout}),
+            "warehouse": warehouse.model_copy(update={"connect_timeout_seconds": connect}),
+        }
+    )
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One thing that ingestion needs.
+
+    Args:
+        ok: it is there and works.
+        detail: for a person.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+    def __str__(self) -> str:
+        """Return the line as `/readyz` writes it."""
+        return f"{'ok  ' if self.ok else 'down'} {self.name}: {self.detail}"
+
+
+def readiness(snapshot: SystemSnapshot) -> tuple[Line, ...]:
+    """Check broker, warehouse, Dagster's storage, its daemon, sensors, topics and free disk space of this machine."""
+    dagster, now, every_seconds = snapshot.dagster, snapshot.at, snapshot.settings.monitor.refresh_seconds
+    return (
+        _answers("broker", snapshot.broker, now, every_seconds),
+        _answers("warehouse", snapshot.warehouse, now, every_seconds),
+        _answers("dagster storage", dagster, now, every_seconds),
+        daemon_line(dagster, now),
+        sensors_line(dagster, now),
+        topics_line(snapshot.broker, dagster),
+        disk_line(snapshot.disk),
+    )
+
+
+def daemon_line(sample: Sample[DagsterState], now: datetime) -> Line:
+    """Check that the daemon that ticks sensors is alive."""
+    name = "daemon"
+    found = sample.present
+    if found is None:
+        return Line(name, ok=False, detail="unknown, as Dagster's storage does not answer")
+    beat = found.heartbeats.get(SENSOR_DAEMON)
+    if beat is None:
+        return Line(name, ok=False, detail="no heartbeat on record; start dagster-daemon")
+    silence = (now - beat).total_seconds()
+    if silence < -LARGEST_SKEW_SECONDS:
+        return Line(name, ok=False, detail=f"its last heartbeat lies {-silence:.0f} s in the future: {SET_BACK}")
+    return Line(name, silence <= LONGEST_SILENCE_SECONDS, f"last heartbeat {max(0.0, silence):.0f} s ago")
+
+
+def sensors_line(sample: Sample[DagsterState], now: datetime) -> Line:
+    """Check that every sensor that no person has stopped ticks, and that its last tick did not fail."""
+    name = "sensors"
+    found = sample.present
+    if found is None:
+        return Line(name, ok=False, detail="unknown, as Dagster's storage does not answer")
+    ticking = [sensor for sensor in found.sensors.values() if not sensor.stopped and sensor.ticked_at]
+    if not ticking:
+        return Line(name, ok=False, detail="none has ticked yet")
+    quiet = dict(_quiet(found, now))
+    ahead = dict(_ahead(found, now))
+    stopped = sorted(sensor.name for sensor in found.sensors.values() if sensor.stopped)
+    well = [one for one in ticking if one.name not in quiet.keys() | ahead.keys() | found.failing.keys()]
+    parts = [f"{len(well)} of {len(ticking)} tick"]
+    parts += [f"{sensor} {ticks}" for sensor, ticks in sorted(found.failing.items())]
+    parts += [f"silent: {_listed(quiet)}"] if quiet else []
+    parts += [f"last tick in the future, {SET_BACK}: {_listed(ahead)}"] if ahead else []
+    parts += [f"stopped by a person: {', '.join(stopped)}"] if stopped else []
+    return Line(name, not (quiet or ahead or found.failing), "; ".join(parts))
+
+
+def topics_line(broker: Sample[BrokerState], dagster: Sample[DagsterState]) -> Line:
+    """Check that no topic with messages is stalled, unless a person has stopped its sensor."""
+    name = "topics"
+    found = broker.present
+    if found is None:
+        return Line(name, ok=False, detail="unknown, as the broker does not answer")
+    sensors = dagster.present.sensors if dagster.present else {}
+    stopped = {sensor.name for sensor in sensors.values() if sensor.stopped}
+    stalled = [one for one in found.stalled if one.seconds > LONGEST_PAUSE_SECONDS and one.sensor not in stopped]
+    if stalled:
+        return Line(name, ok=False, detail="; ".join(f"{one}, read by {one.sensor}" for one in stalled))
+    waiting = sum(topic.waiting or 0 for topic in found.topics)
+    return Line(name, ok=True, detail=f"all of {len(found.topics)} move, {waiting} messages wait")
+
+
+def disk_line(sample: Sample[Disk]) -> Line:
+    """Check that the disks of this machine have free space."""
+    disk = sample.present
+    if disk is None:
+        return Line("disk", ok=False, detail=sample.problem or "not checked yet")
+    return Line("disk", not disk.is_nearly_full, str(disk))
+
+
+def _quiet(found: DagsterState, now: datetime) -> Iterator[tuple[str, float]]:
+    """Yield the sensors that have not ticked for too long, and for how many seconds."""
+    for name, silence in _silences(found, now):
+        if silence > LONGEST_PAUSE_SECONDS:
+            yield name, silence
+
+
+def _ahead(found: DagsterState, now: datetime) -> Iterator[tuple[str, float]]:
+    """Yield the sensors whose last tick lies in the future, and by how many seconds."""
+    for name, silence in _silences(found, now):
+        if silence < -LARGEST_SKEW_SECONDS:
+            yield name, -silence
+
+
+def _silences(found: DagsterState, now: datetime) -> Iterator[tuple[str, float]]:
+    for sensor in found.sensors.values():
+        if not sensor.stopped and sensor.ticked_at:
+            yield sensor.name, (now - sensor.ticked_at).total_seconds()
+
+
+def _listed(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} for {one:.0f} s" for name, one in sorted(seconds.items()))
+
+
+def _answers(name: str, sample: Sample[Value], now: datetime, every_seconds: float) -> Line:
+    age = sample.age_seconds(now)
+    if sample.problem:
+        return Line(name, ok=False, detail=sample.problem)
+    if age is None:
+        return Line(name, ok=False, detail="has not answered yet")
+    if age > LONGEST_POLL_SECONDS + every_seconds:
+        return Line(name, ok=False, detail=f"has not answered for {age:.0f} s")
+    return Line(name, ok=True, detail=f"answered in {sample.took_seconds * 1_000:.0f} ms, {age:.0f} s ago")
