@@ -125,7 +125,7 @@ class Settings(Section):
 
     @property
     def landing_url(self) -> str:
-        """Folder or s3:// address of the landing store."""
+        """Folder, s3:// or OneLake address of the landing store."""
         return self.storage.landing_url or str(self.state_dir.absolute() / "landing")
 
     @property
@@ -135,7 +135,7 @@ class Settings(Section):
 
     @property
     def attachments_url(self) -> str:
-        """Folder or OneLake address of the attachment store."""
+        """Folder, s3:// or OneLake address of the attachment store."""
         return self.attachments.store_url or str(self.state_dir.absolute() / "attachments")
 
     @property

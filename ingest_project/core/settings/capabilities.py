@@ -329,8 +329,8 @@ class AttachmentSettings(Section):
     Args:
         event_source: eventhouse: polled into events.raw; eventhub: read instead of events.raw; empty: neither.
         url_paths: JSONPaths by domain that find addresses in the payload; * is for every domain.
-        store_url: folder or OneLake address of the attachment store; empty: attachments/ in the state folder.
-        destinations: folder or OneLake address by domain: ONELAKE_CLAIMS_PATH is for claims.
+        store_url: folder, s3:// or OneLake address of the attachment store; empty: attachments/ in the state folder.
+        destinations: folder, s3:// or OneLake address by domain: ONELAKE_CLAIMS_PATH is for claims.
         destination_template: path of an attachment in its store; a folder {attachment} is added where it has none.
         results_url: folder, s3:// or OneLake address of the Delta table; empty: delta/ in the state folder.
         retry_delays_seconds: pauses of the four retry topics; after the last one a task is dead.

@@ -166,8 +166,8 @@ class StorageSettings(Section):
     """Object stores for landed and quarantined files.
 
     Args:
-        landing_url: folder or s3://bucket/prefix of the landing store; empty: landing/ in the state folder.
-        quarantine_url: folder or s3://bucket/prefix of the quarantine; empty: quarantine/ in the state folder.
+        landing_url: folder, s3:// or OneLake address of the landing store; empty: landing/ in the state folder.
+        quarantine_url: folder, s3:// or OneLake address of the quarantine; empty: quarantine/ in the state folder.
         s3_endpoint_url: address of an S3 server other than Amazon's.
         s3_region: region of the buckets.
         s3_access_key_id: key id; without it boto3's own credential chain is used.

@@ -222,8 +222,8 @@ class Guarded:
     Args:
         app: that is guarded.
         gate: knows the token.
-        local_only: refuse requests addressed to a name other than this machine's own: a foreign page could have its name
-            resolve to this machine and read everything (DNS rebinding).
+        local_only: refuse requests addressed to a name other than this machine's own: a foreign page could have its
+            name resolve to this machine and read everything (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, *, local_only: bool) -> None:
