@@ -1,6 +1,6 @@
 """User activity events of 1 KB from Apache Kafka to committed Delta: within a run, and by the whole product.
 
-Beside both, on the same topic: the same work without orchestration, and a plain consumer of one message at a time.
+For comparison, on the same topic: the same work without orchestration, and a plain consumer of one message at a time.
 
 The clock of the whole product starts as the sensors are turned on, with every event on the topic, and stops once every
 offset range is stored and reported: it includes the daemon's wait for its next tick and the start of the run workers.
@@ -116,10 +116,10 @@ def _read(reader: str, brokers: str, folder: Path, events: int) -> tuple[float, 
     """Seconds and megabytes of one of the readers."""
     command = [sys.executable, "-m", "benchmarks.activity_readers", reader, brokers, TOPIC, str(folder), str(events)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, PeakMemory([process.pid]) as memory:
-        told, _ = process.communicate()
+        output, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"The reader {reader} failed.")
-    return float(json.loads(told.splitlines()[-1])["seconds"]), memory.megabytes
+    return float(json.loads(output.splitlines()[-1])["seconds"]), memory.megabytes
 
 
 def _by_product(brokers: str, folder: Path, events: int) -> dict[str, float]:
@@ -162,6 +162,6 @@ def _wait_until_stored(system: System, events: int) -> float:
 
 def _is_exact(table: Path, events: int) -> bool:
     """Whether each event and each offset is there once."""
-    query = "SELECT count(*) AS rows, count(DISTINCT event_id) AS ids, count(DISTINCT kafka_partition * 10000000000 + kafka_offset) AS places FROM events"  # noqa: E501 - one sentence
+    query = "SELECT count(*) AS rows, count(DISTINCT event_id) AS ids, count(DISTINCT kafka_partition * 10000000000 + kafka_offset) AS positions FROM events"  # noqa: E501 - one sentence
     (found,) = pa.table(QueryBuilder().register("events", DeltaTable(table)).execute(query).read_all()).to_pylist()
     return set(found.values()) == {events}

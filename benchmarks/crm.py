@@ -94,11 +94,11 @@ def _measured(server: Server, messages: list[bytes], folder: Path) -> dict[str, 
 
 
 def _messages(number: int) -> Iterator[bytes]:
-    for place in range(number):
-        if place % UNREADABLE_EVERY == 0:
-            yield b"neither %d" % place
+    for index in range(number):
+        if index % UNREADABLE_EVERY == 0:
+            yield b"neither %d" % index
             continue
-        record, version = divmod(place, VERSIONS)
+        record, version = divmod(index, VERSIONS)
         yield json.dumps(_message(record, version)).encode()
 
 
@@ -124,9 +124,9 @@ def _message(record: int, version: int) -> dict[str, object]:
 def _send(server: Server, topic: str, messages: list[bytes]) -> None:
     # Compressed: the embedded broker keeps 5 MiB of each partition as it is sent.
     producer = Producer({"bootstrap.servers": server.bootstrap_servers, "linger.ms": 50, "compression.type": "lz4"})
-    for place, message in enumerate(messages):
-        producer.produce(topic, message, key=str(place))
-        if place % 1_000 == 0:
+    for index, message in enumerate(messages):
+        producer.produce(topic, message, key=str(index))
+        if index % 1_000 == 0:
             producer.poll(0)
     if producer.flush(PATIENCE_SECONDS):
         raise TimeoutError("The broker did not confirm all messages.")

@@ -4,7 +4,7 @@ Valkey (the open Redis) is what Celery is fastest and most often used with, and 
 server: no root, nothing to compile. The transports that need no server are no match: kombu's file system transport
 lists a folder for each message, and its database transport polls a table.
 
-The clock starts with all tasks queued and the workers up and waiting, when they are told to take from the queue; it
+The clock starts with all tasks queued and the workers up and waiting, when they are started on the queue; it
 stops when the status table says that every file is finished.
 """
 

@@ -68,7 +68,7 @@ def wait_for_tick(dagster: psycopg2.extensions.connection, name: str, seconds: f
 def _graphql(url: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
     body = json.dumps({"query": query, "variables": variables}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - our own server
-    # A proxy from the environment must not be asked for an address of this machine.
+    # Addresses of this machine must not go through a proxy of the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=ANSWER_SECONDS) as response:
         answer = json.load(response)

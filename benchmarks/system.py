@@ -157,7 +157,7 @@ class System:
         return set(keys.values()) if keys.keys() == names else None
 
     def _shown_keys(self) -> set[str]:
-        """Partitions of which Dagster has a materialisation or a check result."""
+        """Partitions with a materialisation or a check result in Dagster."""
         with self._dagster.cursor() as cursor:
             cursor.execute(
                 "SELECT partition FROM event_logs WHERE partition IS NOT NULL"
@@ -207,7 +207,7 @@ def running_system(
         **({"KAFKA_BOOTSTRAP_SERVERS": brokers} if brokers else {}),
     }
     with running_stack(load_settings(), _no_report) as stack, closing(System(stack)) as system:
-        # Otherwise the first tick makes the tables, and they are asked for before.
+        # Otherwise the first tick creates the tables, and they are queried before.
         migrate(open_engine(system.warehouse_url))
         first = write_workload(warm_up, 1, 1_000, name="warm-up", seed=0)
         system.measure(first)

@@ -8,7 +8,7 @@ BENCHMARK = $(BIN)/python -m benchmarks $(if $(KEEP),--keep)
 BENCHMARK_SIZES = $(if $(ROWS),--rows $(ROWS)) $(if $(PARTITIONS),--partitions $(PARTITIONS))
 
 .PHONY: bench-files
-bench-files: $(VENV)/.benchmarks-installed ## Files a second, beside Celery with pandas and COPY: FILES=2000 ROWS=1000
+bench-files: $(VENV)/.benchmarks-installed ## Files a second, next to Celery with pandas and COPY: FILES=2000 ROWS=1000
 	@$(BENCHMARK) files $(BENCHMARK_SIZES) $(if $(FILES),--files $(FILES)) $(if $(PEER_FILES),--peer-files $(PEER_FILES)) $(if $(FLOOR),--floor)
 
 .PHONY: bench-rows
@@ -36,5 +36,5 @@ bench-listing: $(VENV)/.benchmarks-installed ## Announcements a second of a larg
 	@$(BENCHMARK) listing $(if $(FILES),--files $(FILES))
 
 .PHONY: bench-attachments
-bench-attachments: $(VENV)/.dev-installed ## Attachments a second and MB a second, beside curl and a copy: SMALL=5000 LARGE=50 STORE=local|dfs
+bench-attachments: $(VENV)/.dev-installed ## Attachments a second and MB a second, next to curl and a copy: SMALL=5000 LARGE=50 STORE=local|dfs
 	@$(BIN)/python -m benchmarks.attachments $(if $(KEEP),--keep) $(if $(SMALL),--small $(SMALL)) $(if $(LARGE),--large $(LARGE)) $(if $(STORE),--store $(STORE))

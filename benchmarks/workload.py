@@ -142,8 +142,8 @@ def write_workload(folder: Path, files: int, rows_per_file: int, *, name: str = 
 def _choose_flaws(random: np.random.Generator, files: int) -> list[str | None]:
     count = max(1, round(files * BAD_FILE_SHARE)) if files > 1 else 0
     flaws: list[str | None] = [None] * files
-    for turn, place in enumerate(sorted(random.choice(files, count, replace=False))):
-        flaws[place] = FILE_FLAWS[turn % len(FILE_FLAWS)]
+    for turn, index in enumerate(sorted(random.choice(files, count, replace=False))):
+        flaws[index] = FILE_FLAWS[turn % len(FILE_FLAWS)]
     return flaws
 
 
@@ -168,8 +168,8 @@ def _make_block(random: np.random.Generator, first_file: int, flaws: list[str | 
 def _choose_bad_rows(random: np.random.Generator, rows: int, flaw: str | None) -> Integers:
     share = TOO_MANY_BAD_ROWS_SHARE if flaw == TOO_MANY_BAD_ROWS else BAD_ROW_SHARE
     bad = np.full(rows, -1)
-    places = random.choice(rows, round(rows * share), replace=False)
-    bad[places] = random.integers(len(FLAWS), size=len(places))
+    indices = random.choice(rows, round(rows * share), replace=False)
+    bad[indices] = random.integers(len(FLAWS), size=len(indices))
     return bad
 
 
@@ -200,7 +200,7 @@ def _cells(block: _Block) -> pl.DataFrame:
 
 
 def _flawed(column: str) -> pl.Expr:
-    """The column with the texts of its flaws in place."""
+    """The column with the texts of its flaws written into it."""
     cell = pl.col(column)
     for index, (of_column, text) in enumerate(FLAWS):
         if of_column == column:

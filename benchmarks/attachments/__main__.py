@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
 
 @contextmanager
 def _store(options: argparse.Namespace, folder: Path) -> Iterator[Mapping[str, str]]:
-    """The settings of the store that was asked for."""
+    """Return the settings of the chosen store."""
     if options.store == "local":
         yield {}
         return

@@ -45,7 +45,7 @@ def file_host(folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until stopped."""
     path = Path(sys.argv[1]) / "block"
     path.write_bytes(_block(LARGEST_BYTES))
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)

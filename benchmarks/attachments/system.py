@@ -167,7 +167,7 @@ def running_attachments(folder: Path, more: Mapping[str, str]) -> Iterator[Attac
         **more,
     }
     with running_stack(load_settings(), _no_report) as stack, closing(AttachmentSystem(stack)) as system:
-        # Otherwise the first tick makes the tables, and they are asked for before.
+        # Otherwise the first tick creates the tables, and they are queried before.
         migrate(open_engine(stack.settings.warehouse.database_url.get_secret_value()))
         yield system
 

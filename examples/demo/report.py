@@ -1,4 +1,4 @@
-"""Report the outcome of each file, each attachment and both streams, as ledger and stores have it."""
+"""Report the outcome of each file, each attachment and both streams, from work queues and stores."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class DemoAttachment(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         state: None where the system does not know the attachment.
-        attempts: how often it was tried, replays included.
-        stored_path: where it is.
-        failure: why the last attempt failed that did, whatever came after.
+        attempts: number of attempts, replays included.
+        stored_path: its location.
+        failure: of the last failed attempt, even if a later one succeeded.
     """
 
     file_name: str
@@ -110,10 +110,10 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def expected_files(source_config: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """The files that a polling job for this source must bring: partition key to name, by name.
+    """Return the files that a polling job for this source must find: partition key to name, by name.
 
     Raises:
-        SourceNotFoundError: the folder is not there.
+        SourceNotFoundError: the folder does not exist.
     """
     source = open_source(source_config, SourceContext(settings))
     found = [file for file in source.list_files("*") if isinstance(file, SourceFile)]
@@ -136,10 +136,10 @@ def report_of(  # noqa: PLR0913, PLR0917 - three capabilities
     attachments: Mapping[str, str],
     streams: DemoStreams | None,
 ) -> DemoReport:
-    """Outcome of files, attachments and streams.
+    """Collect the outcome of files, attachments and streams.
 
     Args:
-        services: ledger and warehouse.
+        services: work queues and warehouse.
         expected: files, partition key to name.
         earlier: keys of the files that were finished before the demo began.
         going_on: what was not finished in time.
@@ -158,7 +158,7 @@ def report_of(  # noqa: PLR0913, PLR0917 - three capabilities
 
 
 def summaries(metrics: Sequence[DeviceMetric]) -> tuple[TypeSummary, ...]:
-    """Metrics by file, device and type, brought together by type; the mean is that of all readings."""
+    """Merge metrics by file, device and type into one summary per type; the mean is that of all readings."""
     of_type: dict[str, list[DeviceMetric]] = {}
     for metric in metrics:
         of_type.setdefault(metric.sensor_type, []).append(metric)
@@ -166,7 +166,7 @@ def summaries(metrics: Sequence[DeviceMetric]) -> tuple[TypeSummary, ...]:
 
 
 def files_table(report: DemoReport) -> Table:
-    """File, state, rows and reasons."""
+    """Create the table of files: state, rows and reasons."""
     numbers = ("Accepted", "Refused")
     made = table("File", "State", *numbers, "Why", numbers=numbers)
     for file in report.files:
@@ -179,7 +179,7 @@ def files_table(report: DemoReport) -> Table:
 
 
 def metrics_table(report: DemoReport) -> Table:
-    """Sensor types with their readings."""
+    """Create the table of sensor types with their readings."""
     numbers = ("Devices", "Readings", "Min", "Mean", "Max")
     made = table("Sensor type", *numbers, numbers=numbers)
     for summary in report.metrics:
@@ -194,7 +194,7 @@ def metrics_table(report: DemoReport) -> Table:
 
 
 def attachments_table(report: DemoReport) -> Table:
-    """Attachment, state, attempts, bytes, where it is and what went wrong on the way."""
+    """Create the table of attachments: state, attempts, replays, bytes and location."""
     numbers = ("Attempts", "Replays", "Bytes")
     made = table("Attachment", "State", *numbers, "Where", numbers=numbers)
     for one in report.attachments:
@@ -206,9 +206,9 @@ def attachments_table(report: DemoReport) -> Table:
 
 def show_report(report: DemoReport) -> None:
     """Print the tables for a person."""
-    show(files_table(report), "What became of each file")
+    show(files_table(report), "Files")
     if report.metrics:
-        show(metrics_table(report), "What was measured")
+        show(metrics_table(report), "Readings by sensor type")
     if report.attachments:
         _show_attachments(report)
     if report.streams:
@@ -216,7 +216,7 @@ def show_report(report: DemoReport) -> None:
 
 
 def _show_attachments(report: DemoReport) -> None:
-    show(attachments_table(report), "What became of each attachment")
+    show(attachments_table(report), "Attachments")
     for one in report.attachments:
         if one.failure:
             then = f"; replayed, it is {one.state}" if one.replays else ""

@@ -39,7 +39,7 @@ from ingest_project.platform.dagster.run_records import DagsterRecords
 
 SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}
 GENEROUS_SECONDS = 300.0
-# They look at everything at once, and would do so by themselves only at the next quarter of an hour.
+# They check everything at once; their schedule would run them only at the next quarter of an hour.
 CHECKS_JOBS = ("file_checks", "attachment_checks", "user_activity_checks", "crm_checks")
 CHECKS_SECONDS = 60.0
 
@@ -101,14 +101,14 @@ def ingest_samples(
     attachments: DemoAttachments | None = None,
     streams: DemoStreams | None = None,
 ) -> DemoReport:
-    """Send everything, wait for what comes of it, and have all that is stored checked.
+    """Send everything, wait until it is processed, and evaluate the checks.
 
     Args:
         stack: the running system.
-        expected: the files that must come, partition key to name.
-        timeout_seconds: how long that may take, without the checks.
-        attachments: what else to show; None: none.
-        streams: the same.
+        expected: the files, partition key to name.
+        timeout_seconds: limit of the wait, without the checks.
+        attachments: to send as well; None where they are left out.
+        streams: likewise.
 
     Raises:
         ServiceFailedError: a part of the stack ended meanwhile.
@@ -125,14 +125,14 @@ def ingest_samples(
         streams.send(services)
     if attachments:
         attachments.send(services)
-        attachments.mend_and_replay(services, deadline, stack.require_running)
+        attachments.fix_and_replay(services, deadline, stack.require_running)
     seen = wait_for_idle(services, records, deadline - time.monotonic(), stack.require_running)
     unfinished = [*seen.going_on, *seen.problems] or _unchecked(stack)
     return report_of(services, expected, earlier, unfinished, attachments.expected if attachments else {}, streams)
 
 
 def _unchecked(stack: Stack) -> list[str]:
-    """Evaluate the checks of all that is stored; what kept them from being evaluated."""
+    """Evaluate the checks of all that is stored; return what prevented that."""
     if stack.webserver_port is None:
         return []
     complain("Evaluating the checks of all that is stored …")
@@ -171,7 +171,7 @@ def _where_to_look(report: DemoReport, stack: Stack, *, keep: bool) -> list[tupl
         *_streams_to_look_at(report, command),
         ("Another job", f"{command} send polling-job --path {DUMMY_PATH}"),
         ("How far it is", f"{command} status"),
-        ("State folder", f"{stack.settings.state_dir.absolute()} (rows, files, logs; remove it to begin anew)"),
+        ("State folder", f"{stack.settings.state_dir.absolute()} (rows, files, logs; remove it to start over)"),
     ]
     if keep:
         return [("Dagster UI", stack.webserver_url), *pairs]
@@ -193,7 +193,7 @@ def _stay(stack: Stack) -> None:
     try:
         stack.wait()
     except KeyboardInterrupt:
-        # That is how it is meant to end.
+        # The expected end.
         return
 
 

@@ -1,4 +1,4 @@
-"""The example as a code location of its own, beside that of ingest_project: see `workspace.yaml` in this folder."""
+"""The example as a code location of its own, next to that of ingest_project: see `workspace.yaml` in this folder."""
 
 import dagster as dg
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from examples.demo.attachments import serving
+from examples.demo.attachments import FileServer, serving
 from examples.demo.report import DemoAttachment, DemoFile, DemoReport, expected_files, summaries
 from examples.demo.run import SOURCE, ingest_samples, run
-from examples.demo.server import FileServer
 from examples.demo.streams import streaming
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.runtime_settings import child_environment

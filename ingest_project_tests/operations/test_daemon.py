@@ -119,7 +119,7 @@ class BegunAnewError(Exception):
 
 def test_the_daemon_restarts_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     right, looks = time.time, itertools.count()
-    monkeypatch.setattr(daemon, "LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(daemon, "CHECK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr(time, "time", lambda: right() - (3_600 if next(looks) > 20 else 0))
 
     def begin_anew() -> None:
