@@ -161,7 +161,7 @@ def _wait_until_stored(system: System, events: int) -> float:
 
 
 def _is_exact(table: Path, events: int) -> bool:
-    """Whether each event and each offset is there once."""
+    """Return true where each event and each offset is stored once."""
     query = "SELECT count(*) AS rows, count(DISTINCT event_id) AS ids, count(DISTINCT kafka_partition * 10000000000 + kafka_offset) AS positions FROM events"  # noqa: E501 - one sentence
     (found,) = pa.table(QueryBuilder().register("events", DeltaTable(table)).execute(query).read_all()).to_pylist()
     return set(found.values()) == {events}

@@ -1,7 +1,7 @@
 """Seconds that one small commit of user activity takes, from the first to the thousandth, with maintenance between.
 
 A busy system commits once a second and looks after its table every ten minutes. Here commits follow one another at
-once, so the maintenance comes after as many of them. The table is local; Kafka and the ledger have no part in it.
+once, so the maintenance comes after as many of them. The table is local; Kafka and the warehouse have no part in it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def run(brokers: str, topic: str, folder: Path, events: int) -> None:
     environ = {
         "KAFKA_BOOTSTRAP_SERVERS": brokers,
         "KAFKA_TOPIC_USER_ACTIVITY_EVENTS": topic,
-        "DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}",
+        "DATABASE_URL": f"sqlite:///{folder / 'warehouse.db'}",
         "INGEST_STATE_DIR": str(folder),
     }
     services = SystemResources(load_settings(environ, folder).settings)
@@ -44,7 +44,7 @@ def run(brokers: str, topic: str, folder: Path, events: int) -> None:
 
 
 def floor(brokers: str, topic: str, folder: Path, events: int) -> None:
-    """Consume, decode, append: no ledger, nothing remembered, one thing after the other."""
+    """Consume, decode, append: no work queue, no state, one step after the other."""
     consumer = _consumer(brokers, topic)
     done = 0
     while done < events:

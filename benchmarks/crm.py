@@ -51,7 +51,7 @@ FIRST = datetime(2024, 3, 24, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Expected:
-    """What the tables must hold in the end: number of rows and sum of money of each, and of unidentified messages."""
+    """Expected content of the tables: number of rows and sum of money of each, and number of unidentified messages."""
 
     opportunities: tuple[int, Decimal]
     projects: tuple[int, Decimal]

@@ -16,11 +16,11 @@ _EVENT_TEXTS = ("event", "evaluation_event")
 def copy_file(
     warehouse: psycopg2.extensions.connection, dagster: psycopg2.extensions.connection, key: str, count: int
 ) -> None:
-    """Copy an ingested file's ledger entry, partition, materialisations and check results; its rows are left out.
+    """Copy the queue entry, partition, materialisations and check results of an ingested file, without its rows.
 
     Args:
-        warehouse: holds the ledger.
-        dagster: holds the partitions and the event log.
+        warehouse: database of the work queue.
+        dagster: database of the partitions and the event log.
         key: of the file.
         count: how many copies; each has a key of its own that begins with `earlier-`.
     """

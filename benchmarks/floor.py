@@ -1,6 +1,6 @@
-"""What the machine can do with no orchestration at all: two processes, Polars, COPY in transactions of 64 files.
+"""Measure the machine without any orchestration: two processes, Polars, COPY in transactions of 64 files.
 
-No queue, no history, no retry, nothing to look at: the time that is left when everything but the work is taken away.
+No queue, no history, no retry, no UI: the time of the work alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def measure_floor(workload: Workload, folder: Path) -> tuple[float, list[str]]:
 
     Args:
         workload: the files.
-        folder: is made; holds the database.
+        folder: of the database; created.
 
     Returns:
         seconds it took, and how what is stored differs from what should be.

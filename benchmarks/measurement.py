@@ -1,4 +1,4 @@
-"""What every benchmark does around its measurement: a folder for it, and its result as the last line."""
+"""Frame of every benchmark: create its folder, and print its result as the last line."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class PeakMemory:
 
     @property
     def command(self) -> str:
-        """How that process was started, shortened."""
+        """Command line of that process, shortened."""
         return self._peak_command
 
     def __enter__(self) -> Self:

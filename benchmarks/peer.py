@@ -38,10 +38,10 @@ PACKAGES = Path(sys.prefix) / "benchmark-packages"
 
 @dataclass(frozen=True)
 class PeerResult:
-    """What the Celery design reached.
+    """Result of the Celery design.
 
     Args:
-        files: how many there were.
+        files: number of files.
         seconds: for all of them.
         peak_rss_mb: of its largest worker process.
         differences: between what it stored and what should be stored; empty when exact.
@@ -63,7 +63,7 @@ def measure_peer(workload: Workload, folder: Path) -> PeerResult:
 
     Args:
         workload: the files.
-        folder: is made; holds the database and the logs.
+        folder: of the database and the logs; created.
 
     Raises:
         ServiceFailedError: PostgreSQL, Valkey or the worker did not start, or ended.

@@ -1,7 +1,7 @@
-"""Whether a database holds exactly what must come of a workload, row sums and aggregates included.
+"""Compare a database with the expected result of a workload, row sums and aggregates included.
 
-Product and peer are asked the same questions: their tables have the same names, and the same columns as far as these
-questions go.
+Product and peer are compared by the same queries: their tables have the same names, and the same columns as far as
+these queries go.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _CLOSE_METRICS = ("mean", "stddev")
 
 
 def differences(database_url: str, workload: Workload) -> list[str]:
-    """How what is stored differs from what should be; empty when it is exactly that.
+    """List the differences between the stored and the expected result; empty when there are none.
 
     Args:
         database_url: libpq's, of the database with the tables.
-        workload: whose files were ingested; other files in the tables are not looked at.
+        workload: whose files were ingested; other files in the tables are ignored.
     """
     with adbc_driver_postgresql.dbapi.connect(database_url) as connection, connection.cursor() as cursor:
 
@@ -98,7 +98,7 @@ def _of_metrics(expected: pl.DataFrame, stored: pl.DataFrame) -> list[str]:
 
 
 def _apart(name: str) -> pl.Expr:
-    """Whether two numbers differ by more than rounding; a null only equals a null."""
+    """Return true where two numbers differ by more than rounding; a null only equals a null."""
     expected, stored = pl.col(name), pl.col(f"{name}_stored")
     near = (expected - stored).abs() <= RELATIVE_TOLERANCE * pl.max_horizontal(expected.abs(), pl.lit(1.0))
     return ~(near.fill_null(value=False) | (expected.is_null() & stored.is_null()))

@@ -1,9 +1,9 @@
-"""The whole product, started by its own stack on a fresh state folder, and a clock around what it does.
+"""Start the whole product on a fresh state folder, and measure the time that it takes for files.
 
-What the clock covers: all processes are up, one file has been ingested (so that no process is new), the sensors are off
-and the events are on the topic. The clock starts as the sensors are turned on, through Dagster's API. It stops once the
-ledger says that every file is finished and reported, and Dagster's event log has a materialisation or a check result of
-every one of them. So it includes the daemon's wait for its next tick (a second or two), the start of the run workers,
+When the clock starts, all processes are up, one file has been ingested (so that no process is new), the sensors are off
+and the events are on the topic. It starts as the sensors are turned on, through Dagster's API. It stops once every file
+is finished and reported in the work queue, and Dagster's event log has a materialisation or a check result of every one
+of them. So it includes the daemon's wait for its next tick (a second or two), the start of the run workers,
 and all reporting.
 """
 
@@ -46,11 +46,11 @@ NOT_DAGSTER = ("postgres", "broker")
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a workload took.
+    """Durations of a workload.
 
     Args:
         seconds: from the sensor on to everything stored and shown.
-        seconds_to_start: from the sensor on to the first file in the hands of a run.
+        seconds_to_start: from the sensor on to the first file that a run begins.
     """
 
     seconds: float
@@ -111,9 +111,9 @@ class System:
         return Timing(seconds, (first - began_at).total_seconds())
 
     def seconds_to_rows(self, path: Path, poll_seconds: float = 0.02) -> float:
-        """Announce one file and wait until its rows are there.
+        """Announce one file and wait until its rows are stored.
 
-        The ledger's entry is finished by the transaction that stores the rows, and is found by index.
+        The transaction that stores the rows finishes the file's entry in the work queue, which an index finds.
         """
         query = (
             "SELECT file_key FROM files WHERE state IN ('ingested', 'quarantined', 'duplicate', 'failed')"
@@ -185,7 +185,7 @@ def running_system(
     """The product on a fresh state folder, warm: one file has gone through it.
 
     Args:
-        folder: is made; holds all its state.
+        folder: of all its state; created.
         inboxes: folders it may read files from.
         earlier_files: that many files are already on record.
         brokers: of a Kafka that has the topics; the embedded one by default.

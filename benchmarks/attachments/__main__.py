@@ -86,13 +86,13 @@ def _store(options: argparse.Namespace, folder: Path) -> Iterator[Mapping[str, s
 
 
 def _wrong(system: AttachmentSystem, size: int, names: list[str], prefix: str) -> list[str]:
-    """How what is stored differs from what was served; empty when it does not."""
+    """List the differences between stored and served files; empty when there are none."""
     expected = expected_sha256(size, names)
     services = SystemResources(system.settings)
     found = system.results(prefix)
-    problems = [] if len(found) == len(names) else [f"{len(found)} of {len(names)} {prefix} ones are in the ledger"]
+    problems = [] if len(found) == len(names) else [f"{len(found)} of {len(names)} {prefix} ones are in the work queue"]
     if sorted(digest for _, digest in found) != sorted(expected.values()):
-        problems.append(f"The ledger has other digests of the {prefix} ones.")
+        problems.append(f"The work queue has other digests of the {prefix} ones.")
     records = services.attachments.list(text=f"{prefix}-", limit=10 * len(names) + 10)
     store = services.attachment_store("benchmark")
 

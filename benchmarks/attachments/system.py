@@ -1,7 +1,7 @@
-"""The whole product on a fresh state folder, and a clock around the attachments that it brings.
+"""Start the whole product on a fresh state folder, and measure the time that it takes for attachments.
 
-What the clock covers is what `benchmarks.system` says of files: sensors are turned on with the events on the topic; it
-stops once the ledger has every attachment as stored and reported, every result is in a Delta commit, and Dagster's
+The clock covers the same as that of `benchmarks.system`: sensors are turned on with the events on the topic; it stops
+once the work queue has every attachment as stored and reported, every result is in a Delta commit, and Dagster's
 event log has a materialisation of each.
 """
 
@@ -33,7 +33,7 @@ CONFIRM_SECONDS = 60.0
 
 
 class Timing(NamedTuple):
-    """How long some attachments took, in seconds.
+    """Durations of some attachments, in seconds.
 
     Args:
         total: from the sensor being on to everything stored and shown.
@@ -52,7 +52,7 @@ class AttachmentSystem:
         self._stack = stack
         self.settings = stack.settings
         self._producer = Producer({"bootstrap.servers": self.settings.kafka.bootstrap_servers, "linger.ms": 5})
-        self._ledger = _connect(self.settings.warehouse.database_url.get_secret_value())
+        self._warehouse = _connect(self.settings.warehouse.database_url.get_secret_value())
         self._dagster = _connect(self.settings.dagster.postgres_url.get_secret_value())
 
     @property
@@ -62,7 +62,7 @@ class AttachmentSystem:
 
     def close(self) -> None:
         """Close the connections."""
-        self._ledger.close()
+        self._warehouse.close()
         self._dagster.close()
 
     def measure(self, addresses: Sequence[str], trace_prefix: str) -> Timing:
@@ -76,44 +76,46 @@ class AttachmentSystem:
         while not self._are_done(already + len(addresses)):
             self._stack.require_running()
             if time.monotonic() > began + PATIENCE_SECONDS:
-                states = self._ask(self._ledger, "SELECT state, count(*), min(reason) FROM attachments GROUP BY state")
+                states = self._ask(
+                    self._warehouse, "SELECT state, count(*), min(reason) FROM attachments GROUP BY state"
+                )
                 raise TimeoutError(f"Not every attachment was stored: {states}. Logs: {self.settings.state_dir}/logs.")
             self._require_none_failed()
             time.sleep(POLL_SECONDS)
         seconds = time.monotonic() - began
         query = "SELECT min(started_at) FROM attachments WHERE started_at >= %s"
-        ((first,),) = self._ask(self._ledger, query, began_at)
+        ((first,),) = self._ask(self._warehouse, query, began_at)
         return Timing(seconds, (first - began_at).total_seconds())
 
     def results(self, trace_prefix: str) -> list[tuple[str, str]]:
         """Destination and digest of every attachment that is stored."""
         query = "SELECT stored_path, sha256 FROM attachments WHERE state = 'stored' AND trace_id LIKE %s"
-        return self._ask(self._ledger, query, f"{trace_prefix}-%")
+        return self._ask(self._warehouse, query, f"{trace_prefix}-%")
 
     def _are_done(self, count: int) -> bool:
-        """Whether so many attachments are stored, reported and shown, and nothing is left to be done for them.
+        """Return true once so many attachments are stored, reported and shown, and no work is left for them.
 
-        What an index answers is asked first: to count thousands of rows ten times a second would take from what is
-        measured.
+        Queries that an index answers come first: counting thousands of rows ten times a second would distort the
+        measurement.
         """
-        return not self._held() and self._stored() >= count and not self._unfinished() and self._shown() >= count
+        return not self._leased() and self._stored() >= count and not self._unfinished() and self._shown() >= count
 
     def _require_none_failed(self) -> None:
         failed = self._ask(
-            self._ledger, "SELECT min(reason) FROM attachments WHERE state = 'failed' HAVING count(*) > 0"
+            self._warehouse, "SELECT min(reason) FROM attachments WHERE state = 'failed' HAVING count(*) > 0"
         )
         if failed:
             raise RuntimeError(f"An attachment was not stored: {failed[0][0]}")
 
-    def _held(self) -> bool:
-        """Whether a run has attachments in its hands."""
-        held = "SELECT 1 FROM attachments WHERE reported_at IS NULL AND state <> 'pending' LIMIT 1"
-        return bool(self._ask(self._ledger, held))
+    def _leased(self) -> bool:
+        """Return true while a run leases attachments."""
+        leased = "SELECT 1 FROM attachments WHERE reported_at IS NULL AND state <> 'pending' LIMIT 1"
+        return bool(self._ask(self._warehouse, leased))
 
     def _stored(self) -> int:
         """Attachments that are stored and reported."""
         query = "SELECT count(*) FROM attachments WHERE state = 'stored' AND reported_at IS NOT NULL"
-        ((stored,),) = self._ask(self._ledger, query)
+        ((stored,),) = self._ask(self._warehouse, query)
         return int(stored)
 
     def _shown(self) -> int:
@@ -128,7 +130,7 @@ class AttachmentSystem:
     def _unfinished(self) -> bool:
         waiting = "SELECT 1 FROM attachment_events WHERE state <> 'done' OR reported_at IS NULL LIMIT 1"
         uncommitted = "SELECT 1 FROM download_outcomes WHERE committed_at IS NULL OR published_at IS NULL LIMIT 1"
-        return bool(self._ask(self._ledger, waiting) or self._ask(self._ledger, uncommitted))
+        return bool(self._ask(self._warehouse, waiting) or self._ask(self._warehouse, uncommitted))
 
     def _send(self, addresses: Sequence[str], trace_prefix: str) -> None:
         for number, address in enumerate(addresses):
@@ -151,7 +153,7 @@ def running_attachments(folder: Path, more: Mapping[str, str]) -> Iterator[Attac
     """The product on a fresh state folder.
 
     Args:
-        folder: is made; holds all its state.
+        folder: of all its state; created.
         more: further settings.
     """
     state_dir = folder / "state"

@@ -122,7 +122,7 @@ def skipped(*, limit: Limit = 50, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"skipped": found[:limit], "more": len(found) > limit})
         return
-    made = table("Topic", "Partition", "From", "To", "Asked", "By", "Reason", numbers=["Partition", "From", "To"])
+    made = table("Topic", "Partition", "From", "To", "Requested", "By", "Reason", numbers=["Partition", "From", "To"])
     for one in found[:limit]:
         last = one.end_offset - 1
         add_row(made, one.topic, one.partition, one.first_offset, last, ago(one.asked_at), one.asked_by, one.reason)

@@ -172,7 +172,7 @@ class SystemSnapshot:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no work waits or runs, and every part could be read."""
+        """True where no work waits or runs, and every part could be read."""
         return not self.going_on
 
     @property

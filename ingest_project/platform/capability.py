@@ -416,7 +416,7 @@ def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment
     """Yield what every work queue records of an entry: its arrival, its run, its end or its next attempt."""
     yield Moment(row["created_at"], subject, "arrived", kafka_position(row))
     if row["started_at"]:
-        yield Moment(row["started_at"], subject, "taken by a run", f"run {row['run_id']}")
+        yield Moment(row["started_at"], subject, "begun by a run", f"run {row['run_id']}")
     if row["finished_at"]:
         yield Moment(row["finished_at"], subject, row["state"], end)
     elif row["reason"]:

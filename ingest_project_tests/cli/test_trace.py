@@ -23,11 +23,11 @@ def test_the_history_of_a_trace_is_shown_in_time_order(ingest: Ingest, services:
     told = ingest("trace", f"trace-of-{KEY}")
     assert told.exit_code == 0
     assert "other.csv" not in told.out
-    assert told.out.index("arrived") < told.out.index("taken by a run")
+    assert told.out.index("arrived") < told.out.index("begun by a run")
     moments = ingest("trace", f"trace-of-{KEY}", "--json").json["moments"]
     assert [(moment["subject"], moment["what"]) for moment in moments] == [
         (f"file {KEY}", "arrived"),
-        (f"file {KEY}", "taken by a run"),
+        (f"file {KEY}", "begun by a run"),
     ]
 
 

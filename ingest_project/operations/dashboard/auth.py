@@ -148,7 +148,7 @@ class Gate:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a token is required."""
+        """True where a token is required."""
         return bool(self._token)
 
     def opens_with(self, token: str) -> bool:

@@ -11,12 +11,12 @@ const LOST_AFTER_MS = 10_000;
 const find = (id) => document.getElementById(id);
 const shown = new Map();
 let chosen = localStorage.getItem("window") ?? "1h";
-let timer = null, asking = null, lastAnswer = 0, pause = 2_000;
+let timer = null, request = null, lastAnswer = 0, pause = 2_000;
 
-async function ask() {
+async function refresh() {
   clearTimeout(timer);
-  asking?.abort();
-  const mine = (asking = new AbortController());
+  request?.abort();
+  const mine = (request = new AbortController());
   try {
     const answer = await fetch(`dashboard.json?window=${chosen}`, { signal: mine.signal, headers: { accept: "application/json" } });
     if (answer.status === 401) return location.assign("login");
@@ -29,7 +29,7 @@ async function ask() {
     if (error.name === "AbortError") return;
     console.warn("The monitor does not answer:", error);
   }
-  if (mine === asking && !document.hidden) timer = setTimeout(ask, pause);
+  if (mine === request && !document.hidden) timer = setTimeout(refresh, pause);
   showLiveness();
 }
 
@@ -256,9 +256,9 @@ function choose(name) {
 }
 
 for (const button of document.querySelectorAll("[data-window]")) {
-  button.addEventListener("click", () => { choose(button.dataset.window); ask(); });
+  button.addEventListener("click", () => { choose(button.dataset.window); refresh(); });
 }
-document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : ask()));
+document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : refresh()));
 setInterval(showLiveness, 1_000);
 choose(document.querySelector(`[data-window="${chosen}"]`) ? chosen : "1h");
-ask();
+refresh();
