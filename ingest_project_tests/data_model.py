@@ -142,7 +142,7 @@ TABLES = {
             "stands": "True: this version of its location counts",
             "replaced_by": "Key of the version that replaced it",
             "retry_group": "Files of a lost run are tried again in halves; the name of the half",
-            "origin": "Whose share of a batch the file takes: the place that a job looked in, or the folder",
+            "origin": "Whose share of a batch the file takes: the location that a job listed, or the folder",
             "landed_bytes": "Bytes in the landing store",
             "duplicate_of": "Key of the file with the same content and meaning",
             "rows_read": "Readings of the file, bad ones included",
@@ -334,7 +334,7 @@ TABLES = {
             "changed_at": "When they last changed",
             "computed_changes": "Number of changes that the figures include",
             "computed_at": "When the figures were computed",
-            "reported_changes": "Number of changes that Dagster was told of",
+            "reported_changes": "Number of changes that are reported to Dagster",
         },
     ),
     "activity_hour_spans": Described(

@@ -56,10 +56,10 @@ def build_app(commands: Iterable[str] = COMMANDS) -> typer.Typer:
         help=HELP,
         no_args_is_help=True,
         add_completion=False,
-        # A defect shows as an ordinary traceback, which people can search for and paste.
+        # A defect is shown as an ordinary traceback, which people can search for and paste.
         pretty_exceptions_enable=False,
     )
-    # Without a callback a lone command would become the app itself.
+    # Without a callback a single command would become the app itself.
     app.callback()(_no_options)
     for name in commands:
         module, _, register = COMMANDS[name].partition(":")
@@ -116,14 +116,14 @@ def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name:
         return FAILED
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    # A command returns nothing; of one that ends early its exit code is returned here.
+    # A command returns nothing; one that ends early returns its exit code.
     return ended if isinstance(ended, int) else 0
 
 
 def _needed(arguments: Sequence[str]) -> Iterable[str]:
     """Return the command that is called; all of them for help and misspelt names.
 
-    Importing the others takes longer than most commands do.
+    Importing the others takes longer than most commands run.
     """
     return arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
 
@@ -135,7 +135,7 @@ def _no_options() -> None:
 def _misused(problem: Any) -> int:  # noqa: ANN401 - of Typer's own Click, which has no public name
     from typer.rich_utils import rich_format_error  # noqa: PLC0415 - for misspelt commands alone
 
-    # It repeats what was typed, or what a script put there.
+    # The message repeats arguments, which may contain control characters.
     problem.message = printable_lines(problem.message)
     rich_format_error(problem)
     return int(problem.exit_code)
@@ -151,7 +151,7 @@ def _show_defect_of_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def _failed(error: IngestError, code: int) -> int:
-    # The end of a log may belong to it, which has lines of its own.
+    # An error may include the last lines of a log.
     for line in str(error).splitlines():
         sys.stderr.write(f"{printable(line)}\n")
     return code

@@ -55,13 +55,13 @@ def status(
     *,
     wait_until_idle: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="Wait until nothing goes on; exit code 1 if that takes longer."),
+        typer.Option(min=0, metavar="SECONDS", help="Wait until the system is idle; exit code 1 if that takes longer."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what waits on the topics, everything by state, the retry tiers, and runs in flight.
+    """Show messages waiting on topics, entries by state, retry tiers, and runs in flight.
 
-    Exit code 1 when some part does not answer, when a disk is nearly full, and when it is not idle in time.
+    Exit code 1 when a part does not answer, when a disk is nearly full, or when the system is not idle in time.
     """
     settings = load_settings().settings
     services, records = SystemResources(settings), DagsterRecords(settings)
@@ -86,13 +86,13 @@ def wait_for_idle(
     seconds: float,
     check: Callable[[], None] = lambda: None,
 ) -> SystemSnapshot:
-    """Take snapshots until the system is idle or the time is over, and print on stderr what is waited for.
+    """Take snapshots until the system is idle or the time is over, and print on stderr what is unfinished.
 
     Args:
         services: of the system.
-        records: Dagster's.
-        seconds: how long to wait.
-        check: called each time; what it raises ends the wait.
+        records: of Dagster.
+        seconds: longest wait.
+        check: called before each snapshot; an exception of it ends the wait.
 
     Returns:
         the last snapshot.
@@ -100,7 +100,7 @@ def wait_for_idle(
     deadline = time.monotonic() + seconds
     console = stderr()
     printed, printed_at = "", 0.0
-    with console.status(Text("Looking …")) as line:
+    with console.status(Text("Reading …")) as line:
         while True:
             check()
             snapshot = take_snapshot(services, records)
@@ -117,7 +117,7 @@ def wait_for_idle(
 
 
 def as_record(snapshot: SystemSnapshot) -> dict[str, object]:
-    """Return the status as JSON can show it: what could not be read is null, and named among the problems."""
+    """Return the status for JSON: what could not be read is null, and `problems` names it."""
     warehouse, dagster = snapshot.warehouse.present, snapshot.dagster.present
     work = warehouse.work.values() if warehouse else ()
     counts = {queue.kind: queue.counts for queue in warehouse.queues} if warehouse else {}
@@ -233,7 +233,7 @@ def show_settings(*, as_json: AsJson = False) -> None:
     if as_json:
         print_json([_as_record(setting) for setting in settings])
     else:
-        # In a pipe or a file there is no width to fit into.
+        # A pipe or a file has no width that limits the table.
         Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(_settings_table(settings))
 
 

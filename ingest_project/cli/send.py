@@ -50,7 +50,7 @@ POLL_SECONDS = 0.5
 SERVERS = ("ftp", "sftp")
 
 Profile = Annotated[str | None, typer.Option("--format", metavar="PROFILE", help="Reader profile of the files.")]
-TraceId = Annotated[str | None, typer.Option(help="Follows the message through logs and tables; made up if absent.")]
+TraceId = Annotated[str | None, typer.Option(help="Identifies the message in logs and tables; generated if absent.")]
 Domain = Annotated[str, typer.Option(help="Business domain; decides where files are stored.")]
 EventType = Annotated[str, typer.Option(help="What happened, e.g. claim.documents.received.")]
 
@@ -133,7 +133,7 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="What else the source needs, e.g. region=eu-west-1; repeatable.",
+            help="Further fields of the source, e.g. region=eu-west-1; repeatable.",
             rich_help_panel="Where to look",
         ),
     ] = None,
@@ -145,7 +145,9 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Carried along to every file; repeatable.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Until the source was polled; 1 where that failed.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until the source is polled; exit code 1 if that fails.")
+    ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds that --wait waits at most.")] = 300.0,
     as_json: AsJson = False,
 ) -> None:
@@ -194,7 +196,7 @@ def send_attachment_event(  # noqa: PLR0913 - one for each part of the message
     raw = checked(event, decode_attachment_event)
     settings = load_settings().settings
     sent = deliver(Runtime(settings), settings.topics.events_raw, event.trace_id, raw, event.trace_id)
-    # The payload may have signed addresses anywhere.
+    # The payload may contain signed addresses anywhere.
     shown = msgspec.structs.replace(event, attachments=[printable_url(one) for one in urls or ()], payload=None)
     sent = msgspec.structs.replace(sent, message=shown)
     print_sent(sent, f"an event of {domain} with {counted(len(event.attachments), 'attachment')}", as_json=as_json)
@@ -238,7 +240,7 @@ def send_download_task(  # noqa: PLR0913 - one for each part of the message
 
 
 def file_event(path: str, settings: Settings, metadata: dict[str, Any], trace_id: str) -> FileEvent:
-    """Return the event of one local file, of the version that exists now where this host can see it.
+    """Return the event of one local file, with its present version where this host can see the file.
 
     Raises:
         ForbiddenPathError: it exists outside the folders that may be read.
@@ -294,7 +296,7 @@ def deliver(services: Runtime, topic: str, key: str, raw: bytes, trace_id: str |
 
 
 def checked(message: msgspec.Struct, decode: Callable[[bytes], object]) -> bytes:
-    """Encode the message, and refuse it where the reader would."""
+    """Encode the message; reject what the reader would reject."""
     try:
         raw = encode(message)
         decode(raw)
@@ -385,7 +387,7 @@ def _print_end(record: JobRecord | None, job: PollingJob, timeout_seconds: float
         raise typer.Exit(1)
 
 
-def _json(text: str | None) -> Any:  # noqa: ANN401 - whatever a payload is
+def _json(text: str | None) -> Any:  # noqa: ANN401 - any JSON
     if text is None:
         return None
     try:

@@ -49,7 +49,7 @@ LOCATION = re.compile(r"([^/]+)/([0-9]{1,9})/([0-9]{1,18})")
 
 topics_app = typer.Typer(help="Messages that stop a topic, and how to skip them.", no_args_is_help=True)
 
-Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="That is read, e.g. file-event-queue.")]
+Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="Topic that is read, e.g. file-event-queue.")]
 Partition = Annotated[int, typer.Argument(metavar="PARTITION", min=0, help="Of the topic.")]
 Offset = Annotated[int, typer.Argument(metavar="OFFSET", min=0, help="Of the first message to skip.")]
 Count = Annotated[int, typer.Option(min=1, max=MAX_SKIPPED, help="How many messages to skip.")]
@@ -61,7 +61,7 @@ Topics = Annotated[
         metavar="NAME", help="Only this topic; may be given again.", show_default="every topic of dead letters"
     ),
 ]
-Location = Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="Where it is, as the list says.")]
+Location = Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="As `ingest dlq messages` lists it.")]
 
 
 class DeadMessageList(msgspec.Struct, frozen=True):
@@ -89,7 +89,7 @@ def register_dlq(app: typer.Typer) -> None:
 def skip(topic: Topic, partition: Partition, offset: Offset, *, reason: Reason, count: Count = 1) -> None:
     """Skip messages: they become dead letters, bytes and headers unchanged, and the topic goes on.
 
-    Safe while everything runs: the next tick of the topic's sensor that reads them does it. Exit code 1 when one of
+    Safe while everything runs: the next tick of the topic's sensor that reads them skips them. Exit code 1 when one of
     them has been consumed already or does not exist yet; nothing changes then.
     """
     services = SystemResources(load_settings().settings)
@@ -136,7 +136,7 @@ def list_messages(
     limit: Annotated[int, typer.Option(min=1, help="Most messages to list.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List messages that could not be read at all, the newest first, with where they were, why and how they begin."""
+    """List messages that could not be read at all, the newest first, with location, reason and first bytes."""
     services = SystemResources(load_settings().settings)
     found = _newest(services, topic or services.settings.topics.dead_letters, limit)
     if as_json:
@@ -157,10 +157,10 @@ def show_message(
     raw: Annotated[bool, typer.Option("--raw", help="Write its bytes as they are, and nothing else.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one message that could not be read: its headers and its bytes. Exit code 1 when it is not there."""
+    """Show one message that could not be read: its headers and its bytes. Exit code 1 when it does not exist."""
     letter = letter_at(SystemResources(load_settings().settings).range_reader, *_parsed(location))
     if letter is None:
-        complain(f"There is no message at {location}, or none any more.")
+        complain(f"There is no message at {location}; it may have expired.")
         raise typer.Exit(1)
     if raw:
         sys.stdout.buffer.write(letter.value or b"")

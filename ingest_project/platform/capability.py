@@ -1,7 +1,7 @@
-"""The protocol through which definitions, operations and the command line see a capability.
+"""Protocol through which definitions, operations and the command line use a capability.
 
 A capability implements it once, in its `capability.py`, and is listed once, in `operations/resources.py`; the defaults
-here stand for what it does not have. Importing an implementation does not import Dagster, so that commands start fast.
+here apply to features that it lacks. Importing an implementation does not import Dagster, so that commands start fast.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Services_contra = TypeVar("Services_contra", bound=Runtime, contravariant=True)
 
 
 class Cluster(NamedTuple):
-    """A topic as the cluster that stores it knows it."""
+    """A topic, and access to the cluster that stores it."""
 
     topic: str
     reader: TopicReader
@@ -78,8 +78,8 @@ class QueueView(NamedTuple):
         states: in the order in which people see them.
         failed_states: states in which an entry needs a person.
         expiring_states: states whose entries retention may purge, with their partitions.
-        partitions: name of the partition set whose keys are the entries; None where they are no partitions.
-        asset: whose partition of the key shows an entry, where one does.
+        partitions: name of the partition set whose keys are the entries; None without partitions.
+        asset: whose partition of the key shows an entry, if any.
     """
 
     kind: str
@@ -157,11 +157,11 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Something that needs a person, as an entry of a work queue that failed.
+    """Something that needs a person, e.g. a failed entry of a work queue.
 
     Args:
-        kind: of the queue, or what else it is.
-        asset: whose partition of this key shows it, where one does.
+        kind: of the queue, or another kind of thing.
+        asset: whose partition of this key shows it, if any.
     """
 
     kind: str
@@ -179,7 +179,7 @@ class RetryTier(msgspec.Struct, frozen=True):
     Args:
         topic: of the tier; its tasks of all higher attempts wait in the last one.
         attempt: that comes next, the first being 1.
-        due: those whose time has come.
+        due: those that are due now.
         next_due_at: first time after now at which one is due; None where none waits.
     """
 
@@ -196,7 +196,7 @@ class WorkState(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         queues: its work queues.
         retry_tiers: one for each retry topic, the shortest delay first.
-        later: entries that wait for a time to come, and are not work until then.
+        later: entries that are not due yet, and no work until then.
         next_due_at: when the first of those is due.
         going_on: unfinished work outside the queues, one phrase each.
         facts: further numbers, by the name that `ingest status` shows; or counts by name for each of several things.
@@ -240,13 +240,13 @@ class Amount(NamedTuple):
 
 @dataclass(frozen=True)
 class CountedTable:
-    """Rows that are counted once they have ended.
+    """Finished rows that are counted in running totals.
 
     Args:
         name: under which the progress is stored.
         table: of the rows.
-        state: that they ended in; None for a table whose rows are ends themselves.
-        ended_at: when they ended; indexed, with the state before it where there is one.
+        state: final state; None for a table with finished rows only.
+        ended_at: time of their end; indexed, with the state before it where there is one.
         columns: that `amounts` reads.
         amounts: what one row adds.
     """
@@ -276,13 +276,13 @@ class PurgeStep(NamedTuple):
 
 
 class Moment(msgspec.Struct, frozen=True, order=True):
-    """One thing that happened in a trace.
+    """One event of a trace.
 
     Args:
-        at: when, UTC.
-        subject: what it happened to, e.g. `file readings.csv~3fa9c1d2e0`.
-        what: what happened.
-        detail: the rest, for a person.
+        at: time, UTC.
+        subject: the entry or record, e.g. `file readings.csv~3fa9c1d2e0`.
+        what: the event.
+        detail: further details for a person.
     """
 
     at: datetime
@@ -384,7 +384,7 @@ class Capability(Generic[Services_contra]):
 
 
 def read_queue(connection: sa.Connection, queue: QueueView, *, detailed: bool) -> QueueState:
-    """Read the state of a work queue. Unless in detail, it costs nothing however many finished entries there are."""
+    """Read the state of a work queue. Unless detailed, the cost is independent of finished entries."""
     columns, count = queue.table.c, sa.func.count()
     by_state = sa.select(columns.state, count).group_by(columns.state)
     if not detailed:

@@ -28,13 +28,13 @@ def ten_dead(services: SystemResources, server: HttpServer, trace_id: str) -> li
         task = DownloadTask(trace_id=trace_id, domain="claims", attachment_url=address)
         deliver(services, services.settings.topics.downloads_pending, key, encode(task), trace_id)
     settle(services)
-    assert ledger_of(services, keys) == {(AttachmentState.FAILED, 0)}
+    assert queue_states_of(services, keys) == {(AttachmentState.FAILED, 0)}
 
     for name in names:
         server.publish(f"/published/{name}", content_of(name, 1_000))
     return keys
 
 
-def ledger_of(services: SystemResources, keys: list[str]) -> set[tuple[AttachmentState, int]]:
+def queue_states_of(services: SystemResources, keys: list[str]) -> set[tuple[AttachmentState, int]]:
     """Return the states of attachments, each with its number of replays."""
     return {(record.state, record.replays) for record in services.attachments.get_many(keys)}

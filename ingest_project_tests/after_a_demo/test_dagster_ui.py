@@ -1,4 +1,4 @@
-"""After a demo: each file and each attachment is a partition that shows what became of it."""
+"""After a demo: each file and each attachment is a partition that shows its result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
-from ingest_project_tests.after_a_demo.dead_attachments import ledger_of, ten_dead
+from ingest_project_tests.after_a_demo.dead_attachments import queue_states_of, ten_dead
 from ingest_project_tests.after_a_demo.finished_demo import Demo
 from ingest_project_tests.browser.window import Window
 from ingest_project_tests.services.http_server import HttpServer
@@ -153,7 +153,7 @@ def test_ten_dead_attachments_are_replayed_by_one_backfill_that_is_clicked_toget
         rf".*^onelake_attachments$.*^100% completed\n{len(dead)}\n0\n{len(dead)}\n0$"
     )
     window.keep("backfill", height=330)
-    assert ledger_of(services, dead) == {(AttachmentState.STORED, 1)}
+    assert queue_states_of(services, dead) == {(AttachmentState.STORED, 1)}
 
     window.open("/runs?view=backfills")
     window.wait_for(rf"^{len(dead)} partitions$.*^Success$")

@@ -1,4 +1,4 @@
-"""Backfills over many partitions, some of which cannot go well: status, counts, checks, tables and ledger agree."""
+"""Backfills over many partitions, some of which cannot go well: status, counts, checks, tables and work queue agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ingest_project.devstack.dagster_processes import run_jobs
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations.resources import SystemResources
 from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, partitions_of, wait_for
-from ingest_project_tests.after_a_demo.dead_attachments import ledger_of, ten_dead
+from ingest_project_tests.after_a_demo.dead_attachments import queue_states_of, ten_dead
 from ingest_project_tests.after_a_demo.finished_demo import Demo, settle
 from ingest_project_tests.after_a_demo.test_repeated_partitions import FILE_ASSETS
 from ingest_project_tests.journeys.system import readings
@@ -79,5 +79,5 @@ def test_only_the_dead_attachments_of_a_selection_are_replayed(
         EndedBackfill("COMPLETED_SUCCESS", {"onelake_attachments": (len(keys), len(keys), 0)})
         for keys in (scattered, adjacent)
     ]
-    assert ledger_of(services, scattered + adjacent) == {(AttachmentState.STORED, 1)}
-    assert ledger_of(services, left_alone) == {(AttachmentState.FAILED, 0)}
+    assert queue_states_of(services, scattered + adjacent) == {(AttachmentState.STORED, 1)}
+    assert queue_states_of(services, left_alone) == {(AttachmentState.FAILED, 0)}

@@ -25,7 +25,7 @@ Asked = tuple["Sequence[str]", "Sequence[str]"]
 def selections(demo: Demo) -> dict[str, Asked]:
     """Return assets and partitions of each backfill. No file is in two of them: they would wait for each other."""
     mixed = [demo.file(name).file_key for name in (CLEAN, SOME_BAD_ROWS, REFUSED)]
-    # Every fourth in order of arrival: none is beside another.
+    # Every fourth in order of arrival: none is next to another.
     others = [key for key in partitions_of(demo.site, "raw_files") if key not in mixed]
     return {
         "files of every kind": (FILE_ASSETS, mixed),

@@ -1,4 +1,4 @@
-"""`ingest files`: what became of the files."""
+"""`ingest files`: list files and show their outcomes."""
 
 from __future__ import annotations
 

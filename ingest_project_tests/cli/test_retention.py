@@ -44,9 +44,9 @@ def test_a_dry_run_lists_what_would_be_purged_and_removes_nothing_and_a_real_run
     ingest: Ingest, services: SystemResources, sent_long_ago: int
 ) -> None:
     def number(*options: str) -> int:
-        told = ingest("retention", "--json", *options)
-        assert told.exit_code == 0, told.err
-        (messages,) = (one for one in told.json["removals"] if one["what"] == "ids of published messages")
+        result = ingest("retention", "--json", *options)
+        assert result.exit_code == 0, result.err
+        (messages,) = (one for one in result.json["removals"] if one["what"] == "ids of published messages")
         return int(messages["number"])
 
     assert number("--dry-run") == sent_long_ago

@@ -20,10 +20,10 @@ def test_the_history_of_a_trace_is_shown_in_time_order(ingest: Ingest, services:
     arrive(services, KEY, "other.csv~bbbbbbbbbb")
     take(services, KEY)
 
-    told = ingest("trace", f"trace-of-{KEY}")
-    assert told.exit_code == 0
-    assert "other.csv" not in told.out
-    assert told.out.index("arrived") < told.out.index("begun by a run")
+    result = ingest("trace", f"trace-of-{KEY}")
+    assert result.exit_code == 0
+    assert "other.csv" not in result.out
+    assert result.out.index("arrived") < result.out.index("begun by a run")
     moments = ingest("trace", f"trace-of-{KEY}", "--json").json["moments"]
     assert [(moment["subject"], moment["what"]) for moment in moments] == [
         (f"file {KEY}", "arrived"),
@@ -33,9 +33,9 @@ def test_the_history_of_a_trace_is_shown_in_time_order(ingest: Ingest, services:
 
 def test_a_trace_that_is_not_on_record_is_said_with_exit_code_1(ingest: Ingest, services: SystemResources) -> None:
     del services
-    told = ingest("trace", "nobody")
-    assert told.exit_code == 1
-    assert "nobody" in told.err
+    result = ingest("trace", "nobody")
+    assert result.exit_code == 1
+    assert "nobody" in result.err
 
 
 def test_events_and_crm_records_of_a_trace_are_in_its_story(ingest: Ingest, services: SystemResources) -> None:

@@ -109,16 +109,16 @@ def test_where_settings_forbid_the_demos_attachments_it_says_so_and_leaves_them_
 ) -> None:
     with serving(load_settings({setting: value})) as (_, attachments):
         assert attachments is None
-    told = capsys.readouterr().err
-    assert told.startswith("Attachments are left out: ")
-    assert said in told
+    errors = capsys.readouterr().err
+    assert errors.startswith("Attachments are left out: ")
+    assert said in errors
 
 
 def test_without_the_samples_of_streams_it_says_so_and_leaves_them_out(capsys: pytest.CaptureFixture[str]) -> None:
     loaded = load_settings({"INGEST_DUMMY_ROOT": "nowhere"})
     assert streaming(loaded) == (loaded, None)
-    told = " ".join(capsys.readouterr().err.split())
-    assert told.startswith("Streams are left out: there is no file nowhere/streams/user_activity_events.jsonl")
+    errors = " ".join(capsys.readouterr().err.split())
+    assert errors.startswith("Streams are left out: there is no file nowhere/streams/user_activity_events.jsonl")
 
 
 def test_hours_are_counted_at_once_in_a_demo_unless_a_person_has_set_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:

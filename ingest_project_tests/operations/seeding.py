@@ -1,4 +1,4 @@
-"""Entries of a ledger with a past, written straight into its tables."""
+"""Work-queue entries with a history, written straight into the tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ingest_project.streams.positions import sink_positions
 
 
 def file_row(key: str, state: str, ended_at: datetime, *, seconds: float = 3.0, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - columns
-    """A file as the ledger keeps it; `seconds` from its message to its end."""
+    """A file as the work queue keeps it; `seconds` from its message to its end."""
     finished = state not in {"pending", "requested", "ingesting"}
     row = {
         **_intake("file-event-queue", ended_at - timedelta(seconds=seconds)),
@@ -119,8 +119,8 @@ def busy_hour(engine: sa.Engine, now: datetime) -> int:
     put(engine, polling_jobs, [*jobs, job_row("job_now", "running", now)])
     put(engine, attachments, [*_attachments(chance, now)])
     put(engine, download_outcomes, [*_outcomes(chance, now)])
-    told = {"opportunities": 41_200, "projects": 8_730, "unidentified": 70}
-    put(engine, sink_positions, [position_row(now - timedelta(minutes=3), told)])
+    outcome = {"opportunities": 41_200, "projects": 8_730, "unidentified": 70}
+    put(engine, sink_positions, [position_row(now - timedelta(minutes=3), outcome)])
     return sum(row["state"] == "ingested" for row in of_an_hour)
 
 

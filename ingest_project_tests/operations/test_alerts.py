@@ -24,10 +24,10 @@ BROKEN = AlertCondition("job/a", "The last run of a failed.", "http://ui/runs/1"
 
 
 class Listener:
-    """A webhook that keeps what it was told, and refuses while `status` says so."""
+    """A webhook that keeps its messages, and refuses while `status` says so."""
 
     def __init__(self) -> None:
-        self.told: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
         self.status = 200
         owner = self
 
@@ -35,7 +35,7 @@ class Listener:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if owner.status == 200:
-                    owner.told.append(json.loads(body))
+                    owner.messages.append(json.loads(body))
                 self.send_response(owner.status)
                 self.end_headers()
 
@@ -152,6 +152,6 @@ def test_a_job_that_fails_and_is_fixed_is_reported_through_the_webhook(
     fragile_job.execute_in_process(instance=instance)
     tick(cursor)
 
-    told = [(alert["status"], alert["incident"]) for message in listener.told for alert in message["alerts"]]
-    assert told == [("firing", "job/fragile_job"), ("resolved", "job/fragile_job")]
-    assert "/runs/" in listener.told[0]["text"]
+    received = [(alert["status"], alert["incident"]) for message in listener.messages for alert in message["alerts"]]
+    assert received == [("firing", "job/fragile_job"), ("resolved", "job/fragile_job")]
+    assert "/runs/" in listener.messages[0]["text"]

@@ -103,14 +103,14 @@ def test_a_scheduled_poll_whose_interval_lies_in_the_future_runs_again(system: S
     source = ConfiguredSource(
         source_config={"source_type": "local", "path": str(system.folder)}, file_pattern="*", every_seconds=60
     )
-    ledger, finished = system.services.polling_jobs, []
+    queue, finished = system.services.polling_jobs, []
     for now in (AHEAD, NOW, NOW + timedelta(seconds=120)):
         job = standing_job("standing", source, 60, now)
-        finished.append(ledger.begin_intervals([job], now))
-        ledger.begin_intervals([job], now)
-        ledger.fail([job.job_key], "done with", "Test", now)
+        finished.append(queue.begin_intervals([job], now))
+        queue.begin_intervals([job], now)
+        queue.fail([job.job_key], "done with", "Test", now)
     assert [len(keys) for keys in finished] == [1, 1, 1]
-    assert ledger.begin_intervals([standing_job("standing", source, 60, NOW)], NOW + timedelta(seconds=120)) == ()
+    assert queue.begin_intervals([standing_job("standing", source, 60, NOW)], NOW + timedelta(seconds=120)) == ()
 
 
 class BegunAnewError(Exception):

@@ -49,9 +49,9 @@ def test_every_kind_of_end_is_counted(engine: sa.Engine) -> None:
     )
     put(engine, polling_jobs, [job_row("j", "done", ended, published=4), job_row("k", "failed", ended)])
     put(engine, attachments, [attachment_row("a", "stored", ended), attachment_row("b", "failed", ended)])
-    told = {"size_bytes": 10}
+    sizes = {"size_bytes": 10}
     put(engine, download_outcomes, [outcome_row("a", 1, "failed_transient", ended, error_class="DownloadFailedError")])
-    put(engine, download_outcomes, [outcome_row("a", 2, "success", ended, **told)])
+    put(engine, download_outcomes, [outcome_row("a", 2, "success", ended, **sizes)])
     put(engine, sink_positions, [position_row(ended, {"opportunities": 90, "unidentified": 10})])
 
     totals = RunningTotals(engine)

@@ -17,7 +17,7 @@ from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import GetCurrentRunsResult
 from dagster._serdes import ConfigurableClassData, deserialize_value
 
-# A code server that is being replaced is away for some seconds; the runs of one that stays away are gone with it.
+# A code server that is being replaced is away for some seconds; if it stays away, its runs are gone.
 PATIENCE_SECONDS = 60.0
 
 

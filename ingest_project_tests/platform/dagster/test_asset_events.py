@@ -80,14 +80,14 @@ def entry(kind: DagsterEventType, data: StepMaterializationData | AssetCheckEval
 
 
 def materialization(partition: str, metadata: dict[str, Any]) -> EventLogEntry:
-    told = dg.AssetMaterialization(ASSET, partition=partition, metadata=metadata)
-    return entry(DagsterEventType.ASSET_MATERIALIZATION, StepMaterializationData(told, []))
+    event_data = dg.AssetMaterialization(ASSET, partition=partition, metadata=metadata)
+    return entry(DagsterEventType.ASSET_MATERIALIZATION, StepMaterializationData(event_data, []))
 
 
 def evaluation(
     partition: str, result: CheckResult, target: AssetCheckEvaluationTargetMaterializationData | None
 ) -> EventLogEntry:
-    told = AssetCheckEvaluation(
+    event_data = AssetCheckEvaluation(
         asset_key=result.asset,
         check_name=result.check,
         passed=result.passed,
@@ -97,7 +97,7 @@ def evaluation(
         description=result.description,
         partition=partition,
     )
-    return entry(DagsterEventType.ASSET_CHECK_EVALUATION, told)
+    return entry(DagsterEventType.ASSET_CHECK_EVALUATION, event_data)
 
 
 CHECKED, PLAIN = dg.AssetKey(["50 %", "good"]), dg.AssetKey("plain")
@@ -108,21 +108,21 @@ SEVERITIES = itertools.cycle(dg.AssetCheckSeverity)
 def reports(partitions: Sequence[str]) -> list[PartitionEvents]:
     """Give each partition some of the metadata, and checks that hold and that do not."""
     each = [{}, METADATA, *({label: value} for label, value in METADATA.items())]
-    told = []
+    events = []
     for partition, metadata in zip(partitions, itertools.cycle(each), strict=False):
         failed = CheckResult(CHECKED, "fails", False, next(SEVERITIES), 'Three "rows" of 50 % are bad.', metadata)
         passed = CheckResult(CHECKED, CHECK.name, passed=True, description="", metadata={})
         of_nothing = CheckResult(PLAIN, "has no target", passed=False)
-        told.append(PartitionEvents(partition, {CHECKED: metadata}, [failed, passed, of_nothing]))
-    return [*told, PartitionEvents("plain", {PLAIN: {"rows": 1}, CHECKED: {}})]
+        events.append(PartitionEvents(partition, {CHECKED: metadata}, [failed, passed, of_nothing]))
+    return [*events, PartitionEvents("plain", {PLAIN: {"rows": 1}, CHECKED: {}})]
 
 
-def reporting_run(instance: dg.DagsterInstance, told: Sequence[PartitionEvents]) -> str:
+def reporting_run(instance: dg.DagsterInstance, events: Sequence[PartitionEvents]) -> str:
     """Report from inside a run, as assets do; returns its id."""
 
     @dg.op
     def reporting(context: dg.OpExecutionContext) -> None:
-        report(context, told)
+        report(context, events)
 
     @dg.job
     def reporting_job() -> None:
@@ -135,10 +135,10 @@ def rows_of(instance: dg.DagsterInstance, run_id: str) -> dict[str, list[tuple[o
     """Return what the tables of the event log hold of a run, but for ids and times."""
     storage = instance.event_log_storage
     assert isinstance(storage, SqlEventLogStorage)
-    told = ["ASSET_MATERIALIZATION", "ASSET_CHECK_EVALUATION"]
+    kinds = ["ASSET_MATERIALIZATION", "ASSET_CHECK_EVALUATION"]
     log, checks, assets = SqlEventLogStorageTable, AssetCheckExecutionsTable, AssetKeyTable
     tables = {
-        "event_logs": sa.select(log).where(log.c.run_id == run_id, log.c.dagster_event_type.in_(told)),
+        "event_logs": sa.select(log).where(log.c.run_id == run_id, log.c.dagster_event_type.in_(kinds)),
         "asset_check_executions": sa.select(checks).where(checks.c.run_id == run_id),
         "asset_keys": sa.select(assets),
     }
@@ -167,13 +167,13 @@ def _neutral(value: Any) -> Any:  # noqa: ANN401 - JSON
 def test_the_bulk_path_stores_what_dagsters_own_path_stores(
     dagster_instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = reports([*ODD, *(f"p{number}" for number in range(len(METADATA)))])
-    bulk = rows_of(dagster_instance, reporting_run(dagster_instance, told))
+    events = reports([*ODD, *(f"p{number}" for number in range(len(METADATA)))])
+    bulk = rows_of(dagster_instance, reporting_run(dagster_instance, events))
     monkeypatch.setattr(asset_events, "BulkEventLogStorage", NoStorage)
-    one_by_one = rows_of(dagster_instance, reporting_run(dagster_instance, told))
+    one_by_one = rows_of(dagster_instance, reporting_run(dagster_instance, events))
     assert bulk == one_by_one
-    assert len(bulk["event_logs"]) == 4 * len(told) - 2
-    assert len(bulk["asset_check_executions"]) == 3 * (len(told) - 1)
+    assert len(bulk["event_logs"]) == 4 * len(events) - 2
+    assert len(bulk["asset_check_executions"]) == 3 * (len(events) - 1)
     assert len(bulk["asset_keys"]) == 2
 
 
@@ -230,9 +230,9 @@ def test_the_metadata_of_a_check_is_shown_in_the_order_given(dagster_instance: d
     result = CheckResult(ASSET, CHECK.name, passed=False, metadata={"reason": "Two rows.", "columns": 0})
     bulk_storage(dagster_instance).store_check_results([evaluation("a~1", result, None)])
     (text,) = stored(dagster_instance, "ASSET_CHECK_EVALUATION")
-    told = deserialize_value(text, EventLogEntry).asset_check_evaluation
-    assert told is not None
-    assert list(told.metadata) == ["reason", "columns"]
+    shown = deserialize_value(text, EventLogEntry).asset_check_evaluation
+    assert shown is not None
+    assert list(shown.metadata) == ["reason", "columns"]
 
 
 values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
