@@ -23,8 +23,8 @@ from examples.demo.report import DemoReport, expected_files, report_of, show_rep
 from examples.demo.streams import DemoStreams, streaming
 from ingest_project.cli.dev import printed
 from ingest_project.cli.main import run_app, run_process
-from ingest_project.cli.operations import wait_for_idle
 from ingest_project.cli.send import DUMMY_PATH, deliver
+from ingest_project.cli.status import wait_for_idle
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.files import PollingJob
 from ingest_project.core.console import AsJson, complain, counted, print_json, say, show_facts, stdout
