@@ -16,7 +16,7 @@ from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.keys import hour_key, parse_hour_key
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.streams.user_activity.statistics import HourOfType, statistics_of
+from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,8 +14,7 @@ from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.streams.crm.records import TABLES
-from ingest_project.streams.crm.tables import unidentified_messages
+from ingest_project.streams.crm.records import TABLES, unidentified_messages
 
 
 class DemoTable(msgspec.Struct, frozen=True, kw_only=True):

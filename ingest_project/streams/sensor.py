@@ -18,8 +18,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.platform.dagster.run_records import failure_of_run
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
-from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
-from ingest_project.platform.work_queue.sensor import Tick, queue_sensor
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, Tick, queue_sensor
 from ingest_project.streams.positions import SinkPosition, StreamPositions
 
 logger = get_logger(__name__)

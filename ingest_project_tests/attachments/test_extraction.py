@@ -8,8 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from ingest_project.attachments.event_queue import EventRecord
-from ingest_project.attachments.extraction import AddressPaths, declared_in, distinct_names, tasks_of
+from ingest_project.attachments.extraction import AddressPaths, EventRecord, declared_in, distinct_names, tasks_of
 from ingest_project.attachments.storage import Destinations
 from ingest_project.contracts.attachments import AttachmentEvent, DeclaredAttachment, decode_attachment_event
 from ingest_project.core.errors import SettingsError, UnreadableMessageError

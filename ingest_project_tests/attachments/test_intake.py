@@ -15,7 +15,7 @@ from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 from pydantic import SecretStr
 
-from ingest_project.attachments.eventhouse.sensor import is_due
+from ingest_project.attachments.sensors import is_due
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.kafka.client import EventHub, event_hub

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from ingest_project.attachments.attempts import AttemptResult
+from ingest_project.attachments.definitions import remove_old_files
 from ingest_project.attachments.downloading import Cached, Postponed, attempts, cache_path, download_at, store_at
-from ingest_project.attachments.jobs import remove_old_files
 from ingest_project.attachments.queue import PENDING_QUEUE, AttachmentRecord
 from ingest_project.attachments.results import publish_cached
 from ingest_project.contracts.attachments import CachedDownload

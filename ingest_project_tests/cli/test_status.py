@@ -33,7 +33,7 @@ from ingest_project.platform.capability import QueueState, WorkState
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.streams.checks import MOST_FAILURES
+from ingest_project.streams.engine import MOST_FAILURES
 from ingest_project.streams.positions import move
 from ingest_project.streams.user_activity.hours import count_changes
 from ingest_project_tests.cli import known_attachments as attachments

@@ -51,7 +51,7 @@ KILL_POINTS = [
     KillPoint("file events sent", SENT, 2),
     KillPoint("file events marked as sent", f"{JOBS}:JobOutbox.mark_sent"),
     KillPoint("job finished", f"{JOBS}:JobQueue.finish_listing"),
-    KillPoint("job reported", "ingest_project.polling.assets:report"),
+    KillPoint("job reported", "ingest_project.polling.definitions:report"),
     KillPoint("job marked as reported", f"{JOBS}:JobQueue.mark_reported"),
     KillPoint("files recorded", f"{FILES_QUEUE}.record"),
     KillPoint("file partitions added", PARTITIONS_ADDED, 3),

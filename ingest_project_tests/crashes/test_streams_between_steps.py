@@ -13,7 +13,7 @@ from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
 from ingest_project.core.settings import load_settings
-from ingest_project.streams.crm.tables import opportunities, projects
+from ingest_project.streams.crm.records import opportunities, projects
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.services.kafka import Server
 from ingest_project_tests.streams.crm.messages import opportunity, project
@@ -113,7 +113,7 @@ KILL_POINTS = [
     (CRM, KillPoint("unidentified messages kept, before the commit", f"{CRM_SINK}:keep")),
     (CRM, KillPoint("position moved, before the commit", f"{CRM_SINK}:move")),
     (CRM, KillPoint("first batch committed", f"{CRM_SINK}:CrmSink.store")),
-    (CRM, KillPoint("materialisations about to be shown", "ingest_project.streams.crm.assets:_metadata")),
+    (CRM, KillPoint("materialisations about to be shown", "ingest_project.streams.crm.definitions:_metadata")),
     (CRM, KillPoint("partitions released", f"{POSITIONS}.release")),
     (CRM, KillPoint("second batch committed", f"{CRM_SINK}:CrmSink.store", 2)),
     (ACTIVITY, KillPoint("partitions entered", f"{POSITIONS}.begin")),

@@ -29,7 +29,7 @@ from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.records import MessageOrder, PlacedEvent, upsert
 from ingest_project.streams.crm.unidentified import Unidentified, keep
-from ingest_project.streams.engine import Batch
+from ingest_project.streams.engine import Batch, StreamResources
 from ingest_project.streams.positions import (
     PositionConflictError,
     SinkPosition,
@@ -37,7 +37,6 @@ from ingest_project.streams.positions import (
     epochs,
     move,
 )
-from ingest_project.streams.resources import StreamResources
 
 logger = get_logger(__name__)
 

@@ -22,7 +22,7 @@ from ingest_project.contracts.decoding import trace_id_in
 from ingest_project.core.logging import get_logger
 from ingest_project.core.terminal_text import to_json
 from ingest_project.streams.crm.records import MessageOrder
-from ingest_project.streams.crm.tables import unidentified_messages as table
+from ingest_project.streams.crm.records import unidentified_messages as table
 
 MAX_REASON_LENGTH = 1_000
 

@@ -22,8 +22,7 @@ from ingest_project.platform.delta.table import Committed
 from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.engine import CHUNK_BYTES
 from ingest_project.streams.positions import TopicPartition
-from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import app_id_of
+from ingest_project.streams.user_activity.resources import UserActivityResources, app_id_of
 
 logger = get_logger(__name__)
 

@@ -25,24 +25,24 @@ from ingest_project.platform.dagster.asset_events import (
 )
 from ingest_project.platform.dagster.external_assets import topic_key
 from ingest_project.platform.database.engine import exclusive
-from ingest_project.platform.work_queue.batches import BATCH_ID_TAG
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG
 from ingest_project.streams.engine import StreamRun, as_ingest_error, settle, store_stream
 from ingest_project.streams.sensor import StreamRunConfig
+from ingest_project.streams.user_activity.hours import HourOfType, replace_hours, statistics_of_hour
 from ingest_project.streams.user_activity.rebuild import rebuild_hour
-from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.user_activity.resources import FIRST_HOUR, UserActivityResources
 from ingest_project.streams.user_activity.sink import ActivitySink
-from ingest_project.streams.user_activity.statistics import HourOfType, replace_hours, statistics_of_hour
-from ingest_project.streams.user_activity.stream import (
-    FIRST_HOUR,
-    USER_ACTIVITY_EVENTS,
-    USER_ACTIVITY_HOURLY,
-    hourly_partitions,
-)
 
 EVENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2), warn_window=timedelta(hours=1))
 HOURLY_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=3), warn_window=timedelta(hours=2))
 
 logger = get_logger(__name__)
+
+# The present hour is a partition too: people want to see what has just arrived.
+hourly_partitions = dg.HourlyPartitionsDefinition(start_date=FIRST_HOUR, end_offset=1)
+
+USER_ACTIVITY_EVENTS = dg.AssetKey("user_activity_events")
+USER_ACTIVITY_HOURLY = dg.AssetKey("user_activity_hourly")
 
 HOURLY_LOCK = "user_activity_hourly"
 HOURLY_LOCK_WAIT_SECONDS = 900.0

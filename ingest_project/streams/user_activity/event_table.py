@@ -29,7 +29,7 @@ from ingest_project.core.errors import PermanentError, UnexpectedError, Unreadab
 from ingest_project.core.keys import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.streams.user_activity.stream import FIRST_HOUR, hours_between
+from ingest_project.streams.user_activity.resources import FIRST_HOUR, hours_between
 
 logger = get_logger(__name__)
 

@@ -23,8 +23,13 @@ from ingest_project.streams.positions import OffsetRange
 from ingest_project.streams.user_activity.event_queries import of_hours, of_offsets, replace
 from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows, hours_in, of_hour
 from ingest_project.streams.user_activity.hours import add_spans, count_changes
-from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import CHUNK_MESSAGES, LOCK, LOCK_WAIT_SECONDS, app_id_of
+from ingest_project.streams.user_activity.resources import (
+    CHUNK_MESSAGES,
+    LOCK,
+    LOCK_WAIT_SECONDS,
+    UserActivityResources,
+    app_id_of,
+)
 
 logger = get_logger(__name__)
 

@@ -27,8 +27,7 @@ from ingest_project.streams.engine import CHUNK_BYTES
 from ingest_project.streams.positions import LostOffsets, OffsetRange, SinkPosition
 from ingest_project.streams.user_activity.appending import AppendTarget, append_bisecting
 from ingest_project.streams.user_activity.event_queries import count_offsets, stored_offsets
-from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import CHUNK_MESSAGES, app_id_of
+from ingest_project.streams.user_activity.resources import CHUNK_MESSAGES, UserActivityResources, app_id_of
 
 logger = get_logger(__name__)
 

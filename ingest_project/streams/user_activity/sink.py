@@ -25,8 +25,13 @@ from ingest_project.streams.user_activity.event_queries import rows_by_hour
 from ingest_project.streams.user_activity.event_table import SCHEMA, EventRows, event_rows, hours_in, with_few_days
 from ingest_project.streams.user_activity.hours import add_spans, count_changes
 from ingest_project.streams.user_activity.recovery import Recovered, is_in_doubt, recover
-from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import CHUNK_MESSAGES, LOCK, LOCK_WAIT_SECONDS, app_id_of
+from ingest_project.streams.user_activity.resources import (
+    CHUNK_MESSAGES,
+    LOCK,
+    LOCK_WAIT_SECONDS,
+    UserActivityResources,
+    app_id_of,
+)
 
 logger = get_logger(__name__)
 

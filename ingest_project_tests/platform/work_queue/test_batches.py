@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, keep_connections_open, report
-from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, keys_of_run, run_request, split_evenly
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, keys_of_run, run_request, split_evenly
 
 PARTITIONS = dg.DynamicPartitionsDefinition(name="things")
 GOOD, REFUSED = dg.AssetKey("good"), dg.AssetKey("refused")

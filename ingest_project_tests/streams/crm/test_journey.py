@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.platform.database.engine import writing
-from ingest_project.streams.checks import MOST_FAILURES
-from ingest_project.streams.crm.tables import opportunities, projects
+from ingest_project.streams.crm.records import opportunities, projects
 from ingest_project.streams.crm.unidentified import log_path
+from ingest_project.streams.engine import MOST_FAILURES
 from ingest_project.streams.positions import sink_positions
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project

@@ -16,7 +16,7 @@ from ingest_project.platform.delta.table import ask
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.positions import StreamPositions
-from ingest_project.streams.user_activity.statistics import HourOfType, statistics_of
+from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
 from ingest_project_tests.journeys.system import environment
 from ingest_project_tests.streams.system import StreamNames, StreamSystem
 from ingest_project_tests.streams.user_activity.events import encoded

@@ -12,9 +12,9 @@ from confluent_kafka import Producer
 
 from ingest_project.core.settings import load_settings
 from ingest_project.streams.engine import store_stream
+from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project.streams.user_activity.rebuild import read_again_from_beginning
 from ingest_project.streams.user_activity.sink import ActivitySink
-from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import BATCH, HOURLY_BATCH, HOURLY_SENSOR, SENSOR, ActivitySystem

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest_project.streams.engine import settle, store_stream
+from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS
 from ingest_project.streams.user_activity.recovery import complete_all, runs_between, subtract
 from ingest_project.streams.user_activity.sink import ActivitySink
-from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import ActivitySystem

@@ -31,11 +31,11 @@ from ingest_project.core.console import (
 from ingest_project.core.errors import BrokerUnavailableError, PermanentError
 from ingest_project.core.keys import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading
 from ingest_project.streams.crm.unidentified import KeptMessage, find, get
 from ingest_project.streams.positions import LostOffsets
-from ingest_project.streams.user_activity.statistics import HourOfType, statistics_of
+from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
+from ingest_project.streams.user_activity.resources import UserActivityResources
 
 streams_app = typer.Typer(help="How far the streams are stored.", no_args_is_help=True)
 activity_app = typer.Typer(help="What arrived on user-activity-events.", no_args_is_help=True)
@@ -120,7 +120,7 @@ def show_positions(*, as_json: AsJson = False) -> None:
         complain(found.problem)
 
 
-def _stream_list(services: SystemResources) -> StreamList:
+def _stream_list(services: UserActivityResources) -> StreamList:
     partitions: list[PartitionStatus] = []
     lost: list[LostOffsets] = []
     problem: str | None = None
@@ -285,11 +285,11 @@ def retry_unidentified(
         raise typer.Exit(1)
 
 
-def _services() -> SystemResources:
-    return SystemResources(load_settings().settings)
+def _services() -> UserActivityResources:
+    return UserActivityResources(load_settings().settings)
 
 
-def _find(services: SystemResources, message_id: str) -> KeptMessage:
+def _find(services: UserActivityResources, message_id: str) -> KeptMessage:
     with reading(services.engine) as connection:
         message = get(connection, message_id)
     if message is None:
