@@ -46,9 +46,6 @@ LONGEST_ENDING = 16
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # The metadata that names the owner of a file: the key of its attachment.
 OWNER = "attachment_key"
-# The owner of a file that was stored before files had one.
-_EARLIER_OWNER = ("trace_id", "source_url")
-_EARLIER_KEY = re.compile(r"~[0-9a-f]{12}$")
 
 
 class PathTakenError(PermanentError):
@@ -276,11 +273,7 @@ def require_owner(destination: str, present: Mapping[str, str], wanted: Mapping[
         return
     if OWNER in present or owner is None:
         raise PathTakenError(destination, f"the attachment {present.get(OWNER)} has its file there.")
-    same = any(present.get(name) for name in _EARLIER_OWNER) and all(
-        present.get(name) == wanted.get(name) for name in _EARLIER_OWNER
-    )
-    if not (same and _EARLIER_KEY.search(owner)):
-        raise PathTakenError(destination, "a file is there that is no attachment's. Move it, or use another name.")
+    raise PathTakenError(destination, "a file is there that is no attachment's. Move it, or use another name.")
 
 
 def without_secrets(url: str) -> str:

@@ -265,21 +265,6 @@ def test_a_file_that_is_no_attachment_s_is_left_alone(store: ObjectStore, tmp_pa
     assert read(store) == b"of another program"
 
 
-def test_a_file_stored_before_files_had_owners_is_replaced_by_its_own_attachment_alone(
-    store: ObjectStore, tmp_path: Path
-) -> None:
-    earlier = {"trace_id": "t", "source_url": "http://h/a.pdf?sig=1"}
-    put(store, tmp_path, b"earlier", **earlier)
-    for other in (
-        {**earlier, "attachment_key": f"a.pdf~{'0' * 32}"},
-        {**earlier, "attachment_key": "a.pdf~0123456789ab", "trace_id": "other"},
-    ):
-        with pytest.raises(PathTakenError):
-            put(store, tmp_path, b"else", **other)
-    put(store, tmp_path, b"replayed", attachment_key="a.pdf~0123456789ab", **earlier)
-    assert read(store) == b"replayed"
-
-
 def test_of_attachments_that_want_one_name_at_once_one_gets_it(store: ObjectStore, tmp_path: Path) -> None:
     contents = {f"a.pdf~{number}": bytes([number]) * (number * CHUNK_BYTES) for number in range(1, 7)}
     refused: list[str] = []
