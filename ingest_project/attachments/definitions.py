@@ -32,13 +32,13 @@ ABANDONED_AFTER = timedelta(days=1)
 
 
 @dg.op(out=dg.Out(dg.Nothing), description="Extracts the addresses of the batch's events and announces the tasks.")
-def take_addresses_out(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
+def extract_addresses(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Extract the addresses of the batch's events."""
     extract(context, services, keys_of_run(context, services.attachment_events.batch), context.run.tags[BATCH_ID_TAG])
 
 
 @dg.op(
-    ins={"taken": dg.In(dg.Nothing)},
+    ins={"extracted": dg.In(dg.Nothing)},
     pool=ONELAKE_POOL,
     description="Downloads and stores the attachments of the batch's events.",
 )
@@ -50,7 +50,7 @@ def download_and_store(context: dg.OpExecutionContext, services: dg.ResourcePara
 @dg.job(description="Extracts the addresses of a batch of events, downloads and stores.")
 def attachment_events_batch() -> None:
     """Extract, then download and store."""
-    download_and_store(take_addresses_out())
+    download_and_store(extract_addresses())
 
 
 @dg.job(description="Downloads and stores a batch of attachments.")
@@ -60,7 +60,7 @@ def attachments_batch() -> None:
 
 
 @dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
-def keep_results_healthy(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
+def maintain_results(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Maintain the Delta table of results; the second time nothing is left to do."""
     maintenance = optimize_and_vacuum(services.attachment_results, maintenance_limits(services.settings.delta))
     context.log.info(summary(maintenance))
@@ -92,10 +92,10 @@ def remove_old_files(folder: Path, older_than: timedelta) -> int:
     return removed
 
 
-@dg.job(description="Keeps the Delta table of results and the attachment stores healthy.")
+@dg.job(description="Maintains the Delta table of results and the attachment stores.")
 def attachments_maintenance() -> None:
     """Run all parts of the maintenance."""
-    keep_results_healthy()
+    maintain_results()
     remove_abandoned_uploads()
     remove_abandoned_downloads()
 

@@ -163,7 +163,7 @@ def event_arrival(arrived: ConsumedMessage[AttachmentEvent], now: datetime) -> E
 def task_arrival(arrived: ConsumedMessage[DownloadTask], services: AttachmentResources) -> TaskArrival:
     """Return a task as the queue keeps it; one without a destination gets its domain's."""
     task, received, settings = arrived.message, arrived.received, services.settings.attachments
-    # At most as many as there are retry tiers: a stranger may send any number.
+    # At most one more than there are retry tiers: a sender may name any number.
     task = replace(task, attempt=min(task.attempt, len(settings.retry_delays) + 1))
     if not task.destination_path:
         task = replace(task, destination_path=_destination(task, arrived, services))

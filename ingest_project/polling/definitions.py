@@ -108,12 +108,12 @@ def _poll(context: dg.AssetExecutionContext, services: PollingResources, record:
     skipped = discovery.not_announced(earlier)
     if discovery.ready_at is not None and record.attempts < services.settings.retries.max_attempts:
         reason = f"{discovery.unsettled} of its files changed a moment ago; listed again once they have settled."
-        jobs.look_again(record.job_key, discovery.found, skipped, reason, discovery.ready_at, now)
+        jobs.list_again(record.job_key, discovery.found, skipped, reason, discovery.ready_at, now)
         logger.info("job_waits", unsettled=discovery.unsettled, until=discovery.ready_at.isoformat())
         return
     done = jobs.finish_listing(record.job_key, discovery.found, skipped, now)
     if discovery.announced or not record.standing or BATCH_ID_TAG not in context.run.tags:
-        # A standing job that found nothing new leaves no event, unless a person ran it: there would be thousands a day.
+        # A standing job that found nothing new leaves no event, unless a person ran it: they would be thousands a day.
         report(context, [PartitionEvents(record.job_key, {DISCOVERED_FILES: _metadata(done, discovery)})])
     jobs.mark_reported([record.job_key], now)
     logger.info("job_done", found=done.files_found, published=done.files_published, skipped=skipped)
@@ -152,21 +152,21 @@ ATTEMPTS_IN_COMPANY = 2
 NO_PARTITION = 0
 
 
-def polling_queue_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
-    """Create the sensor that lists the sources of polling jobs, in runs of `job`."""
+def polling_queue_sensor(job_name: str) -> dg.SensorDefinition:
+    """Create the sensor that lists the sources of polling jobs, in runs of this job."""
     return queue_sensor(
         "polling_queue_sensor",
-        job.name,
+        job_name,
         "Requests runs over the polling jobs that arrive on polling-queue.",
         lambda context, services: _job_sensor(services, services.settings.topics.polling_queue).tick(context, services),
     )
 
 
-def standing_jobs_sensor(job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
-    """Create the sensor that lists the configured sources that have `every_seconds`, in runs of `job`."""
+def standing_jobs_sensor(job_name: str) -> dg.SensorDefinition:
+    """Create the sensor that lists the configured sources that have `every_seconds`, in runs of this job."""
     return queue_sensor(
         "standing_jobs_sensor",
-        job.name,
+        job_name,
         "Requests runs over the configured sources whose next interval has begun.",
         lambda context, services: standing_tick(context, services, datetime.now(UTC)),
         every_seconds=5,
@@ -269,7 +269,7 @@ polling_batch = dg.define_asset_job(
 polling = dg.Definitions(
     assets=[discovered_files],
     jobs=[polling_batch],
-    sensors=[polling_queue_sensor(polling_batch), standing_jobs_sensor(polling_batch)],
+    sensors=[polling_queue_sensor(polling_batch.name), standing_jobs_sensor(polling_batch.name)],
 )
 
 

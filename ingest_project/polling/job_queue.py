@@ -1,4 +1,4 @@
-"""The work queue of polling jobs: which sources are to be listed, and what each listing found."""
+"""The work queue of polling jobs: the sources to list, and the result of each listing."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
         end = {"state": JobState.DONE, "reason": None, "finished_at": now}
         return self._store_listing(job_key, found, skipped, end, now)
 
-    def look_again(  # noqa: PLR0913, PLR0917 - what was seen, why and when
+    def list_again(  # noqa: PLR0913, PLR0917 - what was seen, why and when
         self, job_key: str, found: int, skipped: Mapping[str, int], reason: str, at: datetime, now: datetime
     ) -> JobRecord:
         """Make a job pending until some of its files are ready; that is no failure."""

@@ -45,7 +45,7 @@ crm_app.add_typer(unidentified_app, name="unidentified")
 
 MAX_SHOWN_REASON = 100
 MAX_SHOWN_MESSAGE = 4_000
-MOST_LOST = 50
+MAX_LOST = 50
 
 Hour = Annotated[str | None, typer.Argument(metavar="HOUR", help="As Dagster calls it: 2026-01-15-10:00.")]
 Limit = Annotated[int, typer.Option(min=1, help="Most messages to list.")]
@@ -74,7 +74,7 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamList(msgspec.Struct, frozen=True):
-    """Partitions of all streams, the offsets that were lost last, and why the broker cannot be asked."""
+    """Partitions of all streams, the offsets that were lost last, and why the broker cannot be queried."""
 
     partitions: tuple[PartitionStatus, ...]
     lost: tuple[LostOffsets, ...]
@@ -136,7 +136,7 @@ def _stream_list(services: UserActivityResources) -> StreamList:
             end = ends.get(one.partition) if one.topic_partition in current else None
             own = {name: getattr(one, name) for name in PartitionStatus.__struct_fields__ if name != "waiting"}
             partitions.append(PartitionStatus(**own, waiting=None if end is None else max(0, end - one.next_offset)))
-        lost += positions.lost(limit=MOST_LOST)
+        lost += positions.lost(limit=MAX_LOST)
     return StreamList(tuple(partitions), tuple(lost), problem)
 
 
@@ -217,7 +217,7 @@ class MessageList(msgspec.Struct, frozen=True):
 
 
 class RetryResult(msgspec.Struct, frozen=True):
-    """The result of trying again, by message id."""
+    """Result of a retry, by message id."""
 
     identified: tuple[str, ...]
     unidentified: tuple[str, ...]

@@ -44,11 +44,11 @@ USER_ACTIVITY = "user_activity"
 CRM = "crm"
 
 CHUNK_BYTES = 16 * 1024**2
-MOST_SHOWN = 20
-# A failure may pass; after so many in a row a person should look.
-MOST_FAILURES = 3
+MAX_SHOWN = 20
+# One failure may be transient; after this many in a row a person should look.
+MAX_FAILURES = 3
 RECENT = timedelta(hours=24)
-# None of these is a matter of one partition.
+# None of these concerns one partition only.
 SERVICES_AWAY = (BrokerUnavailableError, DatabaseUnavailableError)
 
 Rows = TypeVar("Rows")
@@ -88,15 +88,15 @@ class Sink(Protocol[Rows]):
     chunk_messages: int
 
     def prepare(self, positions: Sequence[SinkPosition]) -> None:
-        """Look at the sink before partitions are resumed."""
+        """Inspect the sink before partitions are resumed."""
         ...
 
     def resume(self, position: SinkPosition) -> SinkPosition:
-        """Return where the sink is in a partition, after it has repaired what it lacks before that."""
+        """Repair what the sink lacks in a partition, and return its position."""
         ...
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> Rows:
-        """Turn messages into rows, and publish what is unreadable as dead letters. No message makes it fail."""
+        """Turn messages into rows, and publish unreadable ones as dead letters. No message makes it fail."""
         ...
 
     def is_full(self, batch: Batch[Rows]) -> bool:
@@ -165,7 +165,7 @@ class StreamRun:
         waiting = sum(max(0, self.ends.get(one, 0) - now.next_offset) for one, now in self.positions.items())
         shown: dict[str, str | int] = {"messages_read": self.messages, "consumer_lag": waiting}
         if self.stored:
-            shown["offsets"] = ", ".join(map(str, self.stored[:MOST_SHOWN]))
+            shown["offsets"] = ", ".join(map(str, self.stored[:MAX_SHOWN]))
         if self.conflicts:
             shown["stored_by_another_run"] = ", ".join(str(self.positions[one]) for one in sorted(self.conflicts))
         return shown
@@ -224,7 +224,7 @@ def store_stream(
 
 
 def settle(services: Runtime, positions: StreamPositions, run: StreamRun) -> None:
-    """Note what a run came to: partitions that failed are tried again after a pause."""
+    """Record the result of a run: partitions that failed are tried again after a pause."""
     failed = [(run.positions[partition], str(error)) for partition, error in run.failures.items()]
     done = [one for partition, one in run.positions.items() if partition not in run.failures.keys() | run.conflicts]
     try:
@@ -240,7 +240,7 @@ def as_ingest_error(error: Exception, doing: str) -> IngestError:
     """Return an error of ours; an unexpected one is logged with its traceback."""
     if isinstance(error, IngestError):
         return error
-    logger.error("run_failed_unforeseen", doing=doing, exc_info=error)
+    logger.error("run_failed_unexpectedly", doing=doing, exc_info=error)
     return UnexpectedError(doing, error)
 
 
@@ -307,12 +307,12 @@ def _batches_of(ranges: OpenRanges, sink: Sink[Rows], run: StreamRun, offsets: O
 
 @dataclass(frozen=True)
 class StreamHealth:
-    """Lines for a person, at most as many as are worth showing.
+    """Bounded lists of problems, one line each.
 
     Args:
         failing: partitions whose last runs failed, with the reason.
         late: partitions with messages that should have been stored by now.
-        lost: offsets that were found to be lost of late.
+        lost: offsets that were found to be lost recently.
     """
 
     failing: list[str]
@@ -339,14 +339,14 @@ def health_of(services: Runtime, positions: StreamPositions, max_waiting_seconds
     now = datetime.now(UTC)
     return StreamHealth(
         failing=[f"{one}: {one.attempts} runs in a row: {one.reason}" for one in current if is_failing(one)],
-        late=list(_late(services, positions, now - timedelta(seconds=max_waiting_seconds)))[:MOST_SHOWN],
-        lost=[str(one) for one in positions.lost(now - RECENT, MOST_SHOWN)],
+        late=list(_late(services, positions, now - timedelta(seconds=max_waiting_seconds)))[:MAX_SHOWN],
+        lost=[str(one) for one in positions.lost(now - RECENT, MAX_SHOWN)],
     )
 
 
 def is_failing(position: SinkPosition) -> bool:
     """Return whether the last runs over a partition failed one after the other."""
-    return position.attempts >= MOST_FAILURES and position.reason is not None
+    return position.attempts >= MAX_FAILURES and position.reason is not None
 
 
 def _late(services: Runtime, positions: StreamPositions, moment: datetime) -> Iterator[str]:

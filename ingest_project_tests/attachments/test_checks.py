@@ -100,7 +100,7 @@ def test_a_retry_that_is_not_served_after_its_time_is_named(system: AttachmentSy
     assert 3_600 <= numbers(overdue)["overdue_seconds"] < 5_000
 
     assert len(system.requests(RETRY)) == 1
-    assert system.check("nothing_overdue").passed, "a run was asked for"
+    assert system.check("nothing_overdue").passed, "a run was requested"
 
 
 def test_too_great_a_share_of_dead_ones_is_a_warning(system: AttachmentSystem) -> None:

@@ -79,6 +79,6 @@ def test_no_two_files_of_one_event_have_the_same_name() -> None:
     assert len({name.lower() for name in names.values()}) == len(names) == 4
 
 
-def test_what_is_no_json_path_is_told_by_its_setting() -> None:
+def test_an_invalid_json_path_names_its_setting() -> None:
     with pytest.raises(SettingsError, match="INGEST_ATTACHMENT_URL_PATHS"):
         AddressPaths({"claims": ["$.["]})

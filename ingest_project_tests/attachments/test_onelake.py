@@ -93,7 +93,7 @@ def test_a_store_that_fails_for_a_while_is_tried_again_and_then_holds_the_whole_
     assert waiting.error_class in {"StoreUnavailableError", "StoreThrottledError"}
     assert stored_files(dfs, below) == [], "no half file, and no temporary one"
     if "retry_after" in fault:
-        assert waiting.next_attempt_at - waiting.updated_at > timedelta(minutes=59), "what the service asked for"
+        assert waiting.next_attempt_at - waiting.updated_at > timedelta(minutes=59), "the pause of the service"
         system.services.attachments.postpone([waiting.attachment_key], "", waiting.created_at, waiting.updated_at)
 
     dfs.faults.clear()

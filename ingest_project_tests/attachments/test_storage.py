@@ -1,4 +1,4 @@
-"""Where attachments go, whatever strangers call them."""
+"""Names of attachments in the store, from untrusted values."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_two_values_that_look_alike_afterwards_do_not_meet() -> None:
     assert len({safe_part(value) for value in values}) == len(values)
 
 
-def test_two_files_of_one_name_in_an_event_are_told_apart_by_their_address() -> None:
+def test_two_files_of_one_name_in_an_event_are_distinguished_by_their_address() -> None:
     named = [("a.pdf", "https://x/1"), ("b.pdf", "https://x/2"), ("A.pdf", "https://x/3")]
     first, second, third = distinct_file_names(named)
     assert second == "b.pdf"

@@ -49,7 +49,7 @@ def finish(  # noqa: PLR0913 - one for each thing that an attempt may end in
     again_in: timedelta | None = None,
     at: datetime | None = None,
 ) -> None:
-    """A run has tried it: stored, failed for good, or to be tried again after a while, and everybody was told."""
+    """A run has tried it: stored, failed for good, or waiting for a retry, and its result is published."""
     now = at or datetime.now(UTC)
     (record,) = services.attachments.begin([key], "run-1", now)
     status = DownloadStatus.SUCCESS if error_class is None else DownloadStatus.FAILED_PERMANENT

@@ -63,7 +63,7 @@ def test_without_an_hour_it_is_the_present_one(ingest: Ingest, services: SystemR
     assert [one["events"] for one in found["types"]] == ([3] if found["hour"] == before else [])
 
 
-def test_an_hour_without_events_and_one_that_is_none_are_told_apart(ingest: Ingest, services: SystemResources) -> None:
+def test_an_empty_hour_and_an_invalid_hour_are_distinguished(ingest: Ingest, services: SystemResources) -> None:
     del services
     empty = ingest("activity", "hour", HOUR)
     assert (empty.exit_code, empty.out) == (0, "")

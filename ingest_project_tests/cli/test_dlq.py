@@ -80,7 +80,7 @@ def test_showing_one_that_is_not_dead_is_exit_code_1(ingest: Ingest, services: S
     assert "pending" in shown.err
 
 
-def test_a_replayed_attachment_waits_to_be_tried_and_the_ledger_says_who_asked(
+def test_a_replayed_attachment_is_pending_and_the_audit_names_the_user(
     ingest: Ingest, services: SystemResources
 ) -> None:
     key = dead(services, "a.pdf")
@@ -105,7 +105,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(ingest: Ingest, services: S
     assert "would be retried" in ingest("dlq", "replay", "--all", "--dry-run").out
 
 
-def test_many_are_let_go_one_after_another_and_it_says_when_the_last_one_is_due(
+def test_many_replays_become_due_one_after_another_and_the_last_time_is_shown(
     ingest: Ingest, services: SystemResources
 ) -> None:
     first, second, third = (dead(services, f"{n}.pdf", at=LONG_AGO + timedelta(hours=n)) for n in range(3))

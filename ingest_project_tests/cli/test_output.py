@@ -1,4 +1,4 @@
-"""What people see: nothing that comes from a stranger acts on their terminal."""
+"""What people see: nothing that comes from an untrusted sender acts on their terminal."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_without_a_terminal_nothing_is_cut_or_wrapped(
     ("seconds", "text"),
     [(0, "0 s"), (59.6, "1 min 0 s"), (3_725, "1 h 2 min"), (90_000, "1 d 1 h"), (-5, "0 s"), (3_600, "1 h")],
 )
-def test_a_length_of_time_is_told_in_its_two_largest_units(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_its_two_largest_units(seconds: float, text: str) -> None:
     assert output.length_of(timedelta(seconds=seconds)) == text
 
 
-def test_json_tells_times_and_numbers_that_are_not_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_encodes_times_and_numbers_that_are_not_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_json({"at": datetime(2026, 1, 15, tzinfo=UTC), "value": float("nan")})
     assert json.loads(capsys.readouterr().out) == {"at": "2026-01-15T00:00:00Z", "value": None}
 
@@ -82,5 +82,5 @@ def test_whatever_is_printed_is_printable_and_the_json_of_it_is_the_same_value(t
     assert json.loads(shown) == {"value": text}
 
 
-def test_rules_are_told_with_the_most_frequent_first() -> None:
+def test_rules_are_listed_with_the_most_frequent_first() -> None:
     assert output.counts({"b": 1, "a": 1, "c": 1_200, "none": 0}) == "c 1,200, a 1, b 1"

@@ -44,9 +44,9 @@ def test_what_would_go_is_said_and_stays_and_goes_when_it_is_meant(
     ingest: Ingest, services: SystemResources, sent_long_ago: int
 ) -> None:
     def number(*options: str) -> int:
-        told = ingest("retention", "--json", *options)
-        assert told.exit_code == 0, told.err
-        (messages,) = (one for one in told.json["removals"] if one["what"] == "ids of published messages")
+        shown = ingest("retention", "--json", *options)
+        assert shown.exit_code == 0, shown.err
+        (messages,) = (one for one in shown.json["removals"] if one["what"] == "ids of published messages")
         return int(messages["number"])
 
     assert number("--dry-run") == sent_long_ago

@@ -41,9 +41,7 @@ def only_message(
     return read
 
 
-def test_a_polling_job_arrives_as_it_was_asked_for(
-    ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
-) -> None:
+def test_a_polling_job_arrives_as_it_was_sent(ingest: Ingest, only_message: Callable[[str], ConsumerRecord]) -> None:
     sent = ingest(
         "send", "polling-job", "--job-id", "j 1", "--pattern", "*.csv", "--priority", "high", "--format", "luftdaten",
         "--metadata", "site=a=b", "--source", "credentials=sftp-1", "--trace-id", "t-1", "--json",
@@ -102,17 +100,17 @@ def test_a_polling_job_that_is_waited_for_says_how_it_ended(  # noqa: PLR0913, P
 ) -> None:
     def look() -> None:
         """What the sensor and its run do, once the job has come."""
-        ledger, now = services.polling_jobs, datetime.now(UTC)
+        queue, now = services.polling_jobs, datetime.now(UTC)
         message = as_soon_as_it_is_there(only_message, "polling-queue")
         position = KafkaPosition(message.topic, message.partition, message.offset, "g", message.timestamp)
-        ledger.record([JobArrival("j~1", decode_polling_job(message.value), position)], now)
+        queue.record([JobArrival("j~1", decode_polling_job(message.value), position)], now)
         if ended == "done":
-            ledger.begin(["j~1"], "run", now)
+            queue.begin(["j~1"], "run", now)
             JobOutbox(services.engine, "j~1").intend("files", ["a", "b"], {0: 0})
             JobOutbox(services.engine, "j~1").mark_sent("files", ["a", "b"])
-            ledger.finish_listing("j~1", 3, {"Announced before, in this version.": 1}, now)
+            queue.finish_listing("j~1", 3, {"Announced before, in this version.": 1}, now)
         elif ended == "failed":
-            ledger.fail(["j~1"], "no such folder", "SourceNotFoundError", now)
+            queue.fail(["j~1"], "no such folder", "SourceNotFoundError", now)
 
     with ThreadPoolExecutor(1) as elsewhere:
         looked = elsewhere.submit(look)
@@ -154,7 +152,7 @@ def test_the_short_form_has_path_and_name_only(ingest: Ingest, only_message: Cal
     assert only_message("file_events").value == b'{"file_path":"/data/elsewhere/b.csv","file_name":"b.csv"}'
 
 
-def test_an_attachment_event_arrives_as_it_was_asked_for_and_no_signature_is_printed(
+def test_an_attachment_event_arrives_as_it_was_sent_and_no_signature_is_printed(
     ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
 ) -> None:
     urls = ["https://files.example/a.pdf?sig=hunter2", "https://files.example/b.jpg"]
@@ -174,7 +172,7 @@ def test_an_attachment_event_arrives_as_it_was_asked_for_and_no_signature_is_pri
     assert "hunter2" not in sent.out
 
 
-def test_a_download_task_arrives_as_it_was_asked_for_and_tells_its_attachment(
+def test_a_download_task_arrives_as_it_was_sent_and_names_its_attachment(
     ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
 ) -> None:
     url = "https://files.example/a.pdf?sig=hunter2"

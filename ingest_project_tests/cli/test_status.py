@@ -33,7 +33,7 @@ from ingest_project.platform.capability import QueueState, WorkState
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.streams.engine import MOST_FAILURES
+from ingest_project.streams.engine import MAX_FAILURES
 from ingest_project.streams.positions import move
 from ingest_project.streams.user_activity.hours import count_changes
 from ingest_project_tests.cli import known_attachments as attachments
@@ -127,7 +127,7 @@ def test_without_dagsters_records_lag_is_measured_from_the_committed_offsets_and
     assert shown.err.count("DAGSTER_POSTGRES_URL") == 1
 
 
-def test_files_jobs_and_runs_that_are_not_finished_are_told(
+def test_unfinished_files_jobs_and_runs_are_shown(
     ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     for run_id, state in (("r1", RunState.NOT_STARTED), ("r2", RunState.STARTED), ("r3", RunState.SUCCESS)):
@@ -194,7 +194,7 @@ def test_lag_of_every_topic_of_attachments_is_measured_from_its_part_of_the_curs
     }
 
 
-def test_attachments_are_told_by_state_and_the_ladder_by_rung(
+def test_attachments_are_shown_by_state_and_retries_by_tier(
     ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance
@@ -239,7 +239,7 @@ def test_a_stream_is_busy_until_its_messages_are_stored_and_its_hours_counted_an
         assert backlog is not None
         begun = stream.begin(backlog, now)
         (positions[stream.topic],) = (begun[partition] for partition, end in backlog.ends.items() if end)
-    for _ in range(MOST_FAILURES):
+    for _ in range(MAX_FAILURES):
         system.crm_positions.lease([positions["sales_events"]], "run")
     failures = [(positions["sales_events"], "the disk is full")]
     system.crm_positions.fail(failures, "run", system.settings.retries, now)
@@ -253,7 +253,7 @@ def test_a_stream_is_busy_until_its_messages_are_stored_and_its_hours_counted_an
     assert "2 events, 1 dead_letters" in ingest("status").out
 
 
-def test_a_broker_that_is_away_is_asked_once_and_every_topic_says_so(
+def test_an_unavailable_broker_is_contacted_once_and_every_topic_says_so(
     ingest: Ingest,
     system: SystemResources,
     dagster_instance: DagsterInstance,
@@ -281,7 +281,7 @@ def test_what_waits_for_its_time_is_no_work_and_is_said(
     assert "Idle: nothing is due and nothing runs; 1 attachment waits for its time." in shown.out
 
 
-def test_an_attachment_in_a_runs_hands_is_work_and_one_that_dagster_does_not_show_yet_too(
+def test_an_attachment_leased_by_a_run_is_work_and_an_unreported_one_too(
     ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance
@@ -306,7 +306,7 @@ def test_with_nothing_there_every_part_says_what_to_start_or_set(ingest: Ingest)
     assert "Traceback" not in shown.err
 
 
-def test_a_dagster_database_that_is_away_is_told_quickly_and_without_its_password(
+def test_an_unavailable_dagster_database_is_reported_quickly_and_without_its_password(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://me:hunter2@127.0.0.1:1/dagster")

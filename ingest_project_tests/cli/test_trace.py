@@ -1,4 +1,4 @@
-"""`ingest trace` tells what happened in one trace, in order."""
+"""`ingest trace` shows what happened in one trace, in order."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ingest_project_tests.streams.user_activity.events import encoded, event, re
 KEY = "clean.csv~aaaaaaaaaa"
 
 
-def test_the_story_of_a_trace_is_told_in_the_order_of_time(ingest: Ingest, services: SystemResources) -> None:
+def test_the_history_of_a_trace_is_shown_in_the_order_of_time(ingest: Ingest, services: SystemResources) -> None:
     arrive(services, KEY, "other.csv~bbbbbbbbbb")
     take(services, KEY)
 
-    told = ingest("trace", f"trace-of-{KEY}")
-    assert told.exit_code == 0
-    assert "other.csv" not in told.out
-    assert told.out.index("arrived") < told.out.index("taken by a run")
+    shown = ingest("trace", f"trace-of-{KEY}")
+    assert shown.exit_code == 0
+    assert "other.csv" not in shown.out
+    assert shown.out.index("arrived") < shown.out.index("taken by a run")
     moments = ingest("trace", f"trace-of-{KEY}", "--json").json["moments"]
     assert [(moment["subject"], moment["what"]) for moment in moments] == [
         (f"file {KEY}", "arrived"),
@@ -33,9 +33,9 @@ def test_the_story_of_a_trace_is_told_in_the_order_of_time(ingest: Ingest, servi
 
 def test_a_trace_that_is_not_on_record_is_said_with_exit_code_1(ingest: Ingest, services: SystemResources) -> None:
     del services
-    told = ingest("trace", "nobody")
-    assert told.exit_code == 1
-    assert "nobody" in told.err
+    shown = ingest("trace", "nobody")
+    assert shown.exit_code == 1
+    assert "nobody" in shown.err
 
 
 def test_events_and_crm_records_of_a_trace_are_in_its_story(ingest: Ingest, services: SystemResources) -> None:

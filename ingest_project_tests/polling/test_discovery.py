@@ -22,7 +22,7 @@ STANDING = "standing_jobs_sensor"
 
 
 def poll(system: System, sensor: str = POLLING) -> None:
-    """What one tick asks for, done."""
+    """Execute what one tick requests."""
     for request in system.requests(sensor):
         system.execute("polling_batch", request)
 
@@ -163,23 +163,23 @@ def standing(system: System, **more: object) -> None:
     system.restart()
 
 
-def test_a_configured_source_is_looked_at_once_in_each_interval_whoever_ticks(system: System) -> None:
+def test_a_configured_source_is_listed_once_in_each_interval_whatever_process_ticks(system: System) -> None:
     standing(system)
     system.write("a.csv", readings())
     beginning = datetime(2026, 1, 15, 10, 30, 5, tzinfo=UTC)
-    ledger = system.services.polling_jobs
+    queue = system.services.polling_jobs
     source = system.settings.sources["inbox"]
 
     def enter(now: datetime) -> int:
-        return len(ledger.begin_intervals([standing_job("inbox", source, 60, now)], now))
+        return len(queue.begin_intervals([standing_job("inbox", source, 60, now)], now))
 
     assert [enter(beginning), enter(beginning), enter(beginning + timedelta(seconds=54))] == [1, 0, 0]
-    (due,) = ledger.due("standing-jobs", 10, datetime.now(UTC))
+    (due,) = queue.due("standing-jobs", 10, datetime.now(UTC))
     assert enter(beginning + timedelta(seconds=60)) == 0, "one that is not finished is not entered again"
-    ledger.claim("batch", [due.key], beginning)
-    ledger.begin([due.key], "run", beginning)
-    ledger.finish_listing(due.key, 1, {}, beginning)
-    ledger.mark_reported([due.key], beginning)
+    queue.claim("batch", [due.key], beginning)
+    queue.begin([due.key], "run", beginning)
+    queue.finish_listing(due.key, 1, {}, beginning)
+    queue.mark_reported([due.key], beginning)
     with ThreadPoolExecutor(2) as pool:
         moments = [beginning + timedelta(seconds=seconds) for seconds in (60, 61)]
         assert sum(pool.map(enter, moments)) == 1

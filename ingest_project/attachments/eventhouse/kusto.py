@@ -28,7 +28,7 @@ NETWORK_SECONDS = 5.0
 
 
 class CheckedKustoClient(KustoClient):
-    """A client that raises for every answer with an error in it, wherever in the answer it stands.
+    """A client that raises for every answer that contains an error, in whatever part.
 
     The library checks the rows only, not the frame that says whether the answer is complete.
     """

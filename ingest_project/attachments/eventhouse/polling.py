@@ -1,4 +1,4 @@
-"""Read the new events of a domain page by page, and record how far each domain was read.
+"""Read the new events of a domain page by page, and record the position of each domain.
 
 The whole state is the position, which the caller saves once a page's events are published:
 
@@ -48,7 +48,7 @@ _NO_TIMES = "Enable it: `.alter table {table} policy ingestiontime true`."
 
 
 class DomainPosition(msgspec.Struct, frozen=True):
-    """How far one domain was read.
+    """Progress of one domain.
 
     Args:
         position: opaque; empty before the first page.
@@ -110,7 +110,7 @@ class EventhousePositions:
 
 
 class QueryCursor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far a domain has been read. Opaque to the caller; see `to_json` and `position_from_json`.
+    """Read position of a domain. Opaque to the caller; see `to_json` and `position_from_json`.
 
     Args:
         source: mode, database and table it refers to.

@@ -137,13 +137,13 @@ class Intake(Generic[Message]):
 
 @dataclass(frozen=True, kw_only=True)
 class QueueSensor:
-    """Describes what one sensor does at each tick.
+    """One sensor over a work queue, and its ticks.
 
     Args:
         queue: that it serves.
         queue_name: which of the queue's entries it serves, usually the topic they came from.
         kind: of the batch runs, e.g. `files`; also names the set of dynamic partitions.
-        cut: due entries to batches, those to be done first in front.
+        cut: divides due entries into batches, the first ones to dispatch in front.
         batch_entries: most entries of one batch.
         max_batches: most batches in flight.
         retries: how long a run may take to appear, and when the entries of a lost one are tried again.
@@ -180,7 +180,7 @@ class QueueSensor:
         )
 
     def dispatch(self, instance: dg.DagsterInstance, slots: int) -> list[dg.RunRequest]:
-        """Claim due entries in at most so many batches, and return the requests for their runs."""
+        """Claim due entries in at most as many batches as there are slots, and return the requests for their runs."""
         if not slots:
             return []
         now = datetime.now(UTC)
@@ -266,7 +266,7 @@ def requeue_orphaned(
         instance: knows the runs.
         queue: to look through.
         queue_name: of the sensor; each sensor requeues only its own entries.
-        retries: how long a run may take to appear, and when what it left is tried again.
+        retries: the time that a run may take to appear, and when its entries are tried again.
 
     Returns:
         keys of those that had no attempt left and are failed.
@@ -281,7 +281,7 @@ def requeue_orphaned(
 
 
 def _reason_of_loss(instance: dg.DagsterInstance, lease: Lease) -> str:
-    """Say that the run is over, and what Dagster recorded of its end: an exception, or how its process died."""
+    """Return the reason of a lost lease, with the exception or the dead process that Dagster recorded of its run."""
     holder = f"run {lease.run_id}" if lease.run_id else f"batch {lease.batch_id}"
     recorded = failure_of_run(instance, lease.run_id)[:LONGEST_REASON] if lease.run_id else ""
     return f"The {holder} ended before this was done{': ' + recorded if recorded else '.'}"

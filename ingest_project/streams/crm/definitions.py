@@ -106,12 +106,12 @@ def _metadata(services: StreamResources, run: StreamRun) -> dict[dg.AssetKey, di
     description="No partition waits too long or keeps failing, and no offset got lost of late.",
 )
 def no_gap_in_offsets(services: dg.ResourceParam[StreamResources]) -> dg.AssetCheckResult:
-    """Look for partitions that stand still, and for offsets that were lost."""
+    """Find partitions that do not progress, and offsets that were lost."""
     health = health_of(services, services.crm_positions, services.settings.crm.max_unfinished_seconds)
     wrong = bool(health.failing or health.late)
     return dg.AssetCheckResult(
         passed=not (wrong or health.lost),
-        # What retention has removed cannot be had back: a person should know, and that is all.
+        # What retention has removed cannot be recovered: it is worth a warning only.
         severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
         metadata=health.metadata(),
     )
@@ -119,7 +119,7 @@ def no_gap_in_offsets(services: dg.ResourceParam[StreamResources]) -> dg.AssetCh
 
 @dg.asset_check(asset=UNIDENTIFIED_MESSAGES, description="No partition has stored more messages than it has offsets.")
 def no_duplicate_offsets(services: dg.ResourceParam[StreamResources]) -> dg.AssetCheckResult:
-    """Look for partitions that counted an offset twice."""
+    """Find partitions that counted an offset twice."""
     twice = []
     for one in services.crm_positions.all():
         stored = sum(one.outcome.get(name, 0) for name in ("opportunity_messages", "project_messages", "unidentified"))

@@ -46,9 +46,9 @@ USER_ACTIVITY_HOURLY = dg.AssetKey("user_activity_hourly")
 
 HOURLY_LOCK = "user_activity_hourly"
 HOURLY_LOCK_WAIT_SECONDS = 900.0
-MOST_TYPES_SHOWN = 20
-MOST_STORE_FAILURES = 3
-MOST_HOURS = 10_000
+MAX_TYPES_SHOWN = 20
+MAX_STORE_FAILURES = 3
+MAX_HOURS = 10_000
 
 
 @dg.multi_asset(
@@ -101,7 +101,7 @@ def store_events(context: Context, services: UserActivityResources, config: Stre
 def _report(context: Context, services: UserActivityResources, run: StreamRun, sink: ActivitySink) -> None:
     """Report each hour that changed since it was reported last: also those of a run that was killed before it did."""
     try:
-        changes = services.activity_hours.unreported(FIRST_HOUR, datetime.now(UTC), MOST_HOURS)
+        changes = services.activity_hours.unreported(FIRST_HOUR, datetime.now(UTC), MAX_HOURS)
     except TransientError as away:
         # The next run reports them.
         logger.warning("hours_not_reported", reason=str(away))
@@ -160,7 +160,7 @@ def compute_statistics(context: Context, services: UserActivityResources, hours:
                 _count_hour(context, services, hour)
             except Exception as error:
                 # One file of the table may be gone or broken; of a store that is away all are.
-                many = len(failures) >= MOST_STORE_FAILURES
+                many = len(failures) >= MAX_STORE_FAILURES
                 if isinstance(error, TransientError) and (many or not isinstance(error, StoreUnavailableError)):
                     raise
                 failures[hour_key(hour)] = as_ingest_error(error, f"Counting {hour_key(hour)}")
@@ -177,7 +177,7 @@ def _count_hour(context: Context, services: UserActivityResources, hour: datetim
 
 
 def _metadata(found: Sequence[HourOfType]) -> dict[str, object]:
-    most = sorted(found, key=lambda one: one.events, reverse=True)[:MOST_TYPES_SHOWN]
+    most = sorted(found, key=lambda one: one.events, reverse=True)[:MAX_TYPES_SHOWN]
     shown = ("event_type", "events", "users", "sessions", "processing_ms_p50", "processing_ms_p95")
     return {
         "events": sum(one.events for one in found),

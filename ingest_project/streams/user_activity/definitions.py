@@ -18,7 +18,7 @@ from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
 from ingest_project.platform.delta.table import ask
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, queue_sensor
-from ingest_project.streams.engine import MOST_SHOWN, RECENT, health_of
+from ingest_project.streams.engine import MAX_SHOWN, RECENT, health_of
 from ingest_project.streams.positions import OffsetRange
 from ingest_project.streams.sensor import UNFINISHED_RUNS, StreamRunConfig, StreamSensor, stream_sensor, tick
 from ingest_project.streams.user_activity.assets import (
@@ -59,27 +59,27 @@ LAST_OFFSETS = 1_000_000
     description="No partition waits too long or keeps failing, the table has all rows, and no offset got lost of late.",
 )
 def no_gap_in_offsets(services: dg.ResourceParam[UserActivityResources]) -> dg.AssetCheckResult:
-    """Look for partitions that stand still, and for rows that should be in the table."""
+    """Find partitions that do not progress, and rows that the table lacks."""
     patience = services.settings.user_activity.max_unfinished_seconds
     health = health_of(services, services.activity_positions, patience)
     rows, missing, behind = _missing_rows(services)
     wrong = bool(health.failing or health.late or rows or behind)
     return dg.AssetCheckResult(
         passed=not (wrong or health.lost),
-        # What retention has removed cannot be had back: a person should know, and that is all.
+        # What retention has removed cannot be recovered: it is worth a warning only.
         severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
         metadata={
             **health.metadata(),
             "rows_missing": rows,
-            "missing": missing[:MOST_SHOWN],
-            "table_behind": behind[:MOST_SHOWN],
+            "missing": missing[:MAX_SHOWN],
+            "table_behind": behind[:MAX_SHOWN],
         },
     )
 
 
 @dg.asset_check(asset=USER_ACTIVITY_EVENTS, description="No offset is in the table twice.")
 def no_duplicate_offsets(services: dg.ResourceParam[UserActivityResources]) -> dg.AssetCheckResult:
-    """Look for rows of the same offset among those that were stored last."""
+    """Find rows of the same offset among those that were stored last."""
     rows = offsets = 0
     for position in services.activity_positions.current().values():
         end = position.next_offset
@@ -152,7 +152,7 @@ GROUP = "user_activity"
 EVENTS_OP = "store_user_activity"
 HOURLY_OP = "count_hours"
 HOURLY = "user_activity_hourly"
-MOST_HOURS = 200
+MAX_HOURS = 200
 # Fewer events than this are stored sooner than a second run has started.
 WORTH_SPLITTING = 100_000
 
@@ -261,7 +261,7 @@ def hourly_tick(
     if context.instance.get_runs_count(under_way):
         return dg.SkipReason("Hours are being counted.")
     pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
-    hours = services.activity_hours.due(datetime.now(UTC), pause, MOST_HOURS)
+    hours = services.activity_hours.due(datetime.now(UTC), pause, MAX_HOURS)
     if not hours:
         return dg.SkipReason("No hour has to be counted.")
     return dg.SensorResult(run_requests=[_hourly_request(hours)])

@@ -32,8 +32,8 @@ from ingest_project.streams.user_activity.resources import CHUNK_MESSAGES, UserA
 logger = get_logger(__name__)
 
 PIECE_OFFSETS = 100_000
-MOST_SHOWN = 20
-MOST_DOUBTS = 20
+MAX_SHOWN = 20
+MAX_DOUBTS = 20
 BEYOND = 2**63 - 1
 
 Run = tuple[int, int]
@@ -67,9 +67,9 @@ class Recovered:
         """Return what Dagster shows; nothing where nothing was missing."""
         shown: dict[str, str | int] = {}
         if self.spans:
-            shown |= {"rows_recovered": self.rows, "recovered": ", ".join(map(str, self.spans[:MOST_SHOWN]))}
+            shown |= {"rows_recovered": self.rows, "recovered": ", ".join(map(str, self.spans[:MAX_SHOWN]))}
         if self.lost:
-            lost = (f"{one.offsets} ({one.messages} rows)" for one in self.lost[:MOST_SHOWN])
+            lost = (f"{one.offsets} ({one.messages} rows)" for one in self.lost[:MAX_SHOWN])
             shown["lost_from_table"] = ", ".join(lost)
         return shown
 
@@ -94,7 +94,7 @@ def complete_all(services: UserActivityResources) -> Recovered:
         if is_in_doubt(standings[app_id_of(position.topic_partition)], position):
             recovered.add(recover(services, position))
     before = standings[every]
-    if before.doubts or before.table_version - (before.position or 0) > MOST_DOUBTS:
+    if before.doubts or before.table_version - (before.position or 0) > MAX_DOUBTS:
         store.mark_checked(before.table_version)
     return recovered
 
@@ -103,7 +103,7 @@ def recover(services: UserActivityResources, position: SinkPosition) -> Recovere
     """Read again what the table lacks before a position, then bring the table's own position there.
 
     Raises:
-        TransactionConflictError: another process is at it; try again later.
+        TransactionConflictError: another process recovers them; try again later.
         TransientError: a service was away. What was recovered until then stays.
     """
     app_id, partition = app_id_of(position.topic_partition), position.topic_partition
@@ -120,10 +120,10 @@ def recover(services: UserActivityResources, position: SinkPosition) -> Recovere
     why = "; ".join(standing.doubts) or "its position went back"
     recovered.lost = _enter_lost(services, whole, gone, why)
     _finish(services, whole, standing)
-    for span in recovered.spans[:MOST_SHOWN]:
-        hours = [f"{hour_key(hour)}: {rows}" for hour, rows in sorted(recovered.hours.items())[:MOST_SHOWN]]
+    for span in recovered.spans[:MAX_SHOWN]:
+        hours = [f"{hour_key(hour)}: {rows}" for hour, rows in sorted(recovered.hours.items())[:MAX_SHOWN]]
         logger.warning("rows_recovered", offsets=str(span), rows=recovered.rows, hours=hours)
-    for lost in recovered.lost[:MOST_SHOWN]:
+    for lost in recovered.lost[:MAX_SHOWN]:
         logger.error("rows_lost", offsets=str(lost.offsets), rows=lost.messages)
     return recovered
 
@@ -186,7 +186,7 @@ def size_of(runs: Sequence[Run]) -> int:
 
 def hours_text(services: UserActivityResources, offsets: OffsetRange) -> str:
     """Name the hours that may have events among some offsets."""
-    return ", ".join(map(hour_key, services.activity_hours.hours_of(offsets)[:MOST_SHOWN]))
+    return ", ".join(map(hour_key, services.activity_hours.hours_of(offsets)[:MAX_SHOWN]))
 
 
 def _oldest_retained(services: UserActivityResources, position: SinkPosition) -> int:
@@ -281,7 +281,7 @@ def _enter_lost(
 
 
 def _finish(services: UserActivityResources, whole: OffsetRange, standing: Standing) -> None:
-    """Bring the position to the end of what was looked at, and remember that it was."""
+    """Move the position to the end of the checked offsets, and mark them as checked."""
     from ingest_project.streams.user_activity.event_table import SCHEMA  # noqa: PLC0415 - brings pyarrow
 
     store, app_id = services.user_activity_events, app_id_of(whole.topic_partition)

@@ -3,7 +3,7 @@
 Every commit carries the position to which it brings the table in its partition, and is made only where the table is
 just before it: killed, repeated or run twice at once, the same rows are there. What is no event is published as a dead
 letter before the commit that passes it. The row of `sink_positions` and the marks of changed hours follow each commit
-in a transaction of their own; after a kill in between, the next run finds the table ahead and makes up for it.
+in a transaction of their own; after a kill in between, the next run finds the table ahead and enters them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ActivitySink:
         self.table_version: int | None = None
 
     def prepare(self, positions: Sequence[SinkPosition]) -> None:
-        """Look at the table, once for all partitions."""
+        """Read the standing of the table, once for all partitions."""
         app_ids = [app_id_of(one.topic_partition) for one in positions]
         self._standings = self._services.user_activity_events.standings(app_ids)
 

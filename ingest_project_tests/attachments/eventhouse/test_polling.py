@@ -75,7 +75,7 @@ def test_rows_that_arrive_while_pages_are_read_come_once_and_later(
 
 
 @pytest.mark.parametrize("mode", ["cursor", "window"])
-def test_times_are_told_apart_to_the_seventh_digit(client: EventhouseClient, database: Database, mode: str) -> None:
+def test_times_are_distinguished_to_the_seventh_digit(client: EventhouseClient, database: Database, mode: str) -> None:
     for number in range(1, 10):
         database.ingest(TABLE, row(number), at=f"2026-03-01T11:00:00.000000{number}Z")
 
@@ -269,7 +269,7 @@ def test_an_empty_table_is_an_empty_page(client: EventhouseClient, database: Dat
         assert (page.events, page.more) == ([], False)
 
 
-def test_another_mode_begins_anew_with_the_same_ids(client: EventhouseClient, database: Database) -> None:
+def test_another_mode_begins_again_with_the_same_ids(client: EventhouseClient, database: Database) -> None:
     database.ingest(TABLE, *rows(1, 3))
     by_cursor = poll(client, claims(), None)
 

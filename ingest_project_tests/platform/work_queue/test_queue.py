@@ -173,7 +173,7 @@ def test_leases_that_no_run_touches_are_found(case: Case) -> None:
     assert case.queue.in_flight_batches(case.name) == 3
 
 
-def test_what_a_lost_run_held_is_tried_again_later_and_failed_at_the_limit(case: Case) -> None:
+def test_entries_of_a_lost_run_are_requeued_and_failed_at_the_limit(case: Case) -> None:
     case.record("a", "b")
     case.begin("a", batch_id="batch-1", run_id="run-1")
     assert case.queue.requeue_lost("batch-1", None, "never started", retries(2), NOW) == RequeuedEntries()

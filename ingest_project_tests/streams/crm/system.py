@@ -53,7 +53,7 @@ class CrmSystem(StreamSystem):
         )
 
     def drive(self) -> list[ExecuteInProcessResult]:
-        """Tick, and do what is asked for, until every message is stored."""
+        """Tick, and execute what is requested, until every message is stored."""
         done: list[ExecuteInProcessResult] = []
         for _ in range(30):
             requests = self.requests(SENSOR)

@@ -31,7 +31,7 @@ def services(database_url: str, tmp_path: Path) -> Iterator[StreamResources]:
 
 def entries(*kinds: str) -> list[dict[str, Any]]:
     if not (DATA / "manifest.jsonl").exists():
-        pytest.skip("the shared JSON data is not beside this repository")
+        pytest.skip("the shared JSON data is not next to this repository")
     lines = (DATA / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     return [entry for entry in map(json.loads, lines) if not kinds or entry["kind"] in kinds]
 

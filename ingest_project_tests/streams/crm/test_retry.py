@@ -68,11 +68,11 @@ def spoil(crm: CrmSystem, *messages: bytes) -> list[str]:
     kept = crm.unidentified
     with writing(crm.services.engine) as connection:
         for message in kept:
-            mended = (message.payload or b"").removeprefix(b"?")
+            fixed = (message.payload or b"").removeprefix(b"?")
             connection.execute(
                 sa.update(unidentified_messages)
                 .where(unidentified_messages.c.message_id == message.message_id)
-                .values(payload=mended)
+                .values(payload=fixed)
             )
     return [message.message_id for message in kept]
 

@@ -44,7 +44,7 @@ class ActivitySystem(StreamSystem):
         self.services.writer.send_all(self.topic, [ProducerRecord(value, key=key) for value in values])  # type: ignore[arg-type]
 
     def materialize_hour(self, asset: dg.AssetKey, hour: str) -> ExecuteInProcessResult:
-        """Do what a person asks for in the UI: one hour of one asset."""
+        """Execute what a person requests in the UI: one hour of one asset."""
         job = dg.define_asset_job("by_hand", selection=dg.AssetSelection.assets(asset).without_checks())
         definitions = dg.Definitions.merge(self.definitions, dg.Definitions(jobs=[job]))
         return definitions.resolve_job_def("by_hand").execute_in_process(
@@ -52,7 +52,7 @@ class ActivitySystem(StreamSystem):
         )
 
     def drive(self) -> list[ExecuteInProcessResult]:
-        """Tick, and do what is asked for, until every event is stored and every hour counted."""
+        """Tick, and execute what is requested, until every event is stored and every hour counted."""
         done: list[ExecuteInProcessResult] = []
         for _ in range(60):
             batches, hours = self.requests(SENSOR), self.requests(HOURLY_SENSOR)

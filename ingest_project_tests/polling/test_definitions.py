@@ -68,10 +68,10 @@ def test_a_burst_of_jobs_leaves_the_urgent_ones_in_front(system: System) -> None
     for _ in range(15):
         system.send_job(system.folder, priority="high")
     requests = system.requests(POLLING)
-    ledger = system.services.polling_jobs
+    queue = system.services.polling_jobs
     priorities = []
     for request in requests:
-        records = [ledger.get(key) for key in ledger.batch(request.tags["ingest/batch_id"])]
+        records = [queue.get(key) for key in queue.batch(request.tags["ingest/batch_id"])]
         priorities.append(sorted(record.job.priority for record in records if record))
     assert priorities == [["high"] * 15 + ["normal"] * 5, ["low"] * 15 + ["normal"] * 5, ["low"] * 15]
 
@@ -97,7 +97,7 @@ def test_a_job_whose_folder_is_missing_fails_with_its_reason_and_others_go_on(sy
     assert system.states() == {"a.csv": "ingested"}
 
 
-def test_a_job_takes_only_what_it_asks_for_and_says_what_it_left(system: System) -> None:
+def test_a_job_publishes_only_matching_files_and_counts_the_others(system: System) -> None:
     for name in ("a.csv", "b.CSV", "notes.txt", ".hidden.csv", "~$open.xlsx", "half.csv.part", "sub/deep.csv"):
         system.write(name, readings(1, name))
     system.send_job(system.folder, "*")

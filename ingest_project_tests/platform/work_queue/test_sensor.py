@@ -86,7 +86,7 @@ def test_a_check_is_tied_to_the_materialisation_it_is_about(any_instance: Dagste
     assert tied["b~2"] is None
 
 
-def test_what_is_told_of_a_partition_is_stored_with_its_materialisation(any_instance: DagsterInstance) -> None:
+def test_metadata_of_a_partition_is_stored_with_its_materialisation(any_instance: DagsterInstance) -> None:
     run_batch(any_instance, tags={BATCH_ID_TAG: "batch-1"})
     for key in ("a~1", "c~3"):
         wanted = dg.AssetRecordsFilter(GOOD, asset_partitions=[key])
