@@ -178,11 +178,6 @@ def named_in(event: AttachmentEvent, paths: AddressPaths) -> tuple[list[Declared
     return found[:MAX_ADDRESSES], refused
 
 
-def declared_in(event: AttachmentEvent, paths: AddressPaths) -> list[DeclaredAttachment]:
-    """Return every attachment that an event names and that can be one."""
-    return named_in(event, paths)[0]
-
-
 def tasks_of(record: EventRecord, paths: AddressPaths, destinations: Destinations) -> list[TaskArrival]:
     """Return the download tasks of one event, one for each address that it names, in order; refused ones at the end.
 

@@ -237,7 +237,7 @@ class StreamPositions:
                 for partition in missing
             ]
             with writing(self._engine) as connection:
-                connection.execute(_insert(connection, sink_positions).on_conflict_do_nothing(), rows)
+                connection.execute(insert_into(connection, sink_positions).on_conflict_do_nothing(), rows)
             known = self.current()
         return {partition: known[partition] for partition in sorted(backlog.ends)}
 
@@ -371,7 +371,7 @@ def enter_lost(connection: sa.Connection, stream: str, lost: Sequence[LostOffset
         }
         for one in lost
     ]
-    insert = _insert(connection, lost_offsets)
+    insert = insert_into(connection, lost_offsets)
     # Retention may have gone on since a run that was killed looked.
     more = insert.excluded.end_offset > lost_offsets.c.end_offset
     changes = {name: insert.excluded[name] for name in ("end_offset", "messages", "reason")}
@@ -449,7 +449,8 @@ def _lost(row: sa.RowMapping) -> LostOffsets:
     return LostOffsets(offsets=offsets, messages=row["messages"], reason=row["reason"], found_at=row["found_at"])
 
 
-def _insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+def insert_into(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """Return an insert of this database's dialect, which can resolve conflicts."""
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table)
     return sqlite.insert(table)

@@ -15,16 +15,21 @@ from pydantic import Field
 
 from ingest_project.core.keys import digest_of
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.dagster.run_records import failure_of_run
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
-from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, Tick, queue_sensor
+from ingest_project.platform.work_queue.sensor import (
+    BATCH_ID_TAG,
+    BATCH_SIZE_TAG,
+    BATCH_TAG,
+    Tick,
+    queue_sensor,
+    reason_of_loss,
+)
 from ingest_project.streams.positions import SinkPosition, StreamPositions
 
 logger = get_logger(__name__)
 
 PARTITIONS_TAG = "ingest/partitions"
-LONGEST_REASON = 300
 MAX_RUNS = 100
 UNFINISHED_RUNS = [
     DagsterRunStatus.QUEUED,
@@ -186,7 +191,6 @@ def _fail_orphans(
     """Record why runs ended that did not record it themselves: killed, or cut off from the database."""
     for one in orphans:
         run_id = one.run_id or ""
-        recorded = failure_of_run(instance, run_id)[:LONGEST_REASON]
-        reason = f"The run {run_id} ended before this was done{': ' + recorded if recorded else '.'}"
+        reason = reason_of_loss(instance, run_id)
         logger.warning("run_ended_early", partition=str(one), reason=reason)
         positions.fail([(one, reason)], run_id, services.settings.retries, datetime.now(UTC))

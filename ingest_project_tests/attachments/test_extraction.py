@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from ingest_project.attachments.extraction import AddressPaths, EventRecord, declared_in, distinct_names, tasks_of
+from ingest_project.attachments.extraction import AddressPaths, EventRecord, distinct_names, named_in, tasks_of
 from ingest_project.attachments.storage import Destinations
 from ingest_project.contracts.attachments import AttachmentEvent, DeclaredAttachment, decode_attachment_event
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
@@ -31,7 +31,7 @@ def record_of(body: bytes) -> EventRecord:
 
 def addresses(payload: object, domain: str = "claims", **more: object) -> list[str]:
     event = msgspec.convert({"trace_id": "t", "domain": domain, "payload": payload, **more}, AttachmentEvent)
-    return [one.url for one in declared_in(event, PATHS)]
+    return [one.url for one in named_in(event, PATHS)[0]]
 
 
 @settings(deadline=None)

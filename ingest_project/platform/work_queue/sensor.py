@@ -275,15 +275,21 @@ def requeue_orphaned(
     failed: list[str] = []
     for lease in queue.leases(queue_name, now - retries.launch_grace):
         if not _is_alive(instance, lease):
-            reason = _reason_of_loss(instance, lease)
+            reason = reason_of_loss(instance, lease.run_id, lease.batch_id)
             failed += queue.requeue_lost(lease.batch_id, lease.run_id, reason, retries, now).failed
     return failed
 
 
-def _reason_of_loss(instance: dg.DagsterInstance, lease: Lease) -> str:
-    """Return the reason of a lost lease, with the exception or the dead process that Dagster recorded of its run."""
-    holder = f"run {lease.run_id}" if lease.run_id else f"batch {lease.batch_id}"
-    recorded = failure_of_run(instance, lease.run_id)[:LONGEST_REASON] if lease.run_id else ""
+def reason_of_loss(instance: dg.DagsterInstance, run_id: str | None, batch_id: str | None = None) -> str:
+    """Return the reason of a lost lease, with the exception or the dead process that Dagster recorded of its run.
+
+    Args:
+        instance: knows the run.
+        run_id: that held the lease; None where no run had begun.
+        batch_id: names the lease then.
+    """
+    holder = f"run {run_id}" if run_id else f"batch {batch_id}"
+    recorded = failure_of_run(instance, run_id)[:LONGEST_REASON] if run_id else ""
     return f"The {holder} ended before this was done{': ' + recorded if recorded else '.'}"
 
 

@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.core.keys import end_of
 from ingest_project.platform.database.columns import Double, UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.database.statements import in_parts
 from ingest_project.platform.delta.table import DeltaStore, ask
-from ingest_project.streams.positions import OffsetRange, joined
+from ingest_project.streams.positions import OffsetRange, insert_into, joined
 from ingest_project.streams.user_activity.event_queries import of_hours
 
 if TYPE_CHECKING:
@@ -185,7 +184,7 @@ def count_changes(connection: sa.Connection, changed: Iterable[datetime], now: d
     counters = {"changes": 1, "computed_changes": 0, "reported_changes": 0}
     rows = [{"hour": hour, "changed_at": now, "computed_at": None, **counters} for hour in sorted(changed)]
     if rows:
-        insert = _insert(connection, activity_hours)
+        insert = insert_into(connection, activity_hours)
         again = {"changes": activity_hours.c.changes + 1, "changed_at": insert.excluded.changed_at}
         connection.execute(insert.on_conflict_do_update(index_elements=[activity_hours.c.hour], set_=again), rows)
 
@@ -200,7 +199,7 @@ def add_spans(connection: sa.Connection, offsets: OffsetRange, hours: Iterable[d
     }
     rows = [{"hour": hour, **span} for hour in sorted(hours)]
     if rows:
-        insert = _insert(connection, activity_hour_spans)
+        insert = insert_into(connection, activity_hour_spans)
         new, old = insert.excluded, activity_hour_spans.c
         wider = {
             "first_offset": sa.case((new.first_offset < old.first_offset, new.first_offset), else_=old.first_offset),
@@ -208,12 +207,6 @@ def add_spans(connection: sa.Connection, offsets: OffsetRange, hours: Iterable[d
         }
         key = list(activity_hour_spans.primary_key)
         connection.execute(insert.on_conflict_do_update(index_elements=key, set_=wider), rows)
-
-
-def _insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)
 
 
 ROWS_AT_A_TIME = 1_000_000

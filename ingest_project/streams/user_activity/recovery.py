@@ -23,7 +23,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.platform.delta.table import EVERY_STREAM, Standing, checked_by
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
 from ingest_project.platform.work_queue.consume import dead_letter_message
-from ingest_project.streams.engine import CHUNK_BYTES
+from ingest_project.streams.engine import CHUNK_BYTES, MAX_SHOWN
 from ingest_project.streams.positions import LostOffsets, OffsetRange, SinkPosition
 from ingest_project.streams.user_activity.appending import AppendTarget, append_bisecting
 from ingest_project.streams.user_activity.event_queries import count_offsets, stored_offsets
@@ -32,7 +32,6 @@ from ingest_project.streams.user_activity.resources import CHUNK_MESSAGES, UserA
 logger = get_logger(__name__)
 
 PIECE_OFFSETS = 100_000
-MAX_SHOWN = 20
 MAX_DOUBTS = 20
 BEYOND = 2**63 - 1
 
