@@ -173,7 +173,7 @@ def _fail(services: AttachmentResources, failures: Mapping[str, Exception], now:
 
 
 def publish_tasks(services: AttachmentResources, arrivals: Sequence[TaskArrival]) -> None:
-    """Publish tasks on `downloads.pending`, each once. One that the broker refuses is downloaded all the same."""
+    """Publish tasks on `downloads.pending`, each once. One that the broker refuses is downloaded nevertheless."""
     messages = [
         (f"task/{arrival.attachment_key}", ProducerRecord(arrival.raw.encode(), _key(arrival), _headers(arrival)))
         for arrival in arrivals

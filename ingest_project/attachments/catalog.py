@@ -32,7 +32,7 @@ ATTACHMENTS = "attachments"
 FIRST_HOUR = datetime(2026, 1, 1, tzinfo=UTC)
 
 attachments_partitions = dg.DynamicPartitionsDefinition(name=ATTACHMENTS)
-# The current hour is a partition too: people want to see what has just arrived.
+# The current hour is a partition too, so that new arrivals are visible.
 hourly_partitions = dg.HourlyPartitionsDefinition(start_date=FIRST_HOUR, end_offset=1)
 
 ATTACHMENT_EVENTS = dg.AssetKey("attachment_events")

@@ -3,7 +3,7 @@
 A batch of events runs from extraction to stored files. The jobs are made of operations and not of assets: one run of
 assets cannot have partitions of two kinds, hours and attachments, and Dagster 1.13 refuses a run of a partitioned asset
 without a partition once the asset before it, which is partitioned too, was ever materialised. Their results are
-reported on the partitions all the same.
+nevertheless reported on the partitions.
 """
 
 import contextlib

@@ -154,7 +154,7 @@ class AddressPaths:
         self._compiled = {domain: [_compiled(text) for text in texts] for domain, texts in paths.items()}
 
     def find(self, domain: str, payload: object) -> Iterator[DeclaredAttachment]:
-        """Yield what the domain's paths find: addresses, objects with a `url`, or lists of either."""
+        """Yield the findings of the domain's paths: addresses, objects with a `url`, or lists of either."""
         for path in (*self._compiled.get(domain, ()), *self._compiled.get(EVERY_DOMAIN, ())):
             for value in _found(path, payload):
                 yield from _declared(value)
@@ -252,7 +252,7 @@ def _refused_arrival(
 
 
 def _found(path: jsonpath.CompoundJSONPath | jsonpath.JSONPath, payload: object) -> list[Any]:
-    """Return what a path finds; nothing where it cannot be followed, e.g. in a payload that is nested too deeply."""
+    """Return the values that a path finds; none where it cannot be followed, e.g. in a payload nested too deeply."""
     if not isinstance(payload, dict | list):
         return []
     try:

@@ -42,7 +42,7 @@ class TaskArrival(NamedTuple):
         raw: the task as it came, JSON.
         due_at: not to be tried before; None: at once.
         event_key: the event it was found in; None over Kafka.
-        max_replays: where the attachment had failed, this task replays it up to so many times; 0: not at all.
+        max_replays: where the attachment had failed, this task replays it at most this number of times; 0: never.
     """
 
     attachment_key: str
@@ -135,7 +135,7 @@ class Replayed(NamedTuple):
 
 
 class FailedFilter(NamedTuple):
-    """Selects failed attachments; what is None does not matter."""
+    """Selects failed attachments; a field that is None selects all."""
 
     trace_id: str | None = None
     domain: str | None = None
@@ -199,7 +199,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
 
         Args:
             arrivals: the tasks.
-            batch_id: of a run that goes on to download them; None leaves that to the next one.
+            batch_id: of a run that also downloads them; None leaves that to the next one.
             run_id: of the run.
             now: when.
 
@@ -225,7 +225,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
     def finish_attempts(
         self, results: Sequence[AttemptResult], run_id: str, now: datetime
     ) -> tuple[AttemptResult, ...]:
-        """Store the results of attempts, and what follows from them.
+        """Store the results of attempts, and the new states of their attachments.
 
         Of an attempt that had ended already, by a lost run or one that worked at the same time, the first result holds.
 
@@ -398,7 +398,7 @@ def next_attempt_at(
         failed_at: when the attempt ended.
         attempt: which one that was, the first being 1.
         delays: of the retry topics, in order.
-        host_delay: how long the host wants no request; a longer pause than ours is kept.
+        host_delay: pause that the host requested; one that is longer than ours is kept.
     """
     if attempt > len(delays):
         return None
@@ -406,7 +406,7 @@ def next_attempt_at(
 
 
 def retry_topic(attempt: int, topics: Sequence[str]) -> str:
-    """Return the topic in which a task waits after so many attempts, the first being 1."""
+    """Return the topic in which a task waits after an attempt, the first being 1."""
     return topics[min(attempt, len(topics)) - 1]
 
 

@@ -45,7 +45,7 @@ DUE_HEADER = "due-at"
 REPLAYS_HEADER = "replays"
 APPLICATION_ID = "ingest_project/attachment_results"
 LOCK = "attachment_results"
-# Commits in a row that the table refused: so many are not the fault of single rows.
+# Commits in a row that the table refused: more are not the fault of single rows.
 MAX_FAILED_COMMITS = 200
 # Full, not writable, or too many open files.
 _OF_THE_STORE = re.compile(r"No space left|Disk quota|Read-only file system|Permission denied|Too many open files")
@@ -70,7 +70,7 @@ def publish_cached(services: AttachmentResources, cached: Sequence[Cached]) -> N
 
 
 def publish_outcomes(services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> dict[Identity, str]:
-    """Publish what follows from these outcomes, each message once.
+    """Publish the messages of these outcomes, each once.
 
     Returns:
         for each result with a message that could not be published, the reason.
@@ -148,7 +148,7 @@ def messages_of(
 
 
 def commit_results(services: AttachmentResources) -> list[str]:
-    """Commit every outcome that is in no commit yet, in one commit; first those that a lost run had begun.
+    """Commit every outcome that is in no commit yet, in one commit; first, repeat the commits that a lost run began.
 
     A row that the table refuses is found by bisection: it is marked with the reason, and the others are committed.
 

@@ -60,7 +60,7 @@ class DownloadScheduler(Generic[Job]):
             self._waiting_of_host[host_of(record.attachment_url)] += 1
 
     def next(self) -> AttachmentRecord | Job | None:
-        """Return a thread's next job, as soon as there is one; None once it is to end."""
+        """Wait for a thread's next job and return it; None once the thread must end."""
         with self._changed:
             while not self._closed:
                 if self._first:

@@ -52,7 +52,7 @@ from ingest_project.platform.work_queue.queue import Due
 from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, batches_of_due, queue_sensor, split_evenly
 
 EVENTS = "attachment_events"
-# One attachment may be what takes its run down: each run that is lost makes the next ones so much smaller, until it is
+# One attachment may kill its run: each lost run makes the next ones smaller by this factor, until the attachment is
 # alone. Alone at once would make thousands of runs of one batch that a database's hiccup took down.
 SMALLER_AFTER_A_LOST_RUN = 8
 # A lost run is no attempt of the server's: the run limits how often that may happen, see `downloading.RunLostError`.
@@ -280,7 +280,7 @@ eventhouse_sensor = queue_sensor(
 
 
 def is_due(cursor: str | None, now: datetime, poll_seconds: float) -> bool:
-    """Test whether the next poll is due; a last one that lies in the future was by a clock set back since."""
+    """Test whether the next poll is due; a last poll in the future was recorded by a clock set back since."""
     since = now.timestamp() - float(cursor) if cursor else poll_seconds
     return since >= poll_seconds or since < 0
 

@@ -36,7 +36,7 @@ from ingest_project.platform.object_store.store import (
 DEFAULT_TEMPLATE = "{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{attachment}/{file_name}"
 PLACEHOLDERS = ("domain", "event_type", "yyyy", "MM", "dd", "HH", "trace_id", "attachment", "url_hash", "file_name")
 _DIGITS = {"yyyy": r"\d{4}", "MM": r"\d{2}", "dd": r"\d{2}", "HH": r"\d{2}"}
-# Stands for one attachment: the value of {attachment}.
+# Identifies one attachment: the value of {attachment}.
 _OWN_PART = re.compile(r"attachment-([0-9a-f]{32})", re.IGNORECASE)
 _ENDING = re.compile(r"\.\w{1,16}$")
 LONGEST_PART_BYTES = 160
@@ -232,7 +232,7 @@ def put_attachment(
 
 
 def stored_attachment(store: ObjectStore, destination: str) -> StoredAttachment | None:
-    """Return the file that has a name, with its digest; None when there is none. A file of others is read for that."""
+    """Return the file of a name, with its digest; None without one. A file without a recorded digest is read."""
     found = store.stat(destination)
     if found is None:
         return None

@@ -115,7 +115,7 @@ download_outcomes = sa.Table(
     # The commit of the Delta table that holds it: numbered before the commit, so that a repeated one has the same rows.
     Col("commit_number", sa.BigInteger),
     Col("committed_at", UtcTime),
-    # Why a message of it is on no topic, and why it is in no commit; other attempts go on.
+    # The reason why a message of it is on no topic, or its row in no commit; other attempts continue.
     Col("publish_error", sa.Text),
     Col("commit_error", sa.Text),
     sa.Index(

@@ -77,7 +77,7 @@ def job_key(job_id: str, position: tuple[str, int, int, str]) -> str:
 def discovered_files(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[PollingResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """List the source of every job of this run and announce what is new."""
+    """List the source of every job of this run and announce the new files."""
     keep_connections_open(context.instance)
     keys = services.polling_jobs.by_urgency(keys_of_run(context, services.polling_jobs.batch))
     failures = []
@@ -147,7 +147,7 @@ def _metadata(record: JobRecord, discovery: Discovery) -> dict[str, object]:
 
 JOBS_PER_RUN = 20
 BATCHES_IN_FLIGHT = 4
-# From the third attempt on a job is alone: it may be the one that takes its run down.
+# From the third attempt on a job is alone: it may be the one that kills its run.
 ATTEMPTS_IN_COMPANY = 2
 NO_PARTITION = 0
 

@@ -55,7 +55,7 @@ polling_jobs = sa.Table(
 )
 
 URGENCY = {"high": 0, "normal": 1, "low": 2}
-# Stands for the topic in the position of standing jobs; their interval is the offset.
+# Replaces the topic in the position of standing jobs; their interval is the offset.
 STANDING = "standing-jobs"
 LARGEST_SKEW_SECONDS = 5
 
@@ -108,7 +108,7 @@ class JobRecord(QueueEntry, frozen=True, kw_only=True):
 
     @classmethod
     def composed_fields(cls, row: sa.RowMapping) -> dict[str, Any]:
-        """Return the fields whose values are not a column's as it is."""
+        """Return the fields that are composed or converted from columns."""
         return {**super().composed_fields(row), "job": msgspec.convert(row["request"], PollingJob)}
 
 
@@ -160,7 +160,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
         Returns:
             keys of those that are pending by this call.
         """
-        # One that lies well ahead was entered by a clock that has been set back since.
+        # An interval far in the future was entered by a clock that has been set back since.
         ahead = int(now.timestamp()) + LARGEST_SKEW_SECONDS
         offset = polling_jobs.c.kafka_offset
         finished = polling_jobs.c.state.in_(JOB_QUEUE.finished)

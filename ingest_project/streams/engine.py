@@ -1,7 +1,7 @@
 """Store the messages of a topic in a sink, each offset exactly once.
 
-A run reads each partition from the sink's own position up to the offsets that were requested, and hands batches to the
-sink, which stores rows and position together. Whatever is killed, repeated, lost or run at the same time, the next run
+A run reads each partition from the sink's own position up to the requested offsets, and passes batches to the sink,
+which stores rows and position together. Whatever is killed, repeated, lost or run at the same time, the next run
 goes on where the sink is. While one batch is stored, the next one is read and decoded.
 
 What fails costs its partition alone, unless a service is away: then the run stops. A tick requests the rest again.
@@ -179,7 +179,7 @@ def store_stream(
     run_id: str,
     ends: Mapping[int, int] | None = None,
 ) -> StreamRun:
-    """Store what a topic has beyond the sink's positions. Call `settle` once the result is reported.
+    """Store the messages of a topic beyond the sink's positions. Call `settle` once the result is reported.
 
     Args:
         services: Kafka.

@@ -2,7 +2,7 @@
 
 A row of `sink_positions` is the position of one partition of a topic. A sink in this database moves it in the
 transaction of its rows, so that it owns the position. A sink elsewhere (a Delta table) owns a position of its own; the
-row then says where it was seen last, for ticks, status and metrics, and a run brings it up to date.
+row then holds the position that was seen last, for ticks, status and metrics, and a run brings it up to date.
 
 A move names the position that it starts from: of two runs at the same offsets, the second one's transaction is rolled
 back. A topic that was created again gets rows of its own, under its new topic id and the next epoch.
@@ -86,7 +86,7 @@ class PositionConflictError(TransactionConflictError):
 
 
 class TopicPartition(NamedTuple):
-    """A partition of one topic: `topic_id` tells a topic from another one of the same name."""
+    """A partition of one topic: `topic_id` distinguishes topics of the same name."""
 
     topic: str
     topic_id: str
@@ -372,7 +372,7 @@ def enter_lost(connection: sa.Connection, stream: str, lost: Sequence[LostOffset
         for one in lost
     ]
     insert = insert_into(connection, lost_offsets)
-    # Retention may have gone on since a run that was killed looked.
+    # Retention may have removed more since a killed run entered the offsets.
     more = insert.excluded.end_offset > lost_offsets.c.end_offset
     changes = {name: insert.excluded[name] for name in ("end_offset", "messages", "reason")}
     key = list(lost_offsets.primary_key)

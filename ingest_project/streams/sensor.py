@@ -41,7 +41,7 @@ UNFINISHED_RUNS = [
 
 
 class StreamRunConfig(dg.Config):
-    """Up to which offset a run stores each partition; nothing named means everything that the topic has."""
+    """End offsets of a run by partition; without any, the run stores everything that the topic has."""
 
     end_offsets: dict[str, int] = Field(default_factory=dict)
 
@@ -114,7 +114,7 @@ def split(waiting: Mapping[int, int], max_runs: int, worth_splitting: int) -> li
 
     Args:
         waiting: messages by partition.
-        max_runs: at most so many.
+        max_runs: maximum number of runs.
         worth_splitting: messages for which a further run is worth its start.
     """
     wanted = min(max_runs, len(waiting), max(1, sum(waiting.values()) // worth_splitting))
@@ -127,7 +127,7 @@ def split(waiting: Mapping[int, int], max_runs: int, worth_splitting: int) -> li
 def end_of(position: SinkPosition, end: int, limit: int) -> int:
     """Return the end offset of a run; half as far after each attempt that did not move the position.
 
-    So a message that takes its process down ends up in a run of its own.
+    So a message that kills its process is finally in a run of its own.
     """
     return min(end, position.next_offset + max(1, limit >> min(position.attempts, 62)))
 

@@ -65,7 +65,7 @@ def fullest_disk(urls: Sequence[str], settings: BackpressureSettings) -> Disk:
 
     Args:
         urls: of the stores, at least one of them a local folder.
-        settings: say how much free space is needed.
+        settings: the free space that is needed.
     """
     disks = [Disk(folder, _free_bytes(folder), settings.min_free_disk_bytes) for folder in _local_folders(urls)]
     return min(disks, key=lambda disk: disk.free_bytes)

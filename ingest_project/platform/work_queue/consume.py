@@ -8,8 +8,8 @@ service that is away fails the tick instead, and everything waits where it is.
 
 A tick can also end without an exception to blame on one message: it takes too long for all of them together, or not
 even a dead letter can be made of one. Each time a tick ends so, the next one from the same positions takes half as many
-messages; the one that ends a tick alone is refused from then on. A tick that ends well lets the next one take twice as
-many. All of this is kept in this process: after a restart the culprit is found again.
+messages; the one that ends a tick alone is refused from then on. A tick that succeeds doubles the limit of the next
+one. All of this is kept in this process: after a restart the culprit is found again.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def attempting(topic: str, saved: Positions | None, limit: int) -> Iterator[Atte
         yield attempt
     except Exception as error:
         if not is_item_fault(error):
-            # A service is away: that says nothing about the messages.
+            # A service is away: the messages are not to blame.
             attempt.messages = ()
         elif len(attempt.messages) == 1:
             attempt.refuse_single(error)
@@ -213,7 +213,7 @@ def attempting(topic: str, saved: Positions | None, limit: int) -> Iterator[Atte
 def without_skipped(
     services: Runtime, messages: Sequence[ConsumerRecord], topic_id: str
 ) -> tuple[Sequence[ConsumerRecord], list[Refused]]:
-    """Separate the messages of one topic from those that an operator wants skipped, which are refused."""
+    """Separate the messages of one topic from those that an operator skips, which are refused."""
     ranges = services.skipped_offsets.of(messages[0].topic, topic_id) if messages else ()
     wanted: list[ConsumerRecord] = []
     refused: list[Refused] = []
@@ -227,7 +227,7 @@ def without_skipped(
 
 
 def dead_letter_message(services: Runtime, dead_letter_topic: str, refused: Sequence[Refused], topic_id: str) -> None:
-    """Publish messages that cannot be stored as dead letters, each once however often this is called.
+    """Publish messages that cannot be stored as dead letters, each once, also after repeated calls.
 
     One that no topic accepts, e.g. for its size, goes to the quarantine store instead.
 
@@ -294,7 +294,7 @@ def _store_read(
 def _decode(
     queue: Queue[Message], messages: Iterator[ConsumerRecord], topic_id: str, attempt: Attempt, give_up_at: float
 ) -> tuple[list[ConsumedMessage[Message]], list[Refused]]:
-    """Decode messages as long as there is time; returns those that can be decoded, and those that cannot."""
+    """Decode messages until the time is up; return the decoded and the refused ones."""
     arrived: list[ConsumedMessage[Message]] = []
     refused: list[Refused] = []
     for received in messages:
@@ -316,7 +316,7 @@ def _decode(
 
 
 def _positions(read: BoundedRead, left: Sequence[ConsumerRecord]) -> Positions:
-    """Return the next positions: before the first message of each partition that there was no time for."""
+    """Return the next positions: before the first unprocessed message of each partition."""
     next_offsets = dict(read.positions.next_offsets)
     for received in left:
         next_offsets[received.partition] = min(next_offsets[received.partition], received.offset)

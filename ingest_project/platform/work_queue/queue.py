@@ -58,7 +58,7 @@ class RetryRule(Protocol):
         ...
 
     def delay(self, attempts: int) -> timedelta:
-        """Return the pause after so many attempts."""
+        """Return the pause after this number of attempts."""
         ...
 
 
@@ -146,12 +146,12 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def composed_fields(cls, row: sa.RowMapping) -> dict[str, Any]:
-        """Return the fields whose values are not a column's as it is."""
+        """Return the fields that are composed or converted from columns."""
         return {"intake": KafkaPosition.of(row), "state": cls.states(row["state"])}
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """Keys that `record` found, by what it did with them.
+    """Keys that `record` found, by their treatment.
 
     Args:
         new: not known before; now pending.
@@ -349,7 +349,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def requeue_lost(
         self, batch_id: str | None, run_id: str | None, reason: str, retries: RetryRule, now: datetime
     ) -> RequeuedEntries:
-        """Requeue what the dead or never started run of a batch holds; a run that began meanwhile keeps its entries.
+        """Requeue the entries of a dead or never started run of a batch; a run that began meanwhile keeps its own.
 
         What was finished and only not reported is pending at once; with no attempt left it stays finished, unreported.
         Where this queue halves lost batches, what a run held together with others is tried again whatever its
@@ -470,7 +470,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return set()
 
     def _before_begin(self, connection: sa.Connection, keys: Sequence[str], run_id: str, now: datetime) -> None:
-        """Prepare entries that a run is about to begin; by default there is nothing to prepare."""
+        """Prepare entries that a run is about to begin; does nothing by default."""
 
     def _as_new(self, now: datetime) -> dict[str, Any]:
         """Return the changes that make a finished entry as if it had just arrived."""
@@ -580,7 +580,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return RequeuedEntries(pending, tuple(failed))
 
     def _add_reason(self, connection: sa.Connection, lost: sa.ColumnElement[bool], reason: str) -> None:
-        """Store why runs were lost, and keep why each entry failed before: a lost run says little about an entry."""
+        """Store the reason of lost runs, and keep the earlier reason of each entry, which explains more."""
         columns = self._table.c
         by_reason: dict[str, list[str]] = {}
         for key, earlier, error_class in connection.execute(
@@ -593,7 +593,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             self._update(connection, keys, {"reason": full, "error_class": RUN_LOST})
 
     def _halve(self, connection: sa.Connection, lost: sa.ColumnElement[bool], change: Mapping[str, Any]) -> int:
-        """Make two pending groups of what a lost run held; returns how many. One alone only gets a group of its own."""
+        """Divide the entries of a lost run into two pending groups; return their number, 0 for a single entry."""
         keys = connection.execute(sa.select(self._key).where(lost).order_by(self._key)).scalars().all()
         if len(keys) <= 1:
             connection.execute(sa.update(self._table).where(lost).values(retry_group=uuid.uuid4().hex))

@@ -33,7 +33,7 @@ from ingest_project.platform.work_queue.queue import Due, Lease, QueueArrival, W
 BATCH_TAG = "ingest/batch"
 BATCH_ID_TAG = "ingest/batch_id"
 BATCH_SIZE_TAG = "ingest/batch_size"
-# Pools, whose limit is in dagster.yaml: they also bound what people start by hand, which has no batch tag.
+# Pools, whose limit is in dagster.yaml: they also bound runs that people start by hand, which have no batch tag.
 DATABASE_POOL = "database"
 ONELAKE_POOL = "onelake"
 # Fewest entries for which a second run pays for its own start-up.
@@ -166,7 +166,7 @@ class QueueSensor:
     on_failed: Callable[[Sequence[str]], object] | None = None
 
     def tick(self, context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult:
-        """Consume what has arrived, requeue what lost runs left, and request runs over what is due."""
+        """Consume new messages, requeue the entries of lost runs, and request runs over due ones."""
         cursor = self._consume(context, services) if self.intakes else None
         failed = requeue_orphaned(context.instance, self.queue, self.queue_name, self.retries)
         if failed and self.on_failed:
@@ -217,7 +217,7 @@ class QueueSensor:
         try:
             return msgspec.json.decode(text, type=dict[str, str]) if text else {}
         except msgspec.MsgspecError:
-            # Of a sensor that had one topic only, or none of ours: `Positions.from_cursor` says so.
+            # Of a sensor that had one topic only, or a foreign one, which `Positions.from_cursor` reports.
             return {self.intakes[0].topic.topic: text or ""}
 
     def _storing(

@@ -1,7 +1,7 @@
-"""Offsets that an operator wants skipped: their messages are dead-lettered without being decoded.
+"""Offsets that an operator skips: their messages are dead-lettered without being decoded.
 
 The saved cursor owns the positions, and nothing else moves it: a tick that reads a message of this list
-dead-letters it and goes on, whether it runs while the list is written or an hour later.
+dead-letters it and continues, whether it runs while the list is written or an hour later.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Opportunities and projects: each record once, in its newest version, in whatever order its versions come.
+"""Opportunities and projects: each record once, in its newest version, for any order of arrival.
 
-Of two versions the one with the later `last_modified` stays. Two that claim the same moment are ordered by where they
-stand in Kafka: by the epoch of the topic (a topic that was recreated is younger), then by topic name and topic id, by
-partition, and by offset. So the later offset of a partition wins, across partitions the higher partition number, and
+Of two versions the one with the later `last_modified` stays. Two that claim the same moment are ordered by their
+position in Kafka: by the epoch of the topic (a topic that was recreated is younger), then by topic name and topic id,
+by partition, and by offset. So the later offset of a partition wins, across partitions the higher partition number, and
 any order, any chunks and any repetition of the same messages leave the same rows.
 """
 
@@ -22,7 +22,7 @@ from ingest_project.platform.database.columns import ExactDecimal, Json, UtcTime
 
 
 def _origin() -> list[Col[Any]]:
-    """Return the columns that say which version of the record this is, and which message brought it."""
+    """Return the columns that identify the version of a record, and the message that brought it."""
     return [
         Col("last_modified", UtcTime, nullable=False),
         # Of the whole message.
@@ -256,7 +256,7 @@ def _upsert_statement(table: sa.Table, columns: Sequence[str], source: str, coll
 
 
 def _row(placed: PlacedEvent, stored_at: str, time: Any, json: Any) -> dict[str, Any]:  # noqa: ANN401 - text makers
-    """Return a row whose values are texts and whole numbers, as either database takes them without a loss."""
+    """Return a row of texts and whole numbers, which either database stores without a loss."""
     event, position, trace_id = placed
     row = {
         "event_id": event.event_id,

@@ -240,7 +240,7 @@ def reason_of(error: Exception) -> tuple[str, str]:
 
 
 def retry(engine: sa.Engine, message_ids: Sequence[str] | None = None) -> RetryResult:
-    """Identify messages again by today's rules; what is identified now is stored as if it had just come.
+    """Identify messages again by today's rules, and store those that are identified now as new arrivals.
 
     Record and mark are one transaction, and each message is locked by one retry at a time: done twice, also at once, it
     becomes a record once. An older version still never overwrites a newer one.

@@ -67,7 +67,7 @@ def append_bisecting(services: UserActivityResources, table: pa.Table, target: A
     """Append rows in one commit; where they are refused, in more, until the refused row is alone.
 
     Each commit begins where the one before it ended. The dead letter of a refused row is published before the commit
-    that passes its offset: killed anywhere, the same call goes on.
+    that passes its offset: killed anywhere, the same call continues.
 
     Args:
         services: Kafka and the table.
@@ -134,7 +134,7 @@ class _Append:
         if not may_be_a_rows_fault(error):
             return False
         if count == 1 and not self._accepted and len(self.done.refused) >= MAX_REFUSED_FROM_THE_FIRST:
-            # It takes no row at all.
+            # It accepts no row at all.
             return False
         is_certain = 1 < count < self._table.num_rows
         return is_certain or _takes_commits(self._services, self._target.partition)

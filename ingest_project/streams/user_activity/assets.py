@@ -38,7 +38,7 @@ HOURLY_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=3)
 
 logger = get_logger(__name__)
 
-# The present hour is a partition too: people want to see what has just arrived.
+# The present hour is a partition too, so that new arrivals are visible.
 hourly_partitions = dg.HourlyPartitionsDefinition(start_date=FIRST_HOUR, end_offset=1)
 
 USER_ACTIVITY_EVENTS = dg.AssetKey("user_activity_events")

@@ -254,7 +254,7 @@ def hourly_tick(
 ) -> dg.SensorResult | dg.SkipReason:
     """Request one run over the hours whose events changed, while none is under way.
 
-    An hour that was never counted, or not for a while, is counted now; one that goes on changing is counted again after
+    An hour that was never counted, or not for a while, is counted now; one that keeps changing is counted again after
     a pause, as each time costs a read of all of its events.
     """
     under_way = dg.RunsFilter(job_name=user_activity_hourly_batch.name, statuses=UNFINISHED_RUNS)

@@ -89,7 +89,7 @@ def count_offsets(store: DeltaStore, offsets: OffsetRange, size: int) -> dict[in
 def events_of_trace(store: DeltaStore, trace_id: str) -> list[dict[str, Any]]:
     """Return the events of a trace, at most MAX_OF_TRACE, in the order in which they were written to Kafka.
 
-    Goes through the whole table: a trace says nothing of the day.
+    Scans the whole table: a trace does not determine the day.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.

@@ -148,7 +148,7 @@ class ActivityHours:
             return {row.hour: row.changes for row in connection.execute(query)}
 
     def mark_reported(self, changes: Mapping[datetime, int]) -> None:
-        """Note that these hours were reported to Dagster after so many changes."""
+        """Record that these hours were reported to Dagster after this number of changes."""
         columns = activity_hours.c
         with writing(self._engine) as connection:
             for hour, count in sorted(changes.items()):
@@ -239,7 +239,7 @@ class HourOfType(msgspec.Struct, frozen=True, kw_only=True):
         events: distinct event ids.
         users: distinct user ids.
         sessions: distinct session ids.
-        processing_ms_p50: median of the events that say; None where none does.
+        processing_ms_p50: median of the events with a processing time; None without any.
         processing_ms_p95: 95th percentile.
         deliveries: with the events that were delivered again.
     """

@@ -3,7 +3,7 @@
 The table owns its position in each partition. Where that is behind the position that was seen last, or where a commit
 since the last look may have removed rows (a restore, a delete, an overwrite), the rows themselves are counted, in
 pieces, and what a piece lacks is read again. Offsets without a row that Kafka still has are read and decided on once
-more; a dead letter is published once all the same. What Kafka has no more is entered in `lost_offsets`.
+more; a dead letter is published once nevertheless. Offsets that Kafka has removed are entered in `lost_offsets`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Recovered:
         rows: number of rows that were read again from Kafka and stored.
         spans: their offsets; between the first and the last of a span there may be offsets that never had a row.
         hours: number of rows that were stored again, by the hour of their events.
-        lost: offsets that Kafka has no more.
+        lost: offsets that Kafka has removed.
     """
 
     rows: int = 0
@@ -80,7 +80,7 @@ def is_in_doubt(standing: Standing, position: SinkPosition) -> bool:
 
 
 def complete_all(services: UserActivityResources) -> Recovered:
-    """Read again what the table lacks of everything that was ever stored; the caller holds LOCK.
+    """Read again every row that the table has lost; the caller holds LOCK.
 
     Raises:
         TransactionConflictError: events are being stored in between; the next time will do.
@@ -99,7 +99,7 @@ def complete_all(services: UserActivityResources) -> Recovered:
 
 
 def recover(services: UserActivityResources, position: SinkPosition) -> Recovered:
-    """Read again what the table lacks before a position, then bring the table's own position there.
+    """Read again the rows that the table lacks before a position, then move the table's own position there.
 
     Raises:
         TransactionConflictError: another process recovers them; try again later.
@@ -139,7 +139,7 @@ def missing_runs(services: UserActivityResources, whole: OffsetRange) -> Iterato
 
 
 def without_known(services: UserActivityResources, whole: OffsetRange, runs: Sequence[Run]) -> list[Run]:
-    """Leave out of missing offsets those that never had a row: dead letters, and what was lost before."""
+    """Remove the offsets that never had a row from missing ones: dead letters, and offsets lost before."""
     if not runs:
         return []
     dlq, prefix = services.settings.topics.user_activity_events_dlq, message_id_prefix(*whole.topic_partition)
@@ -240,7 +240,7 @@ def _append(services: UserActivityResources, piece: OffsetRange, table: pa.Table
 
     store, app_id = services.user_activity_events, f"{app_id_of(piece.topic_partition)}/recovered"
     hours, before = hours_in(table), store.committed_version(app_id)
-    # Before and after: killed in between, the hours are counted again all the same.
+    # Before and after: killed in between, the hours are nevertheless counted again.
     services.activity_hours.touch(hours, datetime.now(UTC))
     target = AppendTarget(piece.topic_partition, app_id, before, lambda row: (before or 0) + row)
     done = append_bisecting(services, with_few_days(table), target)
@@ -257,7 +257,7 @@ def _extend(recovered: Recovered, piece: OffsetRange, offsets: Sequence[int], mi
         if not some:
             continue
         last = recovered.spans[-1] if recovered.spans else None
-        # A run goes on in the next chunk, and in the next piece.
+        # A run may continue in the next chunk, and in the next piece.
         if last and last.topic_partition == piece.topic_partition and (last.end == some[0] or last.end > run_first):
             recovered.spans[-1] = OffsetRange(*piece.topic_partition, last.first, some[-1] + 1)
         else:

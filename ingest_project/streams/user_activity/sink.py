@@ -64,7 +64,7 @@ class ActivitySink:
         self._standings = self._services.user_activity_events.standings(app_ids)
 
     def resume(self, position: SinkPosition) -> SinkPosition:
-        """Return where the table is, after what it lacks before that was read again.
+        """Recover the rows that the table lacks, and return its position.
 
         Raises:
             TransactionConflictError: another process recovers rows; try again later.
@@ -84,7 +84,7 @@ class ActivitySink:
         return position
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> EventRows:
-        """Turn messages into rows; what is no event is a dead letter afterwards."""
+        """Turn messages into rows, and dead-letter those that are no events."""
         rows = event_rows(messages, position.topic_id)
         dlq = self._services.settings.topics.user_activity_events_dlq
         dead_letter_message(self._services, dlq, rows.refused, position.topic_id)
