@@ -1,4 +1,4 @@
-"""Each check of attachments looks at what is stored, and fails when that is not what it should be."""
+"""Checks of attachments inspect the present state, and fail on each deviation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_after_an_ordinary_day_all_is_well_and_the_scheduled_job_says_so(system:
     assert [accounted[name] for name in ("tasks", "stored", "waiting", "dead")] == [2, 1, 0, 1]
 
 
-def test_what_is_lost_on_the_way_is_missed_and_it_says_where(system: AttachmentSystem) -> None:
+def test_a_lost_attachment_or_result_fails_a_check_that_names_it(system: AttachmentSystem) -> None:
     def missed() -> tuple[int, ...]:
         found = system.check("every_event_accounted")
         assert not found.passed

@@ -1,4 +1,4 @@
-"""Addresses in events, whatever the payload looks like."""
+"""Addresses in events, for any payload."""
 
 from __future__ import annotations
 

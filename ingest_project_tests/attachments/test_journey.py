@@ -1,4 +1,4 @@
-"""From an event on Kafka to stored files, results in Delta, and what the UI shows of each."""
+"""From an event on Kafka to stored files, results in Delta, and the partitions in the UI."""
 
 from __future__ import annotations
 

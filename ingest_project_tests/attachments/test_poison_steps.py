@@ -64,8 +64,8 @@ def test_bad_entries_among_99_good_addresses_of_one_event_are_failed_attachments
 ) -> None:
     system = attachment_system
     urls: list[Any] = good_urls(http_server)
-    for place, entry in enumerate(BAD_ENTRIES):
-        urls.insert(place * 4, entry)
+    for index, entry in enumerate(BAD_ENTRIES):
+        urls.insert(index * 4, entry)
     system.send_event(*urls)
     system.drive_events_once()
 
@@ -229,7 +229,7 @@ def test_rows_of_two_open_commits_are_all_committed_where_the_first_has_a_bad_on
     assert sorted(rows) == sorted([f"a-{n}" for n in (0, 1, 3, 4)] + [f"b-{n}" for n in range(5)])
 
 
-def test_a_table_that_cannot_be_written_costs_no_row_its_place(services: SystemResources) -> None:
+def test_a_table_that_cannot_be_written_loses_no_row(services: SystemResources) -> None:
     ended(services, [stored(f"k-{number}") for number in range(10)])
     folder = Path(services.attachment_results.url)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What only the queue of attachments and the results of their attempts promise, on PostgreSQL and SQLite."""
+"""Methods that only the queue of attachments and the results of their attempts have, on PostgreSQL and SQLite."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_an_attachment_belongs_to_the_event_that_named_it_first(queue: Attachmen
     assert state(queue, "a")[0] == "requested"
 
 
-def test_what_is_found_by_a_run_that_does_no_more_waits_for_the_next_one(queue: AttachmentQueue) -> None:
+def test_attachments_that_their_run_does_not_download_are_pending(queue: AttachmentQueue) -> None:
     queue.record_extracted([arrival("a", event="e1")], None, "r1", NOW)
     assert [(due.key, due.attempts) for due in queue.due(PENDING_QUEUE, 10, NOW)] == [("a", 0)]
 
@@ -174,7 +174,7 @@ def test_a_host_that_is_left_alone_costs_no_attempt(queue: AttachmentQueue) -> N
     assert [(due.key, due.attempts) for due in queue.due(PENDING_QUEUE, 10, LATER)] == [("a", 0)]
 
 
-def test_the_dead_are_found_by_what_is_known_of_them(queue: AttachmentQueue) -> None:
+def test_dead_attachments_are_found_by_each_field(queue: AttachmentQueue) -> None:
     begun(queue, "a", "b", "c")
     queue.finish_attempts([dead("a"), dead("b"), stored("c")], "run", NOW)
 

@@ -1,4 +1,4 @@
-"""What a person materialises again: hours whose addresses were missed, and attachments that are dead."""
+"""Repeated materialisation of hours whose addresses were missed, and replays of dead attachments."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Hosts:
     ],
     ids=["four hosts", "many hosts of one trace", "many traces of one domain"],
 )
-def test_slow_hosts_leave_places_to_all_others(slow: list[AttachmentRecord], fast: list[AttachmentRecord]) -> None:
+def test_slow_hosts_leave_slots_to_all_others(slow: list[AttachmentRecord], fast: list[AttachmentRecord]) -> None:
     hosts = Hosts(lambda one: "slow" in one.attachment_url)
     groups = attempts([*slow, *fast], hosts.attempt, 16)
     ended: list[str] = []
@@ -71,7 +71,7 @@ def test_slow_hosts_leave_places_to_all_others(slow: list[AttachmentRecord], fas
     assert sorted(ended) == sorted(one.attachment_key for one in fast)
 
 
-def test_a_host_that_is_quick_gets_more_places_and_never_more_than_it_may_have() -> None:
+def test_a_quick_host_gets_more_slots_up_to_its_limit() -> None:
     most, now_active = 0, 0
     lock = threading.Lock()
 
@@ -104,7 +104,7 @@ def test_a_run_begins_nothing_after_its_time_and_requeues_the_rest() -> None:
     assert sum(end.reason.startswith("Its run ended") for end in ends) == 96
 
 
-def test_a_failure_of_what_gathers_the_ends_is_not_lost() -> None:
+def test_a_failure_while_results_are_gathered_is_not_lost() -> None:
     def attempt(one: AttachmentRecord) -> Postponed:
         raise MemoryError(one.attachment_key)
 

@@ -1,4 +1,4 @@
-"""When an attempt follows, who goes first, and which hour something belongs to."""
+"""Times of retries, order of downloads, and hours of events."""
 
 from __future__ import annotations
 

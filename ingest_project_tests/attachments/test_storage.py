@@ -41,7 +41,7 @@ def own_part(url: str = "", trace_id: str = "trace-1") -> str:
     return f"attachment-{attachment_hash(trace_id, url)}"
 
 
-def test_the_default_place_is_domain_day_in_utc_trace_attachment_and_name() -> None:
+def test_the_default_path_is_domain_day_in_utc_trace_attachment_and_name() -> None:
     assert path(Destinations()) == f"claims/2026/01/16/trace-1/{own_part()}/a.pdf"
     assert re.fullmatch(r"attachment-[0-9a-f]{32}", own_part())
 
@@ -72,12 +72,12 @@ def test_an_unknown_placeholder_is_an_error_that_lists_the_known_ones(template: 
     "template",
     ["{domain}/x", "/{file_name}", "../{file_name}", "{domain}//{file_name}", "{file_name", "a\\{file_name}"],
 )
-def test_a_template_that_makes_no_place_for_each_file_is_an_error(template: str) -> None:
+def test_a_template_without_a_path_for_each_file_is_an_error(template: str) -> None:
     with pytest.raises(SettingsError):
         Destinations(template)
 
 
-def test_a_domain_s_own_base_stands_in_place_of_its_name() -> None:
+def test_a_domain_s_own_base_replaces_its_name() -> None:
     address = "https://onelake.dfs.fabric.microsoft.com/w/l.Lakehouse/Files/claims"
     destinations = Destinations(base_paths={"AUTO_CLAIMS": address, "photos": "pictures/in", "empty": ""})
     assert destinations.store_url("auto-claims", "/data/store") == address
@@ -110,12 +110,12 @@ def test_a_path_that_is_another_attachment_s_is_refused(destination: str) -> Non
 
 
 @pytest.mark.parametrize("destination", ["claims", "x/2026", "x/2026/01", "X/2026/01/16", "x/2026/01/16/trace-7"])
-def test_a_file_in_place_of_a_folder_of_others_is_refused(destination: str) -> None:
+def test_a_file_with_the_name_of_a_folder_of_others_is_refused(destination: str) -> None:
     with pytest.raises(ForbiddenPathError, match="folders"):
         require_own(destination)
 
 
-def test_a_file_in_place_of_a_day_is_refused_where_a_domain_has_a_store_of_its_own() -> None:
+def test_a_file_with_the_name_of_a_day_is_refused_where_a_domain_has_a_store_of_its_own() -> None:
     with pytest.raises(ForbiddenPathError, match="folders"):
         require_own("2026/01", claims="/data/claims")
     require_own("in/01", claims="/data/claims")
@@ -204,7 +204,7 @@ def test_two_files_of_one_name_in_an_event_are_distinguished_by_their_address() 
     assert distinct_file_names(named) == [first, second, third]
 
 
-def test_the_same_values_always_give_the_same_place() -> None:
+def test_the_same_values_always_give_the_same_path() -> None:
     moment = MOMENT.astimezone(UTC)
     destinations = Destinations()
     other = destinations.path(domain="claims", trace_id="trace-1", file_name="a.pdf", occurred_at=moment)

@@ -41,9 +41,9 @@ def test_config_shows_each_setting_with_where_it_came_from_and_no_secret(
 
 
 def test_a_command_does_not_wait_for_what_only_others_need() -> None:
-    asked = "from ingest_project.cli.main import run; assert run(['config']) == 0"
+    command = "from ingest_project.cli.main import run; assert run(['config']) == 0"
     loaded = "import sys; assert not {'dagster', 'sqlalchemy', 'confluent_kafka'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", f"{asked}; {loaded}"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", f"{command}; {loaded}"], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_every_command_is_registered_under_its_name_and_loads_alone() -> None:

@@ -1,4 +1,4 @@
-"""`ingest dlq messages`: what could not be read at all, on whichever topic it was put aside."""
+"""`ingest dlq messages`: unreadable messages of every dead-letter topic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ingest dlq`: what failed for good, why, and the way back."""
+"""`ingest dlq`: permanently failed attachments, their reasons, and replays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ingest files`: what became of the files."""
+"""`ingest files`: files and their states."""
 
 from __future__ import annotations
 

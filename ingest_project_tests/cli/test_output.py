@@ -1,4 +1,4 @@
-"""What people see: nothing that comes from an untrusted sender acts on their terminal."""
+"""Output for people: no value of an untrusted sender acts on their terminal."""
 
 from __future__ import annotations
 

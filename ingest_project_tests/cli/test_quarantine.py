@@ -1,4 +1,4 @@
-"""`ingest quarantine`: why, and the way back."""
+"""`ingest quarantine`: rejected files, their reasons, and retries."""
 
 from __future__ import annotations
 

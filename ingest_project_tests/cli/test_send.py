@@ -1,4 +1,4 @@
-"""`ingest send`: what arrives on the topics is what the sensors read."""
+"""`ingest send`: the sensors can read the messages that it publishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ingest status`: how far everything is, and when it is idle."""
+"""`ingest status`: the progress of all work, and when the system is idle."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ STREAMS = {"user_activity_events_sensor": "user-activity-events", "sales_events_
 def system(
     services: SystemResources, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SystemResources]:
-    """Ledger, stores and a broker whose topics are empty."""
+    """Work queues, stores and a broker whose topics are empty."""
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
     for topic in (*SENSORS.values(), *OTHER_TOPICS, *STREAMS.values()):
         embedded_broker.create_topic(topic, 2)

@@ -110,7 +110,7 @@ def test_killed_after_a_step_and_run_again_every_attachment_is_there_once_with_o
         http_server.url("/status/404"),
     )
     exit_code = deadly_process.drive(point, tmp_path / "in", serialize_value(instance.get_ref()), environ, WAY)
-    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    assert exit_code == -signal.SIGKILL, "it did not reach the step where it should have died"
     assert_nothing_half_is_visible(system)
     bury_the_dead(instance)
 

@@ -148,7 +148,7 @@ def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  #
     system, environ = stream.open(kafka_server, postgres_url, instance, tmp_path)
     stream.send(system)
     exit_code = deadly_process.drive(point, system.folder, serialize_value(instance.get_ref()), environ, stream.way)
-    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    assert exit_code == -signal.SIGKILL, "it did not reach the step where it should have died"
     bury_the_dead(instance)
 
     system.cursors = SavedCursors(tmp_path)
@@ -188,7 +188,7 @@ def test_killed_while_rows_are_recovered_and_run_again_each_offset_is_there_exac
     foreign.restore(system.services, before)
     system.put(event("last"))
     exit_code = deadly_process.drive(point, system.folder, serialize_value(instance.get_ref()), environ, ACTIVITY.way)
-    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    assert exit_code == -signal.SIGKILL, "it did not reach the step where it should have died"
     bury_the_dead(instance)
     system.drive()
     assert [row["event_id"] for row in system.rows()] == [*(f"e{number}" for number in range(RECORDS)), "last"]

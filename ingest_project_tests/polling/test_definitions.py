@@ -9,7 +9,7 @@ from ingest_project.platform.work_queue.queue import JobState
 from ingest_project_tests.journeys.system import DISCOVERED, POLLING, System, readings
 
 
-def test_what_is_no_polling_job_is_a_dead_letter_with_its_reason_and_the_stream_goes_on(
+def test_an_invalid_polling_job_is_a_dead_letter_with_its_reason_and_others_continue(
     system: System, tmp_path: Path
 ) -> None:
     (system.folder / "way_out").symlink_to(tmp_path)
@@ -86,7 +86,7 @@ def test_a_job_that_was_read_twice_is_one_look(system: System) -> None:
     assert len(system.on_topic(system.settings.topics.file_event_queue)) == 1
 
 
-def test_a_job_whose_folder_is_missing_fails_with_its_reason_and_others_go_on(system: System) -> None:
+def test_a_job_whose_folder_is_missing_fails_with_its_reason_and_others_continue(system: System) -> None:
     system.write("here/a.csv", readings())
     system.send_job(system.folder / "gone")
     system.send_job(system.folder / "here")

@@ -1,4 +1,4 @@
-"""What polling promises of each look: young files wait, nothing is announced twice, and the counts are true."""
+"""Each listing leaves unsettled files for later, announces nothing twice, and counts exactly."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_job_that_finds_nothing_says_how_many_files_lie_deeper_and_which_patte
     assert record.skipped == {"In a folder that the pattern '*.csv' does not reach; '**/*.csv' takes it.": 3}
 
 
-def test_what_is_found_is_what_was_published_and_what_was_skipped(system: System) -> None:
+def test_found_files_are_published_or_skipped(system: System) -> None:
     for number in range(5):
         system.write(f"{number}.csv", readings(1, str(number)))
     system.send_job(system.folder)
@@ -92,7 +92,7 @@ def test_what_is_found_is_what_was_published_and_what_was_skipped(system: System
     assert published(system) == 7
 
 
-def test_a_look_that_is_killed_half_way_goes_on_and_counts_all_that_it_published(
+def test_a_listing_killed_half_way_continues_and_counts_all_that_it_published(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system.settings = changed(system.settings, "polling", page_files=10)

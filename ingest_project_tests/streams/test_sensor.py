@@ -1,4 +1,4 @@
-"""What a tick requests: runs up to the topic's ends, each partition in one of them, and pauses after failures."""
+"""Requests of a tick: runs up to the topic's ends, each partition in one of them, and pauses after failures."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def ends(result: dg.SensorResult) -> list[dict[str, int]]:
     return [one.run_config["ops"]["an_op"]["config"]["end_offsets"] for one in result.run_requests or []]
 
 
-def test_ticks_outlive_a_broker_that_is_away_and_go_on_when_it_is_back(
+def test_ticks_outlive_an_unavailable_broker_and_continue_when_it_is_back(
     services: StreamResources,
     positions: StreamPositions,
     instance: dg.DagsterInstance,

@@ -157,14 +157,14 @@ class PlacedEvent(NamedTuple):
     @property
     def version(self) -> tuple[object, ...]:
         """Orders all versions of a record: the greatest one stays. The same order as in `_upsert_statement`."""
-        place = self.position
+        position = self.position
         return (
             self.event.last_modified,
-            place.epoch,
-            place.topic.encode(),
-            place.topic_id.encode(),
-            place.partition,
-            place.offset,
+            position.epoch,
+            position.topic.encode(),
+            position.topic_id.encode(),
+            position.partition,
+            position.offset,
         )
 
 
@@ -246,8 +246,8 @@ def _upsert_statement(table: sa.Table, columns: Sequence[str], source: str, coll
 
     def version(whose: str) -> str:
         texts = (f"{whose}.{column}{collation}" for column in ("kafka_topic", "kafka_topic_id"))
-        place = (f"{whose}.{column}" for column in ("kafka_partition", "kafka_offset"))
-        return f"({', '.join((f'{whose}.last_modified', f'{whose}.kafka_epoch', *texts, *place))})"
+        position = (f"{whose}.{column}" for column in ("kafka_partition", "kafka_offset"))
+        return f"({', '.join((f'{whose}.last_modified', f'{whose}.kafka_epoch', *texts, *position))})"
 
     return (
         f"INSERT INTO {name} ({', '.join(columns)}) {source}"

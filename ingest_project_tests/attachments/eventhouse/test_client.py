@@ -1,4 +1,4 @@
-"""Every answer that is not whole and right is an error that says what to do; no token goes to an untrusted host."""
+"""Every incomplete or wrong answer is an error with a remedy; no token goes to an untrusted host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each row becomes one event, whatever the sizes of pages, the times of rows, and wherever a process dies."""
+"""Each row becomes one event, for any size of pages, times of rows and killed processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def after_noon(seconds: float) -> str:
 
 
 @pytest.mark.parametrize("mode", ["cursor", "window"])
-def test_every_row_comes_once_in_pages_that_go_on_in_another_process(
+def test_every_row_comes_once_in_pages_that_another_process_continues(
     client: EventhouseClient, database: Database, mode: str
 ) -> None:
     database.ingest(TABLE, *rows(1, 7))

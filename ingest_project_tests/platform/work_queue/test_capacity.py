@@ -143,7 +143,7 @@ def test_a_full_disk_stops_consumption_and_free_space_resumes_it(system: System,
     assert system.tick(FILE_EVENTS).skip_message == f"Nothing due on {system.settings.topics.file_event_queue}."
 
 
-def test_what_is_kept_elsewhere_is_on_no_disk_of_this_machine(tmp_path: Path) -> None:
+def test_a_remote_store_is_on_no_disk_of_this_machine(tmp_path: Path) -> None:
     onelake = "https://onelake.dfs.fabric.microsoft.com/ws/lake.Lakehouse/Files/claims"
     state = tmp_path / "not" / "made" / "yet"
     settings = changed(Settings(state_dir=state), "attachments", store_url=onelake, destinations={"claims": onelake})

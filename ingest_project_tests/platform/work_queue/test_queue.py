@@ -1,4 +1,4 @@
-"""The contract of every work queue: those of the capabilities, and one that is nothing but a table."""
+"""The contract of every work queue: those of the capabilities, and one that is a plain table."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_an_entry_whose_runs_always_die_while_reporting_is_not_done_again_for_ev
     assert case.entry("stored").state == "failed"
 
 
-def test_what_is_still_in_work_cannot_be_reported(case: Case) -> None:
+def test_unfinished_entries_cannot_be_reported(case: Case) -> None:
     case.record("a")
     case.begin("a")
     case.queue.mark_reported(["a"], NOW)

@@ -1,4 +1,4 @@
-"""How one run carries many partitions."""
+"""Batch runs over many partitions, their events, and the cutting of batches."""
 
 from collections.abc import Iterator
 

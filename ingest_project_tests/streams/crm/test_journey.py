@@ -97,7 +97,7 @@ def test_a_tick_whose_cursor_was_never_saved_and_a_run_that_never_came_lose_noth
     assert crm.outcome["opportunity_messages"] == 2
 
 
-def test_far_behind_a_run_takes_a_bounded_number_of_messages_and_the_next_goes_on(crm: CrmSystem) -> None:
+def test_far_behind_a_run_stores_a_bounded_number_of_messages_and_the_next_continues(crm: CrmSystem) -> None:
     crm.settings = changed(crm.settings, "crm", batch_messages=10)
     crm.restart()
     crm.put(*(opportunity(f"opp_{number}") for number in range(25)))

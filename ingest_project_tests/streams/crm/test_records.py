@@ -1,4 +1,4 @@
-"""Each record once, in its newest version, exact, in whatever order and however often its versions come."""
+"""Each record once, in its newest version, exact, for any order and repetition of its versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trouble that passes is waited for, what does not is given back, and what a fix identifies becomes a record once."""
+"""Transient errors are waited for, others are reported, and messages identified after a fix become records once."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import ActivitySystem
 
 
-def test_hours_of_a_delta_table_and_of_what_is_made_of_it(activity: ActivitySystem) -> None:
+def test_hours_of_the_delta_table_and_of_its_statistics(activity: ActivitySystem) -> None:
     activity.put(*(event(f"e{hour}", timestamp=f"2026-01-15T{hour:02d}:30:00Z") for hour in (9, 10, 10, 11)))
     activity.drive()
     hour = "2026-01-15-10:00"

@@ -1,4 +1,4 @@
-"""Messages to rows: typed, bounded in days, and the same whatever messages are around."""
+"""Messages to rows: typed, bounded in days, and independent of other messages."""
 
 from __future__ import annotations
 
