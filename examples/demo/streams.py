@@ -26,9 +26,8 @@ from ingest_project.devstack.runtime_settings import is_chosen, with_addresses
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.streams.crm.records import TABLES
-from ingest_project.streams.crm.tables import unidentified_messages
-from ingest_project.streams.user_activity.statistics import HourOfType, statistics_of
+from ingest_project.streams.crm.records import TABLES, unidentified_messages
+from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,1 +1,1 @@
-"""Events to stored files: find the addresses, download, store, and say in Delta how each attempt ended."""
+"""Events to stored files: extract addresses, download, store, and record each attempt in Delta."""

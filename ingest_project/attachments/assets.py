@@ -26,13 +26,13 @@ from ingest_project.attachments.catalog import (
     ATTACHMENTS_FRESHNESS,
     EVENTS_OF_ANY_HOUR,
     ONELAKE_ATTACHMENTS,
+    attachment_report,
     attachments_partitions,
     hourly_partitions,
+    results_reports,
 )
-from ingest_project.attachments.checks import attachment_report, results_reports
 from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
-from ingest_project.attachments.event_queue import EventRecord, HourOfEvents
-from ingest_project.attachments.extraction import AddressPaths, tasks_of
+from ingest_project.attachments.extraction import AddressPaths, EventRecord, HourOfEvents, tasks_of
 from ingest_project.attachments.queue import AttachmentRecord, TaskArrival
 from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.results import commit_results, publish, publish_cached, publish_outcomes
@@ -48,9 +48,9 @@ from ingest_project.platform.dagster.asset_events import (
 )
 from ingest_project.platform.dagster.catalog import topic_key
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.work_queue.queue import JobState
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 
 logger = get_logger(__name__)
 
@@ -173,7 +173,7 @@ def _fail(services: AttachmentResources, failures: Mapping[str, Exception], now:
 
 
 def publish_tasks(services: AttachmentResources, arrivals: Sequence[TaskArrival]) -> None:
-    """Publish tasks on `downloads.pending`, each once. One that the broker refuses is downloaded all the same."""
+    """Publish tasks on `downloads.pending`, each once. One that the broker refuses is downloaded nevertheless."""
     messages = [
         (f"task/{arrival.attachment_key}", ProducerRecord(arrival.raw.encode(), _key(arrival), _headers(arrival)))
         for arrival in arrivals

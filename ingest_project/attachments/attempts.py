@@ -1,4 +1,4 @@
-"""The results of download attempts: how each ended, whether it is published, and which Delta commit holds it.
+"""The results of download attempts: status, whether it is published, and which Delta commit holds it.
 
 The rows of a commit are chosen and numbered before it is made, so that a repeated commit has the same rows under the
 same number, and the table can tell that it has them.
@@ -24,7 +24,7 @@ COLUMNS = download_outcomes.c
 
 
 class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How one attempt at one attachment ended.
+    """Result of one attempt at one attachment.
 
     Args:
         next_attempt_at: when it is tried again; None: this was the last attempt.
@@ -75,7 +75,7 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HourOfResults(msgspec.Struct, frozen=True):
-    """How the attempts of a time ended."""
+    """Counts of the attempts that ended in a period, by status."""
 
     success: int
     failed_transient: int
@@ -83,7 +83,7 @@ class HourOfResults(msgspec.Struct, frozen=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """How one attempt ended, for people.
+    """Result of one attempt, as people see it.
 
     Args:
         replays: how often the attachment had begun again before it.
@@ -113,16 +113,16 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def problems(self) -> str | None:
         """Everything that went wrong with it, for people."""
-        said = (
+        parts = (
             self.error,
             self.publish_error and f"Not published: {self.publish_error}",
             self.commit_error and f"Not in the Delta table: {self.commit_error}",
         )
-        return " ".join(filter(None, said)) or None
+        return " ".join(filter(None, parts)) or None
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """One time that an attachment began again: who replayed it, and what had been wrong."""
+    """One replay of an attachment: who requested it, and the failure before it."""
 
     replays: int
     asked_by: str
@@ -218,7 +218,7 @@ class AttemptResults:
         return tuple(sorted(self._select(query), key=lambda result: result.identity))
 
     def ended_between(self, since: datetime, until: datetime) -> HourOfResults:
-        """Count how the attempts that ended in a time ended."""
+        """Count the attempts that ended in a period, by status."""
         status = COLUMNS.result["status"].as_string()
         counted = [
             sa.func.count().filter(status == kind.value).label(kind.value)
@@ -277,7 +277,7 @@ def attempts_at(engine: sa.Engine, attachment_keys: Sequence[str]) -> dict[str, 
 
 
 def replays_of(engine: sa.Engine, attachment_key: str) -> tuple[Replay, ...]:
-    """Return every time that the attachment began again, in order.
+    """Return every replay of the attachment, in order.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: the database does not answer.

@@ -66,19 +66,19 @@ ATTACHMENT_QUEUE = QueueView(
 
 
 def event_amounts(row: sa.RowMapping) -> Iterator[Amount]:
-    """Yield what a finished attachment event adds to the counters."""
+    """Yield the amounts that a finished attachment event adds to the counters."""
     yield Amount(ATTACHMENT_EVENTS, (row["state"],), 1)
 
 
 def attachment_amounts(row: sa.RowMapping) -> Iterator[Amount]:
-    """Yield what a finished attachment adds to the counters."""
+    """Yield the amounts that a finished attachment adds to the counters."""
     yield Amount(ATTACHMENTS, (row["state"],), 1)
     if row["state"] == AttachmentState.STORED:
         yield from latency("attachments", row)
 
 
 def download_amounts(row: sa.RowMapping) -> Iterator[Amount]:
-    """Yield what one download attempt adds to the counters."""
+    """Yield the amounts that one download attempt adds to the counters."""
     result: Mapping[str, Any] = row["result"]
     status = str(result.get("status"))
     yield Amount(DOWNLOADS, (status, str(row["attempt"])), 1)
@@ -161,7 +161,7 @@ class Attachments(Capability[AttachmentResources]):
     def purge_steps(
         self, services: AttachmentResources, now: datetime, counted_until: Callable[[], datetime]
     ) -> Sequence[PurgeStep]:
-        """Find the bodies of events that ended long ago; what was counted of them stays."""
+        """Find the bodies of events that ended before the retention period; their counts stay."""
         del counted_until
         columns, cutoff = attachment_events.c, now - timedelta(days=services.settings.retention.event_days)
         old = sa.and_(columns.state == JobState.DONE, columns.finished_at < cutoff, columns.body != "")

@@ -347,7 +347,7 @@ def _show_page(page: AttachmentPage) -> None:
 
 
 def _shortened_list(records: Sequence[AttachmentRecord], limit: int) -> AttachmentList:
-    """Return the first of these records as they may be printed, and whether there are more."""
+    """Return the first of these records without secrets, and whether the list is cut off."""
     return AttachmentList(tuple(_without_secrets(record) for record in records[:limit]), more=len(records) > limit)
 
 

@@ -22,8 +22,8 @@ import msgspec
 from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.queue import AttachmentRecord, next_attempt_at
 from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.attachments.scheduler import DownloadScheduler, host_of
 from ingest_project.attachments.storage import OWNER, StoredAttachment, put_attachment, stored_attachment
-from ingest_project.attachments.turns import Turns, host_of
 from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.core.errors import (
     HostThrottledError,
@@ -46,7 +46,7 @@ logger = get_logger(__name__)
 GROUP_SECONDS = 1.0
 # Results that may wait to be recorded, for each worker; and what the cache may hold besides running downloads.
 RESULTS_PER_WORKER = 16
-MOST_UNSTORED_BYTES = 1024**3
+MAX_UNSTORED_BYTES = 1024**3
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def attempts(  # noqa: PLR0913 - each is passed by name
     per_host: int = 8,
     begin_within: timedelta = timedelta.max,
 ) -> Generator[list[End], None, None]:
-    """Attempt each attachment, several at a time, in fair shares: see `turns`.
+    """Attempt each attachment, several at a time, in fair shares: see `scheduler`.
 
     Args:
         records: in any order.
@@ -133,36 +133,36 @@ def attempts(  # noqa: PLR0913 - each is passed by name
     Yields:
         the results since the last time, about once a second. Attempts that did not begin in time are postponed to now.
     """
-    turns: Turns[Callable[[], End]] = Turns(
+    scheduler: DownloadScheduler[Callable[[], End]] = DownloadScheduler(
         hosts_in_turn(records),
-        most_per_host=per_host,
-        most_unfinished=RESULTS_PER_WORKER * concurrency,
-        most_unstored_bytes=MOST_UNSTORED_BYTES,
+        max_per_host=per_host,
+        max_unfinished=RESULTS_PER_WORKER * concurrency,
+        max_unstored_bytes=MAX_UNSTORED_BYTES,
     )
     results: SimpleQueue[End | Cached | BaseException] = SimpleQueue()
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="download")
     try:
         for _ in range(concurrency):
-            pool.submit(_work, turns, attempt, results)
-        yield from _gathered(turns, results, len(records), store, announce, begin_within)
+            pool.submit(_work, scheduler, attempt, results)
+        yield from _gathered(scheduler, results, len(records), store, announce, begin_within)
     finally:
         # If the run fails, its database being away perhaps, another one does what has not begun.
-        turns.close()
+        scheduler.close()
         pool.shutdown(cancel_futures=True)
 
 
 def _work(
-    turns: Turns[Callable[[], End]],
+    scheduler: DownloadScheduler[Callable[[], End]],
     attempt: Callable[[AttachmentRecord], End | Cached],
     results: SimpleQueue[End | Cached | BaseException],
 ) -> None:
-    while (job := turns.next()) is not None:
+    while (job := scheduler.next()) is not None:
         try:
             if callable(job):
                 result: End | Cached = job()
             else:
                 result = attempt(job)
-                turns.ended(job, result.size_bytes if isinstance(result, Cached) else 0)
+                scheduler.ended(job, result.size_bytes if isinstance(result, Cached) else 0)
         except BaseException as error:  # noqa: BLE001 - raised again where the results are gathered
             results.put(error)
         else:
@@ -170,7 +170,7 @@ def _work(
 
 
 def _gathered(  # noqa: PLR0913, PLR0917 - the parts of `attempts`
-    turns: Turns[Callable[[], End]],
+    scheduler: DownloadScheduler[Callable[[], End]],
     results: SimpleQueue[End | Cached | BaseException],
     outstanding: int,
     store: Callable[[Cached], End] | None,
@@ -186,25 +186,27 @@ def _gathered(  # noqa: PLR0913, PLR0917 - the parts of `attempts`
         if halfway and store is not None:
             announce(halfway)
             stored_bytes.update({one.record.attachment_key: one.size_bytes for one in halfway})
-            turns.processed(len(halfway))
-            turns.put_first([partial(store, one) for one in halfway])
+            scheduler.processed(len(halfway))
+            scheduler.put_first([partial(store, one) for one in halfway])
         new = [one for one in found if not isinstance(one, Cached)]
         if time.monotonic() - begun > begin_within.total_seconds():
-            new += _not_begun(turns)
+            new += _not_begun(scheduler)
         outstanding -= len(new)
         ends += new
         if ends and (not outstanding or time.monotonic() - last >= GROUP_SECONDS):
             yield ends
-            _acknowledge(turns, ends, stored_bytes)
+            _acknowledge(scheduler, ends, stored_bytes)
             ends = []
         if time.monotonic() - last >= GROUP_SECONDS:
             last = time.monotonic()
 
 
-def _acknowledge(turns: Turns[Callable[[], End]], ends: Sequence[End], stored_bytes: dict[str, int]) -> None:
+def _acknowledge(
+    scheduler: DownloadScheduler[Callable[[], End]], ends: Sequence[End], stored_bytes: dict[str, int]
+) -> None:
     """Count results as processed: of attempts with a second half, the first one was counted before."""
     sizes = [stored_bytes.pop(end.attachment_key, None) for end in ends]
-    turns.processed(sizes.count(None), sum(size or 0 for size in sizes))
+    scheduler.processed(sizes.count(None), sum(size or 0 for size in sizes))
 
 
 def _drained(results: SimpleQueue[End | Cached | BaseException], seconds: float) -> list[End | Cached]:
@@ -220,21 +222,21 @@ def _drained(results: SimpleQueue[End | Cached | BaseException], seconds: float)
     return found
 
 
-def _not_begun(turns: Turns[Callable[[], End]]) -> list[End]:
-    left = turns.withdraw()
-    turns.processed(-len(left))
+def _not_begun(scheduler: DownloadScheduler[Callable[[], End]]) -> list[End]:
+    left = scheduler.withdraw()
+    scheduler.processed(-len(left))
     now = datetime.now(UTC)
     return [Postponed(record.attachment_key, "Its run ended before its turn.", now) for record in left]
 
 
 def hosts_in_turn(records: Sequence[AttachmentRecord]) -> list[AttachmentRecord]:
     """Order records so that hosts take turns: a host with many must not occupy all workers."""
-    turns: dict[str, int] = {}
+    scheduler: dict[str, int] = {}
     ordered = []
     for index, record in enumerate(records):
         host = host_of(record.attachment_url)
-        turns[host] = turns.get(host, 0) + 1
-        ordered.append((turns[host], index, record))
+        scheduler[host] = scheduler.get(host, 0) + 1
+        ordered.append((scheduler[host], index, record))
     return [record for _, _, record in sorted(ordered, key=lambda entry: entry[:2])]
 
 
@@ -369,7 +371,7 @@ def _failed(
 
 
 def _is_still_stored(record: AttachmentRecord, services: AttachmentResources) -> bool:
-    """Tell whether the bytes of an earlier attempt are still stored; assume so where the store is away."""
+    """Test whether the bytes of an earlier attempt are still stored; assume so where the store is away."""
     if record.stored_path is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""The work queue of attachments: what is to be downloaded, what a run leases, what waits for a retry, what failed.
+"""The work queue of attachments: pending downloads, leases of runs, retries and failures.
 
 An attempt's result is stored before it is published. A run that is killed in between leaves an unpublished result; the
 next run that begins the attachment publishes that one and does not download again.
@@ -30,7 +30,7 @@ from ingest_project.platform.work_queue.queue import KafkaPosition, QueueEntry, 
 PENDING_QUEUE = "pending"
 RETRY_QUEUE = "retry"
 # Of those that are due, the ones that are ranked for fair shares: bounds what a tick costs.
-MOST_DUE = 100_000
+MAX_DUE = 100_000
 COLUMNS = attachments.c
 
 
@@ -38,11 +38,11 @@ class TaskArrival(NamedTuple):
     """A download task that has arrived, found in an event or sent over Kafka.
 
     Args:
-        attachment_key: partition key, see `contracts.download.attachment_key`.
+        attachment_key: partition key, see `contracts.attachments.attachment_key`.
         raw: the task as it came, JSON.
         due_at: not to be tried before; None: at once.
         event_key: the event it was found in; None over Kafka.
-        max_replays: where the attachment had failed, this task replays it up to so many times; 0: not at all.
+        max_replays: where the attachment had failed, this task replays it at most this number of times; 0: never.
     """
 
     attachment_key: str
@@ -79,7 +79,7 @@ class AttachmentRecord(QueueEntry, frozen=True, kw_only=True):
         task: as it came, JSON.
         attempts: how often a batch claimed it since the last attempt ended; more than one: runs were lost.
         attempt: which attempt comes next or was the last, the first being 1.
-        replays: how often it began again.
+        replays: how often it was replayed.
     """
 
     states: ClassVar = AttachmentState
@@ -135,7 +135,7 @@ class Replayed(NamedTuple):
 
 
 class FailedFilter(NamedTuple):
-    """Selects failed attachments; what is None does not matter."""
+    """Selects failed attachments; a field that is None selects all."""
 
     trace_id: str | None = None
     domain: str | None = None
@@ -199,7 +199,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
 
         Args:
             arrivals: the tasks.
-            batch_id: of a run that goes on to download them; None leaves that to the next one.
+            batch_id: of a run that also downloads them; None leaves that to the next one.
             run_id: of the run.
             now: when.
 
@@ -225,7 +225,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
     def finish_attempts(
         self, results: Sequence[AttemptResult], run_id: str, now: datetime
     ) -> tuple[AttemptResult, ...]:
-        """Store how attempts ended, and what follows from it.
+        """Store the results of attempts, and the new states of their attachments.
 
         Of an attempt that had ended already, by a lost run or one that worked at the same time, the first result holds.
 
@@ -257,12 +257,12 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
     def replay(
         self, keys: Sequence[str], asked_by: str, max_replays: int, per_second: float, now: datetime
     ) -> Replayed:
-        """Have failed attachments tried again, a bounded number a second.
+        """Replay failed attachments, a bounded number a second.
 
         Args:
             keys: of failed attachments; others stay unchanged.
             asked_by: for the audit.
-            max_replays: an attachment that has begun again as often as this stays failed.
+            max_replays: an attachment that was replayed this often stays failed.
             per_second: how fast they become due.
             now: the first is due.
         """
@@ -313,7 +313,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
         return self._count(query.where(is_finished, outcome.attachment_key.is_(None)))
 
     def finished_since(self, since: datetime) -> dict[AttachmentState, int]:
-        """Count how many attachments were stored and how many failed since then."""
+        """Count the attachments that were stored and those that failed since then."""
         counted = [sa.func.count().filter(COLUMNS.state == state) for state in ATTACHMENT_QUEUE.finished]
         recent = (COLUMNS.state.in_(ATTACHMENT_QUEUE.finished), COLUMNS.updated_at >= since)
         with reading(self._engine) as connection:
@@ -322,7 +322,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
 
     def _due(self, queue_name: str, limit: int, now: datetime) -> sa.Select[Any]:
         """Domains take turns, and in each its traces: one that has thousands does not delay the others."""
-        due = super()._due(queue_name, MOST_DUE, now)
+        due = super()._due(queue_name, MAX_DUE, now)
         due_rows = due.add_columns(COLUMNS.domain, COLUMNS.trace_id, COLUMNS.next_attempt_at).subquery().c
         of_trace = sa.func.row_number().over(
             partition_by=[due_rows.domain, due_rows.trace_id], order_by=due_rows.next_attempt_at
@@ -336,7 +336,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
         return in_turn.limit(limit)
 
     def _record_known(self, connection: sa.Connection, known: Mapping[str, TaskArrival], now: datetime) -> set[str]:
-        """Replay failed attachments whose tasks somebody else sends again, as often as is allowed."""
+        """Replay failed attachments whose tasks another producer sends again, as often as is allowed."""
         failed = COLUMNS.state == AttachmentState.FAILED
         replayed: set[str] = set()
         for most in {arrival.max_replays for arrival in known.values()} - {0}:
@@ -398,7 +398,7 @@ def next_attempt_at(
         failed_at: when the attempt ended.
         attempt: which one that was, the first being 1.
         delays: of the retry topics, in order.
-        host_delay: how long the host wants no request; a longer pause than ours is kept.
+        host_delay: pause that the host requested; one that is longer than ours is kept.
     """
     if attempt > len(delays):
         return None
@@ -406,7 +406,7 @@ def next_attempt_at(
 
 
 def retry_topic(attempt: int, topics: Sequence[str]) -> str:
-    """Return the topic in which a task waits after so many attempts, the first being 1."""
+    """Return the topic in which a task waits after an attempt, the first being 1."""
     return topics[min(attempt, len(topics)) - 1]
 
 

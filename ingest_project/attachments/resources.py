@@ -6,9 +6,9 @@ import threading
 from functools import cached_property
 
 from ingest_project.attachments.attempts import AttemptResults
-from ingest_project.attachments.event_queue import EventQueue
 from ingest_project.attachments.eventhouse.client import EventhouseClient
 from ingest_project.attachments.eventhouse.polling import EventhousePositions
+from ingest_project.attachments.extraction import EventQueue
 from ingest_project.attachments.queue import AttachmentQueue
 from ingest_project.attachments.storage import Destinations
 from ingest_project.core.settings import Settings

@@ -1,4 +1,4 @@
-"""Where the results of attempts go: messages to Kafka, and rows to the Delta table `attachment_results`.
+"""Publish the results of attempts: messages to Kafka, and rows to the Delta table `attachment_results`.
 
 Kafka gets the cached file in the middle of an attempt; at its end the result, and the retry or dead-letter task. Every
 message has an id made of attachment, replay and attempt, so that publishing twice publishes once. Its content comes
@@ -45,8 +45,8 @@ DUE_HEADER = "due-at"
 REPLAYS_HEADER = "replays"
 APPLICATION_ID = "ingest_project/attachment_results"
 LOCK = "attachment_results"
-# Commits in a row that the table refused: so many are not the fault of single rows.
-MOST_FAILED_COMMITS = 200
+# Commits in a row that the table refused: more are not the fault of single rows.
+MAX_FAILED_COMMITS = 200
 # Full, not writable, or too many open files.
 _OF_THE_STORE = re.compile(r"No space left|Disk quota|Read-only file system|Permission denied|Too many open files")
 
@@ -70,10 +70,10 @@ def publish_cached(services: AttachmentResources, cached: Sequence[Cached]) -> N
 
 
 def publish_outcomes(services: AttachmentResources, outcomes: Sequence[AttemptResult]) -> dict[Identity, str]:
-    """Publish what follows from these outcomes, each message once.
+    """Publish the messages of these outcomes, each once.
 
     Returns:
-        the reason for each result of which a message could not be published.
+        for each result with a message that could not be published, the reason.
 
     Raises:
         BrokerUnavailableError: not all of it was confirmed; call again.
@@ -119,7 +119,7 @@ def publish(
 
 
 def is_message_fault(error: Exception) -> bool:
-    """Tell an error that a message may have caused from one of the broker or of another publisher."""
+    """Test whether a message may have caused an error, and not the broker or another publisher."""
     return not isinstance(error, TransientError) and is_item_fault(error)
 
 
@@ -148,7 +148,7 @@ def messages_of(
 
 
 def commit_results(services: AttachmentResources) -> list[str]:
-    """Commit every outcome that is in no commit yet, in one commit; first those that a lost run had begun.
+    """Commit every outcome that is in no commit yet, in one commit; first, repeat the commits that a lost run began.
 
     A row that the table refuses is found by bisection: it is marked with the reason, and the others are committed.
 
@@ -250,8 +250,8 @@ class _Committing:
         logger.info("results_committed", commit=number, rows=len(part))
 
     def _may_be_row_fault(self, error: Exception) -> bool:
-        """Tell an error that a row may have caused from a store that is away or full, which would refuse any row."""
-        if isinstance(error, TransactionConflictError) or self._failed_commits > MOST_FAILED_COMMITS:
+        """Test whether a row may have caused an error, and not a store that is away or full."""
+        if isinstance(error, TransactionConflictError) or self._failed_commits > MAX_FAILED_COMMITS:
             return False
         if not isinstance(error, StoreUnavailableError):
             return is_item_fault(error)

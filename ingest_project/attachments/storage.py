@@ -1,9 +1,9 @@
-"""Attachments in an object store: under which name one is kept, whose name that is, and what is kept with it.
+"""Attachments in an object store: its name, the owner of that name, and its metadata.
 
-One template serves all domains, and some have a base of their own. Values come from strangers. Each becomes one safe
-part of a path; a value that had to be changed carries a short hash of the original. Every path has a part named after
-its attachment, by 128 bits of hash, so that no two attachments share a name, however they are called. A path that a
-task brings along has no such part; it must not use another attachment's, nor a name where the folders of others are
+One template serves all domains, and some have a base of their own. Values come from untrusted senders. Each becomes one
+safe part of a path; a value that had to be changed carries a short hash of the original. Every path has a part named
+after its attachment, by 128 bits of hash, so that no two attachments share a name, however they are called. A path that
+a task brings along has no such part; it must not use another attachment's, nor a name where the folders of others are
 made.
 
 The attachment's key is in the metadata of its file, and only its owner replaces a file.
@@ -36,7 +36,7 @@ from ingest_project.platform.object_store.store import (
 DEFAULT_TEMPLATE = "{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{attachment}/{file_name}"
 PLACEHOLDERS = ("domain", "event_type", "yyyy", "MM", "dd", "HH", "trace_id", "attachment", "url_hash", "file_name")
 _DIGITS = {"yyyy": r"\d{4}", "MM": r"\d{2}", "dd": r"\d{2}", "HH": r"\d{2}"}
-# Stands for one attachment: the value of {attachment}.
+# Identifies one attachment: the value of {attachment}.
 _OWN_PART = re.compile(r"attachment-([0-9a-f]{32})", re.IGNORECASE)
 _ENDING = re.compile(r"\.\w{1,16}$")
 LONGEST_PART_BYTES = 160
@@ -46,9 +46,6 @@ LONGEST_ENDING = 16
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # The metadata that names the owner of a file: the key of its attachment.
 OWNER = "attachment_key"
-# The owner of a file that was stored before files had one.
-_EARLIER_OWNER = ("trace_id", "source_url")
-_EARLIER_KEY = re.compile(r"~[0-9a-f]{12}$")
 
 
 class PathTakenError(PermanentError):
@@ -56,7 +53,7 @@ class PathTakenError(PermanentError):
 
     Args:
         destination: the name.
-        reason: whose file is there.
+        reason: which file has it.
     """
 
     def __init__(self, destination: str, reason: str) -> None:
@@ -68,7 +65,7 @@ class StoredAttachment(NamedTuple):
     """A file in the store.
 
     Args:
-        path: where it is, for people and results: a file's path or its address.
+        path: its location, for people and results: a file's path or its address.
         sha256: of its content, in hex.
     """
 
@@ -200,7 +197,7 @@ def domain_name(text: str) -> str:
 
 
 def short_hash(text: str) -> str:
-    """Return a few hex digits that stand for a text."""
+    """Return a few hex digits that identify a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_LENGTH]
 
 
@@ -235,7 +232,7 @@ def put_attachment(
 
 
 def stored_attachment(store: ObjectStore, destination: str) -> StoredAttachment | None:
-    """Return the file that has a name, with its digest; None when there is none. A file of others is read for that."""
+    """Return the file of a name, with its digest; None without one. A file without a recorded digest is read."""
     found = store.stat(destination)
     if found is None:
         return None
@@ -275,12 +272,8 @@ def require_owner(destination: str, present: Mapping[str, str], wanted: Mapping[
     if present.get(OWNER) == owner:
         return
     if OWNER in present or owner is None:
-        raise PathTakenError(destination, f"the attachment {present.get(OWNER)} has its file there.")
-    same = any(present.get(name) for name in _EARLIER_OWNER) and all(
-        present.get(name) == wanted.get(name) for name in _EARLIER_OWNER
-    )
-    if not (same and _EARLIER_KEY.search(owner)):
-        raise PathTakenError(destination, "a file is there that is no attachment's. Move it, or use another name.")
+        raise PathTakenError(destination, f"the attachment {present.get(OWNER)} has its file under that name.")
+    raise PathTakenError(destination, "a file that is no attachment's has that name. Move it, or use another name.")
 
 
 def without_secrets(url: str) -> str:
@@ -318,7 +311,7 @@ def _validated(template: str) -> str:
 
 
 def _may_be(folder: str, part: str) -> bool:
-    """Tell whether a folder of the template may have this name."""
+    """Test whether a folder of the template may have this name."""
     pieces = [
         re.escape(text) + ("" if name is None else _DIGITS.get(name, ".+"))
         for text, name, _, _ in string.Formatter().parse(folder)

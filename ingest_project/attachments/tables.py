@@ -5,7 +5,7 @@ The migrations create the tables.
     event        pending -> requested -> running     -> done | failed
     attachment   pending -> requested -> downloading -> stored | failed
 
-A transient failure or a lost run leads back to pending; a person may have any finished one tried again.
+A transient failure or a lost run leads back to pending; a person may reopen any finished one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AttachmentState(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """True when only a person can have it tried again."""
+        """True when only a person can request another attempt."""
         return self in {AttachmentState.STORED, AttachmentState.FAILED}
 
 
@@ -98,7 +98,7 @@ attachments = sa.Table(
     sa.Index("attachments_by_event", "event_key"),
 )
 
-# How each attempt ended: messages, Dagster events and Delta commits are made of these, also after a crash.
+# The result of each attempt: messages, Dagster events and Delta commits are made of these, also after a crash.
 download_outcomes = sa.Table(
     "download_outcomes",
     metadata,
@@ -115,7 +115,7 @@ download_outcomes = sa.Table(
     # The commit of the Delta table that holds it: numbered before the commit, so that a repeated one has the same rows.
     Col("commit_number", sa.BigInteger),
     Col("committed_at", UtcTime),
-    # Why a message of it is on no topic, and why it is in no commit; other attempts go on.
+    # The reason why a message of it is on no topic, or its row in no commit; other attempts continue.
     Col("publish_error", sa.Text),
     Col("commit_error", sa.Text),
     sa.Index(
@@ -141,7 +141,7 @@ attachment_replays = sa.Table(
     sa.Index("attachment_replays_by_time", "asked_at"),
 )
 
-# How far each domain of Eventhouse has been read.
+# Read position of each domain of Eventhouse.
 eventhouse_positions = sa.Table(
     "eventhouse_positions",
     metadata,

@@ -32,8 +32,6 @@ LARGEST_SIZE = 2**63 - 1
 KEY_NAME_LENGTH = 60
 # 128 bits: nobody can search for an address with the same hash.
 KEY_HASH_LENGTH = 32
-# Of keys that were made earlier; their attachments keep them.
-EARLIER_KEY_HASH_LENGTH = 12
 
 
 class DeclaredAttachment(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,11 +250,6 @@ def refused_attachment_key(trace_id: str, attachment_url: str, entry: str) -> st
         entry: the whole entry, as JSON.
     """
     return f"{_readable(attachment_url)}~{attachment_hash(trace_id, entry)}"
-
-
-def earlier_attachment_key(trace_id: str, attachment_url: str) -> str:
-    """Return the key of the same attachment if it was recorded while keys had shorter hashes."""
-    return f"{_readable(attachment_url)}~{attachment_hash(trace_id, attachment_url)[:EARLIER_KEY_HASH_LENGTH]}"
 
 
 def attachment_hash(trace_id: str, attachment_url: str) -> str:

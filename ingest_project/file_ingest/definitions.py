@@ -38,7 +38,7 @@ from ingest_project.platform.dagster.asset_events import (
     report,
     report_bisecting,
 )
-from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
 
 logger = get_logger(__name__)
 

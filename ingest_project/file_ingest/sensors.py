@@ -18,10 +18,9 @@ from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, contract_result
 from ingest_project.file_ingest.versions import Announced, with_versions
 from ingest_project.platform.dagster.asset_events import report_failed
-from ingest_project.platform.work_queue.batches import batches_of_due
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import KafkaPosition
-from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, queue_sensor
+from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, batches_of_due, queue_sensor
 
 logger = get_logger(__name__)
 

@@ -15,7 +15,7 @@ from ingest_project.platform.capability import PurgeStep, QueueView
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.database.statements import in_parts
 from ingest_project.platform.kafka.publisher import SENT, outbox
-from ingest_project.platform.work_queue.batches import BATCH_TAG
+from ingest_project.platform.work_queue.sensor import BATCH_TAG
 
 MAX_PARTITIONS = 10_000
 MAX_RUNS = 2_000

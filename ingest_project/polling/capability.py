@@ -44,7 +44,7 @@ QUEUE = QueueView(
 
 
 def job_amounts(row: sa.RowMapping) -> Iterator[Amount]:
-    """Yield what a finished polling job adds to the counters."""
+    """Yield the amounts that a finished polling job adds to the counters."""
     yield Amount(JOBS, (row["state"],), 1)
     yield Amount(FILES_PUBLISHED, (row["source_type"],), row["files_published"] or 0)
 

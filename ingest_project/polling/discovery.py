@@ -134,7 +134,7 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
     """List one job's source and announce each file version that has not been announced.
 
     Raises:
-        TransientError: the source, Kafka or the database is away; repeating it goes on where this ended.
+        TransientError: the source, Kafka or the database is away; repeating it continues from here.
         PermanentError: the source cannot be listed at all.
     """
     settings = services.settings.polling
@@ -175,7 +175,7 @@ def prepare(
         files: a page of them.
         outbox: knows what was announced.
     """
-    # What was announced on a topic that is gone has to be announced again: nobody else remembers it.
+    # What was announced on a topic that is gone has to be announced again: nothing else records it.
     topic_id = _topic_id(services, services.settings.topics.file_event_queue)
     profile = profile_named(record.job.metadata, services.settings.file_ingest.default_profile)
     found, refused = _by_message_id(topic_id, source, files, profile)
@@ -206,7 +206,7 @@ def publish(services: PollingResources, announcements: Announcements, outbox: Jo
 
 
 def file_event(record: JobRecord, file: SourceFile) -> FileEvent:
-    """Return the announcement of one file; what the job says about its format is part of it."""
+    """Return the announcement of one file, with the job's metadata about its format."""
     job = record.job
     config = {name: value for name, value in job.source_config.items() if name != "source_type"}
     return FileEvent(

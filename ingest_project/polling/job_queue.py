@@ -1,4 +1,4 @@
-"""The work queue of polling jobs: which sources are to be listed, and what each listing found."""
+"""The work queue of polling jobs: the sources to list, and the result of each listing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ polling_jobs = sa.Table(
 )
 
 URGENCY = {"high": 0, "normal": 1, "low": 2}
-# Stands for the topic in the position of standing jobs; their interval is the offset.
+# Replaces the topic in the position of standing jobs; their interval is the offset.
 STANDING = "standing-jobs"
 LARGEST_SKEW_SECONDS = 5
 
@@ -108,7 +108,7 @@ class JobRecord(QueueEntry, frozen=True, kw_only=True):
 
     @classmethod
     def composed_fields(cls, row: sa.RowMapping) -> dict[str, Any]:
-        """Return the fields whose values are not a column's as it is."""
+        """Return the fields that are composed or converted from columns."""
         return {**super().composed_fields(row), "job": msgspec.convert(row["request"], PollingJob)}
 
 
@@ -144,7 +144,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
         end = {"state": JobState.DONE, "reason": None, "finished_at": now}
         return self._store_listing(job_key, found, skipped, end, now)
 
-    def look_again(  # noqa: PLR0913, PLR0917 - what was seen, why and when
+    def list_again(  # noqa: PLR0913, PLR0917 - what was seen, why and when
         self, job_key: str, found: int, skipped: Mapping[str, int], reason: str, at: datetime, now: datetime
     ) -> JobRecord:
         """Make a job pending until some of its files are ready; that is no failure."""
@@ -160,7 +160,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
         Returns:
             keys of those that are pending by this call.
         """
-        # One that lies well ahead was entered by a clock that has been set back since.
+        # An interval far in the future was entered by a clock that has been set back since.
         ahead = int(now.timestamp()) + LARGEST_SKEW_SECONDS
         offset = polling_jobs.c.kafka_offset
         finished = polling_jobs.c.state.in_(JOB_QUEUE.finished)

@@ -24,8 +24,8 @@ from ingest_project.platform.capability import (
     rows_where,
 )
 from ingest_project.platform.database.engine import reading
-from ingest_project.streams.checks import is_failing
-from ingest_project.streams.crm.tables import opportunities, projects, unidentified_messages
+from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
+from ingest_project.streams.engine import is_failing
 from ingest_project.streams.positions import SinkPosition, message_counts, stream_failures
 from ingest_project.streams.user_activity.event_queries import events_of_trace
 from ingest_project.streams.user_activity.resources import UserActivityResources

@@ -1,7 +1,7 @@
 """Store the messages of a topic in a sink, each offset exactly once.
 
-A run reads each partition from the sink's own position up to the offsets that were requested, and hands batches to the
-sink, which stores rows and position together. Whatever is killed, repeated, lost or run at the same time, the next run
+A run reads each partition from the sink's own position up to the requested offsets, and passes batches to the sink,
+which stores rows and position together. Whatever is killed, repeated, lost or run at the same time, the next run
 goes on where the sink is. While one batch is stored, the next one is read and decoded.
 
 What fails costs its partition alone, unless a service is away: then the run stops. A tick requests the rest again.
@@ -10,9 +10,9 @@ What fails costs its partition alone, unless a service is away: then the run sto
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -40,9 +40,15 @@ from ingest_project.streams.positions import (
 
 logger = get_logger(__name__)
 
+USER_ACTIVITY = "user_activity"
+CRM = "crm"
+
 CHUNK_BYTES = 16 * 1024**2
-MOST_SHOWN = 20
-# None of these is a matter of one partition.
+MAX_SHOWN = 20
+# One failure may be transient; after this many in a row a person should look.
+MAX_FAILURES = 3
+RECENT = timedelta(hours=24)
+# None of these concerns one partition only.
 SERVICES_AWAY = (BrokerUnavailableError, DatabaseUnavailableError)
 
 Rows = TypeVar("Rows")
@@ -82,15 +88,15 @@ class Sink(Protocol[Rows]):
     chunk_messages: int
 
     def prepare(self, positions: Sequence[SinkPosition]) -> None:
-        """Look at the sink before partitions are resumed."""
+        """Inspect the sink before partitions are resumed."""
         ...
 
     def resume(self, position: SinkPosition) -> SinkPosition:
-        """Return where the sink is in a partition, after it has repaired what it lacks before that."""
+        """Repair what the sink lacks in a partition, and return its position."""
         ...
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> Rows:
-        """Turn messages into rows, and publish what is unreadable as dead letters. No message makes it fail."""
+        """Turn messages into rows, and publish unreadable ones as dead letters. No message makes it fail."""
         ...
 
     def is_full(self, batch: Batch[Rows]) -> bool:
@@ -159,7 +165,7 @@ class StreamRun:
         waiting = sum(max(0, self.ends.get(one, 0) - now.next_offset) for one, now in self.positions.items())
         shown: dict[str, str | int] = {"messages_read": self.messages, "consumer_lag": waiting}
         if self.stored:
-            shown["offsets"] = ", ".join(map(str, self.stored[:MOST_SHOWN]))
+            shown["offsets"] = ", ".join(map(str, self.stored[:MAX_SHOWN]))
         if self.conflicts:
             shown["stored_by_another_run"] = ", ".join(str(self.positions[one]) for one in sorted(self.conflicts))
         return shown
@@ -173,7 +179,7 @@ def store_stream(
     run_id: str,
     ends: Mapping[int, int] | None = None,
 ) -> StreamRun:
-    """Store what a topic has beyond the sink's positions. Call `settle` once the result is reported.
+    """Store the messages of a topic beyond the sink's positions. Call `settle` once the result is reported.
 
     Args:
         services: Kafka.
@@ -218,7 +224,7 @@ def store_stream(
 
 
 def settle(services: Runtime, positions: StreamPositions, run: StreamRun) -> None:
-    """Note what a run came to: partitions that failed are tried again after a pause."""
+    """Record the result of a run: partitions that failed are tried again after a pause."""
     failed = [(run.positions[partition], str(error)) for partition, error in run.failures.items()]
     done = [one for partition, one in run.positions.items() if partition not in run.failures.keys() | run.conflicts]
     try:
@@ -234,7 +240,7 @@ def as_ingest_error(error: Exception, doing: str) -> IngestError:
     """Return an error of ours; an unexpected one is logged with its traceback."""
     if isinstance(error, IngestError):
         return error
-    logger.error("run_failed_unforeseen", doing=doing, exc_info=error)
+    logger.error("run_failed_unexpectedly", doing=doing, exc_info=error)
     return UnexpectedError(doing, error)
 
 
@@ -297,3 +303,76 @@ def _batches_of(ranges: OpenRanges, sink: Sink[Rows], run: StreamRun, offsets: O
         if reached >= offsets.end or sink.is_full(batch):
             yield batch
             batch = Batch(partition, reached)
+
+
+@dataclass(frozen=True)
+class StreamHealth:
+    """Bounded lists of problems, one line each.
+
+    Args:
+        failing: partitions whose last runs failed, with the reason.
+        late: partitions with messages that should have been stored by now.
+        lost: offsets that were found to be lost recently.
+    """
+
+    failing: list[str]
+    late: list[str]
+    lost: list[str]
+
+    def metadata(self) -> Mapping[str, list[str]]:
+        """Return what Dagster shows."""
+        return {"failing": self.failing, "waiting": self.late, "lost": self.lost}
+
+
+def health_of(services: Runtime, positions: StreamPositions, max_waiting_seconds: float) -> StreamHealth:
+    """Compare the positions of a stream with its topic.
+
+    Args:
+        services: Kafka.
+        positions: of the stream.
+        max_waiting_seconds: how long a message may wait to be stored.
+
+    Raises:
+        BrokerUnavailableError, DatabaseUnavailableError: a service is away.
+    """
+    current = positions.current().values()
+    now = datetime.now(UTC)
+    return StreamHealth(
+        failing=[f"{one}: {one.attempts} runs in a row: {one.reason}" for one in current if is_failing(one)],
+        late=list(_late(services, positions, now - timedelta(seconds=max_waiting_seconds)))[:MAX_SHOWN],
+        lost=[str(one) for one in positions.lost(now - RECENT, MAX_SHOWN)],
+    )
+
+
+def is_failing(position: SinkPosition) -> bool:
+    """Return whether the last runs over a partition failed one after the other."""
+    return position.attempts >= MAX_FAILURES and position.reason is not None
+
+
+def _late(services: Runtime, positions: StreamPositions, moment: datetime) -> Iterator[str]:
+    """Yield partitions that have not moved since a moment although a message of before then waits."""
+    if all(one.updated_at >= moment for one in positions.current().values()):
+        return
+    backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
+    for partition, one in positions.current().items():
+        end = backlog.ends.get(partition, 0) if backlog else 0
+        if one.updated_at >= moment or one.next_offset >= end:
+            continue
+        chunks = services.range_reader.read(*one.topic_partition, one.next_offset, one.next_offset + 1, 1, 1)
+        written = [message.timestamp for chunk in chunks for message in chunk.messages]
+        if not any(at and at >= moment for at in written):
+            yield f"{one.until(end)}, since {one.updated_at:%Y-%m-%d %H:%M:%S}"
+
+
+class StreamResources(Runtime):
+    """Positions of the shipped streams."""
+
+    @property
+    def activity_positions(self) -> StreamPositions:
+        """Positions of user activity."""
+        return StreamPositions(self.engine, USER_ACTIVITY, self.settings.topics.user_activity_events)
+
+    @property
+    def crm_positions(self) -> StreamPositions:
+        """Positions of CRM messages."""
+        return StreamPositions(self.engine, CRM, self.settings.topics.sales_events)

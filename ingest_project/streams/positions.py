@@ -1,8 +1,8 @@
-"""How far each stream is stored: the tables `sink_positions` and `lost_offsets`.
+"""Stored positions of each stream: the tables `sink_positions` and `lost_offsets`.
 
 A row of `sink_positions` is the position of one partition of a topic. A sink in this database moves it in the
 transaction of its rows, so that it owns the position. A sink elsewhere (a Delta table) owns a position of its own; the
-row then says where it was seen last, for ticks, status and metrics, and a run brings it up to date.
+row then holds the position that was seen last, for ticks, status and metrics, and a run brings it up to date.
 
 A move names the position that it starts from: of two runs at the same offsets, the second one's transaction is rolled
 back. A topic that was created again gets rows of its own, under its new topic id and the next epoch.
@@ -74,7 +74,7 @@ lost_offsets = sa.Table(
     Col("first_offset", sa.BigInteger, primary_key=True, autoincrement=False),
     # Of the first message that is not lost.
     Col("end_offset", sa.BigInteger, nullable=False),
-    # At most so many: a compacted or transactional topic has offsets without a message.
+    # An upper bound: a compacted or transactional topic has offsets without a message.
     Col("messages", sa.BigInteger, nullable=False),
     Col("reason", sa.Text, nullable=False),
     Col("found_at", UtcTime, nullable=False),
@@ -86,7 +86,7 @@ class PositionConflictError(TransactionConflictError):
 
 
 class TopicPartition(NamedTuple):
-    """A partition of one topic: `topic_id` tells a topic from another one of the same name."""
+    """A partition of one topic: `topic_id` distinguishes topics of the same name."""
 
     topic: str
     topic_id: str
@@ -160,7 +160,7 @@ class LostOffsets(msgspec.Struct, frozen=True, kw_only=True):
     """Offsets whose messages are in no table and no longer in Kafka.
 
     Args:
-        messages: at most so many.
+        messages: an upper bound.
     """
 
     offsets: OffsetRange
@@ -199,7 +199,7 @@ class StreamPositions:
         return {one.partition: one for one in known if one.epoch == known[-1].epoch}
 
     def saved(self) -> Positions | None:
-        """Return where reading goes on; None before the first read."""
+        """Return the positions to read from; None before the first read."""
         current = self.current()
         if not current:
             return None
@@ -215,7 +215,7 @@ class StreamPositions:
             now: when that is.
         """
         known = self.current()
-        topic_id, epoch = _generation(list(known.values()), backlog)
+        topic_id, epoch = _present_topic(list(known.values()), backlog)
         if any(one.epoch != epoch for one in known.values()):
             starts, known = backlog.starts if backlog.topic_id else backlog.log_starts, {}
         else:
@@ -237,7 +237,7 @@ class StreamPositions:
                 for partition in missing
             ]
             with writing(self._engine) as connection:
-                connection.execute(_insert(connection, sink_positions).on_conflict_do_nothing(), rows)
+                connection.execute(insert_into(connection, sink_positions).on_conflict_do_nothing(), rows)
             known = self.current()
         return {partition: known[partition] for partition in sorted(backlog.ends)}
 
@@ -248,7 +248,7 @@ class StreamPositions:
             connection.execute(sa.update(sink_positions).where(_is(position)).values(values))
 
     def lease(self, positions: Iterable[SinkPosition], run_id: str) -> None:
-        """Note that a run stores these partitions; it counts as a failed attempt until the position moves."""
+        """Lease these partitions to a run; it counts as a failed attempt until the position moves."""
         columns = sink_positions.c
         with writing(self._engine) as connection:
             for one in positions:
@@ -256,7 +256,7 @@ class StreamPositions:
                 connection.execute(statement.values(run_id=run_id, attempts=columns.attempts + 1))
 
     def release(self, positions: Iterable[SinkPosition], run_id: str) -> None:
-        """Note that a run stored what it was to store of these partitions."""
+        """End the lease of partitions that a run has stored."""
         done = {"run_id": None, "attempts": 0, "reason": None, "next_attempt_at": None}
         with writing(self._engine) as connection:
             for one in positions:
@@ -264,7 +264,7 @@ class StreamPositions:
                 connection.execute(sa.update(sink_positions).where(_is(one), held).values(done))
 
     def unlease(self, positions: Iterable[SinkPosition], run_id: str) -> None:
-        """Note that a run has left these partitions to another one."""
+        """End the lease of partitions that a run has left to another one."""
         with writing(self._engine) as connection:
             for one in positions:
                 held = sink_positions.c.run_id == run_id
@@ -273,7 +273,7 @@ class StreamPositions:
     def fail(
         self, failures: Iterable[tuple[SinkPosition, str]], run_id: str, retries: RetrySettings, now: datetime
     ) -> None:
-        """Note why a run did not store these partitions; the next one begins after a pause that grows."""
+        """Record why a run did not store these partitions; the next one begins after a pause that grows."""
         columns = sink_positions.c
         with writing(self._engine) as connection:
             for one, reason in failures:
@@ -285,7 +285,7 @@ class StreamPositions:
                     connection.execute(sa.update(sink_positions).where(held).values(values))
 
     def correct_future_times(self, now: datetime, skew_seconds: float) -> int:
-        """Let runs begin now that wait for a time in the future, which a clock has set that was ahead; how many."""
+        """Set times in the future, which a clock that was ahead wrote, to now; return the number of partitions."""
         columns = sink_positions.c
         ahead = now + timedelta(seconds=skew_seconds)
         in_future = sa.or_(columns.updated_at > ahead, columns.next_attempt_at > ahead)
@@ -298,7 +298,7 @@ class StreamPositions:
 
         Args:
             since: only those found since then.
-            limit: at most so many.
+            limit: maximum number.
         """
         columns = lost_offsets.c
         query = sa.select(lost_offsets).where(columns.stream == self.stream, columns.topic == self.topic)
@@ -371,8 +371,8 @@ def enter_lost(connection: sa.Connection, stream: str, lost: Sequence[LostOffset
         }
         for one in lost
     ]
-    insert = _insert(connection, lost_offsets)
-    # Retention may have gone on since a run that was killed looked.
+    insert = insert_into(connection, lost_offsets)
+    # Retention may have removed more since a killed run entered the offsets.
     more = insert.excluded.end_offset > lost_offsets.c.end_offset
     changes = {name: insert.excluded[name] for name in ("end_offset", "messages", "reason")}
     key = list(lost_offsets.primary_key)
@@ -395,7 +395,7 @@ def message_counts(connection: sa.Connection) -> Counter[tuple[str, str]]:
 
 
 def stream_failures(connection: sa.Connection, limit: int) -> tuple[list[SinkPosition], list[LostOffsets]]:
-    """Return the partitions whose last run failed, and the lost offsets that were found last, at most so many each."""
+    """Return the partitions whose last run failed, and the lost offsets that were found last, at most `limit` each."""
     failed = sa.select(sink_positions).where(sink_positions.c.reason.is_not(None)).limit(limit)
     lost = sa.select(lost_offsets).order_by(lost_offsets.c.found_at.desc()).limit(limit)
     return (
@@ -423,7 +423,7 @@ def removed(offsets: OffsetRange, now: datetime) -> LostOffsets:
     )
 
 
-def _generation(known: Sequence[SinkPosition], backlog: Backlog) -> tuple[str, int]:
+def _present_topic(known: Sequence[SinkPosition], backlog: Backlog) -> tuple[str, int]:
     """Return id and epoch of the present topic: those on record, or new ones where it is another topic."""
     if not known:
         return backlog.topic_id or f"{UNNAMED_TOPIC_ID}1", 0
@@ -449,7 +449,8 @@ def _lost(row: sa.RowMapping) -> LostOffsets:
     return LostOffsets(offsets=offsets, messages=row["messages"], reason=row["reason"], found_at=row["found_at"])
 
 
-def _insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+def insert_into(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """Return an insert of this database's dialect, which can resolve conflicts."""
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table)
     return sqlite.insert(table)

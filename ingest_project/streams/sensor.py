@@ -15,18 +15,22 @@ from pydantic import Field
 
 from ingest_project.core.keys import digest_of
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.dagster.run_records import failure_of_run
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
-from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG
-from ingest_project.platform.work_queue.sensor import Tick, queue_sensor
+from ingest_project.platform.work_queue.sensor import (
+    BATCH_ID_TAG,
+    BATCH_SIZE_TAG,
+    BATCH_TAG,
+    Tick,
+    queue_sensor,
+    reason_of_loss,
+)
 from ingest_project.streams.positions import SinkPosition, StreamPositions
 
 logger = get_logger(__name__)
 
 PARTITIONS_TAG = "ingest/partitions"
-LONGEST_REASON = 300
-MOST_RUNS = 100
+MAX_RUNS = 100
 UNFINISHED_RUNS = [
     DagsterRunStatus.QUEUED,
     DagsterRunStatus.NOT_STARTED,
@@ -37,7 +41,7 @@ UNFINISHED_RUNS = [
 
 
 class StreamRunConfig(dg.Config):
-    """Up to which offset a run stores each partition; nothing named means everything that the topic has."""
+    """End offsets of a run by partition; without any, the run stores everything that the topic has."""
 
     end_offsets: dict[str, int] = Field(default_factory=dict)
 
@@ -49,7 +53,7 @@ class StreamRunConfig(dg.Config):
 
 @dataclass(frozen=True)
 class StreamSensor:
-    """What is particular to one stream.
+    """Settings of one stream's sensor.
 
     Args:
         job_name: of the job that stores it.
@@ -105,27 +109,27 @@ def tick(
     )
 
 
-def split(waiting: Mapping[int, int], most_runs: int, worth_splitting: int) -> list[list[int]]:
+def split(waiting: Mapping[int, int], max_runs: int, worth_splitting: int) -> list[list[int]]:
     """Divide partitions between runs, about evenly.
 
     Args:
         waiting: messages by partition.
-        most_runs: at most so many.
+        max_runs: maximum number of runs.
         worth_splitting: messages for which a further run is worth its start.
     """
-    wanted = min(most_runs, len(waiting), max(1, sum(waiting.values()) // worth_splitting))
+    wanted = min(max_runs, len(waiting), max(1, sum(waiting.values()) // worth_splitting))
     shares: list[list[int]] = [[] for _ in range(wanted)]
     for partition in sorted(waiting, key=lambda one: (-waiting[one], one)):
         min(shares, key=lambda share: (sum(waiting[one] for one in share), len(share))).append(partition)
     return shares
 
 
-def end_of(position: SinkPosition, end: int, most: int) -> int:
-    """Return up to which offset a run may go; half as far after each attempt that did not move the position.
+def end_of(position: SinkPosition, end: int, limit: int) -> int:
+    """Return the end offset of a run; half as far after each attempt that did not move the position.
 
-    So a message that takes its process down ends up in a run of its own.
+    So a message that kills its process is finally in a run of its own.
     """
-    return min(end, position.next_offset + max(1, most >> min(position.attempts, 62)))
+    return min(end, position.next_offset + max(1, limit >> min(position.attempts, 62)))
 
 
 def _requests(  # noqa: PLR0913, PLR0917 - all that a tick knows
@@ -136,7 +140,7 @@ def _requests(  # noqa: PLR0913, PLR0917 - all that a tick knows
     behind: Sequence[SinkPosition],
     ends: Mapping[int, int],
 ) -> tuple[list[dg.RunRequest], str | None]:
-    runs = instance.get_runs(dg.RunsFilter(job_name=stream.job_name, statuses=UNFINISHED_RUNS), limit=MOST_RUNS)
+    runs = instance.get_runs(dg.RunsFilter(job_name=stream.job_name, statuses=UNFINISHED_RUNS), limit=MAX_RUNS)
     if any(PARTITIONS_TAG not in run.tags for run in runs):
         return [], "A run that was started by hand stores all partitions."
     busy = {int(partition) for run in runs for partition in run.tags[PARTITIONS_TAG].split(",")}
@@ -159,8 +163,8 @@ def _requests(  # noqa: PLR0913, PLR0917 - all that a tick knows
 def _request(
     positions: StreamPositions, stream: StreamSensor, share: Sequence[SinkPosition], ends: Mapping[int, int]
 ) -> dg.RunRequest:
-    most = max(1, stream.run_messages // len(share))
-    bounds = {str(one.partition): end_of(one, ends[one.partition], most) for one in sorted(share, key=_partition)}
+    limit = max(1, stream.run_messages // len(share))
+    bounds = {str(one.partition): end_of(one, ends[one.partition], limit) for one in sorted(share, key=_partition)}
     offsets = sum(bounds[str(one.partition)] - one.next_offset for one in share)
     tags = {
         BATCH_TAG: positions.stream,
@@ -187,7 +191,6 @@ def _fail_orphans(
     """Record why runs ended that did not record it themselves: killed, or cut off from the database."""
     for one in orphans:
         run_id = one.run_id or ""
-        said = failure_of_run(instance, run_id)[:LONGEST_REASON]
-        reason = f"The run {run_id} ended before this was done{': ' + said if said else '.'}"
+        reason = reason_of_loss(instance, run_id)
         logger.warning("run_ended_early", partition=str(one), reason=reason)
         positions.fail([(one, reason)], run_id, services.settings.retries, datetime.now(UTC))

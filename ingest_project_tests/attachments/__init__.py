@@ -1,1 +1,1 @@
-"""The way of an attachment, from its event to the Delta table."""
+"""Tests of `ingest_project.attachments`."""

@@ -27,7 +27,7 @@ STORED = dg.AssetKey("onelake_attachments")
 RESULTS = dg.AssetKey("attachment_results")
 HOURS = dg.AssetKey("attachment_events")
 STORED_CHECK = dg.AssetCheckKey(STORED, "attachment_stored")
-MOST_ROUNDS = 40
+MAX_ROUNDS = 40
 
 _traces = itertools.count(1)
 
@@ -46,13 +46,13 @@ class AttachmentSystem(System):
         return trace_id
 
     def drive_attachments(self, *, until_retries_are_over: bool = False) -> list[ExecuteInProcessResult]:
-        """Tick every sensor and do what it asks for, until nothing is due any more.
+        """Tick every sensor and execute what it requests, until nothing is due any more.
 
         Args:
             until_retries_are_over: wait for what is not due yet as well.
         """
         done: list[ExecuteInProcessResult] = []
-        for _ in range(MOST_ROUNDS):
+        for _ in range(MAX_ROUNDS):
             before = len(done)
             for sensor, job in JOBS.items():
                 done += [self.execute(job, request) for request in self.requests(sensor)]
@@ -70,7 +70,7 @@ class AttachmentSystem(System):
         return self.drive_attachments(until_retries_are_over=True)
 
     def materialize_selected(self, asset: dg.AssetKey, *keys: str) -> ExecuteInProcessResult:
-        """Do what a person asks for in the UI: one partition of an asset, or from one to another, in one run."""
+        """Execute what a person requests in the UI: one partition of an asset, or from one to another, in one run."""
         if len(keys) > 1:
             tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}
         else:
@@ -98,7 +98,7 @@ class AttachmentSystem(System):
         return not (waiting or working or events[JobState.PENDING] or events[JobState.REQUESTED])
 
     def attachment(self, name: str) -> AttachmentRecord:
-        """The ledger's record of the one attachment whose key begins with this name."""
+        """The work queue's record of the one attachment whose key begins with this name."""
         (record,) = [r for r in self.services.attachments.list(limit=10_000) if r.attachment_key.startswith(name)]
         return record
 

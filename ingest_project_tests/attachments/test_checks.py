@@ -1,4 +1,4 @@
-"""Each check of attachments looks at what is stored, and fails when that is not what it should be."""
+"""Checks of attachments inspect the present state, and fail on each deviation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_after_an_ordinary_day_all_is_well_and_the_scheduled_job_says_so(system:
     assert [accounted[name] for name in ("tasks", "stored", "waiting", "dead")] == [2, 1, 0, 1]
 
 
-def test_what_is_lost_on_the_way_is_missed_and_it_says_where(system: AttachmentSystem) -> None:
+def test_a_lost_attachment_or_result_fails_a_check_that_names_it(system: AttachmentSystem) -> None:
     def missed() -> tuple[int, ...]:
         found = system.check("every_event_accounted")
         assert not found.passed
@@ -100,7 +100,7 @@ def test_a_retry_that_is_not_served_after_its_time_is_named(system: AttachmentSy
     assert 3_600 <= numbers(overdue)["overdue_seconds"] < 5_000
 
     assert len(system.requests(RETRY)) == 1
-    assert system.check("nothing_overdue").passed, "a run was asked for"
+    assert system.check("nothing_overdue").passed, "a run was requested"
 
 
 def test_too_great_a_share_of_dead_ones_is_a_warning(system: AttachmentSystem) -> None:

@@ -1,4 +1,4 @@
-"""Two processes that commit the same results: each is in the Delta table once, whoever was quicker."""
+"""Two processes that commit the same results: each is in the Delta table once, in any order."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def committer(environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def end(services: SystemResources, keys: Sequence[str]) -> None:
-    """Attempts at these have ended, well or badly, and everybody was told but the table."""
+    """Attempts at these have ended, and their results are published but not committed."""
     services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], NOW)
     services.attachments.begin(keys, "run", NOW)
     outcomes = [dead(key) if number % 3 else stored(key) for number, key in enumerate(keys)]

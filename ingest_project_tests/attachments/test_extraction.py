@@ -1,4 +1,4 @@
-"""Addresses in events, whatever the payload looks like."""
+"""Addresses in events, for any payload."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from ingest_project.attachments.event_queue import EventRecord
-from ingest_project.attachments.extraction import AddressPaths, declared_in, distinct_names, tasks_of
+from ingest_project.attachments.extraction import AddressPaths, EventRecord, distinct_names, named_in, tasks_of
 from ingest_project.attachments.storage import Destinations
 from ingest_project.contracts.attachments import AttachmentEvent, DeclaredAttachment, decode_attachment_event
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
@@ -32,7 +31,7 @@ def record_of(body: bytes) -> EventRecord:
 
 def addresses(payload: object, domain: str = "claims", **more: object) -> list[str]:
     event = msgspec.convert({"trace_id": "t", "domain": domain, "payload": payload, **more}, AttachmentEvent)
-    return [one.url for one in declared_in(event, PATHS)]
+    return [one.url for one in named_in(event, PATHS)[0]]
 
 
 @settings(deadline=None)
@@ -80,6 +79,6 @@ def test_no_two_files_of_one_event_have_the_same_name() -> None:
     assert len({name.lower() for name in names.values()}) == len(names) == 4
 
 
-def test_what_is_no_json_path_is_told_by_its_setting() -> None:
+def test_an_invalid_json_path_names_its_setting() -> None:
     with pytest.raises(SettingsError, match="INGEST_ATTACHMENT_URL_PATHS"):
         AddressPaths({"claims": ["$.["]})

@@ -1,4 +1,4 @@
-"""From an event on Kafka to stored files, results in Delta, and what the UI shows of each."""
+"""From an event on Kafka to stored files, results in Delta, and the partitions in the UI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def told_results(system: AttachmentSystem) -> list[DownloadResult]:
     return [msgspec.json.decode(message.value or b"", type=DownloadResult) for message in topic(system, "results")]
 
 
-def test_the_attachments_of_an_event_are_stored_and_told_to_everybody(
+def test_the_attachments_of_an_event_are_stored_and_published(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system
@@ -147,7 +147,7 @@ def test_a_person_materialises_a_dead_attachment_and_the_books_are_the_same_as_a
     assert [row["replays"] for row in system.results()] == [0, 1]
 
 
-def test_a_task_that_somebody_else_sends_is_served_and_a_broken_one_is_put_aside(
+def test_a_task_of_another_producer_is_served_and_a_broken_one_is_dead_lettered(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system
@@ -162,7 +162,7 @@ def test_a_task_that_somebody_else_sends_is_served_and_a_broken_one_is_put_aside
     ]
 
 
-def test_many_tasks_of_somebody_else_are_one_run_also_after_events_were_shown(
+def test_many_tasks_of_another_producer_are_one_run_also_after_events_were_reported(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system
@@ -180,7 +180,7 @@ def test_many_tasks_of_somebody_else_are_one_run_also_after_events_were_shown(
     assert system.times_materialized(STORED) == 6
 
 
-def test_a_task_that_is_dead_and_sent_again_is_tried_anew_but_not_for_ever(
+def test_a_dead_task_that_is_sent_again_is_replayed_a_limited_number_of_times(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system
@@ -240,7 +240,7 @@ def test_ten_thousand_that_wait_do_not_hold_up_the_few_that_are_due(
     assert {row["trace_id"] for row in system.results()} == {f"t-{n}" for n in range(999, 10_000, 1_000)}
 
 
-def test_a_tick_that_was_never_saved_asks_again_for_the_same(
+def test_a_tick_that_was_never_saved_claims_the_same_again(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system

@@ -1,4 +1,4 @@
-"""Attachments in OneLake, through Microsoft's own SDK: the ordinary way, and when the service fails in the middle."""
+"""Attachments in OneLake, through Microsoft's own SDK, also when the service fails in the middle."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stored_files(dfs: DfsServer, below: str) -> list[str]:
     return [path.removeprefix(f"{below}/") for path in dfs.paths() if path.startswith(f"{below}/")]
 
 
-def test_each_domain_has_its_own_place_by_one_template(
+def test_each_domain_has_its_own_folder_by_one_template(
     system: AttachmentSystem, http_server: HttpServer, dfs: DfsServer, below: str
 ) -> None:
     more = {"occurred_at": "2025-12-31T23:00:00Z"}
@@ -93,7 +93,7 @@ def test_a_store_that_fails_for_a_while_is_tried_again_and_then_holds_the_whole_
     assert waiting.error_class in {"StoreUnavailableError", "StoreThrottledError"}
     assert stored_files(dfs, below) == [], "no half file, and no temporary one"
     if "retry_after" in fault:
-        assert waiting.next_attempt_at - waiting.updated_at > timedelta(minutes=59), "what the service asked for"
+        assert waiting.next_attempt_at - waiting.updated_at > timedelta(minutes=59), "the pause of the service"
         system.services.attachments.postpone([waiting.attachment_key], "", waiting.created_at, waiting.updated_at)
 
     dfs.faults.clear()

@@ -8,7 +8,7 @@ from ingest_project_tests.attachments.system import EVENTS, PENDING, AttachmentS
 from ingest_project_tests.journeys.test_poison import DEEP, GOOD, among, change_table, poisoned, reasons
 
 
-def test_ninety_nine_events_are_taken_at_their_first_attempt_beside_every_kind_of_poison(
+def test_ninety_nine_events_are_stored_at_their_first_attempt_next_to_every_kind_of_poison(
     attachment_system: AttachmentSystem,
 ) -> None:
     system = attachment_system
@@ -30,7 +30,7 @@ def test_ninety_nine_events_are_taken_at_their_first_attempt_beside_every_kind_o
     assert "check constraint" in found[bad[-1]]
 
 
-def test_ninety_nine_tasks_are_taken_at_their_first_attempt_beside_every_kind_of_poison(
+def test_ninety_nine_tasks_are_stored_at_their_first_attempt_next_to_every_kind_of_poison(
     attachment_system: AttachmentSystem,
 ) -> None:
     system = attachment_system

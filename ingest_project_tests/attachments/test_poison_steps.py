@@ -64,8 +64,8 @@ def test_bad_entries_among_99_good_addresses_of_one_event_are_failed_attachments
 ) -> None:
     system = attachment_system
     urls: list[Any] = good_urls(http_server)
-    for place, entry in enumerate(BAD_ENTRIES):
-        urls.insert(place * 4, entry)
+    for index, entry in enumerate(BAD_ENTRIES):
+        urls.insert(index * 4, entry)
     system.send_event(*urls)
     system.drive_events_once()
 
@@ -76,8 +76,8 @@ def test_bad_entries_among_99_good_addresses_of_one_event_are_failed_attachments
     assert {record.error_class for record in failed} == {"AttachmentRefusedError", "AddressRejectedError"}
     assert any("attachments[0] cannot be an attachment" in (record.reason or "") for record in failed)
     assert system.services.attachment_events.counts_by_state()[JobState.DONE] == 1
-    told = system.on_topic(system.settings.topics.downloads_results)
-    assert len(told) == GOOD + len(BAD_ENTRIES)
+    published = system.on_topic(system.settings.topics.downloads_results)
+    assert len(published) == GOOD + len(BAD_ENTRIES)
     assert sum(row["status"] == "failed_permanent" for row in system.results()) == len(BAD_ENTRIES)
     assert len(system.on_topic(system.settings.topics.downloads_dlq)) == len(BAD_ENTRIES)
     system.drive_attachments()
@@ -185,7 +185,7 @@ def test_a_message_that_the_broker_does_not_take_costs_the_others_nothing(
 
 
 def ended(services: SystemResources, outcomes: Sequence[AttemptResult]) -> None:
-    """These attempts have ended and everybody was told but the table."""
+    """These attempts have ended, and their results are published but not committed."""
     keys = [outcome.attachment_key for outcome in outcomes]
     services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], NOW)
     services.attachments.begin(keys, "run", NOW)
@@ -229,7 +229,7 @@ def test_rows_of_two_open_commits_are_all_committed_where_the_first_has_a_bad_on
     assert sorted(rows) == sorted([f"a-{n}" for n in (0, 1, 3, 4)] + [f"b-{n}" for n in range(5)])
 
 
-def test_a_table_that_cannot_be_written_costs_no_row_its_place(services: SystemResources) -> None:
+def test_a_table_that_cannot_be_written_loses_no_row(services: SystemResources) -> None:
     ended(services, [stored(f"k-{number}") for number in range(10)])
     folder = Path(services.attachment_results.url)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +244,7 @@ def test_a_table_that_cannot_be_written_costs_no_row_its_place(services: SystemR
     assert len(rows_of(folder)) == 10
 
 
-def test_an_end_that_the_ledger_does_not_take_is_entered_as_the_failure_that_it_is(services: SystemResources) -> None:
+def test_a_result_that_the_work_queue_refuses_is_recorded_as_a_failure(services: SystemResources) -> None:
     outcomes = [stored(f"k-{number:02}") for number in range(GOOD + 1)]
     result = msgspec.structs.replace(outcomes[7].result, http_status=10**12)
     outcomes[7] = msgspec.structs.replace(outcomes[7], result=result)

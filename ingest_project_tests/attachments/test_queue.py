@@ -1,4 +1,4 @@
-"""What only the queue of attachments and the results of their attempts promise, on PostgreSQL and SQLite."""
+"""Methods that only the queue of attachments and the results of their attempts have, on PostgreSQL and SQLite."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def test_an_attachment_belongs_to_the_event_that_named_it_first(queue: Attachmen
     assert state(queue, "a")[0] == "requested"
 
 
-def test_what_is_found_by_a_run_that_does_no_more_waits_for_the_next_one(queue: AttachmentQueue) -> None:
+def test_attachments_that_their_run_does_not_download_are_pending(queue: AttachmentQueue) -> None:
     queue.record_extracted([arrival("a", event="e1")], None, "r1", NOW)
     assert [(due.key, due.attempts) for due in queue.due(PENDING_QUEUE, 10, NOW)] == [("a", 0)]
 
 
-def test_success_is_stored_and_a_failure_waits_in_the_retry_lane_until_it_is_due(queue: AttachmentQueue) -> None:
+def test_success_is_stored_and_a_failure_waits_in_the_retry_queue_until_it_is_due(queue: AttachmentQueue) -> None:
     begun(queue, "a", "b", "c")
     queue.finish_attempts([stored("a"), waiting("b"), dead("c")], "run", NOW)
     assert state(queue, "a") == ("stored", PENDING_QUEUE, 1, 0)
@@ -119,7 +119,7 @@ def test_a_late_end_of_an_earlier_attempt_does_not_disturb_the_present_one(queue
     assert state(queue, "a") == ("downloading", RETRY_QUEUE, 2, 0)
 
 
-def test_what_a_lost_run_left_is_found_told_or_not(queue: AttachmentQueue, outcomes: AttemptResults) -> None:
+def test_results_of_a_lost_run_are_found_published_or_not(queue: AttachmentQueue, outcomes: AttemptResults) -> None:
     begun(queue, "a", "b", "c")
     queue.finish_attempts([stored("a"), stored("b"), waiting("c")], "run", NOW)
     assert outcomes.unpublished() == 3
@@ -136,7 +136,7 @@ def test_a_lost_run_is_no_attempt_of_the_servers(queue: AttachmentQueue) -> None
     assert state(queue, "a") == ("pending", PENDING_QUEUE, 1, 0)
 
 
-def test_a_replay_begins_anew_leaves_an_audit_and_has_an_end(queue: AttachmentQueue) -> None:
+def test_a_replay_resets_the_attempts_leaves_an_audit_and_is_limited(queue: AttachmentQueue) -> None:
     begun(queue, "a", "b", "good")
     queue.finish_attempts([dead("a"), dead("b"), stored("good")], "run", NOW)
     replayed = queue.replay(["b", "a", "good", "unknown"], "anna", 1, per_second=2, now=LATER)
@@ -149,7 +149,7 @@ def test_a_replay_begins_anew_leaves_an_audit_and_has_an_end(queue: AttachmentQu
     assert queue.replay(["a", "b"], "anna", 1, per_second=2, now=LATER) == ((), ("a",))
 
 
-def test_a_failed_task_that_is_sent_again_by_somebody_else_is_tried_anew_and_our_own_is_not(
+def test_a_failed_task_of_another_producer_is_replayed_and_our_own_is_not(
     queue: AttachmentQueue,
 ) -> None:
     begun(queue, "a")
@@ -174,7 +174,7 @@ def test_a_host_that_is_left_alone_costs_no_attempt(queue: AttachmentQueue) -> N
     assert [(due.key, due.attempts) for due in queue.due(PENDING_QUEUE, 10, LATER)] == [("a", 0)]
 
 
-def test_the_dead_are_found_by_what_is_known_of_them(queue: AttachmentQueue) -> None:
+def test_dead_attachments_are_found_by_each_field(queue: AttachmentQueue) -> None:
     begun(queue, "a", "b", "c")
     queue.finish_attempts([dead("a"), dead("b"), stored("c")], "run", NOW)
 
@@ -214,7 +214,7 @@ def test_an_end_without_its_outcome_is_noticed(queue: AttachmentQueue) -> None:
     assert queue.ends_without_outcome() == 0
 
 
-def test_what_the_sensors_ask_every_few_seconds_is_answered_by_an_index_among_ten_thousand_that_wait(
+def test_queries_of_the_sensors_use_an_index_among_ten_thousand_waiting_entries(
     postgres_url: str,
 ) -> None:
     engine = open_engine(postgres_url)

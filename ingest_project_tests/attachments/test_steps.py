@@ -1,4 +1,4 @@
-"""When an attempt follows, who goes first, and which hour something belongs to."""
+"""Times of retries, order of downloads, and hours of events."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_after_the_last_delay_no_attempt_follows() -> None:
     assert next_attempt_at(NOW, 900, DELAYS, timedelta(hours=1)) is None
 
 
-def test_a_host_that_asks_for_a_longer_pause_gets_it_and_a_shorter_one_does_not_hurry_us() -> None:
+def test_a_longer_pause_of_the_host_is_kept_and_a_shorter_one_is_ignored() -> None:
     assert next_attempt_at(NOW, 1, DELAYS, timedelta(hours=1)) == NOW + timedelta(hours=1)
     assert next_attempt_at(NOW, 1, DELAYS, timedelta(seconds=1)) == NOW + timedelta(minutes=5)
 

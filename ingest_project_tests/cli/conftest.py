@@ -56,7 +56,7 @@ def ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 @pytest.fixture
 def services(ingest: Ingest, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SystemResources]:
-    """Ledger and stores on a database of this test alone, which the commands use as well."""
+    """Work queues and stores on a database of this test alone, which the commands use as well."""
     del ingest
     monkeypatch.setenv("DATABASE_URL", postgres_url)
     services = SystemResources(load_settings().settings)

@@ -1,4 +1,4 @@
-"""A ledger that knows a few attachments, as sensors and runs would have left them."""
+"""Work queues that know a few attachments, as sensors and runs would have left them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ledger and a warehouse that know a few files, as sensors and runs would have left them."""
+"""Work queues and a warehouse that know a few files, as sensors and runs would have left them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
 
 
 def job_arrives(services: SystemResources, job_key: str) -> None:
-    """A polling job is asked for and waits."""
+    """A polling job is pending."""
     job = PollingJob(job_id=job_key, source_config={"source_type": "dummy", "path": "./dummy_data"})
     intake = KafkaPosition("polling-queue", 0, 0, "g", ARRIVED)
     services.polling_jobs.record([JobArrival(job_key, job, intake)], ARRIVED)

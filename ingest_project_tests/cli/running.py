@@ -1,4 +1,4 @@
-"""Starting a stack as another process, and looking for what it left behind."""
+"""Start a stack as another process, and find what it left behind."""
 
 from __future__ import annotations
 

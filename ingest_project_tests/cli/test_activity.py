@@ -15,7 +15,7 @@ from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.streams.positions import OffsetRange, removed
-from ingest_project.streams.user_activity.statistics import HourOfType, replace_hours
+from ingest_project.streams.user_activity.hours import HourOfType, replace_hours
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.journeys.system import close
 from ingest_project_tests.streams.user_activity.events import event

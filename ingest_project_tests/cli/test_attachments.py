@@ -1,4 +1,4 @@
-"""`ingest attachments`: every attachment, its attempts and where it is."""
+"""`ingest attachments`: every attachment, its attempts and its location."""
 
 from __future__ import annotations
 

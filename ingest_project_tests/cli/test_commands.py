@@ -41,9 +41,9 @@ def test_config_shows_each_setting_with_where_it_came_from_and_no_secret(
 
 
 def test_a_command_does_not_wait_for_what_only_others_need() -> None:
-    asked = "from ingest_project.cli.main import run; assert run(['config']) == 0"
+    command = "from ingest_project.cli.main import run; assert run(['config']) == 0"
     loaded = "import sys; assert not {'dagster', 'sqlalchemy', 'confluent_kafka'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", f"{asked}; {loaded}"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", f"{command}; {loaded}"], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_every_command_is_registered_under_its_name_and_loads_alone() -> None:
@@ -62,7 +62,7 @@ def test_a_misspelt_setting_is_one_line_and_exit_code_2(
     )
 
 
-def test_a_failure_tells_nothing_that_acts_on_a_terminal(
+def test_a_failure_prints_nothing_that_acts_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("INGEST_\x1b[2J", "x")
@@ -70,7 +70,7 @@ def test_a_failure_tells_nothing_that_acts_on_a_terminal(
     assert r"INGEST_\x1b[2J" in capsys.readouterr().err
 
 
-def test_wrong_usage_tells_nothing_that_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_prints_nothing_that_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["no\x1b[2Jpe"], ["config", "--no\x9bpe"], ["files", "list", "--limit", "\u202e1"]):
         assert run(arguments) == 2
         said = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`ingest crm unidentified`: what could not be identified, why, and the way back."""
+"""`ingest crm unidentified`: unidentified messages, their reasons, and retries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ingest_project_tests.streams.crm.messages import encoded, opportunity
 NOW = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 # The first as if a fix had come since: the rules of today know it.
 PAYLOADS = (encoded(opportunity()), b"not JSON \x1b[31m", b"\xff\xfe")
-MENDED, TEXT, BYTES = (f"sales_events-0-{offset}" for offset in range(3))
+FIXED, TEXT, BYTES = (f"sales_events-0-{offset}" for offset in range(3))
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +46,9 @@ def _three_messages(services: SystemResources) -> None:
 def test_messages_are_listed_with_their_reasons(ingest: Ingest) -> None:
     listed = ingest("crm", "unidentified", "list")
     assert listed.exit_code == 0
-    assert all(text in listed.out for text in (MENDED, TEXT, BYTES, "Not JSON", "Not UTF-8"))
+    assert all(text in listed.out for text in (FIXED, TEXT, BYTES, "Not JSON", "Not UTF-8"))
     found = ingest("crm", "unidentified", "list", "--json", "--limit", "2").json
-    assert [message["message_id"] for message in found["messages"]] == [MENDED, TEXT]
+    assert [message["message_id"] for message in found["messages"]] == [FIXED, TEXT]
     assert found["more"] is True
     assert ingest("crm", "unidentified", "list", "--search", "utf-8").out.count("sales_events") == 1
     assert "No such messages" in ingest("crm", "unidentified", "list", "--search", "nowhere").err
@@ -67,23 +67,23 @@ def test_a_message_is_shown_whole_and_cannot_reach_the_terminal(ingest: Ingest) 
 def test_a_retry_stores_what_is_identified_now_and_says_what_is_not(ingest: Ingest, services: SystemResources) -> None:
     done = ingest("crm", "unidentified", "retry", "--all", "--json")
     assert done.exit_code == 0
-    assert done.json == {"identified": [MENDED], "unidentified": [TEXT, BYTES]}
+    assert done.json == {"identified": [FIXED], "unidentified": [TEXT, BYTES]}
     with reading(services.engine) as connection:
         assert count(connection, CrmKind.OPPORTUNITY) == 1
-    assert MENDED not in ingest("crm", "unidentified", "list").out
+    assert FIXED not in ingest("crm", "unidentified", "list").out
     assert "became opportunity opp_1" in ingest("crm", "unidentified", "list", "--all").out
-    assert "opportunity opp_1" in ingest("crm", "unidentified", "show", MENDED).out
+    assert "opportunity opp_1" in ingest("crm", "unidentified", "show", FIXED).out
 
 
 def test_a_named_message_that_is_still_not_identified_is_exit_code_1(ingest: Ingest) -> None:
     result = ingest("crm", "unidentified", "retry", TEXT)
     assert result.exit_code == 1
     assert "still not identified" in result.err
-    assert ingest("crm", "unidentified", "retry", MENDED).out.startswith(f"{MENDED} is identified and stored.")
+    assert ingest("crm", "unidentified", "retry", FIXED).out.startswith(f"{FIXED} is identified and stored.")
 
 
 def test_a_misspelt_id_changes_nothing(ingest: Ingest, services: SystemResources) -> None:
-    result = ingest("crm", "unidentified", "retry", MENDED, "sales_events-7")
+    result = ingest("crm", "unidentified", "retry", FIXED, "sales_events-7")
     assert result.exit_code == 1
     assert "sales_events-7" in result.err
     with reading(services.engine) as connection:
@@ -91,6 +91,6 @@ def test_a_misspelt_id_changes_nothing(ingest: Ingest, services: SystemResources
     assert ingest("crm", "unidentified", "show", "sales_events").exit_code == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["--all", MENDED]])
+@pytest.mark.parametrize("arguments", [[], ["--all", FIXED]])
 def test_what_to_retry_must_be_said_in_one_way(ingest: Ingest, arguments: list[str]) -> None:
     assert ingest("crm", "unidentified", "retry", *arguments).exit_code == 2

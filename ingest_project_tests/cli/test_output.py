@@ -1,4 +1,4 @@
-"""What people see: nothing that comes from a stranger acts on their terminal."""
+"""Output for people: no value of an untrusted sender acts on their terminal."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_duration_is_shown_in_its_two_largest_units(seconds: float, text: str)
     assert output.length_of(timedelta(seconds=seconds)) == text
 
 
-def test_json_tells_times_and_numbers_that_are_not_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_encodes_times_and_numbers_that_are_not_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_json({"at": datetime(2026, 1, 15, tzinfo=UTC), "value": float("nan")})
     assert json.loads(capsys.readouterr().out) == {"at": "2026-01-15T00:00:00Z", "value": None}
 

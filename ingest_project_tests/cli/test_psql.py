@@ -20,7 +20,7 @@ def psql(tmp_path: Path, url: str, *arguments: str) -> subprocess.CompletedProce
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_psql_opens_the_warehouse_with_what_follows_handed_on(postgres_server: PostgresServer, tmp_path: Path) -> None:
+def test_psql_opens_the_warehouse_and_passes_arguments_on(postgres_server: PostgresServer, tmp_path: Path) -> None:
     url = postgres_server.url().replace("postgres@", "postgres:hunter2@").replace("postgresql:", "postgresql+psycopg2:")
     done = psql(tmp_path, f"{url}?application_name=a+name", "-At", "-c", "SELECT current_setting('application_name')")
     assert (done.returncode, done.stdout) == (0, "a name\n"), done.stderr

@@ -1,4 +1,4 @@
-"""`ingest quarantine`: why, and the way back."""
+"""`ingest quarantine`: rejected files, their reasons, and retries."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_misspelt_key_among_others_changes_nothing(ingest: Ingest, services: S
     assert state(services, BAD) is FileState.QUARANTINED
 
 
-def test_a_file_in_a_runs_hands_is_left_there(ingest: Ingest, services: SystemResources) -> None:
+def test_a_file_leased_by_a_run_is_left_there(ingest: Ingest, services: SystemResources) -> None:
     take(services, WORSE)
     result = ingest("quarantine", "release", WORSE, "--json")
     assert result.exit_code == 1

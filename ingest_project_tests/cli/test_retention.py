@@ -1,4 +1,4 @@
-"""`ingest retention`: what is long done goes, and what would go is said first."""
+"""`ingest retention`: expired records are purged, and a dry run lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ingest send`: what arrives on the topics is what the sensors read."""
+"""`ingest send`: the sensors can read the messages that it publishes."""
 
 from __future__ import annotations
 
@@ -100,17 +100,17 @@ def test_a_polling_job_that_is_waited_for_says_how_it_ended(  # noqa: PLR0913, P
 ) -> None:
     def look() -> None:
         """What the sensor and its run do, once the job has come."""
-        ledger, now = services.polling_jobs, datetime.now(UTC)
+        queue, now = services.polling_jobs, datetime.now(UTC)
         message = as_soon_as_it_is_there(only_message, "polling-queue")
         position = KafkaPosition(message.topic, message.partition, message.offset, "g", message.timestamp)
-        ledger.record([JobArrival("j~1", decode_polling_job(message.value), position)], now)
+        queue.record([JobArrival("j~1", decode_polling_job(message.value), position)], now)
         if ended == "done":
-            ledger.begin(["j~1"], "run", now)
+            queue.begin(["j~1"], "run", now)
             JobOutbox(services.engine, "j~1").intend("files", ["a", "b"], {0: 0})
             JobOutbox(services.engine, "j~1").mark_sent("files", ["a", "b"])
-            ledger.finish_listing("j~1", 3, {"Announced before, in this version.": 1}, now)
+            queue.finish_listing("j~1", 3, {"Announced before, in this version.": 1}, now)
         elif ended == "failed":
-            ledger.fail(["j~1"], "no such folder", "SourceNotFoundError", now)
+            queue.fail(["j~1"], "no such folder", "SourceNotFoundError", now)
 
     with ThreadPoolExecutor(1) as elsewhere:
         looked = elsewhere.submit(look)

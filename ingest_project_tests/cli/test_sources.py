@@ -1,4 +1,4 @@
-"""`ingest sources` says what is configured and what it sees there."""
+"""`ingest sources` lists the configured sources and tries one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ingest status`: how far everything is, and when it is idle."""
+"""`ingest status`: the progress of all work, and when the system is idle."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ingest_project.platform.capability import QueueState, WorkState
 from ingest_project.platform.database.engine import writing
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.streams.checks import MOST_FAILURES
+from ingest_project.streams.engine import MAX_FAILURES
 from ingest_project.streams.positions import move
 from ingest_project.streams.user_activity.hours import count_changes
 from ingest_project_tests.cli import known_attachments as attachments
@@ -53,7 +53,7 @@ STREAMS = {"user_activity_events_sensor": "user-activity-events", "sales_events_
 def system(
     services: SystemResources, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SystemResources]:
-    """Ledger, stores and a broker whose topics are empty."""
+    """Work queues, stores and a broker whose topics are empty."""
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
     for topic in (*SENSORS.values(), *OTHER_TOPICS, *STREAMS.values()):
         embedded_broker.create_topic(topic, 2)
@@ -239,7 +239,7 @@ def test_a_stream_is_busy_until_its_messages_are_stored_and_its_hours_counted_an
         assert backlog is not None
         begun = stream.begin(backlog, now)
         (positions[stream.topic],) = (begun[partition] for partition, end in backlog.ends.items() if end)
-    for _ in range(MOST_FAILURES):
+    for _ in range(MAX_FAILURES):
         system.crm_positions.lease([positions["sales_events"]], "run")
     failures = [(positions["sales_events"], "the disk is full")]
     system.crm_positions.fail(failures, "run", system.settings.retries, now)
@@ -281,7 +281,7 @@ def test_what_waits_for_its_time_is_no_work_and_is_said(
     assert "Idle: nothing is due and nothing runs; 1 attachment waits for its time." in shown.out
 
 
-def test_an_attachment_in_a_runs_hands_is_work_and_one_that_dagster_does_not_show_yet_too(
+def test_an_attachment_leased_by_a_run_is_work_and_an_unreported_one_too(
     ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance

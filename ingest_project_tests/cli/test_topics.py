@@ -1,4 +1,4 @@
-"""`ingest topics`: messages that are put aside unseen, whether a sensor runs meanwhile or not."""
+"""`ingest topics`: messages are skipped without being decoded, whether a sensor runs meanwhile or not."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_a_skipped_message_becomes_a_dead_letter_unchanged_and_the_others_are_co
     ingest: Ingest, services: SystemResources
 ) -> None:
     topic = services.settings.topics.polling_queue
-    asked = ingest("topics", "skip", topic, "0", "2", "--count", "2", "--reason", "it hangs the sensor")
-    assert asked.exit_code == 0, asked.err
-    assert "will be skipped" in asked.out
+    result = ingest("topics", "skip", topic, "0", "2", "--count", "2", "--reason", "it hangs the sensor")
+    assert result.exit_code == 0, result.err
+    assert "will be skipped" in result.out
     assert "are skipped already" in ingest("topics", "skip", topic, "0", "2", "--reason", "again").out
     assert taken(services) == [*VALUES[:2], *VALUES[4:]]
     read = services.reader.read(

@@ -1,4 +1,4 @@
-"""`ingest trace` tells what happened in one trace, in order."""
+"""`ingest trace` shows what happened in one trace, in order."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     points = [item for item in items if item.path.parent == here and hasattr(item, "callspec")]
     by_file: dict[Path, int] = {}
     for item in points:
-        place = by_file.get(item.path, 0)
-        by_file[item.path] = place + 1
-        if place % TAKEN:
+        index = by_file.get(item.path, 0)
+        by_file[item.path] = index + 1
+        if index % TAKEN:
             item.add_marker(pytest.mark.long)
 
 

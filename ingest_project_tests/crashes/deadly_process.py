@@ -31,12 +31,12 @@ class KillPoint:
 
     Args:
         step: what has just happened, for people.
-        place: module and name of the function or method.
+        target: module and name of the function or method.
         call: which call of it, counted from 1.
     """
 
     step: str
-    place: str
+    target: str
     call: int = 1
 
 
@@ -71,7 +71,7 @@ class DeadlyProcess:
 
         Args:
             point: where.
-            folder: of the system; its cursors are kept beside it.
+            folder: of the system; its cursors are kept next to it.
             instance: reference to Dagster's instance, serialised.
             environ: settings of the system.
             way: how: module, and class and method of its system.
@@ -157,7 +157,7 @@ def _drive(order: dict[str, Any]) -> None:
 
 
 def _arm(point: KillPoint) -> None:
-    module_name, _, path = point.place.partition(":")
+    module_name, _, path = point.target.partition(":")
     owner: Any = importlib.import_module(module_name)
     *owners, name = path.split(".")
     for part in owners:

@@ -25,7 +25,7 @@ from ingest_project_tests.services.http_server import HttpServer, content_of
 from ingest_project_tests.services.kafka import Server
 
 WAY = "ingest_project_tests.attachments.system:AttachmentSystem.drive_to_the_end"
-EVENTS = "ingest_project.attachments.event_queue:EventQueue"
+EVENTS = "ingest_project.attachments.extraction:EventQueue"
 QUEUE = "ingest_project.attachments.queue:AttachmentQueue"
 OUTCOMES = "ingest_project.attachments.attempts:AttemptResults"
 STEPS = "ingest_project.attachments"
@@ -52,18 +52,18 @@ KILL_POINTS = [
     KillPoint("events marked as reported", f"{EVENTS}.mark_reported"),
     KillPoint("attachments started", f"{QUEUE}.begin"),
     KillPoint("first file downloaded", "ingest_project.platform.http.download:Downloader.download"),
-    KillPoint("cached files told", f"{STEPS}.assets:publish_cached"),
+    KillPoint("cached files published", f"{STEPS}.assets:publish_cached"),
     KillPoint("first file uploaded", f"{STORE}._bring"),
     KillPoint("first file described", f"{STORE}._describe"),
     KillPoint("first file renamed", f"{STORE}.put"),
     KillPoint("second file renamed", f"{STORE}.put", 2),
     KillPoint("ends entered", f"{QUEUE}.finish_attempts"),
-    KillPoint("first topic told", SENT, 2),
-    KillPoint("second topic told, not marked", SENT, 3),
+    KillPoint("first topic sent", SENT, 2),
+    KillPoint("second topic sent, not marked", SENT, 3),
     KillPoint("second topic marked as sent", MARKED_SENT, 3),
-    KillPoint("everybody told", f"{STEPS}.assets:publish_outcomes"),
+    KillPoint("results published", f"{STEPS}.assets:publish_outcomes"),
     KillPoint("attachments shown", f"{STEPS}.assets:report", 2),
-    KillPoint("ends marked as told", f"{OUTCOMES}.mark_published"),
+    KillPoint("results marked as published", f"{OUTCOMES}.mark_published"),
     KillPoint("commit numbered", f"{OUTCOMES}.number_next_commit"),
     KillPoint("committed", APPENDED),
     KillPoint("marked as committed", f"{OUTCOMES}.mark_committed"),
@@ -76,7 +76,7 @@ KILL_POINTS = [
     KillPoint("retry started", f"{QUEUE}.begin", 2),
     KillPoint("retried file renamed", f"{STORE}.put", 3),
     KillPoint("end of the retry entered", f"{QUEUE}.finish_attempts", 2),
-    KillPoint("retry marked as told", f"{OUTCOMES}.mark_published", 2),
+    KillPoint("retry marked as published", f"{OUTCOMES}.mark_published", 2),
     KillPoint("retry committed", APPENDED, 2),
     KillPoint("retry marked as reported", f"{QUEUE}.mark_reported", 2),
 ]
@@ -110,7 +110,7 @@ def test_killed_after_a_step_and_run_again_every_attachment_is_there_once_with_o
         http_server.url("/status/404"),
     )
     exit_code = deadly_process.drive(point, tmp_path / "in", serialize_value(instance.get_ref()), environ, WAY)
-    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    assert exit_code == -signal.SIGKILL, "it did not reach the step where it should have died"
     assert_nothing_half_is_visible(system)
     bury_the_dead(instance)
 
@@ -157,7 +157,7 @@ def assert_stored_once(system: AttachmentSystem) -> None:
 
 
 def assert_told_once(system: AttachmentSystem) -> None:
-    def told(kind: str) -> int:
+    def sent(kind: str) -> int:
         return len(system.on_topic(getattr(system.settings.topics, f"downloads_{kind}")))
 
     results = [
@@ -166,8 +166,8 @@ def assert_told_once(system: AttachmentSystem) -> None:
     ]
     ends = Counter((result.attachment_url, result.attempt, result.status.value) for result in results)
     assert ends == Counter((row["attachment_url"], row["attempt"], row["status"]) for row in system.results())
-    assert (told("pending"), told("cached"), told("dlq")) == (4, 3, 1)
-    assert told("retry_5m") == sum(result.status.value == "failed_transient" for result in results)
+    assert (sent("pending"), sent("cached"), sent("dlq")) == (4, 3, 1)
+    assert sent("retry_5m") == sum(result.status.value == "failed_transient" for result in results)
 
 
 def assert_shown(system: AttachmentSystem) -> None:

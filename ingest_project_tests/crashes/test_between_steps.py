@@ -51,7 +51,7 @@ KILL_POINTS = [
     KillPoint("file events sent", SENT, 2),
     KillPoint("file events marked as sent", f"{JOBS}:JobOutbox.mark_sent"),
     KillPoint("job finished", f"{JOBS}:JobQueue.finish_listing"),
-    KillPoint("job reported", "ingest_project.polling.assets:report"),
+    KillPoint("job reported", "ingest_project.polling.definitions:report"),
     KillPoint("job marked as reported", f"{JOBS}:JobQueue.mark_reported"),
     KillPoint("files recorded", f"{FILES_QUEUE}.record"),
     KillPoint("file partitions added", PARTITIONS_ADDED, 3),
@@ -100,7 +100,7 @@ def test_killed_after_a_step_and_run_again_everything_is_there_exactly_once(
     system.send(system.settings.topics.polling_queue, b"not a job")
     system.send_job(folder)
     exit_code = deadly_process.drive(point, folder, serialize_value(instance.get_ref()), environ)
-    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    assert exit_code == -signal.SIGKILL, "it did not reach the step where it should have died"
     bury_the_dead(instance)
 
     system.cursors = SavedCursors(tmp_path)

@@ -1,4 +1,4 @@
-"""`kill -9` half-way through a large listing: the next run goes on, and each file is announced once."""
+"""`kill -9` half-way through a large listing: the next run continues, and each file is announced once."""
 
 from __future__ import annotations
 

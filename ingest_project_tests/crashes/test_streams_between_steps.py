@@ -13,7 +13,7 @@ from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
 from ingest_project.core.settings import load_settings
-from ingest_project.streams.crm.tables import opportunities, projects
+from ingest_project.streams.crm.records import opportunities, projects
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.services.kafka import Server
 from ingest_project_tests.streams.crm.messages import opportunity, project
@@ -113,7 +113,7 @@ KILL_POINTS = [
     (CRM, KillPoint("unidentified messages kept, before the commit", f"{CRM_SINK}:keep")),
     (CRM, KillPoint("position moved, before the commit", f"{CRM_SINK}:move")),
     (CRM, KillPoint("first batch committed", f"{CRM_SINK}:CrmSink.store")),
-    (CRM, KillPoint("materialisations about to be shown", "ingest_project.streams.crm.assets:_metadata")),
+    (CRM, KillPoint("materialisations about to be shown", "ingest_project.streams.crm.definitions:_metadata")),
     (CRM, KillPoint("partitions released", f"{POSITIONS}.release")),
     (CRM, KillPoint("second batch committed", f"{CRM_SINK}:CrmSink.store", 2)),
     (ACTIVITY, KillPoint("partitions entered", f"{POSITIONS}.begin")),
@@ -148,7 +148,7 @@ def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  #
     system, environ = stream.open(kafka_server, postgres_url, instance, tmp_path)
     stream.send(system)
     exit_code = deadly_process.drive(point, system.folder, serialize_value(instance.get_ref()), environ, stream.way)
-    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    assert exit_code == -signal.SIGKILL, "it did not reach the step where it should have died"
     bury_the_dead(instance)
 
     system.cursors = SavedCursors(tmp_path)
@@ -188,7 +188,7 @@ def test_killed_while_rows_are_recovered_and_run_again_each_offset_is_there_exac
     foreign.restore(system.services, before)
     system.put(event("last"))
     exit_code = deadly_process.drive(point, system.folder, serialize_value(instance.get_ref()), environ, ACTIVITY.way)
-    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    assert exit_code == -signal.SIGKILL, "it did not reach the step where it should have died"
     bury_the_dead(instance)
     system.drive()
     assert [row["event_id"] for row in system.rows()] == [*(f"e{number}" for number in range(RECORDS)), "last"]

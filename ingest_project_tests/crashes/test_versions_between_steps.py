@@ -51,7 +51,7 @@ def test_killed_while_a_version_is_replaced_and_run_again_each_reading_counts_on
     system.send_files(path)
 
     exit_code = deadly_process.drive(point, folder, serialize_value(instance.get_ref()), environ)
-    assert exit_code == -signal.SIGKILL, "it did not come to the place where it should have died"
+    assert exit_code == -signal.SIGKILL, "it did not reach the step where it should have died"
     counts = [metric.count for metric in system.services.warehouse.device_metrics()]
     assert counts in ([3], [4]), "never both, never neither"
     assert system.services.warehouse.totals().readings == sum(counts)

@@ -1,4 +1,4 @@
-"""A worker that gets no more files or memory: it may end in any way, and no file is blamed, lost or doubled for it."""
+"""A worker without further files or memory may end in any way; no file is blamed, lost or doubled for it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class LimitedSystem(System):
     """The system in a process that may have no more than this."""
 
     def one_batch(self) -> None:
-        """Do the first batch within the limits that the environment names, beside what is in use already."""
+        """Do the first batch within the limits that the environment names, next to what is in use already."""
         (request,) = self.requests()
-        # Without room for another thread it may also wait for ever: whoever watches it ends it.
+        # Without memory for another thread it may also wait for ever: the test ends it.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(PATIENCE_SECONDS)
         kind, _, more = os.environ["TEST_LIMIT"].partition("=")

@@ -32,7 +32,7 @@ from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster import daemon
 from ingest_project.platform.dagster.daemon import is_ahead
 from ingest_project.platform.database.engine import writing
-from ingest_project.polling.sensors import standing_job
+from ingest_project.polling.definitions import standing_job
 from ingest_project_tests.journeys.system import System, readings
 
 NOW = datetime.now(UTC)

@@ -1,1 +1,1 @@
-"""Polling jobs."""
+"""Tests of `ingest_project.polling`."""

@@ -1,4 +1,4 @@
-"""What polling promises of each look: young files wait, nothing is announced twice, and the counts are true."""
+"""Each listing leaves unsettled files for later, announces nothing twice, and counts exactly."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import ConfiguredSource
 from ingest_project.platform.work_queue.queue import JobState
+from ingest_project.polling.definitions import standing_job
 from ingest_project.polling.discovery import ANNOUNCED_BEFORE, UNSETTLED, discover
 from ingest_project.polling.job_queue import JobOutbox, JobRecord
-from ingest_project.polling.sensors import standing_job
 from ingest_project_tests.journeys.system import DISCOVERED, POLLING, System, changed, readings
 
 STANDING = "standing_jobs_sensor"
 
 
 def poll(system: System, sensor: str = POLLING) -> None:
-    """What one tick asks for, done."""
+    """Execute what one tick requests."""
     for request in system.requests(sensor):
         system.execute("polling_batch", request)
 
@@ -75,7 +75,7 @@ def test_a_job_that_finds_nothing_says_how_many_files_lie_deeper_and_which_patte
     assert record.skipped == {"In a folder that the pattern '*.csv' does not reach; '**/*.csv' takes it.": 3}
 
 
-def test_what_is_found_is_what_was_published_and_what_was_skipped(system: System) -> None:
+def test_found_files_are_published_or_skipped(system: System) -> None:
     for number in range(5):
         system.write(f"{number}.csv", readings(1, str(number)))
     system.send_job(system.folder)
@@ -92,7 +92,7 @@ def test_what_is_found_is_what_was_published_and_what_was_skipped(system: System
     assert published(system) == 7
 
 
-def test_a_look_that_is_killed_half_way_goes_on_and_counts_all_that_it_published(
+def test_a_listing_killed_half_way_continues_and_counts_all_that_it_published(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system.settings = changed(system.settings, "polling", page_files=10)
@@ -163,23 +163,23 @@ def standing(system: System, **more: object) -> None:
     system.restart()
 
 
-def test_a_configured_source_is_looked_at_once_in_each_interval_whoever_ticks(system: System) -> None:
+def test_a_configured_source_is_listed_once_in_each_interval_whatever_process_ticks(system: System) -> None:
     standing(system)
     system.write("a.csv", readings())
     beginning = datetime(2026, 1, 15, 10, 30, 5, tzinfo=UTC)
-    ledger = system.services.polling_jobs
+    queue = system.services.polling_jobs
     source = system.settings.sources["inbox"]
 
     def enter(now: datetime) -> int:
-        return len(ledger.begin_intervals([standing_job("inbox", source, 60, now)], now))
+        return len(queue.begin_intervals([standing_job("inbox", source, 60, now)], now))
 
     assert [enter(beginning), enter(beginning), enter(beginning + timedelta(seconds=54))] == [1, 0, 0]
-    (due,) = ledger.due("standing-jobs", 10, datetime.now(UTC))
+    (due,) = queue.due("standing-jobs", 10, datetime.now(UTC))
     assert enter(beginning + timedelta(seconds=60)) == 0, "one that is not finished is not entered again"
-    ledger.claim("batch", [due.key], beginning)
-    ledger.begin([due.key], "run", beginning)
-    ledger.finish_listing(due.key, 1, {}, beginning)
-    ledger.mark_reported([due.key], beginning)
+    queue.claim("batch", [due.key], beginning)
+    queue.begin([due.key], "run", beginning)
+    queue.finish_listing(due.key, 1, {}, beginning)
+    queue.mark_reported([due.key], beginning)
     with ThreadPoolExecutor(2) as pool:
         moments = [beginning + timedelta(seconds=seconds) for seconds in (60, 61)]
         assert sum(pool.map(enter, moments)) == 1

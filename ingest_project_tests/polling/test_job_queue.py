@@ -1,4 +1,4 @@
-"""What only the queue of polling jobs promises, the same on PostgreSQL and SQLite."""
+"""Methods that only the queue of polling jobs has, on PostgreSQL and SQLite."""
 
 from __future__ import annotations
 

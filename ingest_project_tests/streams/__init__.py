@@ -1,1 +1,1 @@
-"""Topics that are read in offset ranges."""
+"""Tests of `ingest_project.streams`."""

@@ -125,7 +125,7 @@ def test_failures_are_counted_until_the_position_moves_and_the_pause_grows(
     assert (well.attempts, well.reason, well.next_attempt_at, well.run_id) == (0, None, None, None)
 
 
-def test_a_run_settles_only_what_it_holds(positions: StreamPositions) -> None:
+def test_a_run_settles_only_what_it_leases(positions: StreamPositions) -> None:
     position = positions.begin(backlog("a", {0: 9}), NOW)[0]
     positions.lease([position], "one")
     positions.lease([position], "other")

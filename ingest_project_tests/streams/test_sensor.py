@@ -1,4 +1,4 @@
-"""What a tick requests: runs up to the topic's ends, each partition in one of them, and pauses after failures."""
+"""Requests of a tick: runs up to the topic's ends, each partition in one of them, and pauses after failures."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.streams.engine import StreamResources
 from ingest_project.streams.positions import SinkPosition, StreamPositions
-from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.sensor import PARTITIONS_TAG, StreamSensor, end_of, split, tick
 from ingest_project_tests.journeys.system import changed
 
@@ -77,7 +77,7 @@ def ends(result: dg.SensorResult) -> list[dict[str, int]]:
     return [one.run_config["ops"]["an_op"]["config"]["end_offsets"] for one in result.run_requests or []]
 
 
-def test_ticks_outlive_a_broker_that_is_away_and_go_on_when_it_is_back(
+def test_ticks_outlive_an_unavailable_broker_and_continue_when_it_is_back(
     services: StreamResources,
     positions: StreamPositions,
     instance: dg.DagsterInstance,

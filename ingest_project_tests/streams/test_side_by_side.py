@@ -14,8 +14,8 @@ from dagster import DagsterInstance
 
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
+from ingest_project.streams.crm.records import opportunities
 from ingest_project.streams.crm.sink import CrmSink
-from ingest_project.streams.crm.tables import opportunities
 from ingest_project.streams.engine import settle, store_stream
 from ingest_project.streams.user_activity.sink import ActivitySink
 from ingest_project_tests.services.kafka import Server

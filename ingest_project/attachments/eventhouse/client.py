@@ -84,7 +84,7 @@ class QueryReportedError(Exception):
 
 
 class AnswerTooLargeError(Exception):
-    """An answer would have exceeded the limit of rows or bytes; ask for fewer rows."""
+    """An answer would have exceeded the limit of rows or bytes; request fewer rows."""
 
 
 @dataclass(frozen=True)
@@ -279,8 +279,10 @@ def _reported_by(error: Exception) -> ReportedError:
     from azure.kusto.data.exceptions import KustoApiError  # noqa: PLC0415 - half a second
 
     if isinstance(error, KustoApiError):
-        said = error.get_api_error()
-        return ReportedError(said.code or "", said.description or said.message or "no reason given", said.permanent)
+        reported = error.get_api_error()
+        return ReportedError(
+            reported.code or "", reported.description or reported.message or "no reason given", reported.permanent
+        )
     return ReportedError("", str(error) or "no reason given")
 
 

@@ -59,7 +59,7 @@ def check_address(settings: EventhouseSettings) -> str:
 
 
 def check_login(authority: str, settings: EventhouseSettings) -> str:
-    """Return the address at which the cluster wants clients to sign in: an application sends its secret there.
+    """Return the address at which clients of the cluster sign in: an application sends its secret there.
 
     Raises:
         SettingsError: it is neither Microsoft's nor a trusted host; nothing is sent there.

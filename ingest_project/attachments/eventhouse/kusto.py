@@ -28,7 +28,7 @@ NETWORK_SECONDS = 5.0
 
 
 class CheckedKustoClient(KustoClient):
-    """A client that raises for every answer with an error in it, wherever in the answer it stands.
+    """A client that raises for every answer that contains an error, in whatever part.
 
     The library checks the rows only, not the frame that says whether the answer is complete.
     """
@@ -50,7 +50,7 @@ class CheckedKustoClient(KustoClient):
 
 
 class _ClusterAdapter(HTTPAdapterWithSocketOptions):
-    """Sends requests to the cluster and to no other host, whatever made them, and with a time-out.
+    """Sends every request to the cluster only, and with a time-out.
 
     The library waits without an end for a cluster's metadata, and half a minute too long for an answer.
     """
@@ -80,7 +80,7 @@ def connect(settings: EventhouseSettings, address: str) -> CheckedKustoClient:
 
 
 def _trust(host: str) -> None:
-    """Let the library send a token to this host, which was checked. Idempotent."""
+    """Allow the library to send a token to this checked host. Idempotent."""
     # The library leaves these two without types.
     rule = MatchRule(host, exact=True)  # type: ignore[no-untyped-call]
     well_known_kusto_endpoints.add_trusted_hosts([rule], replace=False)  # type: ignore[no-untyped-call]

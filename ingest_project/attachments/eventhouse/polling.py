@@ -1,9 +1,9 @@
-"""Read the new events of a domain page by page, and record how far each domain was read.
+"""Read the new events of a domain page by page, and record the position of each domain.
 
 The whole state is the position, which the caller saves once a page's events are published:
 
 - By cursor: a window reaches from the saved cursor to the one in the window's first answer. Kusto gives a row
-  its cursor value after it has become visible, and no row gets one that lies in an earlier window.
+  its cursor value after it has become visible, and no row gets one of an earlier window.
 - By ingestion time: a row becomes visible some time after its ingestion time. So a window reaches from where
   the last one ended to the server's present, and every `overlap_seconds` one reaches back by twice that, which brings
   the late rows and repeats others. The ids of events make the repetition harmless: they are the same for the same
@@ -48,7 +48,7 @@ _NO_TIMES = "Enable it: `.alter table {table} policy ingestiontime true`."
 
 
 class DomainPosition(msgspec.Struct, frozen=True):
-    """How far one domain was read.
+    """Progress of one domain.
 
     Args:
         position: opaque; empty before the first page.
@@ -75,7 +75,7 @@ class EventhousePositions:
         self._engine = engine
 
     def get(self, domain: str) -> str | None:
-        """Return the position from which to go on; None: from the beginning."""
+        """Return the position to continue from; None: from the beginning."""
         query = sa.select(positions.c.position).where(positions.c.domain == domain)
         with reading(self._engine) as connection:
             return connection.execute(query).scalar() or None
@@ -110,12 +110,12 @@ class EventhousePositions:
 
 
 class QueryCursor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far a domain has been read. Opaque to the caller; see `to_json` and `position_from_json`.
+    """Read position of a domain. Opaque to the caller; see `to_json` and `position_from_json`.
 
     Args:
         source: mode, database and table it refers to.
         after: everything up to here is done: a cursor, or an ingestion time.
-        swept: window only: until when late rows have been looked for.
+        swept: window only: the time up to which late rows have been queried.
         until: end of the window whose pages are being read; empty between windows.
         since: window only: where that window begins.
         page_at: ingestion time of the last row of the last page, with seven digits of a second.

@@ -154,7 +154,7 @@ def page_text(query: DomainQuery, rows: int, *, until_is_known: bool, goes_on: b
         query: of the domain.
         rows: at most this many.
         until_is_known: whether there is an upper bound yet; without one the answer of a cursor query contains it.
-        goes_on: whether to go on after the row at `_page_at` and `_page_key`.
+        goes_on: whether to continue after the row at `_page_at` and `_page_key`.
     """
     lines = [
         PARAMETERS,
@@ -237,7 +237,7 @@ def read_query(path: Path) -> DomainQuery:
 
 
 def event_of(query: DomainQuery, row: dict[str, Any]) -> PolledEvent | RefusedRow:
-    """Return the event of a row, or the row with the reason why it is none; whatever a row causes stops no other."""
+    """Return the event of a row, or the row with the reason of its refusal; no row affects another one."""
     try:
         return _event_of(query, row)
     except Exception as error:
@@ -263,7 +263,7 @@ def _between(query: DomainQuery, *, until_is_known: bool) -> str:
 
 def _key_text(query: DomainQuery) -> str:
     columns = [f"tostring({_quoted(column)})" for column in query.key]
-    # Between two columns stands a line feed: `a`, `bc` and `ab`, `c` are different keys.
+    # A line feed separates two columns: `a`, `bc` and `ab`, `c` are different keys.
     joined = ", '\\n', ".join(columns)
     return f"iff(isempty(strcat({', '.join(columns)})), tostring(pack_all()), strcat({joined}))"
 

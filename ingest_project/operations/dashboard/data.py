@@ -20,7 +20,7 @@ from ingest_project.operations.snapshot import DagsterState, SystemSnapshot, War
 from ingest_project.operations.topics import BrokerState
 from ingest_project.platform.capability import LATENCY_BUCKET, LATENCY_BUCKETS, LATENCY_SUM, Failure
 from ingest_project.platform.dagster.run_records import RunOnRecord
-from ingest_project.platform.work_queue.batches import BATCH_SIZE_TAG, BATCH_TAG
+from ingest_project.platform.work_queue.sensor import BATCH_SIZE_TAG, BATCH_TAG
 from ingest_project.streams.capability import STREAM_MESSAGES, UNIDENTIFIED
 
 MAX_SHOWN_REASON = 300

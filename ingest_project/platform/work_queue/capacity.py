@@ -19,7 +19,7 @@ from ingest_project.platform.database.engine import writing
 from ingest_project.platform.object_store.store import location_of
 
 MEBIBYTE = 1024**2
-# While the warehouse is slow, one batch goes on: it shows when the warehouse is quick again.
+# While the warehouse is slow, one batch continues: it shows when the warehouse has recovered.
 BATCHES_WHILE_SLOW = 1
 # A transaction of nothing but a commit, which PostgreSQL has to write and flush like any other.
 COMMITTED = "SELECT pg_logical_emit_message(true, 'ingest_project', '')"
@@ -30,7 +30,7 @@ class Disk(NamedTuple):
 
     Args:
         free_bytes: available to this process.
-        needed_bytes: with less, nothing new is begun.
+        needed_bytes: below this, no new work begins.
     """
 
     folder: Path
@@ -48,11 +48,11 @@ class Disk(NamedTuple):
         if not self.is_nearly_full:
             return free
         needed = f"{self.needed_bytes / MEBIBYTE:,.0f} MiB (INGEST_MIN_FREE_DISK_BYTES)"
-        return f"{free}, less than {needed}. Nothing new is begun until there is room."
+        return f"{free}, less than {needed}. No new work begins until there is space."
 
 
 class Capacity(NamedTuple):
-    """How many more batches may be requested, and the reason where that is limited."""
+    """Number of further batches that may be requested, and the reason where that is limited."""
 
     batches: int
     reason: str | None = None
@@ -61,30 +61,30 @@ class Capacity(NamedTuple):
 def fullest_disk(urls: Sequence[str], settings: BackpressureSettings) -> Disk:
     """Return the disk with the least free space among those that local stores are on.
 
-    It is this machine's: a store that is elsewhere, and the disk of runs on other machines, is not known here.
+    It is this machine's: a remote store, and the disk of runs on other machines, is not known here.
 
     Args:
         urls: of the stores, at least one of them a local folder.
-        settings: say how much free space is needed.
+        settings: the free space that is needed.
     """
     disks = [Disk(folder, _free_bytes(folder), settings.min_free_disk_bytes) for folder in _local_folders(urls)]
     return min(disks, key=lambda disk: disk.free_bytes)
 
 
-def available_slots(in_flight: int, most: int, slow_seconds: float | None = None) -> Capacity:
-    """Return how many more batches may be requested.
+def available_slots(in_flight: int, limit: int, slow_seconds: float | None = None) -> Capacity:
+    """Return the number of further batches that may be requested.
 
     Args:
         in_flight: batches of the same sensor that are requested or running.
-        most: limit of them.
+        limit: limit of them.
         slow_seconds: how long the warehouse took for a small transaction, where that is too long.
     """
     if slow_seconds is not None:
-        most = min(most, BATCHES_WHILE_SLOW)
-        reason = f"The warehouse takes {slow_seconds:.1f} s for an empty transaction: {most} batch at a time."
+        limit = min(limit, BATCHES_WHILE_SLOW)
+        reason = f"The warehouse takes {slow_seconds:.1f} s for an empty transaction: {limit} batch at a time."
     else:
         reason = f"{in_flight} batches are in flight, the most allowed; the next starts when one has ended."
-    free = max(0, most - in_flight)
+    free = max(0, limit - in_flight)
     return Capacity(free, None if free and slow_seconds is None else reason)
 
 

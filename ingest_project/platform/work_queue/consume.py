@@ -1,6 +1,6 @@
 """Consume a queue topic: read on from the saved cursor, decode, store, and dead-letter what cannot be stored.
 
-Nothing here remembers where it was: a tick that is killed reads the same messages again. Dead letters carry the
+Nothing here stores a position: a tick that is killed reads the same messages again. Dead letters carry the
 position of the message they came from and are published once, however often that happens.
 
 Whatever one message causes, in whichever step, costs that message alone: it becomes a dead letter with the reason. A
@@ -8,8 +8,8 @@ service that is away fails the tick instead, and everything waits where it is.
 
 A tick can also end without an exception to blame on one message: it takes too long for all of them together, or not
 even a dead letter can be made of one. Each time a tick ends so, the next one from the same positions takes half as many
-messages; the one that ends a tick alone is refused from then on. A tick that ends well lets the next one take twice as
-many. All of this is kept in this process: after a restart the culprit is found again.
+messages; the one that ends a tick alone is refused from then on. A tick that succeeds doubles the limit of the next
+one. All of this is kept in this process: after a restart the culprit is found again.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ MESSAGES_AT_A_TIME = 1_000
 # The daemon gives up a tick after 60 s, and would begin again with the same messages: the rest waits for the next one.
 LONGEST_SECONDS = 15.0
 # A tick that the daemon gave up names no cause, and a database that hung looks the same.
-MOST_UNFINISHED_ALONE = 3
-MOST_REFUSED = 10_000
+MAX_UNFINISHED_ALONE = 3
+MAX_REFUSED = 10_000
 
 Message = TypeVar("Message")
 Refused = tuple[ConsumerRecord, Exception]
@@ -98,10 +98,10 @@ class Attempt:
 
     Args:
         saved: positions where it began.
-        max_messages: how many it may read.
-        refused: messages that ended a tick alone, and how.
+        max_messages: limit of messages to read.
+        refused: messages that ended a tick alone, and the errors.
         messages: what it read.
-        unfinished_alone: how many ticks each message ended alone without an exception.
+        unfinished_alone: number of ticks that each message ended alone without an exception.
     """
 
     saved: Positions | None
@@ -111,19 +111,19 @@ class Attempt:
     unfinished_alone: dict[PartitionOffset, int] = field(default_factory=dict)
 
     def refusal_of(self, message: ConsumerRecord) -> Exception | None:
-        """Return why a message is not decoded at all; None where it is."""
+        """Return the reason to refuse a message without decoding it; None to decode it."""
         return self.refused.get((message.partition, message.offset))
 
     def refuse_single(self, cause: Exception) -> None:
         """Refuse the only message of this attempt from now on."""
-        if len(self.refused) < MOST_REFUSED:
+        if len(self.refused) < MAX_REFUSED:
             (message,) = self.messages
             error = UnexpectedError("Taking this message", cause)
             self.refused.setdefault((message.partition, message.offset), error)
 
-    def following(self, saved: Positions | None, most: int) -> Attempt:
+    def following(self, saved: Positions | None, limit: int) -> Attempt:
         """Return the next attempt at the topic; one that begins where this one did gets half as many messages."""
-        following = Attempt(saved, min(most, self.max_messages), self.refused, (), self.unfinished_alone)
+        following = Attempt(saved, min(limit, self.max_messages), self.refused, (), self.unfinished_alone)
         if self.saved == saved and self.messages:
             following.max_messages = max(1, len(self.messages) // 2)
             if len(self.messages) == 1:
@@ -133,8 +133,8 @@ class Attempt:
     def _count_unfinished_alone(self) -> None:
         where = (self.messages[0].partition, self.messages[0].offset)
         self.unfinished_alone[where] = self.unfinished_alone.get(where, 0) + 1
-        if self.unfinished_alone[where] >= MOST_UNFINISHED_ALONE:
-            self.refuse_single(TimeoutError(f"{MOST_UNFINISHED_ALONE} ticks that took it alone did not end in time"))
+        if self.unfinished_alone[where] >= MAX_UNFINISHED_ALONE:
+            self.refuse_single(TimeoutError(f"{MAX_UNFINISHED_ALONE} ticks that took it alone did not end in time"))
 
 
 # The last attempt at each topic, until one has ended well with as many messages as a tick may read.
@@ -149,7 +149,7 @@ def consume(
     saved: Positions | None,
     store: Callable[[Sequence[ConsumedMessage[Message]]], object],
 ) -> Positions:
-    """Consume what has arrived, at most so many messages.
+    """Consume a bounded number of messages.
 
     Args:
         services: Kafka, the outbox and the quarantine.
@@ -183,22 +183,22 @@ def consume(
 
 
 @contextmanager
-def attempting(topic: str, saved: Positions | None, most: int) -> Iterator[Attempt]:
+def attempting(topic: str, saved: Positions | None, limit: int) -> Iterator[Attempt]:
     """Make one attempt at a topic; how it ends decides how many messages the next one reads.
 
     Args:
         topic: to consume.
         saved: positions where it begins.
-        most: messages to read after attempts that ended well.
+        limit: messages to read after attempts that ended well.
     """
     last = _attempts.get(topic)
-    attempt = last.following(saved, most) if last else Attempt(saved, most, {})
+    attempt = last.following(saved, limit) if last else Attempt(saved, limit, {})
     _attempts[topic] = attempt
     try:
         yield attempt
     except Exception as error:
         if not is_item_fault(error):
-            # A service is away: that says nothing about the messages.
+            # A service is away: the messages are not to blame.
             attempt.messages = ()
         elif len(attempt.messages) == 1:
             attempt.refuse_single(error)
@@ -206,14 +206,14 @@ def attempting(topic: str, saved: Positions | None, most: int) -> Iterator[Attem
     if _attempts.get(topic) is attempt:
         attempt.messages = ()
         attempt.max_messages *= 2
-        if attempt.max_messages >= most:
+        if attempt.max_messages >= limit:
             del _attempts[topic]
 
 
 def without_skipped(
     services: Runtime, messages: Sequence[ConsumerRecord], topic_id: str
 ) -> tuple[Sequence[ConsumerRecord], list[Refused]]:
-    """Separate the messages of one topic from those that an operator wants skipped, which are refused."""
+    """Separate the messages of one topic from those that an operator skips, which are refused."""
     ranges = services.skipped_offsets.of(messages[0].topic, topic_id) if messages else ()
     wanted: list[ConsumerRecord] = []
     refused: list[Refused] = []
@@ -227,7 +227,7 @@ def without_skipped(
 
 
 def dead_letter_message(services: Runtime, dead_letter_topic: str, refused: Sequence[Refused], topic_id: str) -> None:
-    """Publish messages that cannot be stored as dead letters, each once however often this is called.
+    """Publish messages that cannot be stored as dead letters, each once, also after repeated calls.
 
     One that no topic accepts, e.g. for its size, goes to the quarantine store instead.
 
@@ -294,7 +294,7 @@ def _store_read(
 def _decode(
     queue: Queue[Message], messages: Iterator[ConsumerRecord], topic_id: str, attempt: Attempt, give_up_at: float
 ) -> tuple[list[ConsumedMessage[Message]], list[Refused]]:
-    """Decode messages as long as there is time; returns those that can be decoded, and those that cannot."""
+    """Decode messages until the time is up; return the decoded and the refused ones."""
     arrived: list[ConsumedMessage[Message]] = []
     refused: list[Refused] = []
     for received in messages:
@@ -316,7 +316,7 @@ def _decode(
 
 
 def _positions(read: BoundedRead, left: Sequence[ConsumerRecord]) -> Positions:
-    """Return where the next tick goes on: before the first message of each partition that there was no time for."""
+    """Return the next positions: before the first unprocessed message of each partition."""
     next_offsets = dict(read.positions.next_offsets)
     for received in left:
         next_offsets[received.partition] = min(next_offsets[received.partition], received.offset)

@@ -1,4 +1,4 @@
-"""Tell faults of one item, which fails alone, from faults of a service, which everything waits for.
+"""Distinguish faults of one item, which fails alone, from faults of a service, which everything waits for.
 
 An item's fault must never delay its neighbours, and a service that is away must never cost an item an attempt.
 """
@@ -18,13 +18,13 @@ from ingest_project.core.errors import (
 from ingest_project.platform.database.errors import is_database_failure, map_error, refuses_values
 
 SERVICES = (BrokerUnavailableError, DatabaseUnavailableError, StoreUnavailableError, TransactionConflictError)
-# This process or its disk is what is short of something.
+# This process or its disk lacks a resource.
 SHORTAGES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 LONGEST_REASON = 2_000
 
 
 def is_item_fault(error: Exception) -> bool:
-    """Tell an error that an item may be to blame for from one of a service, a setting or this machine.
+    """Test whether an item may have caused an error, and not a service, a setting or this machine.
 
     An unexpected error is the item's: nothing else has changed since the item before it.
     """
@@ -45,7 +45,7 @@ def error_class_of(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException) -> BaseException | None:
-    """Return the error to log with its traceback; None for ours, which say all, and a database's, which quote rows."""
+    """Return the error to log with its traceback; None for ours, and for a database's, which quote rows."""
     return None if isinstance(error, IngestError) or is_database_failure(error) else error
 
 

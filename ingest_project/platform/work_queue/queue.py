@@ -45,12 +45,12 @@ class JobState(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """True when only a person can have it tried again."""
+        """True when only a person can request another attempt."""
         return self in {JobState.DONE, JobState.FAILED}
 
 
 class RetryRule(Protocol):
-    """How often and when an entry is tried again."""
+    """Limit of attempts, and the pauses between them."""
 
     @property
     def max_attempts(self) -> int:
@@ -58,7 +58,7 @@ class RetryRule(Protocol):
         ...
 
     def delay(self, attempts: int) -> timedelta:
-        """Return the pause after so many attempts."""
+        """Return the pause after this number of attempts."""
         ...
 
 
@@ -118,7 +118,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Fields that the entries of every queue have. A queue's own record adds its key and its own columns.
 
     Args:
-        attempts: how often a batch claimed it, since it arrived or was reopened.
+        attempts: number of times that a batch claimed it, since it arrived or was reopened.
         reason: why it failed or waits again.
         next_attempt_at: not claimed before then.
     """
@@ -146,12 +146,12 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def composed_fields(cls, row: sa.RowMapping) -> dict[str, Any]:
-        """Return the fields whose values are not a column's as it is."""
+        """Return the fields that are composed or converted from columns."""
         return {"intake": KafkaPosition.of(row), "state": cls.states(row["state"])}
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """Keys that `record` found, by what it did with them.
+    """Keys that `record` found, by their treatment.
 
     Args:
         new: not known before; now pending.
@@ -177,7 +177,7 @@ class RequeuedEntries(msgspec.Struct, frozen=True):
 
 
 class Due(msgspec.Struct, frozen=True):
-    """An entry whose time has come, and how often it was tried before.
+    """An entry that is due, and the number of its earlier attempts.
 
     Args:
         retry_group: name of the half of a lost batch that it must be tried with, and with nothing else.
@@ -269,11 +269,11 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         never saved: that batch does not exist. It is pending again, and that attempt is not counted.
         """
         first = {self.key_of(arrival): arrival for arrival in reversed(arrivals)}
-        # In one order everywhere: two ticks that record the same entries must not wait for each other crosswise.
+        # In one order everywhere: two ticks that record the same entries must not deadlock.
         ordered = sorted(first)
         with writing(self._engine) as connection:
-            there = self._select_keys(connection, ordered)
-            new = self._insert(connection, [self._row(first[key], now) for key in ordered if key not in there])
+            present = self._select_keys(connection, ordered)
+            new = self._insert(connection, [self._row(first[key], now) for key in ordered if key not in present])
             known = {key: first[key] for key in ordered if key not in new}
             reopened = self._reopen_unsaved(connection, known, now) | self._record_known(connection, known, now)
         keys = list(dict.fromkeys(self.key_of(arrival) for arrival in arrivals))
@@ -284,7 +284,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         )
 
     def due(self, queue_name: str, limit: int, now: datetime) -> tuple[Due, ...]:
-        """Return pending entries whose time has come, in the order in which they are to be claimed."""
+        """Return pending entries that are due, in the order in which they are to be claimed."""
         with reading(self._engine) as connection:
             return tuple(Due(*row) for row in connection.execute(self._due(queue_name, limit, now)))
 
@@ -334,7 +334,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def requeue_later(
         self, keys: Sequence[str], reason: str, error_class: str, retries: RetryRule, now: datetime
     ) -> RequeuedEntries:
-        """Handle a transient failure inside a run: pending again after a pause, or failed when no attempt is left."""
+        """Requeue entries after a transient failure inside a run, after a pause; fail those with no attempt left."""
         why = {"reason": reason, "error_class": error_class}
         found: list[RequeuedEntries] = []
         with writing(self._engine) as connection:
@@ -349,7 +349,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def requeue_lost(
         self, batch_id: str | None, run_id: str | None, reason: str, retries: RetryRule, now: datetime
     ) -> RequeuedEntries:
-        """Requeue what the dead or never started run of a batch holds; a run that began meanwhile keeps its entries.
+        """Requeue the entries of a dead or never started run of a batch; a run that began meanwhile keeps its own.
 
         What was finished and only not reported is pending at once; with no attempt left it stays finished, unreported.
         Where this queue halves lost batches, what a run held together with others is tried again whatever its
@@ -412,7 +412,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             skew_seconds: normal difference between clocks.
 
         Returns:
-            how many there were; a second time there are none.
+            number of corrected entries; a second call finds none.
         """
         columns = self._table.c
         sooner = sa.case((columns.next_attempt_at > now, now), else_=columns.next_attempt_at)
@@ -441,8 +441,8 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         Args:
             state: only those in this state.
             text: part of one of the searched columns, upper and lower case alike.
-            limit: at most so many.
-            offset: so many are passed over first.
+            limit: maximum number.
+            offset: number of entries to skip first.
         """
         columns = self._table.c
         query = sa.select(self._table).order_by(columns.updated_at.desc(), self._key).limit(limit).offset(offset)
@@ -460,17 +460,17 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return {state: counts.get(state, 0) for state in self._queue.states}
 
     def oldest_unfinished(self) -> Entry | None:
-        """Return the entry that has been waiting longest for its end."""
+        """Return the unfinished entry that arrived first."""
         unfinished = sa.select(self._table).where(self._table.c.state.in_(self._queue.unfinished))
         found = self._select(unfinished.order_by(self._table.c.created_at).limit(1))
         return found[0] if found else None
 
     def _record_known(self, connection: sa.Connection, known: Mapping[str, Arrival], now: datetime) -> set[str]:  # noqa: ARG002 - for subclasses
-        """Update entries that arrived again and return the keys of those that are pending by it; none, by default."""
+        """Update entries that arrived again; return the keys of those made pending, none by default."""
         return set()
 
     def _before_begin(self, connection: sa.Connection, keys: Sequence[str], run_id: str, now: datetime) -> None:
-        """Prepare entries that a run is about to begin; by default there is nothing to prepare."""
+        """Prepare entries that a run is about to begin; does nothing by default."""
 
     def _as_new(self, now: datetime) -> dict[str, Any]:
         """Return the changes that make a finished entry as if it had just arrived."""
@@ -580,7 +580,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return RequeuedEntries(pending, tuple(failed))
 
     def _add_reason(self, connection: sa.Connection, lost: sa.ColumnElement[bool], reason: str) -> None:
-        """Store why runs were lost, and keep why each entry failed before: a lost run says little about an entry."""
+        """Store the reason of lost runs, and keep the earlier reason of each entry, which explains more."""
         columns = self._table.c
         by_reason: dict[str, list[str]] = {}
         for key, earlier, error_class in connection.execute(
@@ -593,7 +593,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             self._update(connection, keys, {"reason": full, "error_class": RUN_LOST})
 
     def _halve(self, connection: sa.Connection, lost: sa.ColumnElement[bool], change: Mapping[str, Any]) -> int:
-        """Make two pending groups of what a lost run held; returns how many. One alone only gets a group of its own."""
+        """Divide the entries of a lost run into two pending groups; return their number, 0 for a single entry."""
         keys = connection.execute(sa.select(self._key).where(lost).order_by(self._key)).scalars().all()
         if len(keys) <= 1:
             connection.execute(sa.update(self._table).where(lost).values(retry_group=uuid.uuid4().hex))

@@ -4,10 +4,17 @@ The saved cursor owns the Kafka positions. A tick reads from it, writes what it 
 keys, and requests runs over what is due; Dagster saves the cursor together with the requests. Killed before that, the
 next tick reads the same messages again and finds them in the queue; killed after it, Dagster starts the runs itself.
 What a lost run left unfinished is due again after a pause.
+
+A batch is one run that works on many entries, each of them a partition of its own. A run that Dagster would call
+partitioned reports every output for every one of its partitions; here one file of a batch may be stored while the next
+is quarantined. So a batch run has no partition: the queue knows its keys by batch id, and `asset_events` reports each.
+A person who selects partitions in the UI, and a tick that found a single file, use the same code with Dagster's own
+keys.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,9 +27,93 @@ from ingest_project.core.settings import RetrySettings
 from ingest_project.platform.dagster.run_records import failure_of_run
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
-from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, new_batch_id, run_request
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, consume
 from ingest_project.platform.work_queue.queue import Due, Lease, QueueArrival, WorkQueue
+
+BATCH_TAG = "ingest/batch"
+BATCH_ID_TAG = "ingest/batch_id"
+BATCH_SIZE_TAG = "ingest/batch_size"
+# Pools, whose limit is in dagster.yaml: they also bound runs that people start by hand, which have no batch tag.
+DATABASE_POOL = "database"
+ONELAKE_POOL = "onelake"
+# Fewest entries for which a second run pays for its own start-up.
+WORTH_SPLITTING = 200
+
+
+def new_batch_id() -> str:
+    """Return a unique batch id. Reusing an id would make Dagster treat the new request as a run it already launched."""
+    return uuid.uuid4().hex
+
+
+def split_evenly(
+    keys: Sequence[str], largest: int, parallel: int, worth_splitting: int = WORTH_SPLITTING
+) -> list[list[str]]:
+    """Cut keys into batches of at most `largest`, and into `parallel` equal ones where each is worth a run's start-up.
+
+    Args:
+        keys: of the entries, in order.
+        largest: most keys in one batch.
+        parallel: runs that work at the same time.
+        worth_splitting: fewest keys for which a second run pays for its own start-up.
+    """
+    if not keys:
+        return []
+    wanted = max(-(-len(keys) // largest), min(parallel, len(keys) // worth_splitting), 1)
+    size = -(-len(keys) // wanted)
+    return [list(keys[start : start + size]) for start in range(0, len(keys), size)]
+
+
+def batches_of_due(due: Sequence[Due], largest: int, parallel: int) -> list[list[str]]:
+    """Cut due entries into batches, those that wait longest first: each retry group alone, the others together.
+
+    Args:
+        due: in the order in which they wait.
+        largest: most entries in one batch.
+        parallel: runs that work at the same time.
+    """
+    groups: dict[str, list[str]] = {}
+    for entry in due:
+        if entry.retry_group is not None:
+            groups.setdefault(entry.retry_group, []).append(entry.key)
+    together = [entry.key for entry in due if entry.retry_group is None]
+    batches = split_evenly(together, largest, parallel) + list(groups.values())
+    order = {entry.key: number for number, entry in enumerate(due)}
+    return sorted(batches, key=lambda batch: order[batch[0]])
+
+
+def run_request(kind: str, batch_id: str, keys: Sequence[str], *, partitioned: bool = True) -> dg.RunRequest:
+    """Request one run over these keys: an ordinary partitioned run for a single key, so that its page shows the file.
+
+    Args:
+        kind: what the keys are, e.g. `files`; runs of one kind are limited together in dagster.yaml.
+        batch_id: under which the queue knows the keys; also the run key.
+        keys: of the entries.
+        partitioned: whether the keys are partitions.
+    """
+    tags = {BATCH_TAG: kind, BATCH_ID_TAG: batch_id, BATCH_SIZE_TAG: str(len(keys))}
+    partition_key = keys[0] if partitioned and len(keys) == 1 else None
+    return dg.RunRequest(run_key=batch_id, partition_key=partition_key, tags=tags)
+
+
+def keys_of_run(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext, keys_of_batch: Callable[[str], Sequence[str]]
+) -> list[str]:
+    """Return the keys that a run works on: those a person selected, its one partition, or those of its batch.
+
+    Args:
+        context: of the run.
+        keys_of_batch: returns the queue's keys of a batch.
+
+    Raises:
+        Failure: the run names neither.
+    """
+    if context.has_partition_key or context.has_partition_key_range:
+        return list(context.partition_keys)
+    batch_id = context.run.tags.get(BATCH_ID_TAG)
+    if batch_id is None:
+        raise dg.Failure("This run names neither partitions nor a batch. Select partitions and materialise those.")
+    return list(keys_of_batch(batch_id))
+
 
 LONGEST_REASON = 300
 
@@ -46,13 +137,13 @@ class Intake(Generic[Message]):
 
 @dataclass(frozen=True, kw_only=True)
 class QueueSensor:
-    """Describes what one sensor does at each tick.
+    """One sensor over a work queue, and its ticks.
 
     Args:
         queue: that it serves.
         queue_name: which of the queue's entries it serves, usually the topic they came from.
         kind: of the batch runs, e.g. `files`; also names the set of dynamic partitions.
-        cut: due entries to batches, those to be done first in front.
+        cut: divides due entries into batches, the first ones to dispatch in front.
         batch_entries: most entries of one batch.
         max_batches: most batches in flight.
         retries: how long a run may take to appear, and when the entries of a lost one are tried again.
@@ -75,7 +166,7 @@ class QueueSensor:
     on_failed: Callable[[Sequence[str]], object] | None = None
 
     def tick(self, context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult:
-        """Consume what has arrived, requeue what lost runs left, and request runs over what is due."""
+        """Consume new messages, requeue the entries of lost runs, and request runs over due ones."""
         cursor = self._consume(context, services) if self.intakes else None
         failed = requeue_orphaned(context.instance, self.queue, self.queue_name, self.retries)
         if failed and self.on_failed:
@@ -89,7 +180,7 @@ class QueueSensor:
         )
 
     def dispatch(self, instance: dg.DagsterInstance, slots: int) -> list[dg.RunRequest]:
-        """Claim due entries in at most so many batches, and return the requests for their runs."""
+        """Claim due entries in at most as many batches as there are slots, and return the requests for their runs."""
         if not slots:
             return []
         now = datetime.now(UTC)
@@ -126,7 +217,7 @@ class QueueSensor:
         try:
             return msgspec.json.decode(text, type=dict[str, str]) if text else {}
         except msgspec.MsgspecError:
-            # Of a sensor that had one topic only, or none of ours: `Positions.from_cursor` says so.
+            # Of a sensor that had one topic only, or a foreign one, which `Positions.from_cursor` reports.
             return {self.intakes[0].topic.topic: text or ""}
 
     def _storing(
@@ -175,7 +266,7 @@ def requeue_orphaned(
         instance: knows the runs.
         queue: to look through.
         queue_name: of the sensor; each sensor requeues only its own entries.
-        retries: how long a run may take to appear, and when what it left is tried again.
+        retries: the time that a run may take to appear, and when its entries are tried again.
 
     Returns:
         keys of those that had no attempt left and are failed.
@@ -184,15 +275,21 @@ def requeue_orphaned(
     failed: list[str] = []
     for lease in queue.leases(queue_name, now - retries.launch_grace):
         if not _is_alive(instance, lease):
-            reason = _reason_of_loss(instance, lease)
+            reason = reason_of_loss(instance, lease.run_id, lease.batch_id)
             failed += queue.requeue_lost(lease.batch_id, lease.run_id, reason, retries, now).failed
     return failed
 
 
-def _reason_of_loss(instance: dg.DagsterInstance, lease: Lease) -> str:
-    """Say that the run is over, and what Dagster recorded of its end: an exception, or how its process died."""
-    holder = f"run {lease.run_id}" if lease.run_id else f"batch {lease.batch_id}"
-    recorded = failure_of_run(instance, lease.run_id)[:LONGEST_REASON] if lease.run_id else ""
+def reason_of_loss(instance: dg.DagsterInstance, run_id: str | None, batch_id: str | None = None) -> str:
+    """Return the reason of a lost lease, with the exception or the dead process that Dagster recorded of its run.
+
+    Args:
+        instance: knows the run.
+        run_id: that held the lease; None where no run had begun.
+        batch_id: names the lease then.
+    """
+    holder = f"run {run_id}" if run_id else f"batch {batch_id}"
+    recorded = failure_of_run(instance, run_id)[:LONGEST_REASON] if run_id else ""
     return f"The {holder} ended before this was done{': ' + recorded if recorded else '.'}"
 
 

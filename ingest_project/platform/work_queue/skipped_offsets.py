@@ -1,7 +1,7 @@
-"""Offsets that an operator wants skipped: their messages are dead-lettered without being decoded.
+"""Offsets that an operator skips: their messages are dead-lettered without being decoded.
 
-The saved cursor owns the positions, so that nobody moves it from outside: a tick that reads a message of this list
-dead-letters it and goes on, whether it runs while the list is written or an hour later.
+The saved cursor owns the positions, and nothing else moves it: a tick that reads a message of this list
+dead-letters it and continues, whether it runs while the list is written or an hour later.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SkippedOffsets(msgspec.Struct, frozen=True, kw_only=True):
     """A range of offsets of one partition to skip.
 
     Args:
-        topic_id: of the topic, see `Positions`; empty where the broker does not tell it.
+        topic_id: of the topic, see `Positions`; empty where the broker does not name it.
         end_offset: of the first message that is not skipped.
         reason: given by the operator.
     """

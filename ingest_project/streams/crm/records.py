@@ -1,8 +1,8 @@
-"""Opportunities and projects: each record once, in its newest version, in whatever order its versions come.
+"""Opportunities and projects: each record once, in its newest version, for any order of arrival.
 
-Of two versions the one with the later `last_modified` stays. Two that claim the same moment are ordered by where they
-stand in Kafka: by the epoch of the topic (a topic that was recreated is younger), then by topic name and topic id, by
-partition, and by offset. So the later offset of a partition wins, across partitions the higher partition number, and
+Of two versions the one with the later `last_modified` stays. Two that claim the same moment are ordered by their
+position in Kafka: by the epoch of the topic (a topic that was recreated is younger), then by topic name and topic id,
+by partition, and by offset. So the later offset of a partition wins, across partitions the higher partition number, and
 any order, any chunks and any repetition of the same messages leave the same rows.
 """
 
@@ -15,9 +15,108 @@ from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy import Column as Col
 
 from ingest_project.contracts.crm_event import CrmEvent, CrmKind
-from ingest_project.streams.crm.tables import opportunities, projects
+from ingest_project.platform.database.columns import ExactDecimal, Json, UtcTime, metadata
+
+
+def _origin() -> list[Col[Any]]:
+    """Return the columns that identify the version of a record, and the message that brought it."""
+    return [
+        Col("last_modified", UtcTime, nullable=False),
+        # Of the whole message.
+        Col("content_sha256", sa.Text, nullable=False),
+        Col("kafka_topic", sa.Text, nullable=False),
+        Col("kafka_topic_id", sa.Text, nullable=False),
+        Col("kafka_partition", sa.Integer, nullable=False),
+        Col("kafka_offset", sa.BigInteger, nullable=False),
+        Col("stored_at", UtcTime, nullable=False),
+        # Number of the topic among those of the same name: of two versions of one moment the later one stays.
+        Col("kafka_epoch", sa.Integer, nullable=False, server_default="0"),
+        # Of the message that brought this version, where its headers name one.
+        Col("trace_id", sa.Text, index=True),
+    ]
+
+
+def _described() -> list[Col[Any]]:
+    """Return the columns that both kinds of records have in common."""
+    return [
+        Col("account_id", sa.Text),
+        Col("owner_id", sa.Text),
+        Col("source", sa.Text),
+        Col("tags", Json),
+        Col("notes", sa.Text),
+        # Whole, as it came; the columns above are taken from it.
+        Col("meta_data", Json, nullable=False),
+        # Fields that the contract does not know, by name.
+        Col("other_fields", Json),
+    ]
+
+
+opportunities = sa.Table(
+    "opportunities",
+    metadata,
+    Col("event_id", sa.Text, primary_key=True),
+    Col("name", sa.Text, nullable=False),
+    Col("stage", sa.Text, nullable=False),
+    Col("amount", ExactDecimal),
+    Col("probability", ExactDecimal),
+    Col("expected_close_date", sa.Date),
+    *_described(),
+    *_origin(),
+)
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    Col("event_id", sa.Text, primary_key=True),
+    Col("name", sa.Text, nullable=False),
+    Col("status", sa.Text, nullable=False),
+    Col("start_date", sa.Date),
+    Col("end_date", sa.Date),
+    Col("budget", ExactDecimal),
+    *_described(),
+    *_origin(),
+)
+
+unidentified_messages = sa.Table(
+    "unidentified_messages",
+    metadata,
+    # Its position, as people write it.
+    Col("message_id", sa.Text, primary_key=True),
+    Col("kafka_topic", sa.Text, nullable=False),
+    Col("kafka_topic_id", sa.Text, nullable=False),
+    Col("kafka_partition", sa.Integer, nullable=False),
+    Col("kafka_offset", sa.BigInteger, nullable=False),
+    Col("kafka_timestamp", UtcTime),
+    Col("message_key", sa.LargeBinary),
+    # Names and values (base64) in the order they were sent.
+    Col("headers", Json),
+    # The bytes as they were sent; null for a message without any.
+    Col("payload", sa.LargeBinary),
+    # The same where it is UTF-8, NUL characters replaced.
+    Col("payload_text", sa.Text),
+    Col("size_bytes", sa.BigInteger, nullable=False),
+    Col("reason", sa.Text, nullable=False),
+    Col("error_class", sa.Text, nullable=False),
+    Col("received_at", UtcTime, nullable=False),
+    Col("retries", sa.Integer, nullable=False),
+    Col("retried_at", UtcTime),
+    # Set once it was identified after all: when, as what, and which record it became.
+    Col("identified_at", UtcTime),
+    Col("identified_as", sa.Text),
+    Col("event_id", sa.Text),
+    Col("trace_id", sa.Text, index=True),
+    sa.Index(
+        "unidentified_messages_open",
+        "received_at",
+        "message_id",
+        postgresql_where=sa.text("identified_at IS NULL"),
+        sqlite_where=sa.text("identified_at IS NULL"),
+    ),
+)
+
 
 TABLES: Mapping[CrmKind, sa.Table] = {CrmKind.OPPORTUNITY: opportunities, CrmKind.PROJECT: projects}
 # PostgreSQL plans the whole of one parameter at once; a few thousand rows are as fast as more.
@@ -58,14 +157,14 @@ class PlacedEvent(NamedTuple):
     @property
     def version(self) -> tuple[object, ...]:
         """Orders all versions of a record: the greatest one stays. The same order as in `_upsert_statement`."""
-        place = self.position
+        position = self.position
         return (
             self.event.last_modified,
-            place.epoch,
-            place.topic.encode(),
-            place.topic_id.encode(),
-            place.partition,
-            place.offset,
+            position.epoch,
+            position.topic.encode(),
+            position.topic_id.encode(),
+            position.partition,
+            position.offset,
         )
 
 
@@ -147,8 +246,8 @@ def _upsert_statement(table: sa.Table, columns: Sequence[str], source: str, coll
 
     def version(whose: str) -> str:
         texts = (f"{whose}.{column}{collation}" for column in ("kafka_topic", "kafka_topic_id"))
-        place = (f"{whose}.{column}" for column in ("kafka_partition", "kafka_offset"))
-        return f"({', '.join((f'{whose}.last_modified', f'{whose}.kafka_epoch', *texts, *place))})"
+        position = (f"{whose}.{column}" for column in ("kafka_partition", "kafka_offset"))
+        return f"({', '.join((f'{whose}.last_modified', f'{whose}.kafka_epoch', *texts, *position))})"
 
     return (
         f"INSERT INTO {name} ({', '.join(columns)}) {source}"
@@ -157,7 +256,7 @@ def _upsert_statement(table: sa.Table, columns: Sequence[str], source: str, coll
 
 
 def _row(placed: PlacedEvent, stored_at: str, time: Any, json: Any) -> dict[str, Any]:  # noqa: ANN401 - text makers
-    """Return a row whose values are texts and whole numbers, as either database takes them without a loss."""
+    """Return a row of texts and whole numbers, which either database stores without a loss."""
     event, position, trace_id = placed
     row = {
         "event_id": event.event_id,

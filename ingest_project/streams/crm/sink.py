@@ -29,7 +29,7 @@ from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.records import MessageOrder, PlacedEvent, upsert
 from ingest_project.streams.crm.unidentified import Unidentified, keep
-from ingest_project.streams.engine import Batch
+from ingest_project.streams.engine import Batch, StreamResources
 from ingest_project.streams.positions import (
     PositionConflictError,
     SinkPosition,
@@ -37,7 +37,6 @@ from ingest_project.streams.positions import (
     epochs,
     move,
 )
-from ingest_project.streams.resources import StreamResources
 
 logger = get_logger(__name__)
 
@@ -67,7 +66,7 @@ class Identified:
 
 
 class RetryResult(NamedTuple):
-    """The result of trying unidentified messages again.
+    """Result of retrying unidentified messages.
 
     Args:
         identified: ids of messages that are records now.
@@ -203,7 +202,7 @@ def identify_payload(payload: bytes | None) -> CrmEvent | tuple[str, str]:
     except UnreadableMessageError as error:
         return str(error), error.error_class
     except Exception as error:  # a defect of ours that one message found must not stop the others
-        logger.exception("decoding_failed_unforeseen")
+        logger.exception("decoding_failed_unexpectedly")
         failure = UnexpectedError("Reading the message", error)
         return str(failure), failure.error_class
 
@@ -222,7 +221,7 @@ def unidentified(message: ConsumerRecord, position: MessageOrder, reason: str, e
 
 
 def may_be_a_messages_fault(error: Exception) -> bool:
-    """Tell an error that one message may have caused from one of the tables, the connection or a concurrent writer."""
+    """Test whether one message may have caused an error, and not the tables, the connection or a concurrent writer."""
     if isinstance(error, TransientError):
         return False
     if isinstance(error, sa.exc.DBAPIError) and not isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
@@ -235,13 +234,13 @@ def reason_of(error: Exception) -> tuple[str, str]:
     if isinstance(error, sa.exc.DBAPIError):
         cause = next(iter(str(error.orig or error).splitlines()), type(error).__name__)
         return f"The database refuses it: {cause[:300]}", type(error).__name__
-    logger.error("storing_failed_unforeseen", exc_info=error)
+    logger.error("storing_failed_unexpectedly", exc_info=error)
     failure = UnexpectedError("Storing the message", error)
     return str(failure), failure.error_class
 
 
 def retry(engine: sa.Engine, message_ids: Sequence[str] | None = None) -> RetryResult:
-    """Identify messages again by today's rules; what is identified now is stored as if it had just come.
+    """Identify messages again by today's rules, and store those that are identified now as new arrivals.
 
     Record and mark are one transaction, and each message is locked by one retry at a time: done twice, also at once, it
     becomes a record once. An older version still never overwrites a newer one.

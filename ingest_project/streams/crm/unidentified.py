@@ -22,7 +22,7 @@ from ingest_project.contracts.decoding import trace_id_in
 from ingest_project.core.logging import get_logger
 from ingest_project.core.terminal_text import to_json
 from ingest_project.streams.crm.records import MessageOrder
-from ingest_project.streams.crm.tables import unidentified_messages as table
+from ingest_project.streams.crm.records import unidentified_messages as table
 
 MAX_REASON_LENGTH = 1_000
 
@@ -115,7 +115,7 @@ def find(
         connection: to read with.
         open_only: only those that are not identified yet.
         text: part of the id, the reason or the message, upper and lower case alike.
-        limit: at most so many.
+        limit: maximum number.
         after: only those whose id comes after this one.
     """
     query = sa.select(table).where(table.c.message_id > after).order_by(table.c.message_id).limit(limit)
@@ -228,7 +228,7 @@ def append_to_log(log_file: Path | None, messages: Sequence[Unidentified], now: 
     lines = b"".join(_line(message, now) for message in messages)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Runs write side by side: what is appended in one call stays together.
+        # Runs write concurrently: the lines of one call stay together.
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "ab", buffering=0) as file:
             file.write(lines)

@@ -22,12 +22,11 @@ from ingest_project.platform.delta.table import Committed
 from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.engine import CHUNK_BYTES
 from ingest_project.streams.positions import TopicPartition
-from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import app_id_of
+from ingest_project.streams.user_activity.resources import UserActivityResources, app_id_of
 
 logger = get_logger(__name__)
 
-MOST_REFUSED_FROM_THE_FIRST = 10
+MAX_REFUSED_FROM_THE_FIRST = 10
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Appended:
 
 @dataclass(frozen=True)
 class AppendTarget:
-    """Where rows go.
+    """Target of an append.
 
     Args:
         partition: that they are from.
@@ -65,10 +64,10 @@ class AppendTarget:
 
 
 def append_bisecting(services: UserActivityResources, table: pa.Table, target: AppendTarget) -> Appended:
-    """Append rows in one commit; where they are refused, in more, until the refused row stands alone.
+    """Append rows in one commit; where they are refused, in more, until the refused row is alone.
 
     Each commit begins where the one before it ended. The dead letter of a refused row is published before the commit
-    that passes its offset: killed anywhere, the same call goes on.
+    that passes its offset: killed anywhere, the same call continues.
 
     Args:
         services: Kafka and the table.
@@ -134,8 +133,8 @@ class _Append:
         """Blame a row only if the table takes a commit without these rows: its store may be away."""
         if not may_be_a_rows_fault(error):
             return False
-        if count == 1 and not self._accepted and len(self.done.refused) >= MOST_REFUSED_FROM_THE_FIRST:
-            # It takes no row at all.
+        if count == 1 and not self._accepted and len(self.done.refused) >= MAX_REFUSED_FROM_THE_FIRST:
+            # It accepts no row at all.
             return False
         is_certain = 1 < count < self._table.num_rows
         return is_certain or _takes_commits(self._services, self._target.partition)
@@ -188,5 +187,5 @@ def _refuse(services: UserActivityResources, partition: TopicPartition, offset: 
 def _refusal(error: Exception) -> PermanentError | UnreadableMessageError:
     if isinstance(error, IngestError):
         return UnreadableMessageError(f"The table refuses it: {reason_of(error.__cause__ or error)}.")
-    logger.error("storing_failed_unforeseen", exc_info=error)
+    logger.error("storing_failed_unexpectedly", exc_info=error)
     return UnexpectedError("Storing the message", error)

@@ -25,30 +25,30 @@ from ingest_project.platform.dagster.asset_events import (
 )
 from ingest_project.platform.dagster.catalog import topic_key
 from ingest_project.platform.database.engine import exclusive
-from ingest_project.platform.work_queue.batches import BATCH_ID_TAG
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG
 from ingest_project.streams.engine import StreamRun, as_ingest_error, settle, store_stream
 from ingest_project.streams.sensor import StreamRunConfig
+from ingest_project.streams.user_activity.hours import HourOfType, replace_hours, statistics_of_hour
 from ingest_project.streams.user_activity.rebuild import rebuild_hour
-from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.user_activity.resources import FIRST_HOUR, UserActivityResources
 from ingest_project.streams.user_activity.sink import ActivitySink
-from ingest_project.streams.user_activity.statistics import HourOfType, replace_hours, statistics_of_hour
-from ingest_project.streams.user_activity.stream import (
-    FIRST_HOUR,
-    USER_ACTIVITY_EVENTS,
-    USER_ACTIVITY_HOURLY,
-    hourly_partitions,
-)
 
 EVENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2), warn_window=timedelta(hours=1))
 HOURLY_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=3), warn_window=timedelta(hours=2))
 
 logger = get_logger(__name__)
 
+# The present hour is a partition too, so that new arrivals are visible.
+hourly_partitions = dg.HourlyPartitionsDefinition(start_date=FIRST_HOUR, end_offset=1)
+
+USER_ACTIVITY_EVENTS = dg.AssetKey("user_activity_events")
+USER_ACTIVITY_HOURLY = dg.AssetKey("user_activity_hourly")
+
 HOURLY_LOCK = "user_activity_hourly"
 HOURLY_LOCK_WAIT_SECONDS = 900.0
-MOST_TYPES_SHOWN = 20
-MOST_STORE_FAILURES = 3
-MOST_HOURS = 10_000
+MAX_TYPES_SHOWN = 20
+MAX_STORE_FAILURES = 3
+MAX_HOURS = 10_000
 
 
 @dg.multi_asset(
@@ -101,7 +101,7 @@ def store_events(context: Context, services: UserActivityResources, config: Stre
 def _report(context: Context, services: UserActivityResources, run: StreamRun, sink: ActivitySink) -> None:
     """Report each hour that changed since it was reported last: also those of a run that was killed before it did."""
     try:
-        changes = services.activity_hours.unreported(FIRST_HOUR, datetime.now(UTC), MOST_HOURS)
+        changes = services.activity_hours.unreported(FIRST_HOUR, datetime.now(UTC), MAX_HOURS)
     except TransientError as away:
         # The next run reports them.
         logger.warning("hours_not_reported", reason=str(away))
@@ -160,7 +160,7 @@ def compute_statistics(context: Context, services: UserActivityResources, hours:
                 _count_hour(context, services, hour)
             except Exception as error:
                 # One file of the table may be gone or broken; of a store that is away all are.
-                many = len(failures) >= MOST_STORE_FAILURES
+                many = len(failures) >= MAX_STORE_FAILURES
                 if isinstance(error, TransientError) and (many or not isinstance(error, StoreUnavailableError)):
                     raise
                 failures[hour_key(hour)] = as_ingest_error(error, f"Counting {hour_key(hour)}")
@@ -177,7 +177,7 @@ def _count_hour(context: Context, services: UserActivityResources, hour: datetim
 
 
 def _metadata(found: Sequence[HourOfType]) -> dict[str, object]:
-    most = sorted(found, key=lambda one: one.events, reverse=True)[:MOST_TYPES_SHOWN]
+    most = sorted(found, key=lambda one: one.events, reverse=True)[:MAX_TYPES_SHOWN]
     shown = ("event_type", "events", "users", "sessions", "processing_ms_p50", "processing_ms_p95")
     return {
         "events": sum(one.events for one in found),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REPLACE_TRIES = 8
 LONGEST_PAUSE_SECONDS = 2.0
-MOST_OF_TRACE = 1_000
+MAX_OF_TRACE = 1_000
 POSITION_COLUMNS = frozenset({"kafka_topic", "kafka_topic_id", "kafka_partition", "kafka_offset"})
 
 
@@ -87,15 +87,15 @@ def count_offsets(store: DeltaStore, offsets: OffsetRange, size: int) -> dict[in
 
 
 def events_of_trace(store: DeltaStore, trace_id: str) -> list[dict[str, Any]]:
-    """Return the events of a trace, at most MOST_OF_TRACE, in the order in which they were written to Kafka.
+    """Return the events of a trace, at most MAX_OF_TRACE, in the order in which they were written to Kafka.
 
-    Goes through the whole table: a trace says nothing of the day.
+    Scans the whole table: a trace does not determine the day.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
     columns = 'event_id, event_type, "timestamp", kafka_topic, kafka_partition, kafka_offset, kafka_timestamp'
-    query = f"SELECT {columns} FROM events WHERE trace_id = {_text(trace_id)} LIMIT {MOST_OF_TRACE}"
+    query = f"SELECT {columns} FROM events WHERE trace_id = {_text(trace_id)} LIMIT {MAX_OF_TRACE}"
     found = [row for batch in _ask_of(store, {"trace_id"}, query) for row in batch.to_pylist()]
     return sorted(found, key=lambda row: (row["kafka_timestamp"] or row["timestamp"], row["kafka_offset"]))
 

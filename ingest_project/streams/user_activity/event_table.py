@@ -29,7 +29,7 @@ from ingest_project.core.errors import PermanentError, UnexpectedError, Unreadab
 from ingest_project.core.keys import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.streams.user_activity.stream import FIRST_HOUR, hours_between
+from ingest_project.streams.user_activity.resources import FIRST_HOUR, hours_between
 
 logger = get_logger(__name__)
 
@@ -37,9 +37,9 @@ INSTANT = pa.timestamp("us", tz="UTC")
 # What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.
 PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
 # The clock of a sender may be wrong; a day ahead of when the broker got the event is no partition of its own.
-MOST_AHEAD = timedelta(days=1)
+MAX_AHEAD = timedelta(days=1)
 # Each day of a commit is a file, and senders choose the days.
-MOST_DAYS_PER_COMMIT = 32
+MAX_DAYS_PER_COMMIT = 32
 NOTHING = (b"", b"null")
 SHORTEST = 5
 TEXTS = ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
@@ -104,7 +104,7 @@ def event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> EventRows:
         found.append(rows)
 
     for message, error in store_bisecting(messages, decode, lambda error: not isinstance(error, MemoryError)):
-        logger.error("decoding_failed_unforeseen", exc_info=error)
+        logger.error("decoding_failed_unexpectedly", exc_info=error)
         found.append(EventRows(SCHEMA.empty_table(), [(message, UnexpectedError("Reading the message", error))]))
     refused = [one for rows in found for one in rows.refused]
     return EventRows(pa.concat_tables([rows.table for rows in found]), sorted(refused, key=_position_of))
@@ -143,9 +143,9 @@ def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> EventRows:
 def with_few_days(table: pa.Table) -> pa.Table:
     """Return the rows of one commit with a bounded number of days: those of its rarest days get none."""
     days = pc.value_counts(table[DAY].combine_chunks())
-    if len(days) <= MOST_DAYS_PER_COMMIT:
+    if len(days) <= MAX_DAYS_PER_COMMIT:
         return table
-    common = days.take(pc.sort_indices(days.field("counts"), sort_keys=[("", "descending")])[:MOST_DAYS_PER_COMMIT])
+    common = days.take(pc.sort_indices(days.field("counts"), sort_keys=[("", "descending")])[:MAX_DAYS_PER_COMMIT])
     is_common = pc.is_in(table[DAY], value_set=common.field("values"))
     kept = pc.if_else(is_common, table[DAY], pa.scalar(None, pa.string()))
     return table.set_column(table.schema.get_field_index(DAY), SCHEMA.field(DAY), kept)
@@ -155,7 +155,7 @@ def hours_in(table: pa.Table) -> dict[datetime, int]:
     """Count the rows of each hour that is, or soon will be, a partition."""
     counts = pc.value_counts(pc.floor_temporal(table["timestamp"].combine_chunks(), unit="hour"))
     found = {count["values"].astimezone(UTC): count["counts"] for count in counts.to_pylist()}
-    return {hour: found[hour] for hour in hours_between(found, datetime.now(UTC) + MOST_AHEAD)}
+    return {hour: found[hour] for hour in hours_between(found, datetime.now(UTC) + MAX_AHEAD)}
 
 
 def of_hour(table: pa.Table, hour: datetime) -> pa.Table:
@@ -272,7 +272,7 @@ def _position_columns(messages: Sequence[ConsumerRecord], topic_id: str) -> dict
 def _days(moments: pa.Array, written: pa.Array) -> pa.Array:
     """Return the day of each event, `yyyy-mm-dd`; null if impossible: before the first partition, or tomorrow."""
     not_before = pc.greater_equal(moments, pa.scalar(FIRST_HOUR, INSTANT))
-    latest = pc.add(pc.fill_null(written, datetime.now(UTC)), pa.scalar(MOST_AHEAD, pa.duration("us")))
+    latest = pc.add(pc.fill_null(written, datetime.now(UTC)), pa.scalar(MAX_AHEAD, pa.duration("us")))
     return pc.if_else(
         pc.and_(not_before, pc.less_equal(moments, latest)),
         moments.cast(pa.date32()).cast(pa.string()),

@@ -1,4 +1,4 @@
-"""Replace the rows of an hour, or of all offsets, by what the topic has now.
+"""Replace the rows of an hour, or of all offsets, by the present messages of the topic.
 
 What retention has removed from the topic stays in the table as it is. Only offsets that the table has passed already
 are replaced, so that a run that stores new ones meanwhile writes no row twice.
@@ -23,8 +23,13 @@ from ingest_project.streams.positions import OffsetRange
 from ingest_project.streams.user_activity.event_queries import of_hours, of_offsets, replace
 from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows, hours_in, of_hour
 from ingest_project.streams.user_activity.hours import add_spans, count_changes
-from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import CHUNK_MESSAGES, LOCK, LOCK_WAIT_SECONDS, app_id_of
+from ingest_project.streams.user_activity.resources import (
+    CHUNK_MESSAGES,
+    LOCK,
+    LOCK_WAIT_SECONDS,
+    UserActivityResources,
+    app_id_of,
+)
 
 logger = get_logger(__name__)
 
@@ -49,7 +54,7 @@ class Rebuilt:
 
 
 def rebuild_hour(services: UserActivityResources, hour: datetime) -> Rebuilt:
-    """Replace the rows of an hour's events by what Kafka has of them. Idempotent.
+    """Replace the rows of an hour's events by the messages that Kafka still has. Idempotent.
 
     Args:
         services: Kafka, the table and the hours.
@@ -64,10 +69,10 @@ def rebuild_hour(services: UserActivityResources, hour: datetime) -> Rebuilt:
     with exclusive(services.engine, LOCK, LOCK_WAIT_SECONDS):
         retained = {one.topic_partition: one for one in _retained(services)}
         for one in ranges:
-            there = retained.get(one.topic_partition)
-            if there is None:
+            present = retained.get(one.topic_partition)
+            if present is None:
                 continue
-            both = OffsetRange(*one.topic_partition, max(one.first, there.first), min(one.end, there.end))
+            both = OffsetRange(*one.topic_partition, max(one.first, present.first), min(one.end, present.end))
             for piece in both.pieces(OFFSETS_AT_A_TIME):
                 _replace(services, piece, hour)
                 read_again += len(piece)
@@ -77,7 +82,7 @@ def rebuild_hour(services: UserActivityResources, hour: datetime) -> Rebuilt:
 
 
 def read_again_from_beginning(services: UserActivityResources) -> dict[int, int]:
-    """Store everything that the topic has, also what was there before the first position that was read.
+    """Store every message of the topic, also those before the first position that was read.
 
     Rows that are stored already are replaced now; the rest is left to the next run.
 

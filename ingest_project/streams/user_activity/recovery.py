@@ -3,7 +3,7 @@
 The table owns its position in each partition. Where that is behind the position that was seen last, or where a commit
 since the last look may have removed rows (a restore, a delete, an overwrite), the rows themselves are counted, in
 pieces, and what a piece lacks is read again. Offsets without a row that Kafka still has are read and decided on once
-more; a dead letter is published once all the same. What Kafka has no more is entered in `lost_offsets`.
+more; a dead letter is published once nevertheless. Offsets that Kafka has removed are entered in `lost_offsets`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,16 @@ from ingest_project.core.logging import get_logger
 from ingest_project.platform.delta.table import EVERY_STREAM, Standing, checked_by
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
 from ingest_project.platform.work_queue.consume import dead_letter_message
-from ingest_project.streams.engine import CHUNK_BYTES
+from ingest_project.streams.engine import CHUNK_BYTES, MAX_SHOWN
 from ingest_project.streams.positions import LostOffsets, OffsetRange, SinkPosition
 from ingest_project.streams.user_activity.appending import AppendTarget, append_bisecting
 from ingest_project.streams.user_activity.event_queries import count_offsets, stored_offsets
-from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import CHUNK_MESSAGES, app_id_of
+from ingest_project.streams.user_activity.resources import CHUNK_MESSAGES, UserActivityResources, app_id_of
 
 logger = get_logger(__name__)
 
 PIECE_OFFSETS = 100_000
-MOST_SHOWN = 20
-MOST_DOUBTS = 20
+MAX_DOUBTS = 20
 BEYOND = 2**63 - 1
 
 Run = tuple[int, int]
@@ -49,7 +47,7 @@ class Recovered:
         rows: number of rows that were read again from Kafka and stored.
         spans: their offsets; between the first and the last of a span there may be offsets that never had a row.
         hours: number of rows that were stored again, by the hour of their events.
-        lost: offsets that Kafka has no more.
+        lost: offsets that Kafka has removed.
     """
 
     rows: int = 0
@@ -68,9 +66,9 @@ class Recovered:
         """Return what Dagster shows; nothing where nothing was missing."""
         shown: dict[str, str | int] = {}
         if self.spans:
-            shown |= {"rows_recovered": self.rows, "recovered": ", ".join(map(str, self.spans[:MOST_SHOWN]))}
+            shown |= {"rows_recovered": self.rows, "recovered": ", ".join(map(str, self.spans[:MAX_SHOWN]))}
         if self.lost:
-            lost = (f"{one.offsets} ({one.messages} rows)" for one in self.lost[:MOST_SHOWN])
+            lost = (f"{one.offsets} ({one.messages} rows)" for one in self.lost[:MAX_SHOWN])
             shown["lost_from_table"] = ", ".join(lost)
         return shown
 
@@ -82,7 +80,7 @@ def is_in_doubt(standing: Standing, position: SinkPosition) -> bool:
 
 
 def complete_all(services: UserActivityResources) -> Recovered:
-    """Read again what the table lacks of everything that was ever stored; the caller holds LOCK.
+    """Read again every row that the table has lost; the caller holds LOCK.
 
     Raises:
         TransactionConflictError: events are being stored in between; the next time will do.
@@ -95,16 +93,16 @@ def complete_all(services: UserActivityResources) -> Recovered:
         if is_in_doubt(standings[app_id_of(position.topic_partition)], position):
             recovered.add(recover(services, position))
     before = standings[every]
-    if before.doubts or before.table_version - (before.position or 0) > MOST_DOUBTS:
+    if before.doubts or before.table_version - (before.position or 0) > MAX_DOUBTS:
         store.mark_checked(before.table_version)
     return recovered
 
 
 def recover(services: UserActivityResources, position: SinkPosition) -> Recovered:
-    """Read again what the table lacks before a position, then bring the table's own position there.
+    """Read again the rows that the table lacks before a position, then move the table's own position there.
 
     Raises:
-        TransactionConflictError: another process is at it; try again later.
+        TransactionConflictError: another process recovers them; try again later.
         TransientError: a service was away. What was recovered until then stays.
     """
     app_id, partition = app_id_of(position.topic_partition), position.topic_partition
@@ -121,10 +119,10 @@ def recover(services: UserActivityResources, position: SinkPosition) -> Recovere
     why = "; ".join(standing.doubts) or "its position went back"
     recovered.lost = _enter_lost(services, whole, gone, why)
     _finish(services, whole, standing)
-    for span in recovered.spans[:MOST_SHOWN]:
-        hours = [f"{hour_key(hour)}: {rows}" for hour, rows in sorted(recovered.hours.items())[:MOST_SHOWN]]
+    for span in recovered.spans[:MAX_SHOWN]:
+        hours = [f"{hour_key(hour)}: {rows}" for hour, rows in sorted(recovered.hours.items())[:MAX_SHOWN]]
         logger.warning("rows_recovered", offsets=str(span), rows=recovered.rows, hours=hours)
-    for lost in recovered.lost[:MOST_SHOWN]:
+    for lost in recovered.lost[:MAX_SHOWN]:
         logger.error("rows_lost", offsets=str(lost.offsets), rows=lost.messages)
     return recovered
 
@@ -141,7 +139,7 @@ def missing_runs(services: UserActivityResources, whole: OffsetRange) -> Iterato
 
 
 def without_known(services: UserActivityResources, whole: OffsetRange, runs: Sequence[Run]) -> list[Run]:
-    """Leave out of missing offsets those that never had a row: dead letters, and what was lost before."""
+    """Remove the offsets that never had a row from missing ones: dead letters, and offsets lost before."""
     if not runs:
         return []
     dlq, prefix = services.settings.topics.user_activity_events_dlq, message_id_prefix(*whole.topic_partition)
@@ -187,7 +185,7 @@ def size_of(runs: Sequence[Run]) -> int:
 
 def hours_text(services: UserActivityResources, offsets: OffsetRange) -> str:
     """Name the hours that may have events among some offsets."""
-    return ", ".join(map(hour_key, services.activity_hours.hours_of(offsets)[:MOST_SHOWN]))
+    return ", ".join(map(hour_key, services.activity_hours.hours_of(offsets)[:MAX_SHOWN]))
 
 
 def _oldest_retained(services: UserActivityResources, position: SinkPosition) -> int:
@@ -242,7 +240,7 @@ def _append(services: UserActivityResources, piece: OffsetRange, table: pa.Table
 
     store, app_id = services.user_activity_events, f"{app_id_of(piece.topic_partition)}/recovered"
     hours, before = hours_in(table), store.committed_version(app_id)
-    # Before and after: killed in between, the hours are counted again all the same.
+    # Before and after: killed in between, the hours are nevertheless counted again.
     services.activity_hours.touch(hours, datetime.now(UTC))
     target = AppendTarget(piece.topic_partition, app_id, before, lambda row: (before or 0) + row)
     done = append_bisecting(services, with_few_days(table), target)
@@ -259,7 +257,7 @@ def _extend(recovered: Recovered, piece: OffsetRange, offsets: Sequence[int], mi
         if not some:
             continue
         last = recovered.spans[-1] if recovered.spans else None
-        # A run goes on in the next chunk, and in the next piece.
+        # A run may continue in the next chunk, and in the next piece.
         if last and last.topic_partition == piece.topic_partition and (last.end == some[0] or last.end > run_first):
             recovered.spans[-1] = OffsetRange(*piece.topic_partition, last.first, some[-1] + 1)
         else:
@@ -282,7 +280,7 @@ def _enter_lost(
 
 
 def _finish(services: UserActivityResources, whole: OffsetRange, standing: Standing) -> None:
-    """Bring the position to the end of what was looked at, and remember that it was."""
+    """Move the position to the end of the checked offsets, and mark them as checked."""
     from ingest_project.streams.user_activity.event_table import SCHEMA  # noqa: PLC0415 - brings pyarrow
 
     store, app_id = services.user_activity_events, app_id_of(whole.topic_partition)

@@ -3,7 +3,7 @@
 Every commit carries the position to which it brings the table in its partition, and is made only where the table is
 just before it: killed, repeated or run twice at once, the same rows are there. What is no event is published as a dead
 letter before the commit that passes it. The row of `sink_positions` and the marks of changed hours follow each commit
-in a transaction of their own; after a kill in between, the next run finds the table ahead and makes up for it.
+in a transaction of their own; after a kill in between, the next run finds the table ahead and enters them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ from ingest_project.streams.user_activity.event_queries import rows_by_hour
 from ingest_project.streams.user_activity.event_table import SCHEMA, EventRows, event_rows, hours_in, with_few_days
 from ingest_project.streams.user_activity.hours import add_spans, count_changes
 from ingest_project.streams.user_activity.recovery import Recovered, is_in_doubt, recover
-from ingest_project.streams.user_activity.resources import UserActivityResources
-from ingest_project.streams.user_activity.stream import CHUNK_MESSAGES, LOCK, LOCK_WAIT_SECONDS, app_id_of
+from ingest_project.streams.user_activity.resources import (
+    CHUNK_MESSAGES,
+    LOCK,
+    LOCK_WAIT_SECONDS,
+    UserActivityResources,
+    app_id_of,
+)
 
 logger = get_logger(__name__)
 
@@ -54,12 +59,12 @@ class ActivitySink:
         self.table_version: int | None = None
 
     def prepare(self, positions: Sequence[SinkPosition]) -> None:
-        """Look at the table, once for all partitions."""
+        """Read the standing of the table, once for all partitions."""
         app_ids = [app_id_of(one.topic_partition) for one in positions]
         self._standings = self._services.user_activity_events.standings(app_ids)
 
     def resume(self, position: SinkPosition) -> SinkPosition:
-        """Return where the table is, after what it lacks before that was read again.
+        """Recover the rows that the table lacks, and return its position.
 
         Raises:
             TransactionConflictError: another process recovers rows; try again later.
@@ -79,7 +84,7 @@ class ActivitySink:
         return position
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> EventRows:
-        """Turn messages into rows; what is no event is a dead letter afterwards."""
+        """Turn messages into rows, and dead-letter those that are no events."""
         rows = event_rows(messages, position.topic_id)
         dlq = self._services.settings.topics.user_activity_events_dlq
         dead_letter_message(self._services, dlq, rows.refused, position.topic_id)

@@ -30,7 +30,7 @@ def claims(**changes: Any) -> DomainQuery:  # noqa: ANN401 - fields of different
 
 
 def row(number: int, **changes: object) -> dict[str, Any]:
-    """One row; numbers tell them apart."""
+    """One row; numbers distinguish them."""
     return {
         "EventId": f"event-{number:05}",
         "trace_id": f"trace-{number:05}",

@@ -1,4 +1,4 @@
-"""Every answer that is not whole and right is an error that says what to do; no token goes to a stranger."""
+"""Every incomplete or wrong answer is an error with a remedy; no token goes to an untrusted host."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_query_that_cannot_be_run_is_permanent_and_says_why(
         client.query("events", text)
 
 
-def test_an_answer_over_the_limit_is_told_from_other_errors(
+def test_an_answer_over_the_limit_is_distinguished_from_other_errors(
     client: EventhouseClient, kusto_server: KustoServer, database: Database
 ) -> None:
     database.ingest(TABLE, row(1), row(2))
@@ -117,7 +117,7 @@ def test_an_answer_over_the_limit_is_told_from_other_errors(
         client.query("events", ALL_ROWS)
 
 
-def test_values_go_in_as_parameters_and_the_server_is_told_to_stay_in_bounds(
+def test_values_are_parameters_and_the_query_sets_limits_of_the_server(
     client: EventhouseClient, kusto_server: KustoServer, database: Database
 ) -> None:
     database.ingest(TABLE, row(1))
@@ -143,7 +143,7 @@ def test_a_token_of_the_default_credential_is_sent_to_a_trusted_cluster(
     assert identity_server.resources == ["https://kusto.kusto.windows.net"]
 
 
-def test_a_sign_in_that_fails_is_told_without_secrets(
+def test_a_failed_sign_in_is_reported_without_secrets(
     kusto_server: KustoServer, database: Database, identity_server: IdentityServer
 ) -> None:
     database.ingest(TABLE, row(1))

@@ -1,4 +1,4 @@
-"""A row becomes the AttachmentEvent that readers of `events.raw` expect, whatever its columns hold."""
+"""A row becomes the AttachmentEvent that readers of `events.raw` expect, for any content of its columns."""
 
 from __future__ import annotations
 

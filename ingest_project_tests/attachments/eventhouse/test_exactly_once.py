@@ -1,4 +1,4 @@
-"""A long time of polling in which rows come late and processes die at any place, played with random numbers."""
+"""Long random histories of polling with late rows and killed processes."""
 
 from __future__ import annotations
 

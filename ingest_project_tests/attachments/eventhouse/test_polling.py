@@ -1,4 +1,4 @@
-"""Each row becomes one event, whatever the sizes of pages, the times of rows, and wherever a process dies."""
+"""Each row becomes one event, for any size of pages, times of rows and killed processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def after_noon(seconds: float) -> str:
 
 
 @pytest.mark.parametrize("mode", ["cursor", "window"])
-def test_every_row_comes_once_in_pages_that_go_on_in_another_process(
+def test_every_row_comes_once_in_pages_that_another_process_continues(
     client: EventhouseClient, database: Database, mode: str
 ) -> None:
     database.ingest(TABLE, *rows(1, 7))
@@ -75,7 +75,7 @@ def test_rows_that_arrive_while_pages_are_read_come_once_and_later(
 
 
 @pytest.mark.parametrize("mode", ["cursor", "window"])
-def test_times_are_told_apart_to_the_seventh_digit(client: EventhouseClient, database: Database, mode: str) -> None:
+def test_times_are_distinguished_to_the_seventh_digit(client: EventhouseClient, database: Database, mode: str) -> None:
     for number in range(1, 10):
         database.ingest(TABLE, row(number), at=f"2026-03-01T11:00:00.000000{number}Z")
 
@@ -269,7 +269,7 @@ def test_an_empty_table_is_an_empty_page(client: EventhouseClient, database: Dat
         assert (page.events, page.more) == ([], False)
 
 
-def test_another_mode_begins_anew_with_the_same_ids(client: EventhouseClient, database: Database) -> None:
+def test_another_mode_begins_again_with_the_same_ids(client: EventhouseClient, database: Database) -> None:
     database.ingest(TABLE, *rows(1, 3))
     by_cursor = poll(client, claims(), None)
 

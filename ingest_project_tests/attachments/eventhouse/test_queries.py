@@ -1,4 +1,4 @@
-"""What is read is said in files, and a mistake in one is named."""
+"""Queries come from files, and an error names its file."""
 
 from __future__ import annotations
 

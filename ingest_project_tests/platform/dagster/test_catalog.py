@@ -23,8 +23,8 @@ from ingest_project.file_ingest.catalog import (
 )
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager
 from ingest_project.streams.crm import definitions as crm
-from ingest_project.streams.crm.assets import OPPORTUNITIES
-from ingest_project.streams.crm.tables import opportunities
+from ingest_project.streams.crm.definitions import OPPORTUNITIES
+from ingest_project.streams.crm.records import opportunities
 from ingest_project.streams.user_activity import definitions as user_activity
 from ingest_project_tests.journeys.system import System, readings
 

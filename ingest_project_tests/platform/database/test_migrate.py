@@ -23,8 +23,8 @@ from ingest_project.platform.database.columns import metadata
 from ingest_project.platform.database.engine import open_engine, writing
 from ingest_project.platform.database.migrate import HEAD, migrate, schema_version
 from ingest_project.streams import positions as stream_tables
-from ingest_project.streams.crm import tables as crm_tables
-from ingest_project.streams.user_activity import statistics as activity_tables
+from ingest_project.streams.crm import records as crm_tables
+from ingest_project.streams.user_activity import hours as activity_tables
 
 # Importing them registers them.
 DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables, activity_tables)

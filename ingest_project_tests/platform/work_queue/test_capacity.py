@@ -1,4 +1,4 @@
-"""Less is asked for while runs queue up, the warehouse is slow or a disk is nearly full; nothing is lost by it."""
+"""Fewer runs are requested while runs queue up, the warehouse is slow or a disk is nearly full; nothing is lost."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ MARGIN_BYTES = 512 * 1024**2
 INDEPENDENT_OF_DISKS = {"alerts_sensor"}
 NEARLY_FULL = re.compile(
     r"[\d,]+ MiB free at /\S+, less than [\d,]+ MiB \(INGEST_MIN_FREE_DISK_BYTES\)\."
-    r" Nothing new is begun until there is room\."
+    r" No new work begins until there is space\."
 )
 
 
-def test_as_many_batches_are_asked_for_as_are_free_and_one_at_a_time_while_the_warehouse_is_slow() -> None:
+def test_free_slots_are_all_requested_and_one_at_a_time_while_the_warehouse_is_slow() -> None:
     assert available_slots(1, 4) == Capacity(3)
     full = available_slots(4, 4)
     assert full == Capacity(0, "4 batches are in flight, the most allowed; the next starts when one has ended.")
@@ -47,7 +47,7 @@ def test_as_many_batches_are_asked_for_as_are_free_and_one_at_a_time_while_the_w
     assert available_slots(1, 4, 2.5) == slow._replace(batches=0)
 
 
-def test_while_batches_queue_up_no_further_run_is_asked_for_and_the_sensor_says_so(system: System) -> None:
+def test_while_batches_queue_up_no_further_run_is_requested_and_the_sensor_says_so(system: System) -> None:
     system.settings = changed(system.settings, "file_ingest", batch_files=1, max_parallel_batches=1)
     system.restart()
     system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(5)))
@@ -62,7 +62,7 @@ def test_while_batches_queue_up_no_further_run_is_asked_for_and_the_sensor_says_
     assert set(system.states().values()) == {"ingested"}
 
 
-def test_while_the_warehouse_is_slow_one_batch_is_asked_for_at_a_time(
+def test_while_the_warehouse_is_slow_one_batch_is_requested_at_a_time(
     system: System, postgres_server: PostgresServer
 ) -> None:
     with slow_way(postgres_server.port) as way:
@@ -120,7 +120,7 @@ def test_with_a_disk_nearly_full_every_sensor_says_so_in_one_line(instance: dg.D
                 assert NEARLY_FULL.fullmatch(tick.skip_message or ""), (sensor.name, tick.skip_message)
 
 
-def test_a_disk_that_fills_stops_the_intake_and_room_on_it_lets_it_go_on(system: System, tmp_path: Path) -> None:
+def test_a_full_disk_stops_consumption_and_free_space_resumes_it(system: System, tmp_path: Path) -> None:
     needed = shutil.disk_usage(tmp_path).free - MARGIN_BYTES
     system.settings = changed(system.settings, "backpressure", min_free_disk_bytes=needed)
     system.restart()
@@ -142,7 +142,7 @@ def test_a_disk_that_fills_stops_the_intake_and_room_on_it_lets_it_go_on(system:
     assert system.tick(FILE_EVENTS).skip_message == f"Nothing due on {system.settings.topics.file_event_queue}."
 
 
-def test_what_is_kept_elsewhere_is_on_no_disk_of_this_machine(tmp_path: Path) -> None:
+def test_a_remote_store_is_on_no_disk_of_this_machine(tmp_path: Path) -> None:
     onelake = "https://onelake.dfs.fabric.microsoft.com/ws/lake.Lakehouse/Files/claims"
     state = tmp_path / "not" / "made" / "yet"
     settings = changed(Settings(state_dir=state), "attachments", store_url=onelake, destinations={"claims": onelake})

@@ -9,7 +9,7 @@ import pytest
 from ingest_project.core.errors import DatabaseUnavailableError, UnexpectedError
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.platform.work_queue.consume import MOST_UNFINISHED_ALONE, Attempt, attempting
+from ingest_project.platform.work_queue.consume import MAX_UNFINISHED_ALONE, Attempt, attempting
 
 MESSAGES = [ConsumerRecord("t", 0, offset, None, None, b"", ()) for offset in range(100)]
 POISON = 61
@@ -61,7 +61,7 @@ def test_a_service_that_is_away_narrows_nothing_and_refuses_nothing() -> None:
 
 def test_ticks_that_the_daemon_gave_up_take_half_and_in_the_end_refuse_the_one_that_hangs() -> None:
     sizes = []
-    for _ in range(MOST_UNFINISHED_ALONE + 3):
+    for _ in range(MAX_UNFINISHED_ALONE + 3):
         # Left without an end, as a thread that hangs leaves it.
         attempt = attempting("hanging", Positions("", {0: 0}), 4).__enter__()
         attempt.messages = MESSAGES[: attempt.max_messages]

@@ -1,4 +1,4 @@
-"""The contract of every work queue: those of the capabilities, and one that is nothing but a table."""
+"""The contract of every work queue: those of the capabilities, and one that is a plain table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.attachments.event_queue import EventQueue
+from ingest_project.attachments.extraction import EventQueue
 from ingest_project.attachments.queue import AttachmentQueue
 from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.platform.database.columns import kafka_columns, work_columns
@@ -173,7 +173,7 @@ def test_leases_that_no_run_touches_are_found(case: Case) -> None:
     assert case.queue.in_flight_batches(case.name) == 3
 
 
-def test_what_a_lost_run_held_is_tried_again_later_and_failed_at_the_limit(case: Case) -> None:
+def test_entries_of_a_lost_run_are_requeued_and_failed_at_the_limit(case: Case) -> None:
     case.record("a", "b")
     case.begin("a", batch_id="batch-1", run_id="run-1")
     assert case.queue.requeue_lost("batch-1", None, "never started", retries(2), NOW) == RequeuedEntries()
@@ -245,7 +245,7 @@ def test_an_entry_whose_runs_always_die_while_reporting_is_not_done_again_for_ev
     assert case.entry("stored").state == "failed"
 
 
-def test_what_is_still_in_work_cannot_be_reported(case: Case) -> None:
+def test_unfinished_entries_cannot_be_reported(case: Case) -> None:
     case.record("a")
     case.begin("a")
     case.queue.mark_reported(["a"], NOW)

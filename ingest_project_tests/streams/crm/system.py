@@ -17,12 +17,11 @@ from ingest_project.platform.database.engine import reading
 from ingest_project.platform.kafka.offset_ranges import Backlog
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.crm.sink import CrmSink
-from ingest_project.streams.crm.tables import opportunities, projects, unidentified_messages
 from ingest_project.streams.crm.unidentified import KeptMessage, find
-from ingest_project.streams.engine import Batch
+from ingest_project.streams.engine import Batch, StreamResources
 from ingest_project.streams.positions import StreamPositions
-from ingest_project.streams.resources import StreamResources
 from ingest_project_tests.journeys.system import environment
 from ingest_project_tests.streams.system import StreamNames, StreamSystem
 
@@ -54,7 +53,7 @@ class CrmSystem(StreamSystem):
         )
 
     def drive(self) -> list[ExecuteInProcessResult]:
-        """Tick, and do what is asked for, until every message is stored."""
+        """Tick, and execute what is requested, until every message is stored."""
         done: list[ExecuteInProcessResult] = []
         for _ in range(30):
             requests = self.requests(SENSOR)

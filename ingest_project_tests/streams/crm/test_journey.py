@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.platform.database.engine import writing
-from ingest_project.streams.checks import MOST_FAILURES
-from ingest_project.streams.crm.tables import opportunities, projects
+from ingest_project.streams.crm.records import opportunities, projects
 from ingest_project.streams.crm.unidentified import log_path
+from ingest_project.streams.engine import MAX_FAILURES
 from ingest_project.streams.positions import sink_positions
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
@@ -54,7 +54,7 @@ def test_each_message_ends_in_the_table_it_belongs_to(crm: CrmSystem) -> None:
     assert metadata_of(crm, "unidentified_messages")["open_messages"] == 3
 
 
-def test_a_quiet_topic_asks_for_nothing_and_one_that_is_not_there_yet_is_no_failure(crm: CrmSystem) -> None:
+def test_a_quiet_topic_requests_nothing_and_a_missing_one_is_no_failure(crm: CrmSystem) -> None:
     assert crm.requests(SENSOR) == []
     missing = changed(crm.settings, "topics", sales_events=f"{crm.topic}.other")
     other = CrmSystem(missing, crm.instance, crm.folder)
@@ -97,7 +97,7 @@ def test_a_tick_whose_cursor_was_never_saved_and_a_run_that_never_came_lose_noth
     assert crm.outcome["opportunity_messages"] == 2
 
 
-def test_far_behind_a_run_takes_a_bounded_number_of_messages_and_the_next_goes_on(crm: CrmSystem) -> None:
+def test_far_behind_a_run_stores_a_bounded_number_of_messages_and_the_next_continues(crm: CrmSystem) -> None:
     crm.settings = changed(crm.settings, "crm", batch_messages=10)
     crm.restart()
     crm.put(*(opportunity(f"opp_{number}") for number in range(25)))
@@ -175,7 +175,7 @@ def test_all_checks_pass_where_all_is_well_and_fail_where_it_is_not(crm: CrmSyst
     crm.drive()
     (position,) = (one for one in crm.positions.all() if one.next_offset)
     run_id = "a run that is over"
-    for _ in range(MOST_FAILURES):
+    for _ in range(MAX_FAILURES):
         crm.positions.lease([position], run_id)
     crm.positions.fail([(position, "broken")], run_id, crm.settings.retries, position.updated_at)
     with writing(crm.services.engine) as connection:

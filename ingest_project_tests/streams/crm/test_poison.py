@@ -13,9 +13,9 @@ from ingest_project.core.settings import load_settings
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.streams.crm.records import opportunities, unidentified_messages
 from ingest_project.streams.crm.sink import retry
-from ingest_project.streams.crm.tables import opportunities, unidentified_messages
-from ingest_project.streams.resources import StreamResources
+from ingest_project.streams.engine import StreamResources
 from ingest_project_tests.streams.crm.messages import encoded, opportunity
 from ingest_project_tests.streams.crm.system import SENSOR, CrmSystem, store_messages
 

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.database.engine import reading
 from ingest_project.platform.kafka.records import ConsumerRecord
-from ingest_project.streams.crm.tables import opportunities, unidentified_messages
-from ingest_project.streams.resources import StreamResources
+from ingest_project.streams.crm.records import opportunities, unidentified_messages
+from ingest_project.streams.engine import StreamResources
 from ingest_project_tests.streams.crm.messages import encoded, opportunity
 from ingest_project_tests.streams.crm.system import store_messages
 
@@ -31,7 +31,7 @@ def services(database_url: str, tmp_path: Path) -> Iterator[StreamResources]:
 
 def entries(*kinds: str) -> list[dict[str, Any]]:
     if not (DATA / "manifest.jsonl").exists():
-        pytest.skip("the shared JSON data is not beside this repository")
+        pytest.skip("the shared JSON data is not next to this repository")
     lines = (DATA / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     return [entry for entry in map(json.loads, lines) if not kinds or entry["kind"] in kinds]
 

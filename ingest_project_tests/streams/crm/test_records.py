@@ -1,4 +1,4 @@
-"""Each record once, in its newest version, exact, in whatever order and however often its versions come."""
+"""Each record once, in its newest version, exact, for any order and repetition of its versions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 
 from ingest_project.contracts.crm_event import CrmKind, decode_crm_event
 from ingest_project.platform.database.engine import open_engine, reading, writing
-from ingest_project.streams.crm.records import MessageOrder, PlacedEvent, Upserted, out_of_range, upsert
-from ingest_project.streams.crm.tables import opportunities, projects
+from ingest_project.streams.crm.records import (
+    MessageOrder,
+    PlacedEvent,
+    Upserted,
+    opportunities,
+    out_of_range,
+    projects,
+    upsert,
+)
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
 
 NOW = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Trouble that passes is waited for, what does not is given back, and what a fix identifies becomes a record once."""
+"""Transient errors are waited for, others are reported, and messages identified after a fix become records once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dagster import DagsterInstance
 from ingest_project.core.errors import BrokerUnavailableError, DatabaseUnavailableError
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.database.engine import writing
+from ingest_project.streams.crm.records import opportunities, unidentified_messages
 from ingest_project.streams.crm.sink import RetryResult, retry
-from ingest_project.streams.crm.tables import opportunities, unidentified_messages
 from ingest_project_tests.journeys.system import paused
 from ingest_project_tests.services.kafka import Server
 from ingest_project_tests.services.postgres import PostgresServer
@@ -68,11 +68,11 @@ def spoil(crm: CrmSystem, *messages: bytes) -> list[str]:
     kept = crm.unidentified
     with writing(crm.services.engine) as connection:
         for message in kept:
-            mended = (message.payload or b"").removeprefix(b"?")
+            fixed = (message.payload or b"").removeprefix(b"?")
             connection.execute(
                 sa.update(unidentified_messages)
                 .where(unidentified_messages.c.message_id == message.message_id)
-                .values(payload=mended)
+                .values(payload=fixed)
             )
     return [message.message_id for message in kept]
 

@@ -1,4 +1,4 @@
-"""What other programs do to the Delta table of events, and what happens to its storage."""
+"""Writes of other programs to the Delta table of events, and faults of its storage."""
 
 from __future__ import annotations
 

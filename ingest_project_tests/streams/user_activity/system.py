@@ -16,7 +16,7 @@ from ingest_project.platform.delta.table import ask
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.positions import StreamPositions
-from ingest_project.streams.user_activity.statistics import HourOfType, statistics_of
+from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
 from ingest_project_tests.journeys.system import environment
 from ingest_project_tests.streams.system import StreamNames, StreamSystem
 from ingest_project_tests.streams.user_activity.events import encoded
@@ -44,7 +44,7 @@ class ActivitySystem(StreamSystem):
         self.services.writer.send_all(self.topic, [ProducerRecord(value, key=key) for value in values])  # type: ignore[arg-type]
 
     def materialize_hour(self, asset: dg.AssetKey, hour: str) -> ExecuteInProcessResult:
-        """Do what a person asks for in the UI: one hour of one asset."""
+        """Execute what a person requests in the UI: one hour of one asset."""
         job = dg.define_asset_job("by_hand", selection=dg.AssetSelection.assets(asset).without_checks())
         definitions = dg.Definitions.merge(self.definitions, dg.Definitions(jobs=[job]))
         return definitions.resolve_job_def("by_hand").execute_in_process(
@@ -52,7 +52,7 @@ class ActivitySystem(StreamSystem):
         )
 
     def drive(self) -> list[ExecuteInProcessResult]:
-        """Tick, and do what is asked for, until every event is stored and every hour counted."""
+        """Tick, and execute what is requested, until every event is stored and every hour counted."""
         done: list[ExecuteInProcessResult] = []
         for _ in range(60):
             batches, hours = self.requests(SENSOR), self.requests(HOURLY_SENSOR)

@@ -1,4 +1,4 @@
-"""Messages to rows: typed, bounded in days, and the same whatever messages are around."""
+"""Messages to rows: typed, bounded in days, and independent of other messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.user_activity.event_table import (
-    MOST_DAYS_PER_COMMIT,
+    MAX_DAYS_PER_COMMIT,
     SCHEMA,
     event_rows,
     hours_in,
@@ -100,7 +100,7 @@ def test_the_days_of_one_commit_are_bounded() -> None:
     table = with_few_days(event_rows(received(*payloads), "g").table)
     assert table.num_rows == 103
     named = [day for day in table["event_day"].to_pylist() if day]
-    assert len(set(named)) == MOST_DAYS_PER_COMMIT
+    assert len(set(named)) == MAX_DAYS_PER_COMMIT
     assert named.count(days[50].date().isoformat()) == 4
 
 
@@ -126,7 +126,7 @@ def test_a_time_of_the_broker_outside_the_calendar_is_none() -> None:
 
 def entries(*kinds: str) -> list[dict[str, Any]]:
     if not (DATA / "manifest.jsonl").exists():
-        pytest.skip("the shared JSON data is not beside this repository")
+        pytest.skip("the shared JSON data is not next to this repository")
     lines = (DATA / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     return [entry for entry in map(json.loads, lines) if not kinds or entry["kind"] in kinds]
 

@@ -12,9 +12,9 @@ from confluent_kafka import Producer
 
 from ingest_project.core.settings import load_settings
 from ingest_project.streams.engine import store_stream
+from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project.streams.user_activity.rebuild import read_again_from_beginning
 from ingest_project.streams.user_activity.sink import ActivitySink
-from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import BATCH, HOURLY_BATCH, HOURLY_SENSOR, SENSOR, ActivitySystem
@@ -60,7 +60,7 @@ def test_what_is_no_event_goes_to_the_dead_letters_once_as_it_was_sent(activity:
     assert activity.check("no_gap_in_offsets").passed
 
 
-def test_a_quiet_topic_asks_for_nothing_and_one_that_is_not_there_yet_is_no_failure(activity: ActivitySystem) -> None:
+def test_a_quiet_topic_requests_nothing_and_a_missing_one_is_no_failure(activity: ActivitySystem) -> None:
     assert activity.requests(SENSOR) == activity.requests(HOURLY_SENSOR) == []
     missing = changed(activity.settings, "topics", user_activity_events=f"{activity.topic}.other")
     other = ActivitySystem(missing, activity.instance, activity.folder)
@@ -272,6 +272,6 @@ def test_another_engine_reads_the_table(activity: ActivitySystem) -> None:
     assert found["client_info"].struct.field("language").to_list() == ["en-US"] * 5
 
 
-def test_settings_without_services_ask_for_nothing(activity: ActivitySystem) -> None:
+def test_settings_without_services_request_nothing(activity: ActivitySystem) -> None:
     bare = ActivitySystem(load_settings({}, activity.folder).settings, activity.instance, activity.folder)
     assert bare.requests(SENSOR) == bare.requests(HOURLY_SENSOR) == []

@@ -89,7 +89,7 @@ def test_a_message_that_cannot_be_taken_is_refused_alone_with_its_reason(name: s
 
 
 @pytest.mark.parametrize("odd", [{"offset": 2**80}, {"headers": ((None, b"x"),)}, {"partition": "no number"}])
-def test_a_message_that_nobody_foresaw_is_found_by_halving_and_refused_alone(odd: dict[str, Any]) -> None:
+def test_an_unexpected_error_of_a_message_is_found_by_halving_and_refuses_it_alone(odd: dict[str, Any]) -> None:
     messages = received(*among_good_ones(encoded(event("p"))))
     messages[50] = msgspec.structs.replace(messages[50], **odd)
     rows = event_rows(messages, "g")

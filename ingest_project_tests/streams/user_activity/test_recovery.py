@@ -1,4 +1,4 @@
-"""A Delta table that went back in time: what it lacks is read from Kafka again, once, and reported."""
+"""A Delta table that was restored: missing rows are read from Kafka again, once, and reported."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest_project.streams.engine import settle, store_stream
+from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS
 from ingest_project.streams.user_activity.recovery import complete_all, runs_between, subtract
 from ingest_project.streams.user_activity.sink import ActivitySink
-from ingest_project.streams.user_activity.stream import USER_ACTIVITY_EVENTS
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import ActivitySystem
@@ -93,7 +93,7 @@ def test_the_span_that_is_reported_is_that_of_the_missing_rows(activity: Activit
 
 
 @pytest.mark.parametrize("how", ["a restore", pytest.param("a dropped table", marks=pytest.mark.long)])
-def test_upkeep_recovers_what_is_missing_though_nothing_new_arrives(activity: ActivitySystem, how: str) -> None:
+def test_maintenance_recovers_missing_rows_though_nothing_new_arrives(activity: ActivitySystem, how: str) -> None:
     went_back(activity, how)
     assert activity.run("user_activity_maintenance").success
     assert len(activity.rows()) == 18
@@ -154,7 +154,7 @@ def test_what_was_lost_of_a_dropped_table_is_said_once_and_without_the_dead_lett
     assert complete_all(activity.services).lost == []
 
 
-def test_a_table_that_is_older_than_the_column_of_traces_goes_on(activity: ActivitySystem) -> None:
+def test_a_table_without_the_column_of_traces_continues(activity: ActivitySystem) -> None:
     activity.put(*numbered(0, 3))
     activity.drive()
     rows = activity.table().drop_columns(["trace_id"])
@@ -178,7 +178,7 @@ def test_runs_and_present_offsets_make_up_the_whole(present: set[int], first: in
 
 
 @given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
-def test_what_is_left_of_missing_offsets_is_in_none_of_the_known_ones(missing: set[int], known: set[int]) -> None:
+def test_subtracted_offsets_are_in_none_of_the_known_ones(missing: set[int], known: set[int]) -> None:
     runs = runs_between(sorted(set(range(41)) - missing), 0, 41)
     left = subtract(runs, [(number, number + 1) for number in sorted(known)])
     assert sorted(number for first, end in left for number in range(first, end)) == sorted(missing - known)

@@ -22,28 +22,28 @@ SLOW_SECONDS = 10.0
 Job = TypeVar("Job")
 
 
-class Turns(Generic[Job]):
+class DownloadScheduler(Generic[Job]):
     """The records that wait and the slots they hold; threads get their next job from it.
 
     Args:
         records: that wait, in the order of their turns where shares are equal.
-        most_per_host: slots of one host.
-        most_unfinished: results that may lie unprocessed before no further download begins.
-        most_unstored_bytes: of downloaded files that are not stored yet, before no further download begins.
+        max_per_host: slots of one host.
+        max_unfinished: results that may lie unprocessed before no further download begins.
+        max_unstored_bytes: of downloaded files that are not stored yet, before no further download begins.
     """
 
     def __init__(
         self,
         records: Iterable[AttachmentRecord],
         *,
-        most_per_host: int,
-        most_unfinished: int,
-        most_unstored_bytes: int,
+        max_per_host: int,
+        max_unfinished: int,
+        max_unstored_bytes: int,
     ) -> None:
         self._changed = threading.Condition()
-        self._most_per_host = most_per_host
-        self._most_unfinished = most_unfinished
-        self._most_unstored_bytes = most_unstored_bytes
+        self._max_per_host = max_per_host
+        self._max_unfinished = max_unfinished
+        self._max_unstored_bytes = max_unstored_bytes
         self._waiting: dict[str, dict[str, dict[str, deque[AttachmentRecord]]]] = {}
         self._waiting_of_host: Counter[str] = Counter()
         self._begun: dict[str, dict[str, float]] = {}
@@ -60,7 +60,7 @@ class Turns(Generic[Job]):
             self._waiting_of_host[host_of(record.attachment_url)] += 1
 
     def next(self) -> AttachmentRecord | Job | None:
-        """Return a thread's next job, as soon as there is one; None once it is to end."""
+        """Wait for a thread's next job and return it; None once the thread must end."""
         with self._changed:
             while not self._closed:
                 if self._first:
@@ -89,7 +89,7 @@ class Turns(Generic[Job]):
         with self._changed:
             took = time.monotonic() - self._begun[host].pop(record.attachment_key)
             slots = self._slots.get(host, FIRST_SLOTS)
-            self._slots[host] = FIRST_SLOTS if took > SLOW_SECONDS else min(slots + 1, self._most_per_host)
+            self._slots[host] = FIRST_SLOTS if took > SLOW_SECONDS else min(slots + 1, self._max_per_host)
             for share in _shares(record):
                 self._held[share] -= 1
             self._unfinished += 1
@@ -124,7 +124,7 @@ class Turns(Generic[Job]):
             self._changed.notify_all()
 
     def _chosen(self) -> AttachmentRecord | None:
-        if self._unfinished >= self._most_unfinished or self._unstored_bytes >= self._most_unstored_bytes:
+        if self._unfinished >= self._max_unfinished or self._unstored_bytes >= self._max_unstored_bytes:
             return None
         now = time.monotonic()
         open_hosts = {host for host in self._waiting_of_host if self._has_slot(host, now)}
@@ -144,7 +144,7 @@ class Turns(Generic[Job]):
 
     def _has_slot(self, host: str, now: float) -> bool:
         begun = self._begun.get(host, {})
-        most = min(self._slots.get(host, FIRST_SLOTS), self._most_per_host)
+        most = min(self._slots.get(host, FIRST_SLOTS), self._max_per_host)
         if len(begun) < min(FIRST_SLOTS, most):
             return True
         return len(begun) < most and now - min(begun.values()) < SLOW_SECONDS

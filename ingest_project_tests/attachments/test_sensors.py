@@ -1,4 +1,4 @@
-"""Events from Eventhouse and from Event Hubs, each once, all the way to the store."""
+"""Events from Eventhouse and from Event Hubs, each stored once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 from pydantic import SecretStr
 
-from ingest_project.attachments.eventhouse.sensor import is_due
+from ingest_project.attachments.sensors import is_due
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.kafka.client import EventHub, event_hub
@@ -134,7 +134,7 @@ def test_a_last_look_in_the_future_does_not_keep_the_next_one_waiting() -> None:
     assert is_due(str(now.timestamp() + 10_000), now, 30), "the clock was set back"
 
 
-def test_a_domain_that_cannot_be_read_says_why_and_goes_on_later(
+def test_an_unreadable_domain_records_the_reason_and_continues_later(
     system: AttachmentSystem, kusto_server: KustoServer
 ) -> None:
     address = system.settings.eventhouse.address
@@ -169,7 +169,7 @@ def test_killed_while_a_page_is_published_each_event_is_published_once(
     assert published(system) == every_trace()
 
 
-def test_an_event_hub_is_read_in_place_of_the_topic(
+def test_an_event_hub_replaces_the_topic(
     attachment_system: AttachmentSystem, kafka_server: Server, http_server: HttpServer
 ) -> None:
     if not isinstance(kafka_server, KafkaServer):
@@ -182,9 +182,9 @@ def test_an_event_hub_is_read_in_place_of_the_topic(
         connection_string=SecretStr(CONNECTION_STRING),
         topic=f"{system.settings.kafka.group_id}.hub",
     )
-    # The tests' broker in the place of Azure's.
-    place = {"bootstrap_servers": kafka_server.sasl_bootstrap_servers, "security_protocol": "SASL_PLAINTEXT"}
-    system.services.event_hub = EventHub(hub.settings.model_copy(update=place), hub.topic)
+    # The tests' broker instead of Azure's.
+    broker = {"bootstrap_servers": kafka_server.sasl_bootstrap_servers, "security_protocol": "SASL_PLAINTEXT"}
+    system.services.event_hub = EventHub(hub.settings.model_copy(update=broker), hub.topic)
     event = {"trace_id": "from-the-hub", "domain": "claims", "attachments": [http_server.url("/files/hub.pdf?size=9")]}
     system.send(hub.topic, event)
     system.send_event(http_server.url("/files/not-read.pdf?size=9"))

@@ -1,4 +1,4 @@
-"""What strangers may say of attachments costs nobody else a file, a place or an attempt."""
+"""Untrusted input about one attachment costs no other one its file, name or attempt."""
 
 from __future__ import annotations
 

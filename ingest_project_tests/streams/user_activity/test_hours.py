@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from ingest_project.platform.delta.location import delta_location
 from ingest_project.platform.delta.table import DeltaStore
-from ingest_project.streams.user_activity import statistics as hourly_statistics
+from ingest_project.streams.user_activity import hours as hourly_statistics
 from ingest_project.streams.user_activity.event_table import event_rows
-from ingest_project.streams.user_activity.statistics import percentile, statistics_of_hour
+from ingest_project.streams.user_activity.hours import percentile, statistics_of_hour
 from ingest_project_tests.streams.user_activity.events import encoded, event, received
 
 TEN = datetime(2026, 1, 15, 10, tzinfo=UTC)

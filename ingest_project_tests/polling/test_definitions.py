@@ -9,7 +9,7 @@ from ingest_project.platform.work_queue.queue import JobState
 from ingest_project_tests.journeys.system import DISCOVERED, POLLING, System, readings
 
 
-def test_what_is_no_polling_job_is_a_dead_letter_with_its_reason_and_the_stream_goes_on(
+def test_an_invalid_polling_job_is_a_dead_letter_with_its_reason_and_others_continue(
     system: System, tmp_path: Path
 ) -> None:
     (system.folder / "way_out").symlink_to(tmp_path)
@@ -68,10 +68,10 @@ def test_a_burst_of_jobs_leaves_the_urgent_ones_in_front(system: System) -> None
     for _ in range(15):
         system.send_job(system.folder, priority="high")
     requests = system.requests(POLLING)
-    ledger = system.services.polling_jobs
+    queue = system.services.polling_jobs
     priorities = []
     for request in requests:
-        records = [ledger.get(key) for key in ledger.batch(request.tags["ingest/batch_id"])]
+        records = [queue.get(key) for key in queue.batch(request.tags["ingest/batch_id"])]
         priorities.append(sorted(record.job.priority for record in records if record))
     assert priorities == [["high"] * 15 + ["normal"] * 5, ["low"] * 15 + ["normal"] * 5, ["low"] * 15]
 
@@ -86,7 +86,7 @@ def test_a_job_that_was_read_twice_is_one_look(system: System) -> None:
     assert len(system.on_topic(system.settings.topics.file_event_queue)) == 1
 
 
-def test_a_job_whose_folder_is_missing_fails_with_its_reason_and_others_go_on(system: System) -> None:
+def test_a_job_whose_folder_is_missing_fails_with_its_reason_and_others_continue(system: System) -> None:
     system.write("here/a.csv", readings())
     system.send_job(system.folder / "gone")
     system.send_job(system.folder / "here")
@@ -97,7 +97,7 @@ def test_a_job_whose_folder_is_missing_fails_with_its_reason_and_others_go_on(sy
     assert system.states() == {"a.csv": "ingested"}
 
 
-def test_a_job_takes_only_what_it_asks_for_and_says_what_it_left(system: System) -> None:
+def test_a_job_publishes_only_matching_files_and_counts_the_others(system: System) -> None:
     for name in ("a.csv", "b.CSV", "notes.txt", ".hidden.csv", "~$open.xlsx", "half.csv.part", "sub/deep.csv"):
         system.write(name, readings(1, name))
     system.send_job(system.folder, "*")

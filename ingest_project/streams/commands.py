@@ -31,11 +31,11 @@ from ingest_project.core.console import (
 from ingest_project.core.errors import BrokerUnavailableError, PermanentError
 from ingest_project.core.keys import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading
 from ingest_project.streams.crm.unidentified import KeptMessage, find, get
 from ingest_project.streams.positions import LostOffsets
-from ingest_project.streams.user_activity.statistics import HourOfType, statistics_of
+from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
+from ingest_project.streams.user_activity.resources import UserActivityResources
 
 streams_app = typer.Typer(help="How far the streams are stored.", no_args_is_help=True)
 activity_app = typer.Typer(help="What arrived on user-activity-events.", no_args_is_help=True)
@@ -45,7 +45,7 @@ crm_app.add_typer(unidentified_app, name="unidentified")
 
 MAX_SHOWN_REASON = 100
 MAX_SHOWN_MESSAGE = 4_000
-MOST_LOST = 50
+MAX_LOST = 50
 
 Hour = Annotated[str | None, typer.Argument(metavar="HOUR", help="As Dagster calls it: 2026-01-15-10:00.")]
 Limit = Annotated[int, typer.Option(min=1, help="Most messages to list.")]
@@ -74,7 +74,7 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamList(msgspec.Struct, frozen=True):
-    """Partitions of all streams, the offsets that were lost last, and why the broker cannot be asked."""
+    """Partitions of all streams, the offsets that were lost last, and why the broker cannot be queried."""
 
     partitions: tuple[PartitionStatus, ...]
     lost: tuple[LostOffsets, ...]
@@ -120,7 +120,7 @@ def show_positions(*, as_json: AsJson = False) -> None:
         complain(found.problem)
 
 
-def _stream_list(services: SystemResources) -> StreamList:
+def _stream_list(services: UserActivityResources) -> StreamList:
     partitions: list[PartitionStatus] = []
     lost: list[LostOffsets] = []
     problem: str | None = None
@@ -136,7 +136,7 @@ def _stream_list(services: SystemResources) -> StreamList:
             end = ends.get(one.partition) if one.topic_partition in current else None
             own = {name: getattr(one, name) for name in PartitionStatus.__struct_fields__ if name != "waiting"}
             partitions.append(PartitionStatus(**own, waiting=None if end is None else max(0, end - one.next_offset)))
-        lost += positions.lost(limit=MOST_LOST)
+        lost += positions.lost(limit=MAX_LOST)
     return StreamList(tuple(partitions), tuple(lost), problem)
 
 
@@ -217,7 +217,7 @@ class MessageList(msgspec.Struct, frozen=True):
 
 
 class RetryResult(msgspec.Struct, frozen=True):
-    """The result of trying again, by message id."""
+    """Result of a retry, by message id."""
 
     identified: tuple[str, ...]
     unidentified: tuple[str, ...]
@@ -285,11 +285,11 @@ def retry_unidentified(
         raise typer.Exit(1)
 
 
-def _services() -> SystemResources:
-    return SystemResources(load_settings().settings)
+def _services() -> UserActivityResources:
+    return UserActivityResources(load_settings().settings)
 
 
-def _find(services: SystemResources, message_id: str) -> KeptMessage:
+def _find(services: UserActivityResources, message_id: str) -> KeptMessage:
     with reading(services.engine) as connection:
         message = get(connection, message_id)
     if message is None:

@@ -1,4 +1,4 @@
-"""Who gets a place in a run, and what is told in the middle of an attempt."""
+"""Shares of a run's slots, and messages in the middle of an attempt."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from ingest_project.attachments.attempts import AttemptResult
+from ingest_project.attachments.definitions import remove_old_files
 from ingest_project.attachments.downloading import Cached, Postponed, attempts, cache_path, download_at, store_at
-from ingest_project.attachments.jobs import remove_old_files
 from ingest_project.attachments.queue import PENDING_QUEUE, AttachmentRecord
 from ingest_project.attachments.results import publish_cached
 from ingest_project.contracts.attachments import CachedDownload
@@ -30,7 +30,7 @@ def of(host: str, number: int, trace: str = "trace", domain: str = "claims") -> 
 
 
 class Hosts:
-    """Hosts of which some never end a download until they are let go."""
+    """Hosts of which some never end a download until they are released."""
 
     def __init__(self, is_slow: Callable[[AttachmentRecord], bool]) -> None:
         self._is_slow = is_slow
@@ -57,7 +57,7 @@ class Hosts:
     ],
     ids=["four hosts", "many hosts of one trace", "many traces of one domain"],
 )
-def test_slow_hosts_leave_places_to_all_others(slow: list[AttachmentRecord], fast: list[AttachmentRecord]) -> None:
+def test_slow_hosts_leave_slots_to_all_others(slow: list[AttachmentRecord], fast: list[AttachmentRecord]) -> None:
     hosts = Hosts(lambda one: "slow" in one.attachment_url)
     groups = attempts([*slow, *fast], hosts.attempt, 16)
     ended: list[str] = []
@@ -71,7 +71,7 @@ def test_slow_hosts_leave_places_to_all_others(slow: list[AttachmentRecord], fas
     assert sorted(ended) == sorted(one.attachment_key for one in fast)
 
 
-def test_a_host_that_is_quick_gets_more_places_and_never_more_than_it_may_have() -> None:
+def test_a_quick_host_gets_more_slots_up_to_its_limit() -> None:
     most, now_active = 0, 0
     lock = threading.Lock()
 
@@ -90,7 +90,7 @@ def test_a_host_that_is_quick_gets_more_places_and_never_more_than_it_may_have()
     assert most == 5
 
 
-def test_a_run_begins_nothing_after_its_time_and_hands_the_rest_back() -> None:
+def test_a_run_begins_nothing_after_its_time_and_requeues_the_rest() -> None:
     hosts = Hosts(lambda _: True)
     threading.Timer(1.5, hosts.purge.set).start()
     records = [of(f"slow{n}", n) for n in range(100)]
@@ -104,7 +104,7 @@ def test_a_run_begins_nothing_after_its_time_and_hands_the_rest_back() -> None:
     assert sum(end.reason.startswith("Its run ended") for end in ends) == 96
 
 
-def test_a_failure_of_what_gathers_the_ends_is_not_lost() -> None:
+def test_a_failure_while_results_are_gathered_is_not_lost() -> None:
     def attempt(one: AttachmentRecord) -> Postponed:
         raise MemoryError(one.attachment_key)
 
@@ -112,15 +112,15 @@ def test_a_failure_of_what_gathers_the_ends_is_not_lost() -> None:
         list(attempts([of("h", 1)], attempt, 2))
 
 
-def test_what_is_due_is_asked_for_in_turns_of_domains_and_traces(attachment_system: AttachmentSystem) -> None:
-    ledger = attachment_system.services.attachments
+def test_due_attachments_are_claimed_in_turns_of_domains_and_traces(attachment_system: AttachmentSystem) -> None:
+    queue = attachment_system.services.attachments
     arrivals = []
     for number in range(60):
         one = arrival(f"k-{number:02}", number)
         trace, domain = ("flood", "flood") if number < 50 else (f"t-{number % 2}", f"d-{number % 5}")
         arrivals.append(one._replace(task=msgspec.structs.replace(one.task, trace_id=trace, domain=domain)))
-    ledger.record(arrivals, NOW)
-    due = [one.key for one in ledger.due(PENDING_QUEUE, 20, datetime.now(UTC))]
+    queue.record(arrivals, NOW)
+    due = [one.key for one in queue.due(PENDING_QUEUE, 20, datetime.now(UTC))]
     assert len(due) == 20
     assert sum(int(key[2:]) >= 50 for key in due) == 10
     assert sum(int(key[2:]) < 50 for key in due[:6]) == 1
@@ -141,13 +141,13 @@ def test_a_cached_file_is_announced_before_it_is_stored_and_is_there_until_its_e
     def announce(cached: Sequence[Cached]) -> None:
         publish_cached(services, cached)
         for message in system.on_topic(system.settings.topics.downloads_cached):
-            told = msgspec.json.decode(message.value or b"", type=CachedDownload)
-            if told.attachment_url in announced:
+            published = msgspec.json.decode(message.value or b"", type=CachedDownload)
+            if published.attachment_url in announced:
                 continue
-            content = Path(told.local_path).read_bytes()
-            assert (len(content), hashlib.sha256(content).hexdigest()) == (told.size_bytes, told.sha256)
-            assert services.attachment_store("claims").stat(told.destination_path) is None
-            announced[told.attachment_url] = told
+            content = Path(published.local_path).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (published.size_bytes, published.sha256)
+            assert services.attachment_store("claims").stat(published.destination_path) is None
+            announced[published.attachment_url] = published
 
     groups = attempts(
         records,

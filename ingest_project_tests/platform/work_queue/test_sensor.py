@@ -1,4 +1,4 @@
-"""How one run carries many partitions."""
+"""Batch runs over many partitions, their events, and the cutting of batches."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, keep_connections_open, report
-from ingest_project.platform.work_queue.batches import BATCH_ID_TAG, keys_of_run, run_request, split_evenly
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, keys_of_run, run_request, split_evenly
 
 PARTITIONS = dg.DynamicPartitionsDefinition(name="things")
 GOOD, REFUSED = dg.AssetKey("good"), dg.AssetKey("refused")
@@ -86,7 +86,7 @@ def test_a_check_is_tied_to_the_materialisation_it_is_about(any_instance: Dagste
     assert tied["b~2"] is None
 
 
-def test_what_is_told_of_a_partition_is_stored_with_its_materialisation(any_instance: DagsterInstance) -> None:
+def test_metadata_of_a_partition_is_stored_with_its_materialisation(any_instance: DagsterInstance) -> None:
     run_batch(any_instance, tags={BATCH_ID_TAG: "batch-1"})
     for key in ("a~1", "c~3"):
         wanted = dg.AssetRecordsFilter(GOOD, asset_partitions=[key])

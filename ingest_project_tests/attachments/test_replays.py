@@ -1,4 +1,4 @@
-"""What a person materialises again: hours whose addresses were missed, and attachments that are dead."""
+"""Repeated materialisation of hours whose addresses were missed, and replays of dead attachments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def mend(system: AttachmentSystem, **paths: list[str]) -> None:
     system.restart()
 
 
-def test_materialising_hours_again_finds_what_the_mended_paths_had_missed_and_nothing_twice(
+def test_materialising_hours_again_finds_what_the_fixed_paths_had_missed_and_nothing_twice(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system
@@ -114,9 +114,9 @@ def test_a_stored_attachment_that_cannot_be_downloaded_again_stays_stored(
     http_server.publish(path, content_of("signed.pdf", 7_000))
     assert system.materialize_selected(STORED, key).success
     assert system.stored_bytes("signed.pdf") == content_of("signed.pdf", 7_000)
-    mended = system.services.attachments.get(key)
-    assert mended is not None
-    assert (mended.state, mended.reason, mended.size_bytes) == (AttachmentState.STORED, None, 7_000)
+    fixed = system.services.attachments.get(key)
+    assert fixed is not None
+    assert (fixed.state, fixed.reason, fixed.size_bytes) == (AttachmentState.STORED, None, 7_000)
 
 
 def test_a_stored_attachment_whose_bytes_are_gone_and_cannot_be_had_again_is_dead(
@@ -137,20 +137,20 @@ def test_a_stored_attachment_whose_bytes_are_gone_and_cannot_be_had_again_is_dea
     assert record.state is AttachmentState.FAILED
 
 
-def test_replays_are_let_go_at_the_rate_that_was_asked_for_and_each_has_its_last(
+def test_replays_become_due_at_the_requested_rate_and_are_limited(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
-    system, ledger = attachment_system, attachment_system.services.attachments
+    system, queue = attachment_system, attachment_system.services.attachments
     system.send_event(*(http_server.url(f"/published/{number}.pdf") for number in range(3)))
     system.drive_attachments()
-    keys = [record.attachment_key for record in ledger.failed(FailedFilter())]
-    assert ledger.replay(keys, "a test", 1, 1 / 3_600, datetime.now(UTC)).keys == tuple(keys)
+    keys = [record.attachment_key for record in queue.failed(FailedFilter())]
+    assert queue.replay(keys, "a test", 1, 1 / 3_600, datetime.now(UTC)).keys == tuple(keys)
     system.drive_attachments()
     assert [len(http_server.received(f"/published/{number}.pdf")) for number in range(3)].count(2) == 1
 
-    (again,) = ledger.failed(FailedFilter())
+    (again,) = queue.failed(FailedFilter())
     assert (again.attachment_key, again.replays) == (keys[0], 1)
-    assert ledger.replay(keys, "a test", 1, 1.0, datetime.now(UTC)) == ((), (keys[0],))
+    assert queue.replay(keys, "a test", 1, 1.0, datetime.now(UTC)) == ((), (keys[0],))
     dead = system.on_topic(system.settings.topics.downloads_dlq)
     assert sorted(letter.header("replays") or b"" for letter in dead) == [b"0", b"0", b"0", b"1"]
 
