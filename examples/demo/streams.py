@@ -11,7 +11,7 @@ from examples.demo.activity import ActivitySample, DemoActivity, show_activity
 from examples.demo.crm import CrmSample, DemoCrm, show_crm
 from ingest_project.core.console import complain, counted
 from ingest_project.core.settings import LoadedSettings
-from ingest_project.devstack.runtime_settings import is_chosen, with_addresses
+from ingest_project.devstack.state_folder import is_chosen, with_addresses
 from ingest_project.operations.resources import SystemResources
 
 FOLDER = "streams"

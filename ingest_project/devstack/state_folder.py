@@ -1,4 +1,7 @@
-"""The folder with the embedded services' state: its lock, its sockets, and the file with the services' addresses."""
+"""State folder of the embedded services: its lock, its sockets, and the file with the services' addresses.
+
+The addresses replace settings of this process, and reach its children by their environment.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,31 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
+from pydantic import SecretStr
 
 from ingest_project.core.errors import IngestError, PermanentError
-from ingest_project.core.private_files import FOLDER_MODE, make_private_folder
+from ingest_project.core.local_files import FOLDER_MODE, make_private_folder
+from ingest_project.core.settings import LoadedSettings, Origin
 
 # A socket's address holds 107 bytes on Linux and 103 on macOS, the name of the socket included.
 MAX_SOCKET_PATH_BYTES = 103
 LOCK, LOGS, SERVICES = "lock", "logs", "services.json"
 LONGEST_SOCKET_NAME = ".s.PGSQL.5432.lock"
+# Settings that children inherit: the addresses of what this process started, wherever the rest came from.
+INHERITED = (
+    "kafka.bootstrap_servers",
+    "kafka.generation",
+    "warehouse.database_url",
+    "dagster.postgres_url",
+    "dagster.webserver_url",
+    # The demo's own web server is inside this network.
+    "downloads.allowed_internal_hosts",
+    # The demo reads the statistics of hours as soon as their events are stored.
+    "user_activity.hourly_refresh_seconds",
+)
 
 
 class StateFolderInUseError(IngestError):
@@ -185,3 +203,39 @@ def _private(folder: Path, owner: int | None) -> Path:
             raise PermanentError(f"{folder} belongs to another user. Remove it, or set INGEST_STATE_DIR.") from None
         folder.chmod(0o700)
     return folder
+
+
+def is_chosen(loaded: LoadedSettings, path: str) -> bool:
+    """Return True if a person set a setting, in any of the sources."""
+    return loaded.origins.get(path, Origin.DEFAULT) not in (Origin.DEFAULT, Origin.EMBEDDED)
+
+
+def with_addresses(loaded: LoadedSettings, addresses: Mapping[str, Any]) -> LoadedSettings:
+    """Replace settings by the addresses of what `ingest dev` started.
+
+    Args:
+        loaded: as they were read.
+        addresses: values by the setting's path, e.g. `kafka.bootstrap_servers`.
+    """
+    settings = loaded.settings
+    for path, value in addresses.items():
+        section_name, _, name = path.partition(".")
+        section = getattr(settings, section_name)
+        changed = type(section).model_validate({**dict(section), name: value})
+        settings = settings.model_copy(update={section_name: changed})
+    return LoadedSettings(settings, {**loaded.origins, **dict.fromkeys(addresses, Origin.EMBEDDED)})
+
+
+def child_environment(loaded: LoadedSettings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that gives a child process the same settings, whatever their origin."""
+    inherited = {"INGEST_STATE_DIR": str(loaded.settings.state_dir.absolute())}
+    for setting in loaded.each():
+        if setting.path in INHERITED and (text := _plain(setting.value)):
+            inherited[setting.env_names[0]] = text
+    return {**environ, **inherited}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

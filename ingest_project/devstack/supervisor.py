@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.private_files import keep_files_private
+from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.settings import LoadedSettings, Settings
 from ingest_project.devstack import dagster_processes, embedded_kafka, postgres
 from ingest_project.devstack.processes import (
@@ -35,15 +35,17 @@ from ingest_project.devstack.processes import (
     python_module,
     start,
 )
-from ingest_project.devstack.runtime_settings import child_environment, is_chosen, with_addresses
 from ingest_project.devstack.state_folder import (
     LOGS,
     announce,
     announced,
+    child_environment,
     exclusive,
     folder_failures,
+    is_chosen,
     prepare,
     remove_socket_folder,
+    with_addresses,
 )
 
 POLL_SECONDS = 0.5

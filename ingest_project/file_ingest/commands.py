@@ -17,6 +17,7 @@ from ingest_project.core.console import (
     complain,
     counted,
     counts,
+    find_by_key,
     length_of,
     moment,
     print_json,
@@ -33,7 +34,6 @@ from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.platform.key_lookup import find_by_key
 from ingest_project.platform.object_store.content_store import object_name
 
 if TYPE_CHECKING:

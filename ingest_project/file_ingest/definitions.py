@@ -16,8 +16,8 @@ from ingest_project.core.logging import bound, get_logger
 from ingest_project.file_ingest.aggregation import aggregated_metrics
 from ingest_project.file_ingest.catalog import AGGREGATED_METRICS, QUARANTINED_FILES, RAW_FILES, VALIDATED_SENSOR_DATA
 from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES
+from ingest_project.file_ingest.load import quarantined_files
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
-from ingest_project.file_ingest.quarantine import quarantined_files
 from ingest_project.file_ingest.raw_files import land, raw_files
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import (

@@ -1,11 +1,14 @@
-"""Step 3: store accepted and refused rows in one transaction with the end of the files' queue entries.
+"""Step 3, `quarantined_files` and the tables: store accepted and rejected rows together with the state of the files.
 
-Every write replaces what an earlier attempt at the same files wrote, so a second time ends in the same state; killed
-in the middle it leaves nothing behind. Content that another file already stands for, and a newer version of the same
-file, are noticed here, where two runs cannot both believe to be first.
+All of it is one transaction, and every write replaces the rows of an earlier attempt at the same files: a retry ends in
+the same state, and a killed run leaves nothing behind. Duplicate contents and newer versions of a file are detected
+here, where no two runs can both be first.
 
-A transaction that fails is tried in halves, down to the file that it fails for: the others are stored at once. Only
-while the database does not answer at all they wait together.
+A transaction that fails is bisected down to the file that it fails for: the others are stored at once. Only while the
+database does not answer are all of them retried later.
+
+The quarantine store keeps the bytes of a file that is rejected as a whole, next to a JSON with the reason; single
+rejected rows are in `quarantined_rows`. A second write for the same file replaces the first.
 """
 
 from __future__ import annotations
@@ -13,14 +16,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
 
+import dagster as dg
 import polars as pl
 import stamina
 
 from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError, StoreUnavailableError, TransientError
+from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.core.logging import get_logger
-from ingest_project.file_ingest.quarantine import leave_quarantine, quarantine_file
+from ingest_project.file_ingest.catalog import QUARANTINED_FILES, files_partitions
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of
 from ingest_project.file_ingest.tables import FileState
@@ -29,15 +36,23 @@ from ingest_project.file_ingest.versions import settle
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, VERSIONS
 from ingest_project.platform.database.errors import sqlstate
+from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 
+quarantined_files = dg.AssetSpec(
+    QUARANTINED_FILES,
+    deps=["raw_files"],
+    description="What was refused of the file, whole or by row, with reasons; 0 rows where nothing was.",
+    group_name="file_ingest",
+    kinds={"file", "table"},
+    partitions_def=files_partitions,
+    skippable=True,
+)
 logger = get_logger(__name__)
-
 # A run waits for the end of a short outage; after a longer one its files are claimed again later.
 STORE_ATTEMPTS = 3
 STORE_WAIT_SECONDS, LONGEST_STORE_WAIT_SECONDS = 0.5, 2.0
 # PostgreSQL's classes of errors that are about tables and rights and never about rows: no table, no permission.
 SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26")
-
 MISSES_BEFORE_AWAY = 3
 
 
@@ -341,3 +356,49 @@ def keep_refused(outcomes: Sequence[FileResult], services: FileIngestResources, 
                 logger.warning("file_not_quarantined", partition_key=key, reason=str(trouble), traceback=trace)
         kept.append(outcome_of_error(outcome.record, trouble, outcome.landed, profile=outcome.profile))
     return kept
+
+
+def quarantine_file(outcome: FileResult, landing: LandingStore, quarantine: QuarantineStore, run_id: str) -> FileResult:
+    """Keep a rejected file's bytes and the reason; returns the result with the location of the bytes."""
+    note = reason_note(outcome, run_id)
+    if outcome.landed is None:
+        # It was rejected for its size, before a byte of it was copied: only the reason is kept.
+        quarantine.put(outcome.record.file_key, b"", note)
+        return outcome
+    with landing.local_path(outcome.landed.sha256) as path:
+        # The landed bytes are verified: a store on the same disk links them unread.
+        file = LocalFile(path, outcome.landed.size_bytes, outcome.landed.sha256, FileFingerprint.of(path.stat()))
+        kept = quarantine.put(outcome.record.file_key, file, note)
+    return replace(outcome, kept_at=kept.location)
+
+
+def leave_quarantine(outcome: FileResult, quarantine: QuarantineStore) -> None:
+    """Remove an accepted file from quarantine.
+
+    Done before its rows are stored: if that fails, the file is accepted or rejected again.
+    """
+    # Only a file with a recorded reason can be there: to look for each one would cost S3 two requests a file.
+    if outcome.state in {FileState.INGESTED, FileState.DUPLICATE} and outcome.record.reason is not None:
+        quarantine.remove(outcome.record.file_key)
+
+
+def reason_note(outcome: FileResult, run_id: str) -> dict[str, Any]:
+    """Return the content of the JSON next to a rejected file."""
+    record = outcome.record
+    return {
+        "file_key": record.file_key,
+        "reason": outcome.reason,
+        "rules": dict(outcome.rule_counts),
+        "source": record.location,
+        "sha256": outcome.landed.sha256 if outcome.landed else None,
+        "size_bytes": outcome.landed.size_bytes if outcome.landed else None,
+        "profile": outcome.profile or record.profile,
+        "rows_read": outcome.rows_read,
+        "rows_bad": outcome.rows_quarantined,
+        "sample": [dict(row) for row in outcome.sample],
+        "kafka": str(record.intake),
+        "trace_id": record.event.trace_id,
+        "job_id": record.event.job_id,
+        "run_id": run_id,
+        "quarantined_at": datetime.now(UTC).isoformat(),
+    }

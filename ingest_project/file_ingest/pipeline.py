@@ -28,12 +28,12 @@ from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.load import (
     finish,
     hold_locations,
+    leave_quarantine,
     replaced_outcomes,
     settle_versions,
     store,
     without_duplicates,
 )
-from ingest_project.file_ingest.quarantine import leave_quarantine
 from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of

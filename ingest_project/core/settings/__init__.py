@@ -43,15 +43,6 @@ from ingest_project.core.settings.capabilities import (
     PollingSettings,
     UserActivitySettings,
 )
-from ingest_project.core.settings.fields import (
-    AsJson,
-    Env,
-    Section,
-    descriptions,
-    family_of,
-    leaves,
-    variables_of,
-)
 from ingest_project.core.settings.platform import (
     AlertSettings,
     BackpressureSettings,
@@ -67,7 +58,16 @@ from ingest_project.core.settings.platform import (
     WarehouseSettings,
     database_of,
 )
-from ingest_project.core.yaml_models import yaml_content
+from ingest_project.core.yaml_models import (
+    AsJson,
+    Env,
+    Section,
+    descriptions,
+    family_of,
+    leaves,
+    variables_of,
+    yaml_content,
+)
 
 OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_")
 # Names in the .env files of the services that this project replaces: they have no meaning here and do no harm.
