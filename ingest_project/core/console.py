@@ -76,7 +76,7 @@ def length_of(time: timedelta) -> str:
     """Return a duration in its two largest units, e.g. `3 min 5 s`."""
     seconds = max(0, round(time.total_seconds()))
     units = [("d", seconds // 86_400), ("h", seconds // 3_600 % 24), ("min", seconds // 60 % 60), ("s", seconds % 60)]
-    first = next((place for place, (_, count) in enumerate(units) if count), len(units) - 1)
+    first = next((index for index, (_, count) in enumerate(units) if count), len(units) - 1)
     return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2] if count or unit == "s")
 
 
@@ -98,24 +98,24 @@ def table(*headings: str, numbers: Collection[str] = ()) -> Table:
         headings: of its columns.
         numbers: the headings of columns with numbers.
     """
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    new_table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        made.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
-    return made
+        new_table.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
+    return new_table
 
 
 def add_row(to: Table, *values: object) -> None:
-    """Add a row of any values, made safe to print."""
+    """Add a row of any values, as printable text."""
     to.add_row(*(value if isinstance(value, Text) else cell(value) for value in values))
 
 
 def say(text: str, *, style: str = "") -> None:
-    """Print one line of result for a person. The text is made safe to print."""
+    """Print one line of result for a person. Unprintable characters are escaped."""
     stdout().print(Text(printable(text), style))
 
 
 def complain(text: str) -> None:
-    """Print one line on stderr. The text is made safe to print."""
+    """Print one line on stderr. Unprintable characters are escaped."""
     stderr().print(Text(printable(text)))
 
 
@@ -195,7 +195,7 @@ class UnknownKeyError(PermanentError):
 
 
 class SearchableQueue(Protocol[Record_co]):
-    """What a work queue offers for it."""
+    """A work queue whose entries can be searched by key."""
 
     def get(self, key: str, /) -> Record_co | None:
         """Return the entry with this key."""
@@ -219,7 +219,7 @@ def find_by_key(
         listing: command that lists the entries.
 
     Raises:
-        UnknownKeyError: there is none, or more than one; the message proposes the nearest keys.
+        UnknownKeyError: no key, or more than one; the message proposes the nearest keys.
     """
     if exact := queue.get(key):
         return exact
@@ -234,7 +234,7 @@ def find_by_key(
     nearest = [key_of(record) for record in containing[:SHOWN]] or nearest_keys(
         key, [key_of(record) for record in queue.list(limit=MAX_SEARCHED)]
     )
-    hint = f" Nearest: {', '.join(nearest)}." if nearest else f" `{listing}` shows those there are."
+    hint = f" Nearest: {', '.join(nearest)}." if nearest else f" `{listing}` lists the known ones."
     raise UnknownKeyError(key, f"No {noun} has the key {key!r}.{hint}", nearest)
 
 
@@ -242,7 +242,7 @@ def nearest_keys(key: str, known: Sequence[str]) -> list[str]:
     """Return the known keys that are most like this one, by name or as a whole."""
     by_name: dict[str, str] = {}
     for known_key in known:
-        # The newest version of a name stands for the others.
+        # Only the newest version of a name is proposed.
         by_name.setdefault(known_key.rpartition("~")[0], known_key)
     names = difflib.get_close_matches(key.rpartition("~")[0] or key, by_name, n=SHOWN, cutoff=MIN_SIMILARITY)
     whole = difflib.get_close_matches(key, known, n=SHOWN, cutoff=MIN_SIMILARITY)

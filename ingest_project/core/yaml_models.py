@@ -37,7 +37,7 @@ def yaml_files(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def yaml_content(path: Path, kind: str) -> Any:  # noqa: ANN401 - a YAML file may hold anything
+def yaml_content(path: Path, kind: str) -> Any:  # noqa: ANN401 - a YAML file may contain anything
     """Return the content of one file.
 
     Args:
@@ -45,7 +45,7 @@ def yaml_content(path: Path, kind: str) -> Any:  # noqa: ANN401 - a YAML file ma
         kind: for messages, e.g. `reader profile`.
 
     Raises:
-        SettingsError: it cannot be read, or is not YAML. Its text is not quoted: it may hold a password.
+        SettingsError: it cannot be read, or is not YAML. Its text is not quoted: it may contain a password.
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -102,13 +102,13 @@ def _yaml_problem(error: Exception) -> str:
         problem = re.sub(r" '(?!<)[^']*'", "", error.problem or "it cannot be read")
         return f"{problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
     if isinstance(error, yaml.YAMLError):
-        return "it holds characters that YAML does not allow"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else "it holds a date that does not exist"
+        return "it contains characters that YAML does not allow"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "it contains a date that does not exist"
 
 
 @dataclass(frozen=True)
 class Env:
-    """The environment variables that set a field, the first found wins."""
+    """The environment variables that set a field; the first one that is set wins."""
 
     names: tuple[str, ...]
 
@@ -135,14 +135,14 @@ class EnvFamily:
 
 
 def as_list(value: object) -> object:
-    """Read a list from `a,b`, one item a line, or JSON, in which alone items may hold commas and quotes."""
+    """Read a list from `a,b`, one item a line, or JSON, the only form whose items may contain commas and quotes."""
     if not isinstance(value, str):
         return value
     text = value.strip()
     if text.startswith("{") or (text.startswith("[") and not BRACKETED_ADDRESSES.fullmatch(text)):
         parsed = _parsed(text, LIST_SHAPES)
         if not isinstance(parsed, list):
-            raise ValueError(f"it is no list; {LIST_SHAPES}")
+            raise ValueError(f"it is not a list; {LIST_SHAPES}")
         return parsed
     parts = [part.strip() for part in re.split(r"[,\n]", text) if part.strip()]
     if any(set(part) & set("\"'") for part in parts):
@@ -163,8 +163,8 @@ def _parsed(text: str, remedy: str = 'write {"name": ...}') -> object:
         raise ValueError(f"it is not JSON{where}; {remedy}") from None
 
 
-def _reasonable(value: object, info: ValidationInfo) -> object:
-    """Refuse durations that Python cannot add to today's date."""
+def _bounded_duration(value: object, info: ValidationInfo) -> object:
+    """Reject durations that Python cannot add to today's date."""
     unit = (info.field_name or "").rpartition("_")[2]
     if isinstance(value, int | float) and unit in LONGEST and value > LONGEST[unit]:
         raise ValueError(f"it is at most {LONGEST[unit]:,} {unit}, a hundred years")
@@ -176,7 +176,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    _reasonable = field_validator("*", mode="after")(_reasonable)
+    _bounded_duration = field_validator("*", mode="after")(_bounded_duration)
 
 
 CommaList = Annotated[list[str], BeforeValidator(as_list)]

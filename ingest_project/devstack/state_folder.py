@@ -24,10 +24,10 @@ from ingest_project.core.errors import IngestError, PermanentError
 from ingest_project.core.local_files import FOLDER_MODE, make_private_folder
 from ingest_project.core.settings import LoadedSettings, Origin
 
-# A socket's address holds 107 bytes on Linux and 103 on macOS, the name of the socket included.
+# A socket's address has up to 107 bytes on Linux and 103 on macOS, the name of the socket included.
 MAX_SOCKET_PATH_BYTES = 103
 LOCK, LOGS, SERVICES = "lock", "logs", "services.json"
-LONGEST_SOCKET_NAME = ".s.PGSQL.5432.lock"
+LONGEST_SOCKET_FILE = ".s.PGSQL.5432.lock"
 # Settings that children inherit: the addresses of what this process started, wherever the rest came from.
 INHERITED = (
     "kafka.bootstrap_servers",
@@ -69,7 +69,7 @@ class StateFolderUnusableError(PermanentError):
 
 @contextmanager
 def folder_failures(folder: Path) -> Iterator[None]:
-    """Raise what the operating system refuses in the state folder as one sentence.
+    """Raise errors of the operating system in the state folder as one sentence.
 
     Raises:
         StateFolderUnusableError: something in it cannot be read or written.
@@ -97,7 +97,7 @@ def prepare(folder: Path) -> None:
             raise StateFolderUnusableError(
                 folder, f"it belongs to {_name_of(status.st_uid)}, and this is {_name_of(user)}"
             )
-        # Only a folder that this system has used before, never one that others use, such as /tmp.
+        # Only a folder that this system has used before, never a shared one such as /tmp.
         if status.st_uid == user and not status.st_mode & stat.S_ISVTX and (folder / LOCK).exists():
             folder.chmod(FOLDER_MODE)
         make_private_folder(folder / LOGS)
@@ -159,7 +159,7 @@ def announced(folder: Path, addresses: Mapping[str, object]) -> Iterator[None]:
 def announce(folder: Path, addresses: Mapping[str, object]) -> None:
     """Write `services.json`; an earlier one is replaced atomically."""
     fresh = folder / f".{SERVICES}.{os.getpid()}"
-    # It holds the database's password.
+    # It contains the database's password.
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
         json.dump({"pid": os.getpid(), "settings": dict(addresses)}, file, indent=1)
     fresh.replace(folder / SERVICES)
@@ -169,12 +169,12 @@ def socket_folder(folder: Path, name: str, owner: int | None = None) -> Path:
     """Make a folder for sockets that only its owner may enter, with a path short enough for them.
 
     Args:
-        folder: the state folder, in which it is made if that is short enough.
+        folder: the state folder, which contains it if the path is short enough.
         name: of this socket folder in the state folder.
         owner: user id; this process's own by default.
 
     Raises:
-        PermanentError: another user made a folder of that name.
+        PermanentError: another user owns a folder of that name.
     """
     return _private(_socket_folder(folder, name), owner)
 
@@ -186,7 +186,7 @@ def remove_socket_folder(folder: Path, name: str) -> None:
 
 def _socket_folder(folder: Path, name: str) -> Path:
     inside = folder / name
-    if len(os.fsencode(inside / LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES:
+    if len(os.fsencode(inside / LONGEST_SOCKET_FILE)) <= MAX_SOCKET_PATH_BYTES:
         return inside
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"ingest-{os.getuid()}-{digest}-{name}"

@@ -148,7 +148,7 @@ def running_stack(
     monitor: bool = False,
     definitions_module: str = "ingest_project.definitions",
 ) -> Iterator[Stack]:
-    """Run everything that the settings do not place elsewhere until the `with` block ends.
+    """Run every service that the settings do not locate elsewhere until the `with` block ends.
 
     SIGTERM and SIGHUP end it as Ctrl-C does, by KeyboardInterrupt; call it from the main thread. The stack's `wait` and
     `require_running` restart parts that ended.
@@ -163,7 +163,7 @@ def running_stack(
     Raises:
         StateFolderInUseError: another stack runs on the same state folder.
         StateFolderUnusableError: that folder is a file, belongs to another user or cannot be written to.
-        SettingsError: a configured port is taken.
+        SettingsError: a configured port is in use.
         ServiceFailedError: a part did not start; those that had been started are ended.
     """
     keep_files_private()
@@ -185,7 +185,7 @@ def running_stack(
             on_exit.enter_context(announced(state_dir, stack.addresses))
             if port is not None:
                 stack.home = dagster_processes.prepare_home(state_dir, definitions_module, port)
-            _start_users(stack)
+            _start_dependents(stack)
         yield stack
 
 
@@ -280,7 +280,7 @@ def _note_broker(stack: Stack, child: Child) -> None:
     stack.addresses["kafka.generation"] = str(uuid.uuid4())
 
 
-def _start_users(stack: Stack) -> None:
+def _start_dependents(stack: Stack) -> None:
     """Start the users of broker and database, Dagster and the monitor, as far as they belong to the stack."""
     if stack.home is not None:
         _start_dagster(stack, stack.home)
@@ -377,7 +377,7 @@ def _start_broker_again(stack: Stack, ended: Child) -> None:
         stack.loaded = with_addresses(stack.loaded, stack.addresses)
         announce(stack.state_dir, stack.addresses)
         stack.report("The messages in the broker are lost; topics are read from their new beginning", StepState.NOTE)
-    _start_users(stack)
+    _start_dependents(stack)
 
 
 def _start_code_server_again(stack: Stack, home: dagster_processes.DagsterHome, ended: Child) -> None:
@@ -395,6 +395,6 @@ def _stop_all(children: Sequence[Child]) -> None:
     """End these parts and everything they started, in reverse order."""
     # The users of the code server end at the same time; it ends after them, and broker and database last.
     for child in itertools.takewhile(lambda child: child.name != dagster_processes.CODE_SERVER, reversed(children)):
-        child.ask_to_stop()
+        child.request_stop()
     for child in reversed(children):
         child.stop()

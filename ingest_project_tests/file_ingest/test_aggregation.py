@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from ingest_project.file_ingest.aggregation import (
     SharedInstants,
     aggregate_files,
+    detached,
     instants_by_file,
     merge,
-    standing_alone,
 )
 
 MOMENT = datetime(2024, 1, 15, tzinfo=UTC)
@@ -121,7 +121,7 @@ def test_a_summary_that_stands_alone_keeps_nothing_of_the_text_it_came_from() ->
         file_key=pl.lit("f"), timestamp=MOMENT
     )
     summary = aggregate(readings)
-    alone = standing_alone(summary)
+    alone = detached(summary)
     assert alone.equals(summary)
     del text, block, device, readings
     assert kept() is not None, "the summary itself is a view"

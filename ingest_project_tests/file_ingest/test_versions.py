@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
-from ingest_project.file_ingest.load import finish, hold_locations, settle_versions
+from ingest_project.file_ingest.load import finish, lock_locations_of, settle_versions
 from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.file_ingest.versions import meaning_of
@@ -53,7 +53,7 @@ def store(engine: sa.Engine, records: Sequence[FileRecord], refused: set[str]) -
             FileResult(record, FileState.QUARANTINED if record.file_key in refused else FileState.INGESTED, reason="r")
             for record in records
         ]
-        settled, _ = settle_versions(transaction, hold_locations(transaction, outcomes, wait=True), "run")
+        settled, _ = settle_versions(transaction, lock_locations_of(transaction, outcomes, wait=True), "run")
         finish(transaction, settled, "run")
 
 
