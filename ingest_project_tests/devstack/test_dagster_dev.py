@@ -1,4 +1,4 @@
-"""`dagster dev` in the project's folder, beside the services that `ingest dev --services-only` starts."""
+"""`dagster dev` in the project's folder, next to the services that `ingest dev --services-only` starts."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_merged_summaries_of_parts_are_the_summary_of_the_whole(parts: list[list
         assert math.isclose(merged["stddev"], expected["stddev"], rel_tol=1e-6, abs_tol=1e-10 * scale + 1e-150)
 
 
-def test_merging_keeps_the_digits_of_small_deviations_beside_a_large_mean() -> None:
+def test_merging_keeps_the_digits_of_small_deviations_from_a_large_mean() -> None:
     parts = [[1e9 + 1, 1e9 + 2], [1e9 + 3, 1e9 + 4, 1e9 + 5]]
     merged = merge([aggregate(readings(part)) for part in parts]).row(0, named=True)
     assert merged["stddev"] == pytest.approx(statistics.stdev([1, 2, 3, 4, 5]), rel=1e-6)

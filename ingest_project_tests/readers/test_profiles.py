@@ -83,7 +83,7 @@ def test_two_profiles_of_one_name_stop_the_files_that_name_it(tmp_path: Path) ->
     assert profiles.named("canonical").name == "canonical"
 
 
-def test_a_broken_profile_stops_what_asks_for_it_and_nothing_else(tmp_path: Path) -> None:
+def test_a_broken_profile_stops_only_the_files_that_name_it(tmp_path: Path) -> None:
     write(tmp_path, OWN)
     write(tmp_path, OWN.replace("greenhouse", "nab").replace("columns:", "colums:"), "broken.yaml")
     write(tmp_path, "name: torn\ncolumns: {a", "torn.yaml")
@@ -100,11 +100,11 @@ def test_a_broken_profile_stops_what_asks_for_it_and_nothing_else(tmp_path: Path
         profiles.named("other")
 
 
-def test_a_broken_profile_is_told_in_the_log_with_its_file_and_line(
+def test_a_broken_profile_is_logged_with_its_file_and_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, OWN.replace("columns:", "colums:"))
     load_profiles([tmp_path])
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     # Where the log goes depends on what another test of this process has set up.
-    assert "own.yaml, line 4" in told.out + told.err + caplog.text
+    assert "own.yaml, line 4" in output.out + output.err + caplog.text

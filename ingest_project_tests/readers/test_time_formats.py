@@ -61,7 +61,7 @@ Mutations = st.sampled_from(
 
 @given(Formats, Moments, st.lists(st.tuples(st.integers(0, 40), st.booleans(), Mutations), min_size=1, max_size=4))
 @settings(deadline=None)
-def test_no_text_is_taken_that_strptime_refuses_or_reads_otherwise(
+def test_no_text_is_accepted_that_strptime_rejects_or_reads_otherwise(
     name: str, moment: datetime, changes: list[tuple[int, bool, str]]
 ) -> None:
     text = moment.strftime(python_format(name))

@@ -44,7 +44,7 @@ DELETE_METRICS = "DELETE FROM aggregated_metrics WHERE file_key = ANY($1::text[]
 DELETE_QUARANTINED = "DELETE FROM quarantined_rows WHERE file_key = ANY($1::text[])"
 DELETE_READINGS = "DELETE FROM raw_sensor_data WHERE file_key = ANY($1::text[])"
 
-CLAIMED = "json_to_recordset($1::json) AS claim (position int, file_key text, sha256 text, meaning text)"
+CLAIMED = "json_to_recordset($1::json) AS claim (row_index int, file_key text, sha256 text, meaning text)"
 RELEASE_OTHER_CONTENTS = f"""
     DELETE FROM contents USING {CLAIMED}
     WHERE contents.file_key = claim.file_key
@@ -54,7 +54,7 @@ RELEASE_OTHER_CONTENTS = f"""
 CLAIM = f"""
     INSERT INTO contents (sha256, meaning, file_key)
     SELECT DISTINCT ON (sha256, meaning) sha256, meaning, file_key FROM {CLAIMED}
-    ORDER BY sha256, meaning, position
+    ORDER BY sha256, meaning, row_index
     ON CONFLICT DO NOTHING"""
 # Shared lock: a transaction that releases a content waits until the duplicates being stored of it are visible.
 OWNERS = f"""
@@ -217,7 +217,7 @@ class PostgresTransaction:
         """
         if claims.is_empty():
             return {}
-        rows = fitted(claims, CLAIMS).with_row_index("position").write_json()
+        rows = fitted(claims, CLAIMS).with_row_index("row_index").write_json()
         self._reopen_duplicates_of([key for (key,) in self._run(RELEASE_OTHER_CONTENTS, rows)])
         for _ in range(CLAIM_TRIES):
             self._run(CLAIM, rows)
