@@ -69,7 +69,7 @@ class CrmEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         source: of `meta_data`, like `tags` and `notes`; None if missing.
         tags: a JSON list as text.
         meta_data: the whole object, the JSON text as it was sent.
-        other_fields: fields that the contract does not know, a JSON object as text; None if there are none.
+        other_fields: fields that the contract does not know, a JSON object as text; None without any.
         last_modified: the version, UTC.
         content_sha256: of the message.
     """

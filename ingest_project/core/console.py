@@ -138,7 +138,7 @@ def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> 
     Args:
         made: the table.
         things: the noun of its rows, e.g. `files`.
-        more: there are further results.
+        more: True if further results exist.
         which: the part of the results that it has.
     """
     if not made.row_count:

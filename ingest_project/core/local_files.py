@@ -87,7 +87,7 @@ class LocalFile:
             need not read it again.
 
     Raises:
-        SourceNotFoundError: there is no such file.
+        SourceNotFoundError: the file does not exist.
         SourceChangedError: another length (on opening), or another digest (after the last byte was read).
         StoreUnavailableError: the disk cannot be read.
     """

@@ -228,7 +228,7 @@ def _stop(stack: Stack) -> None:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Turn stop signals into Ctrl-C, so that there is one way out."""
+    """Turn stop signals into Ctrl-C, so that every stop takes the same path."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

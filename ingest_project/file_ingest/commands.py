@@ -205,7 +205,7 @@ def release(
 ) -> None:
     """Ingest files again, after the source, the settings or the reader profile were fixed, or by another profile.
 
-    Any finished file can be named, also one of which only some rows were quarantined. Exit code 1 when one of them is
+    Any finished file can be named, also one with only some rows in quarantine. Exit code 1 when one of them is
     not finished. It leaves the quarantine once it has been accepted. Read by another profile it has another key, and
     replaces what the former profile made of it as soon as it is accepted.
     """
@@ -270,7 +270,7 @@ def _show_page(page: FilePage) -> None:
 
 
 def _show_quarantined_rows(page: FilePage) -> None:
-    """Print the first quarantined rows, and how many there are."""
+    """Print the first quarantined rows, and their total."""
     if not page.quarantined_rows:
         return
     total = page.file.rows_quarantined or len(page.quarantined_rows)

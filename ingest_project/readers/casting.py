@@ -1,8 +1,7 @@
 """Cast text and workbook cells to moments, numbers and names, for the rows of many files at once.
 
-Of names, what cannot be seen is removed at their ends, and refused inside: a byte order mark, a no-break space or a
-stray quote would make a device of its own that nobody can tell from the real one, and a sensor type that escapes its
-limits.
+Invisible characters are stripped from the ends of names, and rejected inside: a byte order mark, a no-break space or a
+stray quote would make a second device that looks like the real one, and a sensor type without its limits.
 """
 
 from __future__ import annotations

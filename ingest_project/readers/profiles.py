@@ -152,7 +152,7 @@ class ReaderProfile(_Part):
         columns: column of the file to column of a reading. Names match without regard to case and spacing.
         optional: columns of a reading that a file may leave out.
         ignored: columns of the file that are left out on purpose; any other that is not read is reported.
-        quantities: wide files: column of the file to what it measures. An empty cell there is no reading.
+        quantities: wide files: column of the file to its quantity. An empty cell is no reading.
         constants: column of a reading to a text that applies to the whole file.
         from_file_name: column of a reading to a regular expression with one group, searched in the file's name.
         timestamps: how times are written.

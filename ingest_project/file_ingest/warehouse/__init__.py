@@ -155,7 +155,7 @@ class Warehouse(Protocol):
         """Open a database transaction: committed at the end, rolled back when anything is raised."""
 
     def file_counts(self, file_keys: Sequence[str]) -> dict[str, StoredCounts]:
-        """Count what is stored of each of these files, in the tables; zeros where there is nothing."""
+        """Count the stored rows of each of these files in the tables."""
 
     def readings_of(self, file_key: str) -> Iterator[pl.DataFrame]:
         """Yield the file's stored readings in parts of bounded size, in no particular order.

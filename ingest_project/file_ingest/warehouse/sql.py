@@ -106,7 +106,7 @@ class SqlWarehouse:
             yield SqlTransaction(connection)
 
     def file_counts(self, file_keys: Sequence[str]) -> dict[str, StoredCounts]:
-        """Count what is stored of each of these files, in the tables; zeros where there is nothing."""
+        """Count the stored rows of each of these files in the tables."""
         counts: dict[str, list[int]] = {key: [0, 0, 0] for key in file_keys}
         with self._by_index() as connection:
             for position, table in enumerate((raw_sensor_data, quarantined_rows, aggregated_metrics)):
