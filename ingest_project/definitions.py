@@ -6,8 +6,8 @@ from functools import cache
 
 import dagster as dg
 
+from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import configure_logging
-from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.settings import Settings, current_settings
 from ingest_project.operations import alerts, retention
 from ingest_project.operations.resources import CAPABILITIES, SystemResources

@@ -22,7 +22,7 @@ from ingest_project.core.console import add_row, complain, counted, say, show, t
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.keys import hour_key, parse_hour_key
 from ingest_project.core.settings import LoadedSettings
-from ingest_project.devstack.runtime_settings import is_chosen, with_addresses
+from ingest_project.devstack.state_folder import is_chosen, with_addresses
 from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.database.engine import reading
 from ingest_project.platform.kafka.producer import ProducerRecord

@@ -28,6 +28,7 @@ from ingest_project.core.console import (
     ago,
     complain,
     counted,
+    find_by_key,
     length_of,
     moment,
     print_json,
@@ -41,7 +42,6 @@ from ingest_project.core.console import (
 )
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.platform.http.urls import printable_url
-from ingest_project.platform.key_lookup import find_by_key
 
 if TYPE_CHECKING:
     from rich.table import Table

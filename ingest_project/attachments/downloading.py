@@ -34,10 +34,10 @@ from ingest_project.core.errors import (
     UnexpectedError,
     UnreadableMessageError,
 )
+from ingest_project.core.local_files import LocalFile
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.azure.accounts import StoreRejectedError
 from ingest_project.platform.http.download import Downloaded, DownloadRequest
-from ingest_project.platform.local_files import LocalFile
 from ingest_project.platform.work_queue.item_errors import error_class_of, reason_of
 
 logger = get_logger(__name__)

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from ingest_project.core.errors import IngestError, SettingsError
-from ingest_project.core.private_files import keep_files_private
+from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.terminal_text import printable, printable_lines
 
 # Command to the function that adds it. A command of one capability is in that capability's folder.

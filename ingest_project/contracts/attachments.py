@@ -2,8 +2,8 @@
 
 An event (topic `events.raw`) names the files that belong to what happened in a business domain; an entry that cannot be
 an attachment is set apart with the reason and does not affect the others. Downloads travel on the topics `downloads.*`.
-An attachment's partition key is made here: the same address in the same trace is the same attachment, however often and
-by whichever producer it is requested.
+An attachment's partition key is defined here: the same address in the same trace is the same attachment, however often
+and by whichever producer it is requested.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ SHOWN_LENGTH = 200
 MAX_URL_LENGTH = 8_192
 MAX_PATH_LENGTH = 2_048
 MAX_TEXT_LENGTH = 1_024
-# As the name of a folder: file systems take 255 bytes, and a Delta table names it `domain=…`, percent-encoded.
+# As the name of a folder: file systems allow 255 bytes, and a Delta table names it `domain=…`, percent-encoded.
 MAX_ENCODED_DOMAIN_LENGTH = 240
-MOST_ATTEMPTS = 1_000
-LARGEST_SIZE = 2**63 - 1
+MAX_ATTEMPTS = 1_000
+MAX_SIZE_BYTES = 2**63 - 1
 KEY_NAME_LENGTH = 60
 # 128 bits: nobody can search for an address with the same hash.
 KEY_HASH_LENGTH = 32
@@ -118,7 +118,7 @@ class DownloadTask(msgspec.Struct, frozen=True, kw_only=True):
         checksum: `sha256:...`, `md5:...` or bare hexadecimal digits, if known.
         file_name: its name, if the event has one.
         content_type: the expected type, if the event has one.
-        refused: why it is not downloaded, if its entry in the event cannot be an attachment.
+        refused: the reason if its entry in the event cannot be an attachment; it is not downloaded.
     """
 
     trace_id: str
@@ -205,10 +205,10 @@ def decode_download_task(raw: bytes | None) -> DownloadTask:
         raise UnreadableMessageError(
             f"Not a DownloadTask: destination_path is longer than {MAX_PATH_LENGTH} characters."
         )
-    if not 1 <= task.attempt <= MOST_ATTEMPTS:
-        raise UnreadableMessageError(f"Not a DownloadTask: attempt must be between 1 and {MOST_ATTEMPTS}.")
-    if task.expected_size is not None and not 0 <= task.expected_size <= LARGEST_SIZE:
-        raise UnreadableMessageError(f"Not a DownloadTask: expected_size must be between 0 and {LARGEST_SIZE}.")
+    if not 1 <= task.attempt <= MAX_ATTEMPTS:
+        raise UnreadableMessageError(f"Not a DownloadTask: attempt must be between 1 and {MAX_ATTEMPTS}.")
+    if task.expected_size is not None and not 0 <= task.expected_size <= MAX_SIZE_BYTES:
+        raise UnreadableMessageError(f"Not a DownloadTask: expected_size must be between 0 and {MAX_SIZE_BYTES}.")
     for field in ("event_type", "checksum", "file_name", "content_type", "refused"):
         if len(getattr(task, field) or "") > MAX_TEXT_LENGTH:
             raise UnreadableMessageError(f"Not a DownloadTask: {field} is longer than {MAX_TEXT_LENGTH} characters.")
@@ -274,8 +274,8 @@ def _require_possible(declared: DeclaredAttachment) -> None:
         raise msgspec.ValidationError("The address contains a NUL character")
     if len(declared.url) > MAX_URL_LENGTH:
         raise msgspec.ValidationError(f"The address is longer than {MAX_URL_LENGTH} characters")
-    if declared.size_bytes is not None and not 0 <= declared.size_bytes <= LARGEST_SIZE:
-        raise msgspec.ValidationError(f"size_bytes must be between 0 and {LARGEST_SIZE}")
+    if declared.size_bytes is not None and not 0 <= declared.size_bytes <= MAX_SIZE_BYTES:
+        raise msgspec.ValidationError(f"size_bytes must be between 0 and {MAX_SIZE_BYTES}")
     for field in ("file_name", "content_type", "checksum"):
         if len(getattr(declared, field) or "") > MAX_TEXT_LENGTH:
             raise msgspec.ValidationError(f"{field} is longer than {MAX_TEXT_LENGTH} characters")
@@ -288,7 +288,7 @@ def _require_domain(message: msgspec.Struct, domain: str) -> None:
         kind = type(message).__name__
         raise UnreadableMessageError(
             f"Not a {kind}: domain has {length} characters when it is percent-encoded, as the name of a folder is; "
-            f"at most {MAX_ENCODED_DOMAIN_LENGTH} are taken."
+            f"at most {MAX_ENCODED_DOMAIN_LENGTH} are allowed."
         )
 
 
@@ -298,6 +298,6 @@ def _readable(attachment_url: str) -> str:
     except ValueError:
         path = ""
     name = re.sub(r"[^\w.\-]+", "_", unquote(path).rpartition("/")[2])
-    # Dagster takes no key with three dots in a row.
+    # Dagster rejects keys with three dots in a row.
     name = re.sub(r"\.{2,}", ".", name)[-KEY_NAME_LENGTH:].strip("_")
     return name or "attachment"

@@ -23,7 +23,7 @@ import msgspec
 from ingest_project.contracts.decoding import require_readable_size
 from ingest_project.core.errors import UnreadableMessageError
 
-LONGEST_ID = 200
+MAX_ID_LENGTH = 200
 # Enough for any amount of money; without a bound 1e999999 would become a million digits.
 MAX_WHOLE_DIGITS = 30
 MAX_FRACTION_DIGITS = 20
@@ -69,7 +69,7 @@ class CrmEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         source: of `meta_data`, like `tags` and `notes`; None if missing.
         tags: a JSON list as text.
         meta_data: the whole object, the JSON text as it was sent.
-        other_fields: fields that the contract does not know, a JSON object as text; None if there are none.
+        other_fields: fields that the contract does not know, a JSON object as text; None without any.
         last_modified: the version, UTC.
         content_sha256: of the message.
     """
@@ -98,7 +98,7 @@ def decode_crm_event(raw: bytes | None) -> CrmEvent:
     text = _utf8(require_readable_size(raw))
     fields, values = _fields_of(text)
     kind = kind_of(values)
-    _refuse_ambiguous(text)
+    _reject_ambiguous(text)
     name = _text(values, "name")
     if not name:
         raise UnreadableMessageError("name must not be empty.")
@@ -177,8 +177,8 @@ def _event_id(values: Mapping[str, object]) -> str:
     event_id = values.get("event_id")
     if not isinstance(event_id, str) or not event_id.strip():
         raise UnreadableMessageError("event_id must be a text that is not empty.")
-    if len(event_id) > LONGEST_ID:
-        raise UnreadableMessageError(f"event_id has {len(event_id)} characters; at most {LONGEST_ID} are kept.")
+    if len(event_id) > MAX_ID_LENGTH:
+        raise UnreadableMessageError(f"event_id has {len(event_id)} characters; at most {MAX_ID_LENGTH} are allowed.")
     return event_id
 
 
@@ -190,16 +190,16 @@ def _nearest_miss(values: Mapping[str, object], by_prefix: CrmKind | None) -> st
     return f"for {_a(kind)} it lacks {', '.join(missing[kind])}"
 
 
-def _refuse_ambiguous(text: bytes) -> None:
-    """Reject two values under one name: readers of JSON differ in which one they take."""
+def _reject_ambiguous(text: bytes) -> None:
+    """Reject two values under one name: JSON parsers differ in which one they use."""
     found = _QUOTED.findall(text)
     if len(found) == len(set(found)) and b"\\u" not in text:
         return
     pairs = _PAIRS.decode(text.decode())
-    _refuse_twice(pairs, _UNAMBIGUOUS, "")
+    _reject_duplicates(pairs, _UNAMBIGUOUS, "")
     for name, value in pairs:
         if name == "meta_data" and isinstance(value, _Pairs):
-            _refuse_twice(value, _UNAMBIGUOUS_META, "meta_data.")
+            _reject_duplicates(value, _UNAMBIGUOUS_META, "meta_data.")
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -210,13 +210,13 @@ class _Pairs(list[tuple[str, Any]]):
 _PAIRS = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=str, parse_float=str)
 
 
-def _refuse_twice(pairs: _Pairs, names: Collection[str], prefix: str) -> None:
+def _reject_duplicates(pairs: _Pairs, names: Collection[str], prefix: str) -> None:
     found = [name for name, _ in pairs]
     if len(found) == len(set(found)):
         return
     for name in names:
         if found.count(name) > 1:
-            raise UnreadableMessageError(f"{prefix}{name} is there {found.count(name)} times.")
+            raise UnreadableMessageError(f"{prefix}{name} occurs {found.count(name)} times.")
 
 
 def _text(values: Mapping[str, Any], name: str, prefix: str = "") -> str | None:
@@ -272,7 +272,7 @@ def _date(text: str, name: str) -> date:
 
 
 def _last_modified(meta: Mapping[str, Any]) -> datetime:
-    """Return the version; a time without zone is taken as UTC, as everywhere in this system."""
+    """Return the version; a time without zone is UTC, as everywhere in this system."""
     text = meta.get("last_modified")
     if not isinstance(text, str):
         raise UnreadableMessageError("meta_data.last_modified must be a time: without it no version is older or newer.")

@@ -88,12 +88,12 @@ def require_texts(message: msgspec.Struct, longest: Mapping[str, int]) -> None:
     Raises:
         UnreadableMessageError: a text is longer, or has a NUL character; names the field.
     """
-    for field, most in longest.items():
+    for field, limit in longest.items():
         text = getattr(message, field)
         if text is None:
             continue
-        if len(text.encode()) > most:
-            raise UnreadableMessageError(f"Not a {type(message).__name__}: {field} is longer than {most} bytes.")
+        if len(text.encode()) > limit:
+            raise UnreadableMessageError(f"Not a {type(message).__name__}: {field} is longer than {limit} bytes.")
         if "\x00" in text:
             raise UnreadableMessageError(f"Not a {type(message).__name__}: {field} contains a NUL character.")
 
@@ -126,7 +126,7 @@ def without_null_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def utc(moment: datetime | None, message_type: type[msgspec.Struct], field: str) -> datetime | None:
-    """Return a time in UTC; one without a zone is taken as UTC.
+    """Return a time in UTC; one without a zone is UTC.
 
     Raises:
         UnreadableMessageError: in UTC it lies outside the calendar, e.g. 0001-01-01T00:00:00+14:00; names the field.
@@ -149,7 +149,7 @@ def encode(message: msgspec.Struct) -> bytes:
 
 
 def trace_id_in(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
-    """Return the trace id in a message's headers; None if there is none, or none that can be used."""
+    """Return the trace id in a message's headers; None without a valid one."""
     texts = {name.lower(): (value or b"").decode("utf-8", "replace").strip() for name, value in headers}
     own = texts.get(TRACE_HEADER, "")
     if own and len(own) <= MAX_TRACE_LENGTH and own.isprintable():
@@ -167,7 +167,7 @@ def _shortened(text: str) -> str:
 
 
 def _without_nulls(text: bytes, message_type: type[msgspec.Struct]) -> bytes:
-    """Return the message without its optional fields that are null; unchanged if there are none."""
+    """Return the message without its optional fields that are null; unchanged without any."""
     fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     optional = {field.encode_name for field in msgspec.structs.fields(message_type) if not field.required}
     nulls = [name for name, value in fields.items() if name in optional and bytes(value) == b"null"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
+from ingest_project.contracts.decoding import require_readable_size
 from ingest_project.core.errors import UnreadableMessageError
 
 MAX_NAME_LENGTH = 200
@@ -48,7 +48,7 @@ class EnrichedEvent(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields
         event_id: identifies the event, also when it is delivered again.
         event_type: the action, e.g. `page_view`.
         timestamp: when it happened, ISO 8601; without zone it is UTC.
-        event_data: a JSON object as it was sent, since its shape depends on the type; empty bytes if there is none.
+        event_data: a JSON object as it was sent, since its shape depends on the type; empty bytes without one.
     """
 
     event_id: str
@@ -70,52 +70,49 @@ KNOWN_NESTED_FIELDS = {
     "service_info": frozenset(ServiceInfo.__struct_fields__),
     "processing_info": frozenset(ProcessingInfo.__struct_fields__),
 }
-MOST_GOOD_TYPES = 10_000
+MAX_CACHED_TYPES = 10_000
 
 _encoder = msgspec.json.Encoder()
-_exactly_ours = msgspec.json.Decoder(EnrichedEvent)
+_strict_decoder = msgspec.json.Decoder(EnrichedEvent)
 _fields = msgspec.json.Decoder(dict[str, Raw])
-# Types that were checked: there are few of them, and countless events.
-_good_types: set[str] = set()
+# Types that were checked: a few types occur in countless events.
+_checked_types: set[str] = set()
 
 
 def decode_enriched_event(raw: bytes | None) -> tuple[EnrichedEvent, str | None]:
     """Decode a message of `user-activity-events`, except its times and the content of `event_data`.
 
     Returns:
-        the event, and a JSON object with the fields that the contract does not know; None if there are none.
+        the event, and a JSON object with the fields that the contract does not know; None without any.
 
     Raises:
         UnreadableMessageError: not an event; names the field.
     """
-    if not raw:
-        raise UnreadableMessageError("The message is empty.")
-    if len(raw) > MAX_MESSAGE_BYTES:
-        raise UnreadableMessageError(f"The message has {len(raw)} bytes; at most {MAX_MESSAGE_BYTES} are read.")
+    raw = require_readable_size(raw)
     rescued = None
     try:
-        event = _exactly_ours.decode(raw)
+        event = _strict_decoder.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        event, rescued = _decode_with_more(raw)
-    if event.event_type not in _good_types:
+        event, rescued = _decode_with_unknown_fields(raw)
+    if event.event_type not in _checked_types:
         _check_type(event.event_type)
     if not 0 < len(event.event_id) <= MAX_ID_LENGTH or event.event_id.isspace():
         raise UnreadableMessageError(f"Not an EnrichedEvent: event_id must have 1 to {MAX_ID_LENGTH} characters.")
     return event, rescued
 
 
-def _decode_with_more(raw: bytes) -> tuple[EnrichedEvent, str | None]:
+def _decode_with_unknown_fields(raw: bytes) -> tuple[EnrichedEvent, str | None]:
     """Return the event without the fields that the contract does not know, and these fields as JSON."""
     try:
         known = _fields.decode(raw)
-        unknown = _taken_out(known, KNOWN_FIELDS)
+        unknown = _pop_unknown(known, KNOWN_FIELDS)
         for name, fields in KNOWN_NESTED_FIELDS.items():
             if bytes(known.get(name, NO_JSON)).startswith(b"{"):
                 inside = _fields.decode(known[name])
-                if more := _taken_out(inside, fields):
+                if more := _pop_unknown(inside, fields):
                     known[name] = Raw(_encoder.encode(inside))
                     unknown[name] = Raw(_encoder.encode(more))
-        event = _exactly_ours.decode(_encoder.encode(known))
+        event = _strict_decoder.decode(_encoder.encode(known))
         return event, _encoder.encode(unknown).decode() if unknown else None
     except msgspec.ValidationError as error:
         raise UnreadableMessageError(f"Not an EnrichedEvent: {error}.") from error
@@ -125,7 +122,7 @@ def _decode_with_more(raw: bytes) -> tuple[EnrichedEvent, str | None]:
         raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
 
 
-def _taken_out(fields: dict[str, Raw], known: frozenset[str]) -> dict[str, Raw]:
+def _pop_unknown(fields: dict[str, Raw], known: frozenset[str]) -> dict[str, Raw]:
     return {name: fields.pop(name) for name in sorted(fields.keys() - known)}
 
 
@@ -134,5 +131,5 @@ def _check_type(event_type: str) -> None:
         raise UnreadableMessageError(
             f"Not an EnrichedEvent: event_type must be 1 to {MAX_NAME_LENGTH} printable characters."
         )
-    if len(_good_types) < MOST_GOOD_TYPES:
-        _good_types.add(event_type)
+    if len(_checked_types) < MAX_CACHED_TYPES:
+        _checked_types.add(event_type)

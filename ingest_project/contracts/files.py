@@ -1,7 +1,7 @@
 """FileEvent and PollingJob: a file to ingest, and a request to list a source.
 
 File events use the topics `file-event-queue` and, in their short form, `file_events`; polling jobs `polling-queue`. A
-file's partition key is made here, so that discovery and ingest agree on it: the same version of a file at the same
+file's partition key is defined here, so that discovery and ingest agree on it: the same version of a file at the same
 location has the same key, however often and by whichever producer its event is sent.
 """
 
@@ -27,8 +27,8 @@ from ingest_project.core.keys import key_of
 INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
 MAX_PATH_BYTES = 4_096
 MAX_PATTERN_BYTES = 512
-LARGEST_SIZE = 2**63 - 1
-LONGEST_FILE_EVENT_TEXTS = {
+MAX_SIZE_BYTES = 2**63 - 1
+MAX_FILE_EVENT_TEXTS = {
     "file_path": MAX_PATH_BYTES,
     "file_name": 1_024,
     "event_id": 512,
@@ -38,7 +38,7 @@ LONGEST_FILE_EVENT_TEXTS = {
     "etag": 1_024,
     "trace_id": 1_024,
 }
-LONGEST_POLLING_JOB_TEXTS = {"job_id": 800, "file_pattern": MAX_PATTERN_BYTES, "trace_id": 1_024}
+MAX_POLLING_JOB_TEXTS = {"job_id": 800, "file_pattern": MAX_PATTERN_BYTES, "trace_id": 1_024}
 SECRET_NAMES = ("password", "secret", "token", "access_key", "private_key", "connection_string", "sas", "account_key")
 
 Priority = Literal["low", "normal", "high"]
@@ -122,11 +122,11 @@ def decode_file_event(raw: bytes | None) -> FileEvent:
     event = decode(raw, FileEvent)
     if not event.file_path.strip() or not event.file_name.strip():
         raise UnreadableMessageError("Not a FileEvent: file_path and file_name must not be empty.")
-    require_texts(event, LONGEST_FILE_EVENT_TEXTS)
+    require_texts(event, MAX_FILE_EVENT_TEXTS)
     require_details(event, "metadata", "source_config")
     _require_format(event, event.metadata)
-    if event.size_bytes is not None and not 0 <= event.size_bytes <= LARGEST_SIZE:
-        raise UnreadableMessageError(f"Not a FileEvent: size_bytes must be between 0 and {LARGEST_SIZE}.")
+    if event.size_bytes is not None and not 0 <= event.size_bytes <= MAX_SIZE_BYTES:
+        raise UnreadableMessageError(f"Not a FileEvent: size_bytes must be between 0 and {MAX_SIZE_BYTES}.")
     if event.kind not in INGESTIBLE_TYPES:
         raise UnreadableMessageError(
             f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {event.kind or 'no type'!r}."
@@ -148,7 +148,7 @@ def decode_polling_job(raw: bytes | None) -> PollingJob:
     job = decode(raw, PollingJob)
     if not job.job_id.strip() or len(job.job_id) > 200:  # noqa: PLR2004 - the bound is said in the reason
         raise UnreadableMessageError("Not a PollingJob: job_id must have 1 to 200 characters.")
-    require_texts(job, LONGEST_POLLING_JOB_TEXTS)
+    require_texts(job, MAX_POLLING_JOB_TEXTS)
     require_details(job, "metadata", "source_config")
     _require_format(job, job.metadata)
     trace_id = job.metadata.get("trace_id")
@@ -181,7 +181,7 @@ def file_key(location: str, file_name: str, version: str, profile: str) -> str:
 
     Args:
         location: canonical address of the file, unique over all sources, e.g. `local:/data/in/a.csv`.
-        file_name: a profile may take a device from it, and its extension decides how the file is read.
+        file_name: a profile may read a device from it, and its extension decides how the file is read.
         version: identifies this version of the file, see `version_of`.
         profile: name of the reader profile, see `profile_named`.
     """

@@ -1,1 +1,1 @@
-"""Building blocks without I/O that every layer uses: errors, settings, logging, keys."""
+"""Building blocks that every layer uses: errors, settings, logging, keys, console, local files."""

@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 def prefetch(items: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
     """Iterate over a generator that makes its next item in a background thread while the caller uses the last one.
 
-    An exception of the generator is raised where the caller takes the next item. When the block ends, the generator
+    An exception of the generator is raised when the caller requests the next item. When the block ends, the generator
     and the thread have ended as well.
 
     Args:

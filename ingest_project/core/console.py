@@ -2,26 +2,34 @@
 
 File names, reasons and raw rows are untrusted. They are never read as markup, and a character that could move the
 cursor, change colours or reverse the text is printed as an escape.
+
+Commands that take the key of one entry also accept the beginning of it, see `find_by_key`.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Protocol, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ingest_project.core.errors import PermanentError
 from ingest_project.core.terminal_text import printable, to_json
 
 # Without a terminal nothing is cut or wrapped: lines are for grep.
 UNBOUNDED_WIDTH = 10_000
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+MAX_SEARCHED = 1_000
+SHOWN = 5
+MIN_SIMILARITY = 0.4
+Record_co = TypeVar("Record_co", covariant=True)
+Record = TypeVar("Record")
 
 
 def stdout() -> Console:
@@ -68,7 +76,7 @@ def length_of(time: timedelta) -> str:
     """Return a duration in its two largest units, e.g. `3 min 5 s`."""
     seconds = max(0, round(time.total_seconds()))
     units = [("d", seconds // 86_400), ("h", seconds // 3_600 % 24), ("min", seconds // 60 % 60), ("s", seconds % 60)]
-    first = next((place for place, (_, count) in enumerate(units) if count), len(units) - 1)
+    first = next((index for index, (_, count) in enumerate(units) if count), len(units) - 1)
     return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2] if count or unit == "s")
 
 
@@ -90,24 +98,24 @@ def table(*headings: str, numbers: Collection[str] = ()) -> Table:
         headings: of its columns.
         numbers: the headings of columns with numbers.
     """
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    new_table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        made.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
-    return made
+        new_table.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
+    return new_table
 
 
 def add_row(to: Table, *values: object) -> None:
-    """Add a row of any values, made safe to print."""
+    """Add a row of any values, as printable text."""
     to.add_row(*(value if isinstance(value, Text) else cell(value) for value in values))
 
 
 def say(text: str, *, style: str = "") -> None:
-    """Print one line of result for a person. The text is made safe to print."""
+    """Print one line of result for a person. Unprintable characters are escaped."""
     stdout().print(Text(printable(text), style))
 
 
 def complain(text: str) -> None:
-    """Print one line on stderr. The text is made safe to print."""
+    """Print one line on stderr. Unprintable characters are escaped."""
     stderr().print(Text(printable(text)))
 
 
@@ -130,7 +138,7 @@ def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> 
     Args:
         made: the table.
         things: the noun of its rows, e.g. `files`.
-        more: there are further results.
+        more: True if further results exist.
         which: the part of the results that it has.
     """
     if not made.row_count:
@@ -170,3 +178,72 @@ def _console(*, stderr: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = UNBOUNDED_WIDTH
     return console
+
+
+class UnknownKeyError(PermanentError):
+    """No key, or more than one, begins like this.
+
+    Args:
+        key: as it was typed.
+        nearest: keys that may be meant.
+    """
+
+    def __init__(self, key: str, message: str, nearest: Sequence[str]) -> None:
+        self.key = key
+        self.nearest = tuple(nearest)
+        super().__init__(printable(message))
+
+
+class SearchableQueue(Protocol[Record_co]):
+    """A work queue whose entries can be searched by key."""
+
+    def get(self, key: str, /) -> Record_co | None:
+        """Return the entry with this key."""
+        ...
+
+    def list(self, *, text: str | None = None, limit: int = 100) -> Sequence[Record_co]:
+        """Return entries that contain the text."""
+        ...
+
+
+def find_by_key(
+    queue: SearchableQueue[Record], key: str, key_of: Callable[[Record], str], noun: str, listing: str
+) -> Record:
+    """Return the entry with this key, or the only one whose key begins with it.
+
+    Args:
+        queue: that is searched.
+        key: as it was typed.
+        key_of: returns the key of an entry.
+        noun: of an entry, for people.
+        listing: command that lists the entries.
+
+    Raises:
+        UnknownKeyError: no key, or more than one; the message proposes the nearest keys.
+    """
+    if exact := queue.get(key):
+        return exact
+    containing = queue.list(text=key, limit=MAX_SEARCHED) if key else ()
+    beginning = [record for record in containing if key_of(record).startswith(key)]
+    if len(beginning) == 1:
+        return beginning[0]
+    if beginning:
+        keys = [key_of(record) for record in beginning[:SHOWN]]
+        message = f"{counted(len(beginning), 'key')} begin with {key!r}: {', '.join(keys)}"
+        raise UnknownKeyError(key, message + (", ..." if len(beginning) > SHOWN else "."), keys)
+    nearest = [key_of(record) for record in containing[:SHOWN]] or nearest_keys(
+        key, [key_of(record) for record in queue.list(limit=MAX_SEARCHED)]
+    )
+    hint = f" Nearest: {', '.join(nearest)}." if nearest else f" `{listing}` lists the known ones."
+    raise UnknownKeyError(key, f"No {noun} has the key {key!r}.{hint}", nearest)
+
+
+def nearest_keys(key: str, known: Sequence[str]) -> list[str]:
+    """Return the known keys that are most like this one, by name or as a whole."""
+    by_name: dict[str, str] = {}
+    for known_key in known:
+        # Only the newest version of a name is proposed.
+        by_name.setdefault(known_key.rpartition("~")[0], known_key)
+    names = difflib.get_close_matches(key.rpartition("~")[0] or key, by_name, n=SHOWN, cutoff=MIN_SIMILARITY)
+    whole = difflib.get_close_matches(key, known, n=SHOWN, cutoff=MIN_SIMILARITY)
+    return list(dict.fromkeys([*whole, *(by_name[name] for name in names)]))[:SHOWN]

@@ -90,7 +90,7 @@ class LimitExceededError(FileRejectedError):
     """An input is larger than a configured limit.
 
     Args:
-        limit: the setting that holds the limit, e.g. ``INGEST_MAX_ROW_BYTES``.
+        limit: the setting with the limit, e.g. ``INGEST_MAX_ROW_BYTES``.
         detail: what was too large, with both numbers.
     """
 
@@ -404,7 +404,7 @@ class DownloadFailedError(TransientError):
 
 
 class HostThrottledError(TransientError):
-    """A web host that is not contacted for a while: it asked for that, keeps failing, or has no free connection.
+    """A web host that is not contacted for a while: it throttles, keeps failing, or has no free connection.
 
     Args:
         host: host and port.

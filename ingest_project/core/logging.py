@@ -19,7 +19,7 @@ from typing import Any
 import stamina.instrumentation
 import structlog
 
-from ingest_project.core.private_files import make_private_folder
+from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.settings import LoggingSettings
 from ingest_project.core.terminal_text import printable, printable_json
 

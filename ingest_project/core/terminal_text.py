@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-# Most characters are surely printable; the others are checked one by one.
+# Printable ASCII needs no check; other characters are checked one by one.
 _DOUBTFUL = re.compile(r"[^\x20-\x7e]")
 _DOUBTFUL_IN_JSON = re.compile(r"[^\n\x20-\x7e]")
 
@@ -25,7 +25,7 @@ def printable(value: object) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return the text with its lines kept, each made printable."""
+    """Return the text with its lines kept, each printable."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -52,7 +52,7 @@ def _json_escaped(character: str) -> str:
     if character.isprintable():
         return character
     units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[place] << 8 | units[place + 1]:04x}" for place in range(0, len(units), 2))
+    return "".join(f"\\u{units[index] << 8 | units[index + 1]:04x}" for index in range(0, len(units), 2))
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can show

@@ -1,6 +1,6 @@
 """Code server, daemon and webserver as processes of the stack, and GraphQL requests to the webserver.
 
-The code server holds the definitions and starts the runs; the daemon and the webserver reach it through a socket that a
+The code server loads the definitions and starts the runs; the daemon and the webserver reach it through a socket that a
 workspace file names. None of them needs the others to start, so they start at the same time.
 """
 
@@ -34,9 +34,9 @@ REQUEST_SECONDS = 10.0
 POLL_SECONDS = 0.2
 # Runs get the stop signal and write their last events before the code server ends.
 CODE_SERVER_GRACE_SECONDS = 10.0
-RUN_ENDS = {"SUCCESS", "FAILURE", "CANCELED"}
-# Errors of `ask` while the webserver does not listen yet, or cannot answer all of it.
-NO_ANSWER = (OSError, HTTPException, ValueError, KeyError, TypeError)
+FINAL_STATUSES = {"SUCCESS", "FAILURE", "CANCELED"}
+# Errors of `query_webserver` while the webserver does not listen yet, or cannot answer all of it.
+REQUEST_ERRORS = (OSError, HTTPException, ValueError, KeyError, TypeError)
 
 _READINESS = """{
   workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {
@@ -120,14 +120,7 @@ def migrate_storage(home: DagsterHome, environ: Mapping[str, str], log_folder: P
 
 def start_code_server(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
     """Start the process that loads the definitions and runs sensors and runs; does not wait."""
-    arguments = [
-        "--module-name",
-        home.definitions_module,
-        "--socket",
-        str(home.socket),
-        "--location-name",
-        LOCATION_NAME,
-    ]
+    arguments = ["--module-name", home.definitions_module, "--socket", str(home.socket)]
     command = replace(
         _server(
             CODE_SERVER,
@@ -136,16 +129,16 @@ def start_code_server(home: DagsterHome, environ: Mapping[str, str], log_folder:
             environ,
         ),
         grace_seconds=CODE_SERVER_GRACE_SECONDS,
-        # On its own, a code server waits for its runs to finish, however long they take.
+        # On its own, a code server waits for its runs to finish, without a limit.
         stop_descendants=True,
-        # Without a guard it would wait as long, and start further runs.
+        # Without a guard it would wait in the same way, and start further runs.
         orphan_signal=signal.SIGKILL,
     )
     return start(command, log_folder)
 
 
 def start_daemon(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
-    """Start the process that ticks sensors and takes runs from the queue; does not wait."""
+    """Start the process that ticks sensors and dequeues runs; does not wait."""
     arguments = ["run", "--workspace", str(home.workspace)]
     return start(_server(DAEMON, "ingest_project.operations.daemon", arguments, environ), log_folder)
 
@@ -187,7 +180,7 @@ def run_jobs(port: int, job_names: Sequence[str], timeout_seconds: float, check:
     Args:
         port: the webserver's.
         job_names: jobs that need no configuration.
-        timeout_seconds: how long all of it may take, time in the run queue included.
+        timeout_seconds: of all jobs together, time in the run queue included.
         check: called repeatedly; an exception of it ends the wait.
 
     Raises:
@@ -196,7 +189,7 @@ def run_jobs(port: int, job_names: Sequence[str], timeout_seconds: float, check:
     deadline = time.monotonic() + timeout_seconds
     launched = [(job_name, _launch(port, job_name)) for job_name in job_names]
     for job_name, run_id in launched:
-        while (status := _status(port, run_id)) not in RUN_ENDS:
+        while (status := _status(port, run_id)) not in FINAL_STATUSES:
             check()
             if time.monotonic() > deadline:
                 raise JobIncompleteError(job_name, f"was not done in time, run {run_id} is {status}")
@@ -205,7 +198,7 @@ def run_jobs(port: int, job_names: Sequence[str], timeout_seconds: float, check:
             raise JobIncompleteError(job_name, f"ended with {status}, run {run_id}")
 
 
-def ask(port: int, query: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def query_webserver(port: int, query: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Send a GraphQL query or mutation to the webserver and return the data of its answer.
 
     Args:
@@ -235,11 +228,11 @@ def _server(name: str, module: str, arguments: Sequence[str], environ: Mapping[s
 
 def _is_ready(port: int) -> bool:
     try:
-        answer = ask(port, _READINESS)
+        answer = query_webserver(port, _READINESS)
         entries = answer["workspaceOrError"]["locationEntries"]
         loaded = [entry["locationOrLoadError"] or {} for entry in entries]
         healthy = answer["instance"]["daemonHealth"]["daemonStatus"]["healthy"]
-    except NO_ANSWER:
+    except REQUEST_ERRORS:
         return False
     return bool(loaded and healthy and all(entry.get("__typename") == "RepositoryLocation" for entry in loaded))
 
@@ -247,18 +240,18 @@ def _is_ready(port: int) -> bool:
 def _launch(port: int, job_name: str) -> str:
     selector = {"repositoryLocationName": LOCATION_NAME, "repositoryName": REPOSITORY_NAME, "jobName": job_name}
     try:
-        answer = ask(port, _LAUNCH, {"selector": selector})["launchRun"]
+        answer = query_webserver(port, _LAUNCH, {"selector": selector})["launchRun"]
         if "run" in answer:
             return str(answer["run"]["runId"])
-    except NO_ANSWER as error:
+    except REQUEST_ERRORS as error:
         raise JobIncompleteError(job_name, f"was not launched: {error}") from error
     raise JobIncompleteError(job_name, f"was not launched: {answer.get('message', answer['__typename'])}")
 
 
 def _status(port: int, run_id: str) -> str:
     try:
-        answer = ask(port, _STATUS, {"id": run_id})["runOrError"]
-    except NO_ANSWER:
+        answer = query_webserver(port, _STATUS, {"id": run_id})["runOrError"]
+    except REQUEST_ERRORS:
         return "UNKNOWN"  # a busy machine; the next request may succeed
     return str(answer.get("status", answer["__typename"]))
 
@@ -266,7 +259,7 @@ def _status(port: int, run_id: str) -> str:
 def _configuration() -> Path:
     """Return the project's dagster.yaml: in an installed package next to the code, in a checkout at its root."""
     package = Path(str(files("ingest_project")))
-    for place in (package / "dagster.yaml", package.parent / "dagster.yaml"):
-        if place.exists():
-            return place
+    for path in (package / "dagster.yaml", package.parent / "dagster.yaml"):
+        if path.exists():
+            return path
     raise PermanentError(f"dagster.yaml is neither in {package} nor next to it. Install the package again.")

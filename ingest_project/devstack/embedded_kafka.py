@@ -3,7 +3,7 @@
 It is librdkafka's own mock cluster, reached through the library that confluent_kafka brings along: nothing to install,
 started in milliseconds, loopback only. It speaks the protocol as far as this project uses it (produce, fetch, headers,
 timestamps, every codec, topic ids, offset commits), but it has no transactions, keeps only the newest 5 MiB of each
-partition, and forgets everything when it ends: a default to try things with, not a store.
+partition, and loses everything when it ends: a default for trials, not a store.
 
 `python -m ingest_project.devstack.embedded_kafka --port 9092 --topic polling-queue=4` serves until SIGTERM, SIGINT or
 the end of the process that started it, and prints its address as one line of JSON.
@@ -97,7 +97,7 @@ class EmbeddedBroker:
         """Remove a topic with its messages; created again under the same name it would have another id.
 
         Raises:
-            ValueError: there is no such topic.
+            ValueError: the topic does not exist.
         """
         self._check(self._library.rd_kafka_mock_topic_delete(self._cluster, name.encode()))
 
@@ -105,7 +105,7 @@ class EmbeddedBroker:
         """Forget the messages before an offset, as retention would.
 
         Raises:
-            ValueError: there is no such partition or offset.
+            ValueError: the partition or the offset does not exist.
         """
         self._check(
             self._library.rd_kafka_mock_partition_delete_records(
@@ -114,7 +114,7 @@ class EmbeddedBroker:
         )
 
     def go_down(self) -> None:
-        """Drop every connection and refuse new ones; the messages stay."""
+        """Drop every connection and reject new ones; the messages stay."""
         self._check(self._library.rd_kafka_mock_broker_set_down(self._cluster, BROKER_ID))
 
     def come_up(self) -> None:
@@ -149,7 +149,7 @@ class EmbeddedBroker:
         return client
 
     def _move_to(self, listener: socket.socket, port: int) -> None:
-        """Listen on a port of our choice, which the library does not offer: it always takes a free one.
+        """Listen on a port of our choice, which the library does not offer: it always picks a free one.
 
         Its listening descriptor is replaced by our socket. The cluster's thread accepts by descriptor number, and the
         call that changes the advertised address also wakes that thread. When it comes up again it opens a new one.
@@ -180,7 +180,7 @@ def wait_for_broker(broker: Child) -> str:
 
 
 def _printed_address(log_path: Path) -> str:
-    """Return the address in the one line of JSON on standard output, which may stand among warnings; else empty."""
+    """Return the address in the one line of JSON on standard output, among possible warnings; empty without one."""
     for line in log_path.read_text("utf-8", "replace").splitlines(keepends=True):
         if line.startswith("{") and line.endswith("\n"):
             with suppress(ValueError, KeyError):
@@ -189,7 +189,7 @@ def _printed_address(log_path: Path) -> str:
 
 
 def _load_library() -> ctypes.CDLL:
-    # Symbols are looked up through the extension module, so this finds the librdkafka that confluent_kafka itself uses.
+    # Symbols are resolved through the extension module, so this finds the librdkafka that confluent_kafka itself uses.
     library = ctypes.CDLL(confluent_kafka.cimpl.__file__)
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)

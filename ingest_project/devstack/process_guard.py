@@ -76,13 +76,13 @@ def _wait_for_reason_to_stop(wake: int) -> str | None:
 def _prepare(spec: dict[str, Any]) -> None:
     """Run in the child before exec: drop privileges, and request a signal if this guard dies."""
     if spec["run_as"]:
-        become(spec["run_as"])
+        drop_privileges(spec["run_as"])
     if ON_LINUX:
         _prctl(PR_SET_PDEATHSIG, spec["orphan_signal"] or spec["stop_signal"])
 
 
-def become(user: dict[str, Any]) -> None:
-    """Drop root privileges: take uid and gid, and keep the right to pass through folders if `reach_all_folders`."""
+def drop_privileges(user: dict[str, Any]) -> None:
+    """Drop root privileges: set uid and gid, and keep the right to pass through folders if `reach_all_folders`."""
     keep = user["reach_all_folders"] and ON_LINUX
     if keep:
         _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
@@ -173,7 +173,7 @@ def _parents() -> dict[int, int | None]:
 def _parent(pid: str) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - no pathlib: quick start
-            # The name in parentheses may itself hold spaces and parentheses.
+            # The name in parentheses may itself contain spaces and parentheses.
             return int(file.read().rpartition(")")[2].split()[1])
     except OSError:
         return None

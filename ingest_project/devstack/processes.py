@@ -1,6 +1,6 @@
 """Processes of the stack: each runs under a guard, has its own log, and ends with this process; and ports for them.
 
-A child lives as long as this process holds the other end of its guard's pipe (`process_guard`), which `kill -9` closes.
+A child runs as long as this process keeps its guard's pipe open (`process_guard`); `kill -9` closes the pipe.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ HOST = "127.0.0.1"
 GUARD = Path(__file__).with_name("process_guard.py")
 TAIL_LINES = 15
 TAIL_BYTES = 8_192
-# On top of a command's own grace: its orphans are asked to end, then killed.
+# On top of a command's own grace: its orphans are terminated, then killed.
 GUARD_GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.02
-# Below the ports that systems give to outgoing connections: such a connection could take a port before its server does.
+# Below the ports that systems give to outgoing connections: a connection could occupy a port before its server does.
 SERVER_PORTS = range(20_000, 32_000)
 LISTENING = "0A"
 # Pauses before the restarts of a part; after the last one the stack ends.
@@ -45,7 +45,7 @@ class ServiceFailedError(IngestError):
 
     Args:
         name: of the part.
-        what: what happened, without a full stop.
+        what: the failure, without a full stop.
         log_path: its log.
         tail: the last lines of that log.
     """
@@ -104,7 +104,7 @@ class Command:
     Args:
         name: for people and for the log file.
         stop_signal: requests an orderly end.
-        grace_seconds: how long that may take before it is killed.
+        grace_seconds: time until it is killed.
         abandoned_grace_seconds: the same after this process was killed, when nothing waits for an orderly end.
         orphan_signal: sent by the kernel when its guard was killed; the stop signal by default.
         stop_descendants: send the stop signal to the processes it started as well, at the same time (on Linux).
@@ -172,7 +172,7 @@ class Child:
         """Return an error with the end of the log."""
         return ServiceFailedError(self.name, what, self.log_path, log_tail(self.log_path))
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Request its end; does not wait."""
         if self.guard.stdin and not self.guard.stdin.closed:
             with suppress(BrokenPipeError):
@@ -183,7 +183,7 @@ class Child:
 
     def stop(self) -> None:
         """End it and everything it started; returns when nothing is left. Stopping twice is fine."""
-        self.ask_to_stop()
+        self.request_stop()
         try:
             self.guard.wait(self.command.grace_seconds + GUARD_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -223,7 +223,7 @@ def python_module(name: str, arguments: Sequence[str], environ: Mapping[str, str
 
 
 def log_tail(path: Path) -> str:
-    """Return the last lines of a log; empty when there is none."""
+    """Return the last lines of a log; empty without one."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -234,7 +234,7 @@ def log_tail(path: Path) -> str:
 
 
 def command_of(pid: int) -> str:
-    """Return the command line of a process, its parts separated by spaces; empty when there is no such process."""
+    """Return the command line of a process, its parts separated by spaces; empty if the process does not exist."""
     proc = Path("/proc")
     if (proc / "self").exists():
         try:

@@ -1,4 +1,7 @@
-"""The folder with the embedded services' state: its lock, its sockets, and the file with the services' addresses."""
+"""State folder of the embedded services: its lock, its sockets, and the file with the services' addresses.
+
+The addresses replace settings of this process, and reach its children by their environment.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,31 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
+from pydantic import SecretStr
 
 from ingest_project.core.errors import IngestError, PermanentError
-from ingest_project.core.private_files import FOLDER_MODE, make_private_folder
+from ingest_project.core.local_files import FOLDER_MODE, make_private_folder
+from ingest_project.core.settings import LoadedSettings, Origin
 
-# A socket's address holds 107 bytes on Linux and 103 on macOS, the name of the socket included.
+# A socket's address has up to 107 bytes on Linux and 103 on macOS, the name of the socket included.
 MAX_SOCKET_PATH_BYTES = 103
 LOCK, LOGS, SERVICES = "lock", "logs", "services.json"
-LONGEST_SOCKET_NAME = ".s.PGSQL.5432.lock"
+LONGEST_SOCKET_FILE = ".s.PGSQL.5432.lock"
+# Settings that children inherit: the addresses of what this process started, wherever the rest came from.
+INHERITED = (
+    "kafka.bootstrap_servers",
+    "kafka.generation",
+    "warehouse.database_url",
+    "dagster.postgres_url",
+    "dagster.webserver_url",
+    # The demo's own web server is inside this network.
+    "downloads.allowed_internal_hosts",
+    # The demo reads the statistics of hours as soon as their events are stored.
+    "user_activity.hourly_refresh_seconds",
+)
 
 
 class StateFolderInUseError(IngestError):
@@ -51,7 +69,7 @@ class StateFolderUnusableError(PermanentError):
 
 @contextmanager
 def folder_failures(folder: Path) -> Iterator[None]:
-    """Raise what the operating system refuses in the state folder as one sentence.
+    """Raise errors of the operating system in the state folder as one sentence.
 
     Raises:
         StateFolderUnusableError: something in it cannot be read or written.
@@ -79,7 +97,7 @@ def prepare(folder: Path) -> None:
             raise StateFolderUnusableError(
                 folder, f"it belongs to {_name_of(status.st_uid)}, and this is {_name_of(user)}"
             )
-        # Only a folder that this system has used before, never one that others use, such as /tmp.
+        # Only a folder that this system has used before, never a shared one such as /tmp.
         if status.st_uid == user and not status.st_mode & stat.S_ISVTX and (folder / LOCK).exists():
             folder.chmod(FOLDER_MODE)
         make_private_folder(folder / LOGS)
@@ -141,7 +159,7 @@ def announced(folder: Path, addresses: Mapping[str, object]) -> Iterator[None]:
 def announce(folder: Path, addresses: Mapping[str, object]) -> None:
     """Write `services.json`; an earlier one is replaced atomically."""
     fresh = folder / f".{SERVICES}.{os.getpid()}"
-    # It holds the database's password.
+    # It contains the database's password.
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
         json.dump({"pid": os.getpid(), "settings": dict(addresses)}, file, indent=1)
     fresh.replace(folder / SERVICES)
@@ -151,12 +169,12 @@ def socket_folder(folder: Path, name: str, owner: int | None = None) -> Path:
     """Make a folder for sockets that only its owner may enter, with a path short enough for them.
 
     Args:
-        folder: the state folder, in which it is made if that is short enough.
+        folder: the state folder, which contains it if the path is short enough.
         name: of this socket folder in the state folder.
         owner: user id; this process's own by default.
 
     Raises:
-        PermanentError: another user made a folder of that name.
+        PermanentError: another user owns a folder of that name.
     """
     return _private(_socket_folder(folder, name), owner)
 
@@ -168,7 +186,7 @@ def remove_socket_folder(folder: Path, name: str) -> None:
 
 def _socket_folder(folder: Path, name: str) -> Path:
     inside = folder / name
-    if len(os.fsencode(inside / LONGEST_SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES:
+    if len(os.fsencode(inside / LONGEST_SOCKET_FILE)) <= MAX_SOCKET_PATH_BYTES:
         return inside
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"ingest-{os.getuid()}-{digest}-{name}"
@@ -185,3 +203,39 @@ def _private(folder: Path, owner: int | None) -> Path:
             raise PermanentError(f"{folder} belongs to another user. Remove it, or set INGEST_STATE_DIR.") from None
         folder.chmod(0o700)
     return folder
+
+
+def is_chosen(loaded: LoadedSettings, path: str) -> bool:
+    """Return True if a person set a setting, in any of the sources."""
+    return loaded.origins.get(path, Origin.DEFAULT) not in (Origin.DEFAULT, Origin.EMBEDDED)
+
+
+def with_addresses(loaded: LoadedSettings, addresses: Mapping[str, Any]) -> LoadedSettings:
+    """Replace settings by the addresses of what `ingest dev` started.
+
+    Args:
+        loaded: as they were read.
+        addresses: values by the setting's path, e.g. `kafka.bootstrap_servers`.
+    """
+    settings = loaded.settings
+    for path, value in addresses.items():
+        section_name, _, name = path.partition(".")
+        section = getattr(settings, section_name)
+        changed = type(section).model_validate({**dict(section), name: value})
+        settings = settings.model_copy(update={section_name: changed})
+    return LoadedSettings(settings, {**loaded.origins, **dict.fromkeys(addresses, Origin.EMBEDDED)})
+
+
+def child_environment(loaded: LoadedSettings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that gives a child process the same settings, whatever their origin."""
+    inherited = {"INGEST_STATE_DIR": str(loaded.settings.state_dir.absolute())}
+    for setting in loaded.each():
+        if setting.path in INHERITED and (text := _plain(setting.value)):
+            inherited[setting.env_names[0]] = text
+    return {**environ, **inherited}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.private_files import keep_files_private
+from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.settings import LoadedSettings, Settings
 from ingest_project.devstack import dagster_processes, embedded_kafka, postgres
 from ingest_project.devstack.processes import (
@@ -35,15 +35,17 @@ from ingest_project.devstack.processes import (
     python_module,
     start,
 )
-from ingest_project.devstack.runtime_settings import child_environment, is_chosen, with_addresses
 from ingest_project.devstack.state_folder import (
     LOGS,
     announce,
     announced,
+    child_environment,
     exclusive,
     folder_failures,
+    is_chosen,
     prepare,
     remove_socket_folder,
+    with_addresses,
 )
 
 POLL_SECONDS = 0.5
@@ -146,7 +148,7 @@ def running_stack(
     monitor: bool = False,
     definitions_module: str = "ingest_project.definitions",
 ) -> Iterator[Stack]:
-    """Run everything that the settings do not place elsewhere until the `with` block ends.
+    """Run every service that the settings do not locate elsewhere until the `with` block ends.
 
     SIGTERM and SIGHUP end it as Ctrl-C does, by KeyboardInterrupt; call it from the main thread. The stack's `wait` and
     `require_running` restart parts that ended.
@@ -161,7 +163,7 @@ def running_stack(
     Raises:
         StateFolderInUseError: another stack runs on the same state folder.
         StateFolderUnusableError: that folder is a file, belongs to another user or cannot be written to.
-        SettingsError: a configured port is taken.
+        SettingsError: a configured port is in use.
         ServiceFailedError: a part did not start; those that had been started are ended.
     """
     keep_files_private()
@@ -183,7 +185,7 @@ def running_stack(
             on_exit.enter_context(announced(state_dir, stack.addresses))
             if port is not None:
                 stack.home = dagster_processes.prepare_home(state_dir, definitions_module, port)
-            _start_users(stack)
+            _start_dependents(stack)
         yield stack
 
 
@@ -226,7 +228,7 @@ def _stop(stack: Stack) -> None:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Turn stop signals into Ctrl-C, so that there is one way out."""
+    """Turn stop signals into Ctrl-C, so that every stop takes the same path."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -278,7 +280,7 @@ def _note_broker(stack: Stack, child: Child) -> None:
     stack.addresses["kafka.generation"] = str(uuid.uuid4())
 
 
-def _start_users(stack: Stack) -> None:
+def _start_dependents(stack: Stack) -> None:
     """Start the users of broker and database, Dagster and the monitor, as far as they belong to the stack."""
     if stack.home is not None:
         _start_dagster(stack, stack.home)
@@ -375,7 +377,7 @@ def _start_broker_again(stack: Stack, ended: Child) -> None:
         stack.loaded = with_addresses(stack.loaded, stack.addresses)
         announce(stack.state_dir, stack.addresses)
         stack.report("The messages in the broker are lost; topics are read from their new beginning", StepState.NOTE)
-    _start_users(stack)
+    _start_dependents(stack)
 
 
 def _start_code_server_again(stack: Stack, home: dagster_processes.DagsterHome, ended: Child) -> None:
@@ -393,6 +395,6 @@ def _stop_all(children: Sequence[Child]) -> None:
     """End these parts and everything they started, in reverse order."""
     # The users of the code server end at the same time; it ends after them, and broker and database last.
     for child in itertools.takewhile(lambda child: child.name != dagster_processes.CODE_SERVER, reversed(children)):
-        child.ask_to_stop()
+        child.request_stop()
     for child in reversed(children):
         child.stop()

@@ -1,6 +1,6 @@
 """`aggregated_metrics`: one summary per file, device and sensor type; merges summaries of parts.
 
-They are stored in the transaction that stores the rows, and replaced with them. The view `device_metrics` merges the
+The summaries are stored and replaced in the transaction of the rows. The view `device_metrics` merges the
 summaries of all files exactly, without reading any row again.
 """
 
@@ -40,7 +40,7 @@ SUMMARY_COLUMNS = ("min", "max", "mean", "count", "stddev")
 
 
 class SummaryCounts(NamedTuple):
-    """How many summaries a file has, and over how many devices and sensor types."""
+    """Number of summaries of a file, and of its devices and sensor types."""
 
     rows: int
     devices: int
@@ -48,13 +48,13 @@ class SummaryCounts(NamedTuple):
 
 
 class SharedInstants(NamedTuple):
-    """How many readings of a file have the device, sensor type and timestamp of another one.
+    """Number of readings of a file that share device, sensor type and timestamp with another one.
 
     A column with the day alone, read as the time, puts all readings of a day at midnight.
 
     Args:
         readings: all of them.
-        largest: the most at one instant.
+        largest: the highest number at one instant.
         examples: of the largest, in words.
     """
 
@@ -68,10 +68,10 @@ NONE_SHARED = SharedInstants(0, 0, ())
 
 
 def instants_by_file(shared: pl.DataFrame) -> dict[str, SharedInstants]:
-    """Figures by file key, of what `aggregate_files` found; a file without any is absent.
+    """Count shared instants by file key; a file without any is absent.
 
     Args:
-        shared: of any number of files, also of several parts of one.
+        shared: as `aggregate_files` returns them, of any number of files or parts of files.
     """
     if not shared.height:
         return {}
@@ -112,7 +112,7 @@ def aggregate_files(readings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]
         instant with more than one reading.
     """
     keys, value = ["file_key", "device_id", "sensor_type"], pl.col("value")
-    # Hardly any file is out of order, and one that is in order shows at a glance that no instant comes twice.
+    # Nearly all files are in order, which proves cheaply that no instant occurs twice.
     in_order = (pl.col("timestamp").diff().drop_nulls() > pl.duration()).all().alias("in_order")
     summary = readings.group_by(keys).agg(
         value.min().alias("min"),
@@ -132,7 +132,7 @@ def aggregate_files(readings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]
 
 
 def _without_overflow(summary: pl.DataFrame, readings: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """Work out again, in units of the greatest reading, what overflowed.
+    """Recompute summaries that overflowed, in units of the greatest reading.
 
     Sums overflow with readings near 1e308, squares of deviations near 1e154.
     """
@@ -152,13 +152,13 @@ def _without_overflow(summary: pl.DataFrame, readings: pl.DataFrame, keys: Seque
     return summary.update(again, on=list(keys))
 
 
-def standing_alone(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return a copy that holds no other memory: texts are views that keep all of the text they were read from."""
+def detached(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a copy that keeps no other memory alive: texts are views of the whole text that they were read from."""
     return pl.DataFrame(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
 
 def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Merge the summaries of the parts of a whole exactly, without looking at the readings again.
+    """Merge the summaries of the parts of a whole exactly, without reading the rows again.
 
     Args:
         parts: summaries by `aggregate_files` with the same keys; at least one.

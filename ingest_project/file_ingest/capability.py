@@ -1,4 +1,4 @@
-"""File ingest, as definitions, operations and commands see it."""
+"""File ingest as a capability: its queue, metrics, topics, retention and Dagster definitions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ QUEUE = QueueView(
 
 
 def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:
-    """Yield what a finished file adds to the counters."""
+    """Yield the amounts that a finished file adds to the counters."""
     state = row["state"]
     yield Amount(FILES, (state,), 1)
     if state == FileState.REPLACED:
@@ -95,7 +95,7 @@ class FileIngest(Capability[FileIngestResources]):
     )
 
     def dagster_parts(self) -> Mapping[str, DagsterParts]:
-        """Import and return what Dagster loads."""
+        """Import and return the definitions for Dagster."""
         from ingest_project.file_ingest import catalog, definitions  # noqa: PLC0415 - imports dagster
 
         return {self.name: DagsterParts(definitions.file_ingest, catalog.external_assets, catalog.STORED)}
@@ -111,7 +111,7 @@ class FileIngest(Capability[FileIngestResources]):
     def purge_steps(
         self, services: FileIngestResources, now: datetime, counted_until: Callable[[], datetime]
     ) -> Sequence[PurgeStep]:
-        """Find landed bytes that only files need which ended well long ago."""
+        """Find landed bytes that belong only to files that succeeded long ago."""
         del counted_until
         sha256s = _unneeded_contents(services.engine, now - timedelta(days=services.settings.retention.landing_days))
 
@@ -136,13 +136,13 @@ class FileIngest(Capability[FileIngestResources]):
 
 
 def _first_rule(row: sa.RowMapping) -> str:
-    """Return the rule that most rows broke, or the class of the error where no rule is named."""
+    """Return the rule that most rows broke, or the class of the error if no rule was broken."""
     rules: Mapping[str, int] = row["rule_counts"] or {}
     return max(rules, key=lambda rule: rules[rule]) if rules else row["error_class"] or "unknown"
 
 
 def _unneeded_contents(engine: sa.Engine, cutoff: datetime) -> list[str]:
-    """Return the SHA-256 of landed contents all of whose files ended well before the cutoff."""
+    """Return the SHA-256 of landed contents whose files have all succeeded before the cutoff."""
     expired = sa.func.count().filter(QUEUE.has_expired(cutoff))
     query = (
         sa.select(files.c.sha256)

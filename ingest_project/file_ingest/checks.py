@@ -1,4 +1,4 @@
-"""Asset checks of file ingest. Each reads what is stored now, never a remembered answer.
+"""Asset checks of file ingest. Each check reads the current state of the stores.
 
 `contract_holds` is about one file and partitioned like it; a batch run reports it for each of its files as it stores
 them (see `result`), and running the check alone queries the database again. The others are about all files at once.
@@ -26,7 +26,7 @@ from ingest_project.file_ingest.result import (
     columns_result,
     file_accepted,
     instants_result,
-    rows_refused,
+    rows_quarantined_reason,
 )
 from ingest_project.file_ingest.sensor_readings import ValidationRules, validate
 from ingest_project.file_ingest.tables import FileState
@@ -38,11 +38,11 @@ RECENT = timedelta(hours=24)
 
 
 def contract_of_stored(services: FileIngestResources, file_key: str, rules: ValidationRules) -> CheckResult:
-    """Return the result of `contract_holds` for one file: its stored rows keep the rules, and none is missing."""
+    """Return the result of `contract_holds` for one file: its stored rows follow the rules, and none is missing."""
     record = services.files.get(file_key)
     if record is None:
         reason = "The work queue does not know this file."
-        return _broken(reason, broken_contract(file_key, reason, {"not_in_the_ledger": 1}, 0, 0))
+        return _broken(reason, broken_contract(file_key, reason, {"not_in_the_work_queue": 1}, 0, 0))
     if record.state in {FileState.DUPLICATE, FileState.REPLACED}:
         return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, description=record.reason)
     if record.state is not FileState.INGESTED:
@@ -52,9 +52,9 @@ def contract_of_stored(services: FileIngestResources, file_key: str, rules: Vali
     stored = services.warehouse.file_counts([file_key])[file_key]
     wrong = stored_violations(services, file_key, rules) + missing_rows(record, stored)
     if wrong:
-        return _broken_by(record, wrong, "What is stored is not what was accepted.")
+        return _broken_by(record, wrong, "The stored rows differ from the accepted ones.")
     if stored.quarantined:
-        reason = rows_refused(stored.quarantined, record.rows_read or 0)
+        reason = rows_quarantined_reason(stored.quarantined, record.rows_read or 0)
         return _broken_by(record, record.rule_counts or {}, reason, dg.AssetCheckSeverity.WARN)
     return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, metadata={"rows_stored": stored.readings})
 
@@ -63,7 +63,7 @@ def stored_violations(services: FileIngestResources, file_key: str, rules: Valid
     """Count how often each rule is broken by a stored reading of the file; none should be."""
     broken: Counter[str] = Counter()
     for readings in services.warehouse.readings_of(file_key):
-        # The rules ask the text only where the typed value is null, which no stored value can be.
+        # The rules read the text only where the typed value is null, which no stored value can be.
         text = readings.with_columns(pl.lit("").alias("timestamp_text"), pl.lit("").alias("value_text"))
         for (reason,) in validate(text, rules).rejected.select(pl.col("reasons").explode()).iter_rows():
             broken[reason] += 1
@@ -126,7 +126,7 @@ def _broken(
     asset=VALIDATED_SENSOR_DATA,
     name=CONTRACT_HOLDS,
     partitions_def=files_partitions,
-    description="The stored rows of the file keep every rule of the contract, and none of its rows was refused.",
+    description="The stored rows of the file follow every rule of the contract, and none of its rows was rejected.",
 )
 def contract_holds(
     context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
@@ -145,7 +145,7 @@ def contract_holds(
 def every_column_read(
     context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
 ) -> dg.AssetCheckResult:
-    """Look at the header of each selected file."""
+    """Check the header of each selected file."""
     contract = Contract.from_settings(services.settings.file_ingest)
     return _of_each(context, lambda key: columns_of_landed(services, key, contract))
 
@@ -182,12 +182,12 @@ def _of_each(context: dg.AssetCheckExecutionContext, result_of: Callable[[str], 
     name=FILE_ACCEPTED,
     partitions_def=files_partitions,
     blocking=True,
-    description="The file was ingested. Assets that are made of its rows wait for this.",
+    description="The file was ingested. Assets that depend on its rows wait for this.",
 )
 def file_was_accepted(
     context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
 ) -> dg.AssetCheckResult:
-    """Look at where each selected file ended."""
+    """Check the state of each selected file."""
     records = {record.file_key: record for record in services.files.get_many(list(context.partition_keys))}
 
     def result_of(key: str) -> CheckResult:
@@ -204,18 +204,18 @@ def file_was_accepted(
 )
 def rows_add_up(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
     """Compare the recorded counts with the tables."""
-    said, stored = services.files.row_totals(), services.warehouse.totals()
+    recorded, stored = services.files.row_totals(), services.warehouse.totals()
     metadata = {
-        "rows_read": said.read,
-        "rows_accepted": said.accepted,
-        "rows_quarantined": said.quarantined,
+        "rows_read": recorded.read,
+        "rows_accepted": recorded.accepted,
+        "rows_quarantined": recorded.quarantined,
         "rows_stored": stored.readings,
         "quarantined_rows_stored": stored.quarantined,
     }
     passed = (
-        said.read == said.accepted + said.quarantined
-        and said.accepted == stored.readings
-        and said.quarantined == stored.quarantined
+        recorded.read == recorded.accepted + recorded.quarantined
+        and recorded.accepted == stored.readings
+        and recorded.quarantined == stored.quarantined
     )
     return dg.AssetCheckResult(passed=passed, metadata=metadata)
 
@@ -225,7 +225,7 @@ def rows_add_up(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetChec
     description="Of the files finished in the last day, the share in quarantine is below INGEST_MAX_QUARANTINE_SHARE.",
 )
 def quarantine_share_acceptable(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
-    """Look at the files of the last day."""
+    """Check the files of the last day."""
     recent = services.files.quarantine_share(datetime.now(UTC) - RECENT)
     limit = services.settings.file_ingest.max_quarantine_share
     return dg.AssetCheckResult(
@@ -242,10 +242,10 @@ def quarantine_share_acceptable(services: dg.ResourceParam[FileIngestResources])
 
 @dg.asset_check(
     asset=RAW_FILES,
-    description="No file has been waiting for its end longer than INGEST_MAX_WAITING_SECONDS.",
+    description="No file has been unfinished for longer than INGEST_MAX_WAITING_SECONDS.",
 )
 def nothing_waits_too_long(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
-    """Look at the file that has waited longest."""
+    """Check the file that has waited longest."""
     limit_seconds = services.settings.file_ingest.max_waiting_seconds
     oldest = services.files.oldest_unfinished()
     metadata: dict[str, Any] = {"limit_seconds": limit_seconds}

@@ -1,4 +1,4 @@
-"""`ingest files` and `ingest quarantine`: list files, show all that is known of one, release quarantined ones."""
+"""`ingest files` and `ingest quarantine`: list files, show one in detail, release quarantined ones."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ingest_project.core.console import (
     complain,
     counted,
     counts,
+    find_by_key,
     length_of,
     moment,
     print_json,
@@ -33,7 +34,6 @@ from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.platform.key_lookup import find_by_key
 from ingest_project.platform.object_store.content_store import object_name
 
 if TYPE_CHECKING:
@@ -69,10 +69,10 @@ class FilePage(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         ui: address of its partition in the Dagster UI.
-        landed_at: address of its bytes; None where it never got that far.
+        landed_at: address of its bytes; None if they were never landed.
         metrics: by device and sensor type.
         quarantined_rows: the first of them: line_number, raw_text, reasons.
-        quarantine: None where it was not quarantined whole.
+        quarantine: None if it was not quarantined as a whole.
         problems: what could not be read.
     """
 
@@ -89,7 +89,7 @@ class FileList(msgspec.Struct, frozen=True):
     """Some of the files, the last changed first.
 
     Args:
-        more: there are others.
+        more: True if others exist.
     """
 
     files: tuple[FileRecord, ...]
@@ -205,7 +205,7 @@ def release(
 ) -> None:
     """Ingest files again, after the source, the settings or the reader profile were fixed, or by another profile.
 
-    Any finished file can be named, also one of which only some rows were quarantined. Exit code 1 when one of them is
+    Any finished file can be named, also one with only some rows in quarantine. Exit code 1 when one of them is
     not finished. It leaves the quarantine once it has been accepted. Read by another profile it has another key, and
     replaces what the former profile made of it as soon as it is accepted.
     """
@@ -216,7 +216,7 @@ def release(
         _require_profile(profile, settings)
     services = FileIngestResources(settings)
     queue = services.files
-    # Every key is looked up before anything changes: a misspelt one changes nothing.
+    # Every key is resolved before anything changes, so that a misspelt one changes nothing.
     chosen = [_find(services, key) for key in keys] if keys else list(_quarantined(queue))
     done = _release(queue, chosen) if profile is None else _announce_again(queue, chosen, profile)
     if as_json:
@@ -232,8 +232,8 @@ def _page_of(record: FileRecord, services: FileIngestResources, rows: int) -> Fi
 
     Args:
         record: of the file.
-        services: the stores; one of bytes that does not answer is named on the page.
-        rows: most quarantined rows to bring.
+        services: the stores; the page names an object store that does not answer.
+        rows: maximum of quarantined rows.
     """
     problems: list[str] = []
     note = None
@@ -270,7 +270,7 @@ def _show_page(page: FilePage) -> None:
 
 
 def _show_quarantined_rows(page: FilePage) -> None:
-    """Print the first quarantined rows, and how many there are."""
+    """Print the first quarantined rows, and their total."""
     if not page.quarantined_rows:
         return
     total = page.file.rows_quarantined or len(page.quarantined_rows)
@@ -283,7 +283,7 @@ def _show_quarantined_rows(page: FilePage) -> None:
 
 
 def _listed(services: FileIngestResources, state: FileState | None, search: str | None, limit: int) -> FileList:
-    """Return the files, and whether there are more."""
+    """Return the newest files that match, up to the limit."""
     found = services.files.list(state=state, text=search, limit=limit + 1)
     return FileList(found[:limit], more=len(found) > limit)
 
@@ -318,7 +318,7 @@ def _announce_again(queue: FileQueue, chosen: Sequence[FileRecord], profile: str
 
 
 def _require_profile(name: str, settings: Settings) -> None:
-    """Refuse a profile that would refuse every file."""
+    """Reject a profile that is unknown or broken: it would reject every file."""
     from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415 - the other commands need none
 
     known = load_profiles(settings.file_ingest.profiles)

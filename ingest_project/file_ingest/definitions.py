@@ -1,8 +1,8 @@
-"""File ingest, as Dagster sees it: the four assets of a file, made in one pass over a list of files, and their jobs.
+"""Dagster definitions of file ingest: the four assets of a file, written in one pass over a list of files, and jobs.
 
 They are one computation because they are one transaction; each can still be selected alone. `raw_files` alone lands
 the bytes again. Any of the others lands what is not landed, reads it and stores rows, metrics and quarantine together;
-what that wrote is what is reported, also where it is more than was selected.
+it reports everything that it wrote, even assets that were not selected.
 """
 
 import logging
@@ -16,8 +16,8 @@ from ingest_project.core.logging import bound, get_logger
 from ingest_project.file_ingest.aggregation import aggregated_metrics
 from ingest_project.file_ingest.catalog import AGGREGATED_METRICS, QUARANTINED_FILES, RAW_FILES, VALIDATED_SENSOR_DATA
 from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES
+from ingest_project.file_ingest.load import quarantined_files
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
-from ingest_project.file_ingest.quarantine import quarantined_files
 from ingest_project.file_ingest.raw_files import land, raw_files
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import (
@@ -80,31 +80,31 @@ def _ingest(context: dg.AssetExecutionContext, services: FileIngestResources, ke
             )
         raise dg.Failure(description=str(error), allow_retries=False) from error
     unfinished: list[FileResult] = []
-    for outcomes in ingest(records, services, contract, context.run.run_id):
-        _report(context, services, [outcome for outcome in outcomes if outcome.state.finished])
-        for outcome in outcomes:
-            _log(outcome)
-        unfinished += [o for o in outcomes if o.state in {FileState.FAILED, FileState.PENDING}]
+    for results in ingest(records, services, contract, context.run.run_id):
+        _report(context, services, [result for result in results if result.state.finished])
+        for result in results:
+            _log(result)
+        unfinished += [o for o in results if o.state in {FileState.FAILED, FileState.PENDING}]
     _fail_if_none_succeeded(keys, unfinished)
 
 
 def _report(context: dg.AssetExecutionContext, services: FileIngestResources, finished: Sequence[FileResult]) -> None:
     """Report the files to Dagster; one that it rejects is logged, and reported again by a later run."""
     not_shown = {}
-    for one, error in report_bisecting(context, [_partition_report(outcome) for outcome in finished]):
+    for one, error in report_bisecting(context, [_partition_report(result) for result in finished]):
         not_shown[one.partition] = error
         trace = traceback_of(error)
         logger.error("file_not_reported", partition_key=one.partition, reason=str(error), traceback=trace)
-    shown = [outcome.record.file_key for outcome in finished if outcome.record.file_key not in not_shown]
+    shown = [result.record.file_key for result in finished if result.record.file_key not in not_shown]
     services.files.mark_reported(shown, datetime.now(UTC))
 
 
-def _partition_report(outcome: FileResult) -> PartitionEvents:
+def _partition_report(result: FileResult) -> PartitionEvents:
     try:
-        return partition_report(outcome)
+        return partition_report(result)
     except Exception as error:  # noqa: BLE001 - what cannot be described is still reported
-        logger.warning("file_not_described", partition_key=outcome.record.file_key, traceback=traceback_of(error))
-        return partition_report(FileResult(outcome.record, outcome.state, reason=str(error_of("Reporting", error))))
+        logger.warning("file_not_described", partition_key=result.record.file_key, traceback=traceback_of(error))
+        return partition_report(FileResult(result.record, result.state, reason=str(error_of("Reporting", error))))
 
 
 def _land(context: dg.AssetExecutionContext, services: FileIngestResources, keys: Sequence[str]) -> None:
@@ -125,17 +125,17 @@ def _land(context: dg.AssetExecutionContext, services: FileIngestResources, keys
         )
 
 
-def _log(outcome: FileResult) -> None:
-    record = outcome.record
+def _log(result: FileResult) -> None:
+    record = result.record
     with bound(partition_key=record.file_key, job_id=record.event.job_id, trace_id=record.event.trace_id):
-        level = logging.INFO if outcome.state in SUCCESSFUL and not outcome.rows_quarantined else logging.WARNING
+        level = logging.INFO if result.state in SUCCESSFUL and not result.rows_quarantined else logging.WARNING
         logger.log(
             level,
-            "file_finished" if outcome.state.finished else "file_requeued",
-            state=outcome.state.value,
-            rows_accepted=outcome.rows_accepted,
-            rows_quarantined=outcome.rows_quarantined,
-            reason=outcome.reason,
+            "file_finished" if result.state.finished else "file_requeued",
+            state=result.state.value,
+            rows_accepted=result.rows_accepted,
+            rows_quarantined=result.rows_quarantined,
+            reason=result.reason,
         )
 
 
@@ -150,7 +150,7 @@ def _fail_if_none_succeeded(keys: Sequence[str], unfinished: Sequence[FileResult
         )
 
 
-# Without the checks: the batch reports the contract of each file itself, see `reports`.
+# Without the checks: the batch reports the contract of each file itself, see `result`.
 file_batch = dg.define_asset_job(
     "file_batch",
     selection=dg.AssetSelection.assets(
@@ -161,7 +161,7 @@ file_batch = dg.define_asset_job(
 file_checks = dg.define_asset_job(
     "file_checks",
     selection=dg.AssetSelection.checks(*CHECKS_OF_ALL_FILES),
-    description="Looks at what is stored of all files: do rows add up, is too much refused, does anything wait.",
+    description="Checks the stored rows of all files: counts, share in quarantine, files that wait too long.",
 )
 
 file_ingest = dg.Definitions(

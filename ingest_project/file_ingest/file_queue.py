@@ -1,7 +1,7 @@
 """The work queue of files: their versions, and fair scheduling over the origins that send them.
 
-Each origin gets an equal share, so that one that sends much does not delay the others. An origin is the location that a
-polling job listed, or the folder of a file that was announced directly.
+Each origin gets an equal share, so that an origin with many files does not delay the others. An origin is the
+location that a polling job listed, or the folder of a file that was announced directly.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
-# Those that wait longest; the others have their turn when these were claimed.
-MOST_ORIGINS = 500
+# The origins that wait longest are served first, the others in later batches.
+MAX_ORIGINS = 500
 EVENT_COLUMNS = (
     "event_id",
     "file_path",
@@ -47,7 +47,7 @@ Item = TypeVar("Item")
 class VersionOrder(NamedTuple):
     """Orders the versions of one location: the greater one is the newer.
 
-    When it was changed decides; where that is the same, or unknown, when it was announced, and then the position of its
+    The modification time decides; if it is equal or unknown, the time of the announcement, then the position of the
     message.
     """
 
@@ -66,7 +66,7 @@ class FileArrival(NamedTuple):
         file_key: partition key, see `contracts.file_event.file_key`.
         location: canonical address of the file, unique over all sources.
         profile: name of the reader profile.
-        pinned: whether the event names its version; else it means the one present when it is consumed.
+        pinned: True if the event names its version; otherwise it means the one present when it is consumed.
     """
 
     file_key: str
@@ -79,8 +79,8 @@ class FileArrival(NamedTuple):
     def order(self, now: datetime) -> VersionOrder:
         """Return the order of this version.
 
-        A clock that is ahead must not make a version the newest for years: nothing was announced after it arrived, nor
-        made after it was announced.
+        A clock that is ahead must not make a version the newest for years: no announcement is later than its arrival,
+        and no version later than its announcement.
         """
         announced_at = min(_aware(self.event.discovered_at or self.intake.at or now), now)
         version_at = min(_aware(self.event.modified_at or announced_at), announced_at)
@@ -109,10 +109,10 @@ class FileRecord(QueueEntry, frozen=True, kw_only=True):
     Args:
         event: the file event it came with.
         location_key: hash of the location.
-        version_at: when this version was made, as far as its event tells; orders the versions of a location.
-        announced_at: when it was found; orders versions that were made at the same time.
-        pinned: whether this version is meant, and not the one present when the event is consumed.
-        stands: whether this is the version of its location that counts.
+        version_at: modification time of this version, if its event has one; orders the versions of a location.
+        announced_at: time of the announcement; orders versions of the same time.
+        pinned: True if this version is meant, and not the one present when the event is consumed.
+        stands: True if this is the current version of its location.
         duplicate_of: key of the file whose rows represent the same content.
         replaced_by: key of the newer version, or the one read by another profile, that counts instead.
         rule_counts: broken rule to number of rows.
@@ -146,7 +146,7 @@ class FileRecord(QueueEntry, frozen=True, kw_only=True):
 
     @classmethod
     def composed_fields(cls, row: sa.RowMapping) -> dict[str, Any]:
-        """Return the fields whose values are not a column's as it is."""
+        """Return the fields that are composed of several columns."""
         event = FileEvent(**{name: row[name] for name in EVENT_COLUMNS})
         return {**super().composed_fields(row), "event": event}
 
@@ -188,7 +188,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         super().__init__(engine, FILE_QUEUE)
 
     def due(self, queue_name: str, limit: int, now: datetime) -> tuple[Due, ...]:
-        """Return due files: the same number of each origin, in turn; then those that wait longest."""
+        """Return due files: the same number of each origin, round-robin; then those that wait longest."""
         with reading(self._engine) as connection:
             longest = [Due(*row) for row in connection.execute(self._due(queue_name, limit, now))]
             origins = waiting_origins(connection, queue_name, now) if len(longest) == limit else ()
@@ -197,20 +197,20 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             for origin in origins[:limit] if len(origins) > 1 else ():
                 own = self._due(queue_name, max(1, share), now).where(files.c.origin == origin)
                 shares.append([Due(*row) for row in connection.execute(own)])
-        return tuple(dict.fromkeys([*in_turn(shares), *longest]))[:limit]
+        return tuple(dict.fromkeys([*round_robin(shares), *longest]))[:limit]
 
     def keep(self, file_key: str, reason: str, now: datetime) -> None:
-        """Restore the state of a stored file that could not be ingested again; the reason says what was tried."""
+        """Restore the state of a stored file that could not be ingested again; the reason describes the attempt."""
         was = sa.case((files.c.duplicate_of.is_(None), FileState.INGESTED), else_=FileState.DUPLICATE)
         self._change([file_key], {"state": was, "reason": reason, "finished_at": now}, now, files.c.stands)
 
     def announce_again(self, record: FileRecord, profile: str, now: datetime) -> str | None:
-        """Have a file read by another profile, for a person; the reading it has now counts until that is done.
+        """Queue a file to be read by another profile; its present rows count until that is done.
 
-        It is read as its source is now; if the source no longer has it, from the bytes that were landed.
+        The present version of the source is read; if the source no longer has the file, the landed bytes are.
 
         Returns:
-            the key of the new reading; None where one by this profile is on its way already.
+            the key of the new entry; None if one with this profile is already queued or running.
         """
         event = record.event
         version = version_of(event.etag, event.size_bytes, event.modified_at)
@@ -239,7 +239,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         quarantined = sa.func.count().filter(files.c.state == FileState.QUARANTINED)
         query = sa.select(sa.func.count().label("finished"), quarantined.label("quarantined")).where(
             files.c.state.in_(FILE_QUEUE.finished),
-            # Found by index; finishing changes both at once.
+            # updated_at has an index; finishing a file sets both.
             files.c.updated_at >= since,
             files.c.finished_at >= since,
         )
@@ -247,19 +247,18 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             return QuarantineShare(**connection.execute(query).mappings().one())
 
     def _as_new(self, now: datetime) -> dict[str, Any]:
-        """Return the changes that make a finished file as if it had just arrived.
+        """Return the changes that reset a finished file to a new arrival.
 
-        The version that was announced and the bytes that were landed are forgotten: a source that was fixed is of
-        another version, and that is the one to ingest now, under the key the person knows. It is the newest version of
-        its location from now on.
+        The announced version and the landed bytes are cleared: a corrected source has another version, which is now
+        ingested under the known key, as the newest version of its location.
         """
         forgotten = dict.fromkeys(("size_bytes", "modified_at", "etag", "sha256", "landed_bytes"))
         return {**super()._as_new(now), **forgotten, "version_at": now, "announced_at": now, "pinned": False}
 
     def _record_known(self, connection: sa.Connection, known: Mapping[str, FileArrival], now: datetime) -> set[str]:
-        """Reopen versions that another reading replaced and that are announced again after it.
+        """Reopen versions that another profile replaced and that are announced again after it.
 
-        Somebody wants the former profile back.
+        The sender returns to the former profile.
         """
         reopened: set[str] = set()
         for key in self._select_keys(connection, list(known), files.c.state == FileState.REPLACED):
@@ -274,7 +273,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
 
 
 def origin_of(event: FileEvent, location: str) -> str:
-    """Return the origin whose share a file takes: short, and the same for all files of one folder or listing.
+    """Return a short key of the origin of a file: the same for all files of one folder or listing.
 
     Args:
         event: that announced the file.
@@ -299,11 +298,11 @@ def waiting_origins(connection: sa.Connection, queue_name: str, now: datetime) -
     earliest = sa.func.min(files.c.next_attempt_at, type_=files.c.next_attempt_at.type)
     due_at = sa.select(earliest).where(is_waiting, files.c.origin == origins.c.origin)
     waiting = sa.select(origins.c.origin, due_at.correlate(origins).scalar_subquery().label("due_at")).subquery()
-    query = sa.select(waiting.c.origin).where(waiting.c.due_at <= now).order_by(waiting.c.due_at).limit(MOST_ORIGINS)
+    query = sa.select(waiting.c.origin).where(waiting.c.due_at <= now).order_by(waiting.c.due_at).limit(MAX_ORIGINS)
     return connection.execute(query).scalars().all()
 
 
-def in_turn(groups: Iterable[Iterable[Item]]) -> Iterator[Item]:
+def round_robin(groups: Iterable[Iterable[Item]]) -> Iterator[Item]:
     """Yield the first of each group, then the second of each, and so on."""
     missing = object()
     for item in chain.from_iterable(zip_longest(*groups, fillvalue=missing)):

@@ -1,11 +1,11 @@
 """Run a list of files through all steps: land, read and check, store, and report the result of each.
 
 The next group of files is landed and checked in a second thread while this one is stored: reading is this process's
-work and storing is mostly the database's. One file never hurts another: whatever is raised over one file, at any step,
-ends that file's work; where it is raised over many at once, they are halved until it is known over which.
+work and storing is mostly the database's. One file never affects another: an exception for one file, at any step,
+ends that file's work only; an exception for many files is bisected down to the file that causes it.
 
 A file too large for memory is checked and stored chunk by chunk, in one transaction too. Only its end shows whether it
-is acceptable; a refused one is rolled back, and no row of it was ever visible.
+is acceptable; a rejected one is rolled back, and no row of it was ever visible.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from ingest_project.core.errors import FileRejectedError
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.aggregation import (
     aggregate_files,
+    detached,
     merge,
-    standing_alone,
 )
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.load import (
     finish,
-    hold_locations,
-    replaced_outcomes,
+    leave_quarantine,
+    lock_locations_of,
+    replaced_results,
     settle_versions,
     store,
     without_duplicates,
 )
-from ingest_project.file_ingest.quarantine import leave_quarantine
 from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.result import FileResult, error_of, outcome_of_error, panics_as_errors, traceback_of
+from ingest_project.file_ingest.result import FileResult, error_of, panics_as_errors, result_of_error, traceback_of
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import (
     SAMPLE_ROWS,
@@ -57,7 +57,7 @@ from ingest_project.platform.object_store.content_store import Landed
 
 logger = get_logger(__name__)
 
-# What one transaction and one call of the validation are given. Larger groups gain little and hold more memory.
+# Files in one transaction and one validation. Larger groups gain little and use more memory.
 GROUP_FILES = 128
 # Groups grow to that size by doubling: storing starts as soon as a few files are read, not after the first hundred.
 FIRST_GROUP_FILES = 16
@@ -69,9 +69,9 @@ class PreparedGroup:
     """A group after landing and checking.
 
     Args:
-        group: the small files, and those that were refused before any row was read.
+        group: the small files, and those that were rejected before any row was read.
         large: files to be read in chunks while they are stored.
-        requeue_later: files whose source is away at the moment.
+        requeue_later: files whose source does not answer now.
     """
 
     group: CheckedGroup
@@ -82,19 +82,19 @@ class PreparedGroup:
 def ingest(
     records: Sequence[FileRecord], services: FileIngestResources, contract: Contract, run_id: str
 ) -> Iterator[list[FileResult]]:
-    """Take files through all steps.
+    """Run files through all steps.
 
     Args:
         records: queue entries, in the order to work in.
         services: where to read from and store to.
-        contract: what files must be.
+        contract: profiles, rules and limits.
         run_id: of the Dagster run, for the queue entries and the quarantine.
 
     Yields:
         the results of each group of files, as soon as it is stored.
     """
-    made = (prepare(group, services, contract) for group in split_into_groups(records))
-    with prefetch(made) as prepared_groups:
+    groups = (prepare(group, services, contract) for group in split_into_groups(records))
+    with prefetch(groups) as prepared_groups:
         for prepared in prepared_groups:
             yield finish_group(prepared, services, contract, run_id)
 
@@ -124,16 +124,16 @@ def prepare(records: Sequence[FileRecord], services: FileIngestResources, contra
         else:
             opened.append(read)
     group = check_each([file for file in opened if file.second is None], contract)
-    refused = [outcome for outcome in early if outcome.state is not FileState.PENDING]
+    rejected = [result for result in early if result.state is not FileState.PENDING]
     return PreparedGroup(
-        replace(group, outcomes=[*refused, *group.outcomes]),
+        replace(group, results=[*rejected, *group.results]),
         [file for file in opened if file.second is not None],
-        [outcome for outcome in early if outcome.state is FileState.PENDING],
+        [result for result in early if result.state is FileState.PENDING],
     )
 
 
 def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
-    """Check many small files at once; where that fails, find those it fails for, and check the others."""
+    """Check many small files at once; if that fails, bisect to find the files that fail, and check the others."""
     groups: list[CheckedGroup] = []
 
     def check(part: Sequence[OpenedFile]) -> None:
@@ -146,7 +146,7 @@ def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
         return groups[0]
     groups = groups or [check_group([], contract)]
     return CheckedGroup(
-        [*failed, *(outcome for group in groups for outcome in group.outcomes)],
+        [*failed, *(result for group in groups for result in group.results)],
         pl.concat([group.accepted for group in groups]),
         pl.concat([group.quarantined for group in groups]),
         pl.concat([group.metrics for group in groups]),
@@ -157,15 +157,15 @@ def finish_group(
     prepared: PreparedGroup, services: FileIngestResources, contract: Contract, run_id: str
 ) -> list[FileResult]:
     """Store a prepared group, and finish the queue entry of each file."""
-    outcomes = [*prepared.requeue_later, *store(prepared.group, services, run_id)]
+    results = [*prepared.requeue_later, *store(prepared.group, services, run_id)]
     for file in prepared.large:
         with file.resources:
-            outcomes += _large(file, services, contract, run_id)
-    return [_without_a_result(outcome, services) for outcome in outcomes]
+            results += _store_large(file, services, contract, run_id)
+    return [_update_unstored(result, services) for result in results]
 
 
 def _read(record: FileRecord, services: FileIngestResources, contract: Contract) -> OpenedFile | FileResult:
-    """Land a file and read its beginning; return its result where that fails."""
+    """Land a file and read its beginning; return its result if that fails."""
     landed = None
     try:
         with panics_as_errors():
@@ -182,48 +182,48 @@ def _failed(record: FileRecord, doing: str, cause: Exception, landed: Landed | N
     error = error_of(doing, cause)
     if error is not cause:
         key = record.file_key
-        logger.warning("file_failed_unforeseen", partition_key=key, reason=str(error), traceback=traceback_of(cause))
-    return outcome_of_error(record, error, landed)
+        logger.warning("file_failed_unexpectedly", partition_key=key, reason=str(error), traceback=traceback_of(cause))
+    return result_of_error(record, error, landed)
 
 
-def _without_a_result(outcome: FileResult, services: FileIngestResources) -> FileResult:
-    """Update the queue entry of a file of which nothing was stored in this run."""
-    if outcome.state is FileState.PENDING:
-        outcome = requeue_later(outcome, services)
-    if outcome.leaves_what_is_stored:
-        reason = f"It could not be ingested again: {outcome.reason}"
-        services.files.keep(outcome.record.file_key, reason, datetime.now(UTC))
-    return outcome
+def _update_unstored(result: FileResult, services: FileIngestResources) -> FileResult:
+    """Update the queue entry of a file that this run did not store."""
+    if result.state is FileState.PENDING:
+        result = requeue_later(result, services)
+    if result.keeps_stored_rows:
+        reason = f"It could not be ingested again: {result.reason}"
+        services.files.keep(result.record.file_key, reason, datetime.now(UTC))
+    return result
 
 
-def requeue_later(outcome: FileResult, services: FileIngestResources) -> FileResult:
-    """Have a file tried again later; one with no attempt left is failed."""
+def requeue_later(result: FileResult, services: FileIngestResources) -> FileResult:
+    """Requeue a file for a later attempt; one with no attempt left is failed."""
     retries = services.settings.retries
     released = services.files.requeue_later(
-        [outcome.record.file_key],
-        outcome.reason or "",
-        outcome.error_class or "",
+        [result.record.file_key],
+        result.reason or "",
+        result.error_class or "",
         retries,
         datetime.now(UTC),
     )
-    return replace(outcome, state=FileState.FAILED) if released.failed else outcome
+    return replace(result, state=FileState.FAILED) if released.failed else result
 
 
-def _large(file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str) -> list[FileResult]:
+def _store_large(file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str) -> list[FileResult]:
     try:
         with panics_as_errors():
-            outcomes = store_large_file(file, services, contract, run_id)
+            results = store_large_file(file, services, contract, run_id)
     except Exception as error:  # noqa: BLE001 - one file's failure is its own, whatever it is
         failed = _failed(file.record, "Storing the file", error, file.landed)
-        outcomes = [replace(failed, profile=file.profile.name)]
-    if outcomes[0].state in {FileState.QUARANTINED, FileState.FAILED}:
-        return store(refused_group(outcomes[0], contract), services, run_id)
-    return outcomes
+        results = [replace(failed, profile=file.profile.name)]
+    if results[0].state in {FileState.QUARANTINED, FileState.FAILED}:
+        return store(group_of_rejected(results[0], contract), services, run_id)
+    return results
 
 
 class _RejectedError(Exception):
-    def __init__(self, outcome: FileResult) -> None:
-        self.outcome = outcome
+    def __init__(self, result: FileResult) -> None:
+        self.result = result
 
 
 def store_large_file(
@@ -237,17 +237,17 @@ def store_large_file(
     """
     try:
         with services.warehouse.transaction() as transaction:
-            outcome, replaced = _store(transaction, file, services, contract, run_id)
-        return [outcome, *replaced_outcomes(services, replaced)]
-    except _RejectedError as refused:
-        return [refused.outcome]
+            result, replaced = _store(transaction, file, services, contract, run_id)
+        return [result, *replaced_results(services, replaced)]
+    except _RejectedError as rejected:
+        return [rejected.result]
     except FileRejectedError as error:
-        return [outcome_of_error(file.record, error, file.landed, profile=file.profile.name)]
+        return [result_of_error(file.record, error, file.landed, profile=file.profile.name)]
 
 
-def refused_group(outcome: FileResult, contract: Contract) -> CheckedGroup:
-    """Return a group of one file of which nothing is stored but its result."""
-    return replace(check_group([], contract), outcomes=[outcome])
+def group_of_rejected(result: FileResult, contract: Contract) -> CheckedGroup:
+    """Return a group of one file without rows, to store its result only."""
+    return replace(check_group([], contract), results=[result])
 
 
 def _store(
@@ -255,17 +255,17 @@ def _store(
 ) -> tuple[FileResult, tuple[str, ...]]:
     key = file.record.file_key
     read = FileResult(file.record, FileState.INGESTED, file.landed, file.profile.name, file.meaning)
-    # Whether it is accepted shows at its end; a version that it replaces comes back with everything else if it is not.
-    settled, replaced = settle_versions(transaction, hold_locations(transaction, [read], wait=True), run_id)
-    (outcome,) = without_duplicates(transaction, settled)
+    # Only its end shows whether it is accepted; if not, the rollback restores a version that it replaces.
+    settled, replaced = settle_versions(transaction, lock_locations_of(transaction, [read], wait=True), run_id)
+    (result,) = without_duplicates(transaction, settled)
     transaction.replace_files([key, *replaced])
-    if outcome.state is FileState.INGESTED:
-        outcome = _append_chunks(transaction, file, contract)
-    if outcome.state is FileState.QUARANTINED:
-        raise _RejectedError(outcome)
-    leave_quarantine(outcome, services.quarantine)
-    finish(transaction, [outcome], run_id)
-    return outcome, replaced
+    if result.state is FileState.INGESTED:
+        result = _append_chunks(transaction, file, contract)
+    if result.state is FileState.QUARANTINED:
+        raise _RejectedError(result)
+    leave_quarantine(result, services.quarantine)
+    finish(transaction, [result], run_id)
+    return result, replaced
 
 
 def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract: Contract) -> FileResult:
@@ -278,17 +278,17 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
         for checked in chunks:
             transaction.append_readings(checked.accepted)
             transaction.append_quarantined(checked.quarantined)
-            summaries, instants = map(standing_alone, aggregate_files(checked.accepted))
+            summaries, instants = map(detached, aggregate_files(checked.accepted))
             metrics.append(summaries)
             shared.append(instants)
             found += checked.findings_by_file()[key]
             preview = preview or first_rows(checked.accepted, SAMPLE_ROWS)
     merged = merge(metrics)
     transaction.put_metrics(merged)
-    outcome = judge(file, found, contract)
-    if outcome.state is not FileState.INGESTED:
-        return outcome
-    return with_metrics([outcome], preview, merged, pl.concat(shared))[0]
+    result = judge(file, found, contract)
+    if result.state is not FileState.INGESTED:
+        return result
+    return with_metrics([result], preview, merged, pl.concat(shared))[0]
 
 
 def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:

@@ -1,7 +1,7 @@
 """Step 1, `raw_files`: copy a file's bytes, unchanged, from its source into the landing store.
 
-Idempotent: the same content has the same address. Only the announced version is landed: a file that has changed since
-is not, because its new version is a file of its own. A landed file needs its source no longer.
+Idempotent: the same content has the same address. Only the announced version is landed: a later version is a file of
+its own. Once landed, a file no longer needs its source.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ raw_files = dg.AssetSpec(
 )
 
 
-class Taken(NamedTuple):
+class LandedFile(NamedTuple):
     """A file whose bytes are in the landing store.
 
     Args:
@@ -53,14 +53,14 @@ class Taken(NamedTuple):
     landed: Landed
 
 
-def land(record: FileRecord, services: FileIngestResources) -> Taken:
+def land(record: FileRecord, services: FileIngestResources) -> LandedFile:
     """Copy one file to the landing store. If the source no longer has it, reuse the copy landed earlier.
 
     Raises:
         VersionSupersededError: its source has another version than the announced one.
         SourceChangedError: it changed while it was read, or its source does not show the announced version yet.
         LimitExceededError: it is larger than INGEST_MAX_FILE_BYTES.
-        SourceNotFoundError, SourceUnreachableError, ForbiddenPathError: as its source says.
+        SourceNotFoundError, SourceUnreachableError, ForbiddenPathError: raised by its source.
     """
     try:
         return _copy(record, services)
@@ -69,19 +69,19 @@ def land(record: FileRecord, services: FileIngestResources) -> Taken:
         if landed is None:
             raise
         logger.warning("source_gone", partition_key=record.file_key, reason=str(error), landed=landed.path)
-        return Taken(record, landed)
+        return LandedFile(record, landed)
 
 
-def _copy(record: FileRecord, services: FileIngestResources) -> Taken:
+def _copy(record: FileRecord, services: FileIngestResources) -> LandedFile:
     source = source_of(record.event, services)
     found = source.stat(record.event.file_path)
     if record.pinned:
         _require_announced_version(record, found, source)
     try:
-        return Taken(_with_version(record, found), _copy_found(record, found, source, services))
+        return LandedFile(_with_version(record, found), _copy_found(record, found, source, services))
     except SourceChangedError:
         if record.pinned:
-            # It may have been announced while it was written: then no attempt will find that version again.
+            # If it was announced while it was written, no attempt will find that version again.
             _require_announced_version(record, source.stat(record.event.file_path), source)
         raise
 
@@ -124,7 +124,7 @@ def source_of(event: FileEvent, services: FileIngestResources) -> Source:
 
 def _require_announced_version(record: FileRecord, found: SourceFile, source: Source) -> None:
     event = record.event
-    # An event need not know everything about its file; what it does not say cannot differ.
+    # An event may omit facts about its file; only those that it states are compared.
     same = (
         event.etag in {None, found.etag}
         and event.size_bytes in {None, found.size_bytes}
@@ -133,7 +133,7 @@ def _require_announced_version(record: FileRecord, found: SourceFile, source: So
     if same:
         return
     if event.modified_at is not None and found.modified_at is not None and _older(found.modified_at, event.modified_at):
-        # A replica or a cache that is behind: the announced version is still to come.
+        # A replica or a cache that lags: the announced version will appear later.
         raise SourceChangedError(
             source.canonical_location(event.file_path), f"its source shows the one of {found.modified_at}"
         )

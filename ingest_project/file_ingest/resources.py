@@ -1,4 +1,4 @@
-"""What file ingest uses."""
+"""Resources of file ingest: its queue, warehouse and stores."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FileIngestResources(SourceResources):
 
     @cached_property
     def files(self) -> FileQueue:
-        """What is known of every file."""
+        """The work queue of files."""
         return FileQueue(self.engine)
 
     @cached_property

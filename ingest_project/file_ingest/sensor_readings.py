@@ -1,8 +1,8 @@
-"""Typed readings to accepted ones and rejected ones, each rejected one with all of its reasons.
+"""Split typed readings into accepted and rejected ones, with all reasons of each rejected one.
 
 The rules are written once, as Polars expressions. A pandera schema, lazy and vectorised, decides column by column
 whether they hold; only the rules of a column that failed are then applied row by row. So a batch without bad
-rows costs one check a column, and one with bad rows does not pay for pandera's own, much dearer, failure cases.
+rows costs one check a column, and one with bad rows avoids pandera's own failure cases, which cost much more.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import mistakes, yaml_content
-from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, odd_names
+from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, unusual_names
 from ingest_project.readers.excel_cells import FORMULA, NUMBER, TEXT
 
 SHIPPED_SENSOR_TYPES = Path(__file__).with_name("sensor_types.yaml")
-LONGEST_TEXT_BYTES = 200
+MAX_NAME_BYTES = 200
 ACCEPTED_COLUMNS = ("line_number", "timestamp", "device_id", "sensor_type", "value", "unit")
 NAME_COLUMNS = ("device_id", "sensor_type", "unit")
-# Of these columns and of those of metrics, how Dagster shows them.
+# Column types in Dagster's UI, of readings and of metrics.
 READING_COLUMN_KINDS = {
     "line_number": "int",
     "timestamp": "string",
@@ -54,11 +54,11 @@ ASPECTS = {
     "numbers": ("value_", "unit_"),
     "columns": ("missing_column", "duplicate_column", "too_few_cells", "too_many_cells"),
 }
-NOT_STORED = frozenset({"timestamp_text", "value_text", *map(KIND_OF, ACCEPTED_COLUMNS)})
+CHECK_COLUMNS = frozenset({"timestamp_text", "value_text", *map(KIND_OF, ACCEPTED_COLUMNS)})
 
 
 class SensorType(BaseModel):
-    """What is known of one type of sensor.
+    """Units and limits of one type of sensor.
 
     Args:
         units: spellings of the one unit its readings come in; empty allows any.
@@ -80,11 +80,11 @@ class SensorType(BaseModel):
 
 @dataclass(frozen=True)
 class SensorTypes:
-    """The known sensor types, and what happens to readings of any other.
+    """The known sensor types, and the treatment of readings of any other.
 
     Args:
-        types: by name, in which upper and lower case do not matter; readings are stored under the name given here.
-        unknown: whether readings of other types are accepted, without limits, or rejected.
+        types: by name, without regard to case; readings are stored under this spelling.
+        unknown: accept readings of other types without limits, or reject them.
     """
 
     types: Mapping[str, SensorType]
@@ -106,7 +106,7 @@ class SensorTypes:
         try:
             types = TypeAdapter(dict[str, SensorType]).validate_python(content)
         except ValidationError as error:
-            raise SettingsError(f"{path} does not hold sensor types: {mistakes(error, SensorType)}") from None
+            raise SettingsError(f"{path} does not contain sensor types: {mistakes(error, SensorType)}") from None
         same = [names for names in _same_names(types).values() if len(names) > 1]
         if same:
             raise SettingsError(f"{path}: {' and '.join(same[0])} are the same sensor type: case does not matter.")
@@ -114,12 +114,12 @@ class SensorTypes:
 
     @cached_property
     def by_matched_name(self) -> Mapping[str, str]:
-        """The names of the types by what they are compared by."""
+        """The names of the types by their matched form."""
         return {matched: names[0] for matched, names in _same_names(self.types).items()}
 
     @cached_property
     def lookup(self) -> LimitLookup:
-        """The same as columns to look things up in."""
+        """The same as columns, for vectorised look-ups."""
         names = list(self.types)
         units = sorted({unit for known in self.types.values() for unit in known.units})
         return LimitLookup(
@@ -175,12 +175,12 @@ class ValidationRules:
 
 @dataclass(frozen=True)
 class ValidatedRows:
-    """The outcome for every row, in the order they came in.
+    """Accepted and rejected rows, in their original order.
 
     Args:
         accepted: line_number, timestamp, device_id, sensor_type, value, unit.
         rejected: line_number and `reasons`, the sorted names of all rules the row broke.
-            Both keep whatever further columns came in (`file_index`), in front.
+            Both keep further columns of the input (`file_index`), in front.
     """
 
     accepted: pl.DataFrame
@@ -188,7 +188,7 @@ class ValidatedRows:
 
 
 class Rule(NamedTuple):
-    """One thing that can be wrong with a row.
+    """One rule that a row may break.
 
     Args:
         column: the column of a reading it is about.
@@ -206,7 +206,7 @@ def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
         rows: as `casting.cast` returns them, of any number of files.
         rules: the rules.
     """
-    extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, *NOT_STORED}]
+    extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, *CHECK_COLUMNS}]
     kept = [*extra, *ACCEPTED_COLUMNS]
     rows, suspicious, codes = with_clean_names(rows, rules.sensor_types)
     checked = _with_limits(rows, rules.sensor_types.lookup, codes)
@@ -228,8 +228,8 @@ def row_rules(
 
     Args:
         rules: limits and times.
-        suspicious: by column, the names in it that are not to be trusted.
-        typed: whether the rows tell the kinds of the cells that they come from.
+        suspicious: by column, its suspicious names.
+        typed: True if the rows have the kinds of their cells.
     """
     found = _rules_of_values(rules) | {
         f"{column}_invalid": Rule(column, _too_long(pl.col(column)) | pl.col(column).is_in(list(names)))
@@ -241,7 +241,7 @@ def row_rules(
 
 
 def _rules_of_cells(found: Mapping[str, Rule]) -> dict[str, Rule]:
-    """Return the rules for readings from a workbook: a cell is of a kind that its column can have, and calculated."""
+    """Return the rules for readings from a workbook: a cell has a kind that its column allows, and is calculated."""
     changed: dict[str, Rule] = {}
     for column in ("timestamp", "value", *NAME_COLUMNS):
         is_formula = (pl.col(KIND_OF(column)) == FORMULA).fill_null(value=False)
@@ -250,9 +250,9 @@ def _rules_of_cells(found: Mapping[str, Rule]) -> dict[str, Rule]:
         )
         if column in NAME_COLUMNS:
             # A date, a truth value or an error is no name, though it can be written as one.
-            strange = ~pl.col(KIND_OF(column)).is_in([TEXT, NUMBER, FORMULA]) & pl.col(column).is_not_null()
+            wrong_kind = ~pl.col(KIND_OF(column)).is_in([TEXT, NUMBER, FORMULA]) & pl.col(column).is_not_null()
             rule = found[f"{column}_invalid"]
-            changed[f"{column}_invalid"] = Rule(column, rule.broken | strange)
+            changed[f"{column}_invalid"] = Rule(column, rule.broken | wrong_kind)
     for name in ("timestamp_unparseable", "value_not_a_number"):
         column = found[name].column
         is_formula = (pl.col(KIND_OF(column)) == FORMULA).fill_null(value=False)
@@ -284,24 +284,23 @@ def _rules_of_values(rules: ValidationRules) -> dict[str, Rule]:
 def with_clean_names(
     rows: pl.DataFrame, types: SensorTypes
 ) -> tuple[pl.DataFrame, dict[str, list[str]], dict[str, pl.Series]]:
-    """Take off names what cannot be seen at their ends, and give known sensor types their own spelling.
+    """Strip invisible characters from names, and write known sensor types in their own spelling.
 
     Returns:
-        the rows; by column the names that are not to be trusted for what is inside them; and the codes of types and
-        units.
+        the rows; by column the names with suspicious characters; and the codes of types and units.
     """
     columns: list[pl.Series] = []
     codes = _codes(rows, types.lookup)
     suspicious: dict[str, list[str]] = {}
     for name in NAME_COLUMNS:
         texts = rows[name]
-        # Spellings of known types and units need no look, and hardly any file has others.
+        # Known spellings of types and units need no check, and most files have no others.
         known = codes.get(name)
         if known is not None and known.null_count() == texts.null_count():
             continue
         unknown = texts if known is None else texts.filter(known.is_null())
         spelling = types.by_matched_name if name == "sensor_type" else {}
-        odd = unknown.unique().drop_nulls() if spelling else odd_names(unknown)
+        odd = unknown.unique().drop_nulls() if spelling else unusual_names(unknown)
         changed = {}
         for text in odd.to_list():
             clean = clean_name(text)
@@ -326,8 +325,8 @@ def _codes(rows: pl.DataFrame, lookup: LimitLookup) -> dict[str, pl.Series]:
 
 
 def _too_long(text: pl.Expr) -> pl.Expr:
-    """Longer than any name is. That text has no NUL, which PostgreSQL cannot hold, is what the readers see to."""
-    return text.str.len_bytes() > LONGEST_TEXT_BYTES
+    """Match text that is longer than any name."""
+    return text.str.len_bytes() > MAX_NAME_BYTES
 
 
 def _with_limits(rows: pl.DataFrame, lookup: LimitLookup, codes: Mapping[str, pl.Series]) -> pl.DataFrame:
@@ -338,7 +337,7 @@ def _with_limits(rows: pl.DataFrame, lookup: LimitLookup, codes: Mapping[str, pl
         types.is_not_null().alias("known_type"),
         lookup.lowest.gather(types).alias("lowest"),
         lookup.highest.gather(types).alias("highest"),
-        # No unit, any unit, a unit of an unknown type: there is nothing to hold it against.
+        # No unit, any unit, a unit of an unknown type: nothing to compare with.
         (
             rows["unit"].is_null() | types.is_null() | lookup.any_unit.gather(types) | belongs.fill_null(value=False)
         ).alias("known_unit"),
@@ -377,7 +376,7 @@ def _schema(named: Mapping[str, Rule]) -> DataFrameSchema:
         "unit": pl.String,
     }
     return pa.DataFrameSchema(
-        # Null is for the rules to judge: pandera's own refusal would stop short of naming the row.
+        # The rules judge nulls: pandera's own refusal would stop short of naming the row.
         {name: pa.Column(dtype, nullable=True) for name, dtype in types.items()},
         checks=[
             pa.Check(_holds([rule.broken for rule in named.values() if rule.column == column]), name=column)

@@ -57,7 +57,7 @@ def file_events_sensor(
 def file_events(services: FileIngestResources, topic: str) -> Intake[Announced]:
     """Return how one tick consumes a topic of file events."""
     settings = services.settings.file_ingest
-    # Asking a source takes long, and where one event is refused its neighbours are stored again.
+    # Querying a source is slow, and if one event is rejected the others are stored again.
     versions: dict[KafkaPosition, FileEvent] = {}
 
     def decode(raw: bytes | None) -> Announced:
@@ -85,12 +85,12 @@ def file_events(services: FileIngestResources, topic: str) -> Intake[Announced]:
 def file_arrival(arrived: ConsumedMessage[Announced], event: FileEvent, default_profile: str) -> FileArrival:
     """Return a file event as the queue keeps it, under the key of its version.
 
-    An event that names no version (the short form never does) means the one present when it is consumed; its key is
-    made of that one.
+    An event that names no version (the short form never does) means the one present when it is consumed; its key
+    contains that version.
 
     Args:
-        arrived: the event as it came.
-        event: the same, with the version that is present where it names none.
+        arrived: the consumed event.
+        event: the same, with the present version if it names none.
         default_profile: of files whose event names none.
     """
     location = arrived.message.source.canonical_location(event.file_path)

@@ -1,4 +1,4 @@
-"""Tables of file ingestion, as the code sees them, and the states of a file. The migrations create the tables.
+"""Tables of file ingest in SQLAlchemy, and the states of a file. The migrations create the tables.
 
 A test compares the two after every migration, so that neither can drift from the other.
 
@@ -38,7 +38,7 @@ class FileState(StrEnum):
     QUARANTINED = "quarantined"
     DUPLICATE = "duplicate"
     FAILED = "failed"
-    # Its source had another version by the time it was read.
+    # Its source had another version when it was read.
     SUPERSEDED = "superseded"
     # A newer version of the same location, or the same one read by another profile, counts instead.
     REPLACED = "replaced"
@@ -121,14 +121,14 @@ files = sa.Table(
     # Of the versions of one location the one with the later pair replaces the others.
     Col("version_at", UtcTime),
     Col("announced_at", UtcTime),
-    # Whether the event names its version; else it means the one present when it is consumed.
+    # True if the event names its version; otherwise it means the one present when it is consumed.
     Col("pinned", sa.Boolean, nullable=False, server_default=sa.true()),
-    # Whether this version is the one of its location that counts: its rows, or those it is a duplicate of.
+    # True for the current version of its location: its rows count, or those of the file it duplicates.
     Col("stands", sa.Boolean, nullable=False, server_default=sa.false()),
     Col("replaced_by", sa.Text),
-    # Files that a lost run held are tried again in halves: each half has a name.
+    # Files of a lost run are retried in halves: each half has a name.
     Col("retry_group", sa.Text),
-    # Sender whose share of a batch it takes, see `file_ingest.file_queue`.
+    # Origin for fair scheduling, see `file_ingest.file_queue`.
     Col("origin", sa.Text, nullable=False, server_default=""),
     *kafka_columns(),
     *work_columns(),

@@ -1,7 +1,7 @@
 """Step 2, `validated_sensor_data`: landed bytes to accepted readings, rejected rows and a verdict on each file.
 
-Small files are read one by one and checked together: checking costs some milliseconds a call, whatever it is given.
-A file too large for that goes the same way chunk by chunk, in `large_file`.
+Small files are read one by one and checked together: each call of the validation costs some
+milliseconds, whatever its size. A larger file is checked chunk by chunk, see `pipeline.store_large_file`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ingest_project.file_ingest.aggregation import (
 )
 from ingest_project.file_ingest.catalog import FILES_FRESHNESS, VALIDATED_SENSOR_DATA, files_partitions
 from ingest_project.file_ingest.file_queue import FileRecord
-from ingest_project.file_ingest.result import FileResult, outcome_of_error
+from ingest_project.file_ingest.result import FileResult, result_of_error
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.versions import meaning_of
@@ -56,7 +56,7 @@ validated_sensor_data = dg.AssetSpec(
 
 @dataclass(frozen=True)
 class Contract:
-    """What a file must be: the profiles that can read it, the rules for its rows, and the limits.
+    """Requirements on a file: the profiles that can read it, the rules for its rows, and the limits.
 
     Args:
         profiles: reader profiles by name.
@@ -88,27 +88,27 @@ class Contract:
         """Return the profile that a file's event names, or the default one.
 
         Raises:
-            FileRejectedError: there is no profile of that name, or it is broken.
+            FileRejectedError: no profile has that name, or it is broken.
         """
         return self.profiles.named(record.profile)
 
     def rules(self) -> ValidationRules:
-        """Return the rules as of now: a timestamp's future begins when it is checked."""
+        """Return the rules as of now: a timestamp is in the future or not at the time of the check."""
         settings = self.settings
         return ValidationRules(self.sensor_types, datetime.now(UTC), settings.future_tolerance, settings.earliest_time)
 
     def require_acceptable(self, rows_read: int, rows_rejected: int) -> None:
-        """Refuse a file as a whole.
+        """Reject a file as a whole if it has no rows or too many bad ones.
 
         Raises:
             FileRejectedError: it has no rows, or too great a share of bad ones.
         """
         if rows_read == 0:
             raise FileRejectedError("no_rows", "The file has a header but no rows.")
-        share, most = rows_rejected / rows_read, self.settings.max_rejected_share
-        if share > most:
+        share, limit = rows_rejected / rows_read, self.settings.max_rejected_share
+        if share > limit:
             raise FileRejectedError(
-                "too_many_bad_rows", f"{rows_rejected} of {rows_read} rows are bad ({share:.0%}; at most {most:.0%})."
+                "too_many_bad_rows", f"{rows_rejected} of {rows_read} rows are bad ({share:.0%}; at most {limit:.0%})."
             )
 
 
@@ -118,11 +118,11 @@ class OpenedFile:
 
     Args:
         record: its queue entry.
-        landed: where its bytes are.
+        landed: its bytes in the landing store.
         profile: that reads it.
         meaning: hash of what determines, besides its bytes, which rows it holds.
         first: its first chunk.
-        rest: the others; holds the file open until `close`.
+        rest: the other chunks; keeps the file open until `resources` are closed.
         resources: closes what reading needed.
     """
 
@@ -159,7 +159,7 @@ class CheckedRows:
     rows_read: Mapping[str, int]
 
     def findings_by_file(self) -> dict[str, Findings]:
-        """Return what was found in each file."""
+        """Return the findings of each file."""
         bad = dict(self.quarantined.group_by("file_key").len().iter_rows())
         samples = first_rows(self.quarantined, SAMPLE_ROWS)
         counts: dict[str, dict[str, int]] = {}
@@ -172,15 +172,15 @@ class CheckedRows:
         }
 
 
-def first_rows(rows: pl.DataFrame, most: int) -> dict[str, list[dict[str, object]]]:
+def first_rows(rows: pl.DataFrame, limit: int) -> dict[str, list[dict[str, object]]]:
     """Return the first rows of each file, by file key; files without any are absent.
 
     Args:
         rows: of many files, with their `file_key`.
-        most: of one file.
+        limit: of rows of one file.
     """
     first: dict[str, list[dict[str, object]]] = {}
-    for row in rows.group_by("file_key", maintain_order=True).head(most).iter_rows(named=True):
+    for row in rows.group_by("file_key", maintain_order=True).head(limit).iter_rows(named=True):
         first.setdefault(row.pop("file_key"), []).append(row)
     return first
 
@@ -190,13 +190,13 @@ class CheckedGroup:
     """A group of small files, ready to be stored in one transaction.
 
     Args:
-        outcomes: one for each file, in order.
+        results: one for each file, in order.
         accepted: readings of the ingested files only.
         quarantined: bad rows of the ingested files only.
         metrics: of the ingested files: file_key, device_id, sensor_type, min, max, mean, count, stddev.
     """
 
-    outcomes: Sequence[FileResult]
+    results: Sequence[FileResult]
     accepted: pl.DataFrame
     quarantined: pl.DataFrame
     metrics: pl.DataFrame
@@ -221,7 +221,7 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
 
 @dataclass(frozen=True)
 class Findings:
-    """What reading and checking found in one file, or in a part of it.
+    """Counts and samples from reading and checking one file, or a part of it.
 
     Args:
         rows_read: readings, malformed rows included.
@@ -251,27 +251,27 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
         return CheckedGroup([], *(pl.DataFrame(schema=schema) for schema in (READINGS, QUARANTINED, METRICS)))
     checked = check_rows([(file.record.file_key, file.profile, file.first) for file in files], contract)
     findings = checked.findings_by_file()
-    outcomes = [judge(file, findings[file.record.file_key], contract) for file in files]
-    refused = [outcome.record.file_key for outcome in outcomes if outcome.state is not FileState.INGESTED]
+    results = [judge(file, findings[file.record.file_key], contract) for file in files]
+    rejected = [result.record.file_key for result in results if result.state is not FileState.INGESTED]
     accepted, quarantined = checked.accepted, checked.quarantined
-    if refused:
-        accepted = accepted.filter(~pl.col("file_key").is_in(refused))
-        quarantined = quarantined.filter(~pl.col("file_key").is_in(refused))
+    if rejected:
+        accepted = accepted.filter(~pl.col("file_key").is_in(rejected))
+        quarantined = quarantined.filter(~pl.col("file_key").is_in(rejected))
     metrics, shared = aggregate_files(accepted)
     previews = first_rows(accepted, PREVIEW_ROWS)
-    return CheckedGroup(with_metrics(outcomes, previews, metrics, shared), accepted, quarantined, metrics)
+    return CheckedGroup(with_metrics(results, previews, metrics, shared), accepted, quarantined, metrics)
 
 
 def with_metrics(
-    outcomes: Sequence[FileResult],
+    results: Sequence[FileResult],
     previews: Mapping[str, Sequence[Mapping[str, object]]],
     metrics: pl.DataFrame,
     shared: pl.DataFrame,
 ) -> list[FileResult]:
-    """Add to results what Dagster shows of the accepted rows.
+    """Add samples and counts of the accepted rows, which Dagster shows, to results.
 
     Args:
-        outcomes: of checked files.
+        results: of checked files.
         previews: first accepted rows by file key.
         metrics: summaries, as `aggregate_files` returns them.
         shared: instants, as `aggregate_files` returns them.
@@ -279,19 +279,19 @@ def with_metrics(
     counts, instants, shown = counts_by_file(metrics), instants_by_file(shared), first_rows(metrics, METRICS_SHOWN)
     return [
         replace(
-            outcome,
+            result,
             preview=previews.get(key, []),
             metrics_shown=shown.get(key, []),
             summaries=counts.get(key, NO_SUMMARIES),
             instants=instants.get(key, NONE_SHARED),
         )
-        for outcome in outcomes
-        for key in [outcome.record.file_key]
+        for result in results
+        for key in [result.record.file_key]
     ]
 
 
 def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResult:
-    """Judge a file all of whose rows have been checked: ingested, or quarantined as a whole."""
+    """Return the result of a file whose rows have all been checked: ingested, or quarantined as a whole."""
     known: dict[str, Any] = {
         "profile": file.profile.name,
         "rows_read": findings.rows_read,
@@ -302,7 +302,7 @@ def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResul
         contract.require_acceptable(findings.rows_read, findings.rows_bad)
     except FileRejectedError as error:
         counts = {error.rule: 1, **findings.rule_counts}
-        return outcome_of_error(file.record, error, file.landed, rule_counts=counts, **known)
+        return result_of_error(file.record, error, file.landed, rule_counts=counts, **known)
     return FileResult(
         file.record,
         FileState.INGESTED,

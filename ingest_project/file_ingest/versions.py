@@ -1,8 +1,8 @@
 """Resolve the version that an event means, and decide which version of a location counts.
 
 An event that carries no version means the one that is present when the event is consumed. A tick must end in time
-whichever source does not answer: servers are queried in parallel, one query after the other each, and those that are
-away or stay silent are skipped.
+even if sources do not answer: servers are queried in parallel, with one query at a time each, and a server that is
+unreachable or silent is skipped.
 
 Of one location the newest accepted version counts, whatever the order in which versions arrive. That is decided inside
 the transaction that stores a version, while no other transaction decides about the same location. Rows of an older
@@ -34,9 +34,9 @@ from ingest_project.sources.protocol import Source, SourceFile
 
 logger = get_logger(__name__)
 
-SILENT_SECONDS = 5.0
+ANSWER_TIMEOUT_SECONDS = 5.0
 # The daemon gives up a tick after 60 s.
-LONGEST_SECONDS = 30.0
+MAX_RESOLVE_SECONDS = 30.0
 
 
 class Announced(NamedTuple):
@@ -52,7 +52,7 @@ class Announced(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The present version of the file of one event, by the event's number; no file where the source has none."""
+    """The present version of the file of one event, by the event's number; None if the source has no such file."""
 
     number: int
     file: SourceFile | None
@@ -61,7 +61,7 @@ class Answer(NamedTuple):
 def with_versions(announced: Sequence[Announced]) -> list[FileEvent]:
     """Return the events, in order, each with the version that is present where it names none.
 
-    Where that cannot be found out in time, the event stays without: ingest gives the reason once it reads the file.
+    If a version cannot be resolved in time, the event keeps none: ingest reports the reason when it reads the file.
     """
     by_server: dict[str, list[int]] = {}
     for index, one in enumerate(announced):
@@ -71,10 +71,14 @@ def with_versions(announced: Sequence[Announced]) -> list[FileEvent]:
     for indexes in by_server.values():
         # Daemon threads: a server that stays silent must not delay the end of the process.
         threading.Thread(target=_stat_each, args=(announced, indexes, answers), daemon=True).start()
-    events, running, give_up_at = [one.event for one in announced], len(by_server), time.monotonic() + LONGEST_SECONDS
+    events, running, give_up_at = (
+        [one.event for one in announced],
+        len(by_server),
+        time.monotonic() + MAX_RESOLVE_SECONDS,
+    )
     while running and (left := give_up_at - time.monotonic()) > 0:
         try:
-            answer = answers.get(timeout=min(SILENT_SECONDS, left))
+            answer = answers.get(timeout=min(ANSWER_TIMEOUT_SECONDS, left))
         except Empty:
             break
         if answer is None:
@@ -87,7 +91,7 @@ def with_versions(announced: Sequence[Announced]) -> list[FileEvent]:
 
 
 def _stat_each(announced: Sequence[Announced], indexes: Sequence[int], answers: SimpleQueue[Answer | None]) -> None:
-    """Query the version of one server's files until it is away; None ends the answers."""
+    """Query the versions of one server's files until it does not answer; None ends the answers."""
     for index in indexes:
         event, source = announced[index]
         file = None
@@ -112,27 +116,27 @@ def _server_of(location: str) -> str:
 
 @dataclass(frozen=True)
 class Settled:
-    """Which of many versions count.
+    """The versions that count, and those that they replace.
 
     Args:
-        outcomes: as given, those that do not count as replaced.
-        replaced: key of each version that counted, or waited for a person, to the key of its successor.
+        results: as given, those that do not count as replaced.
+        replaced: key of each version that counted, or was in quarantine or failed, to the key of its successor.
     """
 
-    outcomes: Sequence[FileResult]
+    results: Sequence[FileResult]
     replaced: Mapping[str, str]
 
 
-def settle(outcomes: Sequence[FileResult], stored: Sequence[VersionRow]) -> Settled:
-    """Let the newest accepted version of each location count, and no other.
+def settle(results: Sequence[FileResult], stored: Sequence[VersionRow]) -> Settled:
+    """Mark every version that is not the newest accepted one of its location as replaced.
 
     Args:
-        outcomes: results of the files that are about to be stored.
+        results: results of the files that are about to be stored.
         stored: the other versions of their locations.
     """
-    own = {outcome.record.file_key for outcome in outcomes}
+    own = {result.record.file_key for result in results}
     others = [(row, VersionOrder(*row[3:])) for row in stored if row.file_key not in own]
-    candidates = [(o.record.location_key, o.record.order) for o in outcomes if o.state is FileState.INGESTED]
+    candidates = [(o.record.location_key, o.record.order) for o in results if o.state is FileState.INGESTED]
     candidates += [(row.location_key, order) for row, order in others if row.stands]
     newest: dict[str, VersionOrder] = {}
     for location_key, order in candidates:
@@ -145,24 +149,24 @@ def settle(outcomes: Sequence[FileResult], stored: Sequence[VersionRow]) -> Sett
         and order < successor
         and (row.stands or row.state in REPLACEABLE_STATES)
     }
-    return Settled([_judged(outcome, newest.get(outcome.record.location_key)) for outcome in outcomes], replaced)
+    return Settled([_judged(result, newest.get(result.record.location_key)) for result in results], replaced)
 
 
 def meaning_of(profile: ReaderProfile, file_name: str, kind: str) -> str:
-    """Hash everything but the bytes that decides which rows a file has: two files that differ in it are two files.
+    """Hash everything but the bytes that determines the rows of a file, to detect duplicates.
 
     Args:
         profile: that reads it.
-        file_name: only what the profile takes from it counts.
+        file_name: only the parts that the profile reads from it are hashed.
         kind: file type, by which the bytes are read.
     """
     taken = {column: first_group(file_name, pattern) for column, pattern in profile.from_file_name.items()}
     return digest_of(profile.model_dump(mode="json", exclude={"description"}), taken, kind)
 
 
-def _judged(outcome: FileResult, newest: VersionOrder | None) -> FileResult:
-    if newest is None or outcome.record.order >= newest or outcome.state not in REPLACEABLE_STATES:
-        return outcome
-    before = "" if outcome.state is FileState.INGESTED else f" It would have been {outcome.state}: {outcome.reason}"
+def _judged(result: FileResult, newest: VersionOrder | None) -> FileResult:
+    if newest is None or result.record.order >= newest or result.state not in REPLACEABLE_STATES:
+        return result
+    before = "" if result.state is FileState.INGESTED else f" It would have been {result.state}: {result.reason}"
     reason = f"{newest.file_key} is newer and counts instead.{before}"
-    return replace(outcome, state=FileState.REPLACED, replaced_by=newest.file_key, reason=reason, sample=())
+    return replace(result, state=FileState.REPLACED, replaced_by=newest.file_key, reason=reason, sample=())

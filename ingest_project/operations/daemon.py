@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 
 from dagster import DagsterInstance
 
+from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import get_logger
-from ingest_project.core.private_files import keep_files_private
 from ingest_project.core.settings import current_settings
 from ingest_project.operations.resources import CAPABILITIES, SystemResources
 from ingest_project.platform.dagster.daemon import LARGEST_SKEW_SECONDS, bring_back, instigators_ahead, run_daemon

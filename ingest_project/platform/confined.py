@@ -1,7 +1,7 @@
 """Run a script of ours over an untrusted file in a process of its own that may die without harm.
 
 The process limits its memory, CPU time and output before the script begins (`main`), gets an environment without
-secrets, and is killed when it takes too long.
+secrets, and is killed when it exceeds its time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import IO
 
 # The variables that the process needs: no secret is near an untrusted file.
-PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
+INHERITED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
 START_UP_SECONDS = 20.0
 OUT_OF_MEMORY = 9
 # SIGKILL and SIGXCPU, by which the kernel ends a process that exceeds its CPU time.
@@ -59,11 +59,11 @@ def run_confined(
         its exit code: OUT_OF_MEMORY if it reached that limit, negative if a signal ended it, see KILLED.
 
     Raises:
-        TimeoutError: it was killed because it took too long.
+        TimeoutError: it was killed because it exceeded its time.
     """
-    given = [str(limits.memory_bytes), str(limits.cpu_seconds), str(limits.output_bytes)]
-    command = [sys.executable, "-P", __file__, *given, script, *arguments]
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    limit_arguments = [str(limits.memory_bytes), str(limits.cpu_seconds), str(limits.output_bytes)]
+    command = [sys.executable, "-P", __file__, *limit_arguments, script, *arguments]
+    environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
     # One thread: every further one reserves address space, which is limited.
     environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     with subprocess.Popen(  # noqa: S603 - our own script; the untrusted file is only an argument

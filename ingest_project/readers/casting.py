@@ -1,8 +1,7 @@
 """Cast text and workbook cells to moments, numbers and names, for the rows of many files at once.
 
-Of names, what cannot be seen is removed at their ends, and refused inside: a byte order mark, a no-break space or a
-stray quote would make a device of its own that nobody can tell from the real one, and a sensor type that escapes its
-limits.
+Invisible characters are stripped from the ends of names, and rejected inside: a byte order mark, a no-break space or a
+stray quote would make a second device that looks like the real one, and a sensor type without its limits.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ UNIX_DIGITS = {"unix_seconds": 12, "unix_milliseconds": 15}
 MICROSECONDS = {"unix_seconds": 1_000_000, "unix_milliseconds": 1_000}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_TICK = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
-# The last moment that every store can hold; unix times and offsets could go past it.
+# The last moment that every store supports; unix times and offsets could exceed it.
 LAST_TICK = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 AMBIGUOUS: dict[str, Literal["null", "earliest", "latest"]] = {
     "reject": "null",
@@ -41,25 +40,25 @@ AMBIGUOUS: dict[str, Literal["null", "earliest", "latest"]] = {
     "latest": "latest",
 }
 
-# The column that tells the kinds of another one's cells.
+# Name of the column with the kinds of another column's cells.
 KIND_OF = "{}_kind".format
 
 
-# The marks that people and spreadsheets write for one and the same.
+# Variants of a mark that people and spreadsheets use.
 ALIKE = {" ": " \u00a0\u202f\u2009", "'": "'\u2019"}
 WORDS = "[iI][nN][fF](?:[iI][nN][iI][tT][yY])?|[nN][aA][nN]"
 PERCENT_UNIT = "(?i)^(?:%.*|percent|pct)$"
 
-# Letters and marks that leave no trace on paper, next to the controls, formats and separators that Unicode calls so.
+# Invisible letters and marks, in addition to the controls, formats and separators of Unicode.
 UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0xFFFD, *range(0xFE00, 0xFE10)}
 UNSEEN |= set(range(0xE0100, 0xE01F0))
-QUOTES = "\"'`´‘’‚‛“”„‟«»‹›＂"  # noqa: RUF001 - the quotes that look alike are the point
-# What most names are made of: nothing in here needs a closer look.
+QUOTES = "\"'`´‘’‚‛“”„‟«»‹›＂"  # noqa: RUF001 - look-alike quotes are intended
+# The shape of most names, which need no further check.
 PLAIN_NAME = r"^[0-9A-Za-z](?:[0-9A-Za-z_.:/+#() -]*[0-9A-Za-z_.:/+#()-])?$"
 
 
 # First and last of each run of Unicode white space and format characters, byte order marks among them; a constant,
-# because asking Unicode for each of a million characters takes a third of a second.
+# because a look-up for each of a million characters takes a third of a second.
 TRIMMED_RANGES = (
     *((0x09, 0x0D), (0x1C, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0xAD, 0xAD), (0x600, 0x605), (0x61C, 0x61C)),
     *((0x6DD, 0x6DD), (0x70F, 0x70F), (0x890, 0x891), (0x8E2, 0x8E2), (0x1680, 0x1680), (0x180E, 0x180E)),
@@ -85,18 +84,18 @@ def parse_timestamps(texts: pl.Series, layout: TimestampLayout) -> pl.Series:
     says so. Clock times that do not exist in the zone, because clocks went forward, are null.
     """
     found = _first_fit(texts, [step for name in layout.formats for step in _steps(name, texts)], layout)
-    return _within_reach(found)
+    return _within_supported_years(found)
 
 
 def moments_of_clock(clock_times: pl.Series, layout: TimestampLayout) -> pl.Series:
-    """Convert local clock times to moments in UTC; null for none, or for two of which the profile takes none.
+    """Convert local clock times to moments in UTC; null where none exists, or two exist and the profile rejects both.
 
     Args:
         clock_times: in the zone of the layout.
         layout: names the zone, and which of two moments a clock time means.
     """
     if layout.zone == "UTC":
-        return _within_reach(clock_times.dt.replace_time_zone("UTC"))
+        return _within_supported_years(clock_times.dt.replace_time_zone("UTC"))
     local = clock_times.to_frame("clock").select(
         pl.col("clock").dt.replace_time_zone(
             layout.zone,
@@ -104,11 +103,11 @@ def moments_of_clock(clock_times: pl.Series, layout: TimestampLayout) -> pl.Seri
             non_existent="null",
         )
     )
-    return _within_reach(local["clock"].dt.convert_time_zone("UTC"))
+    return _within_supported_years(local["clock"].dt.convert_time_zone("UTC"))
 
 
 def _steps(name: str, texts: pl.Series) -> list[str]:
-    """Return the parsers to try for a format, the likeliest first."""
+    """Return the parsers to try for a format, the most likely first."""
     if name != "iso8601":
         return [name]
     first = texts.drop_nulls().head(1).to_list()
@@ -121,7 +120,7 @@ def _looks_like(text: str, plain: str) -> bool:
 
 
 def _first_fit(texts: pl.Series, steps: list[str], layout: TimestampLayout) -> pl.Series:
-    """Try each parser on what the ones before it left over."""
+    """Try each parser on the texts that the earlier ones did not parse."""
     found = _parse(texts, steps[0], layout)
     for step in steps[1:]:
         recovered = (found.is_null() & texts.is_not_null()).arg_true()
@@ -154,18 +153,18 @@ def _plain_iso(texts: pl.Series, step: str, layout: TimestampLayout) -> pl.Serie
 
 
 def _unix(texts: pl.Series, step: str) -> pl.Series:
-    """Count in whole numbers: a float of seconds cannot hold every microsecond."""
+    """Parse unix times as integers: a float of seconds cannot represent every microsecond."""
     whole = rf"^(?P<sign>-?)(?P<whole>[0-9]{{1,{UNIX_DIGITS[step]}}})(?:\.(?P<fraction>[0-9]{{1,9}}))?$"
     parts = texts.to_frame("text").select(pl.col("text").str.extract_groups(whole)).unnest("text")
     width = len(str(MICROSECONDS[step])) - 1
     fraction = pl.col("fraction").fill_null("0").str.slice(0, width).str.pad_end(width, "0").cast(pl.Int64)
     ticks = pl.col("whole").cast(pl.Int64) * MICROSECONDS[step] + fraction
     signed = pl.when(pl.col("sign") == "-").then(-ticks).otherwise(ticks)
-    return _within_reach(parts.select(signed.cast(MOMENT)).to_series())
+    return _within_supported_years(parts.select(signed.cast(MOMENT)).to_series())
 
 
-def _within_reach(found: pl.Series) -> pl.Series:
-    """Replace moments outside the years 1 to 9999 by null, compared as numbers: Python cannot even name them."""
+def _within_supported_years(found: pl.Series) -> pl.Series:
+    """Replace moments outside the years 1 to 9999 by null, compared as numbers: Python cannot represent them."""
     ticks = found.to_physical()
     outside = (ticks < FIRST_TICK) | (ticks > LAST_TICK)
     return kept(found, ~outside) if outside.any() else found
@@ -181,10 +180,10 @@ def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
 
     Returns:
         the rows with `timestamp` (UTC, microseconds) and `value` (float; infinities and NaN are kept as such), null
-        where missing or unreadable, and `timestamp_text` and `value_text` as they were, so that one can tell which.
+        where missing or unreadable, and `timestamp_text` and `value_text` as they were, to distinguish the two.
     """
     typed = KIND_OF("value") in rows.columns
-    cells = _shown_per_cent(rows) if typed else rows
+    cells = _scaled_percentages(rows) if typed else rows
     return cells.with_columns(
         (
             _moments_of_cells(cells, profile.timestamps)
@@ -200,11 +199,10 @@ def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
 def parse_numbers(texts: pl.Series, layout: NumberLayout) -> pl.Series:
     """Parse decimal numbers, with or without an exponent; null for everything else, formulas included.
 
-    A number is the nearest one that 64 bits hold: 15 significant digits are exact. One too small for them is null: it
-    would become zero.
+    A number is the nearest 64-bit float: 15 significant digits are exact. One that would underflow to zero is null.
     """
     if layout.decimal == "." and layout.thousands is None:
-        # Polars reads this very shape and no other, in ASCII digits.
+        # Polars reads exactly this shape, in ASCII digits.
         return _without_lost(texts, texts.cast(pl.Float64, strict=False))
     plain = pl.col("text")
     if layout.thousands is not None:
@@ -216,7 +214,7 @@ def parse_numbers(texts: pl.Series, layout: NumberLayout) -> pl.Series:
 
 
 def _without_lost(texts: pl.Series, numbers: pl.Series) -> pl.Series:
-    """Replace a zero that was no zero in the text by null: 1e-400 is not zero."""
+    """Replace a number that underflowed to zero, such as 1e-400, by null."""
     zeros = (numbers == 0).arg_true()
     if not len(zeros):
         return numbers
@@ -225,7 +223,7 @@ def _without_lost(texts: pl.Series, numbers: pl.Series) -> pl.Series:
 
 
 def _pattern(layout: NumberLayout) -> str:
-    """Return the shape of a number: without it, 1.234 in a file with decimal commas would be a little over one."""
+    """Return the shape of a number: without it, 1.234 in a file with decimal commas would be a decimal fraction."""
     fraction = rf"(?:{re.escape(layout.decimal)}[0-9]*)?"
     shapes = [rf"[0-9]*{fraction}(?:[eE][+-]?[0-9]+)?", WORDS]
     # No group is longer or shorter than three digits, no grouped number begins with a zero, and one mark is used.
@@ -235,7 +233,7 @@ def _pattern(layout: NumberLayout) -> str:
 
 
 def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLayout) -> pl.Series:
-    """Return the numbers that cells hold; null for every other cell.
+    """Return the numbers in cells; null for every other cell.
 
     Args:
         texts: of the cells.
@@ -245,8 +243,8 @@ def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLa
     if kinds is None:
         return parse_numbers(texts, layout)
     is_number = kinds.is_in([NUMBER, PERCENT]).fill_null(value=False)
-    from_text = parse_numbers(_texts_alone(texts, kinds), layout)
-    # A number cell is written by us, as Python writes it.
+    from_text = parse_numbers(_text_cells(texts, kinds), layout)
+    # The worker writes number cells in the notation of Python.
     return kept(texts, is_number).cast(pl.Float64, strict=False).zip_with(is_number, from_text)
 
 
@@ -255,7 +253,7 @@ def without_null_numbers(table: pl.DataFrame, columns: Iterable[str], profile: R
 
     Args:
         table: text, maybe with the kinds of its cells.
-        columns: those of its columns that hold numbers.
+        columns: its columns with numbers.
         profile: which spellings mean "missing".
     """
     markers = _null_numbers(profile.nulls, profile.numbers)
@@ -276,13 +274,13 @@ def _null_numbers(nulls: tuple[str, ...], layout: NumberLayout) -> list[float]:
     return as_declared.fill_null(spellings.cast(pl.Float64, strict=False)).drop_nulls().drop_nans().to_list()
 
 
-def _texts_alone(texts: pl.Series, kinds: pl.Series) -> pl.Series:
+def _text_cells(texts: pl.Series, kinds: pl.Series) -> pl.Series:
     return kept(texts, (kinds == TEXT).fill_null(value=True))
 
 
 def _moments_of_cells(rows: pl.DataFrame, layout: TimestampLayout) -> pl.Series:
     texts, kinds = rows["timestamp"], rows[KIND_OF("timestamp")]
-    moments = parse_timestamps(_texts_alone(texts, kinds), layout)
+    moments = parse_timestamps(_text_cells(texts, kinds), layout)
     is_date = (kinds == DATE).fill_null(value=False)
     if is_date.any():
         clock = kept(texts, is_date).str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)
@@ -295,8 +293,8 @@ def _moments_of_cells(rows: pl.DataFrame, layout: TimestampLayout) -> pl.Series:
     return moments
 
 
-def _shown_per_cent(rows: pl.DataFrame) -> pl.DataFrame:
-    """Cells that hold 0.45 and show 45 % say 45, where their unit is per cent, or where nothing else says it is not."""
+def _scaled_percentages(rows: pl.DataFrame) -> pl.DataFrame:
+    """Convert cells of 0.45 shown as 45 % to 45, if their unit is per cent or missing."""
     percent = (pl.col(KIND_OF("value")) == PERCENT) & pl.col("unit").fill_null("%").str.contains(PERCENT_UNIT)
     return rows.with_columns(
         # The decimal point is moved in the text: a hundred times 0.07 is not 7.
@@ -313,20 +311,20 @@ def clean_name(name: str) -> str:
 
 @lru_cache(maxsize=4_096)
 def is_suspicious(name: str) -> bool:
-    """Tell whether a clean name holds unseen or unprintable characters, or quotes that do not belong to it."""
+    """Return True if a clean name has invisible or unprintable characters, or unmatched quotes."""
     if not name.isprintable() or any(ord(character) in UNSEEN for character in name):
         return True
     return name[:1] in QUOTES or name[-1:] in QUOTES or name.count('"') % 2 == 1
 
 
-def odd_names(names: pl.Series) -> pl.Series:
-    """Return the different names of a column that do not match PLAIN_NAME."""
+def unusual_names(names: pl.Series) -> pl.Series:
+    """Return the distinct names of a column that do not match PLAIN_NAME."""
     different = names.unique().drop_nulls()
     return different.filter(~different.str.contains(PLAIN_NAME))
 
 
 @lru_cache(maxsize=4_096)
 def matched_name(name: str) -> str:
-    """Return the form in which names are compared: regardless of case and of what cannot be seen."""
+    """Return the form in which names are compared: without case and invisible characters."""
     seen = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
     return " ".join(seen.casefold().split())

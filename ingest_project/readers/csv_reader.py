@@ -1,6 +1,6 @@
 """CSV text to readings, block by block: by Arrow's reader where the text is regular, record by record elsewhere.
 
-Arrow splits what is in form and hands over the rows of another width. It does not see a quote out of place, a NUL or a
+Arrow splits what is in form and hands over the rows of another width. It does not detect a misplaced quote, a NUL or a
 row over the limit: a block with one of these is split by `csv_text.split_records`.
 """
 
@@ -34,11 +34,11 @@ from ingest_project.readers.csv_text import (
 from ingest_project.readers.layout import Layout, ReadingsChunk, ReadLimits, known_names, layout_of, readings_chunk
 from ingest_project.readers.profiles import ReaderProfile
 
-MOST_LINES = 250_000
+MAX_LINES = 250_000
 RAW_TEXT_BYTES = 64 * 1024
 TAB, LF, CR, SPACE, QUOTE = b'\t\n\r "'
 BLANKS = b" \t"
-# Unseen characters at the ends of a cell, except line ends, which a quoted cell may hold.
+# Invisible characters at the ends of a cell, except line ends, which a quoted cell may contain.
 UNSEEN_ENDS = TRIMMED.translate({ord("\r"): None, ord("\n"): None})
 UNSEEN = frozenset(UNSEEN_ENDS) - set(" \t")
 ORDINARY = bytes([*range(0x20, 0x7F), *b"\0\t\r\n"])
@@ -159,7 +159,7 @@ def _bounded(blocks: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bool
     """Halve blocks of very many, very short lines: each line costs memory, however short it is."""
     for text, final in blocks:
         middle = len(text) // 2
-        if middle > MOST_LINES and text.count(b"\n") + text.count(b"\r") > MOST_LINES:
+        if middle > MAX_LINES and text.count(b"\n") + text.count(b"\r") > MAX_LINES:
             middle += text[middle - 1 : middle + 1] == b"\r\n"
             yield from _bounded([(text[:middle], False), (text[middle:], final)])
         else:
@@ -167,7 +167,7 @@ def _bounded(blocks: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bool
 
 
 def _split(text: bytes, dialect: Dialect, line_number: int, *, final: bool) -> tuple[TableChunk | None, int, int]:
-    """Return the chunk of a block's complete records, the bytes they take and the lines they span."""
+    """Return the chunk of a block's complete records, its length in bytes and in lines."""
     regular = read_regular(text, dialect, line_number, final=final)
     if regular is not None:
         return regular
@@ -192,8 +192,8 @@ def _chunk_of_records(
     good: Sequence[tuple[int, Record]], malformed: Sequence[Malformed], dialect: Dialect, raw: Mapping[int, bytes]
 ) -> TableChunk:
     columns: dict[str, pl.Series] = {"line_number": pl.Series([number for number, _ in good], dtype=pl.Int64)}
-    for name, place in dialect.wanted.items():
-        texts = ((record.cells or [])[place].decode().strip(UNSEEN_ENDS) for _, record in good)
+    for name, position in dialect.wanted.items():
+        texts = ((record.cells or [])[position].decode().strip(UNSEEN_ENDS) for _, record in good)
         found = [None if text == "" or text in dialect.nulls else text for text in texts]
         columns[name] = pl.Series(found, dtype=pl.String)
     return TableChunk(pl.DataFrame(columns), _frame(malformed), raw.__getitem__)
@@ -204,14 +204,14 @@ def _frame(malformed: Sequence[Malformed]) -> pl.DataFrame:
 
 
 def shortened(raw: bytes) -> str:
-    """Return text to display: at most RAW_TEXT_BYTES of it, NUL and invalid bytes made visible by their digits."""
+    """Return text to display: at most RAW_TEXT_BYTES of it, NUL and invalid bytes as hexadecimal digits."""
     text = raw[:RAW_TEXT_BYTES].decode("utf-8", "ignore" if len(raw) > RAW_TEXT_BYTES else "replace")
     visible = text.replace(INVALID_BYTE, "\\x").replace("\0", "\\x00") if "\0" in text else text
     return visible if len(raw) <= RAW_TEXT_BYTES else f"{visible}… [{len(raw)} bytes]"
 
 
 def _reason(raw: bytes, cells: Sequence[bytes], dialect: Dialect) -> str | None:
-    """Tell why a record with these cells is no row of its table; None when it is."""
+    """Return why a record with these cells is no row of its table; None for a valid row."""
     if b"\0" in raw:
         return "invalid_bytes" if INVALID_BYTE.encode() in raw else "nul_byte"
     if len(cells) < dialect.width:
@@ -222,10 +222,10 @@ def _reason(raw: bytes, cells: Sequence[bytes], dialect: Dialect) -> str | None:
 
 @dataclass(frozen=True)
 class _RecordIndex:
-    """Where the records of a regular block are.
+    """Positions of the records of a regular block.
 
     Args:
-        text: complete records, with the quotes of each in place.
+        text: complete records, with correct quotes.
         first_line: physical line it begins on.
         quotes: positions of all quotes.
     """
@@ -262,7 +262,7 @@ class _RecordIndex:
 
     @cached_property
     def bounds(self) -> Positions:
-        """Where each record starts, and after the last one."""
+        """Start of each record, and the end of the last one."""
         return np.append(0, self._line_ends[self._last_lines] + 1)
 
     def raw(self, line_number: int) -> bytes:
@@ -286,13 +286,13 @@ def _index(text: bytes, dialect: Dialect, line_number: int, *, final: bool) -> _
         if not end:
             return None
         index = _RecordIndex(text[:end], line_number, quotes[: np.searchsorted(quotes, end)])
-    if len(quotes) and not _quotes_in_place(index, dialect.delimiter):
+    if len(quotes) and not _has_regular_quotes(index, dialect.delimiter):
         return None
     return None if len(text) > dialect.max_row_bytes and np.diff(index.bounds).max() > dialect.max_row_bytes else index
 
 
-def _quotes_in_place(index: _RecordIndex, delimiter: str) -> bool:
-    """Tell whether each opening quote begins a cell or is the second of a doubled one, and each closing one ends it."""
+def _has_regular_quotes(index: _RecordIndex, delimiter: str) -> bool:
+    """Return True if each opening quote begins a cell or is the second of a pair, and each closing one ends a cell."""
     quotes = index.quotes
     if len(quotes) % 2:
         return False
@@ -311,7 +311,7 @@ def read_regular(text: bytes, dialect: Dialect, line_number: int, *, final: bool
     """Read a block by Arrow.
 
     Returns:
-        the chunk of its complete records, the bytes they take and the lines they span; None where the block is not
+        the chunk of its complete records, its length in bytes and in lines; None where the block is not
         regular, has no complete record, or uses the spare columns of its header.
     """
     index = _index(text, dialect, line_number, final=final)
@@ -319,14 +319,14 @@ def read_regular(text: bytes, dialect: Dialect, line_number: int, *, final: bool
         return None
     irregular: list[csv.InvalidRow] = []
     cells = _read_by_arrow(index, dialect, irregular)
-    spare = [cells[place] for place in range(dialect.width, dialect.width + dialect.spare)]
+    spare = [cells[position] for position in range(dialect.width, dialect.width + dialect.spare)]
     if spare and (irregular or any(column.null_count() < len(column) for column in spare)):
         return None
     numbers = index.line_numbers
     if irregular:
         numbers = np.delete(numbers, [row.number - 1 for row in irregular])
     columns = [pl.Series("line_number", numbers, pl.Int64)]
-    columns += [cells[place].alias(name) for name, place in dialect.wanted.items()]
+    columns += [cells[position].alias(name) for name, position in dialect.wanted.items()]
     malformed = [
         Malformed(
             int(index.line_numbers[row.number - 1]),
@@ -350,7 +350,7 @@ def _read_by_arrow(index: _RecordIndex, dialect: Dialect, irregular: list[csv.In
         irregular.append(row)
         return "skip"
 
-    names = [str(place) for place in range(dialect.width + dialect.spare)]
+    names = [str(position) for position in range(dialect.width + dialect.spare)]
     included = sorted({*dialect.wanted.values(), *range(dialect.width, len(names))})
     quoted = len(index.quotes) > 0
     nulls = ["", *dialect.nulls]
@@ -366,15 +366,15 @@ def _read_by_arrow(index: _RecordIndex, dialect: Dialect, irregular: list[csv.In
         ),
         csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),
-            include_columns=[names[place] for place in included],
+            include_columns=[names[position] for position in included],
             null_values=nulls,
             strings_can_be_null=True,
             check_utf8=False,
         ),
     )
-    cells = {place: pl.Series(values=column) for place, column in zip(included, table.columns, strict=True)}
+    cells = {position: pl.Series(values=column) for position, column in zip(included, table.columns, strict=True)}
     to_trim = _characters_to_trim(index.text, dialect.delimiter)
-    return {place: _trimmed(column, to_trim, nulls) for place, column in cells.items()} if to_trim else cells
+    return {position: _trimmed(column, to_trim, nulls) for position, column in cells.items()} if to_trim else cells
 
 
 def _trimmed(column: pl.Series, characters: str, nulls: Sequence[str]) -> pl.Series:
@@ -383,8 +383,8 @@ def _trimmed(column: pl.Series, characters: str, nulls: Sequence[str]) -> pl.Ser
 
 
 def _characters_to_trim(text: bytes, delimiter: str) -> str:
-    """Return what cells may have at their ends that is to be removed; nothing where no cell has any."""
-    # Of the characters that are not plain ASCII, most files have a few or none.
+    """Return the characters to strip from the ends of cells; empty if no cell has any."""
+    # Most files have few or no characters beyond ASCII.
     if not UNSEEN.isdisjoint(text.translate(None, ORDINARY).decode()):
         return UNSEEN_ENDS
     if b" " not in text and b"\t" not in text:
@@ -400,7 +400,7 @@ def _characters_to_trim(text: bytes, delimiter: str) -> str:
 
 
 def _without_blank(columns: pl.DataFrame, index: _RecordIndex, dialect: Dialect) -> pl.DataFrame:
-    """Drop the rows of nothing but delimiters and blanks; only those without any cell need a look at their text."""
+    """Drop the rows of nothing but delimiters and blanks; only the text of rows without any cell is checked."""
     if any(not column.null_count() for column in columns.get_columns()[1:]):
         return columns
     candidates = columns.select(pl.all_horizontal(pl.exclude("line_number").is_null())).to_series()

@@ -35,18 +35,18 @@ CONTAINERS = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"%PDF-", "a PDF document"),
 )
-LONGEST_MAGIC = 5
-# No text has a NUL, so a row with this one is distinct from every good row.
+MAX_MAGIC_BYTES = 5
+# Valid text has no NUL, so this marks a row as invalid.
 INVALID_BYTE = "\0\\x"
 MARKED = "ingest_project.marked"
-# Beyond this, the encoding is the wrong one, and marking would cost more than reading.
-MOST_INVALID_BYTES = 100_000
+# With more, the encoding is wrong, and marking would cost more than reading.
+MAX_INVALID_BYTES = 100_000
 
 
 def text_blocks(path: Path, encoding: str, block_bytes: int) -> Iterator[tuple[bytes, bool]]:
     """Yield the text of a file, in order, as UTF-8, each block with whether it is the last.
 
-    A byte that is not of the encoding is the fault of its row, not of the file: it is marked by INVALID_BYTE.
+    A byte that is not of the encoding rejects its row, not the file: it is marked by INVALID_BYTE.
 
     Args:
         path: a file that does not change while it is read.
@@ -55,10 +55,10 @@ def text_blocks(path: Path, encoding: str, block_bytes: int) -> Iterator[tuple[b
 
     Raises:
         FileRejectedError: `empty_file`; `unreadable_container` for a file that is not text; `encoding` where more than
-            MOST_INVALID_BYTES are not of its encoding.
+            MAX_INVALID_BYTES are not of its encoding.
     """
     with path.open("rb") as file:
-        start = file.read(LONGEST_MAGIC)
+        start = file.read(MAX_MAGIC_BYTES)
         if not start:
             raise FileRejectedError("empty_file", "The file has no bytes.")
         for magic, kind in CONTAINERS:
@@ -80,8 +80,8 @@ def _blocks(file: BinaryIO, encoding: str, block_bytes: int) -> Iterator[tuple[b
         following = file.read(block_bytes)
         text, marked = _decoded(decoder, raw, encoding, final=not following)
         invalid += marked
-        if invalid > MOST_INVALID_BYTES:
-            detail = f"More than {MOST_INVALID_BYTES:,} bytes of the file are not {encoding}."
+        if invalid > MAX_INVALID_BYTES:
+            detail = f"More than {MAX_INVALID_BYTES:,} bytes of the file are not {encoding}."
             raise FileRejectedError("encoding", f"{detail} Name the encoding in the file's reader profile.")
         text = held + text
         if not following:
@@ -158,7 +158,7 @@ def split_records(text: bytes, delimiter: str, *, final: bool, max_row_bytes: in
 
 @lru_cache(maxsize=16)
 def _cell_pattern(delimiter: bytes) -> re.Pattern[bytes]:
-    """Match one cell up to the delimiter or line end after it; possessive, so that it takes linear time."""
+    """Match one cell up to the delimiter or line end after it; possessive, for linear time."""
     mark, blanks = re.escape(delimiter), re.escape(b" \t".replace(delimiter, b""))
     quoted = rb'"(?P<quoted>(?:[^"]++|"")*+)"[' + blanks + rb"]*+"
     plain = rb'(?!")(?P<plain>[^\r\n' + mark + rb"]*+)"
@@ -175,7 +175,7 @@ class _Splitter:
     max_row_bytes: int
 
     def next_record(self, start: int, line: int) -> Record | None:
-        """Return the record that starts here, or its first line when it breaks the dialect; None for want of text."""
+        """Return the record that starts here, or its first line if it breaks the dialect; None without enough text."""
         line_end = LINE_END.search(self.text, start)
         if line_end is None and not self.final:
             return None
@@ -213,7 +213,7 @@ class _Splitter:
 
 
 def is_blank(raw: bytes, delimiter: str) -> bool:
-    """Tell whether a record has no text at all: nothing but delimiters and blanks."""
+    """Return True for a record of nothing but delimiters and blanks."""
     return not raw.strip(b" \t" + delimiter.encode())
 
 
@@ -239,7 +239,7 @@ class Header(NamedTuple):
 
     def without_spare_columns(self) -> Header:
         """Drop the columns after the last name, in a header that ends in delimiters: their cells must be empty."""
-        named = max((place for place, name in enumerate(self.names, 1) if name), default=len(self.names))
+        named = max((index for index, name in enumerate(self.names, 1) if name), default=len(self.names))
         return self._replace(names=self.names[:named], spare=len(self.names) - named)
 
     def as_first_record(self) -> Header:
@@ -253,10 +253,10 @@ class HeaderSearch:
     """How to find a header.
 
     Args:
-        delimiter: None takes the one under which most known column names appear.
+        delimiter: None selects the one that finds the most known column names.
         known_names: names that the profile knows, as `matched_name` makes them.
         skip_lines: physical lines above the header.
-        max_row_bytes: a longer header is refused.
+        max_row_bytes: a longer header is rejected.
     """
 
     delimiter: str | None
@@ -266,7 +266,7 @@ class HeaderSearch:
 
 
 def find_header(blocks: Iterator[tuple[bytes, bool]], search: HeaderSearch) -> tuple[Header, bytes, bool]:
-    """Return the header, the text it was found in, and whether that is all text. Takes as many blocks as it needs.
+    """Read blocks up to the header; return it, the text of these blocks, and True if that is the whole text.
 
     Raises:
         FileRejectedError: `empty_file` when no line has text, `unreadable_header`, `encoding`.
@@ -282,7 +282,7 @@ def find_header(blocks: Iterator[tuple[bytes, bool]], search: HeaderSearch) -> t
 
 
 def _read_header(text: bytes, search: HeaderSearch, *, final: bool) -> Header | None:
-    """Read the first line that is not blank; None when there is none yet."""
+    """Read the first line that is not blank; None if more text is needed."""
     start = 0
     for _ in range(search.skip_lines):
         match = LINE_END.search(text, start)
@@ -296,7 +296,7 @@ def _read_header(text: bytes, search: HeaderSearch, *, final: bool) -> Header | 
         try:
             headers.append(_header(record, candidate, search.skip_lines))
         except FileRejectedError as error:
-            # Quotes that are in place under one delimiter are not under another.
+            # Quotes may be correct under one delimiter and not under another.
             broken = error
             continue
         if search.known_names.issubset(map(matched_name, headers[-1].names)):
@@ -318,7 +318,7 @@ def _first_record(text: bytes, delimiter: str, start: int, max_row_bytes: int, *
         if not is_blank(text[record.start : record.end], delimiter):
             return record
     if len(text) - start > max_row_bytes and not final:
-        raise LimitExceededError("INGEST_MAX_ROW_BYTES", f"There is no header in the first {len(text)} bytes")
+        raise LimitExceededError("INGEST_MAX_ROW_BYTES", f"No header was found in the first {len(text)} bytes")
     return None
 
 

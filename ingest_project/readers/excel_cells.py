@@ -1,6 +1,6 @@
 """One cell of a workbook as text, with its kind: a number stays one whatever marks a profile declares.
 
-Imports nothing else of the project: it is used in the confined process that opens a workbook, too.
+Imports no other module of the project: the confined process that opens a workbook uses it as well.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import NamedTuple
 # formula one that was never calculated.
 TEXT, NUMBER, PERCENT, DATE, DURATION, BOOLEAN, ERROR, FORMULA = "snpdtbef"
 
-# Above this a float no longer holds every integer.
+# Above this a float does not represent every integer.
 EXACT_INTEGERS = 2.0**53
-# Excel counts a 29 February 1900 that never was: days before it are a day off, in some programs and not in others.
-FIRST_SOUND_DAY = datetime(1900, 3, 1)  # noqa: DTZ001 - cells of a workbook have no zone
+# Excel counts a 29 February 1900 that did not exist: in some programs earlier days are one day off.
+FIRST_RELIABLE_DAY = datetime(1900, 3, 1)  # noqa: DTZ001 - cells of a workbook have no zone
 BUILT_IN_PERCENT = frozenset({9, 10})
-END_OF_DAYS = datetime(9999, 12, 31)  # noqa: DTZ001 - as above
-# What a number format shows as it is: quoted and escaped text, colours and conditions.
+DATE_LIMIT = datetime(9999, 12, 31)  # noqa: DTZ001 - as above
+# Literals of a number format: quoted and escaped text, colours and conditions.
 LITERAL = re.compile(r'"[^"]*"|\\.|_.|\*.|\[[^\]]*\]')
 
 
 class WorkbookRejectedError(Exception):
-    """The workbook is not read, and why."""
+    """The workbook is rejected, with the reason."""
 
     def __init__(self, rule: str, detail: str, limit: str | None = None) -> None:
         self.reason = {"rule": rule, "detail": detail, "limit": limit}
@@ -33,7 +33,7 @@ class WorkbookRejectedError(Exception):
 
 
 class Cell(NamedTuple):
-    """What a cell holds: its kind, one of those above, and its text; a blank cell is an empty text."""
+    """Kind, one of those above, and text of a cell; the text of a blank cell is empty."""
 
     kind: str
     text: str
@@ -43,7 +43,7 @@ BLANK = Cell(TEXT, "")
 
 
 class Style(NamedTuple):
-    """What a number format changes of a number: shown in per cent, or with leading zeros up to so many digits."""
+    """Effect of a number format: shown in per cent, or padded with zeros to a number of digits."""
 
     percent: bool = False
     digits: int = 0
@@ -76,13 +76,13 @@ def cell_of(value: object, style: Style = PLAIN) -> Cell:
     if isinstance(value, datetime):
         return _moment(value)
     if isinstance(value, date):
-        # A cell that holds midnight comes as a date alone.
+        # The library returns midnight as a date without time.
         return _moment(datetime(value.year, value.month, value.day))  # noqa: DTZ001 - as above
     return Cell(DURATION if isinstance(value, time | timedelta) else TEXT, str(value))
 
 
 def _number(value: float, style: Style) -> Cell:
-    """Write every digit a number has, whole numbers without a fraction."""
+    """Write every digit of a number, whole numbers without a fraction."""
     if style.percent:
         return Cell(PERCENT, format(Decimal(repr(value)), "f"))
     if float(value).is_integer() and abs(value) < EXACT_INTEGERS:
@@ -92,8 +92,8 @@ def _number(value: float, style: Style) -> Cell:
 
 
 def _moment(value: datetime) -> Cell:
-    """Write a date to the millisecond, which is as much as a day count in a float holds and Excel shows."""
-    if not FIRST_SOUND_DAY <= value < END_OF_DAYS:
+    """Write a date to the millisecond, the precision of a day count in a float and of Excel."""
+    if not FIRST_RELIABLE_DAY <= value < DATE_LIMIT:
         return Cell(DURATION, value.isoformat())
     rounded = value + timedelta(microseconds=500)
     rounded = rounded.replace(microsecond=rounded.microsecond // 1000 * 1000)

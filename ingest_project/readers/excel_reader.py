@@ -1,4 +1,4 @@
-"""Workbooks to canonical readings, through a process that may die without harm (`excel_worker`)."""
+"""Workbooks to canonical readings, by a confined process that may crash (`excel_worker`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from ingest_project.readers.profiles import ReaderProfile
 
 ZIP_START = b"PK\x03\x04"
 OLE_START = b"\xd0\xcf\x11\xe0"
-LOCK_FILE_BYTES = 171
 LIMIT_SETTINGS = {"memory": "INGEST_MAX_EXCEL_MEMORY_BYTES", "cells": "INGEST_MAX_EXCEL_CELLS"}
 OUTPUT_BYTES = 2 * 1024**3
 ROW_MARK = "row_mark"
@@ -90,17 +89,15 @@ def _run_worker(path: Path, file_type: str, profile: ReaderProfile, limits: Read
 
 def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejectedError:
     if reason.exists() and reason.stat().st_size:
-        given = json.loads(reason.read_text(encoding="utf-8"))
-        if given["limit"]:
-            return LimitExceededError(LIMIT_SETTINGS[given["limit"]], given["detail"])
-        return FileRejectedError(given["rule"], given["detail"])
+        refusal = json.loads(reason.read_text(encoding="utf-8"))
+        if refusal["limit"]:
+            return LimitExceededError(LIMIT_SETTINGS[refusal["limit"]], refusal["detail"])
+        return FileRejectedError(refusal["rule"], refusal["detail"])
     if code == OUT_OF_MEMORY:
         return LimitExceededError(LIMIT_SETTINGS["memory"], "Opening it needs more memory than allowed")
     if code in KILLED:
         return _took_too_long(limits)
-    return FileRejectedError(
-        "unreadable_container", "The workbook is damaged: the process that opened it came to an end."
-    )
+    return FileRejectedError("unreadable_container", "The workbook is damaged: the process that opened it crashed.")
 
 
 def _took_too_long(limits: ReadLimits) -> LimitExceededError:

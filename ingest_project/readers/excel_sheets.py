@@ -1,7 +1,7 @@
-"""The rows of a sheet, by calamine for xlsx and xlrd for xls, and what these do not report of single cells.
+"""Rows of a sheet, by calamine for xlsx and xlrd for xls, and facts about single cells that these do not report.
 
-That is, of xlsx: which number is shown in per cent, which cell holds an error, and which formula was never calculated;
-most sheets have none of these, and are read once. Of xls: which formula was never calculated, from its records.
+The facts are, in xlsx: numbers shown in per cent, errors, and formulas that were never calculated;
+most sheets have none of these, and are read once. In xls: formulas that were never calculated, from its records.
 Imported in the confined process only.
 """
 
@@ -36,11 +36,11 @@ from ingest_project.readers.excel_cells import (
 )
 
 BLOCK_BYTES = 1024**2
-# What a sheet with formulas or errors has somewhere, and hardly any other.
+# Bytes that occur in sheets with formulas or errors, and rarely in others.
 SIGNS = (b"<f", b":f", b'"e"', b"'e'", b"\0")
 REFERENCE = re.compile(r"^\$?([A-Z]{1,3})\$?([0-9]{1,7})$")
 FORMULA_SHOWN = 200
-MOST_RANGES = 1_000
+MAX_RANGES = 1_000
 TRUE = {"1", "true"}
 FALSE = {"0", "false"}
 
@@ -48,7 +48,7 @@ FALSE = {"0", "false"}
 FORMULA_RECORDS = {0x0006, 0x0206, 0x0406}
 BEGIN_RECORDS = {0x0009, 0x0209, 0x0409, 0x0809}
 END_RECORD = 0x000A
-# The whole sheet waits to be calculated.
+# The whole sheet is not calculated yet.
 UNCALCULATED_RECORD = 0x005E
 FORMULA_START = struct.Struct("<HHH8sH")
 RECORD_START = struct.Struct("<HH")
@@ -63,7 +63,7 @@ def xlsx_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cel
     """Yield the rows of one sheet from its first one on, blank ones included.
 
     Raises:
-        WorkbookRejectedError: there is no such sheet, or it has more cells than allowed.
+        WorkbookRejectedError: the sheet does not exist, or has more cells than allowed.
     """
     with CalamineWorkbook.from_path(path) as workbook:
         name = chosen_sheet(workbook.sheet_names, sheet)
@@ -79,7 +79,7 @@ def chosen_sheet(names: list[str], sheet: int | str) -> str:
     """Return the name of the sheet that a profile selects, by name or by number.
 
     Raises:
-        WorkbookRejectedError: there is none.
+        WorkbookRejectedError: the workbook has no such sheet.
     """
     if not names:
         raise WorkbookRejectedError("unreadable_container", "The workbook has no sheet that can be read.")
@@ -91,18 +91,18 @@ def chosen_sheet(names: list[str], sheet: int | str) -> str:
     raise WorkbookRejectedError("missing_sheet", f"The workbook has no sheet {sheet!r}; it has {shown}.")
 
 
-def require_cells(cells: int, most: int) -> None:
-    """Refuse a sheet that is too large.
+def require_cells(cells: int, limit: int) -> None:
+    """Reject a sheet that is too large.
 
     Raises:
         WorkbookRejectedError: it has more cells than that.
     """
-    if cells > most:
-        raise WorkbookRejectedError("limit_exceeded", f"The sheet has {cells} cells, over {most}", "cells")
+    if cells > limit:
+        raise WorkbookRejectedError("limit_exceeded", f"The sheet has {cells} cells, over {limit}", "cells")
 
 
 class Marks:
-    """What is special about single cells of a sheet."""
+    """Errors, uncalculated formulas and number styles of single cells of a sheet."""
 
     def __init__(self, archive: zipfile.ZipFile, sheet: str) -> None:
         self._archive = archive
@@ -151,7 +151,7 @@ class Marks:
                 found = self._parts.get(parts.get(identity, "").lower())
                 if found:
                     return found
-        raise WorkbookRejectedError("unreadable_container", "The workbook does not say where its sheet is.")
+        raise WorkbookRejectedError("unreadable_container", "The workbook does not name the part of its sheet.")
 
     def _number_styles(self, part: str | None) -> dict[str, Style]:
         """Return the styles of cells that change the meaning of a number, by their index as it is written in cells."""
@@ -184,7 +184,7 @@ def _local(name: str) -> str:
 
 
 def _awaits_calculation(root: ET.Element) -> bool:
-    """Tell whether the workbook is to be calculated when opened: results stored with formulas are not reliable then."""
+    """Return True for a workbook to be calculated when opened, whose stored results are not reliable."""
     settings = next((element for element in root if _local(element.tag) == "calcPr"), None)
     if settings is None:
         return False
@@ -192,7 +192,7 @@ def _awaits_calculation(root: ET.Element) -> bool:
 
 
 class _SheetParser:
-    """Goes through a sheet's XML for what calamine leaves out."""
+    """Reads from a sheet's XML the facts that calamine omits."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class _SheetParser:
         self._ranges: list[tuple[int, int, int, int]] = []
 
     def parse(self, file: IO[bytes]) -> None:
-        """Read it to its end."""
+        """Read the whole sheet."""
         parser = expat.ParserCreate()
         parser.buffer_text = True
         parser.StartElementHandler = self._start
@@ -262,17 +262,17 @@ class _SheetParser:
             self._inside = ""
 
     def _finish_cell(self) -> None:
-        place = (self._row, self._column)
+        position = (self._row, self._column)
         if self._type == "e":
-            self._special[place] = Cell(ERROR, self._text["v"] or "#ERROR")
+            self._special[position] = Cell(ERROR, self._text["v"] or "#ERROR")
         elif (self._is_formula or (self._ranges and self._in_range())) and not self._is_calculated():
-            self._special[place] = Cell(FORMULA, f"={self._text['f'][:FORMULA_SHOWN]}")
+            self._special[position] = Cell(FORMULA, f"={self._text['f'][:FORMULA_SHOWN]}")
 
     def _is_calculated(self) -> bool:
-        """Tell whether there is a reliable result: writers that do not calculate leave it out, or store a zero."""
+        """Return True for a reliable result: writers that do not calculate omit it, or store a zero."""
         result = self._text["v"].strip()
         if not result:
-            # An empty text is what many a formula is meant to give.
+            # An empty text is a valid result.
             return self._has_value and self._type == "str" and not self._awaits_calculation
         return not (self._awaits_calculation and self._type in {None, "n"} and _is_zero(result))
 
@@ -280,9 +280,9 @@ class _SheetParser:
         corners = [REFERENCE.match(corner) for corner in reference.split(":")]
         if len(corners) != 2 or None in corners:  # noqa: PLR2004 - the two corners of a range
             return
-        if len(self._ranges) == MOST_RANGES:
+        if len(self._ranges) == MAX_RANGES:
             raise WorkbookRejectedError(
-                "limit_exceeded", f"The sheet has more than {MOST_RANGES} ranges of one formula", "cells"
+                "limit_exceeded", f"The sheet has more than {MAX_RANGES} ranges of one formula", "cells"
             )
         (first, last) = ((int(match[2]) - 1, _column(match[1])) for match in corners if match)
         self._ranges.append((*first, *last))
@@ -311,7 +311,7 @@ def xls_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cell
     """Yield the rows of one sheet from its first one on, blank ones included.
 
     Raises:
-        WorkbookRejectedError: there is no such sheet, or it has more cells than allowed.
+        WorkbookRejectedError: the sheet does not exist, or has more cells than allowed.
     """
     with xlrd.open_workbook(str(path), on_demand=True, formatting_info=True) as book:
         name = chosen_sheet(book.sheet_names(), sheet)
@@ -327,7 +327,7 @@ def xls_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cell
 
 
 class _Formats:
-    """Number formats by the index that cells have of them."""
+    """Number formats by the index that cells refer to."""
 
     def __init__(self, book: Any) -> None:  # noqa: ANN401 - xlrd is not typed
         codes = [book.format_map.get(xf.format_key) for xf in book.xf_list]
@@ -358,7 +358,7 @@ def _style(formats: _Formats, index: int) -> Style:
 
 
 def _date(days: float, code: str, epoch: datetime) -> Cell:
-    """Interpret a count of days by its format: a length of time and a clock time are no date."""
+    """Interpret a count of days by its format: a duration and a clock time are no date."""
     if ELAPSED.search(code) or not days >= 1:
         return Cell(DURATION, str(timedelta(days=days)) if abs(days) < timedelta.max.days else repr(days))
     try:
@@ -368,7 +368,7 @@ def _date(days: float, code: str, epoch: datetime) -> Cell:
 
 
 def _never_calculated(stream: bytes, position: int) -> set[tuple[int, int]]:
-    """Find the cells whose formula is to be calculated when opened, and has the result zero until then."""
+    """Find the cells whose formula is calculated only when opened, and has the result zero until then."""
     on_load: set[tuple[int, int]] = set()
     zeros: set[tuple[int, int]] = set()
     everything = False

@@ -1,10 +1,9 @@
-"""The process that opens one workbook: whatever a hostile one does, it does to this process.
+"""Open one workbook in a process of its own, so that a hostile workbook affects only this process.
 
 Run by `excel_reader` as a script in a confined process, with little of the project imported, no secrets in its
 environment, and limits of memory, CPU time and output in force. Writes the sheet's rows as tab-separated text, every
-cell quoted, with the row's number and the kinds of its cells in front; or one JSON object with `rule` and `detail` that
-gives the reason. Formulas are never evaluated: the result that a spreadsheet program stored is taken, where it was
-calculated.
+cell quoted, with the row's number and the kinds of its cells in front; or one JSON object with the reason, as `rule`
+and `detail`. Formulas are never evaluated: the result that a spreadsheet program stored is used, if it was calculated.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ def main() -> int:
         rows = _rows(options)
         with options.rows.open("w", encoding="utf-8", errors="replace", newline="") as file:
             _write(rows, options.skip_rows, file)
-    except WorkbookRejectedError as refused:
-        reason = refused.reason
+    except WorkbookRejectedError as rejected:
+        reason = rejected.reason
     except MemoryError:
         reason = {"rule": "limit_exceeded", "detail": "Opening it needs more memory than allowed", "limit": "memory"}
-    except Exception as error:  # noqa: BLE001 - the libraries raise anything at all on crafted files
+    except Exception as error:  # noqa: BLE001 - the libraries raise any exception on crafted files
         kind = type(error).__name__
         reason = {"rule": "unreadable_container", "detail": f"The workbook is damaged ({kind}).", "limit": None}
     else:
@@ -69,10 +68,10 @@ def _options() -> argparse.Namespace:
 
 
 def check_archive(path: Path, memory_bytes: int) -> None:
-    """Refuse archives that would grow out of proportion, and XML that declares entities, before anything is unpacked.
+    """Reject archives that would grow out of proportion, and XML that declares entities, before anything is unpacked.
 
     Raises:
-        Refused: says which.
+        WorkbookRejectedError: the archive or its XML is not acceptable.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -112,7 +111,7 @@ def _check_prolog(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
 
 
 def _rows(options: argparse.Namespace) -> Iterable[list[Cell]]:
-    # After the limits are in force, which then hold for these libraries too.
+    # Imported with the limits in force, so that they apply to these libraries as well.
     from ingest_project.readers.excel_sheets import xls_rows, xlsx_rows  # noqa: PLC0415
 
     sheet_rows = xlsx_rows if options.kind == "xlsx" else xls_rows

@@ -14,12 +14,12 @@ from ingest_project.readers.casting import KIND_OF, matched_name, without_null_n
 from ingest_project.readers.profiles import READING_COLUMNS, Quantity, ReaderProfile, first_group
 
 NAMES_SHOWN = 12
-LARGEST_ROW_LIMIT_BYTES = 256 * 1024**2
+MAX_ROW_LIMIT_BYTES = 256 * 1024**2
 
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """How much of one file is held or computed at most; the names are those of the settings.
+    """Limits of reading one file; the names are those of the settings.
 
     Args:
         chunk_bytes: text that is read at a time. Reading needs about thirty times as much memory.
@@ -34,8 +34,10 @@ class ReadLimits:
     chunk_bytes: int = 1024**2
 
     def __post_init__(self) -> None:
-        if self.max_row_bytes > LARGEST_ROW_LIMIT_BYTES:
-            raise SettingsError(f"INGEST_MAX_ROW_BYTES can be at most {LARGEST_ROW_LIMIT_BYTES}: a row is held whole.")
+        if self.max_row_bytes > MAX_ROW_LIMIT_BYTES:
+            raise SettingsError(
+                f"INGEST_MAX_ROW_BYTES can be at most {MAX_ROW_LIMIT_BYTES}: a whole row is kept in memory."
+            )
 
     @classmethod
     def from_settings(cls, settings: FileIngestSettings) -> ReadLimits:
@@ -58,7 +60,7 @@ class ReadingsChunk:
     Args:
         rows: line_number (physical line, or row of the sheet, on which the record starts), timestamp, device_id,
             sensor_type, value, unit; all but the first are text, trimmed, and null where missing. Of a workbook also
-            the kind of each of these cells, see `excel_worker.Cell`.
+            the kind of each of these cells, see `excel_cells.Cell`.
         malformed: line_number, raw_text and reason of records that are no rows, see `csv_reader.Malformed`.
         text: what the rows came from.
         unknown_columns: columns of the file that its profile does not know, and that were left out.
@@ -76,7 +78,7 @@ class ReadingsChunk:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each column of a reading comes from in one file.
+    """Source of each column of a reading in one file.
 
     Args:
         wanted: name in the table that is read, to index in the file.
@@ -92,19 +94,19 @@ class Layout:
 
     @property
     def numbers(self) -> Sequence[str]:
-        """The names in the table of the columns that hold numbers."""
+        """The names in the table of the columns with numbers."""
         return [*self.quantities] or [name for name in self.wanted if name == "value"]
 
 
 def known_names(profile: ReaderProfile) -> frozenset[str]:
-    """Return every column name the profile knows, to tell a delimiter that makes sense from one that does not."""
+    """Return every column name the profile knows, to recognise the delimiter of a header."""
     return frozenset(matched_name(name) for name in (*profile.columns, *profile.quantities))
 
 
 def unknown_columns(names: Sequence[str], profile: ReaderProfile) -> tuple[str, ...]:
     """Return the columns that a profile neither reads nor leaves out on purpose, in the file's order."""
     known = known_names(profile) | {matched_name(name) for name in profile.ignored}
-    shown = ((matched_name(name), name or f"column {place}, without a name") for place, name in enumerate(names, 1))
+    shown = ((matched_name(name), name or f"column {number}, without a name") for number, name in enumerate(names, 1))
     return tuple(name for matched, name in shown if matched not in known)
 
 
@@ -112,24 +114,24 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, file_name: str) 
     """Find the profile's columns in a header.
 
     Raises:
-        FileRejectedError: `missing_column`, `duplicate_column` or `file_name` (it lacks what the profile takes from
-    it).
+        FileRejectedError: `missing_column`, `duplicate_column` or `file_name` (it does not match the
+            pattern of the profile).
     """
-    places: dict[str, list[int]] = {}
+    positions: dict[str, list[int]] = {}
     for index, name in enumerate(names):
-        places.setdefault(matched_name(name), []).append(index)
+        positions.setdefault(matched_name(name), []).append(index)
     wanted: dict[str, int] = {}
     for source, column in profile.columns.items():
-        for index in places.get(matched_name(source), []):
+        for index in positions.get(matched_name(source), []):
             if column in wanted:
                 raise FileRejectedError("duplicate_column", f"More than one column of the file is {column}.")
             wanted[column] = index
-    quantities = _match_quantities(places, profile)
+    quantities = _match_quantities(positions, profile)
     constants: dict[str, str | None] = {}
     constants.update(profile.constants.items())
     constants |= {column: _from_file_name(file_name, p, column) for column, p in profile.from_file_name.items()}
-    given = {"sensor_type", "value", "unit"} if profile.quantities else set()
-    missing = [column for column in READING_COLUMNS if column not in {*wanted, *constants, *given}]
+    from_quantities = {"sensor_type", "value", "unit"} if profile.quantities else set()
+    missing = [column for column in READING_COLUMNS if column not in {*wanted, *constants, *from_quantities}]
     required = [column for column in missing if column not in profile.optional]
     if required:
         raise FileRejectedError("missing_column", _missing(required, names, profile))
@@ -139,12 +141,12 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, file_name: str) 
 
 
 def _match_quantities(
-    places: Mapping[str, list[int]], profile: ReaderProfile
+    positions: Mapping[str, list[int]], profile: ReaderProfile
 ) -> tuple[dict[str, int], dict[str, Quantity]]:
     indexes: dict[str, int] = {}
     found: dict[str, Quantity] = {}
     for number, (source, quantity) in enumerate(profile.quantities.items()):
-        indices = places.get(matched_name(source), [])
+        indices = positions.get(matched_name(source), [])
         if not indices:
             raise FileRejectedError("missing_column", f"The header has no column {source!r} (profile {profile.name}).")
         if len(indices) > 1:
@@ -156,7 +158,7 @@ def _match_quantities(
 def _from_file_name(file_name: str, pattern: str, column: str) -> str:
     found = first_group(file_name, pattern)
     if not found:
-        raise FileRejectedError("file_name", f"The file's name, {file_name!r}, does not tell its {column}.")
+        raise FileRejectedError("file_name", f"The file's name, {file_name!r}, does not contain its {column}.")
     return found
 
 
@@ -175,7 +177,7 @@ def to_readings(table: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     """Convert a table's rows to readings: line_number and the columns of a reading, all of them text.
 
     In a wide file one row becomes as many readings as it has quantities that are not empty, in the profile's order.
-    The kinds of cells, where the table has them, go with the cells.
+    The kinds of cells, if the table has them, are kept.
     """
     if not layout.quantities:
         return _ordered(table, layout.constants)

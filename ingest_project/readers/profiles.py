@@ -1,4 +1,4 @@
-"""Reader profiles: how one kind of file says what a reading is.
+"""Reader profiles: the layout of one kind of file.
 
 A profile is a YAML file. The shipped ones are in profiles/; a user's own are named in INGEST_READER_PROFILES and
 replace a shipped one of the same name. A file is read by the profile that its event's metadata names as `format`.
@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 SHIPPED_PROFILES = Path(__file__).parent / "shipped_profiles"
 READING_COLUMNS = ("timestamp", "device_id", "sensor_type", "value", "unit")
 DEFAULT_NULLS = ("", "NA", "N/A", "n/a", "null", "NULL", "None")
-LONGEST_NULL_BYTES = 12
+MAX_NULL_BYTES = 12
 NAME_LINE = re.compile(r"""^\s*["']?name["']?\s*:\s*["']?([a-z0-9][a-z0-9_-]*)""", re.MULTILINE)
 NAMED_TIME_FORMATS = ("iso8601", "unix_seconds", "unix_milliseconds")
 
@@ -38,7 +38,7 @@ def _known_encoding(name: str) -> str:
     try:
         codecs.getincrementaldecoder(codecs.lookup(name).name)
     except LookupError:
-        raise ValueError(f"there is no text encoding {name!r}") from None
+        raise ValueError(f"{name!r} is no known text encoding") from None
     return name
 
 
@@ -46,7 +46,7 @@ def _known_zone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"there is no time zone {name!r}; write it like Europe/Berlin") from None
+        raise ValueError(f"{name!r} is no known time zone; write it like Europe/Berlin") from None
     return name
 
 
@@ -56,16 +56,16 @@ def _one_group(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"not a regular expression: {error}") from None
     if groups != 1:
-        raise ValueError("the regular expression needs exactly one group, which is the text to take")
+        raise ValueError("the regular expression needs exactly one group, which is the text to read")
     try:
         first_group("", pattern)
     except pl.exceptions.ComputeError:
-        raise ValueError("the regular expression looks ahead, behind or back, which can take for ever") from None
+        raise ValueError("the regular expression looks ahead, behind or back, which may never end") from None
     return pattern
 
 
 def first_group(text: str, pattern: str) -> str | None:
-    """Return the text of a regular expression's one group, in linear time: file names come from strangers."""
+    """Return the text of a regular expression's one group, in linear time: file names are untrusted."""
     found: str | None = pl.Series([text]).str.extract(pattern, 1).item()
     return found
 
@@ -78,8 +78,8 @@ def _plain_delimiter(delimiter: str) -> str:
 
 def _short_nulls(spellings: tuple[str, ...]) -> tuple[str, ...]:
     for spelling in spellings:
-        if len(spelling.encode()) > LONGEST_NULL_BYTES:
-            raise ValueError(f"{spelling!r} is longer than {LONGEST_NULL_BYTES} bytes")
+        if len(spelling.encode()) > MAX_NULL_BYTES:
+            raise ValueError(f"{spelling!r} is longer than {MAX_NULL_BYTES} bytes")
     return spellings
 
 
@@ -95,7 +95,7 @@ class _Part(BaseModel):
 
 
 class Quantity(_Part):
-    """What one column of a wide file measures.
+    """Quantity that one column of a wide file measures.
 
     Args:
         sensor_type: type of its readings.
@@ -107,7 +107,7 @@ class Quantity(_Part):
 
 
 class TimestampLayout(_Part):
-    """How times are written.
+    """Notation of times.
 
     Args:
         formats: `iso8601`, `unix_seconds`, `unix_milliseconds`, or strptime patterns; the first that fits a text wins.
@@ -121,11 +121,11 @@ class TimestampLayout(_Part):
 
 
 class NumberLayout(_Part):
-    """How numbers are written.
+    """Notation of numbers.
 
     Args:
         decimal: the decimal mark.
-        thousands: the mark between groups of three digits, if there is one.
+        thousands: the mark between groups of three digits, if any.
     """
 
     decimal: Literal[".", ","] = "."
@@ -142,18 +142,18 @@ class ReaderProfile(_Part):
     """How to read one kind of file.
 
     Args:
-        name: what a polling job's metadata says as `format`.
-        description: for people.
+        name: the `format` in the metadata of polling jobs.
+        description: shown to users.
         encoding: of text without a byte order mark.
-        delimiter: None finds it: the one of comma, semicolon, tab and bar that makes sense of the header.
-        header: whether there is one; without it columns are called "1", "2", ...
+        delimiter: None finds it: comma, semicolon, tab or bar, whichever matches the header.
+        header: True if the file has one; without it columns are called "1", "2", ...
         skip_lines: lines (in a workbook, rows) above the header.
         sheet: name or index of the sheet in a workbook.
         columns: column of the file to column of a reading. Names match without regard to case and spacing.
         optional: columns of a reading that a file may leave out.
         ignored: columns of the file that are left out on purpose; any other that is not read is reported.
-        quantities: wide files: column of the file to what it measures. An empty cell there is no reading.
-        constants: column of a reading to a text that holds for the whole file.
+        quantities: wide files: column of the file to its quantity. An empty cell is no reading.
+        constants: column of a reading to a text that applies to the whole file.
         from_file_name: column of a reading to a regular expression with one group, searched in the file's name.
         timestamps: how times are written.
         numbers: how numbers are written.
@@ -186,7 +186,7 @@ class ReaderProfile(_Part):
             raise ValueError("columns and quantities are empty: nothing of the file would be read")
         for column in READING_COLUMNS:
             if column not in sources and column not in self.optional:
-                raise ValueError(f"nothing says where {column} comes from")
+                raise ValueError(f"{column} has no source")
             if column in {*self.constants, *self.from_file_name} and sources.count(column) > 1:
                 raise ValueError(f"{column} comes from more than one source")
         if self.quantities and {"sensor_type", "value", "unit"} & set(self.columns.values()):
@@ -208,9 +208,9 @@ class BrokenProfile:
 
 
 class Profiles(Mapping[str, ReaderProfile]):
-    """Reader profiles by name, and what is known of those that are broken.
+    """Usable reader profiles by name, and the broken ones.
 
-    A broken one stops the files that ask for it and no other: it does not even give way to a shipped one of its name.
+    A broken one rejects only the files that name it; a shipped one of the same name does not replace it.
     """
 
     def __init__(self, usable: Mapping[str, ReaderProfile], broken: Sequence[BrokenProfile] = ()) -> None:
@@ -231,8 +231,8 @@ class Profiles(Mapping[str, ReaderProfile]):
         """Return the profile of this name.
 
         Raises:
-            FileRejectedError: `broken_profile` or `unknown_profile`; ingested again it is read, once the profile is
-        fixed.
+            FileRejectedError: `broken_profile` or `unknown_profile`; the file can be ingested again once the
+            profile is fixed.
         """
         if name in self._usable:
             return self._usable[name]
@@ -244,14 +244,14 @@ class Profiles(Mapping[str, ReaderProfile]):
 
 
 def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
-    """Load the shipped profiles and a user's own, by name; a broken one of a user's is logged and kept apart.
+    """Load the shipped profiles and a user's own, by name; log a broken one of a user and list it as broken.
 
     Args:
         paths: YAML files with one profile each, or folders of such files.
     """
     shipped = {profile.name: profile for path in yaml_files([SHIPPED_PROFILES]) for profile in [read_profile(path)]}
     own: dict[str, ReaderProfile] = {}
-    places: dict[str, Path] = {}
+    paths_by_name: dict[str, Path] = {}
     broken: list[BrokenProfile] = []
     for path in yaml_files(paths):
         try:
@@ -260,9 +260,11 @@ def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
             broken.append(BrokenProfile(_name_in(path), str(error)))
             continue
         if profile.name in own:
-            problem = f"{path}: there already is a reader profile named {profile.name!r}, in {places[profile.name]}."
+            problem = (
+                f"{path}: a reader profile named {profile.name!r} already exists in {paths_by_name[profile.name]}."
+            )
             broken.append(BrokenProfile(profile.name, problem))
-        own[profile.name], places[profile.name] = profile, path
+        own[profile.name], paths_by_name[profile.name] = profile, path
     for each in broken:
         logger.warning("reader_profile_broken", profile=each.name, problem=each.problem)
     return Profiles(shipped | own, broken)
@@ -286,7 +288,7 @@ def read_profile(path: Path) -> ReaderProfile:
 
 
 def _name_in(path: Path) -> str | None:
-    """Find the name in a file that is no profile, and maybe not even YAML."""
+    """Find the name in a file that is no valid profile, perhaps not even YAML."""
     try:
         match = NAME_LINE.search(path.read_text(encoding="utf-8", errors="replace"))
     except OSError:
@@ -295,7 +297,7 @@ def _name_in(path: Path) -> str | None:
 
 
 def _texts_as_written(content: dict[str, Any]) -> dict[str, Any]:
-    """Column names that YAML takes for numbers (`1: timestamp`) are names all the same."""
+    """Convert column names that YAML parses as numbers (`1: timestamp`) to text."""
     return {
         key: {str(name): value for name, value in part.items()} if isinstance(part, dict) else part
         for key, part in content.items()

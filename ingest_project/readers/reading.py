@@ -1,7 +1,7 @@
-"""A file's bytes to canonical readings as text, in chunks of bounded memory.
+"""Convert a file's bytes to canonical readings as text, in chunks of bounded memory.
 
-This is the first step of file ingest: `read_chunks` one file at a time, then `cast` the rows of many files at once,
-then validation. A chunk keeps the text its rows came from, so that the few bad rows can be shown as they were written.
+`read_chunks` reads one file at a time, then `cast` converts the rows of many files at once, before they are validated.
+A chunk keeps the text of its rows, so that the few rejected rows can be shown as they were written.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def read_chunks(
     """Read one file.
 
     Args:
-        path: where its bytes are; they do not change meanwhile.
+        path: of its bytes, which do not change meanwhile.
         file_type: one of `READERS`; the content must match.
         profile: its layout.
-        limits: what it may cost.
+        limits: of sizes, counts and time.
         file_name: its own name, when `path` has another.
 
     Yields:

@@ -1,8 +1,8 @@
 """Time formats: the patterns of Python's strptime, as strict regular expressions over whole columns.
 
-Polars' own parser is chrono's, which takes two digits for a year, forgets an hour or counts `.5` as nanoseconds, and
-says nothing. So a format is translated here: its shape in ASCII digits must fit the whole text, and the moment is put
-together from the parts that it names. A format that would not mean the same to strptime is refused when it is read.
+Polars' own parser is chrono's, which silently accepts two digits as a year, drops an hour or reads `.5` as nanoseconds.
+So a format is translated here: its shape in ASCII digits must match the whole text, and the moment is composed of the
+parts that it names. A format that strptime would read differently is rejected when the profile is loaded.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ MONTHS += ("october", "november", "december")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 Tokens = list[tuple[str | None, ...]]
 
-LONGEST_FORMAT = 100
+MAX_FORMAT_LENGTH = 100
 # POSIX, as strptime has it: two digits are the years 1969 to 2068.
 FIRST_SHORT_YEAR = 69
-# Short for several directives, and without doubt: strptime lacks them, strftime and C have them.
+# Unambiguous short forms of several directives, which strftime and C have and strptime lacks.
 SHORT_FOR = {"%F": "%Y-%m-%d", "%T": "%H:%M:%S", "%R": "%H:%M"}
-# Without the leading zero, as C's strftime writes; reading takes both.
+# Without the leading zero, as C's strftime writes; both are read.
 SHORT_FOR |= {f"%-{letter}": f"%{letter}" for letter in "dmHIMSj"}
 REMEDIES = {
     "s": "write unix_seconds instead",
     "Z": "the name of a zone is no offset; write it as text and name the zone next to the formats",
-    "e": "write %d, which takes one digit too",
-    "k": "write %H, which takes one digit too",
-    "l": "write %I, which takes one digit too",
+    "e": "write %d, which also reads one digit",
+    "k": "write %H, which also reads one digit",
+    "l": "write %I, which also reads one digit",
     ".f": "write .%f",
     "D": "write %m/%d/%y",
     "P": "write %p",
@@ -58,27 +58,27 @@ SAMPLE_OFFSET = "+05:30"
 
 
 class Directive(NamedTuple):
-    """What one directive stands for.
+    """Meaning of one directive.
 
     Args:
         part: of a moment.
         pattern: its text.
-        beside_digits: its text where a digit may stand next to it; None for one that is no number.
+        next_to_digits: its pattern if a digit may follow or precede it; None for one that is no number.
     """
 
     part: str
     pattern: str
-    beside_digits: str | None = None
+    next_to_digits: str | None = None
 
 
 @dataclass(frozen=True)
 class TimeFormat:
-    """How the whole text of a time looks.
+    """Shape of the whole text of a time.
 
     Args:
         pattern: a regular expression with a group for each part of a moment.
         parts: the names of those groups.
-        is_utc: whether the format itself says UTC, by a literal Z, UTC or GMT at its end.
+        is_utc: True if the format itself ends in UTC, by a literal Z, UTC or GMT at its end.
     """
 
     pattern: str
@@ -91,7 +91,6 @@ def _any_case(words: tuple[str, ...]) -> str:
     return "|".join("".join(f"[{letter.upper()}{letter}]" for letter in word) for word in words)
 
 
-# Built of the above.
 DAY = Directive("day", "3[01]|[12][0-9]|0?[1-9]", "3[01]|[12][0-9]|0[1-9]")
 DIRECTIVES = {
     "Y": Directive("year", "[0-9]{4}", "[0-9]{4}"),
@@ -124,8 +123,8 @@ def time_format(name: str) -> TimeFormat:
     """Translate a strptime pattern.
 
     Raises:
-        ValueError: it has a directive that strptime does not know, leaves open which moment is meant, or is not read as
-            strptime reads it; says which.
+        ValueError: it has a directive that strptime does not know, does not determine a moment, or is not read as
+            strptime reads it; the message names the cause.
     """
     if name == "iso8601":
         return ISO_8601
@@ -142,23 +141,23 @@ def time_format(name: str) -> TimeFormat:
 def _plain(name: str) -> str:
     if "%" not in name:
         raise ValueError("it has no directive such as %Y")
-    if len(name) > LONGEST_FORMAT:
-        raise ValueError(f"it is longer than {LONGEST_FORMAT} characters")
+    if len(name) > MAX_FORMAT_LENGTH:
+        raise ValueError(f"it is longer than {MAX_FORMAT_LENGTH} characters")
     return re.sub("%%|%-?[A-Za-z]", lambda found: SHORT_FOR.get(found[0], found[0]), name)
 
 
 def _translated(name: str) -> TimeFormat:
     tokens = [match.groups() for match in TOKEN.finditer(name)]
     pattern, parts = [], []
-    for place, (directive, space, literal, _) in enumerate(tokens):
+    for index, (directive, space, literal, _) in enumerate(tokens):
         if space:
             pattern.append("[ \t]+")
         elif literal or directive == "%":
             pattern.append(re.escape(literal or "%"))
         else:
             known = _directive(directive)
-            crowded = _ends_in_digit(tokens[:place]) or _begins_with_digit(tokens[place + 1 :])
-            pattern.append(f"(?P<{known.part}>{(crowded and known.beside_digits) or known.pattern})")
+            crowded = _ends_in_digit(tokens[:index]) or _begins_with_digit(tokens[index + 1 :])
+            pattern.append(f"(?P<{known.part}>{(crowded and known.next_to_digits) or known.pattern})")
             parts.append(known.part)
     twice = sorted({part for part in parts if parts.count(part) > 1})
     if twice:
@@ -172,7 +171,7 @@ def _directive(name: str | None) -> Directive:
         raise ValueError("it has a % without a directive")
     if name not in DIRECTIVES:
         remedy = REMEDIES.get(name)
-        raise ValueError(f"%{name} is not taken" + (f"; {remedy}" if remedy else ", it is none of strptime's"))
+        raise ValueError(f"%{name} is not supported" + (f"; {remedy}" if remedy else ", it is none of strptime's"))
     return DIRECTIVES[name]
 
 
@@ -187,7 +186,7 @@ def _begins_with_digit(after: Tokens) -> bool:
 
 
 def _is_number(directive: str | None) -> bool:
-    return directive in DIRECTIVES and DIRECTIVES[directive].beside_digits is not None
+    return directive in DIRECTIVES and DIRECTIVES[directive].next_to_digits is not None
 
 
 def _said(part: str) -> str:
@@ -195,7 +194,7 @@ def _said(part: str) -> str:
 
 
 def _require_a_moment(parts: frozenset[str]) -> None:
-    """Refuse what leaves the day open, or says one thing in two ways."""
+    """Reject a format that does not determine the day, or names a part twice."""
     for same in (("year", "short_year"), ("month", "month_name"), ("hour", "half_day_hour")):
         if parts.issuperset(same):
             raise ValueError(f"the {same[0]} occurs twice")
@@ -215,13 +214,13 @@ def _require_a_moment(parts: frozenset[str]) -> None:
 
 
 def _require_same_as_strptime(name: str, found: TimeFormat) -> None:
-    """Read some moments, as this format writes them, both ways."""
+    """Read sample moments in this format with both parsers."""
     python = name.replace("%:z", "%z")
     texts = [sample.strftime(python.replace("%z", SAMPLE_OFFSET)) for sample in SAMPLES]
     try:
         expected = [datetime.strptime(text, python) for text in texts]  # noqa: DTZ007 - as the text says
     except (ValueError, re.error) as error:
-        raise ValueError(f"Python's strptime refuses it: {error}") from None
+        raise ValueError(f"Python's strptime rejects it: {error}") from None
     ours = moments(pl.Series(texts), found)
     clock = pl.Series([moment.replace(tzinfo=None) for moment in expected], dtype=pl.Datetime("us"))
     offset = pl.Series([_seconds(moment) for moment in expected], dtype=pl.Int64)
@@ -268,7 +267,7 @@ def moments(texts: pl.Series, found: TimeFormat) -> pl.DataFrame:
         later = clock + pl.duration(days=pl.col("day_of_year").cast(pl.Int64) - 1)
         clock = pl.when(later.dt.year() == clock.dt.year()).then(later)
     if "weekday" in has:
-        number = _number_of("weekday", {name[:3]: str(place) for place, name in enumerate(WEEKDAYS, 1)})
+        number = _number_of("weekday", {name[:3]: str(index) for index, name in enumerate(WEEKDAYS, 1)})
         clock = pl.when(clock.dt.weekday() == number.cast(pl.Int8)).then(clock)
     return parts.select(clock.alias("clock"), _offset(has).alias("offset"))
 
@@ -287,13 +286,13 @@ def _year(has: frozenset[str]) -> pl.Expr:
 
 def _month(has: frozenset[str]) -> pl.Expr:
     if "month_name" in has:
-        return _number_of("month_name", {name[:3]: f"{place:02}" for place, name in enumerate(MONTHS, 1)})
+        return _number_of("month_name", {name[:3]: f"{index:02}" for index, name in enumerate(MONTHS, 1)})
     return _two_digits("month", has, "01")
 
 
 def _number_of(part: str, numbers: dict[str, str]) -> pl.Expr:
-    beginning = pl.col(part).str.slice(0, 3).str.to_lowercase()
-    return beginning.replace_strict(numbers, default=None, return_dtype=pl.String)
+    prefix = pl.col(part).str.slice(0, 3).str.to_lowercase()
+    return prefix.replace_strict(numbers, default=None, return_dtype=pl.String)
 
 
 def _hour(has: frozenset[str]) -> pl.Expr:

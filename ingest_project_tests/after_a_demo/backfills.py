@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingest_project.devstack.dagster_processes import ask
+from ingest_project.devstack.dagster_processes import query_webserver
 
 LAUNCH = """mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
   __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
@@ -86,4 +86,4 @@ def query(site: str, text: str, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Ask the webserver, which answers as it answers its own pages."""
     port = urlsplit(site).port
     assert port is not None
-    return ask(port, text, variables)
+    return query_webserver(port, text, variables)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from ingest_project.cli.main import run
-from ingest_project.devstack.dagster_processes import ask as ask_webserver
+from ingest_project.devstack.dagster_processes import query_webserver
 from ingest_project_tests.after_a_demo.finished_demo import REPOSITORY, Demo
 from ingest_project_tests.examples.test_demo import CRM, FATES, FILES, TWINS
 
@@ -123,7 +123,7 @@ def test_a_second_demo_says_what_it_finds_and_where_to_look(demo: Demo) -> None:
 
 def evaluations(site: str) -> dict[str, str]:
     """Return what the UI shows of each check that was evaluated."""
-    nodes = ask_webserver(urlsplit(site).port or 0, EVALUATIONS)["assetNodes"]
+    nodes = query_webserver(urlsplit(site).port or 0, EVALUATIONS)["assetNodes"]
     checks = [check for node in nodes for check in node["assetChecksOrError"].get("checks", [])]
     return {
         check["name"]: check["executionForLatestMaterialization"]["status"]

@@ -75,7 +75,7 @@ def test_an_event_with_too_many_attachments_is_unreadable() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.text(max_size=40) | st.sampled_from(AWKWARD), unique=True))
-def test_every_address_has_a_key_that_dagster_takes(urls: list[str]) -> None:
+def test_every_address_has_a_key_that_dagster_accepts(urls: list[str]) -> None:
     with DagsterInstance.ephemeral() as instance:
         keys = [attachment_key("trace", url) for url in urls]
         instance.add_dynamic_partitions("attachments", keys)

@@ -1,4 +1,4 @@
-"""OpportunityEvent and ProjectEvent: told apart by what they carry, exact, and nothing taken that is in doubt."""
+"""OpportunityEvent and ProjectEvent: distinguished by their fields, exact, and rejected in doubt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refused(raw: bytes | None) -> str:
     return str(caught.value)
 
 
-def test_the_contracts_examples_are_taken_as_they_are() -> None:
+def test_the_contracts_examples_are_accepted_unchanged() -> None:
     deal = decode_crm_event(encoded(opportunity("opp_123456789"), amount="50000.00"))
     assert (deal.kind, deal.event_id) == (CrmKind.OPPORTUNITY, "opp_123456789")
     assert deal.own["expected_close_date"] == date(2024, 6, 30)
@@ -128,13 +128,13 @@ def test_what_the_contract_does_not_know_is_kept() -> None:
 def test_an_amount_that_is_there_twice_is_refused_however_it_is_written() -> None:
     raw = encoded(opportunity())
     for twin in (b'"amount":1,"amount"', b'"\\u0061mount":1,"amount"'):
-        assert "amount is there 2 times" in refused(raw.replace(b'"amount"', twin))
-    assert "last_modified is there 2 times" in refused(
+        assert "amount occurs 2 times" in refused(raw.replace(b'"amount"', twin))
+    assert "last_modified occurs 2 times" in refused(
         raw.replace(b'"last_modified"', b'"last_modified":"2020-01-01T00:00:00Z","last_modified"')
     )
 
 
-def test_names_that_occur_twice_at_other_places_do_no_harm() -> None:
+def test_names_that_occur_twice_elsewhere_are_accepted() -> None:
     raw = encoded(opportunity(custom="<custom>")).replace(b'"<custom>"', b'{"amount":1,"amount":2}')
     assert decode_crm_event(raw).own["amount"] == 50000
 

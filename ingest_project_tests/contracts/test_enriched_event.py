@@ -33,7 +33,7 @@ def refused(raw: bytes | None) -> str:
     return str(caught.value)
 
 
-def test_the_contracts_example_is_taken_as_it_is() -> None:
+def test_the_contracts_example_is_accepted_unchanged() -> None:
     found, rescued = decode_enriched_event(encoded(event()))
     assert rescued is None
     assert (found.event_id, found.user_id, found.timestamp) == ("e1", "user-123", "2026-01-15T10:30:45Z")

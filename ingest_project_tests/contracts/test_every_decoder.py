@@ -188,7 +188,7 @@ def test_any_bytes_are_refused_with_one_reason(contract: Contract, raw: bytes | 
 def test_the_shared_inputs_are_read_or_refused_also_inside_a_message(contract: Contract) -> None:
     files = [path for path in sorted(DATA.rglob("*")) if path.is_file()] if DATA.exists() else []
     if not files:
-        pytest.skip("the shared JSON data is not beside this repository")
+        pytest.skip("the shared JSON data is not next to this repository")
     for path in files:
         for raw in (path.read_bytes(), *path.read_bytes().splitlines()[:50]):
             read_or_refuse(contract, raw)

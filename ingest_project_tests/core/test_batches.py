@@ -53,7 +53,7 @@ def test_a_batch_without_a_bad_item_is_one_call_and_an_empty_one_none() -> None:
     assert calls == [100]
 
 
-def test_a_store_that_is_away_is_told_at_once_and_not_asked_for_each_item() -> None:
+def test_a_store_that_does_not_answer_is_reported_at_once_and_not_tried_for_each_item() -> None:
     calls: list[int] = []
 
     def away(items: Sequence[int]) -> None:

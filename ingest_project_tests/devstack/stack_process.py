@@ -14,7 +14,7 @@ from ingest_project.devstack.supervisor import StepState, running_stack
 
 
 def main() -> int:
-    """Run until told to stop; 130 then, as the command does."""
+    """Run until a stop signal; 130 then, as the command does."""
     definitions_module = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         with running_stack(

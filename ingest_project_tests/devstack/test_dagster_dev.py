@@ -1,4 +1,4 @@
-"""`dagster dev` in the project's folder, beside the services that `ingest dev --services-only` starts."""
+"""`dagster dev` in the project's folder, next to the services that `ingest dev --services-only` starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ingest_project.cli.send import deliver
 from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.files import PollingJob
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.dagster_processes import ask
+from ingest_project.devstack.dagster_processes import query_webserver
 from ingest_project.devstack.processes import free_port
 from ingest_project.devstack.supervisor import running_stack
 from ingest_project.operations.resources import SystemResources
@@ -73,7 +73,7 @@ def wait_until_sensors_run(port: int) -> None:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         try:
-            sensors = ask(port, SENSORS)["sensorsOrError"]["results"]
+            sensors = query_webserver(port, SENSORS)["sensorsOrError"]["results"]
         except (OSError, HTTPException, ValueError, KeyError, TypeError):
             time.sleep(1)
             continue

@@ -150,7 +150,7 @@ def test_a_stale_pid_file_whose_number_belongs_to_another_program_is_no_obstacle
         pass
 
 
-def test_a_second_stack_on_the_same_folder_is_refused_with_the_process_that_holds_it(
+def test_a_second_stack_on_the_same_folder_is_rejected_with_the_process_that_locked_it(
     state_dir: Path, tmp_path: Path
 ) -> None:
     with (
@@ -182,7 +182,7 @@ def test_a_part_that_ends_is_said_and_started_again_with_what_was_committed(stat
     assert wait_until_nothing_is_left(state_dir) == {}
 
 
-def test_a_broker_that_is_started_again_has_its_address_and_another_life(state_dir: Path, tmp_path: Path) -> None:
+def test_a_restarted_broker_keeps_its_address_and_has_another_generation(state_dir: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     loaded = settings_of(state_dir, tmp_path)
     with running_stack(loaded, lambda step, _state: notes.append(step), dagster=False) as stack:
@@ -225,7 +225,7 @@ def test_pauses_between_restarts_grow_and_a_part_that_ran_long_has_its_restarts_
     assert counted.pause_after_end("daemon", 10 + restarts.REMEMBERED_SECONDS) == restarts.PAUSES_SECONDS[0]
 
 
-def test_parts_that_settings_place_elsewhere_are_not_started(tmp_path: Path) -> None:
+def test_parts_that_settings_locate_elsewhere_are_not_started(tmp_path: Path) -> None:
     steps: list[tuple[str, StepState]] = []
     elsewhere = settings_of(
         tmp_path / "state",
@@ -267,14 +267,14 @@ def taken_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_a_taken_port_that_was_asked_for_is_an_understandable_error(tmp_path: Path, taken_port: int) -> None:
+def test_a_used_port_that_was_configured_is_a_clear_error(tmp_path: Path, taken_port: int) -> None:
     loaded = settings_of(tmp_path, tmp_path, INGEST_WEBSERVER_PORT=str(taken_port))
     expected = rf"Port {taken_port} is taken \(by process {os.getpid()}, .*Set INGEST_WEBSERVER_PORT"
     with pytest.raises(SettingsError, match=expected):
         choose_port(loaded, "The UI", "dagster.webserver_port", silent)
 
 
-def test_a_taken_port_that_nobody_asked_for_is_replaced_and_said(tmp_path: Path, taken_port: int) -> None:
+def test_a_used_default_port_is_replaced_with_a_note(tmp_path: Path, taken_port: int) -> None:
     loaded = settings_of(tmp_path, tmp_path, INGEST_WEBSERVER_PORT=str(taken_port))
     notes: list[str] = []
     nobody_asked = LoadedSettings(loaded.settings, {})

@@ -1,4 +1,4 @@
-"""Definitions with one sensor and one run that does not end by itself, to be interrupted."""
+"""Definitions with one sensor and one run that does not end without a signal, to be interrupted."""
 
 import os
 import time

@@ -15,7 +15,7 @@ from examples.demo.report import DemoAttachment, DemoFile, DemoReport, expected_
 from examples.demo.run import SOURCE, ingest_samples, run
 from examples.demo.streams import streaming
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.runtime_settings import child_environment
+from ingest_project.devstack.state_folder import child_environment
 from ingest_project.devstack.supervisor import running_stack
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse import DeviceMetric

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from ingest_project.file_ingest.aggregation import (
     SharedInstants,
     aggregate_files,
+    detached,
     instants_by_file,
     merge,
-    standing_alone,
 )
 
 MOMENT = datetime(2024, 1, 15, tzinfo=UTC)
@@ -92,7 +92,7 @@ def test_merged_summaries_of_parts_are_the_summary_of_the_whole(parts: list[list
         assert math.isclose(merged["stddev"], expected["stddev"], rel_tol=1e-6, abs_tol=1e-10 * scale + 1e-150)
 
 
-def test_merging_keeps_the_digits_of_small_deviations_beside_a_large_mean() -> None:
+def test_merging_keeps_the_digits_of_small_deviations_from_a_large_mean() -> None:
     parts = [[1e9 + 1, 1e9 + 2], [1e9 + 3, 1e9 + 4, 1e9 + 5]]
     merged = merge([aggregate(readings(part)) for part in parts]).row(0, named=True)
     assert merged["stddev"] == pytest.approx(statistics.stdev([1, 2, 3, 4, 5]), rel=1e-6)
@@ -121,7 +121,7 @@ def test_a_summary_that_stands_alone_keeps_nothing_of_the_text_it_came_from() ->
         file_key=pl.lit("f"), timestamp=MOMENT
     )
     summary = aggregate(readings)
-    alone = standing_alone(summary)
+    alone = detached(summary)
     assert alone.equals(summary)
     del text, block, device, readings
     assert kept() is not None, "the summary itself is a view"

@@ -1,4 +1,4 @@
-"""Each check, run by itself, looks at what is stored and not at a remembered answer."""
+"""Each check, run alone, reads the current state of the stores."""
 
 from __future__ import annotations
 

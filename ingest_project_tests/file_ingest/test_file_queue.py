@@ -87,7 +87,7 @@ def test_files_wait_their_turn_the_oldest_first(queue: FileQueue) -> None:
     assert due(queue, LATER, limit=1) == ("early",)
 
 
-def test_each_origin_has_the_same_share_of_what_is_asked_for_next(queue: FileQueue) -> None:
+def test_each_origin_has_the_same_share_of_the_next_batch(queue: FileQueue) -> None:
     queue.record([of_folder("noisy", n) for n in range(5_000)], NOW)
     queue.record([of_folder("late", n) for n in range(5)], LATER)
     queue.record([of_folder("later", n) for n in range(300)], LATER)
@@ -99,14 +99,14 @@ def test_each_origin_has_the_same_share_of_what_is_asked_for_next(queue: FileQue
     assert Counter(key.partition("/")[0] for key in due(queue, NOW, limit=400)) == {"noisy": 400}
 
 
-def test_with_more_origins_than_can_be_asked_for_those_that_wait_longest_are_first(queue: FileQueue) -> None:
+def test_with_more_origins_than_slots_those_that_wait_longest_are_first(queue: FileQueue) -> None:
     for minute in range(7):
         queue.record([of_folder(f"folder-{minute}", n) for n in range(3)], NOW + timedelta(minutes=minute))
     asked = due(queue, NOW + timedelta(hours=1), limit=4)
     assert [key.partition("/")[0] for key in asked] == [f"folder-{minute}" for minute in range(4)]
 
 
-def test_a_place_is_one_origin_however_its_files_are_announced() -> None:
+def test_a_location_is_one_origin_however_its_files_are_announced() -> None:
     event = arrival("a.csv").event
     assert origin_of(event, "local:/in/a.csv") == origin_of(msgspec.structs.replace(event, job_id="another"), "any")
     alone = msgspec.structs.replace(event, source_config={})
@@ -114,7 +114,7 @@ def test_a_place_is_one_origin_however_its_files_are_announced() -> None:
     assert origin_of(alone, "local:/in/a.csv") != origin_of(alone, "local:/out/a.csv")
 
 
-def test_the_same_offset_in_another_life_of_the_topic_is_another_position(queue: FileQueue) -> None:
+def test_the_same_offset_under_another_topic_id_is_another_position(queue: FileQueue) -> None:
     queue.record([arrival("a", 1)], NOW)
     queue.claim("batch", ["a"], NOW)
     assert queue.record([arrival("a", 1, topic_id="g2")], NOW) == Recorded(known=("a",))

@@ -30,9 +30,9 @@ def test_a_file_or_row_that_was_refused_is_a_warning(
     state: FileState, rows_quarantined: int, level: str, sqlite_url: str
 ) -> None:
     engine = open_engine(sqlite_url)
-    ledger = FileQueue(engine)
-    ledger.record([arrival("a")], datetime.now(UTC))
-    record = ledger.get("a")
+    queue = FileQueue(engine)
+    queue.record([arrival("a")], datetime.now(UTC))
+    record = queue.get("a")
     engine.dispose()
     assert record is not None
     with capture_logs() as logged:

@@ -1,4 +1,4 @@
-"""The sensors on `file-event-queue` and `file_events`: what arrives is asked for once, and what cannot is put aside."""
+"""The sensors on `file-event-queue` and `file_events`: an event is claimed once, or dead-lettered."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_while_the_broker_is_away_ticks_fail_and_afterwards_they_go_on(system: S
     assert system.states() == {"a.csv": "ingested"}
 
 
-def test_a_topic_that_was_created_anew_is_read_from_its_beginning_and_that_is_said(
+def test_a_recreated_topic_is_read_from_its_beginning_with_a_log_line(
     system: System, kafka_server: Server, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     topic = system.settings.topics.file_event_queue
@@ -170,7 +170,7 @@ def test_a_position_that_retention_has_passed_is_said_and_reading_goes_on(
     assert "2 messages were removed before they were read" in caplog.text + capsys.readouterr().out
 
 
-def test_abandoned_work_is_asked_for_again_and_in_the_end_failed_where_everybody_sees_it(system: System) -> None:
+def test_orphaned_work_is_requeued_and_finally_failed_visibly(system: System) -> None:
     system.settings = changed(system.settings, "retries", max_attempts=4, launch_grace_seconds=0.0)
     system.restart()
     paths = [system.write(f"{number}.csv", readings()) for number in range(2)]
@@ -189,7 +189,7 @@ def test_abandoned_work_is_asked_for_again_and_in_the_end_failed_where_everybody
     assert system.requests() == [], "failed for good"
 
 
-def test_after_a_lost_batch_the_file_that_takes_its_run_down_is_found_by_halving(system: System) -> None:
+def test_after_a_lost_batch_the_file_that_crashes_its_run_is_found_by_halving(system: System) -> None:
     system.settings = changed(system.settings, "retries", max_attempts=5, launch_grace_seconds=0.0, delay_seconds=0.0)
     system.restart()
     system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(16)))
@@ -227,7 +227,7 @@ def test_files_whose_source_is_away_stay_together(system: System) -> None:
     assert set(system.states().values()) == {"ingested"}
 
 
-def test_an_event_that_the_ledger_cannot_hold_is_a_dead_letter_and_the_others_are_recorded(
+def test_an_event_that_the_queue_cannot_store_is_a_dead_letter_and_the_others_are_recorded(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = FileArrival.own_columns
@@ -253,7 +253,7 @@ def _die_with(system: System, tags: Mapping[str, str]) -> None:
     system.instance.report_run_failed(run)
 
 
-def test_work_is_asked_for_again_only_after_a_pause_that_grows(system: System) -> None:
+def test_work_is_requeued_with_a_growing_delay(system: System) -> None:
     system.settings = changed(system.settings, "retries", delay_seconds=30.0, launch_grace_seconds=0.0)
     system.restart()
     system.send_files(system.write("a.csv", readings()))

@@ -138,7 +138,7 @@ def test_the_shipped_sensor_types_load() -> None:
         ("temperature: {unit: C}", "temperature.unit is unknown, did you mean units"),
         ("temperature: {min: 5, max: 1}", "min is greater than max"),
         ("temperature: {min: cold}", "temperature.min"),
-        ("- temperature", "does not hold sensor types"),
+        ("- temperature", "does not contain sensor types"),
         ("a: [1", "is not YAML"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
-from ingest_project.file_ingest.load import finish, hold_locations, settle_versions
+from ingest_project.file_ingest.load import finish, lock_locations_of, settle_versions
 from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.file_ingest.versions import meaning_of
@@ -23,14 +23,14 @@ from ingest_project_tests.file_ingest.samples import NOW, arrival
 LOCATIONS = ("local:/in/a.csv", "local:/in/b.csv")
 
 
-def ledger_with(places: Sequence[tuple[int, int]]) -> tuple[sa.Engine, FileQueue]:
-    """A ledger of versions: location and minute of change of each."""
+def queue_with(versions: Sequence[tuple[int, int]]) -> tuple[sa.Engine, FileQueue]:
+    """A queue of versions: location and minute of change of each."""
     # One connection for all: the database is in its memory.
     engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
     metadata.create_all(engine, tables=[files, *[t for t in metadata.sorted_tables if t.name == "contents"]])
-    ledger = FileQueue(engine)
+    queue = FileQueue(engine)
     arrivals = []
-    for number, (location, minute) in enumerate(places):
+    for number, (location, minute) in enumerate(versions):
         one = arrival(f"{number}.csv~{number}", number)
         event = one.event
         changed_at = NOW - timedelta(days=1) + timedelta(minutes=minute)
@@ -42,8 +42,8 @@ def ledger_with(places: Sequence[tuple[int, int]]) -> tuple[sa.Engine, FileQueue
                 ),
             )
         )
-    ledger.record(arrivals, NOW)
-    return engine, ledger
+    queue.record(arrivals, NOW)
+    return engine, queue
 
 
 def store(engine: sa.Engine, records: Sequence[FileRecord], refused: set[str]) -> None:
@@ -53,24 +53,24 @@ def store(engine: sa.Engine, records: Sequence[FileRecord], refused: set[str]) -
             FileResult(record, FileState.QUARANTINED if record.file_key in refused else FileState.INGESTED, reason="r")
             for record in records
         ]
-        settled, _ = settle_versions(transaction, hold_locations(transaction, outcomes, wait=True), "run")
+        settled, _ = settle_versions(transaction, lock_locations_of(transaction, outcomes, wait=True), "run")
         finish(transaction, settled, "run")
 
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_the_newest_accepted_version_counts_whatever_the_order_and_the_groups(data: st.DataObject) -> None:
-    places = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=7))
-    engine, ledger = ledger_with(places)
-    keys = [f"{number}.csv~{number}" for number in range(len(places))]
+    drawn = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=7))
+    engine, queue = queue_with(drawn)
+    keys = [f"{number}.csv~{number}" for number in range(len(drawn))]
     refused = set(data.draw(st.lists(st.sampled_from(keys), unique=True)))
     order = data.draw(st.permutations(keys))
     again = data.draw(st.lists(st.sampled_from(keys), max_size=4))
     size = data.draw(st.integers(1, 4))
     todo = [*order, *again]
     for start in range(0, len(todo), size):
-        store(engine, ledger.begin(todo[start : start + size], "run", NOW), refused)
-    records = [record for key in keys if (record := ledger.get(key)) is not None]
+        store(engine, queue.begin(todo[start : start + size], "run", NOW), refused)
+    records = [record for key in keys if (record := queue.get(key)) is not None]
     for location in LOCATIONS:
         versions = sorted((r for r in records if r.location == location), key=lambda record: record.order)
         accepted = [record for record in versions if record.file_key not in refused]
@@ -86,15 +86,15 @@ def test_the_newest_accepted_version_counts_whatever_the_order_and_the_groups(da
     engine.dispose()
 
 
-def test_what_a_profile_takes_from_the_name_is_part_of_the_meaning_and_the_rest_of_the_name_is_not() -> None:
+def test_the_parts_of_a_name_that_a_profile_reads_are_part_of_the_meaning_and_the_rest_is_not() -> None:
     profile = load_profiles()["canonical"]
     by_name = profile.model_copy(update={"from_file_name": {"device_id": "^([^_]+)_"}})
     assert meaning_of(profile, "a.csv", "csv") == meaning_of(profile, "b.csv", "csv")
     assert meaning_of(profile, "a.csv", "csv") != meaning_of(profile, "a.csv", "xls")
     assert meaning_of(by_name, "f1_a.csv", "csv") == meaning_of(by_name, "f1_b.csv", "csv")
     assert meaning_of(by_name, "f1_a.csv", "csv") != meaning_of(by_name, "f2_a.csv", "csv")
-    mended = profile.model_copy(update={"skip_lines": 1})
-    assert meaning_of(profile, "a.csv", "csv") != meaning_of(mended, "a.csv", "csv")
+    corrected = profile.model_copy(update={"skip_lines": 1})
+    assert meaning_of(profile, "a.csv", "csv") != meaning_of(corrected, "a.csv", "csv")
     assert meaning_of(profile, "a.csv", "csv") == meaning_of(
         profile.model_copy(update={"description": "x"}), "a.csv", "csv"
     )

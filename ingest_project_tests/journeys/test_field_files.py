@@ -115,7 +115,7 @@ def test_f05_percent_s_zone_is_refused_with_its_directive_and_right_as_unix_seco
     record = field.file("x.csv")
     assert record.state.value == "quarantined"
     assert "f05.yaml, line 3" in str(record.reason)
-    assert "%s is not taken; write unix_seconds instead" in str(record.reason)
+    assert "%s is not supported; write unix_seconds instead" in str(record.reason)
     profile = (FIELD / "profiles" / "f05.yaml").read_text(encoding="utf-8")
     (tmp_path / "f05.yaml").write_text(profile.replace('"%s"', "unix_seconds"), encoding="utf-8")
     field.settings = changed(field.settings, "file_ingest", profiles=[tmp_path / "f05.yaml"])

@@ -146,7 +146,7 @@ def test_decimal_commas_and_thousands_are_read_as_the_profile_says() -> None:
     assert number("-", decimal=",") is None
 
 
-def test_infinities_are_told_from_text_that_is_no_number() -> None:
+def test_infinities_are_distinguished_from_text_that_is_no_number() -> None:
     assert number("inf") == float("inf")
     assert number("-Infinity") == float("-inf")
     assert number("1e999") == float("inf")

@@ -135,7 +135,7 @@ def test_formulas_stay_text_and_are_no_numbers(tmp_path: Path) -> None:
         (codecs.BOM_UTF32_LE, "utf-32-le"),
     ],
 )
-def test_a_byte_order_mark_tells_the_encoding(tmp_path: Path, mark: bytes, encoding: str) -> None:
+def test_a_byte_order_mark_determines_the_encoding(tmp_path: Path, mark: bytes, encoding: str) -> None:
     text = (HEADER + ROW.replace("pump", "Pumpe-Ä-€") * 30).replace("\n", "\r\n")
     outcome = read_text(tmp_path, mark + text.encode(encoding), limits=ReadLimits(chunk_bytes=101))
     assert outcome.rows["device_id"].to_list() == ["Pumpe-Ä-€-1"] * 30
@@ -202,7 +202,7 @@ def test_a_column_without_a_name_that_holds_something_is_no_spare_one(tmp_path: 
 
 
 @pytest.mark.parametrize("unseen", ["\ufeff", "\u00a0", "\u200b", "\u2060", "\u202e", "\x0b", "\u3000", "\U000e0020"])
-def test_what_cannot_be_seen_at_the_ends_of_a_cell_is_taken_off(tmp_path: Path, unseen: str) -> None:
+def test_invisible_characters_at_the_ends_of_a_cell_are_stripped(tmp_path: Path, unseen: str) -> None:
     row = f"{unseen}2024-01-15T10:30:45Z,{unseen}pump-1{unseen},temperature{unseen}, {unseen}21.5,{unseen} {unseen}\n"
     for text in (HEADER + ROW + row, HEADER + ROW + row + 'a,"b,c,1,\n'):
         outcome = read_text(tmp_path, text)
@@ -318,7 +318,7 @@ def test_lines_above_the_header_are_skipped_when_the_profile_says_so(tmp_path: P
     assert outcome.rows["line_number"].to_list() == [4]
 
 
-def test_a_file_name_that_does_not_tell_what_the_profile_wants_is_refused(tmp_path: Path) -> None:
+def test_a_file_name_that_does_not_match_the_profile_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("timestamp,value\n2024-01-01 00:00:00,1\n")
     profile = load_profiles()["nab"].model_copy(update={"from_file_name": {"device_id": r"^room(\d+)"}})

@@ -1,4 +1,4 @@
-"""Names: what cannot be seen makes no new device, and what is odd inside is told."""
+"""Names: invisible characters make no new device, and suspicious names are rejected."""
 
 from __future__ import annotations
 

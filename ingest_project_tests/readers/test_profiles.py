@@ -48,13 +48,13 @@ def test_a_users_profile_replaces_a_shipped_one(tmp_path: Path) -> None:
     [
         (("delimiter:", "delimeter:"), "did you mean delimiter"),
         (("zone: Europe/Berlin", "zon: UTC"), "timestamps.zon is unknown, did you mean zone"),
-        (("Europe/Berlin", "Europe/Berln"), "there is no time zone 'Europe/Berln'"),
-        (("7: device_id", "x: unit"), "nothing says where device_id comes from"),
+        (("Europe/Berlin", "Europe/Berln"), "'Europe/Berln' is no known time zone"),
+        (("7: device_id", "x: unit"), "device_id has no source"),
         (('decimal: ","', 'decimal: ",", thousands: ","'), "different marks"),
         (('delimiter: ";"', 'delimiter: ";;"'), "delimiter"),
         (('delimiter: ";"', "delimiter: '\"'"), "not a quote"),
         (("name: greenhouse", "name: green house"), "name"),
-        (('delimiter: ";"', "encoding: utf-88"), "no text encoding 'utf-88'"),
+        (('delimiter: ";"', "encoding: utf-88"), "'utf-88' is no known text encoding"),
         (('delimiter: ";"', "from_file_name: {device_id: '('}"), "not a regular expression"),
         (('delimiter: ";"', "from_file_name: {device_id: 'a(b)'}"), "more than one source"),
         (('delimiter: ";"', "from_file_name: {device_id: '(a)(?=b)'}"), "looks ahead"),
@@ -66,7 +66,7 @@ def test_a_users_profile_replaces_a_shipped_one(tmp_path: Path) -> None:
         ((OWN, "a: [1"), "is not YAML"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+def test_a_mistake_is_named_with_its_position(tmp_path: Path, change: tuple[str, str], said: str) -> None:
     path = write(tmp_path, OWN.replace(*change))
     with pytest.raises(SettingsError, match=r"own\.yaml") as error:
         read_profile(path)
@@ -74,16 +74,16 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, change: tuple[str, st
     assert "\n" not in str(error.value)
 
 
-def test_two_profiles_of_one_name_stop_what_asks_for_that_name(tmp_path: Path) -> None:
+def test_two_profiles_of_one_name_stop_the_files_that_name_it(tmp_path: Path) -> None:
     write(tmp_path, OWN)
     write(tmp_path, OWN, "other.yaml")
     profiles = load_profiles([tmp_path])
-    with pytest.raises(FileRejectedError, match=r"there already is a reader profile named 'greenhouse', in .*\.yaml"):
+    with pytest.raises(FileRejectedError, match=r"a reader profile named 'greenhouse' already exists in .*\.yaml"):
         profiles.named("greenhouse")
     assert profiles.named("canonical").name == "canonical"
 
 
-def test_a_broken_profile_stops_what_asks_for_it_and_nothing_else(tmp_path: Path) -> None:
+def test_a_broken_profile_stops_only_the_files_that_name_it(tmp_path: Path) -> None:
     write(tmp_path, OWN)
     write(tmp_path, OWN.replace("greenhouse", "nab").replace("columns:", "colums:"), "broken.yaml")
     write(tmp_path, "name: torn\ncolumns: {a", "torn.yaml")
@@ -100,11 +100,11 @@ def test_a_broken_profile_stops_what_asks_for_it_and_nothing_else(tmp_path: Path
         profiles.named("other")
 
 
-def test_a_broken_profile_is_told_in_the_log_with_its_file_and_line(
+def test_a_broken_profile_is_logged_with_its_file_and_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, OWN.replace("columns:", "colums:"))
     load_profiles([tmp_path])
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     # Where the log goes depends on what another test of this process has set up.
-    assert "own.yaml, line 4" in told.out + told.err + caplog.text
+    assert "own.yaml, line 4" in output.out + output.err + caplog.text

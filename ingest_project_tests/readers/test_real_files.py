@@ -36,7 +36,7 @@ def test_a_sensor_file_is_read_as_a_plain_program_reads_it(path: Path) -> None:
     assert Counter(rows) == plain_reading(path)
 
 
-# What a profile for each file would say, beside its columns.
+# What a profile for each file would add to its columns.
 NO_HEADER: dict[str, Any] = {"header": False}
 FITTING: dict[str, dict[str, Any]] = {
     "xlsx_odd/has_x000D_.xlsx": NO_HEADER,

@@ -61,7 +61,7 @@ Mutations = st.sampled_from(
 
 @given(Formats, Moments, st.lists(st.tuples(st.integers(0, 40), st.booleans(), Mutations), min_size=1, max_size=4))
 @settings(deadline=None)
-def test_no_text_is_taken_that_strptime_refuses_or_reads_otherwise(
+def test_no_text_is_accepted_that_strptime_rejects_or_reads_otherwise(
     name: str, moment: datetime, changes: list[tuple[int, bool, str]]
 ) -> None:
     text = moment.strftime(python_format(name))
@@ -90,7 +90,7 @@ def test_iso_8601_and_unix_times_are_what_python_reads_or_nothing(text: str) -> 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("%s", "%s is not taken; write unix_seconds"),
+        ("%s", "%s is not supported; write unix_seconds"),
         ("%H:%M", "it has no year"),
         ("%d.%m. %H:%M", "it has no year"),
         ("%Y-%m %H:%M", "it has no day"),
@@ -109,7 +109,7 @@ def test_iso_8601_and_unix_times_are_what_python_reads_or_nothing(text: str) -> 
         ("%e.%m.%Y", "write %d"),
         ("%c", "a machine's language"),
         ("%G-W%V-%u", "weeks"),
-        ("%_d.%m.%Y", "%_d is not taken"),
+        ("%_d.%m.%Y", "%_d is not supported"),
         ("%Y-%m-%d %", "a % without a directive"),
         ("yesterday", "no directive"),
         ("%Y-%m-%d" + "x" * 100, "longer than 100"),

@@ -201,7 +201,7 @@ def test_a_formula_that_was_calculated_is_its_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_load", ['fullCalcOnLoad="1"', 'fullCalcOnLoad="true"', 'calcCompleted="0"'])
-def test_the_zero_beside_a_formula_that_waits_for_calculation_is_no_value(tmp_path: Path, on_load: str) -> None:
+def test_the_zero_of_a_formula_that_is_not_calculated_is_no_value(tmp_path: Path, on_load: str) -> None:
     accepted, refused = outcomes(sheet_with(tmp_path, FORMULAS, on_load=on_load))
     assert [row[3] for row in accepted] == [21.5]
     assert refused[3] == refused[8] == ["value_not_calculated"]

@@ -35,7 +35,7 @@ BECOME = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
 import process_guard
-process_guard.become(json.loads(sys.argv[2]))
+process_guard.drop_privileges(json.loads(sys.argv[2]))
 os.execv(sys.argv[3], sys.argv[3:])
 """
 START_TIMEOUT_SECONDS = 30.0

@@ -43,15 +43,6 @@ from ingest_project.core.settings.capabilities import (
     PollingSettings,
     UserActivitySettings,
 )
-from ingest_project.core.settings.fields import (
-    AsJson,
-    Env,
-    Section,
-    descriptions,
-    family_of,
-    leaves,
-    variables_of,
-)
 from ingest_project.core.settings.platform import (
     AlertSettings,
     BackpressureSettings,
@@ -67,7 +58,16 @@ from ingest_project.core.settings.platform import (
     WarehouseSettings,
     database_of,
 )
-from ingest_project.core.yaml_models import yaml_content
+from ingest_project.core.yaml_models import (
+    AsJson,
+    Env,
+    Section,
+    descriptions,
+    family_of,
+    leaves,
+    variables_of,
+    yaml_content,
+)
 
 OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_")
 # Names in the .env files of the services that this project replaces: they have no meaning here and do no harm.
@@ -340,7 +340,7 @@ class _EmbeddedServices(_Layer, InitSettingsSource):
 def _yaml_tree(path: Path) -> dict[str, Any]:
     content = yaml_content(path, "file of settings") if path.exists() else None
     if not isinstance(content, dict | None):
-        raise SettingsError(f"{path} must hold names and values, not {type(content).__name__}.")
+        raise SettingsError(f"{path} must contain names and values, not {type(content).__name__}.")
     return content or {}
 
 
@@ -361,7 +361,7 @@ def _unknown(name: str, origin: Origin, guess: str | None) -> str:
 
 
 def _is_foreign(name: str, value: str, nearest: str | None) -> bool:
-    """Return True for a variable of another program; `nearest` is the similar name of ours, if there is one."""
+    """Return True for a variable of another program; `nearest` is the most similar name of ours, if any."""
     return (
         name in FOREIGN_NAMES
         or name.startswith(FOREIGN_FAMILIES)
@@ -401,7 +401,7 @@ def _invalid_values(error: ValidationError, origins: Mapping[str, Origin]) -> st
 
 
 def _require_two_databases(settings: Settings) -> None:
-    """Refuse one database for both: warehouse and Dagster each keep their version in a table of the same name."""
+    """Reject one database for both: warehouse and Dagster each keep their version in a table of the same name."""
     urls = (settings.warehouse.database_url, settings.dagster.postgres_url)
     warehouse, dagster = (database_of(url.get_secret_value()) for url in urls)
     if warehouse is not None and warehouse == dagster:

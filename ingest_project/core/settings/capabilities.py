@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, SecretStr, field_validator
 
-from ingest_project.core.settings.fields import AsJson, CommaList, Env, EnvFamily, PathList, SecondsList, Section
+from ingest_project.core.yaml_models import AsJson, CommaList, Env, EnvFamily, PathList, SecondsList, Section
 
 
 class PollingSettings(Section):

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from ingest_project.core.settings.fields import CommaList, Env, Section, as_list
+from ingest_project.core.yaml_models import CommaList, Env, Section, as_list
 
 SHORTEST_TOKEN = 16
 FEWEST_CHARACTERS = 6

@@ -1,7 +1,7 @@
-"""The warehouse: readings, metrics and refused rows of every file, and the end of its queue entry, in one transaction.
+"""The warehouse: readings, metrics and rejected rows of every file, and its queue entry, in one transaction.
 
-Whatever happens in the middle of a transaction (an exception, a killed process, a cut connection), the files of its
-group are as they were before. A file that is stored again replaces its own rows.
+If a transaction is interrupted (an exception, a killed process, a lost connection), the files of its group stay
+unchanged. A file that is stored again replaces its own rows.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import polars as pl
 
-# Of versions that a newer one replaces; one that a run or a queue holds finds its successor there.
+# Of versions that a newer one replaces; a version that is leased finds its successor when it is stored.
 REPLACEABLE_STATES = ("ingested", "quarantined", "duplicate", "failed")
 
 
 class StoredCounts(NamedTuple):
-    """What is stored of one file, counted in the tables."""
+    """Counts of the stored rows of one file."""
 
     readings: int = 0
     quarantined: int = 0
@@ -44,7 +44,7 @@ class DeviceMetric(NamedTuple):
 
 
 class QuarantinedRow(NamedTuple):
-    """One refused row of a file, its text as it was, and why it was refused."""
+    """One rejected row of a file, its text as written, and the reasons."""
 
     line_number: int
     raw_text: str
@@ -84,19 +84,19 @@ class WarehouseTransaction(Protocol):
             wait: for the transaction that decides now; otherwise those locations are left out.
 
         Returns:
-            the locations that are held.
+            the locations that are locked.
         """
 
     def versions_at(self, location_keys: Sequence[str]) -> list[VersionRow]:
         """Return the versions of these locations that are not replaced, this transaction's own included."""
 
     def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
-        """Mark versions as replaced and held by this run until it has reported that; their rows are not touched.
+        """Mark versions as replaced and leased by this run until it has reported that; their rows are not touched.
 
-        A version that a run or a queue holds only stops standing: its holder finds the successor.
+        A version that a run or a queue has leased is only marked as not current: its run finds the successor.
 
         Args:
-            successors: key of each version to the key of the one that counts in its place.
+            successors: key of each version to the key of the one that counts instead.
             run_id: of the run that stores the successors.
 
         Returns:
@@ -117,26 +117,26 @@ class WarehouseTransaction(Protocol):
         """Store readings: timestamp (Datetime us UTC), device_id, sensor_type, value, unit, file_key, line_number."""
 
     def append_quarantined(self, rows: pl.DataFrame) -> None:
-        """Store refused rows: file_key, line_number, raw_text, reasons (list of strings)."""
+        """Store rejected rows: file_key, line_number, raw_text, reasons (list of strings)."""
 
     def put_metrics(self, metrics: pl.DataFrame) -> None:
         """Store metrics of replaced files: file_key, device_id, sensor_type, min, max, mean, count, stddev."""
 
     def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
-        """Ask which file stands for each content; the first that asks does, for good.
+        """Claim contents for files; the first file that claims a content represents it permanently.
 
         Args:
             claims: file_key, sha256, meaning.
 
         Returns:
-            for each file the key of the one that stands for its content: itself, or the file it is a duplicate of.
+            for each file the key of the one that represents its content: itself, or the file it is a duplicate of.
         """
 
     def release_contents(self, file_keys: Sequence[str]) -> tuple[str, ...]:
-        """Release the contents that these files, which are refused now, stand for.
+        """Release the contents that these files, which are rejected now, represent.
 
         Returns:
-            keys of their duplicates, which are pending again: one of them will stand for the content.
+            keys of their duplicates, which are pending again: one of them will represent the content.
         """
 
     def finish_files(self, files: pl.DataFrame) -> None:
@@ -155,7 +155,7 @@ class Warehouse(Protocol):
         """Open a database transaction: committed at the end, rolled back when anything is raised."""
 
     def file_counts(self, file_keys: Sequence[str]) -> dict[str, StoredCounts]:
-        """Count what is stored of each of these files, in the tables; zeros where there is nothing."""
+        """Count the stored rows of each of these files in the tables."""
 
     def readings_of(self, file_key: str) -> Iterator[pl.DataFrame]:
         """Yield the file's stored readings in parts of bounded size, in no particular order.
@@ -177,7 +177,7 @@ class Warehouse(Protocol):
         """Return the metrics merged over all files, by device and sensor type."""
 
     def quarantined_rows_of(self, file_key: str, limit: int = 100) -> tuple[QuarantinedRow, ...]:
-        """Return the file's refused rows, the first lines first."""
+        """Return the file's rejected rows, the first lines first."""
 
     def close(self) -> None:
-        """Give the connections back. The warehouse opens new ones when it is used again."""
+        """Close the connections. The warehouse opens new ones when it is used again."""

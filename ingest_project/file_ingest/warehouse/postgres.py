@@ -44,7 +44,7 @@ DELETE_METRICS = "DELETE FROM aggregated_metrics WHERE file_key = ANY($1::text[]
 DELETE_QUARANTINED = "DELETE FROM quarantined_rows WHERE file_key = ANY($1::text[])"
 DELETE_READINGS = "DELETE FROM raw_sensor_data WHERE file_key = ANY($1::text[])"
 
-CLAIMED = "json_to_recordset($1::json) AS claim (place int, file_key text, sha256 text, meaning text)"
+CLAIMED = "json_to_recordset($1::json) AS claim (row_index int, file_key text, sha256 text, meaning text)"
 RELEASE_OTHER_CONTENTS = f"""
     DELETE FROM contents USING {CLAIMED}
     WHERE contents.file_key = claim.file_key
@@ -54,7 +54,7 @@ RELEASE_OTHER_CONTENTS = f"""
 CLAIM = f"""
     INSERT INTO contents (sha256, meaning, file_key)
     SELECT DISTINCT ON (sha256, meaning) sha256, meaning, file_key FROM {CLAIMED}
-    ORDER BY sha256, meaning, place
+    ORDER BY sha256, meaning, row_index
     ON CONFLICT DO NOTHING"""
 # Shared lock: a transaction that releases a content waits until the duplicates being stored of it are visible.
 OWNERS = f"""
@@ -90,14 +90,14 @@ VERSIONS_AT = """
     FROM files WHERE location_key = ANY($1::text[]) AND state <> 'replaced'"""
 REPLACE_VERSIONS = f"""
     UPDATE files SET stands = FALSE, replaced_by = successor.file_key, state = 'replaced',
-        reason = successor.file_key || ' is newer and counts in its place.' ||
+        reason = successor.file_key || ' is newer and counts instead.' ||
             CASE WHEN files.state = 'ingested' OR files.reason IS NULL THEN ''
                 ELSE ' It was ' || files.state || ': ' || files.reason END,
         run_id = $2, batch_id = NULL, reported_at = NULL, updated_at = $3::timestamptz
     FROM json_each_text($1::json) AS successor (old_key, file_key)
     WHERE files.file_key = successor.old_key AND files.state IN {REPLACEABLE_STATES}
     RETURNING files.file_key"""
-STAND_NO_MORE = "UPDATE files SET stands = FALSE WHERE file_key = ANY($1::text[]) AND stands"
+CLEAR_STANDS = "UPDATE files SET stands = FALSE WHERE file_key = ANY($1::text[]) AND stands"
 PIN_VERSIONS = """
     UPDATE files SET size_bytes = found.size_bytes, modified_at = found.modified_at, etag = found.etag,
         version_at = found.version_at, pinned = TRUE
@@ -122,7 +122,7 @@ class PostgresWarehouse(SqlWarehouse):
         """Open a database transaction: committed at the end, rolled back when anything is raised.
 
         Raises:
-            DatabaseUnavailableError: also when the answer to the commit was lost; to run it again does no harm.
+            DatabaseUnavailableError: also when the answer to the commit was lost; running it again is safe.
             TransactionConflictError: a deadlock or a lock that was not released in time; run it again.
         """
         with database_errors(self._url), contextlib.closing(self._pool.connect()) as connection:
@@ -154,7 +154,7 @@ class PostgresTransaction:
         self._loads = connection.cursor()
 
     def close(self) -> None:
-        """Let the statements go; the transaction itself ends with its connection's commit or rollback."""
+        """Close the cursors; the transaction itself ends with its connection's commit or rollback."""
         self._statements.close()
         self._loads.close()
 
@@ -172,11 +172,11 @@ class PostgresTransaction:
         return [VersionRow(*row) for row in self._run(VERSIONS_AT, sorted(set(location_keys)))]
 
     def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
-        """Mark versions as replaced, those that a run or a queue holds as not standing; returns the marked ones."""
+        """Mark versions as replaced, those that are leased only as not current; return the replaced ones."""
         if not successors:
             return ()
         replaced = self._run(REPLACE_VERSIONS, json.dumps(dict(successors)), run_id, _now())
-        self._run(STAND_NO_MORE, sorted(successors))
+        self._run(CLEAR_STANDS, sorted(successors))
         return tuple(sorted(key for (key,) in replaced))
 
     def pin_versions(self, versions: pl.DataFrame) -> None:
@@ -203,7 +203,7 @@ class PostgresTransaction:
         self._copy("raw_sensor_data", fitted(readings, READINGS))
 
     def append_quarantined(self, rows: pl.DataFrame) -> None:
-        """Store refused rows by COPY."""
+        """Store rejected rows by COPY."""
         self._copy("quarantined_rows", fitted(rows, QUARANTINED))
 
     def put_metrics(self, metrics: pl.DataFrame) -> None:
@@ -211,23 +211,23 @@ class PostgresTransaction:
         self._copy("aggregated_metrics", fitted(metrics, METRICS))
 
     def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
-        """Return for each file the key of the one that stands for its content.
+        """Return for each file the key of the one that represents its content.
 
         A claim of a content that another transaction is claiming waits for the end of that one.
         """
         if claims.is_empty():
             return {}
-        rows = fitted(claims, CLAIMS).with_row_index("place").write_json()
+        rows = fitted(claims, CLAIMS).with_row_index("row_index").write_json()
         self._reopen_duplicates_of([key for (key,) in self._run(RELEASE_OTHER_CONTENTS, rows)])
         for _ in range(CLAIM_TRIES):
             self._run(CLAIM, rows)
             owners = dict(self._run(OWNERS, rows))
             if len(owners) == claims["file_key"].n_unique():
                 return owners
-        raise TransactionConflictError(self._address, "a content changed its owner again and again")
+        raise TransactionConflictError(self._address, "a content kept changing its owner")
 
     def release_contents(self, file_keys: Sequence[str]) -> tuple[str, ...]:
-        """Release the contents that these files stand for; return their duplicates, which are pending again."""
+        """Release the contents that these files represent; return their duplicates, which are pending again."""
         if not file_keys:
             return ()
         return self._reopen_duplicates_of([key for (key,) in self._run(RELEASE_CONTENTS, list(file_keys))])
@@ -265,7 +265,7 @@ def _libpq_address(database_url: str, connect_timeout_seconds: float) -> str:
 
 
 def _require_alive(connection: Connection, *_: object) -> None:
-    """Have the pool replace a connection that was cut while nobody used it."""
+    """Make the pool replace a connection that was closed while idle."""
     try:
         with _statement_cursor(connection) as cursor:
             cursor.execute("SELECT 1")

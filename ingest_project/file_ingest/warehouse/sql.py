@@ -1,6 +1,6 @@
 """The warehouse on any database that SQLAlchemy reaches, SQLite first, and the queries that all databases share.
 
-Frames are fitted to their tables here: the columns each takes, in order and type, and no NUL in any text.
+Frames are fitted to their tables here: exactly the columns of the table, in order and type, without NUL in any text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from ingest_project.platform.database.engine import open_engine, reading, writin
 
 KEYS_AT_A_TIME = 1_000
 READINGS_AT_A_TIME = 50_000
-device_metrics = sa.table("device_metrics", *(sa.column(name) for name in DeviceMetric._fields))
 ROWS_AT_A_TIME = 20_000
 
 Schema = dict[str, pl.DataType | type[pl.DataType]]
@@ -107,7 +106,7 @@ class SqlWarehouse:
             yield SqlTransaction(connection)
 
     def file_counts(self, file_keys: Sequence[str]) -> dict[str, StoredCounts]:
-        """Count what is stored of each of these files, in the tables; zeros where there is nothing."""
+        """Count the stored rows of each of these files in the tables."""
         counts: dict[str, list[int]] = {key: [0, 0, 0] for key in file_keys}
         with self._by_index() as connection:
             for position, table in enumerate((raw_sensor_data, quarantined_rows, aggregated_metrics)):
@@ -163,7 +162,7 @@ class SqlWarehouse:
             return tuple(DeviceMetric(*row) for row in connection.execute(query))
 
     def quarantined_rows_of(self, file_key: str, limit: int = 100) -> tuple[QuarantinedRow, ...]:
-        """Return the file's refused rows, the first lines first."""
+        """Return the file's rejected rows, the first lines first."""
         table = quarantined_rows
         query = (
             sa.select(table.c.line_number, table.c.raw_text, table.c.reasons)
@@ -175,7 +174,7 @@ class SqlWarehouse:
             return tuple(QuarantinedRow(line, text, tuple(why)) for line, text, why in connection.execute(query))
 
     def close(self) -> None:
-        """Give the connections back. The warehouse opens new ones when it is used again."""
+        """Close the connections. The warehouse opens new ones when it is used again."""
         self._engine.dispose()
 
     @contextmanager
@@ -215,7 +214,7 @@ class SqlTransaction:
         return found
 
     def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
-        """Mark versions as replaced, those that a run or a queue holds as not standing; returns the marked ones."""
+        """Mark versions as replaced, those that are leased only as not current; return the replaced ones."""
         now, c = datetime.now(UTC), files_table.c
         replaced = []
         for old_key, new_key in sorted(successors.items()):
@@ -225,7 +224,7 @@ class SqlTransaction:
                 (sa.or_(c.state == "ingested", c.reason.is_(None)), ""),
                 else_=sa.literal(" It was ") + c.state + ": " + c.reason,
             )
-            reason = sa.literal(f"{new_key} is newer and counts in its place.") + before
+            reason = sa.literal(f"{new_key} is newer and counts instead.") + before
             statement = (
                 sa.update(files_table)
                 .where(finished)
@@ -258,7 +257,7 @@ class SqlTransaction:
         self._insert(raw_sensor_data, fitted(readings, READINGS))
 
     def append_quarantined(self, rows: pl.DataFrame) -> None:
-        """Store refused rows."""
+        """Store rejected rows."""
         self._insert(quarantined_rows, fitted(rows, QUARANTINED))
 
     def put_metrics(self, metrics: pl.DataFrame) -> None:
@@ -266,7 +265,7 @@ class SqlTransaction:
         self._insert(aggregated_metrics, fitted(metrics, METRICS))
 
     def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
-        """Return for each file the key of the one that stands for its content."""
+        """Return for each file the key of the one that represents its content."""
         owners: dict[str, str] = {}
         for claim in fitted(claims, CLAIMS).iter_rows(named=True):
             self._release_others(claim)
@@ -274,7 +273,7 @@ class SqlTransaction:
         return owners
 
     def release_contents(self, file_keys: Sequence[str]) -> tuple[str, ...]:
-        """Release the contents that these files stand for; return their duplicates, which are pending again."""
+        """Release the contents that these files represent; return their duplicates, which are pending again."""
         reopened: list[str] = []
         for part in in_parts(file_keys):
             reopened += self._release(contents.c.file_key.in_(part))
@@ -324,11 +323,11 @@ class SqlTransaction:
     def _insert(self, table: sa.Table, frame: pl.DataFrame) -> None:
         if self._connection.dialect.name == "sqlite":
             # Straight to the driver: converting values one by one takes ten times as long as storing them.
-            places = ", ".join("?" * len(frame.columns))
+            placeholders = ", ".join("?" * len(frame.columns))
             names = ", ".join(f'"{name}"' for name in frame.columns)
             for part in _as_sqlite_stores(frame).iter_slices(ROWS_AT_A_TIME):
                 self._connection.exec_driver_sql(
-                    f"INSERT INTO {table.name} ({names}) VALUES ({places})", cast("Any", part.rows())
+                    f"INSERT INTO {table.name} ({names}) VALUES ({placeholders})", cast("Any", part.rows())
                 )
             return
         for part in frame.iter_slices(ROWS_AT_A_TIME):

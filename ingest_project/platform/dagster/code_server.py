@@ -20,7 +20,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from typing import Any
 
-from ingest_project.core.private_files import keep_files_private
+from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.settings import current_settings
 
 # Slow imports of every run worker, in addition to the definitions.

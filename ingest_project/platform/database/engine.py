@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, make_url
 
 import ingest_project.core.logging  # noqa: F401 - keeps stamina's retries off stdout
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
-from ingest_project.core.private_files import make_private_folder
+from ingest_project.core.local_files import make_private_folder
 from ingest_project.platform.database.errors import map_error
 
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, which is not installed.

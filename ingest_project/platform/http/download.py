@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, FileRejectedError, LimitExceededError
+from ingest_project.core.local_files import FileFingerprint
 from ingest_project.core.settings import DownloadSettings
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.file_names import (
@@ -34,7 +35,6 @@ from ingest_project.platform.http.response import (
     require_readable,
 )
 from ingest_project.platform.http.urls import printable_url
-from ingest_project.platform.local_files import FileFingerprint
 
 SIZE_SETTING = "INGEST_MAX_ATTACHMENT_BYTES"
 EXPANSION_SETTING = "INGEST_MAX_ATTACHMENT_EXPANSION"

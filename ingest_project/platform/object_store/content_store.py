@@ -23,7 +23,7 @@ import msgspec
 
 from ingest_project.core.errors import SourceChangedError, SourceNotFoundError
 from ingest_project.core.keys import digest_of
-from ingest_project.platform.local_files import PIECE_BYTES, FileFingerprint, LocalFile, folder_errors, write_all
+from ingest_project.core.local_files import PIECE_BYTES, FileFingerprint, LocalFile, folder_errors, write_all
 from ingest_project.platform.object_store.store import ObjectStore
 
 # Larger files go to the disk first, because their name is known only after their last byte.

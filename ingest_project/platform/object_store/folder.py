@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest_project.core.errors import ForbiddenPathError, SourceNotFoundError, StoreUnavailableError
-from ingest_project.platform.local_files import FileFingerprint, LocalFile, folder_errors, write_all
+from ingest_project.core.local_files import FileFingerprint, LocalFile, folder_errors, write_all
 from ingest_project.platform.object_store.store import UNFINISHED, MayReplace, StoredObject, require_safe_name
 
 INCOMING = ".uploading"

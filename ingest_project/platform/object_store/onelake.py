@@ -30,6 +30,7 @@ from azure.storage.blob import ContentSettings as BlobContentSettings
 from azure.storage.filedatalake import ContentSettings, DataLakeFileClient
 
 from ingest_project.core.errors import SourceNotFoundError, StoreUnavailableError
+from ingest_project.core.local_files import PIECE_BYTES, LocalFile
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.azure.accounts import OneLakeAddress, OneLakeOptions, require_folder, require_writable
 from ingest_project.platform.azure.client import (
@@ -40,7 +41,6 @@ from ingest_project.platform.azure.client import (
     open_file,
     open_file_system,
 )
-from ingest_project.platform.local_files import PIECE_BYTES, LocalFile
 from ingest_project.platform.object_store.store import (
     ConflictError,
     MayReplace,

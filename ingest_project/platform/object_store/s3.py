@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from dagster_aws.s3 import S3Resource
 
 from ingest_project.core.errors import SourceNotFoundError, StoreUnavailableError
-from ingest_project.platform.local_files import LocalFile
+from ingest_project.core.local_files import LocalFile
 from ingest_project.platform.object_store.store import (
     Bucket,
     ConflictError,

@@ -95,7 +95,7 @@ def in_ledger(database_url: str, *file_keys: str) -> None:
 
 
 def states(database_url: str) -> dict[str, str]:
-    """State of every file in the ledger."""
+    """State of every file in the queue."""
     engine = open_engine(database_url)
     with engine.connect() as connection:
         found = {row[0]: row[1] for row in connection.execute(sa.select(files.c.file_key, files.c.state))}

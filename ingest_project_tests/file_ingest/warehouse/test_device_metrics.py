@@ -66,7 +66,7 @@ def test_a_reading_beyond_all_measure_leaves_the_view_readable(
     assert (ordinary.mean, ordinary.count) == (2.0, 2)
 
 
-def test_each_device_and_type_is_merged_by_itself(warehouse: Warehouse) -> None:
+def test_each_device_and_type_is_merged_separately(warehouse: Warehouse) -> None:
     rows = pl.concat(
         [
             readings("a", [1, 3], device="d1"),

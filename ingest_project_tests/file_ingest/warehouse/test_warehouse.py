@@ -66,7 +66,7 @@ def test_storing_a_file_again_replaces_its_rows_and_nobody_elses(warehouse: Ware
     assert warehouse.totals() == StoredCounts(3, 0, 2)
 
 
-def test_readings_known_only_by_the_ledger_are_replaced_too(warehouse: Warehouse, database_url: str) -> None:
+def test_readings_known_only_by_the_queue_are_replaced_too(warehouse: Warehouse, database_url: str) -> None:
     in_ledger(database_url, "a")
     with warehouse.transaction() as transaction:
         transaction.append_readings(readings("a", [1, 2, 3]))
@@ -205,7 +205,7 @@ def test_a_file_whose_content_changed_gives_its_old_content_up(warehouse: Wareho
         assert transaction.claim_contents(claims(("b", "1"))) == {"b": "b"}
 
 
-def test_a_finished_file_has_its_outcome_in_the_ledger(warehouse: Warehouse, database_url: str) -> None:
+def test_a_finished_file_has_its_result_in_the_queue(warehouse: Warehouse, database_url: str) -> None:
     in_ledger(database_url, "a", "b")
     with warehouse.transaction() as transaction:
         transaction.finish_files(finished("a", "quarantined", accepted=3).with_columns(reason=pl.lit("no rows")))

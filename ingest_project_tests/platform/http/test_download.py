@@ -27,10 +27,10 @@ from ingest_project.core.errors import (
     LimitExceededError,
     StoreUnavailableError,
 )
+from ingest_project.core.local_files import FileFingerprint
 from ingest_project.platform.http import download
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.download import Downloaded, Downloader, DownloadRequest
-from ingest_project.platform.local_files import FileFingerprint
 from ingest_project_tests.platform.http.conftest import LOCAL, local
 from ingest_project_tests.services.http_server import DEFAULT_SIZE, HttpServer, content_of
 

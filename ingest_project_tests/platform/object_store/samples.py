@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ingest_project.platform.local_files import LocalFile
+from ingest_project.core.local_files import LocalFile
 from ingest_project.platform.object_store.store import MayReplace, ObjectStore, StoredObject
 from ingest_project_tests.services.object_stores import CHUNK_BYTES
 

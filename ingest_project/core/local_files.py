@@ -1,9 +1,14 @@
-"""Local files: written completely, and read with their announced length and digest verified."""
+"""Local files: kept private, written completely, and read with their announced length and digest verified.
+
+Rows, attachments, logs and SQLite files hold data that other users should not read, and most are created by libraries
+that do not set modes. So every process sets its umask first: folders become 0700 and files 0600.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +17,30 @@ from typing import NamedTuple, Self
 
 from ingest_project.core.errors import SourceChangedError, SourceNotFoundError, StoreUnavailableError
 
+FOLDER_MODE = 0o700
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
 PIECE_BYTES = 1024**2
+
+
+def keep_files_private() -> None:
+    """Set the umask so that new files of this process and its children are private to its user."""
+    os.umask(OTHERS)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Create a folder and its missing parents for this user only; leave existing ones unchanged.
+
+    Raises:
+        OSError: it cannot be created, or a file of that name exists.
+    """
+    for part in reversed((folder, *folder.parents)):
+        if not part.is_dir():
+            part.mkdir(FOLDER_MODE, exist_ok=True)
 
 
 @contextmanager
 def folder_errors(folder: Path) -> Iterator[None]:
-    """Raise a failure of the file system as one of ours.
+    """Raise errors of the file system as `StoreUnavailableError`.
 
     Raises:
         StoreUnavailableError: full, read-only, forbidden, broken.
@@ -29,7 +52,7 @@ def folder_errors(folder: Path) -> Iterator[None]:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write every byte: the system may accept a part at a time, and a nearly full disk does before it refuses the rest.
+    """Write every byte: the system may accept a part at a time, as a nearly full disk does before it rejects the rest.
 
     Raises:
         OSError: the rest cannot be written.
@@ -64,7 +87,7 @@ class LocalFile:
             need not read it again.
 
     Raises:
-        SourceNotFoundError: there is no such file.
+        SourceNotFoundError: the file does not exist.
         SourceChangedError: another length (on opening), or another digest (after the last byte was read).
         StoreUnavailableError: the disk cannot be read.
     """

@@ -1,4 +1,4 @@
-"""A version that an event does not name is asked for, and who does not answer holds nobody up for long."""
+"""A version that an event does not name is resolved, and a silent server does not delay the others for long."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONG_SECONDS = 120.0
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """Of a server that takes connections and never says a word."""
+    """Of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield int(listener.getsockname()[1])
 
@@ -45,7 +45,7 @@ def announced(tmp_path: Path) -> Callable[..., Announced]:
     return announce
 
 
-def test_the_version_that_is_there_is_taken_and_one_that_is_named_stays(
+def test_the_present_version_is_used_and_a_named_one_is_kept(
     announced: Callable[..., Announced], tmp_path: Path
 ) -> None:
     (tmp_path / "a.csv").write_bytes(b"12345")
@@ -57,7 +57,7 @@ def test_the_version_that_is_there_is_taken_and_one_that_is_named_stays(
     assert found[2] is named
 
 
-def test_a_server_that_says_nothing_is_left_alone_and_the_others_are_asked(
+def test_a_silent_server_is_skipped_and_the_others_are_queried(
     announced: Callable[..., Announced], tmp_path: Path, silent_port: int
 ) -> None:
     (tmp_path / "a.csv").write_bytes(b"12345")
@@ -70,7 +70,7 @@ def test_a_server_that_says_nothing_is_left_alone_and_the_others_are_asked(
     assert [event.size_bytes for event in found] == [None] * 20 + [5]
 
 
-def test_a_server_that_is_away_is_asked_once(announced: Callable[..., Announced]) -> None:
+def test_a_server_that_does_not_answer_is_queried_once(announced: Callable[..., Announced]) -> None:
     away = {"source_type": "ftp", "host": "127.0.0.1", "port": 1, "path": "/", "credentials": "store"}
     found = with_versions([announced(f"/{n}.csv", tls="none", **away) for n in range(2_000)])
     assert {event.modified_at for event in found} == {None}
