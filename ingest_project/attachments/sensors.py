@@ -31,7 +31,7 @@ from ingest_project.core.keys import digest_of
 from ingest_project.core.settings import AttachmentSettings
 from ingest_project.platform.http.client import LONGEST_RETRY_AFTER
 from ingest_project.platform.http.file_names import chosen_file_name
-from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.work_queue.batches import batches_of_due, split_evenly
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import Due

@@ -1,7 +1,7 @@
 """Pool connections to file servers: a batch of a thousand files logs in a few times.
 
-One pool per process and limits, safe for threads. A connection has one user at a time. Idle ones are closed by the next
-user after a while, and at the end of the process.
+There is one pool per process and set of limits; threads may share it. A connection has one user at a time. The next
+lease closes connections whose idle time has expired, and the end of the process closes all.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class PooledConnection(Protocol):
     usable: bool
 
     def answers(self) -> bool:
-        """Return whether the other side still answers."""
+        """Return True while the server still answers."""
         ...
 
     def close(self) -> None:
-        """End it; never raises."""
+        """Close the connection; never raises."""
         ...
 
 
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class Login(Protocol[C_co]):
-    """How one account of a server is reached; equal logins share their connections."""
+    """Account of a server, and how to connect to it; equal logins share their connections."""
 
     def __hash__(self) -> int: ...
 
@@ -55,20 +55,20 @@ class Login(Protocol[C_co]):
         """Open a new connection, logged in.
 
         Raises:
-            SourceUnreachableError: no answer. And the permanent errors of a source.
+            SourceUnreachableError: the server does not answer. Also raises the permanent errors of a source.
         """
         ...
 
 
 @dataclass(frozen=True)
 class PoolLimits:
-    """How many connections there may be, and for how long.
+    """Limits of one pool.
 
     Args:
-        total: open in this process.
-        per_server: open to one server as one user.
-        idle_seconds: how long an unused one is kept.
-        wait_seconds: how long to wait for a free one.
+        total: connections open in this process.
+        per_server: connections open to one server as one user.
+        idle_seconds: time after which an unused connection is closed.
+        wait_seconds: longest wait for a free connection.
     """
 
     total: int
@@ -78,7 +78,7 @@ class PoolLimits:
 
 
 class Lease(Generic[C]):
-    """A connection in use; `release`, or the end of the `with`, returns it to the pool, or closes it when it broke."""
+    """A connection in use; `release`, or the end of the `with`, returns it to the pool, or closes a broken one."""
 
     def __init__(self, pool: ConnectionPool, login: Login[C], connection: C, *, reused: bool) -> None:
         self._pool = pool
@@ -97,7 +97,7 @@ class Lease(Generic[C]):
         """Return the connection to the pool. Idempotent."""
         if not self._released:
             self._released = True
-            self._pool._put_back(self._login, self.connection)  # noqa: SLF001 - the two are one
+            self._pool._return(self._login, self.connection)  # noqa: SLF001 - the two are one
 
 
 @dataclass
@@ -110,7 +110,7 @@ class ConnectionPool:
     """The connections of this process.
 
     Args:
-        limits: how many, how long.
+        limits: of this pool.
     """
 
     def __init__(self, limits: PoolLimits) -> None:
@@ -118,27 +118,27 @@ class ConnectionPool:
         self._reset()
 
     def lease(self, login: Login[C]) -> Lease[C]:
-        """Return an idle connection that answers, or a new one.
+        """Lease an idle connection that answers, or a new one.
 
         Raises:
-            SourceUnreachableError: none became free in time, or no new one can be made.
+            SourceUnreachableError: no connection became free in time, or none can be made.
         """
         while (idle := self._take_idle(login)) is not None:
             if time.monotonic() - idle.since < TRUSTED_IDLE_SECONDS or idle.connection.answers():
                 # Connections under a login were made by an equal login.
                 return Lease(self, login, idle.connection, reused=True)  # type: ignore[arg-type]
             idle.connection.usable = False
-            self._put_back(login, idle.connection)
+            self._return(login, idle.connection)
         try:
             return Lease(self, login, login.connect(), reused=False)
         except BaseException:
-            self._put_back(login, None)
+            self._return(login, None)
             raise
 
     def begin(self, login: Login[C], operation: Callable[[C], T]) -> tuple[Lease[C], T]:
-        """Run an operation and keep its connection leased, for what follows it.
+        """Run an operation and keep its connection leased for the operations that follow.
 
-        Where a pooled connection turns out to be dead, the operation runs again on a new one.
+        If a pooled connection turns out to be dead, the operation runs again on a new one.
         """
         while True:
             lease = self.lease(login)
@@ -167,7 +167,7 @@ class ConnectionPool:
         _close(closing)
 
     def _take_idle(self, login: Login[PooledConnection]) -> _Idle | None:
-        """Return an idle connection; None: the caller may make one."""
+        """Return an idle connection; None permits the caller to make one."""
         closing: list[PooledConnection] = []
         until = time.monotonic() + self._limits.wait_seconds
         try:
@@ -187,7 +187,7 @@ class ConnectionPool:
         finally:
             _close(closing)
 
-    def _put_back(self, login: Login[PooledConnection], connection: PooledConnection | None) -> None:
+    def _return(self, login: Login[PooledConnection], connection: PooledConnection | None) -> None:
         keep = connection is not None and connection.usable
         with self._changed:
             if connection is not None and keep:
@@ -199,7 +199,7 @@ class ConnectionPool:
             connection.close()
 
     def _evict_for(self, wanted: Login[PooledConnection]) -> list[PooledConnection]:
-        """Drop the connection that was idle longest where the process has all that it may have."""
+        """Drop the connection that was idle longest if the process has reached its limit."""
         idle = [login for login, connections in self._idle.items() if connections]
         full = self._open.total() >= self._limits.total
         if not full or not idle or self._open[wanted] >= self._limits.per_server:
@@ -230,7 +230,7 @@ def pool_of(limits: PoolLimits) -> ConnectionPool:
     """Return the pool of this process with these limits."""
     pool = ConnectionPool(limits)
     atexit.register(pool.close_idle)
-    # Two processes that share one socket would read each other's answers.
+    # Two processes that share one socket would read each other's responses.
     os.register_at_fork(after_in_child=pool._reset)  # noqa: SLF001 - the two are one
     return pool
 

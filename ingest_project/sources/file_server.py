@@ -29,10 +29,9 @@ from ingest_project.platform.http.host_policy import INTERNAL_HOSTS, HostLists
 from ingest_project.platform.http.pinned_transport import Connector
 from ingest_project.platform.http.urls import MAX_PORT, MalformedAddressError, host_and_port, parse_server
 from ingest_project.sources.connection_pool import ConnectionPool, Lease, Login, PooledConnection, PoolLimits, pool_of
-from ingest_project.sources.context import SourceContext, patterns_for
-from ingest_project.sources.protocol import MAX_DEPTH, Skipped, SourceFile, printable
+from ingest_project.sources.protocol import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, OpenedFile, SourceLimits, resumed_reading
-from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.sources.registry import SourceContext, patterns_for
 
 Kind = Literal["file", "folder", "link", "other", "unknown"]
 
@@ -62,7 +61,7 @@ class Entry:
         name: the bytes that the server sent; for `unknown` the whole line, which is not understood.
         kind: `link` is a symbolic link to something not yet known.
         modified_at: UTC; None where the server does not say.
-        identity: distinguishes this folder from every other of the server, however it is reached; None if not stated.
+        identity: unique for each folder of the server, by whatever path it is reached; None if not stated.
         exact: False where size or time need `ServerConnection.described`.
     """
 
@@ -170,7 +169,7 @@ def server_of(
 
 @dataclass(frozen=True)
 class NameCoding:
-    """How one server writes names.
+    """Encoding of file names on one server.
 
     Args:
         encoding: one of `ENCODINGS`.
@@ -183,7 +182,7 @@ class NameCoding:
         """Read the `encoding` of a job's source_config.
 
         Raises:
-            PermanentError: not one of those that are known.
+            PermanentError: the encoding is unknown.
         """
         encoding = source_config.get("encoding", "utf-8")
         if encoding not in ENCODINGS:
@@ -191,7 +190,7 @@ class NameCoding:
         return cls(str(encoding))
 
     def name(self, raw: bytes) -> str:
-        """Return a name as a person reads it."""
+        """Return a name for display."""
         return self._exact(raw) or raw.decode("latin-1")
 
     def path(self, raw: bytes) -> str:
@@ -237,7 +236,7 @@ class NameCoding:
 
 
 def is_requestable(raw_name: bytes) -> bool:
-    """Return whether a name of a listing can be part of a path that is requested."""
+    """Return True if a name of a listing can be part of a requested path."""
     return raw_name not in (b"", b".", b"..") and b"/" not in raw_name and _CONTROLS.isdisjoint(raw_name)
 
 
@@ -284,7 +283,7 @@ class FileServerSource:
         yield from _Walk(self, parsed).below(self._allowed(self.path))
 
     def stat(self, path: str) -> SourceFile:
-        """Return size and time of change as the server says now."""
+        """Return the size and modification time that the server reports now."""
         raw = self._allowed(path)
         found = self.pool.call(self.login, lambda connection: connection.described(raw))
         if found.kind != "file":
@@ -378,8 +377,8 @@ class _Walk:
         """Yield the files of a folder and of those below it that the pattern reaches.
 
         Raises:
-            SourceNotFoundError: there is no such folder. And what else a source raises; nothing that failed is left
-        out.
+            SourceNotFoundError: the folder does not exist. Also raises the other errors of a source; a failure is
+                never left out.
         """
         self._waiting, listed = [_Folder(root, "")], 0
         while self._waiting:
@@ -404,7 +403,7 @@ class _Walk:
             yield Skipped(self._names.path(folder.raw), reason, visible=forbidden)
             return
         understood: Counter[bool] = Counter()
-        # Closed in this order: a listing that is left early still has something to say to its server.
+        # Closed in this order: a listing that ends early still sends a request to its server.
         with lease, closing(entries):
             for entry in self._budget.counted(entries):
                 understood[entry.kind != "unknown"] += 1

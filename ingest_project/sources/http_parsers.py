@@ -71,7 +71,7 @@ class NotAListingError(Exception):
 
     Args:
         seen: what it is instead; starts in lower case, ends without a full stop.
-        login: whether it is a login page.
+        login: it is a login page.
     """
 
     def __init__(self, seen: str, *, login: bool = False) -> None:
@@ -88,7 +88,7 @@ class Link(msgspec.Struct, frozen=True, tag=True):
         size_bytes: exact; None where the listing does not say.
         modified_at: to the second, UTC; None where the listing does not say.
         etag: as its server sends it.
-        is_next_page: whether it is the next page of this listing.
+        is_next_page: it is the next page of this listing.
     """
 
     target: str
@@ -99,7 +99,7 @@ class Link(msgspec.Struct, frozen=True, tag=True):
 
     @property
     def has_version(self) -> bool:
-        """Whether the listing states the version of the file."""
+        """The listing states the version of the file."""
         return self.etag is not None or (self.size_bytes is not None and self.modified_at is not None)
 
 
@@ -171,11 +171,11 @@ def html_links(body: bytes, charset: str, facts: PageFacts) -> Iterator[Link | U
     facts.recognised = _is_index(seen)
     facts.seen = _described(body, seen)
     if seen.password:
-        raise NotAListingError(f"{facts.seen} that asks for a password", login=True)
+        raise NotAListingError(f"{facts.seen} with a password field", login=True)
 
 
 def is_page_query(query: str) -> bool:
-    """Return whether a query names one page of several."""
+    """Return True if a query names one page of several."""
     try:
         named = parse_qsl(query, keep_blank_values=True, max_num_fields=20)
     except ValueError:
@@ -454,7 +454,7 @@ def _text_link(line: bytes) -> Link | Unusable:
 
 
 def _names_a_file(text: str) -> bool:
-    """Return whether an address ends in a folder's slash or in a name with an ending, as no word of an error does."""
+    """Return True if an address ends in a folder's slash or in a name with an ending, as no word of an error does."""
     try:
         path = urlsplit(text).path
     except ValueError:

@@ -20,9 +20,8 @@ from ingest_project.core.errors import (
     UnreadableListingError,
 )
 from ingest_project.core.settings import Settings
-from ingest_project.sources.context import SourceContext
-from ingest_project.sources.protocol import Skipped, Source, SourceFile
-from ingest_project.sources.registry import open_source
+from ingest_project.sources.protocol import Skipped, Source, SourceFile, count_reason
+from ingest_project.sources.registry import SourceContext, open_source
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 from ingest_project_tests.services.raw_server import RawServer, request, silent
 
@@ -118,7 +117,7 @@ def test_the_index_of_every_common_server_is_understood_and_an_empty_one_is_empt
 @pytest.mark.parametrize(
     ("answer", "kind", "seen"),
     [
-        (page("<html><title>Sign in</title><form><input type=password></form><a href='help/'>?</a></html>"), SourceAccessDeniedError, "asks for a password"),  # noqa: E501
+        (page("<html><title>Sign in</title><form><input type=password></form><a href='help/'>?</a></html>"), SourceAccessDeniedError, "with a password field"),  # noqa: E501
         (page("<html><title>Welcome</title><a href='about/'>About</a><a href='style.css'>x</a></html>"), UnreadableListingError, "'Welcome'"),  # noqa: E501
         (page("<html><title>Error</title><p>Something went wrong.</html>"), UnreadableListingError, "'Error'"),
         (page("Forbidden"), UnreadableListingError, "text that is called HTML"),
@@ -453,8 +452,6 @@ def test_a_listing_that_takes_too_long_as_a_whole_is_given_up(server: Pages) -> 
 def test_twenty_thousand_bad_links_are_counted_by_a_few_reasons(server: Pages) -> None:
     links = "".join(f"<a href='s{number}://x/{number}.csv'>" for number in range(20_000))
     server.pages["/in/"] = page(f"<title>Index of /</title><a href=a.csv>{links}")
-    from ingest_project.sources.selection import count_reason  # noqa: PLC0415
-
     counts: dict[str, int] = {}
     for entry in source(f"{server.url}in/").list_files("*"):
         if isinstance(entry, Skipped):

@@ -22,7 +22,7 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
 )
 from ingest_project.core.settings import Credential, PollingSettings
-from ingest_project.sources import sftp
+from ingest_project.sources import sftp_protocol
 from ingest_project.sources.file_server import FileServerSource
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.sftp import open_sftp
@@ -239,7 +239,7 @@ def test_a_server_that_dies_in_the_middle_is_unreachable_and_found_again_later(f
 def test_a_server_that_dies_while_it_is_still_being_asked_is_unreachable_and_nothing_more(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sftp, "REQUEST_BYTES", 64)  # a window of so many requests takes a while to send
+    monkeypatch.setattr(sftp_protocol, "REQUEST_BYTES", 64)  # a window of so many requests takes a while to send
     (folder / "a.csv").write_bytes(CONTENT)
     server = SftpServer(folder)
     with source(server).open("/a.csv") as stream:

@@ -19,9 +19,9 @@ from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.logging import get_logger
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.work_queue.sensor import queue_sensor

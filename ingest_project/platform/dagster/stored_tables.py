@@ -21,9 +21,9 @@ from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql
 
 from ingest_project.core.keys import end_of, parse_hour_key
-from ingest_project.platform.database.columns import ExactDecimal, Texts, UtcTime
 from ingest_project.platform.database.engine import reading
-from ingest_project.platform.delta.table import DeltaStore, ask
+from ingest_project.platform.database.sql import ExactDecimal, Texts, UtcTime
+from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.platform.runtime import Runtime
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's dialects have no annotations
@@ -131,7 +131,7 @@ class HourlyDeltaTable:
         import polars as pl  # noqa: PLC0415 - heavy
 
         where = "true" if partitions is None else " OR ".join(self._of_hour(key) for key in partitions) or "false"
-        batches = list(ask(self.store(services), f"SELECT * FROM events WHERE {where}"))
+        batches = list(query_events(self.store(services), f"SELECT * FROM events WHERE {where}"))
         found: list[pa.Table | pa.RecordBatch] = [*batches] or [self.schema().empty_table()]
         return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in found])
 

@@ -11,8 +11,9 @@ So a writer that was killed, one whose commit landed while the answer was lost, 
 at the same time all end in one commit. Nothing of that needs a lock, and nothing reaches readers but whole commits.
 In return, the versions of a stream only grow, and a version stands for the same rows whenever it is written.
 
-A table can go back in time, by a restore, a removed log entry, or a dropped folder: `standings` tells a stream where
-it is and whether rows may be missing below that. The version up to which a stream was looked at is in the table too.
+A table can go back in time, by a restore, a removed log entry, or a dropped folder: `standings` returns the position of
+a stream and the commits that may have removed rows below it. The table also records the version up to which a stream
+was checked.
 
 `History` names commits that may have removed rows: a restore, a delete or an overwrite, by whatever program. Delta
 keeps the position of a stream through all of these, so the owner of a position checks the commits too.
@@ -65,13 +66,13 @@ KEEPS_ROWS = frozenset(
         "UPDATE FIELD METADATA",
     }
 )
-MOST_NAMED = 5
+MAX_NAMED = 5
 # Each is a file of the log to be read; of more than these it is quicker to count the rows.
-MOST_LOOKED_AT = 1_000
+MAX_CHECKED = 1_000
 
 
 class History:
-    """The commits of a table that its log still has, read once and as far back as somebody asked."""
+    """The commits of a table that its log still has, read once and as far back as needed."""
 
     def __init__(self, table: DeltaTable) -> None:
         self._table = table
@@ -83,23 +84,23 @@ class History:
         """Name the commits after a version that may have removed rows, the newest first, at most a few.
 
         Args:
-            checked: the version up to which somebody has looked; None: nobody ever did, and what the log has is all
-                there is to see.
+            checked: the version up to which the commits were checked; None: they never were, and the whole log is
+                checked.
         """
         wanted = self._newest - (-1 if checked is None else checked)
-        self._look_back(min(wanted, MOST_LOOKED_AT))
+        self._read_back(min(wanted, MAX_CHECKED))
         oldest = min(self._commits, default=self._newest + 1) if checked is None else checked + 1
         found: list[str] = []
         for version in range(self._newest, oldest - 1, -1):
-            if len(found) == MOST_NAMED:
+            if len(found) == MAX_NAMED:
                 break
             if version not in self._commits:
-                return (*found, f"version {version} and those before it were not looked at")
+                return (*found, f"version {version} and those before it were not checked")
             if not _keeps_rows(self._commits[version]):
                 found.append(f"{self._commits[version].get('operation', 'unnamed')} (version {version})")
         return tuple(found)
 
-    def _look_back(self, entries: int) -> None:
+    def _read_back(self, entries: int) -> None:
         if entries > self._read:
             self._commits = {int(entry["version"]): entry for entry in self._table.history(entries)}
             self._read = entries
@@ -140,10 +141,10 @@ LONGEST_PAUSE_SECONDS = 2.0
 # a shorter log takes away is looking back, and readers of the table as a stream that stay away for longer.
 LOG_RETENTION = "interval 1 day"
 # Each version that a handle follows makes its next commits dearer, by 0.2 ms here: after so many, opening is cheaper.
-MOST_FOLLOWED_VERSIONS = 50
+MAX_FOLLOWED_VERSIONS = 50
 
 
-# Stands for every stream of a table where somebody has checked them all.
+# Stands for every stream of a table where all of them were checked.
 EVERY_STREAM = "ingest_project"
 
 
@@ -234,13 +235,13 @@ class DeltaStore:
             data: nested columns, any zone of time, and polars' own string types are welcome.
             app_id: the ordered stream of data that the rows come from, e.g. one partition of one topic.
             version: the stream's position after these rows, growing.
-            after: what `committed_version` said when these rows were planned. Rows are written only if the table is
+            after: the `committed_version` when these rows were planned. Rows are written only if the table is
                 still there, so that ranges which overlap or come out of order neither double rows nor skip any.
             checked: the version of the table at which the stream's rows were known to be complete, see `standings`.
 
         Raises:
             SchemaConflictError: a column's type is another than the table's, or none of Delta's.
-            TransactionConflictError: other writers were in the way each time, or the table is not at `after`.
+            TransactionConflictError: other writers conflicted at every attempt, or the table is not at `after`.
             StoreUnavailableError: the store does not answer or refused. The commit may have landed: append again.
         """
         with self._lock:
@@ -281,8 +282,8 @@ class DeltaStore:
                 history, of_all = History(table), table.transaction_version(checked_by(EVERY_STREAM))
                 found = {}
                 for app_id in app_ids:
-                    looks = (of_all, table.transaction_version(checked_by(app_id)))
-                    checked = max((look for look in looks if look is not None), default=None)
+                    checks = (of_all, table.transaction_version(checked_by(app_id)))
+                    checked = max((version for version in checks if version is not None), default=None)
                     position = table.transaction_version(app_id)
                     doubts = () if position is None else history.doubtful_commits(checked)
                     found[app_id] = Standing(position, table.version(), doubts)
@@ -292,7 +293,7 @@ class DeltaStore:
         """Record that the rows of a stream, or of all, were complete at a version of the table.
 
         Raises:
-            TransactionConflictError: other writers were in the way each time.
+            TransactionConflictError: other writers conflicted at every attempt.
             StoreUnavailableError: the store does not answer or refused.
         """
         import pyarrow as pa  # noqa: PLC0415 - heavy
@@ -336,7 +337,7 @@ class DeltaStore:
             except DeltaError:
                 # The log between its version and the newest was cleaned away.
                 return self._reopened()
-        if self._table.version() - self._opened_version >= MOST_FOLLOWED_VERSIONS:
+        if self._table.version() - self._opened_version >= MAX_FOLLOWED_VERSIONS:
             return self._reopened()
         self._log_identity = self._identity_now()
         return self._table
@@ -349,10 +350,10 @@ class DeltaStore:
         return self._table
 
     def _identity_now(self) -> tuple[object, ...]:
-        """Tell a local table from another one, or from its own past: a handle would not notice that its table is gone.
+        """Identify a local table and its state: a handle does not notice that its table was removed or replaced.
 
         Returns:
-            what identifies the log and its entry of the version that the handle has.
+            the identities of the log and of its entry for the version of the handle.
         """
         if not self._location.is_local:
             return ()
@@ -379,7 +380,7 @@ class DeltaStore:
                     commit_properties=CommitProperties(max_commit_retries=0),
                 )
             except DeltaError:
-                # Another writer was faster; if not, the store fails and this error says why.
+                # Another writer was faster; if not, the store fails, and this error has the reason.
                 if self._reopened() is None:
                     raise
             table = self._reopened()
@@ -396,11 +397,11 @@ class DeltaStore:
     ) -> Committed | AlreadyCommitted | TransactionConflictError:
         """Try once; returns a conflict when the same attempt may succeed next, and raises it when it cannot."""
         table = self._refreshed() or self._created(data)
-        there = self._position_in(table, app_id)
-        if there is not None and there >= transactions[app_id]:
-            return AlreadyCommitted(there)
-        if after is not Position.ANY and there != after:
-            raise TransactionConflictError(self.url, f"{app_id} is at {there}, and not at {after} as was planned")
+        reached = self._position_in(table, app_id)
+        if reached is not None and reached >= transactions[app_id]:
+            return AlreadyCommitted(reached)
+        if after is not Position.ANY and reached != after:
+            raise TransactionConflictError(self.url, f"{app_id} is at {reached}, and not at {after} as was planned")
         try:
             self._commit(table, data, transactions)
         except TransactionConflictError as conflict:
@@ -427,7 +428,7 @@ class DeltaStore:
 
 
 def checked_by(app_id: str) -> str:
-    """Name the stream that says up to which version of the table the rows of another one were checked."""
+    """Return the name of the stream whose position is the table version up to which another one was checked."""
     return f"{app_id}/checked"
 
 
@@ -448,7 +449,7 @@ def open_delta_table(
 
     Args:
         url: a folder, or see `location`.
-        credentials: for S3 and Azure; the same object each time, for it tells one store from another.
+        credentials: for S3 and Azure; the same object each time, because it identifies the store.
         partition_by: columns whose values make the folders of the table; counts when the table is created.
 
     Raises:
@@ -475,7 +476,7 @@ def _pauses() -> Iterator[float]:
         yield random.uniform(longest / 2, longest)  # noqa: S311 - no secret
 
 
-def ask(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
+def query_events(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
     """Yield the answer to a query over `events`, a few thousand rows at a time; nothing where there is no table yet.
 
     Raises:
@@ -483,10 +484,10 @@ def ask(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
     """
     table = store.opened()
     if table is not None:
-        yield from answer(store, table, query)
+        yield from query_version(store, table, query)
 
 
-def answer(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.RecordBatch]:
+def query_version(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.RecordBatch]:
     """Query one version of the table, registered as `events`.
 
     Raises:

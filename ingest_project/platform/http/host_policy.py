@@ -1,7 +1,7 @@
 """Decide which hosts may be contacted: by name before anything is sent, by address before a connection is made.
 
 Every client of this project keeps to these rules, whatever protocol it speaks: a host that a message names must be
-public, or one that a setting names, and nobody contacts a denied host.
+public, or one that a setting names, and a denied host is never contacted.
 
 An address is internal unless the Internet routes it to one host. The tables follow IANA's registries of
 special-purpose addresses. Python's own `is_global` is not used: its answers for the same address differ between the
@@ -215,7 +215,7 @@ class HostLists:
     """The lists that hold for every client, whatever protocol it speaks.
 
     Args:
-        denied: patterns of hosts that nobody contacts (INGEST_DENIED_HOSTS).
+        denied: patterns of hosts that are never contacted (INGEST_DENIED_HOSTS).
         internal: patterns of hosts that may have an internal address (INGEST_ALLOWED_INTERNAL_HOSTS).
     """
 
@@ -227,7 +227,7 @@ class HostLists:
 
         Args:
             servers: canonical host and port of each.
-            internal_allowed: whether a setting names them, so that they may have an internal address.
+            internal_allowed: a setting names them, so that they may have an internal address.
         """
         own = [host_and_port(host, port) for host, port in servers]
         internal = [*self.internal, *own] if internal_allowed else self.internal

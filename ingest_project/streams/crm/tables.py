@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.platform.database.columns import ExactDecimal, Json, UtcTime, metadata
+from ingest_project.platform.database.sql import ExactDecimal, Json, UtcTime, metadata
 
 
 def _origin() -> list[Col[Any]]:

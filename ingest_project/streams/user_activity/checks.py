@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from ingest_project.platform.delta.table import ask
+from ingest_project.platform.delta.table import query_events
 from ingest_project.streams.checks import MOST_SHOWN, RECENT, health_of
 from ingest_project.streams.positions import OffsetRange
 from ingest_project.streams.user_activity.event_queries import of_offsets
@@ -113,5 +113,5 @@ def _missing_rows(services: UserActivityResources) -> tuple[int, list[str], list
 
 
 def _counts(services: UserActivityResources, query: str, *names: str) -> list[int]:
-    found = [row for batch in ask(services.user_activity_events, query) for row in batch.to_pylist()]
+    found = [row for batch in query_events(services.user_activity_events, query) for row in batch.to_pylist()]
     return [sum(row[name] for row in found) for name in names]

@@ -14,9 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest_project.platform.database.columns import UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.statements import in_parts
+from ingest_project.platform.database.sql import UtcTime, in_parts, metadata
 from ingest_project.streams.positions import OffsetRange, joined
 
 # A late event widens the offsets of its hour within one piece only.

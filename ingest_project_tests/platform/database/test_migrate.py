@@ -19,9 +19,8 @@ from ingest_project.attachments import tables as attachment_tables
 from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest import tables
 from ingest_project.operations import metric_rollup as metric_tables
-from ingest_project.platform.database.columns import metadata
-from ingest_project.platform.database.engine import open_engine, writing
-from ingest_project.platform.database.migrate import HEAD, migrate, schema_version
+from ingest_project.platform.database.engine import HEAD, migrate, open_engine, schema_version, writing
+from ingest_project.platform.database.sql import metadata
 from ingest_project.streams import positions as stream_tables
 from ingest_project.streams.crm import tables as crm_tables
 from ingest_project.streams.user_activity import statistics as activity_tables

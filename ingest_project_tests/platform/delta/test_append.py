@@ -344,4 +344,4 @@ def test_what_the_log_does_not_have_any_more_is_a_doubt(tmp_path: Path) -> None:
     for entry in (1, 2, 3):
         (tmp_path / "_delta_log" / f"{entry:020}.json").unlink()
     (doubt,) = store.standings(["topic-0"])["topic-0"].doubts
-    assert doubt == "version 3 and those before it were not looked at"
+    assert doubt == "version 3 and those before it were not checked"

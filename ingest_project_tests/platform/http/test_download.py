@@ -71,7 +71,7 @@ def test_a_file_is_brought_whole_and_described(http_server: HttpServer, download
         http_status=200,
         url=http_server.url("/files/report.pdf?…"),
         resumed=False,
-        seal=FileFingerprint.of(to.stat()),
+        fingerprint=FileFingerprint.of(to.stat()),
     )
     assert to.read_bytes() == content
     assert _left(to) == [to.name]

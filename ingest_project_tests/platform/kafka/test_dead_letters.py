@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.services.kafka import Server
 
 FAILED_AT = datetime(2026, 1, 15, 10, 30, 45, tzinfo=UTC)

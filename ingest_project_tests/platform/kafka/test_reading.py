@@ -11,9 +11,9 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.consumer import BoundedRead, TopicReader
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
+from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
 from ingest_project_tests.services.kafka import Server, settings_for
 
 PLENTY = 100 * 1024**2

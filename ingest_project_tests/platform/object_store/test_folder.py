@@ -12,7 +12,7 @@ import pytest
 
 from ingest_project.core.errors import ForbiddenPathError, SourceChangedError, StoreUnavailableError
 from ingest_project.platform.local_files import FileFingerprint, LocalFile
-from ingest_project.platform.object_store.opening import open_store
+from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.store import UNFINISHED, ObjectStore, StoredObject
 from ingest_project_tests.platform.object_store.samples import digest, local_file, put, read
 

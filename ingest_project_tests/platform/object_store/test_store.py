@@ -18,7 +18,7 @@ from ingest_project.core.errors import (
     StoreUnavailableError,
 )
 from ingest_project.platform.local_files import LocalFile
-from ingest_project.platform.object_store.opening import open_store
+from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.s3 import PART_BYTES
 from ingest_project.platform.object_store.store import ObjectStore, S3Options, StoredObject, kept_metadata, location_of
 from ingest_project_tests.platform.object_store.samples import CONTENTS, NAME, digest, local_file, put, read

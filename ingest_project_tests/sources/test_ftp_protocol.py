@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.sources.file_server import Entry, NameCoding, is_requestable
-from ingest_project.sources.ftp_listing import parse_list_line, parse_machine_line, parse_time
+from ingest_project.sources.ftp_protocol import parse_list_line, parse_machine_line, parse_time
 
 NOW = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
 UTC_ZONE = ZoneInfo("UTC")
