@@ -151,7 +151,7 @@ def test_a_page_of_any_kind_that_links_files_is_a_listing(server: Pages) -> None
     assert listed(source(f"{server.url}in/")) == ["a.csv"]
 
 
-def test_a_folder_whose_page_is_no_listing_is_told_and_the_rest_is_listed(server: Pages) -> None:
+def test_a_folder_whose_page_is_no_listing_is_reported_and_the_rest_is_listed(server: Pages) -> None:
     server.pages = {
         "/in/": page("<title>Index of /in/</title><a href=x/>x/</a><a href=y/>y/</a><a href=z/>z/</a><a href=a.csv>"),
         "/in/x/": page("<title>Read me</title><a href=about/>"),
@@ -306,9 +306,7 @@ def test_the_pages_of_a_listing_are_read_to_the_last_each_once(server: Pages) ->
         as_json(["a.csv"], **{"X-Total-Pages": "2"}),
     ],
 )
-def test_one_page_of_several_whose_next_cannot_be_asked_for_is_not_taken_as_complete(
-    server: Pages, answer: Answer
-) -> None:
+def test_one_page_of_several_whose_next_cannot_be_requested_is_not_complete(server: Pages, answer: Answer) -> None:
     server.pages["/in/"] = answer
     with pytest.raises(UnreadableListingError, match="page"):
         listed(source(f"{server.url}in/"))
@@ -337,7 +335,7 @@ def test_a_word_that_is_no_encoding_says_nothing_about_the_bytes(server: Pages, 
         assert stream.read() == b"1,2"
 
 
-def test_a_listing_and_files_that_are_compressed_although_nobody_asked_are_read(server: Pages) -> None:
+def test_a_listing_and_files_that_are_compressed_unrequested_are_read(server: Pages) -> None:
     body = gzip.compress(b"<title>Index of /</title><a href=a.csv>a</a>")
     server.pages["/in/"] = page(body, **{"Content-Encoding": "gzip"})
     assert listed(source(f"{server.url}in/")) == ["a.csv"]
@@ -412,7 +410,7 @@ QUICK = {"polling": {"source_timeout_seconds": 0.2}}
     ],
     ids=["body", "header", "chunk"],
 )
-def test_a_server_that_sends_a_byte_now_and_then_holds_neither_a_listing_nor_a_question_nor_a_file(head: bytes) -> None:
+def test_a_server_that_sends_a_byte_now_and_then_blocks_neither_a_listing_nor_a_stat_nor_a_file(head: bytes) -> None:
     with RawServer(drip(head)) as slow:
         started = time.monotonic()
         opened = source(slow.url, QUICK)

@@ -57,7 +57,7 @@ def test_the_migrations_make_the_tables_that_the_code_sees(database_url: str) ->
     assert [d for d in differences if getattr(d[1], "name", "") != "raw_sensor_data_by_file"] == []
 
 
-def test_the_newest_revision_is_the_one_that_is_looked_for() -> None:
+def test_the_newest_revision_is_head() -> None:
     config = Config()
     config.set_main_option("script_location", "ingest_project.platform.database:migrations")
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD

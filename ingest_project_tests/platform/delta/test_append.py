@@ -124,14 +124,14 @@ def test_every_type_reaches_an_independent_reader_unchanged(tmp_path: Path) -> N
     assert [row | {"at": row["at"] and row["at"].astimezone(UTC)} for row in read] == rows
 
 
-def test_columns_of_polars_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_columns_of_polars_are_accepted(tmp_path: Path) -> None:
     frame = pl.DataFrame({"text": ["a", None], "at": [datetime(2026, 1, 1, tzinfo=UTC)] * 2, "list": [["x"], []]})
     store_at(tmp_path).append(frame.to_arrow(), app_id="a", version=1)
     store_at(tmp_path).append(pa.table(frame), app_id="a", version=2)
     assert rows_of(tmp_path)["text"].to_pylist() == ["a", None, "a", None]
 
 
-def test_another_store_sees_each_commit_without_opening_anew(tmp_path: Path) -> None:
+def test_another_store_sees_each_commit_without_reopening(tmp_path: Path) -> None:
     writer, reader = store_at(tmp_path), store_at(tmp_path)
     for version in range(1, 4):
         writer.append(numbers(version), app_id="topic-0", version=version)
@@ -152,7 +152,7 @@ def test_a_store_is_kept_per_process(tmp_path: Path) -> None:
     assert open_delta_table(str(tmp_path)) is open_delta_table(str(tmp_path))
 
 
-def test_a_place_that_cannot_be_written_says_so_on_one_line(tmp_path: Path) -> None:
+def test_a_location_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreUnavailableError, match="cannot be used") as caught:
         store_at(tmp_path / "file").append(numbers(1), app_id="topic-0", version=1)

@@ -65,7 +65,7 @@ def message_at(offset: int) -> ConsumerRecord:
     return ConsumerRecord("events", 3, offset, None, None, None, ())
 
 
-def test_the_id_of_a_dead_letter_is_the_place_of_its_original() -> None:
+def test_the_id_of_a_dead_letter_is_the_position_of_its_original() -> None:
     assert letter_for(message_at(7))[0] == letter_for(message_at(7), "another reason")[0]
     assert letter_for(message_at(7))[0] != letter_for(message_at(8))[0]
 

@@ -60,7 +60,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_a_taken_port_is_said_in_one_line() -> None:
+def test_a_port_in_use_is_reported_in_one_line() -> None:
     with EmbeddedBroker(port=free_port()) as broker:
         port = broker.bootstrap_servers.partition(":")[2]
         with pytest.raises(SettingsError, match=f"Port {port} .* cannot be used"):

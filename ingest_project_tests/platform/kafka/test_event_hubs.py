@@ -144,7 +144,7 @@ def test_a_token_is_shown_to_the_one_host_that_it_is_for(servers: str) -> None:
     assert both.scope == "https://a.servicebus.windows.net/.default"
 
 
-def test_a_connection_string_opens_a_second_cluster_beside_the_main_one(
+def test_a_connection_string_opens_a_second_cluster_next_to_the_main_one(
     secured: KafkaServer, topic: str, clients: Clients
 ) -> None:
     secured.create_topic(topic)
@@ -157,7 +157,7 @@ def test_a_connection_string_opens_a_second_cluster_beside_the_main_one(
     assert [message.value for message in messages] == [b"from the main one", b"from the other"]
 
 
-def test_a_wrong_key_is_told_as_such(secured: KafkaServer, topic: str, clients: Clients) -> None:
+def test_a_wrong_key_is_reported_as_such(secured: KafkaServer, topic: str, clients: Clients) -> None:
     wrong = settings_of(secured, connection_string=SecretStr(CONNECTION_STRING + "x"))
 
     with pytest.raises(BrokerUnavailableError, match=r"[Aa]uthentication"):
@@ -177,7 +177,7 @@ def test_an_identity_s_token_opens_it(
     assert set(identity_server.resources) == {"https://127.0.0.1"}
 
 
-def test_without_a_token_the_reason_and_the_remedy_are_told_at_once(
+def test_without_a_token_the_reason_and_the_remedy_are_reported_at_once(
     secured: KafkaServer, topic: str, identity_server: IdentityServer, clients: Clients
 ) -> None:
     identity_server.refuses = True

@@ -37,7 +37,7 @@ def test_nobody_can_change_a_stored_file_in_place(folder: ObjectStore, tmp_path:
         assert Path(stored.location).stat().st_mode & 0o777 == 0o400
 
 
-def test_a_file_that_still_has_its_fingerprint_is_taken_over_unread(folder: ObjectStore, tmp_path: Path) -> None:
+def test_a_file_with_its_fingerprint_is_linked_unread(folder: ObjectStore, tmp_path: Path) -> None:
     path = local_file(tmp_path, b"x").path
     folder.put("a", LocalFile(path, 1, "as announced", FileFingerprint.of(path.stat())))
     assert read(folder, "a") == b"x"

@@ -162,7 +162,7 @@ def test_a_topic_that_appears_later_is_read_from_its_beginning(broker: Server, w
     reader.close()
 
 
-def test_a_topic_that_was_created_anew_is_read_from_its_beginning_and_said(
+def test_a_recreated_topic_is_read_from_its_beginning_and_reported(
     broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)

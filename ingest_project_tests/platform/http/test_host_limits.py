@@ -55,7 +55,7 @@ def test_no_more_conversations_at_a_time_than_allowed_in_total_and_with_one_host
     assert not limits._hosts
 
 
-def test_who_gets_no_place_in_time_hears_that_the_host_is_busy() -> None:
+def test_a_request_without_a_slot_in_time_finds_the_host_throttled() -> None:
     limits = HostLimits(LoadLimits(per_host=1, longest_wait=SHORT))
     with limits.request_slot(HOST), pytest.raises(HostThrottledError), limits.request_slot(HOST):
         pass
@@ -95,7 +95,7 @@ def test_other_hosts_are_not_affected() -> None:
         pass
 
 
-def test_a_host_that_asks_to_be_left_alone_is_and_at_most_so_long() -> None:
+def test_a_host_that_requests_a_pause_gets_it_up_to_the_longest() -> None:
     limits = HostLimits(LoadLimits(longest_retry_after=SHORT))
     _fail(limits, timedelta(days=30))
     with pytest.raises(HostThrottledError, match="requested a pause") as busy, limits.request_slot(HOST):
@@ -105,7 +105,7 @@ def test_a_host_that_asks_to_be_left_alone_is_and_at_most_so_long() -> None:
     _succeed(limits)
 
 
-def test_a_refusal_and_a_forgiven_break_are_not_held_against_a_host() -> None:
+def test_a_refusal_and_a_forgiven_break_do_not_count_as_failures() -> None:
     limits = HostLimits(LoadLimits(failures_to_pause=1))
     _fail(limits, cut=True)
     with pytest.raises(DownloadRejectedError), limits.request_slot(HOST):
@@ -113,7 +113,7 @@ def test_a_refusal_and_a_forgiven_break_are_not_held_against_a_host() -> None:
     _succeed(limits)
 
 
-def test_those_who_wait_for_a_place_hear_that_the_host_failed() -> None:
+def test_threads_that_wait_for_a_slot_fail_with_the_host() -> None:
     limits = HostLimits(LoadLimits(per_host=1, failures_to_pause=1, longest_wait=timedelta(seconds=20)))
     inside = threading.Event()
     heard: list[HostThrottledError] = []

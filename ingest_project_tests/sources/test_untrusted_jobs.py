@@ -32,7 +32,7 @@ from ingest_project.sources.s3_client import S3Account, account_client, bound
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.identity import IdentityServer
 from ingest_project_tests.services.listener import Listener, Redirecting
-from ingest_project_tests.sources.places import S3Place
+from ingest_project_tests.sources.backends import S3Backend
 from ingest_project_tests.sources.served import OPENED, context_of
 
 SAS = "sv=2024-01-01&sig=the-signature"
@@ -174,8 +174,8 @@ def test_an_endpoint_of_a_job_does_not_reach_an_internal_address_that_no_setting
 def test_an_endpoint_that_a_setting_names_may_be_internal_and_a_denied_one_may_not(
     s3_options: S3Options,
 ) -> None:
-    place = S3Place(s3_options, "named-endpoint")
-    place.put("a.csv", b"x")
+    backend = S3Backend(s3_options, "named-endpoint")
+    backend.put("a.csv", b"x")
     server = (s3_options.endpoint_url or "").removeprefix("http://")
     keys = {"access_key_id": s3_options.access_key_id, "secret_access_key": s3_options.secret_access_key}
     config = {"source_type": "s3", "path": "s3://named-endpoint/in", "endpoint_url": s3_options.endpoint_url}
@@ -194,8 +194,8 @@ def test_an_endpoint_that_a_setting_names_may_be_internal_and_a_denied_one_may_n
 def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(
     s3_options: S3Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = S3Place(s3_options, "rebinding")
-    place.put("a.csv", b"x")
+    backend = S3Backend(s3_options, "rebinding")
+    backend.put("a.csv", b"x")
     port = int((s3_options.endpoint_url or "").rpartition(":")[2])
     account = S3Account(
         f"http://localhost:{port}",
@@ -371,7 +371,7 @@ class _FtpControl(socketserver.ThreadingTCPServer):
         super().server_close()
 
 
-def test_a_place_that_a_setting_names_is_read(dfs: DfsServer, dfs_url: str) -> None:
+def test_a_location_that_a_setting_names_is_read(dfs: DfsServer, dfs_url: str) -> None:
     """The rules let through what is meant: by the endpoint, by a credential's hosts, by the list."""
     server = dfs.url.removeprefix("http://")
     stored = {"sas": {"sas_token": "sv=x", "hosts": [server]}}
