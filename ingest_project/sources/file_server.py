@@ -102,7 +102,7 @@ class Server:
         host: canonical name or address.
         username: empty for anonymous access.
         refusal: why it may not be contacted; empty if it may.
-        internal_allowed: whether a setting names this very host, so that it may have an internal address.
+        internal_allowed: a setting names this host, so that it may have an internal address.
         lists: hosts that no client contacts, and internal ones that each may contact.
     """
 
@@ -125,7 +125,7 @@ class Server:
 
         Raises:
             ForbiddenPathError: one of its addresses is denied, or internal and no setting names the host.
-            SourceUnreachableError: its name cannot be resolved, or nothing answers.
+            SourceUnreachableError: its name cannot be resolved, or it does not answer.
         """
         rules = self.lists.rules_for((self.host, self.port), internal_allowed=self.internal_allowed)
         try:

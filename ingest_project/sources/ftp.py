@@ -177,7 +177,7 @@ class FtpConnection:
         return True
 
     def entries(self, folder: bytes) -> Generator[Entry]:
-        """List a folder by MLSD, or else LIST. It is entered first: some list nothing for one that is missing."""
+        """List a folder by MLSD, or else LIST. CWD comes first: some servers list a missing folder as empty."""
         with self._errors(folder):
             self._control.voidcmd(f"CWD {_text(folder)}")
             if self._has_machine_listing:
@@ -263,7 +263,7 @@ class FtpConnection:
             raise
 
     def _listed(self, path: bytes) -> Entry:
-        """Find a file in the listing of its folder: the simplest of servers say nothing more of it."""
+        """Find a file in the listing of its folder: simple servers offer nothing else."""
         folder, _, name = path.rpartition(b"/")
         for entry in self.entries(folder or b"/"):
             if entry.name == name and entry.kind != "unknown":
@@ -308,7 +308,7 @@ class FtpConnection:
 
     @contextlib.contextmanager
     def _errors(self, path: bytes) -> Iterator[None]:
-        """Map errors. A refusal leaves the connection as it was; after anything else its state is not known."""
+        """Map errors. A refusal leaves the connection usable; after other errors its state is unknown."""
         try:
             yield
         except (ftplib.error_perm, ftplib.error_temp) as error:

@@ -316,7 +316,7 @@ class FtpControl(ftplib.FTP_TLS):
             self.prot_p()
         features = self._features()
         if "UTF8" in features:
-            # Most servers that have it need no request, and some of those refuse one.
+            # Most servers with UTF8 need no request, and some refuse one.
             with contextlib.suppress(ftplib.error_perm):
                 self.sendcmd("OPTS UTF8 ON")
         self.voidcmd("TYPE I")

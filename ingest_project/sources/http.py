@@ -174,7 +174,7 @@ class _Folder:
     relative: str
 
 
-# A file, and whether its version is known.
+# A file, and True if its version is known.
 _Found = tuple[SourceFile, bool] | Skipped
 
 

@@ -120,10 +120,10 @@ class PageFacts(msgspec.Struct, tag=True):
 
     Args:
         seen: description for a person.
-        recognised: it is a listing for certain, even when it names nothing.
+        recognised: it is a listing for certain, even when it is empty.
         base: address that its links are relative to, where the page states one.
         links: number of entries that can be used.
-        unusable: number of those that cannot.
+        unusable: number of other entries.
     """
 
     seen: str = ""
@@ -228,7 +228,7 @@ def _value(raw: bytes, charset: str) -> str | None:
         return None
     try:
         text = raw.decode(charset)
-        # Of a reference to a character that there is not, html.unescape makes one that was not there.
+        # html.unescape replaces a reference to a character that does not exist by U+FFFD.
         found = html.unescape(text).strip(" \t\r\n\f")
     except ValueError:
         return None
@@ -349,7 +349,7 @@ def json_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
         # By json and not by msgspec, which refuses the whole page for one name that is not Unicode.
         found = msgspec.convert(json.loads(body.decode("utf-8-sig")), _JsonListing | list[object])
     except msgspec.ValidationError as error:
-        # A further field may say that this is one page of several: nothing of it is guessed.
+        # A further field may mark one page of several: its meaning is not guessed.
         raise NotAListingError(
             f"JSON that is no list of files ({printable(str(error))}); its fields are 'files' and, for the address of "
             "a further page, 'next'"
@@ -424,7 +424,7 @@ def text_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
     facts.seen = f"text of {len(body)} bytes"
     for line in _lines(body.removeprefix(_BYTE_ORDER_MARK)):
         if line.startswith(b"#"):
-            # Text alone may be anything; with a comment it is a list for certain, even when it names nothing.
+            # Text alone may be anything; with a comment it is a list for certain, even when it is empty.
             facts.recognised = True
         elif line:
             link = _text_link(line)

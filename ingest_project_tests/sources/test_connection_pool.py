@@ -22,7 +22,7 @@ class Line:
         self.alive = True
 
     def answers(self) -> bool:
-        """As told."""
+        """Return the configured answer."""
         return self.alive
 
     def close(self) -> None:

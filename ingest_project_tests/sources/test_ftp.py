@@ -69,7 +69,7 @@ def test_files_of_all_levels_are_listed_described_and_read(folder: Path, without
         opened = source(server)
         files = taken(opened, "**/*")
         assert set(files) == {"/a.csv", "/b b.XLSX", "/grüße €.csv", "/sub/deep/c.csv"}
-        # Of older files a listing tells the day only.
+        # Of older files a listing has the day only.
         changed = datetime(2023, 11, 14, tzinfo=UTC) if without is LIST_ONLY else CHANGED
         for path, file in files.items():
             assert file.modified_at == changed

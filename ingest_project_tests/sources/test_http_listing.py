@@ -56,7 +56,7 @@ class Pages:
 
     def __init__(self, pages: dict[str, Answer]) -> None:
         self.pages = pages
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self._http = HttpServer(self._answer)
 
     def __enter__(self) -> Self:
@@ -67,12 +67,12 @@ class Pages:
     def __exit__(self, *_exc: object) -> None:
         self._http.__exit__(None, None, None)
 
-    def _answer(self, asked: Request) -> Answer:
-        target = asked.path + "".join(f"?{name}={value}" for name, value in asked.query.items())
-        self.asked.append(f"{asked.method} {target}")
+    def _answer(self, request: Request) -> Answer:
+        target = request.path + "".join(f"?{name}={value}" for name, value in request.query.items())
+        self.requested.append(f"{request.method} {target}")
         if target in self.pages:
             return self.pages[target]
-        if asked.path.endswith(".csv"):
+        if request.path.endswith(".csv"):
             return Answer(headers={"ETag": '"1"', "Last-Modified": MTIME}, body=b"1,2")
         return Answer(404)
 
@@ -159,8 +159,8 @@ def test_a_folder_whose_page_is_no_listing_is_reported_and_the_rest_is_listed(se
     }
     found = list(source(f"{server.url}in/").list_files("**/*.csv"))
     assert sorted(entry.name for entry in found if isinstance(entry, SourceFile)) == ["a.csv", "b.csv"]
-    told = {entry.reason for entry in found if isinstance(entry, Skipped) and entry.visible}
-    assert told == {"A folder whose page is no listing that can be read."}
+    reasons = {entry.reason for entry in found if isinstance(entry, Skipped) and entry.visible}
+    assert reasons == {"A folder whose page is no listing that can be read."}
 
 
 NAMES = [
@@ -191,8 +191,8 @@ def test_names_in_json_are_names_and_are_encoded_once(server: Pages) -> None:
         for file in files:
             with opened.open(file.path) as stream:
                 assert stream.read() == b"1,2"
-            asked = server.asked[-1].removeprefix("GET ")
-            assert asked == f"/{folder}{'sub/' if folder == 'own/' else ''}{file.name}"
+            last = server.requested[-1].removeprefix("GET ")
+            assert last == f"/{folder}{'sub/' if folder == 'own/' else ''}{file.name}"
 
 
 def test_urls_in_json_are_urls_and_are_not_encoded_again(server: Pages) -> None:

@@ -1,4 +1,4 @@
-"""A message is a stranger's: wherever it points, nothing of ours goes to a place that no setting names."""
+"""Jobs are untrusted: no credential or connection goes to a location that no setting names."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_redirect_of_the_service_takes_no_sas_to_another_host(host: str, liste
         assert "the-signature" not in str(caught.value)
         with pytest.raises(IngestError):
             list(source.list_files("**"))
-        assert service.asked
+        assert service.requests
     assert (listener.connections, listener.received) == (0, b"")
 
 
@@ -203,7 +203,7 @@ def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(
         s3_options.access_key_id,
         SecretStr(s3_options.secret_access_key or ""),
     )
-    # The first name server's answer is public; whoever owns the name answers otherwise the second time.
+    # The first name server's answer is public; the owner of the name answers otherwise the second time.
     for answers, outcome in (
         ([["127.0.0.1"], ["10.0.0.1"]], None),
         ([["8.8.8.8", "127.0.0.1"]], AddressRejectedError),
@@ -212,13 +212,15 @@ def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(
         rules = HostLists(internal=("127.0.0.0/8",) if outcome is None else ()).rules_for(
             ("localhost", port), internal_allowed=False
         )
-        asked = iter(answers)
+        resolved = iter(answers)
         client = account_client.__wrapped__(account, 5.0, HostLists())
-        monkeypatch.setattr(pinned_transport, "system_addresses", lambda _host, _port, asked=asked: next(asked))
+        monkeypatch.setattr(
+            pinned_transport, "system_addresses", lambda _host, _port, resolved=resolved: next(resolved)
+        )
         bound(client, Connector(rules))
         if outcome is None:
             assert client.head_object(Bucket="rebinding", Key="in/a.csv")["ContentLength"] == 1
-            assert next(asked) == ["10.0.0.1"]
+            assert next(resolved) == ["10.0.0.1"]
         else:
             with pytest.raises(outcome):
                 client.head_object(Bucket="rebinding", Key="in/a.csv")
@@ -231,7 +233,7 @@ def test_a_redirect_of_an_s3_server_leads_nowhere(status: int, listener: Listene
         config = {"source_type": "s3", "path": "s3://bucket/in", "endpoint_url": service.url, "region": "us-east-1"}
         with pytest.raises(IngestError):
             opened(settings, config).stat("s3://bucket/in/a.csv")
-        assert service.asked
+        assert service.requests
     assert listener.connections == 0
 
 

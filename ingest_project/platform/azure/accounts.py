@@ -339,7 +339,7 @@ class OneLakeCredential:
 
 @dataclass(frozen=True)
 class OneLakeOptions:
-    """How to reach OneLake.
+    """Connection options of OneLake.
 
     Args:
         endpoint: account that short addresses mean.

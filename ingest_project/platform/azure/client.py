@@ -2,8 +2,8 @@
 
 Importing this loads the SDK, which takes 0.3 s: import it where OneLake is used.
 
-Whether trying again can help is decided here, once. The SDK's own exceptions quote the address they requested, and with
-it a SAS signature: they are neither repeated in a message nor chained, so that no log can show one.
+This module alone decides which failures are worth a retry. The SDK's own exceptions quote the address they requested,
+and with it a SAS signature: they are neither repeated in a message nor chained, so that no log can show one.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class BoundedRetry(ExponentialRetry):
         return response
 
     def _pause(self, failed: Exception) -> bool | float:
-        """Decide about another attempt: after so many seconds, after the usual pause (True), or none (False)."""
+        """Decide about another attempt: after a number of seconds, after the usual pause (True), or none (False)."""
         if not isinstance(failed, _FailedAttemptError):
             return False
         if isinstance(failed.outcome, AzureError):
@@ -247,7 +247,7 @@ def onelake_errors(address: str) -> Iterator[None]:
         address: of the file or folder, for the message; without secrets.
 
     Raises:
-        SourceNotFoundError: there is no such file or folder (its `location` is the address), or no such workspace.
+        SourceNotFoundError: the file or folder (its `location` is the address) or the workspace does not exist.
         StoreRejectedError: 400, 401, 403, 409 or no credential: trying again cannot help.
         StoreThrottledError: 429 or 503; carries its `Retry-After`.
         StoreUnavailableError: not reached, cut off, timed out, changed meanwhile, or any other server error.
@@ -319,7 +319,7 @@ def _client_arguments(address: OneLakeAddress, options: OneLakeOptions | None) -
 
 @contextmanager
 def _credential_errors(address: OneLakeAddress) -> Iterator[None]:
-    """The SDK refuses a token over plain http and a malformed key; neither refusal quotes the credential."""
+    """Map the SDK's refusals of a token over plain http and of a malformed key, which do not quote the credential."""
     try:
         yield
     except ValueError as error:

@@ -264,7 +264,7 @@ ADVISORY_LOCK = 0x1263_57_01
 
 
 def migrate(engine: sa.Engine) -> None:
-    """Upgrade to HEAD in one transaction; the second time nothing happens.
+    """Upgrade to HEAD in one transaction; idempotent.
 
     Raises:
         DatabaseUnavailableError: the database does not answer.

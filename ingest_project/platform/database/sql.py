@@ -181,7 +181,7 @@ def in_parts(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
 
 
 def contains(text: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
-    """Test whether one of the columns contains the text, ignoring case; no character is special."""
+    """Match rows in which one of the columns contains the text, ignoring case; no character is special."""
     return sa.or_(*(column.icontains(text, autoescape=True) for column in columns))
 
 

@@ -38,7 +38,7 @@ SHORTEST_SAFE_RETENTION = timedelta(days=7)
 
 @dataclass(frozen=True)
 class MaintenanceLimits:
-    """How much one maintenance may do.
+    """Limits of one maintenance run.
 
     Args:
         min_small_files: a partition with fewer is not compacted.

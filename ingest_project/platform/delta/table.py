@@ -8,7 +8,7 @@ things together:
 - delta-rs refuses a commit when another one with the same `app_id` landed after the state it was prepared from.
 
 So a writer that was killed, one whose commit landed while the answer was lost, and two writers with the same position
-at the same time all end in one commit. Nothing of that needs a lock, and nothing reaches readers but whole commits.
+at the same time all end in one commit. None of that needs a lock, and readers see whole commits only.
 In return, the versions of a stream only grow, and a version stands for the same rows whenever it is written.
 
 A table can go back in time, by a restore, a removed log entry, or a dropped folder: `standings` returns the position of
@@ -179,11 +179,11 @@ class AlreadyCommitted:
 
 @dataclass(frozen=True)
 class Standing:
-    """Position of the table in one stream, and whether rows below it may be missing.
+    """Position of the table in one stream, and doubts about the rows below it.
 
     Args:
-        position: of the stream; None: nothing of it was committed, or there is no table.
-        table_version: at which this was seen; -1: there is no table.
+        position: of the stream; None: nothing of it was committed, or the table does not exist.
+        table_version: at which this was seen; -1: the table does not exist.
         doubts: commits since the stream was last checked that may have removed rows, e.g. `RESTORE (version 12)`.
     """
 
@@ -257,7 +257,7 @@ class DeltaStore:
         return outcome
 
     def committed_version(self, app_id: str) -> int | None:
-        """Return the table's position in a stream; None: nothing of it was committed, or there is no table yet.
+        """Return the table's position in a stream; None: nothing of it was committed, or the table does not exist yet.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -301,11 +301,11 @@ class DeltaStore:
         with self._lock:
             table = self._refreshed()
         if table is not None:
-            nothing = pa.schema(table.schema()).empty_table()
-            self.append(nothing, app_id=checked_by(app_id), version=version)
+            no_rows = pa.schema(table.schema()).empty_table()
+            self.append(no_rows, app_id=checked_by(app_id), version=version)
 
     def figures(self) -> TableFigures | None:
-        """Return version, files, rows and bytes; None: there is no table yet.
+        """Return version, files, rows and bytes; None: the table does not exist yet.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -315,7 +315,7 @@ class DeltaStore:
             return None if table is None else figures_of(table)
 
     def opened(self) -> DeltaTable | None:
-        """Return a new handle at the newest version, for reading and for maintenance; None: there is no table yet.
+        """Return a new handle at the newest version, for reads and maintenance; None: the table does not exist yet.
 
         Read with its `scan`, or with deltalake's `QueryBuilder`: a process that used `to_pyarrow_table` or
         `to_pyarrow_dataset` at times aborts when it ends.
@@ -477,7 +477,7 @@ def _pauses() -> Iterator[float]:
 
 
 def query_events(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
-    """Yield the answer to a query over `events`, a few thousand rows at a time; nothing where there is no table yet.
+    """Yield the answer to a query over `events`, a few thousand rows at a time; nothing before the table exists.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.

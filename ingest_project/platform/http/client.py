@@ -349,7 +349,7 @@ class WebClient:
             url = _signed(url, credential)
         request = PreparedRequest()
         request.prepare_method(method)
-        # As it was parsed and checked: requests would parse it once more, by other rules.
+        # As it was parsed and checked: requests would parse it again by other rules.
         request.url = url
         request.prepare_headers(headers)
         return self._session.send(

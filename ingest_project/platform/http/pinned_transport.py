@@ -124,7 +124,7 @@ def system_addresses(host: str, port: int) -> list[str]:
     """Resolve a host by the system: its addresses, best first, each once.
 
     Raises:
-        socket.gaierror: there are none.
+        socket.gaierror: the name has no address.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -276,7 +276,7 @@ class PinnedAdapter(HTTPAdapter):
         return pool
 
     def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ANN401, ARG002 - as requests has it
-        """Return path and query: there is no proxy that would want more."""
+        """Return path and query; only a proxy would need the whole address."""
         return request.path_url
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # noqa: ANN401, ARG002 - as requests has it

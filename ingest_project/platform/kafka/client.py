@@ -41,7 +41,7 @@ CONNECTION_FAILURE = "FAIL "
 EVENT_HUBS_DOMAIN = ".servicebus."
 # Event Hubs (and many load balancers) drop idle connections after four minutes: be first, and reconnect quietly.
 MAX_IDLE_MS = 180_000
-# What Microsoft recommends for Event Hubs: its slowest answers take longer than our patience elsewhere.
+# Microsoft's recommendation for Event Hubs, whose slowest responses exceed the time-out of other brokers.
 EVENT_HUBS_REQUEST_MS = 60_000
 # A broker that comes back is used again within this time.
 MAX_RECONNECT_BACKOFF_MS = 1_000
@@ -63,7 +63,7 @@ class TokenSource:
         bootstrap_servers: of the broker, all on one host, which names what the token is for.
 
     Raises:
-        SettingsError: they are on several hosts, or one of them is none.
+        SettingsError: they are on several hosts, or one is malformed.
     """
 
     def __init__(self, bootstrap_servers: str) -> None:
@@ -149,7 +149,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def is_event_hubs(settings: KafkaSettings) -> bool:
-    """Return whether the address is Azure Event Hubs, whose Kafka endpoint knows gzip only and has no topic ids."""
+    """Return True for Azure Event Hubs, whose Kafka endpoint knows gzip only and has no topic ids."""
     return EVENT_HUBS_DOMAIN in settings.bootstrap_servers
 
 
@@ -212,7 +212,7 @@ def event_hub(
     """Return the event hub that is configured.
 
     Args:
-        main: settings of the main cluster, for what has nothing to do with the connection.
+        main: settings of the main cluster, for all but the connection.
         connection_string: `Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…[;EntityPath=…]`.
         namespace: name or host of the namespace, reached with this host's identity where there is no connection string.
         topic: name of the hub; may be left out where the connection string has an EntityPath.

@@ -80,7 +80,7 @@ def message_id_prefix(topic: str, topic_id: str, partition: int) -> str:
 
 
 def _bounded(text: str, max_bytes: int) -> bytes:
-    """UTF-8 of at most this length, cut between characters."""
+    """Encode as UTF-8 of at most this length, cut between characters."""
     encoded = text.encode("utf-8", "replace")
     return encoded if len(encoded) <= max_bytes else encoded[:max_bytes].decode("utf-8", "ignore").encode()
 

@@ -62,7 +62,7 @@ class Positions(msgspec.Struct, frozen=True):
         """Return the positions that a cursor holds, or None where nothing has been saved yet.
 
         Raises:
-            IngestError: the cursor is not one of ours. Starting again silently would read everything twice, so a
+            IngestError: the cursor is not of this format. Starting again silently would read everything twice, so a
                 person decides.
         """
         if not text:
@@ -143,7 +143,7 @@ class TopicStates:
         self._last_error = ""
 
     def look_up(self, topic: str) -> TopicState | None:
-        """Return the topic's present state, or None where there is no such topic.
+        """Return the topic's present state, or None if the topic does not exist.
 
         Raises:
             BrokerUnavailableError: no answer within the request time-out, during which a dropped connection or an
@@ -265,7 +265,7 @@ def starting_points(
 
 
 def fair_shares(waiting: Mapping[int, int], limit: int) -> dict[int, int]:
-    """Divide a limit between partitions so that none starves and nothing of the limit is wasted.
+    """Divide a limit between partitions so that none starves and the limit is used up.
 
     Args:
         waiting: messages waiting in each partition.

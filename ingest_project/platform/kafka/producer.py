@@ -87,7 +87,10 @@ class TopicWriter:
         with self._lock:
             while not self._has_partitions(topic):
                 if time.monotonic() > give_up_at:
-                    raise unavailable(self._settings, f"there is no topic {topic}, and it creates none. Create it")
+                    raise unavailable(
+                        self._settings,
+                        f"the topic {topic} does not exist, and the broker does not create it. Create it",
+                    )
                 time.sleep(0.05)
 
     def close(self) -> None:

@@ -123,7 +123,7 @@ def publish_once(
 
     Raises:
         BrokerUnavailableError: not everything was confirmed; call again.
-        PublisherReplacedError: another publisher does the rest; nothing of it was written here.
+        PublisherReplacedError: another publisher writes the rest; this call wrote none of it.
         MessageTooLargeError: the broker refuses a message for its size.
     """
     return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in _parts(messages, MESSAGES_PER_INTENT))

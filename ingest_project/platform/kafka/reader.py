@@ -129,7 +129,7 @@ class OpenRanges:
     def read(  # noqa: PLR0913, PLR0917 - a range is four facts
         self, topic: str, topic_id: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
     ) -> Iterator[Chunk]:
-        """Yield the messages from `first` up to, not including, `end`, in chunks of at most so many and so much.
+        """Yield the messages from `first` up to, not including, `end`, in chunks within the two limits.
 
         Reading it again brings the same messages, less what retention has removed meanwhile.
         """
@@ -212,7 +212,7 @@ class TopicReader:
     ) -> BoundedRead:
         """Read a topic from a position.
 
-        Returns at once with what is there; where nothing is, as soon as a first message arrives or after
+        Returns available messages at once; without any, as soon as a first message arrives or after
         `wait_seconds`. A topic that does not exist is an empty read with a notice, and leaves the positions as they
         are. Reading the same positions again brings the same messages.
 
@@ -242,7 +242,7 @@ class TopicReader:
     def commit(self, topic: str, positions: Positions) -> None:
         """Set the consumer group's offsets to saved positions, for lag displays only.
 
-        Best effort: a failure is logged and nothing depends on it. Setting the same offsets again changes nothing.
+        Best effort: a failure is logged and nothing depends on it. Idempotent.
         """
         if not positions.next_offsets:
             return

@@ -39,7 +39,7 @@ NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, 
 
 
 class FolderStore:
-    """See `ObjectStore`.
+    """An `ObjectStore` in a local folder.
 
     A power cut (not a kill) may lose or empty the objects of the last seconds; their size then differs from the
     recorded one.

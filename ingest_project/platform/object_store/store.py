@@ -36,7 +36,7 @@ _CONTENT_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}", re.ASCII)
 
 @dataclass(frozen=True)
 class S3Options:
-    """How to reach S3. A value of None comes from boto3's own configuration.
+    """Connection options of S3. A value of None comes from boto3's own configuration.
 
     Args:
         endpoint_url: address of a server other than Amazon's.
@@ -108,7 +108,7 @@ class ObjectStore(Protocol):
         metadata: Mapping[str, str] | None = None,
         may_replace: MayReplace | None = None,
     ) -> StoredObject:
-        """Store an object. The second time changes nothing.
+        """Store an object. Idempotent.
 
         Args:
             name: of the object.
@@ -131,7 +131,7 @@ class ObjectStore(Protocol):
         """Open a local file with the content for reading: the file itself, or a temporary copy of a remote one.
 
         Raises:
-            SourceNotFoundError: there is no such object.
+            SourceNotFoundError: the object does not exist.
         """
 
     def remove(self, name: str) -> None:
@@ -145,7 +145,7 @@ class ConflictError(Exception):
     """A conditional write found another version than the expected one.
 
     Args:
-        error: to raise where there is no object after all.
+        error: to raise if the object does not exist after all.
     """
 
     def __init__(self, error: Exception) -> None:

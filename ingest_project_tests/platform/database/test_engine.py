@@ -1,4 +1,4 @@
-"""One engine, and failures told as what to do next."""
+"""One engine, and failures reported with their remedy."""
 
 from __future__ import annotations
 

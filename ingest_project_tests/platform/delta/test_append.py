@@ -184,7 +184,7 @@ def test_a_commit_that_landed_while_its_answer_was_lost_is_not_repeated(tmp_path
     store, rival = store_at(tmp_path), store_at(tmp_path)
     store.append(numbers(0), app_id="topic-0", version=0)
     rival.append(numbers(1), app_id="topic-0", version=1)
-    # The state a writer is in when its commit landed and it was told that it did not.
+    # The state a writer is in when its commit landed and it received a failure.
     table = store._table
     assert table is not None
     assert table.transaction_version("topic-0") == 0
@@ -280,7 +280,7 @@ def together(*tasks: Callable[[], object]) -> None:
     def run(task: Callable[[], object]) -> None:
         try:
             task()
-        except BaseException as error:  # noqa: BLE001 - told below
+        except BaseException as error:  # noqa: BLE001 - reported below
             failures.append(error)
 
     threads = [threading.Thread(target=run, args=(task,)) for task in tasks]

@@ -189,11 +189,11 @@ def test_a_sas_lets_in_and_one_that_does_not_is_not_shown(
 
 
 def test_a_token_is_renewed_before_it_expires() -> None:
-    asked: list[datetime] = []
+    calls: list[datetime] = []
 
     def token() -> BearerToken:
-        asked.append(datetime.now(UTC))
-        return BearerToken(f"token-{len(asked)}", datetime.now(UTC) + timedelta(minutes=4 if len(asked) == 1 else 60))
+        calls.append(datetime.now(UTC))
+        return BearerToken(f"token-{len(calls)}", datetime.now(UTC) + timedelta(minutes=4 if len(calls) == 1 else 60))
 
     location = delta_location(ONELAKE, DeltaCredentials(azure=AzureCredential(tokens=token)))
     assert (

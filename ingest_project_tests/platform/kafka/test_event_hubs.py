@@ -204,7 +204,7 @@ def test_a_token_is_renewed_before_it_ends_though_nobody_reads(
     identity_server.lifetime_seconds = 4
     reader = clients.reader(settings_of(secured, namespace="claims"))
     read(reader, topic)
-    asked = len(identity_server.resources)
+    requested = len(identity_server.resources)
 
-    wait_until(lambda: len(identity_server.resources) > asked, seconds=15)
+    wait_until(lambda: len(identity_server.resources) > requested, seconds=15)
     assert read(reader, topic).messages == []

@@ -170,7 +170,7 @@ def test_a_recreated_topic_is_read_from_its_beginning_and_reported(
     positions = read(reader, topic).positions
     broker.delete_topic(topic)
     broker.create_topic(topic)
-    # As many messages as before and more: the offsets alone would not tell.
+    # As many messages as before and more: the offsets alone would not show it.
     with_fresh_writer(broker, topic, 5)
 
     brought = read(reader, topic, positions, wait=5)

@@ -51,7 +51,7 @@ def test_putting_again_replaces_bytes_and_reason(
     quarantine.put("a", landed, REASON)
     names = store_location.names()
     quarantine.put("a", landed, REASON)
-    # As long as the first ones: only a look at the content tells them apart.
+    # As long as the first ones: only the content distinguishes them.
     quarantine.put("a", b"other", REASON | {"when": "2026-01-16"})
     assert landed.path.read_bytes() == b"first"
     assert content_of(quarantine, "a") == b"other"
