@@ -36,7 +36,7 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
 )
 from ingest_project.platform.http.pinned_transport import Deadline
-from ingest_project.sources.file_server import Entry, FileServerSource, Server, file_server_source, server_of
+from ingest_project.sources.file_server import Entry, FileServerSource, file_server_source
 from ingest_project.sources.ftp_protocol import (
     NOT_UNDERSTOOD,
     FtpControl,
@@ -49,6 +49,7 @@ from ingest_project.sources.ftp_protocol import (
 )
 from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes
 from ingest_project.sources.registry import SourceContext
+from ingest_project.sources.servers import Server, server_of
 
 PORTS: dict[Tls, int] = {"explicit": 21, "implicit": 990, "none": 21}
 READ_BYTES = 256 * 1024

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from ingest_project.core.errors import SourceNotFoundError, SourceUnreachableError
-from ingest_project.sources.connection_pool import ConnectionPool, PoolLimits
+from ingest_project.sources.servers import ConnectionPool, PoolLimits
 
 
 class Line:
