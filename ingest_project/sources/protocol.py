@@ -87,7 +87,7 @@ class Source(Protocol):
         Memory stays bounded however many files there are. Files that do not match are left out.
 
         Args:
-            pattern: glob relative to the source's path, see `selection.Pattern`.
+            pattern: glob relative to the source's path, see `Pattern`.
 
         Raises:
             PermanentError: the pattern is malformed.
