@@ -30,8 +30,7 @@ DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables
 
 MIGRATE = """
 import sys
-from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.database.migrate import migrate
+from ingest_project.platform.database.engine import migrate, open_engine
 engine = open_engine(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
