@@ -19,7 +19,7 @@ from benchmarks.measurement import Result, say
 from ingest_project.platform.delta.location import delta_location
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum
 from ingest_project.platform.delta.table import DeltaStore
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.user_activity.event_table import event_rows, with_few_days
 
 COMMITS = 1_000

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 import ingest_project.operations.metric_rollup  # noqa: F401 - registers its tables
 from ingest_project.definitions import STORED
 from ingest_project.platform.dagster.catalog import HourlyDeltaTable
-from ingest_project.platform.database.columns import metadata
+from ingest_project.platform.database.sql import metadata
 
 DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 

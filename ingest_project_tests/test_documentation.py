@@ -14,9 +14,8 @@ from ingest_project.core.settings import TopicSettings
 from ingest_project.definitions import defs
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.platform.database.columns import metadata
-from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.database.migrate import migrate
+from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database.sql import metadata
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import load_profiles

@@ -319,7 +319,7 @@ def _store(
         "event_type": task.event_type,
     }
     try:
-        file = LocalFile(downloaded.path, downloaded.size_bytes, downloaded.sha256, downloaded.seal)
+        file = LocalFile(downloaded.path, downloaded.size_bytes, downloaded.sha256, downloaded.fingerprint)
         return put_attachment(services.attachment_store(record.domain), file, record.destination_path, metadata)
     except StoreRejectedError as error:
         # A missing permission is granted in minutes; the file's own server may not keep it for ever.

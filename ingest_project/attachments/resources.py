@@ -17,8 +17,8 @@ from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.platform.http.client import web_client
 from ingest_project.platform.http.download import Downloader
 from ingest_project.platform.kafka.client import EventHub, event_hub
-from ingest_project.platform.kafka.consumer import TopicReader
-from ingest_project.platform.object_store.opening import open_configured_store
+from ingest_project.platform.kafka.reader import TopicReader
+from ingest_project.platform.object_store import open_configured_store
 from ingest_project.platform.object_store.store import ObjectStore
 from ingest_project.platform.runtime import Runtime
 

@@ -30,10 +30,10 @@ from ingest_project.core.keys import hour_key
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings
 from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, traceback_of
 
 if TYPE_CHECKING:

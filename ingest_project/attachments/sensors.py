@@ -42,10 +42,10 @@ from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import AttachmentSettings
 from ingest_project.platform.http.client import LONGEST_RETRY_AFTER
 from ingest_project.platform.http.file_names import chosen_file_name
-from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, dead_letter_message
 from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.work_queue.queue import Due

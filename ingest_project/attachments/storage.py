@@ -39,7 +39,7 @@ _DIGITS = {"yyyy": r"\d{4}", "MM": r"\d{2}", "dd": r"\d{2}", "HH": r"\d{2}"}
 # Identifies one attachment: the value of {attachment}.
 _OWN_PART = re.compile(r"attachment-([0-9a-f]{32})", re.IGNORECASE)
 _ENDING = re.compile(r"\.\w{1,16}$")
-LONGEST_PART_BYTES = 160
+MAX_PART_BYTES = 160
 HASH_LENGTH = 8
 LONGEST_ENDING = 16
 # What file systems and Fabric's own tools do not take in a name, and what a shell or log would trip over.
@@ -170,18 +170,18 @@ class Destinations:
 
 
 def safe_part(value: str) -> str:
-    """Return one part of a path for any text: no separators, not hidden, not `..`, at most LONGEST_PART_BYTES in UTF-8.
+    """Return one part of a path for any text: no separators, not hidden, not `..`, at most MAX_PART_BYTES in UTF-8.
 
     Its ending stays (`.pdf`), so that programs still know what it is.
     """
     plain = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", value)).strip().strip(".").strip() or "unnamed"
-    if plain == value and len(plain.encode()) <= LONGEST_PART_BYTES:
+    if plain == value and len(plain.encode()) <= MAX_PART_BYTES:
         return plain
     stem, dot, ending = plain.rpartition(".")
     if not dot or not stem or len(ending.encode()) > LONGEST_ENDING:
         stem, dot, ending = plain, "", ""
     mark = f"~{short_hash(value)}{dot}{ending}"
-    longest_stem = LONGEST_PART_BYTES - len(mark.encode())
+    longest_stem = MAX_PART_BYTES - len(mark.encode())
     return stem.encode()[:longest_stem].decode("utf-8", "ignore").rstrip(". ") + mark
 
 

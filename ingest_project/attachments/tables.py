@@ -15,11 +15,11 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.platform.database.columns import (
+from ingest_project.platform.database.sql import (
     Json,
     UtcTime,
-    held_index,
     kafka_columns,
+    leased_index,
     metadata,
     pending_index,
     work_columns,
@@ -58,7 +58,7 @@ attachment_events = sa.Table(
     Col("addresses", sa.Integer),
     Col("duplicates", sa.Integer),
     pending_index("attachment_events", "kafka_topic"),
-    held_index("attachment_events", "kafka_topic"),
+    leased_index("attachment_events", "kafka_topic"),
     sa.Index("attachment_events_by_batch", "batch_id"),
     sa.Index("attachment_events_by_hour", "hour"),
     sa.Index("attachment_events_by_state", "state", "updated_at"),
@@ -91,7 +91,7 @@ attachments = sa.Table(
     Col("content_type", sa.Text),
     Col("stored_path", sa.Text),
     pending_index("attachments", "queue_name"),
-    held_index("attachments", "queue_name"),
+    leased_index("attachments", "queue_name"),
     sa.Index("attachments_by_batch", "batch_id"),
     sa.Index("attachments_by_state", "state", "updated_at"),
     sa.Index("attachments_by_trace", "trace_id"),

@@ -24,9 +24,8 @@ from confluent_kafka.cimpl import NewTopic
 from ingest_project.core.console import counted, say
 from ingest_project.core.errors import PermanentError, SettingsError, TransientError
 from ingest_project.core.settings import KafkaSettings, Settings, load_settings
-from ingest_project.platform.database.engine import exclusive, open_engine, reading
-from ingest_project.platform.database.migrate import HEAD
-from ingest_project.platform.database.migrate import migrate as migrate_warehouse
+from ingest_project.platform.database.engine import HEAD, exclusive, open_engine, reading
+from ingest_project.platform.database.engine import migrate as migrate_warehouse
 from ingest_project.platform.kafka.client import client_config, error_code, unavailable
 
 PAUSE_SECONDS = 1.0

@@ -41,8 +41,7 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import JobRecord, PollingResources
-from ingest_project.sources.context import SourceContext
-from ingest_project.sources.registry import known_source_types, open_source
+from ingest_project.sources.registry import SourceContext, known_source_types, open_source
 
 DUMMY_PATH = "./dummy_data"
 POLL_SECONDS = 0.5

@@ -26,7 +26,7 @@ from ingest_project.platform.capability import (
     rows_where,
 )
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.statements import in_parts
+from ingest_project.platform.database.sql import in_parts
 
 FILES = "ingest_files"
 ROWS = "ingest_rows"

@@ -15,13 +15,13 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.platform.database.columns import (
+from ingest_project.platform.database.sql import (
     Double,
     Json,
     Texts,
     UtcTime,
-    held_index,
     kafka_columns,
+    leased_index,
     metadata,
     pending_index,
     work_columns,
@@ -141,7 +141,7 @@ files = sa.Table(
     Col("rule_counts", Json),
     pending_index("files", "kafka_topic"),
     pending_index("files", "kafka_topic", "origin", name="files_due_by_origin"),
-    held_index("files", "kafka_topic"),
+    leased_index("files", "kafka_topic"),
     sa.Index("files_by_batch", "batch_id"),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),

@@ -18,8 +18,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.operations.resources import CAPABILITIES
 from ingest_project.platform.capability import CountedTable
-from ingest_project.platform.database.columns import Double, UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database.sql import Double, UtcTime, metadata
 
 # Since the beginning: what retention purges stays counted here.
 metric_totals = sa.Table(

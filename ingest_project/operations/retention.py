@@ -13,7 +13,7 @@ from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.resources import CAPABILITIES, SystemResources
 from ingest_project.platform.capability import PurgeStep, QueueView
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.statements import in_parts
+from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.kafka.publisher import SENT, outbox
 from ingest_project.platform.work_queue.sensor import BATCH_TAG
 

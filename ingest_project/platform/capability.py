@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.database.engine import reading
-from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
 
 if TYPE_CHECKING:

@@ -12,14 +12,12 @@ from sqlalchemy import Engine
 from ingest_project.core.errors import BrokerUnavailableError, DatabaseUnavailableError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.database.migrate import migrate
-from ingest_project.platform.kafka.consumer import TopicReader
-from ingest_project.platform.kafka.offset_ranges import RangeReader
+from ingest_project.platform.database.engine import migrate, open_engine
 from ingest_project.platform.kafka.producer import TopicWriter
 from ingest_project.platform.kafka.publisher import MessageOutbox
+from ingest_project.platform.kafka.reader import RangeReader, TopicReader
+from ingest_project.platform.object_store import open_configured_store
 from ingest_project.platform.object_store.content_store import QuarantineStore
-from ingest_project.platform.object_store.opening import open_configured_store
 from ingest_project.platform.work_queue.capacity import Capacity, Disk, available_slots, commit_seconds, fullest_disk
 from ingest_project.platform.work_queue.skipped_offsets import SkippedOffsetStore
 

@@ -31,8 +31,7 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, storable
 from ingest_project.polling.job_queue import JobOutbox, JobRecord, PollingResources
-from ingest_project.sources.protocol import Skipped, Source, SourceFile
-from ingest_project.sources.selection import count_reason, files_further_down, ready_at
+from ingest_project.sources.protocol import Skipped, Source, SourceFile, count_reason, files_further_down, ready_at
 
 logger = get_logger(__name__)
 

@@ -12,15 +12,15 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts.files import PollingJob
-from ingest_project.platform.database.columns import (
+from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database.sql import (
     Json,
-    held_index,
     kafka_columns,
+    leased_index,
     metadata,
     pending_index,
     work_columns,
 )
-from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.work_queue.queue import (
     JobState,
@@ -49,7 +49,7 @@ polling_jobs = sa.Table(
     Col("files_skipped", sa.BigInteger),
     Col("skipped", Json),
     pending_index("polling_jobs", "kafka_topic", "urgency"),
-    held_index("polling_jobs", "kafka_topic"),
+    leased_index("polling_jobs", "kafka_topic"),
     sa.Index("polling_jobs_by_batch", "batch_id"),
     sa.Index("polling_jobs_by_state", "state", "updated_at"),
 )

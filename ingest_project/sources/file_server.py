@@ -1,38 +1,26 @@
-"""Sources on file servers, common to FTP and SFTP: which server a job means, its file names, and walking its folders.
-
-Hosts come from messages, so a message alone never makes this system connect anywhere: the stored credential that is
-used or a setting must list the host, and a credential goes only to the hosts that it lists.
-"""
+"""Sources on file servers, common to FTP and SFTP: file names, and walking the folders of a server."""
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, Literal, Protocol
-from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ingest_project.core.errors import (
-    AddressRejectedError,
     ForbiddenPathError,
     PermanentError,
     SourceAccessDeniedError,
     SourceNotFoundError,
-    SourceUnreachableError,
     UnreadableListingError,
 )
-from ingest_project.core.settings import Credential
-from ingest_project.platform.http.host_policy import INTERNAL_HOSTS, HostLists
-from ingest_project.platform.http.pinned_transport import Connector
-from ingest_project.platform.http.urls import MAX_PORT, MalformedAddressError, host_and_port, parse_server
-from ingest_project.sources.connection_pool import ConnectionPool, Lease, Login, PooledConnection, PoolLimits, pool_of
-from ingest_project.sources.context import SourceContext, patterns_for
-from ingest_project.sources.protocol import MAX_DEPTH, Skipped, SourceFile, printable
+from ingest_project.sources.protocol import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, OpenedFile, SourceLimits, resumed_reading
-from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.sources.registry import SourceContext
+from ingest_project.sources.servers import ConnectionPool, Lease, Login, PooledConnection, PoolLimits, Server, pool_of
 
 Kind = Literal["file", "folder", "link", "other", "unknown"]
 
@@ -41,10 +29,6 @@ ENCODINGS = (
     *("shift_jis", "euc_jp", "euc_kr", "gb18030", "big5"),
 )
 MAX_FOLDERS = 100_000
-_SOURCE_HOSTS = "INGEST_ALLOWED_SOURCE_HOSTS"
-_MAX_USERNAME_LENGTH = 255
-# Characters of host names, and no control characters, which would end an FTP command and begin another.
-_SAFE_IN_USERNAME = "@!$&'()*+,;="
 _BY_BYTES = "bytes:"
 _CONTROLS = frozenset((*range(0x20), 0x7F))
 _NOT_A_FILE: Mapping[Kind, str] = {
@@ -62,7 +46,7 @@ class Entry:
         name: the bytes that the server sent; for `unknown` the whole line, which is not understood.
         kind: `link` is a symbolic link to something not yet known.
         modified_at: UTC; None where the server does not say.
-        identity: distinguishes this folder from every other of the server, however it is reached; None if not stated.
+        identity: unique for each folder of the server, by whatever path it is reached; None if not stated.
         exact: False where size or time need `ServerConnection.described`.
     """
 
@@ -95,82 +79,8 @@ class ServerConnection(PooledConnection, Protocol):
 
 
 @dataclass(frozen=True)
-class Server:
-    """One account on one server.
-
-    Args:
-        scheme: `ftp` or `sftp`; part of the address, whatever protects the connection.
-        host: canonical name or address.
-        username: empty for anonymous access.
-        refusal: why it may not be contacted; empty if it may.
-        internal_allowed: whether a setting names this very host, so that it may have an internal address.
-        lists: hosts that no client contacts, and internal ones that each may contact.
-    """
-
-    scheme: str
-    host: str
-    port: int
-    username: str
-    refusal: str
-    internal_allowed: bool
-    lists: HostLists
-
-    @property
-    def location(self) -> str:
-        """`sftp://user@host:port`, the same however a job spells it."""
-        user = f"{quote(self.username, safe=_SAFE_IN_USERNAME)}@" if self.username else ""
-        return f"{self.scheme}://{user}{host_and_port(self.host, self.port)}"
-
-    def connect(self, timeout_seconds: float) -> socket.socket:
-        """Connect to this host, at an address that it may have.
-
-        Raises:
-            ForbiddenPathError: one of its addresses is denied, or internal and no setting names the host.
-            SourceUnreachableError: its name cannot be resolved, or nothing answers.
-        """
-        rules = self.lists.rules_for((self.host, self.port), internal_allowed=self.internal_allowed)
-        try:
-            connection = Connector(rules).connect(self.host, self.port, timeout_seconds)
-        except AddressRejectedError as error:
-            remedy = f" Name the host in {_SOURCE_HOSTS}, or it or its network in {INTERNAL_HOSTS}."
-            raise ForbiddenPathError(self.location, f"{error.rule}.{remedy if error.setting else ''}") from error
-        except socket.gaierror as error:
-            raise SourceUnreachableError(self.location, f"its name cannot be resolved ({error})") from error
-        except OSError as error:
-            raise SourceUnreachableError(self.location, error) from error
-        # A transfer of hours leaves the control connection silent; firewalls forget silent connections.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return connection
-
-
-def server_of(
-    scheme: str, source_config: Mapping[str, Any], default_port: int, context: SourceContext
-) -> tuple[Server, Credential | None]:
-    """Read the server of a job's `source_config`: `host`, `port`, `credentials`, and `username` or the credential's.
-
-    Raises:
-        UnknownCredentialsError: it names credentials that are not stored.
-        PermanentError: a part is missing or malformed, or the job names another user than the credential.
-        SettingsError: an entry of a list of hosts is not a host pattern.
-    """
-    credential = context.credential(source_config)
-    host = _host(str(source_config.get("host", "")).strip(), scheme)
-    port = _port(source_config.get("port", default_port))
-    username = _username(str(source_config.get("username") or ""), credential)
-    listed = [host for stored in context.credentials.values() for host in stored.hosts]
-    patterns = patterns_for([*context.polling.allowed_source_hosts, *listed], host, port)
-    refusal = ""
-    if credential is not None and not patterns_for(credential.hosts, host, port):
-        refusal = "the credentials that the job names are not for this host; list it in their 'hosts'."
-    elif not patterns:
-        refusal = f"its host is not allowed. List it in {_SOURCE_HOSTS}, or in the 'hosts' of stored credentials."
-    internal_allowed = any(pattern.is_specific for pattern in patterns)
-    return Server(scheme, host, port, username, refusal, internal_allowed, context.host_lists), credential
-
-
-@dataclass(frozen=True)
 class NameCoding:
-    """How one server writes names.
+    """Encoding of file names on one server.
 
     Args:
         encoding: one of `ENCODINGS`.
@@ -183,7 +93,7 @@ class NameCoding:
         """Read the `encoding` of a job's source_config.
 
         Raises:
-            PermanentError: not one of those that are known.
+            PermanentError: the encoding is unknown.
         """
         encoding = source_config.get("encoding", "utf-8")
         if encoding not in ENCODINGS:
@@ -191,7 +101,7 @@ class NameCoding:
         return cls(str(encoding))
 
     def name(self, raw: bytes) -> str:
-        """Return a name as a person reads it."""
+        """Return a name for display."""
         return self._exact(raw) or raw.decode("latin-1")
 
     def path(self, raw: bytes) -> str:
@@ -237,7 +147,7 @@ class NameCoding:
 
 
 def is_requestable(raw_name: bytes) -> bool:
-    """Return whether a name of a listing can be part of a path that is requested."""
+    """Return True if a name of a listing can be part of a requested path."""
     return raw_name not in (b"", b".", b"..") and b"/" not in raw_name and _CONTROLS.isdisjoint(raw_name)
 
 
@@ -284,7 +194,7 @@ class FileServerSource:
         yield from _Walk(self, parsed).below(self._allowed(self.path))
 
     def stat(self, path: str) -> SourceFile:
-        """Return size and time of change as the server says now."""
+        """Return the size and modification time that the server reports now."""
         raw = self._allowed(path)
         found = self.pool.call(self.login, lambda connection: connection.described(raw))
         if found.kind != "file":
@@ -378,8 +288,8 @@ class _Walk:
         """Yield the files of a folder and of those below it that the pattern reaches.
 
         Raises:
-            SourceNotFoundError: there is no such folder. And what else a source raises; nothing that failed is left
-        out.
+            SourceNotFoundError: the folder does not exist. Also raises the other errors of a source; a failure is
+                never left out.
         """
         self._waiting, listed = [_Folder(root, "")], 0
         while self._waiting:
@@ -404,7 +314,7 @@ class _Walk:
             yield Skipped(self._names.path(folder.raw), reason, visible=forbidden)
             return
         understood: Counter[bool] = Counter()
-        # Closed in this order: a listing that is left early still has something to say to its server.
+        # Closed in this order: a listing that ends early still sends a request to its server.
         with lease, closing(entries):
             for entry in self._budget.counted(entries):
                 understood[entry.kind != "unknown"] += 1
@@ -468,35 +378,3 @@ def _source_file(path: str, name: str, entry: Entry) -> SourceFile:
 
 def _joined(folder: bytes, name: bytes) -> bytes:
     return folder.rstrip(b"/") + b"/" + name
-
-
-def _host(text: str, scheme: str) -> str:
-    bracketed = f"[{text}]" if ":" in text and not text.startswith("[") else text
-    try:
-        host, port = parse_server(bracketed)
-    except MalformedAddressError as error:
-        raise PermanentError(
-            f"source_config of an {scheme} source needs a 'host', a name or an address: {error.reason}."
-        ) from None
-    if port is not None:
-        raise PermanentError(f"source_config of an {scheme} source names its port by 'port', not in 'host'.")
-    return host
-
-
-def _port(value: object) -> int:
-    # Python refuses to write out an integer of many thousand digits.
-    text = "" if isinstance(value, int) and value > MAX_PORT else str(value)
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PORT)) and 0 < int(text) <= MAX_PORT):
-        raise PermanentError(f"port must be a number from 1 to {MAX_PORT}, not {text[:20]!r}.")
-    return int(text)
-
-
-def _username(stated: str, credential: Credential | None) -> str:
-    username = stated
-    if credential is not None and credential.username:
-        if stated not in ("", credential.username):
-            raise PermanentError(f"source_config has the username {stated[:100]!r}, its credentials have another.")
-        username = credential.username
-    if len(username) > _MAX_USERNAME_LENGTH or not username.isprintable():
-        raise PermanentError(f"username must have at most {_MAX_USERNAME_LENGTH} printable characters.")
-    return username

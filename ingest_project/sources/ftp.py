@@ -3,11 +3,7 @@
 A job's `source_config`: `host`, `port`, `path`, `credentials` (none: anonymous), `tls` (`explicit`, `implicit`,
 `none`), `encoding` of file names (utf-8), `time_zone` of listings (UTC; only servers without MLSD and MDTM need it).
 
-ftplib speaks the protocol; this module adds what it leaves to its caller. Every line is read and sent as latin-1, so
-that each byte is one character and names pass unchanged. Data connections go to the host of the control connection,
-whatever address the server names: behind NAT it names one that nobody outside can reach, and a hostile one names a
-third party. TLS data connections resume the session of the control connection, which many servers demand. A reply has a
-total time and a maximum size: ftplib would wait for its last line for ever.
+ftplib speaks the protocol; `ftp_protocol` adds what it leaves to its caller.
 
 A listing is read to its end before its first entry is used, into memory or, where it is large, into a temporary file:
 no server waits, and MDTM of an entry can be requested only when the listing is over.
@@ -23,10 +19,10 @@ import ssl
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta, tzinfo
-from functools import lru_cache, partial
+from datetime import UTC, datetime, tzinfo
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, cast, get_args
+from typing import IO, Any, cast, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import SecretStr
@@ -39,28 +35,29 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSSLSocket, deadline_in_force
-from ingest_project.platform.http.urls import MAX_PORT
-from ingest_project.sources.context import SourceContext
-from ingest_project.sources.file_server import Entry, FileServerSource, Server, file_server_source, server_of
-from ingest_project.sources.ftp_listing import parse_list_line, parse_machine_line, parse_size, parse_time
-from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes, with_deadline
-
-Tls = Literal["explicit", "implicit", "none"]
+from ingest_project.platform.http.pinned_transport import Deadline
+from ingest_project.sources.file_server import Entry, FileServerSource, file_server_source
+from ingest_project.sources.ftp_protocol import (
+    NOT_UNDERSTOOD,
+    FtpControl,
+    Tls,
+    parse_list_line,
+    parse_machine_line,
+    parse_size,
+    parse_time,
+    reply_code,
+)
+from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes
+from ingest_project.sources.registry import SourceContext
+from ingest_project.sources.servers import Server, server_of
 
 PORTS: dict[Tls, int] = {"explicit": 21, "implicit": 990, "none": 21}
 READ_BYTES = 256 * 1024
 LISTING_BYTES_IN_MEMORY = 4 * 1024**2
 MAX_LISTING_BYTES = 256 * 1024**2
 MAX_LINE_BYTES = 8_192
-# Greetings and the answer to FEAT are a few lines; no reply that is used here has more.
-MAX_REPLY_BYTES = 64 * 1024
-MAX_REPLY_LINES = 1_000
-# Below these are other services of the same host.
-FIRST_DATA_PORT = 1_024
 # By custom, anonymous servers want an address to write to.
 _ANONYMOUS = ("anonymous", "anonymous@")
-_NOT_UNDERSTOOD = frozenset({"500", "501", "502", "504"})
 _FILE_UNAVAILABLE = "550"
 _CLOSING = "421"
 _NOT_LOGGED_IN = frozenset({"530", "532"})
@@ -93,7 +90,7 @@ def open_ftp(source_config: Mapping[str, Any], context: SourceContext) -> FileSe
 
 @dataclass(frozen=True)
 class FtpLogin:
-    """How one account is reached; equal logins share their connections.
+    """Account of an FTP server; equal logins share their connections.
 
     Args:
         password: None for anonymous access.
@@ -118,7 +115,7 @@ class FtpLogin:
         """Open a new connection, logged in.
 
         Raises:
-            SourceUnreachableError: no answer, or not now.
+            SourceUnreachableError: the server does not answer, or not now.
             SourceAccessDeniedError: the login or the certificate is not accepted, or TLS is not offered.
         """
         control = self._control()
@@ -137,7 +134,7 @@ class FtpLogin:
             return FtpControl(self.server.host, connection, self.tls, self.ca_file)
         except (ftplib.Error, OSError, EOFError, ValueError) as error:
             # 530 and 534 are how servers without a certificate answer AUTH.
-            refused = isinstance(error, ftplib.error_perm) and _code(error) in {*_NOT_UNDERSTOOD, "530", "534"}
+            refused = isinstance(error, ftplib.error_perm) and reply_code(error) in {*NOT_UNDERSTOOD, "530", "534"}
             if self.tls == "explicit" and refused:
                 raise SourceAccessDeniedError(
                     self.location,
@@ -150,116 +147,6 @@ class FtpLogin:
         if self.password is None:
             return (self.server.username, "") if self.server.username else _ANONYMOUS
         return self.server.username, self.password.get_secret_value()
-
-
-class FtpControl(ftplib.FTP_TLS):
-    """A control connection over a socket that is connected already.
-
-    Args:
-        host: the name that the certificate must be for.
-        connection: taken over; closed with `close`.
-        tls: `explicit` begins in the clear and requests TLS before the login, `implicit` begins with TLS.
-        ca_file: authorities that are trusted in addition to the system's.
-
-    Raises:
-        OSError, ftplib.Error, EOFError: there is no FTP server at the other end, or its certificate is not trusted.
-    """
-
-    def __init__(self, host: str, connection: socket.socket, tls: Tls, ca_file: Path | None) -> None:
-        super().__init__(context=_tls_context(ca_file), timeout=connection.gettimeout(), encoding="latin-1")
-        self.host = host
-        self.af = connection.family
-        self._timeout_seconds = connection.gettimeout() or 0.0
-        self.sock = connection = with_deadline(connection)
-        try:
-            if tls == "implicit":
-                self.sock = self.context.wrap_socket(connection, server_hostname=host)
-            self.file = self.sock.makefile("r", encoding=self.encoding)
-            self.welcome = self.getresp()
-            if tls == "explicit":
-                self.auth()
-        except BaseException:
-            self.close()
-            raise
-        self._extended_passive = True
-
-    @property
-    def _connected(self) -> socket.socket:
-        assert self.sock is not None  # noqa: S101 - set as long as the connection is open
-        return self.sock
-
-    def getmultiline(self) -> str:
-        """Read one reply, all of its lines.
-
-        Raises:
-            TimeoutError: it is not complete within the time-out.
-            OSError: it is longer than replies are.
-        """
-        self._connected.settimeout(self._timeout_seconds)
-        with deadline_in_force(Deadline(timedelta(seconds=self._timeout_seconds))):
-            lines = [self.getline()]
-            size, code = len(lines[0]), _code(lines[0])
-            ended = lines[0][len(code) : len(code) + 1] != "-"
-            while not ended:
-                lines.append(self.getline())
-                size += len(lines[-1]) + 1
-                if len(lines) > MAX_REPLY_LINES or size > MAX_REPLY_BYTES:
-                    raise OSError(f"a reply of more than {MAX_REPLY_LINES} lines or {MAX_REPLY_BYTES} bytes")
-                ended = lines[-1].startswith(f"{code} ") or lines[-1] == code
-        return "\n".join(lines)
-
-    def makepasv(self) -> tuple[str, int]:
-        """Return the address of the data connection: the server states the port, and the host is the server's.
-
-        Raises:
-            ftplib.error_proto: the answer names no port, or one that belongs to another service.
-        """
-        peer = self._connected.getpeername()
-        if self._extended_passive:
-            try:
-                answer = self.sendcmd("EPSV")
-                return peer[0], _data_port(ftplib.parse229(answer, peer)[1])  # noqa: S321 - FTP is what this module is for
-            except ftplib.error_perm:
-                self._extended_passive = False
-        return peer[0], _data_port(ftplib.parse227(self.sendcmd("PASV"))[1])  # noqa: S321 - as above
-
-    def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
-        """Begin a transfer; the data connection is protected where the control connection is."""
-        connection, size = super(ftplib.FTP_TLS, self).ntransfercmd(cmd, rest)
-        connection = with_deadline(connection)
-        if not isinstance(self.sock, ssl.SSLSocket):
-            return connection, size
-        try:
-            return self.context.wrap_socket(connection, server_hostname=self.host, session=self.sock.session), size
-        except BaseException:
-            connection.close()
-            raise
-
-    def begin_session(self, username: str, password: str) -> frozenset[str]:
-        """Log in, request the features, and set what holds for the whole connection.
-
-        Returns:
-            the first word of each feature, in capitals.
-        """
-        super(ftplib.FTP_TLS, self).login(username.encode().decode("latin-1"), password.encode().decode("latin-1"))
-        if isinstance(self.sock, ssl.SSLSocket):
-            self.prot_p()
-        features = self._features()
-        if "UTF8" in features:
-            # Most servers that have it need no request, and some of those refuse one.
-            with contextlib.suppress(ftplib.error_perm):
-                self.sendcmd("OPTS UTF8 ON")
-        self.voidcmd("TYPE I")
-        return features
-
-    def _features(self) -> frozenset[str]:
-        try:
-            lines = self.sendcmd("FEAT").splitlines()[1:-1]
-        except ftplib.error_perm as error:
-            if _code(error) not in _NOT_UNDERSTOOD:
-                raise
-            return frozenset()
-        return frozenset(line.split()[0].upper() for line in lines if line.strip())
 
 
 class FtpConnection:
@@ -281,24 +168,24 @@ class FtpConnection:
         self._has_size_and_time = True
 
     def answers(self) -> bool:
-        """Return whether the server answers a NOOP."""
+        """Return True if the server answers a NOOP."""
         try:
             self._control.voidcmd("NOOP")
         except ftplib.error_perm:
-            return True  # it does not know the command, and said so
+            return True  # an error response is a response
         except (ftplib.Error, OSError, EOFError):
             return False
         return True
 
     def entries(self, folder: bytes) -> Generator[Entry]:
-        """List a folder by MLSD, or else LIST. It is entered first: some list nothing for one that is missing."""
+        """List a folder by MLSD, or else LIST. CWD comes first: some servers list a missing folder as empty."""
         with self._errors(folder):
             self._control.voidcmd(f"CWD {_text(folder)}")
             if self._has_machine_listing:
                 try:
                     return self._parsed(self._listing("MLSD"), parse_machine_line)
                 except ftplib.error_perm as error:
-                    if _code(error) not in _NOT_UNDERSTOOD:
+                    if reply_code(error) not in NOT_UNDERSTOOD:
                         raise
                     self._has_machine_listing = False
             return self._parsed(self._listing("LIST"), self._parse_list_line)
@@ -331,7 +218,7 @@ class FtpConnection:
         return file
 
     def close(self) -> None:
-        """Hang up. QUIT would wait for an answer."""
+        """Close the connection. QUIT would wait for a response."""
         self.usable = False
         self._control.close()
 
@@ -355,7 +242,7 @@ class FtpConnection:
             try:
                 return self._control.transfercmd(command, rest=offset), 0
             except ftplib.error_perm as error:
-                if _code(error) not in _NOT_UNDERSTOOD:
+                if reply_code(error) not in NOT_UNDERSTOOD:
                     raise
         return self._control.transfercmd(command), offset
 
@@ -372,12 +259,12 @@ class FtpConnection:
         try:
             return self._control.sendcmd(f"{command} {_text(path)}")[4:].strip()
         except ftplib.error_perm as error:
-            if _code(error) in _NOT_UNDERSTOOD:
+            if reply_code(error) in NOT_UNDERSTOOD:
                 return None
             raise
 
     def _listed(self, path: bytes) -> Entry:
-        """Find a file in the listing of its folder: the simplest of servers say nothing more of it."""
+        """Find a file in the listing of its folder: simple servers offer nothing else."""
         folder, _, name = path.rpartition(b"/")
         for entry in self.entries(folder or b"/"):
             if entry.name == name and entry.kind != "unknown":
@@ -422,11 +309,11 @@ class FtpConnection:
 
     @contextlib.contextmanager
     def _errors(self, path: bytes) -> Iterator[None]:
-        """Map errors. A refusal leaves the connection as it was; after anything else its state is not known."""
+        """Map errors. A refusal leaves the connection usable; after other errors its state is unknown."""
         try:
             yield
         except (ftplib.error_perm, ftplib.error_temp) as error:
-            self.usable = self.usable and _code(error) != _CLOSING
+            self.usable = self.usable and reply_code(error) != _CLOSING
             raise map_error(error, self._at(path)) from error
         except (ftplib.Error, OSError, EOFError, ValueError) as error:
             # ValueError: ftplib could not parse a reply.
@@ -485,9 +372,9 @@ def map_error(error: Exception, location: str) -> IngestError:
         return SourceUnreachableError(location, text)
     if _NO_FILE.search(text):
         return ForbiddenPathError(location, f"it is not a regular file ({text}).")
-    if _code(text) in _NOT_LOGGED_IN or _NOT_ALLOWED.search(text):
+    if reply_code(text) in _NOT_LOGGED_IN or _NOT_ALLOWED.search(text):
         return SourceAccessDeniedError(location, f"the server does not allow it ({text})")
-    if _code(text) == _FILE_UNAVAILABLE:
+    if reply_code(text) == _FILE_UNAVAILABLE:
         return SourceNotFoundError(location)
     return PermanentError(f"{location} cannot be read: the server answers {text}.")
 
@@ -496,7 +383,7 @@ def _map_login_error(error: Exception, location: str) -> IngestError:
     text = _printable(error)
     if not isinstance(error, ftplib.error_perm) or _LATER.search(text):
         return map_error(error, location)
-    subject = "user or the password" if _code(text) in _NOT_LOGGED_IN else "login"
+    subject = "user or the password" if reply_code(text) in _NOT_LOGGED_IN else "login"
     return SourceAccessDeniedError(location, f"the server refuses the {subject} ({text})")
 
 
@@ -515,31 +402,10 @@ def _zone(source_config: Mapping[str, Any]) -> tzinfo:
         raise PermanentError(f"time_zone {str(name)[:60]!r} is not a known time zone.") from error
 
 
-def _code(reply: object) -> str:
-    """Return the three digits of a reply."""
-    return str(reply)[:3]
-
-
 def _printable(error: Exception) -> str:
     # Control replies are read as latin-1, so that every byte has a character.
     text = str(error).encode("latin-1", "replace").decode("utf-8", "replace") or type(error).__name__
     return "".join(char if char.isprintable() else " " for char in text[:_PRINTED_LENGTH]).rstrip(" .")
-
-
-def _data_port(port: int) -> int:
-    if not FIRST_DATA_PORT <= port <= MAX_PORT:
-        raise ftplib.error_proto(f"the server names port {port} for data")  # noqa: S321 - FTP is what this module is for
-    return port
-
-
-@lru_cache(maxsize=4)
-def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Make one context for all connections: sessions are resumed only within their context."""
-    context = ssl.create_default_context()
-    context.sslsocket_class = DeadlineSSLSocket
-    if ca_file is not None:
-        context.load_verify_locations(ca_file)
-    return context
 
 
 def _text(path: bytes) -> str:

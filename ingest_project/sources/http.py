@@ -31,13 +31,12 @@ from ingest_project.core.settings import Credential
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.pinned_transport import Deadline
 from ingest_project.platform.http.urls import WebAddress
-from ingest_project.sources.context import SourceContext, require_for_host
 from ingest_project.sources.http_files import WebFileReader, decoded_body, decoder_of, describe, strong_etag, web_errors
 from ingest_project.sources.http_listing import MAX_PAGE_BYTES, read_page
 from ingest_project.sources.http_parsers import Link, PageFacts, Unusable, is_page_query
-from ingest_project.sources.protocol import MAX_DEPTH, Skipped, SourceFile, printable
+from ingest_project.sources.protocol import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, Pace, SourceLimits, resumed_reading
-from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.sources.registry import SourceContext, require_for_host
 
 MAX_FOLDERS = 10_000
 # Of one folder.
@@ -75,8 +74,8 @@ class HttpSource:
         web: the client of web hosts.
         credential: that the job names; the web client sends it.
         limits: of time and entries.
-        elsewhere: whether files may be outside of the listing's folder.
-        concurrency: number of requests at a time for versions of files.
+        elsewhere: accept files outside of the listing's folder.
+        concurrency: concurrent requests for versions of files.
     """
 
     listing: str
@@ -126,7 +125,7 @@ class HttpSource:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def stat(self, path: str) -> SourceFile:
-        """Return what the server says about the file now."""
+        """Return what the server reports about the file now."""
         self.require_allowed(path)
         return describe(self.web, path, _name(self.checked(path)), self.limits)
 
@@ -148,7 +147,7 @@ class HttpSource:
             raise ForbiddenPathError(error.url, str(error)) from error
 
     def may_hold(self, address: WebAddress, listing: WebAddress) -> bool:
-        """Return whether files of this listing may be at an address."""
+        """Return True if an address may hold files of this listing."""
         return self.elsewhere or _is_below(address, listing)
 
     def _with_version(self, file: SourceFile) -> SourceFile | Skipped:
@@ -175,7 +174,7 @@ class _Folder:
     relative: str
 
 
-# A file, and whether its version is known.
+# A file, and True if its version is known.
 _Found = tuple[SourceFile, bool] | Skipped
 
 
@@ -218,9 +217,9 @@ class _Walk:
             raise UnreadableListingError(self._root.printable, doubt)
 
     def _list(self, folder: _Folder) -> Generator[_Found, None, str]:
-        """List one folder; return why its page may be no listing at all, empty without a doubt.
+        """List one folder; return why its page may not be a listing; empty if it certainly is one.
 
-        A page that is no index for certain is one if it links files; without any it is not known to be empty.
+        A page that is not recognised as an index counts as one if it links files; without links it may not be empty.
         """
         pages, seen, doubt, files_before = deque([folder.address]), {folder.address.url}, "", self._files
         while pages:
@@ -281,7 +280,7 @@ class _Walk:
             try:
                 address, headers = self._copy(requested, copy)
             except SourceUnreachableError:
-                # Where the time of the whole is over, that is the reason.
+                # If the time of the whole listing is over, that is the reason.
                 self._budget.seconds_left()
                 raise
             size = copy.tell()
@@ -393,7 +392,7 @@ def _add_page(target: WebAddress, page: WebAddress, pages: deque[WebAddress], se
 
 
 def _is_page_of(target: WebAddress, page: WebAddress) -> bool:
-    """Return whether a link leads to the same folder by another query that names a page."""
+    """Return True if a link leads to the same folder by another query that names a page."""
     there, here = urlsplit(target.url), urlsplit(page.url)
     return target.origin == page.origin and there.path == here.path and is_page_query(there.query)
 

@@ -34,8 +34,8 @@ from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes
 
 MAX_EXPANSION = 100.0
-# Silence ends a conversation much earlier; this ends one that a server keeps alive byte by byte.
-_LONGEST_CONVERSATION = timedelta(hours=2)
+# Silence ends a request much earlier; this ends one that a server keeps alive byte by byte.
+_MAX_REQUEST_TIME = timedelta(hours=2)
 _WITHOUT_HEAD = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.FORBIDDEN})
 _GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
@@ -48,7 +48,7 @@ def web_errors(location: str) -> Iterator[None]:
         ForbiddenPathError: an address that may not be contacted.
         SourceNotFoundError: 404 or 410.
         SourceAccessDeniedError: any other refusal, or a body that cannot be decoded.
-        SourceUnreachableError: no answer, a cut one, or one that may be another later.
+        SourceUnreachableError: no response, a cut one, or a transient error.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def web_errors(location: str) -> Iterator[None]:
     except DownloadRejectedError as error:
         if error.http_status in _GONE:
             raise SourceNotFoundError(location) from error
-        status = f"the server answered {error.http_status}" if error.http_status else "its answer is no use"
+        status = f"the server answered {error.http_status}" if error.http_status else "its response is unusable"
         raise SourceAccessDeniedError(
             location, f"{status}; check the address and the credentials of this host"
         ) from error
@@ -70,7 +70,7 @@ def web_errors(location: str) -> Iterator[None]:
 
 
 def describe(web: WebClient, url: str, name: str, limits: SourceLimits) -> SourceFile:
-    """Return what the server says about a file now, from the headers alone.
+    """Describe a file by the headers that its server sends now.
 
     Raises:
         SourceNotFoundError, SourceAccessDeniedError, SourceUnreachableError, ForbiddenPathError: see `web_errors`.
@@ -82,7 +82,7 @@ def describe(web: WebClient, url: str, name: str, limits: SourceLimits) -> Sourc
         except DownloadRejectedError as error:
             if error.http_status not in _WITHOUT_HEAD:
                 raise
-        # Servers that sign addresses for GET refuse HEAD: the first byte says as much.
+        # Servers that sign addresses for GET refuse HEAD: a request for the first byte returns the same headers.
         wanted = {"Range": "bytes=0-0"}
         with web.get(url, Deadline(limits.answer_time), headers=wanted, accept=(200, 206, 416)) as answer:
             size = answer.content_length if answer.status == HTTPStatus.OK else _total(answer.headers)
@@ -91,7 +91,7 @@ def describe(web: WebClient, url: str, name: str, limits: SourceLimits) -> Sourc
 
 @dataclass
 class WebFileReader:
-    """Opens one file, and opens it again where a connection broke: only ever the version it opened first.
+    """Opens one file, and reopens the same version after a broken connection.
 
     Args:
         web: the client of web hosts.
@@ -110,7 +110,7 @@ class WebFileReader:
         """Open the file at this position.
 
         Raises:
-            SourceChangedError: by now it is another version. And what else a source raises.
+            SourceChangedError: the file has another version now. Also raises the other errors of a source.
         """
         stack = ExitStack()
         try:
@@ -118,7 +118,7 @@ class WebFileReader:
                 answer = stack.enter_context(
                     self.web.get(
                         self.url,
-                        Deadline(_LONGEST_CONVERSATION),
+                        Deadline(_MAX_REQUEST_TIME),
                         headers=self._range(offset),
                         accept=(200, 206),
                         forgive_breaks=True,

@@ -42,7 +42,7 @@ _HEAD_BYTES = 4_096
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 # The last three are how servers send what they do not know.
 _KNOWN_TYPES = (*_HTML_TYPES, "text/plain", "text/uri-list", "", "application/octet-stream", "binary/octet-stream")
-# Of those that HTML is written in, the ones in which a byte below 128 is always an ASCII character.
+# The charsets of HTML in which a byte below 128 is always an ASCII character.
 _CHARSETS = frozenset(
     {"ascii", "utf-8", "koi8-r", "koi8-u", "euc_jp", "euc_kr", "gb2312", "gbk", "gb18030", "big5", "shift_jis", "cp932"}
     | {f"iso8859-{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 15, 16)}

@@ -71,7 +71,7 @@ class NotAListingError(Exception):
 
     Args:
         seen: what it is instead; starts in lower case, ends without a full stop.
-        login: whether it is a login page.
+        login: it is a login page.
     """
 
     def __init__(self, seen: str, *, login: bool = False) -> None:
@@ -88,7 +88,7 @@ class Link(msgspec.Struct, frozen=True, tag=True):
         size_bytes: exact; None where the listing does not say.
         modified_at: to the second, UTC; None where the listing does not say.
         etag: as its server sends it.
-        is_next_page: whether it is the next page of this listing.
+        is_next_page: it is the next page of this listing.
     """
 
     target: str
@@ -99,7 +99,7 @@ class Link(msgspec.Struct, frozen=True, tag=True):
 
     @property
     def has_version(self) -> bool:
-        """Whether the listing states the version of the file."""
+        """The listing states the version of the file."""
         return self.etag is not None or (self.size_bytes is not None and self.modified_at is not None)
 
 
@@ -120,10 +120,10 @@ class PageFacts(msgspec.Struct, tag=True):
 
     Args:
         seen: description for a person.
-        recognised: it is a listing for certain, even when it names nothing.
+        recognised: it is a listing for certain, even when it is empty.
         base: address that its links are relative to, where the page states one.
         links: number of entries that can be used.
-        unusable: number of those that cannot.
+        unusable: number of other entries.
     """
 
     seen: str = ""
@@ -171,11 +171,11 @@ def html_links(body: bytes, charset: str, facts: PageFacts) -> Iterator[Link | U
     facts.recognised = _is_index(seen)
     facts.seen = _described(body, seen)
     if seen.password:
-        raise NotAListingError(f"{facts.seen} that asks for a password", login=True)
+        raise NotAListingError(f"{facts.seen} with a password field", login=True)
 
 
 def is_page_query(query: str) -> bool:
-    """Return whether a query names one page of several."""
+    """Return True if a query names one page of several."""
     try:
         named = parse_qsl(query, keep_blank_values=True, max_num_fields=20)
     except ValueError:
@@ -228,7 +228,7 @@ def _value(raw: bytes, charset: str) -> str | None:
         return None
     try:
         text = raw.decode(charset)
-        # Of a reference to a character that there is not, html.unescape makes one that was not there.
+        # html.unescape replaces a reference to a character that does not exist by U+FFFD.
         found = html.unescape(text).strip(" \t\r\n\f")
     except ValueError:
         return None
@@ -349,7 +349,7 @@ def json_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
         # By json and not by msgspec, which refuses the whole page for one name that is not Unicode.
         found = msgspec.convert(json.loads(body.decode("utf-8-sig")), _JsonListing | list[object])
     except msgspec.ValidationError as error:
-        # A further field may say that this is one page of several: nothing of it is guessed.
+        # A further field may mark one page of several: its meaning is not guessed.
         raise NotAListingError(
             f"JSON that is no list of files ({printable(str(error))}); its fields are 'files' and, for the address of "
             "a further page, 'next'"
@@ -424,7 +424,7 @@ def text_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
     facts.seen = f"text of {len(body)} bytes"
     for line in _lines(body.removeprefix(_BYTE_ORDER_MARK)):
         if line.startswith(b"#"):
-            # Text alone may be anything; with a comment it is a list for certain, even when it names nothing.
+            # Text alone may be anything; with a comment it is a list for certain, even when it is empty.
             facts.recognised = True
         elif line:
             link = _text_link(line)
@@ -454,7 +454,7 @@ def _text_link(line: bytes) -> Link | Unusable:
 
 
 def _names_a_file(text: str) -> bool:
-    """Return whether an address ends in a folder's slash or in a name with an ending, as no word of an error does."""
+    """Return True if an address ends in a folder's slash or in a name with an ending, as no word of an error does."""
     try:
         path = urlsplit(text).path
     except ValueError:

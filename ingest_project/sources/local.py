@@ -24,10 +24,9 @@ from typing import Any, BinaryIO, cast
 from typing_extensions import Buffer
 
 from ingest_project.core.errors import ForbiddenPathError, IngestError, SourceNotFoundError, SourceUnreachableError
-from ingest_project.sources.context import SourceContext
-from ingest_project.sources.protocol import MAX_DEPTH, Skipped, SourceFile, printable
+from ingest_project.sources.protocol import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, SourceLimits
-from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.sources.registry import SourceContext
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Linux takes no longer path. `realpath` takes time with the square of the number of parts.
@@ -61,7 +60,7 @@ class AllowedRoots:
     Args:
         folders: absolute, symlinks resolved.
         setting: the setting that holds them, named in refusals.
-        hard_links: whether a file may be read that has a further name, which may be outside the folders.
+        hard_links: read files that have further names, which may be outside the folders.
     """
 
     folders: tuple[str, ...]
@@ -106,7 +105,7 @@ class AllowedRoots:
             yield descriptor
 
     def require_one_name(self, status: os.stat_result, named: str) -> None:
-        """Refuse a file with a further name: no path shows whether that name is outside of the folders.
+        """Refuse a file with a further name, which may be outside of the folders.
 
         Raises:
             ForbiddenPathError: it has one, and the setting does not allow it.
@@ -195,7 +194,7 @@ class LocalSource:
         return f"local:{os.path.realpath(self._at(self.path))}"
 
     def require_allowed(self, path: str) -> None:
-        """Refuse a path outside the roots, symlinks resolved, whether it exists or not."""
+        """Refuse a path outside the roots, symlinks resolved; the path need not exist."""
         self.roots.require_allowed(self._at(path), path)
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
@@ -205,7 +204,7 @@ class LocalSource:
             yield from self._walk(folder, "", parsed, ListingBudget(self.limits, self.location))
 
     def stat(self, path: str) -> SourceFile:
-        """Return size and time of change of the file that is there now."""
+        """Return size and modification time of the present file."""
         with self.roots.opened_file(self._at(path), path) as descriptor:
             return described(path, os.fstat(descriptor))
 
@@ -351,7 +350,7 @@ def described(path: str, status: os.stat_result, location: str | None = None) ->
 
 
 def _is_inside(folder: str, resolved: str) -> bool:
-    """Return whether a path is a folder or below it; both as `realpath` gives them."""
+    """Return True if a path is a folder or below it; both as `realpath` gives them."""
     return resolved == folder or resolved.startswith(os.path.join(folder, ""))  # noqa: PTH118 - text, for each file
 
 

@@ -42,10 +42,9 @@ from ingest_project.platform.azure.accounts import (
 from ingest_project.platform.azure.client import Listed, list_folder, onelake_errors, open_file, open_file_system
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.platform.http.urls import parse_url, printable_url
-from ingest_project.sources.context import SourceContext, require_for_host
-from ingest_project.sources.protocol import Skipped, SourceFile, printable
+from ingest_project.sources.protocol import Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, PacedReader, SourceLimits
-from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.sources.registry import SourceContext, require_for_host
 
 # A message names the file system, and a client takes megabytes.
 KEPT_CLIENTS = 32
@@ -95,8 +94,8 @@ class OneLakeSource:
         """Return the location that a path names.
 
         Raises:
-            PermanentError: it names none.
-            ForbiddenPathError: one that our credential may not be sent to.
+            PermanentError: it is not an address.
+            ForbiddenPathError: our credential may not be sent to it.
         """
         address = self._parsed(path)
         if self.credential is not None and self.credential.hosts:
@@ -122,7 +121,7 @@ class OneLakeSource:
         try:
             return parse_address(path, self.options.endpoint)
         except SettingsError as error:
-            # The words of a job are no setting.
+            # The text comes from a job, not from a setting.
             raise PermanentError(str(error)) from error
 
     def require_allowed(self, path: str) -> None:
@@ -147,7 +146,7 @@ class OneLakeSource:
                     waiting.append(root.child(relative))
 
     def stat(self, path: str) -> SourceFile:
-        """Return what the service says about the file that is there now."""
+        """Return what the service reports about the present file."""
         address = self.address(path)
         in_time = deadline_in_force(Deadline(self.limits.page_time))
         with _mapped_errors(address.url), onelake_errors(address.url), in_time:
@@ -176,8 +175,8 @@ class OneLakeSource:
                 yield from list_folder(self._files(folder), folder, recursive=recursive)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             # The SDK reads numbers and times without a guard.
-            said = f"it answers with an impossible value ({type(error).__name__})"
-            raise UnreadableListingError(folder.url, said) from error
+            reason = f"it answers with an impossible value ({type(error).__name__})"
+            raise UnreadableListingError(folder.url, reason) from error
 
     def _entry(
         self, found: Listed, relative: str, root: OneLakeAddress, pattern: Pattern
@@ -232,9 +231,9 @@ def _mapped_errors(location: str) -> Iterator[None]:
     try:
         yield
     except StoreRejectedError as error:
-        said = f"{error.status or ''} {error.code}".strip()
+        answer = f"{error.status or ''} {error.code}".strip()
         raise SourceAccessDeniedError(
-            location, f"{said}; check the credential and its rights on this location"
+            location, f"{answer}; check the credential and its rights on this location"
         ) from error
     except StoreUnavailableError as error:
         raise SourceUnreachableError(location, str(error).partition(": ")[2] or error) from error

@@ -1,7 +1,7 @@
 """Limits of time and entries of one source, and reading files within them.
 
 The time-out of each read ends silence. A server that sends a byte now and then is never silent: so every answer has a
-total time as well, every file a least speed, and every listing a total time and a number of entries. Reading a file
+total time as well, every file a minimum speed, and every listing a total time and a number of entries. Reading a file
 resumes where it stopped when its connection breaks, as long as it is the same version.
 """
 
@@ -24,7 +24,7 @@ from ingest_project.core.errors import PermanentError, SourceChangedError, Sourc
 from ingest_project.core.settings import PollingSettings
 from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSocket, deadline_in_force
 
-LEAST_BYTES_PER_SECOND = 1_024
+MIN_BYTES_PER_SECOND = 1_024
 Item = TypeVar("Item")
 
 _RETRY_PAUSES = timedelta(seconds=10)
@@ -71,7 +71,7 @@ class SourceLimits:
 
 
 class ListingBudget:
-    """The entries and the time that are left for one listing.
+    """Remaining entries and time of one listing.
 
     Args:
         limits: at its beginning.
@@ -88,8 +88,8 @@ class ListingBudget:
         """Count entries that were read, taken or not.
 
         Raises:
-            PermanentError: there are too many.
-            SourceUnreachableError: it has taken too long.
+            PermanentError: the limit of entries is exceeded.
+            SourceUnreachableError: the time limit is exceeded.
         """
         self._entries += entries
         if self._entries > self._limits.max_entries:
@@ -120,7 +120,7 @@ class ListingBudget:
         """Return the time that is left, more than zero.
 
         Raises:
-            SourceUnreachableError: it has taken too long.
+            SourceUnreachableError: the time limit is exceeded.
         """
         left = self._until - time.monotonic()
         if left <= 0:
@@ -160,7 +160,7 @@ class OpenedFile(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop reading and give the connection back; never raises."""
+        """Stop reading and release the connection; never raises."""
         ...
 
 
@@ -182,17 +182,17 @@ class Pace:
         """Read one piece; the time that the caller takes in between does not count.
 
         Raises:
-            SourceUnreachableError: the server is slower than the least speed.
+            SourceUnreachableError: the server is slower than the minimum speed.
         """
         before = time.monotonic()
         piece = read()
         self._seconds += time.monotonic() - before
         self._bytes += len(piece)
         if self._seconds >= self._interval and piece:
-            if self._bytes < LEAST_BYTES_PER_SECOND * self._seconds:
+            if self._bytes < MIN_BYTES_PER_SECOND * self._seconds:
                 raise SourceUnreachableError(
                     self._location,
-                    f"it is too slow: {self._bytes} bytes in {self._seconds:.0f} s, under {LEAST_BYTES_PER_SECOND} "
+                    f"it is too slow: {self._bytes} bytes in {self._seconds:.0f} s, under {MIN_BYTES_PER_SECOND} "
                     "bytes a second",
                 )
             self._seconds, self._bytes = 0.0, 0
@@ -215,13 +215,13 @@ def resumed_reading(open_at: Callable[[int], OpenedFile], location: str, limits:
 
 
 def skip_bytes(file: OpenedFile, count: int, pace: Pace) -> None:
-    """Read and drop so many bytes: for servers that cannot begin in the middle."""
+    """Read and discard `count` bytes: for servers that cannot start in the middle."""
     while count and (block := pace.timed(partial(file.read, min(count, _BUFFER_BYTES)))):
         count -= len(block)
 
 
 class PacedReader(io.RawIOBase):
-    """A file that a client library reads, held to the least speed.
+    """A file that a client library reads, held to the minimum speed.
 
     Args:
         file: closed by its opener.

@@ -1,4 +1,4 @@
-"""Kinds of source by name.
+"""Kinds of source by name, and the settings and shared clients that a source is opened with.
 
 Another package adds one by an entry point in the group `ingest_project.sources`; its name is the `source_type`, its
 value a `SourceFactory`:
@@ -9,16 +9,97 @@ value a `SourceFactory`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ingest_project.contracts.files import SECRET_NAMES
-from ingest_project.core.errors import PermanentError
+from ingest_project.core.errors import ForbiddenPathError, PermanentError, UnknownCredentialsError
+from ingest_project.core.settings import Credential, PollingSettings, Settings
+from ingest_project.platform.http.client import WebClient, web_client
+from ingest_project.platform.http.host_policy import HostLists, HostPattern, host_lists
 from ingest_project.platform.runtime import Runtime
-from ingest_project.sources.context import SourceContext
 from ingest_project.sources.protocol import Source
+from ingest_project.sources.reading import SourceLimits
+
+
+@dataclass(frozen=True, eq=False)
+class SourceContext:
+    """Settings and shared clients of the sources of one process; a client is made when a source first needs it.
+
+    Args:
+        settings: of this process.
+    """
+
+    settings: Settings
+
+    @property
+    def polling(self) -> PollingSettings:
+        """Limits and allowed locations of sources."""
+        return self.settings.polling
+
+    @property
+    def credentials(self) -> Mapping[str, Credential]:
+        """The stored credentials by name."""
+        return self.settings.credentials
+
+    @property
+    def limits(self) -> SourceLimits:
+        """Limits of time and entries of one source."""
+        return SourceLimits.of(self.polling)
+
+    @cached_property
+    def host_lists(self) -> HostLists:
+        """Hosts that no client contacts, and internal ones that each may contact."""
+        return host_lists(self.settings)
+
+    @cached_property
+    def web(self) -> WebClient:
+        """The client of web hosts, shared by all listings.
+
+        Raises:
+            SettingsError: a host pattern or credential is malformed.
+        """
+        polling = self.polling
+        return web_client(self.settings, polling.source_connections, polling.source_connections_per_host)
+
+    def credential(self, source_config: Mapping[str, Any]) -> Credential | None:
+        """Return the stored credential that a job names; None when it names none.
+
+        Raises:
+            UnknownCredentialsError: no credential of that name is stored.
+        """
+        name = source_config.get("credentials")
+        if name is None:
+            return None
+        if not isinstance(name, str) or name not in self.credentials:
+            raise UnknownCredentialsError(str(name)[:100])
+        return self.credentials[name]
+
+
+def patterns_for(hosts: Iterable[str], host: str, port: int) -> list[HostPattern]:
+    """Return the patterns among these that match a host.
+
+    Raises:
+        SettingsError: an entry is not a host pattern.
+    """
+    return [pattern for pattern in map(HostPattern.parse, hosts) if pattern.matches_name(host, port)]
+
+
+def require_for_host(credential: Credential, host: str, port: int, location: str) -> None:
+    """Refuse to send a credential to a host that it does not list.
+
+    Raises:
+        ForbiddenPathError: the host is not one of its `hosts`.
+        SettingsError: an entry of its `hosts` is not a host pattern.
+    """
+    if not patterns_for(credential.hosts, host, port):
+        raise ForbiddenPathError(
+            location, "the credentials that the job names are not for this host; list it in their 'hosts'."
+        )
+
 
 SourceFactory = Callable[[Mapping[str, Any], SourceContext], Source]
 """Makes a source from a job's `source_config` and the settings of this process."""
@@ -45,8 +126,8 @@ def open_source(source_config: Mapping[str, Any], context: SourceContext) -> Sou
 
     Raises:
         UnknownCredentialsError: the config names credentials that are not stored.
-        PermanentError: no such source_type; the message lists those there are. Or the config lacks something, carries
-            a secret, or names what is not allowed.
+        PermanentError: the source_type is unknown (the message lists the known ones), or the config lacks something,
+            carries a secret, or names what is not allowed.
     """
     for name in source_config:
         # A file event carries a config as well, and messages are in logs, work queues and dead letters.

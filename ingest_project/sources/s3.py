@@ -1,7 +1,7 @@
 """Objects in S3, `source_type` s3: Amazon's, or another server's that speaks its protocol.
 
 A job's `source_config`: `path` (`s3://bucket/prefix`, or a prefix together with `bucket`), `credentials`,
-`endpoint_url`, `region`, `requester_pays`. S3 has no folders: a prefix that nothing starts with is an empty listing.
+`endpoint_url`, `region`, `requester_pays`. S3 has no folders: a prefix without any key is an empty listing.
 
 A job is an untrusted message: an endpoint and a bucket that it names must be known, and a credential goes only to the
 endpoints that it lists. Without a credential of its own, another endpoint is contacted anonymously.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -19,58 +19,33 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-)
 from botocore.response import StreamingBody
-from pydantic import SecretStr
 
 from ingest_project.core.errors import (
     ForbiddenPathError,
-    IngestError,
     PermanentError,
-    SourceAccessDeniedError,
-    SourceChangedError,
-    SourceNotFoundError,
-    SourceUnreachableError,
     UnreadableListingError,
 )
 from ingest_project.core.settings import Credential
-from ingest_project.platform.http.host_policy import HostLists, HostRules
-from ingest_project.platform.http.pinned_transport import Connector, Deadline, deadline_in_force
+from ingest_project.platform.http.host_policy import HostLists
+from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.platform.http.urls import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
-from ingest_project.platform.object_store.s3 import s3_client
-from ingest_project.platform.object_store.store import S3Options
-from ingest_project.sources.context import SourceContext, patterns_for, require_for_host
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources.protocol import Pattern, Skipped, SourceFile, refusal
 from ingest_project.sources.reading import ListingBudget, SourceLimits, resumed_reading
-from ingest_project.sources.s3_transport import bound
-from ingest_project.sources.selection import Pattern, refusal
+from ingest_project.sources.registry import SourceContext, patterns_for, require_for_host
+from ingest_project.sources.s3_client import AMAZON, S3Account, account_client, s3_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
 
-AMAZON = parse_url("https://s3.amazonaws.com")
 LONGEST_KEY_BYTES = 1_024
-# A message names the region, and a client takes megabytes.
-KEPT_CLIENTS = 32
 READ_BYTES = 64 * 1024
 _SCHEME = "s3://"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 _SAFE_IN_KEY = "/!*'()=,;:@&+$"
 _ARCHIVED = frozenset({"GLACIER", "DEEP_ARCHIVE"})
-_SERVER_ERRORS = 500
-_REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _PRECONDITION_FAILED, _REDIRECTED = 408, 429, 412, 301
-_THROTTLED = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
-_NOT_FOUND = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket", "NoSuchVersion"})
-_OTHER_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
-_LONGEST_CAUSE = 200
 
 
 def open_s3(source_config: Mapping[str, Any], context: SourceContext) -> S3Source:
@@ -91,59 +66,6 @@ def open_s3(source_config: Mapping[str, Any], context: SourceContext) -> S3Sourc
         context.limits,
         requester_pays=source_config.get("requester_pays") in (True, "true"),
     )
-
-
-@dataclass(frozen=True)
-class S3Account:
-    """An endpoint of S3 and our keys there. None: boto3's own configuration decides.
-
-    Args:
-        endpoint_url: address of a server other than Amazon's.
-        unsigned: send requests anonymously.
-        from_job: a job names the endpoint, so that the client may connect to nothing else; else the settings do.
-        internal_allowed: whether a setting names this very host, so that it may have an internal address.
-    """
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: SecretStr | None = None
-    unsigned: bool = False
-    from_job: bool = False
-    internal_allowed: bool = False
-
-    @property
-    def endpoint(self) -> WebAddress | None:
-        """The address of the server; None for Amazon's."""
-        return parse_url(self.endpoint_url) if self.endpoint_url else None
-
-    def rules(self, lists: HostLists) -> HostRules | None:
-        """Return the rules that its client connects by; None for an endpoint of the settings."""
-        endpoint = self.endpoint
-        if not self.from_job or endpoint is None:
-            return None
-        return lists.rules_for((endpoint.host, endpoint.port), internal_allowed=self.internal_allowed)
-
-
-@lru_cache(maxsize=KEPT_CLIENTS)
-def account_client(account: S3Account, timeout_seconds: float, lists: HostLists) -> S3Client:
-    """Return the client of an account, whose connections equal accounts share.
-
-    Args:
-        account: where, and with which keys.
-        timeout_seconds: how long a server may be silent.
-        lists: hosts that are not contacted, and internal ones that may be.
-    """
-    secret, rules = account.secret_access_key, account.rules(lists)
-    key = secret.get_secret_value() if secret else None
-    client = s3_client(
-        S3Options(account.endpoint_url, account.region, account.access_key_id, key),
-        timeout_seconds,
-        unsigned=account.unsigned,
-        # A proxy would resolve the name itself. An endpoint of the settings is reached as they say.
-        proxied=rules is None,
-    )
-    return bound(client, Connector(rules) if rules else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +116,7 @@ class S3Source:
         bucket: the bucket.
         lists: hosts that are not contacted, and internal ones that may be.
         limits: of time and entries.
-        requester_pays: whether we pay for what the bucket's owner would not.
+        requester_pays: accept the costs of requests and transfer, which the bucket's owner does not pay.
     """
 
     prefix: str
@@ -242,7 +164,7 @@ class S3Source:
                         waiting.append(below)
 
     def stat(self, path: str) -> SourceFile:
-        """Return what S3 says about the object that is there now."""
+        """Return what S3 reports about the present object."""
         key = self.bucket.key(path)
         with s3_errors(self.canonical_location(path)), deadline_in_force(Deadline(self.limits.attempts_time)):
             found = self._client.head_object(Bucket=self.bucket.name, Key=key, **self._payer)
@@ -277,13 +199,13 @@ class S3Source:
             found = iter(pages.paginate(Bucket=self.bucket.name, Prefix=prefix, **delimiter, **self._payer))
             for page in budget.counted_in_time(found):
                 if page.get("IsTruncated") and not page.get("NextContinuationToken"):
-                    raise UnreadableListingError(location, "S3 says that there is more, and not how to request it")
+                    raise UnreadableListingError(location, "S3 reports further pages without a continuation token")
                 yield page
 
     def _entry(self, found: ObjectTypeDef, root_length: int, pattern: Pattern) -> SourceFile | Skipped | None:
         key = found["Key"]
         relative = key[root_length:]
-        # With a key that ends with a slash, some tools mark a folder; the object holds nothing.
+        # With a key that ends with a slash, some tools mark a folder; the object is empty.
         if not relative or key.endswith("/") or not pattern.matches(relative):
             return None
         path, (*folders, name) = self.bucket.path(key), relative.split("/")
@@ -303,7 +225,7 @@ class S3Source:
 
 @dataclass
 class _ObjectReader:
-    """Opens one object, and opens it again where a connection broke: only ever the version it opened first."""
+    """Opens one object, and reopens the same version after a broken connection."""
 
     client: S3Client
     bucket: str
@@ -318,7 +240,7 @@ class _ObjectReader:
         """Open the object at this position.
 
         Raises:
-            SourceChangedError: by now it is another version. And what else a source raises.
+            SourceChangedError: the object has another version now. Also raises the other errors of a source.
         """
         wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
         if offset:
@@ -345,66 +267,13 @@ class _OpenedObject:
 
     def read(self, size: int) -> bytes:
         """Read some of the next bytes; empty at the end."""
-        # The body is read until all of this is there: at the least speed, so much comes in time.
+        # The body is read until all of this is there: at the minimum speed it arrives in time.
         with s3_errors(self._location), deadline_in_force(Deadline(self._limits.answer_time)):
             return self._body.read(min(size, READ_BYTES))
 
     def close(self) -> None:
         """Stop reading."""
         self._body.close()
-
-
-@contextmanager
-def s3_errors(location: str) -> Iterator[None]:
-    """Map a failure inside the block to a source's error.
-
-    Args:
-        location: of the bucket or object, for messages.
-
-    Raises:
-        SourceNotFoundError: no such bucket or object.
-        SourceAccessDeniedError: no credentials, wrong ones, no right, an archived object, another region.
-        SourceChangedError: the object is not the version that was requested.
-        SourceUnreachableError: no answer, a cut one, or one that may be another later.
-        UnreadableListingError: an answer with an impossible number or time.
-    """
-    try:
-        yield
-    except ClientError as error:
-        raise map_error(error, location) from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise SourceAccessDeniedError(
-            location, "there are no S3 credentials; set INGEST_S3_ACCESS_KEY_ID, or name stored ones in the job"
-        ) from error
-    except ParamValidationError as error:
-        raise SourceNotFoundError(location) from error
-    except (BotoCoreError, OSError) as error:
-        raise SourceUnreachableError(location, _sentence(error)) from error
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        # The SDK reads numbers and times without a guard.
-        raise UnreadableListingError(location, f"S3 answered with an impossible value ({_sentence(error)})") from error
-
-
-def map_error(error: ClientError, location: str) -> IngestError:
-    """Map an answer of S3 that is an error."""
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    said = f"S3 answered {status} {code}".rstrip()
-    if code in _NOT_FOUND:
-        return SourceNotFoundError(location)
-    if code in _THROTTLED or status >= _SERVER_ERRORS or status in (_REQUEST_TIMEOUT, _TOO_MANY_REQUESTS):
-        return SourceUnreachableError(location, said)
-    if status == _PRECONDITION_FAILED:
-        return SourceChangedError(location, "it is no longer the version that was requested")
-    if code in _OTHER_REGION or status == _REDIRECTED:
-        return SourceAccessDeniedError(location, f"{said}; say 'region' in source_config or set INGEST_S3_REGION")
-    if code == "InvalidObjectState":
-        return SourceAccessDeniedError(location, "it is archived (Glacier); restore it first")
-    return SourceAccessDeniedError(location, f"{said}; check the credentials and their rights on this bucket")
-
-
-def _sentence(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:_LONGEST_CAUSE]
 
 
 class _NamedBucket(NamedTuple):
@@ -447,7 +316,7 @@ def _configured_buckets(context: SourceContext) -> frozenset[_NamedBucket]:
 def _require_allowed_bucket(
     source_config: Mapping[str, Any], credential: Credential | None, context: SourceContext
 ) -> None:
-    """Refuse a bucket that nobody but the message names."""
+    """Refuse a bucket that only the message names."""
     bucket = _bucket_of(source_config)
     own = credential.buckets if credential is not None else []
     if own and not _matches(bucket, own):
@@ -520,7 +389,7 @@ def _named_endpoint(source_config: Mapping[str, Any]) -> WebAddress | None:
 def _account_at(
     endpoint: WebAddress, region: str | None, credential: Credential | None, context: SourceContext
 ) -> S3Account:
-    """Return the anonymous account at an endpoint of a job; refuse one that nobody but the message names."""
+    """Return the anonymous account at an endpoint of a job; refuse one that only the message names."""
     listed = list(context.polling.allowed_source_hosts)
     if credential is not None:
         require_for_host(credential, endpoint.host, endpoint.port, endpoint.origin)

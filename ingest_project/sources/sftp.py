@@ -3,9 +3,7 @@
 A job's `source_config`: `host`, `port`, `path`, `credentials`, `username` where the credentials name none, `encoding`
 of file names (utf-8). Only the credentials are used to log in: no agent, and no keys of the user of this process.
 
-paramiko speaks SSH. The few SFTP requests that a source needs are made here, over one of its channels: names are bytes,
-as in the protocol, a packet has a maximum size, an operation a total time, and a file is read by a bounded number of
-requests in flight.
+paramiko speaks SSH; `sftp_protocol` makes the few SFTP requests that a source needs, over one of its channels.
 """
 
 from __future__ import annotations
@@ -14,11 +12,8 @@ import base64
 import contextlib
 import hashlib
 import io
-import re
-import socket
 import stat
 import threading
-from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,20 +45,22 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSocket
-from ingest_project.sources.context import SourceContext
-from ingest_project.sources.file_server import Entry, FileServerSource, Kind, Server, file_server_source, server_of
+from ingest_project.sources.file_server import Entry, FileServerSource, Kind, file_server_source
 from ingest_project.sources.protocol import MAX_SIZE_BYTES
 from ingest_project.sources.reading import SourceLimits
+from ingest_project.sources.registry import SourceContext
+from ingest_project.sources.servers import Server, server_of
+from ingest_project.sources.sftp_protocol import (
+    NO_SUCH_FILE,
+    PERMISSION_DENIED,
+    Attributes,
+    BoundedSocket,
+    SftpClient,
+    SftpStatusError,
+)
 
 DEFAULT_PORT = 22
 KEEPALIVE_SECONDS = 30
-MAX_BANNER_BYTES = 64 * 1024
-# The protocol demands 35,000 bytes; channels here take 32 KiB at a time.
-MAX_SSH_PACKET_BYTES = 1024**2
-MAX_PACKET_BYTES = 4 * 1024**2
-REQUEST_BYTES = 32 * 1024
-REQUESTS_IN_FLIGHT = 64
 MAX_EMPTY_PAGES = 100
 _KNOWN_HOSTS_FILE = "INGEST_SFTP_KNOWN_HOSTS"
 _FINGERPRINT = "SHA256:"
@@ -75,17 +72,7 @@ _KEY_KINDS: tuple[tuple[type, type[paramiko.PKey]], ...] = (
     (RSAPrivateKey, paramiko.RSAKey),
 )
 _OPENSSH_HEADER = b"-----BEGIN OPENSSH PRIVATE KEY-----"
-_VERSION_LINE = re.compile(rb"(?:\A|\n)SSH-[^\n]*\n")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-# Version 3 of the protocol: draft-ietf-secsh-filexfer-02.
-_INIT, _OPEN, _CLOSE, _READ, _FSTAT, _OPENDIR, _READDIR, _STAT = 1, 3, 4, 5, 8, 11, 12, 17
-_VERSION, _STATUS, _HANDLE, _DATA, _NAME, _ATTRS = 2, 101, 102, 103, 104, 105
-_PROTOCOL_VERSION, _FLAG_READ, _NO_ATTRIBUTES = 3, 1, 0
-_OK, _EOF, _NO_SUCH_FILE, _PERMISSION_DENIED = 0, 1, 2, 3
-_SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 0x1, 0x2, 0x4, 0x8, 0x80000000
-# Two empty strings and no attributes; two empty strings.
-_SMALLEST_NAME, _SMALLEST_EXTENSION = 12, 8
 
 
 def open_sftp(source_config: Mapping[str, Any], context: SourceContext) -> FileServerSource:
@@ -112,11 +99,11 @@ def open_sftp(source_config: Mapping[str, Any], context: SourceContext) -> FileS
 
 @dataclass(frozen=True)
 class HostKeys:
-    """The keys that one server may have.
+    """Trusted host keys of one server.
 
     Args:
-        pinned: fingerprints as OpenSSH prints them; where there are any, only these count.
-        known_hosts_file: in OpenSSH's format; None for no such file.
+        pinned: fingerprints as OpenSSH prints them; if any are set, only these count.
+        known_hosts_file: in OpenSSH's format; None without such a file.
     """
 
     pinned: frozenset[str]
@@ -138,13 +125,13 @@ class HostKeys:
         return cls(frozenset(fingerprint.rstrip("=") for fingerprint in fingerprints), known_hosts_file)
 
     def key_types(self, server: Server) -> tuple[str, ...]:
-        """Return the kinds of keys to request, so that the server shows the one that is known; empty for any."""
+        """Return the key types to request, so that the server presents the known one; empty for any."""
         known = () if self.pinned else self._known(server)
         kinds = dict.fromkeys(key.get_name() for key in known)
         return tuple(name for kind in kinds for name in (_RSA_SIGNATURES if kind == "ssh-rsa" else (kind,)))
 
     def require_known(self, server: Server, key: paramiko.PKey) -> None:
-        """Refuse the key of a server that is not known, with how to store it.
+        """Refuse an unknown host key; the error explains how to store it.
 
         Raises:
             SourceAccessDeniedError: it is not known, or has changed.
@@ -174,7 +161,7 @@ class HostKeys:
 
 @dataclass(frozen=True)
 class SftpLogin:
-    """How one account is reached; equal logins share their connections.
+    """Account of an SFTP server; equal logins share their connections.
 
     Args:
         password: also sent after the key to servers that want both.
@@ -195,19 +182,19 @@ class SftpLogin:
         return self.server.location
 
     def connect(self) -> SftpConnection:
-        """Open a new connection, logged in; nothing of ours is sent before the server's key is known.
+        """Open a new connection and log in; no credential is sent before the host key is verified.
 
         Raises:
-            SourceUnreachableError: no answer, or not now.
+            SourceUnreachableError: the server does not answer.
             SourceAccessDeniedError: the host key is not known, or the login is refused.
             SettingsError: the private key cannot be used.
         """
         connection = self.server.connect(self.limits.timeout_seconds)
         transport: paramiko.Transport | None = None
         try:
-            transport = paramiko.Transport(_BoundedSocket(connection))
+            transport = paramiko.Transport(BoundedSocket(connection))
             with _closed_after(transport, self.limits.page_time):
-                self._start(transport)
+                self._start_client(transport)
                 self.host_keys.require_known(self.server, transport.get_remote_server_key())
                 self._log_in(transport)
                 transport.set_keepalive(KEEPALIVE_SECONDS)
@@ -215,15 +202,15 @@ class SftpLogin:
         except BaseException as error:
             (transport or connection).close()
             if isinstance(error, paramiko.AuthenticationException):
-                said = str(error)[:200] or type(error).__name__
+                reason = str(error)[:200] or type(error).__name__
                 raise SourceAccessDeniedError(
-                    self.location, f"the server refuses the key or the password ({said})"
+                    self.location, f"the server refuses the key or the password ({reason})"
                 ) from error
             if isinstance(error, paramiko.SSHException | OSError | EOFError):
                 raise SourceUnreachableError(self.location, error) from error
             raise
 
-    def _start(self, transport: paramiko.Transport) -> None:
+    def _start_client(self, transport: paramiko.Transport) -> None:
         timeout = self.limits.timeout_seconds
         transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = timeout
         if key_types := self.host_keys.key_types(self.server):
@@ -256,39 +243,38 @@ class SftpConnection:
         self._client = SftpClient(transport, login.limits)
 
     def answers(self) -> bool:
-        """Return whether the connection is open; keepalive notices that the other side has gone."""
+        """Return True while the connection is open; keepalive notices a server that has gone."""
         return self._transport.is_active()
 
     def entries(self, folder: bytes) -> Generator[Entry]:
         """List a folder, a page of the server's size at a time."""
         with self.errors(folder):
-            handle = self._client.handle(_OPENDIR, _string(folder))
+            handle = self._client.open_folder(folder)
         return self._pages(handle, folder)
 
     def described(self, path: bytes) -> Entry:
         """Describe what is at a path, links followed."""
         with self.errors(path):
-            return _entry(path, self._client.attributes(_STAT, path))
+            return _entry(path, self._client.stat(path))
 
     def opened(self, path: bytes, offset: int) -> SftpFile:
         """Open a file at a position."""
         with self.errors(path):
-            flags = _FLAG_READ.to_bytes(4, "big") + _NO_ATTRIBUTES.to_bytes(4, "big")
-            handle = self._client.handle(_OPEN, _string(path) + flags)
-            found = _entry(path, self._client.attributes(_FSTAT, handle))
+            handle = self._client.open_file(path)
+            found = _entry(path, self._client.stat_handle(handle))
             if found.kind != "file":
                 self._client.close_handle(handle)
                 raise ForbiddenPathError(self._at(path), "it is not a regular file.")
         return SftpFile(self, self._client, path, handle, found, offset)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.usable = False
         self._transport.close()
 
     def close_handle(self, handle: bytes) -> None:
-        """Close a file or folder; a failure costs the connection and nothing else."""
-        # On a broken connection, closing would wait for an answer that does not come.
+        """Close a file or folder; a failure only ends the connection."""
+        # On a broken connection, closing would wait for a response that never comes.
         if self.usable:
             with contextlib.suppress(IngestError), self.errors(b""):
                 self._client.close_handle(handle)
@@ -364,249 +350,18 @@ class SftpFile:
         self._connection.close_handle(self._handle)
 
 
-class SftpStatusError(Exception):
-    """The server refused a request.
-
-    Args:
-        code: of the protocol.
-        said: the server's words.
-    """
-
-    def __init__(self, code: int, said: str) -> None:
-        self.code = code
-        super().__init__(f"{said or 'no reason given'} (SFTP status {code})")
-
-
 def map_error(error: SftpStatusError, location: str) -> IngestError:
     """Map a refusal to a source's error."""
-    if error.code == _NO_SUCH_FILE:
+    if error.code == NO_SUCH_FILE:
         return SourceNotFoundError(location)
-    if error.code == _PERMISSION_DENIED:
+    if error.code == PERMISSION_DENIED:
         return SourceAccessDeniedError(location, "the server does not allow it (permission denied)")
     return SourceUnreachableError(location, str(error)[:200])
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """Attributes of a file; None where the server does not state one.
-
-    Args:
-        modified_at: seconds since 1970, UTC.
-    """
-
-    size_bytes: int | None
-    mode: int | None
-    modified_at: int | None
-
-
-class SftpClient:
-    """The requests of a source, over one channel.
-
-    Args:
-        transport: logged in.
-        limits: of time.
-    """
-
-    def __init__(self, transport: paramiko.Transport, limits: SourceLimits) -> None:
-        self._limits = limits
-        self._last_id = 0
-        # Requests whose answers nobody waits for any more.
-        self._abandoned: set[int] = set()
-        self.begin_operation()
-        self._channel = transport.open_session(timeout=limits.timeout_seconds)
-        self._channel.settimeout(limits.timeout_seconds)
-        self._channel.invoke_subsystem("sftp")
-        self._channel.sendall(_string(bytes([_INIT]) + _PROTOCOL_VERSION.to_bytes(4, "big")))
-        if self._packet()[0] != _VERSION:
-            raise paramiko.SSHException("no SFTP server answers")
-
-    def begin_operation(self) -> None:
-        """Bound the time of everything that is received from now on."""
-        self._deadline = Deadline(self._limits.answer_time)
-
-    def handle(self, kind: int, fields: bytes) -> bytes:
-        """Open a file or folder."""
-        return self._request(kind, fields, _HANDLE).string()
-
-    def close_handle(self, handle: bytes) -> None:
-        """Close a file or folder."""
-        self._request(_CLOSE, _string(handle), _STATUS)
-
-    def attributes(self, kind: int, subject: bytes) -> Attributes:
-        """Return the attributes of a path (STAT) or of a handle (FSTAT)."""
-        return parse_attributes(self._request(kind, _string(subject), _ATTRS))
-
-    def next_page(self, handle: bytes) -> list[tuple[bytes, Attributes]] | None:
-        """Return the next names of a folder; None after the last."""
-        try:
-            return parse_names(self._request(_READDIR, _string(handle), _NAME))
-        except SftpStatusError as error:
-            if error.code == _EOF:
-                return None
-            raise
-
-    def blocks(self, handle: bytes, offset: int, end: int) -> Generator[bytes]:
-        """Yield a file from a position to its size, with several requests in flight; ends early if it was cut."""
-        waiting: deque[tuple[int, int]] = deque()
-        answers: dict[int, bytes] = {}
-        try:
-            while offset < end or waiting:
-                while offset < end and len(waiting) < REQUESTS_IN_FLIGHT:
-                    size = min(REQUEST_BYTES, end - offset)
-                    fields = _string(handle) + offset.to_bytes(8, "big") + size.to_bytes(4, "big")
-                    waiting.append((self._send(_READ, fields), size))
-                    offset += size
-                request, size = waiting[0]
-                while request not in answers:
-                    self._receive({number for number, _ in waiting}, answers)
-                waiting.popleft()
-                block = answers.pop(request)
-                yield block
-                if len(block) < size:
-                    return
-        finally:
-            self._abandoned.update(number for number, _ in waiting if number not in answers)
-
-    def _receive(self, wanted: set[int], answers: dict[int, bytes]) -> None:
-        kind, number, body = self._answer(wanted)
-        if kind == _DATA:
-            answers[number] = body.string()
-        elif kind == _STATUS and (status := _status(body)).code == _EOF:
-            answers[number] = b""
-        else:
-            raise status if kind == _STATUS else paramiko.SSHException("no data of a file")
-
-    def _request(self, kind: int, fields: bytes, expected: int) -> PacketReader:
-        found, _, body = self._answer({self._send(kind, fields)})
-        if found == _STATUS and ((status := _status(body)).code != _OK or expected != _STATUS):
-            raise status
-        if found != expected:
-            raise paramiko.SSHException(f"an answer of the kind {found} where {expected} was expected")
-        return body
-
-    def _send(self, kind: int, fields: bytes) -> int:
-        self._last_id = (self._last_id + 1) % 2**32
-        self._channel.sendall(_string(bytes([kind]) + self._last_id.to_bytes(4, "big") + fields))
-        return self._last_id
-
-    def _answer(self, wanted: set[int]) -> tuple[int, int, PacketReader]:
-        """Receive the next answer to one of these requests."""
-        while True:
-            kind, body = self._packet()
-            number = body.number(4)
-            if number in wanted:
-                return kind, number, body
-            if number not in self._abandoned:
-                raise paramiko.SSHException("an answer to a request that was not made")
-            self._abandoned.remove(number)
-
-    def _packet(self) -> tuple[int, PacketReader]:
-        size = int.from_bytes(self._bytes(4), "big")
-        if not 0 < size <= MAX_PACKET_BYTES:
-            raise paramiko.SSHException(f"a packet of {size} bytes; at most {MAX_PACKET_BYTES} are read")
-        packet = self._bytes(size)
-        return packet[0], PacketReader(packet, 1)
-
-    def _bytes(self, size: int) -> bytes:
-        received = bytearray()
-        while len(received) < size:
-            self._channel.settimeout(min(self._limits.timeout_seconds, self._deadline.seconds_left()))
-            piece = self._channel.recv(size - len(received))
-            if not piece:
-                raise EOFError("the server ended the connection")
-            received += piece
-        return bytes(received)
-
-
-class PacketReader:
-    """The rest of a packet.
-
-    Args:
-        packet: all of it.
-        position: of the next byte.
-
-    Raises:
-        paramiko.SSHException: by every method, where the packet ends before that.
-    """
-
-    def __init__(self, packet: bytes, position: int = 0) -> None:
-        self._packet = packet
-        self._position = position
-
-    def number(self, length: int) -> int:
-        """Read so many bytes as one number."""
-        return int.from_bytes(self._take(length), "big")
-
-    def string(self) -> bytes:
-        """Read a length and so many bytes."""
-        return self._take(self.number(4))
-
-    def count(self, smallest: int) -> int:
-        """Read the number of items that follow, none of which is shorter than this."""
-        count = self.number(4)
-        if count * smallest > len(self._packet) - self._position:
-            raise paramiko.SSHException(f"a packet of {len(self._packet)} bytes claims to hold {count} entries")
-        return count
-
-    def _take(self, length: int) -> bytes:
-        begin = self._position
-        self._position += length
-        if self._position > len(self._packet):
-            raise paramiko.SSHException("a packet that ends in the middle")
-        return self._packet[begin : self._position]
-
-
-def parse_names(packet: PacketReader) -> list[tuple[bytes, Attributes]]:
-    """Parse the names of an answer to READDIR."""
-    names = []
-    for _ in range(packet.count(_SMALLEST_NAME)):
-        name, _long_name = packet.string(), packet.string()
-        names.append((name, parse_attributes(packet)))
-    return names
-
-
-def parse_attributes(packet: PacketReader) -> Attributes:
-    """Parse the attributes of a file."""
-    flags = packet.number(4)
-    if flags & ~(_SIZE | _OWNER | _PERMISSIONS | _TIMES | _EXTENDED):
-        raise paramiko.SSHException(f"attributes with the unknown flags {flags:#x}")
-    size = packet.number(8) if flags & _SIZE else None
-    if flags & _OWNER:
-        packet.number(8)
-    mode = packet.number(4) if flags & _PERMISSIONS else None
-    modified_at = packet.number(8) & 0xFFFFFFFF if flags & _TIMES else None
-    if flags & _EXTENDED:
-        for _ in range(2 * packet.count(_SMALLEST_EXTENSION)):
-            packet.string()
-    return Attributes(size, mode, modified_at)
-
-
-class _BoundedSocket(DeadlineSocket):
-    """The socket of an SSH connection: paramiko would read a banner without end and a packet of any size."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        timeout = connection.gettimeout()
-        super().__init__(fileno=connection.detach())
-        self.settimeout(timeout)
-        self._banner: bytes | None = b""
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive, as far as a packet may have so many bytes."""
-        if size > MAX_SSH_PACKET_BYTES:
-            raise paramiko.SSHException(f"a packet of {size} bytes; at most {MAX_SSH_PACKET_BYTES} are read")
-        data = super().recv(size, flags)
-        if self._banner is not None:
-            self._banner += data
-            if len(self._banner) > MAX_BANNER_BYTES:
-                raise paramiko.SSHException(f"a banner of more than {MAX_BANNER_BYTES} bytes")
-            if _VERSION_LINE.search(self._banner):
-                self._banner = None
-        return data
-
-
 @contextmanager
 def _closed_after(transport: paramiko.Transport, time: timedelta) -> Iterator[None]:
-    """Hang up on a server that lets a login take longer: some waits of paramiko have no time-out."""
+    """Close the connection if the login takes longer: some waits of paramiko have no time-out."""
     timer = threading.Timer(time.total_seconds(), transport.close)
     timer.daemon = True
     timer.start()
@@ -629,7 +384,7 @@ def private_key(file: Path, passphrase: SecretStr | None) -> paramiko.PKey:
     by the values of their last bytes.
 
     Raises:
-        SettingsError: not there, not a key of a known kind, or not with this passphrase.
+        SettingsError: the file is missing, not a key of a supported kind, or needs another passphrase.
     """
     secret = None if passphrase is None else passphrase.get_secret_value().encode()
     try:
@@ -645,7 +400,7 @@ def private_key(file: Path, passphrase: SecretStr | None) -> paramiko.PKey:
             f"The private key {file} cannot be used ({type(error).__name__}). Check the file and "
             "private_key_passphrase of its credentials."
         ) from error
-    raise SettingsError(f"The private key {file} is of a kind that is not used; Ed25519, ECDSA and RSA are.")
+    raise SettingsError(f"The private key {file} is of an unsupported kind; Ed25519, ECDSA and RSA are supported.")
 
 
 def _entry(name: bytes, attributes: Attributes) -> Entry:
@@ -663,17 +418,6 @@ def _kind(mode: int | None) -> Kind:
     if stat.S_ISDIR(mode):
         return "folder"
     return "file" if stat.S_ISREG(mode) else "other"
-
-
-def _status(body: PacketReader) -> SftpStatusError:
-    code = body.number(4)
-    with contextlib.suppress(paramiko.SSHException):
-        return SftpStatusError(code, body.string().decode("utf-8", "replace"))
-    return SftpStatusError(code, "")
-
-
-def _string(value: bytes) -> bytes:
-    return len(value).to_bytes(4, "big") + value
 
 
 @lru_cache(maxsize=4)

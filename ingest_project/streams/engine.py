@@ -25,8 +25,8 @@ from ingest_project.core.errors import (
     UnexpectedError,
 )
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.kafka.offset_ranges import OpenRanges
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.kafka.reader import OpenRanges
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.positions import (
     LOST,

@@ -22,10 +22,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.settings import RetrySettings
-from ingest_project.platform.database.columns import Json, UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.kafka.offset_ranges import Backlog
+from ingest_project.platform.database.sql import Json, UtcTime, metadata
 from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.kafka.reader import Backlog
 
 UNNAMED_TOPIC_ID = "unnamed-"
 REMOVED = "removed from the topic before they were read"

@@ -9,8 +9,8 @@ from ingest_project.attachments.catalog import ATTACHMENTS
 from ingest_project.attachments.queue import FailedFilter
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts.attachments import DownloadResult, DownloadTask, attachment_hash
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project_tests.attachments.system import HOURS, PENDING, RESULTS, STORED, AttachmentSystem
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.services.http_server import HttpServer, content_of

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ingest_project.attachments.storage import (
     DEFAULT_TEMPLATE,
-    LONGEST_PART_BYTES,
+    MAX_PART_BYTES,
     Destinations,
     PathTakenError,
     StoredAttachment,
@@ -24,7 +24,7 @@ from ingest_project.attachments.storage import (
 )
 from ingest_project.contracts.attachments import attachment_hash
 from ingest_project.core.errors import ForbiddenPathError, SettingsError
-from ingest_project.platform.object_store.opening import open_store
+from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.store import ObjectStore, require_safe_name
 from ingest_project_tests.platform.object_store.samples import CONTENTS, NAME, digest, local_file, read
 from ingest_project_tests.services.object_stores import CHUNK_BYTES
@@ -171,7 +171,7 @@ LONG = ["x" * 300, "😀" * 300, "a" * 300 + ".pdf"]
 def test_any_text_becomes_one_safe_part(value: str) -> None:
     part = safe_part(value)
     assert require_safe_name(part) == part
-    assert len(part.encode()) <= LONGEST_PART_BYTES
+    assert len(part.encode()) <= MAX_PART_BYTES
 
 
 @given(st.text(max_size=400))
@@ -179,7 +179,7 @@ def test_no_text_leads_out_of_its_part(value: str) -> None:
     part = safe_part(value)
     assert require_safe_name(part) == part
     assert "/" not in part
-    assert len(part.encode()) <= LONGEST_PART_BYTES
+    assert len(part.encode()) <= MAX_PART_BYTES
 
 
 def test_a_good_name_stays_as_it_is_and_a_changed_one_keeps_its_ending() -> None:

@@ -10,9 +10,9 @@ import pytest
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import OFFSETS_AT_A_TIME
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.journeys.system import close

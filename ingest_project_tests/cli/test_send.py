@@ -17,8 +17,8 @@ from ingest_project.contracts.files import decode_file_event, decode_polling_job
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.kafka.consumer import TopicReader
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.polling.job_queue import JobArrival, JobOutbox
 from ingest_project_tests.cli.conftest import Ingest

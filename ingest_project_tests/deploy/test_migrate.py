@@ -15,8 +15,7 @@ from ingest_project.cli.main import run
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.devstack.processes import free_port
-from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.database.migrate import HEAD, schema_version
+from ingest_project.platform.database.engine import HEAD, open_engine, schema_version
 from ingest_project_tests.services.kafka import EmbeddedServer, Server
 from ingest_project_tests.services.postgres import PostgresServer
 

@@ -12,8 +12,7 @@ import pytest
 from ingest_project.contracts.files import FileEvent
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.versions import Announced, with_versions
-from ingest_project.sources.context import SourceContext
-from ingest_project.sources.registry import open_source
+from ingest_project.sources.registry import SourceContext, open_source
 
 LONG_SECONDS = 120.0
 

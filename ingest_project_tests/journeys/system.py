@@ -25,8 +25,8 @@ from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.operations.resources import SystemResources
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project_tests.services.kafka import Server
 
 POLLING, FILE_EVENTS, SHORT_FILE_EVENTS = "polling_queue_sensor", "file_event_queue_sensor", "file_events_sensor"

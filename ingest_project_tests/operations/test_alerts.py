@@ -83,7 +83,7 @@ def test_a_webhook_that_redirects_takes_the_alerts_nowhere_else(status: int) -> 
             pytest.raises(AlertDeliveryError, match=f"answered {status}"),
         ):
             deliver(SecretStr(f"{hook.url}/hook-secret"), "test", begun)
-        assert [(method, path) for method, path, _ in hook.asked] == [("POST", "/hook-secret")]
+        assert [(method, path) for method, path, _ in hook.requests] == [("POST", "/hook-secret")]
         assert elsewhere.connections == 0
 
 

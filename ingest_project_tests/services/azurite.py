@@ -1,4 +1,4 @@
-"""Azurite, Microsoft's emulator of Azure's blob storage, brought by npm the first time a test asks for it."""
+"""Azurite, Microsoft's emulator of Azure's blob storage, installed by npm the first time a test needs it."""
 
 from __future__ import annotations
 

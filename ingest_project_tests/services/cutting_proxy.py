@@ -1,4 +1,4 @@
-"""Passes TCP connections on to a server of this machine, and cuts them in the middle of an answer when told to."""
+"""Forward TCP connections to a local server, and cut them in the middle of a response on request."""
 
 from __future__ import annotations
 

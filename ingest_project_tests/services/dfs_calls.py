@@ -73,13 +73,13 @@ def require_digest(request: Request, data: bytes) -> None:
 
 
 def require_conditions(request: Request, entry: Entry) -> None:
-    """Refuse when the file is not the version that was asked for."""
+    """Refuse when the file is not the requested version."""
     if request.headers.get("if-match", entry.etag) not in {entry.etag, "*"}:
         raise DfsError(412, "ConditionNotMet")
 
 
 def require_version(system: FileSystem, request: Request, path: str, code: str) -> None:
-    """Refuse to write over a file that should not be there, or is not the version that was asked for."""
+    """Refuse to write over a file that should not be there, or is not the requested version."""
     existing = system.find(path)
     if request.headers.get("if-none-match") == "*" and existing is not None:
         raise DfsError(409, code)
@@ -218,7 +218,7 @@ def refused(refusal: DfsError, fault: Fault | None) -> Answer:
 
 
 def version_headers(entry: Entry) -> dict[str, str]:
-    """What tells one version of a file from another."""
+    """Identifier of one version of a file."""
     return {"ETag": entry.etag, "Last-Modified": email.utils.formatdate(entry.modified, usegmt=True)}
 
 

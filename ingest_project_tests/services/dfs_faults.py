@@ -1,4 +1,4 @@
-"""Faults that a test asks the DFS server for."""
+"""Faults that a test injects into the DFS server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Fault:
     Args:
         operation: one of OPERATIONS, or `*`.
         kind: `refuse` answers with the status; `cut` closes the connection in the middle of the request's body; `lose`
-            does what was asked and closes the connection instead of answering; `stall` answers late; `half` stops in
+            executes the request and closes the connection instead of answering; `stall` answers late; `half` stops in
             the middle of the answer's body; `forget` says yes and keeps nothing.
         status: of `refuse`.
         code: of `refuse`, the service's name for the reason.

@@ -18,7 +18,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def one_at_a_time(what: str) -> Iterator[None]:
-    """Hold a lock of this user's processes; whoever waited for it looks again whether there is anything left to do."""
+    """Hold a lock of this user's processes; a process that waited for it checks again if anything is left to do."""
     with (cache_folder() / f"{what}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -101,7 +101,7 @@ class FtpServer:
 
 
 class _Data(DTPHandler):  # type: ignore[misc]
-    """A data connection that breaks off when it is told to."""
+    """A data connection that breaks on request."""
 
     def send(self, data: bytes) -> Any:  # noqa: ANN401
         owner = self.cmd_channel.owner

@@ -19,7 +19,7 @@ class CutError(Exception):
 
 @dataclass
 class Request:
-    """One request; its body is read when it is asked for."""
+    """One request; its body is read on demand."""
 
     method: str
     path: str

@@ -165,7 +165,7 @@ class HttpServer:
         return [request for request in self.requests if request.path == path]
 
     def count(self, path: str) -> int:
-        """How often a path was asked for."""
+        """Number of requests for a path."""
         return len(self.received(path))
 
     @property
@@ -241,8 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         path = unquote(parts.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.asked = Request(path, query, headers, time.monotonic())
-        self.owner.requests.append(self.asked)
+        self.current = Request(path, query, headers, time.monotonic())
+        self.owner.requests.append(self.current)
         if path in self.owner.published:
             file = self.owner.published[path]
             self.send_file(file.content, file.content_type, file.etag)
@@ -254,8 +254,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_status(404)
 
     def send_file(self, content: bytes, content_type: str, etag: str | None) -> None:
-        """All of it, or the range that is asked for."""
-        query = self.asked.query
+        """Return all of it, or the requested range."""
+        query = self.current.query
         validators = {
             "ETag": None if query.get("etag") == "no" else etag,
             "Last-Modified": None if query.get("modified") == "no" else formatdate(CHANGED_AT, usegmt=True),
@@ -271,9 +271,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_answer(206, memoryview(content)[start:], headers)
 
     def _range_start(self, validators: Mapping[str, str | None]) -> int | None:
-        asked = re.fullmatch(r"bytes=(\d+)-", self.asked.headers.get("range", ""))
-        condition = self.asked.headers.get("if-range")
-        return int(asked[1]) if asked and (condition is None or condition in validators.values()) else None
+        range_header = re.fullmatch(r"bytes=(\d+)-", self.current.headers.get("range", ""))
+        condition = self.current.headers.get("if-range")
+        return (
+            int(range_header[1]) if range_header and (condition is None or condition in validators.values()) else None
+        )
 
     def send_status(self, status: int, headers: Mapping[str, str] | None = None) -> None:
         """An error with a short text."""
@@ -312,27 +314,27 @@ class _Handler(BaseHTTPRequestHandler):
     @property
     def named(self) -> tuple[str, bytes, str]:
         """Name, content and ETag of the file that the end of the path names."""
-        name = self.asked.path.rpartition("/")[2]
-        version = self.asked.query.get("version", "1")
-        size = int(self.asked.query.get("size", DEFAULT_SIZE))
+        name = self.current.path.rpartition("/")[2]
+        version = self.current.query.get("version", "1")
+        size = int(self.current.query.get("size", DEFAULT_SIZE))
         return name, content_of(name, size, version), f'"{version}-{size}"'
 
 
 def _file(handler: _Handler) -> None:
     name, content, etag = handler.named
-    handler.send_file(content, handler.asked.query.get("type", content_type_of(name)), etag)
+    handler.send_file(content, handler.current.query.get("type", content_type_of(name)), etag)
 
 
 def _status(handler: _Handler) -> None:
     """`/status/503?retry_after=7`."""
-    retry_after = handler.asked.query.get("retry_after")
-    status = int(handler.asked.path.rpartition("/")[2])
+    retry_after = handler.current.query.get("retry_after")
+    status = int(handler.current.path.rpartition("/")[2])
     handler.send_status(status, {"Retry-After": retry_after} if retry_after else None)
 
 
 def _flaky(handler: _Handler) -> None:
     """`/flaky/a.pdf?failures=2`: 503 that often, then the file."""
-    if handler.owner.count(handler.asked.path) <= int(handler.asked.query.get("failures", 1)):
+    if handler.owner.count(handler.current.path) <= int(handler.current.query.get("failures", 1)):
         handler.send_status(503)
     else:
         _file(handler)
@@ -385,24 +387,24 @@ def _too_short(handler: _Handler) -> None:
 
 
 def _cut(handler: _Handler) -> None:
-    """`/cut/once/…`, `/cut/always/…`: half of what is asked for, then the connection ends."""
-    if handler.asked.path.startswith("/cut/once/") and handler.owner.count(handler.asked.path) > 1:
+    """`/cut/once/…`, `/cut/always/…`: half of the requested bytes, then the connection ends."""
+    if handler.current.path.startswith("/cut/once/") and handler.owner.count(handler.current.path) > 1:
         _file(handler)
         return
     _, content, etag = handler.named
     start = handler._range_start({"ETag": etag}) or 0
     rest = content[start:]
     headers = {"ETag": etag, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-    if handler.asked.query.get("etag") == "no":
+    if handler.current.query.get("etag") == "no":
         headers = {}
     handler.send_answer(206 if start else 200, rest[: len(rest) // 2], headers, length=len(rest))
     handler.break_off()
 
 
 def _changed(handler: _Handler) -> None:
-    """Cut in the middle; and whoever comes back for the rest gets that of another version, as if it were the same."""
+    """Cut in the middle; and a request for the rest gets that of another version, as if it were the same."""
     name, content, _ = handler.named
-    if handler.owner.count(handler.asked.path) == 1:
+    if handler.owner.count(handler.current.path) == 1:
         handler.send_answer(200, content[: len(content) // 2], {"ETag": '"same"'}, length=len(content))
         handler.break_off()
     else:
@@ -413,7 +415,7 @@ def _no_length(handler: _Handler) -> None:
     """Only the end of the connection ends it. `cut=yes`: in the middle, the first time."""
     _, content, _ = handler.named
     handler.send_head({})
-    if handler.asked.query.get("cut") and handler.owner.count(handler.asked.path) == 1:
+    if handler.current.query.get("cut") and handler.owner.count(handler.current.path) == 1:
         content = content[: len(content) // 2]
     handler.connection.sendall(content)
 
@@ -425,14 +427,14 @@ def _chunked(handler: _Handler) -> None:
     for start in range(0, len(content), 30_000):
         piece = content[start : start + 30_000]
         handler.connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
-    if not handler.asked.query.get("cut"):
+    if not handler.current.query.get("cut"):
         handler.connection.sendall(b"0\r\n\r\n")
 
 
 def _redirect(handler: _Handler) -> None:
     """`/redirect?to=<address>&status=302`."""
-    status = int(handler.asked.query.get("status", 302))
-    handler.send_status(status, {"Location": handler.asked.query["to"]})
+    status = int(handler.current.query.get("status", 302))
+    handler.send_status(status, {"Location": handler.current.query["to"]})
 
 
 def _redirect_loop(handler: _Handler) -> None:
@@ -467,7 +469,7 @@ def _gzipped(handler: _Handler) -> None:
 def _deflated(handler: _Handler) -> None:
     """`/deflated/…?raw=yes`: without the zlib header."""
     _, content, _ = handler.named
-    window = -zlib.MAX_WBITS if handler.asked.query.get("raw") else zlib.MAX_WBITS
+    window = -zlib.MAX_WBITS if handler.current.query.get("raw") else zlib.MAX_WBITS
     packer = zlib.compressobj(wbits=window)
     handler.send_answer(200, packer.compress(content) + packer.flush(), {"Content-Encoding": "deflate"})
 
@@ -486,7 +488,7 @@ def _bomb(handler: _Handler) -> None:
 def _encoded(handler: _Handler) -> None:
     """`/encoded/a.pdf?as=utf-8`: the file as it is, said to be in any encoding."""
     _, content, _ = handler.named
-    handler.send_answer(200, content, {"Content-Encoding": handler.asked.query["as"]})
+    handler.send_answer(200, content, {"Content-Encoding": handler.current.query["as"]})
 
 
 def _brotli(handler: _Handler) -> None:
@@ -499,13 +501,13 @@ def _named(handler: _Handler) -> None:
         "/named/traversal": f'attachment; filename="{TRAVERSAL_NAME}"',
         "/named/emoji": f"attachment; filename*=UTF-8''{quote(EMOJI_NAME)}",
     }
-    disposition = handler.asked.query.get("disposition") or dispositions[handler.asked.path]
+    disposition = handler.current.query.get("disposition") or dispositions[handler.current.path]
     headers = {"Content-Type": "application/pdf", "Content-Disposition": disposition}
     handler.send_answer(200, content_of("named.pdf", 1_000), headers)
 
 
 def _private(handler: _Handler) -> None:
-    if handler.asked.headers.get("authorization") == handler.owner.authorization:
+    if handler.current.headers.get("authorization") == handler.owner.authorization:
         _file(handler)
     else:
         handler.send_status(401, {"WWW-Authenticate": "Bearer"})
@@ -513,7 +515,7 @@ def _private(handler: _Handler) -> None:
 
 def _echo(handler: _Handler) -> None:
     """The request's own headers and query, as JSON."""
-    body = json.dumps({"headers": handler.asked.headers, "query": handler.asked.query}).encode()
+    body = json.dumps({"headers": handler.current.headers, "query": handler.current.query}).encode()
     handler.send_answer(200, body, {"Content-Type": "application/json"})
 
 

@@ -29,10 +29,10 @@ VARIABLES_OF_OTHER_CREDENTIALS = (
 
 
 class IdentityServer:
-    """Gives a token to whoever knows the secret.
+    """Issues a token to every client with the secret.
 
     Attributes:
-        resources: what tokens were asked for.
+        resources: of the requested tokens.
         refuses: whether it gives none.
         lifetime_seconds: of a token.
     """

@@ -1,7 +1,7 @@
 """A Kafka broker of our own for the tests: Apache Kafka where this machine can run it, the embedded broker otherwise.
 
 Apache Kafka runs in KRaft mode, one process for broker and controller. Its jars are brought by Maven into a cache
-folder once. Where Java 17 or Maven is missing, or TEST_KAFKA=embedded asks for it, the embedded broker takes its place
+folder once. Where Java 17 or Maven is missing, or with TEST_KAFKA=embedded, the embedded broker replaces it
 and the summary of the run says so.
 """
 

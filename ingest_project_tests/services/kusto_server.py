@@ -43,11 +43,11 @@ class KustoServer:
     """One cluster with one database, on a free loopback port, in threads of the test process.
 
     Attributes:
-        database: whose tables are asked, under any name.
-        requests: what was asked: path, headers, body.
+        database: whose tables are queried, under any name.
+        requests: path, headers and body of each.
         page_limit: rows that one answer may have.
         slow_seconds: how long an answer takes under `Fault.SLOW`.
-        token: what the header Authorization must bear; None asks for nothing.
+        token: what the header Authorization must bear; None requires none.
     """
 
     def __init__(self) -> None:

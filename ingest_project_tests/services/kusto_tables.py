@@ -98,7 +98,7 @@ class Database:
                     row.cursor = self._cursor
 
     def evaluate(self, text: str, parameters: dict[str, str]) -> tuple[dict[str, str], list[Row], str | None]:
-        """Columns, rows and, for a query that asks for it, the cursor."""
+        """Columns, rows and, for a query that requests it, the cursor."""
         with self._lock:
             lines = [line.strip() for line in text.splitlines() if line.strip()]
             if lines[0].startswith("declare query_parameters("):

@@ -13,7 +13,7 @@ WAIT_SECONDS = 0.2
 
 
 class Listener:
-    """Whoever connects is counted, heard for a moment, and hung up on.
+    """Count connections, read from each for a moment, and close it.
 
     Attributes:
         port: of 127.0.0.1.
@@ -48,7 +48,7 @@ class Listener:
 
 
 class Redirecting:
-    """A web server that answers every request with a redirect, and keeps what it was asked.
+    """A web server that answers every request with a redirect, and records the requests.
 
     Args:
         location: where to.
@@ -56,7 +56,7 @@ class Redirecting:
     """
 
     def __init__(self, location: str, status: int = 307) -> None:
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
         self._answer = Answer(status, {"Location": location})
         self._http = HttpServer(self._respond)
         self.url = self._http.url
@@ -71,5 +71,5 @@ class Redirecting:
 
     def _respond(self, request: Request) -> Answer:
         request.body()
-        self.asked.append((request.method, request.path, request.headers))
+        self.requests.append((request.method, request.path, request.headers))
         return self._answer

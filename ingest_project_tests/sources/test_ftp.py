@@ -69,7 +69,7 @@ def test_files_of_all_levels_are_listed_described_and_read(folder: Path, without
         opened = source(server)
         files = taken(opened, "**/*")
         assert set(files) == {"/a.csv", "/b b.XLSX", "/grüße €.csv", "/sub/deep/c.csv"}
-        # Of older files a listing tells the day only.
+        # Of older files a listing has the day only.
         changed = datetime(2023, 11, 14, tzinfo=UTC) if without is LIST_ONLY else CHANGED
         for path, file in files.items():
             assert file.modified_at == changed
@@ -92,7 +92,7 @@ def test_a_recent_time_of_a_listing_is_in_minutes_and_stat_says_the_same(folder:
         assert opened.stat("/a.csv") == file
 
 
-def test_the_seconds_are_asked_for_where_the_server_tells_them(folder: Path) -> None:
+def test_the_seconds_are_requested_where_the_server_has_them(folder: Path) -> None:
     (folder / "a.csv").write_text("x")
     os.utime(folder / "a.csv", (CHANGED.timestamp(), CHANGED.timestamp()))
     with FtpServer(folder, without=WITHOUT_MLSD) as server:
@@ -100,7 +100,7 @@ def test_the_seconds_are_asked_for_where_the_server_tells_them(folder: Path) -> 
         assert server.commands["MDTM"] == 1
 
 
-def test_a_missing_folder_a_missing_file_and_a_folder_as_file_are_told_apart(folder: Path) -> None:
+def test_a_missing_folder_a_missing_file_and_a_folder_as_file_are_distinguished(folder: Path) -> None:
     (folder / "sub").mkdir()
     with FtpServer(folder) as server:
         with pytest.raises(SourceNotFoundError, match=r"ftp://collector@127\.0\.0\.1:\d+/none does not exist"):
@@ -157,7 +157,7 @@ def test_the_extended_passive_mode_comes_first(folder: Path) -> None:
         assert (server.commands["EPSV"], server.commands["PASV"]) == (1, 0)
 
 
-def test_names_that_are_not_utf8_are_readable_and_ask_for_the_very_same_bytes(folder: Path) -> None:
+def test_names_that_are_not_utf8_are_readable_and_request_the_same_bytes(folder: Path) -> None:
     (folder / "Müller.csv").write_text("old")
     with FtpServer(folder, encoding="latin-1") as server:
         opened = source(server)
@@ -306,7 +306,7 @@ def test_a_listing_in_the_style_of_ms_dos_is_understood() -> None:
         assert berlin == datetime(2026, 1, 15, 9, 30, tzinfo=UTC)
 
 
-def test_hosts_of_strangers_are_not_contacted(folder: Path) -> None:
+def test_unlisted_hosts_are_not_contacted(folder: Path) -> None:
     with FtpServer(folder) as server:
         for stored, config in (
             (credential(hosts=["files.example.com"]), {}),

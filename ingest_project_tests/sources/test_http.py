@@ -19,7 +19,7 @@ from ingest_project.core.errors import (
 from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project_tests.services.listing_server import ListingServer
 from ingest_project_tests.services.stalling_proxy import StallingProxy
-from ingest_project_tests.sources.places import WebPlace
+from ingest_project_tests.sources.backends import WebBackend
 
 CONTENT = os.urandom(5_000_000)
 
@@ -31,58 +31,60 @@ def server(tmp_path: Path) -> Iterator[ListingServer]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, server: ListingServer) -> WebPlace:
-    return WebPlace(tmp_path, server)
+def backend(tmp_path: Path, server: ListingServer) -> WebBackend:
+    return WebBackend(tmp_path, server)
 
 
-def test_a_list_that_tells_versions_is_not_asked_about_its_files(place: WebPlace, server: ListingServer) -> None:
+def test_files_of_a_list_with_versions_are_not_requested(backend: WebBackend, server: ListingServer) -> None:
     server.style = "json"
     for number in range(20):
-        place.put(f"{number}.csv", b"x")
-    assert len(list(place.open().list_files("*"))) == 20
+        backend.put(f"{number}.csv", b"x")
+    assert len(list(backend.open().list_files("*"))) == 20
     assert server.requests == {"GET": 1}
 
 
-def test_an_index_for_people_is_asked_for_the_exact_version_of_each_file_it_takes(
-    place: WebPlace, server: ListingServer
+def test_the_exact_version_of_each_file_in_an_html_index_is_requested(
+    backend: WebBackend, server: ListingServer
 ) -> None:
     for name in ("a.csv", "b.csv", "c.txt"):
-        place.put(name, b"x")
-    assert len(list(place.open().list_files("*.csv"))) == 2
+        backend.put(name, b"x")
+    assert len(list(backend.open().list_files("*.csv"))) == 2
     assert server.requests == {"GET": 1, "HEAD": 2}
 
 
-def test_a_server_without_head_is_asked_for_the_first_byte(place: WebPlace, server: ListingServer) -> None:
-    place.put("a.csv", b"12345")
-    with_head = place.open().stat(place.path("a.csv"))
+def test_the_first_byte_is_requested_from_a_server_without_head(backend: WebBackend, server: ListingServer) -> None:
+    backend.put("a.csv", b"12345")
+    with_head = backend.open().stat(backend.path("a.csv"))
     server.head = False
-    assert place.open().stat(place.path("a.csv")) == with_head
+    assert backend.open().stat(backend.path("a.csv")) == with_head
     server.ranges = False
-    assert place.open().stat(place.path("a.csv")) == with_head
+    assert backend.open().stat(backend.path("a.csv")) == with_head
 
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_cut_connection_is_replaced_and_the_file_is_whole(
-    place: WebPlace, server: ListingServer, *, ranges: bool
+    backend: WebBackend, server: ListingServer, *, ranges: bool
 ) -> None:
-    place.put("a.csv", CONTENT)
+    backend.put("a.csv", CONTENT)
     server.ranges, server.cut_after, server.cuts = ranges, 1_500_000, 2
-    with place.open().open(place.path("a.csv")) as stream:
+    with backend.open().open(backend.path("a.csv")) as stream:
         assert stream.read() == CONTENT
     assert server.cuts == 0
 
 
-def test_a_file_that_changed_while_its_connection_was_cut_is_not_mixed(place: WebPlace, server: ListingServer) -> None:
-    place.put("a.csv", CONTENT)
+def test_a_file_that_changed_while_its_connection_was_cut_is_not_mixed(
+    backend: WebBackend, server: ListingServer
+) -> None:
+    backend.put("a.csv", CONTENT)
     server.cut_after, server.cuts = 2_500_000, 1
-    with place.open().open(place.path("a.csv")) as stream:
+    with backend.open().open(backend.path("a.csv")) as stream:
         stream.read(10)
-        place.put("a.csv", CONTENT[::-1])
+        backend.put("a.csv", CONTENT[::-1])
         with pytest.raises(SourceChangedError):
             stream.read()
 
 
-def test_refusals_are_permanent_and_trouble_is_transient(place: WebPlace, server: ListingServer) -> None:
+def test_refusals_are_permanent_and_trouble_is_transient(backend: WebBackend, server: ListingServer) -> None:
     for status, kind in (
         (404, SourceNotFoundError),
         (403, SourceAccessDeniedError),
@@ -91,7 +93,7 @@ def test_refusals_are_permanent_and_trouble_is_transient(place: WebPlace, server
     ):
         server.status = status
         with pytest.raises(kind):
-            list(place.open().list_files("*"))
+            list(backend.open().list_files("*"))
 
 
 def test_links_that_lead_out_are_not_followed_unless_the_job_says_so(tmp_path: Path) -> None:
@@ -108,11 +110,11 @@ def test_links_that_lead_out_are_not_followed_unless_the_job_says_so(tmp_path: P
             "../other/far.csv",
         ]
         (tmp_path / "in/list.txt").write_text("\n".join(links))
-        place = WebPlace(tmp_path, server)
-        place.config["path"] = f"{server.url}in/list.txt"
+        backend = WebBackend(tmp_path, server)
+        backend.config["path"] = f"{server.url}in/list.txt"
 
         def taken(*, elsewhere: bool = False) -> tuple[list[str], list[str]]:
-            found = list(place.open(elsewhere=elsewhere).list_files("*"))
+            found = list(backend.open(elsewhere=elsewhere).list_files("*"))
             files = [entry.name for entry in found if isinstance(entry, SourceFile)]
             return files, [entry.reason for entry in found if isinstance(entry, Skipped) and entry.visible]
 
@@ -124,30 +126,30 @@ def test_links_that_lead_out_are_not_followed_unless_the_job_says_so(tmp_path: P
         assert any("only http and https" in reason for reason in reasons)
         assert sorted(taken(elsewhere=True)[0]) == ["far.csv", "near.csv"]
         with pytest.raises(ForbiddenPathError, match="elsewhere"):
-            place.open().open(f"{server.url}other/far.csv")
+            backend.open().open(f"{server.url}other/far.csv")
 
 
 def test_internal_addresses_and_foreign_credentials_are_refused_before_anything_is_sent(
-    place: WebPlace, server: ListingServer
+    backend: WebBackend, server: ListingServer
 ) -> None:
-    place.settings = {"credentials": {"web": {"hosts": ["example.com"], "kind": "bearer", "secret": "x"}}}
+    backend.settings = {"credentials": {"web": {"hosts": ["example.com"], "kind": "bearer", "secret": "x"}}}
     with pytest.raises(ForbiddenPathError, match="internal"):
-        list(place.open().list_files("*"))
-    place.settings["downloads"] = {"allowed_internal_hosts": ["127.0.0.1"]}
+        list(backend.open().list_files("*"))
+    backend.settings["downloads"] = {"allowed_internal_hosts": ["127.0.0.1"]}
     with pytest.raises(ForbiddenPathError, match="not for this host"):
-        place.open(credentials="web").require_allowed(server.url)
+        backend.open(credentials="web").require_allowed(server.url)
     with pytest.raises(UnknownCredentialsError):
-        place.open(credentials="other")
+        backend.open(credentials="other")
     assert not server.requests
 
 
 def test_a_connection_that_was_dropped_without_a_word_is_replaced_in_time(
-    place: WebPlace, server: ListingServer
+    backend: WebBackend, server: ListingServer
 ) -> None:
-    place.put("a.csv", CONTENT)
+    backend.put("a.csv", CONTENT)
     with StallingProxy(int(server.url.rstrip("/").rpartition(":")[2])) as proxy:
-        place.settings["polling"] = {"source_timeout_seconds": 0.5}
-        source = place.open(path=proxy.url)
+        backend.settings["polling"] = {"source_timeout_seconds": 0.5}
+        source = backend.open(path=proxy.url)
         with source.open(f"{proxy.url}a.csv") as stream:
             assert stream.read(10) == CONTENT[:10]
             proxy.stall()

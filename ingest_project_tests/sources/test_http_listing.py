@@ -20,9 +20,8 @@ from ingest_project.core.errors import (
     UnreadableListingError,
 )
 from ingest_project.core.settings import Settings
-from ingest_project.sources.context import SourceContext
-from ingest_project.sources.protocol import Skipped, Source, SourceFile
-from ingest_project.sources.registry import open_source
+from ingest_project.sources.protocol import Skipped, Source, SourceFile, count_reason
+from ingest_project.sources.registry import SourceContext, open_source
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 from ingest_project_tests.services.raw_server import RawServer, request, silent
 
@@ -57,7 +56,7 @@ class Pages:
 
     def __init__(self, pages: dict[str, Answer]) -> None:
         self.pages = pages
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self._http = HttpServer(self._answer)
 
     def __enter__(self) -> Self:
@@ -68,12 +67,12 @@ class Pages:
     def __exit__(self, *_exc: object) -> None:
         self._http.__exit__(None, None, None)
 
-    def _answer(self, asked: Request) -> Answer:
-        target = asked.path + "".join(f"?{name}={value}" for name, value in asked.query.items())
-        self.asked.append(f"{asked.method} {target}")
+    def _answer(self, request: Request) -> Answer:
+        target = request.path + "".join(f"?{name}={value}" for name, value in request.query.items())
+        self.requested.append(f"{request.method} {target}")
         if target in self.pages:
             return self.pages[target]
-        if asked.path.endswith(".csv"):
+        if request.path.endswith(".csv"):
             return Answer(headers={"ETag": '"1"', "Last-Modified": MTIME}, body=b"1,2")
         return Answer(404)
 
@@ -118,7 +117,7 @@ def test_the_index_of_every_common_server_is_understood_and_an_empty_one_is_empt
 @pytest.mark.parametrize(
     ("answer", "kind", "seen"),
     [
-        (page("<html><title>Sign in</title><form><input type=password></form><a href='help/'>?</a></html>"), SourceAccessDeniedError, "asks for a password"),  # noqa: E501
+        (page("<html><title>Sign in</title><form><input type=password></form><a href='help/'>?</a></html>"), SourceAccessDeniedError, "with a password field"),  # noqa: E501
         (page("<html><title>Welcome</title><a href='about/'>About</a><a href='style.css'>x</a></html>"), UnreadableListingError, "'Welcome'"),  # noqa: E501
         (page("<html><title>Error</title><p>Something went wrong.</html>"), UnreadableListingError, "'Error'"),
         (page("Forbidden"), UnreadableListingError, "text that is called HTML"),
@@ -152,7 +151,7 @@ def test_a_page_of_any_kind_that_links_files_is_a_listing(server: Pages) -> None
     assert listed(source(f"{server.url}in/")) == ["a.csv"]
 
 
-def test_a_folder_whose_page_is_no_listing_is_told_and_the_rest_is_listed(server: Pages) -> None:
+def test_a_folder_whose_page_is_no_listing_is_reported_and_the_rest_is_listed(server: Pages) -> None:
     server.pages = {
         "/in/": page("<title>Index of /in/</title><a href=x/>x/</a><a href=y/>y/</a><a href=z/>z/</a><a href=a.csv>"),
         "/in/x/": page("<title>Read me</title><a href=about/>"),
@@ -160,8 +159,8 @@ def test_a_folder_whose_page_is_no_listing_is_told_and_the_rest_is_listed(server
     }
     found = list(source(f"{server.url}in/").list_files("**/*.csv"))
     assert sorted(entry.name for entry in found if isinstance(entry, SourceFile)) == ["a.csv", "b.csv"]
-    told = {entry.reason for entry in found if isinstance(entry, Skipped) and entry.visible}
-    assert told == {"A folder whose page is no listing that can be read."}
+    reasons = {entry.reason for entry in found if isinstance(entry, Skipped) and entry.visible}
+    assert reasons == {"A folder whose page is no listing that can be read."}
 
 
 NAMES = [
@@ -192,8 +191,8 @@ def test_names_in_json_are_names_and_are_encoded_once(server: Pages) -> None:
         for file in files:
             with opened.open(file.path) as stream:
                 assert stream.read() == b"1,2"
-            asked = server.asked[-1].removeprefix("GET ")
-            assert asked == f"/{folder}{'sub/' if folder == 'own/' else ''}{file.name}"
+            last = server.requested[-1].removeprefix("GET ")
+            assert last == f"/{folder}{'sub/' if folder == 'own/' else ''}{file.name}"
 
 
 def test_urls_in_json_are_urls_and_are_not_encoded_again(server: Pages) -> None:
@@ -307,9 +306,7 @@ def test_the_pages_of_a_listing_are_read_to_the_last_each_once(server: Pages) ->
         as_json(["a.csv"], **{"X-Total-Pages": "2"}),
     ],
 )
-def test_one_page_of_several_whose_next_cannot_be_asked_for_is_not_taken_as_complete(
-    server: Pages, answer: Answer
-) -> None:
+def test_one_page_of_several_whose_next_cannot_be_requested_is_not_complete(server: Pages, answer: Answer) -> None:
     server.pages["/in/"] = answer
     with pytest.raises(UnreadableListingError, match="page"):
         listed(source(f"{server.url}in/"))
@@ -338,7 +335,7 @@ def test_a_word_that_is_no_encoding_says_nothing_about_the_bytes(server: Pages, 
         assert stream.read() == b"1,2"
 
 
-def test_a_listing_and_files_that_are_compressed_although_nobody_asked_are_read(server: Pages) -> None:
+def test_a_listing_and_files_that_are_compressed_unrequested_are_read(server: Pages) -> None:
     body = gzip.compress(b"<title>Index of /</title><a href=a.csv>a</a>")
     server.pages["/in/"] = page(body, **{"Content-Encoding": "gzip"})
     assert listed(source(f"{server.url}in/")) == ["a.csv"]
@@ -413,7 +410,7 @@ QUICK = {"polling": {"source_timeout_seconds": 0.2}}
     ],
     ids=["body", "header", "chunk"],
 )
-def test_a_server_that_sends_a_byte_now_and_then_holds_neither_a_listing_nor_a_question_nor_a_file(head: bytes) -> None:
+def test_a_server_that_sends_a_byte_now_and_then_blocks_neither_a_listing_nor_a_stat_nor_a_file(head: bytes) -> None:
     with RawServer(drip(head)) as slow:
         started = time.monotonic()
         opened = source(slow.url, QUICK)
@@ -453,8 +450,6 @@ def test_a_listing_that_takes_too_long_as_a_whole_is_given_up(server: Pages) -> 
 def test_twenty_thousand_bad_links_are_counted_by_a_few_reasons(server: Pages) -> None:
     links = "".join(f"<a href='s{number}://x/{number}.csv'>" for number in range(20_000))
     server.pages["/in/"] = page(f"<title>Index of /</title><a href=a.csv>{links}")
-    from ingest_project.sources.selection import count_reason  # noqa: PLC0415
-
     counts: dict[str, int] = {}
     for entry in source(f"{server.url}in/").list_files("*"):
         if isinstance(entry, Skipped):

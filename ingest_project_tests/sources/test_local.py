@@ -66,7 +66,7 @@ def test_hidden_lock_and_unfinished_files_are_counted_but_not_shown(source: Sour
     assert not any(skip.visible for skip in found.values())
 
 
-def test_what_the_pattern_does_not_ask_for_is_left_out(source: Source, inbox: Path) -> None:
+def test_files_outside_the_pattern_are_left_out(source: Source, inbox: Path) -> None:
     for name in ("a.csv", "A.CSV", "b.xlsx", "notes.txt"):
         (inbox / name).write_text("x")
     assert taken(source, "*.csv") == ["A.CSV", "a.csv"]
@@ -121,7 +121,7 @@ def test_a_time_of_change_beyond_all_calendars_does_not_stop_the_listing(source:
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "../../../../../../etc/passwd", "file:///etc/passwd", "a\x00.csv", "\ud800.csv", "s3://b/k"]
 )
-def test_paths_from_strangers_do_not_leave_the_roots(source: Source, path: str) -> None:
+def test_untrusted_paths_do_not_leave_the_roots(source: Source, path: str) -> None:
     with pytest.raises(ForbiddenPathError), source.open(path):
         pass
     with pytest.raises(ForbiddenPathError):
@@ -199,7 +199,7 @@ def test_folders_pipes_sockets_and_devices_are_refused_at_once(source: Source, i
     assert taken(source) == []
 
 
-def test_a_pipe_that_took_a_file_s_place_does_not_block(
+def test_a_pipe_that_replaced_a_file_does_not_block(
     source: Source, inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(inbox / "pipe.csv")

@@ -22,7 +22,7 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
 )
 from ingest_project.core.settings import Credential, PollingSettings
-from ingest_project.sources import sftp
+from ingest_project.sources import sftp_protocol
 from ingest_project.sources.file_server import FileServerSource
 from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.sftp import open_sftp
@@ -192,7 +192,7 @@ def test_a_job_needs_credentials_that_are_for_this_host(folder: Path) -> None:
         assert not server.connections
 
 
-def test_names_that_are_not_utf8_are_readable_and_ask_for_the_very_same_bytes(folder: Path) -> None:
+def test_names_that_are_not_utf8_are_readable_and_request_the_same_bytes(folder: Path) -> None:
     (folder / "Müller.csv").write_text("old")
     with SftpServer(folder, latin1=True) as server:
         opened = source(server)
@@ -236,10 +236,8 @@ def test_a_server_that_dies_in_the_middle_is_unreachable_and_found_again_later(f
         assert opened.stat("/a.csv").size_bytes == len(CONTENT)
 
 
-def test_a_server_that_dies_while_it_is_still_being_asked_is_unreachable_and_nothing_more(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sftp, "REQUEST_BYTES", 64)  # a window of so many requests takes a while to send
+def test_a_server_that_dies_during_requests_is_unreachable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sftp_protocol, "REQUEST_BYTES", 64)  # a window of so many requests takes a while to send
     (folder / "a.csv").write_bytes(CONTENT)
     server = SftpServer(folder)
     with source(server).open("/a.csv") as stream:

@@ -38,7 +38,7 @@ from ingest_project.attachments.tables import eventhouse_positions as positions
 from ingest_project.core.errors import QueryRejectedError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.statements import insert_missing
+from ingest_project.platform.database.sql import insert_missing
 
 logger = get_logger(__name__)
 

@@ -72,7 +72,7 @@ class StoreRejectedError(PermanentError):
 
     Args:
         address: of the file or folder, without secrets.
-        status: HTTP status; None when no credential could be had.
+        status: HTTP status; None when no credential was available.
         code: the service's own name for the reason, e.g. `AuthorizationFailure`.
     """
 
@@ -85,12 +85,12 @@ class StoreRejectedError(PermanentError):
 
 
 class StoreThrottledError(StoreUnavailableError):
-    """OneLake throttles us.
+    """OneLake throttles requests.
 
     Args:
         address: of the file or folder, without secrets.
         cause: its answer.
-        retry_after: the wait that it requested; None when it did not say.
+        retry_after: the wait that it requested; None when it requested none.
     """
 
     def __init__(self, address: str, cause: object, retry_after: timedelta | None = None) -> None:
@@ -119,7 +119,7 @@ class OneLakeAddress:
 
     @property
     def is_fabric(self) -> bool:
-        """Tell whether Fabric's rules hold: a OneLake host, or a path that starts with an item."""
+        """Fabric's rules hold: a OneLake host, or a path that starts with an item."""
         item = self.path.partition("/")[0]
         if self.account_url.endswith(FABRIC_HOSTS):
             return True
@@ -145,7 +145,8 @@ def parse_address(text: str, endpoint: str = DEFAULT_ENDPOINT) -> OneLakeAddress
 
     Raises:
         SettingsError: not an address of any of these forms.
-        ForbiddenPathError: a host that gets no credential of ours, or a path with `..`, empty or unprintable parts.
+        ForbiddenPathError: a host that our credential may not be sent to, or a path with `..`, empty or unprintable
+            parts.
     """
     account = account_url(endpoint)
     if "://" not in text:
@@ -184,7 +185,7 @@ def account_url(endpoint: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """Tell an address in OneLake, which may still be malformed, from a local folder."""
+    """Return True for an address in OneLake, which may still be malformed; False for a local folder."""
     if "://" in text:
         return text.partition("://")[0].lower() in {"https", "http", "abfss", "abfs"}
     parts = text.split("/")
@@ -277,7 +278,7 @@ class AllowedAccount:
         return cls(account, file_system.strip("/").lower() if slash and file_system.strip("/") else "*")
 
     def allows(self, address: OneLakeAddress) -> bool:
-        """Tell whether this location is in it."""
+        """Return True if this location is in the account."""
         return self.account_url == address.account_url and fnmatchcase(address.file_system.lower(), self.file_system)
 
 
@@ -294,7 +295,7 @@ def accounts_of(addresses: Iterable[str], endpoint: str = DEFAULT_ENDPOINT) -> l
     own = account_url(endpoint)
     accounts = [] if own.endswith(FABRIC_HOSTS) else [AllowedAccount(own, "*")]
     for text in filter(is_address, addresses):
-        # A setting that is malformed says so when it is used.
+        # A malformed setting is reported when it is used.
         with suppress(PermanentError):
             address = parse_address(text, endpoint)
             accounts.append(AllowedAccount(address.account_url, escape(address.file_system.lower())))
@@ -313,7 +314,7 @@ def default_credential() -> TokenCredential:
 class OneLakeCredential:
     """Our credential: a SAS, an account key, or with neither the identity that azure-identity finds.
 
-    azure-identity's default looks at environment variables, workload and managed identities and the Azure CLI, in this
+    azure-identity's default tries environment variables, workload and managed identities and the Azure CLI, in this
     order. OneLake itself takes tokens and user-delegated SAS; account keys are for other ADLS Gen2 accounts.
 
     Args:
@@ -338,7 +339,7 @@ class OneLakeCredential:
 
 @dataclass(frozen=True)
 class OneLakeOptions:
-    """How to reach OneLake.
+    """Connection options of OneLake.
 
     Args:
         endpoint: account that short addresses mean.
@@ -366,7 +367,7 @@ def onelake_options(settings: OneLakeSettings, stored: Credential | None = None)
 
     Args:
         settings: the section `onelake`.
-        stored: a credential that a job named, in place of the section's own.
+        stored: a credential that a job names, used instead of the section's own.
 
     Raises:
         SettingsError: the credential is not one of a kind, see `OneLakeCredential`.

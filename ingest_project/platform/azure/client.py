@@ -2,8 +2,8 @@
 
 Importing this loads the SDK, which takes 0.3 s: import it where OneLake is used.
 
-Whether trying again can help is decided here, once. The SDK's own exceptions quote the address they requested, and with
-it a SAS signature: they are neither repeated in a message nor chained, so that no log can show one.
+This module alone decides which failures are worth a retry. The SDK's own exceptions quote the address they requested,
+and with it a SAS signature: they are neither repeated in a message nor chained, so that no log can show one.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 # Size of one read request: the SDK's own first request is 32 MiB, kept in memory whole.
 READ_BYTES = 4 * 1024**2
 BUFFER_BYTES = 1024**2
-# Callers cut what they write themselves: the SDK is not to split it once more.
-MOST_PUT_BYTES = 256 * 1024**2
+# Callers split what they write themselves: the SDK must not split it again.
+MAX_PUT_BYTES = 256 * 1024**2
 # The most entries that the service gives in one answer.
 PAGE = 5_000
 CALLERS_PER_APPEND = 4
@@ -61,14 +61,14 @@ TRANSIENT_STATUSES = frozenset({408, 412, 425, 429})
 SERVER_ERRORS = 500
 NOT_FOUND = 404
 NO_FILE_SYSTEM = frozenset({"FilesystemNotFound", "ContainerNotFound", "WorkspaceNotFound"})
-LONGEST_CAUSE = 200
+MAX_CAUSE_LENGTH = 200
 # A longer pause that the service requests is cut to this, as for any host.
 LONGEST_PAUSE_SECONDS = 3_600.0
 REMEDIES = {
     400: "Check the address.",
     401: "Check the credential: it is not accepted.",
     403: "Check the credential and its rights on this location.",
-    409: "Something else of this name is in the way.",
+    409: "Another file or folder has this name.",
 }
 
 
@@ -140,7 +140,7 @@ class BoundedRetry(ExponentialRetry):
         return response
 
     def _pause(self, failed: Exception) -> bool | float:
-        """Decide about another attempt: after so many seconds, after the usual pause (True), or none (False)."""
+        """Decide about another attempt: after a number of seconds, after the usual pause (True), or none (False)."""
         if not isinstance(failed, _FailedAttemptError):
             return False
         if isinstance(failed.outcome, AzureError):
@@ -213,7 +213,7 @@ def pooled_transport(servers: Sequence[str], options: OneLakeOptions) -> Request
 def list_folder(
     files: FileSystemClient, folder: OneLakeAddress, *, recursive: bool = True, page: int = PAGE
 ) -> Iterator[Listed]:
-    """Yield what is below a folder, as it is read; one page is in memory at a time.
+    """List what is below a folder, lazily; one page is in memory at a time.
 
     Raises:
         SourceNotFoundError, StoreRejectedError, StoreUnavailableError: at the first page or at any later one.
@@ -241,15 +241,15 @@ def open_file(files: FileSystemClient, address: OneLakeAddress) -> io.BufferedRe
 
 @contextmanager
 def onelake_errors(address: str) -> Iterator[None]:
-    """Raise a failure of the Azure SDK as one of ours.
+    """Map a failure of the Azure SDK to an error of this project.
 
     Args:
         address: of the file or folder, for the message; without secrets.
 
     Raises:
-        SourceNotFoundError: there is no such file or folder (its `location` is the address), or no such workspace.
+        SourceNotFoundError: the file or folder (its `location` is the address) or the workspace does not exist.
         StoreRejectedError: 400, 401, 403, 409 or no credential: trying again cannot help.
-        StoreThrottledError: 429 or 503; carries what `Retry-After` said.
+        StoreThrottledError: 429 or 503; carries its `Retry-After`.
         StoreUnavailableError: not reached, cut off, timed out, changed meanwhile, or any other server error.
     """
     try:
@@ -264,13 +264,13 @@ def map_error(error: AzureError, address: str) -> IngestError:
         return _map_answer(error, error.status_code, address)
     if isinstance(error, ClientAuthenticationError):
         return StoreRejectedError(
-            address, None, "no token could be had", "Sign in, or set a SAS or an account key for this store."
+            address, None, "no token is available", "Sign in, or set a SAS or an account key for this store."
         )
     return StoreUnavailableError(address, f"{type(error).__name__}: {_without_secrets(str(error))}")
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return the pause that an answer requests, in either unit Azure uses; None when it says nothing usable."""
+    """Return the pause that an answer requests, in either unit Azure uses; None when it states no usable pause."""
     for name, unit in (("retry-after-ms", 1000), ("x-ms-retry-after-ms", 1000), ("retry-after", 1)):
         try:
             return max(float(headers[name]) / unit, 0.0)
@@ -298,7 +298,7 @@ def _map_answer(error: HttpResponseError, status: int, address: str) -> IngestEr
 def _without_secrets(text: str) -> str:
     """Return the first line without any query of an address."""
     line = next(iter(text.splitlines()), "")
-    return re.sub(r"\?[^\s'\"<>)]*|\bsig=[^&\s]*", "", line)[:LONGEST_CAUSE]
+    return re.sub(r"\?[^\s'\"<>)]*|\bsig=[^&\s]*", "", line)[:MAX_CAUSE_LENGTH]
 
 
 def _client_arguments(address: OneLakeAddress, options: OneLakeOptions | None) -> dict[str, Any]:
@@ -313,13 +313,13 @@ def _client_arguments(address: OneLakeAddress, options: OneLakeOptions | None) -
         "retry_policy": BoundedRetry(options),
         "max_single_get_size": READ_BYTES,
         "max_chunk_get_size": READ_BYTES,
-        "max_single_put_size": MOST_PUT_BYTES,
+        "max_single_put_size": MAX_PUT_BYTES,
     }
 
 
 @contextmanager
 def _credential_errors(address: OneLakeAddress) -> Iterator[None]:
-    """The SDK refuses a token over plain http and a malformed key; neither refusal quotes the credential."""
+    """Map the SDK's refusals of a token over plain http and of a malformed key, which do not quote the credential."""
     try:
         yield
     except ValueError as error:

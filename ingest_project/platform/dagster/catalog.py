@@ -25,9 +25,9 @@ from sqlalchemy.dialects import postgresql
 
 from ingest_project.core.keys import end_of, parse_hour_key
 from ingest_project.core.settings import Settings, TopicSettings
-from ingest_project.platform.database.columns import ExactDecimal, Texts, UtcTime
 from ingest_project.platform.database.engine import reading
-from ingest_project.platform.delta.table import DeltaStore, ask
+from ingest_project.platform.database.sql import ExactDecimal, Texts, UtcTime
+from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.platform.runtime import Runtime
 
 KAFKA = dg.AssetKey("kafka")
@@ -176,7 +176,7 @@ class HourlyDeltaTable:
             StoreUnavailableError: the table cannot be read.
         """
         where = "true" if partitions is None else " OR ".join(self._of_hour(key) for key in partitions) or "false"
-        batches = list(ask(self.store(services), f"SELECT * FROM events WHERE {where}"))
+        batches = list(query_events(self.store(services), f"SELECT * FROM events WHERE {where}"))
         found: list[pa.Table | pa.RecordBatch] = [*batches] or [self.schema().empty_table()]
         return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in found])
 

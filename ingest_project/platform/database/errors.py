@@ -1,4 +1,4 @@
-"""Map a driver's exception to one of ours: the database is unavailable, another writer conflicted, or a defect.
+"""Map a driver's exception to our error: the database is unavailable, another writer conflicted, or a defect.
 
 SQLSTATE decides, and where libpq fails without one, the class of the exception. Texts only choose the remedy.
 """
@@ -161,5 +161,6 @@ def _map_sqlite_error(error: sqlite3.OperationalError, address: str) -> IngestEr
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # A name with several addresses has a line for each; the server's own message says more than who did not answer.
+    # A name with several addresses has a line for each; the server's own message is more useful than those of addresses
+    # that did not answer.
     return next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)

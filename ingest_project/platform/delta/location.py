@@ -89,7 +89,7 @@ class DeltaLocation:
 
     @property
     def is_local(self) -> bool:
-        """Tell a folder of this machine from a remote location."""
+        """The location is a folder of this machine."""
         return "://" not in self.url
 
 
@@ -106,7 +106,7 @@ class StorageOptions:
 
     @property
     def ended(self) -> bool:
-        """Tell whether a handle opened with these must be opened again."""
+        """The options have expired, and a handle opened with them must be opened again."""
         return self.ends_at is not None and datetime.now(UTC) >= self.ends_at
 
 
@@ -159,7 +159,7 @@ def azure_credential(onelake: OneLakeSettings) -> AzureCredential:
 def reason_of(error: BaseException) -> str:
     """Return one line about an error: delta-rs draws a tree of causes, and adds the stack of its own calls.
 
-    A long one is cut in the middle, where paths are: what the system said is at its end.
+    A long one is cut in the middle, where paths are: the system's own message is at its end.
     """
     text = TERMINAL_COLOURS.sub("", str(error)).split("\n   0: ")[0].split("\nPreview of ")[0].replace("↳", "<-")
     text = SIGNATURE.sub(r"\1***", " ".join(text.split()))
@@ -168,9 +168,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def may_be_a_rows_fault(error: Exception) -> bool:
-    """Tell an error that a row may have caused from one of the store, its disk, the schema or another writer.
+    """Return True for an error that a row may have caused; False for the store, its disk, the schema or another writer.
 
-    An unreachable store cannot always be told apart: try a commit without that row before believing it.
+    An unreachable store cannot always be distinguished: try a commit without that row to confirm.
     """
     if isinstance(error, StoreUnavailableError):
         cause = error.__cause__
@@ -183,10 +183,10 @@ def may_be_a_rows_fault(error: Exception) -> bool:
 
 @contextmanager
 def delta_errors(location: DeltaLocation) -> Iterator[None]:
-    """Raise a failure of delta-rs or of its storage as one of ours.
+    """Map a failure of delta-rs or of its storage to an error of this project.
 
     Raises:
-        TransactionConflictError: another writer was in the way.
+        TransactionConflictError: another writer conflicted.
         StoreUnavailableError: not reached, refused, full, or not a Delta table.
     """
     from deltalake.exceptions import CommitFailedError, DeltaError  # noqa: PLC0415 - heavy, and loaded already here

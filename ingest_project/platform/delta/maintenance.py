@@ -24,8 +24,9 @@ from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.settings import (
     DeltaSettings,
 )
+from ingest_project.platform.delta.history import TableFigures, figures_of
 from ingest_project.platform.delta.location import delta_errors
-from ingest_project.platform.delta.table import DeltaStore, TableFigures, figures_of
+from ingest_project.platform.delta.table import DeltaStore
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -38,10 +39,10 @@ SHORTEST_SAFE_RETENTION = timedelta(days=7)
 
 @dataclass(frozen=True)
 class MaintenanceLimits:
-    """How much one maintenance may do.
+    """Limits of one maintenance run.
 
     Args:
-        min_small_files: a partition with fewer than these is left alone.
+        min_small_files: a partition with fewer is not compacted.
         target_bytes: files are compacted up to this size on disk; one half of it and more does not count as small.
         time_limit: no further partition is begun after this; the next maintenance continues.
         retention: how long files stay that are part of old versions only, or of none; not below the table's own.
@@ -69,8 +70,8 @@ class Maintenance:
 
     Args:
         compacted: partitions with small files, as `column=value/...`; the whole table is the empty text.
-        conflicted: partitions left alone because another maintenance, or a new column, changed the table.
-        postponed: partitions that there was no time for.
+        conflicted: partitions not compacted because another maintenance, or a new column, changed the table.
+        postponed: partitions skipped for lack of time.
         removed: files deleted, relative to the table.
     """
 
@@ -83,7 +84,7 @@ class Maintenance:
 
 
 def summary(maintenance: Maintenance | None) -> str:
-    """Return one line about a maintenance, or about a table that is not there yet."""
+    """Return one line about a maintenance, or about a table that does not exist yet."""
     if maintenance is None:
         return "There is no table yet."
     return (
@@ -113,7 +114,7 @@ def optimize_and_vacuum(store: DeltaStore, limits: MaintenanceLimits | None = No
         limits: how much to do.
 
     Returns:
-        None when there is no table yet.
+        None when the table does not exist yet.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused; what was done until then stays done.

@@ -47,7 +47,7 @@ LIST_LIKE = (
 
 
 def rows_to_append(data: pa.Table, table_schema: DeltaSchema, table: str) -> tuple[pa.RecordBatchReader, bool]:
-    """The rows as they are to be written, and whether their columns are others than the table's.
+    """Return the rows to write, and True if their columns differ from the table's.
 
     Args:
         data: the rows.
@@ -67,7 +67,7 @@ def rows_to_append(data: pa.Table, table_schema: DeltaSchema, table: str) -> tup
 
 
 def delta_schema(schema: pa.Schema, table: str) -> pa.Schema:
-    """The columns as Delta will hold them: every one nullable, times in UTC; columns of nothing but null left out.
+    """Return the columns as Delta stores them: every one nullable, times in UTC; columns of nothing but null left out.
 
     Args:
         schema: of the data.
@@ -91,12 +91,12 @@ def check_only_adds(table_schema: pa.Schema, data_schema: pa.Schema, table: str)
 
 
 def column_paths(schema: pa.Schema) -> frozenset[str]:
-    """Every column, and every field inside of columns, by its path."""
+    """Return the path of every column and of every field inside columns."""
     return frozenset(path for field in schema for path in _paths(field.type, field.name))
 
 
 def ready_to_append(data: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The data with the columns of `delta_schema`; only what delta-rs cannot write as it is gets copied."""
+    """Return the data with the columns of `delta_schema`; only columns that delta-rs cannot write are copied."""
     data = data.select(schema.names)
     for index, field in enumerate(schema):
         if _must_be_cast(data.schema.field(index).type):
@@ -113,7 +113,7 @@ def _delta_type(arrow: pa.DataType, path: str, table: str) -> pa.DataType:
             return one_type
     if pa.types.is_timestamp(arrow) and arrow.tz is not None:
         return UTC_MICROSECONDS
-    # Nobody can decode a dictionary of string views: pyarrow refuses, and delta-rs panics.
+    # A dictionary of string views cannot be decoded: pyarrow refuses, and delta-rs panics.
     if pa.types.is_dictionary(arrow) and not pa.types.is_string_view(arrow.value_type):
         return _delta_type(arrow.value_type, path, table)
     return _nested_type(arrow, path, table)
@@ -136,7 +136,7 @@ def _nested_type(arrow: pa.DataType, path: str, table: str) -> pa.DataType:
 
 def _remedy(arrow: pa.DataType) -> str:
     if pa.types.is_timestamp(arrow):
-        return "give the time a zone"
+        return "add a time zone"
     if pa.types.is_unsigned_integer(arrow):
         return "cast it to a signed type that holds all its values"
     return "cast it first"
@@ -178,7 +178,7 @@ def _check_type(old: pa.DataType, new: pa.DataType, path: str, table: str) -> No
 
 
 def _check_required(held: pa.Schema, given: pa.Schema, table: str) -> None:
-    """Refuse rows that lack a column which somebody made the table require: it would refuse each of them."""
+    """Refuse rows that lack a required column of the table, which would refuse each of them."""
     for field in held:
         if not field.nullable and field.name not in given.names:
             raise SchemaConflictError(table, field.name, "the table requires a value, and the new rows have none")
@@ -193,7 +193,7 @@ def _paths(arrow: pa.DataType, path: str) -> Iterator[str]:
 
 
 def _must_be_cast(arrow: pa.DataType) -> bool:
-    """Times of another zone or unit, which delta-rs refuses, and dictionaries, which not every writer of it takes."""
+    """Return True for times of another zone or unit, which delta-rs refuses, and for dictionaries."""
     if pa.types.is_timestamp(arrow):
         return bool(arrow != UTC_MICROSECONDS)
     if pa.types.is_dictionary(arrow):

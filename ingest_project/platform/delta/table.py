@@ -8,14 +8,12 @@ things together:
 - delta-rs refuses a commit when another one with the same `app_id` landed after the state it was prepared from.
 
 So a writer that was killed, one whose commit landed while the answer was lost, and two writers with the same position
-at the same time all end in one commit. Nothing of that needs a lock, and nothing reaches readers but whole commits.
+at the same time all end in one commit. None of that needs a lock, and readers see whole commits only.
 In return, the versions of a stream only grow, and a version stands for the same rows whenever it is written.
 
-A table can go back in time, by a restore, a removed log entry, or a dropped folder: `standings` tells a stream where
-it is and whether rows may be missing below that. The version up to which a stream was looked at is in the table too.
-
-`History` names commits that may have removed rows: a restore, a delete or an overwrite, by whatever program. Delta
-keeps the position of a stream through all of these, so the owner of a position checks the commits too.
+A table can go back in time, by a restore, a removed log entry, or a dropped folder: `standings` returns the position of
+a stream and the commits that may have removed rows below it. The table also records the version up to which a stream
+was checked.
 """
 
 from __future__ import annotations
@@ -28,9 +26,10 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
+from ingest_project.platform.delta.history import History, TableFigures, figures_of
 from ingest_project.platform.delta.location import (
     DeltaCredentials,
     DeltaLocation,
@@ -46,93 +45,6 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 
-# These keep every row. Any other operation, also an unknown one, may remove rows.
-ONLY_ADDS = frozenset({"WRITE", "STREAMING UPDATE"})
-KEEPS_ROWS = frozenset(
-    {
-        "CREATE TABLE",
-        "OPTIMIZE",
-        "VACUUM START",
-        "VACUUM END",
-        "SET TBLPROPERTIES",
-        "UNSET TBLPROPERTIES",
-        "ADD COLUMN",
-        "ADD COLUMNS",
-        "ADD CONSTRAINT",
-        "DROP CONSTRAINT",
-        "ADD FEATURE",
-        "UPDATE TABLE METADATA",
-        "UPDATE FIELD METADATA",
-    }
-)
-MOST_NAMED = 5
-# Each is a file of the log to be read; of more than these it is quicker to count the rows.
-MOST_LOOKED_AT = 1_000
-
-
-class History:
-    """The commits of a table that its log still has, read once and as far back as somebody asked."""
-
-    def __init__(self, table: DeltaTable) -> None:
-        self._table = table
-        self._newest = table.version()
-        self._commits: dict[int, dict[str, Any]] = {}
-        self._read = 0
-
-    def doubtful_commits(self, checked: int | None) -> tuple[str, ...]:
-        """Name the commits after a version that may have removed rows, the newest first, at most a few.
-
-        Args:
-            checked: the version up to which somebody has looked; None: nobody ever did, and what the log has is all
-                there is to see.
-        """
-        wanted = self._newest - (-1 if checked is None else checked)
-        self._look_back(min(wanted, MOST_LOOKED_AT))
-        oldest = min(self._commits, default=self._newest + 1) if checked is None else checked + 1
-        found: list[str] = []
-        for version in range(self._newest, oldest - 1, -1):
-            if len(found) == MOST_NAMED:
-                break
-            if version not in self._commits:
-                return (*found, f"version {version} and those before it were not looked at")
-            if not _keeps_rows(self._commits[version]):
-                found.append(f"{self._commits[version].get('operation', 'unnamed')} (version {version})")
-        return tuple(found)
-
-    def _look_back(self, entries: int) -> None:
-        if entries > self._read:
-            self._commits = {int(entry["version"]): entry for entry in self._table.history(entries)}
-            self._read = entries
-
-
-def _keeps_rows(commit: dict[str, Any]) -> bool:
-    operation, parameters = commit.get("operation"), commit.get("operationParameters") or {}
-    if operation in ONLY_ADDS:
-        return str(parameters.get("mode") or parameters.get("outputMode")).lower() == "append"
-    return operation in KEEPS_ROWS
-
-
-@dataclass(frozen=True)
-class TableFigures:
-    """A table at one version. `rows` is None when a writer left its files uncounted."""
-
-    table_version: int
-    files: int
-    rows: int | None
-    size_bytes: int
-
-
-def figures_of(table: DeltaTable) -> TableFigures:
-    """Return the figures of an open handle; reads nothing from the store."""
-    import pyarrow as pa  # noqa: PLC0415 - heavy
-    import pyarrow.compute as pc  # noqa: PLC0415
-
-    adds = pa.table(table.get_add_actions(flatten=True))
-    counts = adds["num_records"]
-    rows = None if counts.null_count else pc.sum(counts).as_py() or 0
-    return TableFigures(table.version(), adds.num_rows, rows, pc.sum(adds["size_bytes"]).as_py() or 0)
-
-
 COMMIT_RETRIES = 8
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
@@ -140,10 +52,10 @@ LONGEST_PAUSE_SECONDS = 2.0
 # a shorter log takes away is looking back, and readers of the table as a stream that stay away for longer.
 LOG_RETENTION = "interval 1 day"
 # Each version that a handle follows makes its next commits dearer, by 0.2 ms here: after so many, opening is cheaper.
-MOST_FOLLOWED_VERSIONS = 50
+MAX_FOLLOWED_VERSIONS = 50
 
 
-# Stands for every stream of a table where somebody has checked them all.
+# Stands for every stream of a table where all of them were checked.
 EVERY_STREAM = "ingest_project"
 
 
@@ -178,11 +90,11 @@ class AlreadyCommitted:
 
 @dataclass(frozen=True)
 class Standing:
-    """Position of the table in one stream, and whether rows below it may be missing.
+    """Position of the table in one stream, and doubts about the rows below it.
 
     Args:
-        position: of the stream; None: nothing of it was committed, or there is no table.
-        table_version: at which this was seen; -1: there is no table.
+        position: of the stream; None: nothing of it was committed, or the table does not exist.
+        table_version: at which this was seen; -1: the table does not exist.
         doubts: commits since the stream was last checked that may have removed rows, e.g. `RESTORE (version 12)`.
     """
 
@@ -234,13 +146,13 @@ class DeltaStore:
             data: nested columns, any zone of time, and polars' own string types are welcome.
             app_id: the ordered stream of data that the rows come from, e.g. one partition of one topic.
             version: the stream's position after these rows, growing.
-            after: what `committed_version` said when these rows were planned. Rows are written only if the table is
+            after: the `committed_version` when these rows were planned. Rows are written only if the table is
                 still there, so that ranges which overlap or come out of order neither double rows nor skip any.
             checked: the version of the table at which the stream's rows were known to be complete, see `standings`.
 
         Raises:
             SchemaConflictError: a column's type is another than the table's, or none of Delta's.
-            TransactionConflictError: other writers were in the way each time, or the table is not at `after`.
+            TransactionConflictError: other writers conflicted at every attempt, or the table is not at `after`.
             StoreUnavailableError: the store does not answer or refused. The commit may have landed: append again.
         """
         with self._lock:
@@ -256,7 +168,7 @@ class DeltaStore:
         return outcome
 
     def committed_version(self, app_id: str) -> int | None:
-        """Return the table's position in a stream; None: nothing of it was committed, or there is no table yet.
+        """Return the table's position in a stream; None: nothing of it was committed, or the table does not exist yet.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -281,8 +193,8 @@ class DeltaStore:
                 history, of_all = History(table), table.transaction_version(checked_by(EVERY_STREAM))
                 found = {}
                 for app_id in app_ids:
-                    looks = (of_all, table.transaction_version(checked_by(app_id)))
-                    checked = max((look for look in looks if look is not None), default=None)
+                    checks = (of_all, table.transaction_version(checked_by(app_id)))
+                    checked = max((version for version in checks if version is not None), default=None)
                     position = table.transaction_version(app_id)
                     doubts = () if position is None else history.doubtful_commits(checked)
                     found[app_id] = Standing(position, table.version(), doubts)
@@ -292,7 +204,7 @@ class DeltaStore:
         """Record that the rows of a stream, or of all, were complete at a version of the table.
 
         Raises:
-            TransactionConflictError: other writers were in the way each time.
+            TransactionConflictError: other writers conflicted at every attempt.
             StoreUnavailableError: the store does not answer or refused.
         """
         import pyarrow as pa  # noqa: PLC0415 - heavy
@@ -300,11 +212,11 @@ class DeltaStore:
         with self._lock:
             table = self._refreshed()
         if table is not None:
-            nothing = pa.schema(table.schema()).empty_table()
-            self.append(nothing, app_id=checked_by(app_id), version=version)
+            no_rows = pa.schema(table.schema()).empty_table()
+            self.append(no_rows, app_id=checked_by(app_id), version=version)
 
     def figures(self) -> TableFigures | None:
-        """Return version, files, rows and bytes; None: there is no table yet.
+        """Return version, files, rows and bytes; None: the table does not exist yet.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -314,7 +226,7 @@ class DeltaStore:
             return None if table is None else figures_of(table)
 
     def opened(self) -> DeltaTable | None:
-        """Return a new handle at the newest version, for reading and for maintenance; None: there is no table yet.
+        """Return a new handle at the newest version, for reads and maintenance; None: the table does not exist yet.
 
         Read with its `scan`, or with deltalake's `QueryBuilder`: a process that used `to_pyarrow_table` or
         `to_pyarrow_dataset` at times aborts when it ends.
@@ -336,7 +248,7 @@ class DeltaStore:
             except DeltaError:
                 # The log between its version and the newest was cleaned away.
                 return self._reopened()
-        if self._table.version() - self._opened_version >= MOST_FOLLOWED_VERSIONS:
+        if self._table.version() - self._opened_version >= MAX_FOLLOWED_VERSIONS:
             return self._reopened()
         self._log_identity = self._identity_now()
         return self._table
@@ -349,10 +261,10 @@ class DeltaStore:
         return self._table
 
     def _identity_now(self) -> tuple[object, ...]:
-        """Tell a local table from another one, or from its own past: a handle would not notice that its table is gone.
+        """Identify a local table and its state: a handle does not notice that its table was removed or replaced.
 
         Returns:
-            what identifies the log and its entry of the version that the handle has.
+            the identities of the log and of its entry for the version of the handle.
         """
         if not self._location.is_local:
             return ()
@@ -379,7 +291,7 @@ class DeltaStore:
                     commit_properties=CommitProperties(max_commit_retries=0),
                 )
             except DeltaError:
-                # Another writer was faster; if not, the store fails and this error says why.
+                # Another writer was faster; if not, the store fails, and this error has the reason.
                 if self._reopened() is None:
                     raise
             table = self._reopened()
@@ -396,11 +308,11 @@ class DeltaStore:
     ) -> Committed | AlreadyCommitted | TransactionConflictError:
         """Try once; returns a conflict when the same attempt may succeed next, and raises it when it cannot."""
         table = self._refreshed() or self._created(data)
-        there = self._position_in(table, app_id)
-        if there is not None and there >= transactions[app_id]:
-            return AlreadyCommitted(there)
-        if after is not Position.ANY and there != after:
-            raise TransactionConflictError(self.url, f"{app_id} is at {there}, and not at {after} as was planned")
+        reached = self._position_in(table, app_id)
+        if reached is not None and reached >= transactions[app_id]:
+            return AlreadyCommitted(reached)
+        if after is not Position.ANY and reached != after:
+            raise TransactionConflictError(self.url, f"{app_id} is at {reached}, and not at {after} as was planned")
         try:
             self._commit(table, data, transactions)
         except TransactionConflictError as conflict:
@@ -427,7 +339,7 @@ class DeltaStore:
 
 
 def checked_by(app_id: str) -> str:
-    """Name the stream that says up to which version of the table the rows of another one were checked."""
+    """Return the name of the stream whose position is the table version up to which another one was checked."""
     return f"{app_id}/checked"
 
 
@@ -448,7 +360,7 @@ def open_delta_table(
 
     Args:
         url: a folder, or see `location`.
-        credentials: for S3 and Azure; the same object each time, for it tells one store from another.
+        credentials: for S3 and Azure; the same object each time, because it identifies the store.
         partition_by: columns whose values make the folders of the table; counts when the table is created.
 
     Raises:
@@ -475,18 +387,18 @@ def _pauses() -> Iterator[float]:
         yield random.uniform(longest / 2, longest)  # noqa: S311 - no secret
 
 
-def ask(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
-    """Yield the answer to a query over `events`, a few thousand rows at a time; nothing where there is no table yet.
+def query_events(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
+    """Yield the answer to a query over `events`, a few thousand rows at a time; nothing before the table exists.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
     table = store.opened()
     if table is not None:
-        yield from answer(store, table, query)
+        yield from query_version(store, table, query)
 
 
-def answer(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.RecordBatch]:
+def query_version(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.RecordBatch]:
     """Query one version of the table, registered as `events`.
 
     Raises:

@@ -1,10 +1,10 @@
 """Send one GET to an untrusted address: checked, limited, authenticated, redirected, and read within its deadline.
 
-Every hop of a redirect is a conversation of its own: its address is checked, its host's limits hold, and it gets the
+Every hop of a redirect is a separate request: its address is checked, its host's limits hold, and it gets the
 credential that is configured for its own host, or none. A credential goes to the hosts that it lists and to no other.
 
-A host that says `Retry-After`, or that failed several times in a row, is paused: its next callers fail at once with the
-time of the next attempt, instead of holding a thread. After the pause one request goes first as a trial.
+A host that sends `Retry-After`, or that failed several times in a row, is paused: its next callers fail at once with
+the time of the next attempt, instead of holding a thread. After the pause one request goes first as a trial.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "ident
 _POOLED_HOSTS = 64
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]+")
 _NO_CREDENTIALS: Mapping[str, Credential] = MappingProxyType({})
-# Messages name the hosts: their number is bounded.
+# Hosts come from messages: their number is bounded.
 _MAX_REMEMBERED = 10_000
 LONGEST_RETRY_AFTER = timedelta(hours=1)
 
@@ -59,8 +59,8 @@ class LoadLimits:
     """Limits of the load on other hosts.
 
     Args:
-        total: conversations at a time.
-        per_host: conversations at a time with one host.
+        total: concurrent requests.
+        per_host: concurrent requests to one host.
         failures_to_pause: transient failures in a row after which a host is paused.
         pause: for how long.
         longest_retry_after: a longer `Retry-After` is cut to this.
@@ -77,15 +77,15 @@ class LoadLimits:
 
 @dataclass
 class _Host:
-    """State of a host that is in use or in trouble.
+    """State of a host that is in use, failing or paused.
 
     Args:
         free: a slot became free.
-        active: conversations now.
+        active: requests now.
         waiting: threads that wait for a slot.
         failures: transient failures in a row.
         paused_until: monotonic time of the end of its pause.
-        reason: why.
+        reason: of its pause.
         needs_trial: it failed too often; one request goes first after the pause.
         on_trial: that request is running.
     """
@@ -118,11 +118,11 @@ class HostLimits:
         self._total = threading.BoundedSemaphore(self._limits.total)
 
     @contextmanager
-    def conversation(self, host: str, *, forgive_breaks: bool = False) -> Iterator[float]:
-        """Hold a slot for a conversation with a host, and count how it ends.
+    def request_slot(self, host: str, *, forgive_breaks: bool = False) -> Iterator[float]:
+        """Hold a slot for a request to a host, and record its result.
 
         A `DownloadFailedError` that leaves the block counts against the host, and its `retry_after` is kept; any other
-        end counts for it, except errors that are not the host's.
+        end counts as a success, except errors that are not the host's.
 
         Args:
             host: host and port.
@@ -146,7 +146,7 @@ class HostLimits:
             self._leave(host, known, failure=None if failure.cut and forgive_breaks else failure)
             raise
         except BaseException as error:
-            # A refusal is an answer; a full disk or a stopped process says nothing about the host.
+            # A refusal is a response; a full disk or a stopped process is no failure of the host.
             self._leave(
                 host, known, answered=isinstance(error, IngestError) and not isinstance(error, HostThrottledError)
             )
@@ -196,7 +196,7 @@ class HostLimits:
             if failure:
                 self._remember(known, failure)
             if failure:
-                # If the host is now paused, all that wait for it must fail.
+                # If the host is now paused, all waiting threads must fail.
                 known.free.notify_all()
             else:
                 known.free.notify()
@@ -213,7 +213,7 @@ class HostLimits:
             known.needs_trial = True
         requested = self.bounded(failure.retry_after)
         if requested and requested >= pause:
-            pause, known.reason = requested, "it asked to be left alone"
+            pause, known.reason = requested, "it requested a pause (Retry-After)"
         known.paused_until = max(known.paused_until, time.monotonic() + pause.total_seconds())
 
     def _forget(self) -> None:
@@ -234,8 +234,8 @@ class WebClient:
     Args:
         downloads: host rules, time-outs and limits.
         credentials: the stored ones by name; those for web hosts are used, without a port for the default port only.
-        total: conversations at a time; those of downloads by default.
-        per_host: of those, with one host.
+        total: concurrent requests; those of downloads by default.
+        per_host: of those, to one host.
 
     Raises:
         SettingsError: a host pattern or credential is malformed.
@@ -310,7 +310,7 @@ class WebClient:
         address = self._rules.check(url)
         with deadline_in_force(deadline):
             for _hop in range(self._max_redirects + 1):
-                with self._hosts.conversation(address.host_and_port, forgive_breaks=forgive_breaks) as waited:
+                with self._hosts.request_slot(address.host_and_port, forgive_breaks=forgive_breaks) as waited:
                     deadline.postpone(waited)
                     response = self._request(method, address, {**_HEADERS, **(headers or {})}, deadline)
                     try:
@@ -349,7 +349,7 @@ class WebClient:
             url = _signed(url, credential)
         request = PreparedRequest()
         request.prepare_method(method)
-        # As it was parsed and checked: requests would parse it once more, by other rules.
+        # As it was parsed and checked: requests would parse it again by other rules.
         request.url = url
         request.prepare_headers(headers)
         return self._session.send(

@@ -79,8 +79,8 @@ class Downloaded:
         file_name: safe for every store.
         http_status: of the last answer: 200, or 206 for a resumed download.
         url: that it came from after redirects, without secrets.
-        resumed: whether it was resumed after a break.
-        seal: fingerprint of the file when these bytes were hashed.
+        resumed: it was resumed after a break.
+        fingerprint: of the file when these bytes were hashed.
     """
 
     path: Path
@@ -91,7 +91,7 @@ class Downloaded:
     http_status: int
     url: str
     resumed: bool
-    seal: FileFingerprint
+    fingerprint: FileFingerprint
 
 
 class Downloader:
@@ -127,7 +127,7 @@ class Downloader:
             for tries_left in range(MAX_RESUMES, -1, -1):
                 try:
                     with self._answer(request, part, deadline, forgive_breaks=tries_left > 0) as answer:
-                        self._place(answer, part)
+                        self._append_or_restart(answer, part)
                         self._require_size(request, answer, part)
                         self._receive(request, answer, part)
                     self._verify(request, part, checksum, answer)
@@ -150,7 +150,7 @@ class Downloader:
         found = require_announced(
             part.head, _announced(request), answer.headers.get("Content-Type"), answer.address.printable
         )
-        seal = part.publish()
+        fingerprint = part.publish()
         return Downloaded(
             path=to,
             size_bytes=part.size,
@@ -160,10 +160,10 @@ class Downloader:
             http_status=answer.status,
             url=answer.address.printable,
             resumed=part.resumed,
-            seal=seal,
+            fingerprint=fingerprint,
         )
 
-    def _place(self, answer: WebResponse, part: PartFile) -> None:
+    def _append_or_restart(self, answer: WebResponse, part: PartFile) -> None:
         """Append the body to what has arrived, or begin again."""
         if answer.status == _PARTIAL and part.continued_by(answer):
             return
@@ -228,7 +228,7 @@ class Downloader:
                 "wrong_checksum", f"{printable} has {checksum.algorithm} {part.checksum}, not {checksum.value}"
             )
         if wrong and part.resumed:
-            # The two halves may be of different versions, whatever the server said.
+            # The two halves may be of different versions, whatever the server declared.
             part.start_over()
             raise DownloadFailedError(
                 printable, f"the resumed file is not what was announced: {wrong.detail}", cut=True

@@ -1,8 +1,8 @@
 """The name and the media type of a downloaded file.
 
 The name comes from the task or the server and is made safe for every store. The media type comes from the first bytes,
-compared with what was announced: a server may answer 200 with a page that says "not found" or "please log in", and it
-would be stored as somebody's PDF.
+compared with what was announced: a server may answer 200 with an error or login page, which would be
+stored as a PDF.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def require_announced(head: bytes, announced: str | None, header: str | None, pr
 
 
 def shows(head: bytes, announced: str | None) -> bool:
-    """Return whether the first bytes of a file show the announced kind, or any kind where none is announced."""
+    """Return True if the first bytes of a file show the announced kind, or any kind if none is announced."""
     found = sniff(head)
     return found is not None and (announced is None or _could_be(found, announced))
 

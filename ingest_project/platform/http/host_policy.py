@@ -1,7 +1,7 @@
 """Decide which hosts may be contacted: by name before anything is sent, by address before a connection is made.
 
 Every client of this project keeps to these rules, whatever protocol it speaks: a host that a message names must be
-public, or one that a setting names, and nobody contacts a denied host.
+public, or one that a setting names, and a denied host is never contacted.
 
 An address is internal unless the Internet routes it to one host. The tables follow IANA's registries of
 special-purpose addresses. Python's own `is_global` is not used: its answers for the same address differ between the
@@ -107,7 +107,7 @@ class HostPattern:
 
     @property
     def is_specific(self) -> bool:
-        """Whether its author knew the hosts: it is one host or a network, not every host below a domain.
+        """It names one host or a network, not every host below a domain.
 
         The names below a domain may be anybody's, and lead anywhere.
         """
@@ -116,7 +116,7 @@ class HostPattern:
         return not self.name.startswith(ANY_HOST)
 
     def matches_name(self, host: str, port: int) -> bool:
-        """Return whether it matches this host, as an address names it."""
+        """Return True if it matches this host, as an address names it."""
         if self.port not in (None, port):
             return False
         if self.network is not None:
@@ -125,13 +125,13 @@ class HostPattern:
         return self.name in (ANY_HOST, host) or (self.name.startswith("*.") and host.endswith(self.name[1:]))
 
     def matches_address(self, address: IpAddress, port: int) -> bool:
-        """Return whether this IP address, or the one it leads to, is in its network."""
+        """Return True if this IP address, or the one it leads to, is in its network."""
         if self.network is None or self.port not in (None, port):
             return False
         return any(candidate in self.network for candidate in (address, *embedded_ipv4(address)))
 
     def names_origin(self, address: WebAddress) -> bool:
-        """Return whether it matches this origin, where a pattern without port means the default port only."""
+        """Return True if it matches this origin, where a pattern without port means the default port only."""
         port = self.port or DEFAULT_PORTS[address.scheme]
         return port == address.port and self.matches_name(address.host, address.port)
 
@@ -140,7 +140,7 @@ class HostRules:
     """Rules for the hosts that may be contacted.
 
     Args:
-        allowed: patterns; where there are any, only these hosts.
+        allowed: patterns; if not empty, only these hosts.
         denied: patterns; never these, whatever else allows them.
         internal: patterns of hosts that may have an internal address; no other host may.
         allowed_setting: the setting that would allow a further host; None when none does.
@@ -215,7 +215,7 @@ class HostLists:
     """The lists that hold for every client, whatever protocol it speaks.
 
     Args:
-        denied: patterns of hosts that nobody contacts (INGEST_DENIED_HOSTS).
+        denied: patterns of hosts that are never contacted (INGEST_DENIED_HOSTS).
         internal: patterns of hosts that may have an internal address (INGEST_ALLOWED_INTERNAL_HOSTS).
     """
 
@@ -227,7 +227,7 @@ class HostLists:
 
         Args:
             servers: canonical host and port of each.
-            internal_allowed: whether a setting names them, so that they may have an internal address.
+            internal_allowed: a setting names them, so that they may have an internal address.
         """
         own = [host_and_port(host, port) for host, port in servers]
         internal = [*self.internal, *own] if internal_allowed else self.internal

@@ -1,7 +1,7 @@
 """A file that is being downloaded, under a temporary name, with the version that a later attempt resumes.
 
 `<name>.part` grows while the download runs and takes its final name at the end, so that a file under its final name is
-whole. Next to a large one, `<name>.part.json` says which address and which version it is of; a later attempt, also
+whole. Next to a large one, `<name>.part.json` records its address and version; a later attempt, also
 after this process was killed, resumes there.
 """
 
@@ -35,12 +35,12 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 @dataclass(frozen=True)
 class Version:
-    """Which version of which file the bytes are of.
+    """Address and version of the downloaded bytes.
 
     Args:
         url_sha256: of the address, which itself may be a secret.
         validator: strong ETag or Last-Modified, for If-Range; None when this version cannot be continued.
-        size_bytes: of the whole file; None when the server did not say.
+        size_bytes: of the whole file; None when the server did not declare it.
     """
 
     url_sha256: str
@@ -99,7 +99,7 @@ class PartFile:
         return {"Range": f"bytes={self.size}-", "If-Range": self._version.validator or ""}
 
     def continued_by(self, answer: WebResponse) -> bool:
-        """Return whether the body of a 206 is exactly the next part of the same version."""
+        """Return True if the body of a 206 is exactly the next part of the same version."""
         found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
         if not found or int(found[1]) != self.size or codings_in(answer.headers.get("Content-Encoding")):
             return False
@@ -137,14 +137,14 @@ class PartFile:
             write_all(self._descriptor, data)
 
     def publish(self) -> FileFingerprint:
-        """Give the file its final name, replacing any earlier one, and return the fingerprint of the hashed bytes."""
+        """Rename the file to its final name, replacing an earlier one; return the fingerprint of the hashed bytes."""
         with self._folder_errors():
-            seal = FileFingerprint.of(os.fstat(self._descriptor))
+            fingerprint = FileFingerprint.of(os.fstat(self._descriptor))
             os.replace(self._path, self._to)  # noqa: PTH105 - strings: thousands of small files pass here
             self._forget_note()
             os.close(self._descriptor)
         self._descriptor = -1
-        return seal
+        return fingerprint
 
     @property
     def sha256(self) -> str:
@@ -158,7 +158,7 @@ class PartFile:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes still to come, by what the server said; zero when it did not say."""
+        """Bytes still missing from the declared size; zero when none was declared."""
         return (self._version.size_bytes or self.size) - self.size
 
     @property

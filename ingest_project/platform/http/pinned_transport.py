@@ -1,11 +1,11 @@
 """Connections that go to the address that was checked, and to no other, and that keep to a deadline.
 
 To check a name and then let a library connect to that name resolves it twice, and its owner may answer differently the
-second time. Here the name is resolved once, every address it has is judged, and the socket is connected
+second time. Here the name is resolved once, every address it has is checked, and the socket is connected
 to one of these. The name stays in the Host header, in TLS's SNI and in the check of the certificate. A pooled
 connection is one that was made this way for the same host and port.
 
-Proxies are not used, whatever the environment says: a proxy would resolve the name again.
+Proxies are not used, whatever the environment configures: a proxy would resolve the name again.
 
 A time-out for each read does not stop a server that sends one byte at a time, least of all in the headers, which are
 read far below this project's code. So every socket of this package checks the deadline of its thread at every read.
@@ -124,7 +124,7 @@ def system_addresses(host: str, port: int) -> list[str]:
     """Resolve a host by the system: its addresses, best first, each once.
 
     Raises:
-        socket.gaierror: there are none.
+        socket.gaierror: the name has no address.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -276,7 +276,7 @@ class PinnedAdapter(HTTPAdapter):
         return pool
 
     def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ANN401, ARG002 - as requests has it
-        """Return path and query: there is no proxy that would want more."""
+        """Return path and query; only a proxy would need the whole address."""
         return request.path_url
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # noqa: ANN401, ARG002 - as requests has it
@@ -294,13 +294,13 @@ class BoundSession(Session):
     Args:
         servers: the origins that may be contacted; the environment's proxy and certificates are those for the first.
         pool_connections: idle connections kept for each.
-        lists: hosts that nobody contacts.
+        lists: hosts that are never contacted.
     """
 
     def __init__(self, servers: Sequence[WebAddress], pool_connections: int = 1, lists: HostLists = NO_LISTS) -> None:
         super().__init__()
         self._origins = frozenset(server.origin for server in servers)
-        # Found once: requests looks for them in the whole environment at every request, which takes a quarter of the
+        # Resolved once: requests searches the whole environment at every request, which takes a quarter of the
         # time of a small one, and would let ~/.netrc replace our credential.
         found = self.merge_environment_settings(servers[0].origin, {}, False, True, None)
         self.trust_env = False

@@ -81,7 +81,7 @@ class WebResponse:
 
     @property
     def ends_with_connection(self) -> bool:
-        """Whether only the end of the connection ends the body: a break looks the same."""
+        """Only the end of the connection ends the body, which a broken connection resembles."""
         return self.content_length is None and "Transfer-Encoding" not in self.headers
 
     def chunks(self) -> Iterator[bytes]:
@@ -155,10 +155,10 @@ class Decoder:
                 data = self._next_member(stream.unused_data)
 
     def finish(self) -> None:
-        """State that the body is over.
+        """Require that the body was complete.
 
         Raises:
-            DownloadFailedError: it was not.
+            DownloadFailedError: the compressed content ends early.
         """
         if self._bytes_in and (self._stream is None or not self._stream.eof):
             raise DownloadFailedError(self._printable, "its compressed content ends in the middle", cut=True)
@@ -207,7 +207,7 @@ def content_encoding_of(header: str | None, printable: str) -> str | None:
 
 
 def contradicts(encoding: str, first: bytes) -> bool:
-    """Return whether the first bytes of a body contradict this encoding: some servers say gzip of a plain file."""
+    """Return True if the first bytes of a body contradict this encoding: some servers declare a plain file as gzip."""
     return encoding.endswith("gzip") and not _GZIP_MAGIC.startswith(first[: len(_GZIP_MAGIC)])
 
 
@@ -216,7 +216,7 @@ def require_readable(encoding: str | None, *, is_intact: bool, printable: str) -
 
     Args:
         encoding: that was not decoded; None where there is none.
-        is_intact: whether the bytes are known to be the file's own nevertheless.
+        is_intact: the bytes are known to be the file's own nevertheless.
         printable: the address, without secrets.
 
     Raises:
@@ -272,10 +272,10 @@ def map_status(
         printable: the address, without secrets.
         retry_after: pause that the server requested.
     """
-    said = f"the server answered {status} {_phrase(status)}".rstrip()
+    reason = f"the server answered {status} {_phrase(status)}".rstrip()
     if status in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return DownloadFailedError(printable, said, status, retry_after)
-    return DownloadRejectedError(printable, said, status)
+        return DownloadFailedError(printable, reason, status, retry_after)
+    return DownloadRejectedError(printable, reason, status)
 
 
 def map_error(error: BaseException, printable: str, deadline: Deadline) -> DownloadFailedError:
@@ -311,20 +311,20 @@ def _sentence(root: BaseException) -> str:
         root = root.args[-1]
     match root:
         case NameResolutionError():
-            said = "the name of the host cannot be resolved"
+            reason = "the name of the host cannot be resolved"
         case NewConnectionError():
-            said = f"no connection: {_system_words(root) or 'refused'}"
+            reason = f"no connection: {_system_words(root) or 'refused'}"
         case ConnectTimeoutError():
-            said = "no connection in time"
+            reason = "no connection in time"
         case ReadTimeoutError() | TimeoutError():
-            said = "the server stopped sending"
+            reason = "the server stopped sending"
         case TLSError() | SSLError() | ssl.SSLError():
-            said = f"no TLS connection: {_tls_words(root)}"
+            reason = f"no TLS connection: {_tls_words(root)}"
         case IncompleteRead():
-            said = f"it was cut short after {root.partial} bytes"
+            reason = f"it was cut short after {root.partial} bytes"
         case _:
-            said = "the connection was cut, or the answer is not HTTP"
-    return said
+            reason = "the connection was cut, or the answer is not HTTP"
+    return reason
 
 
 def _system_words(root: BaseException) -> str:

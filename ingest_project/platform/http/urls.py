@@ -1,7 +1,7 @@
 """Parse hosts, servers and web addresses with one grammar, whatever a message, a job, a file or a setting names.
 
 Libraries disagree about where a host ends (at a backslash, at an `@`, at a space) and about which numbers are an IP
-address. What they could disagree about is refused here, and what is accepted is put together again from its parts
+address. What they could disagree about is refused here, and an accepted address is rebuilt from its parts
 before any client sees it, so that the host that was checked is the host that is contacted.
 """
 
@@ -76,12 +76,12 @@ class Address:
 
     @property
     def origin(self) -> str:
-        """Scheme, host, and the port where one was named: the address of a server, put together again."""
+        """Scheme, host, and the port where one was named: the rebuilt address of a server."""
         return f"{self.scheme}://{host_and_port(self.host, self.port)}"
 
     @property
     def is_server(self) -> bool:
-        """Whether it names a server and nothing on it."""
+        """It names a server without a path, query or user."""
         return not self.user and self.path in ("", "/") and self.query is None and self.fragment is None
 
 
@@ -128,7 +128,7 @@ def split_address(text: str, schemes: Sequence[str], *, with_user: bool = False)
     Args:
         text: `scheme://host[:port][/path][?query][#fragment]`.
         schemes: those that are meant, in lower case.
-        with_user: whether `user@` may stand before the host, as in `abfss://container@account…`.
+        with_user: accept `user@` before the host, as in `abfss://container@account…`.
 
     Raises:
         MalformedAddressError: anything else, or a host that clients may disagree about.

@@ -41,7 +41,7 @@ CONNECTION_FAILURE = "FAIL "
 EVENT_HUBS_DOMAIN = ".servicebus."
 # Event Hubs (and many load balancers) drop idle connections after four minutes: be first, and reconnect quietly.
 MAX_IDLE_MS = 180_000
-# What Microsoft recommends for Event Hubs: its slowest answers take longer than our patience elsewhere.
+# Microsoft's recommendation for Event Hubs, whose slowest responses exceed the time-out of other brokers.
 EVENT_HUBS_REQUEST_MS = 60_000
 # A broker that comes back is used again within this time.
 MAX_RECONNECT_BACKOFF_MS = 1_000
@@ -63,7 +63,7 @@ class TokenSource:
         bootstrap_servers: of the broker, all on one host, which names what the token is for.
 
     Raises:
-        SettingsError: they are on several hosts, or one of them is none.
+        SettingsError: they are on several hosts, or one is malformed.
     """
 
     def __init__(self, bootstrap_servers: str) -> None:
@@ -77,7 +77,7 @@ class TokenSource:
         """Get a token, which the next call gives again.
 
         Raises:
-            BrokerUnavailableError: there is none; says why and what to do.
+            BrokerUnavailableError: no token is available; names the reason and the remedy.
         """
         self._get()
 
@@ -109,7 +109,7 @@ def _host(server: str) -> str:
 
 
 class _ConnectionFailuresAreDetail(logging.Filter):
-    """Log connection failures as detail: a broker that is away would fill the log; the failed call says it once."""
+    """Log connection failures as detail: an absent broker would fill the log; the failed call reports it once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.getMessage().startswith(CONNECTION_FAILURE):
@@ -125,7 +125,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
     """Return the librdkafka configuration that consumers, producers and admin clients share.
 
     Raises:
-        BrokerUnavailableError: no address is configured, or no token is to be had for it.
+        BrokerUnavailableError: no address is configured, or no token is available for it.
         SettingsError: the security settings do not fit together.
     """
     if not settings.bootstrap_servers:
@@ -149,12 +149,12 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def is_event_hubs(settings: KafkaSettings) -> bool:
-    """Return whether the address is Azure Event Hubs, whose Kafka endpoint knows gzip only and has no topic ids."""
+    """Return True for Azure Event Hubs, whose Kafka endpoint knows gzip only and has no topic ids."""
     return EVENT_HUBS_DOMAIN in settings.bootstrap_servers
 
 
 def unavailable(settings: KafkaSettings, cause: KafkaException | KafkaError | str) -> BrokerUnavailableError:
-    """Return the error for a failure of the client library, with the library's own words as the cause."""
+    """Return the error for a failure of the client library, with the library's own message as the cause."""
     if isinstance(cause, KafkaException):
         cause = cause.args[0]
     return BrokerUnavailableError(settings.bootstrap_servers, cause.str() if isinstance(cause, KafkaError) else cause)
@@ -178,7 +178,7 @@ def _sasl(settings: KafkaSettings) -> dict[str, Any]:
     mechanism = settings.sasl_mechanism or "PLAIN"
     if mechanism == "OAUTHBEARER":
         tokens = TokenSource(settings.bootstrap_servers)
-        # The library would swallow the reason, and wait ten seconds for a token before it says that there is none.
+        # The library would drop the reason, and wait ten seconds for a token before it fails.
         tokens.check()
         return {"sasl.mechanism": mechanism, "oauth_cb": tokens}
     if settings.sasl_username is None or settings.sasl_password is None:
@@ -212,7 +212,7 @@ def event_hub(
     """Return the event hub that is configured.
 
     Args:
-        main: settings of the main cluster, for what has nothing to do with the connection.
+        main: settings of the main cluster, for all but the connection.
         connection_string: `Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…[;EntityPath=…]`.
         namespace: name or host of the namespace, reached with this host's identity where there is no connection string.
         topic: name of the hub; may be left out where the connection string has an EntityPath.
@@ -233,7 +233,7 @@ def event_hub(
         "sasl_mechanism": "PLAIN" if connection_string else "OAUTHBEARER",
         "sasl_username": CONNECTION_STRING_USER if connection_string else None,
         "sasl_password": connection_string,
-        # Topics have no ids here, and the embedded broker's generations mean nothing to this cluster.
+        # Topics have no ids here, and the embedded broker's generation is not valid in this cluster.
         "generation": "",
     }
     return EventHub(main.model_copy(update=connection), topic or hub)

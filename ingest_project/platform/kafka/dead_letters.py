@@ -1,4 +1,4 @@
-"""Dead letters: write a message that cannot be processed, unchanged and with the reason; list and read them.
+"""Dead letters: publish a message that cannot be processed, unchanged and with the reason; list and read them.
 
 Key, value and headers are the original's, so that a replay is exact. What went wrong is in further headers:
 
@@ -17,10 +17,10 @@ from itertools import islice
 
 import msgspec
 
-from ingest_project.platform.kafka.offset_ranges import Backlog, RangeReader
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.reader import Backlog, RangeReader
 
 HEADER_PREFIX = "dlq."
 MAX_REASON_BYTES = 2_048
@@ -80,7 +80,7 @@ def message_id_prefix(topic: str, topic_id: str, partition: int) -> str:
 
 
 def _bounded(text: str, max_bytes: int) -> bytes:
-    """UTF-8 of at most this length, cut between characters."""
+    """Encode as UTF-8 of at most this length, cut between characters."""
     encoded = text.encode("utf-8", "replace")
     return encoded if len(encoded) <= max_bytes else encoded[:max_bytes].decode("utf-8", "ignore").encode()
 
@@ -89,18 +89,18 @@ def _iso(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
-# Read backwards in parts of this size: a topic may hold millions, and only the newest are wanted.
+# Topics are read backwards in parts of this size: they may hold millions, and only the newest letters are needed.
 OFFSETS_AT_A_TIME = 500
 MAX_BYTES_AT_A_TIME = 32 * 1024**2
 BEGINNING_BYTES = 60
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter and what its headers say of it; None where they say nothing.
+    """A dead letter and the facts in its headers; None where a header is missing.
 
     Args:
-        place: where it is now, `topic/partition/offset`.
-        original_location: where it had been, in the same form.
+        place: location of the dead letter, `topic/partition/offset`.
+        original_location: location of the original message, in the same form.
         failed_at: when it failed for the last time; without that, when it was dead-lettered.
         key: as text, see `as_text`.
         size_bytes: of its value.
@@ -130,7 +130,7 @@ def newest_letters(
         reader: of the cluster.
         topic: of dead letters.
         limit: most of one partition.
-        wanted: whether a letter of this value is meant.
+        wanted: selects letters by their value.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
@@ -144,7 +144,7 @@ def newest_letters(
 
 
 def letter_at(reader: RangeReader, topic: str, partition: int, offset: int) -> DeadLetter | None:
-    """Return the letter at a position; None where there is none, or none any more.
+    """Return the letter at a position; None where none exists any more.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
@@ -158,16 +158,16 @@ def letter_at(reader: RangeReader, topic: str, partition: int, offset: int) -> D
 
 def letter_of(received: ConsumerRecord) -> DeadLetter:
     """Read the headers of a message on a topic of dead letters; leaves out its value, which may be large."""
-    said = {name: _said(received, name) for name in ("error-class", "reason", "attempt", "trace-id")}
-    original = [_said(received, f"original-{part}") for part in ("topic", "partition", "offset")]
+    texts = {name: _text_header(received, name) for name in ("error-class", "reason", "attempt", "trace-id")}
+    original = [_text_header(received, f"original-{part}") for part in ("topic", "partition", "offset")]
     return DeadLetter(
         place=f"{received.topic}/{received.partition}/{received.offset}",
         original_location="/".join(map(str, original)) if None not in original else None,
-        failed_at=_moment(_said(received, "last-failed-at")) or received.timestamp,
-        error_class=said["error-class"],
-        reason=said["reason"],
-        attempt=said["attempt"],
-        trace_id=said["trace-id"],
+        failed_at=_moment(_text_header(received, "last-failed-at")) or received.timestamp,
+        error_class=texts["error-class"],
+        reason=texts["reason"],
+        attempt=texts["attempt"],
+        trace_id=texts["trace-id"],
         key=as_text(received.key),
         size_bytes=len(received.value or b""),
         begins=as_text(received.value and received.value[:BEGINNING_BYTES]),
@@ -198,7 +198,7 @@ def _between(  # noqa: PLR0913, PLR0917 - a range is four facts
     return [message for chunk in chunks for message in chunk.messages]
 
 
-def _said(received: ConsumerRecord, name: str) -> str | None:
+def _text_header(received: ConsumerRecord, name: str) -> str | None:
     return as_text(received.header(HEADER_PREFIX + name))
 
 

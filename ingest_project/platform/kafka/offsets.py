@@ -7,11 +7,12 @@ millisecond.
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from confluent_kafka import (
@@ -43,7 +44,7 @@ class Positions(msgspec.Struct, frozen=True):
     """The next offset to read of each partition, valid for one topic id.
 
     Args:
-        topic_id: tells a topic from an earlier one of the same name. Empty: the broker names none; never compared.
+        topic_id: distinguishes a topic from an earlier one of the same name. Empty: the broker has none; not compared.
         next_offsets: partition to the offset of the first message not yet read.
     """
 
@@ -61,7 +62,7 @@ class Positions(msgspec.Struct, frozen=True):
         """Return the positions that a cursor holds, or None where nothing has been saved yet.
 
         Raises:
-            IngestError: the cursor is not one of ours. Starting again silently would read everything twice, so a
+            IngestError: the cursor is not of this format. Starting again silently would read everything twice, so a
                 person decides.
         """
         if not text:
@@ -103,7 +104,7 @@ def committed_positions(settings: KafkaSettings, topic: str, partitions: Iterabl
         committed = answers[settings.group_id].result().topic_partitions
     except KafkaException as error:
         raise unavailable(settings, error) from error
-    # A negative offset says that nothing was committed.
+    # A negative offset means that nothing was committed.
     offsets = {one.partition: one.offset for one in committed if one.offset >= 0}
     return Positions("", offsets) if offsets else None
 
@@ -139,10 +140,10 @@ class TopicStates:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._trouble = ""
+        self._last_error = ""
 
     def look_up(self, topic: str) -> TopicState | None:
-        """Return the topic's present state, or None where there is no such topic.
+        """Return the topic's present state, or None if the topic does not exist.
 
         Raises:
             BrokerUnavailableError: no answer within the request time-out, during which a dropped connection or an
@@ -179,21 +180,21 @@ class TopicStates:
 
     @cached_property
     def _client(self) -> AdminClient:
-        configuration: dict[str, Any] = {**client_config(self._settings), "error_cb": self._note_trouble}
+        configuration: dict[str, Any] = {**client_config(self._settings), "error_cb": self._note_error}
         return AdminClient(configuration)
 
-    def _note_trouble(self, error: KafkaError) -> None:
-        # The first of these names the reason, e.g. "Connection refused" or "Authentication failed"; what a request
-        # that then fails has to say is no more than "timed out". The last one only counts the brokers.
+    def _note_error(self, error: KafkaError) -> None:
+        # The first of these names the reason, e.g. "Connection refused" or "Authentication failed"; a request
+        # that then fails reports no more than "timed out". The last one only counts the brokers.
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - the library's public name
-            self._trouble = error.str()
+            self._last_error = error.str()
 
     def _unavailable(self, error: KafkaException) -> BrokerUnavailableError:
         self._client.poll(0)
-        return unavailable(self._settings, self._trouble or error)
+        return unavailable(self._settings, self._last_error or error)
 
     def _query(self, topic: str, timeout: float) -> TopicState:
-        self._trouble = ""
+        self._last_error = ""
         self._client.poll(0)  # delivers what the library has logged
         describe = self._list if is_event_hubs(self._settings) else self._describe
         topic_id, partitions = describe(topic, timeout)
@@ -226,3 +227,78 @@ class TopicStates:
             {one.partition: answer.result().offset for one, answer in answers.items()} for answers in requests
         )
         return {partition: LogBounds(starts[partition], ends[partition]) for partition in sorted(partitions)}
+
+
+@dataclass(frozen=True)
+class StartingPoints:
+    """Offset from which each partition is read, and one sentence for each one that is not where the last read ended."""
+
+    offsets: Mapping[int, int]
+    notices: list[str]
+
+
+def starting_points(
+    topic: str, saved: Positions | None, state: TopicState, first_read: Literal["earliest", "latest"]
+) -> StartingPoints:
+    """Decide where to begin.
+
+    Args:
+        topic: for the notices.
+        saved: where the last read ended, or None before the first.
+        state: the topic as it is now.
+        first_read: which end of the log the very first read starts at. A partition that appears later is read from
+            its beginning either way: all of it is new.
+    """
+    if saved is None:
+        return StartingPoints(
+            {p: bounds.start if first_read == "earliest" else bounds.end for p, bounds in state.bounds.items()}, []
+        )
+    if saved.topic_id and state.topic_id and saved.topic_id != state.topic_id:
+        notice = f"{topic} was created again since it was last read; reading it from its beginning."
+        return StartingPoints({p: bounds.start for p, bounds in state.bounds.items()}, [notice])
+    notices = list(_lost_partitions(topic, saved, state))
+    offsets = {}
+    for partition, bounds in state.bounds.items():
+        offsets[partition], notice_of_partition = _within(topic, partition, saved.next_offsets.get(partition), bounds)
+        notices += notice_of_partition
+    return StartingPoints(offsets, notices)
+
+
+def fair_shares(waiting: Mapping[int, int], limit: int) -> dict[int, int]:
+    """Divide a limit between partitions so that none starves and the limit is used up.
+
+    Args:
+        waiting: messages waiting in each partition.
+        limit: largest sum of the shares.
+
+    Returns:
+        the share of each partition that gets one. Where the limit does not divide evenly, chance decides who gets one
+        more, so that over many reads every partition has its turn.
+    """
+    served = [partition for partition, count in waiting.items() if count > 0]
+    random.shuffle(served)
+    served = served[:limit]
+    # The smallest go first: what they leave of an even share goes to the others.
+    served.sort(key=lambda partition: min(waiting[partition], limit))
+    shares: dict[int, int] = {}
+    for position, partition in enumerate(served):
+        shares[partition] = min(waiting[partition], limit // (len(served) - position))
+        limit -= shares[partition]
+    return shares
+
+
+def _within(topic: str, partition: int, offset: int | None, bounds: LogBounds) -> tuple[int, list[str]]:
+    if offset is None:
+        return bounds.start, []
+    if offset > bounds.end:
+        notice = f"{topic}[{partition}] ends at offset {bounds.end}, before the saved position {offset}: "
+        return bounds.start, [notice + "it was emptied or created again; reading it from its beginning."]
+    if offset < bounds.start:
+        notice = f"{topic}[{partition}] starts at offset {bounds.start}, after the saved position {offset}: "
+        return bounds.start, [notice + f"{bounds.start - offset} messages were removed before they were read."]
+    return offset, []
+
+
+def _lost_partitions(topic: str, saved: Positions, state: TopicState) -> Iterator[str]:
+    for partition in sorted(set(saved.next_offsets) - set(state.bounds)):
+        yield f"{topic}[{partition}] no longer exists; its saved position is dropped."

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from ingest_project.core.errors import BrokerUnavailableError, MessageTooLargeError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.client import EVENT_HUBS_REQUEST_MS, client_config, is_event_hubs, unavailable
-from ingest_project.platform.kafka.records import Headers
+from ingest_project.platform.kafka.consumer import Headers
 
 LINGER_MS = 5
 # Bounds the memory of messages under way, however many are sent in one call.
@@ -72,7 +72,7 @@ class TopicWriter:
             except BaseException:
                 self._discard()
                 raise
-            if call.failure is not None or call.confirmed < call.handed_over:
+            if call.failure is not None or call.confirmed < call.sent:
                 self._discard()
                 raise self._error(call)
             return call.confirmed
@@ -87,7 +87,10 @@ class TopicWriter:
         with self._lock:
             while not self._has_partitions(topic):
                 if time.monotonic() > give_up_at:
-                    raise unavailable(self._settings, f"there is no topic {topic}, and it creates none. Create it")
+                    raise unavailable(
+                        self._settings,
+                        f"the topic {topic} does not exist, and the broker does not create it. Create it",
+                    )
                 time.sleep(0.05)
 
     def close(self) -> None:
@@ -123,7 +126,7 @@ class TopicWriter:
             producer.flush(CLOSE_SECONDS)
 
     def _error(self, call: _Call) -> BrokerUnavailableError | MessageTooLargeError:
-        counts = f"{call.confirmed} of {call.handed_over} messages to {call.topic} were confirmed"
+        counts = f"{call.confirmed} of {call.sent} messages to {call.topic} were confirmed"
         if call.failure is None:
             return unavailable(self._settings, f"{counts} in time")
         if call.failure.code() in _TOO_LARGE:
@@ -132,38 +135,38 @@ class TopicWriter:
 
 
 class _Call:
-    """One call of send_all: number of messages that were handed over and confirmed."""
+    """One call of send_all: numbers of messages sent and confirmed."""
 
-    def __init__(self, producer: Producer, topic: str, patience_seconds: float) -> None:
+    def __init__(self, producer: Producer, topic: str, timeout_seconds: float) -> None:
         self.topic = topic
-        self.handed_over = 0
+        self.sent = 0
         self.confirmed = 0
         self.failure: KafkaError | None = None
         self._producer = producer
-        self._patience_seconds = patience_seconds
+        self._timeout_seconds = timeout_seconds
         self._reported_at = time.monotonic()
 
     def send(self, messages: Iterable[ProducerRecord]) -> None:
         for message in messages:
-            if self.failure is not None or not self._hand_over(message):
+            if self.failure is not None or not self._produce(message):
                 return
-            if self.handed_over % MESSAGES_BETWEEN_REPORTS == 0:
+            if self.sent % MESSAGES_BETWEEN_REPORTS == 0:
                 self._producer.poll(0)
 
     def wait(self) -> None:
         """Wait until every message has been reported on, or no report comes for too long."""
-        while self._under_way and self._patient():
+        while self._under_way and self._may_wait():
             self._producer.flush(0.1)
 
     @property
     def _under_way(self) -> bool:
         return len(self._producer) > 0
 
-    def _patient(self) -> bool:
+    def _may_wait(self) -> bool:
         # The producer itself gives a message up after this time; a little later all reports are in.
-        return time.monotonic() - self._reported_at < self._patience_seconds + 1
+        return time.monotonic() - self._reported_at < self._timeout_seconds + 1
 
-    def _hand_over(self, message: ProducerRecord) -> bool:
+    def _produce(self, message: ProducerRecord) -> bool:
         while True:
             try:
                 self._producer.produce(
@@ -174,14 +177,14 @@ class _Call:
                     on_delivery=self._report,
                 )
             except BufferError:
-                if not self._patient():
+                if not self._may_wait():
                     return False
                 self._producer.poll(0.1)
             except KafkaException as error:
                 self.failure = error.args[0]
                 return False
             else:
-                self.handed_over += 1
+                self.sent += 1
                 return True
 
     def _report(self, error: KafkaError | None, _message: Message) -> None:

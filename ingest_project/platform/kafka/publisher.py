@@ -1,21 +1,17 @@
-"""Publication of each message exactly once, without transactions.
+"""Publish each message exactly once, without transactions.
 
 Neither the embedded broker nor Event Hubs has transactions that isolate, and on Apache Kafka their markers take offsets
-of their own, which every count of what waits would show as messages. A producer that was killed does not know what it
-had written. So an intent is recorded before anything is written, with the topic's end at that time; after a crash the
-next publisher takes the intent over, looks through the topic from there for the ids that made it, writes the rest, and
-marks all of them as sent.
+of their own, which every count of unread messages would include. A producer that was killed does not know what it had
+written. So an intent is recorded in the table `outbox` before anything is written, with the topic's end at that time.
+After a crash the next publisher takes the intent over, scans the topic from there for the ids that were written, writes
+the rest, and marks all of them as sent.
 
-A publisher that was suspended, its clocks too, and goes on after another one took its intents over, asks right before
-it writes whether they are still its own, and writes nothing. What is left: one that is suspended in the milliseconds
-between that question and the broker's socket, or whose request lies unread for longer than SETTLE_SECONDS. Then a
-message is on the topic twice, and a consumer that must not take it twice goes by its header `message-id`.
+A publisher checks right before it writes that it still owns its intents: one that was suspended while another took them
+over writes nothing. One gap remains: a publisher that is suspended in the milliseconds between that check and the
+broker's socket, or whose request lies unread for longer than SETTLE_SECONDS. Then a message is on the topic twice, and
+a consumer that must not process it twice uses its header `message-id`.
 
-The guarantee holds as long as retention has not removed what a killed publisher wrote before its work is taken up.
-
-The record is the table `outbox`. A message with an intent and no mark may be on the topic or not, and the next
-publisher looks there first. It takes the intent over before it looks, and a publisher makes sure that its intents are
-still its own right before it writes: one that was suspended in between and taken for dead finds that they are not.
+The guarantee holds as long as retention has not removed what a killed publisher wrote before another takes over.
 """
 
 from __future__ import annotations
@@ -34,17 +30,16 @@ from sqlalchemy import Column as Col
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from ingest_project.core.errors import TransientError
-from ingest_project.platform.database.columns import Json, UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.statements import in_parts, insert_missing
-from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.database.sql import Json, UtcTime, in_parts, insert_missing, metadata
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
+from ingest_project.platform.kafka.reader import TopicReader
 
 MESSAGE_ID_HEADER = "message-id"
 MESSAGES_PER_INTENT = 2_000
-# How many are handed over before the publisher asks again whether they are still its own.
-MESSAGES_PER_QUESTION = 500
+# Messages sent before the publisher checks again that it still owns them.
+MESSAGES_PER_CHECK = 500
 SCAN_MESSAGES = 10_000
 SCAN_BYTES = 32 * 1024**2
 # The last request of a publisher that was just killed may still lie unread in the broker's socket.
@@ -83,26 +78,26 @@ class PublisherReplacedError(TransientError):
 
 
 class Outbox(Protocol):
-    """Record of messages on their way out. Every method is durable when it returns."""
+    """Record of messages to publish. Every method is durable when it returns."""
 
     def unsent(self, message_ids: Sequence[str]) -> list[str]:
         """Return those of the ids that are not marked as sent."""
 
     def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> Callable[[], bool] | None:
-        """Remember that these are about to be written, and where the topic ended before that.
+        """Record the intent to write these messages, and the end offsets of the topic before that.
 
         An intent that exists keeps its earlier `since`.
 
         Returns:
-            tells whether all of them are still this publisher's, for another one may have taken them over; None where
-            there is only one publisher.
+            a function that returns True while this publisher owns all of them, for another one may have taken them
+            over; None where only one publisher exists.
         """
 
     def interrupted(self, topic: str, message_ids: Sequence[str]) -> Mapping[str, Mapping[int, int]]:
-        """Take over those of the ids with an intent and no mark, each with its `since`: written they may be or not."""
+        """Take over the ids with an intent that is not marked as sent, each with its `since`; some may be written."""
 
     def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
-        """Remember that these are on the topic. Marking twice changes nothing."""
+        """Mark messages as sent. Idempotent."""
 
 
 def publish_once(
@@ -118,8 +113,8 @@ def publish_once(
 
     Args:
         writer: writes.
-        reader: looks for what an interrupted publication had written.
-        outbox: remembers what was sent.
+        reader: finds the messages that an interrupted publication had written.
+        outbox: records the messages that were sent.
         topic: to write to.
         messages: id and message; an id that occurs again is the same message.
 
@@ -128,7 +123,7 @@ def publish_once(
 
     Raises:
         BrokerUnavailableError: not everything was confirmed; call again.
-        PublisherReplacedError: another publisher does the rest; nothing of it was written here.
+        PublisherReplacedError: another publisher writes the rest; this call wrote none of it.
         MessageTooLargeError: the broker refuses a message for its size.
     """
     return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in _parts(messages, MESSAGES_PER_INTENT))
@@ -146,7 +141,7 @@ def _publish(
     if not pending:
         return 0
     is_ours = outbox.intend(topic, pending, reader.end_offsets(topic))
-    # Asked while they are handed over, when everything else that may take long is done.
+    # Ownership is checked while they are sent, after everything else that may take long.
     writer.send_all(topic, _while_ours(topic, (_with_id(name, messages[name]) for name in pending), is_ours))
     outbox.mark_sent(topic, pending)
     return len(pending)
@@ -156,7 +151,7 @@ def _while_ours(
     topic: str, messages: Iterable[ProducerRecord], is_ours: Callable[[], bool] | None
 ) -> Iterator[ProducerRecord]:
     for number, message in enumerate(messages):
-        if is_ours is not None and number % MESSAGES_PER_QUESTION == 0 and not is_ours():
+        if is_ours is not None and number % MESSAGES_PER_CHECK == 0 and not is_ours():
             raise PublisherReplacedError(topic)
         yield message
 
@@ -174,7 +169,7 @@ def _find_written(reader: TopicReader, topic: str, interrupted: Mapping[str, Map
 
 
 def _ids_since(reader: TopicReader, topic: str, since: Mapping[int, int]) -> Iterator[str]:
-    # Without a generation the offsets hold for whatever the topic is now; a partition not named is read from its start.
+    # Without a topic id the offsets hold for the topic as it is now; a partition not named is read from its start.
     positions, remaining = Positions("", since), 1
     while remaining:
         step = reader.read(topic, positions, max_messages=SCAN_MESSAGES, max_bytes=SCAN_BYTES, wait_seconds=0)
@@ -215,7 +210,7 @@ class MessageOutbox:
     def unsent(self, message_ids: Sequence[str]) -> list[str]:
         """Return those of the ids that are not marked as sent, in order."""
         if self._engine.dialect.name == "postgresql":
-            # Asks for what is missing, which is usually little, in one parameter; `IN` takes thousands of both.
+            # Queries the missing ids, usually few, with one parameter; `IN` takes and returns thousands.
             with reading(self._engine) as connection:
                 return list(connection.execute(_UNSENT, {"message_ids": list(message_ids)}).scalars())
         sent: set[str] = set()
@@ -226,12 +221,12 @@ class MessageOutbox:
         return [message_id for message_id in message_ids if message_id not in sent]
 
     def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> Callable[[], bool]:
-        """Remember that these are about to be written, and where the topic ended before that.
+        """Record the intent to write these messages, and the end offsets of the topic before that.
 
         An intent that exists keeps its earlier `since` and its owner.
 
         Returns:
-            tells whether all of them are still this publisher's; to be asked right before they are written.
+            a function that returns True while this publisher owns all of them; call it right before they are written.
         """
         owner = self._owner()
         entry = {
@@ -247,9 +242,9 @@ class MessageOutbox:
         return lambda: self._owns(topic, message_ids, owner)
 
     def interrupted(self, topic: str, message_ids: Sequence[str]) -> dict[str, dict[int, int]]:
-        """Take over those of the ids with an intent and no mark: their earlier publisher will not write them any more.
+        """Take over the ids with an intent that is not marked as sent: their earlier publisher no longer writes them.
 
-        Each with the offset by partition it may be found from.
+        Returns each with the offsets, by partition, from which it may be found.
         """
         found: dict[str, dict[int, int]] = {}
         query = sa.select(outbox.c.message_id, outbox.c.since)
@@ -265,12 +260,12 @@ class MessageOutbox:
         return found
 
     def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
-        """Remember that these are on the topic. Marking twice changes nothing."""
+        """Mark messages as sent. Idempotent."""
         with writing(self._engine) as connection:
             self._mark(connection, topic, message_ids)
 
     def ids(self, topic: str, prefix: str) -> list[str]:
-        """Return the ids of messages to a topic that begin so."""
+        """Return the ids of messages to a topic that begin with a prefix."""
         query = sa.select(outbox.c.message_id).where(
             outbox.c.topic == topic, outbox.c.message_id.startswith(prefix, autoescape=True)
         )
@@ -278,13 +273,13 @@ class MessageOutbox:
             return list(connection.execute(query).scalars())
 
     def remember(self, topic: str, message_id: str) -> None:
-        """Mark as sent what stands for other messages and has none of its own. A second time changes nothing."""
+        """Record an id as sent that stands for other messages and has no message of its own. Idempotent."""
         row = {"message_id": message_id, "topic": topic, "state": SENT, "created_at": datetime.now(UTC)}
         with writing(self._engine) as connection:
             insert_missing(connection, outbox, [row], outbox.c.message_id)
 
     def _mark(self, connection: sa.Connection, topic: str, message_ids: Sequence[str]) -> int:
-        """Mark them; how many of them were not marked before."""
+        """Mark messages as sent and count those that were not marked before."""
         marked = 0
         for part in in_parts(sorted(message_ids)):
             statement = sa.update(outbox).where(*self._intended(topic, part)).values(state=SENT, since=sa.null())

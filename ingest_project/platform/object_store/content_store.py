@@ -82,7 +82,7 @@ class LandingStore:
         return self._keep(digest.finish(), digest.size_bytes, bytes(head))
 
     def find(self, sha256: str) -> Landed | None:
-        """Return what was landed before under this name; None when there is nothing."""
+        """Return the content that was landed earlier under this digest; None without one."""
         present = self._objects.stat(object_name(sha256))
         return Landed(sha256, present.size_bytes, present.location, landed_before=True) if present else None
 
@@ -161,7 +161,7 @@ class QuarantineStore:
         return self._objects.local_path(safe_name(file_key))
 
     def remove(self, file_key: str) -> None:
-        """Remove an accepted file; nothing happens when it is not there."""
+        """Remove an accepted file; a missing one is removed already."""
         name = safe_name(file_key)
         self._objects.remove(f"{name}.json")
         self._objects.remove(name)

@@ -4,8 +4,9 @@ A local file is linked where the file system allows it, and copied otherwise. A 
 under which its digest was computed is complete; anything else is read and compared with the digest first. Metadata is
 kept in a hidden file next to the object (`.name.json`), not in extended attributes: most ways to copy a folder lose
 those, and some file systems have none. It is in place before its object and names the length and time of the content
-it describes, so that a kill between the two can be told from the finished pair. The first description of a name is
-linked into place, which only one writer can do: from then on `may_replace` decides by it who may write there.
+it describes, so that a kill between the two leaves a detectable mismatch. The first description of a name is
+linked into place, which only one writer can do: from then on `may_replace` decides by it which writers may replace the
+object.
 
 Paths are strings here: thousands of small files pass.
 """
@@ -31,14 +32,14 @@ from ingest_project.platform.object_store.store import UNFINISHED, MayReplace, S
 INCOMING = ".uploading"
 # No writer needs a day.
 ORPHANED_AFTER = timedelta(days=1)
-# A link shares its bytes with the file it was made from: nobody must change them in place.
+# A link shares its bytes with its original: they must not change in place.
 READ_ONLY = 0o400
 # Another file system, one without links or with too many of one file; and nothing to link, which reading it reports.
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
 
 
 class FolderStore:
-    """See `ObjectStore`.
+    """An `ObjectStore` in a local folder.
 
     A power cut (not a kill) may lose or empty the objects of the last seconds; their size then differs from the
     recorded one.
@@ -58,7 +59,7 @@ class FolderStore:
         """Return the path of an object.
 
         Raises:
-            ForbiddenPathError: it leads out of the store, directly or through a link that somebody made in it.
+            ForbiddenPathError: it leads out of the store, directly or through a link inside it.
         """
         name = require_safe_name(name)
         path = f"{self._root}/{name}"
@@ -82,7 +83,7 @@ class FolderStore:
         try:
             with self._errors(name):
                 _make_folder(os.path.dirname(path))  # noqa: PTH120
-                self._bring(content, temporary)
+                self._store_temporary(content, temporary)
                 if metadata:
                     self._describe(path, temporary, metadata, may_replace)
                 os.replace(temporary, path)  # noqa: PTH105
@@ -132,7 +133,7 @@ class FolderStore:
         return removed
 
     def _has_link(self, name: str) -> bool:
-        """Tell whether any part of a path is a symbolic link. Rarely one is; otherwise nothing has to be resolved."""
+        """Return True if any part of a path is a symbolic link: only then must the path be resolved."""
         path = str(self._root)
         with contextlib.suppress(OSError):
             for part in name.split("/"):
@@ -149,17 +150,17 @@ class FolderStore:
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
-        """Tell a file where a folder is needed, or the other way round, from a disk that fails."""
+        """Distinguish a file where a folder is needed, or the other way round, from a failing disk."""
         try:
             with folder_errors(self._root):
                 yield
         except StoreUnavailableError as error:
             if isinstance(error.__cause__, FileExistsError | NotADirectoryError | IsADirectoryError):
-                raise ForbiddenPathError(name[:200], "something else of that name is in the way.") from error
+                raise ForbiddenPathError(name[:200], "another file or folder has that name.") from error
             raise
 
-    def _bring(self, content: LocalFile | bytes, temporary: str) -> None:
-        """Give the content a temporary name in the store, verified and read-only."""
+    def _store_temporary(self, content: LocalFile | bytes, temporary: str) -> None:
+        """Create the content under a temporary name in the store, verified and read-only."""
         if isinstance(content, bytes):
             _write_new(temporary, [content])
         elif _link(content, temporary) and _is_complete(temporary, content):
@@ -169,7 +170,7 @@ class FolderStore:
                 _write_new(temporary, content.pieces())
 
     def _describe(self, path: str, content: str, metadata: Mapping[str, str], may_replace: MayReplace | None) -> None:
-        """Put the description of a content in place, unless another writer's, which may not be replaced, came first."""
+        """Store the description of a content, unless another writer stored one first that may not be replaced."""
         described = {"content": _version(os.stat(content)), "metadata": dict(metadata)}  # noqa: PTH116
         temporary = self._temporary()
         _write_new(temporary, [json.dumps(described, ensure_ascii=False).encode()])
@@ -194,7 +195,7 @@ class _Description(NamedTuple):
 
 
 def _link(file: LocalFile, temporary: str) -> bool:
-    """Give the file's bytes a further name; returns whether the file system can."""
+    """Link the file to a temporary name; return False if the file system cannot."""
     try:
         os.link(file.path, temporary)
     except OSError as error:
@@ -257,7 +258,7 @@ def _status(path: str) -> os.stat_result | None:
 
 
 def _present(path: str) -> StoredObject | None:
-    """Return the object that has a name, or the claim of one that was killed before its content was in place."""
+    """Return the object of a name, or the claim of a writer that was killed before it stored the content."""
     status, description = _status(path), _description(path)
     if status is None and description is None:
         return None
@@ -267,7 +268,7 @@ def _present(path: str) -> StoredObject | None:
 
 
 def _claimed(description: str, path: str) -> bool:
-    """Claim a name that nobody had: of several writers at once, one succeeds.
+    """Claim an unused name: of several concurrent writers, one succeeds.
 
     Where the file system has no links, the last one of several that begin at the same moment stays.
     """
@@ -290,7 +291,7 @@ def _description(path: str) -> _Description | None:
 
 
 def _version(status: os.stat_result) -> list[int]:
-    """Return what tells one content from another without reading it."""
+    """Return length and time, which identify a content without reading it."""
     return [status.st_size, status.st_mtime_ns]
 
 

@@ -58,13 +58,13 @@ _TEMPORARY = re.compile(r"(?:.*/)?\.[0-9a-f]{32}\.uploading")
 # gone, because the first answer was lost.
 CONFLICTS = (404, 409, 412)
 # Azure accepts 8 KiB of metadata, names included.
-MOST_METADATA = 6_144
+MAX_METADATA_BYTES = 6_144
 
 log = get_logger(__name__)
 
 
 class OneLakeStore:
-    """See `ObjectStore`.
+    """An `ObjectStore` in a folder of an account.
 
     Args:
         root: folder that names are relative to.
@@ -100,16 +100,16 @@ class OneLakeStore:
         """
         target, kept = self._target(name), metadata or {}
         if isinstance(content, bytes):
-            left_alone = self._put_whole(content, target, kept, may_replace)
+            retained = self._put_whole(content, target, kept, may_replace)
         else:
             with content:
                 if content.size_bytes <= self._chunk_bytes:
                     with self._slots:
-                        left_alone = self._put_whole(content.read_all(), target, kept, may_replace)
+                        retained = self._put_whole(content.read_all(), target, kept, may_replace)
                 else:
-                    left_alone = self._put_in_chunks(content, target, kept, may_replace)
+                    retained = self._put_in_chunks(content, target, kept, may_replace)
         size_bytes = len(content) if isinstance(content, bytes) else content.size_bytes
-        return left_alone or StoredObject(target.url, size_bytes, kept)
+        return retained or StoredObject(target.url, size_bytes, kept)
 
     def stat(self, name: str) -> StoredObject | None:
         """Return size and metadata; see `ObjectStore.stat`."""
@@ -144,11 +144,11 @@ class OneLakeStore:
     def _put_whole(
         self, data: bytes, target: OneLakeAddress, metadata: Mapping[str, str], may_replace: MayReplace | None
     ) -> StoredObject | None:
-        """Write a small object; returns the one that was left alone."""
+        """Write a small object; return the present one if it may not be replaced."""
 
         def write(present: StoredObject | None) -> None:
             with _conflicts(target):
-                upload(**({"overwrite": False} if present is None else {"overwrite": True, **_still(present)}))
+                upload(**({"overwrite": False} if present is None else {"overwrite": True, **_unchanged(present)}))
 
         def upload(**how: Any) -> None:  # noqa: ANN401 - the SDK's own options
             # The service keeps the MD5 it was sent, so that readers can check the file too.
@@ -156,7 +156,7 @@ class OneLakeStore:
                 data,
                 length=len(data),
                 validate_content=True,
-                metadata=header_values(metadata, MOST_METADATA),
+                metadata=header_values(metadata, MAX_METADATA_BYTES),
                 content_settings=BlobContentSettings(content_type=content_type_of(metadata)),
                 **how,
             )
@@ -170,7 +170,7 @@ class OneLakeStore:
     def _put_in_chunks(
         self, file: LocalFile, target: OneLakeAddress, metadata: Mapping[str, str], may_replace: MayReplace | None
     ) -> StoredObject | None:
-        """Write a large object by way of a temporary one; returns the one that was left alone."""
+        """Write a large object through a temporary one; return the present one if it may not be replaced."""
         seen = self._stat(target) if may_replace else None
         if seen and may_replace and not may_replace(seen):
             return seen
@@ -181,7 +181,7 @@ class OneLakeStore:
 
         def write(present: StoredObject | None) -> None:
             with _conflicts(target):
-                temporary.rename_file(final_name, **_still(present))
+                temporary.rename_file(final_name, **_unchanged(present))
 
         def write_over_any(md5: bytes) -> None:
             try:
@@ -191,20 +191,20 @@ class OneLakeStore:
                 if self._md5_of(target) != md5:
                     raise
 
-        left_alone: StoredObject | None = None
+        retained: StoredObject | None = None
         try:
             with onelake_errors(target.url):
                 md5 = self._fill(temporary, file, target, metadata)
                 if may_replace is None:
                     write_over_any(md5)
                 else:
-                    left_alone = write_conditionally(write, seen, lambda: self._stat(target), may_replace)
+                    retained = write_conditionally(write, seen, lambda: self._stat(target), may_replace)
         except BaseException:
             self._discard(temporary)
             raise
-        if left_alone:
+        if retained:
             self._discard(temporary)
-        return left_alone
+        return retained
 
     def _fill(
         self, temporary: DataLakeFileClient, file: LocalFile, target: OneLakeAddress, metadata: Mapping[str, str]
@@ -218,13 +218,14 @@ class OneLakeStore:
             StoreUnavailableError: not the same.
         """
         temporary.create_file(
-            ContentSettings(content_type=content_type_of(metadata)), metadata=header_values(metadata, MOST_METADATA)
+            ContentSettings(content_type=content_type_of(metadata)),
+            metadata=header_values(metadata, MAX_METADATA_BYTES),
         )
         md5 = self._append_all(file, temporary)
         temporary.flush_data(file.size_bytes, close=True, content_settings=ContentSettings(content_md5=bytearray(md5)))
         properties = temporary.get_file_properties()
-        kept_md5 = properties.content_settings.content_md5
-        if properties.size != file.size_bytes or (kept_md5 and bytes(kept_md5) != md5):
+        stored_md5 = properties.content_settings.content_md5
+        if properties.size != file.size_bytes or (stored_md5 and bytes(stored_md5) != md5):
             raise StoreUnavailableError(
                 target.url, f"{properties.size} bytes arrived of {file.size_bytes}, or their content changed on the way"
             )
@@ -272,7 +273,7 @@ class OneLakeStore:
         except ResourceNotFoundError:
             return False
         except AzureError as error:
-            log.warning("temporary_file_left", path=temporary.path_name, error_class=type(error).__name__)
+            log.warning("temporary_file_not_removed", path=temporary.path_name, error_class=type(error).__name__)
             return False
         return True
 
@@ -305,7 +306,7 @@ class OneLakeStore:
         return target
 
 
-def _still(present: StoredObject | None) -> dict[str, Any]:
+def _unchanged(present: StoredObject | None) -> dict[str, Any]:
     """Return the condition that a file is still this version, or that there is still none."""
     if present is None:
         return {"match_condition": MatchConditions.IfMissing}

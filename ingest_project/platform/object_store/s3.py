@@ -47,7 +47,7 @@ MAX_ATTEMPTS = 4
 # S3 accepts at most 10,000 parts of at least 5 MiB: objects of up to 80 GB.
 PART_BYTES = 8 * 1024**2
 # S3 accepts 2 KB of metadata, names included.
-MOST_METADATA = 1_800
+MAX_METADATA_BYTES = 1_800
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 CONFLICTS = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}) | MISSING
 
@@ -117,7 +117,7 @@ def s3_client(
 
 @contextmanager
 def bucket_errors(bucket: Bucket) -> Iterator[None]:
-    """Raise a failure of S3 as one of ours.
+    """Map a failure of S3 to an error of this project.
 
     Raises:
         StoreUnavailableError: not reached, no such bucket, refused.
@@ -134,11 +134,11 @@ class _Condition(TypedDict, total=False):
 
 
 class S3Store:
-    """See `ObjectStore`.
+    """An `ObjectStore` in a prefix of a bucket.
 
     Args:
         client: from `s3_client`.
-        bucket: and its prefix, which names are relative to.
+        bucket: bucket and prefix that names are relative to.
     """
 
     scratch = Path(tempfile.gettempdir())
@@ -164,13 +164,13 @@ class S3Store:
 
         def write(present: StoredObject | None) -> None:
             with self._conflicts():
-                self._write(key, content, kept, _still(present))
+                self._write(key, content, kept, _unchanged(present))
 
         with bucket_errors(self._bucket):
             if may_replace is None:
                 self._write(key, content, kept, {})
-            elif left_alone := write_conditionally(write, None, lambda: self.stat(name), may_replace):
-                return left_alone
+            elif retained := write_conditionally(write, None, lambda: self.stat(name), may_replace):
+                return retained
         size_bytes = len(content) if isinstance(content, bytes) else content.size_bytes
         return StoredObject(self.location(name), size_bytes, kept)
 
@@ -225,7 +225,7 @@ class S3Store:
             Bucket=self._bucket.name,
             Key=key,
             Body=data,
-            Metadata=header_values(metadata, MOST_METADATA),
+            Metadata=header_values(metadata, MAX_METADATA_BYTES),
             ContentType=content_type_of(metadata),
             **condition,
         )
@@ -235,7 +235,7 @@ class S3Store:
         upload_id = self._client.create_multipart_upload(
             Bucket=bucket,
             Key=key,
-            Metadata=header_values(metadata, MOST_METADATA),
+            Metadata=header_values(metadata, MAX_METADATA_BYTES),
             ContentType=content_type_of(metadata),
         )["UploadId"]
         done: list[CompletedPartTypeDef] = []
@@ -278,7 +278,7 @@ class S3Store:
         return self._bucket.prefix + require_safe_name(name)
 
 
-def _still(present: StoredObject | None) -> _Condition:
+def _unchanged(present: StoredObject | None) -> _Condition:
     """Return the condition that an object is still this version, or that there is still none."""
     return {"IfMatch": present.version} if present else {"IfNoneMatch": "*"}
 

@@ -26,9 +26,9 @@ from ingest_project.platform.azure.accounts import safe_path
 SHA256 = "sha256"
 CONTENT_TYPE = "content_type"
 # A folder's hidden description has six more characters than its file, and file systems accept 255 bytes.
-LONGEST_PART_BYTES = 240
-LONGEST_VALUE = 2_048
-MOST_CONFLICTS = 10
+MAX_PART_BYTES = 240
+MAX_VALUE_LENGTH = 2_048
+MAX_CONFLICTS = 10
 _PLAIN = "!#$&'()*+,/:;=?@[]-._~"
 _METADATA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _CONTENT_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}", re.ASCII)
@@ -36,7 +36,7 @@ _CONTENT_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}", re.ASCII)
 
 @dataclass(frozen=True)
 class S3Options:
-    """How to reach S3. A value of None comes from boto3's own configuration.
+    """Connection options of S3. A value of None comes from boto3's own configuration.
 
     Args:
         endpoint_url: address of a server other than Amazon's.
@@ -81,7 +81,7 @@ class StoredObject:
 UNFINISHED = -1
 
 MayReplace = Callable[[StoredObject], bool]
-"""Decides about an object that has the name already: True replaces it, False leaves it alone, an exception refuses."""
+"""Decides about an object that has the name already: True replaces it, False keeps it, an exception refuses."""
 
 
 class ObjectStore(Protocol):
@@ -108,17 +108,17 @@ class ObjectStore(Protocol):
         metadata: Mapping[str, str] | None = None,
         may_replace: MayReplace | None = None,
     ) -> StoredObject:
-        """Store an object. The second time changes nothing.
+        """Store an object. Idempotent.
 
         Args:
             name: of the object.
-            content: a finished file that nobody changes in place afterwards, or a small content.
+            content: a finished file that is not modified afterwards, or a small content.
             metadata: kept with it, see `kept_metadata`.
             may_replace: decides about an object that has the name already. The store replaces only the very version
                 that was decided upon, also with two writers at once. None replaces any.
 
         Returns:
-            the object that has the name now: this one, or the one that was left alone.
+            the object that has the name now: this one, or the present one if it may not be replaced.
 
         Raises:
             SourceNotFoundError, SourceChangedError: the local file is missing or not as announced; nothing is stored.
@@ -131,21 +131,21 @@ class ObjectStore(Protocol):
         """Open a local file with the content for reading: the file itself, or a temporary copy of a remote one.
 
         Raises:
-            SourceNotFoundError: there is no such object.
+            SourceNotFoundError: the object does not exist.
         """
 
     def remove(self, name: str) -> None:
         """Remove an object; a missing one is removed already."""
 
     def remove_orphaned(self, older_than: timedelta) -> int:
-        """Remove the temporary data of killed writers; returns how many there were."""
+        """Remove the temporary data of killed writers and return the number of removed items."""
 
 
 class ConflictError(Exception):
     """A conditional write found another version than the expected one.
 
     Args:
-        error: to raise where there is no object after all.
+        error: to raise if the object does not exist after all.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -159,7 +159,7 @@ def write_conditionally(
     stat: Callable[[], StoredObject | None],
     may_replace: MayReplace,
 ) -> StoredObject | None:
-    """Write over nothing but what `may_replace` decided upon, and look again after each conflict.
+    """Replace only the version that `may_replace` accepted; check the present version again after each conflict.
 
     Args:
         write: writes on the condition that this version, or none, is there; raises ConflictError otherwise.
@@ -168,12 +168,12 @@ def write_conditionally(
         may_replace: see `ObjectStore.put`.
 
     Returns:
-        the object that was left alone; None when this call wrote.
+        the present object if it may not be replaced; None when this call wrote.
 
     Raises:
-        StoreUnavailableError: other writers were in the way each time.
+        StoreUnavailableError: other writers interfered at every attempt.
     """
-    for _ in range(MOST_CONFLICTS):
+    for _ in range(MAX_CONFLICTS):
         try:
             write(present)
         except ConflictError as conflict:
@@ -185,7 +185,7 @@ def write_conditionally(
             return None
         if not may_replace(present):
             return present
-    raise StoreUnavailableError(present.location if present else "", "other writers were in the way each time")
+    raise StoreUnavailableError(present.location if present else "", "other writers interfered at every attempt")
 
 
 def require_safe_name(name: str) -> str:
@@ -200,8 +200,8 @@ def require_safe_name(name: str) -> str:
     parts = safe_path(name).split("/")
     if any(part.startswith(".") for part in parts):
         raise ForbiddenPathError(name[:200], "names that start with a dot are the store's own.")
-    if any(len(part.encode()) > LONGEST_PART_BYTES for part in parts):
-        raise ForbiddenPathError(name[:200], f"a part of it has more than {LONGEST_PART_BYTES} bytes.")
+    if any(len(part.encode()) > MAX_PART_BYTES for part in parts):
+        raise ForbiddenPathError(name[:200], f"a part of it has more than {MAX_PART_BYTES} bytes.")
     return "/".join(parts)
 
 
@@ -242,7 +242,7 @@ def from_header_values(values: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def content_type_of(metadata: Mapping[str, str]) -> str:
-    """Return the declared media type, if a header can carry it. Names come from strangers: no guess from them."""
+    """Return the declared media type, if a header can carry it. File names are untrusted and not used."""
     declared = metadata.get(CONTENT_TYPE, "")
     return declared if _CONTENT_TYPE.fullmatch(declared) else "application/octet-stream"
 
@@ -290,5 +290,5 @@ def location_of(url: str) -> Path | Bucket:
 
 
 def _header_value(value: str) -> str:
-    encoded = quote(value.encode("utf-8", "replace"), safe=_PLAIN)[:LONGEST_VALUE]
+    encoded = quote(value.encode("utf-8", "replace"), safe=_PLAIN)[:MAX_VALUE_LENGTH]
     return re.sub(r"%[0-9A-F]?$", "", encoded)

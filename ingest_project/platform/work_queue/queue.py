@@ -24,7 +24,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.statements import contains, in_parts, insert_missing, update_each
+from ingest_project.platform.database.sql import contains, in_parts, insert_missing, update_each
 
 PENDING = "pending"
 REQUESTED = "requested"

@@ -13,9 +13,8 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.platform.database.columns import UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.statements import insert_missing
+from ingest_project.platform.database.sql import UtcTime, insert_missing, metadata
 
 # A topic that is created again has another id, and other messages at these offsets.
 skipped_offsets = sa.Table(

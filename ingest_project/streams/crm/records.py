@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts.crm_event import CrmEvent, CrmKind
-from ingest_project.platform.database.columns import ExactDecimal, Json, UtcTime, metadata
+from ingest_project.platform.database.sql import ExactDecimal, Json, UtcTime, metadata
 
 
 def _origin() -> list[Col[Any]]:

@@ -25,7 +25,7 @@ from ingest_project.core.errors import TransientError, UnexpectedError, Unreadab
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.database.errors import sqlstate
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.records import MessageOrder, PlacedEvent, upsert
 from ingest_project.streams.crm.unidentified import Unidentified, keep

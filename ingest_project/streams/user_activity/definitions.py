@@ -15,7 +15,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import HourlyDeltaTable, SqlTable, StoredTable, topic, topic_key
 from ingest_project.platform.database.engine import exclusive
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
-from ingest_project.platform.delta.table import ask
+from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, queue_sensor
 from ingest_project.streams.engine import MAX_SHOWN, RECENT, health_of
 from ingest_project.streams.positions import OffsetRange
@@ -143,7 +143,7 @@ def _missing_rows(services: UserActivityResources) -> tuple[int, list[str], list
 
 
 def _counts(services: UserActivityResources, query: str, *names: str) -> list[int]:
-    found = [row for batch in ask(services.user_activity_events, query) for row in batch.to_pylist()]
+    found = [row for batch in query_events(services.user_activity_events, query) for row in batch.to_pylist()]
     return [sum(row[name] for row in found) for name in names]
 
 

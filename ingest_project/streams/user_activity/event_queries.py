@@ -15,7 +15,7 @@ import stamina
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.delta.location import delta_errors
-from ingest_project.platform.delta.table import DeltaStore, answer, ask
+from ingest_project.platform.delta.table import DeltaStore, query_events, query_version
 from ingest_project.streams.positions import OffsetRange
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def rows_by_hour(store: DeltaStore, offsets: OffsetRange) -> dict[datetime, int]
 
     found: Counter[datetime] = Counter()
     # Not SQL's own date_trunc: it fails for the ends of the calendar, and with it for every row around them.
-    for batch in ask(store, f'SELECT "timestamp" FROM events WHERE {of_offsets(offsets)}'):
+    for batch in query_events(store, f'SELECT "timestamp" FROM events WHERE {of_offsets(offsets)}'):
         for count in pc.value_counts(pc.floor_temporal(batch["timestamp"], unit="hour")).to_pylist():
             found[count["values"].astimezone(UTC)] += count["counts"]
     return dict(found)
@@ -104,7 +104,7 @@ def _ask_of(store: DeltaStore, columns: AbstractSet[str], query: str) -> Iterato
     """Query the table if it has these columns: it may be older than one, or another program's."""
     table = store.opened()
     if table is not None and {field.name for field in table.schema().fields} >= columns:
-        yield from answer(store, table, query)
+        yield from query_version(store, table, query)
 
 
 def replace(

@@ -28,7 +28,7 @@ from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import PermanentError, UnexpectedError, UnreadableMessageError
 from ingest_project.core.keys import end_of
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.user_activity.resources import FIRST_HOUR, hours_between
 
 logger = get_logger(__name__)

@@ -24,10 +24,9 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.core.keys import end_of
-from ingest_project.platform.database.columns import Double, UtcTime, metadata
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.statements import in_parts
-from ingest_project.platform.delta.table import DeltaStore, ask
+from ingest_project.platform.database.sql import Double, UtcTime, in_parts, metadata
+from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.streams.positions import OffsetRange, insert_into, joined
 from ingest_project.streams.user_activity.event_queries import of_hours
 
@@ -315,7 +314,8 @@ def statistics_of_hour(store: DeltaStore, hour: datetime) -> list[HourOfType]:
     """
     where = of_hours(hour, end_of(hour))
     rows = sum(
-        batch.to_pylist()[0]["rows"] for batch in ask(store, f"SELECT count(*) AS rows FROM events WHERE {where}")
+        batch.to_pylist()[0]["rows"]
+        for batch in query_events(store, f"SELECT count(*) AS rows FROM events WHERE {where}")
     )
     shares = math.ceil(rows / ROWS_AT_A_TIME)
     types: dict[str, _TypeSoFar] = defaultdict(_TypeSoFar)
@@ -351,7 +351,7 @@ def _share(store: DeltaStore, where: str, share: int, shares: int) -> pl.DataFra
     import polars as pl  # noqa: PLC0415 - heavy
 
     def chosen() -> Iterator[pl.DataFrame]:
-        for batch in ask(store, f"SELECT {COLUMNS} FROM events WHERE {where}"):
+        for batch in query_events(store, f"SELECT {COLUMNS} FROM events WHERE {where}"):
             frame = pl.DataFrame(batch)
             yield frame if shares == 1 else frame.filter(pl.col("event_id").hash() % shares == share)
 

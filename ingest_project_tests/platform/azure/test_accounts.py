@@ -29,7 +29,7 @@ BY_NAME = OneLakeAddress(DEFAULT_ENDPOINT, "analytics", "lake.Lakehouse/Files/in
         "analytics/lake.Lakehouse/Files/in",
     ],
 )
-def test_every_form_of_an_address_names_the_same_place(text: str) -> None:
+def test_every_form_of_an_address_names_the_same_location(text: str) -> None:
     assert parse_address(text) == BY_NAME
     assert is_address(text)
 
@@ -47,7 +47,7 @@ def test_names_with_spaces_and_other_scripts_are_percent_encoded_in_addresses_an
     assert parse_address(address.url) == address
 
 
-def test_another_account_of_adls_gen2_is_not_held_to_the_rules_of_fabric() -> None:
+def test_the_rules_of_fabric_do_not_apply_to_other_accounts() -> None:
     address = parse_address("abfss://container@account.dfs.core.windows.net/in")
     assert address == OneLakeAddress("https://account.dfs.core.windows.net", "container", "in")
     assert not address.is_fabric
@@ -125,5 +125,5 @@ def test_a_store_cannot_stand_above_the_first_level_of_an_item() -> None:
 
 
 @pytest.mark.parametrize("text", ["downloads", "./a/b", "/data/lake.Lakehouse/Files", "data/in", "s3://bucket/x"])
-def test_a_local_folder_is_not_taken_for_an_address(text: str) -> None:
+def test_a_local_folder_is_not_an_address(text: str) -> None:
     assert not is_address(text)

@@ -109,7 +109,7 @@ def test_a_listing_that_fails_at_a_later_page_is_a_failure_and_not_a_short_listi
         list(list_folder(files, folder, page=2))
 
 
-def test_a_missing_folder_is_told_as_such(files: FileSystemClient, folder: OneLakeAddress) -> None:
+def test_a_missing_folder_is_reported_as_such(files: FileSystemClient, folder: OneLakeAddress) -> None:
     with pytest.raises(SourceNotFoundError):
         list(list_folder(files, folder.child("none")))
 
@@ -166,7 +166,7 @@ def test_a_credential_is_one_of_a_kind() -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-def test_a_failure_that_passes_is_overcome_after_the_wait_that_was_asked_for(
+def test_a_transient_failure_is_retried_after_the_requested_wait(
     dfs: DfsServer, files: FileSystemClient, folder: OneLakeAddress, status: int
 ) -> None:
     dfs.fail("create", status=status, retry_after=0.6)
@@ -185,7 +185,7 @@ def test_a_service_that_stays_busy_is_left_after_a_few_attempts(
     assert dfs.requests() == {"create": 3}
 
 
-def test_a_wait_longer_than_ours_ends_the_attempts_and_is_told(
+def test_a_requested_wait_beyond_the_longest_ends_the_attempts_and_is_reported(
     dfs: DfsServer, files: FileSystemClient, folder: OneLakeAddress
 ) -> None:
     dfs.fail("create", status=429, retry_after=120, times=100)
@@ -234,7 +234,7 @@ def test_access_control_and_workspaces_are_not_ours_to_set(files: FileSystemClie
         files.delete_file_system()
 
 
-def test_a_missing_workspace_is_told_from_a_missing_file(dfs: DfsServer, files: FileSystemClient) -> None:
+def test_a_missing_workspace_is_distinguished_from_a_missing_file(dfs: DfsServer, files: FileSystemClient) -> None:
     with pytest.raises(SourceNotFoundError, match=r"^there/x does not exist"), onelake_errors("there/x"):
         files.get_file_client(f"{ITEM}/Files/none/x").get_file_properties()
     elsewhere = parse_address(f"{dfs.url}/nowhere/{ITEM}/Files/x", dfs.url)
@@ -256,7 +256,7 @@ def test_threads_share_a_pool_that_has_room_for_them_all(
     assert sum("Starting new HTTP connection" in record.message for record in caplog.records) <= 8
 
 
-def test_the_test_server_runs_by_itself_keeps_files_in_a_folder_and_takes_faults(tmp_path: Path) -> None:
+def test_the_test_server_runs_alone_keeps_files_in_a_folder_and_injects_faults(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ingest_project_tests.services.dfs_server", "--folder", str(tmp_path / "files")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout

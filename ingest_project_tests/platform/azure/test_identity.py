@@ -7,8 +7,8 @@ import pytest
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.azure.accounts import DEFAULT_ENDPOINT, AllowedAccount, accounts_of, parse_address
-from ingest_project.sources.context import SourceContext
 from ingest_project.sources.onelake import allowed_accounts
+from ingest_project.sources.registry import SourceContext
 
 WORKSPACE = "3f0a2c1e-58f1-4f7e-9d9b-0a6f5a2b7c11"
 ITEM = "c7b1d3e2-0000-4a4a-8b8b-123456789abc"

@@ -1,4 +1,4 @@
-"""One engine, and failures told as what to do next."""
+"""One engine, and failures reported with their remedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_plain_postgresql_address_takes_the_driver_that_is_installed() -> None
     assert engine.url.drivername == "postgresql+psycopg2"
 
 
-def test_no_address_is_a_setting_to_mend() -> None:
+def test_a_missing_address_is_a_settings_error() -> None:
     with pytest.raises(SettingsError, match="DATABASE_URL"):
         open_engine("")
 
@@ -94,7 +94,7 @@ def something_else(answer: bytes) -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_a_missing_database_is_told_from_a_refused_login_a_wrong_address_and_missing_tls(
+def test_a_missing_database_a_refused_login_a_wrong_address_and_missing_tls_are_distinguished(
     own_postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
     server = own_postgres_server

@@ -45,7 +45,9 @@ def held_elsewhere(url: str, name: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_who_waits_too_long_is_told_and_other_locks_are_free(engine: sa.Engine, database_url: str) -> None:
+def test_a_lock_that_is_not_released_in_time_is_reported_and_other_locks_are_free(
+    engine: sa.Engine, database_url: str
+) -> None:
     with held_elsewhere(database_url, "one"):
         with pytest.raises(TransactionConflictError), exclusive(engine, "one", wait_seconds=0.1):
             pass

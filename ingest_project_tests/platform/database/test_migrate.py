@@ -19,9 +19,8 @@ from ingest_project.attachments import tables as attachment_tables
 from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest import tables
 from ingest_project.operations import metric_rollup as metric_tables
-from ingest_project.platform.database.columns import metadata
-from ingest_project.platform.database.engine import open_engine, writing
-from ingest_project.platform.database.migrate import HEAD, migrate, schema_version
+from ingest_project.platform.database.engine import HEAD, migrate, open_engine, schema_version, writing
+from ingest_project.platform.database.sql import metadata
 from ingest_project.streams import positions as stream_tables
 from ingest_project.streams.crm import records as crm_tables
 from ingest_project.streams.user_activity import hours as activity_tables
@@ -31,8 +30,7 @@ DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables
 
 MIGRATE = """
 import sys
-from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.database.migrate import migrate
+from ingest_project.platform.database.engine import migrate, open_engine
 engine = open_engine(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -58,7 +56,7 @@ def test_the_migrations_make_the_tables_that_the_code_sees(database_url: str) ->
     assert [d for d in differences if getattr(d[1], "name", "") != "raw_sensor_data_by_file"] == []
 
 
-def test_the_newest_revision_is_the_one_that_is_looked_for() -> None:
+def test_the_newest_revision_is_head() -> None:
     config = Config()
     config.set_main_option("script_location", "ingest_project.platform.database:migrations")
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD

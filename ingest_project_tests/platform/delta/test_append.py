@@ -124,14 +124,14 @@ def test_every_type_reaches_an_independent_reader_unchanged(tmp_path: Path) -> N
     assert [row | {"at": row["at"] and row["at"].astimezone(UTC)} for row in read] == rows
 
 
-def test_columns_of_polars_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_columns_of_polars_are_accepted(tmp_path: Path) -> None:
     frame = pl.DataFrame({"text": ["a", None], "at": [datetime(2026, 1, 1, tzinfo=UTC)] * 2, "list": [["x"], []]})
     store_at(tmp_path).append(frame.to_arrow(), app_id="a", version=1)
     store_at(tmp_path).append(pa.table(frame), app_id="a", version=2)
     assert rows_of(tmp_path)["text"].to_pylist() == ["a", None, "a", None]
 
 
-def test_another_store_sees_each_commit_without_opening_anew(tmp_path: Path) -> None:
+def test_another_store_sees_each_commit_without_reopening(tmp_path: Path) -> None:
     writer, reader = store_at(tmp_path), store_at(tmp_path)
     for version in range(1, 4):
         writer.append(numbers(version), app_id="topic-0", version=version)
@@ -152,7 +152,7 @@ def test_a_store_is_kept_per_process(tmp_path: Path) -> None:
     assert open_delta_table(str(tmp_path)) is open_delta_table(str(tmp_path))
 
 
-def test_a_place_that_cannot_be_written_says_so_on_one_line(tmp_path: Path) -> None:
+def test_a_location_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreUnavailableError, match="cannot be used") as caught:
         store_at(tmp_path / "file").append(numbers(1), app_id="topic-0", version=1)
@@ -184,7 +184,7 @@ def test_a_commit_that_landed_while_its_answer_was_lost_is_not_repeated(tmp_path
     store, rival = store_at(tmp_path), store_at(tmp_path)
     store.append(numbers(0), app_id="topic-0", version=0)
     rival.append(numbers(1), app_id="topic-0", version=1)
-    # The state a writer is in when its commit landed and it was told that it did not.
+    # The state a writer is in when its commit landed and it received a failure.
     table = store._table
     assert table is not None
     assert table.transaction_version("topic-0") == 0
@@ -280,7 +280,7 @@ def together(*tasks: Callable[[], object]) -> None:
     def run(task: Callable[[], object]) -> None:
         try:
             task()
-        except BaseException as error:  # noqa: BLE001 - told below
+        except BaseException as error:  # noqa: BLE001 - reported below
             failures.append(error)
 
     threads = [threading.Thread(target=run, args=(task,)) for task in tasks]
@@ -344,4 +344,4 @@ def test_what_the_log_does_not_have_any_more_is_a_doubt(tmp_path: Path) -> None:
     for entry in (1, 2, 3):
         (tmp_path / "_delta_log" / f"{entry:020}.json").unlink()
     (doubt,) = store.standings(["topic-0"])["topic-0"].doubts
-    assert doubt == "version 3 and those before it were not looked at"
+    assert doubt == "version 3 and those before it were not checked"

@@ -40,7 +40,7 @@ from ingest_project_tests.services.kafka import wait_until
 pytestmark = pytest.mark.long
 
 ONELAKE = "https://onelake.dfs.fabric.microsoft.com/11111111-1111-1111-1111-111111111111/2222/Tables/results"
-Place = tuple[str, DeltaCredentials]
+Location = tuple[str, DeltaCredentials]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def distant_s3() -> Iterator[S3Options]:
 
 
 @pytest.fixture
-def s3_place(distant_s3: S3Options) -> Place:
+def s3_location(distant_s3: S3Options) -> Location:
     """A prefix in a bucket of this test alone."""
     name = f"test-{uuid.uuid4().hex}"
     s3_client(distant_s3).create_bucket(Bucket=name)
@@ -82,7 +82,7 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture
-def azure_place(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Place:
+def azure_location(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Location:
     """A container of this test alone, entered with the account's key."""
     monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", azurite.server_url)
     # It cannot list from a start name.
@@ -95,19 +95,19 @@ def azure_place(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def serve_azure_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Send delta-rs to a local server in place of the account's own host, by its own environment variables."""
+    """Send delta-rs to a local server instead of the account's own host, by its own environment variables."""
     monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", url)
     monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
 
 
 @pytest.fixture(params=["s3", "azure"])
-def place(request: pytest.FixtureRequest) -> Place:
-    found: Place = request.getfixturevalue(f"{request.param}_place")
+def location(request: pytest.FixtureRequest) -> Location:
+    found: Location = request.getfixturevalue(f"{request.param}_location")
     return found
 
 
-def store_at(place: Place) -> DeltaStore:
-    return DeltaStore(delta_location(*place))
+def store_at(location: Location) -> DeltaStore:
+    return DeltaStore(delta_location(*location))
 
 
 def read(store: DeltaStore) -> list[int]:
@@ -116,27 +116,27 @@ def read(store: DeltaStore) -> list[int]:
     return sorted(pa.table(table.scan().read_all())["n"].to_pylist())
 
 
-def test_a_position_is_committed_once_there_too(place: Place) -> None:
-    store = store_at(place)
+def test_a_position_is_committed_once_in_remote_locations(location: Location) -> None:
+    store = store_at(location)
     assert store.committed_version("topic-0") is None
     assert isinstance(store.append(numbers(1, 2), app_id="topic-0", version=2), Committed)
     assert store.append(numbers(1, 2), app_id="topic-0", version=2) == AlreadyCommitted(2)
-    assert store_at(place).append(numbers(1, 2), app_id="topic-0", version=2) == AlreadyCommitted(2)
+    assert store_at(location).append(numbers(1, 2), app_id="topic-0", version=2) == AlreadyCommitted(2)
     assert read(store) == [1, 2]
 
 
-def test_writers_at_once_keep_each_position_once_there_too(place: Place) -> None:
+def test_concurrent_writers_commit_each_position_once_in_remote_locations(location: Location) -> None:
     def append_all() -> None:
-        store = store_at(place)
+        store = store_at(location)
         for version in range(1, 6):
             store.append(numbers(version), app_id="topic-0", version=version)
 
     together(append_all, append_all, append_all)
-    assert read(store_at(place)) == [1, 2, 3, 4, 5]
+    assert read(store_at(location)) == [1, 2, 3, 4, 5]
 
 
-def test_upkeep_works_there_too(place: Place) -> None:
-    store = store_at(place)
+def test_maintenance_works_in_remote_locations(location: Location) -> None:
+    store = store_at(location)
     for version in range(12):
         store.append(numbers(version), app_id="topic-0", version=version)
     keep_nothing_expired(store)
@@ -146,9 +146,9 @@ def test_upkeep_works_there_too(place: Place) -> None:
     assert read(store) == list(range(12))
 
 
-def test_a_commit_whose_answer_is_lost_is_found_and_not_repeated(s3_place: Place) -> None:
-    store_at(s3_place).append(numbers(0), app_id="topic-0", version=0)
-    url, credentials = s3_place
+def test_a_commit_whose_answer_is_lost_is_found_and_not_repeated(s3_location: Location) -> None:
+    store_at(s3_location).append(numbers(0), app_id="topic-0", version=0)
+    url, credentials = s3_location
     assert credentials.s3.endpoint_url is not None
     with proxy_to(credentials.s3.endpoint_url, lambda method, path: method == "PUT" and "02.json" in path) as proxy:
         options = S3Options(proxy.url, "us-east-1", "test-key", "test-secret")
@@ -158,13 +158,13 @@ def test_a_commit_whose_answer_is_lost_is_found_and_not_repeated(s3_place: Place
         except StoreUnavailableError:
             assert store.append(numbers(1), app_id="topic-0", version=1) == AlreadyCommitted(1)
         assert proxy.lost > 0
-    assert read(store_at(s3_place)) == [0, 1]
+    assert read(store_at(s3_location)) == [0, 1]
 
 
 def test_a_sas_lets_in_and_one_that_does_not_is_not_shown(
-    azurite: Azurite, azure_place: Place, monkeypatch: pytest.MonkeyPatch
+    azurite: Azurite, azure_location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, _ = azure_place
+    url, _ = azure_location
     monkeypatch.delenv("AZURE_STORAGE_USE_EMULATOR")
     serve_azure_at(monkeypatch, azurite.endpoint_url)
     container = urlsplit(url).username
@@ -188,21 +188,22 @@ def test_a_sas_lets_in_and_one_that_does_not_is_not_shown(
     assert secret not in str(caught.value)
 
 
-def test_a_token_is_asked_for_again_before_it_ends() -> None:
-    asked: list[datetime] = []
+def test_a_token_is_renewed_before_it_expires() -> None:
+    calls: list[datetime] = []
 
     def token() -> BearerToken:
-        asked.append(datetime.now(UTC))
-        return BearerToken(f"token-{len(asked)}", datetime.now(UTC) + timedelta(minutes=4 if len(asked) == 1 else 60))
+        calls.append(datetime.now(UTC))
+        return BearerToken(f"token-{len(calls)}", datetime.now(UTC) + timedelta(minutes=4 if len(calls) == 1 else 60))
 
-    place = delta_location(ONELAKE, DeltaCredentials(azure=AzureCredential(tokens=token)))
+    location = delta_location(ONELAKE, DeltaCredentials(azure=AzureCredential(tokens=token)))
     assert (
-        place.url == "abfss://11111111-1111-1111-1111-111111111111@onelake.dfs.fabric.microsoft.com/2222/Tables/results"
+        location.url
+        == "abfss://11111111-1111-1111-1111-111111111111@onelake.dfs.fabric.microsoft.com/2222/Tables/results"
     )
-    first, second = storage_options(place), storage_options(place)
+    first, second = storage_options(location), storage_options(location)
     assert (first.values["azure_storage_token"], first.ended) == ("token-1", True)
     assert (second.values["azure_storage_token"], second.ended) == ("token-2", False)
-    assert "token-" not in repr(first) + repr(place)
+    assert "token-" not in repr(first) + repr(location)
 
 
 def test_the_token_of_the_moment_is_what_the_service_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +252,7 @@ def test_the_token_of_the_moment_is_what_the_service_is_shown(monkeypatch: pytes
         (ONELAKE, AzureCredential(sas="x", account_key="y")),
     ],
 )
-def test_addresses_and_credentials_that_lead_to_no_table_are_settings_to_mend(
+def test_addresses_and_credentials_that_lead_to_no_table_are_settings_errors(
     url: str, credential: AzureCredential | None
 ) -> None:
     with pytest.raises(SettingsError):
@@ -265,7 +266,7 @@ def test_a_server_that_is_away_says_so_soon() -> None:
 
 
 class proxy_to:  # noqa: N801 - reads as the function it is used as
-    """Hands requests on to a server, and cuts the connection in place of some of its answers."""
+    """Hands requests on to a server, and cuts the connection instead of some of its answers."""
 
     def __init__(self, url: str, loses_answer: Callable[[str, str], bool]) -> None:
         self.lost = 0

@@ -114,7 +114,7 @@ def test_what_is_out_of_retention_is_removed_also_what_a_killed_writer_left(tmp_
     assert rows_of(tmp_path).num_rows == 12
 
 
-def test_the_log_is_cut_to_what_its_retention_asks_for(tmp_path: Path) -> None:
+def test_the_log_is_truncated_to_its_retention(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     fill(store, 20)
     log = tmp_path / "_delta_log"

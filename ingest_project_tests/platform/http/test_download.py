@@ -71,7 +71,7 @@ def test_a_file_is_brought_whole_and_described(http_server: HttpServer, download
         http_status=200,
         url=http_server.url("/files/report.pdf?…"),
         resumed=False,
-        seal=FileFingerprint.of(to.stat()),
+        fingerprint=FileFingerprint.of(to.stat()),
     )
     assert to.read_bytes() == content
     assert _left(to) == [to.name]
@@ -271,7 +271,7 @@ def test_headers_that_trickle_are_ended_long_before_the_whole_time_is_over(http_
     assert "not finished within 1 s" in str(failure)
 
 
-def test_identity_is_asked_for(http_server: HttpServer, downloader: Downloader, to: Path) -> None:
+def test_identity_encoding_is_requested(http_server: HttpServer, downloader: Downloader, to: Path) -> None:
     downloader.download(DownloadRequest(http_server.url("/files/a.pdf")), to)
     headers = http_server.requests[0].headers
     assert headers["accept-encoding"] == "identity"
@@ -371,7 +371,7 @@ def test_what_an_attempt_for_another_address_left_is_not_used(
     assert _left(to) == [to.name]
 
 
-def test_a_file_that_changed_since_the_earlier_attempt_is_brought_anew(
+def test_a_file_that_changed_since_the_earlier_attempt_is_downloaded_from_its_start(
     http_server: HttpServer, downloader: Downloader, to: Path
 ) -> None:
     url = http_server.url("/files/a.pdf?size=3000000")
@@ -443,7 +443,7 @@ def test_a_checksum_is_verified(http_server: HttpServer, downloader: Downloader,
 
 
 @pytest.mark.parametrize("checksum", ["abc", "crc32:12345678", "sha256:" + "z" * 64, "md5:" + "a" * 64])
-def test_a_checksum_of_no_known_kind_is_refused_before_anything_is_asked(
+def test_an_unknown_kind_of_checksum_is_refused_before_any_request(
     http_server: HttpServer, downloader: Downloader, to: Path, checksum: str
 ) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url("/files/a.pdf"), checksum=checksum), to)
@@ -465,7 +465,7 @@ def test_a_file_of_another_size_than_announced_is_refused(
     ("path", "declared"),
     [("/error-page/a.pdf", None), ("/error-page/a", "application/pdf"), ("/error-json/a.png", None)],
 )
-def test_a_page_in_place_of_a_document_is_refused(
+def test_a_page_instead_of_a_document_is_refused(
     http_server: HttpServer, downloader: Downloader, to: Path, path: str, declared: str | None
 ) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url(path), content_type=declared), to)
@@ -488,7 +488,9 @@ def test_a_hostile_name_is_made_safe(
     assert _left(to) == [to.name]
 
 
-def test_the_place_is_not_the_hosts_fault(http_server: HttpServer, downloader: Downloader, tmp_path: Path) -> None:
+def test_a_failing_target_folder_is_not_the_hosts_fault(
+    http_server: HttpServer, downloader: Downloader, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreUnavailableError):
         downloader.download(DownloadRequest(http_server.url("/files/a.pdf")), tmp_path / "file" / "a")

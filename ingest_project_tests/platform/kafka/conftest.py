@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.producer import TopicWriter
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.services.kafka import EmbeddedServer, Server
 
 _numbers = itertools.count(1)

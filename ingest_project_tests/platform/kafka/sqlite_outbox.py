@@ -13,9 +13,9 @@ import sqlite3
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.publisher import publish_once
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.services.kafka import settings_for
 
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.publisher import MessageOutbox, publish_once
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.platform.kafka.sqlite_outbox import messages
 from ingest_project_tests.services.kafka import settings_for
 

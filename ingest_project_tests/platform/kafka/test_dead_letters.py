@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.services.kafka import Server
 
 FAILED_AT = datetime(2026, 1, 15, 10, 30, 45, tzinfo=UTC)
@@ -65,7 +65,7 @@ def message_at(offset: int) -> ConsumerRecord:
     return ConsumerRecord("events", 3, offset, None, None, None, ())
 
 
-def test_the_id_of_a_dead_letter_is_the_place_of_its_original() -> None:
+def test_the_id_of_a_dead_letter_is_the_position_of_its_original() -> None:
     assert letter_for(message_at(7))[0] == letter_for(message_at(7), "another reason")[0]
     assert letter_for(message_at(7))[0] != letter_for(message_at(8))[0]
 

@@ -14,8 +14,8 @@ import pytest
 from ingest_project.core.errors import SettingsError
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.devstack.processes import free_port
-from ingest_project.platform.kafka.consumer import TopicReader
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.services.kafka import settings_for, wait_until
 
 COMMAND = [sys.executable, "-m", "ingest_project.devstack.embedded_kafka"]
@@ -60,7 +60,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_a_taken_port_is_said_in_one_line() -> None:
+def test_a_port_in_use_is_reported_in_one_line() -> None:
     with EmbeddedBroker(port=free_port()) as broker:
         port = broker.bootstrap_servers.partition(":")[2]
         with pytest.raises(SettingsError, match=f"Port {port} .* cannot be used"):

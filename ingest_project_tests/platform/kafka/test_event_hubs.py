@@ -13,8 +13,8 @@ from pydantic import SecretStr
 from ingest_project.core.errors import BrokerUnavailableError, SettingsError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.client import TokenSource, client_config, event_hub
-from ingest_project.platform.kafka.consumer import BoundedRead, TopicReader
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter, _producer_config
+from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
 from ingest_project_tests.services.identity import IdentityServer
 from ingest_project_tests.services.kafka import CONNECTION_STRING, KafkaServer, Server, settings_for, wait_until
 
@@ -144,7 +144,7 @@ def test_a_token_is_shown_to_the_one_host_that_it_is_for(servers: str) -> None:
     assert both.scope == "https://a.servicebus.windows.net/.default"
 
 
-def test_a_connection_string_opens_a_second_cluster_beside_the_main_one(
+def test_a_connection_string_opens_a_second_cluster_next_to_the_main_one(
     secured: KafkaServer, topic: str, clients: Clients
 ) -> None:
     secured.create_topic(topic)
@@ -157,7 +157,7 @@ def test_a_connection_string_opens_a_second_cluster_beside_the_main_one(
     assert [message.value for message in messages] == [b"from the main one", b"from the other"]
 
 
-def test_a_wrong_key_is_told_as_such(secured: KafkaServer, topic: str, clients: Clients) -> None:
+def test_a_wrong_key_is_reported_as_such(secured: KafkaServer, topic: str, clients: Clients) -> None:
     wrong = settings_of(secured, connection_string=SecretStr(CONNECTION_STRING + "x"))
 
     with pytest.raises(BrokerUnavailableError, match=r"[Aa]uthentication"):
@@ -177,7 +177,7 @@ def test_an_identity_s_token_opens_it(
     assert set(identity_server.resources) == {"https://127.0.0.1"}
 
 
-def test_without_a_token_the_reason_and_the_remedy_are_told_at_once(
+def test_without_a_token_the_reason_and_the_remedy_are_reported_at_once(
     secured: KafkaServer, topic: str, identity_server: IdentityServer, clients: Clients
 ) -> None:
     identity_server.refuses = True
@@ -204,7 +204,7 @@ def test_a_token_is_renewed_before_it_ends_though_nobody_reads(
     identity_server.lifetime_seconds = 4
     reader = clients.reader(settings_of(secured, namespace="claims"))
     read(reader, topic)
-    asked = len(identity_server.resources)
+    requested = len(identity_server.resources)
 
-    wait_until(lambda: len(identity_server.resources) > asked, seconds=15)
+    wait_until(lambda: len(identity_server.resources) > requested, seconds=15)
     assert read(reader, topic).messages == []

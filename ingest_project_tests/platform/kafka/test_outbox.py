@@ -34,7 +34,7 @@ def test_an_interrupted_intent_keeps_where_the_topic_ended_first(outbox: Message
     assert outbox.interrupted("another", ["a"]) == {}
 
 
-def test_an_intent_that_another_publisher_took_over_is_not_the_first_one_s_any_more(outbox: MessageOutbox) -> None:
+def test_an_intent_that_another_publisher_took_over_no_longer_belongs_to_the_first(outbox: MessageOutbox) -> None:
     successor = MessageOutbox(outbox._engine)
     is_first_s = outbox.intend("topic", ["a", "b"], {0: 5})
     assert is_first_s()

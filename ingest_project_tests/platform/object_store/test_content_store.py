@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from ingest_project.core.errors import SourceChangedError, SourceNotFoundError
+from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.content_store import LandingStore
-from ingest_project.platform.object_store.opening import open_store
 from ingest_project_tests.services.object_stores import StoreLocation
 
 LARGE = 20 * 1024**2 + 17
 LAND_LARGE = """
 import sys, resource
 from ingest_project.platform.object_store.content_store import LandingStore
-from ingest_project.platform.object_store.opening import open_store
+from ingest_project.platform.object_store import open_store
 store = LandingStore(open_store(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 store.land(bytes(1024**2) for _ in range(300))
@@ -32,7 +32,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 HANG = """
 import sys
 from ingest_project.platform.object_store.content_store import LandingStore
-from ingest_project.platform.object_store.opening import open_store
+from ingest_project.platform.object_store import open_store
 def pieces():
     yield bytes(2 * 1024**2)
     yield b"second"

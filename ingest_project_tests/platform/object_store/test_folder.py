@@ -12,7 +12,7 @@ import pytest
 
 from ingest_project.core.errors import ForbiddenPathError, SourceChangedError, StoreUnavailableError
 from ingest_project.core.local_files import FileFingerprint, LocalFile
-from ingest_project.platform.object_store.opening import open_store
+from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.store import UNFINISHED, ObjectStore, StoredObject
 from ingest_project_tests.platform.object_store.samples import digest, local_file, put, read
 
@@ -37,7 +37,7 @@ def test_nobody_can_change_a_stored_file_in_place(folder: ObjectStore, tmp_path:
         assert Path(stored.location).stat().st_mode & 0o777 == 0o400
 
 
-def test_a_file_that_still_has_its_fingerprint_is_taken_over_unread(folder: ObjectStore, tmp_path: Path) -> None:
+def test_a_file_with_its_fingerprint_is_linked_unread(folder: ObjectStore, tmp_path: Path) -> None:
     path = local_file(tmp_path, b"x").path
     folder.put("a", LocalFile(path, 1, "as announced", FileFingerprint.of(path.stat())))
     assert read(folder, "a") == b"x"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ingest_project.core.errors import PermanentError, StoreUnavailableError
-from ingest_project.platform.object_store.opening import open_store
+from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.store import ObjectStore, StoredObject
 from ingest_project_tests.platform.object_store.samples import CONTENTS, NAME, digest, put, read
 from ingest_project_tests.services.dfs_server import DfsServer
@@ -27,6 +27,8 @@ from pydantic import SecretStr
 from ingest_project.platform.azure.accounts import OneLakeCredential, OneLakeOptions
 from ingest_project.core.local_files import LocalFile
 from ingest_project.platform.object_store.opening import open_store
+from ingest_project.platform.local_files import LocalFile
+from ingest_project.platform.object_store import open_store
 url, endpoint, sas, name = sys.argv[1:]
 path = Path(name)
 options = OneLakeOptions(OneLakeCredential(sas=SecretStr(sas)), endpoint=endpoint, concurrency=4, chunk_bytes=1024**2)

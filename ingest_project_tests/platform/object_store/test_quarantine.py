@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.core.local_files import LocalFile
+from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore, safe_name
-from ingest_project.platform.object_store.opening import open_store
 from ingest_project_tests.platform.object_store.samples import local_file
 from ingest_project_tests.services.object_stores import StoreLocation
 
@@ -51,7 +51,7 @@ def test_putting_again_replaces_bytes_and_reason(
     quarantine.put("a", landed, REASON)
     names = store_location.names()
     quarantine.put("a", landed, REASON)
-    # As long as the first ones: only a look at the content tells them apart.
+    # As long as the first ones: only the content distinguishes them.
     quarantine.put("a", b"other", REASON | {"when": "2026-01-16"})
     assert landed.path.read_bytes() == b"first"
     assert content_of(quarantine, "a") == b"other"

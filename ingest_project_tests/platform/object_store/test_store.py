@@ -18,7 +18,7 @@ from ingest_project.core.errors import (
     StoreUnavailableError,
 )
 from ingest_project.core.local_files import LocalFile
-from ingest_project.platform.object_store.opening import open_store
+from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.s3 import PART_BYTES
 from ingest_project.platform.object_store.store import ObjectStore, S3Options, StoredObject, kept_metadata, location_of
 from ingest_project_tests.platform.object_store.samples import CONTENTS, NAME, digest, local_file, put, read
@@ -107,7 +107,7 @@ def test_another_file_of_the_same_name_replaces_it(store: ObjectStore, tmp_path:
 
 
 @SMALL_AND_LARGE
-def test_what_may_not_be_replaced_is_left_alone_or_refused(
+def test_an_object_that_may_not_be_replaced_is_kept_or_refused(
     store: ObjectStore, store_location: StoreLocation, tmp_path: Path, content: bytes
 ) -> None:
     first = put(store, tmp_path, content, metadata={"owner": "one"})

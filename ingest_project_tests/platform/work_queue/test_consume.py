@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 
 from ingest_project.core.errors import DatabaseUnavailableError, UnexpectedError
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.offsets import Positions
-from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.platform.work_queue.consume import MAX_UNFINISHED_ALONE, Attempt, attempting
 
 MESSAGES = [ConsumerRecord("t", 0, offset, None, None, b"", ()) for offset in range(100)]

@@ -14,9 +14,9 @@ from dagster import ExecuteInProcessResult
 
 import ingest_project.streams.crm.definitions
 from ingest_project.platform.database.engine import reading
-from ingest_project.platform.kafka.offset_ranges import Backlog
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.reader import Backlog
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.crm.sink import CrmSink
 from ingest_project.streams.crm.unidentified import KeptMessage, find

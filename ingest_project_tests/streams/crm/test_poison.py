@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.kafka.records import ConsumerRecord
 from ingest_project.streams.crm.records import opportunities, unidentified_messages
 from ingest_project.streams.crm.sink import retry
 from ingest_project.streams.engine import StreamResources

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.database.engine import reading
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm.records import opportunities, unidentified_messages
 from ingest_project.streams.engine import StreamResources
 from ingest_project_tests.streams.crm.messages import encoded, opportunity

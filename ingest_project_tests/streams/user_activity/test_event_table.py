@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.platform.kafka.records import ConsumerRecord
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.user_activity.event_table import (
     MAX_DAYS_PER_COMMIT,
     SCHEMA,

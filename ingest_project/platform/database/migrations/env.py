@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from ingest_project.platform.database.columns import metadata
+from ingest_project.platform.database.sql import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

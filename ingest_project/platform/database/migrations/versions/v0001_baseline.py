@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from ingest_project.platform.database.columns import Double, ExactDecimal, Json, Texts, UtcTime
+from ingest_project.platform.database.sql import Double, ExactDecimal, Json, Texts, UtcTime
 
 revision = "0001"
 down_revision = None

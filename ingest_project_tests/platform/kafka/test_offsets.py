@@ -7,8 +7,7 @@ import collections
 import pytest
 
 from ingest_project.core.errors import IngestError
-from ingest_project.platform.kafka.consumer import fair_shares, starting_points
-from ingest_project.platform.kafka.offsets import LogBounds, Positions, TopicState
+from ingest_project.platform.kafka.offsets import LogBounds, Positions, TopicState, fair_shares, starting_points
 
 STATE = TopicState("life-2", {0: LogBounds(10, 20), 1: LogBounds(0, 5)})
 

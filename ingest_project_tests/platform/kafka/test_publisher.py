@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.database.migrate import migrate
-from ingest_project.platform.kafka.consumer import TopicReader
+from ingest_project.platform.database.engine import migrate, open_engine
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import TopicWriter
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, MessageOutbox, publish_once
+from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.platform.kafka.sqlite_outbox import SqliteOutbox, messages
 from ingest_project_tests.services.kafka import Server
 

@@ -10,9 +10,8 @@ import pytest
 
 from ingest_project.core.errors import PermanentError, SourceUnreachableError, UnreadableListingError
 from ingest_project.core.settings import Settings
-from ingest_project.sources.context import SourceContext
 from ingest_project.sources.protocol import Source, SourceFile
-from ingest_project.sources.registry import open_source
+from ingest_project.sources.registry import SourceContext, open_source
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 from ingest_project_tests.services.raw_server import RawServer, request
 
@@ -50,7 +49,7 @@ def answering(answer: Any) -> HttpServer:  # noqa: ANN401 - an answer, or what m
     [
         (Answer(headers={"Content-Type": "text/html"}, body=b"<html><title>Sign in</title></html>"), "no listing"),
         (Answer(body=b""), "no listing"),
-        (bucket(key("in/a.csv"), more="<IsTruncated>true</IsTruncated>"), "there is more"),
+        (bucket(key("in/a.csv"), more="<IsTruncated>true</IsTruncated>"), "without a continuation token"),
         (bucket(key("in/a.csv", size="9" * 5_000)), "impossible value"),
         (bucket(key("in/a.csv", time="the day before")), "impossible value"),
         (bucket("<Contents><Key>in/a.csv</Key></Contents>"), "impossible value"),

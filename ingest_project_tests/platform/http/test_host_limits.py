@@ -1,4 +1,4 @@
-"""How much is asked of hosts, and when they are left alone."""
+"""Limits on the load of hosts, and pauses of failing ones."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def _fail(
     cut: bool = False,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
-    with pytest.raises(DownloadFailedError), limits.conversation(HOST, forgive_breaks=True):  # noqa: PT012 - the block is the conversation
+    with pytest.raises(DownloadFailedError), limits.request_slot(HOST, forgive_breaks=True):  # noqa: PT012 - the block holds the slot
         meanwhile()
         raise DownloadFailedError("https://example.com/a", "503", 503, retry_after, cut=cut)
 
 
 def _succeed(limits: HostLimits) -> None:
-    with limits.conversation(HOST):
+    with limits.request_slot(HOST):
         pass
 
 
@@ -40,7 +40,7 @@ def test_no_more_conversations_at_a_time_than_allowed_in_total_and_with_one_host
     lock, now, most = threading.Lock(), {"a": 0, "b": 0}, {"a": 0, "b": 0, "total": 0}
 
     def talk(host: str) -> None:
-        with limits.conversation(host):
+        with limits.request_slot(host):
             with lock:
                 now[host] += 1
                 most[host] = max(most[host], now[host])
@@ -55,9 +55,9 @@ def test_no_more_conversations_at_a_time_than_allowed_in_total_and_with_one_host
     assert not limits._hosts
 
 
-def test_who_gets_no_place_in_time_hears_that_the_host_is_busy() -> None:
+def test_a_request_without_a_slot_in_time_finds_the_host_throttled() -> None:
     limits = HostLimits(LoadLimits(per_host=1, longest_wait=SHORT))
-    with limits.conversation(HOST), pytest.raises(HostThrottledError), limits.conversation(HOST):
+    with limits.request_slot(HOST), pytest.raises(HostThrottledError), limits.request_slot(HOST):
         pass
     _succeed(limits)
 
@@ -68,12 +68,12 @@ def test_a_host_that_fails_in_a_row_is_left_alone_and_then_tried_by_one() -> Non
     _succeed(limits)
     _fail(limits)
     _fail(limits)
-    with pytest.raises(HostThrottledError) as busy, limits.conversation(HOST):
+    with pytest.raises(HostThrottledError) as busy, limits.request_slot(HOST):
         pass
     assert timedelta(0) < busy.value.retry_after <= SHORT
     time.sleep(SHORT.total_seconds())
     # One is trying it: no other may.
-    with limits.conversation(HOST), pytest.raises(HostThrottledError, match="trying it now"), limits.conversation(HOST):
+    with limits.request_slot(HOST), pytest.raises(HostThrottledError, match="trying it now"), limits.request_slot(HOST):
         pass
     _succeed(limits)
     assert not limits._hosts
@@ -84,36 +84,36 @@ def test_a_host_that_fails_its_trial_is_left_alone_again() -> None:
     _fail(limits)
     time.sleep(SHORT.total_seconds())
     _fail(limits)
-    with pytest.raises(HostThrottledError), limits.conversation(HOST):
+    with pytest.raises(HostThrottledError), limits.request_slot(HOST):
         pass
 
 
 def test_other_hosts_are_not_affected() -> None:
     limits = HostLimits(LoadLimits(failures_to_pause=1))
     _fail(limits)
-    with limits.conversation("other.example.com"):
+    with limits.request_slot("other.example.com"):
         pass
 
 
-def test_a_host_that_asks_to_be_left_alone_is_and_at_most_so_long() -> None:
+def test_a_host_that_requests_a_pause_gets_it_up_to_the_longest() -> None:
     limits = HostLimits(LoadLimits(longest_retry_after=SHORT))
     _fail(limits, timedelta(days=30))
-    with pytest.raises(HostThrottledError, match="asked to be left alone") as busy, limits.conversation(HOST):
+    with pytest.raises(HostThrottledError, match="requested a pause") as busy, limits.request_slot(HOST):
         pass
     assert busy.value.retry_after <= SHORT
     time.sleep(SHORT.total_seconds())
     _succeed(limits)
 
 
-def test_a_refusal_and_a_forgiven_break_are_not_held_against_a_host() -> None:
+def test_a_refusal_and_a_forgiven_break_do_not_count_as_failures() -> None:
     limits = HostLimits(LoadLimits(failures_to_pause=1))
     _fail(limits, cut=True)
-    with pytest.raises(DownloadRejectedError), limits.conversation(HOST):
+    with pytest.raises(DownloadRejectedError), limits.request_slot(HOST):
         raise DownloadRejectedError("https://example.com/a", "404", 404)
     _succeed(limits)
 
 
-def test_those_who_wait_for_a_place_hear_that_the_host_failed() -> None:
+def test_threads_that_wait_for_a_slot_fail_with_the_host() -> None:
     limits = HostLimits(LoadLimits(per_host=1, failures_to_pause=1, longest_wait=timedelta(seconds=20)))
     inside = threading.Event()
     heard: list[HostThrottledError] = []

@@ -1,4 +1,4 @@
-"""A message is a stranger's: wherever it points, nothing of ours goes to a place that no setting names."""
+"""Jobs are untrusted: no credential or connection goes to a location that no setting names."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_transport import Connector
 from ingest_project.platform.object_store.s3 import s3_client as store_client
 from ingest_project.platform.object_store.store import S3Options
-from ingest_project.sources.context import SourceContext
 from ingest_project.sources.ftp import open_ftp
 from ingest_project.sources.protocol import Source
-from ingest_project.sources.registry import open_source
-from ingest_project.sources.s3 import S3Account, account_client
-from ingest_project.sources.s3_transport import bound
+from ingest_project.sources.registry import SourceContext, open_source
+from ingest_project.sources.s3_client import S3Account, account_client, bound
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.identity import IdentityServer
 from ingest_project_tests.services.listener import Listener, Redirecting
-from ingest_project_tests.sources.places import S3Place
+from ingest_project_tests.sources.backends import S3Backend
 from ingest_project_tests.sources.served import OPENED, context_of
 
 SAS = "sv=2024-01-01&sig=the-signature"
@@ -134,7 +132,7 @@ def test_a_redirect_of_the_service_takes_no_sas_to_another_host(host: str, liste
         assert "the-signature" not in str(caught.value)
         with pytest.raises(IngestError):
             list(source.list_files("**"))
-        assert service.asked
+        assert service.requests
     assert (listener.connections, listener.received) == (0, b"")
 
 
@@ -176,8 +174,8 @@ def test_an_endpoint_of_a_job_does_not_reach_an_internal_address_that_no_setting
 def test_an_endpoint_that_a_setting_names_may_be_internal_and_a_denied_one_may_not(
     s3_options: S3Options,
 ) -> None:
-    place = S3Place(s3_options, "named-endpoint")
-    place.put("a.csv", b"x")
+    backend = S3Backend(s3_options, "named-endpoint")
+    backend.put("a.csv", b"x")
     server = (s3_options.endpoint_url or "").removeprefix("http://")
     keys = {"access_key_id": s3_options.access_key_id, "secret_access_key": s3_options.secret_access_key}
     config = {"source_type": "s3", "path": "s3://named-endpoint/in", "endpoint_url": s3_options.endpoint_url}
@@ -196,8 +194,8 @@ def test_an_endpoint_that_a_setting_names_may_be_internal_and_a_denied_one_may_n
 def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(
     s3_options: S3Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = S3Place(s3_options, "rebinding")
-    place.put("a.csv", b"x")
+    backend = S3Backend(s3_options, "rebinding")
+    backend.put("a.csv", b"x")
     port = int((s3_options.endpoint_url or "").rpartition(":")[2])
     account = S3Account(
         f"http://localhost:{port}",
@@ -205,7 +203,7 @@ def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(
         s3_options.access_key_id,
         SecretStr(s3_options.secret_access_key or ""),
     )
-    # The first name server's answer is public; whoever owns the name answers otherwise the second time.
+    # The first name server's answer is public; the owner of the name answers otherwise the second time.
     for answers, outcome in (
         ([["127.0.0.1"], ["10.0.0.1"]], None),
         ([["8.8.8.8", "127.0.0.1"]], AddressRejectedError),
@@ -214,13 +212,15 @@ def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(
         rules = HostLists(internal=("127.0.0.0/8",) if outcome is None else ()).rules_for(
             ("localhost", port), internal_allowed=False
         )
-        asked = iter(answers)
+        resolved = iter(answers)
         client = account_client.__wrapped__(account, 5.0, HostLists())
-        monkeypatch.setattr(pinned_transport, "system_addresses", lambda _host, _port, asked=asked: next(asked))
+        monkeypatch.setattr(
+            pinned_transport, "system_addresses", lambda _host, _port, resolved=resolved: next(resolved)
+        )
         bound(client, Connector(rules))
         if outcome is None:
             assert client.head_object(Bucket="rebinding", Key="in/a.csv")["ContentLength"] == 1
-            assert next(asked) == ["10.0.0.1"]
+            assert next(resolved) == ["10.0.0.1"]
         else:
             with pytest.raises(outcome):
                 client.head_object(Bucket="rebinding", Key="in/a.csv")
@@ -233,7 +233,7 @@ def test_a_redirect_of_an_s3_server_leads_nowhere(status: int, listener: Listene
         config = {"source_type": "s3", "path": "s3://bucket/in", "endpoint_url": service.url, "region": "us-east-1"}
         with pytest.raises(IngestError):
             opened(settings, config).stat("s3://bucket/in/a.csv")
-        assert service.asked
+        assert service.requests
     assert listener.connections == 0
 
 
@@ -373,7 +373,7 @@ class _FtpControl(socketserver.ThreadingTCPServer):
         super().server_close()
 
 
-def test_a_place_that_a_setting_names_is_read(dfs: DfsServer, dfs_url: str) -> None:
+def test_a_location_that_a_setting_names_is_read(dfs: DfsServer, dfs_url: str) -> None:
     """The rules let through what is meant: by the endpoint, by a credential's hosts, by the list."""
     server = dfs.url.removeprefix("http://")
     stored = {"sas": {"sas_token": "sv=x", "hosts": [server]}}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from ingest_project.core.errors import SourceNotFoundError, SourceUnreachableError
-from ingest_project.sources.connection_pool import ConnectionPool, PoolLimits
+from ingest_project.sources.servers import ConnectionPool, PoolLimits
 
 
 class Line:
@@ -22,7 +22,7 @@ class Line:
         self.alive = True
 
     def answers(self) -> bool:
-        """As told."""
+        """Return the configured answer."""
         return self.alive
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ def test_a_refusal_is_passed_on_and_leaves_the_connection_usable() -> None:
     assert lines.lease(account()).reused
 
 
-def test_a_connection_that_cannot_be_made_leaves_its_place_free() -> None:
+def test_a_failed_connection_leaves_its_slot_free() -> None:
     def away() -> Line:
         raise SourceUnreachableError("test://a", "away")
 

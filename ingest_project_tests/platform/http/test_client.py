@@ -79,13 +79,13 @@ def test_a_name_with_an_internal_address_is_not_contacted(http_server: HttpServe
 
 
 def test_a_name_is_resolved_once_for_check_and_connection(http_server: HttpServer) -> None:
-    # The second answer would lead elsewhere; nobody may ask for it.
+    # The second answer would lead elsewhere; it must not be requested.
     answers = [[LOCAL_HOST], ["169.254.169.254"]]
     with _client(internal=("127.0.0.0/8",), resolved={"rebinding.example": answers}) as client:
         seen = _echoed(client, http_server.url("/echo", host="rebinding.example"))
         assert seen["headers"]["host"] == f"rebinding.example:{http_server.port}"
         assert answers == [["169.254.169.254"]]
-        # A pooled connection is to the address that was checked; a new one is checked anew.
+        # A pooled connection is to the address that was checked; a new one is checked again.
         _fetch(client, http_server.url("/echo", host="rebinding.example"))
         assert http_server.connections == 1
         _fetch(client, http_server.url("/no-length/a.txt", host="rebinding.example"))
@@ -298,13 +298,13 @@ def _certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:
 
 def test_tls_checks_the_name_although_the_address_is_pinned(tmp_path: Path) -> None:
     authority, context = _certificate(tmp_path, "files.example")
-    asked: list[str] = []
-    context.sni_callback = lambda _socket, name, _context: asked.append(name or "")
+    server_names: list[str] = []
+    context.sni_callback = lambda _socket, name, _context: server_names.append(name or "")
     names = {"files.example": [[LOCAL_HOST]] * 2, "other.example": [[LOCAL_HOST]]}
     with HttpServer(tls=context) as server:
         with _client(resolved=names, ca_file=authority) as client:
             assert _fetch(client, server.url("/files/a.pdf", host="files.example"))
-            assert asked == ["files.example"]
+            assert server_names == ["files.example"]
             with pytest.raises(DownloadFailedError, match=r"TLS.*[Hh]ostname mismatch"):
                 _fetch(client, server.url("/files/a.pdf", host="other.example"))
         with _client(resolved=names) as client, pytest.raises(DownloadFailedError, match=r"TLS.*self-signed"):

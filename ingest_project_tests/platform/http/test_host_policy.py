@@ -175,7 +175,7 @@ def test_what_parsers_may_disagree_about_is_refused(url: str) -> None:
         HostRules().check(url)
 
 
-def test_an_address_is_taken_apart_into_its_one_spelling() -> None:
+def test_an_address_is_parsed_into_its_canonical_spelling() -> None:
     address = parse_url(" HTTPS://Bücher.Example.:443/straße/a b.pdf?sig=a%2Bb#top ")
     assert address.url == "https://xn--bcher-kva.example/stra%C3%9Fe/a%20b.pdf?sig=a%2Bb"
     assert address.origin == "https://xn--bcher-kva.example"

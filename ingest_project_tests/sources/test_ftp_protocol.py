@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.sources.file_server import Entry, NameCoding, is_requestable
-from ingest_project.sources.ftp_listing import parse_list_line, parse_machine_line, parse_time
+from ingest_project.sources.ftp_protocol import parse_list_line, parse_machine_line, parse_time
 
 NOW = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)
 UTC_ZONE = ZoneInfo("UTC")
@@ -86,7 +86,7 @@ def test_no_line_is_too_strange(line: bytes) -> None:
 
 
 @given(st.binary(min_size=1, max_size=40).filter(is_requestable), st.sampled_from(["utf-8", "latin-1", "shift_jis"]))
-def test_every_name_that_a_server_can_have_is_asked_for_by_its_own_bytes(name: bytes, encoding: str) -> None:
+def test_every_name_that_a_server_can_have_is_requested_by_its_own_bytes(name: bytes, encoding: str) -> None:
     names = NameCoding(encoding)
     path = names.path(b"/in/" + name)
     assert names.raw_path(path) == b"/in/" + name

@@ -11,9 +11,9 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.consumer import BoundedRead, TopicReader
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
+from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
 from ingest_project_tests.services.kafka import Server, settings_for
 
 PLENTY = 100 * 1024**2
@@ -162,7 +162,7 @@ def test_a_topic_that_appears_later_is_read_from_its_beginning(broker: Server, w
     reader.close()
 
 
-def test_a_topic_that_was_created_anew_is_read_from_its_beginning_and_said(
+def test_a_recreated_topic_is_read_from_its_beginning_and_reported(
     broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)
@@ -170,7 +170,7 @@ def test_a_topic_that_was_created_anew_is_read_from_its_beginning_and_said(
     positions = read(reader, topic).positions
     broker.delete_topic(topic)
     broker.create_topic(topic)
-    # As many messages as before and more: the offsets alone would not tell.
+    # As many messages as before and more: the offsets alone would not show it.
     with_fresh_writer(broker, topic, 5)
 
     brought = read(reader, topic, positions, wait=5)

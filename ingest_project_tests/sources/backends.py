@@ -20,10 +20,9 @@ from ingest_project.platform.azure.accounts import parse_address
 from ingest_project.platform.azure.client import open_file_system
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import S3Options
-from ingest_project.sources.context import SourceContext
 from ingest_project.sources.file_server import FileServerSource
 from ingest_project.sources.protocol import Source
-from ingest_project.sources.registry import open_source
+from ingest_project.sources.registry import SourceContext, open_source
 from ingest_project_tests.services.dfs_calls import SAS
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 LONG_AGO = 1_700_000_000.0
 
 
-class Place(ABC):
+class Backend(ABC):
     """A source that tests can write to."""
 
     config: dict[str, Any]
@@ -70,7 +69,7 @@ class Place(ABC):
 
 
 @dataclass
-class FolderPlace(Place):
+class FolderBackend(Backend):
     """A folder of this host, served or not."""
 
     folder: Path
@@ -95,7 +94,7 @@ class FolderPlace(Place):
         (self.folder / name).unlink()
 
 
-class LocalPlace(FolderPlace):
+class LocalBackend(FolderBackend):
     """As local files."""
 
     def __init__(self, folder: Path) -> None:
@@ -108,7 +107,7 @@ class LocalPlace(FolderPlace):
         return f"{self.folder}/{name}"
 
 
-class WebPlace(FolderPlace):
+class WebBackend(FolderBackend):
     """Over HTTP."""
 
     def __init__(self, folder: Path, server: ListingServer) -> None:
@@ -122,7 +121,7 @@ class WebPlace(FolderPlace):
         return self.server.url + quote(name)
 
 
-class FileServerPlace(FolderPlace):
+class FileServerBackend(FolderBackend):
     """On an FTP or SFTP server, let in by a password.
 
     Args:
@@ -163,7 +162,7 @@ class FileServerPlace(FolderPlace):
         return f"/{name}"
 
 
-class S3Place(Place):
+class S3Backend(Backend):
     """In a bucket."""
 
     has_folders = False
@@ -173,7 +172,7 @@ class S3Place(Place):
         self.client: S3Client = s3_client(options)
         self.client.create_bucket(Bucket=bucket)
         self.settings = {
-            "sources": {"place": {"source_config": {"source_type": "s3", "bucket": bucket}}},
+            "sources": {"backend": {"source_config": {"source_type": "s3", "bucket": bucket}}},
             "storage": {
                 "s3_endpoint_url": options.endpoint_url,
                 "s3_region": options.region,
@@ -202,7 +201,7 @@ class S3Place(Place):
         return f"s3://{self.bucket}/in/{name}"
 
 
-class OneLakePlace(Place):
+class OneLakeBackend(Backend):
     """In a lakehouse, entered by SAS."""
 
     def __init__(self, server: DfsServer, url: str) -> None:

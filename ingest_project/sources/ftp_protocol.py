@@ -1,4 +1,9 @@
-"""Parse what FTP servers send of a folder, line by line, in pure functions.
+"""FTP below the source: the control connection, and parsers of the lines that servers send about a folder.
+
+Every line is read and sent as latin-1, so that each byte is one character and names pass unchanged. Data connections go
+to the host of the control connection, whatever address the server names: behind NAT it names an unreachable one, and a
+hostile server names a third party. TLS data connections resume the session of the control connection, which many
+servers demand. A reply has a total time and a maximum size: ftplib would wait for its last line without end.
 
 MLSD is a standard and exact. LIST is text for people: as `ls -l` prints it, or as MS-DOS did; in minutes, without the
 year where it is recent, in a time zone that the server does not state.
@@ -6,12 +11,22 @@ year where it is recent, in a time zone that the server does not state.
 
 from __future__ import annotations
 
+import contextlib
+import ftplib
 import re
+import socket
+import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
 
+from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSSLSocket, deadline_in_force
+from ingest_project.platform.http.urls import MAX_PORT
 from ingest_project.sources.file_server import Entry, Kind
 from ingest_project.sources.protocol import MAX_SIZE_BYTES
+from ingest_project.sources.reading import with_deadline
 
 _MONTHS = (b"jan", b"feb", b"mar", b"apr", b"may", b"jun", b"jul", b"aug", b"sep", b"oct", b"nov", b"dec")
 _MODE = re.compile(rb"[A-Za-z-][-rwxsStTlL]{9}[.+@]?")
@@ -72,7 +87,7 @@ def parse_machine_line(line: bytes) -> Entry:
 
 
 def parse_list_line(line: bytes, now: datetime, zone: tzinfo) -> Entry | None:
-    """Parse one line of LIST; None for what is no entry (blank lines, `total 12`).
+    """Parse one line of LIST; None for lines that are no entry (blank lines, `total 12`).
 
     Read from left to right, word by word: the time is linear in the length of the line, whatever it holds.
 
@@ -136,7 +151,7 @@ def _unix_time(words: list[bytes], now: datetime, zone: tzinfo) -> tuple[datetim
 
 
 def _recent(month: int, day: int, hour: int, minute: int, now: datetime, zone: tzinfo) -> datetime:  # noqa: PLR0913, PLR0917 - a time
-    """Return the last such time that was."""
+    """Return the latest past moment with this month, day and time."""
     this_year = now.astimezone(zone).year
     for year in (this_year + 1, this_year, this_year - 1):
         try:
@@ -196,3 +211,143 @@ def _size(word: bytes) -> int | None:
 
 def _utc(local: datetime, zone: tzinfo) -> datetime:
     return local.replace(tzinfo=zone).astimezone(UTC)
+
+
+Tls = Literal["explicit", "implicit", "none"]
+# Greetings and the answer to FEAT are a few lines; no reply that is used here has more.
+MAX_REPLY_BYTES = 64 * 1024
+MAX_REPLY_LINES = 1_000
+# Below these are other services of the same host.
+FIRST_DATA_PORT = 1_024
+NOT_UNDERSTOOD = frozenset({"500", "501", "502", "504"})
+
+
+class FtpControl(ftplib.FTP_TLS):
+    """A control connection over a socket that is connected already.
+
+    Args:
+        host: the name that the certificate must be for.
+        connection: taken over; closed with `close`.
+        tls: `explicit` begins in the clear and requests TLS before the login, `implicit` begins with TLS.
+        ca_file: authorities that are trusted in addition to the system's.
+
+    Raises:
+        OSError, ftplib.Error, EOFError: no FTP server answers, or its certificate is not trusted.
+    """
+
+    def __init__(self, host: str, connection: socket.socket, tls: Tls, ca_file: Path | None) -> None:
+        super().__init__(context=_tls_context(ca_file), timeout=connection.gettimeout(), encoding="latin-1")
+        self.host = host
+        self.af = connection.family
+        self._timeout_seconds = connection.gettimeout() or 0.0
+        self.sock = connection = with_deadline(connection)
+        try:
+            if tls == "implicit":
+                self.sock = self.context.wrap_socket(connection, server_hostname=host)
+            self.file = self.sock.makefile("r", encoding=self.encoding)
+            self.welcome = self.getresp()
+            if tls == "explicit":
+                self.auth()
+        except BaseException:
+            self.close()
+            raise
+        self._extended_passive = True
+
+    @property
+    def _connected(self) -> socket.socket:
+        assert self.sock is not None  # noqa: S101 - set as long as the connection is open
+        return self.sock
+
+    def getmultiline(self) -> str:
+        """Read one reply, all of its lines.
+
+        Raises:
+            TimeoutError: it is not complete within the time-out.
+            OSError: it exceeds the maximum size.
+        """
+        self._connected.settimeout(self._timeout_seconds)
+        with deadline_in_force(Deadline(timedelta(seconds=self._timeout_seconds))):
+            lines = [self.getline()]
+            size, code = len(lines[0]), reply_code(lines[0])
+            ended = lines[0][len(code) : len(code) + 1] != "-"
+            while not ended:
+                lines.append(self.getline())
+                size += len(lines[-1]) + 1
+                if len(lines) > MAX_REPLY_LINES or size > MAX_REPLY_BYTES:
+                    raise OSError(f"a reply of more than {MAX_REPLY_LINES} lines or {MAX_REPLY_BYTES} bytes")
+                ended = lines[-1].startswith(f"{code} ") or lines[-1] == code
+        return "\n".join(lines)
+
+    def makepasv(self) -> tuple[str, int]:
+        """Return the address of the data connection: the server states the port, and the host is the server's.
+
+        Raises:
+            ftplib.error_proto: the answer names no port, or one that belongs to another service.
+        """
+        peer = self._connected.getpeername()
+        if self._extended_passive:
+            try:
+                answer = self.sendcmd("EPSV")
+                return peer[0], _data_port(ftplib.parse229(answer, peer)[1])  # noqa: S321 - FTP is what this module is for
+            except ftplib.error_perm:
+                self._extended_passive = False
+        return peer[0], _data_port(ftplib.parse227(self.sendcmd("PASV"))[1])  # noqa: S321 - as above
+
+    def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
+        """Begin a transfer; the data connection is protected where the control connection is."""
+        connection, size = super(ftplib.FTP_TLS, self).ntransfercmd(cmd, rest)
+        connection = with_deadline(connection)
+        if not isinstance(self.sock, ssl.SSLSocket):
+            return connection, size
+        try:
+            return self.context.wrap_socket(connection, server_hostname=self.host, session=self.sock.session), size
+        except BaseException:
+            connection.close()
+            raise
+
+    def begin_session(self, username: str, password: str) -> frozenset[str]:
+        """Log in, request the features, and set the options of the connection.
+
+        Returns:
+            the first word of each feature, in capitals.
+        """
+        super(ftplib.FTP_TLS, self).login(username.encode().decode("latin-1"), password.encode().decode("latin-1"))
+        if isinstance(self.sock, ssl.SSLSocket):
+            self.prot_p()
+        features = self._features()
+        if "UTF8" in features:
+            # Most servers with UTF8 need no request, and some refuse one.
+            with contextlib.suppress(ftplib.error_perm):
+                self.sendcmd("OPTS UTF8 ON")
+        self.voidcmd("TYPE I")
+        return features
+
+    def _features(self) -> frozenset[str]:
+        try:
+            lines = self.sendcmd("FEAT").splitlines()[1:-1]
+        except ftplib.error_perm as error:
+            if reply_code(error) not in NOT_UNDERSTOOD:
+                raise
+            return frozenset()
+        return frozenset(line.split()[0].upper() for line in lines if line.strip())
+
+
+def reply_code(reply: object) -> str:
+    """Return the three digits of a reply."""
+    return str(reply)[:3]
+
+
+def _data_port(port: int) -> int:
+    if not FIRST_DATA_PORT <= port <= MAX_PORT:
+        raise ftplib.error_proto(f"the server names port {port} for data")  # noqa: S321 - FTP is what this module is for
+    return port
+
+
+@lru_cache(maxsize=4)
+def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Make one context for all connections: sessions are resumed only within their context."""
+    context = ssl.create_default_context()
+    context.sslsocket_class = DeadlineSSLSocket
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
+    return context

@@ -1,0 +1,322 @@
+"""Read topics: on from saved positions, or exact ranges of offsets, however often.
+
+The caller keeps the positions (a sensor's cursor) and gets new ones with the messages. A tick that plans ranges reads
+no message; the runs that read them later need not know of each other. A read that fails raises; an empty read means
+that the broker answered and has nothing.
+
+A position outside the log is ordinary: retention removes unread messages, topics are deleted and created again, an
+embedded broker starts empty. Reading continues from the right end of the log, and every message that is gone is
+reported, never skipped silently.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from ingest_project.core.errors import BrokerUnavailableError
+from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.kafka.consumer import ConsumerRecord, ReadBounds, TopicConsumer
+from ingest_project.platform.kafka.offsets import Positions, TopicState, TopicStates, starting_points
+
+POLL_SECONDS = 0.1
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Unread messages of a topic.
+
+    Args:
+        topic_id: of the topic, see `Positions`.
+        starts: the first offset that a saved position has not passed, by partition.
+        log_starts: the oldest offset that is still there, by partition.
+        ends: the offset that the next message will get, by partition.
+        notices: one sentence for each event that a person should know.
+    """
+
+    topic_id: str
+    starts: Mapping[int, int]
+    log_starts: Mapping[int, int]
+    ends: Mapping[int, int]
+    notices: list[str]
+
+    @property
+    def waiting(self) -> int:
+        """Offsets between the positions and the ends."""
+        return sum(max(0, self.ends[partition] - start) for partition, start in self.starts.items())
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Part of a range, in the order of the offsets.
+
+    Args:
+        messages: those that are there.
+        next_offset: where the next chunk begins.
+        lost: number of its offsets that are gone for good.
+    """
+
+    messages: list[ConsumerRecord]
+    next_offset: int
+    lost: int = 0
+
+
+class RangeReader:
+    """Inspects topics and reads exact ranges of them. Every method raises BrokerUnavailableError without a broker."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._states = TopicStates(settings)
+
+    def backlog(self, topic: str, saved: Positions | None, wait_seconds: float) -> Backlog | None:
+        """Return the unread messages beyond a position; None if the topic does not exist.
+
+        Args:
+            topic: to inspect.
+            saved: the saved positions; None before the first read, see AUTO_OFFSET_RESET.
+            wait_seconds: longest wait for a first message if none is there.
+        """
+        give_up_at = time.monotonic() + wait_seconds
+        while True:
+            state = self._states.look_up(topic)
+            found = None if state is None else self._beyond(topic, saved, state)
+            if found is not None and found.waiting:
+                return found
+            if time.monotonic() + POLL_SECONDS > give_up_at:
+                return found
+            if found is not None and saved is None:
+                # With AUTO_OFFSET_RESET=latest what arrives while we wait must not move the first position.
+                saved = Positions(found.topic_id, found.starts)
+            time.sleep(POLL_SECONDS)
+
+    @contextmanager
+    def opened(self) -> Iterator[OpenRanges]:
+        """Open connections for several ranges: what comes after one is fetched while that one is used."""
+        ranges = OpenRanges(self._settings, self._states)
+        try:
+            yield ranges
+        finally:
+            ranges.close()
+
+    def read(  # noqa: PLR0913, PLR0917 - a range is four facts
+        self, topic: str, topic_id: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
+    ) -> Iterator[Chunk]:
+        """Yield the messages of one range, see `OpenRanges.read`."""
+        with self.opened() as ranges:
+            yield from ranges.read(topic, topic_id, partition, first, end, max_messages, max_bytes)
+
+    def _beyond(self, topic: str, saved: Positions | None, state: TopicState) -> Backlog:
+        begin = starting_points(topic, saved, state, self._settings.auto_offset_reset)
+        log_starts = {partition: bounds.start for partition, bounds in state.bounds.items()}
+        return Backlog(state.topic_id, begin.offsets, log_starts, state.ends, begin.notices)
+
+
+class OpenRanges:
+    """Reads ranges over connections that stay open from one to the next. Not safe to share between threads."""
+
+    def __init__(self, settings: KafkaSettings, states: TopicStates) -> None:
+        self._settings = settings
+        self._states = states
+        self._consumers: dict[str, TopicConsumer] = {}
+
+    def read(  # noqa: PLR0913, PLR0917 - a range is four facts
+        self, topic: str, topic_id: str, partition: int, first: int, end: int, max_messages: int, max_bytes: int
+    ) -> Iterator[Chunk]:
+        """Yield the messages from `first` up to, not including, `end`, in chunks within the two limits.
+
+        Reading it again brings the same messages, less what retention has removed meanwhile.
+        """
+        while first < end:
+            state = self._states.look_up(topic)
+            available = first if state is None else _oldest(state, topic_id, partition, end)
+            if available is None or state is None:
+                yield Chunk([], end, lost=end - first)
+                return
+            if available > first:
+                available = min(available, end)
+                yield Chunk([], available, lost=available - first)
+                first = available
+                continue
+            # The log's own end: where more follows this range, it is fetched ahead.
+            ends = {partition: state.bounds[partition].end}
+            limits = ReadBounds(min(max_messages, end - first), max_bytes, 0)
+            buffer = self._consumer(topic).collect({partition: first}, ends, limits)
+            first = self._advanced(topic, first, min(buffer.next_offsets[partition], end))
+            yield Chunk([message for message in buffer.messages if message.offset < end], first)
+
+    def close(self) -> None:
+        """Disconnect."""
+        while self._consumers:
+            self._consumers.popitem()[1].close()
+
+    def _consumer(self, topic: str) -> TopicConsumer:
+        if topic not in self._consumers:
+            self._consumers[topic] = TopicConsumer(self._settings, topic)
+        return self._consumers[topic]
+
+    def _advanced(self, topic: str, first: int, reached: int) -> int:
+        if reached <= first:
+            raise BrokerUnavailableError(self._settings.bootstrap_servers, f"{topic} changed while it was read")
+        return reached
+
+
+def _oldest(state: TopicState, topic_id: str, partition: int, end: int) -> int | None:
+    """Return the oldest offset that can still be read; None where the topic is gone."""
+    if state.topic_id and topic_id and state.topic_id != topic_id:
+        return None
+    bounds = state.bounds.get(partition)
+    # Without topic ids, a log that ends before what it held was created again.
+    return None if bounds is None or bounds.end < end else bounds.start
+
+
+@dataclass(frozen=True)
+class BoundedRead:
+    """Result of one read.
+
+    Args:
+        messages: in order within each partition.
+        positions: where the next read continues; save them once the messages are safe.
+        notices: one sentence for each event that a person should know: a topic that does not exist, a position that
+            fell out of the log, messages that retention removed.
+        remaining: messages left for the next read.
+    """
+
+    messages: list[ConsumerRecord]
+    positions: Positions
+    notices: list[str]
+    remaining: int
+
+
+class TopicReader:
+    """Reads topics for any number of threads, one consumer a topic, kept connected between reads.
+
+    Every method raises BrokerUnavailableError where the broker does not answer within the request time-out.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._states = TopicStates(settings)
+        self._slots: dict[str, _Slot] = {}
+        self._lock = threading.Lock()
+        atexit.register(self.close)
+
+    def read(
+        self, topic: str, positions: Positions | None, *, max_messages: int, max_bytes: int, wait_seconds: float
+    ) -> BoundedRead:
+        """Read a topic from a position.
+
+        Returns available messages at once; without any, as soon as a first message arrives or after
+        `wait_seconds`. A topic that does not exist is an empty read with a notice, and leaves the positions as they
+        are. Reading the same positions again brings the same messages.
+
+        Args:
+            topic: to read.
+            positions: where the last read ended; None for the first read, see AUTO_OFFSET_RESET.
+            max_messages: brings at most this many, shared fairly by the partitions with messages waiting.
+            max_bytes: brings at most about this much in keys and values, see `ReadBounds`.
+            wait_seconds: how long to wait for a first message.
+        """
+        limits = ReadBounds(max_messages, max_bytes, wait_seconds)
+        state = self._states.look_up(topic)
+        if state is None:
+            return BoundedRead([], positions or Positions("", {}), [f"Topic {topic} does not exist yet."], 0)
+        begin = starting_points(topic, positions, state, self._settings.auto_offset_reset)
+        with self._consumer(topic, state.topic_id) as consumer:
+            buffer = consumer.collect(begin.offsets, state.ends, limits)
+        next_offsets = {**begin.offsets, **buffer.next_offsets}
+        if not buffer.messages:
+            # The broker may have gone away while nothing came: only a response shows that it is there.
+            state_after = self._states.look_up(topic)
+            state = replace(state_after, topic_id=state.topic_id) if state_after else state
+        return BoundedRead(
+            buffer.messages, Positions(state.topic_id, next_offsets), begin.notices, _unread(state, next_offsets)
+        )
+
+    def commit(self, topic: str, positions: Positions) -> None:
+        """Set the consumer group's offsets to saved positions, for lag displays only.
+
+        Best effort: a failure is logged and nothing depends on it. Idempotent.
+        """
+        if not positions.next_offsets:
+            return
+        try:
+            self._states.commit(topic, positions)
+        except BrokerUnavailableError as error:
+            _logger.warning("Offsets of %s were not committed for group %s: %s", topic, self._settings.group_id, error)
+
+    def topic_id(self, topic: str) -> str:
+        """Return the topic id, see `Positions`; empty if the topic does not exist or the broker has no ids."""
+        state = self._states.look_up(topic)
+        return state.topic_id if state else ""
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """Return the offset that each partition's next message will get; empty if the topic does not exist."""
+        state = self._states.look_up(topic)
+        return state.ends if state else {}
+
+    def lags(self, positions: Mapping[str, Positions | None]) -> dict[str, dict[int, int]]:
+        """Count the messages that wait to be read.
+
+        Args:
+            positions: where each topic has been read to; None where it has not been read.
+
+        Returns:
+            by topic and partition; a topic that does not exist has no partitions.
+        """
+        return {topic: self._lag(topic, saved) for topic, saved in positions.items()}
+
+    def close(self) -> None:
+        """Disconnect. A later read connects again."""
+        with self._lock:
+            slots, self._slots = self._slots, {}
+        for slot in slots.values():
+            with slot.lock:
+                slot.disconnect()
+
+    def _lag(self, topic: str, saved: Positions | None) -> dict[int, int]:
+        state = self._states.look_up(topic)
+        if state is None:
+            return {}
+        begin = starting_points(topic, saved, state, self._settings.auto_offset_reset)
+        return {partition: state.bounds[partition].end - offset for partition, offset in begin.offsets.items()}
+
+    @contextmanager
+    def _consumer(self, topic: str, topic_id: str) -> Iterator[TopicConsumer]:
+        with self._lock:
+            slot = self._slots.setdefault(topic, _Slot())
+        with slot.lock:
+            yield slot.connect(self._settings, topic, topic_id)
+
+
+class _Slot:
+    """Holder of one topic's consumer, locked by one thread at a time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._consumer: TopicConsumer | None = None
+        self._topic_id = ""
+
+    def connect(self, settings: KafkaSettings, topic: str, topic_id: str) -> TopicConsumer:
+        """Return the connected consumer, a new one for each topic id: a consumer remembers it."""
+        if self._consumer is not None and self._topic_id != topic_id:
+            self.disconnect()
+        if self._consumer is None:
+            self._consumer = TopicConsumer(settings, topic)
+            self._topic_id = topic_id
+        return self._consumer
+
+    def disconnect(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+
+def _unread(state: TopicState, next_offsets: Mapping[int, int]) -> int:
+    return sum(max(0, bounds.end - next_offsets.get(partition, 0)) for partition, bounds in state.bounds.items())
