@@ -11,13 +11,18 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 
 from ingest_project.attachments.eventhouse.clusters import check_address
+from ingest_project.attachments.eventhouse.frames import (
+    BrokenAnswerError,
+    QueryReportedError,
+    ReportedError,
+)
 from ingest_project.attachments.eventhouse.queries import INGESTED_AT
 from ingest_project.core.errors import (
     AddressRejectedError,
@@ -50,37 +55,6 @@ CHECK_ADDRESS = "Check the address of the cluster."
 
 FIRST_REFUSAL, FIRST_FAILURE = 400, 500
 _PASSING_STATUSES = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
-# Frames of Kusto's v2 protocol.
-FIRST_FRAME = "DataSetHeader"
-LAST_FRAME = "DataSetCompletion"
-TABLE_FRAME = "DataTable"
-
-
-@dataclass(frozen=True)
-class ReportedError:
-    """One error as Kusto reports it.
-
-    Args:
-        code: e.g. `LimitsExceeded`.
-        text: for a person.
-        permanent: whether the same query would fail again; None where Kusto does not say.
-    """
-
-    code: str
-    text: str
-    permanent: bool | None = None
-
-
-class BrokenAnswerError(Exception):
-    """An answer that is cut off or not of the v2 protocol."""
-
-
-class QueryReportedError(Exception):
-    """An answer that reports errors."""
-
-    def __init__(self, errors: list[ReportedError]) -> None:
-        self.errors = errors
-        super().__init__("; ".join(error.text for error in errors))
 
 
 class AnswerTooLargeError(Exception):
@@ -225,35 +199,6 @@ class EventhouseClient:
         return EventhouseUnavailableError(self.address, reason)
 
 
-def check_frames(frames: object) -> None:
-    """Check that an answer is whole and without errors.
-
-    Raises:
-        QueryReportedError: it carries errors.
-        BrokenAnswerError: it is not a whole answer.
-    """
-    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
-        raise BrokenAnswerError("the answer is not a list of frames")
-    errors = [error for frame in frames for error in _errors_in(frame)]
-    if errors:
-        raise QueryReportedError(errors)
-    kinds = [frame.get("FrameType") for frame in frames]
-    if len(kinds) < 2 or kinds[0] != FIRST_FRAME or kinds[-1] != LAST_FRAME:  # noqa: PLR2004 - the first and the last
-        raise BrokenAnswerError("the answer is cut off")
-    if not all(_is_table(frame) for frame in frames if frame["FrameType"] == TABLE_FRAME):
-        raise BrokenAnswerError("a table of the answer is malformed")
-
-
-def reported_error(body: object) -> ReportedError | None:
-    """Return the error in a body of the form `{"error": {...}}`, if it is one."""
-    error = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(error, dict):
-        return None
-    text = error.get("@message") or error.get("message") or error.get("code") or "no reason given"
-    permanent = error.get("@permanent")
-    return ReportedError(str(error.get("code", "")), str(text), permanent if isinstance(permanent, bool) else None)
-
-
 def _answer(data: KustoResponseDataSet) -> QueryResult:
     # The raw rows: the library's own ones lose the seventh digit of a time.
     tables = {table.table_kind: table for table in data.tables}
@@ -320,34 +265,3 @@ def _short(text: str) -> str:
     """Return one line of bounded length, for the middle of a sentence."""
     line = " ".join(text.split()).rstrip(".")
     return line if len(line) <= MAX_REASON_LENGTH else line[: MAX_REASON_LENGTH - 1] + "…"
-
-
-def _errors_in(frame: dict[str, Any]) -> Iterator[ReportedError]:
-    rows = frame.get("Rows")
-    for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, dict):
-            yield from _errors_of(row)
-    if frame.get("HasErrors") or frame.get("OneApiErrors"):
-        yield from _errors_of(frame)
-
-
-def _errors_of(holder: dict[str, Any]) -> Iterator[ReportedError]:
-    bodies = holder.get("OneApiErrors")
-    found = [reported_error(body) for body in bodies] if isinstance(bodies, list) else []
-    known = [error for error in found if error is not None]
-    if known:
-        yield from known
-    else:
-        exceptions = holder.get("Exceptions")
-        text = "; ".join(map(str, exceptions)) if isinstance(exceptions, list) else "the query failed, no reason given"
-        yield ReportedError("", text)
-
-
-def _is_table(frame: dict[str, Any]) -> bool:
-    columns, rows = frame.get("Columns"), frame.get("Rows")
-    return (
-        isinstance(columns, list)
-        and isinstance(rows, list)
-        and all(isinstance(column, dict) and "ColumnName" in column for column in columns)
-        and all(isinstance(row, list) and len(row) == len(columns) for row in rows)
-    )

@@ -15,8 +15,8 @@ from azure.kusto.data.response import KustoResponseDataSet
 from requests import PreparedRequest, Response, Session
 from urllib3.connection import HTTPConnection
 
-from ingest_project.attachments.eventhouse.client import check_frames
 from ingest_project.attachments.eventhouse.clusters import check_login
+from ingest_project.attachments.eventhouse.frames import check_frames
 from ingest_project.core.settings import EventhouseSettings
 from ingest_project.platform.http.pinned_transport import require_origin
 from ingest_project.platform.http.urls import parse_url
