@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ingest_project_tests.size import code_lines, folders
 
-# Ceilings only shrink: lower them with every change that removes files or lines. The aim is 180 files, 20,000 lines.
-MAX_FILES = 338
-MAX_LINES = 33_458
+# Ceilings only shrink: lower them with every change that removes files or lines.
+MAX_FILES = 211
+MAX_LINES = 30_563
 # A folder that fits on one screen.
 MAX_MODULES = 20
 
