@@ -296,6 +296,12 @@ def _listening_inodes(table: str, port: int) -> list[str]:
 
 def _has_socket(process: Path, inodes: set[str]) -> bool:
     try:
-        return any(os.readlink(link) in inodes for link in (process / "fd").iterdir())  # noqa: PTH115 - text is compared
+        links = os.listdir(process / "fd")  # noqa: PTH208 - names are compared as text
     except OSError:
         return False  # another user's process, or one that has just ended
+    for link in links:
+        # A descriptor may be closed while the others are read.
+        with suppress(OSError):
+            if os.readlink(process / "fd" / link) in inodes:  # noqa: PTH115 - text is compared
+                return True
+    return False

@@ -203,7 +203,7 @@ def test_a_database_that_is_away_is_no_files_fault(system: System, monkeypatch: 
     (request,) = system.requests()
     with monkeypatch.context() as patch:
         patch.setattr(storing, "store_at_once", away)
-        patch.setattr(storing, "answers", lambda _: False)
+        patch.setattr(storing, "accepts_transactions", lambda _: False)
         assert not system.execute("file_batch", request).success
     assert len(calls) == 2, "once, and once more after the pause: not for each file"
     assert set(system.states().values()) == {"pending"}

@@ -26,8 +26,6 @@ from pathlib import Path
 from pydantic import SecretStr
 from ingest_project.platform.azure.accounts import OneLakeCredential, OneLakeOptions
 from ingest_project.core.local_files import LocalFile
-from ingest_project.platform.object_store.opening import open_store
-from ingest_project.platform.local_files import LocalFile
 from ingest_project.platform.object_store import open_store
 url, endpoint, sas, name = sys.argv[1:]
 path = Path(name)
