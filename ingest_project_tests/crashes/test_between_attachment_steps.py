@@ -53,7 +53,7 @@ KILL_POINTS = [
     KillPoint("attachments started", f"{QUEUE}.begin"),
     KillPoint("first file downloaded", "ingest_project.platform.http.download:Downloader.download"),
     KillPoint("cached files published", f"{STEPS}.assets:publish_cached"),
-    KillPoint("first file uploaded", f"{STORE}._bring"),
+    KillPoint("first file uploaded", f"{STORE}._store_temporary"),
     KillPoint("first file described", f"{STORE}._describe"),
     KillPoint("first file renamed", f"{STORE}.put"),
     KillPoint("second file renamed", f"{STORE}.put", 2),
