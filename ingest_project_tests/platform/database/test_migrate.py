@@ -126,11 +126,12 @@ def test_going_back_to_nothing_and_forth_again_works(database_url: str) -> None:
     engine.dispose()
 
 
-def test_tables_of_an_unknown_revision_are_refused_with_the_way_out(database_url: str) -> None:
+@pytest.mark.parametrize("version", ["0001", "0013"])
+def test_tables_of_an_unknown_revision_are_refused_with_the_way_out(database_url: str, version: str) -> None:
     engine = open_engine(database_url)
     with writing(engine) as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0013'")
-    with pytest.raises(SettingsError, match=r"revision 0013.*drop all tables"):
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{version}'")
+    with pytest.raises(SettingsError, match=rf"revision {version}.*drop all tables"):
         migrate(engine)
     assert "files" in sa.inspect(engine).get_table_names()
     engine.dispose()

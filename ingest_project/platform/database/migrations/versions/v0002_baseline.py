@@ -9,7 +9,8 @@ from alembic import op
 
 from ingest_project.platform.database.sql import Double, ExactDecimal, Json, Texts, UtcTime
 
-revision = "0001"
+# 0001 was an earlier baseline, with other tables: its databases are refused.
+revision = "0002"
 down_revision = None
 branch_labels = None
 depends_on = None
