@@ -8,7 +8,7 @@ from ingest_project_tests.size import code_lines, folders
 
 # Ceilings only shrink: lower them with every change that removes files or lines.
 MAX_FILES = 211
-MAX_LINES = 30_569
+MAX_LINES = 30_543
 # A folder that fits on one screen.
 MAX_MODULES = 20
 

@@ -158,11 +158,8 @@ class Attachments(Capability[AttachmentResources]):
         """Return the table of download results."""
         return {"attachment_results": lambda: services.attachment_results}
 
-    def purge_steps(
-        self, services: AttachmentResources, now: datetime, counted_until: Callable[[], datetime]
-    ) -> Sequence[PurgeStep]:
+    def purge_steps(self, services: AttachmentResources, now: datetime) -> Sequence[PurgeStep]:
         """Find the bodies of events that ended before the retention period; their counts stay."""
-        del counted_until
         columns, cutoff = attachment_events.c, now - timedelta(days=services.settings.retention.event_days)
         old = sa.and_(columns.state == JobState.DONE, columns.finished_at < cutoff, columns.body != "")
         with reading(services.engine) as connection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -108,11 +108,8 @@ class FileIngest(Capability[FileIngestResources]):
             ConsumedTopic(topics.file_events, "file_events_sensor"),
         )
 
-    def purge_steps(
-        self, services: FileIngestResources, now: datetime, counted_until: Callable[[], datetime]
-    ) -> Sequence[PurgeStep]:
+    def purge_steps(self, services: FileIngestResources, now: datetime) -> Sequence[PurgeStep]:
         """Find landed bytes that belong only to files that succeeded long ago."""
-        del counted_until
         sha256s = _unneeded_contents(services.engine, now - timedelta(days=services.settings.retention.landing_days))
 
         def remove() -> None:

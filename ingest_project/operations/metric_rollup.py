@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.operations.resources import CAPABILITIES
 from ingest_project.platform.capability import CountedTable
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.sql import Double, UtcTime, metadata
+from ingest_project.platform.database.sql import Double, UtcTime, insert_into, metadata
 
 # Since the beginning: what retention purges stays counted here.
 metric_totals = sa.Table(
@@ -102,17 +101,6 @@ class RunningTotals:
                 connection.execute(sa.delete(metric_minutes).where(metric_minutes.c.minute < oldest))
         return counted
 
-    def catch_up(self, now: datetime) -> None:
-        """Count everything that has settled."""
-        while self.count(now):
-            pass
-
-    def counted_until(self) -> datetime:
-        """Return the moment up to which every end is counted; 1970 where nothing has been counted yet."""
-        with reading(self._engine) as connection:
-            progress = _progress(connection)
-        return min((progress.get(source.name, BEGINNING) for source in self._sources), default=BEGINNING)
-
     def totals(self) -> dict[Series, float]:
         """Return every series since the beginning."""
         with reading(self._engine) as connection:
@@ -176,7 +164,7 @@ def _count_source(
         _add(connection, source, rows)
     if rows or until - after > SETTLE:
         moved = {"source": source.name, "counted_until": until}
-        statement = _insert(connection, metric_progress).values(moved)
+        statement = insert_into(connection, metric_progress).values(moved)
         connection.execute(statement.on_conflict_do_update(index_elements=["source"], set_={"counted_until": until}))
     return len(rows)
 
@@ -249,12 +237,6 @@ def _upsert(
     rows = [{**dict(zip(key, identity, strict=True)), "value": value} for identity, value in sorted(added.items())]
     for start in range(0, len(rows), ROWS_A_STATEMENT):
         # One statement: psycopg2 would send one a row.
-        statement = _insert(connection, table).values(rows[start : start + ROWS_A_STATEMENT])
+        statement = insert_into(connection, table).values(rows[start : start + ROWS_A_STATEMENT])
         total = table.c.value + statement.excluded.value
         connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_={"value": total}))
-
-
-def _insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)

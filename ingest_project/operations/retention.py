@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import sqlalchemy as sa
 
-from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.resources import CAPABILITIES, SystemResources
 from ingest_project.platform.capability import PurgeStep, QueueView
 from ingest_project.platform.database.engine import reading, writing
@@ -38,16 +37,11 @@ def plan_purge(services: SystemResources, instance: dg.DagsterInstance, now: dat
     settings, engine = services.settings.retention, services.engine
     partitions = now - settings.partitions
 
-    def counted_until() -> datetime:
-        totals = RunningTotals(engine)
-        totals.catch_up(datetime.now(UTC))
-        return totals.counted_until()
-
     return [
         *(_partitions(engine, instance, queue, partitions) for queue in _partitioned_queues()),
         _runs(engine, instance, now - timedelta(days=settings.run_days), partitions),
         _published_messages(engine, now - timedelta(days=settings.outbox_days)),
-        *(step for one in CAPABILITIES for step in one.purge_steps(services, now, counted_until)),
+        *(step for one in CAPABILITIES for step in one.purge_steps(services, now)),
     ]
 
 

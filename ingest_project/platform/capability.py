@@ -353,17 +353,14 @@ class Capability(Generic[Services_contra]):
         del services
         return {}
 
-    def purge_steps(
-        self, services: Services_contra, now: datetime, counted_until: Callable[[], datetime]
-    ) -> Sequence[PurgeStep]:
+    def purge_steps(self, services: Services_contra, now: datetime) -> Sequence[PurgeStep]:
         """Find expired records other than partitions and runs; remove nothing.
 
         Args:
             services: the resources.
             now: from which the days of the retention settings are counted.
-            counted_until: counts what has ended; every end up to the time it returns is in the running totals.
         """
-        del services, now, counted_until
+        del services, now
         return ()
 
     def trace(self, services: Services_contra, trace_id: str) -> Sequence[Moment]:

@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.settings import RetrySettings
 from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.sql import Json, UtcTime, metadata
+from ingest_project.platform.database.sql import Json, UtcTime, insert_into, metadata
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.reader import Backlog
 
@@ -447,10 +446,3 @@ def _is(position: SinkPosition) -> sa.ColumnElement[bool]:
 def _lost(row: sa.RowMapping) -> LostOffsets:
     offsets = OffsetRange(row["topic"], row["topic_id"], row["partition"], row["first_offset"], row["end_offset"])
     return LostOffsets(offsets=offsets, messages=row["messages"], reason=row["reason"], found_at=row["found_at"])
-
-
-def insert_into(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    """Return an insert of this database's dialect, which can resolve conflicts."""
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)

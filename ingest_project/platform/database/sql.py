@@ -202,3 +202,10 @@ def _without_nul(value: Any) -> Any:  # noqa: ANN401 - JSON of any shape
     if isinstance(value, list | tuple):
         return [_without_nul(part) for part in value]
     return value
+
+
+def insert_into(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """Return an insert of this database's dialect, which can resolve conflicts."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
