@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
+from io import SEEK_SET, FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -52,6 +52,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WORKBOOK_PART = "[Content_Types].xml"
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 ENCRYPTED = 0x1
+# NotImplementedError is a RuntimeError, and pyarrow's errors are ValueErrors.
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, ValueError, RuntimeError, OverflowError)
 
 
 class Contained(NamedTuple):
@@ -245,7 +247,7 @@ def _problem(member: zipfile.ZipInfo) -> str:
 
 
 class _BoundedReads(FileIO):
-    """A file that is never read in larger pieces: the directory of an archive is read in one."""
+    """A file that is never read in larger pieces, as the directory of an archive is, and never before its beginning."""
 
     def __init__(self, path: Path, most: int) -> None:
         super().__init__(path)
@@ -255,6 +257,11 @@ class _BoundedReads(FileIO):
         if size is not None and size > self._most:
             raise LimitExceededError("INGEST_MAX_ARCHIVE_MEMBERS", f"The archive's directory has {size} bytes")
         return super().read(size) or b""
+
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        if whence == SEEK_SET and offset < 0:
+            raise zipfile.BadZipFile("an offset is negative")
+        return super().seek(offset, whence)
 
 
 @contextmanager
@@ -278,15 +285,7 @@ def _damage(what: str) -> Iterator[None]:
         yield
     except EOFError:
         raise _unreadable(f"{what} is cut short.") from None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        struct.error,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except DAMAGE as error:
         raise _unreadable(f"{what} is damaged: {printable(str(error)[:NAME_SHOWN])}.") from None
     except OSError as error:
         # An error of the system has a number; those of decompressors have none.
