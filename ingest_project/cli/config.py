@@ -1,8 +1,9 @@
-"""`ingest config` shows every setting in force, and where it came from."""
+"""`ingest config` shows every setting in force, where it came from, and the parts that other packages bring."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 from pydantic import SecretStr
@@ -14,6 +15,7 @@ from ingest_project.core.console import (
     add_row,
     print_json,
 )
+from ingest_project.core.plugins import InstalledPlugin, Plugins
 from ingest_project.core.settings import Setting, load_settings
 
 PIPE_WIDTH = 200
@@ -25,13 +27,38 @@ def register_config(app: typer.Typer) -> None:
 
 
 def show_settings(*, as_json: AsJson = False) -> None:
-    """Show every setting in force and where it came from; secrets are masked."""
+    """Show every setting in force and where it came from, and installed plug-ins; secrets are masked."""
     settings = list(load_settings().each())
     if as_json:
         print_json([_as_record(setting) for setting in settings])
     else:
         # A pipe or a file has no width that limits the table.
-        Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(_settings_table(settings))
+        console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        console.print(_settings_table(settings))
+        if found := installed_plugins():
+            console.print(_plugins_table(found))
+
+
+def installed_plugins() -> list[InstalledPlugin]:
+    """Return every part that another package brings, each with its problem, if it has one."""
+    # Loaded here: of all commands only this one needs every kind of part.
+    from ingest_project.operations.alerts import CHANNELS  # noqa: PLC0415
+    from ingest_project.platform.object_store import STORES  # noqa: PLC0415
+    from ingest_project.readers.reading import READERS  # noqa: PLC0415
+    from ingest_project.sources.registry import SOURCES  # noqa: PLC0415
+
+    kinds: tuple[Plugins[Any], ...] = (READERS, SOURCES, STORES, CHANNELS)
+    return [plugin for kind in kinds for plugin in kind.plugins()]
+
+
+def _plugins_table(found: list[InstalledPlugin]) -> Table:
+    made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("Plug-in", "Name", "Package", "State"):
+        made.add_column(title, overflow="fold")
+    for plugin in found:
+        state = f"not used: {plugin.problem}" if plugin.problem else "ready"
+        add_row(made, plugin.group.rpartition(".")[2], plugin.name, plugin.package, state)
+    return made
 
 
 def _settings_table(settings: list[Setting]) -> Table:

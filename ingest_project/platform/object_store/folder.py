@@ -25,9 +25,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest_project.core.errors import ForbiddenPathError, SourceNotFoundError, StoreUnavailableError
+from ingest_project.core.errors import ForbiddenPathError, SettingsError, SourceNotFoundError, StoreUnavailableError
 from ingest_project.core.local_files import FileFingerprint, LocalFile, folder_errors, write_all
-from ingest_project.platform.object_store.store import UNFINISHED, MayReplace, StoredObject, require_safe_name
+from ingest_project.platform.object_store.store import (
+    UNFINISHED,
+    MayReplace,
+    StoredObject,
+    StoreOptions,
+    location_of,
+    require_safe_name,
+)
 
 INCOMING = ".uploading"
 # No writer needs a day.
@@ -36,6 +43,18 @@ ORPHANED_AFTER = timedelta(days=1)
 READ_ONLY = 0o400
 # Another file system, one without links or with too many of one file; and nothing to link, which reading it reports.
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
+
+
+def open_folder(url: str, _options: StoreOptions) -> FolderStore:
+    """Return the store in a folder, which is created if missing.
+
+    Raises:
+        SettingsError: the address is no folder.
+    """
+    location = location_of(url)
+    if not isinstance(location, Path):
+        raise SettingsError(f"{url} is no folder.")
+    return FolderStore(location)
 
 
 class FolderStore:
