@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, TopicPartition
 from deltalake import write_deltalake
 
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import received
 from ingest_project.streams.engine import settle, store_stream
 from ingest_project.streams.user_activity.event_table import event_rows

@@ -28,7 +28,7 @@ from benchmarks.sensors import switch_sensor, wait_for_tick
 from benchmarks.workload import Workload, write_workload
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.supervisor import Stack, StepState, running_stack
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database import migrate, open_engine
 
 SENSOR = "file_event_queue_sensor"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

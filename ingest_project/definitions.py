@@ -9,8 +9,7 @@ import dagster as dg
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import configure_logging
 from ingest_project.core.settings import Settings, current_settings
-from ingest_project.operations import alerts, retention
-from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.operations import CAPABILITIES, SystemResources, alerts, retention
 from ingest_project.platform.capability import DagsterParts
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable, broker
 

@@ -20,7 +20,7 @@ from benchmarks.attachments.file_host import expected_sha256, file_host
 from benchmarks.attachments.system import AttachmentSystem, Timing, running_attachments
 from benchmarks.measurement import Result, measured_once, say
 from benchmarks.memory import PeakMemory
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 
 SMALL_BYTES, LARGE_BYTES = 100_000, 100_000_000
 MEGABYTE = 1_000_000

@@ -23,7 +23,7 @@ from benchmarks.sensors import switch_sensor, wait_for_tick
 from benchmarks.system import NOT_DAGSTER, NOT_OURS
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.supervisor import Stack, StepState, running_stack
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database import migrate, open_engine
 
 SENSOR = "attachment_events_sensor"
 POLL_SECONDS = 0.1

@@ -29,7 +29,7 @@ from ingest_project.core.console import complain, counted
 from ingest_project.core.errors import AddressRejectedError
 from ingest_project.core.settings import LoadedSettings, Settings
 from ingest_project.devstack.state_folder import with_addresses
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.http.host_policy import HostRules
 
 HOST = "127.0.0.1"

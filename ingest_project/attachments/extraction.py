@@ -32,7 +32,7 @@ from ingest_project.contracts.attachments import (
 from ingest_project.contracts.decoding import encode
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.http.file_names import chosen_file_name
 from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 

@@ -36,7 +36,7 @@ from ingest_project.contracts.files import (
 from ingest_project.core.console import AsJson, complain, counted, counts, print_json, say
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.platform.http.urls import printable_url
+from ingest_project.platform.http import printable_url
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.queue import JobState

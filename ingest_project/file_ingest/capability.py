@@ -25,7 +25,7 @@ from ingest_project.platform.capability import (
     queue_history,
     rows_where,
 )
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts
 
 FILES = "ingest_files"

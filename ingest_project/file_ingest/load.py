@@ -35,7 +35,7 @@ from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.versions import settle
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, VERSIONS
-from ingest_project.platform.database.errors import sqlstate
+from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 
 quarantined_files = dg.AssetSpec(

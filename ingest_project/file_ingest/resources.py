@@ -6,7 +6,7 @@ from functools import cached_property
 
 from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.file_ingest.warehouse import Warehouse
-from ingest_project.platform.database.engine import database_address
+from ingest_project.platform.database import database_address
 from ingest_project.platform.object_store import open_configured_store
 from ingest_project.platform.object_store.content_store import LandingStore
 from ingest_project.sources.registry import SourceResources

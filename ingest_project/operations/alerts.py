@@ -12,7 +12,7 @@ import msgspec
 from pydantic import SecretStr
 
 from ingest_project.core.errors import AddressRejectedError, TransientError
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import DagsterState, Sample, SystemSnapshot
 from ingest_project.platform.dagster.run_records import DagsterRecords
 
@@ -128,8 +128,8 @@ def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
     """
     import requests  # noqa: PLC0415 - most ticks have nothing to send
 
+    from ingest_project.platform.http import parse_url  # noqa: PLC0415
     from ingest_project.platform.http.pinned_transport import BoundSession  # noqa: PLC0415 - as above
-    from ingest_project.platform.http.urls import parse_url  # noqa: PLC0415
 
     body = {"environment": environment, "text": text_of(environment, alerts), "alerts": msgspec.to_builtins(alerts)}
     try:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.operations.resources import CAPABILITIES
+from ingest_project.operations import CAPABILITIES
 from ingest_project.platform.capability import CountedTable
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import Double, UtcTime, insert_into, metadata
 
 # Since the beginning: what retention purges stays counted here.

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import sqlalchemy as sa
 
-from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.platform.capability import PurgeStep, QueueView
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.kafka.publisher import SENT, outbox
 from ingest_project.platform.work_queue.sensor import BATCH_TAG

@@ -23,7 +23,7 @@ from ingest_project.platform.capability import (
     queue_history,
     rows_where,
 )
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import PollingResources, polling_jobs
 

@@ -23,7 +23,7 @@ from ingest_project.platform.capability import (
     kafka_position,
     rows_where,
 )
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.engine import is_failing
 from ingest_project.streams.positions import SinkPosition, message_counts, stream_failures

@@ -26,11 +26,11 @@ from ingest_project.attachments.tables import attachments as table
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import Sample, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState, TopicLag
 from ingest_project.platform.capability import QueueState, WorkState
-from ingest_project.platform.database.engine import writing
+from ingest_project.platform.database import writing
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.streams.engine import MAX_FAILURES

@@ -18,7 +18,7 @@ from ingest_project.file_ingest.tables import files
 from ingest_project.operations import metric_rollup as counting
 from ingest_project.operations.metrics import exposition
 from ingest_project.operations.monitor import Monitor
-from ingest_project.platform.database.engine import open_engine, writing
+from ingest_project.platform.database import open_engine, writing
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.operations.seeding import busy_hour, file_row, put
 

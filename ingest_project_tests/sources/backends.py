@@ -16,7 +16,7 @@ from moto.s3.models import s3_backends
 from pydantic import SecretStr
 
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.accounts import parse_address
+from ingest_project.platform.azure import parse_address
 from ingest_project.platform.azure.client import open_file_system
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import S3Options

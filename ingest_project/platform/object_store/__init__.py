@@ -6,7 +6,7 @@ The SDK of a remote back end is loaded only where that back end is opened.
 from __future__ import annotations
 
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.accounts import OneLakeOptions, is_address, onelake_options, parse_address
+from ingest_project.platform.azure import OneLakeOptions, is_address, onelake_options, parse_address
 from ingest_project.platform.object_store.folder import FolderStore
 from ingest_project.platform.object_store.store import Bucket, ObjectStore, S3Options, location_of, s3_options
 

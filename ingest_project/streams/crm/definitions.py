@@ -17,7 +17,7 @@ from ingest_project.core.logging import bound
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.asset_events import keep_connections_open
 from ingest_project.platform.dagster.catalog import SqlTable, StoredTable, topic, topic_key
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL
 from ingest_project.streams.crm.records import count, opportunities, out_of_range, projects, unidentified_messages
 from ingest_project.streams.crm.sink import CrmSink, retry

@@ -23,8 +23,8 @@ from ingest_project.contracts.decoding import trace_id_in
 from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import TransientError, UnexpectedError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.errors import sqlstate
+from ingest_project.platform.database import reading, writing
+from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.records import MessageOrder, PlacedEvent, upsert

@@ -17,7 +17,7 @@ from ingest_project.core.errors import (
     UnreadableMessageError,
 )
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.delta.location import may_be_a_rows_fault, reason_of
+from ingest_project.platform.delta import may_be_a_rows_fault, reason_of
 from ingest_project.platform.delta.table import Committed
 from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.engine import CHUNK_BYTES

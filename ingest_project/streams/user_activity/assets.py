@@ -24,7 +24,7 @@ from ingest_project.platform.dagster.asset_events import (
     report,
 )
 from ingest_project.platform.dagster.catalog import topic_key
-from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.database import exclusive
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG
 from ingest_project.streams.engine import StreamRun, as_ingest_error, settle, store_stream
 from ingest_project.streams.sensor import StreamRunConfig

@@ -13,7 +13,7 @@ from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.keys import digest_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import HourlyDeltaTable, SqlTable, StoredTable, topic, topic_key
-from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.database import exclusive
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, queue_sensor

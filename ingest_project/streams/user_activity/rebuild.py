@@ -16,7 +16,7 @@ import pyarrow as pa
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.keys import end_of
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import exclusive, writing
+from ingest_project.platform.database import exclusive, writing
 from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.engine import CHUNK_BYTES
 from ingest_project.streams.positions import OffsetRange

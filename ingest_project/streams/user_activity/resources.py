@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cached_property
 
-from ingest_project.platform.delta.location import delta_credentials
+from ingest_project.platform.delta import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.streams.engine import StreamResources
 from ingest_project.streams.positions import TopicPartition

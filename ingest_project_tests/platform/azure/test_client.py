@@ -26,7 +26,7 @@ from ingest_project.core.errors import (
     TransientError,
 )
 from ingest_project.core.settings import Credential, OneLakeSettings
-from ingest_project.platform.azure.accounts import (
+from ingest_project.platform.azure import (
     OneLakeAddress,
     OneLakeCredential,
     OneLakeOptions,

@@ -19,7 +19,7 @@ from ingest_project.attachments import tables as attachment_tables
 from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest import tables
 from ingest_project.operations import metric_rollup as metric_tables
-from ingest_project.platform.database.engine import HEAD, migrate, open_engine, schema_version, writing
+from ingest_project.platform.database import HEAD, migrate, open_engine, schema_version, writing
 from ingest_project.platform.database.sql import metadata
 from ingest_project.streams import positions as stream_tables
 from ingest_project.streams.crm import records as crm_tables
@@ -30,7 +30,7 @@ DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables
 
 MIGRATE = """
 import sys
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database import migrate, open_engine
 engine = open_engine(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -14,9 +14,9 @@ from pydantic import SecretStr
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.tables import FileState
+from ingest_project.operations import SystemResources
 from ingest_project.operations.monitor import Monitor, readiness
-from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.work_queue.capacity import Capacity, Disk, available_slots
+from ingest_project.platform.runtime import Capacity, Disk, available_slots
 from ingest_project_tests.journeys.system import (
     FILE_EVENTS,
     POLLING,

@@ -1,16 +1,26 @@
-"""Map a driver's exception to our error: the database is unavailable, another writer conflicted, or a defect.
+"""Distinguish faults of one item, which fails alone, from faults of a service, which everything waits for.
 
-SQLSTATE decides, and where libpq fails without one, the class of the exception. Texts only choose the remedy.
+An item's fault must never delay its neighbours, and a service that is away must never cost an item an attempt. Of a
+database driver's exceptions SQLSTATE decides, and where libpq fails without one, the class: the database is
+unavailable, another writer conflicted, or it is a defect. Texts only choose the remedy.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 import sqlite3
 
 import sqlalchemy as sa
 
-from ingest_project.core.errors import DatabaseUnavailableError, IngestError, TransactionConflictError
+from ingest_project.core.errors import (
+    BrokerUnavailableError,
+    DatabaseUnavailableError,
+    IngestError,
+    SettingsError,
+    StoreUnavailableError,
+    TransactionConflictError,
+)
 
 # PostgreSQL's codes: serialization_failure, deadlock_detected, lock_not_available.
 CONFLICTS = frozenset({"40001", "40P01", "55P03"})
@@ -23,7 +33,6 @@ VALUE_ERRORS = frozenset({"DataError", "IntegrityError", "ProgrammingError"})
 SQLITE_CONFLICTS = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 SQLITE_DISK_FAILURES = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL})
 SQLITE_FILE_FAILURES = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
-
 # Codes and texts, the state of the database and the remedy; libpq gives no code for what happens while it connects.
 # The first match is taken.
 REMEDIES = (
@@ -78,6 +87,10 @@ REMEDIES = (
         "Nothing listens there: start it (ingest dev starts one of its own), or correct host and port in DATABASE_URL.",
     ),
 )
+SERVICES = (BrokerUnavailableError, DatabaseUnavailableError, StoreUnavailableError, TransactionConflictError)
+# This process or its disk lacks a resource.
+SHORTAGES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+LONGEST_REASON = 2_000
 
 
 def map_error(error: Exception, address: str) -> IngestError | None:
@@ -119,6 +132,48 @@ def sqlstate(error: BaseException) -> str:
     # ADBC fills the field with NULs or zeros for failures that did not come from the server.
     code = str(code).strip("\x00 ")
     return "" if code == "00000" else code
+
+
+def is_item_fault(error: Exception) -> bool:
+    """Test whether an item may have caused an error, and not a service, a setting or this machine.
+
+    An unexpected error is the item's: nothing else has changed since the item before it.
+    """
+    if isinstance(error, (*SERVICES, SettingsError)):
+        return False
+    if isinstance(error, IngestError):
+        return True
+    if is_database_failure(error):
+        return map_error(error, "") is None and refuses_values(error)
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        return False
+    return not type(error).__module__.startswith(("dagster_postgres", "grpc"))
+
+
+def error_class_of(error: BaseException) -> str:
+    """Return the name under which a failure is stored and counted."""
+    return error.error_class if isinstance(error, IngestError) else type(error).__name__
+
+
+def traceback_of(error: BaseException) -> BaseException | None:
+    """Return the error to log with its traceback; None for ours, and for a database's, which quote rows."""
+    return None if isinstance(error, IngestError) or is_database_failure(error) else error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one line that any database and any header accepts; errors that are not ours also get their class."""
+    text = str(getattr(error, "orig", None) or error).strip()
+    # The lines after the first quote the whole row.
+    text = text.partition("\n")[0] if is_database_failure(error) else " ".join(text.split())
+    if not isinstance(error, IngestError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        text = f"It cannot be processed: {text}"
+    return storable(text[:LONGEST_REASON])
+
+
+def storable(text: str) -> str:
+    """Replace what neither UTF-8 nor PostgreSQL can hold (lone surrogates, NUL) by U+FFFD."""
+    return text.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _is_driver_error(error: BaseException) -> bool:

@@ -1,14 +1,19 @@
-"""Dagster's storage on PostgreSQL, with bulk writes for thousands of per-partition events.
+"""Parts of Dagster's instance that `dagster.yaml` names: a storage with bulk writes, a launcher with health checks.
 
 Dagster stores one event at a time: a materialisation costs about 10 ms, a check result 2 ms more, many times what
-ingesting a small file costs. `BulkEventLogStorage` adds methods that store a whole batch; `dagster.yaml` names
-`InstanceStorage`, which uses it on PostgreSQL and falls back to Dagster's own SQLite storage where no URL is set.
-With any other storage `asset_events.py` stores one event at a time.
+ingesting a small file costs. `BulkEventLogStorage` adds methods that store a whole batch; `InstanceStorage` uses it on
+PostgreSQL and falls back to Dagster's own SQLite storage where no URL is set. With any other storage `asset_events.py`
+stores one event at a time.
+
+Dagster's own launcher of processes has no health check: a run whose code server was killed with it (a power cut, a
+container that was replaced) would count as started for ever, and its files as leased. `WatchedRunLauncher` queries the
+code server.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -19,12 +24,17 @@ from typing import Any
 
 import dagster as dg
 import sqlalchemy
+from dagster import DagsterRun
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.events.log import EventLogEntry
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
-from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.types import GetCurrentRunsResult
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, deserialize_value, serialize_value
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
@@ -33,6 +43,10 @@ from psycopg2.extras import execute_values
 from sqlalchemy import Connection, Engine
 
 from ingest_project.core.settings import current_settings
+
+# A code server that is being replaced is away for some seconds; if it stays away, its runs are gone.
+PATIENCE_SECONDS = 60.0
+
 
 # Of events, some 2 MB; larger statements gain nothing and hold more memory.
 ROWS_PER_STATEMENT = 1_000
@@ -249,6 +263,50 @@ def with_psycopg2(url: str) -> str:
     """Return the URL with the driver of dagster-postgres: SQLAlchemy 2.1 would choose psycopg 3."""
     scheme, separator, rest = url.partition("://")
     return f"postgresql+psycopg2://{rest}" if separator and scheme in {"postgres", "postgresql"} else url
+
+
+class WatchedRunLauncher(DefaultRunLauncher):
+    """Dagster's default launcher, whose runs the daemon's run monitoring can check.
+
+    Monitoring fails a run whose process is gone; the work queue then requeues its files. Should the process be alive
+    after all (only its code server was killed), both runs store the same state.
+    """
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(inst_data)
+        self._away_since: dict[str, float] = {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> WatchedRunLauncher:
+        """Create the launcher, without configuration as the default one."""
+        del config_value
+        return cls(inst_data)
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Return true: the code server knows its processes."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Query the code server that started a run for its process."""
+        client: DagsterGrpcClient | None = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
+        if client is None:
+            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "No code server is on record for it.")
+        try:
+            current = deserialize_value(client.get_current_runs(), GetCurrentRunsResult).current_runs
+        except DagsterUserCodeUnreachableError:
+            return self._while_away(run.run_id)
+        self._away_since.pop(run.run_id, None)
+        if run.run_id in current:
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its process ended without reporting a result.")
+
+    def _while_away(self, run_id: str) -> CheckRunHealthResult:
+        now = time.monotonic()
+        if now - self._away_since.setdefault(run_id, now) < PATIENCE_SECONDS:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "Its code server does not answer at the moment.")
+        del self._away_since[run_id]
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its code server is gone.")
 
 
 def _sqlite_folder() -> Path:
