@@ -9,15 +9,16 @@ import dagster as dg
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import configure_logging
 from ingest_project.core.settings import Settings, current_settings
-from ingest_project.operations import CAPABILITIES, SystemResources, alerts, retention
+from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations.definitions import alerts, retention
 from ingest_project.platform.capability import DagsterParts
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable, broker
 
 # By the names that INGEST_DISABLED_CAPABILITIES takes.
 PARTS: dict[str, DagsterParts] = {
     **{name: parts for capability in CAPABILITIES for name, parts in capability.dagster_parts().items()},
-    "alerts": DagsterParts(alerts.alerts),
-    "retention": DagsterParts(retention.retention),
+    "alerts": DagsterParts(alerts),
+    "retention": DagsterParts(retention),
 }
 STORED: dict[dg.AssetKey, StoredTable] = {key: table for parts in PARTS.values() for key, table in parts.stored.items()}
 

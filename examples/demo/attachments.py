@@ -23,8 +23,8 @@ from ingest_project.attachments.commands import replay
 from ingest_project.attachments.queue import RETRY_QUEUE, AttachmentRecord, FailedFilter
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.send import deliver
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import AttachmentEvent, attachment_key
-from ingest_project.contracts.decoding import encode
 from ingest_project.core.console import complain, counted
 from ingest_project.core.errors import AddressRejectedError
 from ingest_project.core.settings import LoadedSettings, Settings

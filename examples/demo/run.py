@@ -25,7 +25,7 @@ from ingest_project.cli.dev import printed
 from ingest_project.cli.main import run_app, run_process
 from ingest_project.cli.operations import wait_for_idle
 from ingest_project.cli.send import DUMMY_PATH, deliver
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.contracts.files import PollingJob
 from ingest_project.core.console import AsJson, complain, counted, print_json, say, show_facts, stdout
 from ingest_project.core.errors import PermanentError, SourceNotFoundError

@@ -21,7 +21,7 @@ from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.attempts import Attempt, Replay, attempts_at, replays_of
 from ingest_project.attachments.queue import AttachmentRecord, FailedFilter
 from ingest_project.attachments.tables import AttachmentState
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.core.console import (
     AsJson,
     add_row,

@@ -22,8 +22,8 @@ from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.attempts import AttemptResult, Identity
 from ingest_project.attachments.downloading import Cached
 from ingest_project.attachments.queue import AttachmentRecord, retry_topic
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import DownloadStatus
-from ingest_project.contracts.decoding import encode
 from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError, TransientError
 from ingest_project.core.keys import hour_key

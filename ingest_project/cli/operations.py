@@ -80,7 +80,7 @@ def purge(
     as_json: AsJson = False,
 ) -> None:
     """Purge expired partitions, runs, landed bytes and message ids, as a job does every night."""
-    from ingest_project.operations.retention import plan_purge  # noqa: PLC0415 - imports dagster: one second
+    from ingest_project.operations.definitions import plan_purge  # noqa: PLC0415 - imports dagster: one second
 
     settings = load_settings().settings
     with _instance(settings) as instance:

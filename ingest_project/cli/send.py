@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 import typer
 
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import (
     AttachmentEvent,
     DownloadTask,
@@ -24,7 +25,6 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     decode_download_task,
 )
-from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.files import (
     FileEvent,
     PollingJob,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ingest_project.contracts.decoding import (
+from ingest_project.contracts import (
     MAX_NAME_LENGTH,
     decode,
     require_details,

@@ -30,7 +30,7 @@ from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow
 from ingest_project.readers.profiles import ReaderProfile, first_group
-from ingest_project.sources.protocol import Source, SourceFile
+from ingest_project.sources import Source, SourceFile
 
 logger = get_logger(__name__)
 

@@ -10,7 +10,7 @@ from ingest_project.attachments.capability import Attachments
 from ingest_project.file_ingest.capability import FileIngest
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.platform.capability import Capability
-from ingest_project.polling.capability import Polling
+from ingest_project.polling import Polling
 from ingest_project.polling.job_queue import PollingResources
 from ingest_project.streams.capability import Streams
 from ingest_project.streams.user_activity.resources import UserActivityResources

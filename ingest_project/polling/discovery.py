@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.contracts.files import FileEvent, file_key, file_type_of, profile_named, version_of
 from ingest_project.core.batches import prefetch
 from ingest_project.core.logging import get_logger
@@ -31,7 +31,7 @@ from ingest_project.platform.errors import is_item_fault, reason_of, storable
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.polling.job_queue import JobOutbox, JobRecord, PollingResources
-from ingest_project.sources.protocol import Skipped, Source, SourceFile, count_reason, files_further_down, ready_at
+from ingest_project.sources import Skipped, Source, SourceFile, count_reason, files_further_down, ready_at
 
 logger = get_logger(__name__)
 

@@ -42,7 +42,7 @@ from ingest_project.platform.azure import (
 from ingest_project.platform.azure.client import Listed, list_folder, onelake_errors, open_file, open_file_system
 from ingest_project.platform.http import parse_url, printable_url
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
-from ingest_project.sources.protocol import Pattern, Skipped, SourceFile, printable, refusal
+from ingest_project.sources import Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, PacedReader, SourceLimits
 from ingest_project.sources.registry import SourceContext, require_for_host
 

@@ -9,7 +9,7 @@ import pytest
 
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.send import deliver
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.contracts.files import PollingJob
 from ingest_project.devstack.dagster_processes import run_jobs
 from ingest_project.file_ingest.tables import FileState

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.queue import TaskArrival
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import DownloadResult, DownloadStatus, DownloadTask, attachment_key
-from ingest_project.contracts.decoding import encode
 from ingest_project.operations import SystemResources
 from ingest_project.platform.work_queue.queue import KafkaPosition
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingest_project.cli.send import deliver
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.contracts.files import PollingJob
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack import free_port

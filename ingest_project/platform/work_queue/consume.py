@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Generic, TypeVar
 
-from ingest_project.contracts.decoding import trace_id_in
+from ingest_project.contracts import trace_id_in
 from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import SkippedByOperatorError, UnexpectedError
 from ingest_project.core.logging import get_logger

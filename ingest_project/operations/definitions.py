@@ -1,24 +1,37 @@
-"""Alerts: find failing sensors, schedules and jobs and full disks, and send one message per incident by webhook."""
+"""Operations as Dagster sees them: the sensor that alerts, and the nightly job that purges expired records.
 
-from __future__ import annotations
+Alerts are one message per incident by webhook: failing sensors, schedules and jobs, and full disks. The job purges
+partitions, runs, message ids, and what each capability purges of its own. Only what ended well expires; what failed, is
+in quarantine, waits or is leased by a run is kept.
+"""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import NamedTuple
 
 import dagster as dg
 import msgspec
+import sqlalchemy as sa
 from pydantic import SecretStr
 
 from ingest_project.core.errors import AddressRejectedError, TransientError
-from ingest_project.operations import SystemResources
+from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.snapshot import DagsterState, Sample, SystemSnapshot
+from ingest_project.platform.capability import PurgeStep, QueueView
 from ingest_project.platform.dagster.run_records import DagsterRecords
+from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database.sql import in_parts
+from ingest_project.platform.kafka.publisher import SENT, outbox
+from ingest_project.platform.work_queue.sensor import BATCH_TAG
 
-NAME = "alerts_sensor"
+ALERTS_SENSOR = "alerts_sensor"
 ENDED_RUNS = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 CONNECT_SECONDS, RESPONSE_SECONDS = 5.0, 10.0
+MAX_PARTITIONS = 10_000
+MAX_RUNS = 2_000
+SHOWN = 10
+PARTITION_TAG = "dagster/partition"
 
 
 class AlertCondition(NamedTuple):
@@ -101,7 +114,7 @@ def alert_conditions(snapshot: SystemSnapshot, failed_jobs: Mapping[str, str]) -
         )
         for name, ticks in failing.items()
         # This sensor fails where the webhook does not accept its alerts.
-        if ticks.in_a_row >= limit and name != NAME
+        if ticks.in_a_row >= limit and name != ALERTS_SENSOR
     ]
     conditions += [
         AlertCondition(f"job/{job}", f"The last run of {job} failed.", f"{site}/runs/{run_id}")
@@ -155,7 +168,7 @@ def text_of(environment: str, alerts: Sequence[Alert]) -> str:
 
 
 @dg.sensor(
-    name=NAME,
+    name=ALERTS_SENSOR,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Alerts INGEST_ALERT_WEBHOOK_URL when a sensor, schedule or job begins to fail, or a disk is full.",
@@ -198,3 +211,128 @@ def _known_incidents(cursor: str | None) -> dict[str, Incident]:
 
 
 alerts = dg.Definitions(sensors=[alerts_sensor])
+
+
+def plan_purge(services: SystemResources, instance: dg.DagsterInstance, now: datetime) -> list[PurgeStep]:
+    """Find everything that has expired; remove nothing.
+
+    Args:
+        services: work queues and stores.
+        instance: Dagster's records.
+        now: from which the days of the settings are counted.
+
+    Raises:
+        DatabaseUnavailableError, TransactionConflictError: the database does not answer.
+    """
+    settings, engine = services.settings.retention, services.engine
+    partitions = now - settings.partitions
+
+    return [
+        *(_partitions(engine, instance, queue, partitions) for queue in _partitioned_queues()),
+        _runs(engine, instance, now - timedelta(days=settings.run_days), partitions),
+        _published_messages(engine, now - timedelta(days=settings.outbox_days)),
+        *(step for one in CAPABILITIES for step in one.purge_steps(services, now)),
+    ]
+
+
+def _partitioned_queues() -> list[QueueView]:
+    """Return the work queues whose entries are partitions in Dagster."""
+    return [queue for capability in CAPABILITIES for queue in capability.queues if queue.partitions]
+
+
+def _partitions(engine: sa.Engine, instance: dg.DagsterInstance, queue: QueueView, cutoff: datetime) -> PurgeStep:
+    partitions = str(queue.partitions)
+    known = list(instance.get_dynamic_partitions(partitions))
+    expired: set[str] = set()
+    with reading(engine) as connection:
+        for part in in_parts(known):
+            query = sa.select(queue.key).where(queue.key.in_(part), queue.has_expired(cutoff))
+            expired.update(connection.execute(query).scalars())
+    keys = [key for key in known if key in expired][:MAX_PARTITIONS]
+
+    def remove() -> None:
+        for key in keys:
+            instance.delete_dynamic_partition(partitions, key)
+
+    return PurgeStep(f"partitions of {partitions}", len(keys), keys[:SHOWN], remove)
+
+
+def _runs(engine: sa.Engine, instance: dg.DagsterInstance, cutoff: datetime, partitions_cutoff: datetime) -> PurgeStep:
+    """Find runs without partitions after their days, and runs that made partitions when all of those have expired."""
+    records = instance.get_run_records(
+        filters=dg.RunsFilter(statuses=[*ENDED_RUNS, dg.DagsterRunStatus.CANCELED], updated_before=cutoff),
+        limit=MAX_RUNS,
+        ascending=True,
+    )
+    runs = [record.dagster_run for record in records]
+    made_partitions = {run.run_id for run in runs if BATCH_TAG in run.tags or PARTITION_TAG in run.tags}
+    newest_expired = partitions_cutoff.timestamp()
+    recent = {one.dagster_run.run_id for one in records if one.update_timestamp.timestamp() >= newest_expired}
+    needed = _needed_runs(engine, list(made_partitions), partitions_cutoff) | (recent & made_partitions)
+    run_ids = [run.run_id for run in runs if run.run_id not in needed]
+
+    def remove() -> None:
+        for run_id in run_ids:
+            instance.delete_run(run_id)
+
+    return PurgeStep("finished runs", len(run_ids), run_ids[:SHOWN], remove)
+
+
+def _needed_runs(engine: sa.Engine, run_ids: Sequence[str], cutoff: datetime) -> set[str]:
+    """Return those of the runs that were the last to work on an entry that has not expired."""
+    needed: set[str] = set()
+    with reading(engine) as connection:
+        for queue in _partitioned_queues():
+            run_id = queue.table.c.run_id
+            for part in in_parts(run_ids):
+                query = sa.select(run_id).where(run_id.in_(part), ~queue.has_expired(cutoff)).distinct()
+                needed.update(connection.execute(query).scalars())
+    return needed
+
+
+def _published_messages(engine: sa.Engine, cutoff: datetime) -> PurgeStep:
+    """Find ids of messages that were published long ago: published again, they would be on their topic twice."""
+    old = sa.and_(outbox.c.state == SENT, outbox.c.created_at < cutoff)
+    with reading(engine) as connection:
+        number = int(connection.execute(sa.select(sa.func.count()).where(old)).scalar_one())
+
+    def remove() -> None:
+        with writing(engine) as connection:
+            connection.execute(sa.delete(outbox).where(old))
+
+    return PurgeStep("ids of published messages", number, [], remove)
+
+
+class RetentionConfig(dg.Config):
+    """With `dry_run`, the run only logs what it would remove."""
+
+    dry_run: bool = False
+
+
+@dg.op(description="Purges expired records; see the settings under `retention`.")
+def purge(context: dg.OpExecutionContext, config: RetentionConfig, services: dg.ResourceParam[SystemResources]) -> None:
+    """Remove one kind after the other, and log each."""
+    for step in plan_purge(services, context.instance, datetime.now(UTC)):
+        if not config.dry_run:
+            step.remove()
+        verb = "would be removed" if config.dry_run else "removed"
+        context.log.info("%d %s %s.", step.number, step.what, verb)
+
+
+@dg.job(name="retention", description="Purges expired partitions, runs, bytes and message ids.")
+def retention_job() -> None:
+    """Purge every kind."""
+    purge()
+
+
+retention = dg.Definitions(
+    jobs=[retention_job],
+    schedules=[
+        dg.ScheduleDefinition(
+            name="retention_every_night",
+            job=retention_job,
+            cron_schedule="40 2 * * *",
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+        )
+    ],
+)
