@@ -18,6 +18,7 @@ from starlette.routing import Route
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import printable
 from ingest_project.core.settings import Settings
+from ingest_project.operations import RunningTotals
 from ingest_project.operations.dashboard.auth import (
     COOKIE,
     SESSION_SECONDS,
@@ -29,7 +30,6 @@ from ingest_project.operations.dashboard.auth import (
     is_loopback,
 )
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
-from ingest_project.operations.metric_rollup import RunningTotals
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.monitor import Line, Monitor, readiness
 

@@ -14,7 +14,7 @@ import msgspec
 from ingest_project.attachments.capability import ATTACHMENTS, DOWNLOAD_FAILURES, DOWNLOADS
 from ingest_project.core.logging import printable_json
 from ingest_project.file_ingest.capability import FILES, QUARANTINED_FILES, QUARANTINED_ROWS, ROWS
-from ingest_project.operations.metric_rollup import MinuteValue, RunningTotals
+from ingest_project.operations import MinuteValue, RunningTotals
 from ingest_project.operations.monitor import readiness
 from ingest_project.operations.snapshot import DagsterState, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
