@@ -29,7 +29,7 @@ from ingest_project.contracts import encode
 from ingest_project.contracts.files import PollingJob
 from ingest_project.core.console import AsJson, complain, counted, print_json, say, show_facts, stdout
 from ingest_project.core.errors import PermanentError, SourceNotFoundError
-from ingest_project.core.keys import hour_key
+from ingest_project.core.items import hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.dagster_processes import JobIncompleteError, run_jobs
 from ingest_project.devstack.supervisor import Stack, running_stack

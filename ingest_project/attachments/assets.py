@@ -37,7 +37,7 @@ from ingest_project.attachments.extraction import AddressPaths, EventRecord, Hou
 from ingest_project.attachments.queue import AttachmentRecord, TaskArrival
 from ingest_project.attachments.results import commit_results, publish, publish_cached, publish_outcomes
 from ingest_project.contracts.attachments import DownloadStatus
-from ingest_project.core.batches import store_bisecting
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     Context,

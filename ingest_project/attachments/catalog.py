@@ -17,7 +17,7 @@ from ingest_project.attachments.results import results_schema
 from ingest_project.attachments.storage import stored_attachment
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts.attachments import DownloadStatus
-from ingest_project.core.keys import end_of, hour_key, parse_hour_key
+from ingest_project.core.items import end_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, report_each
 from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, StoredTable, topic, topic_key

@@ -24,9 +24,8 @@ from ingest_project.attachments.downloading import Cached
 from ingest_project.attachments.queue import AttachmentRecord, retry_topic
 from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import DownloadStatus
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError, TransientError
-from ingest_project.core.keys import hour_key
+from ingest_project.core.items import hour_key, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings
 from ingest_project.platform.database import exclusive

@@ -35,9 +35,8 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     decode_download_task,
 )
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import PermanentError, SettingsError
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import AttachmentSettings
 from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of

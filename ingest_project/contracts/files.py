@@ -22,7 +22,7 @@ from ingest_project.contracts import (
     without_null_values,
 )
 from ingest_project.core.errors import UnreadableMessageError
-from ingest_project.core.keys import key_of
+from ingest_project.core.items import key_of
 
 INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
 MAX_PATH_BYTES = 4_096

@@ -15,7 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.contracts.files import FileEvent, file_key, version_of
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue

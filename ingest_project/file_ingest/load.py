@@ -23,8 +23,8 @@ import dagster as dg
 import polars as pl
 import stamina
 
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError, StoreUnavailableError, TransientError
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.catalog import QUARANTINED_FILES, files_partitions

@@ -23,7 +23,7 @@ from msgspec.structs import replace as replaced
 
 from ingest_project.contracts.files import FileEvent
 from ingest_project.core.errors import IngestError, TransientError
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.file_queue import VersionOrder
 from ingest_project.file_ingest.result import FileResult

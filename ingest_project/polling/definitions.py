@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from ingest_project.contracts.files import PollingJob, decode_polling_job
 from ingest_project.core.errors import TransientError
-from ingest_project.core.keys import key_of
+from ingest_project.core.items import key_of
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.core.settings import ConfiguredSource, Settings
 from ingest_project.platform.dagster.asset_events import (

@@ -24,7 +24,7 @@ import msgspec
 
 from ingest_project.contracts import encode
 from ingest_project.contracts.files import FileEvent, file_key, file_type_of, profile_named, version_of
-from ingest_project.core.batches import prefetch
+from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import exclusive
 from ingest_project.platform.errors import is_item_fault, reason_of, storable

@@ -29,7 +29,7 @@ from ingest_project.core.console import (
     table,
 )
 from ingest_project.core.errors import BrokerUnavailableError, PermanentError
-from ingest_project.core.keys import hour_key, parse_hour_key
+from ingest_project.core.items import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.database import reading
 from ingest_project.streams.crm.unidentified import KeptMessage, find, get

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ingest_project.contracts import encode
 from ingest_project.contracts.files import decode_file_event, decode_polling_job, file_key, file_type_of, version_of
 from ingest_project.core.errors import UnreadableMessageError
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of
 
 JOB = {
     "job_id": "job_123",

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql
 
-from ingest_project.core.keys import end_of, parse_hour_key
+from ingest_project.core.items import end_of, parse_hour_key
 from ingest_project.core.settings import Settings, TopicSettings
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import ExactDecimal, Texts, UtcTime

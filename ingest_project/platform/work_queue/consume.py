@@ -23,8 +23,8 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from ingest_project.contracts import trace_id_in
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import SkippedByOperatorError, UnexpectedError
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.errors import (
     SERVICES,

@@ -20,8 +20,8 @@ import stamina
 
 from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.crm_event import CrmEvent, CrmKind, decode_crm_event
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import TransientError, UnexpectedError, UnreadableMessageError
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.errors import sqlstate

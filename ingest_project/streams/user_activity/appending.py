@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import (
     BrokerUnavailableError,
     IngestError,
@@ -16,6 +15,7 @@ from ingest_project.core.errors import (
     UnexpectedError,
     UnreadableMessageError,
 )
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.delta import may_be_a_rows_fault, reason_of
 from ingest_project.platform.delta.table import Committed

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from ingest_project.core.errors import IngestError, StoreUnavailableError, TransientError
-from ingest_project.core.keys import hour_key, parse_hour_key
+from ingest_project.core.items import hour_key, parse_hour_key
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     Context,

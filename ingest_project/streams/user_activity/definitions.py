@@ -10,7 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.core.keys import digest_of, hour_key, parse_hour_key
+from ingest_project.core.items import digest_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import HourlyDeltaTable, SqlTable, StoredTable, topic, topic_key
 from ingest_project.platform.database import exclusive

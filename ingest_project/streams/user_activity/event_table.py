@@ -24,9 +24,8 @@ from ingest_project.contracts.enriched_event import (
     ServiceInfo,
     decode_enriched_event,
 )
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import PermanentError, UnexpectedError, UnreadableMessageError
-from ingest_project.core.keys import end_of
+from ingest_project.core.items import end_of, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.user_activity.resources import FIRST_HOUR, hours_between

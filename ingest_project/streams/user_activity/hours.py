@@ -23,7 +23,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.core.keys import end_of
+from ingest_project.core.items import end_of
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import Double, UtcTime, in_parts, insert_into, metadata
 from ingest_project.platform.delta.table import DeltaStore, query_events

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from ingest_project.core.errors import BrokerUnavailableError
-from ingest_project.core.keys import end_of
+from ingest_project.core.items import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import exclusive, writing
 from ingest_project.platform.work_queue.consume import dead_letter_message

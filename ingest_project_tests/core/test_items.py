@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ingest_project.core.keys import end_of, hour_key, parse_hour_key
+from ingest_project.core.items import end_of, hour_key, parse_hour_key
 
 
 def test_an_hour_begins_where_the_one_before_it_ends() -> None:
