@@ -10,15 +10,15 @@ from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import configure_logging
 from ingest_project.core.settings import Settings, current_settings
 from ingest_project.operations import CAPABILITIES, SystemResources
-from ingest_project.operations.definitions import alerts, retention
+from ingest_project.operations import definitions as of_operations
 from ingest_project.platform.capability import DagsterParts
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable, broker
 
 # By the names that INGEST_DISABLED_CAPABILITIES takes.
 PARTS: dict[str, DagsterParts] = {
     **{name: parts for capability in CAPABILITIES for name, parts in capability.dagster_parts().items()},
-    "alerts": DagsterParts(alerts),
-    "retention": DagsterParts(retention),
+    "alerts": DagsterParts(of_operations.alerts),
+    "retention": DagsterParts(of_operations.retention),
 }
 STORED: dict[dg.AssetKey, StoredTable] = {key: table for parts in PARTS.values() for key, table in parts.stored.items()}
 
