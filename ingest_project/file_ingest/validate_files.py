@@ -34,7 +34,7 @@ from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.sql import METRICS, QUARANTINED, READINGS
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
-from ingest_project.readers.layout import ReadingsChunk, ReadLimits
+from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.reading import cast, read_chunks
 
@@ -130,13 +130,13 @@ class OpenedFile:
     landed: Landed
     profile: ReaderProfile
     meaning: str
-    first: ReadingsChunk
-    second: ReadingsChunk | None
-    rest: Iterator[ReadingsChunk]
+    first: RowsChunk
+    second: RowsChunk | None
+    rest: Iterator[RowsChunk]
     resources: ExitStack
 
     @property
-    def chunks(self) -> Iterator[ReadingsChunk]:
+    def chunks(self) -> Iterator[RowsChunk]:
         """All chunks from the first on; may be walked once."""
         yield self.first
         if self.second is not None:
@@ -314,7 +314,7 @@ def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResul
     )
 
 
-def check_rows(chunks: Sequence[tuple[str, ReaderProfile, ReadingsChunk]], contract: Contract) -> CheckedRows:
+def check_rows(chunks: Sequence[tuple[str, ReaderProfile, RowsChunk]], contract: Contract) -> CheckedRows:
     """Check chunks of one or many files against the contract.
 
     Args:
@@ -345,9 +345,7 @@ def check_rows(chunks: Sequence[tuple[str, ReaderProfile, ReadingsChunk]], contr
     return CheckedRows(readings, _quarantined_rows(chunks, pl.concat(rejected)), rows_read)
 
 
-def _quarantined_rows(
-    chunks: Sequence[tuple[str, ReaderProfile, ReadingsChunk]], rejected: pl.DataFrame
-) -> pl.DataFrame:
+def _quarantined_rows(chunks: Sequence[tuple[str, ReaderProfile, RowsChunk]], rejected: pl.DataFrame) -> pl.DataFrame:
     parts = [pl.DataFrame(schema=QUARANTINED)]
     for (index,), rows in rejected.group_by("file_index", maintain_order=True):
         file_key, _, chunk = chunks[int(index)]
