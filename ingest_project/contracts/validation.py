@@ -86,8 +86,8 @@ def validate(rows: pl.DataFrame, schema: pa.DataFrameSchema) -> ValidatedRows:
     kept = [name for name in rows.columns if name not in texts]
     others = [name for name in kept if name not in schema.columns]
     if not broken:
-        nothing = rows.clear().select(*others, pl.lit(None, pl.List(pl.String)).alias("reasons"))
-        return ValidatedRows(checked.select(kept), nothing)
+        nothing = rows.clear().with_columns(pl.lit(None, pl.List(pl.String)).alias("reasons"))
+        return ValidatedRows(checked.select(kept), nothing.select(*others, "reasons"))
     masks = pl.DataFrame([broken[name].alias(name) for name in sorted(broken)])
     is_bad = masks.select(pl.any_horizontal(pl.all())).to_series()
     reasons = masks.filter(is_bad).select(
@@ -95,8 +95,8 @@ def validate(rows: pl.DataFrame, schema: pa.DataFrameSchema) -> ValidatedRows:
         .list.drop_nulls()
         .alias("reasons")
     )
-    rejected = rows.filter(is_bad).select(others)
-    return ValidatedRows(checked.filter(~is_bad).select(kept), rejected.hstack(reasons))
+    rejected = rows.filter(is_bad).with_columns(reasons).select(*others, "reasons")
+    return ValidatedRows(checked.filter(~is_bad).select(kept), rejected)
 
 
 def needs_whole_files(schema: pa.DataFrameSchema) -> bool:
