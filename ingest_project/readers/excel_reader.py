@@ -50,6 +50,9 @@ class ExcelReader:
             yield from _read_rows(rows, profile, limits, file_name, target)
 
 
+XLSX, XLS = ExcelReader("xlsx"), ExcelReader("xls")
+
+
 def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: str) -> None:
     size = path.stat().st_size
     if size == 0:
