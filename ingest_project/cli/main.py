@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "cli.status:register_status",
     "files": "file_ingest.commands:register_files",
     "quarantine": "file_ingest.commands:register_quarantine",
+    "profile": "file_ingest.profile_commands:register_profile",
     "attachments": "attachments.commands:register_attachments",
     "dlq": "cli.topics:register_dlq",
     "topics": "cli.topics:register_topics",
