@@ -28,10 +28,11 @@ from ingest_project.core.console import (
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.sensor_readings import SensorTypes
-from ingest_project.file_ingest.trial import Trial, try_file
+from ingest_project.file_ingest.trial import Trial, file_type_of, try_file
 from ingest_project.readers.guess_names import slug
 from ingest_project.readers.guess_yaml import Draft
 from ingest_project.readers.guessing import guess_profile, look_at
+from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import SHIPPED_PROFILES, ReaderProfile, load_profiles, read_profile
 
 MAX_SHOWN_TEXT = 160
@@ -83,7 +84,12 @@ def guess(file: File, *, name: Name = None) -> None:
     """Propose a reader profile for a file, as YAML: each guess says what it rests on, and what a person must answer."""
     settings = load_settings().settings
     types = SensorTypes.load(settings.file_ingest.sensor_types)
-    draft = guess_profile(look_at(file), file.name, name or name_of(file), types.types)
+    draft = guess_profile(
+        look_at(file, file_type_of(file), ReadLimits.from_settings(settings.file_ingest)),
+        file.name,
+        name or name_of(file),
+        types.types,
+    )
     typer.echo(draft.text([_verdict(draft, file, settings)]), nl=False)
 
 

@@ -1,47 +1,24 @@
-"""Guess the kind of each column of a table, and which columns say when, where, what and how much."""
+"""Guess what the columns of a table hold: times, alone or together, numbers, or text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import polars as pl
 
-from ingest_project.readers.casting import parse_numbers
+from ingest_project.readers.casting import numbers_of_cells
 from ingest_project.readers.excel_cells import DATE, NUMBER, PERCENT
-from ingest_project.readers.guess_names import NameGuess, read_name, role_of, why_ignored
 from ingest_project.readers.guess_numbers import NullGuess, NumberGuess, guess_nulls, guess_numbers, is_numeric
 from ingest_project.readers.guess_table import Table
 from ingest_project.readers.guess_text import MISSING
-from ingest_project.readers.guess_times import HINT, TimeGuess, guess_times, is_time_of_day, joined
+from ingest_project.readers.guess_times import HINT, TimeGuess, guess_times, is_time_of_day, joined, times_in_parts
 from ingest_project.readers.profiles import DEFAULT_NULLS
 
-MAX_TYPES = 60
-MAX_DEVICES_SHARE = 0.5
-IN_RANGE_SHARE = 0.9
 PARTS = ("year", "month", "day", "hour", "minute", "second")
-PART_NAMES = {
-    part: rf"(?i)(?:{part}s?|{short})"
-    for part, short in zip(PARTS, ("yr|yyyy|yy", "mon|mo|mm", "dd?", "hr|hh?", "min", "sec"), strict=True)
-}
-
-
-class KnownType(Protocol):
-    """Units and limits of a known sensor type."""
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """Spellings of its unit."""
-
-    @property
-    def min(self) -> float | None:
-        """The least possible reading."""
-
-    @property
-    def max(self) -> float | None:
-        """The greatest possible reading."""
+SHORT_PARTS = ("yr|yyyy|yy", "mon|mo|mm", "dd?|dy", "hr|hh?", "min|mn", "sec")
+PART_NAMES = {part: rf"(?i)#?(?:{part}s?|{short})" for part, short in zip(PARTS, SHORT_PARTS, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +28,7 @@ class Column:
     Args:
         index: from 0.
         name: in the header, or its number.
+        meaning: the name that says what it holds: that in the header, or in a line of comment above.
         texts: of all its records; null where missing.
         kinds: of its cells in a workbook.
         unit_row: its cell in the row of units.
@@ -58,6 +36,7 @@ class Column:
 
     index: int
     name: str
+    meaning: str
     texts: pl.Series
     kinds: pl.Series | None = None
     unit_row: str = ""
@@ -103,10 +82,20 @@ class Columns:
         """Every spelling of "no value"."""
         return (*DEFAULT_NULLS, *(null.spelling for null in self.nulls))
 
+    def read(self, column: Column) -> pl.Series:
+        """Return the numbers in the cells of a column that are not missing, null for other texts."""
+        kinds = column.kinds.filter(column.texts.is_not_null()) if column.kinds is not None else None
+        return numbers_of_cells(column.present, kinds, self.numbers.layout)
+
+    def unread(self, column: Column) -> list[tuple[str, int]]:
+        """Return the commonest texts of a column that are neither numbers nor missing, with their counts."""
+        left = column.present.filter(self.read(column).is_null() & ~column.present.is_in(list(self.spellings)))
+        return [(str(text), int(count)) for text, count in left.value_counts(sort=True).head(3).iter_rows()]
+
     def values_of(self, column: Column) -> pl.Series:
         """Return the numbers of a column, without those that mean "no value"."""
         markers = pl.Series([null.spelling for null in self.nulls]).cast(pl.Float64, strict=False).drop_nulls()
-        found = parse_numbers(column.present, self.numbers.layout).drop_nulls().drop_nans()
+        found = self.read(column).drop_nulls().drop_nans()
         return found.filter(~found.is_in(markers.to_list()))
 
 
@@ -131,7 +120,7 @@ def _column(table: Table, index: int, name: str) -> Column:
     if table.records and table.records[0].kinds:
         kinds = pl.Series([row.kinds[index] for row in table.records], dtype=pl.String)
     unit_row = table.units[index] if index < len(table.units) else ""
-    return Column(index, name, texts, kinds, unit_row)
+    return Column(index, name, table.labels[index], texts, kinds, unit_row)
 
 
 def _times_of(column: Column) -> TimeGuess | None:
@@ -140,9 +129,9 @@ def _times_of(column: Column) -> TimeGuess | None:
         return None
     if column.kinds is not None and (column.kinds == DATE).sum() < len(present) and not len(column.words):
         # A number in a cell is a time only as a count since 1970.
-        guess = guess_times(present, column.name)
+        guess = guess_times(present, column.meaning)
         return guess if guess and guess.formats[0].startswith("unix") else None
-    return guess_times(present, column.name)
+    return guess_times(present, column.meaning)
 
 
 def _is_numeric(column: Column) -> bool:
@@ -158,14 +147,15 @@ def _chosen_times(
     """Return the columns of the time of each record with their formats, and the indexes of these columns."""
     clocked = [index for index, guess in stamps.items() if guess.has_clock]
     if clocked:
-        best = max(clocked, key=lambda index: (_rank(columns[index].name), stamps[index].fit, -index))
+        best = max(clocked, key=lambda index: (_rank(columns[index].meaning), stamps[index].fit, -index))
         return ((best,), stamps[best]), (best,)
     for indexes in (*_dates_with_clocks(columns, stamps), *_parts_of_dates(columns)):
-        guess = guess_times(joined(columns[index].texts for index in indexes).drop_nulls(), "time")
+        texts = joined(columns[index].texts for index in indexes).drop_nulls()
+        guess = guess_times(texts, "time") if indexes[0] in stamps else times_in_parts(texts, len(indexes))
         if guess is not None:
             return (indexes, guess), indexes
     if stamps:
-        best = max(stamps, key=lambda index: (_rank(columns[index].name), -index))
+        best = max(stamps, key=lambda index: (_rank(columns[index].meaning), -index))
         return ((best,), stamps[best]), (best,)
     return None, ()
 
@@ -180,119 +170,15 @@ def _rank(name: str) -> int:
 
 def _dates_with_clocks(columns: Sequence[Column], stamps: Mapping[int, TimeGuess]) -> Iterator[tuple[int, ...]]:
     for clock in columns:
-        if clock.index not in stamps and is_time_of_day(clock.present, clock.name):
+        if clock.index not in stamps and is_time_of_day(clock.present, clock.meaning):
             yield from ((date, clock.index) for date in stamps)
 
 
 def _parts_of_dates(columns: Sequence[Column]) -> Iterator[tuple[int, ...]]:
     """Yield the columns of year, month, day and so on, if there are such."""
-    named = [next((c.index for c in columns if re.fullmatch(PART_NAMES[part], c.name.strip())), None) for part in PARTS]
+    named = [
+        next((c.index for c in columns if re.fullmatch(PART_NAMES[part], c.meaning.strip())), None) for part in PARTS
+    ]
     known = named[: named.index(None)] if None in named else named
     if len(known) >= len(("year", "month", "day")):
         yield tuple(index for index in known if index is not None)
-
-
-@dataclass
-class Roles:
-    """What each column of a table is for.
-
-    Args:
-        columns: index to the column of a reading.
-        quantities: index of a wide file's column to what its name says.
-        ignored: index of a column that is left out, to the reason.
-        value_type: meaning of the one column `value` in a file that does not say it otherwise.
-    """
-
-    columns: dict[int, str] = field(default_factory=dict)
-    quantities: dict[int, NameGuess] = field(default_factory=dict)
-    ignored: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def is_wide(self) -> bool:
-        """True if several columns hold measurements of their own."""
-        return bool(self.quantities)
-
-    def has(self, role: str) -> bool:
-        """Return True if a column of the file is this column of a reading."""
-        return role in self.columns.values()
-
-
-def find_roles(columns: Columns) -> Roles:
-    """Decide between one reading a row and one quantity a column, and assign the columns."""
-    roles = Roles()
-    used = set(columns.times[0]) if columns.times else set()
-    for index in columns.other_times:
-        roles.ignored[index] = "another time"
-    left = [column for column in columns.all if column.index not in used | columns.other_times]
-    for column in left:
-        if not len(column.present):
-            roles.ignored[column.index] = "empty in all records read"
-    left = [column for column in left if column.index not in roles.ignored]
-    _assign_long(columns, left, roles)
-    _assign_device(columns, left, roles)
-    for column in left:
-        if column.index in roles.columns:
-            continue
-        why = why_ignored(column.name) or _why_no_quantity(columns, column)
-        if why or roles.has("value"):
-            roles.ignored[column.index] = why or "no column of a reading"
-        else:
-            roles.quantities[column.index] = _quantity(column)
-    return roles
-
-
-def _quantity(column: Column) -> NameGuess:
-    from ingest_project.readers.guess_names import unit_of  # noqa: PLC0415
-
-    named = read_name(column.name)
-    return named._replace(unit=unit_of(column.unit_row) or named.unit) if column.unit_row else named
-
-
-def _assign_long(columns: Columns, left: Sequence[Column], roles: Roles) -> None:
-    """Assign value, sensor type and unit where each row is one reading."""
-    by_role = {role: [c for c in left if role_of(c.name) == role] for role in ("value", "sensor_type", "unit")}
-    values = [column for column in by_role["value"] if column.index in columns.numeric]
-    values = values or [c for c in by_role["value"] if parse_numbers(c.present, columns.numbers.layout).count()]
-    others = [c for c in left if c.index in columns.numeric and c not in values and not why_ignored(c.name)]
-    others = [column for column in others if role_of(column.name) != "device_id"]
-    if len(values) != 1:
-        return
-    kinds = [c for c in by_role["sensor_type"] if c.index not in columns.numeric and _distinct(c) <= MAX_TYPES]
-    if others and not kinds:
-        return
-    roles.columns[values[0].index] = "value"
-    for role, found in (("sensor_type", kinds), ("unit", by_role["unit"])):
-        if found:
-            roles.columns[found[0].index] = role
-
-
-def _assign_device(columns: Columns, left: Sequence[Column], roles: Roles) -> None:
-    named = [c for c in left if c.index not in roles.columns and role_of(c.name) in ("device_id", "sensor_type")]
-    named = [
-        c
-        for c in named
-        if not (
-            c.index in columns.numeric
-            and parse_numbers(c.present, columns.numbers.layout).n_unique() > max(1, MAX_DEVICES_SHARE * len(c.present))
-        )
-    ]
-    named.sort(
-        key=lambda column: (role_of(column.name) != "device_id", "id" not in column.name.casefold(), column.index)
-    )
-    if named and (role_of(named[0].name) == "device_id" or "sensor" in named[0].name.casefold()):
-        roles.columns[named[0].index] = "device_id"
-
-
-def _distinct(column: Column) -> int:
-    return column.present.n_unique()
-
-
-def _why_no_quantity(columns: Columns, column: Column) -> str | None:
-    """Return why a column holds no measurements, if it does not."""
-    if column.index not in columns.numeric:
-        return "text"
-    values = columns.values_of(column)
-    steps = values.diff().drop_nulls()
-    if len(steps) > 1 and (steps == 1).all() and not read_name(column.name).unit:
-        return "counts rows"
-    return None

@@ -58,7 +58,7 @@ ROLES = {
     r"|datatype|element|indicator|pollutant|property|observedproperty|field|sensor|messgroesse|messgröße|signal|art",
     "value": r"(?:sensor[ _-]?)?(?:value|val|reading|result|wert|messwert|measured[ _-]?value|data|amount)",
     "unit": r"(?:sensor[ _-]?)?(?:unit|units|uom|einheit|unit[ _-]?of[ _-]?measure(?:ment)?|value[ _-]?unit)",
-    "device_id": r"(?:device|sensor|station|node|logger|dev|site|unit|machine|meter|entity|stations?|deveui|thing)"
+    "device_id": r"(?:device|sensor|station|stn|node|logger|dev|site|unit|machine|meter|entity|stations?|deveui|thing)"
     r"(?:[ _-]?(?:id|name|nr|no|number|code|eui|key|serial))?|id|serial(?:[ _-]?(?:no|number))?|name|host|location|loc"
     r"|eui|messstelle|geraet|gerät|wban",
 }
@@ -92,7 +92,7 @@ def unit_of(text: str) -> str | None:
 
 def read_name(name: str) -> NameGuess:
     """Separate a unit from a name: `Temp, °C (S/N: 7)`, `Feuchte [%]`, `Temp °C` or `temp_c`."""
-    plain = re.sub(r" *\([^)]*S/N:.*", "", name).strip()
+    plain = without_serial(name).strip()
     for pattern in (
         r"(.*\S) *[\[(]([^\])]+)[\])]\.?(?:_.*)?",
         r"(.*\S) *, *([^,]+)",
@@ -108,6 +108,11 @@ def read_name(name: str) -> NameGuess:
     if unit and (len(suffix) >= SHORTEST_SUFFIX or _known_type(base)):
         return NameGuess(base, unit, _known_type(base))
     return NameGuess(plain, None, _known_type(plain))
+
+
+def without_serial(name: str) -> str:
+    """Return a name without the serial numbers that some loggers add to it."""
+    return re.sub(r" *\([^)]*S/N:.*", "", name)
 
 
 def _known_type(base: str) -> str | None:

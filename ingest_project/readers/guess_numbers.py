@@ -29,7 +29,7 @@ GROUPS["."] += r"|^[+-]?[1-9][0-9]{0,2}(?:\.[0-9]{3})+,[0-9]+$"
 EITHER = {mark: rf"^[+-]?[1-9][0-9]{{0,2}}{re.escape(mark)}[0-9]{{3}}$" for mark in ",."}
 # Numbers that loggers and archives write for "no value"; any other is taken as measured.
 SENTINELS: tuple[float, ...] = (-999.0, -9999.0, -99999.0, -999.9, -9999.9, -99.9, -99.0, -200.0, -6999.0, -7999.0)
-SENTINELS += (9999.0, 99999.0, 999999.0, 999.9, 9999.9)
+SENTINELS += (999.0, 9999.0, 99999.0, 999999.0, 999.9, 9999.9)
 
 
 class NumberGuess(NamedTuple):
@@ -147,9 +147,3 @@ def _sentinels(columns: Iterable[pl.Series]) -> list[NullGuess]:
                 if min(abs(marker - low), abs(marker - high)) > max(high - low, 1.0) and not low <= marker <= high:
                     apart[marker] = f"all other numbers of a column are {low:g} to {high:g}"
     return [NullGuess(f"{marker:g}", counts[marker], why) for marker, why in apart.items()]
-
-
-def unread(texts: pl.Series, layout: NumberLayout, nulls: Iterable[str]) -> list[tuple[str, int]]:
-    """Return the commonest texts of a column that are neither numbers nor missing, with their counts."""
-    left = texts.filter(parse_numbers(texts, layout).is_null() & ~texts.is_in(list(nulls)))
-    return [(str(text), int(count)) for text, count in left.value_counts(sort=True).head(3).iter_rows()]

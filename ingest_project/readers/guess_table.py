@@ -24,6 +24,7 @@ class Table:
 
     Args:
         names: of its columns; their numbers where the file has no header.
+        labels: the same, or what a line of comment above the first record calls them.
         header: True if the file has one.
         group_names: of the row above the header, where both together name a column.
         units: of the row below the header, by column; empty where there is none.
@@ -36,6 +37,7 @@ class Table:
     """
 
     names: list[str]
+    labels: list[str]
     header: bool
     group_names: list[str]
     units: list[str]
@@ -75,6 +77,7 @@ def find_table(grid: Grid) -> Table:
     names = _names(header, width)
     return Table(
         names=names,
+        labels=_labels(names, groups) if header else _labels_above(grid, top, width) or names,
         header=header is not None,
         group_names=groups.cells if groups else [],
         units=below[0].cells if below else [],
@@ -159,6 +162,23 @@ def _names(header: Row | None, width: int) -> list[str]:
     if header is None:
         return [str(number) for number in range(1, width + 1)]
     return [clean_name(cell) for cell in (*header.cells, *[""] * width)][:width]
+
+
+def _labels(names: Sequence[str], groups: Row | None) -> list[str]:
+    """Put the name of its group before each column's own."""
+    found, group = [], ""
+    for index, name in enumerate(names):
+        group = (groups.cells[index] if groups and index < len(groups.cells) else "") or group
+        found.append(f"{group} {name}".strip())
+    return found
+
+
+def _labels_above(grid: Grid, line: int, width: int) -> list[str]:
+    """Return the names in the line of comment above the first record, if it has one for each column."""
+    above = grid.above[: line - 1]
+    text = above[-1].lstrip("#;%/ \t") if above else ""
+    names = text.split(grid.delimiter) if grid.delimiter and len(grid.delimiter) == 1 else text.split()
+    return [clean_name(name) for name in names] if len(names) == width else []
 
 
 def _footer(body: Sequence[Row], width: int, typed: Sequence[int]) -> list[Row]:

@@ -32,6 +32,7 @@ UTF_16_NULS = 0.2
 MAX_CONTROLS = 0.005
 MIN_SHARE = 0.5
 GOOD_SHARE = 0.8
+BLANKS_DISCOUNT = 0.85
 
 NUMBER = r"[+-]?(?:[0-9]+(?:[.,' \u00a0\u202f][0-9]+)*[.,]?|[.,][0-9]+)(?:[eE][+-]?[0-9]+)?"
 MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
@@ -181,11 +182,13 @@ def read_grid(sample: Sample, encoding: Encoding) -> Grid:
     if sample.tail:
         head, tail = head[: head.rfind("\n") + 1] or head, tail[tail.find("\n") + 1 :]
     fits = {mark: _fit(head, mark) for mark in (*CANDIDATE_DELIMITERS, BLANKS)}
-    best = max(fits, key=lambda mark: (round(fits[mark].score, 2), mark != BLANKS))
+    # Cells hold blanks of their own: white space needs to be clearly better.
+    best = max(fits, key=lambda mark: fits[mark].score * (BLANKS_DISCOUNT if mark == BLANKS else 1))
     above = tuple(head.splitlines()[:50])
     if not fits[best].is_table:
         return Grid(_rows(head, ","), _rows(tail, ","), ",", "no delimiter splits the lines: one column", above=above)
-    if best == BLANKS and fits[best].share < GOOD_SHARE and (widths := fixed_widths(head)):
+    widths = fixed_widths(head) if best == BLANKS and fits[best].share < 1 else ()
+    if len(widths) >= fits[best].width:
         cut = [Row(row.line, cut_by_widths(row.cells[0], widths)) for row in _rows(head, "\0")]
         last = [Row(row.line, cut_by_widths(row.cells[0], widths)) for row in _rows(tail, "\0")]
         return Grid(cut, last, FIXED, f"every line is blank at {len(widths) - 1} positions", widths, above)

@@ -71,6 +71,13 @@ class TimeGuess(NamedTuple):
     moments: pl.Series
 
 
+def times_in_parts(texts: pl.Series, parts: int) -> TimeGuess | None:
+    """Guess the times of year, month, day and further parts in columns of their own, joined by spaces."""
+    chosen = " ".join(("%Y", "%m", "%d", "%H", "%M", "%S")[:parts])
+    found = {chosen: _read(texts, chosen)}
+    return _described(texts, [chosen], found) if found[chosen].count() >= MIN_SHARE * max(len(texts), 1) else None
+
+
 def is_time_of_day(texts: pl.Series, name: str) -> bool:
     """Return True for a column of clock times without a date; one like 12.30 needs a name that says so."""
     fits = texts.str.contains(TIME_OF_DAY)

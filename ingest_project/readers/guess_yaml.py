@@ -20,10 +20,12 @@ class Draft:
     Args:
         lines: written so far.
         questions: that a person must answer.
+        indent: of further lines, in steps of two blanks.
     """
 
     lines: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
+    indent: int = 0
 
     def add(self, key: str, value: object = None, comment: str = "", *, question: str = "", depth: int = 0) -> None:
         """Add a key with its value; None begins a group of further keys."""
@@ -38,7 +40,7 @@ class Draft:
         if question:
             self.questions.append(question)
         said = "; ".join(part for part in (comment, QUESTION + question if question else "") if part)
-        self.lines.append("  " * depth + text + (f"  # {printable(said)}" if said else ""))
+        self.lines.append("  " * (self.indent + depth) + text + (f"  # {printable(said)}" if said else ""))
 
     def text(self, above: Iterable[str] = ()) -> str:
         """Return the YAML, below these lines of comment."""

@@ -6,21 +6,22 @@ A guess that the file does not decide is a question in the YAML for a person to 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.readers.guess_columns import Column, Columns, KnownType, Roles, find_columns, find_roles
-from ingest_project.readers.guess_names import NameGuess, slug, unit_of
-from ingest_project.readers.guess_numbers import unread
+from ingest_project.readers.guess_columns import Column, Columns, find_columns
+from ingest_project.readers.guess_names import NameGuess, slug
+from ingest_project.readers.guess_roles import KnownType, Roles, find_roles, type_names
 from ingest_project.readers.guess_table import Table, find_table
 from ingest_project.readers.guess_text import Encoding, Grid, guess_encoding, read_grid, take_sample
 from ingest_project.readers.guess_times import TimeGuess
+from ingest_project.readers.guess_workbook import read_sheets
 from ingest_project.readers.guess_yaml import Draft
+from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import DEFAULT_NULLS, first_group
 
-IN_RANGE_SHARE = 0.9
 DATE_IN_NAME = r"[0-9]{4}[-_.]?[0-9]{2}(?:[-_.]?[0-9]{2})?"
 # Regular expressions that find the device in a file's name, the more specific first.
 DEVICE_IN_NAME = (rf"^{DATE_IN_NAME}[-_. ]+(.+)\.\w+$", rf"^(.+?)[-_. ]+{DATE_IN_NAME}.*\.\w+$", r"^(.+)\.\w+$")
@@ -36,12 +37,21 @@ class Found(NamedTuple):
     sheet: int | str = 0
 
 
-def look_at(path: Path) -> Found:
+def look_at(path: Path, file_type: str, limits: ReadLimits) -> Found:
     """Find the table in a file and the kinds of its columns.
+
+    Args:
+        path: of its bytes.
+        file_type: of its reader.
+        limits: of workbooks.
 
     Raises:
         FileRejectedError: it has none; says why.
     """
+    if file_type in {"xlsx", "xls"}:
+        sheet, grid = read_sheets(path, file_type, limits)
+        table = find_table(grid)
+        return Found(None, grid, table, find_columns(table, None), sheet)
     sample = take_sample(path)
     encoding = guess_encoding(sample)
     grid = read_grid(sample, encoding)
@@ -66,7 +76,7 @@ def guess_profile(found: Found, file_name: str, name: str, types: Mapping[str, K
         raise FileRejectedError(
             "no_times", "No column looks like a time, and a reading needs one. `ingest dataset guess` drafts a dataset."
         )
-    if not roles.has("value") and not roles.quantities:
+    if roles.index_of("value") is None and not roles.quantities:
         raise FileRejectedError("no_values", "No column looks like measured numbers. `ingest dataset guess` may help.")
     draft = Draft()
     draft.add("name", name)
@@ -76,7 +86,7 @@ def guess_profile(found: Found, file_name: str, name: str, types: Mapping[str, K
     _write_quantities(draft, columns, roles, types)
     _write_constants(draft, columns, roles, file_name)
     _write_ignored(draft, columns, roles)
-    write_notation(draft, columns)
+    write_notation(draft, columns, [columns.times[1]])
     return draft
 
 
@@ -86,6 +96,8 @@ def write_text_layout(draft: Draft, found: Found) -> None:
     if encoding is not None and not encoding.marked:
         question = "" if encoding.sure else "is this the encoding?"
         draft.add("encoding", encoding.name, encoding.why, question=question)
+    if found.sheet:
+        draft.add("sheet", found.sheet, grid.why)
     if grid.delimiter is not None:
         draft.add("delimiter", grid.delimiter, grid.why)
     if table.skip_lines:
@@ -103,7 +115,8 @@ def _write_columns(draft: Draft, found: Found, roles: Roles) -> None:
         draft.add(columns.all[index].name, "timestamp", comment, depth=1)
     for index, role in roles.columns.items():
         column = columns.all[index]
-        draft.add(column.name, role, _said_of(column, columns, role), depth=1)
+        doubt = "no name says so: is this the device?" if role == "device_id" and roles.doubtful_device else ""
+        draft.add(column.name, role, _said_of(column, columns, role), question=doubt, depth=1)
 
 
 def _said_of(column: Column, columns: Columns, role: str) -> str:
@@ -121,7 +134,7 @@ def _said_of_numbers(column: Column, columns: Columns) -> str:
     if len(values):
         ordered = values.sort()
         said += f", {ordered[0]:g} to {ordered[-1]:g}"
-    odd = unread(column.present, columns.numbers.layout, columns.spellings)
+    odd = columns.unread(column)
     return said + (f"; not numbers: {', '.join(f'{text!r} ({count:,})' for text, count in odd)}" if odd else "")
 
 
@@ -129,7 +142,7 @@ def _write_quantities(draft: Draft, columns: Columns, roles: Roles, types: Mappi
     if not roles.quantities:
         return
     draft.add("quantities", comment="each column of numbers is a quantity; the names of the types are a guess")
-    names = _type_names(columns, roles, types)
+    names = type_names(columns, roles, types)
     for index, named in roles.quantities.items():
         column = columns.all[index]
         written: dict[str, str] = {"sensor_type": names[index]}
@@ -137,30 +150,6 @@ def _write_quantities(draft: Draft, columns: Columns, roles: Roles, types: Mappi
             written["unit"] = named.unit
         question = _doubt(named, names[index], types)
         draft.add(column.name, written, _said_of_numbers(column, columns), question=question, depth=1)
-
-
-def _type_names(columns: Columns, roles: Roles, types: Mapping[str, KnownType]) -> dict[int, str]:
-    """Name the type of each quantity: a known one where name, unit and values fit it, else after its column."""
-    found: dict[int, str] = {}
-    for index, named in roles.quantities.items():
-        known = named.known_type or slug(named.base)
-        if known in types and not _fits(columns, index, named, types[known]):
-            known = f"{known}_{slug(named.unit) or 'other'}" if named.unit else f"{known}_unit_unknown"
-        if not known or known in found.values():
-            known = (
-                slug(named.base) if slug(named.base) not in (*found.values(), *types, "") else f"quantity_{index + 1}"
-            )
-        found[index] = known
-    return found
-
-
-def _fits(columns: Columns, index: int, named: NameGuess, known: KnownType) -> bool:
-    if named.unit and known.units and unit_of(named.unit) not in known.units:
-        return False
-    values = columns.values_of(columns.all[index])
-    low = known.min if known.min is not None else float("-inf")
-    high = known.max if known.max is not None else float("inf")
-    return not len(values) or int(values.is_between(low, high).sum()) >= IN_RANGE_SHARE * len(values)
 
 
 def _doubt(named: NameGuess, type_name: str, types: Mapping[str, KnownType]) -> str:
@@ -173,12 +162,12 @@ def _doubt(named: NameGuess, type_name: str, types: Mapping[str, KnownType]) -> 
 
 
 def _write_constants(draft: Draft, columns: Columns, roles: Roles, file_name: str) -> None:
-    if roles.has("value") and not roles.has("sensor_type"):
-        value = next(columns.all[index] for index, role in roles.columns.items() if role == "value")
+    value = roles.index_of("value")
+    if value is not None and roles.index_of("sensor_type") is None:
         draft.add("constants")
-        named = slug(value.name) or "value"
+        named = slug(columns.all[value].meaning) or "value"
         draft.add("sensor_type", named, question="what does it measure, and in which unit?", depth=1)
-    if not roles.has("device_id"):
+    if roles.index_of("device_id") is None:
         pattern = next(each for each in DEVICE_IN_NAME if first_group(file_name, each))
         device = first_group(file_name, pattern)
         draft.add("from_file_name")
@@ -191,18 +180,17 @@ def _write_constants(draft: Draft, columns: Columns, roles: Roles, file_name: st
 
 
 def _write_ignored(draft: Draft, columns: Columns, roles: Roles) -> None:
-    if not roles.ignored:
-        return
-    draft.add("ignored")
-    for index, why in roles.ignored.items():
-        if columns.all[index].name:
-            draft.item(columns.all[index].name, why, depth=1)
+    named = {columns.all[index].name: why for index, why in roles.ignored.items() if columns.all[index].name}
+    if named:
+        draft.add("ignored")
+    for name, why in named.items():
+        draft.item(name, why, depth=1)
 
 
-def write_notation(draft: Draft, columns: Columns) -> None:
+def write_notation(draft: Draft, columns: Columns, times: Sequence[TimeGuess]) -> None:
     """Add how times, numbers and missing values are written."""
-    if columns.times is not None:
-        _write_times(draft, columns, columns.times[1])
+    if times:
+        _write_times(draft, columns, times)
     layout, guess = columns.numbers.layout, columns.numbers
     if layout.decimal != "." or layout.thousands or guess.question:
         draft.add("numbers", comment=guess.why)
@@ -214,20 +202,27 @@ def write_notation(draft: Draft, columns: Columns) -> None:
         for spelling in DEFAULT_NULLS:
             draft.item(spelling, depth=1)
         for null in columns.nulls:
-            draft.item(null.spelling, f"{null.cells:,} cells: {null.why}", depth=1)
+            draft.item(null.spelling, f"{null.cells:,} times: {null.why}", depth=1)
 
 
-def _write_times(draft: Draft, columns: Columns, times: TimeGuess) -> None:
+def _write_times(draft: Draft, columns: Columns, guesses: Sequence[TimeGuess]) -> None:
     draft.add("timestamps")
-    question = f"or is it {' or '.join(times.alternatives)}?" if times.alternatives else ""
-    comment = "; ".join(part for part in (f"{times.fit:,} of {times.total:,} fit", times.why) if part)
-    draft.add("formats", [*times.formats], comment, question=question, depth=1)
+    formats = list(dict.fromkeys(format_ for guess in guesses for format_ in guess.formats))
+    fit, total = sum(guess.fit for guess in guesses), sum(guess.total for guess in guesses)
+    why = [guess.why for guess in guesses if guess.why]
+    rivals = [f"or is it {' or '.join(guess.alternatives)}?" for guess in guesses if guess.alternatives]
+    comment = "; ".join([f"{fit:,} of {total:,} fit", *dict.fromkeys(why)])
+    draft.add("formats", formats, comment, question=" ".join(dict.fromkeys(rivals)), depth=1)
+    clocked = [guess for guess in guesses if guess.has_clock and not guess.formats[0].startswith("unix")]
+    if clocked:
+        _write_zone(draft, columns, min(guess.has_offset for guess in clocked))
+
+
+def _write_zone(draft: Draft, columns: Columns, has_offset: float) -> None:
     names = " ".join(columns.all[index].name for index in (columns.times or ((),))[0])
-    if times.formats[0].startswith("unix"):
-        return
-    if times.has_offset == 1.0:
+    if has_offset == 1.0:
         draft.add("zone", "UTC", "every time carries its offset, so this is never used", depth=1)
-    elif re.search(r"(?i)\b(?:utc|gmt)\b|_utc|[(]z[)]", names):
+    elif re.search(r"(?i)\b(?:utc|gmt)\b(?! ?[+-])|_utc|[(]z[)]", names):
         draft.add("zone", "UTC", f"the column is called {names}", depth=1)
     else:
         draft.add("zone", "UTC", question="times carry no offset: in which zone are they? UTC is assumed", depth=1)
