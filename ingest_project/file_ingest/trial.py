@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import msgspec
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.core.settings import FileIngestSettings
-from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
-from ingest_project.readers.layout import ReadLimits, RowsChunk
+from ingest_project.file_ingest.contract import Contract
+from ingest_project.file_ingest.drift import drift_of
+from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.profiles import ReaderProfile
-from ingest_project.readers.reading import READERS, cast, read_chunks
+from ingest_project.readers.reading import READERS, read_chunks
 
 
 class RejectedRow(msgspec.Struct, frozen=True):
@@ -43,8 +43,7 @@ class Trial(msgspec.Struct, kw_only=True):
         rows_read: malformed ones included.
         rows_accepted, rows_rejected: of these.
         rules: how often each rule was broken.
-        unknown_columns: columns that the profile does not know.
-        missing_columns: columns that the file leaves out.
+        drift: how its columns differ from those of the dataset, in words.
         accepted, rejected: the first ones.
     """
 
@@ -56,8 +55,7 @@ class Trial(msgspec.Struct, kw_only=True):
     rows_accepted: int = 0
     rows_rejected: int = 0
     rules: dict[str, int] = {}
-    unknown_columns: tuple[str, ...] = ()
-    missing_columns: tuple[str, ...] = ()
+    drift: str = ""
     accepted: list[dict[str, Any]] = []
     rejected: list[RejectedRow] = []
 
@@ -68,63 +66,65 @@ def file_type_of(path: Path) -> str:
     return ending if ending in READERS else "csv"
 
 
-def try_file(path: Path, profile: ReaderProfile, settings: FileIngestSettings, rows: int, file_name: str = "") -> Trial:
+def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, file_name: str = "") -> Trial:
     """Read and check a whole file.
 
     Args:
         path: of its bytes.
         profile: that reads it.
-        settings: the contract and its limits.
+        contract: of its dataset.
         rows: how many accepted and rejected rows to keep.
         file_name: its own name, when `path` has another.
-
-    Raises:
-        SettingsError: the file of sensor types is malformed.
     """
-    trial = Trial(file=str(path), profile=profile.name, dataset="sensor_readings")
-    types = SensorTypes.load(settings.sensor_types, settings.unknown_sensor_types)
-    rules = ValidationRules(types, datetime.now(UTC), settings.future_tolerance, settings.earliest_time)
-    limits = ReadLimits.from_settings(settings)
+    trial = Trial(file=str(path), profile=profile.name, dataset=contract.name)
+    name = file_name or path.name
     try:
-        for chunk in read_chunks(path, file_type_of(path), profile, limits, file_name or path.name):
-            checked = validate(cast(chunk.rows, profile), rules)
-            _add(trial, chunk, checked.accepted, checked.rejected, rows)
-        _judge(trial, settings.max_rejected_share)
+        chunks = read_chunks(path, file_type_of(path), profile, contract.limits, name, contract.target)
+        for group in _groups(chunks, contract):
+            _check(trial, group, profile, contract, rows)
+        contract.require_acceptable(trial.rows_read, trial.rows_rejected)
     except FileRejectedError as error:
         trial.refusal = str(error)
     return trial
 
 
-def _add(trial: Trial, chunk: RowsChunk, accepted: pl.DataFrame, rejected: pl.DataFrame, rows: int) -> None:
+def _groups(chunks: Iterator[RowsChunk], contract: Contract) -> Iterator[Sequence[RowsChunk]]:
+    """Yield chunk by chunk, or all chunks together where a rule is about more than one row."""
+    if contract.needs_whole_files:
+        yield list(chunks)
+    else:
+        yield from ([chunk] for chunk in chunks)
+
+
+def _check(trial: Trial, chunks: Sequence[RowsChunk], profile: ReaderProfile, contract: Contract, rows: int) -> None:
+    read = pl.concat([chunk.rows for chunk in chunks]).with_columns(pl.lit(0, pl.UInt32).alias("file_index"))
+    checked = contract.validated(read, profile)
+    accepted, rejected = checked.accepted.drop("file_index"), checked.rejected
+    malformed = pl.concat([chunk.malformed for chunk in chunks])
     trial.rows_accepted += accepted.height
-    trial.rows_rejected += rejected.height + chunk.malformed.height
-    trial.rows_read += chunk.rows.height + chunk.malformed.height
-    trial.unknown_columns, trial.missing_columns = chunk.unknown_columns, chunk.missing_columns
+    trial.rows_rejected += rejected.height + malformed.height
+    trial.rows_read += read.height + malformed.height
     counts = Counter(trial.rules)
-    counts.update(rejected["reasons"].explode(empty_as_null=False).to_list())
-    counts.update(chunk.malformed["reason"].to_list())
+    counts.update(reason for reasons in rejected["reasons"] for reason in reasons)
+    counts.update(malformed["reason"].to_list())
     trial.rules = dict(counts)
+    drift = drift_of(chunks[0], contract.target.columns, trial.rules, trial.rows_read)
+    trial.drift = str(drift) if drift.found else ""
+    contract.require_unchanged(drift)
     trial.accepted += accepted.head(rows - len(trial.accepted)).to_dicts()
-    trial.rejected += _first_rejected(chunk, rejected, rows - len(trial.rejected))
+    for chunk in chunks:
+        trial.rejected += _first_rejected(chunk, rejected, rows - len(trial.rejected))
 
 
 def _first_rejected(chunk: RowsChunk, rejected: pl.DataFrame, rows: int) -> list[RejectedRow]:
-    first = rejected.head(rows)
-    lines = first["line_number"].to_list()
+    """Return the first rejected rows of a chunk as they are written."""
+    own = rejected.filter(pl.col("line_number").is_in(chunk.rows["line_number"].implode())).head(rows)
+    lines = own["line_number"].to_list()
+    texts = chunk.raw_text(lines)
     found = [
         RejectedRow(line, tuple(reasons), text)
-        for line, reasons, text in zip(lines, first["reasons"], chunk.raw_text(lines), strict=True)
+        for line, reasons, text in zip(lines, own["reasons"], texts, strict=True)
     ]
     malformed = chunk.malformed.head(rows).select("line_number", "reason", "raw_text").iter_rows()
     found += [RejectedRow(line, (reason,), text) for line, reason, text in malformed]
     return sorted(found, key=lambda row: row.line_number)[:rows]
-
-
-def _judge(trial: Trial, max_rejected_share: float) -> None:
-    """Reject the file as a whole where ingestion would."""
-    share = trial.rows_rejected / trial.rows_read if trial.rows_read else 1.0
-    if share > max_rejected_share:
-        trial.refusal = (
-            f"too_many_bad_rows: {trial.rows_rejected} of {trial.rows_read} rows are bad ({share:.0%}; "
-            f"at most {max_rejected_share:.0%})."
-        )
