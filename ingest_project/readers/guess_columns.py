@@ -27,7 +27,7 @@ class Column:
 
     Args:
         index: from 0.
-        name: in the header, or its number.
+        selector: how a profile names it.
         meaning: the name that says what it holds: that in the header, or in a line of comment above.
         texts: of all its records; null where missing.
         kinds: of its cells in a workbook.
@@ -35,7 +35,7 @@ class Column:
     """
 
     index: int
-    name: str
+    selector: str
     meaning: str
     texts: pl.Series
     kinds: pl.Series | None = None
@@ -54,7 +54,7 @@ class Column:
     @property
     def label(self) -> str:
         """Its name for people."""
-        return self.name or f"column {self.index + 1}, without a name"
+        return self.meaning or f"column {self.index + 1}, without a name"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Columns:
 
 def find_columns(table: Table, delimiter: str | None) -> Columns:
     """Classify the columns of a table."""
-    columns = [_column(table, index, name) for index, name in enumerate(table.names)]
+    columns = [_column(table, index, name) for index, name in enumerate(table.selectors)]
     stamps = {column.index: guess for column in columns if (guess := _times_of(column)) is not None}
     times, used = _chosen_times(columns, stamps)
     left = [column for column in columns if column.index not in {*stamps, *used}]
@@ -113,14 +113,14 @@ def find_columns(table: Table, delimiter: str | None) -> Columns:
     return Columns(columns, numbers, nulls, indexes, times, frozenset(stamps) - frozenset(used))
 
 
-def _column(table: Table, index: int, name: str) -> Column:
+def _column(table: Table, index: int, selector: str) -> Column:
     cells = [row.cells[index] for row in table.records]
-    texts = pl.Series(name, [None if cell in DEFAULT_NULLS else cell for cell in cells], dtype=pl.String)
+    texts = pl.Series(selector, [None if cell in DEFAULT_NULLS else cell for cell in cells], dtype=pl.String)
     kinds = None
     if table.records and table.records[0].kinds:
         kinds = pl.Series([row.kinds[index] for row in table.records], dtype=pl.String)
     unit_row = table.units[index] if index < len(table.units) else ""
-    return Column(index, name, table.labels[index], texts, kinds, unit_row)
+    return Column(index, selector, table.labels[index], texts, kinds, unit_row)
 
 
 def _times_of(column: Column) -> TimeGuess | None:

@@ -169,9 +169,9 @@ def _write_reader(draft: Draft, found: Found, typed: Sequence[TypedColumn]) -> N
     draft.indent += 1
     write_text_layout(draft, found)
     renamed = {
-        column.name: proposed.name
+        column.selector: proposed.name
         for column, proposed in zip(found.columns.all, typed, strict=True)
-        if matched_name(column.name) != proposed.name
+        if matched_name(column.selector) != proposed.name
     }
     if renamed:
         draft.add("columns", comment="columns of the file that have another name there")

@@ -33,6 +33,7 @@ class Table:
         records: rows with the width of the table.
         misfits: later rows of another width.
         footer: rows at the end of the file that are no records.
+        above: the lines above the header, as they are written.
         notes: sentence on what each guess rests on, by the guess.
     """
 
@@ -46,7 +47,25 @@ class Table:
     records: list[Row]
     misfits: list[Row]
     footer: list[Row]
+    above: tuple[str, ...]
     notes: dict[str, str]
+
+    @property
+    def selectors(self) -> list[str]:
+        """How a profile names each column: by its name, or by its number where that is empty or two have it."""
+        matched = [matched_name(name) for name in self.names]
+        plain = not self.group_names
+        return [
+            name if plain and name and matched.count(matched_name(name)) == 1 else f"#{number}"
+            for number, name in enumerate(self.names, 1)
+        ]
+
+    @property
+    def comment(self) -> str | None:
+        """The mark that begins every line above the first record, in a file without a header."""
+        lines = [line.lstrip() for line in self.above if line.strip()]
+        marks = {line[0] for line in lines}
+        return marks.pop() if not self.header and len(marks) == 1 and marks <= set("#;%!") else None
 
 
 def find_table(grid: Grid) -> Table:
@@ -86,6 +105,7 @@ def find_table(grid: Grid) -> Table:
         records=[row for row in fitting if row not in footer],
         misfits=[row for row in misfits if row not in footer],
         footer=footer,
+        above=grid.above[: top - 1],
         notes=_notes(header, header_rows, typed, width),
     )
 

@@ -22,7 +22,7 @@ TAIL_BYTES = 64 * 1024
 MAX_ROWS = 20_000
 ROWS_TO_COMPARE = 400
 SAMPLED_BYTES = 32 * 1024
-BLANKS = "white space"
+BLANKS = "whitespace"
 FIXED = "fixed width"
 # Signs of units and western letters, which Windows-1252 and Latin-1 write with the same bytes.
 WESTERN = frozenset("°²³µ±·äöüßÄÖÜéèêëàâáçñåøæÅØÆÉíóúôîïãõ€“”\u00a0\u00d7\u2013\u2019")

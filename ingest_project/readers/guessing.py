@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.guess_columns import Column, Columns, find_columns
+from ingest_project.readers.guess_device import guess_device
 from ingest_project.readers.guess_names import NameGuess, slug
 from ingest_project.readers.guess_roles import KnownType, Roles, find_roles, type_names
 from ingest_project.readers.guess_table import Table, find_table
@@ -20,11 +21,7 @@ from ingest_project.readers.guess_times import TimeGuess
 from ingest_project.readers.guess_workbook import read_sheets
 from ingest_project.readers.guess_yaml import Draft
 from ingest_project.readers.layout import ReadLimits
-from ingest_project.readers.profiles import DEFAULT_NULLS, first_group
-
-DATE_IN_NAME = r"[0-9]{4}[-_.]?[0-9]{2}(?:[-_.]?[0-9]{2})?"
-# Regular expressions that find the device in a file's name, the more specific first.
-DEVICE_IN_NAME = (rf"^{DATE_IN_NAME}[-_. ]+(.+)\.\w+$", rf"^(.+?)[-_. ]+{DATE_IN_NAME}.*\.\w+$", r"^(.+)\.\w+$")
+from ingest_project.readers.profiles import DEFAULT_NULLS
 
 
 class Found(NamedTuple):
@@ -82,9 +79,9 @@ def guess_profile(found: Found, file_name: str, name: str, types: Mapping[str, K
     draft.add("name", name)
     draft.add("description", f"Guessed from {file_name}.")
     write_text_layout(draft, found)
-    _write_columns(draft, found, roles)
+    _write_columns(draft, found, roles, columns.times[1])
     _write_quantities(draft, columns, roles, types)
-    _write_constants(draft, columns, roles, file_name)
+    _write_constants(draft, found, roles, file_name)
     _write_ignored(draft, columns, roles)
     write_notation(draft, columns, [columns.times[1]])
     return draft
@@ -98,25 +95,51 @@ def write_text_layout(draft: Draft, found: Found) -> None:
         draft.add("encoding", encoding.name, encoding.why, question=question)
     if found.sheet:
         draft.add("sheet", found.sheet, grid.why)
-    if grid.delimiter is not None:
+    if grid.widths:
+        _write_widths(draft, grid, table)
+    elif grid.delimiter is not None:
         draft.add("delimiter", grid.delimiter, grid.why)
-    if table.skip_lines:
+    _write_header(draft, table)
+
+
+def _write_header(draft: Draft, table: Table) -> None:
+    if table.comment:
+        draft.add("comment", table.comment, f"{len(table.above):,} lines above the first record begin with it")
+    elif table.skip_lines:
         draft.add("skip_lines", table.skip_lines, f"lines above line {table.skip_lines + 1}; other files may have more")
     if not table.header:
         draft.add("header", value=False, comment=table.notes["header"])
+    if table.group_names:
+        draft.add("header_rows", 2, "names repeat or are empty in the second row, and the first tells them apart")
+    if table.skip_below:
+        draft.add("skip_below_header", table.skip_below, "rows of units and the like")
+    if table.footer:
+        draft.add("footer", {"rows": len(table.footer)}, f"the last rows, from line {table.footer[0].line}")
 
 
-def _write_columns(draft: Draft, found: Found, roles: Roles) -> None:
+def _write_widths(draft: Draft, grid: Grid, table: Table) -> None:
+    draft.add("fixed_width", comment=grid.why)
+    last = 0
+    for name, width in zip(table.selectors, grid.widths, strict=True):
+        draft.add(name, f"{last + 1}-{last + width}", depth=1)
+        last += width
+
+
+def _write_columns(draft: Draft, found: Found, roles: Roles, times: TimeGuess) -> None:
     columns = found.columns
-    indexes, times = columns.times or ((), None)
-    draft.add("columns", comment=found.table.notes["header"] if found.table.header else "")
-    for index in indexes:
-        comment = f"{times.fit:,} of {times.total:,} are times" if times else ""
-        draft.add(columns.all[index].name, "timestamp", comment, depth=1)
+    indexes = columns.times[0] if columns.times else ()
+    said = f"{times.fit:,} of {times.total:,} are times"
+    if len(indexes) > 1:
+        draft.add("joined", comment=said)
+        draft.add("timestamp", [columns.all[index].selector for index in indexes], depth=1)
+    if len(indexes) == 1 or roles.columns:
+        draft.add("columns", comment=found.table.notes["header"] if found.table.header else "")
+    if len(indexes) == 1:
+        draft.add(columns.all[indexes[0]].selector, "timestamp", said, depth=1)
     for index, role in roles.columns.items():
         column = columns.all[index]
         doubt = "no name says so: is this the device?" if role == "device_id" and roles.doubtful_device else ""
-        draft.add(column.name, role, _said_of(column, columns, role), question=doubt, depth=1)
+        draft.add(column.selector, role, _said_of(column, columns, role), question=doubt, depth=1)
 
 
 def _said_of(column: Column, columns: Columns, role: str) -> str:
@@ -149,7 +172,7 @@ def _write_quantities(draft: Draft, columns: Columns, roles: Roles, types: Mappi
         if named.unit:
             written["unit"] = named.unit
         question = _doubt(named, names[index], types)
-        draft.add(column.name, written, _said_of_numbers(column, columns), question=question, depth=1)
+        draft.add(column.selector, written, _said_of_numbers(column, columns), question=question, depth=1)
 
 
 def _doubt(named: NameGuess, type_name: str, types: Mapping[str, KnownType]) -> str:
@@ -161,30 +184,25 @@ def _doubt(named: NameGuess, type_name: str, types: Mapping[str, KnownType]) -> 
     return "in which unit?"
 
 
-def _write_constants(draft: Draft, columns: Columns, roles: Roles, file_name: str) -> None:
-    value = roles.index_of("value")
+def _write_constants(draft: Draft, found: Found, roles: Roles, file_name: str) -> None:
+    columns, value = found.columns, roles.index_of("value")
     if value is not None and roles.index_of("sensor_type") is None:
         draft.add("constants")
         named = slug(columns.all[value].meaning) or "value"
         draft.add("sensor_type", named, question="what does it measure, and in which unit?", depth=1)
-    if roles.index_of("device_id") is None:
-        pattern = next(each for each in DEVICE_IN_NAME if first_group(file_name, each))
-        device = first_group(file_name, pattern)
-        draft.add("from_file_name")
-        draft.add(
-            "device_id",
-            pattern,
-            question=f"no column names the device: is it {device!r}, from the file's name?",
-            depth=1,
-        )
+    device = guess_device(found.table.above, file_name) if roles.index_of("device_id") is None else None
+    if device is not None:
+        where = "a line above the header" if device.part == "from_lines_above" else "the file's name"
+        question = f"no column names the device: is it {device.device!r}, from {where}?"
+        draft.add(device.part)
+        draft.add("device_id", device.pattern, question=question, depth=1)
 
 
 def _write_ignored(draft: Draft, columns: Columns, roles: Roles) -> None:
-    named = {columns.all[index].name: why for index, why in roles.ignored.items() if columns.all[index].name}
-    if named:
+    if roles.ignored:
         draft.add("ignored")
-    for name, why in named.items():
-        draft.item(name, why, depth=1)
+    for index, why in roles.ignored.items():
+        draft.item(columns.all[index].selector, why, depth=1)
 
 
 def write_notation(draft: Draft, columns: Columns, times: Sequence[TimeGuess]) -> None:
@@ -219,8 +237,11 @@ def _write_times(draft: Draft, columns: Columns, guesses: Sequence[TimeGuess]) -
 
 
 def _write_zone(draft: Draft, columns: Columns, has_offset: float) -> None:
-    names = " ".join(columns.all[index].name for index in (columns.times or ((),))[0])
-    if has_offset == 1.0:
+    names = " ".join(columns.all[index].meaning for index in (columns.times or ((),))[0])
+    offset = re.search(r"(?:UTC|GMT) ?([+-][0-9]{1,2}(?::?[0-5][0-9])?)", names)
+    if offset:
+        draft.add("zone", f"UTC{offset[1]}", f"the column is called {names}", depth=1)
+    elif has_offset == 1.0:
         draft.add("zone", "UTC", "every time carries its offset, so this is never used", depth=1)
     elif re.search(r"(?i)\b(?:utc|gmt)\b(?! ?[+-])|_utc|[(]z[)]", names):
         draft.add("zone", "UTC", f"the column is called {names}", depth=1)
