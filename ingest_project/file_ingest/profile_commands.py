@@ -213,11 +213,11 @@ def name_of(file: Path) -> str:
 
 
 def _looked_at(file: Path, settings: Settings) -> Found:
-    from ingest_project.file_ingest.trial import file_type_of  # noqa: PLC0415
+    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
     from ingest_project.readers.guessing import look_at  # noqa: PLC0415
     from ingest_project.readers.layout import ReadLimits  # noqa: PLC0415
 
-    return look_at(file, file_type_of(file), ReadLimits.from_settings(settings.file_ingest))
+    return look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest))
 
 
 def _contract_of(dataset: str, settings: Settings) -> Contract:

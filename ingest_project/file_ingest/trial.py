@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 import polars as pl
 
+from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.drift import drift_of
 from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.profiles import ReaderProfile
-from ingest_project.readers.reading import READERS, read_chunks
+from ingest_project.readers.reading import read_chunks
 
 
 class RejectedRow(msgspec.Struct, frozen=True):
@@ -60,10 +61,9 @@ class Trial(msgspec.Struct, kw_only=True):
     rejected: list[RejectedRow] = []
 
 
-def file_type_of(path: Path) -> str:
-    """Return the type of reader for a file, by the ending of its name; anything that is no workbook is text."""
-    ending = path.suffix.lower().removeprefix(".")
-    return ending if ending in READERS else "csv"
+def type_of(path: Path) -> str:
+    """Return the type of a file by its name; one without a known ending is taken as text."""
+    return file_type_of(path.name) if is_readable(file_type_of(path.name)) else "csv"
 
 
 def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, file_name: str = "") -> Trial:
@@ -79,7 +79,7 @@ def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, 
     trial = Trial(file=str(path), profile=profile.name, dataset=contract.name)
     name = file_name or path.name
     try:
-        chunks = read_chunks(path, file_type_of(path), profile, contract.limits, name, contract.target)
+        chunks = read_chunks(path, type_of(path), profile, contract.limits, name, contract.target)
         for group in _groups(chunks, contract):
             _check(trial, group, profile, contract, rows)
         contract.require_acceptable(trial.rows_read, trial.rows_rejected)

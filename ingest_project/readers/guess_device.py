@@ -14,7 +14,8 @@ IN_NAME = (rf"^{DATE}[-_. ]+(.+)\.\w+$", rf"^(.+?)[-_. ]+{DATE}.*\.\w+$", r"^(.+
 LABEL = re.compile(
     "(?i)"
     r"(device|station|logger|sensor|site|location|plot title|unit|serial)"
-    r"(?:[ _-]?(?:id|name|no|nr|number|serial))?(?: (?:id|name|no|nr|number))?\.?\"?[ \t]*[:=,;\t][ \t]*\"?[^\",;\t\r\n]"
+    r"(?:[ _-]?(?:id|name|no|nr|number|serial))?(?: (?:id|name|no|nr|number))?\.?\"?"
+    r"[ \t]*[:=,;\t][ \t]*\"?[^\",;\t\r\n]"
 )
 CAMPBELL = '^"?TOA5"?,"?([^",]+)'
 

@@ -96,7 +96,7 @@ def find_table(grid: Grid) -> Table:
     names = _names(header, width)
     return Table(
         names=names,
-        labels=_labels(names, groups) if header else _labels_above(grid, top, width) or names,
+        labels=[*grid.labels] or _labels(names, groups) if header else _labels_above(grid, top, width) or names,
         header=header is not None,
         group_names=groups.cells if groups else [],
         units=below[0].cells if below else [],

@@ -100,6 +100,7 @@ class Grid(NamedTuple):
         why: what the delimiter rests on.
         widths: of the columns where they have a fixed width.
         above: the first lines as they are written.
+        labels: names of the columns for people, where they are not those of the header.
     """
 
     rows: list[Row]
@@ -108,6 +109,7 @@ class Grid(NamedTuple):
     why: str
     widths: tuple[int, ...] = ()
     above: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def take_sample(path: Path) -> Sample:

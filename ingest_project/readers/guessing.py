@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 from ingest_project.core.errors import FileRejectedError
+from ingest_project.readers.containers import Contained, files_inside
 from ingest_project.readers.guess_columns import Column, Columns, find_columns
 from ingest_project.readers.guess_device import guess_device
 from ingest_project.readers.guess_names import NameGuess, slug
+from ingest_project.readers.guess_records import read_records
 from ingest_project.readers.guess_roles import KnownType, Roles, find_roles, type_names
 from ingest_project.readers.guess_table import Table, find_table
 from ingest_project.readers.guess_text import Encoding, Grid, guess_encoding, read_grid, take_sample
@@ -45,15 +48,22 @@ def look_at(path: Path, file_type: str, limits: ReadLimits) -> Found:
     Raises:
         FileRejectedError: it has none; says why.
     """
-    if file_type in {"xlsx", "xls"}:
-        sheet, grid = read_sheets(path, file_type, limits)
-        table = find_table(grid)
-        return Found(None, grid, table, find_columns(table, None), sheet)
-    sample = take_sample(path)
-    encoding = guess_encoding(sample)
-    grid = read_grid(sample, encoding)
+    with closing(files_inside(path, file_type, path.name, limits)) as inside:
+        return _look_at(next(inside), limits)
+
+
+def _look_at(file: Contained, limits: ReadLimits) -> Found:
+    encoding, sheet = None, 0
+    if file.file_type in {"xlsx", "xls"}:
+        sheet, grid = read_sheets(file.path, file.file_type, limits)
+    elif file.file_type in {"json", "jsonl", "ndjson", "parquet"}:
+        grid = read_records(file.path, file.file_type, limits)
+    else:
+        sample = take_sample(file.path)
+        encoding = guess_encoding(sample)
+        grid = read_grid(sample, encoding)
     table = find_table(grid)
-    return Found(encoding, grid, table, find_columns(table, grid.delimiter))
+    return Found(encoding, grid, table, find_columns(table, grid.delimiter), sheet)
 
 
 def guess_profile(found: Found, file_name: str, name: str, types: Mapping[str, KnownType]) -> Draft:
