@@ -25,9 +25,9 @@ from ingest_project.platform.capability import (
 )
 from ingest_project.platform.database.engine import reading
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
+from ingest_project.streams.delta.queries import rows_of_trace
 from ingest_project.streams.engine import is_failing
 from ingest_project.streams.positions import SinkPosition, message_counts, stream_failures
-from ingest_project.streams.user_activity.event_queries import events_of_trace
 from ingest_project.streams.user_activity.resources import UserActivityResources
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _unidentified_history(row: sa.RowMapping) -> Iterator[Moment]:
 
 def _events(services: UserActivityResources, trace_id: str) -> Iterator[Moment]:
     try:
-        rows = events_of_trace(services.user_activity_events, trace_id)
+        rows = rows_of_trace(services.user_activity_events, trace_id, ("event_id", "event_type", "timestamp"))
     except StoreUnavailableError as away:
         complain(f"User activity could not be searched: {away}")
         return

@@ -168,7 +168,7 @@ def from_beginning(
 
     Turn the sensor user_activity_events_sensor off before, and on again afterwards.
     """
-    from ingest_project.streams.user_activity.rebuild import read_again_from_beginning  # noqa: PLC0415 - imports dagster
+    from ingest_project.streams.delta.rebuild import read_again_from_beginning  # noqa: PLC0415 - brings pyarrow
 
     services = _services()
     topic = services.settings.topics.user_activity_events
@@ -179,7 +179,7 @@ def from_beginning(
         )
     if not yes:
         typer.confirm(f"Read all of {topic} again?", abort=True)
-    read = ReadAgain(read_again_from_beginning(services))
+    read = ReadAgain(read_again_from_beginning(services.user_activity))
     if as_json:
         print_json(read)
     else:
