@@ -36,7 +36,8 @@ DECIMAL = re.compile(r"decimal\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)")
 # The most digits that Arrow, Delta and Polars store in 128 bits.
 MAX_DIGITS = 38
 ORDERED = ("integer", "number", "decimal", "date", "timestamp")
-OWN_NAMES = frozenset({"file_key", "file_index", "line_number", "rescued_data"})
+# Columns of the engine, and the one in which pandera returns the outcome of a check.
+OWN_NAMES = frozenset({"file_key", "file_index", "line_number", "rescued_data", "check_output"})
 SUPPORTED = (
     'str, int, float, bool, datetime.date, Annotated[pl.Datetime, "us", "UTC"] and Annotated[pl.Decimal, digits, '
     'decimal places]; JSON is str with metadata={"type": "json"}'
