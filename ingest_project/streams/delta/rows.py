@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest_project.core.batches import store_bisecting
-from ingest_project.core.errors import PermanentError, UnexpectedError, UnreadableMessageError
+from ingest_project.core.errors import PermanentError, TransientError, UnexpectedError, UnreadableMessageError
 from ingest_project.core.keys import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.delta.stream import hours_between
+from ingest_project.streams.delta.stream import DAY, hours_between
 
 logger = get_logger(__name__)
 
@@ -24,7 +24,6 @@ MAX_AHEAD = timedelta(days=1)
 # Each day of a commit is a file, and senders choose the days.
 MAX_DAYS_PER_COMMIT = 32
 LAST_MILLISECOND = 253_402_300_799_999
-DAY = "event_day"
 
 POSITION_FIELDS = [
     ("kafka_topic", pa.string()),
@@ -55,10 +54,16 @@ class StreamRows:
 def decode_bisecting(
     messages: Sequence[ConsumerRecord], schema: pa.Schema, decode: Callable[[Sequence[ConsumerRecord]], StreamRows]
 ) -> StreamRows:
-    """Decode messages; one with an unexpected error is found by halving, and refused alone."""
+    """Decode messages; one with an unexpected error is found by halving, and refused alone.
+
+    Raises:
+        TransientError: a service that decoding needs is away.
+    """
     found: list[StreamRows] = []
     failures = store_bisecting(
-        messages, lambda part: found.append(decode(part)), lambda error: not isinstance(error, MemoryError)
+        messages,
+        lambda part: found.append(decode(part)),
+        lambda error: not isinstance(error, MemoryError | TransientError),
     )
     for message, error in failures:
         logger.error("decoding_failed_unexpectedly", exc_info=error)
@@ -92,6 +97,12 @@ def days_of(moments: pa.Array, written: pa.Array, first: datetime) -> pa.Array:
         moments.cast(pa.date32()).cast(pa.string()),
         pa.scalar(None, pa.string()),
     )
+
+
+def hours_of_day(moments: pa.Array, days: pa.Array) -> pa.Array:
+    """Return the hour of each row, `00` to `23`; null for a row without a day."""
+    hours = pc.strftime(moments, format="%H")
+    return pc.if_else(pc.is_valid(days), hours, pa.scalar(None, pa.string()))
 
 
 def with_few_days(table: pa.Table) -> pa.Table:

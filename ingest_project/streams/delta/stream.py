@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ingest_project.streams.delta.rows import StreamRows
 
+DAY = "event_day"
 FIRST_HOUR = datetime(2024, 1, 1, tzinfo=UTC)
 # What is decoded at a time: the messages of a chunk are objects, those of a commit columns.
 CHUNK_MESSAGES = 10_000
