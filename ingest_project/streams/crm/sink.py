@@ -72,6 +72,9 @@ class CrmTables:
     def __init__(self, log_file: Path | None) -> None:
         self._log_file = log_file
 
+    def prepare(self) -> None:
+        """Do nothing: migrations create the tables."""
+
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> Identified:
         """Sort messages by kind."""
         return identify(messages, position.topic_id, position.epoch)

@@ -49,6 +49,10 @@ Rows = TypeVar("Rows", bound=Decoded)
 class SqlTarget(Protocol[Rows]):
     """Decodes the messages of a stream, and stores them in its tables."""
 
+    def prepare(self) -> None:
+        """Create or extend the tables, before partitions are resumed."""
+        ...
+
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> Rows:
         """Turn messages of a partition into rows. No message makes it fail."""
         ...
@@ -76,7 +80,9 @@ class SqlSink(Generic[Rows]):
         self._services, self._target = services, target
 
     def prepare(self, positions: Sequence[SinkPosition]) -> None:
-        """Do nothing: positions and rows are in one database."""
+        """Let the target prepare its tables; positions and rows are in one database."""
+        del positions
+        self._target.prepare()
 
     def resume(self, position: SinkPosition) -> SinkPosition:
         """Return the position: it is this sink's own."""
