@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
+from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.platform.capability import (
@@ -94,11 +95,16 @@ class FileIngest(Capability[FileIngestResources]):
         file_amounts,
     )
 
-    def dagster_parts(self) -> Mapping[str, DagsterParts]:
+    def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return the definitions for Dagster."""
-        from ingest_project.file_ingest import catalog, definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.file_ingest import catalog, declared, definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
 
-        return {self.name: DagsterParts(definitions.file_ingest, catalog.external_assets, catalog.STORED)}
+        declarations = load_declarations(settings)
+        stored = catalog.STORED | {
+            key: table for one in declarations.declared for key, table in declared.stored_of(one, settings).items()
+        }
+        return {self.name: DagsterParts(definitions.definitions_of(declarations), catalog.external_assets, stored)}
 
     def topics(self, services: FileIngestResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of file events."""
