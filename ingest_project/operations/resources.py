@@ -10,10 +10,10 @@ from ingest_project.platform.capability import Capability
 from ingest_project.polling.capability import Polling
 from ingest_project.polling.job_queue import PollingResources
 from ingest_project.streams.capability import Streams
-from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.resources import DeclaredStreamResources
 
 
-class SystemResources(PollingResources, FileIngestResources, AttachmentResources, UserActivityResources):
+class SystemResources(PollingResources, FileIngestResources, AttachmentResources, DeclaredStreamResources):
     """The resources of all capabilities, which share one engine and one set of Kafka clients."""
 
 

@@ -21,6 +21,7 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import line_of, mistakes, yaml_content
+from ingest_project.readers.datasets import OWN_TABLES, declaration_files
 from ingest_project.streams.decoders import DECODERS, TEXT
 
 if TYPE_CHECKING:
@@ -242,8 +243,10 @@ class StreamDeclaration(_Part):
                 yield f"sink.{where}: there is no column {name}"
             elif not columns[name].required:
                 yield f"sink.{where}: the column {name} must be required"
-            elif columns[name].kind == "json":
-                yield f"sink.{where}: the column {name} is JSON, which has no order"
+            elif columns[name].kind in ("json", "boolean") or (where == "version" and columns[name].kind == "decimal"):
+                yield f"sink.{where}: the column {name} is {columns[name].kind}, which does not serve as {where}"
+        if (sink.table or self.name) in OWN_TABLES:
+            yield f"the table {sink.table or self.name!r} belongs to the system; name another one as sink.table"
         if sink.key_decoder not in DECODERS:
             yield f"sink.key_decoder: there is no decoder {sink.key_decoder!r}; there are {', '.join(DECODERS)}"
         if sink.key_decoder == TEXT and len(sink.key) > 1 and sink.tombstones != "ignore":
@@ -287,11 +290,6 @@ def load_streams(settings: Settings) -> DeclaredStreams:
             logger.warning("stream_broken", problem=str(error))
             broken.append(BrokenStream(path.parent.name, str(error)))
     return DeclaredStreams(tuple(usable.values()), tuple(broken))
-
-
-def declaration_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of declarations below a folder, in the order of their paths."""
-    yield from sorted(path for name in ("defs.yaml", "defs.yml") for path in folder.glob(f"**/{name}"))
 
 
 def read_stream(path: Path) -> StreamDeclaration | None:

@@ -5,7 +5,7 @@ the offsets in its configuration; one that a person starts without them stores a
 rebuilds them from what Kafka still has. Each check reads what is stored now.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -78,6 +78,7 @@ class DeltaParts:
         open: returns the stream, given the resources of a run.
         limits: returns the bounds of its runs and the thresholds of its checks.
         owners: of the asset.
+        checks: further ones.
         checks_cron: when the checks run.
         maintenance_cron: when the table is maintained.
     """
@@ -89,6 +90,7 @@ class DeltaParts:
     open: Callable[[Any], DeltaStream]
     limits: Callable[[Any], StreamLimits]
     owners: tuple[str, ...] = ()
+    checks: Sequence[dg.AssetChecksDefinition] = ()
     checks_cron: str = "11,26,41,56 * * * *"
     maintenance_cron: str = "4-59/10 * * * *"
 
@@ -110,7 +112,7 @@ def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Defin
         parts: of the stream.
         more: assets that belong to it.
     """
-    checks = [no_gap_in_offsets(parts), no_duplicate_offsets(parts), event_time_plausible(parts)]
+    checks = [no_gap_in_offsets(parts), no_duplicate_offsets(parts), event_time_plausible(parts), *parts.checks]
     checks_job = dg.define_asset_job(
         f"{parts.name}_checks",
         selection=dg.AssetSelection.checks(*checks),

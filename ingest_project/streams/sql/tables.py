@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.core.errors import SettingsError
+from ingest_project.core.errors import SchemaConflictError, SettingsError
 from ingest_project.platform.database.engine import exclusive, reading, writing
 from ingest_project.platform.database.sql import Json, UtcTime, metadata, sql_type
 from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
@@ -46,7 +46,8 @@ def ensure_table(engine: sa.Engine, table: sa.Table) -> None:
     """Create a table, or add the columns that it lacks. Idempotent, also by several processes at once.
 
     Raises:
-        SettingsError: the table is the system's own or another program's, or has a column of another type.
+        SettingsError: the table is the system's own.
+        SchemaConflictError: it is another program's, or a column or the key would have to change.
     """
     if table.name in metadata.tables:
         raise SettingsError(f"The table {table.name!r} belongs to the system; name another one as sink.table.")
@@ -80,20 +81,25 @@ def columns_of_table(engine: sa.Engine, table: str) -> dict[str, str]:
 
 def _require_same(engine: sa.Engine, table: sa.Table, found: dict[str, str]) -> None:
     if "kafka_offset" not in found:
-        raise SettingsError(f"The table {table.name!r} is not a stream's; name another one as sink.table.")
+        raise SchemaConflictError(
+            table.name, "kafka_offset", "no stream made the table; name another one as sink.table"
+        )
     with reading(engine) as connection:
         keys = sa.inspect(connection).get_pk_constraint(table.name)["constrained_columns"]
     wanted = [column.name for column in table.primary_key]
     if sorted(keys) != sorted(wanted):
-        raise SettingsError(
-            f"The rows of the table {table.name} are identified by {', '.join(keys)}, and the declaration says"
-            f" {', '.join(wanted)}. Name another table as sink.table, and read the topic again into it."
+        raise SchemaConflictError(
+            table.name,
+            ", ".join(wanted),
+            f"the rows of the table are identified by {', '.join(keys)}; name another one as sink.table",
         )
     for column in table.columns:
         kind = column.type.compile(engine.dialect)
         if found.get(column.name, kind) != kind:
-            raise SettingsError(
-                f"The column {column.name} of the table {table.name} is {found[column.name]}, and the declaration says"
-                f" {kind}. Values could be lost: declare the type that it has, change the column yourself (ALTER TABLE"
-                f" {table.name} ALTER COLUMN {column.name} TYPE {kind}), or name another table as sink.table."
+            raise SchemaConflictError(
+                table.name,
+                column.name,
+                f"the table holds {found[column.name]}, declared is {kind}. Declare the type that it has, name another"
+                f' table as sink.table, or convert the values: ALTER TABLE {table.name} ALTER COLUMN "{column.name}"'
+                f" TYPE {kind} USING ...",
             )
