@@ -21,7 +21,8 @@ from ingest_project.contracts.validation import validate
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.declaration import OWN_COLUMNS, StreamColumn, StreamDeclaration
+from ingest_project.streams.columns import StreamColumn
+from ingest_project.streams.declaration import OWN_COLUMNS, StreamDeclaration
 from ingest_project.streams.decoders import DECODERS, Decoded, Refusal
 from ingest_project.streams.values import array_of
 

@@ -7,21 +7,21 @@ names the stream. A broken one disables only itself.
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ingest_project.contracts.columns import Column, columns_of, schema_of
+from ingest_project.contracts.columns import columns_of, schema_of
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import line_of, mistakes, yaml_content
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files
+from ingest_project.streams.columns import StreamColumn
 from ingest_project.streams.decoders import DECODERS, TEXT
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ logger = get_logger(__name__)
 COMPONENT = "ingest_project.TopicStream"
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
 TABLE = r"^[a-z_][a-z0-9_]{0,59}$"
-PATH = re.compile(r"\$(\.[A-Za-z_][A-Za-z0-9_-]*)+")
 KAFKA_TIME = "kafka_timestamp"
 # Streams that the system brings, and columns that it adds to every table.
 TAKEN_NAMES = frozenset({"user_activity", "crm", "attachments", "downloads", "file", "polling", "kafka"})
@@ -42,36 +41,6 @@ MIN_RETENTION_HOURS = 168
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StreamColumn(Column):
-    """A column of a stream.
-
-    Args:
-        path: of the field in the message, e.g. `$.customer.id`; the field of the column's name by default.
-        epoch: of a timestamp that is sent as a number: what the number counts since 1970, UTC.
-    """
-
-    path: str = ""
-    epoch: Literal["seconds", "milliseconds", "microseconds"] | None = None
-
-    @field_validator("path")
-    @classmethod
-    def _is_a_path(cls, path: str) -> str:
-        if path and not PATH.fullmatch(path):
-            raise ValueError(f"{path!r} is no path; write it like $.customer.id")
-        return path
-
-    @model_validator(mode="after")
-    def _epoch_is_a_time(self) -> Self:
-        if self.epoch and self.kind != "timestamp":
-            raise ValueError(f"column {self.name}: epoch is for timestamps")
-        return self
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """Names of the fields that lead to the value."""
-        return tuple(self.path.split(".")[1:]) or (self.name,)
 
 
 class DeltaTarget(_Part):

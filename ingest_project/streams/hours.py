@@ -7,7 +7,7 @@ and so is the report of an hour to Dagster.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -17,6 +17,10 @@ from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.database.sql import UtcTime, in_parts, insert_into, metadata
 from ingest_project.streams.positions import OffsetRange, joined
 
+# Of all streams: an earlier time is no partition.
+FIRST_HOUR = datetime(2024, 1, 1, tzinfo=UTC)
+# Column with the day of a row, `yyyy-mm-dd`, by which a Delta table is partitioned.
+DAY = "event_day"
 # A late event widens the offsets of its hour within one piece only.
 PIECE_OFFSETS = 1_000_000
 
@@ -203,3 +207,8 @@ def add_spans(connection: sa.Connection, stream: str, offsets: OffsetRange, hour
         }
         key = list(stream_hour_spans.primary_key)
         connection.execute(insert.on_conflict_do_update(index_elements=key, set_=wider), rows)
+
+
+def hours_between(hours: Iterable[datetime], first: datetime, now: datetime) -> list[datetime]:
+    """Return the hours that are partitions, in order: none before the first one, none that has yet to begin."""
+    return sorted(hour for hour in hours if first <= hour <= now)

@@ -13,7 +13,8 @@ from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration
-from ingest_project.streams.delta.stream import DAY, FIRST_HOUR, DeltaStream
+from ingest_project.streams.delta.stream import DeltaStream
+from ingest_project.streams.hours import DAY, FIRST_HOUR
 
 if TYPE_CHECKING:
     import pyarrow as pa

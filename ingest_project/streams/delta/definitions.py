@@ -39,7 +39,7 @@ from ingest_project.streams.delta.recovery import (
     without_known,
 )
 from ingest_project.streams.delta.sink import DeltaSink
-from ingest_project.streams.delta.stream import FIRST_HOUR, LOCK_WAIT_SECONDS, DeltaStream
+from ingest_project.streams.delta.stream import LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.engine import (
     MAX_SHOWN,
     RECENT,
@@ -49,6 +49,7 @@ from ingest_project.streams.engine import (
     settle,
     store_stream,
 )
+from ingest_project.streams.hours import FIRST_HOUR
 from ingest_project.streams.positions import OffsetRange
 from ingest_project.streams.sensor import StreamRunConfig, StreamSensor, stream_sensor, tick
 

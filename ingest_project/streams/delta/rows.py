@@ -14,7 +14,7 @@ from ingest_project.core.errors import PermanentError, TransientError, Unexpecte
 from ingest_project.core.keys import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.delta.stream import DAY, hours_between
+from ingest_project.streams.hours import DAY, hours_between
 
 logger = get_logger(__name__)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.consume import Refused, dead_letter_message
-from ingest_project.streams.hours import StreamHours
+from ingest_project.streams.hours import FIRST_HOUR, StreamHours
 from ingest_project.streams.positions import StreamPositions, TopicPartition
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from ingest_project.streams.delta.rows import StreamRows
 
-DAY = "event_day"
-FIRST_HOUR = datetime(2024, 1, 1, tzinfo=UTC)
 # What is decoded at a time: the messages of a chunk are objects, those of a commit columns.
 CHUNK_MESSAGES = 10_000
 LOCK_WAIT_SECONDS = 900.0
@@ -83,8 +81,3 @@ class DeltaStream:
         from ingest_project.streams.delta.rows import hours_in  # noqa: PLC0415 - brings pyarrow
 
         return hours_in(table, self.time_column, self.first_hour)
-
-
-def hours_between(hours: Iterable[datetime], first: datetime, now: datetime) -> list[datetime]:
-    """Return the hours that are partitions, in order: none before the first one, none that has yet to begin."""
-    return sorted(hour for hour in hours if first <= hour <= now)

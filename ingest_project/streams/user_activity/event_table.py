@@ -35,7 +35,7 @@ from ingest_project.streams.delta.rows import (
     hours_in,
     position_columns,
 )
-from ingest_project.streams.delta.stream import DAY, FIRST_HOUR
+from ingest_project.streams.hours import DAY, FIRST_HOUR
 
 # What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.
 PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.delta.rows import MAX_DAYS_PER_COMMIT, hours_in, of_hour, with_few_days
-from ingest_project.streams.delta.stream import FIRST_HOUR
+from ingest_project.streams.hours import FIRST_HOUR
 from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows
 from ingest_project_tests.streams.user_activity.events import encoded, event, received
 
