@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 import typer
 
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import (
     AttachmentEvent,
     DownloadTask,
@@ -24,7 +25,6 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     decode_download_task,
 )
-from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.files import (
     FileEvent,
     PollingJob,
@@ -36,7 +36,7 @@ from ingest_project.contracts.files import (
 from ingest_project.core.console import AsJson, complain, counted, counts, print_json, say
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.platform.http.urls import printable_url
+from ingest_project.platform.http import printable_url
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.queue import JobState

@@ -12,7 +12,7 @@ from ingest_project.core.console import AsJson, add_row, complain, counted, coun
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.settings import ConfiguredSource, load_settings
 from ingest_project.polling.job_queue import PollingResources
-from ingest_project.sources.protocol import Skipped, Source, SourceFile, count_reason, files_further_down, only_of_types
+from ingest_project.sources import Skipped, Source, SourceFile, count_reason, files_further_down, only_of_types
 
 app = typer.Typer(help="Sources that are configured by name.", no_args_is_help=True)
 

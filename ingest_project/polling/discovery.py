@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.contracts.files import (
     INGESTIBLE_TYPES,
     FileEvent,
@@ -31,14 +31,14 @@ from ingest_project.contracts.files import (
     profile_named,
     version_of,
 )
-from ingest_project.core.batches import prefetch
+from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.database import exclusive
+from ingest_project.platform.errors import is_item_fault, reason_of, storable
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, storable
 from ingest_project.polling.job_queue import JobOutbox, JobRecord, PollingResources
-from ingest_project.sources.protocol import (
+from ingest_project.sources import (
     Skipped,
     Source,
     SourceFile,

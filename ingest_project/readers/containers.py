@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from ingest_project.contracts.files import COMPRESSED_TYPES, file_type_of, is_readable, type_inside
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
-from ingest_project.core.terminal_text import printable
+from ingest_project.core.logging import printable
 from ingest_project.readers.layout import ReadLimits
 
 PIECE_BYTES = 1024**2

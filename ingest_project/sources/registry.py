@@ -23,7 +23,7 @@ from ingest_project.core.settings import Credential, PollingSettings, Settings
 from ingest_project.platform.http.client import WebClient, web_client
 from ingest_project.platform.http.host_policy import HostLists, HostPattern, host_lists
 from ingest_project.platform.runtime import Runtime
-from ingest_project.sources.protocol import Source
+from ingest_project.sources import Source
 from ingest_project.sources.reading import SourceLimits
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.contracts.files import (
     decode_file_event,
     decode_polling_job,
@@ -21,7 +21,7 @@ from ingest_project.contracts.files import (
     version_of,
 )
 from ingest_project.core.errors import UnreadableMessageError
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of
 
 JOB = {
     "job_id": "job_123",

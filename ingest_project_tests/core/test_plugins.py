@@ -10,11 +10,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ingest_project.cli.config import installed_plugins, register_config
+from ingest_project.cli.main import installed_plugins, register_config
 from ingest_project.core import plugins
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import Settings
-from ingest_project.operations.alerts import Alert, AlertDeliveryError, send
+from ingest_project.operations.definitions import Alert, AlertDeliveryError, send
 from ingest_project.platform.object_store import open_store
 from ingest_project.readers.reading import READERS
 from ingest_project.sources.registry import SOURCES, SourceContext, open_source

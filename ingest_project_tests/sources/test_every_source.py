@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, SourceNotFoundError
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources import Skipped, SourceFile
 from ingest_project_tests.services.ftp_server import FtpServer
 from ingest_project_tests.services.ftps_server import FtpsServer, made_certificates
 from ingest_project_tests.services.listing_server import ListingServer

@@ -18,8 +18,8 @@ import pytest
 from ingest_project.core import plugins
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, SourceNotFoundError, SourceUnreachableError
 from ingest_project.core.settings import PollingSettings
+from ingest_project.sources import Skipped, Source, SourceFile, only_of_types
 from ingest_project.sources.local import _LocalFile
-from ingest_project.sources.protocol import Skipped, Source, SourceFile, only_of_types
 from ingest_project.sources.registry import SOURCES, open_source
 from ingest_project_tests.sources.served import context_of
 
