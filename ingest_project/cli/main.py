@@ -145,8 +145,9 @@ def installed_plugins() -> list[InstalledPlugin]:
     from ingest_project.platform.object_store import STORES  # noqa: PLC0415
     from ingest_project.readers.reading import READERS  # noqa: PLC0415
     from ingest_project.sources.registry import SOURCES  # noqa: PLC0415
+    from ingest_project.streams.decoders import DECODERS  # noqa: PLC0415
 
-    kinds: tuple[Plugins[Any], ...] = (READERS, SOURCES, STORES, CHANNELS)
+    kinds: tuple[Plugins[Any], ...] = (READERS, SOURCES, STORES, DECODERS, CHANNELS)
     return [plugin for kind in kinds for plugin in kind.plugins()]
 
 

@@ -28,7 +28,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest_project.core import plugins
-from ingest_project.core.errors import ForbiddenPathError, PermanentError, SettingsError, SourceNotFoundError, StoreUnavailableError
+from ingest_project.core.errors import (
+    ForbiddenPathError,
+    PermanentError,
+    SettingsError,
+    SourceNotFoundError,
+    StoreUnavailableError,
+)
 from ingest_project.core.local_files import FileFingerprint, LocalFile, folder_errors, write_all
 from ingest_project.core.settings import Settings
 from ingest_project.platform.azure import OneLakeOptions, is_address, onelake_options
