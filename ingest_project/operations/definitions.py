@@ -194,6 +194,7 @@ def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
             timeouts = (CONNECT_SECONDS, RESPONSE_SECONDS)
             # Unread: nothing in the response matters but its status, and it may be endless.
             response = session.post(address.url, json=body, timeout=timeouts, allow_redirects=False, stream=True)
+            response.close()
     except AddressRejectedError as error:
         raise AlertDeliveryError(error.rule) from None
     except requests.RequestException as error:
