@@ -202,10 +202,10 @@ def update_each(
     connection.execute(ordinary, [{f"new_{name}": value for name, value in row.items()} for row in rows])
 
 
-def in_parts(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
+def in_parts(keys: Sequence[Key], size: int = KEYS_AT_A_TIME) -> Iterator[Sequence[Key]]:
     """Yield keys in parts that one statement can take."""
-    for start in range(0, len(keys), KEYS_AT_A_TIME):
-        yield keys[start : start + KEYS_AT_A_TIME]
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
 
 
 def contains(text: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.contracts.columns import Column
-from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database import open_engine
 from ingest_project.platform.database.sql import sql_type
 from ingest_project.readers.profiles import load_profiles
 from ingest_project.readers.typed_columns import MAX_JSON_DEPTH, MAX_NUMBER_LENGTH, cast_columns
