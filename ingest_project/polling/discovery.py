@@ -24,7 +24,6 @@ import msgspec
 
 from ingest_project.contracts import encode
 from ingest_project.contracts.files import (
-    INGESTIBLE_TYPES,
     FileEvent,
     file_key,
     file_type_of,
@@ -44,7 +43,7 @@ from ingest_project.sources import (
     SourceFile,
     count_reason,
     files_further_down,
-    only_of_types,
+    only_accepted,
     ready_at,
 )
 
@@ -156,10 +155,12 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
     outbox = JobOutbox(services.engine, record.job_key)
     discovery = Discovery()
 
+    def refusal_of(file: SourceFile) -> str:
+        return services.datasets.refusal_of(file_event(record, file))
+
     def prepared() -> Generator[Announcements, None, None]:
-        with prefetch(
-            _pages(only_of_types(source.list_files(record.job.file_pattern), INGESTIBLE_TYPES), settings.page_files)
-        ) as pages:
+        listed = only_accepted(source.list_files(record.job.file_pattern), refusal_of)
+        with prefetch(_pages(listed, settings.page_files)) as pages:
             for page in pages:
                 ready = discovery.add_page(page, datetime.now(UTC), settings.min_age)
                 if ready:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ingest_project.contracts.columns import Column, columns_of, schema_of
-from ingest_project.contracts.files import INGESTIBLE_TYPES, SENSOR_READINGS, FileEvent, file_type_of
+from ingest_project.contracts.files import INGESTIBLE_TYPES, SENSOR_READINGS, FileEvent, is_readable, type_inside
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
@@ -225,8 +225,9 @@ class DatasetDeclaration(_Part):
         return Profiles(usable, known.broken)
 
     def accepts(self, event: FileEvent) -> bool:
-        """Return True for a file of a type that is declared."""
-        return event.kind in self.file_types
+        """Return True for a file of a type that is declared; a declared dataset takes it compressed as well."""
+        is_declared = self.name != SENSOR_READINGS
+        return event.kind in self.file_types or (is_declared and type_inside(event.kind) in self.file_types)
 
     def _name_problems(self) -> Iterator[str]:
         if self.name in TAKEN_NAMES or self.name.endswith("_metrics"):
@@ -234,7 +235,7 @@ class DatasetDeclaration(_Part):
         for table in (self.table, self.metrics_table):
             if table in OWN_TABLES and self.name != SENSOR_READINGS:
                 yield f"the table {table!r} belongs to the system; name another one as target.table"
-        unknown = [kind for kind in self.file_types if kind not in READERS]
+        unknown = [kind for kind in self.file_types if not is_readable(kind)]
         for kind in unknown:
             yield f"no reader reads the file type {kind!r}" + _nearest(kind, READERS) + f"; known: {', '.join(READERS)}"
 
@@ -343,9 +344,13 @@ class Declarations(Mapping[str, DatasetDeclaration]):
             )
         return declaration
 
-    def accepts_type(self, file_name: str) -> bool:
-        """Return True if any dataset takes files with this ending."""
-        return any(file_type_of(file_name) in one.file_types for one in self._usable.values())
+    def refusal_of(self, event: FileEvent) -> str:
+        """Return why a file is not ingested; empty if it is."""
+        try:
+            self.require_accepted(event)
+        except UnreadableMessageError as error:
+            return str(error)
+        return ""
 
 
 # Sensor readings have rules of their own, in `file_ingest.sensor_readings`, and tables that the migrations create.
