@@ -18,6 +18,7 @@ from ingest_project.attachments.tables import (
     attachments,
     download_outcomes,
 )
+from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import (
     Amount,
     Capability,
@@ -118,8 +119,9 @@ class Attachments(Capability[AttachmentResources]):
         ),
     )
 
-    def dagster_parts(self) -> Mapping[str, DagsterParts]:
+    def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
+        del settings
         from ingest_project.attachments import catalog, definitions  # noqa: PLC0415 - imports dagster
 
         return {self.name: DagsterParts(definitions.attachments, catalog.external_assets, catalog.STORED)}

@@ -36,6 +36,8 @@ COMMANDS: Mapping[str, str] = {
     "status": "cli.operations:register_status",
     "files": "file_ingest.commands:register_files",
     "quarantine": "file_ingest.commands:register_quarantine",
+    "profile": "file_ingest.profile_commands:register_profile",
+    "dataset": "file_ingest.profile_commands:register_dataset",
     "attachments": "attachments.commands:register_attachments",
     "dlq": "cli.topics:register_dlq",
     "topics": "cli.topics:register_topics",

@@ -4,7 +4,8 @@
     ├── PermanentError                  a retry cannot help: quarantine, dead-letter or reject, with the reason
     │   ├── SettingsError               a setting is unknown, malformed or missing
     │   ├── FileRejectedError           a file breaks the contract as a whole
-    │   │   └── LimitExceededError      an input exceeds a configured limit
+    │   │   ├── LimitExceededError      an input exceeds a configured limit
+    │   │   └── CheckFailedError        a check of the user's contract raised an error
     │   ├── ForbiddenPathError          a path or address outside what this system may read
     │   ├── AddressRejectedError        a web address that this system may not contact
     │   ├── SourceNotFoundError         the named folder, bucket or file does not exist
@@ -97,6 +98,24 @@ class LimitExceededError(FileRejectedError):
     def __init__(self, limit: str, detail: str) -> None:
         self.limit = limit
         super().__init__("limit_exceeded", f"{detail} (limit: {limit})")
+
+
+class CheckFailedError(FileRejectedError):
+    """A check of the user's contract raised an error: no row is to blame, and none can be judged.
+
+    Args:
+        check: its name.
+        cause: type and message of the error.
+    """
+
+    def __init__(self, check: str, cause: str) -> None:
+        self.check = check
+        first_line = next(iter(cause.splitlines()), "")
+        super().__init__(
+            "check_failed",
+            f"The check {check!r} failed with {first_line[:300]}. A check returns True, False, or a LazyFrame with one"
+            " boolean per row. Correct it, then process the file again.",
+        )
 
 
 class ForbiddenPathError(PermanentError):

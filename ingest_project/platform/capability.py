@@ -318,8 +318,9 @@ class Capability(Generic[Services_contra]):
     gauges: tuple[Metric, ...] = ()
     counted: tuple[CountedTable, ...] = ()
 
-    def dagster_parts(self) -> Mapping[str, DagsterParts]:
+    def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads, by the name that INGEST_DISABLED_CAPABILITIES takes."""
+        del settings
         raise NotImplementedError
 
     def topics(self, services: Services_contra) -> tuple[ConsumedTopic, ...]:

@@ -11,6 +11,7 @@ from datetime import datetime
 import msgspec
 import sqlalchemy as sa
 
+from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import (
     IN_PROGRESS,
     Amount,
@@ -66,8 +67,9 @@ class Polling(Capability[PollingResources]):
         QUEUE, (polling_jobs.c.state, polling_jobs.c.source_type, polling_jobs.c.files_published), job_amounts
     )
 
-    def dagster_parts(self) -> Mapping[str, DagsterParts]:
+    def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
+        del settings
         from ingest_project.polling import definitions  # noqa: PLC0415 - imports dagster
 
         return {self.name: DagsterParts(definitions.polling, definitions.external_assets)}

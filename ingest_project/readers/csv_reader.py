@@ -1,4 +1,4 @@
-"""CSV text to readings, block by block: by Arrow's reader where the text is regular, record by record elsewhere.
+"""CSV text to rows, block by block: by Arrow's reader where the text is regular, record by record elsewhere.
 
 Arrow splits what is in form and hands over the rows of another width. It does not detect a misplaced quote, a NUL or a
 row over the limit: a block with one of these is split by `csv_text.split_records`.
@@ -31,7 +31,16 @@ from ingest_project.readers.csv_text import (
     split_records,
     text_blocks,
 )
-from ingest_project.readers.layout import Layout, ReadingsChunk, ReadLimits, known_names, layout_of, readings_chunk
+from ingest_project.readers.layout import (
+    READINGS,
+    Layout,
+    ReadLimits,
+    RowsChunk,
+    Target,
+    known_names,
+    layout_of,
+    rows_chunk,
+)
 from ingest_project.readers.profiles import ReaderProfile
 
 MAX_LINES = 250_000
@@ -50,17 +59,22 @@ Positions = npt.NDArray[np.int64]
 class CsvReader:
     """Reads CSV files; see `reading.Reader`."""
 
-    def read(self, path: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Iterator[ReadingsChunk]:
+    def read(
+        self, path: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str, target: Target = READINGS
+    ) -> Iterator[RowsChunk]:
         """Read one file; line numbers are physical lines."""
         blocks = text_blocks(path, profile.encoding, limits.chunk_bytes)
-        search = HeaderSearch(profile.delimiter, known_names(profile), profile.skip_lines, limits.max_row_bytes)
+        search = HeaderSearch(profile.delimiter, known_names(profile, target), profile.skip_lines, limits.max_row_bytes)
         header, text, final = find_header(blocks, search)
         header = header.without_spare_columns() if profile.header else header.as_first_record()
-        layout = layout_of(header.names, profile, limits, file_name)
+        layout = layout_of(header.names, profile, limits, file_name, target)
         dialect = dialect_of(header, layout, profile, limits)
         rest = chain([(text[header.start :], final)], blocks)
         for table in split_blocks(rest, dialect, header.line_number):
-            yield readings_chunk(table.columns, table.malformed, table, layout, profile)
+            yield rows_chunk(table.columns, table.malformed, table, layout, profile)
+
+
+READER = CsvReader()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Workbooks to canonical readings, by a confined process that may crash (`excel_worker`)."""
+"""Workbooks to rows, by a confined process that may crash (`excel_worker`)."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import tempfile
@@ -18,7 +19,7 @@ from ingest_project.readers import excel_worker
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.csv_reader import TableChunk, dialect_of, shortened, split_blocks
 from ingest_project.readers.csv_text import HeaderSearch, find_header, text_blocks
-from ingest_project.readers.layout import Layout, ReadingsChunk, ReadLimits, layout_of, readings_chunk
+from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.profiles import ReaderProfile
 
 ZIP_START = b"PK\x03\x04"
@@ -39,13 +40,18 @@ class ExcelReader:
 
     file_type: str
 
-    def read(self, path: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Iterator[ReadingsChunk]:
+    def read(
+        self, path: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str, target: Target = READINGS
+    ) -> Iterator[RowsChunk]:
         """Read one workbook."""
         _check_outside(path, self.file_type, limits, file_name)
         with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
             rows = Path(folder, "rows.tsv")
             _run_worker(path, self.file_type, profile, limits, rows)
-            yield from _read_rows(rows, profile, limits, file_name)
+            yield from _read_rows(rows, profile, limits, file_name, target)
+
+
+XLSX, XLS = ExcelReader("xlsx"), ExcelReader("xls")
 
 
 def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: str) -> None:
@@ -104,7 +110,9 @@ def _took_too_long(limits: ReadLimits) -> LimitExceededError:
     return LimitExceededError("INGEST_MAX_EXCEL_SECONDS", f"Opening it took over {limits.max_excel_seconds:g} s")
 
 
-def _read_rows(rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str) -> Iterator[ReadingsChunk]:
+def _read_rows(
+    rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str, target: Target
+) -> Iterator[RowsChunk]:
     if not rows.stat().st_size:
         raise FileRejectedError("empty_file", "The sheet has no cell with a value.")
     blocks = text_blocks(rows, "utf-8", limits.chunk_bytes)
@@ -118,7 +126,7 @@ def _read_rows(rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name
         )
     if not profile.header:
         header = header.as_first_record()
-    layout = layout_of(header.names, profile, limits, file_name)
+    layout = layout_of(header.names, profile, limits, file_name, target)
     dialect = dialect_of(header, layout, profile, limits)
     # The mark and the number of the row precede the sheet's own columns.
     wanted = {ROW_MARK: 0} | {name: index + 2 for name, index in layout.wanted.items()}
@@ -128,7 +136,7 @@ def _read_rows(rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name
         yield _chunk(table, layout, profile)
 
 
-def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile) -> ReadingsChunk:
+def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile) -> RowsChunk:
     """Turn the marks of rows into line numbers and the kinds of the wanted cells."""
     mark = pl.col(ROW_MARK)
     kinds = [mark.str.slice(KINDS_AT + index, 1).alias(KIND_OF(name)) for name, index in layout.wanted.items()]
@@ -140,7 +148,7 @@ def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile) -> Reading
         row.fill_null(0).alias("line_number"), raw_text.str.replace('^"row[^"]*"\t', "")
     )
     text = _SheetText(table, cells["line_number"])
-    return readings_chunk(cells, malformed, text, layout, profile)
+    return rows_chunk(cells, malformed, text, layout, profile)
 
 
 @dataclass(frozen=True)
@@ -154,3 +162,18 @@ class _SheetText:
         lines = dict(zip(self.rows, self.table.columns["line_number"], strict=True))
         records = (self.table.raw(lines[number]) for number in line_numbers)
         return [shortened(raw.partition(b"\t")[2]) for raw in records]
+
+
+def sheet_cells(path: Path, file_type: str, sheet: int, limits: ReadLimits) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield number, kinds and texts of the cells of each row of a sheet that is not blank.
+
+    Raises:
+        FileRejectedError: the workbook cannot be read, or has no such sheet (`missing_sheet`).
+    """
+    _check_outside(path, file_type, limits, path.name)
+    with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
+        rows = Path(folder, "rows.tsv")
+        _run_worker(path, file_type, ReaderProfile.model_construct(name="sheet", sheet=sheet), limits, rows)
+        with rows.open(encoding="utf-8", newline="") as file:
+            for mark, number, *cells in csv.reader(file, delimiter="\t"):
+                yield int(number), mark[KINDS_AT:], cells

@@ -7,8 +7,9 @@ replace a shipped one of the same name. A file is read by the profile that its e
 from __future__ import annotations
 
 import codecs
+import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,18 +21,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import line_of, mistakes, yaml_content, yaml_files
+from ingest_project.readers.target import READINGS, Target
 from ingest_project.readers.time_formats import time_format
 
 logger = get_logger(__name__)
 
 SHIPPED_PROFILES = Path(__file__).parent / "shipped_profiles"
-READING_COLUMNS = ("timestamp", "device_id", "sensor_type", "value", "unit")
 DEFAULT_NULLS = ("", "NA", "N/A", "n/a", "null", "NULL", "None")
 MAX_NULL_BYTES = 12
 NAME_LINE = re.compile(r"""^\s*["']?name["']?\s*:\s*["']?([a-z0-9][a-z0-9_-]*)""", re.MULTILINE)
 NAMED_TIME_FORMATS = ("iso8601", "unix_seconds", "unix_milliseconds")
-
-ReadingColumn = Literal["timestamp", "device_id", "sensor_type", "value", "unit"]
+SENSOR_READINGS = "sensor_readings"
 
 
 def _known_encoding(name: str) -> str:
@@ -144,17 +144,19 @@ class ReaderProfile(_Part):
     Args:
         name: the `format` in the metadata of polling jobs.
         description: shown to users.
+        dataset: the one whose files it reads.
         encoding: of text without a byte order mark.
         delimiter: None finds it: comma, semicolon, tab or bar, whichever matches the header.
         header: True if the file has one; without it columns are called "1", "2", ...
         skip_lines: lines (in a workbook, rows) above the header.
         sheet: name or index of the sheet in a workbook.
-        columns: column of the file to column of a reading. Names match without regard to case and spacing.
-        optional: columns of a reading that a file may leave out.
+        columns: column of the file to column of the dataset. Names match without regard to case and spacing. Columns of
+            a declared dataset that are not named here are found under their own names.
+        optional: columns of the dataset that a file may leave out; None leaves it to the dataset.
         ignored: columns of the file that are left out on purpose; any other that is not read is reported.
         quantities: wide files: column of the file to its quantity. An empty cell is no reading.
-        constants: column of a reading to a text that applies to the whole file.
-        from_file_name: column of a reading to a regular expression with one group, searched in the file's name.
+        constants: column of the dataset to a text that applies to the whole file.
+        from_file_name: column of the dataset to a regular expression with one group, searched in the file's name.
         timestamps: how times are written.
         numbers: how numbers are written.
         nulls: texts that mean "missing", as written, at most 12 bytes each.
@@ -162,36 +164,77 @@ class ReaderProfile(_Part):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_\-]{0,63}$")
     description: str = ""
+    dataset: str = SENSOR_READINGS
     encoding: Annotated[str, AfterValidator(_known_encoding)] = "utf-8"
     delimiter: Annotated[str, Field(min_length=1, max_length=1), AfterValidator(_plain_delimiter)] | None = None
     header: bool = True
     skip_lines: int = Field(0, ge=0, le=1_000)
     sheet: int | str = 0
-    columns: dict[str, ReadingColumn] = {}
-    optional: tuple[ReadingColumn, ...] = ("unit",)
+    columns: dict[str, str] = {}
+    optional: tuple[str, ...] | None = None
     ignored: tuple[str, ...] = ()
     quantities: dict[str, Quantity] = {}
-    constants: dict[ReadingColumn, str] = {}
-    from_file_name: dict[ReadingColumn, Annotated[str, AfterValidator(_one_group)]] = {}
+    constants: dict[str, str] = {}
+    from_file_name: dict[str, Annotated[str, AfterValidator(_one_group)]] = {}
     timestamps: TimestampLayout = TimestampLayout()
     numbers: NumberLayout = NumberLayout()
     nulls: Annotated[tuple[str, ...], AfterValidator(_short_nulls)] = DEFAULT_NULLS
 
     @model_validator(mode="after")
-    def _every_column_has_one_source(self) -> Self:
-        sources = [*self.columns.values(), *self.constants, *self.from_file_name]
-        if self.quantities:
-            sources += ["sensor_type", "value", "unit"]
-        if not self.columns and not self.quantities:
-            raise ValueError("columns and quantities are empty: nothing of the file would be read")
-        for column in READING_COLUMNS:
-            if column not in sources and column not in self.optional:
-                raise ValueError(f"{column} has no source")
-            if column in {*self.constants, *self.from_file_name} and sources.count(column) > 1:
-                raise ValueError(f"{column} comes from more than one source")
-        if self.quantities and {"sensor_type", "value", "unit"} & set(self.columns.values()):
-            raise ValueError("with quantities, sensor_type, value and unit are not columns of the file")
+    def _consistent(self) -> Self:
+        problems = [*self._conflicts(), *(self._misfits(READINGS) if self.dataset == SENSOR_READINGS else ())]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """The columns of the dataset whose source the profile names, one for each source."""
+        from_quantities = self.columns_of_quantities if self.quantities else ()
+        return [*self.columns.values(), *self.constants, *self.from_file_name, *from_quantities]
+
+    @property
+    def columns_of_quantities(self) -> Sequence[str]:
+        """The columns that a wide file's quantities fill."""
+        return ("sensor_type", "value", "unit")
+
+    def required_of(self, target: Target) -> frozenset[str]:
+        """Return the columns of a target that every file must have."""
+        return target.required if self.optional is None else frozenset(target.columns).difference(self.optional)
+
+    def require_fits(self, target: Target) -> None:
+        """Check that files can be read into a target at all.
+
+        Raises:
+            SettingsError: no file can; names the column and the reason.
+        """
+        problems = "; ".join(self._misfits(target))
+        if problems:
+            raise SettingsError(
+                f"The reader profile {self.name!r} does not fit the dataset {self.dataset}: {problems}."
+            )
+
+    def _conflicts(self) -> Iterator[str]:
+        if self.quantities and not {*self.columns_of_quantities}.isdisjoint(self.columns.values()):
+            yield "with quantities, sensor_type, value and unit are not columns of the file"
+        for column in {*self.constants, *self.from_file_name}:
+            if self.sources.count(column) > 1:
+                yield f"{column} comes from more than one source"
+
+    def _misfits(self, target: Target) -> Iterator[str]:
+        if not (self.columns or self.quantities or target.by_name):
+            yield "columns and quantities are empty: nothing of the file would be read"
+        for column in dict.fromkeys([*self.sources, *(self.optional or ())]):
+            if column not in target.columns and not (column == "unit" and self.quantities):
+                yield f"{column} is no column of the dataset" + _nearest(column, target.columns)
+        for column in () if target.by_name else target.columns:
+            if column not in self.sources and column in self.required_of(target):
+                yield f"{column} has no source"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    guess = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f", did you mean {guess[0]}?" if guess else ""
 
 
 @dataclass(frozen=True)

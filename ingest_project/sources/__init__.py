@@ -7,14 +7,14 @@ or `open` does. Another package adds a kind of source by an entry point, see `re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import BinaryIO, Protocol
 
-from ingest_project.contracts.files import INGESTIBLE_TYPES, file_type_of
+from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import IngestError, PermanentError
 
 # What databases and file systems can hold.
@@ -198,11 +198,22 @@ def refusal(path: str, name: str) -> Skipped | None:
         return Skipped(path, "A lock file of an open workbook.", visible=False)
     if kind in UNFINISHED_TYPES:
         return Skipped(path, "A file that is still being written.", visible=False)
-    if kind not in INGESTIBLE_TYPES:
-        return Skipped(
-            path, f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {kind or 'files without an ending'}."
-        )
-    return None
+    return None if is_readable(kind) else Skipped(path, f"No reader reads {kind or 'files without an ending'}.")
+
+
+def only_of_types(entries: Iterable[SourceFile | Skipped], types: Sequence[str]) -> Iterator[SourceFile | Skipped]:
+    """Yield the entries of a listing, with the files of other types skipped.
+
+    Args:
+        entries: of a listing.
+        types: as `file_type_of` returns them, that the dataset of the files takes.
+    """
+    for entry in entries:
+        kind = file_type_of(entry.name) if isinstance(entry, SourceFile) else ""
+        if isinstance(entry, Skipped) or kind in types:
+            yield entry
+        else:
+            yield Skipped(printable(entry.path), f"Only {', '.join(types)} are ingested, not {kind}.")
 
 
 def count_reason(counts: MutableMapping[str, int], reason: str, times: int = 1) -> None:

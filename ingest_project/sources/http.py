@@ -17,7 +17,7 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, Any, BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit
 
-from ingest_project.contracts.files import INGESTIBLE_TYPES, file_type_of
+from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import (
     AddressRejectedError,
     ForbiddenPathError,
@@ -249,7 +249,7 @@ class _Walk:
         relative = folder.relative + name
         if not urlsplit(target.url).path.endswith("/"):
             allowed = self._source.may_hold(target, self._root)
-            self._files += file_type_of(relative) in INGESTIBLE_TYPES and allowed
+            self._files += is_readable(file_type_of(relative)) and allowed
             if self._pattern.matches(relative):
                 yield self._file(target, name, link, allowed=allowed)
         elif name.startswith("."):

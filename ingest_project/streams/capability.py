@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.console import complain, counted
 from ingest_project.core.errors import StoreUnavailableError
+from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import (
     Amount,
     Capability,
@@ -54,8 +55,9 @@ class Streams(Capability[UserActivityResources]):
         ),
     )
 
-    def dagster_parts(self) -> Mapping[str, DagsterParts]:
+    def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads of each stream."""
+        del settings
         from ingest_project.streams.crm import definitions as crm  # noqa: PLC0415 - imports dagster
         from ingest_project.streams.user_activity import definitions as activity  # noqa: PLC0415 - the same
 

@@ -270,4 +270,4 @@ def test_both_topics_find_every_file_once(system: System) -> None:
     system.send(system.settings.topics.file_events, *({"file_path": str(p), "file_name": p.name} for p in paths))
     system.drive()
     assert Counter(system.states().values()) == {"ingested": 6}
-    assert system.services.warehouse.totals().readings == 6
+    assert system.services.warehouse.totals().rows == 6

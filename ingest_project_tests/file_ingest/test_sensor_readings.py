@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest.sensor_readings import SensorType, SensorTypes, ValidationRules, row_rules, validate
 from ingest_project.readers.casting import cast
-from ingest_project.readers.profiles import READING_COLUMNS, load_profiles
+from ingest_project.readers.layout import READINGS
+from ingest_project.readers.profiles import load_profiles
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
 TYPES = {"temperature": SensorType(units=("C", "°C"), min=-50, max=60), "level": SensorType(min=0)}
@@ -36,7 +37,7 @@ def table(*rows: dict[str, str | None]) -> pl.DataFrame:
     filled: list[dict[str, object]] = [
         {"file_index": 3, "line_number": line, **GOOD, **row} for line, row in enumerate(rows, start=2)
     ]
-    schema = {"file_index": pl.Int32, "line_number": pl.Int64} | dict.fromkeys(READING_COLUMNS, pl.String)
+    schema = {"file_index": pl.Int32, "line_number": pl.Int64} | dict.fromkeys(READINGS.columns, pl.String)
     return cast(pl.DataFrame(filled, schema=schema), CANONICAL)
 
 
@@ -47,7 +48,7 @@ def reasons(row: dict[str, str | None], unknown: Literal["accept", "quarantine"]
 
 def test_good_rows_are_accepted_with_their_types_and_the_callers_columns() -> None:
     outcome = validate(table({}, {"unit": None}), rules())
-    assert outcome.accepted.columns == ["file_index", "line_number", *READING_COLUMNS]
+    assert outcome.accepted.columns == ["file_index", "line_number", *READINGS.columns]
     assert outcome.accepted.row(0) == (3, 2, datetime(2024, 5, 1, tzinfo=UTC), "pump-1", "temperature", 21.5, "C")
     assert outcome.accepted.height == 2
     assert outcome.rejected.columns == ["file_index", "line_number", "reasons"]
@@ -116,7 +117,7 @@ Text = st.sampled_from(
 )
 
 
-@given(st.lists(st.fixed_dictionaries(dict.fromkeys(READING_COLUMNS, Text)), max_size=20))
+@given(st.lists(st.fixed_dictionaries(dict.fromkeys(READINGS.columns, Text)), max_size=20))
 @settings(max_examples=60, deadline=None)
 def test_every_row_has_exactly_one_outcome_and_every_reason_is_a_rule(rows: list[dict[str, str | None]]) -> None:
     outcome = validate(table(*rows), rules("quarantine"))

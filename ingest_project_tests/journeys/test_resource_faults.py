@@ -43,7 +43,7 @@ def announce(system: System, count: int = 3, rows: int = ROWS) -> None:
 def assert_all_stored_once(system: System, count: int = 3, rows: int = ROWS) -> None:
     assert set(system.states().values()) == {"ingested"}
     assert len(system.files()) == count
-    assert system.services.warehouse.totals().readings == count * rows
+    assert system.services.warehouse.totals().rows == count * rows
 
 
 @contextmanager

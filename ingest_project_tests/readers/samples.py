@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from ingest_project.readers.layout import ReadingsChunk, ReadLimits
+from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
 from ingest_project.readers.reading import cast, read_chunks
 
@@ -20,7 +20,7 @@ class Outcome(NamedTuple):
 
     rows: pl.DataFrame
     malformed: list[tuple[int, str, str]]
-    chunks: list[ReadingsChunk]
+    chunks: list[RowsChunk]
 
 
 def read(

@@ -9,8 +9,8 @@ from alembic import op
 
 from ingest_project.platform.database.sql import Double, ExactDecimal, Json, Texts, UtcTime
 
-# 0001 was an earlier baseline, with other tables: its databases are refused.
-revision = "0002"
+# 0001 and 0002 were earlier baselines, with other tables: their databases are refused.
+revision = "0003"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -251,6 +251,8 @@ _table(
     *_optional(UtcTime, "discovered_at"),
     *_required(Json, "metadata", "source_config"),
     *_required(sa.Text, "profile"),
+    sa.Column("dataset", sa.Text, server_default="sensor_readings", nullable=False),
+    sa.Column("begun", sa.Integer, server_default="0", nullable=False),
     *_optional(UtcTime, "version_at", "announced_at"),
     sa.Column("pinned", sa.Boolean, server_default=sa.true(), nullable=False),
     sa.Column("stands", sa.Boolean, server_default=sa.false(), nullable=False),
