@@ -76,8 +76,10 @@ def demo(*, keep: bool, timeout_seconds: float, as_json: bool) -> int:
     folder = Path(configured["polling.dummy_root"])
     if not (names := expected_files(folder)):
         raise CommandError(f"{folder} has no sample files. Run this in the project's folder, or set INGEST_DUMMY_ROOT.")
-    quickly, streams = streaming(configured, origins["user_activity.hourly_refresh_seconds"] != "default")
-    with serving(configured) as (allowed, attachments), running_system(quickly | allowed) as process:
+    quickly, streams = streaming(configured, chosen=origins["user_activity.hourly_refresh_seconds"] != "default")
+    # Any free port, unless a person chose one: two demos may start at the same time.
+    port = {"INGEST_MONITOR_PORT": "0"} if origins["monitor.port"] == "default" else {}
+    with serving(configured) as (allowed, attachments), running_system(port | quickly | allowed) as process:
         report = ingest_samples(lambda: require_running(process), names, timeout_seconds, attachments, streams)
         if as_json:
             print(json.dumps(msgspec.to_builtins(report)))  # noqa: T201 - the result

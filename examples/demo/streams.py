@@ -198,7 +198,7 @@ def _stored_records(ids: Mapping[str, list[str]]) -> dict[str, int]:
     return {table: int(rows) for table, rows in (line.split("|") for line in done.stdout.split())}
 
 
-def streaming(settings: Mapping[str, Any], chosen: bool) -> tuple[dict[str, str], DemoStreams | None]:  # noqa: FBT001
+def streaming(settings: Mapping[str, Any], *, chosen: bool) -> tuple[dict[str, str], DemoStreams | None]:
     """Return the demo's streams, and variables by which the figures of an hour are recomputed at once.
 
     Args:
