@@ -25,7 +25,6 @@ from ingest_project.devstack import HOST, Child, Command, python_module, start
 from ingest_project.devstack.state_folder import socket_folder
 
 LOCATION_NAME = "ingest_project"
-REPOSITORY_NAME = "__repository__"  # Dagster's name of the only repository of a code location
 CODE_SERVER, DAEMON = "code server", "daemon"
 SOCKET_FOLDER = "run"
 START_SECONDS = 120.0
