@@ -128,6 +128,11 @@ def skipped(*, limit: Limit = 50, as_json: AsJson = False) -> None:
     show_list(made, "requests", more=len(found) > limit)
 
 
+def _dead_letter_topics(services: SystemResources) -> list[str]:
+    declared = (one.dead_letters for one in consumed_topics(services) if one.dead_letters)
+    return [*services.settings.topics.dead_letters, *declared]
+
+
 @dlq_app.command("messages")
 def list_messages(
     *,
@@ -137,7 +142,7 @@ def list_messages(
 ) -> None:
     """List messages that could not be read at all, the newest first, with location, reason and first bytes."""
     services = SystemResources(load_settings().settings)
-    found = _newest(services, topic or services.settings.topics.dead_letters, limit)
+    found = _newest(services, topic or _dead_letter_topics(services), limit)
     if as_json:
         print_json(found)
         return

@@ -27,7 +27,7 @@ from ingest_project.platform.database.sql import Double, UtcTime, insert_into, m
 from ingest_project.polling import Polling
 from ingest_project.polling.job_queue import PollingResources
 from ingest_project.streams.capability import Streams
-from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.resources import DeclaredStreamResources
 
 # Since the beginning: what retention purges stays counted here.
 metric_totals = sa.Table(
@@ -68,7 +68,7 @@ Series = tuple[str, tuple[str, ...]]
 """The name of a counter and the values of its labels."""
 
 
-class SystemResources(PollingResources, FileIngestResources, AttachmentResources, UserActivityResources):
+class SystemResources(PollingResources, FileIngestResources, AttachmentResources, DeclaredStreamResources):
     """The resources of all capabilities, which share one engine and one set of Kafka clients."""
 
 

@@ -60,12 +60,14 @@ class ConsumedTopic(NamedTuple):
         sensor: name of the sensor.
         cluster: opens the cluster that stores it; None for the main one.
         skippable: an operator can skip offsets, as its messages enter a work queue one by one.
+        dead_letters: topic of its dead letters, where no setting names it.
     """
 
     topic: str
     sensor: str
     cluster: Callable[[], Cluster] | None = None
     skippable: bool = True
+    dead_letters: str = ""
 
 
 class QueueView(NamedTuple):

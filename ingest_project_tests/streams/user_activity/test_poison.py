@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from ingest_project.platform.database import writing
 from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.streams.delta.queries import rows_by_hour
 from ingest_project.streams.positions import OffsetRange, sink_positions
-from ingest_project.streams.user_activity.event_queries import rows_by_hour
 from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import encoded, event, received

@@ -1,4 +1,4 @@
-"""Query the Delta table of user activity, and replace the rows of some offsets.
+"""Query the Delta table of a stream, and replace the rows of some offsets.
 
 Every query names days, hours or offsets, by which the table's log leaves files out that cannot have such rows.
 """
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 REPLACE_TRIES = 8
 LONGEST_PAUSE_SECONDS = 2.0
 MAX_OF_TRACE = 1_000
+TRACE_COLUMNS = ("kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp")
+EARLIEST = datetime.min.replace(tzinfo=UTC)
 POSITION_COLUMNS = frozenset({"kafka_topic", "kafka_topic_id", "kafka_partition", "kafka_offset"})
 
 
@@ -36,16 +38,16 @@ def of_offsets(offsets: OffsetRange) -> str:
     )
 
 
-def of_hours(first: datetime, end: datetime) -> str:
-    """Return the SQL condition for the events from `first` up to, not including, `end`."""
+def of_hours(first: datetime, end: datetime, time_column: str = "timestamp") -> str:
+    """Return the SQL condition for the rows from `first` up to, not including, `end`."""
     days = ", ".join(_text(day) for day in _days(first, end))
     return (
         f"(event_day IN ({days}) OR event_day IS NULL)"
-        f' AND "timestamp" >= {_text(first.isoformat())} AND "timestamp" < {_text(end.isoformat())}'
+        f' AND "{time_column}" >= {_text(first.isoformat())} AND "{time_column}" < {_text(end.isoformat())}'
     )
 
 
-def rows_by_hour(store: DeltaStore, offsets: OffsetRange) -> dict[datetime, int]:
+def rows_by_hour(store: DeltaStore, offsets: OffsetRange, time_column: str = "timestamp") -> dict[datetime, int]:
     """Count the rows of some offsets by hour.
 
     Raises:
@@ -55,9 +57,10 @@ def rows_by_hour(store: DeltaStore, offsets: OffsetRange) -> dict[datetime, int]
 
     found: Counter[datetime] = Counter()
     # Not SQL's own date_trunc: it fails for the ends of the calendar, and with it for every row around them.
-    for batch in query_events(store, f'SELECT "timestamp" FROM events WHERE {of_offsets(offsets)}'):
-        for count in pc.value_counts(pc.floor_temporal(batch["timestamp"], unit="hour")).to_pylist():
-            found[count["values"].astimezone(UTC)] += count["counts"]
+    for batch in query_events(store, f'SELECT "{time_column}" FROM events WHERE {of_offsets(offsets)}'):
+        for count in pc.value_counts(pc.floor_temporal(batch[time_column], unit="hour")).to_pylist():
+            if count["values"] is not None:
+                found[count["values"].astimezone(UTC)] += count["counts"]
     return dict(found)
 
 
@@ -86,18 +89,18 @@ def count_offsets(store: DeltaStore, offsets: OffsetRange, size: int) -> dict[in
     }
 
 
-def events_of_trace(store: DeltaStore, trace_id: str) -> list[dict[str, Any]]:
-    """Return the events of a trace, at most MAX_OF_TRACE, in the order in which they were written to Kafka.
+def rows_of_trace(store: DeltaStore, trace_id: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return some columns of the rows of a trace, at most MAX_OF_TRACE, in the order in which Kafka got the messages.
 
     Scans the whole table: a trace does not determine the day.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
-    columns = 'event_id, event_type, "timestamp", kafka_topic, kafka_partition, kafka_offset, kafka_timestamp'
-    query = f"SELECT {columns} FROM events WHERE trace_id = {_text(trace_id)} LIMIT {MAX_OF_TRACE}"
+    named = ", ".join(f'"{name}"' for name in (*columns, *TRACE_COLUMNS))
+    query = f"SELECT {named} FROM events WHERE trace_id = {_text(trace_id)} LIMIT {MAX_OF_TRACE}"
     found = [row for batch in _ask_of(store, {"trace_id"}, query) for row in batch.to_pylist()]
-    return sorted(found, key=lambda row: (row["kafka_timestamp"] or row["timestamp"], row["kafka_offset"]))
+    return sorted(found, key=lambda row: (row["kafka_timestamp"] or EARLIEST, row["kafka_offset"]))
 
 
 def _ask_of(store: DeltaStore, columns: AbstractSet[str], query: str) -> Iterator[pa.RecordBatch]:

@@ -19,10 +19,9 @@ from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.delta import may_be_a_rows_fault, reason_of
 from ingest_project.platform.delta.table import Committed
-from ingest_project.platform.work_queue.consume import dead_letter_message
+from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import CHUNK_BYTES
 from ingest_project.streams.positions import TopicPartition
-from ingest_project.streams.user_activity.resources import UserActivityResources, app_id_of
 
 logger = get_logger(__name__)
 
@@ -63,21 +62,21 @@ class AppendTarget:
     checked: int | None = None
 
 
-def append_bisecting(services: UserActivityResources, table: pa.Table, target: AppendTarget) -> Appended:
+def append_bisecting(stream: DeltaStream, table: pa.Table, target: AppendTarget) -> Appended:
     """Append rows in one commit; where they are refused, in more, until the refused row is alone.
 
     Each commit begins where the one before it ended. The dead letter of a refused row is published before the commit
     that passes its offset: killed anywhere, the same call continues.
 
     Args:
-        services: Kafka and the table.
+        stream: whose rows they are.
         table: rows in the order of their offsets.
         target: where they go.
 
     Raises:
         IngestError: the store, its schema or another writer was in the way, and no row.
     """
-    append = _Append(services, table, target)
+    append = _Append(stream, table, target)
     if table.num_rows:
         store_bisecting(range(table.num_rows), append.part, lambda error: isinstance(error, _RefusedRowsError))
     else:
@@ -93,15 +92,15 @@ class _RefusedRowsError(Exception):
 class _Append:
     """Rows on their way into the table, some of them at a time."""
 
-    def __init__(self, services: UserActivityResources, table: pa.Table, target: AppendTarget) -> None:
-        self._services, self._table, self._target = services, table, target
+    def __init__(self, stream: DeltaStream, table: pa.Table, target: AppendTarget) -> None:
+        self._stream, self._table, self._target = stream, table, target
         self._reached, self._accepted = target.after, 0
         self.done = Appended(table)
 
     def commit(self, first: int, count: int, next_row: int) -> None:
         """Commit some rows, or none, and move the position to the next one."""
         target, position = self._target, self._target.position_at(next_row)
-        committed = self._services.user_activity_events.append(
+        committed = self._stream.store.append(
             self._table.slice(first, count),
             app_id=target.app_id,
             version=position,
@@ -137,7 +136,7 @@ class _Append:
             # It accepts no row at all.
             return False
         is_certain = 1 < count < self._table.num_rows
-        return is_certain or _takes_commits(self._services, self._target.partition)
+        return is_certain or _takes_commits(self._stream, self._target.partition)
 
     def _single(self, row: int) -> None:
         """Try a row once more, as the store may just have come back, and dead-letter it when it is refused again."""
@@ -147,7 +146,7 @@ class _Append:
             if not may_be_a_rows_fault(error):
                 raise
             offset = self._table["kafka_offset"][row].as_py()
-            _refuse(self._services, self._target.partition, offset, error)
+            _refuse(self._stream, self._target.partition, offset, error)
             self.done.refused.append(offset)
             self.commit(row, 0, row + 1)
 
@@ -161,27 +160,25 @@ def _without(table: pa.Table, offsets: Sequence[int]) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["kafka_offset"], pa.array(offsets, pa.int64()))))
 
 
-def _takes_commits(services: UserActivityResources, partition: TopicPartition) -> bool:
+def _takes_commits(stream: DeltaStream, partition: TopicPartition) -> bool:
     """Try a commit without rows."""
-    from ingest_project.streams.user_activity.event_table import SCHEMA  # noqa: PLC0415 - brings pyarrow
-
-    probe = f"{app_id_of(partition)}/probe"
+    probe = f"{stream.app_id_of(partition)}/probe"
     try:
-        services.user_activity_events.append(SCHEMA.empty_table(), app_id=probe, version=time.time_ns() // 1_000)
+        stream.store.append(stream.no_rows(), app_id=probe, version=time.time_ns() // 1_000)
     except IngestError:
         return False
     return True
 
 
-def _refuse(services: UserActivityResources, partition: TopicPartition, offset: int, error: Exception) -> None:
+def _refuse(stream: DeltaStream, partition: TopicPartition, offset: int, error: Exception) -> None:
     """Publish the message of a row as a dead letter, with the reason of the table."""
-    for chunk in services.range_reader.read(*partition, offset, offset + 1, 1, CHUNK_BYTES):
+    for chunk in stream.services.range_reader.read(*partition, offset, offset + 1, 1, CHUNK_BYTES):
         if chunk.lost:
             # Without its bytes there is no dead letter: the partition waits where a person sees it.
             reason = f"the message at {offset} is gone, and the table refuses its row"
-            raise BrokerUnavailableError(services.settings.kafka.bootstrap_servers, reason) from error
+            raise BrokerUnavailableError(stream.services.settings.kafka.bootstrap_servers, reason) from error
         refused = [(message, _refusal(error)) for message in chunk.messages]
-        dead_letter_message(services, services.settings.topics.user_activity_events_dlq, refused, partition.topic_id)
+        stream.dead_letter(refused, partition.topic_id)
 
 
 def _refusal(error: Exception) -> PermanentError | UnreadableMessageError:

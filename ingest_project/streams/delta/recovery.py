@@ -22,12 +22,11 @@ from ingest_project.core.items import hour_key
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.delta.table import EVERY_STREAM, Standing, checked_by
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
-from ingest_project.platform.work_queue.consume import dead_letter_message
+from ingest_project.streams.delta.appending import AppendTarget, append_bisecting
+from ingest_project.streams.delta.queries import count_offsets, stored_offsets
+from ingest_project.streams.delta.stream import CHUNK_MESSAGES, DeltaStream
 from ingest_project.streams.engine import CHUNK_BYTES, MAX_SHOWN
 from ingest_project.streams.positions import LostOffsets, OffsetRange, SinkPosition
-from ingest_project.streams.user_activity.appending import AppendTarget, append_bisecting
-from ingest_project.streams.user_activity.event_queries import count_offsets, stored_offsets
-from ingest_project.streams.user_activity.resources import CHUNK_MESSAGES, UserActivityResources, app_id_of
 
 logger = get_logger(__name__)
 
@@ -79,46 +78,46 @@ def is_in_doubt(standing: Standing, position: SinkPosition) -> bool:
     return bool(standing.doubts) or behind < position.next_offset
 
 
-def complete_all(services: UserActivityResources) -> Recovered:
+def complete_all(stream: DeltaStream) -> Recovered:
     """Read again every row that the table has lost; the caller holds LOCK.
 
     Raises:
         TransactionConflictError: events are being stored in between; the next time will do.
         TransientError: a service was away. What was recovered until then stays.
     """
-    store, recovered = services.user_activity_events, Recovered()
-    every, positions = checked_by(EVERY_STREAM), services.activity_positions.all()
-    standings = store.standings([every, *(app_id_of(one.topic_partition) for one in positions)])
+    store, recovered = stream.store, Recovered()
+    every, positions = checked_by(EVERY_STREAM), stream.positions.all()
+    standings = store.standings([every, *(stream.app_id_of(one.topic_partition) for one in positions)])
     for position in positions:
-        if is_in_doubt(standings[app_id_of(position.topic_partition)], position):
-            recovered.add(recover(services, position))
+        if is_in_doubt(standings[stream.app_id_of(position.topic_partition)], position):
+            recovered.add(recover(stream, position))
     before = standings[every]
     if before.doubts or before.table_version - (before.position or 0) > MAX_DOUBTS:
         store.mark_checked(before.table_version)
     return recovered
 
 
-def recover(services: UserActivityResources, position: SinkPosition) -> Recovered:
+def recover(stream: DeltaStream, position: SinkPosition) -> Recovered:
     """Read again the rows that the table lacks before a position, then move the table's own position there.
 
     Raises:
         TransactionConflictError: another process recovers them; try again later.
         TransientError: a service was away. What was recovered until then stays.
     """
-    app_id, partition = app_id_of(position.topic_partition), position.topic_partition
-    standing = services.user_activity_events.standings([app_id])[app_id]
+    app_id, partition = stream.app_id_of(position.topic_partition), position.topic_partition
+    standing = stream.store.standings([app_id])[app_id]
     end = max(position.next_offset, standing.position or 0)
     whole = OffsetRange(*partition, min(position.first_offset, end), end)
     logger.warning("table_in_doubt", offsets=str(whole), position=standing.position, commits=list(standing.doubts))
     recovered = Recovered()
     gone: list[Run] = []
-    retained = _oldest_retained(services, position)
-    for piece, missing in missing_runs(services, whole):
+    retained = _oldest_retained(stream, position)
+    for piece, missing in missing_runs(stream, whole):
         gone += [(first, min(end, retained)) for first, end in missing if first < retained]
-        _read_again(services, piece, [run for run in missing if run[1] > retained], retained, recovered)
+        _read_again(stream, piece, [run for run in missing if run[1] > retained], retained, recovered)
     why = "; ".join(standing.doubts) or "its position went back"
-    recovered.lost = _enter_lost(services, whole, gone, why)
-    _finish(services, whole, standing)
+    recovered.lost = _enter_lost(stream, whole, gone, why)
+    _finish(stream, whole, standing)
     for span in recovered.spans[:MAX_SHOWN]:
         hours = [f"{hour_key(hour)}: {rows}" for hour, rows in sorted(recovered.hours.items())[:MAX_SHOWN]]
         logger.warning("rows_recovered", offsets=str(span), rows=recovered.rows, hours=hours)
@@ -127,25 +126,25 @@ def recover(services: UserActivityResources, position: SinkPosition) -> Recovere
     return recovered
 
 
-def missing_runs(services: UserActivityResources, whole: OffsetRange) -> Iterator[tuple[OffsetRange, list[Run]]]:
+def missing_runs(stream: DeltaStream, whole: OffsetRange) -> Iterator[tuple[OffsetRange, list[Run]]]:
     """Yield the pieces of some offsets that have fewer rows than offsets, each with the offsets that have no row."""
-    rows = count_offsets(services.user_activity_events, whole, PIECE_OFFSETS)
+    rows = count_offsets(stream.store, whole, PIECE_OFFSETS)
     start = whole.first - whole.first % PIECE_OFFSETS
     for aligned in OffsetRange(*whole.topic_partition, start, whole.end).pieces(PIECE_OFFSETS):
         piece = OffsetRange(*whole.topic_partition, max(aligned.first, whole.first), aligned.end)
         if rows.get(aligned.first, 0) < len(piece):
-            present = stored_offsets(services.user_activity_events, piece)
+            present = stored_offsets(stream.store, piece)
             yield piece, runs_between(present, piece.first, piece.end)
 
 
-def without_known(services: UserActivityResources, whole: OffsetRange, runs: Sequence[Run]) -> list[Run]:
+def without_known(stream: DeltaStream, whole: OffsetRange, runs: Sequence[Run]) -> list[Run]:
     """Remove the offsets that never had a row from missing ones: dead letters, and offsets lost before."""
     if not runs:
         return []
-    dlq, prefix = services.settings.topics.user_activity_events_dlq, message_id_prefix(*whole.topic_partition)
-    letters = (int(message_id.removeprefix(prefix)) for message_id in services.outbox.ids(dlq, prefix))
+    dlq, prefix = stream.dead_letter_topic, message_id_prefix(*whole.topic_partition)
+    letters = (int(message_id.removeprefix(prefix)) for message_id in stream.services.outbox.ids(dlq, prefix))
     known = [(offset, offset + 1) for offset in letters]
-    lost = (one.offsets for one in services.activity_positions.lost())
+    lost = (one.offsets for one in stream.positions.lost())
     known += [(one.first, one.end) for one in lost if one.topic_partition == whole.topic_partition]
     return subtract(runs, sorted(known))
 
@@ -183,15 +182,15 @@ def size_of(runs: Sequence[Run]) -> int:
     return sum(end - first for first, end in runs)
 
 
-def hours_text(services: UserActivityResources, offsets: OffsetRange) -> str:
+def hours_text(stream: DeltaStream, offsets: OffsetRange) -> str:
     """Name the hours that may have events among some offsets."""
-    return ", ".join(map(hour_key, services.activity_hours.hours_of(offsets)[:MAX_SHOWN]))
+    return ", ".join(map(hour_key, stream.hours.hours_of(offsets)[:MAX_SHOWN]))
 
 
-def _oldest_retained(services: UserActivityResources, position: SinkPosition) -> int:
+def _oldest_retained(stream: DeltaStream, position: SinkPosition) -> int:
     """Return the first offset that Kafka still has of a partition; beyond every offset where the topic is gone."""
-    positions = services.activity_positions
-    backlog = services.range_reader.backlog(position.topic, positions.saved(), 0)
+    positions = stream.positions
+    backlog = stream.services.range_reader.backlog(position.topic, positions.saved(), 0)
     current = positions.current().get(position.partition)
     if backlog is None or current is None or current.topic_id != position.topic_id:
         return BEYOND
@@ -203,7 +202,7 @@ def _oldest_retained(services: UserActivityResources, position: SinkPosition) ->
 
 
 def _read_again(
-    services: UserActivityResources,
+    stream: DeltaStream,
     piece: OffsetRange,
     missing: Sequence[Run],
     retained: int,
@@ -212,41 +211,39 @@ def _read_again(
     """Store what Kafka has of the missing offsets of a piece."""
     if not missing:
         return
-    from ingest_project.streams.user_activity.event_table import event_rows, hours_in  # noqa: PLC0415 - brings pyarrow
-
     first, end = max(missing[0][0], retained), missing[-1][1]
     ends = [run[1] for run in missing]
-    for chunk in services.range_reader.read(*piece.topic_partition, first, end, CHUNK_MESSAGES, CHUNK_BYTES):
+    for chunk in stream.services.range_reader.read(*piece.topic_partition, first, end, CHUNK_MESSAGES, CHUNK_BYTES):
         if chunk.lost:
             reason = f"retention removed part of {piece} while it was read"
-            raise BrokerUnavailableError(services.settings.kafka.bootstrap_servers, reason)
+            raise BrokerUnavailableError(stream.services.settings.kafka.bootstrap_servers, reason)
         wanted = []
         for message in chunk.messages:
             index = bisect_left(ends, message.offset + 1)
             if index < len(missing) and missing[index][0] <= message.offset:
                 wanted.append(message)
-        rows = event_rows(wanted, piece.topic_id)
-        dead_letter_message(services, services.settings.topics.user_activity_events_dlq, rows.refused, piece.topic_id)
+        rows = stream.decode(wanted, piece.topic_id)
+        stream.dead_letter(rows.refused, piece.topic_id)
         if rows.table.num_rows:
-            stored = _append(services, piece, rows.table)
+            stored = _append(stream, piece, rows.table)
             recovered.rows += stored.num_rows
-            recovered.hours.update(hours_in(stored))
+            recovered.hours.update(stream.hours_of(stored))
             _extend(recovered, piece, stored["kafka_offset"].to_pylist(), missing)
 
 
-def _append(services: UserActivityResources, piece: OffsetRange, table: pa.Table) -> pa.Table:
+def _append(stream: DeltaStream, piece: OffsetRange, table: pa.Table) -> pa.Table:
     """Commit rows; returns those that are in the table then."""
-    from ingest_project.streams.user_activity.event_table import hours_in, with_few_days  # noqa: PLC0415 - brings pyarrow
+    from ingest_project.streams.delta.rows import with_few_days  # noqa: PLC0415 - brings pyarrow
 
-    store, app_id = services.user_activity_events, f"{app_id_of(piece.topic_partition)}/recovered"
-    hours, before = hours_in(table), store.committed_version(app_id)
+    store, app_id = stream.store, f"{stream.app_id_of(piece.topic_partition)}/recovered"
+    hours, before = stream.hours_of(table), store.committed_version(app_id)
     # Before and after: killed in between, the hours are nevertheless counted again.
-    services.activity_hours.touch(hours, datetime.now(UTC))
+    stream.hours.touch(hours, datetime.now(UTC))
     target = AppendTarget(piece.topic_partition, app_id, before, lambda row: (before or 0) + row)
-    done = append_bisecting(services, with_few_days(table), target)
+    done = append_bisecting(stream, with_few_days(table), target)
     if done.table_version is None:
         raise TransactionConflictError(store.url, f"another process recovers {piece}")
-    services.activity_hours.touch(hours, datetime.now(UTC))
+    stream.hours.touch(hours, datetime.now(UTC))
     return done.rows
 
 
@@ -264,28 +261,24 @@ def _extend(recovered: Recovered, piece: OffsetRange, offsets: Sequence[int], mi
             recovered.spans.append(OffsetRange(*piece.topic_partition, some[0], some[-1] + 1))
 
 
-def _enter_lost(
-    services: UserActivityResources, whole: OffsetRange, gone: Sequence[Run], why: str
-) -> list[LostOffsets]:
+def _enter_lost(stream: DeltaStream, whole: OffsetRange, gone: Sequence[Run], why: str) -> list[LostOffsets]:
     """Enter rows as lost that neither the table nor Kafka has."""
-    runs = without_known(services, whole, gone)
+    runs = without_known(stream, whole, gone)
     if not runs:
         return []
     span, rows = OffsetRange(*whole.topic_partition, runs[0][0], runs[-1][1]), size_of(runs)
     missing = f"{rows} rows are missing in the table ({why}), and Kafka has them no more"
-    reason = f"{missing}: {span}; hours {hours_text(services, span)}."
+    reason = f"{missing}: {span}; hours {hours_text(stream, span)}."
     lost = [LostOffsets(offsets=span, messages=rows, reason=reason, found_at=datetime.now(UTC))]
-    services.activity_positions.add_lost(lost)
+    stream.positions.add_lost(lost)
     return lost
 
 
-def _finish(services: UserActivityResources, whole: OffsetRange, standing: Standing) -> None:
+def _finish(stream: DeltaStream, whole: OffsetRange, standing: Standing) -> None:
     """Move the position to the end of the checked offsets, and mark them as checked."""
-    from ingest_project.streams.user_activity.event_table import SCHEMA  # noqa: PLC0415 - brings pyarrow
-
-    store, app_id = services.user_activity_events, app_id_of(whole.topic_partition)
+    store, app_id = stream.store, stream.app_id_of(whole.topic_partition)
     if standing.position is None or standing.position < whole.end:
-        nothing = SCHEMA.empty_table()
+        nothing = stream.no_rows()
         checked = max(standing.table_version, 0)
         store.append(nothing, app_id=app_id, version=whole.end, after=standing.position, checked=checked)
     else:
