@@ -211,11 +211,12 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
     profile = contract.profile_of(record)
     with ExitStack() as resources:
         path: Path = resources.enter_context(landing.local_path(landed.sha256))
-        chunks = read_chunks(path, record.event.kind, profile, contract.limits, record.event.file_name)
+        location = "".join(record.event.file_path.rpartition("/")[:2]) + record.event.file_name
+        chunks = read_chunks(path, record.event.kind, profile, contract.limits, location)
         first = next(chunks, None)
         if first is None:
             raise FileRejectedError("no_rows", "The file has no rows.")
-        meaning = meaning_of(profile, record.event.file_name, record.event.kind)
+        meaning = meaning_of(profile, location, record.event.kind)
         return OpenedFile(record, landed, profile, meaning, first, next(chunks, None), chunks, resources.pop_all())
 
 

@@ -47,7 +47,7 @@ def read_chunks(  # noqa: PLR0913, PLR0917 - all readers take the same
         file_type: one of `READERS`; the content must match.
         profile: its layout.
         limits: of sizes, counts and time.
-        file_name: its own name, when `path` has another.
+        file_name: its own name or location, when `path` has another.
         target: the columns wanted of it.
 
     Yields:
