@@ -13,8 +13,6 @@ from ingest_project.readers.matching import Layout
 from ingest_project.readers.profile_parts import CellRule, NumberLayout
 from ingest_project.readers.profiles import ReaderProfile
 
-REFUSED = {"line_number": pl.Int64, "reason": pl.String}
-
 Step = tuple[str, Callable[[pl.Series], pl.Series]]
 
 
@@ -27,24 +25,28 @@ def without_skipped(cells: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     return cells
 
 
-def read_cells(cells: pl.DataFrame, layout: Layout, profile: ReaderProfile) -> tuple[pl.DataFrame, pl.DataFrame]:
+def read_cells(
+    cells: pl.DataFrame, layout: Layout, profile: ReaderProfile
+) -> tuple[pl.DataFrame, Sequence[pl.DataFrame]]:
     """Join columns, and take cells apart.
 
     Returns:
         the cells, and line_number and reason of those that cannot be read. A row with one is left out; in a wide file
-        only the quantity that it has there.
+        only the quantity that it has there. Most files have neither.
     """
     for column, parts in layout.joined.items():
         cells = cells.with_columns(_joined(cells, column, parts))
-    refused = [pl.DataFrame(schema=REFUSED)]
+    refused: list[pl.DataFrame] = []
     for name, column, rule in _rules(layout, profile):
         if rule.reads_text and name in cells.columns:
             cells, reasons = _read(cells, name, rule, profile)
             bad = cells.select("line_number", reason=column + reasons).filter(reasons.is_not_null())
+            if not bad.height:
+                continue
             refused.append(bad)
-            if bad.height and name not in layout.quantities:
+            if name not in layout.quantities:
                 cells = cells.filter(reasons.is_null())
-    return cells, pl.concat(refused)
+    return cells, refused
 
 
 def converted(cells: pl.DataFrame, layout: Layout, profile: ReaderProfile) -> pl.DataFrame:

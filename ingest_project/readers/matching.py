@@ -12,13 +12,12 @@ import polars as pl
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.profile_parts import Quantity, SkippedRows, first_group
-from ingest_project.readers.profiles import QUANTITY_COLUMNS, ReaderProfile
+from ingest_project.readers.profiles import EXPRESSION, QUANTITY_COLUMNS, ReaderProfile
 from ingest_project.readers.target import Target
 
 NAMES_SHOWN = 12
 NUMBERED = re.compile(r"#([1-9][0-9]{0,5})")
 OCCURRENCE = re.compile(r"(.*\S) ?\[([1-9][0-9]{0,4})\]", re.DOTALL)
-EXPRESSION = re.compile(r"/(.+)/", re.DOTALL)
 FIRST_CELL = "first cell"
 
 
@@ -75,13 +74,15 @@ class Surroundings:
         Raises:
             FileRejectedError: `file_name` or `missing_constant`: a text does not match the profile's pattern.
         """
+        found = dict(profile.constants)
+        if not profile.takes_texts:
+            return found
         texts = {
             "name": self.location.rpartition("/")[2],
             "location": self.location,
             "lines above the header": self.above,
             "sheet name": self.sheet,
         }
-        found = dict(profile.constants)
         for source, patterns in profile.from_texts.items():
             for column, pattern in patterns.items():
                 text = first_group(texts[source], pattern)
@@ -196,13 +197,11 @@ class Header:
 
 def known_names(profile: ReaderProfile, target: Target) -> frozenset[str]:
     """Return every column name that may be read, to recognise the delimiter of a header."""
-    by_name = target.columns if target.by_name else ()
-    plain = (
-        match[1] if (match := OCCURRENCE.fullmatch(name)) else name
-        for name in profile.columns_of_file
-        if not NUMBERED.fullmatch(name) and not EXPRESSION.fullmatch(name)
-    )
-    return frozenset(matched_name(name) for name in (*plain, *by_name))
+    names = [*profile.columns_of_file, *(target.columns if target.by_name else ())]
+    if any(name[-1:] in "]/" or name[:1] == "#" for name in names):
+        plain = (name for name in names if not NUMBERED.fullmatch(name) and not EXPRESSION.fullmatch(name))
+        names = [match[1] if (match := OCCURRENCE.fullmatch(name)) else name for name in plain]
+    return frozenset(map(matched_name, names))
 
 
 def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Surroundings, target: Target) -> Layout:

@@ -28,6 +28,7 @@ from ingest_project.readers.profile_parts import (
     TimestampLayout,
     first_group,
     known_encoding,
+    linear,
     plain_delimiter,
     short_nulls,
 )
@@ -41,6 +42,7 @@ SHIPPED_PROFILES = Path(__file__).parent / "shipped_profiles"
 DEFAULT_NULLS = ("", "NA", "N/A", "n/a", "null", "NULL", "None")
 NAME_LINE = re.compile(r"""^\s*["']?name["']?\s*:\s*["']?([a-z0-9][a-z0-9_-]*)""", re.MULTILINE)
 SENSOR_READINGS = "sensor_readings"
+EXPRESSION = re.compile(r"/(.+)/", re.DOTALL)
 # What a wide file's quantities fill.
 QUANTITY_COLUMNS = ("sensor_type", "value", "unit")
 PROFILE_PARTS = (TimestampLayout, NumberLayout, Quantity, CellRule, SkippedRows, Footer)
@@ -141,6 +143,11 @@ class ReaderProfile(BaseModel):
         return [*self.columns, *self.quantities, *joined, *(rule.column for rule in self.skip_rows)]
 
     @property
+    def takes_texts(self) -> bool:
+        """True if a column is taken from a text around the rows."""
+        return bool(self.from_file_name or self.from_path or self.from_lines_above or self.from_sheet_name)
+
+    @property
     def from_texts(self) -> Mapping[str, Mapping[str, str]]:
         """The regular expressions by the text in which they search, by column of the dataset."""
         return {
@@ -193,6 +200,10 @@ class ReaderProfile(BaseModel):
     def _conflicts_of_layout(self) -> Iterator[Problem]:
         if self.fixed_width and self.delimiter is not None:
             yield ("delimiter",), "a file of fixed width has no delimiter"
+        for part in ("columns", "quantities", "ignored"):
+            for name in getattr(self, part):
+                if (match := EXPRESSION.fullmatch(name)) and (problem := _pattern_problem(match[1])):
+                    yield (part, name), f"{name}: {problem}"
         for name, positions in self.fixed_width.items():
             first, last = map(int, positions.split("-"))
             if last < first:
@@ -211,6 +222,9 @@ class ReaderProfile(BaseModel):
         for column, location in dict(named).items():
             if column not in target.columns and not (column == "unit" and self.quantities):
                 yield location, f"{column} is no column of the dataset" + _nearest(column, target.columns)
+        for column, rule in self.cells.items():
+            if rule.conversion and target.numbers and column not in target.numbers:
+                yield ("cells", column), f"{column} is text, which has no scale and no unit"
         for column in () if target.by_name else target.columns:
             if column not in self.sources and column in self.required_of(target):
                 yield ("columns",), f"{column} has no source"
@@ -226,6 +240,14 @@ class ProfileError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = problems
         super().__init__("; ".join(f"{'.'.join(map(str, location))}: {problem}" for location, problem in problems))
+
+
+def _pattern_problem(pattern: str) -> str:
+    try:
+        linear(pattern)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
+from math import lcm
 from tokenize import TokenError
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,11 +35,13 @@ class Scale(NamedTuple):
     def apply(self, numbers: pl.Series) -> pl.Series:
         """Convert a column of floats."""
         factor, addend = self.factor, self.addend
-        divisor = factor.denominator * addend.denominator
+        divisor = lcm(factor.denominator, addend.denominator)
         parts = [int(factor * divisor), int(addend * divisor), divisor]
         if max(map(abs, parts)) > EXACT_INTEGERS:
             return numbers * float(factor) + float(addend)
-        return (numbers * float(parts[0]) + float(parts[1])) / float(parts[2])
+        # Polars multiplies by the inverse of a scalar divisor: 3 / 10 would be 0.30000000000000004.
+        divisors = pl.Series([float(divisor)]).new_from_index(0, len(numbers))
+        return (numbers * float(parts[0]) + float(parts[1])) / divisors
 
 
 def scale_of(scale: Decimal, offset: Decimal, unit: str | None, to: str | None) -> Scale:
