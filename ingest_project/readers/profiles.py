@@ -10,10 +10,11 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.logging import get_logger
@@ -52,6 +53,10 @@ Positions = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}-[1-9][0-9]{0,4}$")]
 Problem = tuple[Location, str]
 
 
+def _quantity(value: object) -> object:
+    return {"sensor_type": value} if isinstance(value, str) else value
+
+
 class ReaderProfile(BaseModel):
     """How to read one kind of file.
 
@@ -82,6 +87,8 @@ class ReaderProfile(BaseModel):
         optional: columns of the dataset that a file may leave out; None leaves it to the dataset.
         ignored: columns of the file that are left out on purpose; any other that is not read is reported.
         quantities: wide files: column of the file to its quantity. An empty cell is no reading.
+        sensor_types: long files: sensor type of the file to that of the dataset, or to its quantity.
+        other_sensor_types: whether readings of any other type keep it, or are rejected.
         constants: column of the dataset to a text that applies to the whole file.
         from_file_name: column of the dataset to a regular expression with one group, searched in the file's name.
         from_path: the same, searched in the file's location.
@@ -115,6 +122,8 @@ class ReaderProfile(BaseModel):
     optional: tuple[str, ...] | None = None
     ignored: tuple[str, ...] = ()
     quantities: dict[str, Quantity] = {}
+    sensor_types: dict[str, Annotated[Quantity, BeforeValidator(_quantity)]] = {}
+    other_sensor_types: Literal["keep", "reject"] = "keep"
     constants: dict[str, str] = {}
     from_file_name: dict[str, OneGroup] = {}
     from_path: dict[str, OneGroup] = {}
@@ -141,6 +150,11 @@ class ReaderProfile(BaseModel):
         """The columns of the file that the profile reads, as it names them."""
         joined = (name for parts in self.joined.values() for name in parts)
         return [*self.columns, *self.quantities, *joined, *(rule.column for rule in self.skip_rows)]
+
+    @property
+    def units_by_type(self) -> bool:
+        """True if the sensor types of a long file say the units of its readings."""
+        return any(quantity.unit for quantity in self.sensor_types.values())
 
     @property
     def takes_texts(self) -> bool:
@@ -179,6 +193,8 @@ class ReaderProfile(BaseModel):
             yield from ((column, (part, column)) for column in getattr(self, part))
         if self.quantities:
             yield from ((column, ("quantities",)) for column in QUANTITY_COLUMNS)
+        if self.units_by_type:
+            yield "unit", ("sensor_types",)
 
     def _conflicts(self) -> Iterator[Problem]:
         """Find what contradicts itself, whatever the dataset."""
@@ -191,6 +207,11 @@ class ReaderProfile(BaseModel):
         for column in self.cells:
             if column not in {*self.columns.values(), *self.joined} and (column in self.sources or self._is_readings):
                 yield ("cells", column), f"{column} comes from no column of the file"
+        if self.sensor_types and "sensor_type" not in self.columns.values():
+            yield ("sensor_types",), "no column of the file is the sensor_type"
+        for name, quantity in self.sensor_types.items():
+            if quantity.reads_text or quantity.append_from_header:
+                yield ("sensor_types", name), "only scale, offset, unit and to depend on the sensor type"
         yield from self._conflicts_of_layout()
 
     @property
@@ -274,19 +295,27 @@ class Profiles(Mapping[str, ReaderProfile]):
     A broken one rejects only the files that name it; a shipped one of the same name does not replace it.
     """
 
-    def __init__(self, usable: Mapping[str, ReaderProfile], broken: Sequence[BrokenProfile] = ()) -> None:
+    def __init__(
+        self,
+        usable: Mapping[str, ReaderProfile],
+        broken: Sequence[BrokenProfile] = (),
+        shipped: Mapping[str, ReaderProfile] | None = None,
+    ) -> None:
         self.broken = tuple(broken)
         unusable = {profile.name for profile in broken}
-        self._usable = {name: profile for name, profile in usable.items() if name not in unusable}
+        self._usable, self._shipped = usable, shipped or {}
+        self._names = [name for name in {**dict.fromkeys(self._shipped), **usable} if name not in unusable]
 
     def __getitem__(self, name: str) -> ReaderProfile:
-        return self._usable[name]
+        if name not in self._names:
+            raise KeyError(name)
+        return self._usable[name] if name in self._usable else self._shipped[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._usable)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._usable)
+        return len(self._names)
 
     def named(self, name: str) -> ReaderProfile:
         """Return the profile of this name.
@@ -295,13 +324,34 @@ class Profiles(Mapping[str, ReaderProfile]):
             FileRejectedError: `broken_profile` or `unknown_profile`; the file can be ingested again once the
             profile is fixed.
         """
-        if name in self._usable:
-            return self._usable[name]
+        if name in self._names:
+            return self[name]
         broken = [profile.problem for profile in self.broken if profile.name == name]
         if broken:
             raise FileRejectedError("broken_profile", f"The reader profile {name!r} cannot be used: {' '.join(broken)}")
         nameless = "".join(f" Not usable: {profile.problem}" for profile in self.broken if profile.name is None)
         raise FileRejectedError("unknown_profile", f"No reader profile {name!r}. Known: {', '.join(self)}.{nameless}")
+
+
+class _Shipped(Mapping[str, ReaderProfile]):
+    """The shipped profiles, each in the file of its name; read when first used, as most processes need one of them."""
+
+    def __init__(self) -> None:
+        self._paths = {path.stem: path for path in yaml_files([SHIPPED_PROFILES])}
+
+    def __getitem__(self, name: str) -> ReaderProfile:
+        return _read_shipped(self._paths[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+@cache
+def _read_shipped(path: Path) -> ReaderProfile:
+    return read_profile(path)
 
 
 def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
@@ -310,7 +360,6 @@ def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
     Args:
         paths: YAML files with one profile each, or folders of such files.
     """
-    shipped = {profile.name: profile for path in yaml_files([SHIPPED_PROFILES]) for profile in [read_profile(path)]}
     own: dict[str, ReaderProfile] = {}
     paths_by_name: dict[str, Path] = {}
     broken: list[BrokenProfile] = []
@@ -328,7 +377,7 @@ def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
         own[profile.name], paths_by_name[profile.name] = profile, path
     for each in broken:
         logger.warning("reader_profile_broken", profile=each.name, problem=each.problem)
-    return Profiles(shipped | own, broken)
+    return Profiles(own, broken, _Shipped())
 
 
 def read_profile(path: Path) -> ReaderProfile:

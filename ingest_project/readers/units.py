@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from decimal import Decimal
 from fractions import Fraction
 from functools import cache
 from math import lcm
@@ -44,13 +43,13 @@ class Scale(NamedTuple):
         return (numbers * float(parts[0]) + float(parts[1])) / divisors
 
 
-def scale_of(scale: Decimal, offset: Decimal, unit: str | None, to: str | None) -> Scale:
+def scale_of(scale: Fraction, offset: Fraction, unit: str | None, to: str | None) -> Scale:
     """Return the conversion by a scale and an offset, then from a unit to another where one is given.
 
     Raises:
         ValueError: a unit is unknown, the two measure different things, or their relation is no straight line.
     """
-    own = Scale(Fraction(scale), Fraction(offset))
+    own = Scale(scale, offset)
     return own.then(conversion(unit, to)) if unit and to else own
 
 
