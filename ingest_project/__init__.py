@@ -1,1 +1,15 @@
 """Dagster-orchestrated ingestion: files, attachments and events from Kafka into tables, OneLake and Delta."""
+
+from __future__ import annotations
+
+import importlib
+
+# Dagster components, by the module of each: they import Dagster, which commands must not.
+_COMPONENTS = {"TopicStream": "ingest_project.streams.component"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a component when it is first used."""
+    if name not in _COMPONENTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_COMPONENTS[name]), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import dagster as dg
@@ -9,48 +10,67 @@ import dagster as dg
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import configure_logging
 from ingest_project.core.settings import Settings, current_settings
-from ingest_project.operations import alerts, retention
-from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations import definitions as of_operations
 from ingest_project.platform.capability import DagsterParts
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable, broker
 
-# By the names that INGEST_DISABLED_CAPABILITIES takes.
-PARTS: dict[str, DagsterParts] = {
-    **{name: parts for capability in CAPABILITIES for name, parts in capability.dagster_parts().items()},
-    "alerts": DagsterParts(alerts.alerts),
-    "retention": DagsterParts(retention.retention),
-}
-STORED: dict[dg.AssetKey, StoredTable] = {key: table for parts in PARTS.values() for key, table in parts.stored.items()}
 
-stored_rows = StoredRowsIOManager(STORED, cache(lambda: SystemResources(current_settings())))
+def parts_of(settings: Settings) -> dict[str, DagsterParts]:
+    """Return what Dagster loads, by the names that INGEST_DISABLED_CAPABILITIES takes."""
+    return {
+        **{name: parts for capability in CAPABILITIES for name, parts in capability.dagster_parts(settings).items()},
+        "alerts": DagsterParts(of_operations.alerts),
+        "retention": DagsterParts(of_operations.retention),
+    }
 
 
-def definitions(settings: Settings) -> dg.Definitions:
-    """Merge the capabilities that are not disabled."""
-    enabled = [parts for name, parts in PARTS.items() if name not in settings.dagster.disabled_capabilities]
+def stored_in(parts: Mapping[str, DagsterParts]) -> dict[dg.AssetKey, StoredTable]:
+    """Return the tables whose rows other assets can load."""
+    return {key: table for one in parts.values() for key, table in one.stored.items()}
+
+
+def definitions(settings: Settings, parts_by_name: Mapping[str, DagsterParts] | None = None) -> dg.Definitions:
+    """Merge the capabilities that are not disabled.
+
+    Args:
+        settings: of this process.
+        parts_by_name: what `parts_of` returns for them, if it is known.
+    """
+    parts_by_name = parts_by_name or parts_of(settings)
+    stored = stored_in(parts_by_name)
+    enabled = [parts for name, parts in parts_by_name.items() if name not in settings.dagster.disabled_capabilities]
     own = dg.Definitions.merge(*(parts.definitions for parts in enabled))
     assets = [asset for asset in own.assets or () if isinstance(asset, dg.AssetsDefinition)]
     outside = [spec for parts in enabled if parts.external_assets for spec in parts.external_assets(settings)]
     return dg.Definitions(
-        assets=dg.map_asset_specs(lambda spec: _with_details(spec, settings), [*assets, broker(settings), *outside]),
+        assets=dg.map_asset_specs(
+            lambda spec: _with_details(spec, settings, stored), [*assets, broker(settings), *outside]
+        ),
         asset_checks=own.asset_checks,
         jobs=own.jobs,
         schedules=own.schedules,
         sensors=own.sensors,
-        resources={"services": SystemResources(settings), IO_MANAGER_KEY: stored_rows},
+        resources={
+            "services": SystemResources(settings),
+            IO_MANAGER_KEY: _reader_of(stored, settings),
+        },
         # One run is one process: a batch shares its memory and its connections between all steps.
         executor=dg.in_process_executor,
     )
 
 
-def _with_details(spec: dg.AssetSpec, settings: Settings) -> dg.AssetSpec:
+def _reader_of(stored: Mapping[dg.AssetKey, StoredTable], settings: Settings) -> StoredRowsIOManager:
+    return StoredRowsIOManager(stored, cache(lambda: SystemResources(settings)))
+
+
+def _with_details(spec: dg.AssetSpec, settings: Settings, stored: Mapping[dg.AssetKey, StoredTable]) -> dg.AssetSpec:
     """Add the owners, the capability, and the name, columns and reader of the asset's table."""
-    spec = spec.merge_attributes(
-        owners=settings.dagster.asset_owners, tags={"ingest/capability": spec.group_name or ""}
-    )
-    if spec.key not in STORED:
+    owners = [] if spec.owners else settings.dagster.asset_owners
+    spec = spec.merge_attributes(owners=owners, tags={"ingest/capability": spec.group_name or "", **spec.tags})
+    if spec.key not in stored:
         return spec
-    return spec.merge_attributes(metadata=STORED[spec.key].metadata()).with_io_manager_key(IO_MANAGER_KEY)
+    return spec.merge_attributes(metadata=stored[spec.key].metadata()).with_io_manager_key(IO_MANAGER_KEY)
 
 
 def stored_assets(*keys: dg.AssetKey) -> list[dg.AssetSpec]:
@@ -69,4 +89,8 @@ def stored_assets(*keys: dg.AssetKey) -> list[dg.AssetSpec]:
 keep_files_private()
 configure_logging(current_settings().logging)
 
-defs = definitions(current_settings())
+PARTS = parts_of(current_settings())
+STORED = stored_in(PARTS)
+stored_rows = _reader_of(STORED, current_settings())
+
+defs = definitions(current_settings(), PARTS)

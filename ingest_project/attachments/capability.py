@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
+from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.queue import RETRY_QUEUE, Pending, pending_at
-from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.tables import (
     AttachmentState,
     attachment_events,
@@ -18,6 +18,7 @@ from ingest_project.attachments.tables import (
     attachments,
     download_outcomes,
 )
+from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import (
     Amount,
     Capability,
@@ -38,7 +39,7 @@ from ingest_project.platform.capability import (
     queue_history,
     rows_where,
 )
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.work_queue.queue import JobState
 
 if TYPE_CHECKING:
@@ -118,8 +119,9 @@ class Attachments(Capability[AttachmentResources]):
         ),
     )
 
-    def dagster_parts(self) -> Mapping[str, DagsterParts]:
+    def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
+        del settings
         from ingest_project.attachments import catalog, definitions  # noqa: PLC0415 - imports dagster
 
         return {self.name: DagsterParts(definitions.attachments, catalog.external_assets, catalog.STORED)}

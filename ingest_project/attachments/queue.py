@@ -6,7 +6,7 @@ next run that begins the attachment publishes that one and does not download aga
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,9 +20,9 @@ from ingest_project.attachments.tables import (
     attachments,
     download_outcomes,
 )
+from ingest_project.contracts import decode
 from ingest_project.contracts.attachments import DownloadStatus, DownloadTask
-from ingest_project.contracts.decoding import decode
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts, update_each
 from ingest_project.platform.work_queue.queue import KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
@@ -320,9 +320,9 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
             counts = connection.execute(sa.select(*counted).where(*recent)).one()
         return dict(zip(ATTACHMENT_QUEUE.finished, map(int, counts), strict=True))
 
-    def _due(self, queue_name: str, limit: int, now: datetime) -> sa.Select[Any]:
+    def _due(self, queue_name: str, limit: int, now: datetime, routes: Collection[str] | None = None) -> sa.Select[Any]:
         """Domains take turns, and in each its traces: one that has thousands does not delay the others."""
-        due = super()._due(queue_name, MAX_DUE, now)
+        due = super()._due(queue_name, MAX_DUE, now, routes)
         due_rows = due.add_columns(COLUMNS.domain, COLUMNS.trace_id, COLUMNS.next_attempt_at).subquery().c
         of_trace = sa.func.row_number().over(
             partition_by=[due_rows.domain, due_rows.trace_id], order_by=due_rows.next_attempt_at

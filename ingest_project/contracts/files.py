@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ingest_project.contracts.decoding import (
+from ingest_project.contracts import (
     MAX_NAME_LENGTH,
     decode,
     require_details,
@@ -21,10 +21,17 @@ from ingest_project.contracts.decoding import (
     utc,
     without_null_values,
 )
+from ingest_project.core import plugins
 from ingest_project.core.errors import UnreadableMessageError
-from ingest_project.core.keys import key_of
+from ingest_project.core.items import key_of
 
+# What the shipped dataset takes.
 INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
+# The shipped dataset. It takes every file that belongs to no declared one.
+SENSOR_READINGS = "sensor_readings"
+# What a declared dataset may take, besides the types of readers that other packages bring.
+SHIPPED_TYPES = (*INGESTIBLE_TYPES, "tsv", "psv", "txt", "dat", "json", "jsonl", "ndjson", "parquet", "zip")
+COMPRESSED_TYPES = ("gz", "bz2", "xz", "zst")
 MAX_PATH_BYTES = 4_096
 MAX_PATTERN_BYTES = 512
 MAX_SIZE_BYTES = 2**63 - 1
@@ -107,17 +114,42 @@ class PollingJob(msgspec.Struct, frozen=True, kw_only=True):
         return str(self.source_config.get("path", ""))
 
 
+def readable_types() -> frozenset[str]:
+    """Return every file type that some reader reads, without the compression around it."""
+    return frozenset((*SHIPPED_TYPES, *plugins.installed(plugins.READERS)))
+
+
 def file_type_of(file_name: str) -> str:
-    """Return the extension in lower case, `csv` for `A.CSV`; empty for a name without one."""
-    stem, dot, ending = file_name.rpartition(".")
-    return ending.lower() if dot and stem else ""
+    """Return the file type by the extension, in lower case: `csv` for `A.CSV`, `csv.gz` for `a.csv.gz`.
+
+    Empty for a name without extension.
+    """
+    stem, ending = _split_ending(file_name)
+    inner = _split_ending(stem)[1] if ending in COMPRESSED_TYPES else ""
+    return f"{inner}.{ending}" if inner in readable_types() else ending
+
+
+def _split_ending(name: str) -> tuple[str, str]:
+    stem, dot, ending = name.rpartition(".")
+    return (stem, ending.lower()) if dot and stem else ("", "")
+
+
+def type_inside(file_type: str) -> str:
+    """Return the type without the compression around it: `csv` of `csv.gz`, nothing of `gz` alone."""
+    inner, _, _ = file_type.partition(".")
+    return "" if inner in COMPRESSED_TYPES else inner
+
+
+def is_readable(file_type: str) -> bool:
+    """Return True for a type that a declared dataset may take."""
+    return file_type in COMPRESSED_TYPES or type_inside(file_type) in readable_types()
 
 
 def decode_file_event(raw: bytes | None) -> FileEvent:
     """Decode a message of `file-event-queue` or `file_events`.
 
     Raises:
-        UnreadableMessageError: not a file event, or not of a file type that is ingested.
+        UnreadableMessageError: not a file event. Which file types are ingested, its dataset decides.
     """
     event = decode(raw, FileEvent)
     if not event.file_path.strip() or not event.file_name.strip():
@@ -127,10 +159,6 @@ def decode_file_event(raw: bytes | None) -> FileEvent:
     _require_format(event, event.metadata)
     if event.size_bytes is not None and not 0 <= event.size_bytes <= MAX_SIZE_BYTES:
         raise UnreadableMessageError(f"Not a FileEvent: size_bytes must be between 0 and {MAX_SIZE_BYTES}.")
-    if event.kind not in INGESTIBLE_TYPES:
-        raise UnreadableMessageError(
-            f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {event.kind or 'no type'!r}."
-        )
     return msgspec.structs.replace(
         event,
         modified_at=utc(event.modified_at, FileEvent, "modified_at"),
@@ -173,7 +201,7 @@ def decode_polling_job(raw: bytes | None) -> PollingJob:
     return job
 
 
-def file_key(location: str, file_name: str, version: str, profile: str) -> str:
+def file_key(location: str, file_name: str, version: str, profile: str, dataset: str = SENSOR_READINGS) -> str:
     """Make the partition key of one version of one file, read by one profile: readable, short, stable.
 
     Everything that determines the meaning of its bytes is part of it, except the content of the profile: the person who
@@ -184,8 +212,14 @@ def file_key(location: str, file_name: str, version: str, profile: str) -> str:
         file_name: a profile may read a device from it, and its extension decides how the file is read.
         version: identifies this version of the file, see `version_of`.
         profile: name of the reader profile, see `profile_named`.
+        dataset: that the file belongs to.
     """
-    return key_of(file_name, location, file_name, version, profile)
+    return key_of(file_name, location, file_name, version, profile, *of_dataset(dataset))
+
+
+def of_dataset(dataset: str) -> tuple[str, ...]:
+    """Return what a dataset adds to the identity of its files: nothing for the shipped one, else its name."""
+    return () if dataset == SENSOR_READINGS else (dataset,)
 
 
 def profile_named(metadata: Mapping[str, Any], default: str) -> str:

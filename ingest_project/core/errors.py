@@ -4,7 +4,8 @@
     ├── PermanentError                  a retry cannot help: quarantine, dead-letter or reject, with the reason
     │   ├── SettingsError               a setting is unknown, malformed or missing
     │   ├── FileRejectedError           a file breaks the contract as a whole
-    │   │   └── LimitExceededError      an input exceeds a configured limit
+    │   │   ├── LimitExceededError      an input exceeds a configured limit
+    │   │   └── CheckFailedError        a check of the user's contract raised an error
     │   ├── ForbiddenPathError          a path or address outside what this system may read
     │   ├── AddressRejectedError        a web address that this system may not contact
     │   ├── SourceNotFoundError         the named folder, bucket or file does not exist
@@ -25,6 +26,7 @@
     │   ├── HostThrottledError          a web host that is not contacted for a while
     │   ├── BrokerUnavailableError      Kafka does not answer, or rejected a write
     │   ├── EventhouseUnavailableError  Eventhouse does not answer, throttles, or gave an incomplete answer
+    │   ├── SchemaRegistryUnavailableError  the schema registry does not answer, or refuses
     │   ├── DatabaseUnavailableError    the warehouse does not answer
     │   ├── TransactionConflictError    another transaction held a lock or wrote the same rows
     │   ├── StoreUnavailableError       an object store does not answer or is full
@@ -97,6 +99,24 @@ class LimitExceededError(FileRejectedError):
     def __init__(self, limit: str, detail: str) -> None:
         self.limit = limit
         super().__init__("limit_exceeded", f"{detail} (limit: {limit})")
+
+
+class CheckFailedError(FileRejectedError):
+    """A check of the user's contract raised an error: no row is to blame, and none can be judged.
+
+    Args:
+        check: its name.
+        cause: type and message of the error.
+    """
+
+    def __init__(self, check: str, cause: str) -> None:
+        self.check = check
+        first_line = next(iter(cause.splitlines()), "")
+        super().__init__(
+            "check_failed",
+            f"The check {check!r} failed with {first_line[:300]}. A check returns True, False, or a LazyFrame with one"
+            " boolean per row. Correct it, then process the file again.",
+        )
 
 
 class ForbiddenPathError(PermanentError):
@@ -280,6 +300,23 @@ class EventhouseUnavailableError(TransientError):
     def __init__(self, cluster: str, cause: object) -> None:
         self.cluster = cluster
         super().__init__(f"Eventhouse at {cluster} does not answer: {cause}. Retried automatically.")
+
+
+class SchemaRegistryUnavailableError(TransientError):
+    """The schema registry does not answer, or refuses.
+
+    Args:
+        url: its address.
+        cause: the reason, shortened.
+    """
+
+    def __init__(self, url: str, cause: object) -> None:
+        self.url = url
+        reason = " ".join(str(cause).split())[:300]
+        super().__init__(
+            f"The schema registry at {url} cannot be used: {reason}. Check INGEST_SCHEMA_REGISTRY_URL and its"
+            " credentials. Retried automatically."
+        )
 
 
 class DatabaseUnavailableError(TransientError):

@@ -1,4 +1,4 @@
-"""`aggregated_metrics`: one summary per file, device and sensor type; merges summaries of parts.
+"""Summarise the rows of files, e.g. readings per file, device and sensor type; merge summaries of parts.
 
 The summaries are stored and replaced in the transaction of the rows. The view `device_metrics` merges the
 summaries of all files exactly, without reading any row again.
@@ -6,30 +6,10 @@ summaries of all files exactly, without reading any row again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import dagster as dg
 import polars as pl
-
-from ingest_project.file_ingest.catalog import (
-    AGGREGATED_METRICS,
-    FILES_FRESHNESS,
-    VALIDATED_SENSOR_DATA,
-    files_partitions,
-)
-
-aggregated_metrics = dg.AssetSpec(
-    AGGREGATED_METRICS,
-    deps=[VALIDATED_SENSOR_DATA],
-    description="Min, max, mean, count and standard deviation of the file's readings per device and sensor type.",
-    group_name="file_ingest",
-    kinds={"table", "polars"},
-    partitions_def=files_partitions,
-    freshness_policy=FILES_FRESHNESS,
-    skippable=True,
-)
-
 
 EXAMPLES = 2
 NO_INSTANTS = pl.DataFrame(
@@ -40,11 +20,10 @@ SUMMARY_COLUMNS = ("min", "max", "mean", "count", "stddev")
 
 
 class SummaryCounts(NamedTuple):
-    """Number of summaries of a file, and of its devices and sensor types."""
+    """Number of summaries of a file, and of the distinct values they are grouped by, e.g. its `devices`."""
 
     rows: int
-    devices: int
-    sensor_types: int
+    distinct: Mapping[str, int]
 
 
 class SharedInstants(NamedTuple):
@@ -63,7 +42,7 @@ class SharedInstants(NamedTuple):
     examples: tuple[str, ...]
 
 
-NO_SUMMARIES = SummaryCounts(0, 0, 0)
+NO_SUMMARIES = SummaryCounts(0, {})
 NONE_SHARED = SharedInstants(0, 0, ())
 
 
@@ -93,11 +72,18 @@ def _example(row: dict[str, Any]) -> str:
 
 
 def counts_by_file(summaries: pl.DataFrame) -> dict[str, SummaryCounts]:
-    """Count summaries by `file_key`; a file without any is absent."""
-    counts = summaries.group_by("file_key").agg(
-        pl.len(), pl.col("device_id").n_unique(), pl.col("sensor_type").n_unique()
-    )
-    return {file_key: SummaryCounts(*numbers) for file_key, *numbers in counts.iter_rows()}
+    """Count summaries by `file_key`, and the values of each column they are grouped by; a file without any is absent.
+
+    Args:
+        summaries: file_key, the columns they are grouped by, and `SUMMARY_COLUMNS`.
+    """
+    groups = [name for name in summaries.columns if name not in {"file_key", *SUMMARY_COLUMNS}]
+    counts = summaries.group_by("file_key").agg(pl.len(), *(pl.col(name).n_unique() for name in groups))
+    plurals = [f"{name.removesuffix('_id')}s" for name in groups]
+    return {
+        file_key: SummaryCounts(rows, dict(zip(plurals, numbers, strict=True)))
+        for file_key, rows, *numbers in counts.iter_rows()
+    }
 
 
 def aggregate_files(readings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -111,45 +97,70 @@ def aggregate_files(readings: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]
         sample; null for one reading); and file_key, device_id, sensor_type, timestamp and `readings`, one row for each
         instant with more than one reading.
     """
-    keys, value = ["file_key", "device_id", "sensor_type"], pl.col("value")
+    keys = ["file_key", "device_id", "sensor_type"]
     # Nearly all files are in order, which proves cheaply that no instant occurs twice.
     in_order = (pl.col("timestamp").diff().drop_nulls() > pl.duration()).all().alias("in_order")
-    summary = readings.group_by(keys).agg(
-        value.min().alias("min"),
-        value.max().alias("max"),
-        value.mean().alias("mean"),
-        pl.len().cast(pl.Int64).alias("count"),
-        value.std(ddof=1).alias("stddev"),
-        in_order,
-    )
+    summary = readings.group_by(keys).agg(*_figures("value"), in_order)
     shared = NO_INSTANTS
     if not summary["in_order"].all():
         unclear = summary.filter(~pl.col("in_order")).select(keys)
         suspects = readings.join(unclear, on=keys, how="semi")
         counts = suspects.group_by(*keys, "timestamp").agg(pl.len().cast(pl.Int64).alias("readings"))
         shared = counts.filter(pl.col("readings") > 1)
-    return _without_overflow(summary.drop("in_order"), readings, keys).sort(keys), shared
+    return _without_overflow(summary.drop("in_order"), readings, keys, "value").sort(keys), shared
 
 
-def _without_overflow(summary: pl.DataFrame, readings: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """Recompute summaries that overflowed, in units of the greatest reading.
+def summarise(rows: pl.DataFrame, keys: Sequence[str], measures: Sequence[str]) -> pl.DataFrame:
+    """Summarise some columns of rows; missing values do not count.
 
-    Sums overflow with readings near 1e308, squares of deviations near 1e154.
+    Args:
+        rows: of any number of files.
+        keys: columns to group by.
+        measures: columns of numbers.
+
+    Returns:
+        one row for each group and measure, sorted by these: the keys, `measure`, then `SUMMARY_COLUMNS`.
+    """
+    parts = []
+    for measure in measures:
+        values = rows.select(*keys, pl.col(measure).cast(pl.Float64)).filter(pl.col(measure).is_not_null())
+        summary = _without_overflow(values.group_by(keys).agg(*_figures(measure)), values, keys, measure)
+        parts.append(summary.select(*keys, pl.lit(measure).alias("measure"), *SUMMARY_COLUMNS))
+    return pl.concat(parts).sort(*keys, "measure")
+
+
+def _figures(name: str) -> tuple[pl.Expr, ...]:
+    value = pl.col(name)
+    return (
+        value.min().alias("min"),
+        value.max().alias("max"),
+        value.mean().alias("mean"),
+        pl.len().cast(pl.Int64).alias("count"),
+        value.std(ddof=1).alias("stddev"),
+    )
+
+
+def _without_overflow(summary: pl.DataFrame, rows: pl.DataFrame, keys: Sequence[str], name: str) -> pl.DataFrame:
+    """Recompute summaries that overflowed, in units of the greatest value.
+
+    Sums overflow with values near 1e308, squares of deviations near 1e154.
     """
     overflowed = summary.filter(~pl.col("mean").is_finite() | ~pl.col("stddev").is_finite().fill_null(value=True))
     if not overflowed.height:
         return summary
-    scale = pl.max_horizontal(pl.col("value").min().abs(), pl.col("value").max().abs())
+    value, scale = pl.col(name), pl.max_horizontal(pl.col(name).min().abs(), pl.col(name).max().abs())
     again = (
-        readings.join(overflowed.select(keys), on=list(keys), how="semi")
+        rows.join(overflowed.select(keys), on=list(keys), how="semi", nulls_equal=True)
         .with_columns(scale.over(keys).alias("scale"))
         .group_by(keys)
         .agg(
-            ((pl.col("value") / pl.col("scale")).mean() * pl.col("scale").first()).alias("mean"),
-            ((pl.col("value") / pl.col("scale")).std(ddof=1) * pl.col("scale").first()).alias("stddev"),
+            ((value / pl.col("scale")).mean() * pl.col("scale").first()).alias("mean"),
+            ((value / pl.col("scale")).std(ddof=1) * pl.col("scale").first()).alias("stddev"),
         )
     )
-    return summary.update(again, on=list(keys))
+    kept = summary.join(again, on=list(keys), how="anti", nulls_equal=True)
+    changed = overflowed.drop("mean", "stddev").join(again, on=list(keys), nulls_equal=True)
+    return pl.concat([kept, changed.select(summary.columns)])
 
 
 def detached(frame: pl.DataFrame) -> pl.DataFrame:

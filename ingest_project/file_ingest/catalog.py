@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 
 import dagster as dg
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.tables import aggregated_metrics, quarantined_rows, raw_sensor_data
+from ingest_project.file_ingest.tables import aggregated_metrics, partitions_of, quarantined_rows, raw_sensor_data
 from ingest_project.platform.dagster.catalog import SqlTable, StoredTable, topic, topic_key
+from ingest_project.readers.datasets import DatasetDeclaration
 
 FILES_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
 
 
 FILES = "files"
-files_partitions = dg.DynamicPartitionsDefinition(name=FILES)
+files_partitions = dg.DynamicPartitionsDefinition(name=partitions_of(SENSOR_READINGS))
 
 RAW_FILES = dg.AssetKey("raw_files")
 VALIDATED_SENSOR_DATA = dg.AssetKey("validated_sensor_data")
@@ -23,6 +27,49 @@ AGGREGATED_METRICS = dg.AssetKey("aggregated_metrics")
 
 
 GROUP = "file_ingest"
+
+
+@dataclass(frozen=True)
+class DatasetAssets:
+    """The assets of one dataset, their partitions, and the job of a batch of its files."""
+
+    dataset: str
+    raw_files: dg.AssetKey
+    validated: dg.AssetKey
+    quarantined_files: dg.AssetKey
+    metrics: dg.AssetKey
+    partitions: dg.DynamicPartitionsDefinition
+    job: str
+
+    @property
+    def group(self) -> str:
+        """The group of the assets in the UI."""
+        return GROUP if self.dataset == SENSOR_READINGS else self.dataset
+
+
+SENSOR_ASSETS = DatasetAssets(
+    SENSOR_READINGS,
+    RAW_FILES,
+    VALIDATED_SENSOR_DATA,
+    QUARANTINED_FILES,
+    AGGREGATED_METRICS,
+    files_partitions,
+    "file_batch",
+)
+
+
+@cache
+def assets_of(dataset: str) -> DatasetAssets:
+    """Return the assets of a dataset: those of a declared one are named under it."""
+    if dataset == SENSOR_READINGS:
+        return SENSOR_ASSETS
+    raw_files, validated, quarantined, metrics = (
+        dg.AssetKey([dataset, name]) for name in ("raw_files", "validated", "quarantined_files", "metrics")
+    )
+    partitions = dg.DynamicPartitionsDefinition(name=partitions_of(dataset))
+    return DatasetAssets(dataset, raw_files, validated, quarantined, metrics, partitions, f"{dataset}_batch")
+
+
 DEVICE_METRICS = "device_metrics"
 
 STORED: dict[dg.AssetKey, StoredTable] = {
@@ -30,6 +77,48 @@ STORED: dict[dg.AssetKey, StoredTable] = {
     AGGREGATED_METRICS: SqlTable(aggregated_metrics, "file_key"),
     QUARANTINED_FILES: SqlTable(quarantined_rows, "file_key"),
 }
+
+
+def specs_of(declaration: DatasetDeclaration) -> list[dg.AssetSpec]:
+    """Describe the four assets of a dataset; each has a partition for every file."""
+    assets = assets_of(declaration.name)
+    measures = declaration.measures
+    if declaration.name == SENSOR_READINGS:
+        rows, metrics = "raw_sensor_data", "of the file's readings per device and sensor type"
+    else:
+        rows = declaration.table or f"the Delta table {declaration.target.delta}"
+        groups = f" per {', '.join(measures.group_by)}" if measures and measures.group_by else ""
+        metrics = f"of {', '.join(measures.columns)}{groups} in the file" if measures else ""
+    what = declaration.description and f" {declaration.description}"
+    summaries = f"Min, max, mean, count and standard deviation {metrics}." if measures else "Nothing is summarised."
+    store = "table" if declaration.table else "delta"
+
+    def spec(
+        key: dg.AssetKey, description: str, kinds: set[str], *deps: dg.AssetKey, fresh: bool = True
+    ) -> dg.AssetSpec:
+        return dg.AssetSpec(
+            key,
+            deps=deps,
+            description=description,
+            group_name=assets.group,
+            kinds=kinds,
+            partitions_def=assets.partitions,
+            owners=declaration.owners or None,
+            tags={"ingest/capability": GROUP},
+            freshness_policy=FILES_FRESHNESS if fresh and declaration.name == SENSOR_READINGS else None,
+            skippable=True,
+        )
+
+    queues = (topic_key("file_event_queue"), topic_key("file_events"))
+    rejected = "Rejected rows of the file, or the whole file, with reasons; 0 rows if nothing was rejected."
+    return [
+        spec(assets.raw_files, "The file's bytes, unchanged, in the landing store.", {"file"}, *queues),
+        spec(
+            assets.validated, f"The accepted rows of the file in `{rows}`.{what}", {store, "polars"}, assets.raw_files
+        ),
+        spec(assets.quarantined_files, rejected, {"file", "table"}, assets.raw_files, fresh=False),
+        spec(assets.metrics, summaries, {"table", "polars"}, assets.validated),
+    ]
 
 
 def external_assets(settings: Settings) -> list[dg.AssetSpec]:

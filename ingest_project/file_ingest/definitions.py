@@ -11,14 +11,13 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from ingest_project.core.errors import SettingsError
+from ingest_project.contracts.files import SENSOR_READINGS
+from ingest_project.core.errors import SchemaConflictError, SettingsError
 from ingest_project.core.logging import bound, get_logger
-from ingest_project.file_ingest.aggregation import aggregated_metrics
-from ingest_project.file_ingest.catalog import AGGREGATED_METRICS, QUARANTINED_FILES, RAW_FILES, VALIDATED_SENSOR_DATA
-from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES
-from ingest_project.file_ingest.load import quarantined_files
+from ingest_project.file_ingest.catalog import DatasetAssets, assets_of, specs_of
+from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES, checks_of_dataset
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
-from ingest_project.file_ingest.raw_files import land, raw_files
+from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import (
     FileResult,
@@ -30,7 +29,6 @@ from ingest_project.file_ingest.result import (
 )
 from ingest_project.file_ingest.sensors import file_events_sensor
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.file_ingest.validate_files import Contract, validated_sensor_data
 from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
     keep_connections_open,
@@ -39,6 +37,7 @@ from ingest_project.platform.dagster.asset_events import (
     report_bisecting,
 )
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
+from ingest_project.readers.datasets import SHIPPED, DatasetDeclaration, Declarations
 
 logger = get_logger(__name__)
 
@@ -47,32 +46,41 @@ PARTITIONS_PER_BACKFILL_RUN = 500
 SUCCESSFUL = frozenset({FileState.INGESTED, FileState.DUPLICATE, FileState.REPLACED, FileState.SUPERSEDED})
 
 
-@dg.multi_asset(
-    name="file_ingest",
-    specs=[raw_files, validated_sensor_data, quarantined_files, aggregated_metrics],
-    can_subset=True,
-    pool=DATABASE_POOL,
-    backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_BACKFILL_RUN),
-)
-def file_ingest_assets(
-    context: dg.AssetExecutionContext, services: dg.ResourceParam[FileIngestResources]
-) -> Iterator[dg.MaterializeResult[None]]:
-    """Land, read, check and store every file of this run, and report each on its own partition."""
-    keep_connections_open(context.instance)
-    keys = keys_of_run(context, services.files.batch)
-    with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
-        if context.selected_asset_keys == {RAW_FILES}:
-            _land(context, services, keys)
-        else:
-            _ingest(context, services, keys)
-    yield from outputs_without_events(context)
+def assets_of_dataset(declaration: DatasetDeclaration) -> dg.AssetsDefinition:
+    """Return the assets of one dataset, and the computation that they share."""
+    assets = assets_of(declaration.name)
+
+    @dg.multi_asset(
+        name="file_ingest" if declaration.name == SENSOR_READINGS else f"{declaration.name}_ingest",
+        specs=specs_of(declaration),
+        can_subset=True,
+        pool=DATABASE_POOL,
+        backfill_policy=dg.BackfillPolicy.multi_run(PARTITIONS_PER_BACKFILL_RUN),
+    )
+    def file_ingest_assets(
+        context: dg.AssetExecutionContext, services: dg.ResourceParam[FileIngestResources]
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        """Land, read, check and store every file of this run, and report each on its own partition."""
+        keep_connections_open(context.instance)
+        keys = keys_of_run(context, services.files.batch)
+        with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
+            if context.selected_asset_keys == {assets.raw_files}:
+                _land(context, services, assets, keys)
+            else:
+                _ingest(context, services, assets, keys)
+        yield from outputs_without_events(context)
+
+    return file_ingest_assets
 
 
-def _ingest(context: dg.AssetExecutionContext, services: FileIngestResources, keys: Sequence[str]) -> None:
+def _ingest(
+    context: dg.AssetExecutionContext, services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
+) -> None:
     records = services.files.begin(keys, context.run.run_id, datetime.now(UTC))
     try:
-        contract = Contract.from_settings(services.settings.file_ingest)
-    except SettingsError as error:
+        contract = services.contract_of(assets.dataset)
+        contract.prepare_tables(services.engine)
+    except (SettingsError, SchemaConflictError) as error:
         # The files wait until the configuration that all of them need is fixed; their reason names it.
         for record in records:
             requeue_later(
@@ -81,17 +89,22 @@ def _ingest(context: dg.AssetExecutionContext, services: FileIngestResources, ke
         raise dg.Failure(description=str(error), allow_retries=False) from error
     unfinished: list[FileResult] = []
     for results in ingest(records, services, contract, context.run.run_id):
-        _report(context, services, [result for result in results if result.state.finished])
+        _report(context, services, assets, [result for result in results if result.state.finished])
         for result in results:
             _log(result)
         unfinished += [o for o in results if o.state in {FileState.FAILED, FileState.PENDING}]
     _fail_if_none_succeeded(keys, unfinished)
 
 
-def _report(context: dg.AssetExecutionContext, services: FileIngestResources, finished: Sequence[FileResult]) -> None:
+def _report(
+    context: dg.AssetExecutionContext,
+    services: FileIngestResources,
+    assets: DatasetAssets,
+    finished: Sequence[FileResult],
+) -> None:
     """Report the files to Dagster; one that it rejects is logged, and reported again by a later run."""
     not_shown = {}
-    for one, error in report_bisecting(context, [_partition_report(result) for result in finished]):
+    for one, error in report_bisecting(context, [_partition_report(result, assets) for result in finished]):
         not_shown[one.partition] = error
         trace = traceback_of(error)
         logger.error("file_not_reported", partition_key=one.partition, reason=str(error), traceback=trace)
@@ -99,15 +112,18 @@ def _report(context: dg.AssetExecutionContext, services: FileIngestResources, fi
     services.files.mark_reported(shown, datetime.now(UTC))
 
 
-def _partition_report(result: FileResult) -> PartitionEvents:
+def _partition_report(result: FileResult, assets: DatasetAssets) -> PartitionEvents:
     try:
-        return partition_report(result)
+        return partition_report(result, assets)
     except Exception as error:  # noqa: BLE001 - what cannot be described is still reported
         logger.warning("file_not_described", partition_key=result.record.file_key, traceback=traceback_of(error))
-        return partition_report(FileResult(result.record, result.state, reason=str(error_of("Reporting", error))))
+        bare = FileResult(result.record, result.state, reason=str(error_of("Reporting", error)))
+        return partition_report(bare, assets)
 
 
-def _land(context: dg.AssetExecutionContext, services: FileIngestResources, keys: Sequence[str]) -> None:
+def _land(
+    context: dg.AssetExecutionContext, services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
+) -> None:
     alert_conditions = []
     for record in services.files.get_many(keys):
         try:
@@ -117,7 +133,7 @@ def _land(context: dg.AssetExecutionContext, services: FileIngestResources, keys
             alert_conditions.append(f"{record.file_key}: {error_of('Landing the file', error)}")
             continue
         metadata = raw_file_metadata(FileResult(record, record.state, landed))
-        report(context, [PartitionEvents(record.file_key, {RAW_FILES: metadata})])
+        report(context, [PartitionEvents(record.file_key, {assets.raw_files: metadata})])
     # The queue entries of these files do not change: only this run shows the failures.
     if alert_conditions:
         raise dg.Failure(
@@ -150,34 +166,46 @@ def _fail_if_none_succeeded(keys: Sequence[str], unfinished: Sequence[FileResult
         )
 
 
-# Without the checks: the batch reports the contract of each file itself, see `result`.
-file_batch = dg.define_asset_job(
-    "file_batch",
-    selection=dg.AssetSelection.assets(
-        RAW_FILES, VALIDATED_SENSOR_DATA, QUARANTINED_FILES, AGGREGATED_METRICS
-    ).without_checks(),
-    description="Lands, reads, checks and stores a batch of files.",
-)
+def batch_job(dataset: str) -> "dg.UnresolvedAssetJobDefinition":
+    """Return the job of a batch of one dataset's files."""
+    assets = assets_of(dataset)
+    keys = (assets.raw_files, assets.validated, assets.quarantined_files, assets.metrics)
+    return dg.define_asset_job(
+        assets.job,
+        # Without the checks: the batch reports the contract of each file itself, see `result`.
+        selection=dg.AssetSelection.assets(*keys).without_checks(),
+        description="Lands, reads, checks and stores a batch of files.",
+    )
+
+
+file_batch = batch_job(SENSOR_READINGS)
 file_checks = dg.define_asset_job(
     "file_checks",
     selection=dg.AssetSelection.checks(*CHECKS_OF_ALL_FILES),
     description="Checks the stored rows of all files: counts, share in quarantine, files that wait too long.",
 )
 
-file_ingest = dg.Definitions(
-    assets=[file_ingest_assets],
-    asset_checks=CHECKS,
-    jobs=[file_batch, file_checks],
-    schedules=[
-        dg.ScheduleDefinition(
-            name="file_checks_every_quarter_hour",
-            job=file_checks,
-            cron_schedule="*/15 * * * *",
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-        )
-    ],
-    sensors=[
-        file_events_sensor("file_event_queue_sensor", lambda topics: topics.file_event_queue, file_batch),
-        file_events_sensor("file_events_sensor", lambda topics: topics.file_events, file_batch),
-    ],
-)
+
+def definitions_of(declarations: Declarations) -> dg.Definitions:
+    """Return the definitions of the shipped dataset and of all declared ones; two sensors serve them all."""
+    jobs = {SENSOR_READINGS: file_batch} | {one.name: batch_job(one.name) for one in declarations.declared}
+    return dg.Definitions(
+        assets=[assets_of_dataset(SHIPPED), *map(assets_of_dataset, declarations.declared)],
+        asset_checks=[*CHECKS, *(check for one in declarations.declared for check in checks_of_dataset(one.name))],
+        jobs=[*jobs.values(), file_checks],
+        schedules=[
+            dg.ScheduleDefinition(
+                name="file_checks_every_quarter_hour",
+                job=file_checks,
+                cron_schedule="*/15 * * * *",
+                default_status=dg.DefaultScheduleStatus.RUNNING,
+            )
+        ],
+        sensors=[
+            file_events_sensor("file_event_queue_sensor", lambda topics: topics.file_event_queue, jobs),
+            file_events_sensor("file_events_sensor", lambda topics: topics.file_events, jobs),
+        ],
+    )
+
+
+file_ingest = definitions_of(Declarations())

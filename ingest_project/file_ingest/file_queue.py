@@ -6,7 +6,7 @@ location that a polling job listed, or the folder of a file that was announced d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain, zip_longest
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -14,10 +14,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.contracts.files import FileEvent, file_key, version_of
-from ingest_project.core.keys import digest_of
+from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of
+from ingest_project.core.items import digest_of
 from ingest_project.file_ingest.tables import FileState, files
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
 # The origins that wait longest are served first, the others in later batches.
@@ -67,6 +67,7 @@ class FileArrival(NamedTuple):
         location: canonical address of the file, unique over all sources.
         profile: name of the reader profile.
         pinned: True if the event names its version; otherwise it means the one present when it is consumed.
+        dataset: that the file belongs to.
     """
 
     file_key: str
@@ -75,6 +76,7 @@ class FileArrival(NamedTuple):
     profile: str
     intake: KafkaPosition
     pinned: bool = True
+    dataset: str = SENSOR_READINGS
 
     def order(self, now: datetime) -> VersionOrder:
         """Return the order of this version.
@@ -91,7 +93,9 @@ class FileArrival(NamedTuple):
         order = self.order(now)
         return {
             "location": self.location,
-            "location_key": digest_of(self.location),
+            # The versions of a file in one dataset do not replace those in another.
+            "location_key": digest_of(self.location, *of_dataset(self.dataset)),
+            "dataset": self.dataset,
             "version_at": order.version_at,
             "announced_at": order.announced_at,
             "pinned": self.pinned,
@@ -109,6 +113,8 @@ class FileRecord(QueueEntry, frozen=True, kw_only=True):
     Args:
         event: the file event it came with.
         location_key: hash of the location.
+        dataset: that the file belongs to.
+        begun: how many runs began it, this one included.
         version_at: modification time of this version, if its event has one; orders the versions of a location.
         announced_at: time of the announcement; orders versions of the same time.
         pinned: True if this version is meant, and not the one present when the event is consumed.
@@ -125,6 +131,8 @@ class FileRecord(QueueEntry, frozen=True, kw_only=True):
     location_key: str
     event: FileEvent
     profile: str
+    dataset: str
+    begun: int
     version_at: datetime
     announced_at: datetime
     pinned: bool
@@ -178,6 +186,7 @@ FILE_QUEUE = QueueTable(
     working=FileState.INGESTING,
     searched=("file_key", "file_path", "job_id", "trace_id", "reason"),
     halves_lost_batches=True,
+    route="dataset",
 )
 
 
@@ -187,15 +196,15 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
     def __init__(self, engine: sa.Engine) -> None:
         super().__init__(engine, FILE_QUEUE)
 
-    def due(self, queue_name: str, limit: int, now: datetime) -> tuple[Due, ...]:
+    def due(self, queue_name: str, limit: int, now: datetime, routes: Collection[str] | None = None) -> tuple[Due, ...]:
         """Return due files: the same number of each origin, round-robin; then those that wait longest."""
         with reading(self._engine) as connection:
-            longest = [Due(*row) for row in connection.execute(self._due(queue_name, limit, now))]
+            longest = [Due(*row) for row in connection.execute(self._due(queue_name, limit, now, routes))]
             origins = waiting_origins(connection, queue_name, now) if len(longest) == limit else ()
             share = limit // max(1, len(origins))
             shares = []
             for origin in origins[:limit] if len(origins) > 1 else ():
-                own = self._due(queue_name, max(1, share), now).where(files.c.origin == origin)
+                own = self._due(queue_name, max(1, share), now, routes).where(files.c.origin == origin)
                 shares.append([Due(*row) for row in connection.execute(own)])
         return tuple(dict.fromkeys([*round_robin(shares), *longest]))[:limit]
 
@@ -214,9 +223,12 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         """
         event = record.event
         version = version_of(event.etag, event.size_bytes, event.modified_at)
-        key = file_key(record.location, event.file_name, version, profile)
+        key = file_key(record.location, event.file_name, version, profile, record.dataset)
         named = msgspec.structs.replace(event, metadata={**event.metadata, "format": profile})
-        row = self._row(FileArrival(key, record.location, named, profile, record.intake, pinned=False), now)
+        row = self._row(
+            FileArrival(key, record.location, named, profile, record.intake, pinned=False, dataset=record.dataset),
+            now,
+        )
         row |= {"version_at": now, "announced_at": now, "sha256": record.sha256, "landed_bytes": record.landed_bytes}
         again = super()._as_new(now) | {name: row[name] for name in READING_COLUMNS} | {"updated_at": now}
         with writing(self._engine) as connection:
@@ -224,13 +236,13 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
                 return key
             return key if self._update(connection, [key], again, files.c.state.in_(FILE_QUEUE.finished)) else None
 
-    def row_totals(self) -> RowTotals:
-        """Return the rows of all files that count, as counted when they were stored; ingesting again adds to them."""
+    def row_totals(self, dataset: str) -> RowTotals:
+        """Return the rows of a dataset's files that count, as counted when they were stored."""
         sums = [
             sa.func.coalesce(sa.func.sum(column), 0)
             for column in (files.c.rows_read, files.c.rows_accepted, files.c.rows_quarantined)
         ]
-        query = sa.select(*sums).where(files.c.stands, files.c.duplicate_of.is_(None))
+        query = sa.select(*sums).where(files.c.stands, files.c.duplicate_of.is_(None), files.c.dataset == dataset)
         with reading(self._engine) as connection:
             return RowTotals(*(int(number) for number in connection.execute(query).one()))
 
@@ -245,6 +257,9 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         )
         with reading(self._engine) as connection:
             return QuarantineShare(**connection.execute(query).mappings().one())
+
+    def _at_begin(self) -> dict[str, Any]:
+        return {"begun": files.c.begun + 1}
 
     def _as_new(self, now: datetime) -> dict[str, Any]:
         """Return the changes that reset a finished file to a new arrival.

@@ -19,15 +19,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import dagster as dg
 import polars as pl
 import stamina
 
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError, StoreUnavailableError, TransientError
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.core.logging import get_logger
-from ingest_project.file_ingest.catalog import QUARANTINED_FILES, files_partitions
+from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, panics_as_errors, result_of_error, traceback_of
 from ingest_project.file_ingest.tables import FileState
@@ -35,18 +34,9 @@ from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.versions import settle
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, VERSIONS
-from ingest_project.platform.database.errors import sqlstate
+from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 
-quarantined_files = dg.AssetSpec(
-    QUARANTINED_FILES,
-    deps=["raw_files"],
-    description="Rejected rows of the file, or the whole file, with reasons; 0 rows if nothing was rejected.",
-    group_name="file_ingest",
-    kinds={"file", "table"},
-    partitions_def=files_partitions,
-    skippable=True,
-)
 logger = get_logger(__name__)
 # A run waits for the end of a short outage; after a longer one its files are claimed again later.
 STORE_ATTEMPTS = 3
@@ -74,6 +64,7 @@ class GroupLoad:
     done: list[FileResult] = field(default_factory=list)
     busy: list[FileResult] = field(default_factory=list)
     _failed_before: bool = False
+    _attempted: set[str] = field(default_factory=set)
 
     def store(self, results: Sequence[FileResult]) -> None:
         """Store these files, all or none. Only the first failure is retried after a pause."""
@@ -103,7 +94,8 @@ class GroupLoad:
 
     def _store_at_once(self, results: Sequence[FileResult], *, wait: bool) -> list[FileResult]:
         try:
-            return store_at_once(subset(self.group, results), self.services, self.run_id, wait=wait)
+            group = subset(self.group, results)
+            return store_at_once(group, self.services, self.run_id, self._attempted, wait=wait)
         except TransientError as error:
             logger.warning("store_failed", files=len(results), reason=str(error))
             raise
@@ -116,12 +108,13 @@ class GroupLoad:
         return not is_schema_error(error)
 
 
-def store(group: CheckedGroup, services: FileIngestResources, run_id: str) -> list[FileResult]:
+def store(group: CheckedGroup, services: FileIngestResources, contract: Contract, run_id: str) -> list[FileResult]:
     """Store a group of files and finish their queue entries.
 
     Args:
         group: results of all its files, and the frames of the ingested ones.
         services: where to.
+        contract: of the dataset.
         run_id: of the Dagster run.
 
     Returns:
@@ -132,6 +125,8 @@ def store(group: CheckedGroup, services: FileIngestResources, run_id: str) -> li
         Exception: the tables do not match this version; nothing can be stored.
     """
     kept = quarantine_rejected(group.results, services, run_id)
+    if group.unknown:
+        group = replace(group, tables=contract.widened(services.engine, group.unknown))
     storing = GroupLoad(group, services, run_id)
     requeue_later = [o for o in kept if o.state is FileState.PENDING or o.keeps_stored_rows]
     to_store = [o for o in kept if not (o.state is FileState.PENDING or o.keeps_stored_rows)]
@@ -193,31 +188,42 @@ def subset(group: CheckedGroup, results: Sequence[FileResult]) -> CheckedGroup:
     )
 
 
-def store_at_once(group: CheckedGroup, services: FileIngestResources, run_id: str, *, wait: bool) -> list[FileResult]:
+def store_at_once(
+    group: CheckedGroup, services: FileIngestResources, run_id: str, attempted: set[str], *, wait: bool
+) -> list[FileResult]:
     """Store a group in one transaction.
 
     Args:
         group: of files.
         services: where to.
         run_id: of the Dagster run.
+        attempted: keys of files that this run has tried to store; those of this group are added.
         wait: for other transactions that store versions of the same locations; else those files are left out.
 
     Returns:
         the result of each file that was not left out, and of the versions they replaced.
     """
-    with services.warehouse.transaction() as transaction:
+    with services.warehouse.of(group.tables).transaction() as transaction:
         results = lock_locations_of(transaction, group.results, wait=wait)
         results, replaced = settle_versions(transaction, results, run_id)
         results = without_duplicates(transaction, results)
-        transaction.replace_files([result.record.file_key for result in results] + list(replaced))
+        unstored = unstored_files(results, attempted)
+        transaction.replace_files([result.record.file_key for result in results] + list(replaced), unstored)
         accepted, quarantined, metrics = ingested_frames(group, results)
-        transaction.append_readings(accepted)
+        transaction.append_rows(accepted)
         transaction.append_quarantined(quarantined)
         transaction.put_metrics(metrics)
         for result in results:
             leave_quarantine(result, services.quarantine)
         finish(transaction, results, run_id)
     return results + replaced_results(services, replaced)
+
+
+def unstored_files(results: Sequence[FileResult], attempted: set[str]) -> set[str]:
+    """Return the keys of the files of which no row can be stored, and note that they are about to be stored."""
+    keys = {result.record.file_key for result in results if result.record.begun <= 1} - attempted
+    attempted.update(result.record.file_key for result in results)
+    return keys
 
 
 def lock_locations_of(
@@ -255,7 +261,7 @@ def replaced_results(services: FileIngestResources, file_keys: Sequence[str]) ->
 
 
 def ingested_frames(group: CheckedGroup, results: Sequence[FileResult]) -> Iterable[pl.DataFrame]:
-    """Return readings, rejected rows and metrics of the ingested files only."""
+    """Return accepted rows, rejected rows and metrics of the ingested files only."""
     frames = (group.accepted, group.quarantined, group.metrics)
     ingested = [result.record.file_key for result in results if result.state is FileState.INGESTED]
     before = sum(result.state is FileState.INGESTED for result in group.results)

@@ -16,14 +16,11 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from ingest_project.core.batches import prefetch, store_bisecting
 from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.items import prefetch, store_bisecting
 from ingest_project.core.logging import get_logger
-from ingest_project.file_ingest.aggregation import (
-    aggregate_files,
-    detached,
-    merge,
-)
+from ingest_project.file_ingest.aggregation import detached, merge
+from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.load import (
     finish,
@@ -32,6 +29,7 @@ from ingest_project.file_ingest.load import (
     replaced_results,
     settle_versions,
     store,
+    unstored_files,
     without_duplicates,
 )
 from ingest_project.file_ingest.raw_files import land
@@ -42,7 +40,6 @@ from ingest_project.file_ingest.validate_files import (
     SAMPLE_ROWS,
     CheckedGroup,
     CheckedRows,
-    Contract,
     Findings,
     OpenedFile,
     check_group,
@@ -147,9 +144,12 @@ def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
     groups = groups or [check_group([], contract)]
     return CheckedGroup(
         [*failed, *(result for group in groups for result in group.results)],
-        pl.concat([group.accepted for group in groups]),
+        # Files with undeclared columns may have columns that others lack.
+        pl.concat([group.accepted for group in groups], how="diagonal"),
         pl.concat([group.quarantined for group in groups]),
         pl.concat([group.metrics for group in groups]),
+        contract.tables,
+        tuple(dict.fromkeys(name for group in groups for name in group.unknown)),
     )
 
 
@@ -157,7 +157,7 @@ def finish_group(
     prepared: PreparedGroup, services: FileIngestResources, contract: Contract, run_id: str
 ) -> list[FileResult]:
     """Store a prepared group, and finish the queue entry of each file."""
-    results = [*prepared.requeue_later, *store(prepared.group, services, run_id)]
+    results = [*prepared.requeue_later, *store(prepared.group, services, contract, run_id)]
     for file in prepared.large:
         with file.resources:
             results += _store_large(file, services, contract, run_id)
@@ -217,7 +217,7 @@ def _store_large(file: OpenedFile, services: FileIngestResources, contract: Cont
         failed = _failed(file.record, "Storing the file", error, file.landed)
         results = [replace(failed, profile=file.profile.name)]
     if results[0].state in {FileState.QUARANTINED, FileState.FAILED}:
-        return store(group_of_rejected(results[0], contract), services, run_id)
+        return store(group_of_rejected(results[0], contract), services, contract, run_id)
     return results
 
 
@@ -236,7 +236,8 @@ def store_large_file(
         finished in the queue, any other is still to be stored.
     """
     try:
-        with services.warehouse.transaction() as transaction:
+        tables = contract.widened(services.engine, file.first.unknown_columns)
+        with services.warehouse.of(tables).transaction() as transaction:
             result, replaced = _store(transaction, file, services, contract, run_id)
         return [result, *replaced_results(services, replaced)]
     except _RejectedError as rejected:
@@ -258,7 +259,7 @@ def _store(
     # Only its end shows whether it is accepted; if not, the rollback restores a version that it replaces.
     settled, replaced = settle_versions(transaction, lock_locations_of(transaction, [read], wait=True), run_id)
     (result,) = without_duplicates(transaction, settled)
-    transaction.replace_files([key, *replaced])
+    transaction.replace_files([key, *replaced], unstored_files([read], set()))
     if result.state is FileState.INGESTED:
         result = _append_chunks(transaction, file, contract)
     if result.state is FileState.QUARANTINED:
@@ -276,9 +277,9 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     shared: list[pl.DataFrame] = []
     with prefetch(_checked(file, contract)) as chunks:
         for checked in chunks:
-            transaction.append_readings(checked.accepted)
+            transaction.append_rows(checked.accepted)
             transaction.append_quarantined(checked.quarantined)
-            summaries, instants = map(detached, aggregate_files(checked.accepted))
+            summaries, instants = map(detached, contract.summarised(checked.accepted))
             metrics.append(summaries)
             shared.append(instants)
             found += checked.findings_by_file()[key]
@@ -293,4 +294,4 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
 
 def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
     for chunk in file.chunks:
-        yield check_rows([(file.record.file_key, file.profile, chunk)], contract)
+        yield check_rows([(file.record.file_key, file.profile, chunk)], contract, file.first.unknown_columns)

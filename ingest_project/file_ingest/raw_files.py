@@ -9,7 +9,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-import dagster as dg
 from msgspec.structs import replace as replaced
 
 from ingest_project.contracts.files import FileEvent, version_of
@@ -21,25 +20,12 @@ from ingest_project.core.errors import (
     VersionSupersededError,
 )
 from ingest_project.core.logging import get_logger
-from ingest_project.file_ingest.catalog import FILES_FRESHNESS, RAW_FILES, files_partitions
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.platform.dagster.catalog import topic_key
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
-from ingest_project.sources.protocol import Source, SourceFile
+from ingest_project.sources import Source, SourceFile
 
 logger = get_logger(__name__)
-
-raw_files = dg.AssetSpec(
-    RAW_FILES,
-    deps=[topic_key("file_event_queue"), topic_key("file_events")],
-    description="The file's bytes, unchanged, in the landing store.",
-    group_name="file_ingest",
-    kinds={"file"},
-    partitions_def=files_partitions,
-    freshness_policy=FILES_FRESHNESS,
-    skippable=True,
-)
 
 
 class LandedFile(NamedTuple):

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.file_ingest.file_queue import FileQueue
-from ingest_project.file_ingest.warehouse import Warehouse
-from ingest_project.platform.database.engine import database_address
+from ingest_project.platform.database import database_address
 from ingest_project.platform.object_store import open_configured_store
 from ingest_project.platform.object_store.content_store import LandingStore
 from ingest_project.sources.registry import SourceResources
 
+if TYPE_CHECKING:
+    # Polars and Dagster take a second to import, which commands do not have.
+    from ingest_project.file_ingest.contract import Contract
+    from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
+    from ingest_project.readers.datasets import Declarations
 
-def open_warehouse(database_url: str, connect_timeout_seconds: float = 10) -> Warehouse:
+
+def open_warehouse(database_url: str, connect_timeout_seconds: float = 10) -> SqlWarehouse:
     """Return the warehouse at a SQLAlchemy URL; nothing is connected yet.
 
     PostgreSQL is loaded by binary COPY; every other database by ordinary inserts.
@@ -43,8 +50,8 @@ class FileIngestResources(SourceResources):
         return FileQueue(self.engine)
 
     @cached_property
-    def warehouse(self) -> Warehouse:
-        """Readings, metrics and quarantined rows, in tables that are up to date."""
+    def warehouse(self) -> SqlWarehouse:
+        """Sensor readings, metrics and quarantined rows, in tables that are up to date; `of` has other datasets."""
         _ = self.engine
         return open_warehouse(self._database_url, self.settings.warehouse.connect_timeout_seconds)
 
@@ -52,3 +59,24 @@ class FileIngestResources(SourceResources):
     def landing(self) -> LandingStore:
         """The bytes of every file, by content."""
         return LandingStore(open_configured_store(self.settings.landing_url, self.settings))
+
+    @cached_property
+    def datasets(self) -> Declarations:
+        """The declared datasets, and the shipped one."""
+        from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
+
+        return load_declarations(self.settings)
+
+    def contract_of(self, dataset: str) -> Contract:
+        """Return the requirements on the files of a dataset.
+
+        Raises:
+            SettingsError: its reader profile, or the file of sensor types, cannot be used.
+        """
+        if dataset == SENSOR_READINGS:
+            from ingest_project.file_ingest.contract import SensorContract  # noqa: PLC0415 - brings Dagster
+
+            return SensorContract.from_settings(self.settings.file_ingest)
+        from ingest_project.file_ingest.declared import DeclaredContract  # noqa: PLC0415 - as above
+
+        return DeclaredContract.of(self.datasets[dataset], self.settings)

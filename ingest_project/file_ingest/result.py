@@ -16,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.errors import (
     FileRejectedError,
     IngestError,
@@ -25,14 +26,10 @@ from ingest_project.core.errors import (
     WorkerExhaustedError,
 )
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
-from ingest_project.file_ingest.catalog import (
-    AGGREGATED_METRICS,
-    QUARANTINED_FILES,
-    RAW_FILES,
-    VALIDATED_SENSOR_DATA,
-)
+from ingest_project.file_ingest.catalog import DatasetAssets
+from ingest_project.file_ingest.drift import MAX_COLUMNS_SHOWN, NO_DRIFT, SCHEMA_UNCHANGED, Drift, Policy
 from ingest_project.file_ingest.file_queue import FileRecord
-from ingest_project.file_ingest.sensor_readings import ASPECTS, METRIC_COLUMNS, READING_COLUMN_KINDS
+from ingest_project.file_ingest.sensor_readings import ASPECTS
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
 from ingest_project.platform.object_store.content_store import Landed
@@ -42,7 +39,12 @@ FILE_ACCEPTED = "file_accepted"
 EVERY_COLUMN_READ = "every_column_read"
 ONE_READING_AN_INSTANT = "one_reading_an_instant"
 WHOLE_FILE = "whole_file"
-MAX_COLUMNS_SHOWN = 50
+# What happens to columns of a file that nobody declared.
+FATES: Mapping[str, str] = {
+    "rescue": "kept in rescued_data",
+    "evolve": "added to the table",
+    "freeze": "refused with the file",
+}
 MAX_RAW_TEXT_SHOWN = 200
 # Each Rust library has its own class of this name, which `except Exception` does not catch.
 PANIC = "PanicException"
@@ -71,9 +73,10 @@ class FileResult:
         duplicate_of: key of the file with the same content whose rows represent this one's.
         replaced_by: key of the newer version that counts instead of this one.
         sample: some quarantined rows, for the UI: line_number, raw_text, reasons.
-        preview: the first accepted rows, for the UI: timestamp, device_id, sensor_type, value, unit, line_number.
-        metrics_shown: the first summaries, for the UI: device_id, sensor_type, min, max, mean, count, stddev.
-        unknown_columns: columns of the file that its profile does not know, and that were left out.
+        preview: the first accepted rows, for the UI.
+        metrics_shown: the first summaries, for the UI.
+        drift: how its columns differ from the declared ones.
+        policy: what its dataset does about that.
         instants: how many of its accepted readings share device, sensor type and time with another.
         kept_at: location in the quarantine of the bytes of a file that was rejected as a whole.
     """
@@ -94,7 +97,8 @@ class FileResult:
     sample: Sequence[Mapping[str, Any]] = ()
     preview: Sequence[Mapping[str, Any]] = ()
     metrics_shown: Sequence[Mapping[str, Any]] = ()
-    unknown_columns: Sequence[str] = ()
+    drift: Drift = NO_DRIFT
+    policy: Policy = "rescue"
     instants: SharedInstants = NONE_SHARED
     kept_at: str | None = None
 
@@ -165,7 +169,7 @@ def result_of_error(record: FileRecord, error: IngestError, landed: Landed | Non
     return FileResult(record, state, landed, reason=str(error), error_class=error.error_class, **known)
 
 
-def partition_report(result: FileResult) -> PartitionEvents:
+def partition_report(result: FileResult, assets: DatasetAssets) -> PartitionEvents:
     """Return the events of one file.
 
     Every asset of a finished file has a materialization, also one without rows: Dagster counts a partition that was
@@ -173,20 +177,20 @@ def partition_report(result: FileResult) -> PartitionEvents:
     stay because it cannot be read again keeps its materializations; its check reports the attempt.
     """
     if result.keeps_stored_rows:
-        return PartitionEvents(result.record.file_key, {}, [accepted_result(result)])
+        return PartitionEvents(result.record.file_key, {}, [accepted_result(result, assets)])
     ended = result.state.finished and result.state is not FileState.FAILED
     materialized: dict[dg.AssetKey, Mapping[str, Any]] = {}
     if result.landed is not None or ended:
-        materialized[RAW_FILES] = raw_file_metadata(result)
+        materialized[assets.raw_files] = raw_file_metadata(result)
     if ended:
         materialized |= {
-            VALIDATED_SENSOR_DATA: validated_metadata(result),
-            AGGREGATED_METRICS: metrics_metadata(result),
-            QUARANTINED_FILES: quarantine_metadata(result),
+            assets.validated: validated_metadata(result),
+            assets.metrics: metrics_metadata(result),
+            assets.quarantined_files: quarantine_metadata(result),
         }
-    checks = [accepted_result(result)]
+    checks = [accepted_result(result, assets)]
     if result.state is not FileState.DUPLICATE:
-        checks += [contract_result(result), *warning_results(result)]
+        checks += [contract_result(result, assets), *warning_results(result, assets)]
     return PartitionEvents(result.record.file_key, materialized, checks)
 
 
@@ -203,7 +207,7 @@ def validated_metadata(result: FileResult) -> dict[str, Any]:
         **({"replaced_by": result.replaced_by} if result.replaced_by else {}),
         **warning_metadata(result),
         **_seconds_from_event(result),
-        **_table("first_rows", result.preview, READING_COLUMN_KINDS),
+        **_table("first_rows", result.preview),
     }
 
 
@@ -212,10 +216,9 @@ def metrics_metadata(result: FileResult) -> dict[str, Any]:
     stored = result.state is FileState.INGESTED
     return {
         "dagster/row_count": result.summaries.rows if stored else 0,
-        "devices": result.summaries.devices if stored else 0,
-        "sensor_types": result.summaries.sensor_types if stored else 0,
+        **{name: number if stored else 0 for name, number in result.summaries.distinct.items()},
         **_reason(result),
-        **(_table("metrics", result.metrics_shown, METRIC_COLUMNS) if stored else {}),
+        **(_table("metrics", result.metrics_shown) if stored else {}),
     }
 
 
@@ -251,42 +254,42 @@ def quarantine_metadata(result: FileResult) -> dict[str, Any]:
     return metadata
 
 
-def contract_result(result: FileResult) -> CheckResult:
+def contract_result(result: FileResult, assets: DatasetAssets) -> CheckResult:
     """Return the result of `contract_holds`: a warning for single rows, an error for the whole file.
 
     A version that was replaced passes; one that its source no longer has is a warning.
     """
     if result.state is FileState.REPLACED:
-        return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True, description=result.reason)
+        return CheckResult(assets.validated, CONTRACT_HOLDS, passed=True, description=result.reason)
     whole = result.state is not FileState.INGESTED
     harmless = not whole or result.state is FileState.SUPERSEDED
     if not whole and not result.rule_counts:
-        return CheckResult(VALIDATED_SENSOR_DATA, CONTRACT_HOLDS, passed=True)
+        return CheckResult(assets.validated, CONTRACT_HOLDS, passed=True)
     reason = result.reason or rows_quarantined_reason(result.rows_quarantined, result.rows_read)
     key = result.record.file_key
     return CheckResult(
-        VALIDATED_SENSOR_DATA,
+        assets.validated,
         CONTRACT_HOLDS,
         passed=False,
         severity=dg.AssetCheckSeverity.WARN if harmless else dg.AssetCheckSeverity.ERROR,
         description=reason,
-        metadata=broken_contract(key, reason, result.rule_counts, result.rows_read, result.rows_quarantined),
+        metadata=broken_contract(assets, key, reason, result.rule_counts, result.rows_read, result.rows_quarantined),
     )
 
 
-def accepted_result(result: FileResult) -> CheckResult:
+def accepted_result(result: FileResult, assets: DatasetAssets) -> CheckResult:
     """Return the result of `file_accepted`, on which downstream assets wait."""
     if result.keeps_stored_rows:
         note = f"Its stored rows stay. It could not be ingested again: {result.reason}"
-        return file_accepted(result.record.file_key, FileState.INGESTED, note)
-    return file_accepted(result.record.file_key, result.state, result.reason)
+        return file_accepted(assets, result.record.file_key, FileState.INGESTED, note)
+    return file_accepted(assets, result.record.file_key, result.state, result.reason)
 
 
-def file_accepted(file_key: str, state: FileState, reason: str | None) -> CheckResult:
+def file_accepted(assets: DatasetAssets, file_key: str, state: FileState, reason: str | None) -> CheckResult:
     """Judge a file by its state: an error if it was rejected or failed, a warning if another file represents it."""
     is_error = state in {FileState.QUARANTINED, FileState.FAILED}
     return CheckResult(
-        VALIDATED_SENSOR_DATA,
+        assets.validated,
         FILE_ACCEPTED,
         passed=state is FileState.INGESTED,
         severity=dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN,
@@ -300,18 +303,26 @@ def rows_quarantined_reason(rows_rejected: int, rows_read: int) -> str:
     return f"{rows_rejected:,} of {rows_read:,} rows are in quarantine."
 
 
-def broken_contract(
-    file_key: str, reason: str, rule_counts: Mapping[str, int], rows_read: int, rows_rejected: int
+def broken_contract(  # noqa: PLR0913, PLR0917 - the counts of one file
+    assets: DatasetAssets,
+    file_key: str,
+    reason: str,
+    rule_counts: Mapping[str, int],
+    rows_read: int,
+    rows_rejected: int,
 ) -> dict[str, Any]:
     """Return the metadata of a failed result: file, reason, counts by aspect and rule, and the share of rejected rows.
 
     Args:
+        assets: of the dataset; only sensor readings have aspects, any other has its rules alone.
         file_key: of the file.
         reason: one sentence.
         rule_counts: broken rule to how often.
         rows_read: readings found in the file; without any, no share is given.
         rows_rejected: those of them that broke a rule.
     """
+    has_aspects = assets.dataset == SENSOR_READINGS
+    aspects = dict.fromkeys((*ASPECTS, WHOLE_FILE), 0) | broken_by_aspect(rule_counts) if has_aspects else {}
     share = {"rejected_share": round(rows_rejected / rows_read, 4)} if rows_read else {}
     return {
         "file": file_key,
@@ -319,8 +330,7 @@ def broken_contract(
         **share,
         "rows_read": rows_read,
         "rows_rejected": rows_rejected,
-        **dict.fromkeys((*ASPECTS, WHOLE_FILE), 0),
-        **broken_by_aspect(rule_counts),
+        **aspects,
         "rules": dict(rule_counts),
     }
 
@@ -334,15 +344,19 @@ def broken_by_aspect(rule_counts: Mapping[str, int]) -> dict[str, int]:
     return counts
 
 
-def _table(
-    name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
-) -> dict[str, dg.TableMetadataValue]:
+def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, dg.TableMetadataValue]:
     """Return rows as a table for the UI; empty without rows."""
     if not rows:
         return {}
-    records = [dg.TableRecord({column: _shown(row[column]) for column in columns}) for row in rows]
-    schema = dg.TableSchema([dg.TableColumn(column, kind) for column, kind in columns.items()])
+    records = [dg.TableRecord({column: _shown(value) for column, value in row.items()}) for row in rows]
+    schema = dg.TableSchema([dg.TableColumn(column, _kind([row[column] for row in rows])) for column in rows[0]])
     return {name: dg.TableMetadataValue(records, schema)}
+
+
+def _kind(values: Sequence[object]) -> str:
+    """Return the type of a column as Dagster's UI calls it."""
+    present = next((value for value in values if value is not None), None)
+    return {bool: "bool", int: "int", float: "float"}.get(type(present), "string")
 
 
 def _shown(value: object) -> str | float | int:
@@ -372,30 +386,33 @@ def _sample_record(row: Mapping[str, Any]) -> dg.TableRecord:
 
 
 def warning_metadata(result: FileResult) -> dict[str, Any]:
-    """Return metadata on columns that were not read and on readings at shared instants, if any."""
-    metadata: dict[str, Any] = {}
-    if result.unknown_columns:
-        metadata["columns_left_out"] = list(result.unknown_columns[:MAX_COLUMNS_SHOWN])
+    """Return metadata on columns that differ and on readings at shared instants, if any."""
+    metadata: dict[str, Any] = result.drift.metadata()
+    if result.record.dataset == SENSOR_READINGS and result.drift.unknown:
+        metadata = {"columns_left_out": metadata["unknown_columns"]}
     if result.instants.readings:
         metadata["readings_at_shared_instants"] = result.instants.readings
     return metadata
 
 
-def warning_results(result: FileResult) -> list[CheckResult]:
+def warning_results(result: FileResult, assets: DatasetAssets) -> list[CheckResult]:
     """Return the failed checks of columns and instants, and passed ones where an earlier result may differ."""
-    if result.state is not FileState.INGESTED:
+    if assets.dataset != SENSOR_READINGS:
+        results = [drift_result(result.drift, assets, result.policy)]
+    elif result.state is FileState.INGESTED:
+        results = [columns_result(result.drift.unknown, assets), instants_result(result.instants, assets)]
+    else:
         return []
-    results = [columns_result(result.unknown_columns), instants_result(result.instants)]
     ingested_before = result.record.rows_read is not None
     return [result for result in results if ingested_before or not result.passed]
 
 
-def columns_result(unknown_columns: Sequence[str]) -> CheckResult:
+def columns_result(unknown_columns: Sequence[str], assets: DatasetAssets) -> CheckResult:
     """Judge whether the profile knows every column of the file."""
     names = list(unknown_columns[:MAX_COLUMNS_SHOWN])
     count = len(unknown_columns)
     return CheckResult(
-        VALIDATED_SENSOR_DATA,
+        assets.validated,
         EVERY_COLUMN_READ,
         passed=not names,
         severity=dg.AssetCheckSeverity.WARN,
@@ -406,17 +423,30 @@ def columns_result(unknown_columns: Sequence[str]) -> CheckResult:
     )
 
 
-def instants_result(instants: SharedInstants) -> CheckResult:
+def instants_result(instants: SharedInstants, assets: DatasetAssets) -> CheckResult:
     """Judge whether each device has one reading of each type at a time."""
     shared = instants.readings
     reason = (
         f"{shared:,} readings have the device, type and time of another, up to {instants.largest:,} at one instant."
     )
     return CheckResult(
-        VALIDATED_SENSOR_DATA,
+        assets.validated,
         ONE_READING_AN_INSTANT,
         passed=not shared,
         severity=dg.AssetCheckSeverity.WARN,
         description=f"{reason} Is a column with the day alone read as the time?" if shared else None,
         metadata={"readings": shared, "largest": instants.largest, "examples": list(instants.examples)},
+    )
+
+
+def drift_result(drift: Drift, assets: DatasetAssets, policy: Policy) -> CheckResult:
+    """Judge whether a file has the columns that its dataset declares."""
+    fate = f" Unknown columns are {FATES[policy]}." if drift.unknown else ""
+    return CheckResult(
+        assets.validated,
+        SCHEMA_UNCHANGED,
+        passed=not drift.found,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"The columns of the file differ from the declared ones. {drift}.{fate}" if drift.found else None,
+        metadata=drift.metadata(),
     )

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import dagster as dg
 from msgspec.structs import replace as replaced
 
-from ingest_project.contracts.files import FileEvent, decode_file_event, file_key, profile_named, version_of
+from ingest_project.contracts.files import (
+    SENSOR_READINGS,
+    FileEvent,
+    decode_file_event,
+    file_key,
+    profile_named,
+    version_of,
+)
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings
-from ingest_project.file_ingest.catalog import FILES
+from ingest_project.file_ingest.catalog import FILES, assets_of
 from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.file_ingest.raw_files import source_of
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, contract_result
+from ingest_project.file_ingest.tables import partitions_of
 from ingest_project.file_ingest.versions import Announced, with_versions
 from ingest_project.platform.dagster.asset_events import report_failed
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import KafkaPosition
-from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, batches_of_due, queue_sensor
+from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, Route, batches_of_due, queue_sensor
+from ingest_project.readers.datasets import DatasetDeclaration
 
 logger = get_logger(__name__)
 
 
 def file_events_sensor(
-    name: str, topic_of: Callable[[TopicSettings], str], job: dg.UnresolvedAssetJobDefinition
+    name: str, topic_of: Callable[[TopicSettings], str], jobs: Mapping[str, dg.UnresolvedAssetJobDefinition]
 ) -> dg.SensorDefinition:
     """Create a sensor that ingests the files announced on one topic.
 
     Args:
         name: of the sensor.
         topic_of: selects the topic.
-        job: that ingests a batch.
+        jobs: by dataset, each ingests a batch of its files. Files of other datasets wait.
     """
+    routes = {dataset: Route(partitions_of(dataset), job.name) for dataset, job in jobs.items()}
 
     def tick(context: dg.SensorEvaluationContext, services: FileIngestResources) -> dg.SensorResult:
         topic, settings = topic_of(services.settings.topics), services.settings.file_ingest
@@ -48,29 +58,36 @@ def file_events_sensor(
             retries=services.settings.retries,
             intakes=[file_events(services, topic)],
             on_failed=partial(_report_failed, context.instance, services),
+            routes=routes,
         )
         return files.tick(context, services)
 
-    return queue_sensor(name, job.name, f"Requests runs over the files announced on {topic_of(TopicSettings())}.", tick)
+    description = f"Requests runs over the files announced on {topic_of(TopicSettings())}."
+    return queue_sensor(name, list(jobs.values()), description, tick)
 
 
 def file_events(services: FileIngestResources, topic: str) -> Intake[Announced]:
     """Return how one tick consumes a topic of file events."""
     settings = services.settings.file_ingest
+
+    def default_profile(dataset: DatasetDeclaration) -> str:
+        return settings.default_profile if dataset.name == SENSOR_READINGS else dataset.profile
+
     # Querying a source is slow, and if one event is rejected the others are stored again.
     versions: dict[KafkaPosition, FileEvent] = {}
 
     def decode(raw: bytes | None) -> Announced:
         event = decode_file_event(raw)
+        dataset = services.datasets.require_accepted(event)
         source = source_of(event, services)
         source.require_allowed(event.file_path)
-        return Announced(event, source)
+        return Announced(event, source, dataset.name, profile_named(event.metadata, default_profile(dataset)))
 
     def arrivals(arrived: Sequence[ConsumedMessage[Announced]]) -> list[FileArrival]:
         unresolved = [one for one in arrived if one.intake not in versions]
         resolved = with_versions([one.message for one in unresolved])
         versions.update(zip((one.intake for one in unresolved), resolved, strict=True))
-        return [file_arrival(one, versions[one.intake], settings.default_profile) for one in arrived]
+        return [file_arrival(one, versions[one.intake]) for one in arrived]
 
     queue = Queue(
         topic,
@@ -82,7 +99,7 @@ def file_events(services: FileIngestResources, topic: str) -> Intake[Announced]:
     return Intake(queue, arrivals)
 
 
-def file_arrival(arrived: ConsumedMessage[Announced], event: FileEvent, default_profile: str) -> FileArrival:
+def file_arrival(arrived: ConsumedMessage[Announced], event: FileEvent) -> FileArrival:
     """Return a file event as the queue keeps it, under the key of its version.
 
     An event that names no version (the short form never does) means the one present when it is consumed; its key
@@ -91,18 +108,18 @@ def file_arrival(arrived: ConsumedMessage[Announced], event: FileEvent, default_
     Args:
         arrived: the consumed event.
         event: the same, with the present version if it names none.
-        default_profile: of files whose event names none.
     """
-    location = arrived.message.source.canonical_location(event.file_path)
+    announced = arrived.message
+    location = announced.source.canonical_location(event.file_path)
     version = version_of(event.etag, event.size_bytes, event.modified_at)
-    profile = profile_named(event.metadata, default_profile)
     return FileArrival(
-        file_key=file_key(location, event.file_name, version, profile),
+        file_key=file_key(location, event.file_name, version, announced.profile, announced.dataset),
         location=location,
         event=event if event.trace_id is not None else replaced(event, trace_id=arrived.trace_id),
-        profile=profile,
+        profile=announced.profile,
         intake=arrived.intake,
-        pinned=arrived.message.names_its_version,
+        pinned=announced.names_its_version,
+        dataset=announced.dataset,
     )
 
 
@@ -111,7 +128,7 @@ def _report_failed(instance: dg.DagsterInstance, services: FileIngestResources, 
     for record in services.files.get_many(file_keys):
         result = FileResult(record, record.state, reason=record.reason, error_class=record.error_class)
         try:
-            report_failed(instance, contract_result(result), record.file_key)
+            report_failed(instance, contract_result(result, assets_of(record.dataset)), record.file_key)
         except Exception:
             # The queue knows; what the UI does not accept of one file must not stop the intake of all.
             logger.exception("file_not_reported", partition_key=record.file_key)

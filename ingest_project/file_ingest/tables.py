@@ -15,6 +15,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.platform.database.sql import (
     Double,
     Json,
@@ -47,6 +48,11 @@ class FileState(StrEnum):
     def finished(self) -> bool:
         """True when only a person or a newer version changes it."""
         return self not in {FileState.PENDING, FileState.REQUESTED, FileState.INGESTING}
+
+
+def partitions_of(dataset: str) -> str:
+    """Return the name of the set of partitions whose keys are the files of a dataset."""
+    return "files" if dataset == SENSOR_READINGS else f"{dataset}_files"
 
 
 # No primary key: identity and key together cost 45 % of the time of a COPY. A file's rows are found by their file_key.
@@ -118,6 +124,9 @@ files = sa.Table(
     Col("metadata", Json, nullable=False),
     Col("source_config", Json, nullable=False),
     Col("profile", sa.Text, nullable=False),
+    Col("dataset", sa.Text, nullable=False, server_default=SENSOR_READINGS),
+    # How many runs began it: without an earlier one, no row of it can be stored anywhere.
+    Col("begun", sa.Integer, nullable=False, server_default="0"),
     # Of the versions of one location the one with the later pair replaces the others.
     Col("version_at", UtcTime),
     Col("announced_at", UtcTime),

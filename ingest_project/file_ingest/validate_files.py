@@ -1,4 +1,4 @@
-"""Step 2, `validated_sensor_data`: landed bytes to accepted readings, rejected rows and a verdict on each file.
+"""Step 2: landed bytes to accepted rows, rejected rows and a verdict on each file.
 
 Small files are read one by one and checked together: each call of the validation costs some
 milliseconds, whatever its size. A larger file is checked chunk by chunk, see `pipeline.store_large_file`.
@@ -10,106 +10,33 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.core.settings import FileIngestSettings
 from ingest_project.file_ingest.aggregation import (
     NO_SUMMARIES,
     NONE_SHARED,
-    aggregate_files,
     counts_by_file,
     instants_by_file,
 )
-from ingest_project.file_ingest.catalog import FILES_FRESHNESS, VALIDATED_SENSOR_DATA, files_partitions
+from ingest_project.file_ingest.contract import Contract
+from ingest_project.file_ingest.drift import drift_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.result import FileResult, result_of_error
-from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.file_ingest.versions import meaning_of
-from ingest_project.file_ingest.warehouse.sql import METRICS, QUARANTINED, READINGS
+from ingest_project.file_ingest.versions import location_of
+from ingest_project.file_ingest.warehouse.sql import QUARANTINED, DatasetTables
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
-from ingest_project.readers.layout import ReadLimits, RowsChunk
-from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
-from ingest_project.readers.reading import cast, read_chunks
+from ingest_project.readers.layout import RowsChunk
+from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reading import read_chunks
 
 SAMPLE_ROWS = 5
 PREVIEW_ROWS = 3
 METRICS_SHOWN = 5
-
-validated_sensor_data = dg.AssetSpec(
-    VALIDATED_SENSOR_DATA,
-    deps=["raw_files"],
-    description="The accepted rows of the file in `raw_sensor_data`.",
-    group_name="file_ingest",
-    kinds={"table", "polars"},
-    partitions_def=files_partitions,
-    freshness_policy=FILES_FRESHNESS,
-    skippable=True,
-)
-
-
-@dataclass(frozen=True)
-class Contract:
-    """Requirements on a file: the profiles that can read it, the rules for its rows, and the limits.
-
-    Args:
-        profiles: reader profiles by name.
-        sensor_types: known types with their units and limits.
-        limits: of sizes and counts.
-        settings: the thresholds.
-    """
-
-    profiles: Profiles
-    sensor_types: SensorTypes
-    limits: ReadLimits
-    settings: FileIngestSettings
-
-    @classmethod
-    def from_settings(cls, settings: FileIngestSettings) -> Contract:
-        """Read the profiles and sensor types that the settings name.
-
-        Raises:
-            SettingsError: the file of sensor types is malformed; a broken profile is reported by the files that use it.
-        """
-        return cls(
-            load_profiles(settings.profiles),
-            SensorTypes.load(settings.sensor_types, settings.unknown_sensor_types),
-            ReadLimits.from_settings(settings),
-            settings,
-        )
-
-    def profile_of(self, record: FileRecord) -> ReaderProfile:
-        """Return the profile that a file's event names, or the default one.
-
-        Raises:
-            FileRejectedError: no profile has that name, or it is broken.
-        """
-        return self.profiles.named(record.profile)
-
-    def rules(self) -> ValidationRules:
-        """Return the rules as of now: a timestamp is in the future or not at the time of the check."""
-        settings = self.settings
-        return ValidationRules(self.sensor_types, datetime.now(UTC), settings.future_tolerance, settings.earliest_time)
-
-    def require_acceptable(self, rows_read: int, rows_rejected: int) -> None:
-        """Reject a file as a whole if it has no rows or too many bad ones.
-
-        Raises:
-            FileRejectedError: it has no rows, or too great a share of bad ones.
-        """
-        if rows_read == 0:
-            raise FileRejectedError("no_rows", "The file has a header but no rows.")
-        share, limit = rows_rejected / rows_read, self.settings.max_rejected_share
-        if share > limit:
-            raise FileRejectedError(
-                "too_many_bad_rows", f"{rows_rejected} of {rows_read} rows are bad ({share:.0%}; at most {limit:.0%})."
-            )
 
 
 @dataclass(frozen=True)
@@ -149,9 +76,9 @@ class CheckedRows:
     """Rows checked against the contract.
 
     Args:
-        accepted: file_key, line_number, timestamp (UTC), device_id, sensor_type, value, unit.
+        accepted: file_key, line_number and the columns of the dataset.
         quarantined: file_key, line_number, raw_text, reasons.
-        rows_read: readings by file key, malformed rows among them.
+        rows_read: rows by file key, malformed rows among them.
     """
 
     accepted: pl.DataFrame
@@ -191,15 +118,19 @@ class CheckedGroup:
 
     Args:
         results: one for each file, in order.
-        accepted: readings of the ingested files only.
+        accepted: rows of the ingested files only.
         quarantined: bad rows of the ingested files only.
-        metrics: of the ingested files: file_key, device_id, sensor_type, min, max, mean, count, stddev.
+        metrics: of the ingested files.
+        tables: where they belong.
+        unknown: columns of the files that are not declared.
     """
 
     results: Sequence[FileResult]
     accepted: pl.DataFrame
     quarantined: pl.DataFrame
     metrics: pl.DataFrame
+    tables: DatasetTables
+    unknown: Sequence[str] = ()
 
 
 def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contract: Contract) -> OpenedFile:
@@ -211,12 +142,13 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
     profile = contract.profile_of(record)
     with ExitStack() as resources:
         path: Path = resources.enter_context(landing.local_path(landed.sha256))
-        location = "".join(record.event.file_path.rpartition("/")[:2]) + record.event.file_name
-        chunks = read_chunks(path, record.event.kind, profile, contract.limits, location)
+        chunks = read_chunks(
+            path, record.event.kind, profile, contract.limits, location_of(record.event), contract.target
+        )
         first = next(chunks, None)
         if first is None:
             raise FileRejectedError("no_rows", "The file has no rows.")
-        meaning = meaning_of(profile, location, record.event.kind)
+        meaning = contract.meaning_of(profile, record)
         return OpenedFile(record, landed, profile, meaning, first, next(chunks, None), chunks, resources.pop_all())
 
 
@@ -249,8 +181,12 @@ class Findings:
 def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
     """Check the rows of several small files at once; no files make an empty group."""
     if not files:
-        return CheckedGroup([], *(pl.DataFrame(schema=schema) for schema in (READINGS, QUARANTINED, METRICS)))
-    checked = check_rows([(file.record.file_key, file.profile, file.first) for file in files], contract)
+        tables = contract.tables
+        schemas = (tables.row_schema, QUARANTINED, tables.metric_schema)
+        empty_rows, nothing_rejected, no_metrics = (pl.DataFrame(schema=schema) for schema in schemas)
+        return CheckedGroup([], empty_rows, nothing_rejected, no_metrics, tables)
+    unknown = tuple(dict.fromkeys(name for file in files for name in file.first.unknown_columns))
+    checked = check_rows([(file.record.file_key, file.profile, file.first) for file in files], contract, unknown)
     findings = checked.findings_by_file()
     results = [judge(file, findings[file.record.file_key], contract) for file in files]
     rejected = [result.record.file_key for result in results if result.state is not FileState.INGESTED]
@@ -258,9 +194,10 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
     if rejected:
         accepted = accepted.filter(~pl.col("file_key").is_in(rejected))
         quarantined = quarantined.filter(~pl.col("file_key").is_in(rejected))
-    metrics, shared = aggregate_files(accepted)
+    metrics, shared = contract.summarised(accepted)
     previews = first_rows(accepted, PREVIEW_ROWS)
-    return CheckedGroup(with_metrics(results, previews, metrics, shared), accepted, quarantined, metrics)
+    shown = with_metrics(results, previews, metrics, shared)
+    return CheckedGroup(shown, accepted, quarantined, metrics, contract.tables, unknown)
 
 
 def with_metrics(
@@ -298,8 +235,11 @@ def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResul
         "rows_read": findings.rows_read,
         "rows_quarantined": findings.rows_bad,
         "sample": findings.sample,
+        "drift": drift_of(file.first, contract.target.columns, findings.rule_counts, findings.rows_read),
+        "policy": contract.drift,
     }
     try:
+        contract.require_unchanged(known["drift"])
         contract.require_acceptable(findings.rows_read, findings.rows_bad)
     except FileRejectedError as error:
         counts = {error.rule: 1, **findings.rule_counts}
@@ -310,17 +250,19 @@ def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResul
         file.landed,
         meaning=file.meaning,
         rule_counts=findings.rule_counts,
-        unknown_columns=file.first.unknown_columns,
         **known,
     )
 
 
-def check_rows(chunks: Sequence[tuple[str, ReaderProfile, RowsChunk]], contract: Contract) -> CheckedRows:
+def check_rows(
+    chunks: Sequence[tuple[str, ReaderProfile, RowsChunk]], contract: Contract, evolving: Sequence[str] = ()
+) -> CheckedRows:
     """Check chunks of one or many files against the contract.
 
     Args:
         chunks: file key, profile and rows of each.
         contract: the rules.
+        evolving: undeclared columns that get a column of their own, if the dataset evolves.
     """
     keys = [file_key for file_key, _, _ in chunks]
     accepted, rejected = [], []
@@ -334,16 +276,16 @@ def check_rows(chunks: Sequence[tuple[str, ReaderProfile, RowsChunk]], contract:
             # Rows of workbooks have columns with the kinds of their cells, those of text do not.
             how="diagonal",
         )
-        checked = validate(cast(rows, profile), contract.rules())
+        checked = contract.validated(rows, profile)
         accepted.append(checked.accepted)
         rejected.append(checked.rejected)
     key_of = pl.Series("file_key", keys, pl.String)
-    readings = pl.concat(accepted)
-    readings = readings.with_columns(key_of.gather(readings["file_index"])).drop("file_index")
+    rows = contract.evolved(pl.concat(accepted), evolving)
+    rows = rows.with_columns(key_of.gather(rows["file_index"])).drop("file_index")
     rows_read: dict[str, int] = {}
     for file_key, _, chunk in chunks:
         rows_read[file_key] = rows_read.get(file_key, 0) + chunk.rows.height + chunk.malformed.height
-    return CheckedRows(readings, _quarantined_rows(chunks, pl.concat(rejected)), rows_read)
+    return CheckedRows(rows, _quarantined_rows(chunks, pl.concat(rejected)), rows_read)
 
 
 def _quarantined_rows(chunks: Sequence[tuple[str, ReaderProfile, RowsChunk]], rejected: pl.DataFrame) -> pl.DataFrame:

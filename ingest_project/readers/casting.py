@@ -190,7 +190,7 @@ def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
     cells = _scaled_percentages(rows) if typed else rows
     return cells.with_columns(
         (
-            _moments_of_cells(cells, profile.timestamps)
+            moments_of_cells(cells["timestamp"], cells[KIND_OF("timestamp")], profile.timestamps)
             if typed
             else parse_timestamps(rows["timestamp"], profile.timestamps)
         ).alias("timestamp"),
@@ -247,7 +247,7 @@ def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLa
     if kinds is None:
         return parse_numbers(texts, layout)
     is_number = kinds.is_in([NUMBER, PERCENT]).fill_null(value=False)
-    from_text = parse_numbers(_text_cells(texts, kinds), layout)
+    from_text = parse_numbers(text_cells(texts, kinds), layout)
     # The worker writes number cells in the notation of Python.
     return kept(texts, is_number).cast(pl.Float64, strict=False).zip_with(is_number, from_text)
 
@@ -278,13 +278,20 @@ def _null_numbers(nulls: tuple[str, ...], layout: NumberLayout) -> list[float]:
     return as_declared.fill_null(spellings.cast(pl.Float64, strict=False)).drop_nulls().drop_nans().to_list()
 
 
-def _text_cells(texts: pl.Series, kinds: pl.Series) -> pl.Series:
+def text_cells(texts: pl.Series, kinds: pl.Series) -> pl.Series:
+    """Replace the cells that are not text by null."""
     return kept(texts, (kinds == TEXT).fill_null(value=True))
 
 
-def _moments_of_cells(rows: pl.DataFrame, layout: TimestampLayout) -> pl.Series:
-    texts, kinds = rows["timestamp"], rows[KIND_OF("timestamp")]
-    moments = parse_timestamps(_text_cells(texts, kinds), layout)
+def moments_of_cells(texts: pl.Series, kinds: pl.Series, layout: TimestampLayout) -> pl.Series:
+    """Return the moments in cells, see `parse_timestamps`: of text, of dates, and of numbers if they are unix times.
+
+    Args:
+        texts: of the cells.
+        kinds: of the cells; None is text.
+        layout: how times are written in text, and the zone of dates.
+    """
+    moments = parse_timestamps(text_cells(texts, kinds), layout)
     is_date = (kinds == DATE).fill_null(value=False)
     if is_date.any():
         clock = kept(texts, is_date).str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)

@@ -72,6 +72,9 @@ class CsvReader:
             yield rows_chunk(table.columns, table.malformed, table, layout, profile)
 
 
+READER = CsvReader()
+
+
 def header_search(profile: ReaderProfile, target: Target, limits: ReadLimits) -> HeaderSearch:
     """Return how to find the header of files with this profile."""
     return HeaderSearch(

@@ -11,7 +11,7 @@ import polars as pl
 from ingest_project.contracts.files import FileEvent, PollingJob
 from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.polling.job_queue import JobArrival
 
@@ -81,7 +81,7 @@ def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
     with services.warehouse.transaction() as transaction:
         transaction.replace_files([file_key])
         if accepted:
-            transaction.append_readings(_readings(file_key))
+            transaction.append_rows(_readings(file_key))
             transaction.put_metrics(_metrics(file_key))
         if refused:
             transaction.append_quarantined(_refused(file_key, refused))

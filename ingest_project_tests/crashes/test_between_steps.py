@@ -61,7 +61,7 @@ KILL_POINTS = [
     KillPoint("second file landed", "ingest_project.file_ingest.pipeline:land", 2),
     KillPoint("refused file put into quarantine", "ingest_project.file_ingest.load:quarantine_file"),
     KillPoint("rows replaced", f"{TRANSACTION}.replace_files"),
-    KillPoint("rows appended", f"{TRANSACTION}.append_readings"),
+    KillPoint("rows appended", f"{TRANSACTION}.append_rows"),
     KillPoint("files finished, before the commit", f"{TRANSACTION}.finish_files"),
     KillPoint("committed", "ingest_project.file_ingest.load:store_at_once"),
     KillPoint(
@@ -116,7 +116,7 @@ def assert_exactly_once(system: System) -> None:
     assert system.services.warehouse.totals()[:2] == (9, 2)
     records = {record.file_key: record for record in system.services.files.list()}
     for key, counts in system.services.warehouse.file_counts(list(records)).items():
-        assert (counts.readings, counts.quarantined) == (
+        assert (counts.rows, counts.quarantined) == (
             (records[key].rows_accepted, records[key].rows_quarantined)
             if states[records[key].event.file_name] == "ingested"
             else (0, 0)

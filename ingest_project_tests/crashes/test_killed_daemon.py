@@ -96,7 +96,7 @@ def test_whatever_is_killed_in_the_middle_of_many_files_each_is_stored_and_shown
         assert len(system.instance.get_materialized_partitions(VALIDATED)) == FILES
         assert system.services.warehouse.totals()[:2] == (FILES * ROWS, 0)
         counts = system.services.warehouse.file_counts([file.file_key for file in system.files().values()])
-        assert {count.readings for count in counts.values()} == {ROWS}
+        assert {count.rows for count in counts.values()} == {ROWS}
     assert wait_until_nothing_is_left(state_dir) == {}
 
 

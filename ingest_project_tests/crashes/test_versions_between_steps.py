@@ -23,7 +23,7 @@ KILL_POINTS = [
     KillPoint("locations held", f"{TRANSACTION}.lock_locations"),
     KillPoint("older version marked", f"{TRANSACTION}.replace_versions"),
     KillPoint("its rows removed", f"{TRANSACTION}.replace_files"),
-    KillPoint("newer rows appended", f"{TRANSACTION}.append_readings"),
+    KillPoint("newer rows appended", f"{TRANSACTION}.append_rows"),
     KillPoint("finished, before the commit", f"{TRANSACTION}.finish_files"),
     KillPoint("reported", "ingest_project.file_ingest.definitions:report_bisecting"),
     KillPoint("marked as reported", "ingest_project.file_ingest.file_queue:FileQueue.mark_reported"),
@@ -54,7 +54,7 @@ def test_killed_while_a_version_is_replaced_and_run_again_each_reading_counts_on
     assert exit_code == -signal.SIGKILL, "it did not reach the step where it should have died"
     counts = [metric.count for metric in system.services.warehouse.device_metrics()]
     assert counts in ([3], [4]), "never both, never neither"
-    assert system.services.warehouse.totals().readings == sum(counts)
+    assert system.services.warehouse.totals().rows == sum(counts)
 
     bury_the_dead(instance)
     system.cursors = SavedCursors(tmp_path)

@@ -70,5 +70,5 @@ def test_a_worker_at_its_limits_blames_loses_and_doubles_no_file(
     system.cursors = SavedCursors(tmp_path)
     system.drive()
     assert set(system.states().values()) == {"ingested"}
-    assert system.services.warehouse.totals().readings == FILES * ROWS
+    assert system.services.warehouse.totals().rows == FILES * ROWS
     system.close()

@@ -6,7 +6,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from ingest_project.file_ingest import validate_files as validated_sensor_data
+from ingest_project.file_ingest import contract as validated_sensor_data
 from ingest_project.readers.casting import cast as real
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project_tests.journeys.check_results import numbers

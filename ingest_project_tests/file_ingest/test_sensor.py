@@ -16,7 +16,7 @@ from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.journeys.system import (
     FILE_EVENTS,
     SHORT_FILE_EVENTS,
@@ -270,4 +270,4 @@ def test_both_topics_find_every_file_once(system: System) -> None:
     system.send(system.settings.topics.file_events, *({"file_path": str(p), "file_name": p.name} for p in paths))
     system.drive()
     assert Counter(system.states().values()) == {"ingested": 6}
-    assert system.services.warehouse.totals().readings == 6
+    assert system.services.warehouse.totals().rows == 6

@@ -26,7 +26,7 @@ def test_a_job_delivered_again_announces_only_what_is_new(system: System) -> Non
     published = sorted(record.files_published or 0 for record in system.services.polling_jobs.list())
     assert published == [0, 1, 1]
     assert len(system.on_topic(system.settings.topics.file_event_queue)) == 2
-    assert system.services.warehouse.totals().readings == 7
+    assert system.services.warehouse.totals().rows == 7
 
 
 def test_the_same_content_under_another_name_is_noticed_and_not_counted_twice(system: System) -> None:
@@ -39,14 +39,14 @@ def test_the_same_content_under_another_name_is_noticed_and_not_counted_twice(sy
     for name in ("second.csv", "third.csv"):
         assert (files[name].state, files[name].duplicate_of) == (FileState.DUPLICATE, files["first.csv"].file_key)
         assert system.metadata(RAW, files[name].file_key)["duplicate_of"] == files["first.csv"].file_key
-    assert system.services.warehouse.totals().readings == 5
+    assert system.services.warehouse.totals().rows == 5
     assert len(system.services.warehouse.device_metrics()) == 1
     assert system.check("rows_add_up").passed
 
     system.materialize([files["second.csv"].file_key])
     assert system.file("second.csv").state is FileState.DUPLICATE
     system.materialize([files["first.csv"].file_key])
-    assert (system.file("first.csv").state, system.services.warehouse.totals().readings) == (FileState.INGESTED, 5)
+    assert (system.file("first.csv").state, system.services.warehouse.totals().rows) == (FileState.INGESTED, 5)
 
 
 def test_a_changed_file_is_a_file_of_its_own_and_the_announced_version_is_not_taken_for_it(system: System) -> None:
@@ -152,7 +152,7 @@ def test_a_landed_file_is_ingested_again_whatever_became_of_its_source(system: S
     again = system.file("a.csv")
     assert (again.state, again.rows_accepted, again.sha256) == (FileState.INGESTED, 4, file.sha256)
     assert system.metadata(RAW, file.file_key)["source_gone"] is True
-    assert system.services.warehouse.totals().readings == 4
+    assert system.services.warehouse.totals().rows == 4
 
 
 def test_a_released_file_is_ingested_as_its_source_is_now(system: System) -> None:

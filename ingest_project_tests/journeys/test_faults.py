@@ -35,7 +35,7 @@ def announce(system: System, count: int = 3) -> None:
 def assert_all_stored_once(system: System, count: int = 3) -> None:
     assert set(system.states().values()) == {"ingested"}
     assert len(system.files()) == count
-    assert system.services.warehouse.totals().readings == count * ROWS
+    assert system.services.warehouse.totals().rows == count * ROWS
     assert list(system.checks().values()) == ["SUCCEEDED"] * count
 
 
@@ -46,7 +46,7 @@ def test_a_database_connection_cut_in_the_middle_of_storing_is_made_anew(
 
     system = impatient
     database = system.settings.warehouse.database_url.get_secret_value().rpartition("/")[2]
-    original, cuts = PostgresTransaction.append_readings, iter([True])
+    original, cuts = PostgresTransaction.append_rows, iter([True])
 
     def cut_off(transaction: PostgresTransaction, rows: object) -> None:
         original(transaction, rows)  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def test_a_database_connection_cut_in_the_middle_of_storing_is_made_anew(
                 f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
             )
 
-    monkeypatch.setattr(PostgresTransaction, "append_readings", cut_off)
+    monkeypatch.setattr(PostgresTransaction, "append_rows", cut_off)
     announce(system)
     assert all(run.success for run in system.drive())
     assert_all_stored_once(system)

@@ -43,7 +43,7 @@ def stored(system: System) -> list[tuple[Any, ...]]:
     rows = [
         row
         for record in system.services.files.list(limit=1_000)
-        for part in system.services.warehouse.readings_of(record.file_key)
+        for part in system.services.warehouse.rows_of(record.file_key)
         for row in part.select("timestamp", "device_id", "value").rows()
     ]
     return sorted(rows)

@@ -15,8 +15,8 @@ import pytest
 
 from ingest_project.contracts.files import file_key, version_of
 from ingest_project.core.errors import DatabaseUnavailableError
+from ingest_project.file_ingest import contract
 from ingest_project.file_ingest import pipeline as ingesting
-from ingest_project.file_ingest import validate_files as validated_sensor_data
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.object_store.content_store import safe_name
 from ingest_project_tests.journeys.system import VALIDATED, System, changed, readings
@@ -123,13 +123,13 @@ STEPS = [
     ("reading, a panic", raising(PanicException("oh no"), ingesting, "open_file"), FileState.FAILED, "oh no"),
     (
         "validating",
-        raising(pl.exceptions.ComputeError("strptime says no"), validated_sensor_data, "cast"),
+        raising(pl.exceptions.ComputeError("strptime says no"), contract, "cast"),
         FileState.FAILED,
         "ComputeError: strptime says no",
     ),
     (
         "aggregating",
-        raising(PanicException("index out of bounds"), validated_sensor_data, "aggregate_files"),
+        raising(PanicException("index out of bounds"), contract, "aggregate_files"),
         FileState.FAILED,
         "index out of bounds",
     ),
@@ -179,7 +179,7 @@ def test_the_99_are_stored_at_their_first_attempt(  # noqa: PLR0913, PLR0917 - a
     assert {(file.state, file.attempts) for file in files.values()} == {(FileState.INGESTED, 1)}
     assert len(files) == GOOD
     stored = system.services.warehouse.file_counts([file.file_key for file in files.values()])
-    assert {counts.readings for counts in stored.values()} == {1}
+    assert {counts.rows for counts in stored.values()} == {1}
     shown = system.checks()
     assert {shown[file.file_key] for file in files.values()} == {"SUCCEEDED"}
     if state is FileState.FAILED:

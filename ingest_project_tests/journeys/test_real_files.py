@@ -68,7 +68,7 @@ def test_every_sensor_file_is_stored_as_a_plain_program_reads_it(system: System,
         assert (record.rows_read, record.rows_accepted) == (everything.total(), accepted.total()), path
         found = Counter(
             row
-            for part in system.services.warehouse.readings_of(record.file_key)
+            for part in system.services.warehouse.rows_of(record.file_key)
             for row in part.select("timestamp", "device_id", "sensor_type", "value").rows()
         )
         assert found == accepted, path

@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database import migrate, open_engine
 from ingest_project_tests.journeys.system import System, changed, environment, readings
 from ingest_project_tests.services.dagster import instance_on
 from ingest_project_tests.services.kafka import Server
@@ -43,7 +43,7 @@ def announce(system: System, count: int = 3, rows: int = ROWS) -> None:
 def assert_all_stored_once(system: System, count: int = 3, rows: int = ROWS) -> None:
     assert set(system.states().values()) == {"ingested"}
     assert len(system.files()) == count
-    assert system.services.warehouse.totals().readings == count * rows
+    assert system.services.warehouse.totals().rows == count * rows
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def profiled(system: System) -> System:
 def counted(system: System) -> int:
     """Readings as device_metrics counts them; every other place must agree."""
     number = sum(metric.count for metric in system.services.warehouse.device_metrics())
-    assert system.services.warehouse.totals().readings == number
+    assert system.services.warehouse.totals().rows == number
     assert system.check("rows_add_up").passed
     return number
 

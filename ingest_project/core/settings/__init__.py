@@ -53,6 +53,7 @@ from ingest_project.core.settings.platform import (
     MonitorSettings,
     RetentionSettings,
     RetrySettings,
+    SchemaRegistrySettings,
     StorageSettings,
     TopicSettings,
     WarehouseSettings,
@@ -93,14 +94,17 @@ class Settings(Section):
     Args:
         environment: name of this deployment.
         state_dir: folder of the embedded services and local stores.
+        declarations: folder of declared datasets and streams; a relative one is next to config.yaml.
         credentials: stored credentials by the name that jobs and hosts use; in a variable as one JSON object.
         sources: sources by name, those with every_seconds polled automatically; in a variable as JSON.
     """
 
     environment: Annotated[str, Env("ENVIRONMENT", "APP_ENV")] = "development"
     state_dir: Annotated[Path, Env("INGEST_STATE_DIR")] = Path(".ingest")
+    declarations: Annotated[Path, Env("INGEST_DECLARATIONS")] = Path("ingest_project_defs")
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicSettings = TopicSettings()
+    schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
     warehouse: WarehouseSettings = WarehouseSettings()
     dagster: DagsterSettings = DagsterSettings()
     storage: StorageSettings = StorageSettings()
@@ -231,6 +235,7 @@ def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
     except ValidationError as error:
         raise SettingsError(_invalid_values(error, origins)) from None
     _require_two_databases(settings)
+    settings = settings.model_copy(update={"declarations": folder / settings.declarations})
     return LoadedSettings(settings, origins)
 
 

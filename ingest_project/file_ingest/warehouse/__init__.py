@@ -1,4 +1,4 @@
-"""The warehouse: readings, metrics and rejected rows of every file, and its queue entry, in one transaction.
+"""The warehouse: accepted rows, metrics and rejected rows of every file, and its queue entry, in one transaction.
 
 If a transaction is interrupted (an exception, a killed process, a lost connection), the files of its group stay
 unchanged. A file that is stored again replaces its own rows.
@@ -6,10 +6,10 @@ unchanged. A file that is stored again replaces its own rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,7 +21,7 @@ REPLACEABLE_STATES = ("ingested", "quarantined", "duplicate", "failed")
 class StoredCounts(NamedTuple):
     """Counts of the stored rows of one file."""
 
-    readings: int = 0
+    rows: int = 0
     quarantined: int = 0
     metrics: int = 0
 
@@ -68,7 +68,7 @@ class VersionRow(NamedTuple):
 class WarehouseTransaction(Protocol):
     """One group of files, or one large file in many chunks. Frames are polars; NUL characters become U+FFFD.
 
-    Readings stored earlier are known by the file's metrics or its queue entry: a transaction that appends readings
+    Rows stored earlier are known by the file's metrics or its queue entry: a transaction that appends rows
     of a file also puts its metrics or finishes it.
 
     Raises:
@@ -110,17 +110,22 @@ class WarehouseTransaction(Protocol):
             versions: file_key, size_bytes, modified_at, etag, version_at.
         """
 
-    def replace_files(self, file_keys: Sequence[str]) -> None:
-        """Delete what is stored of these files, and keep other transactions away from them until this one ends."""
+    def replace_files(self, file_keys: Sequence[str], unstored: Collection[str] = ()) -> None:
+        """Delete what is stored of these files, and keep other transactions away from them until this one ends.
 
-    def append_readings(self, readings: pl.DataFrame) -> None:
-        """Store readings: timestamp (Datetime us UTC), device_id, sensor_type, value, unit, file_key, line_number."""
+        Args:
+            file_keys: of the files.
+            unstored: those of them that no run has begun before: a table without an index is not searched for them.
+        """
+
+    def append_rows(self, rows: pl.DataFrame) -> None:
+        """Store accepted rows, with the columns of the dataset's table of rows."""
 
     def append_quarantined(self, rows: pl.DataFrame) -> None:
         """Store rejected rows: file_key, line_number, raw_text, reasons (list of strings)."""
 
     def put_metrics(self, metrics: pl.DataFrame) -> None:
-        """Store metrics of replaced files: file_key, device_id, sensor_type, min, max, mean, count, stddev."""
+        """Store metrics of replaced files, with the columns of the dataset's table of metrics."""
 
     def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
         """Claim contents for files; the first file that claims a content represents it permanently.
@@ -148,8 +153,34 @@ class WarehouseTransaction(Protocol):
         """
 
 
+class RowsElsewhere(Protocol):
+    """The accepted rows of a dataset outside the database, written in one commit before the database's own."""
+
+    def session(self) -> AbstractContextManager[RowsSession]:
+        """Collect the changes of one transaction, and drop them at the end."""
+
+    def counts(self, file_keys: Sequence[str] | None) -> dict[str, int]:
+        """Count the stored rows of each of these files, or of all; files without rows are left out."""
+
+    def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
+        """Yield the file's stored rows in parts of bounded size, in no particular order."""
+
+
+class RowsSession(Protocol):
+    """Changes of rows outside the database."""
+
+    def replace(self, file_keys: Collection[str]) -> None:
+        """Delete the rows that are stored of these files."""
+
+    def append(self, rows: pl.DataFrame) -> None:
+        """Add rows."""
+
+    def commit(self) -> None:
+        """Write all changes at once."""
+
+
 class Warehouse(Protocol):
-    """Stores rows, and counts what is stored."""
+    """Stores the rows of one dataset, and counts what is stored."""
 
     def transaction(self) -> AbstractContextManager[WarehouseTransaction]:
         """Open a database transaction: committed at the end, rolled back when anything is raised."""
@@ -157,15 +188,14 @@ class Warehouse(Protocol):
     def file_counts(self, file_keys: Sequence[str]) -> dict[str, StoredCounts]:
         """Count the stored rows of each of these files in the tables."""
 
-    def readings_of(self, file_key: str) -> Iterator[pl.DataFrame]:
-        """Yield the file's stored readings in parts of bounded size, in no particular order.
-
-        Returns:
-            frames of line_number, timestamp (UTC), device_id, sensor_type, value, unit.
-        """
+    def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
+        """Yield the file's stored rows in parts of bounded size, in no particular order, without their file_key."""
 
     def totals(self) -> StoredCounts:
         """Count what is stored of all files. Reads every row: for checks, not for every tick."""
+
+    def summaries_of(self, file_key: str) -> list[dict[str, Any]]:
+        """Return the rows of the dataset's table of metrics for a file, by its group columns; empty without a table."""
 
     def metrics_of(self, file_key: str) -> tuple[DeviceMetric, ...]:
         """Return the file's metrics by device and sensor type."""

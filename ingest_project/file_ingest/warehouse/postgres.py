@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -21,18 +21,18 @@ from adbc_driver_manager.dbapi import Connection, Cursor
 from adbc_driver_postgresql import StatementOptions, dbapi
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction
+from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, RowsSession, VersionRow, WarehouseTransaction
 from ingest_project.file_ingest.warehouse.sql import (
     CLAIMS,
     FINISHED,
-    METRICS,
     QUARANTINED,
-    READINGS,
+    SENSOR_TABLES,
     VERSIONS,
+    DatasetTables,
     SqlWarehouse,
     fitted,
 )
-from ingest_project.platform.database.engine import database_address, database_errors, postgres_options
+from ingest_project.platform.database import database_address, database_errors, postgres_options
 
 # A content can change its owner between the failed claim and the reading of its owner.
 CLAIM_TRIES = 5
@@ -40,9 +40,7 @@ CLAIM_TRIES = 5
 LOCK_FILES = """
     SELECT file_key, COALESCE(rows_accepted, 0) > 0 FROM files
     WHERE file_key = ANY($1::text[]) ORDER BY file_key FOR UPDATE"""
-DELETE_METRICS = "DELETE FROM aggregated_metrics WHERE file_key = ANY($1::text[]) RETURNING file_key"
-DELETE_QUARANTINED = "DELETE FROM quarantined_rows WHERE file_key = ANY($1::text[])"
-DELETE_READINGS = "DELETE FROM raw_sensor_data WHERE file_key = ANY($1::text[])"
+DELETE_ROWS = "DELETE FROM {table} WHERE file_key = ANY($1::text[])"
 
 CLAIMED = "json_to_recordset($1::json) AS claim (row_index int, file_key text, sha256 text, meaning text)"
 RELEASE_OTHER_CONTENTS = f"""
@@ -109,8 +107,10 @@ PIN_VERSIONS = """
 class PostgresWarehouse(SqlWarehouse):
     """See `Warehouse`. Threads may use it at once; each transaction then has a connection of its own."""
 
-    def __init__(self, database_url: str, connect_timeout_seconds: float = 10) -> None:
-        super().__init__(database_url, connect_timeout_seconds)
+    def __init__(
+        self, database_url: str, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
+    ) -> None:
+        super().__init__(database_url, connect_timeout_seconds, tables)
         self._url = database_address(database_url)
         address = _libpq_address(database_url, connect_timeout_seconds)
         # Every transaction ends with a commit or a rollback of its own.
@@ -128,8 +128,13 @@ class PostgresWarehouse(SqlWarehouse):
         with database_errors(self._url), contextlib.closing(self._pool.connect()) as connection:
             try:
                 driver = cast("Connection", connection.driver_connection)
-                with contextlib.closing(PostgresTransaction(driver, str(self._url))) as transaction:
-                    yield transaction
+                with (
+                    self._outside() as outside,
+                    contextlib.closing(PostgresTransaction(driver, str(self._url), self._tables, outside)) as opened,
+                ):
+                    yield opened
+                    if outside is not None:
+                        outside.commit()
                 connection.commit()
             except BaseException:
                 try:
@@ -148,8 +153,16 @@ class PostgresWarehouse(SqlWarehouse):
 class PostgresTransaction:
     """See `WarehouseTransaction`."""
 
-    def __init__(self, connection: Connection, address: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        address: str,
+        tables: DatasetTables = SENSOR_TABLES,
+        outside: RowsSession | None = None,
+    ) -> None:
         self._address = address
+        self._tables = tables
+        self._outside = outside
         self._statements = _statement_cursor(connection)
         self._loads = connection.cursor()
 
@@ -184,23 +197,30 @@ class PostgresTransaction:
         if not versions.is_empty():
             self._run(PIN_VERSIONS, fitted(versions, VERSIONS).write_json())
 
-    def replace_files(self, file_keys: Sequence[str]) -> None:
+    def replace_files(self, file_keys: Sequence[str], unstored: Collection[str] = ()) -> None:
         """Delete what is stored of these files, and keep other transactions away from them until this one ends."""
         keys = sorted(set(file_keys))
         if not keys:
             return
         stored = {key for key, has_rows in self._run(LOCK_FILES, keys) if has_rows}
-        stored.update(key for (key,) in self._run(DELETE_METRICS, keys))
-        self._run(DELETE_QUARANTINED, keys)
-        if stored:
+        if self._tables.metrics is not None:
+            delete = DELETE_ROWS.format(table=self._tables.metrics.name)
+            stored.update(key for (key,) in self._run(f"{delete} RETURNING file_key", keys))
+        self._run(DELETE_ROWS.format(table="quarantined_rows"), keys)
+        if self._outside is not None:
+            self._outside.replace(set(keys).difference(unstored))
+        elif stored and self._tables.rows is not None:
             # Without statistics the planner would read the whole table instead of its index.
             self._run("SET LOCAL enable_seqscan = off")
-            self._run(DELETE_READINGS, sorted(stored))
+            self._run(DELETE_ROWS.format(table=self._tables.rows.name), sorted(stored))
             self._run("SET LOCAL enable_seqscan = on")
 
-    def append_readings(self, readings: pl.DataFrame) -> None:
-        """Store readings by COPY."""
-        self._copy("raw_sensor_data", fitted(readings, READINGS))
+    def append_rows(self, rows: pl.DataFrame) -> None:
+        """Store accepted rows by COPY."""
+        if self._outside is not None:
+            self._outside.append(fitted(rows, self._tables.row_schema))
+        elif self._tables.rows is not None:
+            self._copy(self._tables.rows.name, _as_jsonb(fitted(rows, self._tables.row_schema), self._tables.rows))
 
     def append_quarantined(self, rows: pl.DataFrame) -> None:
         """Store rejected rows by COPY."""
@@ -208,7 +228,8 @@ class PostgresTransaction:
 
     def put_metrics(self, metrics: pl.DataFrame) -> None:
         """Store metrics of files that were replaced, by COPY."""
-        self._copy("aggregated_metrics", fitted(metrics, METRICS))
+        if self._tables.metrics is not None:
+            self._copy(self._tables.metrics.name, fitted(metrics, self._tables.metric_schema))
 
     def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
         """Return for each file the key of the one that represents its content.
@@ -249,6 +270,16 @@ class PostgresTransaction:
     def _copy(self, table: str, frame: pl.DataFrame) -> None:
         if not frame.is_empty():
             self._loads.adbc_ingest(table, frame, mode="append")
+
+
+def _as_jsonb(frame: pl.DataFrame, table: sa.Table) -> pl.DataFrame:
+    """Return JSON texts as PostgreSQL's binary COPY takes them: after the version of the format, which is 1."""
+    names = [column.name for column in table.columns if isinstance(column.type, sa.JSON)]
+    return (
+        frame.with_columns((pl.lit("\x01") + pl.col(name)).cast(pl.Binary).alias(name) for name in names)
+        if names
+        else frame
+    )
 
 
 def _statement_cursor(connection: Connection) -> Cursor:

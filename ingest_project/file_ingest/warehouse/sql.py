@@ -5,33 +5,38 @@ Frames are fitted to their tables here: exactly the columns of the table, in ord
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import polars as pl
 import polars.selectors as cs
 import sqlalchemy as sa
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.file_ingest.tables import aggregated_metrics, contents, quarantined_rows, raw_sensor_data
 from ingest_project.file_ingest.tables import files as files_table
 from ingest_project.file_ingest.warehouse import (
     REPLACEABLE_STATES,
     DeviceMetric,
     QuarantinedRow,
+    RowsElsewhere,
+    RowsSession,
     StoredCounts,
     VersionRow,
     WarehouseTransaction,
 )
-from ingest_project.platform.database.engine import open_engine, reading, writing
+from ingest_project.platform.database import open_engine, reading, writing
 
 KEYS_AT_A_TIME = 1_000
-READINGS_AT_A_TIME = 50_000
+ROWS_READ_AT_A_TIME = 50_000
 ROWS_AT_A_TIME = 20_000
 
-Schema = dict[str, pl.DataType | type[pl.DataType]]
+Schema = Mapping[str, pl.DataType | type[pl.DataType]]
 
 READINGS: Schema = {
     "timestamp": pl.Datetime("us", "UTC"),
@@ -87,14 +92,50 @@ FINISHED: Schema = {
 NUL = "\x00"
 REPLACEMENT = "\ufffd"
 
+
+@dataclass(frozen=True)
+class DatasetTables:
+    """The tables of one dataset.
+
+    Args:
+        dataset: its name.
+        rows: of the accepted rows; None where they are outside the database.
+        metrics: of the summaries of each file; None where nothing is summarised.
+        row_schema, metric_schema: the columns of their frames.
+        elsewhere: the accepted rows outside the database.
+    """
+
+    dataset: str
+    rows: sa.Table | None
+    metrics: sa.Table | None
+    row_schema: Schema
+    metric_schema: Schema
+    elsewhere: RowsElsewhere | None = None
+
+    @property
+    def stored(self) -> tuple[sa.Table, ...]:
+        """The tables in the database."""
+        return tuple(table for table in (self.rows, self.metrics) if table is not None)
+
+
+SENSOR_TABLES = DatasetTables(SENSOR_READINGS, raw_sensor_data, aggregated_metrics, READINGS, METRICS)
 device_metrics = sa.table("device_metrics", *(sa.column(name) for name in DeviceMetric._fields))
 
 
 class SqlWarehouse:
     """See `Warehouse`; connects when it is first used."""
 
-    def __init__(self, database_url: str, connect_timeout_seconds: float = 10) -> None:
+    def __init__(
+        self, database_url: str, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
+    ) -> None:
         self._engine = open_engine(database_url, connect_timeout_seconds)
+        self._tables = tables
+
+    def of(self, tables: DatasetTables) -> Self:
+        """Return the warehouse of another dataset, with the same connections."""
+        other = copy.copy(self)
+        other._tables = tables  # noqa: SLF001 - its own copy
+        return other
 
     @contextmanager
     def transaction(self) -> Iterator[WarehouseTransaction]:
@@ -102,39 +143,71 @@ class SqlWarehouse:
 
         SQLite has one writer at a time; another one waits for it.
         """
-        with writing(self._engine) as connection:
-            yield SqlTransaction(connection)
+        with writing(self._engine) as connection, self._outside() as outside:
+            yield SqlTransaction(connection, self._tables, outside)
+            if outside is not None:
+                outside.commit()
+
+    @contextmanager
+    def _outside(self) -> Iterator[RowsSession | None]:
+        with ExitStack() as opened:
+            elsewhere = self._tables.elsewhere
+            yield opened.enter_context(elsewhere.session()) if elsewhere is not None else None
 
     def file_counts(self, file_keys: Sequence[str]) -> dict[str, StoredCounts]:
         """Count the stored rows of each of these files in the tables."""
         counts: dict[str, list[int]] = {key: [0, 0, 0] for key in file_keys}
+        if self._tables.elsewhere is not None:
+            for found, number in self._tables.elsewhere.counts(file_keys).items():
+                counts[found][0] = number
         with self._by_index() as connection:
-            for position, table in enumerate((raw_sensor_data, quarantined_rows, aggregated_metrics)):
+            for position, table in enumerate((self._tables.rows, quarantined_rows, self._tables.metrics)):
                 for part in in_parts(file_keys):
+                    if table is None:
+                        continue
                     key = table.c.file_key
                     query = sa.select(key, sa.func.count()).where(key.in_(part)).group_by(key)
                     for found, number in connection.execute(query):
                         counts[found][position] = number
         return {key: StoredCounts(*numbers) for key, numbers in counts.items()}
 
-    def readings_of(self, file_key: str) -> Iterator[pl.DataFrame]:
-        """Yield the file's stored readings in parts of bounded size, in no particular order."""
-        table = raw_sensor_data
-        schema = {name: dtype for name, dtype in READINGS.items() if name != "file_key"}
-        query = sa.select(*(table.c[name] for name in schema)).where(table.c.file_key == file_key)
+    def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
+        """Yield the file's stored rows in parts of bounded size, in no particular order."""
+        table = self._tables.rows
+        if table is None:
+            if self._tables.elsewhere is not None:
+                yield from self._tables.elsewhere.rows_of(file_key)
+            return
+        schema = {name: dtype for name, dtype in self._tables.row_schema.items() if name != "file_key"}
+        query = sa.select(*(_as_read(table.c[name]) for name in schema)).where(table.c.file_key == file_key)
         with self._by_index() as connection:
             rows = connection.execution_options(stream_results=True).execute(query)
-            for part in rows.partitions(READINGS_AT_A_TIME):
+            for part in rows.partitions(ROWS_READ_AT_A_TIME):
                 yield pl.DataFrame(list(map(tuple, part)), schema=schema, orient="row")
 
     def totals(self) -> StoredCounts:
         """Count what is stored of all files. Reads every row: for checks, not for every tick."""
-        tables = (raw_sensor_data, quarantined_rows, aggregated_metrics)
+        own = sa.select(files_table.c.file_key).where(files_table.c.dataset == self._tables.dataset)
+        rejected = sa.select(sa.func.count()).where(quarantined_rows.c.file_key.in_(own))
         with reading(self._engine) as connection:
-            numbers = [
-                connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one() for table in tables
-            ]
-        return StoredCounts(*numbers)
+            rows, metrics = (
+                0 if table is None else connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+                for table in (self._tables.rows, self._tables.metrics)
+            )
+            quarantined = connection.execute(rejected).scalar_one()
+        if self._tables.elsewhere is not None:
+            rows = sum(self._tables.elsewhere.counts(None).values())
+        return StoredCounts(rows, quarantined, metrics)
+
+    def summaries_of(self, file_key: str) -> list[dict[str, Any]]:
+        """Return the rows of the dataset's table of metrics for a file, by its group columns."""
+        table = self._tables.metrics
+        if table is None:
+            return []
+        columns = [column for column in table.columns if column.name != "file_key"]
+        query = sa.select(*columns).where(table.c.file_key == file_key).order_by(*columns[:-5])
+        with reading(self._engine) as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
 
     def metrics_of(self, file_key: str) -> tuple[DeviceMetric, ...]:
         """Return the file's metrics by device and sensor type."""
@@ -192,8 +265,12 @@ class SqlWarehouse:
 class SqlTransaction:
     """See `WarehouseTransaction`."""
 
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(
+        self, connection: sa.Connection, tables: DatasetTables = SENSOR_TABLES, outside: RowsSession | None = None
+    ) -> None:
         self._connection = connection
+        self._tables = tables
+        self._outside = outside
 
     def lock_locations(self, location_keys: Sequence[str], *, wait: bool) -> set[str]:
         """Return all of them: SQLite has one writer at a time."""
@@ -243,18 +320,23 @@ class SqlTransaction:
                 sa.update(files_table).where(files_table.c.file_key == key).values(**row, pinned=True)
             )
 
-    def replace_files(self, file_keys: Sequence[str]) -> None:
+    def replace_files(self, file_keys: Sequence[str], unstored: Collection[str] = ()) -> None:
         """Delete what is stored of these files, and keep other transactions away from them until this one ends."""
+        if self._outside is not None:
+            self._outside.replace(set(file_keys).difference(unstored))
         for part in in_parts(sorted(set(file_keys))):
             chosen = files_table.c.file_key.in_(part)
             # Written to itself: a lock in every dialect, and SQLite has its lock already.
             self._connection.execute(sa.update(files_table).where(chosen).values(state=files_table.c.state))
-            for table in (aggregated_metrics, quarantined_rows, raw_sensor_data):
+            for table in (quarantined_rows, *self._tables.stored):
                 self._connection.execute(sa.delete(table).where(table.c.file_key.in_(part)))
 
-    def append_readings(self, readings: pl.DataFrame) -> None:
-        """Store readings."""
-        self._insert(raw_sensor_data, fitted(readings, READINGS))
+    def append_rows(self, rows: pl.DataFrame) -> None:
+        """Store accepted rows."""
+        if self._outside is not None:
+            self._outside.append(fitted(rows, self._tables.row_schema))
+        elif self._tables.rows is not None:
+            self._insert(self._tables.rows, fitted(rows, self._tables.row_schema))
 
     def append_quarantined(self, rows: pl.DataFrame) -> None:
         """Store rejected rows."""
@@ -262,7 +344,8 @@ class SqlTransaction:
 
     def put_metrics(self, metrics: pl.DataFrame) -> None:
         """Store metrics of files that were replaced."""
-        self._insert(aggregated_metrics, fitted(metrics, METRICS))
+        if self._tables.metrics is not None:
+            self._insert(self._tables.metrics, fitted(metrics, self._tables.metric_schema))
 
     def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
         """Return for each file the key of the one that represents its content."""
@@ -334,9 +417,18 @@ class SqlTransaction:
             self._connection.execute(sa.insert(table), part.to_dicts())
 
 
+def _as_read(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """Select JSON as its text, as frames have it."""
+    return sa.cast(column, sa.Text) if isinstance(column.type, sa.JSON) else column
+
+
 def _as_sqlite_stores(frame: pl.DataFrame) -> pl.DataFrame:
     """Times and lists as the text that the column types of `database.column_types` read back."""
-    changed = frame.with_columns(cs.datetime().dt.strftime("%Y-%m-%d %H:%M:%S%.6f"))
+    changed = frame.with_columns(
+        cs.datetime().dt.strftime("%Y-%m-%d %H:%M:%S%.6f"),
+        cs.date().dt.strftime("%Y-%m-%d"),
+        cs.decimal().cast(pl.String),
+    )
     for name in [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]:
         texts = pl.Series(name, [json.dumps(values) for values in frame[name].to_list()], dtype=pl.String)
         changed = changed.with_columns(texts)

@@ -23,9 +23,9 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql
 
-from ingest_project.core.keys import end_of, parse_hour_key
+from ingest_project.core.items import end_of, parse_hour_key
 from ingest_project.core.settings import Settings, TopicSettings
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import ExactDecimal, Texts, UtcTime
 from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.platform.runtime import Runtime
@@ -188,7 +188,41 @@ class HourlyDeltaTable:
         )
 
 
-StoredTable = SqlTable | HourlyDeltaTable
+@dataclass(frozen=True)
+class DeltaTable:
+    """Location of an asset's rows in a Delta table.
+
+    Args:
+        name: of the table.
+        store: of the table.
+        schema: its declared columns.
+        partition_column: tells partitions apart.
+    """
+
+    name: str
+    store: Callable[[], DeltaStore]
+    schema: pa.Schema
+    partition_column: str
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the table's name and columns for the asset's page."""
+        return delta_metadata(self.name, self.schema)
+
+    def read(self, services: Runtime, partitions: Sequence[str] | None) -> pl.DataFrame:
+        """Read the rows of some partitions; of all of them for None.
+
+        Raises:
+            StoreUnavailableError: the table cannot be read.
+        """
+        del services
+        keys = ", ".join("'" + key.replace("'", "''") + "'" for key in partitions or ())
+        where = "true" if partitions is None else f"{self.partition_column} IN ({keys})" if keys else "false"
+        batches = list(query_events(self.store(), f"SELECT * FROM events WHERE {where}"))
+        found: list[pa.Table | pa.RecordBatch] = [*batches] or [self.schema.empty_table()]
+        return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in found])
+
+
+StoredTable = SqlTable | HourlyDeltaTable | DeltaTable
 
 
 class StoredRowsIOManager(dg.IOManager):

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
+
+if TYPE_CHECKING:
+    # Imports Polars, which most programs with a database never need.
+    from ingest_project.contracts.columns import Column
 
 # PostgreSQL compares, indexes and casts jsonb; SQLite keeps JSON as text.
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
@@ -48,14 +52,23 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
 
 
 class ExactDecimal(sa.types.TypeDecorator[Decimal]):
-    """A decimal number of any scale: NUMERIC on PostgreSQL, its digits as text on SQLite, whose numbers would round."""
+    """A decimal number: NUMERIC on PostgreSQL, its digits as text on SQLite, whose numbers would round.
+
+    Args:
+        precision, scale: digits in all, and of the fraction; without them any number fits.
+    """
 
     impl = sa.Numeric
     cache_ok = True
 
+    def __init__(self, precision: int | None = None, scale: int | None = None) -> None:
+        super().__init__(precision, scale)
+        self.precision, self.scale = precision, scale
+
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
         """Return the column's type in a database."""
-        return dialect.type_descriptor(sa.Text() if dialect.name == "sqlite" else sa.Numeric())
+        exact = sa.Numeric(self.precision, self.scale)
+        return dialect.type_descriptor(sa.Text() if dialect.name == "sqlite" else exact)
 
     def process_bind_param(self, value: Decimal | None, dialect: sa.Dialect) -> Any:  # noqa: ANN401 - SQLAlchemy's signature
         """Write the number without exponent."""
@@ -66,6 +79,21 @@ class ExactDecimal(sa.types.TypeDecorator[Decimal]):
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> Decimal | None:  # noqa: ANN401, ARG002 - SQLAlchemy's signature
         """Return the exact number."""
         return None if value is None else Decimal(value)
+
+
+def sql_type(column: Column) -> sa.types.TypeEngine[Any]:
+    """Return the type of a declared column in a table; it keeps every value exactly."""
+    if column.digits:
+        return ExactDecimal(*column.digits)
+    types: dict[str, sa.types.TypeEngine[Any]] = {
+        "integer": sa.BigInteger(),
+        "number": Double,
+        "boolean": sa.Boolean(),
+        "date": sa.Date(),
+        "timestamp": UtcTime(),
+        "json": Json,
+    }
+    return types.get(column.kind, sa.Text())
 
 
 metadata = sa.MetaData()
@@ -174,10 +202,10 @@ def update_each(
     connection.execute(ordinary, [{f"new_{name}": value for name, value in row.items()} for row in rows])
 
 
-def in_parts(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
+def in_parts(keys: Sequence[Key], size: int = KEYS_AT_A_TIME) -> Iterator[Sequence[Key]]:
     """Yield keys in parts that one statement can take."""
-    for start in range(0, len(keys), KEYS_AT_A_TIME):
-        yield keys[start : start + KEYS_AT_A_TIME]
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
 
 
 def contains(text: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:

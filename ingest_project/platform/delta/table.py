@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
-from ingest_project.platform.delta.history import History, TableFigures, figures_of
-from ingest_project.platform.delta.location import (
+from ingest_project.platform.delta import (
     DeltaCredentials,
     DeltaLocation,
     StorageOptions,
@@ -39,6 +38,7 @@ from ingest_project.platform.delta.location import (
     reason_of,
     storage_options,
 )
+from ingest_project.platform.delta.schema import History, TableFigures, figures_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,7 +158,7 @@ class DeltaStore:
         with self._lock:
             transactions = {app_id: version} | ({} if checked is None else {checked_by(app_id): checked})
             outcome = self._tried_to_append(data, app_id, after, transactions)
-            for pause in _pauses():
+            for pause in pauses():
                 if not isinstance(outcome, TransactionConflictError):
                     return outcome
                 time.sleep(pause)
@@ -380,7 +380,7 @@ def _open(location: DeltaLocation, options: StorageOptions) -> DeltaTable | None
             return None
 
 
-def _pauses() -> Iterator[float]:
+def pauses() -> Iterator[float]:
     """Yield the seconds between the attempts of one commit: growing, and never the same in two writers."""
     for attempt in range(COMMIT_RETRIES):
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)

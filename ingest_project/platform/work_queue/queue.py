@@ -14,7 +14,7 @@ A capability describes its table with `QueueTable`; it needs a subclass only for
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import contains, in_parts, insert_missing, update_each
 
 PENDING = "pending"
@@ -181,11 +181,13 @@ class Due(msgspec.Struct, frozen=True):
 
     Args:
         retry_group: name of the half of a lost batch that it must be tried with, and with nothing else.
+        route: only entries of one route are in a batch; empty where the queue has none.
     """
 
     key: str
     attempts: int
     retry_group: str | None = None
+    route: str = ""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -222,6 +224,7 @@ class QueueTable(Generic[Entry, State]):
         searched: columns that `list` searches.
         halves_lost_batches: whether the entries of a lost run are tried again in halves, until the one that takes its
             run down is alone. Needs the column retry_group, and batches that respect it.
+        route: column that says which job works on an entry; None where one job works on all.
     """
 
     table: sa.Table
@@ -232,6 +235,7 @@ class QueueTable(Generic[Entry, State]):
     order_of_due: tuple[str, ...] = ("next_attempt_at",)
     searched: tuple[str, ...] = ()
     halves_lost_batches: bool = False
+    route: str | None = None
 
     @property
     def unfinished(self) -> tuple[State, ...]:
@@ -262,6 +266,10 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         """Return the key of an arrival or an entry."""
         return str(getattr(one, self._key.name))
 
+    def route_of(self, arrival: Arrival) -> str:
+        """Return the route of an arrival; empty where the queue has none."""
+        return str(getattr(arrival, self._queue.route)) if self._queue.route else ""
+
     def record(self, arrivals: Sequence[Arrival], now: datetime) -> Recorded:
         """Enter arrivals as pending. Entries that are known stay unchanged, with one exception.
 
@@ -283,10 +291,17 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             known=tuple(key for key in keys if key not in new and key not in reopened),
         )
 
-    def due(self, queue_name: str, limit: int, now: datetime) -> tuple[Due, ...]:
-        """Return pending entries that are due, in the order in which they are to be claimed."""
+    def due(self, queue_name: str, limit: int, now: datetime, routes: Collection[str] | None = None) -> tuple[Due, ...]:
+        """Return pending entries that are due, in the order in which they are to be claimed.
+
+        Args:
+            queue_name: of the sensor.
+            limit: most entries.
+            now: the time.
+            routes: only entries of these; of all for None.
+        """
         with reading(self._engine) as connection:
-            return tuple(Due(*row) for row in connection.execute(self._due(queue_name, limit, now)))
+            return tuple(Due(*row) for row in connection.execute(self._due(queue_name, limit, now, routes)))
 
     def claim(self, batch_id: str, keys: Sequence[str], now: datetime) -> tuple[str, ...]:
         """Claim pending entries for a batch, one attempt more each; returns those that were still pending, in order."""
@@ -307,7 +322,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             the full entries in the order of the keys; unknown keys are left out.
         """
         change = {"state": self._queue.working, "run_id": run_id, "started_at": now, "updated_at": now}
-        change |= {"finished_at": None, "reported_at": None}
+        change |= {"finished_at": None, "reported_at": None, **self._at_begin()}
         found: dict[str, Entry] = {}
         with writing(self._engine) as connection:
             for part in in_parts(keys):
@@ -472,6 +487,10 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def _before_begin(self, connection: sa.Connection, keys: Sequence[str], run_id: str, now: datetime) -> None:
         """Prepare entries that a run is about to begin; does nothing by default."""
 
+    def _at_begin(self) -> dict[str, Any]:
+        """Return further changes of an entry that a run begins; none by default."""
+        return {}
+
     def _as_new(self, now: datetime) -> dict[str, Any]:
         """Return the changes that make a finished entry as if it had just arrived."""
         fresh: dict[str, Any] = dict.fromkeys(("batch_id", "run_id", "finished_at"))
@@ -479,13 +498,16 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             fresh["retry_group"] = None
         return {**fresh, "state": PENDING, "attempts": 0, "next_attempt_at": now}
 
-    def _due(self, queue_name: str, limit: int, now: datetime) -> sa.Select[Any]:
+    def _due(self, queue_name: str, limit: int, now: datetime, routes: Collection[str] | None = None) -> sa.Select[Any]:
         columns = self._table.c
-        group = [columns.retry_group] if self._queue.halves_lost_batches else []
+        further: list[sa.ColumnElement[Any]] = [columns.retry_group] if self._queue.halves_lost_batches else []
+        if self._queue.route:
+            further = [*(further or [sa.null()]), columns[self._queue.route]]
+        chosen = [] if routes is None else [further[-1].in_(routes)]
         return (
-            sa.select(self._key, columns.attempts, *group)
+            sa.select(self._key, columns.attempts, *further)
             .where(self._queue_name == queue_name, columns.state == sa.literal_column(f"'{PENDING}'"))
-            .where(columns.next_attempt_at <= now)
+            .where(columns.next_attempt_at <= now, *chosen)
             .order_by(*(columns[name] for name in self._queue.order_of_due))
             .limit(limit)
         )

@@ -15,10 +15,10 @@ keys.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import dagster as dg
 import msgspec
@@ -64,24 +64,28 @@ def split_evenly(
 
 
 def batches_of_due(due: Sequence[Due], largest: int, parallel: int) -> list[list[str]]:
-    """Cut due entries into batches, those that wait longest first: each retry group alone, the others together.
+    """Cut due entries into batches, those that wait longest first: each retry group alone, the others by their route.
 
     Args:
         due: in the order in which they wait.
         largest: most entries in one batch.
         parallel: runs that work at the same time.
     """
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[str, str | None], list[str]] = {}
     for entry in due:
-        if entry.retry_group is not None:
-            groups.setdefault(entry.retry_group, []).append(entry.key)
-    together = [entry.key for entry in due if entry.retry_group is None]
-    batches = split_evenly(together, largest, parallel) + list(groups.values())
+        groups.setdefault((entry.route, entry.retry_group), []).append(entry.key)
+    batches = [
+        batch
+        for (_, retry_group), keys in groups.items()
+        for batch in (split_evenly(keys, largest, parallel) if retry_group is None else [keys])
+    ]
     order = {entry.key: number for number, entry in enumerate(due)}
     return sorted(batches, key=lambda batch: order[batch[0]])
 
 
-def run_request(kind: str, batch_id: str, keys: Sequence[str], *, partitioned: bool = True) -> dg.RunRequest:
+def run_request(
+    kind: str, batch_id: str, keys: Sequence[str], *, partitioned: bool = True, job: str | None = None
+) -> dg.RunRequest:
     """Request one run over these keys: an ordinary partitioned run for a single key, so that its page shows the file.
 
     Args:
@@ -89,10 +93,11 @@ def run_request(kind: str, batch_id: str, keys: Sequence[str], *, partitioned: b
         batch_id: under which the queue knows the keys; also the run key.
         keys: of the entries.
         partitioned: whether the keys are partitions.
+        job: that works on them, where the sensor has several.
     """
     tags = {BATCH_TAG: kind, BATCH_ID_TAG: batch_id, BATCH_SIZE_TAG: str(len(keys))}
     partition_key = keys[0] if partitioned and len(keys) == 1 else None
-    return dg.RunRequest(run_key=batch_id, partition_key=partition_key, tags=tags)
+    return dg.RunRequest(run_key=batch_id, job_name=job, partition_key=partition_key, tags=tags)
 
 
 def keys_of_run(
@@ -135,6 +140,13 @@ class Intake(Generic[Message]):
     arrivals: Callable[[Sequence[ConsumedMessage[Message]]], Sequence[QueueArrival]]
 
 
+class Route(NamedTuple):
+    """The partition set of the entries of one route, and the job that works on them."""
+
+    partitions: str
+    job: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class QueueSensor:
     """One sensor over a work queue, and its ticks.
@@ -142,7 +154,7 @@ class QueueSensor:
     Args:
         queue: that it serves.
         queue_name: which of the queue's entries it serves, usually the topic they came from.
-        kind: of the batch runs, e.g. `files`; also names the set of dynamic partitions.
+        kind: of the batch runs, e.g. `files`; also names the set of dynamic partitions, unless there are routes.
         cut: divides due entries into batches, the first ones to dispatch in front.
         batch_entries: most entries of one batch.
         max_batches: most batches in flight.
@@ -151,6 +163,7 @@ class QueueSensor:
         has_partitions: whether each entry is a dynamic partition.
         runs_have_partitions: whether a run over a single entry is a partitioned run.
         on_failed: called with the keys of entries that were lost and have no attempt left.
+        routes: of a queue whose entries several jobs work on; entries of any other route wait.
     """
 
     queue: WorkQueue[Any, Any, Any]
@@ -164,6 +177,7 @@ class QueueSensor:
     has_partitions: bool = True
     runs_have_partitions: bool = True
     on_failed: Callable[[Sequence[str]], object] | None = None
+    routes: Mapping[str, Route] | None = None
 
     def tick(self, context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult:
         """Consume new messages, requeue the entries of lost runs, and request runs over due ones."""
@@ -184,25 +198,36 @@ class QueueSensor:
         if not slots:
             return []
         now = datetime.now(UTC)
-        batches = self.cut(self.queue.due(self.queue_name, slots * self.batch_entries, now))[:slots]
+        due = self.queue.due(self.queue_name, slots * self.batch_entries, now, self.routes)
+        route_of = {entry.key: entry.route for entry in due}
+        batches = self.cut(due)[:slots]
         # An entry that a person reopened may have no partition any more: after months it was purged.
-        self._add_partitions(instance, [key for batch in batches for key in batch])
+        self._add_partitions(instance, [(route_of[key], key) for batch in batches for key in batch])
         requests = []
         for keys in batches:
-            batch_id = new_batch_id()
+            batch_id, partitioned = new_batch_id(), self.runs_have_partitions
             if claimed := self.queue.claim(batch_id, keys, now):
-                requests.append(run_request(self.kind, batch_id, claimed, partitioned=self.runs_have_partitions))
+                job = self._route(route_of[keys[0]]).job
+                requests.append(run_request(self.kind, batch_id, claimed, partitioned=partitioned, job=job))
         return requests
 
     def record(self, instance: dg.DagsterInstance, arrivals: Sequence[QueueArrival]) -> None:
         """Enter arrivals in the queue and add their partitions; entering them again changes nothing."""
         self.queue.record(arrivals, datetime.now(UTC))
         # Also of those that were known: a tick that was killed between the two lines left them without a partition.
-        self._add_partitions(instance, [self.queue.key_of(arrival) for arrival in arrivals])
+        keys = [(self.queue.route_of(arrival), self.queue.key_of(arrival)) for arrival in arrivals]
+        self._add_partitions(instance, keys)
 
-    def _add_partitions(self, instance: dg.DagsterInstance, keys: Sequence[str]) -> None:
-        if keys and self.has_partitions:
-            instance.add_dynamic_partitions(self.kind, list(dict.fromkeys(keys)))
+    def _route(self, name: str) -> Route:
+        return Route(self.kind) if self.routes is None else self.routes[name]
+
+    def _add_partitions(self, instance: dg.DagsterInstance, keys: Sequence[tuple[str, str]]) -> None:
+        """Add the partitions of entries, given by route and key."""
+        by_set: dict[str, dict[str, None]] = {}
+        for route, key in keys if self.has_partitions else ():
+            by_set.setdefault(self._route(route).partitions, {})[key] = None
+        for partitions, added in by_set.items():
+            instance.add_dynamic_partitions(partitions, list(added))
 
     def _consume(self, context: dg.SensorEvaluationContext, services: Runtime) -> str:
         cursors = self._cursors(context.cursor)
@@ -227,13 +252,18 @@ class QueueSensor:
 
 
 def queue_sensor(
-    name: str, job_name: str | None, description: str, tick: Tick, *, every_seconds: int = 1
+    name: str,
+    job: str | Sequence[dg.UnresolvedAssetJobDefinition] | None,
+    description: str,
+    tick: Tick,
+    *,
+    every_seconds: int = 1,
 ) -> dg.SensorDefinition:
     """Create a sensor that is enabled by default and skips its tick while a required service is not available.
 
     Args:
         name: of the sensor.
-        job_name: of the job whose runs it requests.
+        job: name of the job whose runs it requests, or several jobs, which its requests name.
         description: one sentence, for the UI.
         tick: one evaluation, e.g. `QueueSensor.tick`: what to request, and the cursor to save, or why there is nothing
             to do.
@@ -242,7 +272,7 @@ def queue_sensor(
 
     @dg.sensor(
         name=name,
-        job_name=job_name,
+        **({"job_name": job} if isinstance(job, str | None) else {"jobs": list(job)}),
         minimum_interval_seconds=every_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=description,

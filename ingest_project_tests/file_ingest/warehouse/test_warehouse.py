@@ -12,7 +12,7 @@ from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project.file_ingest.tables import files, raw_sensor_data
 from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
-from ingest_project.platform.database.engine import open_engine, reading
+from ingest_project.platform.database import open_engine, reading
 from ingest_project_tests.file_ingest.warehouse.samples import (
     claims,
     finished,
@@ -28,7 +28,7 @@ def store(warehouse: Warehouse, *frames: pl.DataFrame) -> None:
     rows = pl.concat(frames)
     with warehouse.transaction() as transaction:
         transaction.replace_files(rows["file_key"].unique().to_list())
-        transaction.append_readings(rows)
+        transaction.append_rows(rows)
         transaction.put_metrics(metrics(rows))
 
 
@@ -47,7 +47,7 @@ def test_readings_come_back_as_they_were(warehouse: Warehouse, database_url: str
 
 def test_a_unit_may_be_missing_in_every_row(warehouse: Warehouse) -> None:
     store(warehouse, readings("a", [1, 2]).with_columns(unit=pl.lit(None)))
-    assert warehouse.totals().readings == 2
+    assert warehouse.totals().rows == 2
 
 
 def test_storing_a_file_again_replaces_its_rows_and_nobody_elses(warehouse: Warehouse, database_url: str) -> None:
@@ -69,12 +69,12 @@ def test_storing_a_file_again_replaces_its_rows_and_nobody_elses(warehouse: Ware
 def test_readings_known_only_by_the_queue_are_replaced_too(warehouse: Warehouse, database_url: str) -> None:
     in_ledger(database_url, "a")
     with warehouse.transaction() as transaction:
-        transaction.append_readings(readings("a", [1, 2, 3]))
+        transaction.append_rows(readings("a", [1, 2, 3]))
         transaction.finish_files(finished("a", accepted=3))
     with warehouse.transaction() as transaction:
         transaction.replace_files(["a"])
-        transaction.append_readings(readings("a", [9]))
-    assert warehouse.totals().readings == 1
+        transaction.append_rows(readings("a", [9]))
+    assert warehouse.totals().rows == 1
 
 
 def test_an_exception_leaves_everything_as_it_was(warehouse: Warehouse, database_url: str) -> None:
@@ -84,7 +84,7 @@ def test_an_exception_leaves_everything_as_it_was(warehouse: Warehouse, database
     def store_and_fail() -> None:
         with warehouse.transaction() as transaction:
             transaction.replace_files(["a"])
-            transaction.append_readings(readings("a", [5]))
+            transaction.append_rows(readings("a", [5]))
             transaction.finish_files(finished("a"))
             raise RuntimeError
 
@@ -101,7 +101,7 @@ def test_one_large_file_goes_in_many_chunks(warehouse: Warehouse) -> None:
     with warehouse.transaction() as transaction:
         transaction.replace_files(["a"])
         for part in rows.iter_slices(700):
-            transaction.append_readings(part)
+            transaction.append_rows(part)
         transaction.put_metrics(metrics(rows))
     assert warehouse.totals() == StoredCounts(5_000, 0, 1)
 
@@ -110,7 +110,7 @@ def test_empty_groups_and_frames_change_nothing(warehouse: Warehouse) -> None:
     empty = readings("a", [])
     with warehouse.transaction() as transaction:
         transaction.replace_files([])
-        transaction.append_readings(empty)
+        transaction.append_rows(empty)
         transaction.append_quarantined(refused("a", []))
         transaction.put_metrics(metrics(empty))
         assert transaction.claim_contents(claims(("a", "1")).clear()) == {}
@@ -134,7 +134,7 @@ def test_nul_characters_are_replaced_wherever_they_come(warehouse: Warehouse, da
     in_ledger(database_url, "a")
     bad = refused("a", ["x\x00y"]).with_columns(reasons=pl.lit(["r\x00"], dtype=pl.List(pl.String)))
     with warehouse.transaction() as transaction:
-        transaction.append_readings(readings("a", [1], device="d\x00"))
+        transaction.append_rows(readings("a", [1], device="d\x00"))
         transaction.append_quarantined(bad)
         transaction.finish_files(finished("a").with_columns(reason=pl.lit("why\x00")))
     row = warehouse.quarantined_rows_of("a")[0]
@@ -223,7 +223,7 @@ def test_a_warehouse_that_was_closed_opens_again(warehouse: Warehouse) -> None:
     store(warehouse, readings("a", [1]))
     warehouse.close()
     store(warehouse, readings("b", [1]))
-    assert warehouse.totals().readings == 2
+    assert warehouse.totals().rows == 2
 
 
 def test_a_warehouse_that_is_away_says_so_when_it_is_used() -> None:

@@ -25,7 +25,7 @@ with warehouse.transaction() as transaction:
     transaction.replace_files(["a"])
     transaction.claim_contents(claims(("a", "1")))
     rows = readings("a", range(1_000))
-    transaction.append_readings(rows)
+    transaction.append_rows(rows)
     transaction.put_metrics(metrics(rows))
     transaction.finish_files(finished("a", accepted=1_000))
     print("half-way", flush=True)
@@ -44,7 +44,7 @@ def store(warehouse: Warehouse, file_key: str, values: range) -> None:
     rows = readings(file_key, values)
     with warehouse.transaction() as transaction:
         transaction.replace_files([file_key])
-        transaction.append_readings(rows)
+        transaction.append_rows(rows)
         transaction.put_metrics(metrics(rows))
         transaction.finish_files(finished(file_key, accepted=len(values)))
 
@@ -82,13 +82,13 @@ def test_a_connection_cut_in_the_middle_is_unavailable_and_the_same_warehouse_go
         with postgres_warehouse.transaction() as transaction:
             transaction.replace_files(["a"])
             cut_everybody_off(postgres_server, postgres_url)
-            transaction.append_readings(readings("a", range(9)))
+            transaction.append_rows(readings("a", range(9)))
 
     with pytest.raises(DatabaseUnavailableError):
         store_and_be_cut_off()
     assert postgres_warehouse.file_counts(["a"]) == {"a": StoredCounts(3, 0, 1)}
     store(postgres_warehouse, "a", range(4))
-    assert postgres_warehouse.totals().readings == 4
+    assert postgres_warehouse.totals().rows == 4
 
 
 def test_a_connection_cut_between_transactions_is_not_noticed(
@@ -97,7 +97,7 @@ def test_a_connection_cut_between_transactions_is_not_noticed(
     store(postgres_warehouse, "a", range(3))
     cut_everybody_off(postgres_server, postgres_url)
     store(postgres_warehouse, "b", range(3))
-    assert postgres_warehouse.totals().readings == 6
+    assert postgres_warehouse.totals().rows == 6
 
 
 def test_a_server_that_was_away_is_used_again(own_postgres_server: PostgresServer) -> None:

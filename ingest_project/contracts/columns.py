@@ -1,0 +1,316 @@
+"""The columns that a dataset or a stream declares: names, types and rules, and the pandera schema made of them.
+
+A user's own pandera model may take the place of declared rules; its columns are read off the class, so that tables are
+created from either. pandera is imported when a schema is made: half the commands never need it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import polars as pl
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ingest_project.core.errors import SettingsError
+from ingest_project.core.yaml_models import mistakes
+
+if TYPE_CHECKING:
+    import pandera.polars as pandera
+    import pyarrow as pa
+
+UTC_MICROSECONDS = pl.Datetime("us", "UTC")
+TYPES: dict[str, pl.DataType] = {
+    "text": pl.String(),
+    "integer": pl.Int64(),
+    "number": pl.Float64(),
+    "boolean": pl.Boolean(),
+    "date": pl.Date(),
+    "timestamp": UTC_MICROSECONDS,
+    "json": pl.String(),
+}
+DECIMAL = re.compile(r"decimal\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)")
+# The most digits that Arrow, Delta and Polars store in 128 bits.
+MAX_DIGITS = 38
+ORDERED = ("integer", "number", "decimal", "date", "timestamp")
+# Columns of the engine, and the one in which pandera returns the outcome of a check.
+OWN_NAMES = frozenset({"file_key", "file_index", "line_number", "rescued_data", "check_output"})
+SUPPORTED = (
+    'str, int, float, bool, datetime.date, Annotated[pl.Datetime, "us", "UTC"] and Annotated[pl.Decimal, digits, '
+    'decimal places]; JSON is str with metadata={"type": "json"}'
+)
+
+# Name of the column with the text that a typed column was parsed from: no declared column can have it.
+TEXT_OF = "{}:text".format
+
+
+def _known_type(text: str) -> str:
+    found = DECIMAL.fullmatch(text)
+    if found is None:
+        if text not in TYPES:
+            raise ValueError(f"{text!r} is no type; types are {', '.join(TYPES)} and decimal(digits, decimal places)")
+        return text
+    digits, places = int(found[1]), int(found[2])
+    if not (1 <= digits <= MAX_DIGITS and places <= digits):
+        raise ValueError(f"{text!r} needs 1 to {MAX_DIGITS} digits, and no more decimal places than digits")
+    return f"decimal({digits},{places})"
+
+
+def _free_name(name: str) -> str:
+    if name in OWN_NAMES or name.startswith("kafka_"):
+        raise ValueError(f"{name!r} is a column of the engine's own; choose another name")
+    return name
+
+
+class Column(BaseModel):
+    """One column of a dataset or a stream.
+
+    Args:
+        name: in the table.
+        type: `text`, `integer` (64 bits), `number` (64-bit float), `decimal(digits, decimal places)`, `boolean`,
+            `date`, `timestamp` (UTC, microseconds) or `json`.
+        required: True if every row must have a value.
+        min, max: the least and greatest value, both allowed; of an integer, number, decimal, date or timestamp.
+        pattern: a regular expression that the whole text must match.
+        allowed: the only values allowed.
+        unit: of the values.
+        description: shown to users.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$"), AfterValidator(_free_name)]
+    type: Annotated[str, AfterValidator(_known_type)]
+    required: bool = False
+    min: Any = None
+    max: Any = None
+    pattern: str | None = None
+    allowed: tuple[Any, ...] | None = None
+    unit: str | None = None
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _rules_fit_the_type(self) -> Self:
+        try:
+            self._require_sound_rules()
+        except ValueError as error:
+            raise ValueError(f"column {self.name}: {error}") from None
+        return self
+
+    def _require_sound_rules(self) -> None:
+        if self.kind not in ORDERED and (self.min is not None or self.max is not None):
+            raise ValueError(f"min and max do not apply to {self.type}")
+        if self.min is not None and self.max is not None and self.value_of(self.min) > self.value_of(self.max):
+            raise ValueError("min is greater than max")
+        if self.pattern is not None:
+            if self.kind != "text":
+                raise ValueError(f"pattern does not apply to {self.type}")
+            _require_regular_expression(self.pattern)
+        if self.allowed is not None and (not self.allowed or self.kind in ("boolean", "json")):
+            raise ValueError("allowed needs at least one value, of a type other than boolean and json")
+        for value in (self.min, self.max, *(self.allowed or ())):
+            if value is not None or value in (self.allowed or ()):
+                self.value_of(value)
+
+    @property
+    def kind(self) -> str:
+        """The type without its digits: `decimal` for `decimal(12,2)`."""
+        return self.type.partition("(")[0]
+
+    @property
+    def digits(self) -> tuple[int, int] | None:
+        """Of a decimal: its digits in all, and those after the point."""
+        found = DECIMAL.fullmatch(self.type)
+        return (int(found[1]), int(found[2])) if found else None
+
+    @property
+    def polars_type(self) -> pl.DataType:
+        """The type in a Polars frame."""
+        return pl.Decimal(*self.digits) if self.digits else TYPES[self.type]
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The type in Arrow and Delta."""
+        import pyarrow as pa  # noqa: PLC0415 - only a Delta table needs it
+
+        if self.digits:
+            return pa.decimal128(*self.digits)
+        return {
+            "integer": pa.int64(),
+            "number": pa.float64(),
+            "boolean": pa.bool_(),
+            "date": pa.date32(),
+            "timestamp": pa.timestamp("us", "UTC"),
+        }.get(self.type, pa.string())
+
+    def value_of(self, written: object) -> Any:  # noqa: ANN401 - the type is the column's
+        """Return a bound or an allowed value, as YAML reads it, in the type of the column.
+
+        Raises:
+            ValueError: it is not a value of this type.
+        """
+        try:
+            return PARSERS[self.kind](written)
+        except (ValueError, TypeError, InvalidOperation):
+            hint = HINTS.get(self.kind, "")
+            raise ValueError(f"{written!r} is not of type {self.type}{hint}") from None
+
+
+def _require_regular_expression(pattern: str) -> None:
+    try:
+        pl.Series([""]).str.contains(_whole(pattern))
+    except pl.exceptions.ComputeError:
+        raise ValueError(
+            f"pattern {pattern!r} is no regular expression, or looks ahead, behind or back, which may never end"
+        ) from None
+
+
+def _whole(pattern: str) -> str:
+    return f"^(?:{pattern})$"
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError
+    found = int(value)
+    if not -(2**63) <= found < 2**63:
+        raise ValueError
+    return found
+
+
+def _exact(value: object) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        raise TypeError
+    # The digits as they are written: 0.1 is not the nearest binary fraction.
+    found = Decimal(str(value))
+    if not found.is_finite() or abs(found.adjusted()) >= MAX_DIGITS or len(found.as_tuple().digits) > MAX_DIGITS:
+        raise ValueError
+    return found
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError
+    found = float(value)
+    if found - found != 0:
+        raise ValueError
+    return found
+
+
+def _date(value: object) -> date:
+    if isinstance(value, datetime):
+        raise TypeError
+    return value if isinstance(value, date) else date.fromisoformat(_text(value))
+
+
+def _timestamp(value: object) -> datetime:
+    found = value if isinstance(value, datetime) else datetime.fromisoformat(_text(value))
+    if found.tzinfo is None:
+        raise ValueError
+    return found.astimezone(UTC)
+
+
+PARSERS = {
+    "text": _text,
+    "integer": _integer,
+    "number": _number,
+    "decimal": _exact,
+    "date": _date,
+    "timestamp": _timestamp,
+}
+HINTS = {
+    "text": ": put it in quotes",
+    "date": ": write it like 2024-01-31",
+    "timestamp": ": write it with its offset, like 2024-01-31T00:00:00Z",
+}
+
+
+def schema_of(columns: Sequence[Column]) -> pandera.DataFrameSchema:
+    """Return the pandera schema of declared columns, whose names are distinct."""
+    import pandera.polars as pandera  # noqa: PLC0415 - half a second that most commands never need
+
+    return pandera.DataFrameSchema(
+        {
+            column.name: pandera.Column(
+                column.polars_type,
+                nullable=not column.required,
+                checks=_checks(column),
+                description=column.description or None,
+                metadata={"type": column.kind, "unit": column.unit},
+            )
+            for column in columns
+        }
+    )
+
+
+def _checks(column: Column) -> list[pandera.Check]:
+    import pandera.polars as pandera  # noqa: PLC0415 - as above
+
+    checks: list[pandera.Check] = []
+    if column.min is not None:
+        checks.append(pandera.Check.ge(column.value_of(column.min)))
+    if column.max is not None:
+        checks.append(pandera.Check.le(column.value_of(column.max)))
+    if column.pattern is not None:
+        checks.append(pandera.Check.str_matches(_whole(column.pattern)))
+    if column.allowed is not None:
+        checks.append(pandera.Check.isin([column.value_of(value) for value in column.allowed]))
+    return checks
+
+
+def columns_of(model: type[pandera.DataFrameModel]) -> tuple[Column, ...]:
+    """Return the columns of a user's pandera model: names, types, nullability, units and descriptions.
+
+    The rules stay in the model, which pandera applies. A column that may be absent, or has a default, is not required.
+
+    Raises:
+        SettingsError: the model cannot be built, or has a column of another type; names it and the supported types.
+    """
+    from pandera.errors import SchemaInitError  # noqa: PLC0415 - as above
+
+    try:
+        schema = model.to_schema()
+    except (SchemaInitError, TypeError, ValueError) as error:
+        raise SettingsError(f"{model.__name__} is no usable pandera Polars model: {error}") from error
+    if not schema.columns:
+        raise SettingsError(f"{model.__name__} has no columns.")
+    return tuple(_column_of(model.__name__, name, column) for name, column in schema.columns.items())
+
+
+def _column_of(model: str, name: str, column: pandera.Column) -> Column:
+    metadata = column.metadata or {}
+    if column.regex:
+        raise SettingsError(f"{model}.{name} is a pattern of names; declare each column by its name.")
+    try:
+        return Column(
+            name=name,
+            type=_type_of(column.dtype and column.dtype.type, metadata.get("type")),
+            required=column.required and not column.nullable and column.default is None,
+            unit=metadata.get("unit"),
+            description=column.description or "",
+        )
+    except ValidationError as error:
+        raise SettingsError(f"{model}.{name}: {mistakes(error)}") from None
+    except ValueError as error:
+        raise SettingsError(f"{model}.{name}: {error}") from None
+
+
+def _type_of(dtype: pl.DataType | None, declared: str | None) -> str:
+    if isinstance(dtype, pl.Decimal) and dtype.precision is not None:
+        return f"decimal({dtype.precision},{dtype.scale})"
+    if dtype == pl.String and declared == "json":
+        return "json"
+    found = next((name for name, known in TYPES.items() if dtype is not None and known == dtype), None)
+    if found is None:
+        remedy = "; a time needs its zone and unit" if dtype == pl.Datetime else ""
+        raise ValueError(f"{dtype} is not supported{remedy}. Supported are {SUPPORTED}.")
+    return found

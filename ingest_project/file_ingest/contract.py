@@ -1,0 +1,194 @@
+"""The requirements on the files of one dataset: how their rows are read, validated and summarised.
+
+One implementation for sensor readings, with the rules that only they have, and one for every declared dataset, see
+`declared`. The rest of the pipeline knows no dataset by name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import polars as pl
+import sqlalchemy as sa
+
+from ingest_project.contracts.files import SENSOR_READINGS
+from ingest_project.contracts.validation import ValidatedRows
+from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.settings import FileIngestSettings
+from ingest_project.file_ingest.aggregation import aggregate_files
+from ingest_project.file_ingest.drift import Drift, Policy, require_unchanged
+from ingest_project.file_ingest.file_queue import FileRecord
+from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
+from ingest_project.file_ingest.versions import location_of, meaning_of
+from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables
+from ingest_project.readers.layout import READINGS, ReadLimits, Target
+from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
+from ingest_project.readers.reading import cast
+
+
+class Contract(ABC):
+    """Requirements on a file: the profiles that can read it, the rules for its rows, and the limits.
+
+    Attributes:
+        name: of the dataset.
+        tables: of its rows and metrics.
+        profiles: reader profiles by name.
+        limits: of sizes and counts.
+        target: the columns that are read of a file.
+        drift: what happens to columns that are not declared.
+    """
+
+    name: str
+    tables: DatasetTables
+    target: Target
+    profiles: Profiles
+    limits: ReadLimits
+    drift: Policy = "rescue"
+
+    @property
+    @abstractmethod
+    def max_rejected_share(self) -> float:
+        """A file with a greater share of bad rows is quarantined whole."""
+
+    @abstractmethod
+    def validated(self, rows: pl.DataFrame, profile: ReaderProfile) -> ValidatedRows:
+        """Give the rows of some files their types, and separate the good ones from the bad ones.
+
+        Args:
+            rows: as `reading.read_chunks` returns them, with `file_index`.
+            profile: that read them.
+        """
+
+    @abstractmethod
+    def summarised(self, accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return the metrics of the files of accepted rows, and shared instants, see `aggregation.aggregate_files`."""
+
+    @abstractmethod
+    def broken_by_stored(self, rows: pl.DataFrame) -> Mapping[str, int]:
+        """Count how often each rule is broken by stored rows; none should be."""
+
+    def prepare_tables(self, engine: sa.Engine) -> DatasetTables:
+        """Create the tables of the dataset, or add what is new to them; migrations make those of the shipped one.
+
+        Raises:
+            SchemaConflictError: a change would lose data.
+        """
+        del engine
+        return self.tables
+
+    def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
+        """Return the tables with columns for undeclared columns of files, if the dataset evolves."""
+        del engine, names
+        return self.tables
+
+    def evolved(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+        """Move undeclared columns to columns of their own, if the dataset evolves."""
+        del names
+        return rows
+
+    def profile_of(self, record: FileRecord) -> ReaderProfile:
+        """Return the profile that a file's event names, or the default one.
+
+        Raises:
+            FileRejectedError: no profile has that name, or it is broken.
+        """
+        return self.profiles.named(record.profile)
+
+    @property
+    def needs_whole_files(self) -> bool:
+        """True if a rule looks at more than one row: then no file can be checked in parts."""
+        return False
+
+    def meaning_of(self, profile: ReaderProfile, record: FileRecord) -> str:
+        """Hash everything but the bytes that determines the rows of a file, see `versions.meaning_of`."""
+        return meaning_of(profile, location_of(record.event), record.event.kind)
+
+    def require_unchanged(self, drift: Drift) -> None:
+        """Reject a file with other columns than the declared ones, if the dataset is frozen.
+
+        Raises:
+            FileRejectedError: `schema_changed`.
+        """
+        if self.drift == "freeze":
+            require_unchanged(drift)
+
+    def require_acceptable(self, rows_read: int, rows_rejected: int) -> None:
+        """Reject a file as a whole if it has no rows or too many bad ones.
+
+        Raises:
+            FileRejectedError: it has no rows, or too great a share of bad ones.
+        """
+        if rows_read == 0:
+            raise FileRejectedError("no_rows", "The file has a header but no rows.")
+        share, limit = rows_rejected / rows_read, self.max_rejected_share
+        if share > limit:
+            raise FileRejectedError(
+                "too_many_bad_rows", f"{rows_rejected} of {rows_read} rows are bad ({share:.0%}; at most {limit:.0%})."
+            )
+
+
+@dataclass(frozen=True)
+class SensorContract(Contract):
+    """Requirements on sensor readings.
+
+    Args:
+        profiles: reader profiles by name.
+        sensor_types: known types with their units and limits.
+        limits: of sizes and counts.
+        settings: the thresholds.
+    """
+
+    profiles: Profiles
+    sensor_types: SensorTypes
+    limits: ReadLimits
+    settings: FileIngestSettings
+    name: str = field(default=SENSOR_READINGS, init=False)
+    tables: DatasetTables = field(default=SENSOR_TABLES, init=False)
+    target: Target = field(default=READINGS, init=False)
+
+    @classmethod
+    def from_settings(cls, settings: FileIngestSettings) -> SensorContract:
+        """Read the profiles and sensor types that the settings name.
+
+        Raises:
+            SettingsError: the file of sensor types is malformed; a broken profile is reported by the files that use it.
+        """
+        return cls(
+            load_profiles(settings.profiles),
+            SensorTypes.load(settings.sensor_types, settings.unknown_sensor_types),
+            ReadLimits.from_settings(settings),
+            settings,
+        )
+
+    @property
+    def max_rejected_share(self) -> float:
+        """A file with a greater share of bad rows is quarantined whole."""
+        return self.settings.max_rejected_share
+
+    def rules(self) -> ValidationRules:
+        """Return the rules as of now: a timestamp is in the future or not at the time of the check."""
+        settings = self.settings
+        return ValidationRules(self.sensor_types, datetime.now(UTC), settings.future_tolerance, settings.earliest_time)
+
+    def validated(self, rows: pl.DataFrame, profile: ReaderProfile) -> ValidatedRows:
+        """Give readings their types, and separate the good ones from the bad ones."""
+        checked = validate(cast(rows, profile), self.rules())
+        return ValidatedRows(checked.accepted, checked.rejected)
+
+    def summarised(self, accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Summarise readings by file, device and sensor type, and find instants with several."""
+        return aggregate_files(accepted)
+
+    def broken_by_stored(self, rows: pl.DataFrame) -> Mapping[str, int]:
+        """Count how often each rule is broken by stored readings."""
+        # The rules read the text only where the typed value is null, which no stored value can be.
+        text = rows.with_columns(pl.lit("").alias("timestamp_text"), pl.lit("").alias("value_text"))
+        return counts_of(validate(text, self.rules()).rejected)
+
+
+def counts_of(rejected: pl.DataFrame) -> dict[str, int]:
+    """Count how often each rule was broken by rejected rows."""
+    return dict(rejected.select(rule=pl.col("reasons").explode()).group_by("rule").len().iter_rows())

@@ -1,0 +1,263 @@
+"""The requirements on the files of a declared dataset, and the tables of its rows and metrics."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+import msgspec
+import pandera.polars as pandera
+import polars as pl
+import sqlalchemy as sa
+
+from ingest_project.contracts.columns import OWN_NAMES, Column
+from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, validate
+from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
+from ingest_project.file_ingest.catalog import assets_of
+from ingest_project.file_ingest.contract import Contract, counts_of
+from ingest_project.file_ingest.delta_rows import DeltaRows, delta_store
+from ingest_project.file_ingest.drift import Policy
+from ingest_project.file_ingest.file_queue import FileRecord
+from ingest_project.file_ingest.table_changes import ensure_tables
+from ingest_project.file_ingest.tables import quarantined_rows
+from ingest_project.file_ingest.versions import location_of, meaning_of
+from ingest_project.file_ingest.warehouse.sql import DatasetTables, Schema
+from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
+from ingest_project.platform.database.sql import Double, Json, sql_type
+from ingest_project.readers.datasets import DatasetDeclaration
+from ingest_project.readers.layout import ReadLimits
+from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
+from ingest_project.readers.target import RESCUED, Target
+from ingest_project.readers.typed_columns import cast_columns
+
+# The place of a row, and the columns of its file that nobody declared.
+ENGINE_COLUMNS: Schema = {"file_key": pl.String, "line_number": pl.Int64, RESCUED: pl.String}
+SUMMARY_SCHEMA: Schema = dict.fromkeys(SUMMARY_COLUMNS, pl.Float64) | {"count": pl.Int64}
+# Columns that drift may add to one table; any further one stays in rescued_data.
+MAX_EVOLVED_COLUMNS = 200
+LONGEST_NAME = 63
+
+
+@dataclass(frozen=True)
+class DeclaredContract(Contract):
+    """Requirements on the files of a declared dataset.
+
+    Args:
+        declaration: of the dataset.
+        profiles: reader profiles that fit it.
+        limits: of sizes and counts.
+        tables: of its rows and metrics.
+        largest_share: of bad rows, if it declares none.
+    """
+
+    declaration: DatasetDeclaration
+    profiles: Profiles
+    limits: ReadLimits
+    tables: DatasetTables
+    largest_share: float
+
+    @classmethod
+    def of(cls, declaration: DatasetDeclaration, settings: Settings) -> DeclaredContract:
+        """Return the requirements of a declaration.
+
+        Raises:
+            SettingsError: the reader profile that it names does not exist, or does not fit.
+        """
+        own = settings.file_ingest
+        return cls(
+            declaration,
+            declaration.profiles(load_profiles(own.profiles)),
+            ReadLimits.from_settings(own),
+            tables_of(declaration, settings),
+            own.max_rejected_share,
+        )
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # the contract of the shipped dataset has a constant
+        """The name of the dataset."""
+        return self.declaration.name
+
+    @property
+    def target(self) -> Target:  # type: ignore[override]
+        """The columns that are read of a file."""
+        return self.declaration.read_as
+
+    @property
+    def drift(self) -> Policy:  # type: ignore[override]
+        """What happens to columns that are not declared."""
+        return self.declaration.drift
+
+    @property
+    def max_rejected_share(self) -> float:
+        """A file with a greater share of bad rows is quarantined whole."""
+        share = self.declaration.max_rejected_share
+        return self.largest_share if share is None else share
+
+    @cached_property
+    def schema(self) -> pandera.DataFrameSchema:
+        """The pandera schema of the rows, with the key."""
+        if self.declaration.key is None:
+            return self.declaration.contract
+        schema = copy.deepcopy(self.declaration.contract)
+        unique: Any = schema.unique or []
+        others = [unique] if unique and isinstance(unique[0], str) else unique
+        keys: Any = [*others, list(self.declaration.key.columns)]
+        schema.unique = keys
+        return schema
+
+    @property
+    def needs_whole_files(self) -> bool:
+        """True if a rule looks at more than one row: then no file can be checked in parts."""
+        return needs_whole_files(self.schema)
+
+    def prepare_tables(self, engine: sa.Engine) -> DatasetTables:
+        """Create the tables, or add what is new to them; see `table_changes`."""
+        ensure_tables(engine, self.tables, evolving=self.drift == "evolve")
+        return self.tables
+
+    def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
+        """Return the tables with columns for what drift adds; create those that do not exist."""
+        columns = [name for name in evolved_names(names, self.declaration).values() if name]
+        if not columns:
+            return self.tables
+        tables = with_columns(self.tables, columns)
+        ensure_tables(engine, tables, evolving=True)
+        return tables
+
+    def validated(self, rows: pl.DataFrame, profile: ReaderProfile) -> ValidatedRows:
+        """Give the columns their types, and separate the good rows from the bad ones."""
+        return validate(cast_columns(rows, self.declaration.typed_columns, profile), self.schema)
+
+    def evolved(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+        """Move undeclared columns from rescued_data to columns of their own."""
+        columns = {name: column for name, column in evolved_names(names, self.declaration).items() if column}
+        if not columns or not rows.height:
+            return rows
+        texts = rows[RESCUED].to_list()
+        members = [{} if text is None else msgspec.json.decode(text, type=dict[str, Any]) for text in texts]
+        moved = [
+            pl.Series(column, [_text(one.pop(name, None)) for one in members], pl.String)
+            for name, column in columns.items()
+        ]
+        left = [json.dumps(one, ensure_ascii=False) if one else None for one in members]
+        return rows.with_columns(*moved, pl.Series(RESCUED, left, pl.String))
+
+    def summarised(self, accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Summarise the measures of each file by their groups."""
+        measures = self.declaration.measures
+        if measures is None:
+            return pl.DataFrame(schema=self.tables.metric_schema), NO_INSTANTS
+        return summarise(accepted, ["file_key", *measures.group_by], measures.columns), NO_INSTANTS
+
+    def broken_by_stored(self, rows: pl.DataFrame) -> Mapping[str, int]:
+        """Count how often each rule is broken by stored rows."""
+        return counts_of(validate(rows, self.schema).rejected)
+
+    def meaning_of(self, profile: ReaderProfile, record: FileRecord) -> str:
+        """Hash everything but the bytes that determines the rows of a file."""
+        declared = self.declaration.model_dump(mode="json", include={"name", "columns", "model", "key", "drift"})
+        return meaning_of(profile, location_of(record.event), record.event.kind, declared)
+
+
+def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTables:
+    """Return the tables of a declared dataset."""
+    columns = declaration.typed_columns
+    row_schema: Schema = {**{column.name: column.polars_type for column in columns}, **ENGINE_COLUMNS}
+    table = declaration.table
+    return DatasetTables(
+        declaration.name,
+        None if table is None else _table(table, [*map(_sql_column, columns), *_engine_columns()], "brin"),
+        _metrics_table(declaration),
+        row_schema,
+        _metric_schema(declaration),
+        None if table is not None else DeltaRows(delta_store(declaration, settings)),
+    )
+
+
+def stored_of(declaration: DatasetDeclaration, settings: Settings) -> dict[dg.AssetKey, StoredTable]:
+    """Return the tables of a declared dataset whose rows other assets can load."""
+    assets, tables = assets_of(declaration.name), tables_of(declaration, settings)
+    stored: dict[dg.AssetKey, StoredTable] = {assets.quarantined_files: SqlTable(quarantined_rows, "file_key")}
+    if tables.metrics is not None:
+        stored[assets.metrics] = SqlTable(tables.metrics, "file_key")
+    if tables.rows is not None:
+        return stored | {assets.validated: SqlTable(tables.rows, "file_key")}
+    schema = pl.DataFrame(schema=tables.row_schema).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    name = str(declaration.target.delta)
+    return stored | {assets.validated: DeltaTable(name, lambda: delta_store(declaration, settings), schema, "file_key")}
+
+
+def with_columns(tables: DatasetTables, names: Sequence[str]) -> DatasetTables:
+    """Return the tables with further columns of text."""
+    row_schema = dict(tables.row_schema) | dict.fromkeys(names, pl.String)
+    if tables.rows is None:
+        return replace(tables, row_schema=row_schema)
+    columns = [column.copy() for column in tables.rows.columns]
+    table = _table(tables.rows.name, [*columns, *(sa.Column(name, sa.Text) for name in names)], "brin")
+    return replace(tables, row_schema=row_schema, rows=table)
+
+
+def evolved_names(names: Sequence[str], declaration: DatasetDeclaration) -> dict[str, str | None]:
+    """Return the column for each undeclared column of a file; None where its name cannot be one of a column."""
+    taken = {*OWN_NAMES, *(column.name for column in declaration.typed_columns)}
+    found: dict[str, str | None] = {}
+    for name in sorted(names)[:MAX_EVOLVED_COLUMNS]:
+        plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+        column = f"_{plain}" if plain[:1].isdigit() else plain
+        usable = column and len(column) <= LONGEST_NAME and column not in taken and not column.startswith("kafka_")
+        found[name] = column if usable else None
+        taken.add(column)
+    return found
+
+
+def _text(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _sql_column(column: Column) -> sa.Column[Any]:
+    return sa.Column(column.name, sql_type(column), nullable=not column.required, doc=column.description or None)
+
+
+def _engine_columns() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("file_key", sa.Text, nullable=False),
+        sa.Column("line_number", sa.BigInteger, nullable=False),
+        sa.Column(RESCUED, Json),
+    ]
+
+
+def _table(name: str, columns: Sequence[sa.Column[Any]], index: str) -> sa.Table:
+    """Return a table with an index of its files; of the rows one that costs nothing to write, see the migration."""
+    bloom: Any = {
+        "postgresql_using": "brin",
+        "postgresql_ops": {"file_key": "text_bloom_ops (n_distinct_per_range = 256)"},
+        "postgresql_with": {"pages_per_range": 64, "autosummarize": "on"},
+    }
+    by_file = sa.Index(f"{name}_by_file", "file_key", **(bloom if index == "brin" else {}))
+    return sa.Table(name, sa.MetaData(), *columns, by_file)
+
+
+def _metric_schema(declaration: DatasetDeclaration) -> Schema:
+    types = {column.name: column.polars_type for column in declaration.typed_columns}
+    groups = declaration.measures.group_by if declaration.measures else ()
+    grouped: Schema = {"file_key": pl.String, **{name: types[name] for name in groups}, "measure": pl.String}
+    return {**grouped, **SUMMARY_SCHEMA}
+
+
+def _metrics_table(declaration: DatasetDeclaration) -> sa.Table | None:
+    if declaration.metrics_table is None or declaration.measures is None:
+        return None
+    columns = {column.name: column for column in declaration.typed_columns}
+    groups = [
+        _sql_column(columns[name].model_copy(update={"required": False})) for name in declaration.measures.group_by
+    ]
+    figures = [sa.Column(name, sa.BigInteger if name == "count" else Double) for name in SUMMARY_COLUMNS]
+    key = sa.Column("file_key", sa.Text, nullable=False)
+    return _table(declaration.metrics_table, [key, *groups, sa.Column("measure", sa.Text), *figures], "btree")

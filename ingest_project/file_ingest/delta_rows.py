@@ -1,0 +1,119 @@
+"""The accepted rows of a declared dataset in a Delta table.
+
+The rows of all files of one transaction are written in one Delta commit, before the database commits their queue
+entries. A process killed between the two leaves rows of files that are not finished: the next attempt at these files
+replaces their rows. Files that no run has begun before have none: these are appended, which conflicts with no other
+writer and reads nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import polars as pl
+import pyarrow as pa
+
+from ingest_project.core.settings import Settings
+from ingest_project.platform.database.sql import in_parts
+from ingest_project.platform.delta import delta_credentials
+from ingest_project.platform.delta.replacing import ReplaceableStore, open_replaceable
+from ingest_project.platform.delta.schema import delta_schema, ready_to_append
+from ingest_project.platform.delta.table import query_events
+from ingest_project.readers.datasets import DatasetDeclaration
+
+SPOOL_BYTES = 64 * 1024**2
+
+
+def delta_url(declaration: DatasetDeclaration, settings: Settings) -> str:
+    """Return the address of a dataset's Delta table: a plain name is a folder in delta/ of the state folder."""
+    name = str(declaration.target.delta)
+    is_address = "://" in name or "/" in name
+    return name if is_address else str(settings.state_dir.absolute() / "delta" / name)
+
+
+def delta_store(declaration: DatasetDeclaration, settings: Settings) -> ReplaceableStore:
+    """Return the store of a dataset's Delta table."""
+    url = delta_url(declaration, settings)
+    credentials = None if "://" not in url else delta_credentials(settings)
+    return open_replaceable(url, credentials, partition_by=declaration.target.partition_by)
+
+
+@dataclass(frozen=True)
+class DeltaRows:
+    """See `RowsElsewhere`."""
+
+    store: ReplaceableStore
+
+    @contextmanager
+    def session(self) -> Iterator[DeltaSession]:
+        """Collect the changes of one transaction in memory, and on disk where they are many."""
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
+            yield DeltaSession(self.store, spool)
+
+    def counts(self, file_keys: Sequence[str] | None) -> dict[str, int]:
+        """Count the stored rows of each of these files, or of all; files without rows are left out."""
+        found: dict[str, int] = {}
+        for where in ["true"] if file_keys is None else map(_is_of, in_parts(file_keys)):
+            query = f"SELECT file_key, COUNT(*) AS number FROM events WHERE {where} GROUP BY file_key"
+            for batch in query_events(self.store, query):
+                found |= {row["file_key"]: row["number"] for row in batch.to_pylist()}
+        return found
+
+    def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
+        """Yield the file's stored rows in parts of bounded size, in no particular order."""
+        for batch in query_events(self.store, f"SELECT * FROM events WHERE {_is_of([file_key])}"):
+            yield pl.DataFrame(pl.from_arrow(batch)).drop("file_key")
+
+
+@dataclass
+class DeltaSession:
+    """See `RowsSession`."""
+
+    store: ReplaceableStore
+    spool: IO[bytes]
+    _replaced: set[str] = field(default_factory=set)
+    _stored: set[str] = field(default_factory=set)
+    _writer: Any = None
+
+    def replace(self, file_keys: Collection[str]) -> None:
+        """Delete the rows that are stored of these files."""
+        self._replaced.update(file_keys)
+
+    def append(self, rows: pl.DataFrame) -> None:
+        """Add rows, in the columns of the table."""
+        if rows.is_empty():
+            return
+        table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+        table = ready_to_append(table, delta_schema(table.schema, self.store.url))
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(self.spool, table.schema)
+        self._writer.write_table(table)
+        self._stored.update(rows["file_key"].unique())
+
+    def commit(self) -> None:
+        """Write all changes in one commit."""
+        # What is written must match the predicate.
+        where = _is_of([*self._replaced, *self._stored]) if self._replaced else ""
+        if self._writer is None:
+            if where:
+                self.store.delete(where)
+            return
+        self._writer.close()
+        self.store.replace(self._writer_schema(), self._batches, where)
+
+    def _writer_schema(self) -> pa.Schema:
+        self.spool.seek(0)
+        return pa.ipc.open_stream(self.spool).schema
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        self.spool.seek(0)
+        yield from pa.ipc.open_stream(self.spool)
+
+
+def _is_of(file_keys: Sequence[str]) -> str:
+    keys = ", ".join("'" + key.replace("'", "''") + "'" for key in sorted(set(file_keys)))
+    return f"file_key IN ({keys})" if keys else "false"

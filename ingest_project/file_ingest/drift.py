@@ -1,0 +1,90 @@
+"""Drift: how the columns of a file differ from those that its dataset declares.
+
+Nothing of a file is dropped silently. A column that nobody declared is kept as JSON next to its row (`rescue`), becomes
+a column of the table (`evolve`), or rejects the file (`freeze`); each of the three reports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ingest_project.core.errors import FileRejectedError
+from ingest_project.readers.layout import RowsChunk
+
+SCHEMA_UNCHANGED = "schema_unchanged"
+SCHEMA_CHANGED = "schema_changed"
+MAX_COLUMNS_SHOWN = 50
+# Reasons of values that are not of the type of their column.
+OTHER_TYPES = ("_not_a_", "_not_an_", "_unparseable")
+
+Policy = Literal["rescue", "evolve", "freeze"]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Differences between the columns of a file and the declared ones.
+
+    Args:
+        unknown: columns of the file that are not declared, and that its profile does not leave out on purpose.
+        missing: declared columns that the file does not have, and need not have.
+        retyped: columns in which more than half of the rows have values of another type.
+        reordered: True if the declared columns come in another order.
+    """
+
+    unknown: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    retyped: tuple[str, ...] = ()
+    reordered: bool = False
+
+    @property
+    def found(self) -> bool:
+        """True if anything differs."""
+        return bool(self.unknown or self.missing or self.retyped or self.reordered)
+
+    def __str__(self) -> str:
+        """Return what differs, in words."""
+        named = {"unknown": self.unknown, "missing": self.missing, "of another type": self.retyped}
+        parts = [f"{what}: {', '.join(names[:MAX_COLUMNS_SHOWN])}" for what, names in named.items() if names]
+        return "; ".join([*parts, *(["the columns come in another order"] if self.reordered else [])])
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what differs, for the UI; nothing where nothing does."""
+        named = {"unknown_columns": self.unknown, "missing_columns": self.missing, "retyped_columns": self.retyped}
+        shown: dict[str, Any] = {name: list(columns[:MAX_COLUMNS_SHOWN]) for name, columns in named.items() if columns}
+        return shown | ({"columns_reordered": True} if self.reordered else {})
+
+
+NO_DRIFT = Drift()
+
+
+def drift_of(chunk: RowsChunk, columns: Sequence[str], rule_counts: Mapping[str, int], rows_read: int) -> Drift:
+    """Return the drift of a file.
+
+    Args:
+        chunk: the first one of the file: a header says the same in all of them.
+        columns: the declared ones.
+        rule_counts: how often each rule was broken.
+        rows_read: rows of the file.
+    """
+    wrong = dict.fromkeys(columns, 0)
+    for rule, count in rule_counts.items():
+        for column in columns:
+            if rule.startswith(tuple(f"{column}{end}" for end in OTHER_TYPES)):
+                wrong[column] += count
+    retyped = tuple(column for column, count in wrong.items() if 2 * count > rows_read)
+    return Drift(chunk.unknown_columns, chunk.missing_columns, retyped, chunk.reordered)
+
+
+def require_unchanged(drift: Drift) -> None:
+    """Reject a file whose columns differ from the declared ones in more than their order.
+
+    Raises:
+        FileRejectedError: `schema_changed`.
+    """
+    if drift.unknown or drift.missing or drift.retyped:
+        raise FileRejectedError(
+            SCHEMA_CHANGED,
+            f"Its columns are not those of the frozen dataset: {drift}. Declare them, or use drift: rescue.",
+        )

@@ -1,0 +1,92 @@
+"""Delta tables whose rows are replaced file by file, each time in one commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+
+from ingest_project.core.errors import TransactionConflictError
+from ingest_project.platform.delta import DeltaCredentials, delta_errors, delta_location
+from ingest_project.platform.delta.schema import rows_to_append
+from ingest_project.platform.delta.table import DeltaStore, pauses
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+
+Batches = Callable[[], Iterator[pa.RecordBatch]]
+
+
+class ReplaceableStore(DeltaStore):
+    """One table; rows that match a predicate are replaced by others in one commit."""
+
+    def replace(self, schema: pa.Schema, batches: Batches, where: str) -> None:
+        """Delete the rows that match a predicate and add others, in one commit; a second time is the same state.
+
+        Creates the table when it is not there. New columns are added, columns that are missing are null.
+
+        Args:
+            schema: of the rows.
+            batches: yields the rows, all of which match the predicate, at each attempt anew.
+            where: an SQL predicate; empty to delete nothing, which never conflicts with other writers.
+
+        Raises:
+            SchemaConflictError: a column's type is another than the table's, or none of Delta's.
+            TransactionConflictError: other writers conflicted at every attempt.
+            StoreUnavailableError: the store does not answer or refused. The commit may have landed: replace again.
+        """
+        with self._lock:
+            self._retrying(
+                lambda: self._write(self._refreshed() or self._created(schema.empty_table()), schema, batches, where)
+            )
+
+    def delete(self, where: str) -> None:
+        """Delete the rows that match a predicate; nothing is done without a table.
+
+        Raises:
+            TransactionConflictError, StoreUnavailableError: as of `replace`.
+        """
+
+        def delete() -> None:
+            if (table := self._refreshed()) is not None:
+                table.delete(where)
+
+        with self._lock:
+            self._retrying(delete)
+
+    def _retrying(self, change: Callable[[], None]) -> None:
+        """Make a change at the newest version, and again where another writer was faster."""
+        for pause in (*pauses(), None):
+            try:
+                with delta_errors(self._location):
+                    change()
+            except TransactionConflictError:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+            else:
+                self._log_identity = self._identity_now()
+                return
+
+    def _write(self, table: DeltaTable, schema: pa.Schema, batches: Batches, where: str) -> None:
+        from deltalake import write_deltalake  # noqa: PLC0415 - heavy
+
+        _, other_columns = rows_to_append(schema.empty_table(), table.schema(), self.url)
+        rows = pa.RecordBatchReader.from_batches(schema, batches())
+        merge: Literal["merge"] | None = "merge" if other_columns else None
+        if where:
+            write_deltalake(table, rows, mode="overwrite", predicate=where, schema_mode=merge)
+        else:
+            write_deltalake(table, rows, mode="append", schema_mode=merge)
+
+
+@cache
+def open_replaceable(
+    url: str, credentials: DeltaCredentials | None = None, *, partition_by: tuple[str, ...] = ()
+) -> ReplaceableStore:
+    """Return the table's store, see `table.open_delta_table`."""
+    return ReplaceableStore(delta_location(url, credentials), partition_by)

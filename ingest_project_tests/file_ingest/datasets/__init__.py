@@ -1,0 +1,1 @@
+"""Declared datasets, from a declaration and a message to stored rows."""
