@@ -131,11 +131,13 @@ def guess(file: File, *, name: Name = None) -> None:
 @dataset_app.command("guess")
 def guess_a_dataset(file: File, *, name: Name = None) -> None:
     """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""
+    from ingest_project.contracts.files import type_inside  # noqa: PLC0415
+    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
     from ingest_project.readers.guess_dataset import guess_dataset  # noqa: PLC0415
 
     settings = load_settings().settings
     named = name or name_of(file)
-    draft = guess_dataset(_looked_at(file, settings), file.name, named)
+    draft = guess_dataset(_looked_at(file, settings), file.name, type_inside(type_of(file)), named)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, named, "defs.yaml")
         written.parent.mkdir()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from ingest_project.contracts.files import INGESTIBLE_TYPES
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.guess_columns import Column
 from ingest_project.readers.guess_names import read_name, slug, without_serial
@@ -48,12 +49,13 @@ class TypedColumn(NamedTuple):
     times: TimeGuess | None = None
 
 
-def guess_dataset(found: Found, file_name: str, name: str) -> Draft:
+def guess_dataset(found: Found, file_name: str, file_type: str, name: str) -> Draft:
     """Propose a declaration, as the content of a `defs.yaml`.
 
     Args:
         found: the table in the file.
         file_name: of the file.
+        file_type: of the file.
         name: of the dataset.
     """
     columns = found.columns.all
@@ -63,6 +65,8 @@ def guess_dataset(found: Found, file_name: str, name: str) -> Draft:
     draft.add("attributes")
     draft.indent = 1
     draft.add("description", f"Guessed from {file_name}.")
+    if file_type not in INGESTIBLE_TYPES:
+        draft.add("file_types", [file_type])
     draft.add("columns")
     for column, proposed in zip(columns, typed, strict=True):
         _write_column(draft, column, proposed)
