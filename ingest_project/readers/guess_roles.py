@@ -12,6 +12,7 @@ from ingest_project.readers.guess_names import NameGuess, read_name, role_of, sl
 MAX_TYPES = 60
 MAX_DEVICES_SHARE = 0.5
 FEW_ROWS = 10
+FEW_STEPS = 2
 IN_RANGE_SHARE = 0.9
 
 
@@ -123,8 +124,8 @@ def _why_no_quantity(columns: Columns, column: Column) -> str | None:
     """Return why a column holds no measurements, if it does not."""
     if column.index not in columns.numeric:
         return "text"
-    named, steps = read_name(column.meaning), columns.values_of(column).diff().drop_nulls()
-    counts = len(steps) > 1 and bool((steps == 1).all())
+    named, values = read_name(column.meaning), columns.values_of(column)
+    counts = len(values) > FEW_STEPS and bool((values.diff().drop_nulls() == 1).all() and (values % 1 == 0).all())
     return "counts rows" if counts and not (named.unit or named.known_type) else None
 
 
