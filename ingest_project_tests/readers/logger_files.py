@@ -15,7 +15,7 @@ class LoggerFile(NamedTuple):
 
     name: str
     content: bytes
-    count: int
+    total: int
     readings: tuple[Reading, ...]
     asked: tuple[str, ...] = ()
 

@@ -62,7 +62,7 @@ def test_a_loggers_file_is_read_as_a_person_reads_it(sample: LoggerFile, tmp_pat
     found = Counter(rows.select("timestamp", "device_id", "sensor_type", "value").rows())
     for when, *rest in sample.readings:
         assert found[datetime.fromisoformat(when), *rest] == 1, (when, rest)
-    assert rows.height == sample.count
+    assert rows.height == sample.total
     asked = " ".join(draft.questions)
     assert all(word in asked for word in sample.asked), asked
     assert sample.asked or not draft.questions
