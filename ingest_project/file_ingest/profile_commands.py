@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,7 @@ MAX_SHOWN_TEXT = 160
 MAX_NAME = 40
 YAML_ENDINGS = (".yaml", ".yml")
 SENSOR_READINGS = "sensor_readings"
+TEXT_TYPES = frozenset({"csv", "tsv", "psv", "txt", "dat"})
 
 profile_app = typer.Typer(help="Reader profiles: list, check, try, and propose one for a file.", no_args_is_help=True)
 dataset_app = typer.Typer(help="Declared datasets: list, check, try, and propose one for a file.", no_args_is_help=True)
@@ -124,8 +126,9 @@ def guess(file: File, *, name: Name = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "profile.yaml")
         written.write_text(draft.text(), encoding="utf-8")
-        verdict = _verdict(file, read_profile(written), contract)
-    typer.echo(draft.text([verdict]), nl=False)
+        sample = _excerpt(file, Path(folder))
+        said = [_verdict(sample, read_profile(written), contract), *_installed(sample, contract)]
+    typer.echo(draft.text(said), nl=False)
 
 
 @dataset_app.command("guess")
@@ -143,7 +146,7 @@ def guess_a_dataset(file: File, *, name: Name = None) -> None:
         written.parent.mkdir()
         written.write_text(draft.text(), encoding="utf-8")
         contract = _contract_of(str(written), settings)
-        verdict = _verdict(file, contract.profiles.named(named), contract)
+        verdict = _verdict(_excerpt(file, Path(folder)), contract.profiles.named(named), contract)
     typer.echo(draft.text([verdict, f"Store this as {named}/defs.yaml in {settings.declarations.name}."]), nl=False)
 
 
@@ -254,6 +257,25 @@ def _profile_of(name: str | None, contract: Contract, settings: Settings) -> Rea
         return contract.profiles.named(name or own)
     except FileRejectedError as error:
         raise SettingsError(error.detail) from None
+
+
+def _excerpt(file: Path, folder: Path) -> Path:
+    """Return a file, or the parts of a large text file that were looked at."""
+    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
+    from ingest_project.readers.guess_text import excerpt  # noqa: PLC0415
+
+    return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
+
+
+def _installed(file: Path, contract: Contract) -> Iterator[str]:
+    """Name the reader profiles that read a file without rejecting a row: one of them may be made for it."""
+    from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
+
+    for name, profile in contract.profiles.items():
+        trial = try_file(file, profile, contract, 0)
+        if trial.refusal is None and not trial.rows_rejected:
+            accepted = counted(trial.rows_accepted, "row")
+            yield f"The profile {name} reads it too: {accepted} accepted. See `ingest profile show {name}`."
 
 
 def _verdict(file: Path, profile: ReaderProfile, contract: Contract) -> str:
