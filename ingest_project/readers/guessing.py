@@ -24,7 +24,6 @@ from ingest_project.readers.guess_times import TimeGuess
 from ingest_project.readers.guess_workbook import read_sheets
 from ingest_project.readers.guess_yaml import Draft
 from ingest_project.readers.layout import ReadLimits
-from ingest_project.readers.profiles import DEFAULT_NULLS
 
 
 class Found(NamedTuple):
@@ -161,12 +160,12 @@ def _said_of(column: Column, columns: Columns, role: str) -> str:
 
 
 def _said_of_numbers(column: Column, columns: Columns) -> str:
-    values = columns.values_of(column)
-    present = len(column.present)
-    said = f"{len(values):,} of {present:,} are numbers"
+    values, missing = columns.values_of(column), columns.missing(column)
+    said = f"{len(values):,} of {len(column.texts) - missing:,} are numbers"
     if len(values):
         ordered = values.sort()
         said += f", {ordered[0]:g} to {ordered[-1]:g}"
+    said += f"; {missing:,} missing" if missing else ""
     odd = columns.unread(column)
     return said + (f"; not numbers: {', '.join(f'{text!r} ({count:,})' for text, count in odd)}" if odd else "")
 
@@ -218,11 +217,11 @@ def write_notation(draft: Draft, columns: Columns, times: Sequence[TimeGuess]) -
         if layout.thousands:
             draft.add("thousands", layout.thousands, depth=1)
     if columns.nulls:
-        draft.add("nulls", comment="the usual spellings of a missing value, and those found in this file")
-        for spelling in DEFAULT_NULLS:
-            draft.item(spelling, depth=1)
-        for null in columns.nulls:
-            draft.item(null.spelling, f"{null.cells:,} times: {null.why}", depth=1)
+        found = (
+            f"{null.spelling} {'once' if null.cells == 1 else f'{null.cells:,} times'}, {null.why}"
+            for null in columns.nulls
+        )
+        draft.add("nulls", [*columns.spellings], "; ".join(found))
 
 
 def _write_times(draft: Draft, columns: Columns, guesses: Sequence[TimeGuess]) -> None:
