@@ -116,7 +116,8 @@ CAMPBELL = LoggerFile(
     "CR1000_Table1.dat",
     (
         '"TOA5","CR1000-Alpha","CR1000","1234","CR1000.Std.22","CPU:alpha.CR1","30112","Table1"\r\n'
-        '"TIMESTAMP","RECORD","BattV_Min","AirTC_Avg","RH"\r\n"TS","RN","Volts","Deg C","%"\r\n"","","Min","Avg","Smp"\r\n'
+        '"TIMESTAMP","RECORD","BattV_Min","AirTC_Avg","RH"\r\n"TS","RN","Volts","Deg C","%"\r\n'
+        '"","","Min","Avg","Smp"\r\n'
         + lines(
             50,
             "2026-01-15",
@@ -261,7 +262,8 @@ NETWORK = LoggerFile(
         1,
         lambda i, t: (
             f'{{"end_device_ids": {{"device_id": "eui-{i % 3}"}}, "received_at": "{t:%Y-%m-%dT%H:%M:%S.5Z}", '
-            f'"uplink_message": {{"f_port": 1, "f_cnt": {i}, "decoded_payload": {{"temperature": {21.4 + i / 10:.1f}}}}}}}'
+            f'"uplink_message": {{"f_port": 1, "f_cnt": {i}, '
+            f'"decoded_payload": {{"temperature": {21.4 + i / 10:.1f}}}}}}}'
         ),
         "\n",
     ).encode(),
