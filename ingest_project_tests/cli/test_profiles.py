@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.operations.__init__ import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.operations.dashboard.data import dashboard
 from ingest_project.operations.snapshot import take_snapshot
 from ingest_project.platform.dagster.run_records import DagsterRecords
