@@ -114,7 +114,6 @@ def check_profiles(paths: Paths = None, *, as_json: AsJson = False) -> None:
 @profile_app.command("guess")
 def guess(file: File, *, name: Name = None) -> None:
     """Propose a reader profile for a file, as YAML: what each guess rests on, and what a person must answer."""
-    from ingest_project.file_ingest.resources import FileIngestResources  # noqa: PLC0415
     from ingest_project.file_ingest.sensor_readings import SensorTypes  # noqa: PLC0415
     from ingest_project.readers.guessing import guess_profile  # noqa: PLC0415
     from ingest_project.readers.profiles import read_profile  # noqa: PLC0415
@@ -122,7 +121,7 @@ def guess(file: File, *, name: Name = None) -> None:
     settings = load_settings().settings
     types = SensorTypes.load(settings.file_ingest.sensor_types)
     draft = guess_profile(_looked_at(file, settings), file.name, name or name_of(file), types.types)
-    contract = FileIngestResources(settings).contract_of(SENSOR_READINGS)
+    contract = _contract_of(SENSOR_READINGS, settings)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "profile.yaml")
         written.write_text(draft.text(), encoding="utf-8")
@@ -227,21 +226,23 @@ def _looked_at(file: Path, settings: Settings) -> Found:
 
 def _contract_of(dataset: str, settings: Settings) -> Contract:
     """Return the contract of a dataset by its name, or of the declaration in a file."""
-    from ingest_project.file_ingest.resources import FileIngestResources  # noqa: PLC0415
-
-    services = FileIngestResources(settings)
-    if not dataset.endswith(YAML_ENDINGS):
-        if dataset not in services.datasets:
-            problems = " ".join(one.problem for one in services.datasets.broken if one.name == dataset)
-            known = ", ".join(services.datasets)
-            raise SettingsError(f"There is no usable dataset {dataset!r}. Known: {known}. {problems}".rstrip())
-        return services.contract_of(dataset)
+    from ingest_project.file_ingest.contract import SensorContract  # noqa: PLC0415
     from ingest_project.file_ingest.declared import DeclaredContract  # noqa: PLC0415
-    from ingest_project.readers.datasets import read_declaration  # noqa: PLC0415
+    from ingest_project.readers.datasets import load_declarations, read_declaration  # noqa: PLC0415
 
-    declaration = read_declaration(Path(dataset))
+    if dataset == SENSOR_READINGS:
+        return SensorContract.from_settings(settings.file_ingest)
+    if dataset.endswith(YAML_ENDINGS):
+        # The folder names the dataset.
+        declaration = read_declaration(Path(dataset).resolve())
+        problem = f"{dataset} declares no dataset."
+    else:
+        known = load_declarations(settings)
+        declaration = known.get(dataset)
+        broken = "".join(f" {one.problem}" for one in known.broken if one.name == dataset)
+        problem = f"There is no usable dataset {dataset!r}. Known: {', '.join(known)}.{broken}"
     if declaration is None:
-        raise SettingsError(f"{dataset} declares no dataset.")
+        raise SettingsError(problem)
     return DeclaredContract.of(declaration, settings)
 
 
