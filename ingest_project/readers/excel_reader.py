@@ -8,9 +8,9 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -195,16 +195,33 @@ class _SheetText:
         return [shortened(raw.partition(b"\t")[2]) for raw in records]
 
 
-def sheet_cells(path: Path, file_type: str, sheet: int, limits: ReadLimits) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield number, kinds and texts of the cells of each row of a sheet that is not blank.
+class SheetRow(NamedTuple):
+    """One row of a sheet that is not blank.
+
+    Args:
+        sheet: number of the sheet, from 0.
+        number: of the row, from 1.
+        kinds: of its cells, see `excel_cells`.
+        cells: their texts.
+    """
+
+    sheet: int
+    number: int
+    kinds: str
+    cells: list[str]
+
+
+def rows_of_all_sheets(path: Path, file_type: str, limits: ReadLimits, max_rows: int) -> Iterator[SheetRow]:
+    """Yield the first rows of every sheet, as they are.
 
     Raises:
-        FileRejectedError: the workbook cannot be read, or has no such sheet (`missing_sheet`).
+        FileRejectedError: the workbook cannot be read.
     """
     _check_outside(path, file_type, limits, path.name)
     with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
         rows = Path(folder, "rows.tsv")
-        _run_worker(path, file_type, ReaderProfile.model_construct(name="sheet", sheet=sheet), limits, rows)
-        with rows.open(encoding="utf-8", newline="") as file:
-            for mark, number, *cells in csv.reader(file, delimiter="\t"):
-                yield int(number), mark[KINDS_AT:], cells
+        _run_worker(path, file_type, ReaderProfile.model_construct(name="all", sheet="*"), limits, rows)
+        for sheet in range(len(json.loads(sheets_file(rows).read_text(encoding="utf-8")))):
+            with sheet_file(rows, sheet).open(encoding="utf-8", newline="") as file:
+                for mark, number, *cells in islice(csv.reader(file, delimiter="\t"), max_rows):
+                    yield SheetRow(sheet, int(number), mark[KINDS_AT:], cells)
