@@ -121,7 +121,7 @@ class DeclaredContract(Contract):
     def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
         """Return the tables with columns for what drift adds; create those that do not exist."""
         columns = [name for name in evolved_names(names, self.declaration).values() if name]
-        if not columns:
+        if self.drift != "evolve" or not columns:
             return self.tables
         tables = with_columns(self.tables, columns)
         ensure_tables(engine, tables, evolving=True)
@@ -134,7 +134,7 @@ class DeclaredContract(Contract):
     def evolved(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         """Move undeclared columns from rescued_data to columns of their own."""
         columns = {name: column for name, column in evolved_names(names, self.declaration).items() if column}
-        if not columns or not rows.height:
+        if self.drift != "evolve" or not columns or not rows.height:
             return rows
         texts = rows[RESCUED].to_list()
         members = [{} if text is None else msgspec.json.decode(text, type=dict[str, Any]) for text in texts]
@@ -182,7 +182,7 @@ def with_columns(tables: DatasetTables, names: Sequence[str]) -> DatasetTables:
     row_schema = dict(tables.row_schema) | dict.fromkeys(names, pl.String)
     if tables.rows is None:
         return replace(tables, row_schema=row_schema)
-    columns = [column.copy() for column in tables.rows.columns]
+    columns = [sa.Column(column.name, column.type, nullable=column.nullable) for column in tables.rows.columns]
     table = _table(tables.rows.name, [*columns, *(sa.Column(name, sa.Text) for name in names)], "brin")
     return replace(tables, row_schema=row_schema, rows=table)
 
