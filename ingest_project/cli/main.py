@@ -18,11 +18,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from ingest_project.core.console import (
-    AsJson,
-    add_row,
-    print_json,
-)
+from ingest_project.core.console import AsJson, add_row, print_json
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import printable, printable_lines

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import dagster as dg
 import msgspec
 import pandera.polars as pandera
 import polars as pl
@@ -20,16 +19,13 @@ from ingest_project.contracts.columns import OWN_NAMES, Column
 from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, validate
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
-from ingest_project.file_ingest.catalog import assets_of
-from ingest_project.file_ingest.contract import Contract, counts_of
+from ingest_project.file_ingest.contract import Contract, counts_of, location_of
 from ingest_project.file_ingest.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.drift import Policy
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.table_changes import ensure_tables
-from ingest_project.file_ingest.tables import quarantined_rows
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.sql import DatasetTables, Schema
-from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
 from ingest_project.platform.database.sql import Double, Json, sql_type
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
@@ -125,7 +121,7 @@ class DeclaredContract(Contract):
     def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
         """Return the tables with columns for what drift adds; create those that do not exist."""
         columns = [name for name in evolved_names(names, self.declaration).values() if name]
-        if not columns:
+        if self.drift != "evolve" or not columns:
             return self.tables
         tables = with_columns(self.tables, columns)
         ensure_tables(engine, tables, evolving=True)
@@ -138,7 +134,7 @@ class DeclaredContract(Contract):
     def evolved(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         """Move undeclared columns from rescued_data to columns of their own."""
         columns = {name: column for name, column in evolved_names(names, self.declaration).items() if column}
-        if not columns or not rows.height:
+        if self.drift != "evolve" or not columns or not rows.height:
             return rows
         texts = rows[RESCUED].to_list()
         members = [{} if text is None else msgspec.json.decode(text, type=dict[str, Any]) for text in texts]
@@ -163,7 +159,7 @@ class DeclaredContract(Contract):
     def meaning_of(self, profile: ReaderProfile, record: FileRecord) -> str:
         """Hash everything but the bytes that determines the rows of a file."""
         declared = self.declaration.model_dump(mode="json", include={"name", "columns", "model", "key", "drift"})
-        return meaning_of(profile, record.event.file_name, record.event.kind, declared)
+        return meaning_of(profile, location_of(record), record.event.kind, declared)
 
 
 def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTables:
@@ -181,25 +177,12 @@ def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTab
     )
 
 
-def stored_of(declaration: DatasetDeclaration, settings: Settings) -> dict[dg.AssetKey, StoredTable]:
-    """Return the tables of a declared dataset whose rows other assets can load."""
-    assets, tables = assets_of(declaration.name), tables_of(declaration, settings)
-    stored: dict[dg.AssetKey, StoredTable] = {assets.quarantined_files: SqlTable(quarantined_rows, "file_key")}
-    if tables.metrics is not None:
-        stored[assets.metrics] = SqlTable(tables.metrics, "file_key")
-    if tables.rows is not None:
-        return stored | {assets.validated: SqlTable(tables.rows, "file_key")}
-    schema = pl.DataFrame(schema=tables.row_schema).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-    name = str(declaration.target.delta)
-    return stored | {assets.validated: DeltaTable(name, lambda: delta_store(declaration, settings), schema, "file_key")}
-
-
 def with_columns(tables: DatasetTables, names: Sequence[str]) -> DatasetTables:
     """Return the tables with further columns of text."""
     row_schema = dict(tables.row_schema) | dict.fromkeys(names, pl.String)
     if tables.rows is None:
         return replace(tables, row_schema=row_schema)
-    columns = [column.copy() for column in tables.rows.columns]
+    columns = [sa.Column(column.name, column.type, nullable=column.nullable) for column in tables.rows.columns]
     table = _table(tables.rows.name, [*columns, *(sa.Column(name, sa.Text) for name in names)], "brin")
     return replace(tables, row_schema=row_schema, rows=table)
 

@@ -53,6 +53,7 @@ class GroupLoad:
     Args:
         group: what is to be stored.
         services: where to.
+        contract: of the dataset.
         run_id: of the Dagster run.
         done: results of the files so far, and of the versions that were replaced.
         busy: files whose location another transaction has locked.
@@ -60,6 +61,7 @@ class GroupLoad:
 
     group: CheckedGroup
     services: FileIngestResources
+    contract: Contract
     run_id: str
     done: list[FileResult] = field(default_factory=list)
     busy: list[FileResult] = field(default_factory=list)
@@ -95,6 +97,8 @@ class GroupLoad:
     def _store_at_once(self, results: Sequence[FileResult], *, wait: bool) -> list[FileResult]:
         try:
             group = subset(self.group, results)
+            if group.unknown:
+                group = replace(group, tables=self.contract.widened(self.services.engine, group.unknown))
             return store_at_once(group, self.services, self.run_id, self._attempted, wait=wait)
         except TransientError as error:
             logger.warning("store_failed", files=len(results), reason=str(error))
@@ -125,9 +129,7 @@ def store(group: CheckedGroup, services: FileIngestResources, contract: Contract
         Exception: the tables do not match this version; nothing can be stored.
     """
     kept = quarantine_rejected(group.results, services, run_id)
-    if group.unknown:
-        group = replace(group, tables=contract.widened(services.engine, group.unknown))
-    storing = GroupLoad(group, services, run_id)
+    storing = GroupLoad(group, services, contract, run_id)
     requeue_later = [o for o in kept if o.state is FileState.PENDING or o.keeps_stored_rows]
     to_store = [o for o in kept if not (o.state is FileState.PENDING or o.keeps_stored_rows)]
     try:

@@ -32,6 +32,8 @@ from ingest_project.platform.object_store.content_store import QuarantineStore
 from ingest_project.platform.object_store.store import location_of
 
 logger = get_logger(__name__)
+# Clocks of two machines differ, and are corrected in small steps.
+LARGEST_SKEW_SECONDS = 5.0
 MEBIBYTE = 1024**2
 # While the warehouse is slow, one batch continues: it shows when the warehouse has recovered.
 BATCHES_WHILE_SLOW = 1

@@ -60,6 +60,11 @@ class DatasetSystem(System):
                 return done
         raise AssertionError(f"Still busy: {self.services.files.counts_by_state()}")
 
+    def _check_job(self, name: str) -> dg.JobDefinition:
+        keys = [dg.AssetCheckKey(dg.AssetKey(["weather", "validated"]), name)]
+        job = dg.define_asset_job("one_check", selection=dg.AssetSelection.checks(*keys))
+        return dg.Definitions.merge(self.definitions, dg.Definitions(jobs=[job])).resolve_job_def("one_check")
+
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Query the warehouse."""
         with reading(self.services.engine) as connection:
