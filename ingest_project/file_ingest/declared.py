@@ -27,7 +27,7 @@ from ingest_project.file_ingest.drift import Policy
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.table_changes import ensure_tables
 from ingest_project.file_ingest.tables import quarantined_rows
-from ingest_project.file_ingest.versions import meaning_of
+from ingest_project.file_ingest.versions import location_of, meaning_of
 from ingest_project.file_ingest.warehouse.sql import DatasetTables, Schema
 from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
 from ingest_project.platform.database.sql import Double, Json, sql_type
@@ -163,7 +163,7 @@ class DeclaredContract(Contract):
     def meaning_of(self, profile: ReaderProfile, record: FileRecord) -> str:
         """Hash everything but the bytes that determines the rows of a file."""
         declared = self.declaration.model_dump(mode="json", include={"name", "columns", "model", "key", "drift"})
-        return meaning_of(profile, record.event.file_name, record.event.kind, declared)
+        return meaning_of(profile, location_of(record.event), record.event.kind, declared)
 
 
 def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTables:

@@ -253,7 +253,8 @@ def _commit(engine: sa.Engine) -> float:
 
 def _local_folders(urls: Sequence[str]) -> Iterator[Path]:
     for url in urls:
-        if not is_address(url) and isinstance(location := location_of(url), Path):
+        is_local = "://" not in url or url.startswith("file://")
+        if is_local and not is_address(url) and isinstance(location := location_of(url), Path):
             yield location.absolute()
 
 
