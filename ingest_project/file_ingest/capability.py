@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 import sqlalchemy as sa
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.tables import FileState, files
+from ingest_project.file_ingest.tables import FileState, asset_of, files, partitions_of
 from ingest_project.platform.capability import (
     Amount,
     Capability,
@@ -19,6 +21,7 @@ from ingest_project.platform.capability import (
     Moment,
     PurgeStep,
     QueueView,
+    WorkState,
     counted_by_state,
     finished_states,
     latency,
@@ -28,12 +31,16 @@ from ingest_project.platform.capability import (
 )
 from ingest_project.platform.database.engine import reading, writing
 from ingest_project.platform.database.sql import in_parts
+from ingest_project.platform.delta.table import DeltaStore
 
 FILES = "ingest_files"
 ROWS = "ingest_rows"
 LANDED_BYTES = "ingest_landed_bytes"
 QUARANTINED_FILES = "ingest_quarantined_files"
 QUARANTINED_ROWS = "ingest_quarantined_rows"
+DATASET_FILES = "ingest_dataset_files"
+DATASET_ROWS = "ingest_dataset_rows"
+DRIFTED_FILES = "ingest_drifted_files"
 
 MAX_CONTENTS = 10_000
 SHOWN = 10
@@ -46,7 +53,10 @@ QUEUE = QueueView(
     failed_states=("failed", "quarantined"),
     expiring_states=("ingested", "duplicate", "replaced", "superseded"),
     partitions="files",
-    asset="validated_sensor_data",
+    asset=asset_of(SENSOR_READINGS),
+    routes=files.c.dataset,
+    set_of=partitions_of,
+    asset_of=asset_of,
 )
 
 
@@ -54,13 +64,18 @@ def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:
     """Yield the amounts that a finished file adds to the counters."""
     state = row["state"]
     yield Amount(FILES, (state,), 1)
+    yield Amount(DATASET_FILES, (row["dataset"], state), 1)
     if state == FileState.REPLACED:
         # It was counted when it was stored, if it ever was.
         return
     yield Amount(LANDED_BYTES, (), row["landed_bytes"] or 0)
     if state == FileState.INGESTED:
-        yield Amount(ROWS, ("accepted",), row["rows_accepted"] or 0)
-        yield Amount(ROWS, ("quarantined",), row["rows_quarantined"] or 0)
+        for outcome in ("accepted", "quarantined"):
+            rows = row[f"rows_{outcome}"] or 0
+            yield Amount(ROWS, (outcome,), rows)
+            yield Amount(DATASET_ROWS, (row["dataset"], outcome), rows)
+        if row["drifted"]:
+            yield Amount(DRIFTED_FILES, (row["dataset"],), 1)
         for rule, rows in (row["rule_counts"] or {}).items():
             yield Amount(QUARANTINED_ROWS, (rule,), rows)
         yield from latency("files", row)
@@ -78,6 +93,9 @@ class FileIngest(Capability[FileIngestResources]):
         Metric(
             ROWS, ("outcome",), "Rows of ingested files, accepted or quarantined.", (("accepted",), ("quarantined",))
         ),
+        Metric(DATASET_FILES, ("dataset", "outcome"), "Files that ended, by the dataset they belong to."),
+        Metric(DATASET_ROWS, ("dataset", "outcome"), "Rows of ingested files, by dataset, accepted or quarantined."),
+        Metric(DRIFTED_FILES, ("dataset",), "Ingested files whose columns differ from the declared ones."),
         Metric(LANDED_BYTES, (), "Bytes of finished files in the landing store, each time they were ingested.", ((),)),
         Metric(QUARANTINED_FILES, ("reason",), "Files quarantined whole, by the rule they broke."),
         Metric(
@@ -91,6 +109,7 @@ class FileIngest(Capability[FileIngestResources]):
         (
             *(files.c.state, files.c.landed_bytes, files.c.rows_accepted, files.c.rows_quarantined),
             *(files.c.rule_counts, files.c.error_class, *latency_columns(files)),
+            *(files.c.dataset, files.c.drifted),
         ),
         file_amounts,
     )
@@ -105,6 +124,23 @@ class FileIngest(Capability[FileIngestResources]):
             key: table for one in declarations.declared for key, table in declared.stored_of(one, settings).items()
         }
         return {self.name: DagsterParts(definitions.definitions_of(declarations), catalog.external_assets, stored)}
+
+    def read_work(self, services: FileIngestResources, *, detailed: bool) -> WorkState:
+        """Count the files that are not finished, and name the declarations that cannot be used."""
+        queues = super().read_work(services, detailed=detailed).queues
+        if not services.settings.declarations.is_dir():
+            return WorkState(queues=queues)
+        broken = tuple(f"The dataset {one.name} is disabled: {one.problem}" for one in services.datasets.broken)
+        return WorkState(queues=queues, problems=broken)
+
+    def delta_tables(self, services: FileIngestResources) -> Mapping[str, Callable[[], DeltaStore]]:
+        """Return the Delta tables of declared datasets."""
+        if not services.settings.declarations.is_dir():
+            return {}
+        from ingest_project.file_ingest.delta_rows import delta_store  # noqa: PLC0415 - brings Polars
+
+        in_delta = [one for one in services.datasets.declared if one.target.delta]
+        return {one.name: partial(delta_store, one, services.settings) for one in in_delta}
 
     def topics(self, services: FileIngestResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of file events."""

@@ -7,7 +7,7 @@ or `open` does. Another package adds a kind of source by an entry point, see `re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -187,6 +187,10 @@ class Pattern:
         return len(folders) < len(self.parts) and _parts_match(tuple(folders), self.parts[: len(folders)])
 
 
+# Those of the shipped dataset; a process that loads declared datasets adds the types that any of them takes.
+ACCEPTED_TYPES = {*INGESTIBLE_TYPES}
+
+
 def refusal(path: str, name: str) -> Skipped | None:
     """Return the reason to skip a matching file; None to take it. The path is used in the report only."""
     if not _is_utf8(path):
@@ -198,11 +202,12 @@ def refusal(path: str, name: str) -> Skipped | None:
         return Skipped(path, "A lock file of an open workbook.", visible=False)
     if kind in UNFINISHED_TYPES:
         return Skipped(path, "A file that is still being written.", visible=False)
-    if kind not in INGESTIBLE_TYPES:
-        return Skipped(
-            path, f"Only {', '.join(INGESTIBLE_TYPES)} are ingested, not {kind or 'files without an ending'}."
-        )
-    return None
+    return None if kind in ACCEPTED_TYPES else Skipped(path, not_ingested(INGESTIBLE_TYPES, kind))
+
+
+def not_ingested(types: Sequence[str], kind: str) -> str:
+    """Return the reason to skip a file of another type than these."""
+    return f"Only {', '.join(types)} are ingested, not {kind or 'files without an ending'}."
 
 
 def count_reason(counts: MutableMapping[str, int], reason: str, times: int = 1) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingest_project.contracts.files import SECRET_NAMES
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, UnknownCredentialsError
@@ -21,8 +21,11 @@ from ingest_project.core.settings import Credential, PollingSettings, Settings
 from ingest_project.platform.http.client import WebClient, web_client
 from ingest_project.platform.http.host_policy import HostLists, HostPattern, host_lists
 from ingest_project.platform.runtime import Runtime
-from ingest_project.sources.protocol import Source
+from ingest_project.sources.protocol import ACCEPTED_TYPES, Source
 from ingest_project.sources.reading import SourceLimits
+
+if TYPE_CHECKING:
+    from ingest_project.readers.datasets import Declarations
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +153,15 @@ class SourceResources(Runtime):
     def source_context(self) -> SourceContext:
         """Settings and shared clients of sources."""
         return SourceContext(self.settings)
+
+    @cached_property
+    def datasets(self) -> Declarations:
+        """The declared datasets, and the shipped one."""
+        from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
+
+        declarations = load_declarations(self.settings)
+        ACCEPTED_TYPES.update(kind for one in declarations.values() for kind in one.file_types)
+        return declarations
 
     def open_source(self, source_config: Mapping[str, Any]) -> Source:
         """Make the source of a job's or file event's `source_config`, see `open_source` of this module."""
