@@ -50,10 +50,11 @@ TAKEN_NAMES = frozenset(
 )
 OWN_TABLES = frozenset(
     {
-        *("aggregated_metrics", "alembic_version", "attachment_events", "attachments", "contents", "device_metrics"),
-        *("eventhouse_cursors", "files", "lost_offsets", "metric_minutes", "metric_progress", "metric_totals"),
+        *("activity_hour_spans", "activity_hours", "aggregated_metrics", "alembic_version", "attachment_events"),
+        *("attachment_replays", "attachments", "contents", "device_metrics", "download_outcomes"),
+        *("eventhouse_positions", "files", "lost_offsets", "metric_minutes", "metric_progress", "metric_totals"),
         *("opportunities", "outbox", "polling_jobs", "projects", "quarantined_rows", "raw_sensor_data"),
-        *("sink_positions", "skipped_offsets", "unidentified_messages"),
+        *("sink_positions", "skipped_offsets", "unidentified_messages", "user_activity_hourly"),
     }
 )
 GROUPABLE = frozenset({"text", "integer", "boolean", "date"})
@@ -386,7 +387,7 @@ def load_declarations(settings: Settings) -> Declarations:
             _require_free(declaration, usable, tables, path)
             if isinstance(declaration.reader, str):
                 profiles = profiles or load_profiles(settings.file_ingest.profiles)
-                declaration.profiles(profiles)
+                _require_profile(declaration, profiles, path)
         except SettingsError as error:
             broken.append(_broken(path, str(error)))
             continue
@@ -424,6 +425,8 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
         return DatasetDeclaration.model_validate({"name": path.parent.name, **attributes})
     except ValidationError as error:
         raise SettingsError(_described(path, error)) from None
+    except SettingsError as error:
+        raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: {error}") from None
 
 
 def _described(path: Path, error: ValidationError) -> str:
@@ -446,6 +449,13 @@ def _require_free(
             raise SettingsError(
                 f"{path}, line {line_of(path, ['attributes', 'target'])}: {tables[table]} stores in {table} already."
             )
+
+
+def _require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: Path) -> None:
+    try:
+        declaration.profiles(profiles)
+    except SettingsError as error:
+        raise SettingsError(f"{path}, line {line_of(path, ['attributes', 'reader'])}: {error}") from None
 
 
 def _tables_of(declaration: DatasetDeclaration) -> Iterator[str]:
