@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from benchmarks.activity import _messages
 from benchmarks.measurement import Result, say
-from ingest_project.platform.delta.location import delta_location
+from ingest_project.platform.delta import delta_location
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.user_activity.event_table import event_rows, with_few_days
+from ingest_project.streams.delta.rows import with_few_days
+from ingest_project.streams.user_activity.event_table import event_rows
 
 COMMITS = 1_000
 EVENTS = 100

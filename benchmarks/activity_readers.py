@@ -18,11 +18,11 @@ from confluent_kafka import Consumer, TopicPartition
 from deltalake import write_deltalake
 
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import received
+from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import settle, store_stream
 from ingest_project.streams.user_activity.event_table import event_rows
-from ingest_project.streams.user_activity.sink import ActivitySink
 
 ROWS_PER_COMMIT = 50_000
 MESSAGES_PER_CALL = 10_000
@@ -37,7 +37,7 @@ def run(brokers: str, topic: str, folder: Path, events: int) -> None:
         "INGEST_STATE_DIR": str(folder),
     }
     services = SystemResources(load_settings(environ, folder).settings)
-    positions, sink = services.activity_positions, ActivitySink(services)
+    positions, sink = services.activity_positions, DeltaSink(services.user_activity)
     done = store_stream(services, positions, sink, run_id="benchmark")
     settle(services, positions, done)
     assert done.outcome["events"] == events

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 
 # Dagster components, by the module of each: they import Dagster, which commands must not.
-_COMPONENTS = {"FileDataset": "ingest_project.file_ingest.component"}
+_COMPONENTS = {
+    "FileDataset": "ingest_project.file_ingest.component",
+    "TopicStream": "ingest_project.streams.component",
+}
 
 
 def __getattr__(name: str) -> object:

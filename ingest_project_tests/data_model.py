@@ -10,7 +10,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-import ingest_project.operations.metric_rollup  # noqa: F401 - registers its tables
+import ingest_project.operations  # noqa: F401 - registers its tables
 from ingest_project.definitions import STORED
 from ingest_project.platform.dagster.catalog import HourlyDeltaTable
 from ingest_project.platform.database.sql import metadata
@@ -326,21 +326,22 @@ TABLES = {
             "computed_at": "When the figures were computed",
         },
     ),
-    "activity_hours": Described(
-        "One hour with events, and whether its figures are up to date.",
-        "SELECT hour FROM activity_hours WHERE changes > computed_changes",
+    "stream_hours": Described(
+        "One hour of a stream that has rows, and whether its figures are up to date.",
+        "SELECT stream, hour FROM stream_hours WHERE changes > computed_changes",
         {
-            "changes": "How often the events of the hour changed",
+            "stream": "Name of the stream",
+            "changes": "How often the rows of the hour changed",
             "changed_at": "When they last changed",
             "computed_changes": "Number of changes that the figures include",
             "computed_at": "When the figures were computed",
             "reported_changes": "Number of changes that are reported to Dagster",
         },
     ),
-    "activity_hour_spans": Described(
-        "Offsets from the first to the last that had events of an hour, by pieces of 1,000,000 offsets.",
-        "SELECT hour, topic, partition, first_offset, end_offset FROM activity_hour_spans",
-        {"piece": "Number of the piece"},
+    "stream_hour_spans": Described(
+        "Offsets from the first to the last that had rows of an hour of a stream, by pieces of 1,000,000 offsets.",
+        "SELECT hour, topic, partition, first_offset, end_offset FROM stream_hour_spans",
+        {"stream": "Name of the stream", "piece": "Number of the piece"},
     ),
     "metric_totals": Described(
         "One counter since the beginning. Purged entries stay counted.",

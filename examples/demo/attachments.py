@@ -23,13 +23,13 @@ from ingest_project.attachments.commands import replay
 from ingest_project.attachments.queue import RETRY_QUEUE, AttachmentRecord, FailedFilter
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.send import deliver
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import AttachmentEvent, attachment_key
-from ingest_project.contracts.decoding import encode
 from ingest_project.core.console import complain, counted
 from ingest_project.core.errors import AddressRejectedError
 from ingest_project.core.settings import LoadedSettings, Settings
 from ingest_project.devstack.state_folder import with_addresses
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.http.host_policy import HostRules
 
 HOST = "127.0.0.1"

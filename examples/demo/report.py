@@ -18,8 +18,8 @@ from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse import DeviceMetric
-from ingest_project.operations.resources import SystemResources
-from ingest_project.sources.protocol import SourceFile
+from ingest_project.operations import SystemResources
+from ingest_project.sources import SourceFile
 from ingest_project.sources.registry import SourceContext, open_source
 
 if TYPE_CHECKING:

@@ -23,18 +23,18 @@ from examples.demo.report import DemoReport, expected_files, report_of, show_rep
 from examples.demo.streams import DemoStreams, streaming
 from ingest_project.cli.dev import printed
 from ingest_project.cli.main import run_app, run_process
+from ingest_project.cli.operations import wait_for_idle
 from ingest_project.cli.send import DUMMY_PATH, deliver
-from ingest_project.cli.status import wait_for_idle
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.contracts.files import PollingJob
 from ingest_project.core.console import AsJson, complain, counted, print_json, say, show_facts, stdout
 from ingest_project.core.errors import PermanentError, SourceNotFoundError
-from ingest_project.core.keys import hour_key
+from ingest_project.core.items import hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.dagster_processes import JobIncompleteError, run_jobs
 from ingest_project.devstack.supervisor import Stack, running_stack
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.dagster.run_records import DagsterRecords
 
 SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}

@@ -20,11 +20,11 @@ from ingest_project.contracts.crm_event import CrmKind, decode_crm_event
 from ingest_project.contracts.enriched_event import decode_enriched_event
 from ingest_project.core.console import add_row, complain, counted, say, show, table
 from ingest_project.core.errors import UnreadableMessageError
-from ingest_project.core.keys import hour_key, parse_hour_key
+from ingest_project.core.items import hour_key, parse_hour_key
 from ingest_project.core.settings import LoadedSettings
 from ingest_project.devstack.state_folder import is_chosen, with_addresses
-from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.database.engine import reading
+from ingest_project.operations import SystemResources
+from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.crm.records import TABLES, unidentified_messages
 from ingest_project.streams.user_activity.hours import HourOfType, statistics_of

@@ -19,9 +19,9 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
+from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.queue import AttachmentRecord, next_attempt_at
-from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.scheduler import DownloadScheduler, host_of
 from ingest_project.attachments.storage import OWNER, StoredAttachment, put_attachment, stored_attachment
 from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
@@ -36,9 +36,9 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.local_files import LocalFile
 from ingest_project.core.logging import bound, get_logger
-from ingest_project.platform.azure.accounts import StoreRejectedError
+from ingest_project.platform.azure import StoreRejectedError
+from ingest_project.platform.errors import error_class_of, reason_of
 from ingest_project.platform.http.download import Downloaded, DownloadRequest
-from ingest_project.platform.work_queue.item_errors import error_class_of, reason_of
 
 logger = get_logger(__name__)
 

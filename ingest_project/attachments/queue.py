@@ -20,9 +20,9 @@ from ingest_project.attachments.tables import (
     attachments,
     download_outcomes,
 )
+from ingest_project.contracts import decode
 from ingest_project.contracts.attachments import DownloadStatus, DownloadTask
-from ingest_project.contracts.decoding import decode
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts, update_each
 from ingest_project.platform.work_queue.queue import KafkaPosition, QueueEntry, QueueTable, WorkQueue
 

@@ -34,13 +34,12 @@ from ingest_project.core.console import (
 )
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of, saved_positions
 from ingest_project.platform.capability import ConsumedTopic
 from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailableError
-from ingest_project.platform.kafka.dead_letters import DeadLetter, as_text, letter_at, newest_letters
-from ingest_project.platform.work_queue.skipped_offsets import SkippedOffsets
+from ingest_project.platform.kafka.dead_letters import DeadLetter, SkippedOffsets, as_text, letter_at, newest_letters
 
 MAX_SKIPPED = 100_000
 MAX_SHOWN_REASON = 80
@@ -129,6 +128,11 @@ def skipped(*, limit: Limit = 50, as_json: AsJson = False) -> None:
     show_list(made, "requests", more=len(found) > limit)
 
 
+def _dead_letter_topics(services: SystemResources) -> list[str]:
+    declared = (one.dead_letters for one in consumed_topics(services) if one.dead_letters)
+    return [*services.settings.topics.dead_letters, *declared]
+
+
 @dlq_app.command("messages")
 def list_messages(
     *,
@@ -138,7 +142,7 @@ def list_messages(
 ) -> None:
     """List messages that could not be read at all, the newest first, with location, reason and first bytes."""
     services = SystemResources(load_settings().settings)
-    found = _newest(services, topic or services.settings.topics.dead_letters, limit)
+    found = _newest(services, topic or _dead_letter_topics(services), limit)
     if as_json:
         print_json(found)
         return

@@ -26,6 +26,7 @@
     │   ├── HostThrottledError          a web host that is not contacted for a while
     │   ├── BrokerUnavailableError      Kafka does not answer, or rejected a write
     │   ├── EventhouseUnavailableError  Eventhouse does not answer, throttles, or gave an incomplete answer
+    │   ├── SchemaRegistryUnavailableError  the schema registry does not answer, or refuses
     │   ├── DatabaseUnavailableError    the warehouse does not answer
     │   ├── TransactionConflictError    another transaction held a lock or wrote the same rows
     │   ├── StoreUnavailableError       an object store does not answer or is full
@@ -299,6 +300,23 @@ class EventhouseUnavailableError(TransientError):
     def __init__(self, cluster: str, cause: object) -> None:
         self.cluster = cluster
         super().__init__(f"Eventhouse at {cluster} does not answer: {cause}. Retried automatically.")
+
+
+class SchemaRegistryUnavailableError(TransientError):
+    """The schema registry does not answer, or refuses.
+
+    Args:
+        url: its address.
+        cause: the reason, shortened.
+    """
+
+    def __init__(self, url: str, cause: object) -> None:
+        self.url = url
+        reason = " ".join(str(cause).split())[:300]
+        super().__init__(
+            f"The schema registry at {url} cannot be used: {reason}. Check INGEST_SCHEMA_REGISTRY_URL and its"
+            " credentials. Retried automatically."
+        )
 
 
 class DatabaseUnavailableError(TransientError):

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from ingest_project.core.errors import PermanentError, TransientError
-from ingest_project.devstack.processes import HOST, Child, Command, python_module, start
+from ingest_project.devstack import HOST, Child, Command, python_module, start
 from ingest_project.devstack.state_folder import socket_folder
 
 LOCATION_NAME = "ingest_project"

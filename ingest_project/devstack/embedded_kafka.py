@@ -28,7 +28,7 @@ from typing import Self
 import confluent_kafka.cimpl
 
 from ingest_project.core.errors import IngestError, SettingsError
-from ingest_project.devstack.processes import HOST, Child, python_module, start
+from ingest_project.devstack import HOST, Child, python_module, start
 
 NAME = "broker"
 START_SECONDS = 30.0

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
+import msgspec
 import sqlalchemy as sa
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.declaration_problems import declaration_problems
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState, asset_of, files, partitions_of
 from ingest_project.platform.capability import (
@@ -29,7 +31,7 @@ from ingest_project.platform.capability import (
     queue_history,
     rows_where,
 )
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.delta.table import DeltaStore
 
@@ -126,12 +128,9 @@ class FileIngest(Capability[FileIngestResources]):
         return {self.name: DagsterParts(definitions.definitions_of(declarations), catalog.external_assets, stored)}
 
     def read_work(self, services: FileIngestResources, *, detailed: bool) -> WorkState:
-        """Count the files that are not finished, and name the declarations that cannot be used."""
-        queues = super().read_work(services, detailed=detailed).queues
-        if not services.settings.declarations.is_dir():
-            return WorkState(queues=queues)
-        broken = tuple(f"The dataset {one.name} is disabled: {one.problem}" for one in services.datasets.broken)
-        return WorkState(queues=queues, problems=broken)
+        """Read the queue, and find broken reader profiles and declarations."""
+        work = super().read_work(services, detailed=detailed)
+        return msgspec.structs.replace(work, problems=declaration_problems(services.settings))
 
     def delta_tables(self, services: FileIngestResources) -> Mapping[str, Callable[[], DeltaStore]]:
         """Return the Delta tables of declared datasets."""

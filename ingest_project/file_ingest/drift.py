@@ -10,11 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import dagster as dg
-
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.file_ingest.catalog import DatasetAssets
-from ingest_project.platform.dagster.asset_events import CheckResult
 from ingest_project.readers.layout import RowsChunk
 
 SCHEMA_UNCHANGED = "schema_unchanged"
@@ -24,11 +20,6 @@ MAX_COLUMNS_SHOWN = 50
 OTHER_TYPES = ("_not_a_", "_not_an_", "_unparseable")
 
 Policy = Literal["rescue", "evolve", "freeze"]
-FATES: Mapping[str, str] = {
-    "rescue": "kept in rescued_data",
-    "evolve": "added to the table",
-    "freeze": "refused with the file",
-}
 
 
 @dataclass(frozen=True)
@@ -97,16 +88,3 @@ def require_unchanged(drift: Drift) -> None:
             SCHEMA_CHANGED,
             f"Its columns are not those of the frozen dataset: {drift}. Declare them, or use drift: rescue.",
         )
-
-
-def drift_result(drift: Drift, assets: DatasetAssets, policy: Policy) -> CheckResult:
-    """Judge whether a file has the columns that its dataset declares."""
-    fate = f" Unknown columns are {FATES[policy]}." if drift.unknown else ""
-    return CheckResult(
-        assets.validated,
-        SCHEMA_UNCHANGED,
-        passed=not drift.found,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"The columns of the file differ from the declared ones. {drift}.{fate}" if drift.found else None,
-        metadata=drift.metadata(),
-    )

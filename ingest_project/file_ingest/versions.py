@@ -17,20 +17,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace as replaced
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
 from ingest_project.core.errors import IngestError, TransientError
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.file_queue import VersionOrder
-from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow
 from ingest_project.readers.profiles import ReaderProfile, first_group
-from ingest_project.sources.protocol import Source, SourceFile
+from ingest_project.sources import Source, SourceFile
+
+if TYPE_CHECKING:
+    from ingest_project.file_ingest.result import FileResult
 
 logger = get_logger(__name__)
 

@@ -18,7 +18,7 @@ import msgspec
 
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import (
     SENSOR_DAEMON,
     DagsterState,
@@ -35,7 +35,7 @@ from ingest_project.operations.snapshot import (
 )
 from ingest_project.operations.topics import BrokerPoll, BrokerState
 from ingest_project.platform.dagster.run_records import DagsterRecords
-from ingest_project.platform.work_queue.capacity import Disk
+from ingest_project.platform.runtime import Disk
 
 logger = get_logger(__name__)
 

@@ -239,8 +239,10 @@ class BrokerPoll:
             BrokerUnavailableError: the main cluster does not answer; an event hub may be away.
         """
         # The dead letters first: they find out whether the broker answers.
-        letters = tuple(map(self._dead_letters, self._services.settings.topics.dead_letters))
-        lags = LagMeter(self._services, self._records).lags_of(self._topics())
+        topics = tuple(self._topics())
+        known = (*self._services.settings.topics.dead_letters, *(one.dead_letters for one in topics))
+        letters = tuple(map(self._dead_letters, dict.fromkeys(filter(None, known))))
+        lags = LagMeter(self._services, self._records).lags_of(topics)
         return BrokerState(lags, self._movement.stalled(lags, time.monotonic()), letters)
 
     def _dead_letters(self, topic: str) -> DeadLetters:

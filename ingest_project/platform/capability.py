@@ -1,6 +1,6 @@
 """Protocol through which definitions, operations and the command line use a capability.
 
-A capability implements it once, in its `capability.py`, and is listed once, in `operations/resources.py`; the defaults
+A capability implements it once, in its `capability.py`, and is listed once, in `operations/__init__.py`; the defaults
 here apply to features that it lacks. Importing an implementation does not import Dagster, so that commands start fast.
 """
 
@@ -16,7 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
 
@@ -60,12 +60,14 @@ class ConsumedTopic(NamedTuple):
         sensor: name of the sensor.
         cluster: opens the cluster that stores it; None for the main one.
         skippable: an operator can skip offsets, as its messages enter a work queue one by one.
+        dead_letters: topic of its dead letters, where no setting names it.
     """
 
     topic: str
     sensor: str
     cluster: Callable[[], Cluster] | None = None
     skippable: bool = True
+    dead_letters: str = ""
 
 
 class QueueView(NamedTuple):

@@ -22,18 +22,18 @@ from typing import TypeVar
 
 import msgspec
 
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.contracts.files import FileEvent, file_key, file_type_of, version_of
-from ingest_project.core.batches import prefetch
 from ingest_project.core.errors import UnreadableMessageError
+from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.database import exclusive
+from ingest_project.platform.errors import is_item_fault, reason_of, storable
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, storable
 from ingest_project.polling.job_queue import JobOutbox, JobRecord, PollingResources
 from ingest_project.readers.datasets import Declarations
-from ingest_project.sources.protocol import (
+from ingest_project.sources import (
     Skipped,
     Source,
     SourceFile,
@@ -247,9 +247,9 @@ def _accepted(
         try:
             types = datasets.dataset_of(record.job.metadata, record.job.job_id, entry.path).file_types
         except UnreadableMessageError as error:
-            yield Skipped(entry.path, str(error))
+            yield Skipped(storable(entry.path), str(error))
             continue
-        yield entry if kind in types else Skipped(entry.path, not_ingested(types, kind))
+        yield entry if kind in types else not_ingested(entry.path, types, kind)
 
 
 def _by_message_id(

@@ -74,6 +74,9 @@ class CsvReader:
             yield rows_chunk(table.columns, table.malformed, table, layout, profile)
 
 
+READER = CsvReader()
+
+
 @dataclass(frozen=True)
 class Dialect:
     """How to split text into the cells that are wanted.

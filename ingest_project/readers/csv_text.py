@@ -34,6 +34,9 @@ CONTAINERS = (
     (b"\xd0\xcf\x11\xe0", "an old Office document"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"%PDF-", "a PDF document"),
+    (b"\xfd7zXZ", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"PAR1", "a Parquet file"),
 )
 MAX_MAGIC_BYTES = 5
 # Valid text has no NUL, so this marks a row as invalid.

@@ -13,6 +13,8 @@ from typing import NamedTuple
 # The kinds of cells; a percentage is a number shown in per cent, a duration also a clock time without a day, and a
 # formula one that was never calculated.
 TEXT, NUMBER, PERCENT, DATE, DURATION, BOOLEAN, ERROR, FORMULA = "snpdtbef"
+# Of JSON and Parquet only: an object or a list, as JSON.
+NESTED = "j"
 
 # Above this a float does not represent every integer.
 EXACT_INTEGERS = 2.0**53

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import tempfile
@@ -48,6 +49,9 @@ class ExcelReader:
             rows = Path(folder, "rows.tsv")
             _run_worker(path, self.file_type, profile, limits, rows)
             yield from _read_rows(rows, profile, limits, file_name, target)
+
+
+XLSX, XLS = ExcelReader("xlsx"), ExcelReader("xls")
 
 
 def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: str) -> None:
@@ -158,3 +162,18 @@ class _SheetText:
         lines = dict(zip(self.rows, self.table.columns["line_number"], strict=True))
         records = (self.table.raw(lines[number]) for number in line_numbers)
         return [shortened(raw.partition(b"\t")[2]) for raw in records]
+
+
+def sheet_cells(path: Path, file_type: str, sheet: int, limits: ReadLimits) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield number, kinds and texts of the cells of each row of a sheet that is not blank.
+
+    Raises:
+        FileRejectedError: the workbook cannot be read, or has no such sheet (`missing_sheet`).
+    """
+    _check_outside(path, file_type, limits, path.name)
+    with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
+        rows = Path(folder, "rows.tsv")
+        _run_worker(path, file_type, ReaderProfile.model_construct(name="sheet", sheet=sheet), limits, rows)
+        with rows.open(encoding="utf-8", newline="") as file:
+            for mark, number, *cells in csv.reader(file, delimiter="\t"):
+                yield int(number), mark[KINDS_AT:], cells

@@ -35,6 +35,13 @@ class ReadLimits:
     max_excel_cells: int = 20_000_000
     max_excel_memory_bytes: int = 1536 * 1024**2
     max_excel_seconds: float = 60.0
+    max_parquet_memory_bytes: int = 2 * 1024**3
+    max_parquet_seconds: float = 600.0
+    max_json_depth: int = 32
+    max_expanded_bytes: int = 4 * 1024**3
+    max_expansion_ratio: int = 300
+    max_archive_members: int = 1_000
+    max_archive_depth: int = 2
     chunk_bytes: int = 1024**2
 
     def __post_init__(self) -> None:
@@ -245,7 +252,7 @@ def to_rows(table: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     """
     if layout.rescued:
         table = table.with_columns(_rescued(layout.rescued))
-    elif layout.target.keep_unknown:
+    elif layout.target.keep_unknown and RESCUED not in table.columns:
         table = table.with_columns(pl.lit(None, pl.String).alias(RESCUED))
     if not layout.quantities:
         return _ordered(table, layout.constants, layout.target)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -24,12 +25,14 @@ from ingest_project.platform.capability import (
     kafka_position,
     rows_where,
 )
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
+from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration, load_streams
+from ingest_project.streams.delta.queries import rows_of_trace
 from ingest_project.streams.engine import is_failing
 from ingest_project.streams.positions import SinkPosition, message_counts, stream_failures
-from ingest_project.streams.user_activity.event_queries import events_of_trace
-from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.sql.tables import columns_of_table, table_of
 
 if TYPE_CHECKING:
     from ingest_project.platform.delta.table import DeltaStore
@@ -39,10 +42,11 @@ UNIDENTIFIED = "ingest_unidentified_messages"
 FAILED_ATTEMPTS = "ingest_stream_failed_attempts"
 
 MAX_HOURS = 1_000
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Streams(Capability[UserActivityResources]):
-    """Topics to tables, each Kafka offset exactly once: user activity and CRM."""
+class Streams(Capability[DeclaredStreamResources]):
+    """Topics to tables, each Kafka offset exactly once: user activity, CRM, and declared ones."""
 
     name = "streams"
     metrics = (Metric(STREAM_MESSAGES, ("topic", "outcome"), "Messages of streams, by their outcome."),)
@@ -56,33 +60,40 @@ class Streams(Capability[UserActivityResources]):
     )
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
-        """Import and return what Dagster loads of each stream."""
-        del settings
+        """Import and return what Dagster loads of each stream; a declared one that fails is left out."""
         from ingest_project.streams.crm import definitions as crm  # noqa: PLC0415 - imports dagster
+        from ingest_project.streams.declared import parts_of_stream  # noqa: PLC0415 - the same
         from ingest_project.streams.user_activity import definitions as activity  # noqa: PLC0415 - the same
 
         return {
             "user_activity": DagsterParts(activity.user_activity, activity.external_assets, activity.STORED),
             "crm": DagsterParts(crm.crm, crm.external_assets, crm.STORED),
+            **{one.name: parts_of_stream(one) for one in load_streams(settings).usable},
         }
 
-    def topics(self, services: UserActivityResources) -> tuple[ConsumedTopic, ...]:
+    def topics(self, services: DeclaredStreamResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of the streams: a message that cannot be stored becomes a dead letter automatically."""
         topics = services.settings.topics
         return (
             ConsumedTopic(topics.user_activity_events, "user_activity_events_sensor", skippable=False),
             ConsumedTopic(topics.sales_events, "sales_events_sensor", skippable=False),
+            *(
+                ConsumedTopic(one.topic, f"{one.name}_sensor", skippable=False, dead_letters=one.dlq)
+                for one in services.declared_streams.usable
+            ),
         )
 
-    def read_work(self, services: UserActivityResources, *, detailed: bool) -> WorkState:
+    def read_work(self, services: DeclaredStreamResources, *, detailed: bool) -> WorkState:
         """Read the positions of the streams, and in detail count hours whose statistics are to be computed now."""
-        streams = (services.activity_positions, services.crm_positions)
+        streams = services.stream_positions
         positions = {stream.topic: stream.all() for stream in streams}
         gauges: dict[str, dict[tuple[str, ...], float]] = {
             UNIDENTIFIED: {(): float(_unidentified(services.engine))},
             FAILED_ATTEMPTS: _attempts(positions),
         }
-        problems = tuple(f"{one}: {one.reason}" for known in positions.values() for one in known if is_failing(one))
+        failing = (f"{one}: {one.reason}" for known in positions.values() for one in known if is_failing(one))
+        broken = (f"stream {one.name}: {one.problem}" for one in services.declared_streams.broken)
+        problems = (*failing, *broken)
         if not detailed:
             return WorkState(problems=problems, gauges=gauges)
         lost = {stream.topic: {"messages": sum(one.messages for one in stream.lost())} for stream in streams}
@@ -113,11 +124,15 @@ class Streams(Capability[UserActivityResources]):
         for gone in lost:
             yield Failure("lost_offsets", str(gone.offsets), "lost", gone.reason, gone.found_at, None, None)
 
-    def delta_tables(self, services: UserActivityResources) -> Mapping[str, Callable[[], DeltaStore]]:
-        """Return the table of user activity."""
-        return {"user_activity_events": lambda: services.user_activity_events}
+    def delta_tables(self, services: DeclaredStreamResources) -> Mapping[str, Callable[[], DeltaStore]]:
+        """Return the tables of user activity and of declared streams."""
+        declared = [one for one in services.declared_streams.usable if isinstance(one.sink, DeltaTarget)]
+        return {
+            "user_activity_events": lambda: services.user_activity_events,
+            **{one.name: partial(_store_of, services, one) for one in declared},
+        }
 
-    def trace(self, services: UserActivityResources, trace_id: str) -> Sequence[Moment]:
+    def trace(self, services: DeclaredStreamResources, trace_id: str) -> Sequence[Moment]:
         """Return the records, unidentified messages and events of a trace."""
         with reading(services.engine) as connection:
             records = [
@@ -127,12 +142,17 @@ class Streams(Capability[UserActivityResources]):
             ]
             unidentified = rows_where(connection, unidentified_messages, unidentified_messages.c.trace_id == trace_id)
         found = [moment for row in unidentified for moment in _unidentified_history(row)]
-        return [*records, *found, *_events(services, trace_id)]
+        declared = [moment for one in services.declared_streams.usable for moment in _declared(services, one, trace_id)]
+        return [*records, *found, *_events(services, trace_id), *declared]
 
-    def correct_future_times(self, services: UserActivityResources, now: datetime, skew_seconds: float) -> int:
+    def correct_future_times(self, services: DeclaredStreamResources, now: datetime, skew_seconds: float) -> int:
         """Set times in the future to now."""
-        streams = (services.activity_positions, services.crm_positions)
+        streams = services.stream_positions
         return sum(stream.correct_future_times(now, skew_seconds) for stream in streams)
+
+
+def _store_of(services: DeclaredStreamResources, declaration: StreamDeclaration) -> DeltaStore:
+    return services.delta_stream(declaration).store
 
 
 def _attempts(positions: Mapping[str, Sequence[SinkPosition]]) -> dict[tuple[str, ...], float]:
@@ -164,12 +184,32 @@ def _unidentified_history(row: sa.RowMapping) -> Iterator[Moment]:
         yield Moment(row["identified_at"], subject, "identified", f"{row['identified_as']} {row['event_id']}")
 
 
-def _events(services: UserActivityResources, trace_id: str) -> Iterator[Moment]:
+def _events(services: DeclaredStreamResources, trace_id: str) -> Iterator[Moment]:
     try:
-        rows = events_of_trace(services.user_activity_events, trace_id)
+        rows = rows_of_trace(services.user_activity_events, trace_id, ("event_id", "event_type", "timestamp"))
     except StoreUnavailableError as away:
         complain(f"User activity could not be searched: {away}")
         return
     for row in rows:
         at = row["kafka_timestamp"] or row["timestamp"]
         yield Moment(at, f"event {row['event_id']}", str(row["event_type"]), kafka_position(row))
+
+
+def _declared(services: DeclaredStreamResources, declaration: StreamDeclaration, trace_id: str) -> Iterator[Moment]:
+    """Yield the rows of a trace in a declared stream."""
+    rows: Sequence[Mapping[str, Any] | sa.RowMapping]
+    try:
+        if isinstance(declaration.sink, DeltaTarget):
+            rows = rows_of_trace(services.delta_stream(declaration).store, trace_id, ())
+        else:
+            table = table_of(declaration)
+            if not columns_of_table(services.engine, table.name):
+                return
+            with reading(services.engine) as connection:
+                rows = rows_where(connection, table, table.c.trace_id == trace_id)
+    except StoreUnavailableError as away:
+        complain(f"The stream {declaration.name} could not be searched: {away}")
+        return
+    for row in rows:
+        at = row["kafka_timestamp"] or row.get("stored_at") or BEGINNING
+        yield Moment(at, f"row of {declaration.name}", "stored", kafka_position(row))

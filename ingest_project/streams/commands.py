@@ -29,13 +29,13 @@ from ingest_project.core.console import (
     table,
 )
 from ingest_project.core.errors import BrokerUnavailableError, PermanentError
-from ingest_project.core.keys import hour_key, parse_hour_key
+from ingest_project.core.items import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.streams.crm.unidentified import KeptMessage, find, get
 from ingest_project.streams.positions import LostOffsets
+from ingest_project.streams.resources import DeclaredStreamResources
 from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
-from ingest_project.streams.user_activity.resources import UserActivityResources
 
 streams_app = typer.Typer(help="How far the streams are stored.", no_args_is_help=True)
 activity_app = typer.Typer(help="What arrived on user-activity-events.", no_args_is_help=True)
@@ -120,11 +120,11 @@ def show_positions(*, as_json: AsJson = False) -> None:
         complain(found.problem)
 
 
-def _stream_list(services: UserActivityResources) -> StreamList:
+def _stream_list(services: DeclaredStreamResources) -> StreamList:
     partitions: list[PartitionStatus] = []
     lost: list[LostOffsets] = []
     problem: str | None = None
-    for positions in (services.activity_positions, services.crm_positions):
+    for positions in services.stream_positions:
         ends: dict[int, int] = {}
         if problem is None:
             try:
@@ -168,7 +168,7 @@ def from_beginning(
 
     Turn the sensor user_activity_events_sensor off before, and on again afterwards.
     """
-    from ingest_project.streams.user_activity.rebuild import read_again_from_beginning  # noqa: PLC0415 - imports dagster
+    from ingest_project.streams.delta.rebuild import read_again_from_beginning  # noqa: PLC0415 - brings pyarrow
 
     services = _services()
     topic = services.settings.topics.user_activity_events
@@ -179,7 +179,7 @@ def from_beginning(
         )
     if not yes:
         typer.confirm(f"Read all of {topic} again?", abort=True)
-    read = ReadAgain(read_again_from_beginning(services))
+    read = ReadAgain(read_again_from_beginning(services.user_activity))
     if as_json:
         print_json(read)
     else:
@@ -285,11 +285,11 @@ def retry_unidentified(
         raise typer.Exit(1)
 
 
-def _services() -> UserActivityResources:
-    return UserActivityResources(load_settings().settings)
+def _services() -> DeclaredStreamResources:
+    return DeclaredStreamResources(load_settings().settings)
 
 
-def _find(services: UserActivityResources, message_id: str) -> KeptMessage:
+def _find(services: DeclaredStreamResources, message_id: str) -> KeptMessage:
     with reading(services.engine) as connection:
         message = get(connection, message_id)
     if message is None:

@@ -9,11 +9,11 @@ import pytest
 
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.send import deliver
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.contracts.files import PollingJob
 from ingest_project.devstack.dagster_processes import run_jobs
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, partitions_of, wait_for
 from ingest_project_tests.after_a_demo.dead_attachments import queue_states_of, ten_dead
 from ingest_project_tests.after_a_demo.finished_demo import Demo, settle

@@ -26,16 +26,16 @@ from ingest_project.attachments.tables import attachments as table
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import Sample, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState, TopicLag
 from ingest_project.platform.capability import QueueState, WorkState
-from ingest_project.platform.database.engine import writing
+from ingest_project.platform.database import writing
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.streams.engine import MAX_FAILURES
+from ingest_project.streams.hours import count_changes
 from ingest_project.streams.positions import move
-from ingest_project.streams.user_activity.hours import count_changes
 from ingest_project_tests.cli import known_attachments as attachments
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import arrive, finish, job_arrives, take
@@ -245,7 +245,7 @@ def test_a_stream_is_busy_until_its_messages_are_stored_and_its_hours_counted_an
     system.crm_positions.fail(failures, "run", system.settings.retries, now)
     with writing(system.engine) as connection:
         move(connection, positions["user-activity-events"], 3, {"events": 2, "dead_letters": 1}, now)
-        count_changes(connection, [datetime(2026, 1, 15, 10, tzinfo=UTC)], now)
+        count_changes(connection, "user_activity", [datetime(2026, 1, 15, 10, tzinfo=UTC)], now)
     status = ingest("status", "--json").json
     assert status["going_on"][2:] == ["1 hour of user activity to be counted"]
     assert status["stored"]["user-activity-events"] == {"events": 2, "dead_letters": 1}

@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.files import decode_file_event, decode_polling_job, file_key, file_type_of, version_of
+from ingest_project.contracts import encode
+from ingest_project.contracts.files import (
+    decode_file_event,
+    decode_polling_job,
+    file_key,
+    file_type_of,
+    is_readable,
+    type_inside,
+    version_of,
+)
 from ingest_project.core.errors import UnreadableMessageError
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of
 
 JOB = {
     "job_id": "job_123",
@@ -92,10 +100,37 @@ def test_a_key_is_short_and_readable_whatever_the_file_is_called(name: str, loca
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("a.csv", "csv"), ("A.XLSX", "xlsx"), ("a", ""), (".csv", ""), ("a.csv.zip", "zip"), ("a.", "")]
+    ("name", "kind"),
+    [
+        ("a.csv", "csv"),
+        ("A.XLSX", "xlsx"),
+        ("a", ""),
+        (".csv", ""),
+        ("a.csv.zip", "zip"),
+        ("a.", ""),
+        ("a.CSV.Gz", "csv.gz"),
+        ("a.jsonl.zst", "jsonl.zst"),
+        ("a.gz", "gz"),
+        ("a.tar.gz", "gz"),
+        (".csv.gz", "gz"),
+        ("a.csv" + ".gz" * 5_000, "gz"),
+    ],
 )
-def test_a_file_type_is_the_ending_in_lower_case(name: str, kind: str) -> None:
+def test_a_file_type_is_the_ending_in_lower_case_with_a_compression_around_it(name: str, kind: str) -> None:
     assert file_type_of(name) == kind
+
+
+def test_a_declared_dataset_may_take_what_a_reader_reads_and_the_shipped_one_takes_tables() -> None:
+    assert is_readable("csv.gz")
+    assert is_readable("gz")
+    assert is_readable("parquet")
+    assert not is_readable("pdf")
+    assert not is_readable("pdf.gz")
+    assert not is_readable("")
+    assert (type_inside("csv.gz"), type_inside("csv"), type_inside("gz")) == ("csv", "csv", "")
+    for name in ("a.csv.gz", "a.zip", "a.json", "a.parquet", "a.txt"):
+        with pytest.raises(UnreadableMessageError, match="Only csv, xlsx, xls are ingested"):
+            decode_file_event(json.dumps({"file_path": name, "file_name": name}).encode())
 
 
 def test_a_job_of_the_contract_is_read_and_written_back_the_same() -> None:

@@ -27,10 +27,13 @@ RECORDS = 25
 CHECKS = ("no_gap_in_offsets", "no_duplicate_offsets")
 POSITIONS = "ingest_project.streams.positions:StreamPositions"
 CURSOR_SAVED = "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"
-ACTIVITY_SINK = "ingest_project.streams.user_activity.sink"
+DELTA_SINK = "ingest_project.streams.delta.sink"
 ACTIVITY_ASSETS = "ingest_project.streams.user_activity.assets"
-RECOVERY = "ingest_project.streams.user_activity.recovery"
+DELTA_STREAM = "ingest_project.streams.delta.stream"
+DELTA_PARTS = "ingest_project.streams.delta.definitions"
+RECOVERY = "ingest_project.streams.delta.recovery"
 CRM_SINK = "ingest_project.streams.crm.sink"
+SQL_SINK = "ingest_project.streams.sql.sink"
 
 
 class Stream(NamedTuple):
@@ -111,20 +114,20 @@ KILL_POINTS = [
     (CRM, KillPoint("partitions leased", f"{POSITIONS}.lease")),
     (CRM, KillPoint("opportunities upserted, before the commit", f"{CRM_SINK}:upsert")),
     (CRM, KillPoint("unidentified messages kept, before the commit", f"{CRM_SINK}:keep")),
-    (CRM, KillPoint("position moved, before the commit", f"{CRM_SINK}:move")),
-    (CRM, KillPoint("first batch committed", f"{CRM_SINK}:CrmSink.store")),
+    (CRM, KillPoint("position moved, before the commit", f"{SQL_SINK}:move")),
+    (CRM, KillPoint("first batch committed", f"{SQL_SINK}:SqlSink.store")),
     (CRM, KillPoint("materialisations about to be shown", "ingest_project.streams.crm.definitions:_metadata")),
     (CRM, KillPoint("partitions released", f"{POSITIONS}.release")),
-    (CRM, KillPoint("second batch committed", f"{CRM_SINK}:CrmSink.store", 2)),
+    (CRM, KillPoint("second batch committed", f"{SQL_SINK}:SqlSink.store", 2)),
     (ACTIVITY, KillPoint("partitions entered", f"{POSITIONS}.begin")),
     (ACTIVITY, KillPoint("cursor saved", CURSOR_SAVED)),
     (ACTIVITY, KillPoint("partitions leased", f"{POSITIONS}.lease")),
-    (ACTIVITY, KillPoint("dead letters published, before the commit", f"{ACTIVITY_SINK}:dead_letter_message")),
+    (ACTIVITY, KillPoint("dead letters published, before the commit", f"{DELTA_STREAM}:dead_letter_message")),
     (ACTIVITY, KillPoint("first commit made", "ingest_project.platform.delta.table:DeltaStore.append")),
-    (ACTIVITY, KillPoint("position moved, before the commit of the database", f"{ACTIVITY_SINK}:move")),
-    (ACTIVITY, KillPoint("first commit noted", f"{ACTIVITY_SINK}:ActivitySink.store")),
+    (ACTIVITY, KillPoint("position moved, before the commit of the database", f"{DELTA_SINK}:move")),
+    (ACTIVITY, KillPoint("first commit noted", f"{DELTA_SINK}:DeltaSink.store")),
     (ACTIVITY, KillPoint("second commit made", "ingest_project.platform.delta.table:DeltaStore.append", 2)),
-    (ACTIVITY, KillPoint("hours reported", f"{ACTIVITY_ASSETS}:report")),
+    (ACTIVITY, KillPoint("hours reported", f"{DELTA_PARTS}:report")),
     (ACTIVITY, KillPoint("partitions released", f"{POSITIONS}.release")),
     (ACTIVITY, KillPoint("statistics made", f"{ACTIVITY_ASSETS}:statistics_of_hour")),
     (ACTIVITY, KillPoint("statistics stored", f"{ACTIVITY_ASSETS}:replace_hours")),
@@ -162,7 +165,7 @@ def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  #
 
 
 RECOVERY_POINTS = [
-    KillPoint("dead letters published again", f"{RECOVERY}:dead_letter_message"),
+    KillPoint("dead letters published again", f"{DELTA_STREAM}:dead_letter_message"),
     KillPoint("missing rows appended", f"{RECOVERY}:append_bisecting"),
     pytest.param(KillPoint("position moved", f"{RECOVERY}:_finish"), marks=pytest.mark.long),
 ]

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from ingest_project.core.settings import load_settings
+from ingest_project.devstack import ServiceFailedError, free_port
 from ingest_project.devstack.dagster_processes import JobIncompleteError, run_jobs, wait_until_ready
-from ingest_project.devstack.processes import ServiceFailedError, free_port
 from ingest_project.devstack.supervisor import StepState, running_stack
 from ingest_project_tests.cli.running import StackProcess, started_stack, wait_until_nothing_is_left
 

@@ -15,8 +15,8 @@ import pytest
 from pydantic import SecretStr
 
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.alerts import AlertCondition, AlertDeliveryError, alerts_sensor, compare, deliver
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
+from ingest_project.operations.definitions import AlertCondition, AlertDeliveryError, alerts_sensor, compare, deliver
 from ingest_project_tests.services import listener as silent
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

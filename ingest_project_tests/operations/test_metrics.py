@@ -12,13 +12,13 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_strictly
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from ingest_project import operations as counting
 from ingest_project.core.settings import Settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import files
-from ingest_project.operations import metric_rollup as counting
 from ingest_project.operations.metrics import exposition
 from ingest_project.operations.monitor import Monitor
-from ingest_project.platform.database.engine import open_engine, writing
+from ingest_project.platform.database import open_engine, writing
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.operations.seeding import busy_hour, file_row, put
 

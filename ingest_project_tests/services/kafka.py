@@ -28,8 +28,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from ingest_project.core.settings import KafkaSettings
+from ingest_project.devstack import free_port
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
-from ingest_project.devstack.processes import free_port
 from ingest_project_tests.services.first_use import cache_folder, one_at_a_time
 
 KAFKA_VERSION = "4.1.1"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.platform.azure.accounts import parse_address
+from ingest_project.platform.azure import parse_address
 from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import Bucket, ObjectStore, S3Options, location_of

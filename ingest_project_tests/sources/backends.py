@@ -16,12 +16,12 @@ from moto.s3.models import s3_backends
 from pydantic import SecretStr
 
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.accounts import parse_address
+from ingest_project.platform.azure import parse_address
 from ingest_project.platform.azure.client import open_file_system
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import S3Options
+from ingest_project.sources import Source
 from ingest_project.sources.file_server import FileServerSource
-from ingest_project.sources.protocol import Source
 from ingest_project.sources.registry import SourceContext, open_source
 from ingest_project_tests.services.dfs_calls import SAS
 from ingest_project_tests.services.dfs_server import DfsServer

@@ -13,11 +13,11 @@ import pytest
 from dagster import DagsterInstance
 
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.streams.crm.records import opportunities
-from ingest_project.streams.crm.sink import CrmSink
+from ingest_project.streams.crm.sink import crm_sink
+from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import settle, store_stream
-from ingest_project.streams.user_activity.sink import ActivitySink
 from ingest_project_tests.services.kafka import Server
 from ingest_project_tests.streams.crm.messages import opportunity
 from ingest_project_tests.streams.crm.system import CrmSystem, crm_environment
@@ -34,7 +34,7 @@ def store_on_order(stream: str) -> None:
     """Connect, say so, wait for a line, and store all of a stream; prints how many messages were stored."""
     services = SystemResources(load_settings().settings)
     positions = services.activity_positions if stream == "activity" else services.crm_positions
-    sink: Any = ActivitySink(services) if stream == "activity" else CrmSink(services)
+    sink: Any = DeltaSink(services.user_activity) if stream == "activity" else crm_sink(services)
     sink.chunk_messages = PER_COMMIT
     services.range_reader.backlog(positions.topic, None, 0)
     print("ready", flush=True)  # noqa: T201 - to the test

@@ -53,6 +53,7 @@ from ingest_project.core.settings.platform import (
     MonitorSettings,
     RetentionSettings,
     RetrySettings,
+    SchemaRegistrySettings,
     StorageSettings,
     TopicSettings,
     WarehouseSettings,
@@ -103,6 +104,7 @@ class Settings(Section):
     declarations: Annotated[Path, Env("INGEST_DECLARATIONS")] = Path("ingest_project_defs")
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicSettings = TopicSettings()
+    schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
     warehouse: WarehouseSettings = WarehouseSettings()
     dagster: DagsterSettings = DagsterSettings()
     storage: StorageSettings = StorageSettings()

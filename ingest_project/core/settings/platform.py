@@ -60,6 +60,36 @@ class KafkaSettings(Section):
     generation: Annotated[str, Env("KAFKA_GENERATION")] = ""
 
 
+class SchemaRegistrySettings(Section):
+    """The schema registry that describes the messages of declared streams in Avro, Protobuf or JSON Schema.
+
+    Args:
+        url: address of a server with Confluent's API.
+        username: of basic authentication.
+        password: of that user.
+        token: bearer token, instead of user and password.
+        logical_cluster: cluster that a token is for, on Confluent Cloud.
+        plain_http: allow sending user, password or token without TLS.
+        ca_file: certificate authorities to trust instead of the public ones.
+        certificate_file: certificate that this client shows.
+        key_file: private key of that certificate.
+        key_password: of the private key.
+        timeout_seconds: how long one request may take.
+    """
+
+    url: Annotated[str, Env("INGEST_SCHEMA_REGISTRY_URL")] = ""
+    username: Annotated[str | None, Env("INGEST_SCHEMA_REGISTRY_USERNAME")] = None
+    password: Annotated[SecretStr | None, Env("INGEST_SCHEMA_REGISTRY_PASSWORD")] = None
+    token: Annotated[SecretStr | None, Env("INGEST_SCHEMA_REGISTRY_TOKEN")] = None
+    logical_cluster: Annotated[str, Env("INGEST_SCHEMA_REGISTRY_LOGICAL_CLUSTER")] = ""
+    plain_http: Annotated[bool, Env("INGEST_SCHEMA_REGISTRY_PLAIN_HTTP")] = False
+    ca_file: Annotated[Path | None, Env("INGEST_SCHEMA_REGISTRY_CA_FILE")] = None
+    certificate_file: Annotated[Path | None, Env("INGEST_SCHEMA_REGISTRY_CERTIFICATE_FILE")] = None
+    key_file: Annotated[Path | None, Env("INGEST_SCHEMA_REGISTRY_KEY_FILE")] = None
+    key_password: Annotated[SecretStr | None, Env("INGEST_SCHEMA_REGISTRY_KEY_PASSWORD")] = None
+    timeout_seconds: Annotated[float, Env("INGEST_SCHEMA_REGISTRY_TIMEOUT_SECONDS")] = Field(10.0, gt=0)
+
+
 class TopicSettings(Section):
     """The name of every topic.
 

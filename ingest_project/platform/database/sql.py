@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest_project.contracts.columns import Column
+if TYPE_CHECKING:
+    # Imports Polars, which most programs with a database never need.
+    from ingest_project.contracts.columns import Column
 
 # PostgreSQL compares, indexes and casts jsonb; SQLite keeps JSON as text.
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
@@ -200,10 +202,10 @@ def update_each(
     connection.execute(ordinary, [{f"new_{name}": value for name, value in row.items()} for row in rows])
 
 
-def in_parts(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
+def in_parts(keys: Sequence[Key], size: int = KEYS_AT_A_TIME) -> Iterator[Sequence[Key]]:
     """Yield keys in parts that one statement can take."""
-    for start in range(0, len(keys), KEYS_AT_A_TIME):
-        yield keys[start : start + KEYS_AT_A_TIME]
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
 
 
 def contains(text: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:

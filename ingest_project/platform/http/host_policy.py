@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from ingest_project.core.errors import AddressRejectedError, SettingsError
 from ingest_project.core.settings import Settings
-from ingest_project.platform.http.urls import (
+from ingest_project.platform.http import (
     DEFAULT_PORTS,
     MAX_PORT,
     WebAddress,

@@ -32,7 +32,7 @@ from azure.storage.filedatalake import ContentSettings, DataLakeFileClient
 from ingest_project.core.errors import SourceNotFoundError, StoreUnavailableError
 from ingest_project.core.local_files import PIECE_BYTES, LocalFile
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.azure.accounts import OneLakeAddress, OneLakeOptions, require_folder, require_writable
+from ingest_project.platform.azure import OneLakeAddress, OneLakeOptions, require_folder, require_writable
 from ingest_project.platform.azure.client import (
     list_folder,
     map_error,

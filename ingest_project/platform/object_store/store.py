@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, SettingsError, StoreUnavailableError
 from ingest_project.core.local_files import LocalFile
 from ingest_project.core.settings import StorageSettings
-from ingest_project.platform.azure.accounts import safe_path
+from ingest_project.platform.azure import safe_path
 
 # The metadata that holds the digest of the content, and its declared media type.
 SHA256 = "sha256"

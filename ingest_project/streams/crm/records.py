@@ -9,16 +9,15 @@ any order, any chunks and any repetition of the same messages leave the same row
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime
-from decimal import Decimal
+from datetime import datetime
 from typing import Any, NamedTuple
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts.crm_event import CrmEvent, CrmKind
 from ingest_project.platform.database.sql import ExactDecimal, Json, UtcTime, metadata
+from ingest_project.streams.sql.upsert import KAFKA_ORDER, upsert_rows
 
 
 def _origin() -> list[Col[Any]]:
@@ -119,9 +118,7 @@ unidentified_messages = sa.Table(
 
 
 TABLES: Mapping[CrmKind, sa.Table] = {CrmKind.OPPORTUNITY: opportunities, CrmKind.PROJECT: projects}
-# PostgreSQL plans the whole of one parameter at once; a few thousand rows are as fast as more.
-ROWS_AT_A_TIME = 5_000
-JSON_COLUMNS = ("tags", "meta_data", "other_fields")
+VERSION = ("last_modified", *KAFKA_ORDER)
 
 
 class MessageOrder(NamedTuple):
@@ -156,7 +153,7 @@ class PlacedEvent(NamedTuple):
 
     @property
     def version(self) -> tuple[object, ...]:
-        """Orders all versions of a record: the greatest one stays. The same order as in `_upsert_statement`."""
+        """Orders all versions of a record: the greatest one stays. The same order as VERSION."""
         position = self.position
         return (
             self.event.last_modified,
@@ -186,11 +183,8 @@ def upsert(connection: sa.Connection, kind: CrmKind, placed: Iterable[PlacedEven
     Upserts on event_id; an older version never overwrites a newer one, and doing it again changes nothing.
     """
     messages = list(placed)
-    # In one order everywhere: two transactions that touch the same records wait for each other, and never in a circle.
-    newest = sorted(_newest(messages), key=lambda one: one.event.event_id)
-    changed = 0
-    for start in range(0, len(newest), ROWS_AT_A_TIME):
-        changed += _upsert_rows(connection, TABLES[kind], newest[start : start + ROWS_AT_A_TIME], now)
+    rows = [_row(one, now) for one in _newest(messages)]
+    changed = upsert_rows(connection, TABLES[kind], VERSION, rows)
     return Upserted(len(messages), changed)
 
 
@@ -224,44 +218,12 @@ def _newest(messages: Sequence[PlacedEvent]) -> Iterable[PlacedEvent]:
     return newest.values()
 
 
-def _upsert_rows(connection: sa.Connection, table: sa.Table, placed: Sequence[PlacedEvent], now: datetime) -> int:
-    if connection.dialect.name == "postgresql":
-        rows = [_row(one, now.isoformat(), _iso, _raw) for one in placed]
-        columns = ", ".join(rows[0])
-        source = (
-            f"SELECT {columns} FROM json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
-            " ORDER BY event_id"
-        )
-        # Text in the order of its bytes, as Python and SQLite compare it, whatever the database's language.
-        statement = sa.text(_upsert_statement(table, list(rows[0]), source, collation=' COLLATE "C"'))
-        return connection.execute(statement, {"rows": msgspec.json.encode(rows).decode()}).rowcount
-    rows = [_row(one, _sqlite_time(now), _sqlite_time, str) for one in placed]
-    values = ", ".join(f":{name}" for name in rows[0])
-    return connection.execute(sa.text(_upsert_statement(table, list(rows[0]), f"VALUES ({values})")), rows).rowcount
-
-
-def _upsert_statement(table: sa.Table, columns: Sequence[str], source: str, collation: str = "") -> str:
-    name = table.name
-    changes = ", ".join(f"{column} = excluded.{column}" for column in columns if column != "event_id")
-
-    def version(whose: str) -> str:
-        texts = (f"{whose}.{column}{collation}" for column in ("kafka_topic", "kafka_topic_id"))
-        position = (f"{whose}.{column}" for column in ("kafka_partition", "kafka_offset"))
-        return f"({', '.join((f'{whose}.last_modified', f'{whose}.kafka_epoch', *texts, *position))})"
-
-    return (
-        f"INSERT INTO {name} ({', '.join(columns)}) {source}"
-        f" ON CONFLICT (event_id) DO UPDATE SET {changes} WHERE {version('excluded')} > {version(name)}"
-    )
-
-
-def _row(placed: PlacedEvent, stored_at: str, time: Any, json: Any) -> dict[str, Any]:  # noqa: ANN401 - text makers
-    """Return a row of texts and whole numbers, which either database stores without a loss."""
+def _row(placed: PlacedEvent, stored_at: datetime) -> dict[str, Any]:
     event, position, trace_id = placed
-    row = {
+    return {
         "event_id": event.event_id,
         "name": event.name,
-        **{name: _exact(value) for name, value in event.own.items()},
+        **event.own,
         "account_id": event.account_id,
         "owner_id": event.owner_id,
         "source": event.source,
@@ -269,7 +231,7 @@ def _row(placed: PlacedEvent, stored_at: str, time: Any, json: Any) -> dict[str,
         "notes": event.notes,
         "meta_data": event.meta_data,
         "other_fields": event.other_fields,
-        "last_modified": time(event.last_modified),
+        "last_modified": event.last_modified,
         "content_sha256": event.content_sha256,
         "kafka_topic": position.topic,
         "kafka_topic_id": position.topic_id,
@@ -279,23 +241,3 @@ def _row(placed: PlacedEvent, stored_at: str, time: Any, json: Any) -> dict[str,
         "trace_id": trace_id,
         "stored_at": stored_at,
     }
-    return row | {name: json(row[name]) for name in JSON_COLUMNS if row[name] is not None}
-
-
-def _exact(value: str | Decimal | date | None) -> str | None:
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    return value.isoformat() if isinstance(value, date) else value
-
-
-def _raw(text: str) -> msgspec.Raw:
-    return msgspec.Raw(text.encode())
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat()
-
-
-def _sqlite_time(moment: datetime) -> str:
-    """Format a time as SQLAlchemy does for SQLite: of fixed width, so that text order is time order."""
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")

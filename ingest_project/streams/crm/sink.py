@@ -1,9 +1,6 @@
-"""The relational tables as the sink of CRM messages: rows and position are one transaction.
+"""Sort CRM messages into their tables: each is an opportunity, a project, or unidentified.
 
-Each message is an opportunity, a project, or unidentified. Should storing messages together fail, for a reason that the
-rules did not foresee or because the database refuses a value, they are halved until the message is found that fails
-alone, which is then kept unidentified with the reason. The position follows each part: one message never stops the
-others, and no part is stored twice. Unidentified messages can be tried again after a fix.
+Unidentified messages can be tried again after a fix.
 """
 
 from __future__ import annotations
@@ -16,36 +13,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sqlalchemy as sa
-import stamina
 
+from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.crm_event import CrmEvent, CrmKind, decode_crm_event
-from ingest_project.contracts.decoding import trace_id_in
-from ingest_project.core.batches import store_bisecting
-from ingest_project.core.errors import TransientError, UnexpectedError, UnreadableMessageError
+from ingest_project.core.errors import UnexpectedError, UnreadableMessageError
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import reading, writing
-from ingest_project.platform.database.errors import sqlstate
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.records import MessageOrder, PlacedEvent, upsert
 from ingest_project.streams.crm.unidentified import Unidentified, keep
-from ingest_project.streams.engine import Batch, StreamResources
-from ingest_project.streams.positions import (
-    PositionConflictError,
-    SinkPosition,
-    enter_lost,
-    epochs,
-    move,
-)
+from ingest_project.streams.positions import SinkPosition, epochs
+from ingest_project.streams.sql.sink import SqlSink, may_be_a_messages_fault, reason_of
 
 logger = get_logger(__name__)
 
-CHUNK_MESSAGES = 5_000
 MESSAGES_PER_TRANSACTION = 200
-# A run that waits longer only holds a slot that others could use: a tick requests the rest again, minutes later.
-PATIENCE_SECONDS = 60.0
-# PostgreSQL's classes of codes for a value it does not take: malformed, against a rule, beyond a limit of its own.
-REFUSALS = ("22", "23", "54")
 
 
 @dataclass
@@ -77,109 +62,43 @@ class RetryResult(NamedTuple):
     unidentified: tuple[str, ...] = ()
 
 
-class CrmSink:
-    """Upserts records and keeps the rest, in the transaction of the position.
+class CrmTables:
+    """The tables of records and of unidentified messages.
 
     Args:
-        services: the database.
+        log_file: of the process; unidentified messages are logged next to it.
     """
 
-    chunk_messages = CHUNK_MESSAGES
+    def __init__(self, log_file: Path | None) -> None:
+        self._log_file = log_file
 
-    def __init__(self, services: StreamResources) -> None:
-        self._services = services
-
-    def prepare(self, positions: Sequence[SinkPosition]) -> None:
-        """Do nothing: positions and rows are in one database."""
-
-    def resume(self, position: SinkPosition) -> SinkPosition:
-        """Return the position: it is this sink's own."""
-        return position
+    def prepare(self) -> None:
+        """Do nothing: migrations create the tables."""
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> Identified:
         """Sort messages by kind."""
         return identify(messages, position.topic_id, position.epoch)
 
-    def is_full(self, batch: Batch[Identified]) -> bool:
-        """Store each chunk that was read."""
-        return bool(batch.rows)
-
-    def store(self, batch: Batch[Identified], position: SinkPosition) -> SinkPosition:
-        """Store one chunk; see `Sink.store`."""
-        storing = _Storing(self._services, batch, position)
-        if storing.messages:
-            rows = range(len(storing.messages))
-            store_bisecting(rows, storing.part, lambda error: isinstance(error, _RefusedMessagesError))
-        else:
-            storing.part([])
-        return storing.position
-
-
-class _RefusedMessagesError(Exception):
-    """Some of the messages cannot be stored."""
-
-
-class _Storing:
-    """One batch on its way into the tables, some of its messages at a time, in their order."""
-
-    def __init__(self, services: StreamResources, batch: Batch[Identified], position: SinkPosition) -> None:
-        self._services, self._batch = services, batch
-        self._found = batch.rows[0] if batch.rows else Identified([], position.topic_id, position.epoch)
-        self.messages = self._found.messages
-        self.position = position
-
-    def part(self, rows: Sequence[int]) -> None:
-        """Store neighbouring messages, given by their numbers; a single one that is refused is kept unidentified.
-
-        Raises:
-            _RefusedMessagesError: the database refuses some of several messages.
-        """
-        messages = [self.messages[row] for row in rows]
-        is_whole = len(messages) == len(self.messages)
-        found = self._found if is_whole else identify(messages, self._found.topic_id, self._found.epoch)
-        next_row = rows[-1] + 1 if rows else 0
-        try:
-            self._commit(found, next_row)
-        except Exception as error:
-            if not may_be_a_messages_fault(error) or not messages:
-                raise
-            if len(messages) > 1:
-                raise _RefusedMessagesError from error
-            self._commit(self._refused(messages[0], error), next_row)
-
-    def _refused(self, message: ConsumerRecord, error: Exception) -> Identified:
-        topic_id, epoch = self._found.topic_id, self._found.epoch
-        order = MessageOrder(message.topic, topic_id, message.partition, message.offset, epoch)
+    def refused(self, message: ConsumerRecord, position: SinkPosition, error: Exception) -> Identified:
+        """Keep a message that the database refuses as unidentified."""
+        order = MessageOrder(message.topic, position.topic_id, message.partition, message.offset, position.epoch)
         kept = unidentified(message, order, *reason_of(error))
-        return Identified([message], topic_id, epoch, unidentified=[kept])
+        return Identified([message], position.topic_id, position.epoch, unidentified=[kept])
 
-    def _commit(self, found: Identified, next_row: int) -> None:
-        retries = self._services.settings.retries
-        for attempt in stamina.retry_context(
-            on=_passes,
-            attempts=retries.max_attempts,
-            timeout=PATIENCE_SECONDS,
-            wait_initial=retries.delay_seconds,
-            wait_max=retries.max_delay_seconds,
-            wait_jitter=retries.delay_seconds,
-        ):
-            with attempt:
-                self.position = self._transaction(found, next_row)
+    def store(self, connection: sa.Connection, rows: Identified, now: datetime) -> Counter[str]:
+        """Upsert records and keep the rest."""
+        outcome = Counter({"unidentified": len(rows.unidentified)})
+        for kind in CrmKind:
+            done = upsert(connection, kind, rows.events[kind], now)
+            outcome[f"{kind}_messages"] += done.messages
+            outcome[f"{kind}_rows_changed"] += done.changed
+        _keep(connection, rows.unidentified, now, self._log_file)
+        return outcome
 
-    def _transaction(self, found: Identified, next_row: int) -> SinkPosition:
-        now, position, is_last = datetime.now(UTC), self.position, next_row == len(self.messages)
-        outcome = Counter({"unidentified": len(found.unidentified)})
-        with writing(self._services.engine) as connection:
-            for kind in CrmKind:
-                done = upsert(connection, kind, found.events[kind], now)
-                outcome[f"{kind}_messages"] += done.messages
-                outcome[f"{kind}_rows_changed"] += done.changed
-            _keep(connection, found.unidentified, now, self._services.settings.logging.file)
-            if is_last:
-                enter_lost(connection, position.stream, self._batch.lost)
-                outcome += self._batch.outcome
-            to = self._batch.next_offset if is_last else self.messages[next_row].offset
-            return move(connection, position, to, outcome, now)
+
+def crm_sink(services: Runtime) -> SqlSink[Identified]:
+    """Return the sink of CRM messages."""
+    return SqlSink(services, CrmTables(services.settings.logging.file))
 
 
 def identify(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int = 0) -> Identified:
@@ -220,25 +139,6 @@ def unidentified(message: ConsumerRecord, position: MessageOrder, reason: str, e
     )
 
 
-def may_be_a_messages_fault(error: Exception) -> bool:
-    """Test whether one message may have caused an error, and not the tables, the connection or a concurrent writer."""
-    if isinstance(error, TransientError):
-        return False
-    if isinstance(error, sa.exc.DBAPIError) and not isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
-        return isinstance(error.orig, BaseException) and sqlstate(error.orig).startswith(REFUSALS)
-    return True
-
-
-def reason_of(error: Exception) -> tuple[str, str]:
-    """Return why a message could not be stored, and the class of that error."""
-    if isinstance(error, sa.exc.DBAPIError):
-        cause = next(iter(str(error.orig or error).splitlines()), type(error).__name__)
-        return f"The database refuses it: {cause[:300]}", type(error).__name__
-    logger.error("storing_failed_unexpectedly", exc_info=error)
-    failure = UnexpectedError("Storing the message", error)
-    return str(failure), failure.error_class
-
-
 def retry(engine: sa.Engine, message_ids: Sequence[str] | None = None) -> RetryResult:
     """Identify messages again by today's rules, and store those that are identified now as new arrivals.
 
@@ -263,11 +163,6 @@ def retry(engine: sa.Engine, message_ids: Sequence[str] | None = None) -> RetryR
                 kept_messages.mark_retried(connection, {message_id: reason_of(error)}, datetime.now(UTC))
             still_not.append(message_id)
     return RetryResult(tuple(identified), tuple(still_not))
-
-
-def _passes(error: Exception) -> bool:
-    """Return whether the same transaction may succeed later."""
-    return isinstance(error, TransientError) and not isinstance(error, PositionConflictError)
 
 
 def _keep(connection: sa.Connection, messages: Sequence[Unidentified], now: datetime, log_file: Path | None) -> None:

@@ -7,8 +7,7 @@ the messages around it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 
@@ -16,7 +15,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest_project.contracts.decoding import MAX_TRACE_LENGTH, trace_id_in
+from ingest_project.contracts import MAX_TRACE_LENGTH, trace_id_in
 from ingest_project.contracts.enriched_event import (
     ClientInfo,
     EnrichedEvent,
@@ -24,28 +23,26 @@ from ingest_project.contracts.enriched_event import (
     ServiceInfo,
     decode_enriched_event,
 )
-from ingest_project.core.batches import store_bisecting
-from ingest_project.core.errors import PermanentError, UnexpectedError, UnreadableMessageError
-from ingest_project.core.keys import end_of
-from ingest_project.core.logging import get_logger
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.user_activity.resources import FIRST_HOUR, hours_between
+from ingest_project.streams.delta.rows import (
+    INSTANT,
+    POSITION_FIELDS,
+    RefusedMessage,
+    StreamRows,
+    days_of,
+    decode_bisecting,
+    hours_in,
+    position_columns,
+)
+from ingest_project.streams.hours import DAY, FIRST_HOUR
 
-logger = get_logger(__name__)
-
-INSTANT = pa.timestamp("us", tz="UTC")
 # What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.
 PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
-# The clock of a sender may be wrong; a day ahead of when the broker got the event is no partition of its own.
-MAX_AHEAD = timedelta(days=1)
-# Each day of a commit is a file, and senders choose the days.
-MAX_DAYS_PER_COMMIT = 32
 NOTHING = (b"", b"null")
 SHORTEST = 5
 TEXTS = ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
-LAST_MILLISECOND = 253_402_300_799_999
 
-DAY = "event_day"
 _client = pa.struct([(name, pa.string()) for name in ClientInfo.__struct_fields__])
 _service = pa.struct([(name, pa.string()) for name in ServiceInfo.__struct_fields__])
 _processing = pa.struct([("received_at", INSTANT), ("processed_at", INSTANT), ("processing_ms", pa.float64())])
@@ -64,61 +61,33 @@ SCHEMA = pa.schema(
         ("service_info", _service),
         ("processing_info", _processing),
         ("_rescued", pa.string()),
-        ("kafka_topic", pa.string()),
-        ("kafka_topic_id", pa.string()),
-        ("kafka_partition", pa.int32()),
-        ("kafka_offset", pa.int64()),
-        ("kafka_timestamp", INSTANT),
-        ("trace_id", pa.string()),
-        (DAY, pa.string()),
+        *POSITION_FIELDS,
     ]
 )
 
 
-@dataclass(frozen=True)
-class EventRows:
-    """Rows and refused messages.
-
-    Args:
-        table: a row each for the readable ones, see SCHEMA.
-        refused: the others, with the reason.
-    """
-
-    table: pa.Table
-    refused: list[tuple[ConsumerRecord, PermanentError | UnreadableMessageError]]
-
-
-def event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> EventRows:
+def event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
     """Decode messages. No message makes it fail: one with an unexpected error is found by halving, and refused alone.
 
     Args:
         messages: as they were read.
         topic_id: of the topic that they are from.
     """
-    found = [EventRows(SCHEMA.empty_table(), [])]
 
-    def decode(part: Sequence[ConsumerRecord]) -> None:
+    def decode(part: Sequence[ConsumerRecord]) -> StreamRows:
         rows = _event_rows(part, topic_id)
         # Storing the rows needs their hours: a row without one must be found here.
-        hours_in(rows.table)
-        found.append(rows)
+        hours_in(rows.table, "timestamp", FIRST_HOUR)
+        return rows
 
-    for message, error in store_bisecting(messages, decode, lambda error: not isinstance(error, MemoryError)):
-        logger.error("decoding_failed_unexpectedly", exc_info=error)
-        found.append(EventRows(SCHEMA.empty_table(), [(message, UnexpectedError("Reading the message", error))]))
-    refused = [one for rows in found for one in rows.refused]
-    return EventRows(pa.concat_tables([rows.table for rows in found]), sorted(refused, key=_position_of))
+    return decode_bisecting(messages, SCHEMA, decode)
 
 
-def _position_of(refused: tuple[ConsumerRecord, object]) -> tuple[int, int]:
-    return refused[0].partition, refused[0].offset
-
-
-def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> EventRows:
+def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
     kept: list[ConsumerRecord] = []
     events: list[EnrichedEvent] = []
     rescued: list[str | None] = []
-    refused: list[tuple[ConsumerRecord, PermanentError | UnreadableMessageError]] = []
+    refused: list[RefusedMessage] = []
     for message in messages:
         try:
             event, more = decode_enriched_event(message.value)
@@ -129,40 +98,15 @@ def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> EventRows:
             events.append(event)
             rescued.append(more)
     problems: dict[int, str] = {}
-    columns = _event_columns(events, problems) | _position_columns(kept, topic_id)
+    columns = _event_columns(events, problems) | position_columns(kept, topic_id)
     columns["_rescued"] = pa.array(rescued, pa.string())
     columns["trace_id"] = pa.array(list(map(_trace_of, kept, events)), pa.string())
-    columns[DAY] = _days(columns["timestamp"], columns["kafka_timestamp"])
+    columns[DAY] = days_of(columns["timestamp"], columns["kafka_timestamp"], FIRST_HOUR)
     table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     if problems:
         refused += [(kept[row], UnreadableMessageError(f"Not an EnrichedEvent: {problems[row]}.")) for row in problems]
         table = table.filter(pa.array([row not in problems for row in range(len(kept))]))
-    return EventRows(table, refused)
-
-
-def with_few_days(table: pa.Table) -> pa.Table:
-    """Return the rows of one commit with a bounded number of days: those of its rarest days get none."""
-    days = pc.value_counts(table[DAY].combine_chunks())
-    if len(days) <= MAX_DAYS_PER_COMMIT:
-        return table
-    common = days.take(pc.sort_indices(days.field("counts"), sort_keys=[("", "descending")])[:MAX_DAYS_PER_COMMIT])
-    is_common = pc.is_in(table[DAY], value_set=common.field("values"))
-    kept = pc.if_else(is_common, table[DAY], pa.scalar(None, pa.string()))
-    return table.set_column(table.schema.get_field_index(DAY), SCHEMA.field(DAY), kept)
-
-
-def hours_in(table: pa.Table) -> dict[datetime, int]:
-    """Count the rows of each hour that is, or soon will be, a partition."""
-    counts = pc.value_counts(pc.floor_temporal(table["timestamp"].combine_chunks(), unit="hour"))
-    found = {count["values"].astimezone(UTC): count["counts"] for count in counts.to_pylist()}
-    return {hour: found[hour] for hour in hours_between(found, datetime.now(UTC) + MAX_AHEAD)}
-
-
-def of_hour(table: pa.Table, hour: datetime) -> pa.Table:
-    """Return the rows of the events that happened in an hour."""
-    begin, end = (pa.scalar(moment, INSTANT) for moment in (hour, end_of(hour)))
-    moments = table["timestamp"]
-    return table.filter(pc.and_(pc.greater_equal(moments, begin), pc.less(moments, end)))
+    return StreamRows(table, refused)
 
 
 def _trace_of(message: ConsumerRecord, event: EnrichedEvent) -> str | None:
@@ -253,28 +197,3 @@ def _one_by_one(
             problems.setdefault(row, f"{path} {error}")
             converted.append(None)
     return pa.array(converted, to)
-
-
-def _position_columns(messages: Sequence[ConsumerRecord], topic_id: str) -> dict[str, pa.Array]:
-    count = len(messages)
-    written = [
-        None if (ms := message.timestamp_ms) is None or not 0 <= ms <= LAST_MILLISECOND else ms for message in messages
-    ]
-    return {
-        "kafka_topic": pa.array([message.topic for message in messages], pa.string()),
-        "kafka_topic_id": pa.repeat(pa.scalar(topic_id, pa.string()), count),
-        "kafka_partition": pa.array([message.partition for message in messages], pa.int32()),
-        "kafka_offset": pa.array([message.offset for message in messages], pa.int64()),
-        "kafka_timestamp": pa.array(written, pa.timestamp("ms", tz="UTC")).cast(INSTANT),
-    }
-
-
-def _days(moments: pa.Array, written: pa.Array) -> pa.Array:
-    """Return the day of each event, `yyyy-mm-dd`; null if impossible: before the first partition, or tomorrow."""
-    not_before = pc.greater_equal(moments, pa.scalar(FIRST_HOUR, INSTANT))
-    latest = pc.add(pc.fill_null(written, datetime.now(UTC)), pa.scalar(MAX_AHEAD, pa.duration("us")))
-    return pc.if_else(
-        pc.and_(not_before, pc.less_equal(moments, latest)),
-        moments.cast(pa.date32()).cast(pa.string()),
-        pa.scalar(None, pa.string()),
-    )

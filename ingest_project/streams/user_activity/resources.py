@@ -1,34 +1,22 @@
-"""Resources of user activity, and the names and bounds that its readers and writers of events share."""
+"""Resources of user activity."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from ingest_project.platform.delta.location import delta_credentials
+from ingest_project.platform.delta import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
-from ingest_project.streams.engine import StreamResources
-from ingest_project.streams.positions import TopicPartition
-from ingest_project.streams.user_activity.hours import ActivityHours
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.streams.delta.stream import DeltaStream
+from ingest_project.streams.engine import USER_ACTIVITY, StreamResources
+from ingest_project.streams.hours import StreamHours
 
-FIRST_HOUR = datetime(2024, 1, 1, tzinfo=UTC)
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-# What is decoded at a time: the events of a chunk are objects, those of a commit columns.
-CHUNK_MESSAGES = 10_000
-# Replacing, recovering and maintenance take turns: each looks at rows or files that another may be changing.
-LOCK = "user_activity_events"
-LOCK_WAIT_SECONDS = 900.0
-
-
-def hours_between(hours: Iterable[datetime], now: datetime) -> list[datetime]:
-    """Return the hours that are partitions, in order: none before the first one, none that has yet to begin."""
-    return sorted(hour for hour in hours if FIRST_HOUR <= hour <= now)
-
-
-def app_id_of(partition: TopicPartition) -> str:
-    """Return the name under which the table keeps its position in a partition."""
-    return f"ingest_project/user_activity/{partition.topic}/{partition.topic_id}/{partition.partition}"
+    from ingest_project.streams.delta.rows import StreamRows
 
 
 class UserActivityResources(StreamResources):
@@ -39,13 +27,41 @@ class UserActivityResources(StreamResources):
         """The table of events as well."""
         return (*super().store_urls, self.settings.user_activity_url)
 
-    @cached_property
-    def activity_hours(self) -> ActivityHours:
+    @property
+    def activity_hours(self) -> StreamHours:
         """The hours of user activity that changed."""
-        return ActivityHours(self.engine)
+        return self.user_activity.hours
 
     @cached_property
     def user_activity_events(self) -> DeltaStore:
         """The Delta table of user activity."""
         credentials = delta_credentials(self.settings)
         return open_delta_table(self.settings.user_activity_url, credentials, partition_by=("event_day",))
+
+    @cached_property
+    def user_activity(self) -> DeltaStream:
+        """The stream of user activity."""
+        topics = self.settings.topics
+        return DeltaStream(
+            services=self,
+            name=USER_ACTIVITY,
+            topic=topics.user_activity_events,
+            dead_letter_topic=topics.user_activity_events_dlq,
+            store=self.user_activity_events,
+            lock="user_activity_events",
+            decode=_event_rows,
+            schema_of=_schema,
+            commit_messages=self.settings.user_activity.range_messages,
+        )
+
+
+def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
+    from ingest_project.streams.user_activity.event_table import event_rows  # noqa: PLC0415 - brings pyarrow
+
+    return event_rows(messages, topic_id)
+
+
+def _schema() -> pa.Schema:
+    from ingest_project.streams.user_activity.event_table import SCHEMA  # noqa: PLC0415 - brings pyarrow
+
+    return SCHEMA

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ingest_project.core.errors import SettingsError
+from ingest_project.devstack import free_port
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
-from ingest_project.devstack.processes import free_port
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.services.kafka import settings_for, wait_until

@@ -24,7 +24,7 @@ FILL = """
 import hashlib, resource, sys
 from pathlib import Path
 from pydantic import SecretStr
-from ingest_project.platform.azure.accounts import OneLakeCredential, OneLakeOptions
+from ingest_project.platform.azure import OneLakeCredential, OneLakeOptions
 from ingest_project.core.local_files import LocalFile
 from ingest_project.platform.object_store import open_store
 url, endpoint, sas, name = sys.argv[1:]

@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from dagster import ExecuteInProcessResult
 
 import ingest_project.streams.crm.definitions
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.reader import Backlog
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
-from ingest_project.streams.crm.sink import CrmSink
+from ingest_project.streams.crm.sink import crm_sink
 from ingest_project.streams.crm.unidentified import KeptMessage, find
 from ingest_project.streams.engine import Batch, StreamResources
 from ingest_project.streams.positions import StreamPositions
@@ -90,6 +90,6 @@ def store_messages(
     end = messages[-1].offset + 1
     backlog = Backlog(topic_id, starts={0: 0}, log_starts={0: 0}, ends={0: end}, notices=[])
     (position,) = services.crm_positions.begin(backlog, datetime.now(UTC)).values()
-    sink = CrmSink(services)
+    sink = crm_sink(services)
     batch = Batch(0, end, [sink.decode(messages, position)], len(messages))
     return sink.store(batch, position).outcome

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import polars as pl
 
-from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY, hourly_partitions
+from ingest_project.streams.delta.definitions import hourly_partitions
+from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project_tests.platform.dagster.test_catalog import loaded
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import ActivitySystem

@@ -12,14 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.user_activity.event_table import (
-    MAX_DAYS_PER_COMMIT,
-    SCHEMA,
-    event_rows,
-    hours_in,
-    of_hour,
-    with_few_days,
-)
+from ingest_project.streams.delta.rows import MAX_DAYS_PER_COMMIT, hours_in, of_hour, with_few_days
+from ingest_project.streams.hours import FIRST_HOUR
+from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows
 from ingest_project_tests.streams.user_activity.events import encoded, event, received
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data" / "json"
@@ -110,9 +105,9 @@ def test_hours_are_those_that_have_a_partition_now_or_soon() -> None:
     moments += [(now + timedelta(days=3)).isoformat()]
     table = event_rows(received(*(encoded(event(timestamp=moment)) for moment in moments)), "g").table
     ten = datetime(2026, 1, 15, 10, tzinfo=UTC)
-    assert hours_in(table) == {ten: 1, ten + timedelta(hours=1): 1}
-    assert of_hour(table, ten).num_rows == 1
-    assert hours_in(table.slice(0, 0)) == {}
+    assert hours_in(table, "timestamp", FIRST_HOUR) == {ten: 1, ten + timedelta(hours=1): 1}
+    assert of_hour(table, ten, "timestamp").num_rows == 1
+    assert hours_in(table.slice(0, 0), "timestamp", FIRST_HOUR) == {}
 
 
 def test_a_time_of_the_broker_outside_the_calendar_is_none() -> None:

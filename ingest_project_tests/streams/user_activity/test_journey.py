@@ -11,10 +11,10 @@ import pytest
 from confluent_kafka import Producer
 
 from ingest_project.core.settings import load_settings
+from ingest_project.streams.delta.rebuild import read_again_from_beginning
+from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import store_stream
 from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
-from ingest_project.streams.user_activity.rebuild import read_again_from_beginning
-from ingest_project.streams.user_activity.sink import ActivitySink
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import BATCH, HOURLY_BATCH, HOURLY_SENSOR, SENSOR, ActivitySystem
@@ -207,7 +207,7 @@ def test_latest_leaves_out_what_was_there_and_reading_from_the_beginning_brings_
     activity.drive()
     assert [row["event_id"] for row in activity.rows()] == ["new"]
     for _ in range(2):
-        read_again_from_beginning(activity.services)
+        read_again_from_beginning(activity.services.user_activity)
         activity.drive()
         assert [row["event_id"] for row in activity.rows()] == ["old", "new"]
     activity.put(event("newer"))
@@ -241,7 +241,7 @@ def test_a_person_who_names_no_offsets_gets_all(activity: ActivitySystem) -> Non
 
 def test_hours_that_a_killed_run_did_not_report_are_reported_by_the_next(activity: ActivitySystem) -> None:
     activity.put(event())
-    sink = ActivitySink(activity.services)
+    sink = DeltaSink(activity.services.user_activity)
     store_stream(activity.services, activity.positions, sink, run_id="killed")
     assert activity.times_materialized(USER_ACTIVITY_EVENTS) == 0
     activity.drive()

@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.platform.database.engine import writing
+from ingest_project.platform.database import writing
 from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.streams.delta.queries import rows_by_hour
 from ingest_project.streams.positions import OffsetRange, sink_positions
-from ingest_project.streams.user_activity.event_queries import rows_by_hour
 from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import encoded, event, received

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingest_project.streams.delta.recovery import complete_all, runs_between, subtract
+from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import settle, store_stream
 from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS
-from ingest_project.streams.user_activity.recovery import complete_all, runs_between, subtract
-from ingest_project.streams.user_activity.sink import ActivitySink
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import ActivitySystem
@@ -78,7 +78,7 @@ def test_what_the_table_lost_is_read_again_once_before_new_events_are_stored_and
     assert [activity.statistics(hour)["page_view"].events for hour in (HOUR, NEXT_HOUR)] == [16, 3]
     assert [activity.check(name).passed for name in ("no_gap_in_offsets", "no_duplicate_offsets")] == [True, True]
     # Looked at once, the same commits are no reason to look again.
-    assert complete_all(activity.services).rows == 0
+    assert complete_all(activity.services.user_activity).rows == 0
     activity.put(event("e19"))
     activity.drive()
     assert is_whole(activity)
@@ -87,7 +87,7 @@ def test_what_the_table_lost_is_read_again_once_before_new_events_are_stored_and
 
 def test_the_span_that_is_reported_is_that_of_the_missing_rows(activity: ActivitySystem) -> None:
     partition = went_back(activity, "removed log entries")
-    found = complete_all(activity.services)
+    found = complete_all(activity.services.user_activity)
     assert [str(span) for span in found.spans] == [f"{activity.topic}[{partition}] 10 to 19"]
     assert (found.rows, sorted(found.hours.values()), found.lost) == (8, [3, 5], [])
 
@@ -136,7 +136,7 @@ def test_what_kafka_has_no_more_is_lost_with_partition_offsets_and_hours(
     assert "5 rows are missing in the table" in str(line)
     assert f"{activity.topic}[{partition}] 10 to 15; hours {HOUR}, {NEXT_HOUR}" in str(line)
     assert "10 to 15 (5 rows)" in activity.metadata(USER_ACTIVITY_EVENTS, HOUR)["lost_from_table"]
-    assert complete_all(activity.services).lost == []
+    assert complete_all(activity.services.user_activity).lost == []
 
 
 def test_what_was_lost_of_a_dropped_table_is_said_once_and_without_the_dead_letters(
@@ -145,13 +145,13 @@ def test_what_was_lost_of_a_dropped_table_is_said_once_and_without_the_dead_lett
 ) -> None:
     partition = went_back(activity, "a dropped table")
     kafka_server.delete_records(activity.topic, partition, 15)
-    found = complete_all(activity.services)
+    found = complete_all(activity.services.user_activity)
     assert [(str(one.offsets).split("] ")[1], one.messages) for one in found.lost] == [("0 to 13", 14)]
     assert len(activity.rows()) == 4
     assert [one.messages for one in activity.positions.lost()] == [14]
-    assert complete_all(activity.services).lost == []
+    assert complete_all(activity.services.user_activity).lost == []
     foreign.drop(activity.services)
-    assert complete_all(activity.services).lost == []
+    assert complete_all(activity.services.user_activity).lost == []
 
 
 def test_a_table_without_the_column_of_traces_continues(activity: ActivitySystem) -> None:
@@ -186,7 +186,7 @@ def test_subtracted_offsets_are_in_none_of_the_known_ones(missing: set[int], kno
 
 def store_everything(activity: ActivitySystem) -> None:
     """Store as a run does, without Dagster around it."""
-    sink = ActivitySink(activity.services)
+    sink = DeltaSink(activity.services.user_activity)
     run = store_stream(activity.services, activity.positions, sink, run_id="a run")
     settle(activity.services, activity.positions, run)
 
@@ -208,11 +208,11 @@ def happen(activity: ActivitySystem, what: str, number: int) -> None:
             foreign.delete(services, f"kafka_offset % 21 = {number}")
         case "drop":
             foreign.drop(services)
-            complete_all(services)
+            complete_all(services.user_activity)
         case "append":
             foreign.append_rows(services, event_id=["foreign"], colour=["red"])
         case "maintenance":
-            complete_all(services)
+            complete_all(services.user_activity)
         case _:
             {"empty": foreign.empty, "compact": foreign.compact}[what](services)
 
@@ -240,7 +240,7 @@ def test_after_any_history_the_table_holds_each_offset_exactly_once(
         happen(activity, what, number)
     activity.put(event("last"))
     store_everything(activity)
-    complete_all(services)
+    complete_all(services.user_activity)
     of_ours = Counter((row["kafka_partition"], row["kafka_offset"]) for row in activity.rows() if row["kafka_topic"])
     letters = {
         (int(one.header("dlq.original-partition") or 0), int(one.header("dlq.original-offset") or 0))

@@ -144,25 +144,6 @@ def _table(name: str, *parts: sa.schema.SchemaItem) -> None:
 
 
 _table(
-    "activity_hour_spans",
-    *_key(UtcTime, "hour"),
-    *_key(sa.Text, "topic", "topic_id"),
-    *_key(sa.Integer, "partition"),
-    *_key(sa.BigInteger, "piece"),
-    *_required(sa.BigInteger, "first_offset", "end_offset"),
-    sa.Index("activity_hour_spans_by_offset", "topic", "topic_id", "partition", "end_offset"),
-)
-_table(
-    "activity_hours",
-    *_key(UtcTime, "hour"),
-    *_required(sa.BigInteger, "changes"),
-    *_required(UtcTime, "changed_at"),
-    *_required(sa.BigInteger, "computed_changes", "reported_changes"),
-    *_optional(UtcTime, "computed_at"),
-    _partial_index("activity_hours_stale", "changes > computed_changes", "hour"),
-    _partial_index("activity_hours_unreported", "changes > reported_changes", "hour"),
-)
-_table(
     "aggregated_metrics",
     *_key(sa.Text, "file_key", "device_id", "sensor_type"),
     *_required(Double, "min", "max", "mean"),
@@ -371,6 +352,27 @@ _table(
     *_required(sa.BigInteger, "end_offset"),
     *_required(sa.Text, "reason", "asked_by"),
     *_required(UtcTime, "asked_at"),
+)
+_table(
+    "stream_hour_spans",
+    *_key(sa.Text, "stream"),
+    *_key(UtcTime, "hour"),
+    *_key(sa.Text, "topic", "topic_id"),
+    *_key(sa.Integer, "partition"),
+    *_key(sa.BigInteger, "piece"),
+    *_required(sa.BigInteger, "first_offset", "end_offset"),
+    sa.Index("stream_hour_spans_by_offset", "stream", "topic", "topic_id", "partition", "end_offset"),
+)
+_table(
+    "stream_hours",
+    *_key(sa.Text, "stream"),
+    *_key(UtcTime, "hour"),
+    *_required(sa.BigInteger, "changes"),
+    *_required(UtcTime, "changed_at"),
+    *_required(sa.BigInteger, "computed_changes", "reported_changes"),
+    *_optional(UtcTime, "computed_at"),
+    _partial_index("stream_hours_stale", "changes > computed_changes", "stream", "hour"),
+    _partial_index("stream_hours_unreported", "changes > reported_changes", "stream", "hour"),
 )
 _table(
     "unidentified_messages",

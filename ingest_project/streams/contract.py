@@ -1,0 +1,168 @@
+"""Messages of a declared stream to rows that fulfil its contract; a message that does not is refused with its reasons.
+
+The decoder takes the values out of the bytes, `values` converts them exactly, pandera judges the rows. Fields that no
+column names go by the drift policy. What becomes of a message depends on its own bytes alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import polars as pl
+import pyarrow as pa
+
+from ingest_project.contracts.columns import TEXT_OF
+from ingest_project.contracts.validation import validate
+from ingest_project.core.errors import UnreadableMessageError
+from ingest_project.core.settings import Settings
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.streams.columns import StreamColumn
+from ingest_project.streams.declaration import OWN_COLUMNS, StreamDeclaration
+from ingest_project.streams.decoders import DECODERS, Decoded, Refusal
+from ingest_project.streams.values import array_of
+
+RESCUED = "rescued_data"
+ROW = "row"
+MAX_NAMED = 10
+# Each is a column of the table for good, and senders choose the names.
+MAX_EVOLVED_COLUMNS = 100
+EVOLVED_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True)
+class ContractRows:
+    """Rows that fulfil a contract.
+
+    Args:
+        messages: those that became rows, in their order.
+        table: a row each: the declared columns, RESCUED, and columns that were evolved.
+        refused: the other messages, with their reasons.
+    """
+
+    messages: list[ConsumerRecord]
+    table: pa.Table
+    refused: list[tuple[ConsumerRecord, Refusal]]
+
+
+class Contract:
+    """Turns the messages of a declared stream into rows. One object per run.
+
+    Args:
+        declaration: of the stream.
+        settings: of its decoder.
+        known_columns: returns the columns of text that the table has, and all its columns; called once, when a field
+            first evolves.
+    """
+
+    def __init__(
+        self,
+        declaration: StreamDeclaration,
+        settings: Settings,
+        known_columns: Callable[[], tuple[AbstractSet[str], AbstractSet[str]]] = lambda: (frozenset(), frozenset()),
+    ) -> None:
+        self._columns = declaration.typed_columns
+        self._schema, self._drift = declaration.contract, declaration.drift
+        self._decoder = DECODERS[declaration.decoder](self._columns, settings)
+        self._evolution = _Evolution(known_columns, frozenset(column.name for column in self._columns) | OWN_COLUMNS)
+        self._has_defaults = [name for name, one in self._schema.columns.items() if one.default is not None]
+
+    def rows_of(self, messages: Sequence[ConsumerRecord]) -> ContractRows:
+        """Decode messages that have a value, and validate them.
+
+        Raises:
+            TransientError: a service that the decoder needs is away.
+        """
+        decoded = self._decoder.decode(messages)
+        arrays, texts = _arrays(self._columns, decoded)
+        rows = pl.DataFrame({**{name: pl.from_arrow(array) for name, array in arrays.items()}, **texts})
+        validated = validate(rows.with_row_index(ROW), self._schema)
+        problems = {row: _broken(reasons) for row, reasons in validated.rejected.select(ROW, "reasons").iter_rows()}
+        arrays |= self._unknown(decoded.unknown, problems)
+        table = pa.table(arrays)
+        if problems:
+            table = table.filter(pa.array([row not in problems for row in range(table.num_rows)]))
+        for name in self._has_defaults:
+            filled = validated.accepted.filter(~pl.col(ROW).is_in(list(problems)))[name].to_arrow()
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, name, filled.cast(table.schema.field(name).type))
+        refused = [(decoded.kept[row], UnreadableMessageError(why)) for row, why in problems.items()]
+        kept = [message for row, message in enumerate(decoded.kept) if row not in problems]
+        return ContractRows(kept, table, [*decoded.refused, *refused])
+
+    def _unknown(self, unknown: Sequence[bytes | None], problems: dict[int, str]) -> dict[str, pa.Array]:
+        """Return the columns of fields that no column names."""
+        rescued = list(unknown)
+        columns: dict[str, pa.Array] = {}
+        if any(rescued) and self._drift == "freeze":
+            for row, fields in enumerate(unknown):
+                if fields:
+                    names = ", ".join(list(_fields.decode(fields))[:MAX_NAMED])
+                    problems.setdefault(row, f"It has fields that the stream does not declare: {names[:200]}.")
+        elif any(rescued) and self._drift == "evolve":
+            columns, rescued = self._evolution.columns_of(rescued)
+        return {**columns, RESCUED: pa.array(rescued, pa.binary()).cast(pa.string())}
+
+
+@dataclass
+class _Evolution:
+    """Columns of text that a table gets for fields that no column names."""
+
+    known_columns: Callable[[], tuple[AbstractSet[str], AbstractSet[str]]]
+    taken: AbstractSet[str]
+    names: set[str] | None = None
+    others: AbstractSet[str] = field(default_factory=frozenset)
+
+    def columns_of(self, unknown: Sequence[bytes | None]) -> tuple[dict[str, pa.Array], list[bytes | None]]:
+        """Return the evolved columns, and what is left of the fields."""
+        if self.names is None:
+            text, every = self.known_columns()
+            self.names, self.others = set(text - self.taken), every - text
+        rows = [_fields.decode(one) if one else {} for one in unknown]
+        found: dict[str, list[str | None]] = {}
+        for row, fields in enumerate(rows):
+            for name in [name for name in fields if self._evolves(name)]:
+                found.setdefault(name, [None] * len(rows))[row] = _text(fields.pop(name))
+        columns = {name: pa.array(values, pa.string()) for name, values in sorted(found.items())}
+        return columns, [_encoder.encode(fields) if fields else None for fields in rows]
+
+    def _evolves(self, name: str) -> bool:
+        names = self.names if self.names is not None else set()
+        if name in names:
+            return True
+        is_free = EVOLVED_NAME.fullmatch(name) and not name.startswith("kafka_") and name not in self.taken
+        if not is_free or name in self.others or len(names) >= MAX_EVOLVED_COLUMNS:
+            return False
+        names.add(name)
+        return True
+
+
+def _arrays(columns: Sequence[StreamColumn], decoded: Decoded) -> tuple[dict[str, pa.Array], Mapping[str, pl.Series]]:
+    """Return the columns, and the texts of their unreadable values."""
+    arrays, texts = {}, {}
+    for column, values in zip(columns, decoded.columns, strict=True):
+        arrays[column.name], unreadable = array_of(column, values)
+        if unreadable:
+            shown: list[Any] = [unreadable.get(row) for row in range(len(values))]
+            texts[TEXT_OF(column.name)] = pl.Series(shown, dtype=pl.String)
+    return arrays, texts
+
+
+def _broken(reasons: Sequence[str]) -> str:
+    more = "" if len(reasons) <= MAX_NAMED else f" and {len(reasons) - MAX_NAMED} more"
+    return f"It breaks the contract: {', '.join(reasons[:MAX_NAMED])}{more}."
+
+
+def _text(value: msgspec.Raw) -> str | None:
+    """Return a JSON text as its characters, anything else as JSON."""
+    decoded = bytes(value).strip()
+    if decoded == b"null":
+        return None
+    return str(msgspec.json.decode(decoded)) if decoded.startswith(b'"') else decoded.decode()

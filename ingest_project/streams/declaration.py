@@ -1,0 +1,316 @@
+"""Declared streams: a topic, how its messages are decoded, the contract of their rows, and where the rows go.
+
+A declaration is a `defs.yaml` of the component `ingest_project.TopicStream` in the folder of declarations; its folder
+names the stream. A broken one disables only itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ingest_project.contracts.columns import columns_of, schema_of
+from ingest_project.core.errors import SettingsError
+from ingest_project.core.logging import get_logger
+from ingest_project.core.settings import Settings
+from ingest_project.core.yaml_models import line_of, mistakes, yaml_content
+from ingest_project.readers.datasets import OWN_TABLES, declaration_files
+from ingest_project.streams.columns import StreamColumn
+from ingest_project.streams.decoders import DECODERS, TEXT
+
+if TYPE_CHECKING:
+    import pandera.polars as pandera
+
+logger = get_logger(__name__)
+
+COMPONENT = "ingest_project.TopicStream"
+NAME = r"^[a-z][a-z0-9_]{0,39}$"
+TABLE = r"^[a-z_][a-z0-9_]{0,59}$"
+KAFKA_TIME = "kafka_timestamp"
+# Streams that the system brings, and columns that it adds to every table.
+TAKEN_NAMES = frozenset({"user_activity", "crm", "attachments", "downloads", "file", "polling", "kafka"})
+OWN_COLUMNS = frozenset({"rescued_data", "trace_id", "event_day", "event_hour", "deleted_at", "stored_at"})
+MIN_RETENTION_HOURS = 168
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DeltaTarget(_Part):
+    """Rows are appended to a Delta table.
+
+    Args:
+        delta: folder, s3:// or OneLake address; a plain name is a folder in delta/ of the state folder.
+        partition_by: what makes the folders of the table: the day, or day and hour of the event time.
+        commit_messages: most messages of one commit.
+        retention_hours: how long files stay that only old versions of the table have.
+    """
+
+    delta: str = ""
+    partition_by: Literal["day", "hour"] = "day"
+    commit_messages: int = Field(50_000, gt=0)
+    retention_hours: int = Field(MIN_RETENTION_HOURS, ge=MIN_RETENTION_HOURS)
+
+
+class SqlTarget(_Part):
+    """Rows are stored by key in a table of the warehouse; the newest version of a key stays.
+
+    Args:
+        table: its name; that of the stream by default.
+        key: the columns that identify a row.
+        version: the column that orders versions of a row; without one, the offset in Kafka does. Of two rows with the
+            same version the later offset stays.
+        tombstones: a message without a value deletes the row of its key, marks it in `deleted_at`, or is ignored.
+        key_decoder: decodes the key of a tombstone.
+    """
+
+    table: Annotated[str, Field(pattern=TABLE)] | None = None
+    key: Annotated[tuple[str, ...], Field(min_length=1)]
+    version: str | None = None
+    tombstones: Literal["delete", "mark", "ignore"] = "delete"
+    key_decoder: str = TEXT
+
+
+class StreamDeclaration(_Part):
+    """A topic whose messages become rows, each offset exactly once.
+
+    Args:
+        name: of the stream, its asset and its table; that of its folder by default.
+        description: shown to users.
+        topic: of the messages.
+        dead_letter_topic: of the messages that are no rows; `<topic>.dlq` by default.
+        decoder: how the bytes of a message are read.
+        columns: of a row, with the paths of their fields.
+        model: a pandera model instead of rules, as `package.module:Class`; its columns are read from the fields of
+            their names, or from those that `columns` gives a path.
+        event_time: the column that says when it happened, a timestamp; without one, Kafka's time of the message.
+        sink: a Delta table, or with a `key` a table of the warehouse.
+        drift: what happens to fields that are not declared: `rescue` keeps them as JSON in rescued_data, `evolve` adds
+            a column of text to the table, `freeze` refuses the message.
+        owners: addresses or teams, as Dagster has them.
+        batch_messages: most offsets of one run.
+        max_parallel_batches: runs at a time, each over partitions of its own.
+        max_unfinished_seconds: messages that wait to be stored for longer fail the check no_gap_in_offsets.
+        max_rejected_share: share of recent messages that became dead letters which fails the check contract_holds.
+        max_implausible_share: share of recent rows with an impossible time that fails event_time_plausible.
+    """
+
+    name: Annotated[str, Field(pattern=NAME)] = ""
+    description: str = ""
+    topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,245}$")]
+    dead_letter_topic: str = ""
+    decoder: str = "json"
+    columns: tuple[StreamColumn, ...] = ()
+    model: str | None = None
+    event_time: str | None = None
+    sink: DeltaTarget | SqlTarget = DeltaTarget()
+    drift: Literal["rescue", "evolve", "freeze"] = "rescue"
+    owners: tuple[str, ...] = ()
+    batch_messages: int = Field(1_000_000, gt=0)
+    max_parallel_batches: int = Field(2, gt=0)
+    max_unfinished_seconds: int = Field(900, gt=0)
+    max_rejected_share: float = Field(0.05, ge=0, le=1)
+    max_implausible_share: float = Field(0.01, ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sink_by_its_options(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the file contains
+        """Read a sink as the one whose options it has, so that a mistake in it is not reported for both."""
+        sink = values.get("sink") if isinstance(values, dict) else None
+        if isinstance(sink, dict):
+            kind = SqlTarget if sink.keys() & {"key", "table", "version", "tombstones", "key_decoder"} else DeltaTarget
+            return {**values, "sink": kind.model_validate(sink)}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if problems := [*self._name_problems(), *self._column_problems(), *self._sink_problems()]:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @cached_property
+    def typed_columns(self) -> tuple[StreamColumn, ...]:
+        """The columns of a row, those of the model with the paths that are declared here."""
+        if self.model is None:
+            return self.columns
+        declared = {column.name: column for column in self.columns}
+        found = {column.name: column for column in columns_of(_imported(self.model))}
+        if unknown := sorted(declared.keys() - found.keys()):
+            raise ValueError(f"columns: the model {self.model} has no column {', '.join(unknown)}")
+        paths = {name: column.model_dump(include={"path", "epoch"}) for name, column in declared.items()}
+        return tuple(
+            StreamColumn.model_validate(column.model_dump() | paths.get(name, {})) for name, column in found.items()
+        )
+
+    @cached_property
+    def contract(self) -> pandera.DataFrameSchema:
+        """The contract of the rows, which pandera applies."""
+        return schema_of(self.columns) if self.model is None else _imported(self.model).to_schema()
+
+    @property
+    def dlq(self) -> str:
+        """The topic of dead letters."""
+        return self.dead_letter_topic or f"{self.topic}.dlq"
+
+    @property
+    def time_column(self) -> str:
+        """The column that says when it happened."""
+        return self.event_time or KAFKA_TIME
+
+    @property
+    def retention_hours(self) -> int:
+        """How long files stay that only old versions of a Delta table have."""
+        return self.sink.retention_hours if isinstance(self.sink, DeltaTarget) else MIN_RETENTION_HOURS
+
+    def delta_url(self, settings: Settings) -> str:
+        """Return the address of the Delta table."""
+        location = self.sink.delta if isinstance(self.sink, DeltaTarget) else ""
+        if "://" in location or location.startswith("/"):
+            return location
+        return str(settings.state_dir.absolute() / "delta" / (location or self.name))
+
+    def _name_problems(self) -> Iterator[str]:
+        if self.name in TAKEN_NAMES:
+            yield f"{self.name!r} is a name of the system's own; choose another name"
+        if self.dlq == self.topic:
+            yield "dead_letter_topic: dead letters would be read again; name another topic"
+        if self.decoder not in DECODERS:
+            yield f"there is no decoder {self.decoder!r}; there are {', '.join(DECODERS)}"
+
+    def _column_problems(self) -> Iterator[str]:
+        if not self.columns and not self.model:
+            yield "declare columns or a model"
+            return
+        columns = self.typed_columns
+        names = [column.name for column in columns]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"the column {name} is declared twice"
+        for name in sorted(OWN_COLUMNS.intersection(names)):
+            yield f"{name!r} is a column of the engine's own; choose another name"
+        yield from _overlaps(columns)
+        if self.decoder == TEXT and (len(columns) != 1 or columns[0].kind != "text"):
+            yield "the decoder text fills one column of type text"
+        kinds = {column.name: column.kind for column in columns}
+        if self.event_time and kinds.get(self.event_time) != "timestamp":
+            yield f"event_time: {self.event_time} must be a column of type timestamp"
+
+    def _sink_problems(self) -> Iterator[str]:
+        sink = self.sink
+        if not isinstance(sink, SqlTarget) or not (self.columns or self.model):
+            return
+        columns = {column.name: column for column in self.typed_columns}
+        named = [*(("key", name) for name in sink.key), *([("version", sink.version)] if sink.version else [])]
+        for where, name in named:
+            if name not in columns:
+                yield f"sink.{where}: there is no column {name}"
+            elif not columns[name].required:
+                yield f"sink.{where}: the column {name} must be required"
+            elif columns[name].kind in ("json", "boolean") or (where == "version" and columns[name].kind == "decimal"):
+                yield f"sink.{where}: the column {name} is {columns[name].kind}, which does not serve as {where}"
+        if (sink.table or self.name) in OWN_TABLES:
+            yield f"the table {sink.table or self.name!r} belongs to the system; name another one as sink.table"
+        if sink.key_decoder not in DECODERS:
+            yield f"sink.key_decoder: there is no decoder {sink.key_decoder!r}; there are {', '.join(DECODERS)}"
+        if sink.key_decoder == TEXT and len(sink.key) > 1 and sink.tombstones != "ignore":
+            yield "sink.key_decoder: text is one column; name the decoder of the messages' keys, e.g. json"
+
+
+@dataclass(frozen=True)
+class BrokenStream:
+    """A declaration that cannot be used.
+
+    Args:
+        name: of its stream.
+        problem: which file, which line, and what is wrong.
+    """
+
+    name: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class DeclaredStreams:
+    """The streams that are declared in a folder."""
+
+    usable: tuple[StreamDeclaration, ...] = ()
+    broken: tuple[BrokenStream, ...] = ()
+
+
+def load_streams(settings: Settings) -> DeclaredStreams:
+    """Load the streams that are declared in the folder of the settings; log a broken one and list it as broken."""
+    usable: dict[str, StreamDeclaration] = {}
+    broken: list[BrokenStream] = []
+    for path in declaration_files(settings.declarations):
+        try:
+            declaration = read_stream(path)
+            if declaration is None:
+                continue
+            for other in usable.values():
+                _require_distinct(declaration, other, path, settings)
+            usable[declaration.name] = declaration
+        except SettingsError as error:
+            logger.warning("stream_broken", problem=str(error))
+            broken.append(BrokenStream(path.parent.name, str(error)))
+    return DeclaredStreams(tuple(usable.values()), tuple(broken))
+
+
+def read_stream(path: Path) -> StreamDeclaration | None:
+    """Read the stream that one file declares; None if it declares something else.
+
+    Raises:
+        SettingsError: it cannot be read, or is not a declaration; names the file, the line and what is wrong.
+    """
+    content = yaml_content(path, "declaration")
+    if not isinstance(content, dict) or str(content.get("type")) != COMPONENT:
+        return None
+    attributes = content.get("attributes") or {}
+    if not isinstance(attributes, dict):
+        raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: attributes must be names and values.")
+    try:
+        return StreamDeclaration.model_validate({"name": path.parent.name, **attributes})
+    except ValidationError as error:
+        line = min(line_of(path, ["attributes", *problem["loc"]]) for problem in error.errors())
+        described = mistakes(error, StreamDeclaration, StreamColumn, DeltaTarget, SqlTarget)
+        raise SettingsError(f"{path}, line {line}: this is not a stream: {described}") from None
+
+
+def _require_distinct(one: StreamDeclaration, other: StreamDeclaration, path: Path, settings: Settings) -> None:
+    if one.name == other.name:
+        raise SettingsError(f"{path}, line 1: another stream is called {one.name!r}.")
+    if _stored_in(one, settings) == _stored_in(other, settings):
+        raise SettingsError(f"{path}, line 1: the stream {other.name} stores in {_stored_in(one, settings)}.")
+
+
+def _stored_in(one: StreamDeclaration, settings: Settings) -> str:
+    return one.sink.table or one.name if isinstance(one.sink, SqlTarget) else one.delta_url(settings)
+
+
+def _overlaps(columns: Sequence[StreamColumn]) -> Iterator[str]:
+    """Find paths that lead to the same field, or into the field of another column."""
+    steps = {column.steps: column.name for column in columns}
+    if len(steps) < len(columns):
+        yield "two columns have the same path"
+    for path, name in steps.items():
+        for length in range(1, len(path)):
+            if path[:length] in steps:
+                yield f"the path of {name} leads into the field of {steps[path[:length]]}"
+
+
+def _imported(name: str) -> type[pandera.DataFrameModel]:
+    import pandera.polars as pandera  # noqa: PLC0415 - half a second that most commands never need
+
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model: {name} cannot be imported, write package.module:Class: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, pandera.DataFrameModel)):
+        raise ValueError(f"model: {name} is no pandera Polars DataFrameModel")  # noqa: TRY004 - pydantic takes ValueErrors
+    return found

@@ -1,0 +1,159 @@
+"""What Dagster loads of a declared stream: the same parts that the shipped streams have."""
+
+from collections.abc import Mapping
+from typing import Any
+from zlib import crc32
+
+import dagster as dg
+
+from ingest_project.core.settings import Settings
+from ingest_project.platform.capability import DagsterParts
+from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, SqlTable, StoredTable
+from ingest_project.platform.kafka.dead_letters import message_id_prefix
+from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration
+from ingest_project.streams.delta.declared import schema_of
+from ingest_project.streams.delta.definitions import DeltaParts, delta_definitions
+from ingest_project.streams.engine import StreamLimits, StreamRun
+from ingest_project.streams.hours import DAY
+from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.sql.declared import DEAD_LETTERS, ROWS, ROWS_CHANGED, TOMBSTONES
+from ingest_project.streams.sql.definitions import STREAM_FRESHNESS, SqlParts, sql_definitions
+from ingest_project.streams.sql.tables import table_of
+
+# Counting all that ever arrived would take longer each time, and hide what is wrong now.
+LAST_OFFSETS = 100_000
+
+
+def parts_of_stream(declaration: StreamDeclaration) -> DagsterParts:
+    """Return what Dagster loads of a stream."""
+    return DagsterParts(
+        definitions_of_stream(declaration),
+        lambda settings: topics_of(declaration, settings),
+        {asset_key(declaration): _stored(declaration)},
+    )
+
+
+def asset_key(declaration: StreamDeclaration) -> dg.AssetKey:
+    """Return the key of the asset of a stream."""
+    return dg.AssetKey(declaration.name)
+
+
+def topics_of(declaration: StreamDeclaration, settings: Settings) -> list[dg.AssetSpec]:
+    """Describe the topic of a stream and its dead letters."""
+    servers = settings.kafka.bootstrap_servers
+    stream, letters = _topic_key(declaration), dg.AssetKey(["kafka", f"{declaration.name}_dlq"])
+    return [
+        dg.AssetSpec(
+            key,
+            deps=deps,
+            description=f"Topic {topic}: {what}.",
+            group_name=declaration.name,
+            kinds={"kafka"},
+            metadata={"topic": topic, **({"dagster/uri": f"kafka://{servers}/{topic}"} if servers else {})},
+        )
+        for key, deps, topic, what in (
+            (stream, [KAFKA], declaration.topic, f"messages of {declaration.name}"),
+            (letters, [KAFKA, stream], declaration.dlq, "messages that break the contract or cannot be read"),
+        )
+    ]
+
+
+def definitions_of_stream(declaration: StreamDeclaration) -> dg.Definitions:
+    """Return asset, checks, jobs, schedules and sensor of a stream."""
+    # Schedules of many streams must not all be due in the same minute.
+    minute = crc32(declaration.name.encode()) % 60
+    if isinstance(declaration.sink, DeltaTarget):
+        return delta_definitions(_delta_parts(declaration, minute))
+    return sql_definitions(_sql_parts(declaration, minute))
+
+
+def _delta_parts(declaration: StreamDeclaration, minute: int) -> DeltaParts:
+    return DeltaParts(
+        name=declaration.name,
+        asset=asset_key(declaration),
+        topic=_topic_key(declaration),
+        description=_description(declaration),
+        open=lambda services: services.delta_stream(declaration),
+        limits=lambda _services: StreamLimits.of(declaration),
+        owners=declaration.owners,
+        checks=(contract_holds(declaration),),
+        checks_cron=f"{minute} * * * *",
+        maintenance_cron=f"{(minute + 30) % 60} * * * *",
+    )
+
+
+def _sql_parts(declaration: StreamDeclaration, minute: int) -> SqlParts:
+    spec = dg.AssetSpec(
+        asset_key(declaration),
+        deps=[_topic_key(declaration)],
+        description=_description(declaration),
+        group_name=declaration.name,
+        owners=list(declaration.owners),
+        kinds={"kafka", "table"},
+        skippable=True,
+        freshness_policy=STREAM_FRESHNESS,
+    )
+    return SqlParts(
+        name=declaration.name,
+        specs=[spec],
+        sensor=f"{declaration.name}_sensor",
+        checked=spec.key,
+        stored_outcomes=(ROWS, TOMBSTONES, DEAD_LETTERS),
+        positions=lambda services: services.positions_of(declaration),
+        sink=lambda services: services.sql_sink(declaration),
+        limits=lambda _services: StreamLimits.of(declaration),
+        metadata=lambda _services, run: {spec.key: _metadata(run)},
+        checks=(contract_holds(declaration),),
+        checks_cron=f"{minute} * * * *",
+    )
+
+
+def contract_holds(declaration: StreamDeclaration) -> dg.AssetChecksDefinition:
+    """Return the check for messages that became dead letters."""
+
+    @dg.asset_check(
+        asset=asset_key(declaration),
+        name="contract_holds",
+        description="Hardly any recent message could not be read, or broke the contract.",
+    )
+    def check(services: dg.ResourceParam[DeclaredStreamResources]) -> dg.AssetCheckResult:
+        offsets = letters = 0
+        for one in services.positions_of(declaration).current().values():
+            first = max(one.first_offset, one.next_offset - LAST_OFFSETS)
+            prefix = message_id_prefix(*one.topic_partition)
+            ids = services.outbox.ids(declaration.dlq, prefix)
+            offsets += one.next_offset - first
+            letters += sum(int(message_id.removeprefix(prefix)) >= first for message_id in ids)
+        return dg.AssetCheckResult(
+            passed=letters <= offsets * declaration.max_rejected_share,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"offsets": offsets, "dead_letters": letters},
+        )
+
+    return check
+
+
+def _metadata(run: StreamRun) -> Mapping[str, Any]:
+    outcome = run.outcome
+    counts = {name: outcome[name] for name in (ROWS, ROWS_CHANGED, TOMBSTONES, DEAD_LETTERS)}
+    return {**counts, **({"offsets_lost": outcome["lost"]} if outcome["lost"] else {}), **run.metadata()}
+
+
+def _stored(declaration: StreamDeclaration) -> StoredTable:
+    if isinstance(declaration.sink, DeltaTarget):
+        return HourlyDeltaTable(
+            declaration.name,
+            lambda services: services.delta_stream(declaration).store,
+            lambda: schema_of(declaration),
+            declaration.time_column,
+            DAY,
+        )
+    return SqlTable(table_of(declaration))
+
+
+def _topic_key(declaration: StreamDeclaration) -> dg.AssetKey:
+    return dg.AssetKey(["kafka", declaration.name])
+
+
+def _description(declaration: StreamDeclaration) -> str:
+    return declaration.description or f"Messages of the topic {declaration.topic}."

@@ -1,0 +1,308 @@
+"""Decoders: the bytes of messages to the values of columns, found by the name that a declaration gives.
+
+A decoder turns each message into values, or refuses it with its reason; which of the two depends on its own bytes
+alone. Fields that no column names are kept as JSON. Values have the Python type of their column's kind as far as the
+format has it; `values.arrays_of` makes the columns, and refuses what is of another type.
+
+A new decoder is a class with `decode` and one entry in DECODERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+from msgspec import Raw
+
+from ingest_project.contracts import require_readable_size
+from ingest_project.core.errors import PermanentError, UnreadableMessageError
+from ingest_project.core.settings import Settings
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+
+if TYPE_CHECKING:
+    from ingest_project.streams.columns import StreamColumn
+
+TEXT = "text"
+NO_JSON = Raw(b"")
+# A number without a fraction may be one of either type.
+JSON_TYPES: Mapping[str, Any] = {
+    "text": str | None,
+    "integer": int | None,
+    "number": float | None,
+    "decimal": Decimal | None,
+    "boolean": bool | None,
+    "date": str | None,
+    "timestamp": str | None,
+    "json": Raw,
+}
+EPOCH = int | None
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+_fields = msgspec.json.Decoder(dict[str, Raw])
+
+Refusal = PermanentError | UnreadableMessageError
+# The columns by the names of their fields: the number of a column, or what is inside a field.
+Tree = dict[str, "int | Tree"]
+
+
+@dataclass
+class Decoded:
+    """Messages as values.
+
+    Args:
+        kept: the messages that were decoded.
+        columns: a list of values for each column; None for a missing one.
+        unknown: the fields of each that no column names, a JSON object; None without any.
+        refused: the other messages, with the reason.
+    """
+
+    kept: list[ConsumerRecord] = field(default_factory=list)
+    columns: list[list[Any]] = field(default_factory=list)
+    unknown: list[bytes | None] = field(default_factory=list)
+    refused: list[tuple[ConsumerRecord, Refusal]] = field(default_factory=list)
+
+
+class Decoder(Protocol):
+    """Turns the bytes of messages into the values of columns."""
+
+    def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
+        """Decode messages that have a value.
+
+        Raises:
+            TransientError: a service that it needs is away; no message is to blame.
+        """
+        ...
+
+
+class DecoderFactory(Protocol):
+    """Makes the decoder of one stream."""
+
+    def __call__(self, columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
+        """Return a decoder of some columns."""
+        ...
+
+
+class JsonDecoder:
+    """JSON objects. A value of another type than its column's refuses the message.
+
+    Args:
+        columns: of the stream.
+        payload_of: returns the JSON of a message.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[StreamColumn],
+        payload_of: Callable[[ConsumerRecord], bytes | None] = lambda message: message.value,
+    ) -> None:
+        self._tree = tree_of(columns)
+        self._shape = _Shape(self._tree, columns)
+        self._decoder = msgspec.json.Decoder(self._shape.struct)
+        self._payload_of = payload_of
+
+    def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
+        """Decode JSON."""
+        found, structs = Decoded(), []
+        for message in messages:
+            try:
+                struct, unknown = self._parsed(require_readable_size(self._payload_of(message)))
+            except UnreadableMessageError as error:
+                found.refused.append((message, error))
+            else:
+                found.kept.append(message)
+                structs.append(struct)
+                found.unknown.append(unknown)
+        found.columns = self._shape.values(structs)
+        return found
+
+    def _parsed(self, raw: bytes) -> tuple[msgspec.Struct, bytes | None]:
+        try:
+            return self._decoder.decode(raw), None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._with_unknown(raw)
+
+    def _with_unknown(self, raw: bytes) -> tuple[msgspec.Struct, bytes | None]:
+        """Decode a message without the fields that no column names; they are returned as JSON."""
+        try:
+            known, unknown = _separated(raw, self._tree)
+            return self._decoder.decode(known), unknown
+        except msgspec.ValidationError as error:
+            raise UnreadableMessageError(f"Not a message of this stream: {error}.") from error
+        except RecursionError as error:
+            raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
+        except (ValueError, OverflowError) as error:  # msgspec's errors about JSON, and Python's about numbers
+            raise UnreadableMessageError(f"Not JSON: {str(error)[:200]}.") from error
+
+
+class TextDecoder:
+    """Each message is one text in UTF-8."""
+
+    def __init__(self, columns: Sequence[StreamColumn], settings: Settings) -> None:
+        del columns, settings
+
+    def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
+        """Decode UTF-8."""
+        found = Decoded(columns=[[]])
+        for message in messages:
+            try:
+                text = require_readable_size(message.value).decode()
+            except UnicodeDecodeError as error:
+                refusal = UnreadableMessageError(f"Not UTF-8: {error.reason} at byte {error.start}.")
+                found.refused.append((message, refusal))
+            except UnreadableMessageError as error:
+                found.refused.append((message, error))
+            else:
+                found.kept.append(message)
+                found.columns[0].append(text)
+                found.unknown.append(None)
+        return found
+
+
+class RecordDecoder:
+    """Messages of a format that is read into a mapping, record by record.
+
+    Args:
+        columns: of the stream.
+        record_of: returns the record of a message.
+    """
+
+    def __init__(
+        self, columns: Sequence[StreamColumn], record_of: Callable[[ConsumerRecord], Mapping[str, Any]]
+    ) -> None:
+        self._tree, self._count = tree_of(columns), len(columns)
+        self._record_of = record_of
+
+    def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
+        """Read records, and take the values of the columns out of them."""
+        found = Decoded(columns=[[] for _ in range(self._count)])
+        for message in messages:
+            values: list[Any] = [None] * self._count
+            try:
+                require_readable_size(message.value)
+                unknown = _take(self._record_of(message), self._tree, values)
+                encoded = _encoder.encode(unknown) if unknown else None
+            except UnreadableMessageError as error:
+                found.refused.append((message, error))
+            else:
+                found.kept.append(message)
+                found.unknown.append(encoded)
+                for column, value in zip(found.columns, values, strict=True):
+                    column.append(value)
+        return found
+
+
+def _json(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
+    del settings
+    return JsonDecoder(columns)
+
+
+def _json_schema(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
+    from ingest_project.streams.registry import json_payload_of, registry_of  # noqa: PLC0415 - heavy
+
+    return JsonDecoder(columns, json_payload_of(registry_of(settings)))
+
+
+def _avro(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
+    from ingest_project.streams.avro import AvroRecords  # noqa: PLC0415 - heavy
+    from ingest_project.streams.registry import registry_of  # noqa: PLC0415
+
+    return RecordDecoder(columns, AvroRecords(registry_of(settings)).record_of)
+
+
+def _protobuf(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
+    from ingest_project.streams.protobuf import ProtobufRecords  # noqa: PLC0415 - heavy
+    from ingest_project.streams.registry import registry_of  # noqa: PLC0415
+
+    return RecordDecoder(columns, ProtobufRecords(registry_of(settings)).record_of)
+
+
+DECODERS: Mapping[str, DecoderFactory] = {
+    "json": _json,
+    "avro": _avro,
+    "protobuf": _protobuf,
+    "json_schema": _json_schema,
+    TEXT: TextDecoder,
+}
+
+
+def tree_of(columns: Sequence[StreamColumn]) -> Tree:
+    """Arrange the numbers of columns by the fields that lead to their values."""
+    tree: Tree = {}
+    for number, column in enumerate(columns):
+        *outer, last = column.steps
+        inside = tree
+        for step in outer:
+            found = inside.setdefault(step, {})
+            assert isinstance(found, dict)  # noqa: S101 - a declaration has no path into another column
+            inside = found
+        inside[last] = number
+    return tree
+
+
+class _Shape:
+    """A msgspec struct made of a tree of columns."""
+
+    def __init__(self, tree: Tree, columns: Sequence[StreamColumn]) -> None:
+        self._names = {f"f{index}": name for index, name in enumerate(tree)}
+        self._inside = {
+            f"f{i}": _Shape(part, columns) for i, part in enumerate(tree.values()) if isinstance(part, dict)
+        }
+        self._columns = {f"f{index}": part for index, part in enumerate(tree.values()) if isinstance(part, int)}
+        fields: list[tuple[str, Any, Any]] = []
+        for name in self._names:
+            if name in self._inside:
+                fields.append((name, self._inside[name].struct | None, None))
+            else:
+                column = columns[self._columns[name]]
+                kind = EPOCH if column.epoch else JSON_TYPES[column.kind]
+                fields.append((name, kind, NO_JSON if kind is Raw else None))
+        self.struct: Any = msgspec.defstruct(
+            "Message", fields, forbid_unknown_fields=True, frozen=True, gc=False, rename=self._names
+        )
+        self._nothing = self.struct()
+
+    def values(self, structs: Sequence[Any]) -> list[list[Any]]:
+        """Return the values of each column."""
+        found = dict(self._values([self._nothing if one is None else one for one in structs]))
+        return [found[number] for number in sorted(found)]
+
+    def _values(self, structs: Sequence[Any]) -> list[tuple[int, list[Any]]]:
+        found = [(number, list(map(attrgetter(name), structs))) for name, number in self._columns.items()]
+        for name, shape in self._inside.items():
+            inner = list(map(attrgetter(name), structs))
+            found += shape._values([shape._nothing if one is None else one for one in inner])  # noqa: SLF001 - its own kind
+        return found
+
+
+def _separated(raw: bytes, tree: Tree) -> tuple[bytes, bytes | None]:
+    """Divide a JSON object into the fields of the tree and the others, at every level of the tree."""
+    known = _fields.decode(raw)
+    unknown = {name: known.pop(name) for name in sorted(known.keys() - tree.keys())}
+    for name, inside in tree.items():
+        if isinstance(inside, dict) and bytes(known.get(name, NO_JSON)).lstrip().startswith(b"{"):
+            part, more = _separated(known[name], inside)
+            known[name] = Raw(part)
+            if more is not None:
+                unknown[name] = Raw(more)
+    return _encoder.encode(known), _encoder.encode(unknown) if unknown else None
+
+
+def _take(record: Mapping[str, Any], tree: Tree, values: list[Any]) -> dict[str, Any]:
+    """Put the values of the tree's columns into a list; returns the fields that no column names."""
+    unknown: dict[str, Any] = {}
+    for name, value in record.items():
+        inside = tree.get(name)
+        if inside is None:
+            unknown[name] = value
+        elif isinstance(inside, int):
+            values[inside] = value
+        elif isinstance(value, Mapping):
+            if more := _take(value, inside, values):
+                unknown[name] = more
+        elif value is not None:
+            raise UnreadableMessageError(f"Not a message of this stream: {name} must be a record.")
+    return unknown

@@ -1,0 +1,1 @@
+"""Streams whose messages are appended to a Delta table, each offset exactly once."""

@@ -1,0 +1,354 @@
+"""What Dagster loads of a stream whose sink is a Delta table: asset, checks, jobs, schedules and sensor.
+
+The asset has a partition for each hour of the rows' time. A run that a tick requests stores each Kafka partition up to
+the offsets in its configuration; one that a person starts without them stores all. A person who materialises hours
+rebuilds them from what Kafka still has. Each check reads what is stored now.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from ingest_project.core.errors import TransactionConflictError, TransientError
+from ingest_project.core.items import hour_key, parse_hour_key
+from ingest_project.core.logging import bound, get_logger
+from ingest_project.platform.dagster.asset_events import (
+    Context,
+    PartitionEvents,
+    keep_connections_open,
+    outputs_without_events,
+    report,
+)
+from ingest_project.platform.database import exclusive
+from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
+from ingest_project.platform.delta.table import query_events
+from ingest_project.platform.runtime import Runtime
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG
+from ingest_project.streams.checks import gap_check, raise_failure
+from ingest_project.streams.delta.queries import of_offsets
+from ingest_project.streams.delta.rebuild import rebuild_hour
+from ingest_project.streams.delta.recovery import (
+    complete_all,
+    hours_text,
+    is_in_doubt,
+    missing_runs,
+    size_of,
+    without_known,
+)
+from ingest_project.streams.delta.sink import DeltaSink
+from ingest_project.streams.delta.stream import LOCK_WAIT_SECONDS, DeltaStream
+from ingest_project.streams.engine import (
+    MAX_SHOWN,
+    RECENT,
+    StreamLimits,
+    StreamRun,
+    health_of,
+    settle,
+    store_stream,
+)
+from ingest_project.streams.hours import FIRST_HOUR
+from ingest_project.streams.positions import OffsetRange
+from ingest_project.streams.sensor import StreamRunConfig, StreamSensor, stream_sensor, tick
+
+EVENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2), warn_window=timedelta(hours=1))
+AHEAD = timedelta(minutes=5)
+# Going through all that were ever stored would take longer each time.
+LAST_OFFSETS = 1_000_000
+MAX_HOURS = 10_000
+# Fewer messages than this are stored sooner than a second run has started.
+WORTH_SPLITTING = 100_000
+
+logger = get_logger(__name__)
+
+# The present hour is a partition too, so that new arrivals are visible.
+hourly_partitions = dg.HourlyPartitionsDefinition(start_date=FIRST_HOUR, end_offset=1)
+
+
+@dataclass(frozen=True)
+class DeltaParts:
+    """A stream as Dagster shows it.
+
+    Args:
+        name: of the stream: its jobs and schedules begin with it.
+        asset: the table.
+        topic: asset of the topic.
+        description: of the asset.
+        open: returns the stream, given the resources of a run.
+        limits: returns the bounds of its runs and the thresholds of its checks.
+        owners: of the asset.
+        checks: further ones.
+        checks_cron: when the checks run.
+        maintenance_cron: when the table is maintained.
+    """
+
+    name: str
+    asset: dg.AssetKey
+    topic: dg.AssetKey
+    description: str
+    open: Callable[[Any], DeltaStream]
+    limits: Callable[[Any], StreamLimits]
+    owners: tuple[str, ...] = ()
+    checks: Sequence[dg.AssetChecksDefinition] = ()
+    checks_cron: str = "11,26,41,56 * * * *"
+    maintenance_cron: str = "4-59/10 * * * *"
+
+    @property
+    def op_name(self) -> str:
+        """The step that stores messages."""
+        return f"store_{self.name}"
+
+    @property
+    def batch_name(self) -> str:
+        """The job that stores messages."""
+        return f"{self.name}_batch"
+
+
+def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Definitions:
+    """Return what Dagster loads of a stream.
+
+    Args:
+        parts: of the stream.
+        more: assets that belong to it.
+    """
+    checks = [no_gap_in_offsets(parts), no_duplicate_offsets(parts), event_time_plausible(parts), *parts.checks]
+    checks_job = dg.define_asset_job(
+        f"{parts.name}_checks",
+        selection=dg.AssetSelection.checks(*checks),
+        description="Checks whether every offset is stored once, and the events' times are possible.",
+    )
+    maintenance = _maintenance_job(parts)
+
+    def sensor_tick(context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult | dg.SkipReason:
+        limits = parts.limits(services)
+        sensor = StreamSensor(
+            parts.batch_name, parts.op_name, limits.batch_messages, limits.max_parallel_batches, WORTH_SPLITTING
+        )
+        return tick(context, services, parts.open(services).positions, sensor)
+
+    return dg.Definitions(
+        assets=[_asset(parts), *more],
+        asset_checks=checks,
+        jobs=[_batch_job(parts), checks_job, maintenance],
+        schedules=[
+            _schedule(f"{checks_job.name}_every_quarter_hour", checks_job, parts.checks_cron),
+            _schedule(f"{maintenance.name}_every_ten_minutes", maintenance, parts.maintenance_cron),
+        ],
+        sensors=[stream_sensor(f"{parts.asset.path[-1]}_sensor", parts.batch_name, sensor_tick)],
+    )
+
+
+def _schedule(name: str, job: Any, cron: str) -> dg.ScheduleDefinition:  # noqa: ANN401 - a job of either kind
+    return dg.ScheduleDefinition(
+        name=name, job=job, cron_schedule=cron, default_status=dg.DefaultScheduleStatus.RUNNING
+    )
+
+
+def _asset(parts: DeltaParts) -> dg.AssetsDefinition:
+    @dg.multi_asset(
+        name=f"{parts.name}_intake",
+        specs=[
+            dg.AssetSpec(
+                parts.asset,
+                deps=[parts.topic],
+                description=parts.description,
+                group_name=parts.name,
+                owners=list(parts.owners),
+                kinds={"kafka", "deltalake"},
+                partitions_def=hourly_partitions,
+                freshness_policy=EVENTS_FRESHNESS,
+                skippable=True,
+            )
+        ],
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def events(
+        context: dg.AssetExecutionContext, services: dg.ResourceParam[Runtime]
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        """Rebuild the selected hours, from Kafka as far as it has them."""
+        keep_connections_open(context.instance)
+        stream = parts.open(services)
+        for partition in context.partition_keys:
+            hour = parse_hour_key(partition)
+            rebuilt = rebuild_hour(stream, hour)
+            changes = stream.hours.changes([hour])
+            report(context, [PartitionEvents(partition, {parts.asset: rebuilt.metadata()})])
+            stream.hours.mark_reported(changes)
+        yield from outputs_without_events(context)
+
+    return events
+
+
+def _batch_job(parts: DeltaParts) -> dg.JobDefinition:
+    @dg.op(name=parts.op_name, description="Stores messages of the topic up to the offsets in its configuration.")
+    def store(context: dg.OpExecutionContext, config: StreamRunConfig, services: dg.ResourceParam[Runtime]) -> None:
+        """Append rows to the Delta table, each offset once."""
+        store_messages(context, services, parts, config)
+
+    @dg.job(name=parts.batch_name, description="Stores messages of the topic.")
+    def batch() -> None:
+        """One step: the hours of the rows are known only when it ends."""
+        store()
+
+    return batch
+
+
+def _maintenance_job(parts: DeltaParts) -> dg.JobDefinition:
+    @dg.op(
+        name=f"maintain_{parts.asset.path[-1]}",
+        description="Reads missing rows again, merges small files, writes a checkpoint, removes what is out of"
+        " retention.",
+    )
+    def maintain(context: dg.OpExecutionContext, services: dg.ResourceParam[Runtime]) -> None:
+        """Maintain the Delta table. Idempotent."""
+        stream = parts.open(services)
+        limits = MaintenanceLimits(retention=timedelta(hours=parts.limits(services).retention_hours))
+        with exclusive(services.engine, stream.lock, LOCK_WAIT_SECONDS):
+            try:
+                context.log.info("Rows recovered: %s", complete_all(stream).metadata() or "none")
+            except TransactionConflictError as conflict:
+                context.log.info("Messages are being stored, the next maintenance looks for missing rows: %s", conflict)
+            maintenance = optimize_and_vacuum(stream.store, limits)
+        context.log.info(summary(maintenance))
+
+    @dg.job(name=f"{parts.name}_maintenance", description="Maintains the Delta table.")
+    def maintenance_job() -> None:
+        """The maintenance has one step."""
+        maintain()
+
+    return maintenance_job
+
+
+def store_messages(context: Context, services: Runtime, parts: DeltaParts, config: StreamRunConfig) -> None:
+    """Store messages up to the offsets of the configuration, or all, and report the hours that changed.
+
+    Raises:
+        Failure: not all of them are stored; what is left is requested again.
+    """
+    keep_connections_open(context.instance)
+    stream = parts.open(services)
+    sink = DeltaSink(stream)
+    with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
+        run = store_stream(services, stream.positions, sink, run_id=context.run.run_id, ends=config.ends)
+        _report(context, parts, run, sink)
+        settle(services, stream.positions, run)
+    raise_failure(run)
+
+
+def _report(context: Context, parts: DeltaParts, run: StreamRun, sink: DeltaSink) -> None:
+    """Report each hour that changed since it was reported last: also those of a run that was killed before it did."""
+    stream = sink.stream
+    try:
+        changes = stream.hours.unreported(stream.first_hour, datetime.now(UTC), MAX_HOURS)
+    except TransientError as away:
+        # The next run reports them.
+        logger.warning("hours_not_reported", reason=str(away))
+        return
+    version = {} if sink.table_version is None else {"table_version": sink.table_version}
+    common = {**run.outcome, **run.metadata(), **version, **sink.recovered.metadata()}
+    rows = sink.hours + sink.recovered.hours
+    report(
+        context,
+        [PartitionEvents(hour_key(hour), {parts.asset: {"rows_added": rows[hour], **common}}) for hour in changes],
+    )
+    stream.hours.mark_reported(changes)
+
+
+def no_gap_in_offsets(parts: DeltaParts) -> dg.AssetChecksDefinition:
+    """Return the check for partitions that do not progress, and rows that the table lacks."""
+
+    @dg.asset_check(
+        asset=parts.asset,
+        name="no_gap_in_offsets",
+        description="No partition waits too long or keeps failing, the table has all rows, and no offset got lost of"
+        " late.",
+    )
+    def check(services: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
+        stream = parts.open(services)
+        health = health_of(services, stream.positions, parts.limits(services).max_unfinished_seconds)
+        rows, missing, behind = _missing_rows(stream)
+        found = {"rows_missing": rows, "missing": missing[:MAX_SHOWN], "table_behind": behind[:MAX_SHOWN]}
+        return gap_check(health, found, is_wrong=bool(rows or behind))
+
+    return check
+
+
+def no_duplicate_offsets(parts: DeltaParts) -> dg.AssetChecksDefinition:
+    """Return the check for rows of the same offset among those that were stored last."""
+
+    @dg.asset_check(asset=parts.asset, name="no_duplicate_offsets", description="No offset is in the table twice.")
+    def check(services: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
+        rows = offsets = 0
+        stream = parts.open(services)
+        for position in stream.positions.current().values():
+            end = position.next_offset
+            last = OffsetRange(*position.topic_partition, max(position.first_offset, end - LAST_OFFSETS), end)
+            counted = "count(*) AS rows, count(DISTINCT kafka_offset) AS offsets"
+            query = f"SELECT {counted} FROM events WHERE {of_offsets(last)}"
+            found = _counts(stream, query, "rows", "offsets") if len(last) else (0, 0)
+            rows, offsets = rows + found[0], offsets + found[1]
+        return dg.AssetCheckResult(passed=rows == offsets, metadata={"rows": rows, "duplicates": rows - offsets})
+
+    return check
+
+
+def event_time_plausible(parts: DeltaParts) -> dg.AssetChecksDefinition:
+    """Return the check for recently arrived rows with an impossible time."""
+
+    @dg.asset_check(
+        asset=parts.asset,
+        name="event_time_plausible",
+        description="Hardly any row says that it happened before the first partition, or after it arrived.",
+    )
+    def check(services: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
+        stream = parts.open(services)
+        too_early = f"\"{stream.time_column}\" < TIMESTAMP '{stream.first_hour.isoformat()}'"
+        too_late = f"\"{stream.time_column}\" > kafka_timestamp + INTERVAL '{AHEAD.seconds} seconds'"
+        counted = f"count(*) AS rows, count(*) FILTER (WHERE {too_early} OR {too_late}) AS implausible"
+        arrived_recently = f"kafka_timestamp >= TIMESTAMP '{(datetime.now(UTC) - RECENT).isoformat()}'"
+        query = f"SELECT {counted} FROM events WHERE {arrived_recently}"
+        rows, implausible = _counts(stream, query, "rows", "implausible")
+        return dg.AssetCheckResult(
+            passed=implausible <= rows * parts.limits(services).max_implausible_share,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"rows": rows, "implausible": implausible},
+        )
+
+    return check
+
+
+def _missing_rows(stream: DeltaStream) -> tuple[int, list[str], list[str]]:
+    """Count rows that were stored and are not in the table any more; name their offsets and hours.
+
+    Only a commit that may have removed rows, or a table that is behind, is a reason to count.
+
+    Returns:
+        number of rows, a line for each partition that lacks some, and one for each whose position went back.
+    """
+    positions, rows = stream.positions.all(), 0
+    missing, behind = [], []
+    standings = stream.store.standings([stream.app_id_of(one.topic_partition) for one in positions])
+    for position in positions:
+        standing = standings[stream.app_id_of(position.topic_partition)]
+        if not is_in_doubt(standing, position):
+            continue
+        whole = OffsetRange(*position.topic_partition, position.first_offset, position.next_offset)
+        found = [run for _, piece in missing_runs(stream, whole) for run in piece]
+        runs = without_known(stream, whole, found)
+        if runs:
+            rows += size_of(runs)
+            lacks = OffsetRange(*position.topic_partition, runs[0][0], runs[-1][1])
+            missing.append(f"{size_of(runs)} rows of {lacks}; hours {hours_text(stream, lacks)}")
+        reached = position.first_offset if standing.position is None else standing.position
+        if reached < position.next_offset:
+            lacks = OffsetRange(*position.topic_partition, reached, position.next_offset)
+            hours = hours_text(stream, lacks)
+            behind.append(f"the table is at {reached} and lacks {lacks}; hours {hours}")
+    return rows, missing, behind
+
+
+def _counts(stream: DeltaStream, query: str, *names: str) -> list[int]:
+    found = [row for batch in query_events(stream.store, query) for row in batch.to_pylist()]
+    return [sum(row[name] for row in found) for name in names]

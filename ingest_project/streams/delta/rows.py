@@ -1,0 +1,133 @@
+"""Rows of a Delta table made of messages: the columns that every stream has, and the bounds of one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest_project.core.errors import PermanentError, TransientError, UnexpectedError, UnreadableMessageError
+from ingest_project.core.items import end_of, store_bisecting
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.streams.hours import DAY, hours_between
+
+logger = get_logger(__name__)
+
+INSTANT = pa.timestamp("us", tz="UTC")
+# The clock of a sender may be wrong; a day ahead of when the broker got the message is no partition of its own.
+MAX_AHEAD = timedelta(days=1)
+# Each day of a commit is a file, and senders choose the days.
+MAX_DAYS_PER_COMMIT = 32
+LAST_MILLISECOND = 253_402_300_799_999
+
+POSITION_FIELDS = [
+    ("kafka_topic", pa.string()),
+    ("kafka_topic_id", pa.string()),
+    ("kafka_partition", pa.int32()),
+    ("kafka_offset", pa.int64()),
+    ("kafka_timestamp", INSTANT),
+    ("trace_id", pa.string()),
+    (DAY, pa.string()),
+]
+
+RefusedMessage = tuple[ConsumerRecord, PermanentError | UnreadableMessageError]
+
+
+@dataclass(frozen=True)
+class StreamRows:
+    """Rows and refused messages.
+
+    Args:
+        table: a row each for the readable ones.
+        refused: the others, with the reason.
+    """
+
+    table: pa.Table
+    refused: list[RefusedMessage]
+
+
+def decode_bisecting(
+    messages: Sequence[ConsumerRecord], schema: pa.Schema, decode: Callable[[Sequence[ConsumerRecord]], StreamRows]
+) -> StreamRows:
+    """Decode messages; one with an unexpected error is found by halving, and refused alone.
+
+    Raises:
+        TransientError: a service that decoding needs is away.
+    """
+    found: list[StreamRows] = []
+    failures = store_bisecting(
+        messages,
+        lambda part: found.append(decode(part)),
+        lambda error: not isinstance(error, MemoryError | TransientError),
+    )
+    for message, error in failures:
+        logger.error("decoding_failed_unexpectedly", exc_info=error)
+        found.append(StreamRows(schema.empty_table(), [(message, UnexpectedError("Reading the message", error))]))
+    refused = [one for rows in found for one in rows.refused]
+    tables = [rows.table for rows in found] or [schema.empty_table()]
+    return StreamRows(pa.concat_tables(tables, promote_options="default"), sorted(refused, key=_position_of))
+
+
+def position_columns(messages: Sequence[ConsumerRecord], topic_id: str) -> dict[str, pa.Array]:
+    """Return the columns that say which message a row is from."""
+    count = len(messages)
+    written = [
+        None if (ms := message.timestamp_ms) is None or not 0 <= ms <= LAST_MILLISECOND else ms for message in messages
+    ]
+    return {
+        "kafka_topic": pa.array([message.topic for message in messages], pa.string()),
+        "kafka_topic_id": pa.repeat(pa.scalar(topic_id, pa.string()), count),
+        "kafka_partition": pa.array([message.partition for message in messages], pa.int32()),
+        "kafka_offset": pa.array([message.offset for message in messages], pa.int64()),
+        "kafka_timestamp": pa.array(written, pa.timestamp("ms", tz="UTC")).cast(INSTANT),
+    }
+
+
+def days_of(moments: pa.Array, written: pa.Array, first: datetime) -> pa.Array:
+    """Return the day of each row, `yyyy-mm-dd`; null if impossible: before the first partition, or tomorrow."""
+    not_before = pc.greater_equal(moments, pa.scalar(first, INSTANT))
+    latest = pc.add(pc.fill_null(written, datetime.now(UTC)), pa.scalar(MAX_AHEAD, pa.duration("us")))
+    return pc.if_else(
+        pc.and_(not_before, pc.less_equal(moments, latest)),
+        moments.cast(pa.date32()).cast(pa.string()),
+        pa.scalar(None, pa.string()),
+    )
+
+
+def hours_of_day(moments: pa.Array, days: pa.Array) -> pa.Array:
+    """Return the hour of each row, `00` to `23`; null for a row without a day."""
+    hours = pc.strftime(moments, format="%H")
+    return pc.if_else(pc.is_valid(days), hours, pa.scalar(None, pa.string()))
+
+
+def with_few_days(table: pa.Table) -> pa.Table:
+    """Return the rows of one commit with a bounded number of days: those of its rarest days get none."""
+    days = pc.value_counts(table[DAY].combine_chunks())
+    if len(days) <= MAX_DAYS_PER_COMMIT:
+        return table
+    common = days.take(pc.sort_indices(days.field("counts"), sort_keys=[("", "descending")])[:MAX_DAYS_PER_COMMIT])
+    is_common = pc.is_in(table[DAY], value_set=common.field("values"))
+    kept = pc.if_else(is_common, table[DAY], pa.scalar(None, pa.string()))
+    return table.set_column(table.schema.get_field_index(DAY), table.schema.field(DAY), kept)
+
+
+def hours_in(table: pa.Table, time_column: str, first: datetime) -> dict[datetime, int]:
+    """Count the rows of each hour that is, or soon will be, a partition."""
+    counts = pc.value_counts(pc.floor_temporal(table[time_column].combine_chunks(), unit="hour"))
+    found = {count["values"].astimezone(UTC): count["counts"] for count in counts.to_pylist() if count["values"]}
+    return {hour: found[hour] for hour in hours_between(found, first, datetime.now(UTC) + MAX_AHEAD)}
+
+
+def of_hour(table: pa.Table, hour: datetime, time_column: str) -> pa.Table:
+    """Return the rows of an hour."""
+    begin, end = (pa.scalar(moment, INSTANT) for moment in (hour, end_of(hour)))
+    moments = table[time_column]
+    return table.filter(pc.and_(pc.greater_equal(moments, begin), pc.less(moments, end)))
+
+
+def _position_of(refused: tuple[ConsumerRecord, object]) -> tuple[int, int]:
+    return refused[0].partition, refused[0].offset

@@ -1,0 +1,136 @@
+"""A Delta table as the sink of a stream.
+
+Every commit carries the position to which it brings the table in its partition, and is made only where the table is
+just before it: killed, repeated or run twice at once, the same rows are there. What is no row is published as a dead
+letter before the commit that passes it. The row of `sink_positions` and the marks of changed hours follow each commit
+in a transaction of their own; after a kill in between, the next run finds the table ahead and enters them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ingest_project.core.errors import TransactionConflictError
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.database import exclusive, writing
+from ingest_project.platform.delta.table import Standing
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.streams.delta.appending import Appended, AppendTarget, append_bisecting
+from ingest_project.streams.delta.queries import rows_by_hour
+from ingest_project.streams.delta.recovery import Recovered, is_in_doubt, recover
+from ingest_project.streams.delta.stream import CHUNK_MESSAGES, LOCK_WAIT_SECONDS, DeltaStream
+from ingest_project.streams.engine import Batch
+from ingest_project.streams.hours import add_spans, count_changes
+from ingest_project.streams.positions import PositionConflictError, SinkPosition, move
+
+if TYPE_CHECKING:
+    from ingest_project.streams.delta.rows import StreamRows
+
+logger = get_logger(__name__)
+
+COMMIT_BYTES = 64 * 1024**2
+# Outcomes of messages: committed by the run, found in the table, no event or refused by the table.
+EVENTS, FOUND_STORED, DEAD_LETTERS = "events", "found_stored", "dead_letters"
+
+
+class DeltaSink:
+    """Appends rows in commits that carry the position. One object per run.
+
+    Args:
+        stream: whose rows they are.
+    """
+
+    def __init__(self, stream: DeltaStream) -> None:
+        self.stream = stream
+        self._commit_rows = stream.commit_messages
+        self.chunk_messages = min(CHUNK_MESSAGES, self._commit_rows)
+        self._standings: dict[str, Standing] = {}
+        # The position of the table in each partition; None where it has none yet.
+        self._table_positions: dict[int, int | None] = {}
+        self.hours: Counter[datetime] = Counter()
+        self.recovered = Recovered()
+        self.table_version: int | None = None
+
+    def prepare(self, positions: Sequence[SinkPosition]) -> None:
+        """Read the standing of the table, once for all partitions."""
+        app_ids = [self.stream.app_id_of(one.topic_partition) for one in positions]
+        self._standings = self.stream.store.standings(app_ids)
+
+    def resume(self, position: SinkPosition) -> SinkPosition:
+        """Recover the rows that the table lacks, and return its position.
+
+        Raises:
+            TransactionConflictError: another process recovers rows; try again later.
+            TransientError: a service was away. What was recovered until then stays.
+        """
+        app_id = self.stream.app_id_of(position.topic_partition)
+        standing = self._standings[app_id]
+        table_position = standing.position
+        if table_position is not None and table_position > position.next_offset:
+            found = rows_by_hour(self.stream.store, position.until(table_position), self.stream.time_column)
+            position = self._record(position, table_position, found, Counter({FOUND_STORED: sum(found.values())}))
+        if is_in_doubt(standing, position):
+            with exclusive(self.stream.services.engine, self.stream.lock, LOCK_WAIT_SECONDS):
+                self.recovered.add(recover(self.stream, position))
+            table_position = self.stream.store.committed_version(app_id)
+        self._table_positions[position.partition] = table_position
+        return position
+
+    def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> StreamRows:
+        """Turn messages into rows, and dead-letter those that are none."""
+        rows = self.stream.decode(messages, position.topic_id)
+        self.stream.dead_letter(rows.refused, position.topic_id)
+        return rows
+
+    def is_full(self, batch: Batch[StreamRows]) -> bool:
+        """Return whether there are enough messages for a commit."""
+        size_bytes = sum(rows.table.nbytes for rows in batch.rows)
+        return bool(batch.messages >= self._commit_rows or size_bytes >= COMMIT_BYTES)
+
+    def store(self, batch: Batch[StreamRows], position: SinkPosition) -> SinkPosition:
+        """Commit rows with the position, then note the commit in the database; see `Sink.store`."""
+        self.stream.positions.add_lost(batch.lost)
+        done = self._append(batch, position)
+        self.table_version = done.table_version or self.table_version
+        outcome = batch.outcome
+        outcome[EVENTS if done.table_version is not None else FOUND_STORED] += done.rows.num_rows
+        outcome[DEAD_LETTERS] += len(done.refused) + sum(len(rows.refused) for rows in batch.rows)
+        self._table_positions[batch.partition] = batch.next_offset
+        logger.info("events_committed", offsets=str(position.until(batch.next_offset)), rows=done.rows.num_rows)
+        return self._record(position, batch.next_offset, self.stream.hours_of(done.rows), outcome)
+
+    def _append(self, batch: Batch[StreamRows], position: SinkPosition) -> Appended:
+        import pyarrow as pa  # noqa: PLC0415 - heavy
+
+        from ingest_project.streams.delta.rows import with_few_days  # noqa: PLC0415
+
+        tables = [rows.table for rows in batch.rows] or [self.stream.no_rows()]
+        table = with_few_days(pa.concat_tables(tables, promote_options="default"))
+
+        def position_at(row: int) -> int:
+            return batch.next_offset if row == table.num_rows else int(table["kafka_offset"][row].as_py())
+
+        app_id, after = self.stream.app_id_of(position.topic_partition), self._table_positions[batch.partition]
+        checked = max(0, self._standings[app_id].table_version)
+        target = AppendTarget(position.topic_partition, app_id, after, position_at, checked)
+        try:
+            return append_bisecting(self.stream, table, target)
+        except TransactionConflictError as conflict:
+            if self.stream.store.committed_version(app_id) != after:
+                raise PositionConflictError(str(position), conflict) from conflict
+            raise
+
+    def _record(
+        self, position: SinkPosition, to: int, hours: Mapping[datetime, int], outcome: Counter[str]
+    ) -> SinkPosition:
+        """Note in the database where the table is, and which hours changed."""
+        now = datetime.now(UTC)
+        with writing(self.stream.services.engine) as connection:
+            moved = move(connection, position, to, outcome, now)
+            count_changes(connection, self.stream.name, hours, now)
+            add_spans(connection, self.stream.name, position.until(to), hours)
+        self.hours.update(hours)
+        return moved

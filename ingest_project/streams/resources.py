@@ -1,0 +1,54 @@
+"""Resources of all streams, declared ones included."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ingest_project.streams.declaration import DeclaredStreams, DeltaTarget, StreamDeclaration, load_streams
+from ingest_project.streams.delta.declared import declared_delta_stream
+from ingest_project.streams.delta.stream import DeltaStream
+from ingest_project.streams.positions import StreamPositions
+from ingest_project.streams.sql.declared import DeclaredTable, KeyedRows
+from ingest_project.streams.sql.sink import SqlSink
+from ingest_project.streams.user_activity.resources import UserActivityResources
+
+
+class DeclaredStreamResources(UserActivityResources):
+    """The streams that are declared in the folder of declarations, and those that a component brings."""
+
+    @property
+    def store_urls(self) -> tuple[str, ...]:
+        """The Delta tables of declared streams as well."""
+        urls = (
+            one.delta_url(self.settings) for one in self.declared_streams.usable if isinstance(one.sink, DeltaTarget)
+        )
+        return (*super().store_urls, *urls)
+
+    @cached_property
+    def declared_streams(self) -> DeclaredStreams:
+        """The streams that are declared in the folder of declarations."""
+        return load_streams(self.settings)
+
+    @property
+    def stream_positions(self) -> tuple[StreamPositions, ...]:
+        """Positions of every stream, the shipped ones first."""
+        declared = (self.positions_of(one) for one in self.declared_streams.usable)
+        return (self.activity_positions, self.crm_positions, *declared)
+
+    def positions_of(self, declaration: StreamDeclaration) -> StreamPositions:
+        """Return the positions of a declared stream."""
+        return StreamPositions(self.engine, declaration.name, declaration.topic)
+
+    def delta_stream(self, declaration: StreamDeclaration) -> DeltaStream:
+        """Return a declared stream whose sink is a Delta table; its decoder keeps the schemas that it has fetched."""
+        if declaration.name not in self._delta_streams:
+            self._delta_streams[declaration.name] = declared_delta_stream(declaration, self)
+        return self._delta_streams[declaration.name]
+
+    def sql_sink(self, declaration: StreamDeclaration) -> SqlSink[KeyedRows]:
+        """Return the sink of a declared stream whose rows are stored by key."""
+        return SqlSink(self, DeclaredTable(declaration, self))
+
+    @cached_property
+    def _delta_streams(self) -> dict[str, DeltaStream]:
+        return {}

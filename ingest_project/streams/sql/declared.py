@@ -1,0 +1,221 @@
+"""A declared stream whose rows are stored by key in a table of the warehouse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.contracts import trace_id_in
+from ingest_project.core.errors import TransientError, UnexpectedError, UnreadableMessageError
+from ingest_project.core.items import store_bisecting
+from ingest_project.core.logging import get_logger
+from ingest_project.platform.database.sql import in_parts
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.runtime import Runtime
+from ingest_project.platform.work_queue.consume import dead_letter_message
+from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
+from ingest_project.streams.decoders import DECODERS, Refusal
+from ingest_project.streams.positions import SinkPosition
+from ingest_project.streams.sql.sink import reason_of
+from ingest_project.streams.sql.tables import DELETED_AT, add_columns, columns_of_table, ensure_table, table_of
+from ingest_project.streams.sql.upsert import KAFKA_ORDER, upsert_rows
+
+if TYPE_CHECKING:
+    from ingest_project.streams.contract import Contract
+
+logger = get_logger(__name__)
+
+ROWS, ROWS_CHANGED, TOMBSTONES, DEAD_LETTERS = "rows", "rows_changed", "tombstones", "dead_letters"
+
+KEYS_AT_A_TIME = 1_000
+
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+
+
+@dataclass
+class KeyedRows:
+    """Messages as rows by key.
+
+    Args:
+        messages: all of them, in their order.
+        rows: of those with a value, in the order of their offsets.
+        deleted: of tombstones, the columns of their keys and of their positions.
+        refused: number of messages that became dead letters.
+    """
+
+    messages: Sequence[ConsumerRecord]
+    rows: list[Row] = field(default_factory=list)
+    deleted: list[Row] = field(default_factory=list)
+    refused: int = 0
+
+
+class DeclaredTable:
+    """The table of a declared stream. One object per run.
+
+    Args:
+        declaration: of the stream.
+        services: the database, Kafka and the settings.
+    """
+
+    def __init__(self, declaration: StreamDeclaration, services: Runtime) -> None:
+        assert isinstance(declaration.sink, SqlTarget)  # noqa: S101 - the caller chose by it
+        self._declaration, self._services, self._sink = declaration, services, declaration.sink
+        self._table = table_of(declaration)
+        self._order = (*([self._sink.version] if self._sink.version else []), *KAFKA_ORDER)
+
+    def prepare(self) -> None:
+        """Create the table, or add the columns that it lacks."""
+        ensure_table(self._services.engine, self._table)
+        if self._declaration.drift == "evolve":
+            self._know_evolved(self._columns_of_table()[0])
+
+    def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> KeyedRows:
+        """Turn messages into rows; publish those that break the contract as dead letters."""
+        found = KeyedRows(messages)
+        refused: list[tuple[ConsumerRecord, Refusal]] = []
+
+        def decode_part(part: Sequence[ConsumerRecord]) -> None:
+            rows, deleted, unreadable = self._decoded(part, position)
+            found.rows += rows
+            found.deleted += deleted
+            refused.extend(unreadable)
+
+        for message, error in store_bisecting(messages, decode_part, _is_message_fault):
+            logger.error("decoding_failed_unexpectedly", exc_info=error)
+            refused.append((message, UnexpectedError("Reading the message", error)))
+        self._dead_letter(refused, position)
+        found.refused = len(refused)
+        return found
+
+    def refused(self, message: ConsumerRecord, position: SinkPosition, error: Exception) -> KeyedRows:
+        """Publish a message that the database refuses as a dead letter."""
+        self._dead_letter([(message, UnreadableMessageError(reason_of(error)[0]))], position)
+        return KeyedRows([message], refused=1)
+
+    def store(self, connection: sa.Connection, rows: KeyedRows, now: datetime) -> Counter[str]:
+        """Delete or mark the keys of tombstones, and upsert the rows after them."""
+        last = {self._key(row): row["kafka_offset"] for row in rows.deleted}
+        newest: dict[Key, Row] = {}
+        for row in rows.rows:
+            key = self._key(row)
+            # What came before its key's tombstone is gone with it.
+            if row["kafka_offset"] < last.get(key, -1):
+                continue
+            known = newest.setdefault(key, row)
+            if self._version(row) > self._version(known):
+                newest[key] = row
+        changed = self._delete(connection, rows.deleted, now)
+        # Every column, so that no value of an older version stays.
+        nothing = dict.fromkeys(self._table.c.keys())
+        stored = [nothing | row | {"stored_at": now} for row in newest.values()]
+        changed += upsert_rows(connection, self._table, self._order, stored)
+        outcome = {ROWS: len(rows.rows), ROWS_CHANGED: changed, DEAD_LETTERS: rows.refused}
+        ignored = len(rows.messages) - len(rows.rows) - rows.refused
+        return Counter({**outcome, TOMBSTONES: ignored})
+
+    @cached_property
+    def _contract(self) -> Contract:
+        from ingest_project.streams.contract import Contract  # noqa: PLC0415 - heavy
+
+        return Contract(self._declaration, self._services.settings, self._columns_of_table)
+
+    def _decoded(
+        self, messages: Sequence[ConsumerRecord], position: SinkPosition
+    ) -> tuple[list[Row], list[Row], list[tuple[ConsumerRecord, Refusal]]]:
+        filled = [message for message in messages if message.value is not None]
+        found = self._contract.rows_of(filled)
+        self._add_evolved(set(found.table.column_names) - set(self._table.c.keys()))
+        values = found.table.to_pylist()
+        rows = [row | _position(one, position) for one, row in zip(found.messages, values, strict=True)]
+        deleted, unreadable = self._tombstones([one for one in messages if one.value is None], position)
+        return rows, deleted, [*found.refused, *unreadable]
+
+    def _tombstones(
+        self, messages: Sequence[ConsumerRecord], position: SinkPosition
+    ) -> tuple[list[Row], list[tuple[ConsumerRecord, Refusal]]]:
+        """Return the keys of messages without a value, and the messages whose key cannot be read."""
+        if self._sink.tombstones == "ignore" or not messages:
+            return [], []
+        from ingest_project.streams.values import array_of  # noqa: PLC0415 - heavy
+
+        by_name = {column.name: column for column in self._declaration.typed_columns}
+        columns = [by_name[name] for name in self._sink.key]
+        decoder = DECODERS[self._sink.key_decoder](columns, self._services.settings)
+        decoded = decoder.decode([msgspec.structs.replace(message, value=message.key) for message in messages])
+        originals = {message.offset: message for message in messages}
+        refused: list[tuple[ConsumerRecord, Refusal]] = [
+            (originals[one.offset], UnreadableMessageError(f"A tombstone whose key cannot be read: {why}"))
+            for one, why in decoded.refused
+        ]
+        arrays = [array_of(column, values)[0] for column, values in zip(columns, decoded.columns, strict=True)]
+        deleted: list[Row] = []
+        for index, one in enumerate(decoded.kept):
+            key = {column.name: array[index].as_py() for column, array in zip(columns, arrays, strict=True)}
+            if None in key.values():
+                why = "A tombstone whose key is missing or not of its columns' types."
+                refused.append((originals[one.offset], UnreadableMessageError(why)))
+            else:
+                deleted.append(key | _position(originals[one.offset], position))
+        return deleted, refused
+
+    def _delete(self, connection: sa.Connection, deleted: Sequence[Row], now: datetime) -> int:
+        last = {self._key(row): row for row in deleted}
+        if self._sink.tombstones == "mark":
+            marked = [row | {"stored_at": now, DELETED_AT: row["kafka_timestamp"] or now} for row in last.values()]
+            return upsert_rows(connection, self._table, KAFKA_ORDER, marked) if marked else 0
+        key = sa.tuple_(*(self._table.c[name] for name in self._sink.key))
+        return sum(
+            connection.execute(sa.delete(self._table).where(key.in_(part))).rowcount
+            for part in in_parts(sorted(last, key=str), KEYS_AT_A_TIME)
+        )
+
+    def _key(self, row: Mapping[str, Any]) -> Key:
+        return tuple(row[name] for name in self._sink.key)
+
+    def _version(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        version = (row[self._sink.version],) if self._sink.version else ()
+        return (*version, row["kafka_offset"])
+
+    def _dead_letter(self, refused: Sequence[tuple[ConsumerRecord, Refusal]], position: SinkPosition) -> None:
+        ordered = sorted(refused, key=lambda one: one[0].offset)
+        dead_letter_message(self._services, self._declaration.dlq, ordered, position.topic_id)
+
+    def _columns_of_table(self) -> tuple[set[str], set[str]]:
+        found = columns_of_table(self._services.engine, self._table.name)
+        return {name for name, kind in found.items() if kind == "TEXT"}, set(found)
+
+    def _add_evolved(self, names: set[str]) -> None:
+        """Add columns of text to the table, in a transaction of their own; doing it again changes nothing."""
+        if names:
+            missing = names - columns_of_table(self._services.engine, self._table.name).keys()
+            columns = [sa.Column(name, sa.Text) for name in sorted(missing)]
+            add_columns(self._services.engine, self._table.name, columns)
+            self._know_evolved(names)
+
+    def _know_evolved(self, names: set[str]) -> None:
+        for name in sorted(names - set(self._table.c.keys())):
+            self._table.append_column(sa.Column(name, sa.Text))
+
+
+def _position(message: ConsumerRecord, position: SinkPosition) -> Row:
+    return {
+        "kafka_topic": message.topic,
+        "kafka_topic_id": position.topic_id,
+        "kafka_epoch": position.epoch,
+        "kafka_partition": message.partition,
+        "kafka_offset": message.offset,
+        "kafka_timestamp": message.timestamp,
+        "trace_id": trace_id_in(message.headers) if message.headers else None,
+    }
+
+
+def _is_message_fault(error: Exception) -> bool:
+    return not isinstance(error, MemoryError | TransientError | sa.exc.SQLAlchemyError)

@@ -1,0 +1,146 @@
+"""What Dagster loads of a stream whose sink is a table of the warehouse: assets, checks, job, schedule and sensor.
+
+All assets of a stream are stored in one pass. A run that a tick requests stores each partition up to the offsets in its
+configuration; one that a person starts without them stores all. Each check reads what is stored now.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+
+from ingest_project.core.logging import bound
+from ingest_project.platform.dagster.asset_events import keep_connections_open
+from ingest_project.platform.runtime import Runtime
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL
+from ingest_project.streams.checks import gap_check, raise_failure
+from ingest_project.streams.engine import Sink, StreamLimits, StreamRun, health_of, settle, store_stream
+from ingest_project.streams.positions import LOST, StreamPositions
+from ingest_project.streams.sensor import StreamRunConfig, StreamSensor, stream_sensor, tick
+
+STREAM_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=12))
+# Fewer messages than this are stored sooner than a second run has started.
+WORTH_SPLITTING = 10_000
+
+
+@dataclass(frozen=True)
+class SqlParts:
+    """A stream as Dagster shows it.
+
+    Args:
+        name: of the stream: its step, and its jobs and schedules begin with it.
+        specs: of the assets.
+        sensor: its name.
+        checked: the asset with the checks of offsets.
+        stored_outcomes: outcomes of messages that are stored or dead letters; each has exactly one.
+        positions: returns the positions, given the resources of a run.
+        sink: returns the sink, given the resources.
+        limits: returns the bounds of its runs and the thresholds of its checks.
+        metadata: returns what Dagster shows of a run, by asset.
+        checks: further ones.
+        checks_cron: when the checks run.
+    """
+
+    name: str
+    specs: Sequence[dg.AssetSpec]
+    sensor: str
+    checked: dg.AssetKey
+    stored_outcomes: Sequence[str]
+    positions: Callable[[Any], StreamPositions]
+    sink: Callable[[Any], Sink[Any]]
+    limits: Callable[[Any], StreamLimits]
+    metadata: Callable[[Any, StreamRun], Mapping[dg.AssetKey, Mapping[str, Any]]]
+    checks: Sequence[dg.AssetChecksDefinition] = ()
+    checks_cron: str = "*/15 * * * *"
+
+
+def sql_definitions(parts: SqlParts) -> dg.Definitions:
+    """Return what Dagster loads of a stream."""
+    checks = [no_gap_in_offsets(parts), no_duplicate_offsets(parts), *parts.checks]
+    batch = dg.define_asset_job(
+        f"{parts.name}_batch",
+        selection=dg.AssetSelection.assets(*(spec.key for spec in parts.specs)).without_checks(),
+        description="Stores messages of the topic up to the offsets in its configuration.",
+    )
+    checks_job = dg.define_asset_job(
+        f"{parts.name}_checks",
+        selection=dg.AssetSelection.checks(*checks),
+        description="Checks whether every offset is stored once, and values are possible.",
+    )
+
+    def sensor_tick(context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult | dg.SkipReason:
+        limits = parts.limits(services)
+        sensor = StreamSensor(
+            batch.name, parts.name, limits.batch_messages, limits.max_parallel_batches, WORTH_SPLITTING
+        )
+        return tick(context, services, parts.positions(services), sensor)
+
+    schedule = dg.ScheduleDefinition(
+        name=f"{checks_job.name}_every_quarter_hour",
+        job=checks_job,
+        cron_schedule=parts.checks_cron,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+    return dg.Definitions(
+        assets=[_assets(parts)],
+        asset_checks=checks,
+        jobs=[batch, checks_job],
+        schedules=[schedule],
+        sensors=[stream_sensor(parts.sensor, batch.name, sensor_tick)],
+    )
+
+
+def _assets(parts: SqlParts) -> dg.AssetsDefinition:
+    @dg.multi_asset(name=parts.name, specs=parts.specs, pool=DATABASE_POOL)
+    def assets(
+        context: dg.AssetExecutionContext, config: StreamRunConfig, services: dg.ResourceParam[Runtime]
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        """Store each message in the table it belongs to."""
+        keep_connections_open(context.instance)
+        positions, run_id = parts.positions(services), context.run.run_id
+        with bound(run_id=run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
+            run = store_stream(services, positions, parts.sink(services), run_id=run_id, ends=config.ends)
+            if run.stored or not run.failure:
+                for asset, metadata in parts.metadata(services, run).items():
+                    yield dg.MaterializeResult(asset_key=asset, metadata=metadata)
+            settle(services, positions, run)
+        raise_failure(run)
+
+    return assets
+
+
+def no_gap_in_offsets(parts: SqlParts) -> dg.AssetChecksDefinition:
+    """Return the check for partitions that do not progress, and offsets that were lost."""
+
+    @dg.asset_check(
+        asset=parts.checked,
+        name="no_gap_in_offsets",
+        description="No partition waits too long or keeps failing, and no offset got lost of late.",
+    )
+    def check(services: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
+        patience = parts.limits(services).max_unfinished_seconds
+        return gap_check(health_of(services, parts.positions(services), patience))
+
+    return check
+
+
+def no_duplicate_offsets(parts: SqlParts) -> dg.AssetChecksDefinition:
+    """Return the check for partitions that counted an offset twice."""
+
+    @dg.asset_check(
+        asset=parts.checked,
+        name="no_duplicate_offsets",
+        description="No partition has stored more messages than it has offsets.",
+    )
+    def check(services: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
+        twice = []
+        for one in parts.positions(services).all():
+            stored = sum(one.outcome.get(name, 0) for name in parts.stored_outcomes)
+            passed = one.next_offset - one.first_offset
+            if stored + one.outcome.get(LOST, 0) > passed:
+                twice.append(f"{one}: {stored} messages of {passed} offsets")
+        return dg.AssetCheckResult(passed=not twice, metadata={"partitions": twice})
+
+    return check

@@ -1,0 +1,192 @@
+"""Values of decoded messages to columns, exactly: a value that is not of its column's type is reported, never changed.
+
+A whole column is converted at once where all its values are of the expected Python types; otherwise value by value, to
+find those that are not.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from ingest_project.streams.columns import StreamColumn
+
+INSTANT = pa.timestamp("us", tz="UTC")
+# What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.
+PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
+NUMBER = re.compile(r"-?\d{1,60}(\.\d{1,60})?")
+WHOLE = re.compile(r"-?\d{1,19}")
+MAX_SHOWN = 40
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+NOTHING = type(None)
+# Python types that are converted in bulk.
+PLAIN: dict[str, frozenset[type]] = {
+    "text": frozenset({str, NOTHING}),
+    "integer": frozenset({int, NOTHING}),
+    "number": frozenset({float, int, NOTHING}),
+    "decimal": frozenset({Decimal, int, NOTHING}),
+    "boolean": frozenset({bool, NOTHING}),
+    "date": frozenset({date, NOTHING}),
+}
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+
+Unreadable = dict[int, str]
+"""Texts of the values that cannot be read as the type of their column, by row."""
+
+
+def array_of(column: StreamColumn, values: Sequence[Any]) -> tuple[pa.Array, Unreadable]:
+    """Convert the values of a column.
+
+    Returns:
+        the column, null where a value is missing or unreadable, and the texts of the unreadable ones.
+    """
+    if column.kind == "json":
+        return pa.array(list(map(_json_text, values)), pa.string()), {}
+    try:
+        if (found := _in_bulk(column, values)) is not None:
+            return found, {}
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        pass
+    return _one_by_one(column, values)
+
+
+def instants_of(texts: Sequence[str | None]) -> pa.Array | None:
+    """Parse times that are all written plainly, with their zone; None where one is not."""
+    column = pa.array(texts, pa.string())
+    if pc.all(pc.match_substring_regex(column, PLAIN_INSTANT)).as_py() is not False:
+        return column.cast(INSTANT)
+    return None
+
+
+def instant_of(text: str) -> datetime:
+    """Parse a time to UTC. One without zone is taken as UTC, as everywhere in this system.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    try:
+        moment = msgspec.convert(text, datetime)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):
+        raise ValueError(f"must be a time like 2024-01-15T10:30:45Z, not {text[:MAX_SHOWN]!r}") from None
+
+
+def _in_bulk(column: StreamColumn, values: Sequence[Any]) -> pa.Array | None:
+    kinds = set(map(type, values))
+    if column.kind == "timestamp":
+        if column.epoch is None and kinds <= {str, NOTHING}:
+            return instants_of(values)
+        return None
+    if not kinds <= PLAIN[column.kind]:
+        return None
+    found = pa.array(values, column.arrow_type)
+    if column.kind == "number" and float in kinds and not pc.all(pc.is_finite(found)).as_py():
+        return None
+    return found
+
+
+def _one_by_one(column: StreamColumn, values: Sequence[Any]) -> tuple[pa.Array, Unreadable]:
+    convert, unreadable = CONVERTERS[column.kind], Unreadable()
+    converted: list[Any] = []
+    for row, value in enumerate(values):
+        try:
+            one = None if value is None else convert(column, value)
+            # Within the bounds of the column: 64 bits, the digits of a decimal.
+            pa.scalar(one, column.arrow_type)
+        except (ValueError, TypeError, OverflowError, InvalidOperation, pa.ArrowException):
+            unreadable[row] = str(value)[:MAX_SHOWN]
+            one = None
+        converted.append(one)
+    return pa.array(converted, column.arrow_type), unreadable
+
+
+def _text(column: StreamColumn, value: object) -> str:
+    del column
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, time):
+        return value.isoformat()
+    if not isinstance(value, str | UUID):
+        raise TypeError
+    return str(value)
+
+
+def _integer(column: StreamColumn, value: object) -> int:
+    del column
+    if isinstance(value, str) and WHOLE.fullmatch(value):
+        return int(value)
+    if type(value) is not int:
+        raise TypeError
+    return value
+
+
+def _number(column: StreamColumn, value: object) -> float:
+    del column
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise TypeError
+    found = float(value)
+    if found - found != 0 or (isinstance(value, int) and found != value):
+        raise ValueError
+    return found
+
+
+def _decimal(column: StreamColumn, value: object) -> Decimal:
+    del column
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        return Decimal(value)
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise TypeError
+    return Decimal(value)
+
+
+def _boolean(column: StreamColumn, value: object) -> bool:
+    del column
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _date(column: StreamColumn, value: object) -> date:
+    del column
+    if isinstance(value, datetime):
+        raise TypeError
+    return value if isinstance(value, date) else msgspec.convert(value, date, strict=True)
+
+
+def _timestamp(column: StreamColumn, value: object) -> datetime:
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    if column.epoch is not None and type(value) is int:
+        return BEGINNING + timedelta(**{column.epoch: value})
+    if not isinstance(value, str):
+        raise TypeError
+    return instant_of(value)
+
+
+def _json_text(value: object) -> str | None:
+    if isinstance(value, msgspec.Raw):
+        text = bytes(value)
+        return None if text in {b"", b"null"} else text.decode()
+    return None if value is None else _encoder.encode(value).decode()
+
+
+CONVERTERS: dict[str, Callable[[StreamColumn, Any], Any]] = {
+    "text": _text,
+    "integer": _integer,
+    "number": _number,
+    "decimal": _decimal,
+    "boolean": _boolean,
+    "date": _date,
+    "timestamp": _timestamp,
+}
