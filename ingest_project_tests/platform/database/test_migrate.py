@@ -19,7 +19,6 @@ from ingest_project import operations as metric_tables
 from ingest_project.attachments import tables as attachment_tables
 from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest import tables
-from ingest_project.platform import database
 from ingest_project.platform.database import HEAD, migrate, open_engine, schema_version, writing
 from ingest_project.platform.database.sql import metadata
 from ingest_project.streams import positions as stream_tables
