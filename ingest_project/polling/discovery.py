@@ -23,13 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from ingest_project.contracts import encode
-from ingest_project.contracts.files import (
-    FileEvent,
-    file_key,
-    file_type_of,
-    profile_named,
-    version_of,
-)
+from ingest_project.contracts.files import FileEvent, file_key, file_type_of, version_of
 from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import exclusive
@@ -156,7 +150,9 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
     discovery = Discovery()
 
     def refusal_of(file: SourceFile) -> str:
-        return services.datasets.refusal_of(file_event(record, file))
+        return services.datasets.refusal_of(
+            FileEvent(file_path=file.path, file_name=file.name, job_id=record.job.job_id, metadata=record.job.metadata)
+        )
 
     def prepared() -> Generator[Announcements, None, None]:
         listed = only_accepted(source.list_files(record.job.file_pattern), refusal_of)
@@ -194,9 +190,8 @@ def prepare(
     """
     # What was announced on a topic that is gone has to be announced again: nothing else records it.
     topic_id = _topic_id(services, services.settings.topics.file_event_queue)
-    profile = profile_named(record.job.metadata, services.settings.file_ingest.default_profile)
-    found, refused = _by_message_id(topic_id, source, files, profile)
-    content = msgspec.json.encode((source.location, list(found.values()), profile))
+    found, refused = _by_message_id(services, topic_id, source, record, files)
+    content = msgspec.json.encode((source.location, list(found.items()), record.job.metadata.get("format")))
     page_id = f"{topic_id}/page/{hashlib.sha256(content).hexdigest()}"
     if not outbox.unsent([page_id]):
         return Announcements(page_id, None, frozenset(), refused)
@@ -244,7 +239,7 @@ def file_event(record: JobRecord, file: SourceFile) -> FileEvent:
 
 
 def _by_message_id(
-    topic_id: str, source: Source, files: Sequence[SourceFile], profile: str
+    services: PollingResources, topic_id: str, source: Source, record: JobRecord, files: Sequence[SourceFile]
 ) -> tuple[dict[str, SourceFile], list[tuple[SourceFile, str]]]:
     """Return files by the id of their announcement, and apart from them those that cannot be announced."""
     found: dict[str, SourceFile] = {}
@@ -252,7 +247,10 @@ def _by_message_id(
     for file in files:
         try:
             location = file.location or source.canonical_location(file.path)
-            key = file_key(location, file.name, version_of(file.etag, file.size_bytes, file.modified_at), profile)
+            dataset = services.datasets.dataset_of(record.job.metadata, record.job.job_id, file.path)
+            profile = dataset.profile_of(record.job.metadata, services.settings.file_ingest.default_profile)
+            version = version_of(file.etag, file.size_bytes, file.modified_at)
+            key = file_key(location, file.name, version, profile, dataset.name)
             msgspec.json.encode(file)
         except Exception as error:
             if not is_item_fault(error):
