@@ -11,7 +11,7 @@ from ingest_project.readers.casting import KIND_OF, kept, matched_name, numbers_
 from ingest_project.readers.excel_cells import DATE, DURATION, NUMBER, PERCENT, TEXT
 from ingest_project.readers.matching import Layout
 from ingest_project.readers.profile_parts import CellRule, NumberLayout
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.units import Scale
 
 Step = tuple[str, Callable[[pl.Series], pl.Series]]

@@ -35,7 +35,7 @@ from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChun
 from ingest_project.readers.matching import Surroundings, known_names
 from ingest_project.readers.plain_lines import LineSplitter, first_lines
 from ingest_project.readers.profile_parts import WHITESPACE
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.table_chunks import MALFORMED, Malformed, TableChunk, rows_of_data, shortened
 
 MAX_LINES = 250_000

@@ -13,7 +13,7 @@ from ingest_project.core.settings import FileIngestSettings
 from ingest_project.readers.casting import KIND_OF, without_null_numbers
 from ingest_project.readers.cell_rules import converted, read_cells, without_skipped
 from ingest_project.readers.matching import Layout, Surroundings, match_columns
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.target import READINGS, RESCUED, Target
 
 __all__ = ["READINGS", "RESCUED", "Layout", "RawText", "ReadLimits", "RowsChunk", "Target"]

@@ -12,7 +12,7 @@ import polars as pl
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.profile_parts import Quantity, SkippedRows, first_group
-from ingest_project.readers.profiles import EXPRESSION, QUANTITY_COLUMNS, ReaderProfile
+from ingest_project.readers.reader_profile import EXPRESSION, QUANTITY_COLUMNS, ReaderProfile
 from ingest_project.readers.target import Target
 
 NAMES_SHOWN = 12

@@ -16,7 +16,7 @@ from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import TRIMMED, clean_name, kept
 from ingest_project.readers.csv_text import INVALID_BYTE, LINE_END
 from ingest_project.readers.layout import Layout, ReadLimits
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.table_chunks import MALFORMED, TableChunk, shortened
 
 MAX_LINES_ABOVE = 1_000
