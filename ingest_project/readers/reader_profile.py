@@ -40,7 +40,7 @@ def _with_text_names(value: object) -> object:
     """Write names that another YAML reader took for numbers as text."""
     if not isinstance(value, dict):
         return value
-    if True in value or False in value:
+    if any(isinstance(name, bool) for name in value):
         raise ValueError("YAML reads a name such as on, yes or No as a truth value; write it in quotes")
     return {str(name): _with_text_names(part) for name, part in value.items()}
 
@@ -199,8 +199,10 @@ class ReaderProfile(BaseModel):
             yield ("quantities",), "with quantities, sensor_type, value and unit are not columns of the file"
         for column, location in self._sources():
             if self.sources.count(column) > 1 and location[0] != "quantities":
-                same = 'write one regular expression, "/^(Time|Zeit)$/", where the names of files differ'
-                yield location, f"{column} comes from more than one source; {same}"
+                remedy = (
+                    '; where names differ, write one expression, "/^(Time|Zeit)$/"' if location[0] == "columns" else ""
+                )
+                yield location, f"{column} comes from more than one source{remedy}"
         for column in self.cells:
             if column not in {*self.columns.values(), *self.joined} and (column in self.sources or self._is_readings):
                 yield ("cells", column), f"{column} comes from no column of the file"
