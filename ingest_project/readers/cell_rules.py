@@ -47,7 +47,8 @@ def read_cells(
             refused.append(bad)
             if name not in layout.quantities:
                 cells = cells.filter(reasons.is_null())
-    cells = cells.with_columns(pl.col(name) + text for name, text in layout.appended.items())
+    if layout.appended:
+        cells = cells.with_columns(pl.col(name) + text for name, text in layout.appended.items())
     if profile.sensor_types and profile.other_sensor_types == "reject" and "sensor_type" in cells.columns:
         known = _type_numbers(cells["sensor_type"], profile).is_not_null() | cells["sensor_type"].is_null()
         refused.append(cells.select("line_number", reason=pl.lit("sensor_type_not_mapped")).filter(~known))

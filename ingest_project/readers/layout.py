@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Protocol
 
 import polars as pl
@@ -12,7 +13,7 @@ from ingest_project.core.errors import LimitExceededError, SettingsError
 from ingest_project.core.settings import FileIngestSettings
 from ingest_project.readers.casting import KIND_OF, without_null_numbers
 from ingest_project.readers.cell_rules import converted, read_cells, without_skipped
-from ingest_project.readers.matching import Layout, Surroundings, match_columns
+from ingest_project.readers.matching import Layout, SameProfile, Surroundings, match_columns
 from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.target import READINGS, RESCUED, Target
 
@@ -162,7 +163,15 @@ def layout_of(
     if len(names) > limits.max_columns:
         raise LimitExceededError("INGEST_MAX_COLUMNS", f"The file has {len(names)} columns, over {limits.max_columns}")
     around = Surroundings(surroundings) if isinstance(surroundings, str) else surroundings
-    return match_columns(names, profile, around, target)
+    if profile.takes_texts:
+        return match_columns(names, profile, around, target)
+    return _layout_of_header(tuple(names), SameProfile(profile), target)
+
+
+@lru_cache(maxsize=64)
+def _layout_of_header(names: tuple[str, ...], same: SameProfile, target: Target) -> Layout:
+    """Match the header that many files share once."""
+    return match_columns(names, same.profile, Surroundings(""), target)
 
 
 def rows_chunk(

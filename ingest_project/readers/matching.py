@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import polars as pl
 
@@ -94,6 +95,19 @@ class Surroundings:
                     raise FileRejectedError(rule, f"The file's {source}, {shown} not contain its {column}.")
                 found[column] = text
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class SameProfile:
+    """A profile as a key: compared by identity, because its parts have no hash."""
+
+    profile: ReaderProfile
+
+    def __hash__(self) -> int:
+        return id(self.profile)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SameProfile) and other.profile is self.profile
 
 
 class Header:
@@ -199,6 +213,12 @@ class Header:
 
 def known_names(profile: ReaderProfile, target: Target) -> frozenset[str]:
     """Return every column name that may be read, to recognise the delimiter of a header."""
+    return _known_names(SameProfile(profile), target)
+
+
+@lru_cache(maxsize=64)
+def _known_names(same: SameProfile, target: Target) -> frozenset[str]:
+    profile = same.profile
     names = [*profile.columns_of_file, *(target.columns if target.by_name else ())]
     if any(name[-1:] in "]/" or name[:1] == "#" for name in names):
         plain = (name for name in names if not NUMBERED.fullmatch(name) and not EXPRESSION.fullmatch(name))
