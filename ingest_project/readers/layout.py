@@ -178,13 +178,16 @@ def rows_chunk(
     cells: pl.DataFrame, malformed: pl.DataFrame, text: RawText, layout: Layout, profile: ReaderProfile
 ) -> RowsChunk:
     """Return the rows of the target that some rows of a table are."""
-    cells = without_skipped(cells, layout)
-    cells, refused = read_cells(cells, layout, profile)
+    refused: Sequence[pl.DataFrame] = ()
+    if layout.converts:
+        cells, refused = read_cells(without_skipped(cells, layout), layout, profile)
     for bad in refused:
         raw_text = pl.Series("raw_text", text.raw_text(bad["line_number"].to_list()), pl.String)
         malformed = malformed.vstack(bad.with_columns(raw_text).select(malformed.columns))
     if refused:
         malformed = malformed.sort("line_number", maintain_order=True)
-    cells = converted(without_null_numbers(cells, layout.numbers, profile), layout, profile)
+    cells = without_null_numbers(cells, layout.numbers, profile)
+    if layout.converts:
+        cells = converted(cells, layout, profile)
     rows = to_rows(cells, layout)
     return RowsChunk(rows, malformed, text, layout.unknown, layout.missing, layout.reordered)

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 
 import polars as pl
 
@@ -37,6 +37,7 @@ class Layout:
         unknown: columns of the file that the profile does not know, as they are called there.
         rescued: those that are kept: name in the table, to the column's name in the file.
         missing, reordered: see `RowsChunk`.
+        converts: True if rows are left out, or cells changed, before they are rows of the target.
     """
 
     target: Target
@@ -50,8 +51,9 @@ class Layout:
     rescued: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     reordered: bool = False
+    converts: bool = False
 
-    @property
+    @cached_property
     def numbers(self) -> Sequence[str]:
         """The names in the table of the columns with numbers."""
         return [*self.quantities, *(name for name in self.wanted if name in self.target.numbers)]
@@ -213,12 +215,6 @@ class Header:
 
 def known_names(profile: ReaderProfile, target: Target) -> frozenset[str]:
     """Return every column name that may be read, to recognise the delimiter of a header."""
-    return _known_names(SameProfile(profile), target)
-
-
-@lru_cache(maxsize=64)
-def _known_names(same: SameProfile, target: Target) -> frozenset[str]:
-    profile = same.profile
     names = [*profile.columns_of_file, *(target.columns if target.by_name else ())]
     if any(name[-1:] in "]/" or name[:1] == "#" for name in names):
         plain = (name for name in names if not NUMBERED.fullmatch(name) and not EXPRESSION.fullmatch(name))
@@ -252,6 +248,7 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Su
     header.require([column for column in missing if column in profile.required_of(target)])
     wanted |= by_name | further
     unknown = header.unknown({*wanted.values(), *conditions.values()})
+    appended = _appended(header, wanted, quantities, profile)
     rescued = {f"unknown {index}": name for index, name in unknown.items()} if target.keep_unknown else {}
     return Layout(
         target,
@@ -259,12 +256,14 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Su
         {column: text for column, text in constants.items() if column in target.columns} | dict.fromkeys(missing),
         quantities,
         joined,
-        _appended(header, wanted, quantities, profile),
+        appended,
         skipped,
         tuple(unknown.values()),
         rescued,
         missing,
         [*by_name.values()] != sorted(by_name.values()),
+        bool(skipped or joined or appended or profile.cells or profile.sensor_types)
+        or any(quantity.reads_text or quantity.conversion for quantity in quantities.values()),
     )
 
 
