@@ -236,7 +236,7 @@ class DatasetDeclaration(_Part):
             SettingsError: the profile that it names does not exist, or does not fit.
         """
         own = {self.name: self.own_profile} if self.own_profile else {}
-        usable = {name: profile for name, profile in known.items() if profile.dataset == self.name} | own
+        usable = known.of_dataset(self.name) | own
         if self.profile not in usable:
             raise SettingsError(
                 f"The dataset {self.name} names the reader profile {self.profile!r}, and there is no usable one of that"
