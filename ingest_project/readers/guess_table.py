@@ -75,6 +75,8 @@ def find_table(grid: Grid) -> Table:
         FileRejectedError: `no_rows` for a grid without any record.
     """
     rows = grid.rows
+    if not rows:
+        raise FileRejectedError("no_rows", "The file has no line besides comments: there is nothing to guess.")
     width = _width(rows)
     typed = _typed_columns([row for row in rows[len(rows) // 2 :] if len(row.cells) == width], width)
     first = next((at for at, row in enumerate(rows) if _is_record(row, width, typed)), len(rows))
@@ -84,6 +86,8 @@ def find_table(grid: Grid) -> Table:
         first = next(at for at, row in enumerate(rows) if len(row.cells) == width) + 1
         header_rows = [rows[first - 1]]
     header, groups, below = _parts_of_header(header_rows)
+    # A profile names the columns of fixed width itself.
+    groups = None if grid.widths else groups
     body = [*rows[first:], *grid.last_rows]
     fitting = [row for row in body if _fits(row, width)]
     if not fitting:
@@ -93,19 +97,20 @@ def find_table(grid: Grid) -> Table:
     misfits = [row for row in body if not _fits(row, width)]
     footer = _footer(body, width, typed)
     top = (groups or header or rows[first]).line
-    names = _names(header, width)
+    names, above = _names(header, width), grid.above[: max(top - 1, 0)]
     return Table(
         names=names,
         labels=[*grid.labels] or _labels(names, groups) if header else _labels_above(grid, top, width) or names,
         header=header is not None,
         group_names=groups.cells if groups else [],
         units=below[0].cells if below else [],
-        skip_lines=top - 1 if rows[0].line < top else 0,
+        # Readers find the header of a text below blank lines themselves.
+        skip_lines=max(top - 1, 0) if grid.delimiter is None or any(map(str.strip, above)) else 0,
         skip_below=len(below),
         records=[row for row in fitting if row not in footer],
         misfits=[row for row in misfits if row not in footer],
         footer=footer,
-        above=grid.above[: top - 1],
+        above=above,
         notes=_notes(header, header_rows, typed, width),
     )
 
