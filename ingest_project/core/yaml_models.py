@@ -25,6 +25,7 @@ from ingest_project.core.errors import SettingsError
 LIST_SHAPES = 'write a,b or ["a", "b"]'
 # An IPv6 address in brackets, with or without a port, is no JSON.
 BRACKETED_ADDRESSES = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\][^\[\]\"{}]*(,.*)?")
+BOOLEAN_TAG = "tag:yaml.org,2002:bool"
 LONGEST = {"seconds": 36_525 * 86_400, "hours": 36_525 * 24, "days": 36_525}
 
 
@@ -38,7 +39,10 @@ def yaml_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 class AsWritten(yaml.SafeLoader):
-    """Loads names as they are written: `on: 1` is not the name True; a name that occurs twice is an error."""
+    """Loads names as they are written, and only `true` and `false` as truth values, so that `on` and `No` are texts.
+
+    A name that occurs twice is an error.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - of PyYAML
         """Return the names and values of a node."""
@@ -51,6 +55,13 @@ class AsWritten(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, name.start_mark)
             found[key] = self.construct_object(value, deep=deep)
         return found
+
+
+AsWritten.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != BOOLEAN_TAG]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+AsWritten.add_implicit_resolver(BOOLEAN_TAG, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def yaml_content(

@@ -19,12 +19,12 @@ from ingest_project.contracts.columns import OWN_NAMES, Column
 from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, validate
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
-from ingest_project.file_ingest.contract import Contract, counts_of, location_of
+from ingest_project.file_ingest.contract import Contract, counts_of
 from ingest_project.file_ingest.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.drift import Policy
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.table_changes import ensure_tables
-from ingest_project.file_ingest.versions import meaning_of
+from ingest_project.file_ingest.versions import location_of, meaning_of
 from ingest_project.file_ingest.warehouse.sql import DatasetTables, Schema
 from ingest_project.platform.database.sql import Double, Json, sql_type
 from ingest_project.readers.datasets import DatasetDeclaration
@@ -159,7 +159,7 @@ class DeclaredContract(Contract):
     def meaning_of(self, profile: ReaderProfile, record: FileRecord) -> str:
         """Hash everything but the bytes that determines the rows of a file."""
         declared = self.declaration.model_dump(mode="json", include={"name", "columns", "model", "key", "drift"})
-        return meaning_of(profile, location_of(record), record.event.kind, declared)
+        return meaning_of(profile, location_of(record.event), record.event.kind, declared)
 
 
 def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTables:

@@ -22,11 +22,12 @@ from ingest_project.file_ingest.aggregation import (
     counts_by_file,
     instants_by_file,
 )
-from ingest_project.file_ingest.contract import Contract, location_of
+from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.drift import drift_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.result import FileResult, result_of_error
 from ingest_project.file_ingest.tables import FileState
+from ingest_project.file_ingest.versions import location_of
 from ingest_project.file_ingest.warehouse.sql import QUARANTINED, DatasetTables
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
 from ingest_project.readers.layout import RowsChunk
@@ -141,7 +142,9 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
     profile = contract.profile_of(record)
     with ExitStack() as resources:
         path: Path = resources.enter_context(landing.local_path(landed.sha256))
-        chunks = read_chunks(path, record.event.kind, profile, contract.limits, location_of(record), contract.target)
+        chunks = read_chunks(
+            path, record.event.kind, profile, contract.limits, location_of(record.event), contract.target
+        )
         first = next(chunks, None)
         if first is None:
             raise FileRejectedError("no_rows", "The file has no rows.")

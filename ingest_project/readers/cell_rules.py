@@ -12,8 +12,7 @@ from ingest_project.readers.excel_cells import DATE, DURATION, NUMBER, PERCENT, 
 from ingest_project.readers.matching import Layout
 from ingest_project.readers.profile_parts import CellRule, NumberLayout
 from ingest_project.readers.profiles import ReaderProfile
-
-REFUSED = {"line_number": pl.Int64, "reason": pl.String}
+from ingest_project.readers.units import Scale
 
 Step = tuple[str, Callable[[pl.Series], pl.Series]]
 
@@ -27,43 +26,80 @@ def without_skipped(cells: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     return cells
 
 
-def read_cells(cells: pl.DataFrame, layout: Layout, profile: ReaderProfile) -> tuple[pl.DataFrame, pl.DataFrame]:
+def read_cells(
+    cells: pl.DataFrame, layout: Layout, profile: ReaderProfile
+) -> tuple[pl.DataFrame, Sequence[pl.DataFrame]]:
     """Join columns, and take cells apart.
 
     Returns:
         the cells, and line_number and reason of those that cannot be read. A row with one is left out; in a wide file
-        only the quantity that it has there.
+        only the quantity that it has there. Most files have neither.
     """
     for column, parts in layout.joined.items():
         cells = cells.with_columns(_joined(cells, column, parts))
-    refused = [pl.DataFrame(schema=REFUSED)]
+    refused: list[pl.DataFrame] = []
     for name, column, rule in _rules(layout, profile):
         if rule.reads_text and name in cells.columns:
             cells, reasons = _read(cells, name, rule, profile)
             bad = cells.select("line_number", reason=column + reasons).filter(reasons.is_not_null())
+            if not bad.height:
+                continue
             refused.append(bad)
-            if bad.height and name not in layout.quantities:
+            if name not in layout.quantities:
                 cells = cells.filter(reasons.is_null())
-    return cells, pl.concat(refused)
+    cells = cells.with_columns(pl.col(name) + text for name, text in layout.appended.items())
+    if profile.sensor_types and profile.other_sensor_types == "reject" and "sensor_type" in cells.columns:
+        known = _type_numbers(cells["sensor_type"], profile).is_not_null() | cells["sensor_type"].is_null()
+        refused.append(cells.select("line_number", reason=pl.lit("sensor_type_not_mapped")).filter(~known))
+        cells = cells.filter(known)
+    return cells, refused
 
 
 def converted(cells: pl.DataFrame, layout: Layout, profile: ReaderProfile) -> pl.DataFrame:
     """Scale numbers and convert their units; a text that is no number stays as it is, to be rejected later."""
     for name, _, rule in _rules(layout, profile):
-        if rule.conversion is None or name not in cells.columns:
-            continue
-        kinds = cells[KIND_OF(name)] if KIND_OF(name) in cells.columns else None
-        numbers = rule.conversion.apply(numbers_of_cells(cells[name], kinds, profile.numbers))
-        texts = numbers.cast(pl.String).str.strip_suffix(".0")
-        if kinds is None:
-            texts = texts.str.replace(".", profile.numbers.decimal, literal=True)
-        else:
-            # A number cell is written in the notation of Python.
-            is_new = numbers.is_not_null() & (kinds == TEXT).fill_null(value=True)
-            number = pl.Series([NUMBER]).new_from_index(0, len(kinds))
-            cells = cells.with_columns(number.zip_with(is_new, kinds).alias(KIND_OF(name)))
-        cells = cells.with_columns(texts.zip_with(numbers.is_not_null(), cells[name]).alias(name))
+        if rule.conversion is not None and name in cells.columns:
+            cells = _scaled(cells, name, rule.conversion, profile.numbers)
+    if profile.sensor_types and "sensor_type" in cells.columns:
+        cells = _by_sensor_type(cells, profile)
     return cells
+
+
+def _scaled(cells: pl.DataFrame, name: str, conversion: Scale, numbers: NumberLayout) -> pl.DataFrame:
+    kinds = cells[KIND_OF(name)] if KIND_OF(name) in cells.columns else None
+    values = conversion.apply(numbers_of_cells(cells[name], kinds, numbers))
+    is_number = values.is_not_null()
+    texts = values.cast(pl.String).str.strip_suffix(".0")
+    if kinds is None:
+        texts = texts.str.replace(".", numbers.decimal, literal=True)
+        return cells.with_columns(texts.zip_with(is_number, cells[name]).alias(name))
+    # A number cell is written in the notation of Python.
+    number = pl.Series([NUMBER]).new_from_index(0, len(kinds))
+    kinds_now = number.zip_with(is_number & (kinds == TEXT).fill_null(value=True), kinds)
+    return cells.with_columns(texts.zip_with(is_number, cells[name]).alias(name), kinds_now.alias(KIND_OF(name)))
+
+
+def _by_sensor_type(cells: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
+    """Give the readings of a long file the type, unit and scale that the profile says of their sensor type."""
+    numbers = _type_numbers(cells["sensor_type"], profile)
+    own = pl.col("unit") if "unit" in cells.columns else pl.lit(None, pl.String)
+    kinds = [KIND_OF("unit")] if KIND_OF("value") in cells.columns else []
+    parts = []
+    for number, quantity in enumerate(profile.sensor_types.values()):
+        rows = cells.with_row_index("position").filter((numbers == number).fill_null(value=False))
+        unit = pl.lit(quantity.to or quantity.unit, pl.String) if quantity.unit else own
+        rows = rows.with_columns(pl.lit(quantity.sensor_type).alias("sensor_type"), unit.alias("unit"))
+        parts.append(_scaled(rows, "value", quantity.conversion, profile.numbers) if quantity.conversion else rows)
+    rest = cells.with_row_index("position").filter(numbers.is_null()).with_columns(own.alias("unit"))
+    found = pl.concat([*parts, rest]).sort("position").drop("position")
+    return found.with_columns(pl.lit(TEXT).alias(name) for name in kinds)
+
+
+def _type_numbers(types: pl.Series, profile: ReaderProfile) -> pl.Series:
+    """Return the position of each sensor type in the profile; null for one that it does not list."""
+    listed = {matched_name(name): number for number, name in enumerate(profile.sensor_types)}
+    found = {text: listed[name] for text in types.unique().drop_nulls() if (name := matched_name(text)) in listed}
+    return types.replace_strict(found, default=None, return_dtype=pl.Int64)
 
 
 def _rules(layout: Layout, profile: ReaderProfile) -> Iterator[tuple[str, str, CellRule]]:
@@ -96,7 +132,9 @@ def _read(cells: pl.DataFrame, name: str, rule: CellRule, profile: ReaderProfile
         reasons = pl.Series([reason]).new_from_index(0, len(texts)).zip_with(failed, reasons)
         texts = found
     # What means "missing" may be a part of the cell. json_path gives "" where its path leads nowhere.
-    texts = kept(texts, ~texts.is_in(["", *profile.nulls])).alias(name)
+    texts = kept(texts, ~texts.is_in(["", *profile.nulls, *rule.nulls])).alias(name)
+    if rule.append:
+        texts = (texts + rule.append).alias(name)
     changed = [texts]
     if kinds is not None:
         is_text = texts.is_null() | (texts != before).fill_null(value=True)

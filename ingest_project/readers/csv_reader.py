@@ -72,6 +72,9 @@ class CsvReader:
             yield rows_chunk(table.columns, table.malformed, table, layout, profile)
 
 
+READER = CsvReader()
+
+
 def header_search(profile: ReaderProfile, target: Target, limits: ReadLimits) -> HeaderSearch:
     """Return how to find the header of files with this profile."""
     return HeaderSearch(
@@ -83,9 +86,6 @@ def header_search(profile: ReaderProfile, target: Target, limits: ReadLimits) ->
         profile.header_rows,
         profile.header_separator,
     )
-
-
-READER = CsvReader()
 
 
 @dataclass(frozen=True)

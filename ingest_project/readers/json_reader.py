@@ -253,7 +253,7 @@ class _Rows:
     layout: Layout | None = None
 
     def __post_init__(self) -> None:
-        sources = (*self.profile.columns, *self.profile.quantities)
+        sources = self.profile.columns_of_file
         self.paths = {name: path for name in sources if (path := path_of(name))}
 
     def chunk(self, records: Sequence[Record]) -> RowsChunk:

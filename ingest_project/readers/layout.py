@@ -171,10 +171,11 @@ def rows_chunk(
     """Return the rows of the target that some rows of a table are."""
     cells = without_skipped(cells, layout)
     cells, refused = read_cells(cells, layout, profile)
-    if refused.height:
-        raw_text = pl.Series("raw_text", text.raw_text(refused["line_number"].to_list()), pl.String)
-        refused = refused.with_columns(raw_text).select(malformed.columns)
-        malformed = pl.concat([malformed, refused]).sort("line_number", maintain_order=True)
+    for bad in refused:
+        raw_text = pl.Series("raw_text", text.raw_text(bad["line_number"].to_list()), pl.String)
+        malformed = malformed.vstack(bad.with_columns(raw_text).select(malformed.columns))
+    if refused:
+        malformed = malformed.sort("line_number", maintain_order=True)
     cells = converted(without_null_numbers(cells, layout.numbers, profile), layout, profile)
     rows = to_rows(cells, layout)
     return RowsChunk(rows, malformed, text, layout.unknown, layout.missing, layout.reordered)

@@ -12,13 +12,12 @@ import polars as pl
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.profile_parts import Quantity, SkippedRows, first_group
-from ingest_project.readers.profiles import QUANTITY_COLUMNS, ReaderProfile
+from ingest_project.readers.profiles import EXPRESSION, QUANTITY_COLUMNS, ReaderProfile
 from ingest_project.readers.target import Target
 
 NAMES_SHOWN = 12
 NUMBERED = re.compile(r"#([1-9][0-9]{0,5})")
 OCCURRENCE = re.compile(r"(.*\S) ?\[([1-9][0-9]{0,4})\]", re.DOTALL)
-EXPRESSION = re.compile(r"/(.+)/", re.DOTALL)
 FIRST_CELL = "first cell"
 
 
@@ -32,6 +31,7 @@ class Layout:
         constants: column of the target to its text, the same for all rows; None for a column the file leaves out.
         quantities: wide files: name in the table to what it measures.
         joined: column of the target, to the names in the table of those whose texts are joined.
+        appended: name in the table, to the text to append to its cells.
         skipped: name in the table to the condition on rows to leave out.
         unknown: columns of the file that the profile does not know, as they are called there.
         rescued: those that are kept: name in the table, to the column's name in the file.
@@ -43,6 +43,7 @@ class Layout:
     constants: Mapping[str, str | None]
     quantities: Mapping[str, Quantity]
     joined: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    appended: Mapping[str, str] = field(default_factory=dict)
     skipped: Sequence[tuple[str, SkippedRows]] = ()
     unknown: tuple[str, ...] = ()
     rescued: Mapping[str, str] = field(default_factory=dict)
@@ -75,13 +76,15 @@ class Surroundings:
         Raises:
             FileRejectedError: `file_name` or `missing_constant`: a text does not match the profile's pattern.
         """
+        found = dict(profile.constants)
+        if not profile.takes_texts:
+            return found
         texts = {
             "name": self.location.rpartition("/")[2],
             "location": self.location,
             "lines above the header": self.above,
             "sheet name": self.sheet,
         }
-        found = dict(profile.constants)
         for source, patterns in profile.from_texts.items():
             for column, pattern in patterns.items():
                 text = first_group(texts[source], pattern)
@@ -196,13 +199,11 @@ class Header:
 
 def known_names(profile: ReaderProfile, target: Target) -> frozenset[str]:
     """Return every column name that may be read, to recognise the delimiter of a header."""
-    by_name = target.columns if target.by_name else ()
-    plain = (
-        match[1] if (match := OCCURRENCE.fullmatch(name)) else name
-        for name in profile.columns_of_file
-        if not NUMBERED.fullmatch(name) and not EXPRESSION.fullmatch(name)
-    )
-    return frozenset(matched_name(name) for name in (*plain, *by_name))
+    names = [*profile.columns_of_file, *(target.columns if target.by_name else ())]
+    if any(name[-1:] in "]/" or name[:1] == "#" for name in names):
+        plain = (name for name in names if not NUMBERED.fullmatch(name) and not EXPRESSION.fullmatch(name))
+        names = [match[1] if (match := OCCURRENCE.fullmatch(name)) else name for name in plain]
+    return frozenset(map(matched_name, names))
 
 
 def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Surroundings, target: Target) -> Layout:
@@ -214,8 +215,8 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Su
     header = Header(names, profile)
     wanted = header.declared(target)
     further, joined = _joined(header, profile, target)
-    quantities = {f"quantity {number}": quantity for number, quantity in enumerate(profile.quantities.values())}
-    further |= dict(zip(quantities, map(header.one, profile.quantities), strict=True))
+    indexes, quantities = _quantities(header, profile)
+    further |= indexes
     skipped = [(f"skipped {number}", rule) for number, rule in enumerate(profile.skip_rows)]
     conditions = {name: header.one(rule.column) for name, rule in skipped}
     constants: dict[str, str | None] = {**surroundings.constants(profile)}
@@ -225,7 +226,8 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Su
         by_name = header.by_name(
             [column for column in target.columns if column not in named], {*wanted.values(), *further.values()}
         )
-    found = {*wanted, *by_name, *joined, *constants, *(QUANTITY_COLUMNS if quantities else ())}
+    from_types = ("unit",) if profile.units_by_type else ()
+    found = {*wanted, *by_name, *joined, *constants, *(QUANTITY_COLUMNS if quantities else ()), *from_types}
     missing = tuple(column for column in target.columns if column not in found)
     header.require([column for column in missing if column in profile.required_of(target)])
     wanted |= by_name | further
@@ -237,12 +239,38 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Su
         {column: text for column, text in constants.items() if column in target.columns} | dict.fromkeys(missing),
         quantities,
         joined,
+        _appended(header, wanted, quantities, profile),
         skipped,
         tuple(unknown.values()),
         rescued,
         missing,
         [*by_name.values()] != sorted(by_name.values()),
     )
+
+
+def _quantities(header: Header, profile: ReaderProfile) -> tuple[dict[str, int], dict[str, Quantity]]:
+    indexes: dict[str, int] = {}
+    found: dict[str, Quantity] = {}
+    for number, (source, quantity) in enumerate(profile.quantities.items()):
+        if quantity.required or header.indexes(source):
+            indexes[f"quantity {number}"], found[f"quantity {number}"] = header.one(source), quantity
+    if profile.quantities and not found:
+        header.one(next(iter(profile.quantities)))
+    return indexes, found
+
+
+def _appended(
+    header: Header, wanted: Mapping[str, int], quantities: Mapping[str, Quantity], profile: ReaderProfile
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, rule in (*profile.cells.items(), *quantities.items()):
+        if rule.append_from_header is not None and name in wanted:
+            column = header.names[wanted[name]]
+            text = first_group(column, rule.append_from_header)
+            if not text:
+                raise FileRejectedError("missing_constant", f"The column {column!r} does not name what its cells lack.")
+            found[name] = f" {text}"
+    return found
 
 
 def _joined(header: Header, profile: ReaderProfile, target: Target) -> tuple[dict[str, int], dict[str, Sequence[str]]]:

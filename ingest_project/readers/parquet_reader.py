@@ -66,7 +66,7 @@ def _check_outside(path: Path) -> None:
 
 def _run_worker(path: Path, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
     reason = rows.with_name("reason.json")
-    paths = [name for name in (*profile.columns, *profile.quantities) if "." in name]
+    paths = [name for name in profile.columns_of_file if "." in name]
     arguments = [str(path.resolve()), str(rows), str(reason)]
     arguments += ["--paths", json.dumps(paths), "--max-columns", str(limits.max_columns)]
     seconds = math.ceil(limits.max_parquet_seconds)

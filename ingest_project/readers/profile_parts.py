@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from decimal import Decimal
+from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -20,6 +20,7 @@ MAX_NULL_BYTES = 12
 WHITESPACE = "whitespace"
 FIXED_OFFSET = re.compile(r"(?:UTC|GMT)?([+-])([0-9]{1,2})(?::?([0-5][0-9]))?")
 MAX_OFFSET_SECONDS = 14 * 3600
+FRACTION = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?(?:[eE][+-]?[0-9]{1,2}|/[1-9][0-9]{0,14})?")
 DOTTED = re.compile(r"[A-Za-z_][\w-]*(?:\[[0-9]{1,4}\])*(?:\.[A-Za-z_][\w-]*(?:\[[0-9]{1,4}\])*){0,15}", re.ASCII)
 
 
@@ -63,7 +64,7 @@ def _known_zone(name: str) -> str:
     return name
 
 
-def _linear(pattern: str) -> str:
+def linear(pattern: str) -> str:
     """Reject what the engine of linear time does not take: an untrusted text never meets another one."""
     try:
         pl.Series([""]).str.contains(pattern)
@@ -83,7 +84,7 @@ def _one_group(pattern: str) -> str:
         raise ValueError(f"not a regular expression: {error}") from None
     if groups != 1:
         raise ValueError("the regular expression needs exactly one group, which is the text to read")
-    return _linear(pattern)
+    return linear(pattern)
 
 
 def first_group(text: str, pattern: str) -> str | None:
@@ -124,10 +125,17 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Pattern = Annotated[str, AfterValidator(_linear)]
+def _fraction(text: str) -> str:
+    if not FRACTION.fullmatch(text):
+        raise ValueError(f"{text!r} is neither a number nor a fraction of two; write 0.1 or 5/9")
+    Fraction(text)
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(linear)]
 OneGroup = Annotated[str, AfterValidator(_one_group)]
 Text = Annotated[str, BeforeValidator(_as_text)]
-Number = Annotated[Decimal, Field(allow_inf_nan=False, max_digits=30)]
+Number = Annotated[str, BeforeValidator(_as_text), AfterValidator(_fraction)]
 
 
 class Part(BaseModel):
@@ -145,7 +153,11 @@ class CellRule(Part):
         words: what texts stand for, whatever their case: `{on: 1, off: 0}`.
         others: whether texts that are none of `words` are kept as they are, or rejected.
         number_in_text: True reads the one number in a text such as `12.5 °C`; a text with two is rejected.
-        scale: factor of the numbers.
+        nulls: further texts that mean "missing" in this column.
+        append: text to append, such as the `m` that `10:30a` lacks.
+        append_from_header: or a regular expression with one group, which finds the text to append, after a space, in
+            the column's own name.
+        scale: factor of the numbers, as `0.1` or `5/9`.
         offset: added to the scaled numbers.
         unit: unit of the numbers.
         to: unit to convert them to.
@@ -156,8 +168,11 @@ class CellRule(Part):
     words: dict[str, Text] = {}
     others: Literal["keep", "reject"] = "keep"
     number_in_text: bool = False
-    scale: Number = Decimal(1)
-    offset: Number = Decimal(0)
+    nulls: tuple[Text, ...] = ()
+    append: str = ""
+    append_from_header: OneGroup | None = None
+    scale: Number = "1"
+    offset: Number = "0"
     unit: str | None = None
     to: str | None = None
 
@@ -165,7 +180,7 @@ class CellRule(Part):
     def _consistent(self) -> Self:
         if self.others == "reject" and not self.words:
             raise ValueError("others: reject without words would reject every row")
-        if self.scale == 0:
+        if Fraction(self.scale) == 0:
             raise ValueError("scale is 0: every number would be the same")
         if self.to is not None and self.unit is None:
             raise ValueError(f"to: {self.to} needs the unit to convert from")
@@ -175,25 +190,28 @@ class CellRule(Part):
     @cached_property
     def conversion(self) -> Scale | None:
         """The conversion of its numbers; None where they stay as they are."""
-        if self.to is None and self.scale == 1 and self.offset == 0:
+        scale, offset = Fraction(self.scale), Fraction(self.offset)
+        if self.to is None and (scale, offset) == (Fraction(1), Fraction(0)):
             return None
-        return scale_of(self.scale, self.offset, self.unit, self.to)
+        return scale_of(scale, offset, self.unit, self.to)
 
     @property
     def reads_text(self) -> bool:
         """True if it takes cells apart before their numbers are read."""
-        return bool(self.json_path or self.extract or self.words or self.number_in_text)
+        return bool(self.json_path or self.extract or self.words or self.number_in_text or self.nulls or self.append)
 
 
 class Quantity(CellRule):
-    """Quantity that one column of a wide file measures.
+    """Quantity that one column of a wide file, or one sensor type of a long file, measures.
 
     Args:
         sensor_type: type of its readings.
         unit: unit of its readings, if known; with `to`, the unit in the file.
+        required: whether a file must have its column.
     """
 
     sensor_type: str = Field(min_length=1)
+    required: bool = True
 
 
 class SkippedRows(Part):

@@ -10,10 +10,11 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.logging import get_logger
@@ -28,6 +29,7 @@ from ingest_project.readers.profile_parts import (
     TimestampLayout,
     first_group,
     known_encoding,
+    linear,
     plain_delimiter,
     short_nulls,
 )
@@ -41,6 +43,7 @@ SHIPPED_PROFILES = Path(__file__).parent / "shipped_profiles"
 DEFAULT_NULLS = ("", "NA", "N/A", "n/a", "null", "NULL", "None")
 NAME_LINE = re.compile(r"""^\s*["']?name["']?\s*:\s*["']?([a-z0-9][a-z0-9_-]*)""", re.MULTILINE)
 SENSOR_READINGS = "sensor_readings"
+EXPRESSION = re.compile(r"/(.+)/", re.DOTALL)
 # What a wide file's quantities fill.
 QUANTITY_COLUMNS = ("sensor_type", "value", "unit")
 PROFILE_PARTS = (TimestampLayout, NumberLayout, Quantity, CellRule, SkippedRows, Footer)
@@ -48,6 +51,10 @@ PROFILE_PARTS = (TimestampLayout, NumberLayout, Quantity, CellRule, SkippedRows,
 Location = tuple[str | int, ...]
 Positions = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}-[1-9][0-9]{0,4}$")]
 Problem = tuple[Location, str]
+
+
+def _quantity(value: object) -> object:
+    return {"sensor_type": value} if isinstance(value, str) else value
 
 
 class ReaderProfile(BaseModel):
@@ -80,6 +87,8 @@ class ReaderProfile(BaseModel):
         optional: columns of the dataset that a file may leave out; None leaves it to the dataset.
         ignored: columns of the file that are left out on purpose; any other that is not read is reported.
         quantities: wide files: column of the file to its quantity. An empty cell is no reading.
+        sensor_types: long files: sensor type of the file to that of the dataset, or to its quantity.
+        other_sensor_types: whether readings of any other type keep it, or are rejected.
         constants: column of the dataset to a text that applies to the whole file.
         from_file_name: column of the dataset to a regular expression with one group, searched in the file's name.
         from_path: the same, searched in the file's location.
@@ -113,6 +122,8 @@ class ReaderProfile(BaseModel):
     optional: tuple[str, ...] | None = None
     ignored: tuple[str, ...] = ()
     quantities: dict[str, Quantity] = {}
+    sensor_types: dict[str, Annotated[Quantity, BeforeValidator(_quantity)]] = {}
+    other_sensor_types: Literal["keep", "reject"] = "keep"
     constants: dict[str, str] = {}
     from_file_name: dict[str, OneGroup] = {}
     from_path: dict[str, OneGroup] = {}
@@ -139,6 +150,16 @@ class ReaderProfile(BaseModel):
         """The columns of the file that the profile reads, as it names them."""
         joined = (name for parts in self.joined.values() for name in parts)
         return [*self.columns, *self.quantities, *joined, *(rule.column for rule in self.skip_rows)]
+
+    @property
+    def units_by_type(self) -> bool:
+        """True if the sensor types of a long file say the units of its readings."""
+        return any(quantity.unit for quantity in self.sensor_types.values())
+
+    @property
+    def takes_texts(self) -> bool:
+        """True if a column is taken from a text around the rows."""
+        return bool(self.from_file_name or self.from_path or self.from_lines_above or self.from_sheet_name)
 
     @property
     def from_texts(self) -> Mapping[str, Mapping[str, str]]:
@@ -172,6 +193,8 @@ class ReaderProfile(BaseModel):
             yield from ((column, (part, column)) for column in getattr(self, part))
         if self.quantities:
             yield from ((column, ("quantities",)) for column in QUANTITY_COLUMNS)
+        if self.units_by_type:
+            yield "unit", ("sensor_types",)
 
     def _conflicts(self) -> Iterator[Problem]:
         """Find what contradicts itself, whatever the dataset."""
@@ -184,6 +207,11 @@ class ReaderProfile(BaseModel):
         for column in self.cells:
             if column not in {*self.columns.values(), *self.joined} and (column in self.sources or self._is_readings):
                 yield ("cells", column), f"{column} comes from no column of the file"
+        if self.sensor_types and "sensor_type" not in self.columns.values():
+            yield ("sensor_types",), "no column of the file is the sensor_type"
+        for name, quantity in self.sensor_types.items():
+            if quantity.reads_text or quantity.append_from_header:
+                yield ("sensor_types", name), "only scale, offset, unit and to depend on the sensor type"
         yield from self._conflicts_of_layout()
 
     @property
@@ -193,6 +221,10 @@ class ReaderProfile(BaseModel):
     def _conflicts_of_layout(self) -> Iterator[Problem]:
         if self.fixed_width and self.delimiter is not None:
             yield ("delimiter",), "a file of fixed width has no delimiter"
+        for part in ("columns", "quantities", "ignored"):
+            for name in getattr(self, part):
+                if (match := EXPRESSION.fullmatch(name)) and (problem := _pattern_problem(match[1])):
+                    yield (part, name), f"{name}: {problem}"
         for name, positions in self.fixed_width.items():
             first, last = map(int, positions.split("-"))
             if last < first:
@@ -211,6 +243,9 @@ class ReaderProfile(BaseModel):
         for column, location in dict(named).items():
             if column not in target.columns and not (column == "unit" and self.quantities):
                 yield location, f"{column} is no column of the dataset" + _nearest(column, target.columns)
+        for column, rule in self.cells.items():
+            if rule.conversion and target.numbers and column not in target.numbers:
+                yield ("cells", column), f"{column} is text, which has no scale and no unit"
         for column in () if target.by_name else target.columns:
             if column not in self.sources and column in self.required_of(target):
                 yield ("columns",), f"{column} has no source"
@@ -226,6 +261,14 @@ class ProfileError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = problems
         super().__init__("; ".join(f"{'.'.join(map(str, location))}: {problem}" for location, problem in problems))
+
+
+def _pattern_problem(pattern: str) -> str:
+    try:
+        linear(pattern)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -252,19 +295,27 @@ class Profiles(Mapping[str, ReaderProfile]):
     A broken one rejects only the files that name it; a shipped one of the same name does not replace it.
     """
 
-    def __init__(self, usable: Mapping[str, ReaderProfile], broken: Sequence[BrokenProfile] = ()) -> None:
+    def __init__(
+        self,
+        usable: Mapping[str, ReaderProfile],
+        broken: Sequence[BrokenProfile] = (),
+        shipped: Mapping[str, ReaderProfile] | None = None,
+    ) -> None:
         self.broken = tuple(broken)
         unusable = {profile.name for profile in broken}
-        self._usable = {name: profile for name, profile in usable.items() if name not in unusable}
+        self._usable, self._shipped = usable, shipped or {}
+        self._names = [name for name in {**dict.fromkeys(self._shipped), **usable} if name not in unusable]
 
     def __getitem__(self, name: str) -> ReaderProfile:
-        return self._usable[name]
+        if name not in self._names:
+            raise KeyError(name)
+        return self._usable[name] if name in self._usable else self._shipped[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._usable)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._usable)
+        return len(self._names)
 
     def named(self, name: str) -> ReaderProfile:
         """Return the profile of this name.
@@ -273,13 +324,34 @@ class Profiles(Mapping[str, ReaderProfile]):
             FileRejectedError: `broken_profile` or `unknown_profile`; the file can be ingested again once the
             profile is fixed.
         """
-        if name in self._usable:
-            return self._usable[name]
+        if name in self._names:
+            return self[name]
         broken = [profile.problem for profile in self.broken if profile.name == name]
         if broken:
             raise FileRejectedError("broken_profile", f"The reader profile {name!r} cannot be used: {' '.join(broken)}")
         nameless = "".join(f" Not usable: {profile.problem}" for profile in self.broken if profile.name is None)
         raise FileRejectedError("unknown_profile", f"No reader profile {name!r}. Known: {', '.join(self)}.{nameless}")
+
+
+class _Shipped(Mapping[str, ReaderProfile]):
+    """The shipped profiles, each in the file of its name; read when first used, as most processes need one of them."""
+
+    def __init__(self) -> None:
+        self._paths = {path.stem: path for path in yaml_files([SHIPPED_PROFILES])}
+
+    def __getitem__(self, name: str) -> ReaderProfile:
+        return _read_shipped(self._paths[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+@cache
+def _read_shipped(path: Path) -> ReaderProfile:
+    return read_profile(path)
 
 
 def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
@@ -288,7 +360,6 @@ def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
     Args:
         paths: YAML files with one profile each, or folders of such files.
     """
-    shipped = {profile.name: profile for path in yaml_files([SHIPPED_PROFILES]) for profile in [read_profile(path)]}
     own: dict[str, ReaderProfile] = {}
     paths_by_name: dict[str, Path] = {}
     broken: list[BrokenProfile] = []
@@ -306,7 +377,7 @@ def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
         own[profile.name], paths_by_name[profile.name] = profile, path
     for each in broken:
         logger.warning("reader_profile_broken", profile=each.name, problem=each.problem)
-    return Profiles(shipped | own, broken)
+    return Profiles(own, broken, _Shipped())
 
 
 def read_profile(path: Path) -> ReaderProfile:

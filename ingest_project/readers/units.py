@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from decimal import Decimal
 from fractions import Fraction
 from functools import cache
+from math import lcm
 from tokenize import TokenError
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,20 +34,22 @@ class Scale(NamedTuple):
     def apply(self, numbers: pl.Series) -> pl.Series:
         """Convert a column of floats."""
         factor, addend = self.factor, self.addend
-        divisor = factor.denominator * addend.denominator
+        divisor = lcm(factor.denominator, addend.denominator)
         parts = [int(factor * divisor), int(addend * divisor), divisor]
         if max(map(abs, parts)) > EXACT_INTEGERS:
             return numbers * float(factor) + float(addend)
-        return (numbers * float(parts[0]) + float(parts[1])) / float(parts[2])
+        # Polars multiplies by the inverse of a scalar divisor: 3 / 10 would be 0.30000000000000004.
+        divisors = pl.Series([float(divisor)]).new_from_index(0, len(numbers))
+        return (numbers * float(parts[0]) + float(parts[1])) / divisors
 
 
-def scale_of(scale: Decimal, offset: Decimal, unit: str | None, to: str | None) -> Scale:
+def scale_of(scale: Fraction, offset: Fraction, unit: str | None, to: str | None) -> Scale:
     """Return the conversion by a scale and an offset, then from a unit to another where one is given.
 
     Raises:
         ValueError: a unit is unknown, the two measure different things, or their relation is no straight line.
     """
-    own = Scale(Fraction(scale), Fraction(offset))
+    own = Scale(scale, offset)
     return own.then(conversion(unit, to)) if unit and to else own
 
 
