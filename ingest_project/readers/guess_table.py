@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import clean_name, matched_name
-from ingest_project.readers.guess_names import unit_of
+from ingest_project.readers.guess_names import unit_of, without_serial
 from ingest_project.readers.guess_text import Grid, Row, is_missing, is_typed
 
 TYPED_SHARE = 0.8
@@ -56,7 +57,7 @@ class Table:
         matched = [matched_name(name) for name in self.names]
         plain = not self.group_names
         return [
-            name if plain and name and matched.count(matched_name(name)) == 1 else f"#{number}"
+            _selector(name) if plain and name and matched.count(matched_name(name)) == 1 else f"#{number}"
             for number, name in enumerate(self.names, 1)
         ]
 
@@ -66,6 +67,15 @@ class Table:
         lines = [line.lstrip() for line in self.above if line.strip()]
         marks = {line[0] for line in lines}
         return marks.pop() if not self.header and len(marks) == 1 and marks <= set("#;%!") else None
+
+
+def _selector(name: str) -> str:
+    """Return a name as a profile writes it; without the serial numbers that make it another one in each file."""
+    plain = without_serial(name)
+    if plain == name:
+        return name
+    literal = re.sub(r"([^\w ,°%])", r"[\1]", plain)
+    return f"/^{literal} ?[(]/"
 
 
 def find_table(grid: Grid) -> Table:
@@ -190,11 +200,12 @@ def _names(header: Row | None, width: int) -> list[str]:
 
 
 def _labels(names: Sequence[str], groups: Row | None) -> list[str]:
-    """Put the name of its group before each column's own."""
+    """Put the name of its group before each column's own: one to the left only where columns are called alike."""
     found, group = [], ""
     for index, name in enumerate(names):
-        group = (groups.cells[index] if groups and index < len(groups.cells) else "") or group
-        found.append(f"{group} {name}".strip())
+        own = groups.cells[index] if groups and index < len(groups.cells) else ""
+        group = own or group
+        found.append(f"{group if names.count(name) > 1 else own} {name}".strip())
     return found
 
 

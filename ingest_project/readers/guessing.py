@@ -144,7 +144,8 @@ def _write_columns(draft: Draft, found: Found, roles: Roles, times: TimeGuess) -
     if len(indexes) == 1 or roles.columns:
         draft.add("columns", comment=found.table.notes["header"] if found.table.header else "")
     if len(indexes) == 1:
-        draft.add(columns.all[indexes[0]].selector, "timestamp", said, depth=1)
+        doubt = "" if times.has_clock else "there is no time of day: is each record of the beginning of its day?"
+        draft.add(columns.all[indexes[0]].selector, "timestamp", said, question=doubt, depth=1)
     for index, role in roles.columns.items():
         column = columns.all[index]
         doubt = "no name says so: is this the device?" if role == "device_id" and roles.doubtful_device else ""
