@@ -156,11 +156,6 @@ def settle(results: Sequence[FileResult], stored: Sequence[VersionRow]) -> Settl
     return Settled([_judged(result, newest.get(result.record.location_key)) for result in results], replaced)
 
 
-def location_of(event: FileEvent) -> str:
-    """Return the folder and the name of a file, from which a profile may take columns."""
-    return "".join(event.file_path.rpartition("/")[:2]) + event.file_name
-
-
 def meaning_of(profile: ReaderProfile, location: str, kind: str, *more: object) -> str:
     """Hash everything but the bytes that determines the rows of a file, to detect duplicates.
 
