@@ -50,7 +50,7 @@ def guess_a_dataset(file: File, *, name: Name = None) -> None:
         written.parent.mkdir()
         written.write_text(draft.text(), encoding="utf-8")
         contract = contract_of(str(written), settings)
-        verdict = verdict_on(excerpt_of(file, Path(folder)), contract.profiles.named(named), contract)
+        verdict = verdict_on(excerpt_of(file, Path(folder)), file, contract.profiles.named(named), contract)
     typer.echo(draft.text([verdict, f"Store this as {named}/defs.yaml in {settings.declarations.name}."]), nl=False)
 
 

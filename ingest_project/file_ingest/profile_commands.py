@@ -40,7 +40,6 @@ MAX_SHOWN_TEXT = 160
 MAX_NAME = 40
 YAML_ENDINGS = (".yaml", ".yml")
 SENSOR_READINGS = "sensor_readings"
-TEXT_TYPES = frozenset({"csv", "tsv", "psv", "txt", "dat"})
 
 profile_app = typer.Typer(help="Reader profiles: list, check, try, and propose one for a file.", no_args_is_help=True)
 
@@ -120,7 +119,7 @@ def guess(file: File, *, name: Name = None) -> None:
         written = Path(folder, "profile.yaml")
         written.write_text(draft.text(), encoding="utf-8")
         sample = excerpt_of(file, Path(folder))
-        said = [verdict_on(sample, read_profile(written), contract), *_installed(sample, contract)]
+        said = [verdict_on(sample, file, read_profile(written), contract), *_installed(sample, contract)]
     typer.echo(draft.text(said), nl=False)
 
 
@@ -200,7 +199,7 @@ def _profile_of(name: str | None, contract: Contract, settings: Settings) -> Rea
 
 def excerpt_of(file: Path, folder: Path) -> Path:
     """Return a file, or the parts of a large text file that were looked at."""
-    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
+    from ingest_project.file_ingest.trial import TEXT_TYPES, type_of  # noqa: PLC0415
     from ingest_project.readers.guess_encoding import excerpt  # noqa: PLC0415
 
     return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
@@ -217,14 +216,15 @@ def _installed(file: Path, contract: Contract) -> Iterator[str]:
             yield f"The profile {name} reads it too: {accepted} accepted. See `ingest profile show {name}`."
 
 
-def verdict_on(file: Path, profile: ReaderProfile, contract: Contract) -> str:
-    """Read the file by a proposal, and say how that went."""
+def verdict_on(sample: Path, file: Path, profile: ReaderProfile, contract: Contract) -> str:
+    """Read the sample of a file by a proposal, and say how that went."""
     from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
 
-    trial = try_file(file, profile, contract, 0)
+    trial = try_file(sample, profile, contract, 0, file.name)
+    where = file.name if sample == file else f"the beginning and the end of {file.name}"
     if trial.refusal:
         return f"{file.name} cannot be read by this proposal yet: {trial.refusal}"
-    said = f"Tried on {file.name}: {trial.rows_accepted:,} of {counted(trial.rows_read, 'row')} accepted"
+    said = f"Tried on {where}: {trial.rows_accepted:,} of {counted(trial.rows_read, 'row')} accepted"
     said += f", {trial.rows_rejected:,} rejected ({counts(trial.rules)})" if trial.rows_rejected else ""
     return f"{said}. {trial.drift}" if trial.drift else f"{said}."
 
@@ -248,6 +248,7 @@ def _show(trial: Trial) -> None:
             ("File", trial.file),
             ("Dataset", trial.dataset),
             ("Reader profile", trial.profile),
+            ("Layout", trial.layout),
             ("Rows", read),
             ("Broken rules", counts(trial.rules)),
             ("Columns", trial.drift),

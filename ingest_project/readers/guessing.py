@@ -150,6 +150,7 @@ def _write_columns(draft: Draft, found: Found, roles: Roles, times: TimeGuess) -
     for index, role in roles.columns.items():
         column = columns.all[index]
         doubt = "no name says so: is this the device?" if role == "device_id" and roles.doubtful_device else ""
+        doubt = _word_question(column, columns) if role == "value" else doubt
         draft.add(column.selector, role, _said_of(column, columns, role), question=doubt, depth=1)
 
 
@@ -178,8 +179,15 @@ def _write_quantities(draft: Draft, columns: Columns, roles: Roles, types: Mappi
     draft.add("quantities", comment="each column of numbers is a quantity; the names of the types are a guess")
     for index, written in quantities(columns, roles, types).items():
         column = columns.all[index]
-        question = "" if "unit" in written else _unit_question(types.get(written["sensor_type"]))
+        unit = "" if "unit" in written else _unit_question(types.get(written["sensor_type"]))
+        question = "; ".join(part for part in (unit, _word_question(column, columns)) if part)
         draft.add(column.selector, written, _said_of_numbers(column, columns), question=question, depth=1)
+
+
+def _word_question(column: Column, columns: Columns) -> str:
+    """Ask about words that repeat among numbers: they may be a spelling of "no value" that only this file has."""
+    words = [text for text, count in columns.unread(column) if count > 1 and not re.search("[0-9]", text)]
+    return f"does {' or '.join(map(repr, words))} mean that there is no value? Then add it to nulls" if words else ""
 
 
 def _unit_question(known: KnownType | None) -> str:

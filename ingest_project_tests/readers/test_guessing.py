@@ -140,6 +140,12 @@ def test_a_published_format_gets_a_proposal_that_asks_or_agrees_with_its_shipped
     assert draft.questions or set(found) == {row[1:5] for row in sample.expected}
 
 
+def test_a_word_that_repeats_among_numbers_is_a_question(tmp_path: Path) -> None:
+    text = "time,device,temp_c\n" + "".join(f"2026-01-15T1{i}:00:00Z,a,{'ERR' if i < 2 else 20.5}\n" for i in range(9))
+    _, draft = guessed(sample_file(text, tmp_path), tmp_path)
+    assert any("'ERR'" in question and "nulls" in question for question in draft.questions)
+
+
 def test_dates_without_a_time_of_day_are_a_question(tmp_path: Path) -> None:
     text = "date,hour,device,temp_c\n" + "".join(f"2026-01-15,{hour} o'clock,a,2.5\n" for hour in range(5))
     _, draft = guessed(sample_file(text, tmp_path), tmp_path)
