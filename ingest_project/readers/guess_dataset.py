@@ -32,6 +32,8 @@ MAX_NAME = 48
 # Some damaged values do not decide the type of a column.
 TYPED_SHARE = 0.95
 LEAST_DIGITS = 12
+# Of 64 bits; more are rather the name of something.
+MOST_DIGITS = 18
 
 
 class TypedColumn(NamedTuple):
@@ -123,6 +125,8 @@ def _number(column: Column, known: pl.Series, fits: str) -> tuple[str, str]:
     """Return the type of a column of numbers, and what it rests on."""
     if known.str.contains(LEADING_ZERO).any():
         return "text", f"{fits} are numbers, but some begin with 0, which a number would lose"
+    if int(known.str.len_chars().sort()[-1]) > MOST_DIGITS:
+        return "text", f"{fits} are numbers, but some have more digits than a number keeps"
     if known.str.contains(WHOLE).sum() >= TYPED_SHARE * len(known):
         return "integer", f"{fits} are whole numbers"
     places = known.str.extract(DECIMAL, 1).str.len_chars().drop_nulls()
@@ -169,7 +173,7 @@ def _write_key(draft: Draft, columns: Sequence[Column], typed: Sequence[TypedCol
 
 
 def _pattern(file_name: str) -> str:
-    """Return a pattern of file names: other numbers and dates in the place of those of this one."""
+    """Return a pattern of file names: this one with any other numbers and dates."""
     return re.sub(r"[0-9][0-9_.:T-]*[0-9]|[0-9]", "*", re.sub(r"[\[\]?*]", "?", file_name))
 
 
