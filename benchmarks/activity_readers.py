@@ -1,4 +1,4 @@
-"""Readers of the same topic of events, each a process of its own: a run, one of a declared stream, the floor, one by one.
+"""Readers of the same topic of events, each a process of its own: a run, one of a declared stream, floor, one by one.
 
     python -m benchmarks.activity_readers run|declared|floor|one_by_one <brokers> <topic> <folder> <events>
 
@@ -34,16 +34,17 @@ NESTED = {
     "service_info": ("service_name", "service_version", "environment"),
 }
 COLUMNS: list[dict[str, object]] = [
-    *({"name": name, "type": "text", "required": True} for name in ("event_id", "event_type")),
+    {"name": "event_id", "type": "text", "required": True},
+    {"name": "event_type", "type": "text", "required": True},
     {"name": "timestamp", "type": "timestamp", "required": True},
-    *({"name": name, "type": "text"} for name in ("request_id", "user_id", "session_id", "page_url")),
     {"name": "event_data", "type": "json"},
-    *({"name": name, "type": "text", "path": f"$.{outer}.{name}"} for outer, names in NESTED.items() for name in names),
-    *(
-        {"name": name, "type": "timestamp", "path": f"$.processing_info.{name}"}
-        for name in ("received_at", "processed_at")
-    ),
+    {"name": "received_at", "type": "timestamp", "path": "$.processing_info.received_at"},
+    {"name": "processed_at", "type": "timestamp", "path": "$.processing_info.processed_at"},
     {"name": "processing_ms", "type": "number", "path": "$.processing_info.processing_ms"},
+]
+COLUMNS += [{"name": name, "type": "text"} for name in ("request_id", "user_id", "session_id", "page_url")]
+COLUMNS += [
+    {"name": name, "type": "text", "path": f"$.{outer}.{name}"} for outer, names in NESTED.items() for name in names
 ]
 
 
